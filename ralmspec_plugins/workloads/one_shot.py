@@ -1,0 +1,105 @@
+"""One-shot RAG: ask once with the prompt, then write the whole answer."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ralmspec_plugins.protocols import LanguageModel, Progress
+from ralmspec_plugins.records import Hits, Query, Request
+
+DraftT = TypeVar("DraftT")
+
+
+@dataclass(frozen=True, slots=True)
+class OneShotState(Generic[DraftT]):
+    """A request, its draft, and whether the one segment was begun."""
+
+    request: Request
+    draft: DraftT
+    asked: bool = False
+
+
+class OneShot(Generic[DraftT]):
+    """Ask once, with the prompt itself or what `query` makes of the request.
+
+    The answer is one segment of `max_tokens`. It is reported token by token,
+    so that once its passages are verified it streams while it is written.
+    """
+
+    inline_query = True
+    reads_scores = False
+
+    def __init__(
+        self,
+        lm: LanguageModel[DraftT],
+        *,
+        query: Callable[[Request], str | Query] | None = None,
+    ) -> None:
+        """Ask with `query(request)`, a pure and quick function, or else with the prompt."""
+        self.lm = lm
+        self._query = query if query is not None else _prompt
+
+    def start(self, request: Request) -> OneShotState[DraftT]:
+        """Tokenise the prompt."""
+        return OneShotState(request, self.lm.begin(request))
+
+    def query(self, state: OneShotState[DraftT]) -> str | Query | None:
+        """Ask at the start, and never again."""
+        return None if state.asked else self._query(state.request)
+
+    def extend(
+        self, state: OneShotState[DraftT], hits: Hits, progress: Progress
+    ) -> OneShotState[DraftT]:
+        """Write the whole answer with these passages in front."""
+        request = state.request
+        passages = [hit.passage for hit in hits]
+        drafts: Progress = _DraftProgress(progress, request)
+        draft = self.lm.write(state.draft, passages, request.max_tokens, drafts)
+        return OneShotState(request, draft, asked=True)
+
+    def text(self, state: OneShotState[DraftT]) -> str:
+        """Give what was written, without the prompt."""
+        return self.lm.text(state.draft)
+
+    def settled(self, state: OneShotState[DraftT]) -> str:
+        """Give the part of the text that no later token can change."""
+        return self.lm.settled(state.draft)
+
+    def query_key(self, state: OneShotState[DraftT]) -> Hashable | None:
+        """Hold the request, and whether it was asked already."""
+        return state.request, state.asked
+
+    def extend_key(self, state: OneShotState[DraftT], hits: Hits) -> Hashable | None:
+        """Hold what the model's answer depends on, to the last bit."""
+        passages = [hit.passage for hit in hits]
+        return state.request, self.lm.write_key(state.draft, passages, state.request.max_tokens)
+
+    def release(self, state: OneShotState[DraftT]) -> None:
+        """Free the model's caches for this request."""
+        self.lm.release(state.draft)
+
+
+class _DraftProgress(Progress):
+    """Passes a model's reports on as states, and its checks on to the outer progress."""
+
+    def __init__(self, outer: Progress, request: Request) -> None:
+        super().__init__()
+        self._outer = outer
+        self._request = request
+
+    @property
+    def cancelled(self) -> bool:
+        return self._outer.cancelled
+
+    def cancel(self) -> None:
+        self._outer.cancel()
+
+    def check(self) -> None:
+        self._outer.check()
+
+    def report(self, state: object) -> None:
+        self._outer.report(OneShotState(self._request, state, asked=True))
+
+
+def _prompt(request: Request) -> str:
+    return request.prompt
