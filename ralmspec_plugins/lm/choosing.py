@@ -1,0 +1,56 @@
+"""Applies transformers' own logits processors and chooses the next token."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ralmspec_plugins.lm.sampling import Greedy, Sampling, draw
+
+
+class Chooser:
+    """Chooses a token from a model's logits, as `generate` would.
+
+    `needs_history` says whether the tokens before it matter (a repetition
+    penalty, which as in `generate` counts prompt and passages too).
+    """
+
+    def __init__(self, settings: Greedy | Sampling) -> None:
+        """Make the processors in the order in which `generate` applies them."""
+        self._sampled = isinstance(settings, Sampling)
+        self._processors: Any = _processors(settings)  # its call is typed too narrowly
+        self.needs_history = settings.repetition_penalty != 1.0
+
+    def choose(self, logits: Tensor, history: Sequence[int], seed: int, position: int) -> int:
+        """Choose the token at a position of the text, from logits [1, vocabulary] in float32."""
+        with torch.inference_mode():
+            if len(self._processors):
+                ids = torch.tensor([list(history)], dtype=torch.long, device=logits.device)
+                logits = self._processors(ids, logits)
+            if not self._sampled:
+                return int(logits.argmax(dim=-1).item())
+            scores = logits[0].cpu().double().numpy()
+        return draw(scores, seed, position)
+
+
+def _processors(settings: Greedy | Sampling) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if settings.repetition_penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if isinstance(settings, Greedy):
+        return processors
+    if settings.temperature != 1.0:
+        processors.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    return processors

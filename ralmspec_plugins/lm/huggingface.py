@@ -1,0 +1,279 @@
+"""A local Hugging Face causal model as a `LanguageModel`: tokens and key-value cache."""
+
+import itertools
+import os
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ralmspec_plugins.errors import (
+    Cancelled,
+    ConfigError,
+    ContextOverflowError,
+    InputError,
+    MissingExtraError,
+)
+from ralmspec_plugins.lm import transcript
+from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
+from ralmspec_plugins.lm.draft import Draft, Ending, Origin
+from ralmspec_plugins.lm.prompts import PassageTemplate, encode, prompt_tokens
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.records import Passage, Request
+
+try:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+except ImportError as missing:
+    raise MissingExtraError("hf", "transformers with torch") from missing
+
+from ralmspec_plugins.lm.choosing import Chooser
+from ralmspec_plugins.lm.loading import load
+from ralmspec_plugins.lm.passes import Passes
+
+_GIB = 2**30
+
+
+class HuggingFaceLM:
+    """Continues a text with passages in front of it, on one model, bit for bit reproducibly.
+
+    Whatever was written, dropped and written again before, a draft's next
+    tokens depend only on the draft (module `passes` says why). One instance
+    serves any number of requests in any number of threads: they take turns
+    token by token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sampling: Greedy | Sampling | None = None,
+        template: PassageTemplate | None = None,
+        cache_bytes: int = 2 * _GIB,  # about 8 caches of 512 tokens of a 7B model in 16 bit
+        passage_tokens: int = 256,  # PAPERS 1.10: passages are cut to 256 tokens
+    ) -> None:
+        """Drive a loaded model; it is put into evaluation mode.
+
+        Args:
+            model: A causal model, on any device and in any precision.
+            tokenizer: The model's tokenizer.
+            sampling: How tokens are chosen; greedily by default.
+            template: The text around passages and prompt.
+            cache_bytes: The most memory for caches that are not in use.
+            passage_tokens: Where each passage is cut.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        if passage_tokens < 1:
+            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
+        self.model = model.train(False)
+        self.tokenizer = tokenizer
+        self.template = template if template is not None else PassageTemplate()
+        self.passage_tokens = passage_tokens
+        self._chooser = Chooser(sampling if sampling is not None else Greedy())
+        self._passes = Passes(model, cache_bytes)
+        self._eos = _eos_tokens(model, tokenizer)
+        config = model.config.get_text_config(decoder=True)
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._owners = itertools.count()
+        self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
+        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        sampling: Greedy | Sampling | None = None,
+        template: PassageTemplate | None = None,
+        cache_bytes: int = 2 * _GIB,
+        passage_tokens: int = 256,
+    ) -> "HuggingFaceLM":
+        """Load a saved model, or one from the hub; code that comes with it is never run.
+
+        Raises:
+            ModelError: what is there is no causal model.
+        """
+        model, tokenizer = load(path, dtype, device)
+        return cls(
+            model,
+            tokenizer,
+            sampling=sampling,
+            template=template,
+            cache_bytes=cache_bytes,
+            passage_tokens=passage_tokens,
+        )
+
+    @property
+    def caches(self) -> CacheStore:
+        """The key-value caches kept between segments."""
+        return self._passes.store
+
+    def begin(self, request: Request) -> Draft:
+        """Tokenise the prompt."""
+        with self._tokenizer_lock:
+            head, prompt = prompt_tokens(self.template, self.tokenizer, request.prompt)
+        origin = Origin(
+            owner=next(self._owners),
+            head_tokens=head,
+            prompt_tokens=prompt,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            stop=request.stop,
+        )
+        return Draft(origin, transcript.begin(prompt))
+
+    def write(
+        self, draft: Draft, passages: Sequence[Passage], tokens: int, progress: Progress
+    ) -> Draft:
+        """Continue a draft by at most this many tokens, these passages in front.
+
+        Each token is reported as soon as it is chosen.
+
+        Raises:
+            ContextOverflowError: passages, prompt and text exceed the context.
+            InputError: there is nothing to continue: no prompt, no passage, no BOS token.
+            Cancelled: `progress` was cancelled while writing.
+        """
+        if draft.finished:
+            return draft
+        draft = _placed(draft, passages)
+        lineage = self._lineage(draft)
+        goal = len(draft.tokens) + _allowed(draft, tokens)
+        self._check_context(lineage, goal)
+        progress.check()
+        run = self._passes.open(lineage, draft.tokens)
+        try:
+            while not draft.finished and len(draft.tokens) < goal:
+                for token in draft.tokens[len(run.tokens) :]:
+                    progress.check()
+                    self._passes.feed(run, token)
+                progress.check()
+                draft = self._grown(draft, self._next_token(draft, lineage, run.logits))
+                progress.report(draft)
+        except Cancelled:
+            self._passes.close(lineage, run)
+            raise
+        self._passes.close(lineage, run)
+        return draft
+
+    def finished(self, draft: Draft) -> bool:
+        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        return draft.finished
+
+    def tail(self, draft: Draft, tokens: int) -> str:
+        """Give the last tokens of prompt and text, as text without broken characters."""
+        text = self._decode((draft.prompt_tokens + draft.tokens)[-tokens:])
+        return text.strip(transcript.INCOMPLETE)
+
+    def text(self, draft: Draft) -> str:
+        """Give what was written, without the prompt, cut before a stop string."""
+        return draft.transcript.text + draft.transcript.pending
+
+    def settled(self, draft: Draft) -> str:
+        """Give the part of `text` that no later token can change."""
+        text = draft.transcript.text
+        if draft.finished:
+            return text
+        return text[: transcript.settled_length(text, draft.origin.stop)]
+
+    def text_key(self, draft: Draft) -> Hashable:
+        """Hold prompt and tokens, and whether they end there."""
+        return draft.prompt_tokens, draft.tokens, draft.finished
+
+    def write_key(self, draft: Draft, passages: Sequence[Passage], tokens: int) -> Hashable:
+        """Hold all that `write` depends on, to the last bit.
+
+        With other passages than the draft's, its own cache does not matter.
+        """
+        placed = _placed(draft, passages)
+        count = _allowed(draft, tokens)
+        return placed.origin, placed.tokens, placed.passages, placed.prefilled_at, count
+
+    def release(self, draft: Draft) -> None:
+        """Free the caches of this draft's request; passages' own caches stay for others."""
+        self._passes.store.release(draft.origin.owner)
+
+    def _lineage(self, draft: Draft) -> Lineage:
+        passages = draft.passages or ()
+        parts = [self._passage_ids(passage.title, passage.text) for passage in passages]
+        prefix = draft.origin.head_tokens + tuple(itertools.chain.from_iterable(parts))
+        prefilled = draft.tokens[: draft.prefilled_at]
+        return Lineage(draft.origin.owner, Prefix(prefix), draft.prompt_tokens, prefilled)
+
+    def _check_context(self, lineage: Lineage, goal: int) -> None:
+        prefix, prompt = len(lineage.prefix.tokens), len(lineage.prompt)
+        if not prefix + prompt:
+            raise InputError("There is nothing to continue: the prompt is empty.")
+        if self._context is not None and prefix + prompt + goal > self._context:
+            raise ContextOverflowError(
+                f"{prefix} passage tokens + {prompt} prompt tokens + {goal} text tokens = "
+                f"{prefix + prompt + goal}, but the model's context is {self._context}. "
+                "Ask for fewer or shorter passages (k, passage_tokens) or fewer max_tokens."
+            )
+
+    def _next_token(self, draft: Draft, lineage: Lineage, logits: torch.Tensor) -> int:
+        history: Sequence[int] = ()
+        if self._chooser.needs_history:
+            history = lineage.prefix.tokens + lineage.prompt + draft.tokens
+        return self._chooser.choose(logits, history, draft.origin.seed, len(draft.tokens))
+
+    def _grown(self, draft: Draft, token: int) -> Draft:
+        tokens = (*draft.tokens, token)
+        ending: Ending | None = None
+        grown = draft.transcript
+        if token in self._eos:
+            ending = "eos"
+        else:
+            grown = grown.add(token, self._decode)
+            if len(tokens) == draft.origin.max_tokens:
+                ending = "length"
+        if ending is not None:
+            grown = grown.close()
+        seen = len(draft.transcript.text)
+        stop = transcript.stop_position(grown.text, seen, draft.origin.stop)
+        if stop is not None:
+            grown, ending = grown.cut(stop), "stop"
+        return replace(draft, transcript=grown, tokens=tokens, ending=ending)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _encode_passage(self, title: str, text: str) -> tuple[int, ...]:
+        shown = self.template.show(Passage("", text, title))
+        with self._tokenizer_lock:
+            return encode(self.tokenizer, shown)[: self.passage_tokens]
+
+
+def _placed(draft: Draft, passages: Sequence[Passage]) -> Draft:
+    """Put passages in front of a draft: the same ones keep its cache, others prefill it anew."""
+    front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
+    if front == draft.passages:
+        return draft
+    return replace(draft, passages=front, prefilled_at=len(draft.tokens))
+
+
+def _allowed(draft: Draft, tokens: int) -> int:
+    if tokens < 1:
+        raise ConfigError(f"tokens must be at least 1, got {tokens}")
+    return min(tokens, draft.origin.max_tokens - len(draft.tokens))
+
+
+def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    generation: Any = getattr(model, "generation_config", None)
+    eos: Any = getattr(generation, "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list | tuple) else [eos])

@@ -1,0 +1,152 @@
+"""Runs a model's passes by the one compute schedule that makes tokens bit-equal (DESIGN 6).
+
+The same tokens fed in other portions give logits that differ in the last bits.
+So which tokens share a pass is fixed by a `Lineage` and never by what happened:
+
+1. the prefix (passages) alone in one pass;
+2. the prompt, with the tokens generated before these passages came, in one pass;
+3. each later token in a pass of its own.
+
+A cache in memory saves passes; it never changes which ones a result rests on.
+"""
+
+import copy
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
+
+
+@dataclass(slots=True)
+class Run:
+    """A key-value cache, the generated tokens that it holds, and the logits behind them."""
+
+    cache: DynamicCache
+    tokens: list[int]
+    logits: Tensor  # [1, vocabulary], float32
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of cache and logits."""
+        return self.logits.nbytes + sum(tensor.nbytes for tensor in _tensors(self.cache))
+
+
+class Passes:
+    """Owns a model and its caches.
+
+    The lock is held for one pass at a time, so several requests take turns
+    token by token, and a cancelled one lets the next begin at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache_bytes: int) -> None:
+        """Run this model; keep at most `cache_bytes` of caches between segments."""
+        parameters = inspect.signature(model.forward).parameters
+        self._model: Any = model  # its call is untyped
+        self._embedding: Any = model.get_input_embeddings()  # where tokens go in: its device
+        self._lock = threading.Lock()
+        self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._arguments: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in parameters:
+            self._arguments["logits_to_keep"] = 1
+        self.store = CacheStore(cache_bytes)
+
+    def open(self, lineage: Lineage, tokens: Sequence[int]) -> Run:
+        """Take out a lineage's cache with at most these tokens in it, or make it anew.
+
+        The caller feeds the tokens that are missing, and gives the run back with `close`.
+        """
+        run = self.store.take(lineage, Run)
+        if run is not None and self._roll_back(run, tokens, len(lineage.prefilled)):
+            return run
+        return self._prefill(lineage)
+
+    def feed(self, run: Run, token: int) -> None:
+        """Run one token's pass."""
+        run.logits = self._pass(run.cache, (token,))
+        run.tokens.append(token)
+
+    def close(self, lineage: Lineage, run: Run) -> None:
+        """Keep a run for later; only one whose last pass was completed."""
+        self.store.put(lineage, run)
+
+    def _roll_back(self, run: Run, tokens: Sequence[int], prefilled: int) -> bool:
+        """Crop a run to what it has in common with `tokens`; say whether that was possible."""
+        keep = _common_length(run.tokens, tokens)
+        if keep == len(run.tokens):
+            return True
+        keep = min(keep, len(tokens) - 1)  # the last token's pass gives the logits again
+        if keep < prefilled or not _is_plain(run.cache):
+            return False
+        run.cache.crop(keep - len(run.tokens))
+        del run.tokens[keep:]
+        return True
+
+    def _prefill(self, lineage: Lineage) -> Run:
+        behind = lineage.prompt + lineage.prefilled
+        if not lineage.prefix.tokens:
+            cache = self._empty()
+            return Run(cache, list(lineage.prefilled), self._pass(cache, behind))
+        prefix = self._prefix(lineage.prefix)
+        cache = _copied(prefix.cache)
+        logits = self._pass(cache, behind) if behind else prefix.logits
+        return Run(cache, list(lineage.prefilled), logits)
+
+    def _prefix(self, name: Prefix) -> Run:
+        run = self.store.find(name, Run)
+        if run is None:
+            cache = self._empty()
+            run = Run(cache, [], self._pass(cache, name.tokens))
+            self.store.put(name, run)
+        return run
+
+    def _empty(self) -> DynamicCache:
+        return DynamicCache(config=self._model.config)
+
+    def _pass(self, cache: DynamicCache, tokens: Sequence[int]) -> Tensor:
+        with self._lock, torch.inference_mode():
+            ids = torch.tensor([tokens], dtype=torch.long, device=self._embedding.weight.device)
+            output = self._model(input_ids=ids, **{self._cache_argument: cache}, **self._arguments)
+            # A copy in float32, as `generate` makes it before it chooses.
+            logits: Tensor = output.logits[:, -1, :].to(torch.float32, copy=True)
+            return logits
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    for length, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return length
+    return min(len(left), len(right))
+
+
+def _is_plain(cache: DynamicCache) -> bool:
+    # Sliding windows and recurrent states forget what a rollback would need.
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _copied(cache: DynamicCache) -> DynamicCache:
+    """Copy a cache so that extending the copy leaves the original as it is.
+
+    A plain layer grows by concatenation into a new tensor, so its copy may share
+    the old ones; other layers may write in place.
+    """
+    if not _is_plain(cache):
+        with torch.inference_mode():
+            return copy.deepcopy(cache)
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
+
+
+def _tensors(cache: DynamicCache) -> Iterator[Tensor]:
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            parts = value.values() if isinstance(value, dict) else (value,)
+            yield from (part for part in parts if isinstance(part, Tensor))

@@ -1,0 +1,111 @@
+"""How passages and prompt become tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.records import Passage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ChatPlace = Literal["front", "system", "user"]
+_PLACE = "[[ralmspec:passages]]"  # stands for the passages while a chat template is applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassageTemplate:
+    """The text around passages and prompt.
+
+    `prompt` is a format string or a function. `chat` applies the tokenizer's
+    chat template, with the passages before everything ("front", as in the
+    papers), or in the "system" or "user" message.
+    """
+
+    title: str = "{title}\n"  # PAPERS 1.10: title, newline, text; left out for an empty title
+    passage: str = "{text}\n\n"
+    prompt: str | Callable[[str], str] = "{prompt}"
+    chat: ChatPlace | None = None
+    system: str = ""  # the system message, with `chat`
+
+    def __post_init__(self) -> None:
+        """Refuse templates that lose what they should show."""
+        _check_format("title", self.title, "title")
+        _check_format("passage", self.passage, "text")
+        if isinstance(self.prompt, str):
+            _check_format("prompt", self.prompt, "prompt")
+        if self.chat not in (None, *get_args(ChatPlace)):
+            raise ConfigError(
+                f"chat must be None or one of {get_args(ChatPlace)}, got {self.chat!r}"
+            )
+        if self.system and self.chat is None:
+            raise ConfigError("system is only used with chat='front', 'system' or 'user'")
+
+    def show(self, passage: Passage) -> str:
+        """Give the text that stands for a passage."""
+        title = self.title.format(title=passage.title) if passage.title else ""
+        return title + self.passage.format(text=passage.text)
+
+    def ask(self, prompt: str) -> str:
+        """Give the text that stands for a prompt."""
+        if isinstance(self.prompt, str):
+            return self.prompt.format(prompt=prompt)
+        return self.prompt(prompt)
+
+
+def prompt_tokens(
+    template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", prompt: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokenise what stands in front of the passages, and what stands behind them.
+
+    Each part is tokenised by itself, so that the passages' own tokens, and the
+    key-value cache made of them, do not depend on the prompt.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or its template does not
+            show the message that the passages belong in.
+    """
+    bos = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
+    asked = template.ask(prompt)
+    if template.chat is None:
+        return bos, encode(tokenizer, asked)
+    chat = _chat_text(template, tokenizer, asked)
+    if template.chat == "front":
+        tokens = encode(tokenizer, chat)
+        return bos, tokens[len(bos) :] if bos and tokens[:1] == bos else tokens
+    if chat.count(_PLACE) != 1:
+        raise ModelError(
+            f"The chat template does not show the {template.chat} message as it is, so the "
+            f"passages have no place in it. Use chat='front' or another place."
+        )
+    head, _, tail = chat.partition(_PLACE)
+    return encode(tokenizer, head), encode(tokenizer, tail)
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
+    """Tokenise a text by itself, adding no special tokens."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", asked: str) -> str:
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"chat={template.chat!r} needs a tokenizer with a chat template, and this one has none."
+        )
+    system = template.system + (_PLACE if template.chat == "system" else "")
+    user = (_PLACE if template.chat == "user" else "") + asked
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _check_format(name: str, text: str, field: str) -> None:
+    try:
+        shown = text.format(**{field: "\0"})
+    except (KeyError, IndexError, ValueError) as problem:
+        raise ConfigError(f"{name} must be a format string with {{{field}}}, got {text!r}") from (
+            problem
+        )
+    if "\0" not in shown:
+        raise ConfigError(f"{name} must contain {{{field}}}, got {text!r}")
