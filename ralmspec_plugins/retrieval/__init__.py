@@ -1,0 +1,19 @@
+"""Retrievers: exact and approximate, dense and sparse, all ranked by one rule."""
+
+from ralmspec_plugins.retrieval.backends import BACKENDS, KnowledgeBase, load, open_retriever
+from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.ingest import read_passages
+from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
+from ralmspec_plugins.retrieval.storage import save
+
+__all__ = [
+    "BACKENDS",
+    "Encoder",
+    "HashingEncoder",
+    "KnowledgeBase",
+    "NumpyFlat",
+    "load",
+    "open_retriever",
+    "read_passages",
+    "save",
+]

@@ -1,0 +1,276 @@
+"""What all dense retrievers share: passages with vectors, their metric and their ranking."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.records import Hit, Hits, Passage, Query
+from ralmspec_plugins.retrieval.corpus import fingerprint, places_of
+from ralmspec_plugins.retrieval.encoders import Encoder, encode_passages, encoder_name
+from ralmspec_plugins.retrieval.ranking import (
+    LARGEST_NORM,
+    FloatArray,
+    IntArray,
+    Metric,
+    Vectors,
+    best_first,
+    exact_scores,
+    kernel_error,
+    nominees,
+)
+
+_ROWS_AT_ONCE = 4096
+
+
+class DenseCorpus:
+    """Passages and their vectors, checked once; knows the metric, not how to search.
+
+    `vectors` may be memory-mapped: rows are read when they are needed, and a
+    hit's `features` is a view of its row.
+    """
+
+    def __init__(
+        self,
+        passages: Sequence[Passage],
+        vectors: NDArray[np.float32],  # [passages, dim]
+        encoder: Encoder | None = None,
+        metric: str = Metric.IP,
+        *,
+        print_of_files: str | None = None,
+    ) -> None:
+        """Check that passages and vectors fit together.
+
+        Args:
+            passages: in the order of the rows.
+            vectors: one row a passage; for cosine copied if their lengths are not 1 or 0.
+            encoder: makes queries from texts; not needed where queries come encoded.
+            metric: "ip", "cosine" or "l2".
+            print_of_files: the fingerprint, where storage has already made it.
+
+        Raises:
+            InputError: no passages, wrong shape, NaN, two passages with one id.
+            ConfigError: an unknown metric.
+        """
+        self.metric = metric_of(metric)
+        self.places = places_of(passages)
+        self.passages = list(passages)
+        self.encoder = encoder
+        self.vectors = np.asarray(vectors)
+        if self.vectors.dtype != np.float32 or self.vectors.ndim != 2:
+            raise InputError(
+                f"vectors must be a float32 array of shape (passages, dimension), got "
+                f"{self.vectors.dtype} of shape {self.vectors.shape}"
+            )
+        if len(self.vectors) != len(self.passages) or self.vectors.shape[1] < 1:
+            raise InputError(
+                f"{len(self.passages)} passages need as many vectors of at least one dimension, "
+                f"got an array of shape {self.vectors.shape}"
+            )
+        squares = squared_norms(self.vectors)
+        if self.metric is Metric.COSINE and not _all_unit(squares):
+            self.vectors = normalised(self.vectors)
+            squares = squared_norms(self.vectors)
+        self.squares = squares.astype(np.float32) if self.metric is Metric.L2 else None
+        self.largest_norm = float(np.sqrt(squares.max()))
+        self.print = print_of_files or fingerprint(self.passages, self.vectors)
+
+    @classmethod
+    def encoded(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None,
+        metric: str = Metric.IP,
+        vectors: NDArray[np.float32] | None = None,
+    ) -> "DenseCorpus":
+        """Encode the passages, title before text, unless their vectors are given."""
+        metric_of(metric)
+        if vectors is not None:
+            return cls(passages, vectors, encoder, metric)
+        if encoder is None:
+            raise ConfigError("give an encoder, or the passages' vectors, or both")
+        places_of(passages)  # refuse what cannot be used before encoding for hours
+        texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
+        return cls(passages, encode_passages(encoder, texts), encoder, metric)
+
+    @property
+    def size(self) -> int:
+        """How many passages there are."""
+        return len(self.passages)
+
+    @property
+    def dimension(self) -> int:
+        """The length of each vector."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a signature needs to say about this corpus."""
+        return self.metric.value, self.print, encoder_name(self.encoder)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass.
+
+        Raises:
+            InputError: there is no encoder, or it gave something unusable.
+        """
+        if self.encoder is None:
+            raise InputError(
+                "this knowledge base has no encoder, so a text cannot be searched; "
+                "give encoder=... when it is loaded or built"
+            )
+        vector = np.array(self.encoder(text), dtype=np.float32)
+        self._check(vector, f"the encoder {encoder_name(self.encoder)}")
+        if self.metric is Metric.COSINE:
+            vector = normalised(vector[None])[0]
+        vector.setflags(write=False)
+        return Query(text, vector)
+
+    def matrix(self, queries: Sequence[Query]) -> Vectors:
+        """Stack the queries' encodings.  # [queries, dim].
+
+        Raises:
+            InputError: a query without encoding, of another dimension, or with NaN.
+        """
+        for query in queries:
+            if query.encoding is None:
+                raise InputError(
+                    f"the query {query.text!r} has no encoding; make it with retriever.encode(text)"
+                )
+            self._check(np.asarray(query.encoding), f"the query {query.text!r}")
+        return np.array([query.encoding for query in queries], dtype=np.float32)
+
+    def _check(self, vector: NDArray[np.generic], source: str) -> None:
+        if vector.shape != (self.dimension,):
+            raise InputError(
+                f"{source} gave a vector of shape {vector.shape}, but the passages' have "
+                f"{self.dimension} dimensions; use the encoder that encoded the passages"
+            )
+        largest = float(np.abs(vector.astype(np.float64)).max())
+        if not largest < LARGEST_NORM / self.dimension:
+            raise InputError(f"{source} gave a vector with NaN, infinite or huge entries")
+
+    def error(self, query: Vectors) -> float:
+        """Bound a float32 kernel's error for this query, over all rows."""
+        return kernel_error(self.metric, self.dimension, self.largest_norm, norm_of(query))
+
+    def exact(self, rows: IntArray, query: Vectors) -> FloatArray:
+        """Score rows exactly."""
+        return exact_scores(self.vectors[rows], query, self.metric)
+
+    def ranked(self, rows: IntArray, query: Vectors, k: int) -> Hits:
+        """Order nominated rows by their exact scores, ties by passage id."""
+        scores = self.exact(rows, query)
+        best = best_first(scores, self.places[rows], k)
+        return self.hits(rows[best], scores[best])
+
+    def hits(self, rows: IntArray, scores: FloatArray) -> Hits:
+        """Turn rows and scores into hits."""
+        return tuple(
+            Hit(self.passages[row], score, self.vectors[row])
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        )
+
+    def table(self, capacity: int) -> "DenseTable":
+        """Make an empty table that ranks a pool's passages as a search would."""
+        return DenseTable(self.metric, self.dimension, capacity)
+
+
+class DenseTable:
+    """The vectors of a pool's passages, ranked as the retriever ranks its own."""
+
+    def __init__(self, metric: Metric, dimension: int, capacity: int) -> None:
+        """Make room for `capacity` passages."""
+        self._metric = metric
+        self._vectors = np.zeros((capacity, dimension), dtype=np.float32)
+        self._squares = np.zeros(capacity, dtype=np.float32)
+        self._norms = np.zeros(capacity)
+        self._ids = [""] * capacity
+
+    def put(self, slot: int, hit: Hit) -> None:
+        """Remember a passage's vector under a slot number.
+
+        Raises:
+            InputError: the hit does not carry a vector of the right dimension.
+        """
+        vector = np.asarray(hit.features)
+        if vector.shape != self._vectors.shape[1:]:
+            raise InputError(
+                f"the hit {hit.passage.id!r} carries no vector of {self._vectors.shape[1]} "
+                "dimensions; a pool takes hits of its own retriever only"
+            )
+        self._vectors[slot] = vector
+        square = squared_norms(self._vectors[slot : slot + 1])[0]
+        self._squares[slot] = square
+        self._norms[slot] = np.sqrt(square)
+        self._ids[slot] = hit.passage.id
+
+    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Give the best k of these slots with exact scores; `range(n)` is the fastest."""
+        if not len(slots) or k < 1:
+            return []
+        whole = isinstance(slots, range) and slots.step == 1
+        chosen = slice(slots[0], slots[-1] + 1) if whole else np.asarray(slots, dtype=np.int64)
+        rows: Vectors = self._vectors[chosen]
+        vector: Vectors = query.encoding
+        fast = rows @ vector
+        if self._metric is Metric.L2:
+            fast = 2 * fast - self._squares[chosen]
+        largest = float(self._norms[chosen].max())
+        error = kernel_error(self._metric, len(vector), largest, norm_of(vector))
+        near = nominees(fast, k, error)
+        scores = exact_scores(rows[near], vector, self._metric).tolist()
+        found = [(slots[at], score) for at, score in zip(near.tolist(), scores, strict=True)]
+        if len(found) > 1:
+            found.sort(key=lambda pair: (-pair[1], self._ids[pair[0]]))
+        return found[:k]
+
+
+def metric_of(name: str) -> Metric:
+    """Find a metric by name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return Metric(name)
+    except ValueError:
+        known = ", ".join(Metric)
+        raise ConfigError(f"unknown metric {name!r}; known are {known}") from None
+
+
+def norm_of(vector: Vectors) -> float:
+    """Give a vector's length, in float64."""
+    wide = vector.astype(np.float64)
+    return float(np.sqrt(wide.dot(wide)))
+
+
+def squared_norms(vectors: Vectors) -> FloatArray:
+    """Square each row's length, in float64.  # [rows].
+
+    Raises:
+        InputError: a row holds NaN or infinity, or is too long for float32 products.
+    """
+    squares = np.empty(len(vectors))
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        wide = vectors[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        squares[start : start + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
+    bad = np.flatnonzero(~(squares < LARGEST_NORM**2))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(vectors)} vectors hold NaN, infinite or huge entries; the first "
+            f"is in row {bad[0]}"
+        )
+    return squares
+
+
+def _all_unit(squares: FloatArray) -> bool:
+    return bool(np.all((np.abs(squares - 1) < 1e-5) | (squares == 0)))
+
+
+def normalised(vectors: Vectors) -> Vectors:
+    """Scale each row to length 1; a zero row stays zero."""
+    lengths = np.sqrt(squared_norms(vectors))
+    lengths[lengths == 0] = 1
+    return np.asarray(vectors / lengths[:, None], dtype=np.float32)

@@ -1,0 +1,150 @@
+"""Read passages from text, Markdown and JSON-lines files, splitting long texts at sentences."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.records import Passage
+
+_SUFFIXES = (".txt", ".md", ".jsonl")
+_WORDS = 100  # a passage's length in the papers (PAPERS 1.10), as in DPR's Wikipedia
+_BAD_LINES_SHOWN = 5
+_WORD = re.compile(r"\S+")
+_HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
+
+
+def read_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> list[Passage]:
+    """Read one file, or all files of the known kinds below a folder, in the order of their names.
+
+    A text's passages are called `<file>#0001` and so on; a JSON line's keep the
+    given `id`, and get such a suffix only if the text had to be split.
+
+    Args:
+        path: a .txt, .md or .jsonl file, or a folder.
+        words: a passage's greatest length.
+
+    Raises:
+        InputError: nothing to read, an unknown kind of file, bad lines, ids that occur twice.
+        ConfigError: `words` is below 1.
+    """
+    if words < 1:
+        raise ConfigError(f"words must be at least 1, got {words}")
+    root = Path(path)
+    files = _files(root)
+    passages = [
+        passage
+        for file in files
+        for passage in _read(
+            file, file.relative_to(root).as_posix() if root.is_dir() else file.name, words
+        )
+    ]
+    if not passages:
+        raise InputError(f"{root} holds no text; give files with at least one passage")
+    _refuse_doubles(passages)
+    return passages
+
+
+def split_text(text: str, words: int = _WORDS) -> list[str]:
+    """Split a text into pieces of at most so many words.
+
+    A piece ends behind the last sentence that ends in its second half, where
+    there is one, and the text inside a piece is left as it is.
+
+    >>> split_text("One two three. Four five six seven.", words=5)
+    ['One two three.', 'Four five six seven.']
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    pieces = []
+    start = 0
+    while start < len(spans):
+        stop = min(start + words, len(spans))
+        if stop < len(spans):
+            ends = (at + 1 for at in range(stop - 1, start + words // 2 - 1, -1))
+            stop = next((at for at in ends if _ends_sentence(text[slice(*spans[at - 1])])), stop)
+        pieces.append(text[spans[start][0] : spans[stop - 1][1]])
+        start = stop
+    return pieces
+
+
+def _ends_sentence(word: str) -> bool:
+    return word.rstrip("\"')]\u201d\u2019").endswith((".", "!", "?"))
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_dir():
+        found = [
+            file
+            for file in sorted(root.rglob("*"))
+            if file.suffix.lower() in _SUFFIXES
+            and file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        ]
+        if not found:
+            raise InputError(f"the folder {root} holds no {', '.join(_SUFFIXES)} file")
+        return found
+    if not root.is_file():
+        raise InputError(f"{root} does not exist; give a file or a folder")
+    if root.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{root.name} is not a {', '.join(_SUFFIXES)} file; convert it to one")
+    return [root]
+
+
+def _read(file: Path, name: str, words: int) -> Iterator[Passage]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text ({error}); convert it first") from error
+    if file.suffix.lower() == ".jsonl":
+        yield from _read_lines(file, name, text, words)
+        return
+    heading = _HEADING.search(text) if file.suffix.lower() == ".md" else None
+    title = heading.group(1) if heading else ""
+    for number, piece in enumerate(split_text(text, words), start=1):
+        yield Passage(f"{name}#{number:04d}", piece, title)
+
+
+def _read_lines(file: Path, name: str, text: str, words: int) -> Iterator[Passage]:
+    bad = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield from _record_passages(json.loads(line), f"{name}#{number:04d}", words)
+        except ValueError as error:
+            bad.append(f"line {number}: {error}")
+    if bad:
+        shown = "; ".join(bad[:_BAD_LINES_SHOWN])
+        more = f"; and {len(bad) - _BAD_LINES_SHOWN} more" if len(bad) > _BAD_LINES_SHOWN else ""
+        raise InputError(f"{file} has {len(bad)} bad lines: {shown}{more}")
+
+
+def _record_passages(record: Any, own_id: str, words: int) -> Iterator[Passage]:
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise InputError('needs an object with a "text", such as {"text": "..."}')
+    given = record.get("id", own_id)
+    title = record.get("title", "")
+    if isinstance(given, bool) or not isinstance(given, str | int) or not isinstance(title, str):
+        raise InputError('"id" must be a text or a whole number, and "title" a text')
+    rest = {key: value for key, value in record.items() if key not in ("id", "text", "title")}
+    pieces = split_text(record["text"], words)
+    if not pieces:
+        raise InputError('"text" is empty')
+    for number, piece in enumerate(pieces, start=1):
+        identity = str(given) if len(pieces) == 1 else f"{given}#{number:04d}"
+        yield Passage(identity, piece, title, rest)
+
+
+def _refuse_doubles(passages: list[Passage]) -> None:
+    seen: set[str] = set()
+    doubles: dict[str, None] = {}
+    for passage in passages:
+        if passage.id in seen:
+            doubles[passage.id] = None
+        seen.add(passage.id)
+    if doubles:
+        shown = ", ".join(list(doubles)[:_BAD_LINES_SHOWN])
+        raise InputError(f"{len(doubles)} ids occur more than once: {shown}; ids must be unique")

@@ -1,0 +1,143 @@
+"""One ranking: whatever found the candidates, their order is decided here, once.
+
+A fast float32 kernel (a matrix product, a library's scan) differs in the last
+bits from batch to batch, so it only nominates. The nominees are scored again
+in float64, each row by itself, and ordered by (score descending, passage id
+ascending). Every search, every pool and every batch size so agrees to the bit.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+Vectors: TypeAlias = NDArray[np.float32]
+
+_U32 = 2.0**-24  # unit roundoff of float32
+_U64 = 2.0**-53  # and of float64
+_TINY = 2.0**-125  # more than flushing one product or operand to zero can cost
+_ROWS_AT_ONCE = 1024  # rescored at once; bounds memory, and changes no bit
+LARGEST_NORM = 1e17  # squares and products of vectors up to here are far from overflow
+
+
+class Metric(StrEnum):
+    """How a passage's vector is held against a query's; a bigger score is always better."""
+
+    IP = "ip"  # inner product
+    COSINE = "cosine"  # inner product of vectors that are normalised when stored and encoded
+    L2 = "l2"  # minus the squared Euclidean distance
+
+
+def exact_scores(rows: Vectors, query: Vectors, metric: Metric) -> FloatArray:
+    """Score rows in float64, each row's result independent of all others.
+
+    An elementwise product, summed along the contiguous row: numpy adds each row
+    pairwise in an order that only the dimension decides. A matrix-vector product
+    would be faster, and gives identical rows unequal scores.
+
+    >>> row = np.array([[3.0, 4.0]], dtype=np.float32)
+    >>> exact_scores(row, np.array([1.0, 1.0], dtype=np.float32), Metric.IP).tolist()
+    [7.0]
+    >>> exact_scores(row, np.array([0.0, 0.0], dtype=np.float32), Metric.L2).tolist()
+    [-25.0]
+    """
+    scores = np.empty(len(rows), dtype=np.float64)
+    wide_query = query.astype(np.float64)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        wide = np.ascontiguousarray(rows[start : start + _ROWS_AT_ONCE], dtype=np.float64)
+        if metric is Metric.L2:
+            difference = wide - wide_query
+            terms = np.negative(difference * difference)
+        else:
+            terms = wide * wide_query  # exact: 24 bits times 24 bits fit in 53
+        scores[start : start + _ROWS_AT_ONCE] = terms.sum(axis=1) + 0.0  # and never -0.0
+    return scores
+
+
+def kernel_error(metric: Metric, dimension: int, largest_norm: float, query_norm: float) -> float:
+    """Bound how far a float32 kernel's score can lie from `exact_scores`.
+
+    A sum of d products, in any order and with or without fused operations, is
+    within gamma_d * sum|x_i q_i| <= gamma_d |x||q| of the truth, where
+    gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability, section 3.1). For
+    L2 both forms in use, sum (x_i - q_i)^2 and 2 x.q - |x|^2 (- |q|^2), stay
+    within gamma_{d+4} (|x| + |q|)^2. The float64 score's own error is added in
+    the same form, and an allowance for results flushed to zero.
+    """
+    terms = dimension + 4
+    gamma = terms * _U32 / (1 - terms * _U32) + terms * _U64 / (1 - terms * _U64)
+    both = largest_norm + query_norm
+    scale = both * both if metric is Metric.L2 else largest_norm * query_norm
+    return gamma * scale * (1 + 1e-9) + dimension * _TINY * (1 + both)
+
+
+def nominee_bound(kth_fast: float, error: float) -> np.float32:
+    """Say from which fast score on a row may belong to the true top k.
+
+    k rows have an exact score of at least `kth_fast - error`; a row whose fast
+    score is below `kth_fast - 2 error` has a smaller exact score than all of
+    these. So everything from there on is nominated, and nothing else needs to be.
+    """
+    bound: np.float32 = np.nextafter(np.float32(kth_fast - 2 * error), np.float32(-np.inf))
+    return bound
+
+
+def nominees(fast: Vectors, k: int, error: float) -> IntArray:
+    """Give the positions of all scores that may belong to the true top k."""
+    if k >= len(fast):
+        return np.arange(len(fast))
+    kth = fast.max() if k == 1 else np.partition(fast, len(fast) - k)[len(fast) - k]
+    return np.flatnonzero(fast >= nominee_bound(float(kth), error))
+
+
+def row_numbers(slots: Sequence[int]) -> IntArray:
+    """Turn slot numbers into an index array; a range without going through its numbers."""
+    if isinstance(slots, range):
+        return np.arange(slots.start, slots.stop, slots.step)
+    return np.asarray(slots, dtype=np.int64)
+
+
+def best_first(scores: FloatArray | Vectors, places: IntArray, k: int) -> IntArray:
+    """Give the positions of the best k: score descending, then place (of the id) ascending."""
+    if len(scores) > 4 * k:
+        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+        kept = np.flatnonzero(scores >= kth)
+        return kept[np.lexsort((places[kept], -scores[kept]))[:k]]
+    return np.lexsort((places, -scores))[:k]
+
+
+def certified_top_k(
+    candidates: Callable[[int], tuple[IntArray, Vectors]],
+    exact: Callable[[IntArray], FloatArray],
+    places: IntArray,
+    k: int,
+    error: float,
+) -> tuple[IntArray, FloatArray]:
+    """Rank with a kernel that can only give its own top m, making m as large as it must be.
+
+    The margin doubles until the last candidate's fast score lies below the k-th
+    rescored one by more than twice the kernel's error: then no row that was left
+    out can belong to the top k. (One error would do; the other is reserve for a
+    kernel whose arithmetic is not ours.)
+
+    Args:
+        candidates: gives a width's best rows, and their fast scores, best first.
+        exact: scores rows as `exact_scores` does.
+        places: each row's place in the order of passage ids.
+        k: how many are wanted.
+        error: the kernel's bound, from `kernel_error`.
+    """
+    size = len(places)
+    k = min(k, size)
+    width = min(size, k + max(8, k // 4))
+    while True:
+        rows, fast = candidates(width)
+        scores = exact(rows)
+        best = best_first(scores, places[rows], k)
+        if width == size or float(fast[-1]) < scores[best[-1]] - 2 * error:
+            return rows[best], scores[best]
+        width = min(size, 2 * width)
