@@ -1,0 +1,141 @@
+"""The paper's local cache: passages seen so far, ranked as the retriever ranks (DESIGN 4.2)."""
+
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.protocols import PassageTable, PoolableRetriever, Retriever
+from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.speculation.eviction import eviction_of
+from ralmspec_plugins.speculation.proxy import ProxyTable
+
+
+class PassagePool:
+    """Guesses the best k of at most `capacity` passages that searches have returned.
+
+    With an exact retriever the guess is right whenever the true k passages are in
+    the pool, since they beat every other passage of the knowledge base, and its
+    scores are the search's own to the bit. A pool belongs to one retriever: it is
+    filled with its hits and asked with its queries. Thread-safe, so it may be
+    shared between requests.
+
+    Slots 0 to n - 1 are filled, always: a passage that leaves makes room for the
+    one that comes. So the table ranks one block of rows.
+    """
+
+    inline = True
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        *,
+        capacity: int = 1000,
+        eviction: str = "lru",
+        table: ProxyTable | None = None,
+        k: int | None = None,
+        corpus_size: int | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            retriever: whose hits are pooled.
+            capacity: the most passages kept; below k nothing is ever guessed.
+            eviction: which passage leaves a full pool: "lru", "lfu" or "fifo".
+            table: ranks for a retriever that cannot be pooled; its guesses carry no scores.
+            k: how many hits a guess has; the retriever's own k where it has one.
+            corpus_size: how many passages there are at all, where the retriever has no `size`:
+                a smaller pool than k is enough if it holds them all.
+
+        Raises:
+            ConfigError: no capacity, an unknown eviction, or a retriever that needs a table.
+        """
+        if capacity < 1:
+            raise ConfigError(f"capacity must be at least 1, got {capacity}")
+        self.signature: Hashable = retriever.signature
+        self.capacity = capacity
+        self._scored = table is None
+        self._table: PassageTable = table or _own_table(retriever, capacity)
+        own_k: Any = k if k is not None else getattr(retriever, "k", None)
+        if not isinstance(own_k, int) or own_k < 1:
+            raise ConfigError(f"k must be at least 1, got {own_k!r}; give k=... to the pool")
+        self._k = own_k
+        size: Any = corpus_size if corpus_size is not None else getattr(retriever, "size", None)
+        self._needed = min(own_k, size) if isinstance(size, int) else own_k
+        self._eviction_name = eviction
+        self._lock = threading.Lock()
+        self._empty()
+
+    def _empty(self) -> None:
+        self._eviction = eviction_of(self._eviction_name)
+        self._hits: list[Hit] = []  # by slot
+        self._slots: dict[str, int] = {}  # by passage id
+
+    @property
+    def size(self) -> int:
+        """How many passages are in the pool."""
+        return len(self._hits)
+
+    def guess(self, query: Query) -> Hits | None:
+        """Give the pool's best k; `None` while it holds fewer than a search would return."""
+        with self._lock:
+            if not self._hits or len(self._hits) < self._needed:
+                return None
+            best = self._table.rank(query, range(len(self._hits)), self._k)
+            for slot, _ in reversed(best):  # the best becomes the most recently used
+                self._eviction.use(slot)
+            if not self._scored:
+                return tuple(self._hits[slot].unscored() for slot, _ in best)
+            return tuple(
+                Hit(self._hits[slot].passage, score, self._hits[slot].features)
+                for slot, score in best
+            )
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """Take in the hits of a real search; what does not fit are the last of them."""
+        with self._lock:
+            for hit in reversed(hits[: self.capacity]):  # the best becomes the most recent
+                self._take_in(hit)
+
+    def _take_in(self, hit: Hit) -> None:
+        slot = self._slots.get(hit.passage.id)
+        if slot is not None:
+            if self._hits[slot].passage != hit.passage:  # changed under its id
+                self._table.put(slot, hit)
+            self._hits[slot] = hit
+            self._eviction.use(slot)
+        elif len(self._hits) < self.capacity:
+            slot = len(self._hits)
+            self._table.put(slot, hit)  # first, since it may refuse
+            self._hits.append(hit)
+            self._eviction.add(slot)
+            self._slots[hit.passage.id] = slot
+        else:
+            slot = self._eviction.give_up()
+            self._eviction.add(slot)
+            self._table.put(slot, hit)
+            del self._slots[self._hits[slot].passage.id]
+            self._hits[slot] = hit
+            self._slots[hit.passage.id] = slot
+
+    def clear(self) -> None:
+        """Forget everything, for when the index has changed."""
+        with self._lock:
+            self._empty()
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        with self._lock:
+            assert len(self._hits) <= self.capacity
+            ids = [hit.passage.id for hit in self._hits]
+            assert self._slots == {identity: slot for slot, identity in enumerate(ids)}
+            assert self._eviction.slots() == set(range(len(ids)))
+
+
+def _own_table(retriever: Retriever, capacity: int) -> PassageTable:
+    if not isinstance(retriever, PoolableRetriever):
+        raise ConfigError(
+            f"{type(retriever).__name__} cannot rank a pool itself; give table=Bm25ProxyTable() "
+            "or another proxy"
+        )
+    return retriever.table(capacity)
