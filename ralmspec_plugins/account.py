@@ -1,0 +1,78 @@
+"""Keeps the books of one request: counts and the timeline, as completions come in."""
+
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.needs import Ask, Done, Extend, Guess, Search, Start, Work
+from ralmspec_plugins.stats import Outcome, Span, Stats
+
+_KINDS = {Start: "start", Ask: "ask", Guess: "guess", Search: "search", Extend: "extend"}
+
+
+class Account:
+    """Counts what happened; `now_s` is the time of the last completion."""
+
+    def __init__(self) -> None:
+        """Start with empty books."""
+        self.now_s = 0.0
+        self.first_text_s: float | None = None
+        self.batches: list[int] = []
+        self.remembered = 0
+        self.segments = 0
+        self.guesses = 0
+        self.guesses_right = 0
+        self.taken_back = 0
+        self.retries = 0
+        self._spans: list[Span] = []
+
+    def done(self, done: Done) -> Span:
+        """Enter a completed piece of work in the timeline."""
+        self.now_s = max(self.now_s, done.ended_s)
+        need: Work = done.need
+        outcome = Outcome.KEPT
+        if done.error is not None:
+            stopped = isinstance(done.error, Cancelled)
+            outcome = Outcome.CANCELLED if stopped else Outcome.FAILED
+        queries = len(need.queries) if isinstance(need, Search) else 0
+        ahead = isinstance(need, Extend) and need.ahead
+        span = Span(_KINDS[type(need)], done.started_s, done.ended_s, queries, ahead, outcome)
+        self._spans.append(span)
+        return span
+
+    def judged(self, right: bool) -> None:
+        """Count a guess that a search confirmed or refuted."""
+        self.guesses += 1
+        self.guesses_right += right
+
+    def drop(self, span: Span | None) -> None:
+        """Mark a segment as not being part of the answer."""
+        if span is not None and span.outcome is Outcome.KEPT:
+            span.outcome = Outcome.DROPPED
+
+    def take_back(self, span: Span | None) -> None:
+        """Mark a dropped segment as part of the answer after all."""
+        self.taken_back += 1
+        if span is not None and span.outcome is Outcome.DROPPED:
+            span.outcome = Outcome.KEPT
+
+    def text(self) -> None:
+        """Note that settled text can be shown."""
+        if self.first_text_s is None:
+            self.first_text_s = self.now_s
+
+    def stats(self) -> Stats:
+        """Close the books."""
+        extends = [span for span in self._spans if span.kind == "extend"]
+        return Stats(
+            wall_s=self.now_s,
+            first_text_s=self.first_text_s,
+            searches=len(self.batches),
+            queries=sum(self.batches),
+            batch_sizes=tuple(self.batches),
+            remembered=self.remembered,
+            segments=self.segments,
+            wasted_segments=sum(span.outcome is not Outcome.KEPT for span in extends),
+            guesses=self.guesses,
+            guesses_right=self.guesses_right,
+            taken_back=self.taken_back,
+            retries=self.retries,
+            timeline=tuple(self._spans),
+        )

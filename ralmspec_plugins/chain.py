@@ -1,0 +1,143 @@
+"""The chain of steps that are not committed yet: confirmed, committed, dropped, written again."""
+
+from typing import Any
+
+from ralmspec_plugins.account import Account
+from ralmspec_plugins.needs import Cancel, Commit, Extend, Guess, Need, Settled, Work
+from ralmspec_plugins.protocols import Workload
+from ralmspec_plugins.records import Answer, Hits, Retrieved
+from ralmspec_plugins.schedule import Policy
+from ralmspec_plugins.steps import Dropped, InFlight, Step
+
+
+class Chain:
+    """What one request has come to: the last committed state, and the steps after it.
+
+    At most one of the steps is being asked or written at a time (`writer`), since
+    each needs the one before it. A writer that was stopped keeps the place until
+    it really has: then it is nobody's (`writer[1]` is `None`).
+    """
+
+    def __init__(self, workload: Workload[Any], policy: Policy | None) -> None:
+        """Start before the first state."""
+        self.workload = workload
+        self.policy = policy
+        self.account = Account()
+        self.in_flight = InFlight()
+        self.dropped = Dropped(workload)
+        self.root: Any = None  # the last committed state
+        self.steps: list[Step] = []
+        self.retrieved: list[Retrieved] = []
+        self.writer: tuple[Work, Step | None] | None = None
+        self.settled = ""
+        self.out: list[Need] = []  # what the engine is to do next
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is committed, and the answer found to be complete."""
+        return bool(self.steps) and self.steps[0].ends
+
+    def answer(self) -> Answer:
+        """Give the final text, its record and its statistics."""
+        text = self.workload.text(self.root)
+        return Answer(text, tuple(self.retrieved), self.root, self.account.stats())
+
+    def start(self, need: Work) -> None:
+        """Have a piece of work started."""
+        self.in_flight.start(need)
+        self.out.append(need)
+
+    def write(self, need: Work, step: Step) -> None:
+        """Have a step asked, guessed or written."""
+        self.writer = (need, step)
+        self.start(need)
+
+    def visible(self, hits: Hits) -> Hits:
+        """Give the hits as `extend` may see them: without scores unless it reads them."""
+        if self.workload.reads_scores:
+            return hits
+        return tuple(hit.unscored() for hit in hits)
+
+    def confirm(self) -> None:
+        """Hold the steps against what the searches found; commit what is verified."""
+        for position, step in enumerate(self.steps):
+            if step.truth is not None and not step.verified and not self._verify(position, step):
+                break
+        self._commit()
+
+    def _verify(self, position: int, step: Step) -> bool:
+        """Hold one step against the truth; say whether what follows it stands."""
+        assert step.truth is not None
+        truth = self.visible(step.truth)
+        if step.guess is not None:
+            self._judge(self._agree(step, self.visible(step.guess), truth))
+        step.verified = True
+        if step.used is None:
+            step.used = truth
+            if self.writer is not None and self.writer[1] is step:
+                self._stop_writer()  # a guess that nobody waits for any more
+            return True
+        if self._agree(step, step.used, truth):
+            return True
+        self.drop(position + 1)
+        self._give_up(step)
+        step.rewrite(truth)
+        return False
+
+    def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
+        agree = getattr(self.workload, "agree", None)
+        return guess == truth if agree is None else bool(agree(step.before, guess, truth))
+
+    def _judge(self, right: bool) -> None:
+        self.account.judged(right)
+        if self.policy is not None:
+            self.policy.judged(right)
+
+    def _commit(self) -> None:
+        """Commit the verified steps at the head; settle what the next one has so far."""
+        while self.steps and self.steps[0].verified and self.steps[0].written:
+            step = self.steps.pop(0)
+            assert step.query is not None
+            assert step.truth is not None
+            self.root = step.after
+            self.retrieved.append(Retrieved(step.query, step.truth))
+            self.account.segments += 1
+            self.out.append(Commit(self.retrieved[-1], step.after))
+            self._settle(step.after)
+        if self.steps and self.steps[0].verified and self.steps[0].partial is not None:
+            self._settle(self.steps[0].partial)
+
+    def _settle(self, state: Any) -> None:
+        text = self.workload.settled(state)
+        if len(text) > len(self.settled):
+            self.settled = text
+            self.account.text()
+            self.out.append(Settled(text))
+
+    def drop(self, position: int) -> None:
+        """Drop the steps from this position on; what they found out is remembered."""
+        for step in self.steps[position:]:
+            self._give_up(step)
+        del self.steps[position:]
+
+    def reset(self, step: Step) -> None:
+        """Undo what a step came to, except for hits that are known to be right."""
+        self._give_up(step)
+        step.failure = step.search_failure = None
+        step.rewrite(step.used if step.verified else None)
+
+    def _give_up(self, step: Step) -> None:
+        """Give up a step's segment, written or being written."""
+        self.dropped.keep(step)
+        self.account.drop(step.span)
+        if self.writer is not None and self.writer[1] is step:
+            self._stop_writer()
+
+    def _stop_writer(self) -> None:
+        """Stop what is being asked or written; its place is free when it has stopped."""
+        assert self.writer is not None
+        need = self.writer[0]
+        if isinstance(need, Extend):
+            need.progress.cancel()
+        self.out.append(Cancel(need))
+        self.writer = None if isinstance(need, Guess) else (need, None)

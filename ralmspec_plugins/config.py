@@ -1,0 +1,41 @@
+"""The settings of an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.schedule import Continuous, Schedule
+from ralmspec_plugins.speculation.memo import Memo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How an engine speculates. The defaults suit a local retriever.
+
+    Without `speculators`, each request gets a passage pool of its own when the
+    retriever can be pooled. Speculators given here are shared by all requests.
+    """
+
+    schedule: Schedule = field(default_factory=Continuous)
+    prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k), DESIGN 4
+    capacity: int = 1000  # passages in a request's own pool; the ablation of DESIGN 4
+    eviction: str = "lru"
+    speculators: Sequence[Speculator] | None = None
+    memo: Memo | None = None  # across requests: only where the index does not change
+    speculate: bool = True  # False: the plain loop
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        if self.prefetch is not None and self.prefetch < 1:
+            raise ConfigError(f"prefetch must be at least 1, got {self.prefetch}")
+        if self.capacity < 1:
+            raise ConfigError(f"capacity must be at least 1, got {self.capacity}")
+        if not callable(getattr(self.schedule, "begin", None)):
+            raise ConfigError(
+                f"schedule must be FixedStride, OptimalStride or Continuous, got {self.schedule!r}"
+            )
+
+    def width(self, k: int) -> int:
+        """Give the number of hits that a verification asks a retriever of this k for."""
+        return max(k, 20 * k if self.prefetch is None else self.prefetch)

@@ -1,0 +1,51 @@
+"""Every error that this package raises on purpose.
+
+All derive from `RalmSpecError`; each also derives from the built-in that fits,
+so that callers who do not know this package still catch them.
+"""
+
+
+class RalmSpecError(Exception):
+    """Root of the errors that ralmspec_plugins raises on purpose."""
+
+
+class ConfigError(RalmSpecError, ValueError):
+    """A setting is out of range, unknown, or does not fit another one."""
+
+
+class InputError(RalmSpecError, ValueError):
+    """What was passed in cannot be used: an empty knowledge base, NaN vectors, a wrong shape."""
+
+
+class IndexFileError(RalmSpecError, ValueError):
+    """A saved knowledge base is missing, damaged, or not one of ours."""
+
+
+class ModelError(RalmSpecError, ValueError):
+    """A model cannot be loaded or does not fit what is asked of it."""
+
+
+class ContextOverflowError(ModelError):
+    """Passage, prompt and text together exceed the model's context."""
+
+
+class MissingExtraError(RalmSpecError, ImportError):
+    """An optional dependency is not installed.
+
+    >>> str(MissingExtraError("faiss", "faiss-cpu"))
+    "faiss-cpu is not installed. Install it with: pip install 'ralmspec-plugins[faiss]'"
+    """
+
+    def __init__(self, extra: str, needs: str) -> None:
+        """Name the package that is missing and the command that brings it."""
+        super().__init__(
+            f"{needs} is not installed. Install it with: pip install 'ralmspec-plugins[{extra}]'"
+        )
+
+
+class Cancelled(RalmSpecError):
+    """A piece of work stopped because nobody needs its result any more."""
+
+
+class DeadlineExceeded(RalmSpecError, TimeoutError):
+    """A request ran past its deadline; everything in flight was stopped."""

@@ -1,0 +1,188 @@
+"""One request being answered: its loop, and the code that carries out what the loop needs.
+
+What the engines share. An engine decides where and when the work is done.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.loop import formed, speculate
+from ralmspec_plugins.needs import (
+    Ask,
+    Commit,
+    Completion,
+    Done,
+    Extend,
+    Found,
+    Guess,
+    Notice,
+    Release,
+    Reported,
+    Search,
+    Start,
+    Work,
+)
+from ralmspec_plugins.protocols import (
+    PoolableRetriever,
+    Retriever,
+    Speculator,
+    WideRetriever,
+    Workload,
+)
+from ralmspec_plugins.records import Query, Request
+from ralmspec_plugins.speculation.guesses import Guesses
+from ralmspec_plugins.speculation.pool import PassagePool
+
+_log = logging.getLogger(__name__)
+
+
+class Setup:
+    """What the requests of one engine have in common."""
+
+    def __init__(
+        self, workload: Workload[Any], retriever: Retriever, settings: Settings | None
+    ) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            ConfigError: A shared speculator belongs to another retriever.
+        """
+        self.workload = workload
+        self.retriever = retriever
+        self.settings = settings or Settings()
+        self.curve = BatchCurve()
+        self.speculate = self.settings.speculate
+        if self.speculate and not getattr(retriever, "pure", True):
+            _log.warning("%r is not pure: its requests are answered plainly", retriever)
+            self.speculate = False
+        for speculator in self.settings.speculators or ():
+            signature = getattr(speculator, "signature", retriever.signature)
+            if signature != retriever.signature:
+                raise ConfigError(
+                    f"{speculator!r} was made for the retriever {signature!r}, "
+                    f"but this engine's is {retriever.signature!r}: make one for each"
+                )
+
+    def guesses(self) -> Guesses:
+        """Make what one request knows and guesses with."""
+        if not self.speculate:
+            return Guesses()
+        speculators = self.settings.speculators
+        return Guesses(
+            self._own_pool() if speculators is None else speculators,
+            memo=self.settings.memo,
+            signature=self.retriever.signature,
+        )
+
+    def _own_pool(self) -> Sequence[Speculator]:
+        if not isinstance(self.retriever, PoolableRetriever):
+            return ()
+        settings = self.settings
+        pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
+        return (pool,)
+
+    def search(self, queries: Sequence[Query]) -> list[Found]:
+        """Search one batch, wider than is verified where that is the same ranking."""
+        retriever = self.retriever
+        if self.speculate and isinstance(retriever, WideRetriever):
+            width = self.settings.width(retriever.k)
+            wide = retriever.search_wide(queries, width)
+            return self.checked(queries, [Found(hits[: retriever.k], hits) for hits in wide])
+        return self.checked(queries, [Found(hits, hits) for hits in retriever.search(queries)])
+
+    @staticmethod
+    def checked(queries: Sequence[Query], found: list[Found]) -> list[Found]:
+        """Refuse a retriever's answer that does not have one result for each query."""
+        if len(found) != len(queries):
+            raise InputError(
+                f"the retriever gave {len(found)} results for {len(queries)} queries; "
+                f"search() must give one for each, in order"
+            )
+        return found
+
+
+class Job:
+    """One request being answered: the loop, and what it needs to have done."""
+
+    def __init__(self, setup: Setup, request: Request) -> None:
+        """Begin nothing yet."""
+        self.setup = setup
+        self.request = request
+        self.guesses = setup.guesses()
+        policy = setup.settings.schedule.begin(setup.curve) if setup.speculate else None
+        self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
+        self._state: Any = None
+
+    def note(self, notice: Notice) -> None:
+        """Keep up with the last committed state, and free memory where the loop asks for it."""
+        if isinstance(notice, Commit):
+            self._state = notice.state
+        elif isinstance(notice, Release):
+            self.setup.workload.release(notice.state)
+
+    def close(self) -> None:
+        """End the loop, and free what is kept for this request's states."""
+        self.flow.close()
+        if self._state is not None:
+            self.setup.workload.release(self._state)
+
+    def carry_out(
+        self, need: Work, clock: Callable[[], float], complete: Callable[[Completion], None]
+    ) -> None:
+        """Do a piece of work and hand in its completion; errors are handed in, never raised."""
+        started_s = clock()
+        results: list[Any]
+        if isinstance(need, Search):
+            results = self.results(need.queries)
+        else:
+            try:
+                results = [self._result(need, complete)]
+            except Exception as error:  # the loop decides whether it counts
+                results = [error]
+        for done in completions(need, results, started_s, clock()):
+            complete(done)
+
+    def results(self, queries: Sequence[Query]) -> list[Found | Exception]:
+        """Search a batch; if that fails, each query singly, so that errors are each one's own."""
+        try:
+            return list(self.setup.search(queries))
+        except Exception as error:
+            if len(queries) == 1:
+                return [error]
+        return [self.results([query])[0] for query in queries]
+
+    def _result(self, need: Work, complete: Callable[[Completion], None]) -> Any:
+        workload = self.setup.workload
+        if isinstance(need, Extend):
+            need.progress.connect(lambda state: complete(Reported(need, state)))
+            return workload.extend(need.state, need.hits, need.progress)
+        if isinstance(need, Ask):
+            return formed(workload, self.setup.retriever, need.state)
+        if isinstance(need, Guess):
+            return self.guesses.guess(need.query)
+        assert isinstance(need, Start)
+        return self.begun(workload.start(need.request))
+
+    def begun(self, state: Any) -> Any:
+        """Note the first state."""
+        self._state = state
+        return state
+
+
+def completions(need: Work, results: list[Any], started_s: float, ended_s: float) -> list[Done]:
+    """Turn the results of a piece of work into its completions."""
+    return [
+        Done(need, None, result, index, started_s, ended_s)
+        if isinstance(result, Exception)
+        else Done(need, result, None, index, started_s, ended_s)
+        for index, result in enumerate(results)
+    ]
+
+
+def as_request(request: Request | str) -> Request:
+    """Take a prompt for a request with default settings."""
+    return Request(prompt=request) if isinstance(request, str) else request

@@ -1,0 +1,341 @@
+"""The speculative loop: the paper's algorithm as one generator without I/O.
+
+It yields what has to be started now and is sent one completion at a time, in
+whatever order they finish. Threads, asyncio and a virtual clock drive the same
+text; what it computes is what `plain()` computes.
+"""
+
+from collections.abc import Generator, Hashable
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.chain import Chain
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.needs import (
+    Ask,
+    Cancel,
+    Completion,
+    Done,
+    Extend,
+    Found,
+    Guess,
+    Need,
+    Release,
+    Reported,
+    Search,
+    Start,
+)
+from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.records import Answer, Query, Request
+from ralmspec_plugins.schedule import Policy, View
+from ralmspec_plugins.speculation.guesses import Guesses
+from ralmspec_plugins.steps import Failure, Step
+
+MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
+
+Flow: TypeAlias = Generator[list[Need], Completion, Answer]
+
+
+def speculate(
+    workload: Workload[Any],
+    request: Request,
+    retriever: Retriever,
+    guesses: Guesses,
+    policy: Policy | None,
+) -> Flow:
+    """Answer a request as `plain()` does, with guesses ahead of the searches.
+
+    Args:
+        workload: When to ask, what to ask, what the hits do.
+        request: What is to be answered.
+        retriever: Encodes queries where that is done inside the loop; searches are needs.
+        guesses: What is known already, and what guesses the rest.
+        policy: How far to run ahead; `None` runs nothing ahead and remembers nothing.
+
+    Yields:
+        The needs and notices to carry out now; it is sent one completion at a time.
+
+    Returns:
+        The answer.
+
+    Raises:
+        Exception: What the plain loop would have raised.
+    """
+    loop = _Loop(workload, retriever, guesses, policy)
+    loop.chain.start(Start(request))
+    loop.begin((yield loop.outgoing()))
+    while True:
+        loop.advance()
+        if loop.chain.complete:
+            return loop.chain.answer()
+        loop.take((yield loop.outgoing()))
+
+
+def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:
+    """Form and encode the next query of a state; `None` when the answer is complete."""
+    query = workload.query(state)
+    return retriever.encode(query) if isinstance(query, str) else query
+
+
+class _Loop:
+    """Drives the chain of one request: takes completions in, plans, searches."""
+
+    def __init__(
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        guesses: Guesses,
+        policy: Policy | None,
+    ) -> None:
+        self.chain = Chain(workload, policy)
+        self.workload = workload
+        self.retriever = retriever
+        self.guesses = guesses
+        self.policy = policy
+        self.inline_ask = workload.inline_query and getattr(retriever, "inline_encode", False)
+        self.draining = False  # waiting for all that is in flight, to run a step alone
+        self.alone: Step | None = None  # the step that is run alone
+
+    def outgoing(self) -> list[Need]:
+        chain = self.chain
+        assert chain.out or chain.in_flight, "the loop waits for nothing"
+        out, chain.out = chain.out, []
+        return out
+
+    def begin(self, done: Completion) -> None:
+        """Take in the first state."""
+        assert isinstance(done, Done)
+        self.chain.in_flight.complete(done.need, 0)
+        self.chain.account.done(done)
+        if done.error is not None:
+            raise done.error
+        self.chain.root = done.value
+
+    def advance(self) -> None:
+        """Confirm, plan and search until nothing more follows from what is known."""
+        moved = True
+        while moved and not self.chain.complete:
+            self.chain.confirm()
+            moved = not self._rescue() and (self._plan() | self._search())
+
+    # Completions
+
+    def take(self, completion: Completion) -> None:
+        """Take in one completion."""
+        if isinstance(completion, Reported):
+            step = self._writing(completion.need)
+            if step is not None:
+                step.partial = completion.state
+        elif isinstance(completion.need, Search):
+            self._take_search(completion, completion.need)
+        else:
+            self._take_work(completion)
+
+    def _writing(self, need: object) -> Step | None:
+        """Give the step that this work is for, unless that was dropped since."""
+        writer = self.chain.writer
+        return writer[1] if writer is not None and writer[0] is need else None
+
+    def _take_search(self, done: Done, search: Search) -> None:
+        query = search.queries[done.index]
+        alone = len(search.queries) == 1 and self.chain.in_flight.alone(search)
+        last = self.chain.in_flight.complete(search, done.index)
+        if last:
+            self.chain.account.done(done)
+        if isinstance(done.error, Cancelled):
+            return
+        if done.error is None and self.policy is not None:
+            self.guesses.learn(query, done.value)
+            if last:
+                self.policy.searched(len(search.queries), done.ended_s - done.started_s)
+        for step in self.chain.steps:
+            if step.query is None or step.query.key != query.key or step.truth is not None:
+                continue
+            if done.error is None:
+                found: Found = done.value
+                step.truth = found.hits
+            else:
+                step.search_failure = Failure(done.error, alone and step is self.chain.steps[0])
+
+    def _take_work(self, done: Done) -> None:
+        """Take in what asking, guessing or writing came to."""
+        chain, step = self.chain, self._writing(done.need)
+        alone = chain.in_flight.alone(done.need) and bool(chain.steps) and step is chain.steps[0]
+        chain.in_flight.complete(done.need, 0)
+        span = chain.account.done(done)
+        if chain.writer is not None and chain.writer[0] is done.need:
+            chain.writer = None
+        if step is None:
+            chain.account.drop(span)
+            if isinstance(done.need, Extend) and done.error is None:
+                chain.dropped.keep_segment(done.need.state, done.need.hits, done.value, span)
+            return
+        step.cost_s += done.ended_s - done.started_s
+        if isinstance(done.need, Guess):
+            step.guess = None if done.error is not None else done.value
+        elif done.error is not None:
+            step.failure = Failure(done.error, alone)
+        elif isinstance(done.need, Ask):
+            step.asked, step.query = True, done.value
+        else:
+            step.written, step.after, step.partial, step.span = True, done.value, None, span
+            if self.policy is not None:
+                self.policy.wrote(step.cost_s)
+
+    # Failures
+
+    def _rescue(self) -> bool:
+        """Raise a confirmed failure, or run it once more alone; say whether that must wait.
+
+        Work that failed while something else was running may have failed because of
+        it (a rate limit, memory, a time-out), so the plain loop might not have failed.
+        """
+        if self.draining:
+            return not self._drained()
+        failure = self._confirmed_failure()
+        if failure is None:
+            return False
+        if failure.alone:
+            raise failure.error
+        self.chain.drop(1)
+        self.chain.reset(self.chain.steps[0])
+        self.chain.out.extend(Cancel(need) for need in self.chain.in_flight)
+        self.draining = True
+        return not self._drained()
+
+    def _drained(self) -> bool:
+        chain = self.chain
+        if chain.in_flight:
+            return False
+        self.draining = False
+        self.alone = chain.steps[0]
+        chain.account.retries += 1
+        chain.dropped.forget()
+        chain.out.append(Release(chain.root))
+        return True
+
+    def _confirmed_failure(self) -> Failure | None:
+        """Give the failure of the first step, if the plain loop would have come to it."""
+        if not self.chain.steps:
+            return None
+        head = self.chain.steps[0]
+        if head.truth is None and head.search_failure is not None:
+            return head.search_failure
+        return head.failure if head.verified or not head.asked else None
+
+    @property
+    def _plainly(self) -> bool:
+        """Whether nothing may run ahead now."""
+        if self.policy is None or self.chain.account.retries >= MOST_RETRIES:
+            return True
+        return self.alone is not None and self.alone in self.chain.steps
+
+    # Asking, guessing, writing
+
+    def _plan(self) -> bool:
+        """Take the end of the chain as far as it goes; say whether it moved."""
+        chain, moved = self.chain, False
+        while chain.writer is None:
+            if not chain.steps or chain.steps[-1].written:
+                if chain.steps and self._plainly:
+                    break
+                chain.steps.append(Step(chain.steps[-1].after if chain.steps else chain.root))
+            step = chain.steps[-1]
+            if step.failure is not None or step.ends or not self._further(step):
+                break
+            moved = True
+        return moved
+
+    def _further(self, step: Step) -> bool:
+        """Take the last step one stage on; say whether it moved."""
+        if not step.asked:
+            self._ask(step)
+        elif step.used is not None:
+            self._extend(step)
+        else:
+            return self._choose(step)
+        return True
+
+    def _ask(self, step: Step) -> None:
+        step.asked, step.query = self.chain.dropped.query(step.before)
+        if step.asked:
+            return
+        if not self.inline_ask:
+            self.chain.write(Ask(step.before), step)
+            return
+        try:
+            step.query = formed(self.workload, self.retriever, step.before)
+            step.asked = True
+        except Exception as error:  # counts only if the step is confirmed
+            confirmed = step is self.chain.steps[0] and not self.chain.in_flight
+            step.failure = Failure(error, confirmed)
+
+    def _choose(self, step: Step) -> bool:
+        """Find the hits to write with: the truth if it is known, else a guess."""
+        assert step.query is not None
+        if self.policy is None or self._plainly:
+            return False
+        if step.truth is None:
+            step.truth = self.guesses.known(step.query)
+            if step.truth is not None:
+                self.chain.account.remembered += 1
+                step.used, step.verified = self.chain.visible(step.truth), True
+                return True
+        if not step.guessed:
+            step.guessed = True
+            if not self.guesses.inline:
+                self.chain.write(Guess(step.query), step)
+                return True
+            step.guess = self.guesses.guess(step.query)
+        if step.guess is None or not self.policy.may_write(self._view(stalled=False)):
+            return False
+        step.used = self.chain.visible(step.guess)
+        return True
+
+    def _extend(self, step: Step) -> None:
+        assert step.used is not None
+        known = self.chain.dropped.segment(step.before, step.used)
+        if known is None:
+            self.chain.write(Extend(step.before, step.used, ahead=not step.verified), step)
+            return
+        step.after, step.span = known
+        step.written = True
+        self.chain.account.take_back(step.span)
+
+    # Searching
+
+    def _search(self) -> bool:
+        """Send out pending queries as the policy says; say whether any went."""
+        pending = list(self._pending())
+        if not pending:
+            return False
+        if self.policy is None or self._plainly:
+            sizes = [] if self.chain.in_flight else [1]
+        else:
+            sizes = self.policy.batches(self._view(stalled=self.chain.writer is None))
+        for size in sizes:
+            batch, pending = tuple(pending[:size]), pending[size:]
+            self.chain.account.batches.append(len(batch))
+            self.chain.start(Search(batch))
+        return bool(sizes)
+
+    def _pending(self) -> dict[Query, None]:
+        """Give the queries that have to go out, each once, in the order of the steps."""
+        searching: dict[Hashable, Search] = self.chain.in_flight.searching
+        return {
+            step.query: None
+            for step in self.chain.steps
+            if step.query is not None
+            and step.truth is None
+            and step.search_failure is None
+            and step.query.key not in searching
+        }
+
+    def _view(self, *, stalled: bool) -> View:
+        in_flight = self.chain.in_flight
+        return View(
+            pending=len(self._pending()),
+            searching=in_flight.searches,
+            in_flight=len(in_flight.searching),
+            ahead=sum(step.ahead for step in self.chain.steps),
+            stalled=stalled,
+        )

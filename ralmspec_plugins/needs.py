@@ -1,0 +1,118 @@
+"""What the loop asks its engine for, and what the engine reports back.
+
+`Start`, `Ask`, `Guess`, `Search` and `Extend` are work: each is completed by one
+`Done` (a `Search` by one for each of its queries), in any order. The others are
+notices and need no completion.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.records import Hits, Query, Request, Retrieved
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Turn the request into the first state."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """Form and encode the next query of a state, or find that the answer is complete."""
+
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guess:
+    """Ask the speculators that are too slow to be asked inside the loop."""
+
+    query: Query
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """Search these queries in one round trip."""
+
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extend:
+    """Write the next segment."""
+
+    state: Any
+    hits: Hits
+    ahead: bool = False  # no search has confirmed these hits yet
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cancel:
+    """Stop this work if it can be stopped; it must still be completed, as cancelled or as done."""
+
+    need: "Work"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Release:
+    """Free the memory kept for this request's states, now: `workload.release(state)`."""
+
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """This step is part of the answer."""
+
+    retrieved: Retrieved
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """The text from the beginning that nothing can change any more."""
+
+    text: str
+
+
+Work: TypeAlias = Start | Ask | Guess | Search | Extend
+Notice: TypeAlias = Cancel | Release | Commit | Settled
+Need: TypeAlias = Work | Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One query's result: the hits that are verified against, and those prefetched with them."""
+
+    hits: Hits
+    wide: Hits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """A piece of work, or one query of a search, has been completed.
+
+    Times are seconds on the engine's clock since the request began.
+    """
+
+    need: Work
+    value: Any = None
+    error: Exception | None = None
+    index: int = 0  # which of a search's queries
+    started_s: float = 0.0
+    ended_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reported:
+    """An unfinished segment: what an `Extend` has written so far."""
+
+    need: Extend
+    state: Any
+
+
+Completion: TypeAlias = Done | Reported

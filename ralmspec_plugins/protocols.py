@@ -1,0 +1,247 @@
+"""The seams: what a workload, a retriever, a speculator, a schedule and a model must offer.
+
+They are protocols, not base classes: anything with these methods fits.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.records import Hit, Hits, Passage, Query, Request
+
+StateT = TypeVar("StateT")
+
+
+class Progress:
+    """The line between a segment being written and whoever waits for it.
+
+    A model calls `check()` between tokens and so stops when its segment is no
+    longer needed, and `report(state)` with what it has so far, so that a
+    segment whose passages are verified can be streamed before it is whole.
+    Neither is an obligation: a segment that reports nothing is streamed when
+    it is finished.
+    """
+
+    def __init__(self, report: Callable[[Any], None] | None = None) -> None:
+        """Send reports to `report`, or nowhere."""
+        self._report = report
+        self._cancelled = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the segment is no longer needed."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ask the writer to stop at its next check (safe from any thread)."""
+        self._cancelled = True
+
+    def connect(self, report: Callable[[Any], None]) -> None:
+        """Send reports to `report` from now on."""
+        self._report = report
+
+    def check(self) -> None:
+        """Raise `Cancelled` when the segment is no longer needed."""
+        if self._cancelled:
+            raise Cancelled("this segment is no longer needed")
+
+    def report(self, state: Any) -> None:
+        """Hand on the unfinished segment."""
+        if self._report is not None and not self._cancelled:
+            self._report(state)
+
+
+class Workload(Protocol[StateT]):
+    """When to ask, what to ask, and what the hits do to the state.
+
+    A state is immutable and holds what later work and the final text can
+    depend on. Sources, scores and statistics are no part of it: the loop keeps
+    them (docs/decisions/0001).
+
+    `inline_query`: `query()` is pure and costs microseconds, and may be called
+    from the loop itself instead of from a worker.
+    `reads_scores`: `extend()` looks at the scores of its hits; where it does
+    not, it is handed hits without them, and scores need not agree.
+    """
+
+    inline_query: bool
+    reads_scores: bool
+
+    def start(self, request: Request) -> StateT:
+        """Turn a request into the first state."""
+        ...
+
+    def query(self, state: StateT) -> str | Query | None:
+        """Say what to ask next, or `None` when the answer is complete.
+
+        A text is encoded by the retriever; a `Query` is searched as it is.
+        """
+        ...
+
+    def extend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
+        """Write the next segment from a state and its hits.
+
+        Raises:
+            Cancelled: `progress` was cancelled while writing.
+        """
+        ...
+
+    def text(self, state: StateT) -> str:
+        """Give the whole text of a state."""
+        ...
+
+    def settled(self, state: StateT) -> str:
+        """Give the part of the text that nothing later can change, if this state is true."""
+        ...
+
+    def query_key(self, state: StateT) -> Hashable | None:
+        """Hold everything that `query(state)` can depend on; `None` if that cannot be said.
+
+        Equal keys promise equal queries, so a dropped step's query is taken back.
+        """
+        ...
+
+    def extend_key(self, state: StateT, hits: Hits) -> Hashable | None:
+        """Hold everything that `extend(state, hits)` can depend on, to the last bit.
+
+        That takes in the model's key-value cache: the same tokens under another
+        cache history differ in the last bits. Equal keys promise states that are
+        interchangeable for all later work, so a dropped segment is taken back.
+        """
+        ...
+
+    def release(self, state: StateT) -> None:
+        """Free what is kept in memory for this request's states; all of it can be rebuilt."""
+        ...
+
+
+class Retriever(Protocol):
+    """Answers a query the same way throughout a request, and without side effects.
+
+    `signature` names everything its answers depend on (store, collection, k,
+    filter, user, embedder): memos and pools are partitioned by it.
+    """
+
+    signature: Hashable
+
+    def encode(self, text: str) -> Query:
+        """Form the query of a text: its encoding is made here, once, alone in its pass."""
+        ...
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best passages of each query, best first.
+
+        A query's result does not depend on what else is in the batch.
+        """
+        ...
+
+
+@runtime_checkable
+class WideRetriever(Retriever, Protocol):
+    """A retriever that can be searched wider than its own k.
+
+    Only where a wider search starts with exactly the hits of the plain one (an
+    exact ranking): then one search serves to verify and to prefetch.
+    """
+
+    k: int
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query; the first k are those of `search`."""
+        ...
+
+
+class PassageTable(Protocol):
+    """Ranks the passages of a pool with the retriever's own metric and tie rule."""
+
+    def put(self, slot: int, hit: Hit) -> None:
+        """Remember a passage under a slot number, over whatever was there."""
+        ...
+
+    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Give the best k of these slots with their scores, best first, ties by passage id."""
+        ...
+
+
+@runtime_checkable
+class PoolableRetriever(Retriever, Protocol):
+    """A retriever whose metric a pool can apply to single passages."""
+
+    k: int
+
+    def table(self, capacity: int) -> PassageTable:
+        """Make an empty table for a pool of this capacity."""
+        ...
+
+
+class Speculator(Protocol):
+    """Guesses what a search will return. Thread-safe where it is shared.
+
+    `inline`: `guess` costs microseconds and may be called from the loop itself.
+    """
+
+    inline: bool
+
+    def guess(self, query: Query) -> Hits | None:
+        """Give the hits that the real search is expected to return, or `None`."""
+        ...
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """Take in the hits of a real search, prefetched ones included."""
+        ...
+
+
+class LanguageModel(Protocol[StateT]):
+    """Continues a text with passages in front of it, a few tokens at a time.
+
+    Its state is the draft so far: immutable, tokens rather than text, and with
+    what the compute schedule of DESIGN 6 needs (which passages the key-value
+    cache stands on, and at which length it was last prefilled).
+    """
+
+    def begin(self, request: Request) -> StateT:
+        """Tokenise the prompt."""
+        ...
+
+    def write(
+        self, draft: StateT, passages: Sequence[Passage], tokens: int, progress: Progress
+    ) -> StateT:
+        """Continue a draft by at most this many tokens, these passages in front.
+
+        Raises:
+            ContextOverflowError: passages, prompt and text exceed the context.
+            Cancelled: `progress` was cancelled while writing.
+        """
+        ...
+
+    def finished(self, draft: StateT) -> bool:
+        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        ...
+
+    def tail(self, draft: StateT, tokens: int) -> str:
+        """Give the last tokens of prompt and text, as text."""
+        ...
+
+    def text(self, draft: StateT) -> str:
+        """Give what was written, without the prompt, cut before a stop string."""
+        ...
+
+    def settled(self, draft: StateT) -> str:
+        """Give the part of `text` that no later token can change.
+
+        Held back are what may turn out to be the start of a stop string, and
+        incomplete characters.
+        """
+        ...
+
+    def text_key(self, draft: StateT) -> Hashable:
+        """Hold what `tail` depends on: prompt and tokens, not the cache's history."""
+        ...
+
+    def write_key(self, draft: StateT, passages: Sequence[Passage], tokens: int) -> Hashable:
+        """Hold all that `write` depends on, to the last bit (DESIGN 6)."""
+        ...
+
+    def release(self, draft: StateT) -> None:
+        """Free the caches kept for this draft's request."""
+        ...

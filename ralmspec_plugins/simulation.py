@@ -1,0 +1,136 @@
+"""The engine in virtual time: the same loop, given latencies, deterministic."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.job import Job, Setup, as_request
+from ralmspec_plugins.needs import (
+    Ask,
+    Cancel,
+    Commit,
+    Completion,
+    Done,
+    Extend,
+    Guess,
+    Need,
+    Release,
+    Search,
+    Start,
+    Work,
+)
+from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.records import Answer, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """How long each kind of work takes, in seconds of virtual time."""
+
+    extend_s: float = 1.0
+    search_s: Callable[[int], float] = lambda queries: 1.0  # b(n), by the size of the batch
+    ask_s: float = 0.0
+    guess_s: float = 0.0
+
+    def of(self, need: Work) -> float:
+        """Give the duration of one piece of work."""
+        if isinstance(need, Search):
+            return self.search_s(len(need.queries))
+        if isinstance(need, Extend):
+            return self.extend_s
+        if isinstance(need, Ask):
+            return self.ask_s
+        return self.guess_s if isinstance(need, Guess) else 0.0
+
+
+class Simulation:
+    """Answers requests in virtual time: real results, given durations.
+
+    Searches run side by side as the schedule sends them, the model writes one
+    segment at a time, and a segment that is cancelled stops at once. Times in the
+    answer's statistics are simulated.
+    """
+
+    def __init__(
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        latencies: Latencies,
+        settings: Settings | None = None,
+    ) -> None:
+        """Put a workload in front of a retriever, both real, with these latencies."""
+        self._setup = Setup(workload, retriever, settings)
+        self._latencies = latencies
+
+    def run(self, request: Request | str) -> Answer:
+        """Answer a request.
+
+        Raises:
+            Exception: What the plain loop would have raised.
+        """
+        job = Job(self._setup, as_request(request))
+        clock = _VirtualTime(job, self._latencies)
+        try:
+            needs = next(job.flow)
+            while True:
+                for need in needs:
+                    clock.see_to(need)
+                needs = job.flow.send(clock.next_completion())
+        except StopIteration as stop:
+            answer: Answer = stop.value
+            return answer
+        finally:
+            job.close()
+
+
+class _VirtualTime:
+    """The work that is out, by the virtual time at which it will be done."""
+
+    def __init__(self, job: Job, latencies: Latencies) -> None:
+        self._job = job
+        self._latencies = latencies
+        self._now_s = 0.0
+        self._due: list[tuple[float, int, Done]] = []
+        self._order = itertools.count()
+
+    def see_to(self, need: Need) -> None:
+        if isinstance(need, Commit | Release):
+            self._job.note(need)
+        elif isinstance(need, Cancel):
+            self._cancel(need.need)
+        elif isinstance(need, Start | Ask | Guess | Search | Extend):
+            self._start(need)
+
+    def _start(self, need: Work) -> None:
+        """Do the work now; it is completed when its time has passed."""
+        handed_in: list[Completion] = []
+        self._job.carry_out(need, lambda: self._now_s, handed_in.append)
+        ends_s = self._now_s + self._latencies.of(need)
+        for done in handed_in:
+            if isinstance(done, Done):  # reports are passed over: a segment is one moment here
+                self._push(ends_s, replace(done, ended_s=ends_s))
+
+    def _push(self, due_s: float, done: Done) -> None:
+        heapq.heappush(self._due, (due_s, next(self._order), done))
+
+    def _cancel(self, need: Work) -> None:
+        """Complete as cancelled, now, what would be completed later."""
+        due, self._due = self._due, []
+        for due_s, order, done in due:
+            if done.need is need:
+                stopped = replace(done, value=None, error=_CANCELLED, ended_s=self._now_s)
+                self._push(self._now_s, stopped)
+            else:
+                heapq.heappush(self._due, (due_s, order, done))
+
+    def next_completion(self) -> Done:
+        """Go on to the next moment at which something is completed."""
+        self._now_s, _, done = heapq.heappop(self._due)
+        return done
+
+
+_CANCELLED = Cancelled("this work is no longer needed")

@@ -1,0 +1,74 @@
+"""What a request knows already, and who guesses the rest: memo, then speculators in order."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from ralmspec_plugins.needs import Found
+from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.records import Hits, Query
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.speculation.memo import Memo
+
+_log = logging.getLogger(__name__)
+
+
+class Guesses:
+    """The memo and the speculators of one request, asked in this order.
+
+    What was really found for a query is known exactly: for the length of the
+    request always, and longer where a shared memo is given. An error inside a
+    speculator means no guess.
+    """
+
+    def __init__(
+        self,
+        speculators: Sequence[Speculator] = (),
+        *,
+        memo: "Memo | None" = None,
+        signature: Hashable = None,
+    ) -> None:
+        """Ask these speculators, the first that answers counts."""
+        self._speculators = tuple(speculators)
+        self._memo = memo
+        self._signature = signature
+        self._complained = False
+        self._found: dict[Hashable, Hits] = {}
+        self.inline = all(speculator.inline for speculator in self._speculators)
+
+    def known(self, query: Query) -> Hits | None:
+        """Give the real hits of a query that was searched before."""
+        hits = self._found.get(query.key)
+        if hits is None and self._memo is not None:
+            hits = self._memo.known(self._signature, query)
+        return hits
+
+    def guess(self, query: Query) -> Hits | None:
+        """Give the first guess that a speculator has."""
+        for speculator in self._speculators:
+            try:
+                hits = speculator.guess(query)
+            except Exception:  # noqa: BLE001 an error here means no guess, whatever it is
+                self._complain(speculator)
+                continue
+            if hits is not None:
+                return hits
+        return None
+
+    def learn(self, query: Query, found: Found) -> None:
+        """Take in what a search found, whether its step is still there or not."""
+        self._found[query.key] = found.hits
+        if self._memo is not None:
+            self._memo.learn(self._signature, query, found.hits)
+        for speculator in self._speculators:
+            try:
+                speculator.learn(query, found.wide)
+            except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
+                self._complain(speculator)
+
+    def _complain(self, speculator: Speculator) -> None:
+        """Log a speculator's error, once for each request."""
+        if not self._complained:
+            _log.warning("%r failed; its guesses are passed over", speculator, exc_info=True)
+        self._complained = True

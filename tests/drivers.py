@@ -1,0 +1,181 @@
+"""Drives the loop by hand: any completion order, cancellations that come late, failures of haste."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.job import Job, Setup
+from ralmspec_plugins.needs import (
+    Cancel,
+    Commit,
+    Completion,
+    Done,
+    Extend,
+    Need,
+    Release,
+    Reported,
+    Search,
+    Settled,
+    Work,
+)
+from ralmspec_plugins.plain import plain
+from ralmspec_plugins.records import Answer, Retrieved
+from tests.worlds import World, WorldError, WorldState
+
+
+class HasteError(Exception):
+    """A failure that happens only because something else runs at the same time."""
+
+
+@dataclass
+class Outcome:
+    """What a run came to: an answer or an error, and what was seen on the way."""
+
+    text: str | None = None
+    state: WorldState | None = None
+    retrieved: tuple[tuple[str, Any], ...] = ()
+    error: str | None = None
+
+    @classmethod
+    def of(cls, answer: Answer) -> "Outcome":
+        return cls(answer.text, answer.state, records(answer.retrieved))
+
+    @classmethod
+    def failed(cls, error: Exception) -> "Outcome":
+        return cls(error=repr(error))
+
+
+@dataclass
+class Seen:
+    """What happened on the way, for the counts and for the stream."""
+
+    streamed: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    changed_text: bool = False  # a wrong guess whose segment differs from the right one
+    answer: Answer | None = None
+
+
+def records(retrieved: tuple[Retrieved, ...]) -> tuple[tuple[str, Any], ...]:
+    """Give the record with all that a hit holds: passages and scores."""
+    return tuple((step.query.text, step.hits) for step in retrieved)
+
+
+def plainly(world: World) -> Outcome:
+    """Answer with the plain loop."""
+    try:
+        return Outcome.of(plain(world.workload, world.request, world.retriever))
+    except WorldError as error:
+        return Outcome.failed(error)
+
+
+def drive(
+    world: World, settings: Settings, seed: int, *, haste: float = 0.0
+) -> tuple[Outcome, Seen]:
+    """Answer with the loop, completing what is out in an order that the seed decides.
+
+    Args:
+        world: What to answer, over what.
+        settings: How to speculate.
+        seed: Decides the order, which cancellations come too late, and the haste.
+        haste: Share of work beside other work that fails for that reason alone.
+    """
+    setup = Setup(world.workload, world.retriever, settings)
+    run = _Run(Job(setup, world.request), world, random.Random(seed), haste)
+    try:
+        return Outcome.of(run.answer()), run.seen
+    except WorldError as error:
+        return Outcome.failed(error), run.seen
+    finally:
+        run.job.close()
+
+
+class _Run:
+    def __init__(self, job: Job, world: World, dice: random.Random, haste: float) -> None:
+        self.job = job
+        self.world = world
+        self.dice = dice
+        self.haste = haste
+        self.out: list[Done | Reported] = []
+        self.seen = Seen()
+        self.now_s = 0.0
+
+    def answer(self) -> Answer:
+        needs = next(self.job.flow)
+        while True:
+            for need in needs:
+                self.see_to(need)
+            assert self.out, "the loop waits for nothing"
+            try:
+                needs = self.job.flow.send(self.pick())
+            except StopIteration as stop:
+                answer: Answer = stop.value
+                self.seen.answer = answer
+                return answer
+
+    def see_to(self, need: Need) -> None:
+        if isinstance(need, Settled):
+            self.seen.streamed.append(need.text)
+        elif isinstance(need, Cancel):
+            if self.dice.random() < 0.5:
+                self.out = [self._stopped(one, need.need) for one in self.out]
+        elif isinstance(need, Commit | Release):
+            self.job.note(need)
+        else:
+            self._start(need)
+
+    def _start(self, need: Work) -> None:
+        """Work it out now; it is handed in when the dice say so."""
+        busy = any(isinstance(one, Done) for one in self.out)
+        self.job.carry_out(need, self.clock, self.out.append)
+        if busy and self.dice.random() < self.haste:
+            self.out = [self._hasty(one, need) for one in self.out]
+        if isinstance(need, Extend):
+            self._look(need)
+
+    def clock(self) -> float:
+        """Let some time pass at each look, so that searches and segments take differently long."""
+        self.now_s += self.dice.choice([0.0, 1.0, 1.0, 30.0])
+        return self.now_s
+
+    def _look(self, need: Extend) -> None:
+        """See whether this segment was written on a wrong guess that changed its text."""
+        workload = self.job.setup.workload
+        try:
+            query = workload.query(need.state)
+            truth = self.job.setup.retriever.search([self.job.setup.retriever.encode(query)])[0]
+            if not self.world.reads_scores:
+                truth = tuple(hit.unscored() for hit in truth)
+            if truth == need.hits:
+                return
+            fresh = type(need.progress)()
+            right = workload.extend(need.state, truth, fresh)
+            wrong = workload.extend(need.state, need.hits, fresh)
+        except WorldError:
+            return
+        self.seen.changed_text |= right.text != wrong.text
+
+    @staticmethod
+    def _stopped(one: Completion, need: Work) -> Completion:
+        if isinstance(one, Done) and one.need is need:
+            return Done(need, None, Cancelled("stopped"), one.index)
+        return one
+
+    @staticmethod
+    def _hasty(one: Completion, need: Work) -> Completion:
+        if isinstance(one, Done) and one.need is need:
+            return Done(need, None, HasteError("too much at once"), one.index)
+        return one
+
+    def pick(self) -> Completion:
+        """Complete one of the things that are out; an extend's reports come in their order."""
+        first: dict[Any, int] = {}
+        for place, one in enumerate(self.out):
+            key = (id(one.need), one.index) if isinstance(one.need, Search) else id(one.need)
+            first.setdefault(key, place)
+        completion = self.out.pop(self.dice.choice(list(first.values())))
+        if isinstance(completion, Done) and completion.error is not None:
+            if not isinstance(completion.error, Cancelled):
+                self.seen.errors.append(repr(completion.error))
+        return completion

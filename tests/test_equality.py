@@ -1,0 +1,98 @@
+"""The promise: speculation never changes the answer."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.speculation.memo import Memo
+from ralmspec_plugins.speculation.pool import PassagePool
+from tests.drivers import Outcome, Seen, drive, plainly
+from tests.worlds import Oracle, World, worlds
+
+WORLDS = 2000
+
+
+def random_schedule(dice: random.Random) -> Schedule:
+    """Throw the dice for a schedule."""
+    kind = dice.choice(("fixed", "fixed", "optimal", *["continuous"] * 4))
+    if kind == "fixed":
+        return FixedStride(stride=dice.choice((1, 2, 3, 3, 5, 5, 8, 8)), overlap=dice.random() < 0.5)
+    if kind == "optimal":
+        return OptimalStride(overlap=dice.random() < 0.5, max_stride=dice.choice((1, 3, 16, 16)))
+    return Continuous(window=dice.choice((1, 2, 5, *[64] * 3)), lanes=dice.choice((1, 1, 2, 7)))
+
+
+def random_settings(world: World, dice: random.Random) -> Settings:
+    """Throw the dice for settings: a pool of any size, an oracle that is often wrong, a memo."""
+    eviction = dice.choice(("lru", "lfu", "fifo"))
+    pool = PassagePool(world.retriever, capacity=dice.randint(1, 12), eviction=eviction)
+    oracle = Oracle(world, dice.choice((0.2, 0.4, 0.5, 0.8)), inline=dice.random() < 0.5)
+    speculators = (*[(oracle,)] * 6, *[(oracle, pool)] * 3, (pool, oracle), None, ())
+    return Settings(
+        schedule=random_schedule(dice),
+        prefetch=dice.randint(1, 8),
+        capacity=dice.randint(1, 12),
+        eviction=eviction,
+        speculators=dice.choice(speculators),
+        memo=dice.choice((None, None, Memo())),
+        speculate=dice.random() < 0.97,
+    )
+
+
+class Tally:
+    """Counts what the drawn worlds really contained."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, expected: Outcome, seen: Seen) -> None:
+        self.counts["worlds"] += 1
+        self.counts["wrong guess changed the text"] += seen.changed_text
+        self.counts["error on a dropped branch"] += any(
+            error != expected.error for error in seen.errors if error.startswith("WorldError")
+        )
+        self.counts["error on a true branch"] += expected.error is not None
+
+    def share(self, what: str) -> float:
+        return self.counts[what] / self.counts["worlds"]
+
+
+def check_stream(seen: Seen, text: str | None) -> None:
+    """Each piece of the stream extends the former one, and is a prefix of the final text."""
+    for former, latter in zip(seen.streamed, seen.streamed[1:], strict=False):
+        assert latter.startswith(former)
+        assert former != latter
+    if text is not None:
+        assert text.startswith(seen.streamed[-1] if seen.streamed else "")
+
+
+def test_speculation_never_changes_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever runs ahead, and in whatever order it finishes, the answer is the plain one."""
+    tally = Tally()
+
+    @settings(
+        max_examples=WORLDS, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(world=worlds, order=st.integers(0, 2**63))
+    def speculative_equals_plain(world: World, order: int) -> None:
+        dice = random.Random(order)
+        setting = random_settings(world, dice)
+        expected = plainly(world)
+        actual, seen = drive(world, setting, order, haste=dice.choice((0.0, 0.0, 0.1, 0.5)))
+
+        assert expected == actual
+        check_stream(seen, expected.text)
+        tally.add(expected, seen)
+
+    speculative_equals_plain()
+    with capsys.disabled():
+        print(f"\n{dict(tally.counts)}")
+    assert tally.counts["worlds"] >= WORLDS
+    assert tally.share("wrong guess changed the text") >= 0.40
+    assert tally.share("error on a dropped branch") >= 0.20
+    assert tally.share("error on a true branch") >= 0.10
