@@ -105,11 +105,11 @@ class Bm25Retriever:
             raise InputError("no passage holds any word that the tokenizer keeps")
         engine = _bm25s().BM25(k1=chosen.k1, b=chosen.b, method="lucene")
         engine.index(words, show_progress=False)
-        matrix = ScoreMatrix.of_columns(engine.scores)
-        columns = len(matrix.starts) - 1  # bm25s numbers an empty word that has none
-        vocabulary = {
-            word: int(number) for word, number in engine.vocab_dict.items() if number < columns
-        }
+        columns = len(engine.scores["indptr"]) - 1  # bm25s numbers an empty word that has none
+        # bm25s numbers words by a set's order, which each process has its own.
+        known = sorted(word for word, number in engine.vocab_dict.items() if number < columns)
+        matrix = ScoreMatrix.of_columns(engine.scores, [engine.vocab_dict[w] for w in known])
+        vocabulary = {word: number for number, word in enumerate(known)}
         return cls(passages, matrix, vocabulary, chosen, k=k)
 
     def encode(self, text: str) -> Query:

@@ -137,7 +137,7 @@ def _at_least_one(recipe: Recipe) -> None:
 
 
 def _lists(wanted: int | None, size: int) -> int:
-    return wanted or max(1, min(4 * isqrt(size), size // _POINTS_PER_LIST))
+    return min(wanted or max(1, min(4 * isqrt(size), size // _POINTS_PER_LIST)), size)
 
 
 def _probing(index: Any, probes: int) -> Any:

@@ -41,13 +41,16 @@ class ScoreMatrix:
         return scores
 
     @classmethod
-    def of_columns(cls, scores: Mapping[str, Any]) -> Self:
-        """Take over a matrix in the usual three arrays, its columns put in row order."""
+    def of_columns(cls, scores: Mapping[str, Any], numbers: Sequence[int]) -> Self:
+        """Take over a matrix in the usual three arrays: these columns, each in row order."""
         starts = np.asarray(scores["indptr"], dtype=np.int64)
+        lengths = np.diff(starts)[list(numbers)]
+        places = np.empty(len(starts) - 1, dtype=np.int64)
+        places[list(numbers)] = np.arange(len(numbers))
         rows = np.asarray(scores["indices"], dtype=np.int32)
-        columns = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        order = np.lexsort((rows, columns))
-        return cls(np.asarray(scores["data"], dtype=np.float32)[order], rows[order], starts)
+        order = np.lexsort((rows, np.repeat(places, np.diff(starts))))
+        data = np.asarray(scores["data"], dtype=np.float32)
+        return cls(data[order], rows[order], np.concatenate([[0], np.cumsum(lengths)]))
 
     def fits(self, words: int, passages: int) -> bool:
         """Whether the arrays belong together and to so many words and passages."""

@@ -1,0 +1,197 @@
+"""What every retriever and every speculator must keep to, as tests to inherit.
+
+Public: subclass a contract in your own tests and say how yours is made.
+
+    class TestMine(RetrieverContract):
+        def make(self, passages, k):
+            return MyRetriever(passages, k=k)
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
+from ralmspec_plugins.records import Hits, Passage, Query
+from ralmspec_plugins.speculation.pool import PassagePool
+
+_WORDS = [f"{first}{last}" for first in ("kor", "mal", "tis", "ven") for last in "abcdefghijklmnop"]
+_THREADS = 8
+
+
+def invented_passages(count: int, seed: int = 0) -> list[Passage]:
+    """Make passages of invented words; every fifth has the text of another one."""
+    dice = random.Random(seed)  # noqa: S311 no secret
+    texts: list[str] = []
+    for number in range(count):
+        fresh = " ".join(dice.choices(_WORDS, k=20))
+        texts.append(dice.choice(texts) if number % 5 == 4 else fresh)
+    order = dice.sample(range(count), count)  # so that the order of ids is not that of rows
+    return [Passage(f"p{place:05d}", text) for place, text in zip(order, texts, strict=True)]
+
+
+def invented_queries(count: int, seed: int = 1) -> list[str]:
+    """Make queries of the same words."""
+    dice = random.Random(seed)  # noqa: S311 no secret
+    return [" ".join(dice.choices(_WORDS, k=6)) for _ in range(count)]
+
+
+def plain_hits(hits: Hits) -> list[tuple[str, float | None]]:
+    """Give ids and scores, for comparisons to the bit that are easy to read."""
+    return [(hit.passage.id, hit.score) for hit in hits]
+
+
+class RetrieverContract:
+    """Answers depend on the query alone: not on the batch, the rows' order, or the thread."""
+
+    exact = True  # whether the true best passages are promised, and not only good ones
+    passages: Sequence[Passage] = invented_passages(200)
+    texts: Sequence[str] = invented_queries(12)
+    empty_error: type[Exception] = ValueError
+
+    def make(self, passages: Sequence[Passage], k: int) -> Any:
+        """Make the retriever under test."""
+        raise NotImplementedError("say in make() how your retriever is made")
+
+    def made(self, k: int = 4) -> tuple[Retriever, list[Query]]:
+        """Make the retriever, and its queries."""
+        retriever = self.make(self.passages, k)
+        return retriever, [retriever.encode(text) for text in self.texts]
+
+    def test_a_batch_answers_as_single_searches_do(self) -> None:
+        """Single searches, one batch and any split of it agree bit for bit."""
+        retriever, queries = self.made()
+        singly = [retriever.search([query])[0] for query in queries]
+
+        for size in (2, 5, len(queries)):
+            parts = [queries[at : at + size] for at in range(0, len(queries), size)]
+            assert singly == [hits for part in parts for hits in retriever.search(part)]
+
+    def test_no_queries_no_answers(self) -> None:
+        """An empty batch is no error."""
+        retriever, _ = self.made()
+
+        assert retriever.search([]) == []
+
+    def test_hits_stand_best_first_and_ties_by_id(self) -> None:
+        """Scores fall, and equal scores stand in the order of passage ids."""
+        retriever, queries = self.made(k=50)
+        for hits in retriever.search(queries):
+            keys = [(-(hit.score or 0.0), hit.passage.id) for hit in hits]
+
+            assert sorted(keys) == keys
+            assert len(hits) == len({hit.passage.id for hit in hits})
+
+    def test_k_beyond_the_corpus_returns_all(self) -> None:
+        """A k larger than the knowledge base finds every passage once."""
+        few = self.passages[:3]
+        retriever = self.make(few, 10)
+        hits = retriever.search([retriever.encode(self.texts[0])])[0]
+
+        assert {passage.id for passage in few} == {hit.passage.id for hit in hits}
+
+    def test_an_empty_corpus_is_refused(self) -> None:
+        """A knowledge base without passages is an error where it is built."""
+        assert refused(lambda: self.make([], 1), self.empty_error)
+
+    def test_encoding_is_reproducible(self) -> None:
+        """The same text is found in the same way each time it is encoded."""
+        retriever, queries = self.made()
+        again = [retriever.encode(text) for text in self.texts]
+
+        assert retriever.search(queries) == retriever.search(again)
+
+    def test_the_signature_names_what_answers_depend_on(self) -> None:
+        """Another k, and other passages, are another signature; it can be a key."""
+        signature = self.make(self.passages, 2).signature
+        others = {
+            self.make(self.passages, 3).signature,
+            self.make(self.passages[:-1], 2).signature,
+        }
+
+        assert signature not in others
+        assert len(others) == 2
+
+    def test_the_order_of_rows_does_not_matter(self) -> None:
+        """An exact retriever built over the passages in reverse answers the same."""
+        if not self.exact:
+            return
+        retriever, queries = self.made()
+        turned = self.make(self.passages[::-1], 4)
+        expected = [plain_hits(hits) for hits in retriever.search(queries)]
+        again = [turned.encode(text) for text in self.texts]
+
+        assert expected == [plain_hits(hits) for hits in turned.search(again)]
+
+    def test_thousands_of_duplicates_come_in_order_of_id(self) -> None:
+        """Of 5,000 passages with one text, the k smallest ids are found."""
+        if not self.exact:
+            return
+        same = [Passage(f"d{number:05d}", self.texts[0]) for number in range(5000)]
+        random.Random(2).shuffle(same)  # noqa: S311 no secret
+        retriever = self.make([*self.passages, *same], 4)
+        hits = retriever.search([retriever.encode(self.texts[0])])[0]
+
+        assert [hit.passage.id for hit in hits] == ["d00000", "d00001", "d00002", "d00003"]
+        assert len({hit.score for hit in hits}) == 1
+
+    def test_a_wide_search_starts_with_the_plain_one(self) -> None:
+        """The first k of any width are the plain search's hits; approximate ones offer no width."""
+        retriever, queries = self.made()
+        plain = retriever.search(queries)
+        if not isinstance(retriever, WideRetriever):
+            return
+        assert self.exact
+        for width in (4, 5, 20, 1000):
+            wide = retriever.search_wide(queries, width)
+
+            assert plain == [hits[:4] for hits in wide]
+            assert {min(width, len(self.passages))} == {len(hits) for hits in wide}
+
+    def test_a_table_scores_as_a_search_does(self) -> None:
+        """Passages put into a table get a search's scores and order, to the bit."""
+        retriever, queries = self.made(k=30)
+        if not isinstance(retriever, PoolableRetriever):
+            return
+        for query, hits in zip(queries, retriever.search(queries), strict=True):
+            table = retriever.table(len(hits))
+            for slot, hit in enumerate(reversed(hits)):
+                table.put(slot, hit)
+            order = range(len(hits) - 1, -1, -1)
+            expected = [(slot, hit.score) for slot, hit in zip(order, hits, strict=True)]
+
+            assert expected == table.rank(query, range(len(hits)), len(hits))
+            assert expected[:3] == table.rank(query, list(order), 3)
+            assert expected[:1] == table.rank(query, range(len(hits)), 1)
+
+    def test_a_pool_that_holds_the_truth_guesses_it(self) -> None:
+        """A pool's guess equals the search wherever the true passages are in it."""
+        retriever, queries = self.made(k=2)
+        if not (self.exact and isinstance(retriever, PoolableRetriever)):
+            return
+        truths = retriever.search(queries)
+        pool = PassagePool(retriever, capacity=100)
+        for query, truth in zip(queries, truths, strict=True):
+            pool.learn(query, truth)
+            pool.check()
+
+        assert truths == [pool.guess(query) for query in queries]
+
+    def test_searches_from_many_threads_agree(self) -> None:
+        """Eight threads at once get what one gets alone."""
+        retriever, queries = self.made()
+        expected = retriever.search(queries)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = list(threads.map(lambda _: retriever.search(queries), range(2 * _THREADS)))
+
+        assert [expected] * len(found) == found
+
+
+def refused(call: Callable[[], object], error: type[Exception]) -> bool:
+    """Whether a call raises this error."""
+    try:
+        call()
+    except error:
+        return True
+    return False
