@@ -1,9 +1,11 @@
 """The state of a language model that is driven by tokens."""
 
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from ralmspec_plugins.lm.transcript import Transcript
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.transcript import Decode, Transcript, settled_length, stop_position
 from ralmspec_plugins.records import Passage
 
 Ending: TypeAlias = Literal["eos", "stop", "length"]
@@ -51,3 +53,46 @@ class Draft:
     def finished(self) -> bool:
         """Whether nothing can be written any more."""
         return self.ending is not None
+
+    @property
+    def text(self) -> str:
+        """What was written, without the prompt, cut before a stop string."""
+        return self.transcript.text + self.transcript.pending
+
+    @property
+    def settled(self) -> str:
+        """The part of `text` that no later token can change."""
+        text = self.transcript.text
+        return text if self.finished else text[: settled_length(text, self.origin.stop)]
+
+    def placed(self, passages: Sequence[Passage]) -> "Draft":
+        """Put passages in front: the same ones keep the cache, others have all prefilled anew."""
+        front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
+        if front == self.passages:
+            return self
+        return replace(self, passages=front, prefilled_at=len(self.tokens))
+
+    def allowed(self, tokens: int) -> int:
+        """Count how many of these tokens may still be written."""
+        if tokens < 1:
+            raise ConfigError(f"tokens must be at least 1, got {tokens}")
+        return min(tokens, self.origin.max_tokens - len(self.tokens))
+
+    def grown(self, token: int, eos: Container[int], decode: Decode) -> "Draft":
+        """Write one token, and see whether it ends the text."""
+        tokens = (*self.tokens, token)
+        transcript, ending = self.transcript, _ending(token, len(tokens), self.origin, eos)
+        if ending != "eos":
+            transcript = transcript.add(token, decode)
+        if ending is not None:
+            transcript = transcript.close()
+        stop = stop_position(transcript.text, len(self.transcript.text), self.origin.stop)
+        if stop is not None:
+            transcript, ending = transcript.cut(stop), "stop"
+        return replace(self, transcript=transcript, tokens=tokens, ending=ending)
+
+
+def _ending(token: int, length: int, origin: Origin, eos: Container[int]) -> Ending | None:
+    if token in eos:
+        return "eos"
+    return "length" if length == origin.max_tokens else None

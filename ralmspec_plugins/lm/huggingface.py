@@ -4,7 +4,6 @@ import itertools
 import os
 import threading
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,7 @@ from ralmspec_plugins.errors import (
 )
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
-from ralmspec_plugins.lm.draft import Draft, Ending, Origin
+from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.prompts import PassageTemplate, encode, prompt_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
@@ -143,9 +142,9 @@ class HuggingFaceLM:
         """
         if draft.finished:
             return draft
-        draft = _placed(draft, passages)
+        draft = draft.placed(passages)
         lineage = self._lineage(draft)
-        goal = len(draft.tokens) + _allowed(draft, tokens)
+        goal = len(draft.tokens) + draft.allowed(tokens)
         self._check_context(lineage, goal)
         progress.check()
         run = self._passes.open(lineage, draft.tokens)
@@ -155,7 +154,8 @@ class HuggingFaceLM:
                     progress.check()
                     self._passes.feed(run, token)
                 progress.check()
-                draft = self._grown(draft, self._next_token(draft, lineage, run.logits))
+                token = self._next_token(draft, lineage, run.logits)
+                draft = draft.grown(token, self._eos, self._decode)
                 progress.report(draft)
         except Cancelled:
             self._passes.close(lineage, run)
@@ -174,14 +174,11 @@ class HuggingFaceLM:
 
     def text(self, draft: Draft) -> str:
         """Give what was written, without the prompt, cut before a stop string."""
-        return draft.transcript.text + draft.transcript.pending
+        return draft.text
 
     def settled(self, draft: Draft) -> str:
         """Give the part of `text` that no later token can change."""
-        text = draft.transcript.text
-        if draft.finished:
-            return text
-        return text[: transcript.settled_length(text, draft.origin.stop)]
+        return draft.settled
 
     def text_key(self, draft: Draft) -> Hashable:
         """Hold prompt and tokens, and whether they end there."""
@@ -192,8 +189,8 @@ class HuggingFaceLM:
 
         With other passages than the draft's, its own cache does not matter.
         """
-        placed = _placed(draft, passages)
-        count = _allowed(draft, tokens)
+        placed = draft.placed(passages)
+        count = draft.allowed(tokens)
         return placed.origin, placed.tokens, placed.passages, placed.prefilled_at, count
 
     def release(self, draft: Draft) -> None:
@@ -224,24 +221,6 @@ class HuggingFaceLM:
             history = lineage.prefix.tokens + lineage.prompt + draft.tokens
         return self._chooser.choose(logits, history, draft.origin.seed, len(draft.tokens))
 
-    def _grown(self, draft: Draft, token: int) -> Draft:
-        tokens = (*draft.tokens, token)
-        ending: Ending | None = None
-        grown = draft.transcript
-        if token in self._eos:
-            ending = "eos"
-        else:
-            grown = grown.add(token, self._decode)
-            if len(tokens) == draft.origin.max_tokens:
-                ending = "length"
-        if ending is not None:
-            grown = grown.close()
-        seen = len(draft.transcript.text)
-        stop = transcript.stop_position(grown.text, seen, draft.origin.stop)
-        if stop is not None:
-            grown, ending = grown.cut(stop), "stop"
-        return replace(draft, transcript=grown, tokens=tokens, ending=ending)
-
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -253,20 +232,6 @@ class HuggingFaceLM:
         shown = self.template.show(Passage("", text, title))
         with self._tokenizer_lock:
             return encode(self.tokenizer, shown)[: self.passage_tokens]
-
-
-def _placed(draft: Draft, passages: Sequence[Passage]) -> Draft:
-    """Put passages in front of a draft: the same ones keep its cache, others prefill it anew."""
-    front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
-    if front == draft.passages:
-        return draft
-    return replace(draft, passages=front, prefilled_at=len(draft.tokens))
-
-
-def _allowed(draft: Draft, tokens: int) -> int:
-    if tokens < 1:
-        raise ConfigError(f"tokens must be at least 1, got {tokens}")
-    return min(tokens, draft.origin.max_tokens - len(draft.tokens))
 
 
 def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.lm.reference import Models, Tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are slower on two threads, most of all beside another process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama() -> PreTrainedModel:
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def models() -> Models:
+    """Every tiny model in every precision, by name."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    llamas = {("llama", name): tiny_llama(dtype=dtype) for name, dtype in dtypes.items()}
+    gpts = {("gpt2", name): tiny_gpt2(dtype=dtype) for name, dtype in dtypes.items()}
+    return {**llamas, **gpts}
