@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import DeadlineExceeded
@@ -70,7 +70,7 @@ class Engine:
         """Wait for searches that nobody needs any more, and let the threads go."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> Self:
         """Use as a context manager."""
         return self
 
@@ -185,10 +185,8 @@ class _Desk:
         Raises:
             DeadlineExceeded: Nothing did before the deadline.
         """
-        left_s = None if deadline_s is None else deadline_s - self.clock()
+        left_s = None if deadline_s is None else max(0.0, deadline_s - self.clock())
         try:
-            if left_s is not None and left_s <= 0:
-                raise queue.Empty
             completion = self._completed.get(timeout=left_s)
         except queue.Empty:
             raise DeadlineExceeded(f"no answer within {deadline_s} seconds") from None
@@ -209,5 +207,3 @@ class _Desk:
                 self._note(self._completed.get(timeout=left_s))
             except queue.Empty:
                 return
-
-

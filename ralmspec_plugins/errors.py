@@ -43,9 +43,9 @@ class MissingExtraError(RalmSpecError, ImportError):
         )
 
 
-class Cancelled(RalmSpecError):
+class Cancelled(RalmSpecError):  # noqa: N818 a state of affairs, not a fault
     """A piece of work stopped because nobody needs its result any more."""
 
 
-class DeadlineExceeded(RalmSpecError, TimeoutError):
+class DeadlineExceeded(RalmSpecError, TimeoutError):  # noqa: N818 as in grpc and asyncio
     """A request ran past its deadline; everything in flight was stopped."""

@@ -33,7 +33,7 @@ from ralmspec_plugins.protocols import (
     WideRetriever,
     Workload,
 )
-from ralmspec_plugins.records import Query, Request
+from ralmspec_plugins.records import Hits, Query, Request
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.speculation.pool import PassagePool
 
@@ -90,19 +90,26 @@ class Setup:
         retriever = self.retriever
         if self.speculate and isinstance(retriever, WideRetriever):
             width = self.settings.width(retriever.k)
-            wide = retriever.search_wide(queries, width)
-            return self.checked(queries, [Found(hits[: retriever.k], hits) for hits in wide])
-        return self.checked(queries, [Found(hits, hits) for hits in retriever.search(queries)])
+            return self._checked(queries, retriever.search_wide(queries, width), retriever.k)
+        return self._checked(queries, retriever.search(queries), None)
+
+    async def asearch(self, queries: Sequence[Query]) -> list[Found]:
+        """Do the same with a retriever that is asynchronous."""
+        retriever: Any = self.retriever
+        if self.speculate and hasattr(retriever, "asearch_wide"):
+            width = self.settings.width(retriever.k)
+            return self._checked(queries, await retriever.asearch_wide(queries, width), retriever.k)
+        return self._checked(queries, await retriever.asearch(queries), None)
 
     @staticmethod
-    def checked(queries: Sequence[Query], found: list[Found]) -> list[Found]:
+    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[Found]:
         """Refuse a retriever's answer that does not have one result for each query."""
-        if len(found) != len(queries):
+        if len(wide) != len(queries):
             raise InputError(
-                f"the retriever gave {len(found)} results for {len(queries)} queries; "
-                f"search() must give one for each, in order"
+                f"the retriever gave {len(wide)} results for {len(queries)} queries; "
+                f"it must give one for each, in order"
             )
-        return found
+        return [Found(hits[:k], hits) for hits in wide]
 
 
 class Job:
@@ -140,8 +147,8 @@ class Job:
             results = self.results(need.queries)
         else:
             try:
-                results = [self._result(need, complete)]
-            except Exception as error:  # the loop decides whether it counts
+                results = [self.result(need, complete)]
+            except Exception as error:  # noqa: BLE001 the loop decides whether it counts
                 results = [error]
         for done in completions(need, results, started_s, clock()):
             complete(done)
@@ -150,12 +157,13 @@ class Job:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
         try:
             return list(self.setup.search(queries))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1:
                 return [error]
         return [self.results([query])[0] for query in queries]
 
-    def _result(self, need: Work, complete: Callable[[Completion], None]) -> Any:
+    def result(self, need: Work, complete: Callable[[Completion], None]) -> Any:
+        """Do a piece of work other than a search; what it raises is raised."""
         workload = self.setup.workload
         if isinstance(need, Extend):
             need.progress.connect(lambda state: complete(Reported(need, state)))

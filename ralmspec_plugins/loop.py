@@ -265,7 +265,7 @@ class _Loop:
         try:
             step.query = formed(self.workload, self.retriever, step.before)
             step.asked = True
-        except Exception as error:  # counts only if the step is confirmed
+        except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
             confirmed = step is self.chain.steps[0] and not self.chain.in_flight
             step.failure = Failure(error, confirmed)
 

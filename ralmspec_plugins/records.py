@@ -73,7 +73,7 @@ class Request:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")
-        if isinstance(self.stop, str) or any(not text for text in self.stop):
+        if not isinstance(self.stop, tuple) or not all(self.stop):
             raise ConfigError(f"stop must be a tuple of texts, none empty, got {self.stop!r}")
 
 

@@ -32,7 +32,7 @@ class Latencies:
     """How long each kind of work takes, in seconds of virtual time."""
 
     extend_s: float = 1.0
-    search_s: Callable[[int], float] = lambda queries: 1.0  # b(n), by the size of the batch
+    search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
     ask_s: float = 0.0
     guess_s: float = 0.0
 

@@ -15,7 +15,8 @@ class WordRetriever:
 
     Exact, poolable, and wide: what a real retriever of this package offers.
 
-    >>> [hit.passage.text for hit in WordRetriever(["red fox", "fox"], k=1).search([Query("red")])[0]]
+    >>> hits = WordRetriever(["red fox", "fox"]).search([Query("red")])[0]
+    >>> [hit.passage.text for hit in hits]
     ['red fox']
     """
 
@@ -94,9 +95,7 @@ class EchoWorkload:
         words, _ = state
         return words[0] if words else None
 
-    def extend(
-        self, state: Lines, hits: Hits, progress: Progress
-    ) -> Lines:
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
         """Write the text of the best passage."""
         words, lines = state
         return words[1:], (*lines, *(hit.passage.text for hit in hits[:1]))

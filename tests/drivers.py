@@ -1,4 +1,4 @@
-"""Drives the loop by hand: any completion order, cancellations that come late, failures of haste."""
+"""Drives the loop by hand: any completion order, late cancellations, failures of haste."""
 
 import random
 from dataclasses import dataclass, field
@@ -175,7 +175,6 @@ class _Run:
             key = (id(one.need), one.index) if isinstance(one.need, Search) else id(one.need)
             first.setdefault(key, place)
         completion = self.out.pop(self.dice.choice(list(first.values())))
-        if isinstance(completion, Done) and completion.error is not None:
-            if not isinstance(completion.error, Cancelled):
-                self.seen.errors.append(repr(completion.error))
+        if isinstance(completion, Done) and isinstance(completion.error, WorldError):
+            self.seen.errors.append(repr(completion.error))
         return completion

@@ -168,7 +168,8 @@ class WorldWorkload:
 
 def held_back(text: str, stop: str) -> int:
     """Count the last letters that may be the beginning of the stop string."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
+    most = min(len(stop) - 1, len(text))
+    return next((n for n in range(most, 0, -1) if stop.startswith(text[-n:])), 0)
 
 
 class WorldRetriever:
