@@ -146,12 +146,10 @@ def _replace(target: Path, fresh: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / "kb"
     try:
         target.rename(old)
-        try:
-            fresh.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
+        fresh.rename(target)
     finally:
+        if old.exists() and not target.exists():  # stopped between the two
+            old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
 
 

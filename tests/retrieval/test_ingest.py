@@ -1,0 +1,111 @@
+"""Files become passages; whatever cannot be read is named with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.records import Passage
+from ralmspec_plugins.retrieval import read_passages
+from ralmspec_plugins.retrieval.ingest import split_text
+
+
+def test_a_text_file_is_split_into_passages(tmp_path: Path) -> None:
+    """About 100 words each, cut behind a sentence, numbered in order."""
+    sentence = "One two three four five six seven eight nine ten eleven twelve. "
+    (tmp_path / "story.txt").write_text(sentence * 20)
+    passages = read_passages(tmp_path / "story.txt")
+
+    assert ["story.txt#0001", "story.txt#0002", "story.txt#0003"] == [p.id for p in passages]
+    assert (sentence * 8).strip() == passages[0].text
+
+
+def test_a_markdown_file_is_titled_by_its_heading(tmp_path: Path) -> None:
+    """The first heading is every passage's title."""
+    (tmp_path / "note.md").write_text("intro\n\n# The Title #\n\nbody text")
+
+    assert [Passage("note.md#0001", "intro\n\n# The Title #\n\nbody text", "The Title")] == (
+        read_passages(tmp_path / "note.md")
+    )
+
+
+def test_json_lines_keep_their_ids(tmp_path: Path) -> None:
+    """`id` and `title` are optional, all else is metadata, empty lines do not count."""
+    lines = ['{"id": 7, "text": "a", "title": "T", "page": 1}', "", '{"text": "b\\u2028c"}', ""]
+    (tmp_path / "kb.jsonl").write_text("\n".join(lines))
+
+    assert [Passage("7", "a", "T", {"page": 1}), Passage("kb.jsonl#0003", "b\u2028c")] == (
+        read_passages(tmp_path / "kb.jsonl")
+    )
+
+
+def test_a_long_record_is_split_under_its_id(tmp_path: Path) -> None:
+    """Only a text that had to be split gets numbers."""
+    (tmp_path / "kb.jsonl").write_text(json.dumps({"id": "x", "text": "a b c"}))
+
+    assert ["x#0001", "x#0002"] == [p.id for p in read_passages(tmp_path / "kb.jsonl", words=2)]
+
+
+def test_a_folder_is_read_whole(tmp_path: Path) -> None:
+    """All known files below it, hidden ones aside, named by their place in it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("b.txt", "sub/a.md", ".git/c.txt", "d.pdf"):
+        (tmp_path / name).write_text("words")
+
+    assert ["b.txt#0001", "sub/a.md#0001"] == [p.id for p in read_passages(tmp_path)]
+
+
+def test_bad_lines_are_reported_with_their_numbers(tmp_path: Path) -> None:
+    """All of them at once, so that one run finds them."""
+    lines = [
+        '{"text": "good"}',
+        "{oops",
+        '{"id": "x"}',
+        '{"text": "  "}',
+        '{"text": "a", "id": []}',
+    ]
+    (tmp_path / "kb.jsonl").write_text("\n".join([*lines, "3", "4", "5"]))
+    with pytest.raises(InputError, match="7 bad lines") as caught:
+        read_passages(tmp_path / "kb.jsonl")
+
+    assert all(f"line {number}:" in str(caught.value) for number in (2, 3, 4, 5))
+    assert "2 more" in str(caught.value)
+
+
+def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
+    """Two lines, or two files, may not share an id."""
+    (tmp_path / "kb.jsonl").write_text('{"id": "x", "text": "a"}\n{"id": "x", "text": "b"}')
+    with pytest.raises(InputError, match="more than once: x"):
+        read_passages(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Missing, of an unknown kind, not UTF-8, or without a word."""
+    (tmp_path / "a.pdf").write_text("x")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (
+        ("nowhere", "does not exist"),
+        ("a.pdf", "is not a .txt"),
+        ("latin.txt", "UTF-8"),
+        ("empty.txt", "no text"),
+        ("folder", "holds no"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read_passages(tmp_path / name)
+    with pytest.raises(ConfigError, match="words"):
+        read_passages(tmp_path / "empty.txt", words=0)
+
+
+@given(text=st.text(alphabet="ab.! \n\u3000"), words=st.integers(1, 6))
+def test_splitting_loses_no_word(text: str, words: int) -> None:
+    """The pieces' words are the text's, in order, and none is longer than allowed."""
+    pieces = split_text(text, words)
+
+    assert text.split() == [word for piece in pieces for word in piece.split()]
+    assert all(1 <= len(piece.split()) <= words for piece in pieces)

@@ -1,0 +1,271 @@
+"""A knowledge base is saved whole or not at all, and damage is found and named."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ralmspec_plugins.errors import IndexFileError, InputError
+from ralmspec_plugins.records import Passage, Query
+from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save, storage
+from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+
+PASSAGES = invented_passages(30)
+TEXTS = invented_queries(4)
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> Path:
+    """A saved knowledge base."""
+    save(open_retriever("numpy-flat", PASSAGES, HashingEncoder(16), k=3), tmp_path / "kb")
+    return tmp_path / "kb"
+
+
+def answers(path: Path) -> list[Any]:
+    retriever = load(path)
+    return retriever.search([retriever.encode(text) for text in TEXTS])
+
+
+def left_behind(kb: Path) -> list[str]:
+    return sorted(entry.name for entry in kb.parent.iterdir() if entry != kb)
+
+
+def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
+    """Let the n-th write to any file raise."""
+    write = storage._Recorder.write
+    count = iter(range(10_000))
+
+    def failing(self: Any, data: Any) -> int:
+        if next(count) == at:
+            raise error
+        return write(self, data)
+
+    monkeypatch.setattr(storage._Recorder, "write", failing)
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
+def test_a_failed_save_leaves_the_old_index(
+    kb: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
+) -> None:
+    """A full disk or Ctrl-C at any write: the old folder answers as before, and nothing is left."""
+    expected = answers(kb)
+    failing_writes(monkeypatch, at, error)
+    with pytest.raises(type(error)):
+        save(open_retriever("numpy-flat", PASSAGES[:5]), kb)
+
+    assert expected == answers(kb)
+    assert [] == left_behind(kb)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failed_rename_leaves_the_old_index(
+    kb: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Stopped before or between the two renames, the old folder is put back."""
+    expected = answers(kb)
+    rename = Path.rename
+    count = iter(range(10))
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if next(count) == failing:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(open_retriever("numpy-flat", PASSAGES[:5]), kb)
+
+    assert expected == answers(kb)
+    assert [] == left_behind(kb)
+
+
+def test_a_first_save_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there was no knowledge base, there is none."""
+    failing_writes(monkeypatch, 2, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space"):
+        save(open_retriever("numpy-flat", PASSAGES), tmp_path / "kb")
+
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_loaded_index_can_be_saved_over_itself(kb: Path) -> None:
+    """The memory-mapped vectors stay readable while their file is replaced."""
+    expected = answers(kb)
+    loaded = load(kb)
+    save(loaded, kb)
+
+    assert expected == answers(kb)
+    assert expected == loaded.search([loaded.encode(text) for text in TEXTS])
+
+
+def test_what_is_not_a_knowledge_base_is_not_overwritten(tmp_path: Path) -> None:
+    """A folder with other files, or a file, is in the way."""
+    retriever = open_retriever("numpy-flat", PASSAGES)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("text")
+    for name in ("mine", "file"):
+        with pytest.raises(IndexFileError, match="not a knowledge base"):
+            save(retriever, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    save(retriever, tmp_path / "empty")
+
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert (tmp_path / "empty" / "kb.json").exists()
+
+
+def test_passages_come_back_whole(tmp_path: Path) -> None:
+    """Titles, metadata and any script survive, line ends included."""
+    passages = [
+        Passage("a", "line one\nline two\u2028three\r", "Tïtle", {"page": 3, "tags": ["x"]}),
+        Passage("b", "雪\x85 😀"),
+    ]
+    save(open_retriever("numpy-flat", passages, HashingEncoder(4)), tmp_path / "kb")
+    loaded = load(tmp_path / "kb", k=2)
+
+    assert {p.id: p for p in passages} == {
+        hit.passage.id: hit.passage for hit in loaded.search([loaded.encode("x")])[0]
+    }
+
+
+def test_metadata_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    """Nothing is pickled instead."""
+    with pytest.raises(InputError, match="metadata of passage 'a'"):
+        open_retriever("numpy-flat", [Passage("a", "x", "", {"what": object()})])
+
+
+def edit_manifest(kb: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((kb / "kb.json").read_text())
+    change(manifest)
+    (kb / "kb.json").write_text(json.dumps(manifest))
+
+
+def rewrite(kb: Path, name: str, content: bytes) -> None:
+    """Put another content in a file, and its true checksum in the manifest."""
+    (kb / name).write_bytes(content)
+    with storage._Recorder(kb / name) as file:
+        file.write(content)
+        entry = file.finish()
+    edit_manifest(kb, lambda manifest: manifest["files"].__setitem__(name, entry))
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "passages.jsonl"])
+def test_damaged_files_are_found(kb: Path, name: str) -> None:
+    """Truncated, changed in one byte, or missing: the error names the file and what to do."""
+    whole = (kb / name).read_bytes()
+    for content, reason in ((whole[:-7], "bytes were written"), (b"#" + whole[1:], "SHA-256")):
+        (kb / name).write_bytes(content)
+        with pytest.raises(IndexFileError, match=reason) as caught:
+            load(kb)
+        assert name in str(caught.value)
+    (kb / name).unlink()
+    with pytest.raises(IndexFileError, match=f"{name} is missing"):
+        load(kb)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.update(format="other"), "not written by"),
+        (lambda m: m.update(version=99), "version 99"),
+        (lambda m: m.update(backend="annoy"), "unknown backend 'annoy'"),
+        (lambda m: m.pop("settings"), "settings"),
+        (lambda m: m["settings"].pop("metric"), "'metric'"),
+        (lambda m: m["settings"].update(dimension=7), "kb.json says"),
+        (lambda m: m["files"].pop("vectors.npy"), r"lacks vectors\.npy"),
+        (lambda m: m["files"].pop("passages.jsonl"), "passages.jsonl"),
+        (lambda m: m["files"].update({"../x": {}}), "strange file"),
+        (lambda m: m.update(passages=31), "30 passages"),
+    ],
+)
+def test_a_wrong_manifest_is_found(
+    kb: Path, change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    """Foreign, of another version, incomplete or contradictory: each is told apart."""
+    edit_manifest(kb, change)
+    with pytest.raises(IndexFileError, match=reason):
+        load(kb)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"kb"', b"\xff\xfe"])
+def test_a_manifest_that_is_no_manifest_is_found(kb: Path, content: bytes) -> None:
+    """Whatever stands in kb.json, the error is ours."""
+    (kb / "kb.json").write_bytes(content)
+    with pytest.raises(IndexFileError, match=r"kb\.json"):
+        load(kb)
+
+
+def test_a_folder_without_index_is_named(tmp_path: Path) -> None:
+    """Nothing there, or nothing of ours."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(IndexFileError, match=r"no kb\.json"):
+            load(folder)
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b'{"id": 1', b"[]\n", b"\n"])
+def test_lines_that_are_no_passages_are_numbered(kb: Path, content: bytes) -> None:
+    """A passages file with a true checksum and wrong content is found at its line."""
+    rewrite(kb, "passages.jsonl", content)
+    with pytest.raises(IndexFileError, match="line 1"):
+        load(kb)
+
+
+def test_pickled_arrays_are_never_opened(kb: Path) -> None:
+    """An object array is refused: reading it would run its code."""
+    np.save(kb / "vectors.npy", np.array([{}]), allow_pickle=True)
+    rewrite(kb, "vectors.npy", (kb / "vectors.npy").read_bytes())
+    with pytest.raises(IndexFileError, match="not a plain numpy array"):
+        load(kb)
+
+
+def test_vectors_with_nan_are_refused(kb: Path) -> None:
+    """NaN cannot be ranked, wherever it comes from."""
+    np.save(kb / "vectors.npy", np.full((30, 16), np.nan, dtype=np.float32))
+    rewrite(kb, "vectors.npy", (kb / "vectors.npy").read_bytes())
+    with pytest.raises(InputError, match="30 of 30 vectors"):
+        load(kb)
+
+
+def test_the_encoder_must_be_the_one_that_encoded(kb: Path) -> None:
+    """Another encoder than the saved one is refused."""
+    with pytest.raises(IndexFileError, match="hashing-16"):
+        load(kb, HashingEncoder(8))
+    loaded = load(kb, HashingEncoder(16), k=2)
+
+    assert 2 == len(loaded.search([loaded.encode("kora")])[0])
+
+
+def test_without_saved_encoder_settings_one_can_be_given(tmp_path: Path) -> None:
+    """A knowledge base from a plain function loads without it, and takes it again."""
+
+    def embed(text: str) -> list[float]:
+        return [float(len(text)), 1.0]
+
+    made = open_retriever("numpy-flat", PASSAGES, embed)
+    save(made, tmp_path / "kb")
+    bare = load(tmp_path / "kb")
+    given = load(tmp_path / "kb", embed)
+
+    with pytest.raises(InputError, match="no encoder"):
+        bare.encode("text")
+    assert made.signature == given.signature
+    assert made.search([Query("q", np.ones(2))]) == bare.search([Query("q", np.ones(2))])
+
+
+@pytest.mark.parametrize("name", ["faiss-hnsw", "bm25s"])
+def test_damage_inside_a_backends_own_file_is_found(tmp_path: Path, name: str) -> None:
+    """Content that the backend cannot use is an IndexFileError too."""
+    save(open_retriever(name, PASSAGES), tmp_path / "kb")
+    file = "index.faiss" if name == "faiss-hnsw" else "vocabulary.json"
+    rewrite(tmp_path / "kb", file, b'{"kora": 99999}' if name == "bm25s" else b"not an index")
+    with pytest.raises(IndexFileError, match="build"):
+        load(tmp_path / "kb")
