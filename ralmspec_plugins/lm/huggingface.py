@@ -75,7 +75,7 @@ class HuggingFaceLM:
         self.passage_tokens = passage_tokens
         self._chooser = Chooser(sampling if sampling is not None else Greedy())
         self._passes = Passes(model, cache_bytes)
-        self._eos = _eos_tokens(model, tokenizer)
+        self._eos = _eos_tokens(model)
         config = model.config.get_text_config(decoder=True)
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._owners = itertools.count()
@@ -234,11 +234,9 @@ class HuggingFaceLM:
             return encode(self.tokenizer, shown)[: self.passage_tokens]
 
 
-def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    generation: Any = getattr(model, "generation_config", None)
-    eos: Any = getattr(generation, "eos_token_id", None)
-    if eos is None:
-        eos = tokenizer.eos_token_id
+def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:
+    # As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
+    eos: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list | tuple) else [eos])

@@ -82,7 +82,10 @@ class StraightRun:
     def _run(self, cache: DynamicCache, ids: Sequence[int]) -> torch.Tensor:
         # The head's product over one row differs in the last bits from one over all rows.
         output = self._model(
-            input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=torch.tensor([ids], device=self._model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         return output.logits[:, -1].float()
 

@@ -19,6 +19,7 @@ from ralmspec_plugins.lm.passes import Passes, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.testing_models import tiny_llama
 from tests.lm.reference import (
     FRONTS,
     PASSAGES,
@@ -217,6 +218,15 @@ def test_caches_that_cannot_be_cropped(
     """A sliding window or a recurrent state forgets; such a cache is rebuilt, not cropped."""
     torch.manual_seed(1)
     lm = HuggingFaceLM(make().to(dtype), tokenizer)
+    check_against_straight_run(lm, lm.begin(LONGER), ROUND_TRIP)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_history_leaves_no_trace_on_a_gpu(tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    """The same round trip on a CUDA device."""
+    lm = HuggingFaceLM(tiny_llama(dtype=dtype).cuda(), tokenizer)
     check_against_straight_run(lm, lm.begin(LONGER), ROUND_TRIP)
 
 
