@@ -231,7 +231,7 @@ class HuggingFaceLM:
     def _encode_passage(self, title: str, text: str) -> tuple[int, ...]:
         shown = self.template.show(Passage("", text, title))
         with self._tokenizer_lock:
-            return encode(self.tokenizer, shown)[: self.passage_tokens]
+            return encode(self.tokenizer, shown, literal=True)[: self.passage_tokens]
 
 
 def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -20,7 +20,8 @@ class PassageTemplate:
 
     `prompt` is a format string or a function. `chat` applies the tokenizer's
     chat template, with the passages before everything ("front", as in the
-    papers), or in the "system" or "user" message.
+    papers), or in the "system" or "user" message. A special token's name that
+    stands in a passage is read as plain text: a document cannot end a turn.
     """
 
     title: str = "{title}\n"  # PAPERS 1.10: title, newline, text; left out for an empty title
@@ -83,9 +84,14 @@ def prompt_tokens(
     return encode(tokenizer, head), encode(tokenizer, tail)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
-    """Tokenise a text by itself, adding no special tokens."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, *, literal: bool = False
+) -> tuple[int, ...]:
+    """Tokenise a text by itself, adding no special tokens; if `literal`, reading none either."""
+    ids = tokenizer.encode(
+        text, add_special_tokens=False, split_special_tokens=literal, verbose=False
+    )
+    return tuple(ids)
 
 
 def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", asked: str) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ralmspec_plugins import workloads
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
@@ -12,6 +13,11 @@ from tests.workloads.scripted import ScriptedLM
 
 REQUEST = Request(prompt="what is one?", max_tokens=9)
 HITS = (Hit(Passage("p", "text")),)
+
+
+def test_public_names() -> None:
+    """The list that the package promises."""
+    assert workloads.__all__ == ["Interval", "OneShot"]
 
 
 def test_it_asks_once_with_the_prompt() -> None:
