@@ -19,8 +19,8 @@ from ralmspec_plugins.protocols import PassageTable
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.storage import read
 
 
 class KnowledgeBase(Protocol):
@@ -28,6 +28,7 @@ class KnowledgeBase(Protocol):
 
     exact: bool
     pure: bool
+    inline_encode: bool
     k: int
     size: int
     signature: Hashable

@@ -56,6 +56,7 @@ class Bm25Retriever:
 
     exact = True
     pure = True
+    inline_encode = True
 
     def __init__(
         self,

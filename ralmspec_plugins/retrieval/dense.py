@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Hit, Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import fingerprint, places_of
+from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder, encode_passages, encoder_name
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
@@ -18,10 +19,9 @@ from ralmspec_plugins.retrieval.ranking import (
     best_first,
     exact_scores,
     kernel_error,
-    nominees,
+    metric_of,
 )
-
-_ROWS_AT_ONCE = 4096
+from ralmspec_plugins.retrieval.vectors import all_unit, norm_of, normalised, squared_norms
 
 
 class DenseCorpus:
@@ -69,7 +69,7 @@ class DenseCorpus:
                 f"got an array of shape {self.vectors.shape}"
             )
         squares = squared_norms(self.vectors)
-        if self.metric is Metric.COSINE and not _all_unit(squares):
+        if self.metric is Metric.COSINE and not all_unit(squares):
             self.vectors = normalised(self.vectors)
             squares = squared_norms(self.vectors)
         self.squares = squares.astype(np.float32) if self.metric is Metric.L2 else None
@@ -103,6 +103,11 @@ class DenseCorpus:
     def dimension(self) -> int:
         """The length of each vector."""
         return int(self.vectors.shape[1])
+
+    @property
+    def inline_encode(self) -> bool:
+        """Whether encoding a query costs microseconds, as the encoder says of itself."""
+        return bool(getattr(self.encoder, "inline", False))
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -175,102 +180,3 @@ class DenseCorpus:
     def table(self, capacity: int) -> "DenseTable":
         """Make an empty table that ranks a pool's passages as a search would."""
         return DenseTable(self.metric, self.dimension, capacity)
-
-
-class DenseTable:
-    """The vectors of a pool's passages, ranked as the retriever ranks its own."""
-
-    def __init__(self, metric: Metric, dimension: int, capacity: int) -> None:
-        """Make room for `capacity` passages."""
-        self._metric = metric
-        self._vectors = np.zeros((capacity, dimension), dtype=np.float32)
-        self._squares = np.zeros(capacity, dtype=np.float32)
-        self._norms = np.zeros(capacity)
-        self._ids = [""] * capacity
-
-    def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage's vector under a slot number.
-
-        Raises:
-            InputError: the hit does not carry a vector of the right dimension.
-        """
-        vector = np.asarray(hit.features)
-        if vector.shape != self._vectors.shape[1:]:
-            raise InputError(
-                f"the hit {hit.passage.id!r} carries no vector of {self._vectors.shape[1]} "
-                "dimensions; a pool takes hits of its own retriever only"
-            )
-        self._vectors[slot] = vector
-        square = squared_norms(self._vectors[slot : slot + 1])[0]
-        self._squares[slot] = square
-        self._norms[slot] = np.sqrt(square)
-        self._ids[slot] = hit.passage.id
-
-    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with exact scores; `range(n)` is the fastest."""
-        if not len(slots) or k < 1:
-            return []
-        whole = isinstance(slots, range) and slots.step == 1
-        chosen = slice(slots[0], slots[-1] + 1) if whole else np.asarray(slots, dtype=np.int64)
-        rows: Vectors = self._vectors[chosen]
-        vector: Vectors = query.encoding
-        fast = rows @ vector
-        if self._metric is Metric.L2:
-            fast = 2 * fast - self._squares[chosen]
-        largest = float(self._norms[chosen].max())
-        error = kernel_error(self._metric, len(vector), largest, norm_of(vector))
-        near = nominees(fast, k, error)
-        scores = exact_scores(rows[near], vector, self._metric).tolist()
-        found = [(slots[at], score) for at, score in zip(near.tolist(), scores, strict=True)]
-        if len(found) > 1:
-            found.sort(key=lambda pair: (-pair[1], self._ids[pair[0]]))
-        return found[:k]
-
-
-def metric_of(name: str) -> Metric:
-    """Find a metric by name.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    try:
-        return Metric(name)
-    except ValueError:
-        known = ", ".join(Metric)
-        raise ConfigError(f"unknown metric {name!r}; known are {known}") from None
-
-
-def norm_of(vector: Vectors) -> float:
-    """Give a vector's length, in float64."""
-    wide = vector.astype(np.float64)
-    return float(np.sqrt(wide.dot(wide)))
-
-
-def squared_norms(vectors: Vectors) -> FloatArray:
-    """Square each row's length, in float64.  # [rows].
-
-    Raises:
-        InputError: a row holds NaN or infinity, or is too long for float32 products.
-    """
-    squares = np.empty(len(vectors))
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        wide = vectors[start : start + _ROWS_AT_ONCE].astype(np.float64)
-        squares[start : start + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
-    bad = np.flatnonzero(~(squares < LARGEST_NORM**2))
-    if len(bad):
-        raise InputError(
-            f"{len(bad)} of {len(vectors)} vectors hold NaN, infinite or huge entries; the first "
-            f"is in row {bad[0]}"
-        )
-    return squares
-
-
-def _all_unit(squares: FloatArray) -> bool:
-    return bool(np.all((np.abs(squares - 1) < 1e-5) | (squares == 0)))
-
-
-def normalised(vectors: Vectors) -> Vectors:
-    """Scale each row to length 1; a zero row stays zero."""
-    lengths = np.sqrt(squared_norms(vectors))
-    lengths[lengths == 0] = 1
-    return np.asarray(vectors / lengths[:, None], dtype=np.float32)

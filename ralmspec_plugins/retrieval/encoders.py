@@ -1,9 +1,10 @@
 """What turns a text into a vector, with no dependency but numpy.
 
-An encoder is any callable from a text to a vector. Three attributes are used
+An encoder is any callable from a text to a vector. Four attributes are used
 where they exist: `name` (what signatures and saved knowledge bases call it),
-`settings` (enough to make it again when a knowledge base is loaded) and
-`many(texts)` (all passages at once; queries are always encoded alone, DESIGN 6).
+`settings` (enough to make it again when a knowledge base is loaded), `inline`
+(it costs microseconds) and `many(texts)` (all passages at once; queries are
+always encoded alone, DESIGN 6).
 """
 
 import hashlib
@@ -43,6 +44,8 @@ class HashingEncoder:
     ...     "To be, or not to be!").tolist()
     True
     """
+
+    inline = True
 
     def __init__(self, dimension: int = 512) -> None:
         """Encode into this many dimensions."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
 from ralmspec_plugins.retrieval.optional import optional
@@ -49,6 +50,7 @@ class FaissFlat:
         self.corpus = corpus
         self.k = check_k(k)
         self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
         self.signature: Hashable = ("faiss-flat", k, *corpus.identity)
         if lower_blas_threshold:
             self._faiss.cvar.distance_compute_blas_threshold = 3 * corpus.dimension
@@ -154,6 +156,7 @@ class FaissApproximate:
         self.recipe = recipe
         self.k = check_k(k)
         self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
         # Two graphs over the same corpus may answer differently: the index is digested too.
         digest = hashlib.sha256(self._serialised().data).hexdigest()[:32]
         self.signature: Hashable = (recipe.name, k, digest, *corpus.identity)

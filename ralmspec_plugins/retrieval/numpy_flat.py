@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominee_bound
 
 _FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
-_TILE_ROWS = 8192  # the tile's scores stay in the cache for the comparison
+_SECOND_ROWS = 16_384  # raises it
+_TILE_SCORES = 1 << 20  # 4 MB; each tile is one wait for all BLAS threads, so few are better
 _QUERIES_AT_ONCE = 64
 
 
@@ -29,6 +31,7 @@ class NumpyFlat:
         self.corpus = corpus
         self.k = check_k(k)
         self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
         self.signature: Hashable = ("numpy-flat", k, *corpus.identity)
 
     @classmethod
@@ -114,11 +117,13 @@ def scan(corpus: DenseCorpus, queries: Vectors, k: int) -> list[IntArray]:
     for column, shortlist in enumerate(shortlists):
         shortlist.add(np.arange(len(opening)), opening[:, column])
     bars = np.array([shortlist.bar for shortlist in shortlists])
-    for start in range(_FIRST_ROWS, corpus.size, _TILE_ROWS):
-        fast = _fast_scores(corpus, columns, start, start + _TILE_ROWS)
+    start, stop = _FIRST_ROWS, _SECOND_ROWS
+    while start < corpus.size:
+        fast = _fast_scores(corpus, columns, start, stop)
         passed = np.flatnonzero(fast >= bars)
         if len(passed):
             _share(passed, fast, start, shortlists, bars)
+        start, stop = stop, stop + _TILE_SCORES // len(queries)
     return [shortlist.rows for shortlist in shortlists]
 
 

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ralmspec_plugins.errors import ConfigError
+
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 Vectors: TypeAlias = NDArray[np.float32]
@@ -30,6 +32,19 @@ class Metric(StrEnum):
     IP = "ip"  # inner product
     COSINE = "cosine"  # inner product of vectors that are normalised when stored and encoded
     L2 = "l2"  # minus the squared Euclidean distance
+
+
+def metric_of(name: str) -> Metric:
+    """Find a metric by name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return Metric(name)
+    except ValueError:
+        known = ", ".join(Metric)
+        raise ConfigError(f"unknown metric {name!r}; known are {known}") from None
 
 
 def exact_scores(rows: Vectors, query: Vectors, metric: Metric) -> FloatArray:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Passage, Query
-from ralmspec_plugins.retrieval.dense import DenseCorpus, normalised
+from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.ranking import (
     IntArray,
@@ -19,6 +19,7 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
     nominees,
 )
+from ralmspec_plugins.retrieval.vectors import normalised
 
 METRICS = list(Metric)
 

@@ -1,0 +1,45 @@
+"""Lengths of vectors: measured in float64, checked, and scaled to 1."""
+
+import numpy as np
+
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, FloatArray, Vectors
+
+_ROWS_AT_ONCE = 4096
+
+
+def norm_of(vector: Vectors) -> float:
+    """Give a vector's length, in float64."""
+    wide = vector.astype(np.float64)
+    return float(np.sqrt(wide.dot(wide)))
+
+
+def squared_norms(vectors: Vectors) -> FloatArray:
+    """Square each row's length, in float64.  # [rows].
+
+    Raises:
+        InputError: a row holds NaN or infinity, or is too long for float32 products.
+    """
+    squares = np.empty(len(vectors))
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        wide = vectors[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        squares[start : start + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
+    bad = np.flatnonzero(~(squares < LARGEST_NORM**2))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(vectors)} vectors hold NaN, infinite or huge entries; the first "
+            f"is in row {bad[0]}"
+        )
+    return squares
+
+
+def all_unit(squares: FloatArray) -> bool:
+    """Whether squared lengths are those of vectors of length 1, or 0."""
+    return bool(np.all((np.abs(squares - 1) < 1e-5) | (squares == 0)))
+
+
+def normalised(vectors: Vectors) -> Vectors:
+    """Scale each row to length 1; a zero row stays zero."""
+    lengths = np.sqrt(squared_norms(vectors))
+    lengths[lengths == 0] = 1
+    return np.asarray(vectors / lengths[:, None], dtype=np.float32)
