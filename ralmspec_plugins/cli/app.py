@@ -1,0 +1,86 @@
+"""The `ralmspec` application: its commands, and what becomes of an error.
+
+Exit codes: 0 all went well, 1 an error that a message explains, 2 a wrong
+command line, 130 Ctrl-C. Only our own bugs show a traceback.
+"""
+
+import errno
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ralmspec_plugins import __version__
+from ralmspec_plugins.cli.ask import ask
+from ralmspec_plugins.cli.demo import demo
+from ralmspec_plugins.cli.diagnose import diagnose
+from ralmspec_plugins.cli.index import index
+from ralmspec_plugins.cli.output import complain
+from ralmspec_plugins.errors import RalmSpecError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Commands(TyperGroup):
+    """Runs a command, and turns what a user can cause into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except RalmSpecError as error:
+            complain(str(error))
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever read our output has seen enough: typer ends quietly
+            complain(_explained(error))
+        raise typer.Exit(1)
+
+
+def _explained(error: OSError) -> str:
+    """Say what the system refused, and that nothing half-written was left.
+
+    >>> _explained(OSError(28, "No space left on device", "kb/vectors.npy"))
+    'kb/vectors.npy: No space left on device. Free some space; what was there before is unchanged.'
+    """
+    place = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "Free some space; what" if error.errno in full else "What"
+    return f"{place}{reason}. {advice} was there before is unchanged."
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Speculative retrieval for iterative RAG: the same answers as the plain loop, sooner.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ralmspec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and stop."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand in front of a command."""
+
+
+app.command()(index)
+app.command()(ask)
+app.command()(demo)
+app.command()(diagnose)

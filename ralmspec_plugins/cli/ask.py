@@ -1,0 +1,146 @@
+"""`ralmspec ask`: answer questions over a saved knowledge base."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ralmspec_plugins.cli import options
+from ralmspec_plugins.cli.asking import Asking, Printer, read_questions
+from ralmspec_plugins.cli.assemble import (
+    Style,
+    Weights,
+    make_schedule,
+    make_workload,
+    open_store,
+)
+from ralmspec_plugins.cli.options import ChatPlace, EvictionName, ScheduleName, WorkloadName
+from ralmspec_plugins.cli.output import notes
+from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, engines
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.records import Request
+from ralmspec_plugins.timeline import check_path
+
+
+def ask(
+    kb: options.Kb,
+    question: Annotated[
+        str | None, typer.Argument(help="One question, or rather: the start of a text.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions, one a line ('-' for stdin), or a .jsonl file with a 'question' each."
+        ),
+    ] = None,
+    model: options.Model = None,
+    encoder: options.Encoder = None,
+    k: options.K = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not speculate.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run both, and check that all is equal.")
+    ] = False,
+    workload: Annotated[
+        WorkloadName, typer.Option(help="Search every few tokens, or once.")
+    ] = WorkloadName.INTERVAL,
+    interval: options.Interval = 4,
+    query_tokens: options.QueryTokens = 32,
+    max_tokens: options.MaxTokens = 128,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
+    ] = None,
+    schedule: Annotated[
+        ScheduleName, typer.Option(help="How far to run ahead, and when to search.")
+    ] = ScheduleName.CONTINUOUS,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Guesses for each verification: fixed.")
+    ] = None,
+    lanes: Annotated[
+        int | None, typer.Option(min=1, help="Searches out at a time: continuous.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most unverified steps (continuous), rounds looked at (os3)."),
+    ] = None,
+    overlap: Annotated[
+        bool | None,
+        typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
+    ] = None,
+    prefetch: options.Prefetch = None,
+    capacity: Annotated[int, typer.Option(min=1, help="Passages in the pool.")] = 1000,
+    eviction: Annotated[EvictionName, typer.Option(help="What leaves a full pool.")] = (
+        EvictionName.LRU
+    ),
+    seed: Annotated[int, typer.Option(help="Of the draws, with a temperature.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
+    ] = 0.0,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="The text around a question. [default: {prompt}, on a line for the demo's model]"
+        ),
+    ] = None,
+    chat: Annotated[
+        ChatPlace | None,
+        typer.Option(help="Use the model's chat template, with the passages in this place."),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            parser=options.duration, metavar="TIME", help="Give a question up after 30s, say."
+        ),
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
+    ] = None,
+    latency: options.Latency = 0.0,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Answer one question, or those of a file, with the text shown while it is written."""
+    modes = _modes(plain, compare)
+    questions = read_questions(question, file)
+    if timeline is not None:
+        check_path(timeline)
+    settings = Settings(
+        schedule=make_schedule(
+            schedule, stride=stride, lanes=lanes, window=window, overlap=overlap
+        ),
+        prefetch=prefetch,
+        capacity=capacity,
+        eviction=eviction.value,
+    )
+    requests = [
+        Request(
+            prompt=text,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=tuple(stop or ()),
+            deadline_s=deadline,
+        )
+        for text in questions
+    ]
+    store = open_store(kb, encoder, k, latency)
+    with notes().status("loading the model"):
+        style = Style(temperature=temperature, template=template, chat=chat)
+        weights = Weights(model, style, threads)
+
+    with engines(
+        modes,
+        lambda: make_workload(workload, weights.language_model(), interval, query_tokens),
+        store,
+        settings,
+    ) as opened:
+        asking = Asking(opened, Printer(json, many=len(requests) > 1), timeline, latency)
+        failures = asking.all(requests)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _modes(plain: bool, compare: bool) -> tuple[str, ...]:
+    if plain and compare:
+        raise typer.BadParameter("--compare runs plainly too; give one of --plain and --compare")
+    if compare:
+        return PLAIN, SPECULATIVE
+    return (PLAIN,) if plain else (SPECULATIVE,)

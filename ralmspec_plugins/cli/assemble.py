@@ -1,0 +1,154 @@
+"""Put together what the options name: the store, the model, the workload, the schedule."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ralmspec_plugins.cli.options import ChatPlace, ScheduleName, WorkloadName
+from ralmspec_plugins.cli.output import notes, seconds
+from ralmspec_plugins.cli.remote import far_away
+from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
+from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, load
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.workloads import Interval, OneShot
+
+DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+DEMO_PROMPT = "{prompt}\n"  # its prompts are lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How a model is asked, and how it chooses tokens."""
+
+    temperature: float = 0.0  # 0: always the most likely token
+    template: str | None = None  # as it is; for the demo's model, a line of its own
+    chat: ChatPlace | None = None
+
+
+class Weights:
+    """A loaded model, from which each run gets a language model with caches of its own.
+
+    So a run never finds passages that another one has read already, and two
+    runs can be compared in time.
+    """
+
+    def __init__(self, path: str | None, style: Style, threads: int | None) -> None:
+        """Load a model, or the demo's.
+
+        Raises:
+            ModelError: there is none.
+            MissingExtraError: transformers or torch is not installed.
+        """
+        name = _demo_model() if path is None else path
+        prompt = DEMO_PROMPT if path is None else "{prompt}"
+        self._sampling, self._template = _writing(style, prompt)
+        torch: Any = optional("torch", "hf", "torch")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        # Its bars would stand among our messages, and a model is loaded in a moment.
+        optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
+        from ralmspec_plugins.lm import HuggingFaceLM
+
+        self._kind = HuggingFaceLM
+        self._loaded = HuggingFaceLM.from_pretrained(name)
+
+    def language_model(self) -> LanguageModel[Any]:
+        """Give the model with empty caches."""
+        lm: LanguageModel[Any] = self._kind(
+            self._loaded.model,
+            self._loaded.tokenizer,
+            sampling=self._sampling,
+            template=self._template,
+        )
+        return lm
+
+
+def _demo_model() -> str:
+    if not (DEMO_MODEL / "config.json").is_file():
+        raise ModelError(
+            f"the demo's model is not in this installation ({DEMO_MODEL}); "
+            "give another one with --model PATH"
+        )
+    return str(DEMO_MODEL)
+
+
+def _writing(style: Style, prompt: str) -> tuple[Any, Any]:
+    from ralmspec_plugins.lm import Greedy, PassageTemplate, Sampling
+
+    sampling = Sampling(temperature=style.temperature) if style.temperature else Greedy()
+    chat: Any = None if style.chat is None else style.chat.value
+    return sampling, PassageTemplate(prompt=style.template or prompt, chat=chat)
+
+
+def make_encoder(name: str | None) -> Encoder | None:
+    """Make an encoder: "hashing", or a sentence-transformers folder or name on the hub.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        MissingExtraError: sentence-transformers is not installed.
+    """
+    if name is None or name == "hashing":
+        return None if name is None else HashingEncoder()
+    from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(name)
+
+
+def open_store(path: Path, encoder: str | None, k: int | None, latency_s: float) -> Retriever:
+    """Load a saved knowledge base, and put it at a simulated distance if there is one."""
+    return at_distance(load(path, make_encoder(encoder), k), latency_s)
+
+
+def at_distance(store: KnowledgeBase, latency_s: float) -> Retriever:
+    """Put a store at a simulated distance, and say so."""
+    if not latency_s:
+        return store
+    notes().print(added(latency_s), style="yellow")
+    return far_away(store, latency_s)
+
+
+def added(latency_s: float) -> str:
+    """Label a simulated cost."""
+    return f"added: {seconds(latency_s)} per round trip, simulated remote store"
+
+
+def make_workload(
+    name: WorkloadName, lm: LanguageModel[Any], interval: int, query_tokens: int
+) -> Workload[Any]:
+    """Put a workload around a model."""
+    if name is WorkloadName.ONE_SHOT:
+        return OneShot(lm)
+    return Interval(lm, interval=interval, query_tokens=query_tokens)
+
+
+def make_schedule(
+    name: ScheduleName,
+    *,
+    stride: int | None = None,
+    lanes: int | None = None,
+    window: int | None = None,
+    overlap: bool | None = None,
+) -> Schedule:
+    """Make a schedule of the options that were given.
+
+    Raises:
+        ConfigError: an option that this schedule does not have, or a value out of range.
+    """
+    kinds: dict[ScheduleName, tuple[Any, tuple[str, ...]]] = {
+        ScheduleName.CONTINUOUS: (Continuous, ("lanes", "window")),
+        ScheduleName.FIXED: (FixedStride, ("stride", "overlap")),
+        ScheduleName.OS3: (OptimalStride, ("window", "overlap")),
+    }
+    kind, known = kinds[name]
+    options = {"stride": stride, "lanes": lanes, "window": window, "overlap": overlap}
+    given = {key: value for key, value in options.items() if value is not None}
+    foreign = [f"--{key}" for key in given if key not in known]
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)} does not belong to the schedule {name.value!r}, "
+            f"which takes {' and '.join(f'--{key}' for key in known)}"
+        )
+    schedule: Schedule = kind(**given)
+    return schedule

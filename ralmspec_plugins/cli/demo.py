@@ -1,0 +1,5 @@
+"""`ralmspec demo`."""
+
+
+def demo() -> None:
+    """Show it."""
