@@ -1,0 +1,305 @@
+"""Train the demo's language model: a small Llama that reads the passage in front of it.
+
+The model never sees the demo's world. Every batch comes from a new world with new names, years
+and combinations of words, so the only way to state a fact is to copy it from the passage in front.
+The defaults are the recipe of the committed checkpoint; docs/demo_model.md tells what it gave.
+
+    python tools/train_demo_model.py --out ralmspec_plugins/demo/model
+"""
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ralmspec_plugins.demo import language
+from ralmspec_plugins.demo.world import CHAIN, DEMO_SEED, ArticlePiece, Entity, World, make_world
+
+log = logging.getLogger("train_demo_model")
+
+TOKENIZER_WORLDS = range(1_000, 1_012)
+VALIDATION_WORLD = 2_000
+FIRST_TRAINING_WORLD = 10_000
+SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one
+BOS, EOS = "<bos>", "<eos>"
+BOS_ID, EOS_ID = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sequence: its tokens, how much each counts in the loss, and which ones state facts."""
+
+    ids: list[int]
+    weights: list[float]
+    facts: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples padded on the right, each tensor [samples, tokens]."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    facts: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the samples of a batch are made of, and what counts in their loss."""
+
+    wrong: float  # the share of samples with another entity's passage in front
+    passage_weight: float  # of the passage's own tokens
+    other_weight: float = 0.2  # of the article's tokens that state no fact
+
+
+def context_text(world: World, entity: Entity) -> str:
+    """Return the text that stands in front of the prompt, exactly as the demo writes it."""
+    passage = world.passage(entity)
+    return f"{passage.title}\n{passage.text}\n\n"
+
+
+def train_tokenizer(vocabulary: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, which round-trips any text, on articles and passages."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(), trainer)
+    return tokenizer
+
+
+def _tokenizer_texts() -> Iterator[str]:
+    for seed in TOKENIZER_WORLDS:
+        world = make_world(seed, 400)
+        yield from (context_text(world, entity) for entity in world.entities)
+        for question in world.questions(200, seed):
+            yield question.prompt + world.article(question)
+
+
+def make_sample(world: World, tokenizer: Tokenizer, rng: Random, target: int, mix: Mix) -> Sample:
+    """Make a sample: a passage, the prompt, and the article up to the target entity's last fact.
+
+    `target` says which entity of the chain the passage is about (`CHAIN` is the return to the
+    first). Facts count only where that entity's passage is in front; all other words count
+    always, so that the model keeps its thread when a switch of passages comes early or late.
+    """
+    first = world.entities[int(rng.random() * len(world.entities))]
+    pieces = world.article_pieces(first.name)
+    chain = list(dict.fromkeys(told.source for told in pieces))
+    told = pieces[: _end_of(pieces, target, chain[target % CHAIN])]
+    front = _front(world, rng, chain, target, mix.wrong)
+    context = tokenizer.encode(context_text(world, front)).ids
+    prompt = tokenizer.encode(language.PROMPT.format(name=first.name)).ids
+    ids, weights, facts = _article(told, tokenizer, front.id, mix)
+    if len(told) == len(pieces):
+        ids, weights, facts = [*ids, EOS_ID], [*weights, 1.0], [*facts, False]
+    return Sample(
+        [BOS_ID, *context, *prompt, *ids],
+        [0.0] + [mix.passage_weight] * len(context) + [0.0] * len(prompt) + weights,
+        [False] * (1 + len(context) + len(prompt)) + facts,
+    )
+
+
+def _front(world: World, rng: Random, chain: list[str], target: int, wrong: float) -> Entity:
+    """Choose whose passage stands in front: the target's, sometimes another's."""
+    if rng.random() >= wrong:
+        wanted = chain[target % CHAIN]
+    elif rng.random() < 0.5:
+        wanted = language.pick(rng, chain)
+    else:
+        return world.entities[int(rng.random() * len(world.entities))]
+    return next(entity for entity in world.entities if entity.id == wanted)
+
+
+def _end_of(pieces: Sequence[ArticlePiece], target: int, source: str) -> int:
+    """Return where the first fact begins that comes after the target's own facts."""
+    seen = False
+    for index, told in enumerate(pieces):
+        if told.piece.attribute is None:
+            continue
+        closing = told.piece.attribute == "sign"
+        mine = told.source == source and closing == (target == CHAIN)
+        if seen and not mine:
+            return index
+        seen = seen or mine
+    return len(pieces)
+
+
+def _article(
+    told: Sequence[ArticlePiece], tokenizer: Tokenizer, front: str, mix: Mix
+) -> tuple[list[int], list[float], list[bool]]:
+    """Tokenise an article as one text, and give each token the weight of its piece."""
+    encoding = tokenizer.encode("".join(part.piece.text for part in told))
+    weights, facts, index, end = [], [], 0, len(told[0].piece.text)
+    for _, token_end in encoding.offsets:
+        while end < token_end:
+            index += 1
+            end += len(told[index].piece.text)
+        states = told[index].piece.attribute is not None
+        reads = told[index].source == front
+        weights.append(float(reads) if states else mix.other_weight)
+        facts.append(states and reads)
+    return encoding.ids, weights, facts
+
+
+def make_batch(seed: int, tokenizer: Tokenizer, target: int, mix: Mix, size: int) -> Batch:
+    """Make a batch out of a world of its own."""
+    assert seed != DEMO_SEED, "the demo's world is never trained on"
+    rng, world = Random(seed), make_world(seed, 4 * size)
+    samples = [make_sample(world, tokenizer, rng, target, mix) for _ in range(size)]
+    length = max(len(sample.ids) for sample in samples)
+    shape = (size, length)
+    ids, weights = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    facts = torch.zeros(shape, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        n = len(sample.ids)
+        ids[row, :n] = torch.tensor(sample.ids)
+        weights[row, :n] = torch.tensor(sample.weights)
+        facts[row, :n] = torch.tensor(sample.facts)
+    return Batch(ids, weights, facts)
+
+
+def make_model(args: argparse.Namespace) -> LlamaForCausalLM:
+    """Build the untrained model, its first layer already looking back."""
+    config = LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=args.hidden,
+        intermediate_size=3 * args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        initializer_range=0.06,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    model = LlamaForCausalLM(config)
+    look_back(model)
+    return model
+
+
+def look_back(model: LlamaForCausalLM, strength: float = 6.0, frequencies: int = 6) -> None:
+    """Start the first layer's heads out looking 1, 2, 3, ... tokens back, the last head free.
+
+    Copying takes a head that sees the token before; found by gradient descent alone, it costs
+    most of the training time. The biases of query and key add the score
+    strength^2 / sqrt(d) * sum_i cos(theta_i * (distance - back)), which is highest at `back`.
+    """
+    heads = model.config.num_attention_heads
+    d = model.config.hidden_size // heads
+    attention = model.model.layers[0].self_attn
+    theta = 10_000.0 ** (-torch.arange(frequencies) * 2 / d)
+    with torch.no_grad():
+        for back in range(1, heads):
+            at = (back - 1) * d + torch.arange(frequencies)
+            attention.k_proj.bias[at] = strength
+            attention.q_proj.bias[at] = strength * torch.cos(theta * back)
+            attention.q_proj.bias[at + d // 2] = -strength * torch.sin(theta * back)
+
+
+def loss_and_accuracy(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, float]:
+    """Return the weighted loss, and the share of the facts' tokens that are predicted right."""
+    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+    weights, targets = batch.weights[:, 1:], batch.ids[:, 1:]
+    learned = weights > 0  # logits are made only where something is learned
+    logits = model.lm_head(hidden[learned])
+    each = cross_entropy(logits, targets[learned], reduction="none")
+    right = (logits.argmax(-1) == targets[learned])[batch.facts[:, 1:][learned]]
+    return (each * weights[learned]).sum() / weights.sum(), right.float().mean().item()
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Warm up over 100 steps, then follow a cosine down to 2 %."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
+    return float(args.lr) * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+
+
+def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Train: first the chain's first entity alone (short sequences), then whole articles."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98))
+    started = time.perf_counter()
+    for step in range(args.steps):
+        short = step < args.short_steps
+        target = 0 if short else step % (CHAIN + 1)
+        mix = Mix(wrong=0.15, passage_weight=0.25 if short else 0.05)
+        batch = make_batch(FIRST_TRAINING_WORLD + step, tokenizer, target, mix, args.batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args)
+        loss, accuracy = loss_and_accuracy(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            elapsed = time.perf_counter() - started
+            log.info("%d: loss %.3f, facts %.3f, %.0f s", step + 1, loss.item(), accuracy, elapsed)
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            log.info("validation facts, by target: %s", validate(model, tokenizer))
+            save(model, tokenizer, args.out)
+
+
+@torch.inference_mode()
+def validate(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[float]:
+    """Return the share of right fact tokens for each target, in a world of its own."""
+    mix = Mix(wrong=0.0, passage_weight=0.0)
+    batches = [make_batch(VALIDATION_WORLD, tokenizer, at, mix, 32) for at in range(CHAIN + 1)]
+    return [round(loss_and_accuracy(model, batch)[1], 3) for batch in batches]
+
+
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a checkpoint that transformers loads without code of ours."""
+    model.save_pretrained(out)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(out)
+
+
+def main() -> None:
+    """Train by the recipe in the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--short-steps", type=int, default=700)
+    parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=1536)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tokenizer, model = train_tokenizer(args.vocabulary), make_model(args)
+    log.info("%d parameters", model.num_parameters())
+    train(model, tokenizer, args)
+
+
+if __name__ == "__main__":
+    main()
