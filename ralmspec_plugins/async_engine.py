@@ -5,7 +5,6 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +16,11 @@ from ralmspec_plugins.loop import formed
 from ralmspec_plugins.needs import (
     Ask,
     Cancel,
-    Commit,
     Completion,
     Extend,
     Found,
+    Guess,
     Need,
-    Release,
     Reported,
     Search,
     Settled,
@@ -96,23 +94,22 @@ class AsyncEngine:
         shown = 0
         try:
             needs = next(job.flow)
-            while True:
+            while job.finish is None:
                 for need in needs:
                     if isinstance(need, Settled):
                         yield need.text[shown:]
                         shown = len(need.text)
                     else:
                         desk.see_to(need)
-                needs = job.flow.send(await desk.next_completion(request.deadline_s))
-        except StopIteration as stop:
-            answer: Answer = stop.value
+                if job.finish is None:
+                    needs = job.flow.send(await desk.next_completion(request.deadline_s))
         finally:
             await desk.stop()
             job.close()
+        answer = job.answer(time.perf_counter() - began_s)
         if answer.text[shown:]:
             yield answer.text[shown:]
-        wall_s = time.perf_counter() - began_s
-        finish(replace(answer, stats=replace(answer.stats, wall_s=wall_s)))
+        finish(answer)
 
 
 class AsyncAnswerStream(AsyncIterator[str]):
@@ -161,12 +158,11 @@ class _Desk:
 
     def see_to(self, need: Need) -> None:
         """Start work, or carry out a notice."""
-        if isinstance(need, Commit | Release):
-            self._job.note(need)
-        elif isinstance(need, Cancel):
+        if isinstance(need, Cancel):
             self._cancel(need.need)
+        elif not isinstance(need, Start | Ask | Guess | Search | Extend):
+            self._job.note(need)
         else:
-            assert not isinstance(need, Settled)
             task = self._loop.create_task(self._carry_out(need))
             self._tasks[need] = task
             task.add_done_callback(lambda task: self._ended(need, task))

@@ -5,7 +5,6 @@ import queue
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,14 +12,15 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import DeadlineExceeded
 from ralmspec_plugins.job import Job, Setup, as_request
 from ralmspec_plugins.needs import (
-    Cancel,
-    Commit,
+    Ask,
     Completion,
     Done,
     Extend,
+    Guess,
     Need,
-    Release,
+    Search,
     Settled,
+    Start,
     Work,
 )
 from ralmspec_plugins.protocols import Retriever, Workload
@@ -92,23 +92,22 @@ class Engine:
         shown = 0
         try:
             needs = next(job.flow)
-            while True:
+            while job.finish is None:
                 for need in needs:
                     if isinstance(need, Settled):
                         yield need.text[shown:]
                         shown = len(need.text)
                     else:
                         desk.see_to(need)
-                needs = job.flow.send(desk.next_completion(request.deadline_s))
-        except StopIteration as stop:
-            answer: Answer = stop.value
+                if job.finish is None:
+                    needs = job.flow.send(desk.next_completion(request.deadline_s))
         finally:
             desk.stop()
             job.close()
+        answer = job.answer(time.perf_counter() - began_s)
         if answer.text[shown:]:
             yield answer.text[shown:]
-        wall_s = time.perf_counter() - began_s
-        return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
+        return answer
 
 
 class AnswerStream(Iterator[str]):
@@ -163,13 +162,10 @@ class _Desk:
 
     def see_to(self, need: Need) -> None:
         """Start work, or carry out a notice."""
-        if isinstance(need, Commit | Release):
-            self._job.note(need)
-        elif isinstance(need, Cancel):
-            return  # a segment notices by its progress; nothing else can be stopped in a thread
-        else:
-            assert not isinstance(need, Settled)
+        if isinstance(need, Start | Ask | Guess | Search | Extend):
             self._start(need)
+        else:  # a cancelled segment notices by its progress; no other thread can be stopped
+            self._job.note(need)
 
     def _start(self, need: Work) -> None:
         if isinstance(need, Extend):

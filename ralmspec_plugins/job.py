@@ -5,6 +5,7 @@ What the engines share. An engine decides where and when the work is done.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ralmspec_plugins.config import Settings
@@ -17,6 +18,7 @@ from ralmspec_plugins.needs import (
     Completion,
     Done,
     Extend,
+    Finish,
     Found,
     Guess,
     Notice,
@@ -33,7 +35,7 @@ from ralmspec_plugins.protocols import (
     WideRetriever,
     Workload,
 )
-from ralmspec_plugins.records import Hits, Query, Request
+from ralmspec_plugins.records import Answer, Hits, Query, Request
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.speculation.pool import PassagePool
 
@@ -122,14 +124,26 @@ class Job:
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.curve) if setup.speculate else None
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
+        self.finish: Finish | None = None
         self._state: Any = None
 
     def note(self, notice: Notice) -> None:
-        """Keep up with the last committed state, and free memory where the loop asks for it."""
+        """Keep up with the loop, and free memory where it asks for it."""
         if isinstance(notice, Commit):
             self._state = notice.state
         elif isinstance(notice, Release):
             self.setup.workload.release(notice.state)
+        elif isinstance(notice, Finish):
+            self.finish = notice
+
+    def answer(self, wall_s: float) -> Answer:
+        """Give the answer of a finished request, or raise what it came to."""
+        assert self.finish is not None
+        if self.finish.error is not None:
+            raise self.finish.error
+        assert self.finish.answer is not None
+        answer = self.finish.answer
+        return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
 
     def close(self) -> None:
         """End the loop, and free what is kept for this request's states."""

@@ -16,6 +16,7 @@ from ralmspec_plugins.needs import (
     Completion,
     Done,
     Extend,
+    Finish,
     Found,
     Guess,
     Need,
@@ -25,14 +26,14 @@ from ralmspec_plugins.needs import (
     Start,
 )
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.records import Answer, Query, Request
+from ralmspec_plugins.records import Query, Request
 from ralmspec_plugins.schedule import Policy, View
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.steps import Failure, Step
 
 MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
 
-Flow: TypeAlias = Generator[list[Need], Completion, Answer]
+Flow: TypeAlias = Generator[list[Need], Completion, None]
 
 
 def speculate(
@@ -52,22 +53,15 @@ def speculate(
         policy: How far to run ahead; `None` runs nothing ahead and remembers nothing.
 
     Yields:
-        The needs and notices to carry out now; it is sent one completion at a time.
-
-    Returns:
-        The answer.
-
-    Raises:
-        Exception: What the plain loop would have raised.
+        The needs and notices to carry out now; it is sent one completion at a time. The
+        last list ends with `Finish`; nothing has to be waited for after it.
     """
     loop = _Loop(workload, retriever, guesses, policy)
     loop.chain.start(Start(request))
     loop.begin((yield loop.outgoing()))
-    while True:
-        loop.advance()
-        if loop.chain.complete:
-            return loop.chain.answer()
+    while not loop.finished():
         loop.take((yield loop.outgoing()))
+    yield loop.outgoing()
 
 
 def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:
@@ -94,6 +88,7 @@ class _Loop:
         self.inline_ask = workload.inline_query and getattr(retriever, "inline_encode", False)
         self.draining = False  # waiting for all that is in flight, to run a step alone
         self.alone: Step | None = None  # the step that is run alone
+        self.error: Exception | None = None  # what the plain loop comes to
 
     def outgoing(self) -> list[Need]:
         chain = self.chain
@@ -106,16 +101,20 @@ class _Loop:
         assert isinstance(done, Done)
         self.chain.in_flight.complete(done.need, 0)
         self.chain.account.done(done)
-        if done.error is not None:
-            raise done.error
+        self.error = done.error
         self.chain.root = done.value
 
-    def advance(self) -> None:
-        """Confirm, plan and search until nothing more follows from what is known."""
-        moved = True
-        while moved and not self.chain.complete:
-            self.chain.confirm()
+    def finished(self) -> bool:
+        """Confirm, plan and search until nothing more follows; say whether the request is over."""
+        chain, moved = self.chain, True
+        while moved and not chain.complete and self.error is None:
+            chain.confirm()
             moved = not self._rescue() and (self._plan() | self._search())
+        if self.error is not None:
+            chain.out.append(Finish(error=self.error))
+        elif chain.complete:
+            chain.out.append(Finish(chain.answer()))
+        return self.error is not None or chain.complete
 
     # Completions
 
@@ -184,7 +183,7 @@ class _Loop:
     # Failures
 
     def _rescue(self) -> bool:
-        """Raise a confirmed failure, or run it once more alone; say whether that must wait.
+        """End on a confirmed failure, or run it once more alone; say whether planning must wait.
 
         Work that failed while something else was running may have failed because of
         it (a rate limit, memory, a time-out), so the plain loop might not have failed.
@@ -195,7 +194,8 @@ class _Loop:
         if failure is None:
             return False
         if failure.alone:
-            raise failure.error
+            self.error = failure.error
+            return True
         self.chain.drop(1)
         self.chain.reset(self.chain.steps[0])
         self.chain.out.extend(Cancel(need) for need in self.chain.in_flight)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Query, Request, Retrieved
+from ralmspec_plugins.records import Answer, Hits, Query, Request, Retrieved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +79,16 @@ class Settled:
     text: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Finish:
+    """The request is over: with an answer, or with the error that the plain loop comes to."""
+
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
 Work: TypeAlias = Start | Ask | Guess | Search | Extend
-Notice: TypeAlias = Cancel | Release | Commit | Settled
+Notice: TypeAlias = Cancel | Release | Commit | Settled | Finish
 Need: TypeAlias = Work | Notice
 
 

@@ -14,6 +14,10 @@ from typing import Protocol
 from ralmspec_plugins.curve import BatchCurve, Smoothed
 from ralmspec_plugins.errors import ConfigError
 
+GAMMA_LIMIT = 0.6  # the paper's cap on the estimated guess rate (PAPERS 1.6)
+# The cap makes the estimate pessimistic, and the rate is flat around its best: of strides
+# that differ by less than this the longest is taken.
+STRIDE_SLACK = 0.01
 MAX_STRIDE = 64  # the paper's search for a stride has no bound (PAPERS 1.6)
 LEAST_SECONDS = 1e-9  # a free model or retriever: keeps ratios finite
 
@@ -68,6 +72,7 @@ def optimal_stride(
     *,
     overlap: bool = False,
     limit: int = MAX_STRIDE,
+    slack: float = 0.0,
 ) -> int:
     """Find the stride with the most verified steps a second (RaLMSpec's OS3, PAPERS 1.6).
 
@@ -81,6 +86,7 @@ def optimal_stride(
         gamma: Probability that one guess is right.
         overlap: Whether one more step is written during the verification.
         limit: The largest stride to consider.
+        slack: Share of the best rate that may be given up for a longer stride.
 
     >>> [optimal_stride(1, 40, gamma) for gamma in (0.2, 0.4, 0.6, 0.8, 0.9)]
     [3, 4, 6, 11, 19]
@@ -96,10 +102,12 @@ def optimal_stride(
             latency = right * ((stride - 1) * a + max(a, verify)) + (1 - right) * latency
         return float((1 - right) / ((1 - gamma) * latency))
 
-    return max(range(1, limit + 1), key=lambda stride: (rate(stride), stride))
+    rates = [rate(stride) for stride in range(1, limit + 1)]
+    enough = max(rates) * (1 - slack)
+    return max(stride for stride, reached in enumerate(rates, start=1) if reached >= enough)
 
 
-def estimate_gamma(matches: list[int], strides: list[int], limit: float = 0.6) -> float:
+def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_LIMIT) -> float:
     """Estimate how often a guess is right from whole rounds (PAPERS 1.6).
 
     The maximum-likelihood estimate of a geometric stop: right guesses over right
@@ -140,7 +148,7 @@ class OptimalStride:
 
     overlap: bool = True
     window: int = 5  # rounds that the guess rate is estimated over (PAPERS 1.10)
-    gamma_limit: float = 0.6  # the paper's cap (PAPERS 1.6)
+    gamma_limit: float = GAMMA_LIMIT
     max_stride: int = MAX_STRIDE
 
     def __post_init__(self) -> None:
@@ -255,6 +263,7 @@ class _OptimalRounds(_Rounds):
             gamma,
             overlap=self._overlap,
             limit=self._setting.max_stride,
+            slack=STRIDE_SLACK,
         )
 
 

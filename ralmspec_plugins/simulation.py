@@ -12,13 +12,11 @@ from ralmspec_plugins.job import Job, Setup, as_request
 from ralmspec_plugins.needs import (
     Ask,
     Cancel,
-    Commit,
     Completion,
     Done,
     Extend,
     Guess,
     Need,
-    Release,
     Search,
     Start,
     Work,
@@ -79,10 +77,9 @@ class Simulation:
             while True:
                 for need in needs:
                     clock.see_to(need)
+                if job.finish is not None:
+                    return job.answer(clock.now_s)
                 needs = job.flow.send(clock.next_completion())
-        except StopIteration as stop:
-            answer: Answer = stop.value
-            return answer
         finally:
             job.close()
 
@@ -93,23 +90,23 @@ class _VirtualTime:
     def __init__(self, job: Job, latencies: Latencies) -> None:
         self._job = job
         self._latencies = latencies
-        self._now_s = 0.0
+        self.now_s = 0.0
         self._due: list[tuple[float, int, Done]] = []
         self._order = itertools.count()
 
     def see_to(self, need: Need) -> None:
-        if isinstance(need, Commit | Release):
-            self._job.note(need)
+        if isinstance(need, Start | Ask | Guess | Search | Extend):
+            self._start(need)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
-        elif isinstance(need, Start | Ask | Guess | Search | Extend):
-            self._start(need)
+        else:
+            self._job.note(need)
 
     def _start(self, need: Work) -> None:
         """Do the work now; it is completed when its time has passed."""
         handed_in: list[Completion] = []
-        self._job.carry_out(need, lambda: self._now_s, handed_in.append)
-        ends_s = self._now_s + self._latencies.of(need)
+        self._job.carry_out(need, lambda: self.now_s, handed_in.append)
+        ends_s = self.now_s + self._latencies.of(need)
         for done in handed_in:
             if isinstance(done, Done):  # reports are passed over: a segment is one moment here
                 self._push(ends_s, replace(done, ended_s=ends_s))
@@ -122,14 +119,14 @@ class _VirtualTime:
         due, self._due = self._due, []
         for due_s, order, done in due:
             if done.need is need:
-                stopped = replace(done, value=None, error=_CANCELLED, ended_s=self._now_s)
-                self._push(self._now_s, stopped)
+                stopped = replace(done, value=None, error=_CANCELLED, ended_s=self.now_s)
+                self._push(self.now_s, stopped)
             else:
                 heapq.heappush(self._due, (due_s, order, done))
 
     def next_completion(self) -> Done:
         """Go on to the next moment at which something is completed."""
-        self._now_s, _, done = heapq.heappop(self._due)
+        self.now_s, _, done = heapq.heappop(self._due)
         return done
 
 

@@ -8,16 +8,18 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup
 from ralmspec_plugins.needs import (
+    Ask,
     Cancel,
     Commit,
     Completion,
     Done,
     Extend,
+    Guess,
     Need,
-    Release,
     Reported,
     Search,
     Settled,
+    Start,
     Work,
 )
 from ralmspec_plugins.plain import plain
@@ -54,6 +56,7 @@ class Seen:
     streamed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     changed_text: bool = False  # a wrong guess whose segment differs from the right one
+    committed: list[Retrieved] = field(default_factory=list)
     answer: Answer | None = None
 
 
@@ -106,13 +109,11 @@ class _Run:
         while True:
             for need in needs:
                 self.see_to(need)
+            if self.job.finish is not None:
+                self.seen.answer = self.job.finish.answer
+                return self.job.answer(self.now_s)
             assert self.out, "the loop waits for nothing"
-            try:
-                needs = self.job.flow.send(self.pick())
-            except StopIteration as stop:
-                answer: Answer = stop.value
-                self.seen.answer = answer
-                return answer
+            needs = self.job.flow.send(self.pick())
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
@@ -120,13 +121,19 @@ class _Run:
         elif isinstance(need, Cancel):
             if self.dice.random() < 0.5:
                 self.out = [self._stopped(one, need.need) for one in self.out]
-        elif isinstance(need, Commit | Release):
-            self.job.note(need)
-        else:
+        elif isinstance(need, Start | Ask | Guess | Search | Extend):
             self._start(need)
+        else:
+            if isinstance(need, Commit):
+                self.seen.committed.append(need.retrieved)
+            self.job.note(need)
 
     def _start(self, need: Work) -> None:
         """Work it out now; it is handed in when the dice say so."""
+        if isinstance(need, Ask | Extend):
+            assert not any(isinstance(one.need, Ask | Extend) for one in self.out), (
+                "the model has one thing to do at a time"
+            )
         busy = any(isinstance(one, Done) for one in self.out)
         self.job.carry_out(need, self.clock, self.out.append)
         if busy and self.dice.random() < self.haste:

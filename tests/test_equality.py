@@ -87,6 +87,8 @@ def test_speculation_never_changes_the_answer(capsys: pytest.CaptureFixture[str]
 
         assert expected == actual
         check_stream(seen, expected.text)
+        if seen.answer is not None:
+            assert seen.answer.retrieved == tuple(seen.committed)
         tally.add(expected, seen)
 
     speculative_equals_plain()

@@ -1,0 +1,202 @@
+"""Plant bugs one at a time, and see each of them caught by the tests.
+
+Works on a copy of the tree. Each bug is one replacement in one file; the named
+tests must fail with it, and pass without any. The list in docs/planted_bugs.md is
+written from what is found here.
+
+    python tools/plant_bugs.py [--only WORD]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EQUALITY = "tests/test_equality.py"
+MODEL = "tests/lm"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One replacement that makes the code wrong."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str = EQUALITY
+
+
+CORE = "ralmspec_plugins"
+BUGS = (
+    Bug(
+        "a guess is never compared with the truth",
+        f"{CORE}/chain.py",
+        "if self._agree(step, step.used, truth):",
+        "if truth is not None:",
+    ),
+    Bug(
+        "passages are compared by their ids alone",
+        f"{CORE}/chain.py",
+        "return guess == truth if agree",
+        "return [h.passage.id for h in guess] == [h.passage.id for h in truth] if agree",
+    ),
+    Bug(
+        "a segment written on a wrong guess is kept",
+        f"{CORE}/chain.py",
+        "        step.rewrite(truth)\n",
+        "        step.used = truth\n",
+    ),
+    Bug(
+        "the steps after a wrong guess are not dropped",
+        f"{CORE}/chain.py",
+        "        self.drop(position + 1)\n",
+        "",
+    ),
+    Bug(
+        "a verified step is committed before the ones in front of it",
+        f"{CORE}/chain.py",
+        "            step = self.steps.pop(0)\n",
+        "            step = self.steps.pop(max(n for n, s in enumerate(self.steps)"
+        " if s.verified and s.written))\n",
+    ),
+    Bug(
+        "the record keeps the guess, with its scores",
+        f"{CORE}/chain.py",
+        "Retrieved(step.query, step.truth)",
+        "Retrieved(step.query, step.guess or step.truth)",
+    ),
+    Bug(
+        "a dropped question is taken back at another position",
+        f"{CORE}/steps.py",
+        "key = self._workload.query_key(before)\n        return key in",
+        "key = next(iter(self._queries))\n        return key in",
+    ),
+    Bug(
+        "a dropped segment is taken back under another cache history",
+        "tests/worlds.py",
+        "history = state.prefilled_at if state.front == hits else None",
+        "history = None",
+    ),
+    Bug(
+        "a dropped segment is taken back for other passages",
+        "tests/worlds.py",
+        "return state.rounds, state.text, hits, history",
+        "return state.rounds, state.text, history",
+    ),
+    Bug(
+        "a query's result is given to another query of its batch",
+        f"{CORE}/loop.py",
+        "query = search.queries[done.index]",
+        "query = search.queries[0]",
+    ),
+    Bug(
+        "an error on a guess is raised before the guess is confirmed",
+        f"{CORE}/loop.py",
+        "return head.failure if head.verified or not head.asked else None",
+        "return head.failure",
+    ),
+    Bug(
+        "an error counts although other work was running",
+        f"{CORE}/loop.py",
+        "        if failure.alone:",
+        "        if failure:",
+    ),
+    Bug(
+        "an error of one query fails its whole batch",
+        f"{CORE}/job.py",
+        "            if len(queries) == 1:\n                return [error]",
+        "            return [error] * len(queries)",
+        f"{EQUALITY} tests/test_engines.py",
+    ),
+    Bug(
+        "a failed speculator fails the request",
+        f"{CORE}/speculation/guesses.py",
+        "                self._complain(speculator)\n                continue",
+        "                raise",
+    ),
+    Bug(
+        "an unverified segment is streamed",
+        f"{CORE}/chain.py",
+        "        if self.steps and self.steps[0].verified and self.steps[0].partial",
+        "        if self.steps and self.steps[0].partial",
+    ),
+    Bug(
+        "text that a stop string may still cut is streamed",
+        f"{CORE}/chain.py",
+        "text = self.workload.settled(state)",
+        "text = self.workload.text(state)",
+    ),
+    Bug(
+        "extend sees scores that it says it does not read",
+        f"{CORE}/chain.py",
+        "        if self.workload.reads_scores:",
+        "        if hits:",
+    ),
+    Bug(
+        "a segment starts before the cancelled one has stopped",
+        f"{CORE}/chain.py",
+        "self.writer = None if isinstance(need, Guess) else (need, None)",
+        "self.writer = None",
+    ),
+    Bug(
+        "what is committed differs from what the answer records",
+        f"{CORE}/chain.py",
+        "self.out.append(Commit(self.retrieved[-1], step.after))",
+        "self.out.append(Commit(self.retrieved[0], step.after))",
+    ),
+    Bug(
+        "the memo answers for another store",
+        f"{CORE}/speculation/memo.py",
+        "(signature, query.key)",
+        "query.key",
+        "tests/speculation",
+    ),
+)
+
+
+def main() -> int:
+    """Plant every bug; fail if one goes unnoticed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="plant only the bugs whose name has this word")
+    word = parser.parse_args().only
+    chosen = [bug for bug in BUGS if word in bug.name]
+    missed = [bug for bug in chosen if not report(bug)]
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} planted bugs were caught")
+    return 1 if missed else 0
+
+
+def report(bug: Bug) -> bool:
+    """Plant one bug and say how it was caught."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in (CORE, "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        file = copy / bug.file
+        text = file.read_text()
+        if text.count(bug.right) != 1:
+            print(f"STALE   {bug.name}: {bug.file} no longer has the line to replace once")
+            return False
+        file.write_text(text.replace(bug.right, bug.wrong))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "--show-capture=no"]
+        run = subprocess.run(
+            [*command, *bug.tests.split()],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        caught = run.returncode == 1
+        print(f"{'caught' if caught else 'MISSED':7} {bug.name}", flush=True)
+        return caught
+
+
+if __name__ == "__main__":
+    sys.exit(main())
