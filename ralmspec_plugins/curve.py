@@ -63,7 +63,7 @@ class BatchCurve:
         if index == 0:
             return points[0][1]
         if index < len(points):
-            return _line(points[index - 1], points[index], queries)
+            return min(_line(points[index - 1], points[index], queries), points[index][1])
         return points[-1][1] if len(points) == 1 else _line(points[0], points[-1], queries)
 
 

@@ -61,6 +61,7 @@ class Setup:
         if self.speculate and not getattr(retriever, "pure", True):
             _log.warning("%r is not pure: its requests are answered plainly", retriever)
             self.speculate = False
+        self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         for speculator in self.settings.speculators or ():
             signature = getattr(speculator, "signature", retriever.signature)
             if signature != retriever.signature:
@@ -89,11 +90,10 @@ class Setup:
 
     def search(self, queries: Sequence[Query]) -> list[Found]:
         """Search one batch, wider than is verified where that is the same ranking."""
-        retriever = self.retriever
-        if self.speculate and isinstance(retriever, WideRetriever):
-            width = self.settings.width(retriever.k)
-            return self._checked(queries, retriever.search_wide(queries, width), retriever.k)
-        return self._checked(queries, retriever.search(queries), None)
+        if self.wide is None:
+            return self._checked(queries, self.retriever.search(queries), None)
+        width = self.settings.width(self.wide.k)
+        return self._checked(queries, self.wide.search_wide(queries, width), self.wide.k)
 
     async def asearch(self, queries: Sequence[Query]) -> list[Found]:
         """Do the same with a retriever that is asynchronous."""

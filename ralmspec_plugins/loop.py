@@ -286,7 +286,9 @@ class _Loop:
                 self.chain.write(Guess(step.query), step)
                 return True
             step.guess = self.guesses.guess(step.query)
-        if step.guess is None or not self.policy.may_write(self._view(stalled=False)):
+        if step.guess is None:
+            return False
+        if not self.policy.may_write(self._view(len(self._pending()), stalled=False)):
             return False
         step.used = self.chain.visible(step.guess)
         return True
@@ -305,35 +307,36 @@ class _Loop:
 
     def _search(self) -> bool:
         """Send out pending queries as the policy says; say whether any went."""
-        pending = list(self._pending())
+        pending = self._pending()
         if not pending:
             return False
         if self.policy is None or self._plainly:
             sizes = [] if self.chain.in_flight else [1]
         else:
-            sizes = self.policy.batches(self._view(stalled=self.chain.writer is None))
+            view = self._view(len(pending), stalled=self.chain.writer is None)
+            sizes = self.policy.batches(view)
         for size in sizes:
             batch, pending = tuple(pending[:size]), pending[size:]
             self.chain.account.batches.append(len(batch))
             self.chain.start(Search(batch))
         return bool(sizes)
 
-    def _pending(self) -> dict[Query, None]:
+    def _pending(self) -> list[Query]:
         """Give the queries that have to go out, each once, in the order of the steps."""
         searching: dict[Hashable, Search] = self.chain.in_flight.searching
-        return {
-            step.query: None
-            for step in self.chain.steps
-            if step.query is not None
-            and step.truth is None
-            and step.search_failure is None
-            and step.query.key not in searching
-        }
+        pending: dict[Hashable, Query] = {}
+        for step in self.chain.steps:
+            query = step.query
+            if query is None or step.truth is not None or query.key in searching:
+                continue
+            if step.search_failure is None:
+                pending.setdefault(query.key, query)
+        return list(pending.values())
 
-    def _view(self, *, stalled: bool) -> View:
+    def _view(self, pending: int, *, stalled: bool) -> View:
         in_flight = self.chain.in_flight
         return View(
-            pending=len(self._pending()),
+            pending=pending,
             searching=in_flight.searches,
             in_flight=len(in_flight.searching),
             ahead=sum(step.ahead for step in self.chain.steps),

@@ -94,17 +94,20 @@ def optimal_stride(
     a = max(a, LEAST_SECONDS)
     gamma = min(max(gamma, 0.0), 1.0 - 1e-9)
 
-    def rate(stride: int) -> float:
+    rates: list[float] = []
+    best = 0.0
+    for stride in range(1, limit + 1):
         verify = max(b(stride) if callable(b) else b, LEAST_SECONDS)
         latency = stride * a + verify
         right = gamma**stride
         if overlap:
             latency = right * ((stride - 1) * a + max(a, verify)) + (1 - right) * latency
-        return float((1 - right) / ((1 - gamma) * latency))
-
-    rates = [rate(stride) for stride in range(1, limit + 1)]
-    enough = max(rates) * (1 - slack)
-    return max(stride for stride, reached in enumerate(rates, start=1) if reached >= enough)
+        rates.append((1 - right) / ((1 - gamma) * latency))
+        best = max(best, rates[-1])
+        if 1 / ((1 - gamma) * latency) < best * (1 - slack):
+            break  # no longer round can verify enough: its latency is higher still
+    enough = best * (1 - slack)
+    return max(stride for stride, rate in enumerate(rates, start=1) if rate >= enough)
 
 
 def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_LIMIT) -> float:

@@ -1,0 +1,197 @@
+"""Schedules: the paper's test vectors, the batch curve, and what policies decide."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.schedule import (
+    Continuous,
+    FixedStride,
+    OptimalStride,
+    Policy,
+    View,
+    estimate_gamma,
+    optimal_stride,
+)
+
+GAMMAS = (0.2, 0.4, 0.6, 0.8, 0.9)
+
+# PAPERS 1.6: a, b, then the stride for each gamma, synchronous / with overlap.
+VECTORS = [
+    (1, 40, "3/3 4/4 6/6 11/11 19/19"),
+    (1, 10, "2/2 3/3 4/4 7/7 11/11"),
+    (1, 3, "1/1 2/2 3/2 4/4 7/6"),
+    (1, 1, "1/1 1/1 2/1 3/1 4/1"),
+    (1, 0.5, "1/1 1/1 1/1 2/1 3/1"),
+    (0.1, 4.2, "3/3 4/4 6/6 11/11 19/19"),
+    (0.22, 4.2, "2/2 3/3 5/5 9/9 14/14"),
+    (0.22, 0.15, "1/1 1/1 2/1 2/1 3/1"),
+    (0.11, 0.15, "1/1 1/1 2/1 3/2 5/3"),
+    (0.22, 0.026, "1/1 1/1 1/1 1/1 2/1"),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "expected"), VECTORS)
+def test_the_stride_is_the_papers(a: float, b: float, expected: str) -> None:
+    """OS3 finds the stride of each of the 100 vectors of PAPERS 1.6."""
+    actual = " ".join(
+        f"{optimal_stride(a, b, gamma)}/{optimal_stride(a, b, gamma, overlap=True)}"
+        for gamma in GAMMAS
+    )
+
+    assert expected == actual
+
+
+@given(
+    a=st.floats(0, 10),
+    b=st.floats(0, 100),
+    gamma=st.floats(0, 1),
+    overlap=st.booleans(),
+    limit=st.integers(1, 64),
+)
+def test_stopping_early_finds_the_best_stride(
+    a: float, b: float, gamma: float, overlap: bool, limit: int
+) -> None:
+    """No stride within the limit verifies more a second than the one that is chosen."""
+    a_clamped, b_clamped, gamma_clamped = max(a, 1e-9), max(b, 1e-9), min(gamma, 1 - 1e-9)
+
+    def rate(stride: int) -> float:
+        latency, right = stride * a_clamped + b_clamped, gamma_clamped**stride
+        if overlap:
+            hidden = (stride - 1) * a_clamped + max(a_clamped, b_clamped)
+            latency = right * hidden + (1 - right) * latency
+        return (1 - right) / ((1 - gamma_clamped) * latency)
+
+    chosen = optimal_stride(a, b, gamma, overlap=overlap, limit=limit)
+
+    assert 1 <= chosen <= limit
+    assert rate(chosen) >= max(map(rate, range(1, limit + 1))) * (1 - 1e-9)
+
+
+def test_free_parts_do_not_hang() -> None:
+    """With a free model and a free retriever the search for a stride still ends (PAPERS 1.6)."""
+    assert 1 <= optimal_stride(0.0, 0.0, 0.6) <= 64
+    assert optimal_stride(0.0, 1.0, 1.0) == 64
+
+
+def test_gamma_is_the_papers() -> None:
+    """Strides 3, 4, 3, 2 with 1, 4, 2, 0 matches: 7 right, 3 rounds cut short, 7 / 10, capped."""
+    assert estimate_gamma([1, 4, 2, 0], [3, 4, 3, 2]) == 0.6
+    assert estimate_gamma([1, 4, 2, 0], [3, 4, 3, 2], limit=0.9) == pytest.approx(0.7)
+    assert estimate_gamma([0], [1]) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), max_size=30))
+def test_the_curve_never_falls(measured: list[tuple[int, float]]) -> None:
+    """A larger batch never costs less, whatever was measured."""
+    curve = BatchCurve()
+    for queries, seconds in measured:
+        curve.observe(queries, seconds)
+    costs = [curve(queries) for queries in range(1, 100)]
+
+    assert costs == sorted(costs)
+
+
+def view(
+    *,
+    pending: int = 0,
+    searching: int = 0,
+    in_flight: int = 0,
+    ahead: int = 0,
+    stalled: bool = False,
+) -> View:
+    return View(pending, searching, in_flight, ahead, stalled)
+
+
+def test_a_fixed_stride_waits_for_its_batch() -> None:
+    """Stride 3 writes on two guesses, then sends three queries; it writes nothing meanwhile."""
+    policy = FixedStride(stride=3).begin(BatchCurve())
+
+    assert [policy.may_write(view(pending=n)) for n in (1, 2, 3)] == [True, True, False]
+    assert policy.batches(view(pending=2)) == []
+    assert policy.batches(view(pending=3)) == [3]
+    assert not policy.may_write(view(pending=0, searching=1, in_flight=3, ahead=2))
+
+
+def test_a_stalled_round_is_sent() -> None:
+    """Where nothing can be written, what is pending goes out, however little."""
+    policy = FixedStride(stride=8).begin(BatchCurve())
+
+    assert policy.batches(view(pending=1, stalled=True)) == [1]
+
+
+def test_overlap_writes_one_step_more() -> None:
+    """While three queries are out, the third one's step may be written, and no other."""
+    policy = FixedStride(stride=3, overlap=True).begin(BatchCurve())
+
+    assert policy.may_write(view(searching=1, in_flight=3, ahead=2))
+    assert not policy.may_write(view(pending=1, searching=1, in_flight=3, ahead=3))
+
+
+def after_rounds(policy: Policy, *, step_s: float, search_s: float, right: bool) -> Policy:
+    """Let a policy see six rounds of one kind."""
+    for _ in range(6):
+        policy.wrote(step_s)
+        policy.searched(1, search_s)
+        policy.judged(right)
+        policy.may_write(view(pending=1))
+    return policy
+
+
+def test_the_stride_follows_what_is_measured() -> None:
+    """Dear searches and right guesses make long rounds; wrong ones make the plain loop."""
+    dear = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=True)
+    wrong = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=False)
+
+    assert dear.may_write(view(pending=5))
+    assert dear.batches(view(pending=1)) == []
+    assert not wrong.may_write(view(pending=1))
+    assert wrong.batches(view(pending=1)) == [1]
+
+
+def test_one_lane_takes_what_is_pending() -> None:
+    """A free lane takes everything, a busy one nothing."""
+    policy = Continuous().begin(BatchCurve())
+
+    assert policy.batches(view(pending=5)) == [5]
+    assert policy.batches(view(pending=5, searching=1, in_flight=2)) == []
+
+
+def test_many_lanes_take_one_query_each() -> None:
+    """Each query starts when it is born; more than there are lanes are shared out."""
+    policy = Continuous(lanes=4).begin(BatchCurve())
+
+    assert policy.batches(view(pending=3)) == [1, 1, 1]
+    assert policy.batches(view(pending=3, searching=2, in_flight=2)) == [2, 1]
+
+
+def test_batches_that_cost_what_their_queries_cost_go_out_singly() -> None:
+    """Where b(n) = n b(1), the first answer should not wait for the last."""
+    curve = BatchCurve()
+    for queries in (1, 2, 4, 8):
+        curve.observe(queries, 0.1 * queries)
+    policy = Continuous().begin(curve)
+
+    assert policy.batches(view(pending=8)) == [1]
+
+
+def test_the_window_bounds_what_runs_ahead() -> None:
+    """At most `window` steps stand on guesses that nobody confirmed."""
+    policy = Continuous(window=3).begin(BatchCurve())
+
+    assert policy.may_write(view(ahead=2))
+    assert not policy.may_write(view(ahead=3))
+
+
+def test_hopeless_guesses_are_not_written_on() -> None:
+    """After many wrong guesses nothing runs ahead; after some right ones it does again."""
+    policy = Continuous().begin(BatchCurve())
+    for _ in range(32):
+        policy.judged(right=False)
+    hopeless = policy.may_write(view())
+    for _ in range(8):
+        policy.judged(right=True)
+
+    assert not hopeless
+    assert policy.may_write(view())
