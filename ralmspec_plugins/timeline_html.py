@@ -48,7 +48,9 @@ text { fill: var(--soft); font: 12px system-ui, sans-serif; } text.name { fill: 
 .lane { fill: var(--lane); } .tick { stroke: var(--line); } .kept { fill: var(--kept); }
 .dropped { fill: var(--dropped); } .cancelled { fill: var(--cancelled); }
 .failed { fill: var(--failed); } .search { fill: var(--search); } .ask { fill: var(--ask); }
-.bar:hover { stroke: var(--text); stroke-width: 1.5; } .hatch { stroke: var(--hatch); }
+.bar { stroke: var(--page); stroke-width: .5; } .bar.ask { stroke: none; }
+.bar:hover, .bar.ask:hover { stroke: var(--text); stroke-width: 1.5; }
+.hatch { stroke: var(--hatch); }
 .first { stroke: var(--text); stroke-dasharray: 3 3; }
 """
 _PATTERN = (

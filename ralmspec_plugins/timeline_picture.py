@@ -27,7 +27,7 @@ _COLOURS = {  # those of the page in a light room; told apart by colour-blind ey
     "ask": "#a05fb0",
 }
 _HEIGHTS = {MODEL_LANE: 1.6, ASK_LANE: 0.4}  # in search lanes
-_BETWEEN, _NAME = 0.2, 1.5
+_BETWEEN, _NAME = 0.2, 2.2
 _INCHES, _LANE_INCHES, _HEAD_INCHES = 12.0, 0.24, 1.9
 _DOTS = 150
 _LABEL_SHARE = 0.012  # the share of the width that a number needs
@@ -79,7 +79,7 @@ def _tops(bands: Sequence[Band]) -> tuple[list[list[float]], float]:
 
 
 def _draw(axes: Any, band: Band, tops: Sequence[float], factor: float, until_s: float) -> None:
-    axes.text(0, tops[0] - 0.4, band.name, fontweight="bold", fontsize=10)
+    axes.text(0, tops[0] - 1.1, band.name, fontweight="bold", fontsize=10)
     for bar in band.bars:
         height = _HEIGHTS.get(bar.lane, 1.0)
         start, width = bar.started_s * factor, (bar.ended_s - bar.started_s) * factor
@@ -109,7 +109,10 @@ def _draw(axes: Any, band: Band, tops: Sequence[float], factor: float, until_s: 
 
 
 def _look(bar: Bar) -> dict[str, Any]:
-    look: dict[str, Any] = {"facecolor": _COLOURS[bar.look], "linewidth": 0}
+    colour = _COLOURS[bar.look]
+    if bar.lane == ASK_LANE:  # far too short to be seen without an edge
+        return {"facecolor": colour, "edgecolor": colour, "linewidth": 0.8}
+    look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.5}
     if bar.ahead:
         look |= {"hatch": "/////", "edgecolor": "#ffffff90"}
     return look

@@ -16,6 +16,7 @@ from ralmspec_plugins.cli.output import (
     complain,
     in_short,
     on_terminal,
+    printable,
     screen,
     write_json,
 )
@@ -77,7 +78,7 @@ class Printer:
     def piece(self, text: str) -> None:
         """Show text that stays."""
         if self.human:
-            self._console.out(text, end="", highlight=False)
+            self._console.out(printable(text), end="", highlight=False)
             self._console.file.flush()
 
     def end(self, question: str, answer: Answer, mode: str) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 from ralmspec_plugins.cli.options import ChatPlace, ScheduleName, WorkloadName
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.cli.remote import far_away
-from ralmspec_plugins.errors import ConfigError, ModelError
-from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
+from ralmspec_plugins.errors import ConfigError, MissingExtraError, ModelError
+from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
+from ralmspec_plugins.records import Passage, Request
 from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, load
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.workloads import Interval, OneShot
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+_WARM_TOKENS = 4
 DEMO_PROMPT = "{prompt}\n"  # its prompts are lines
 
 
@@ -37,6 +39,11 @@ class Weights:
     def __init__(self, path: str | None, style: Style, threads: int | None) -> None:
         """Load a model, or the demo's.
 
+        Args:
+            path: a folder, or a name on the hub; `None` for the demo's.
+            style: how it is asked, and how tokens are chosen.
+            threads: for torch; one for the demo's model unless given.
+
         Raises:
             ModelError: there is none.
             MissingExtraError: transformers or torch is not installed.
@@ -45,6 +52,8 @@ class Weights:
         prompt = DEMO_PROMPT if path is None else "{prompt}"
         self._sampling, self._template = _writing(style, prompt)
         torch: Any = optional("torch", "hf", "torch")
+        if threads is None and path is None:
+            threads = 1  # the demo's model is too small to be shared out
         if threads is not None:
             torch.set_num_threads(threads)
         # Its bars would stand among our messages, and a model is loaded in a moment.
@@ -53,6 +62,7 @@ class Weights:
 
         self._kind = HuggingFaceLM
         self._loaded = HuggingFaceLM.from_pretrained(name)
+        self._warm_up()
 
     def language_model(self) -> LanguageModel[Any]:
         """Give the model with empty caches."""
@@ -63,6 +73,12 @@ class Weights:
             template=self._template,
         )
         return lm
+
+    def _warm_up(self) -> None:
+        """Write a little, so that no run pays for what is set up once."""
+        lm = self.language_model()
+        draft = lm.begin(Request(prompt="Hello", max_tokens=_WARM_TOKENS))
+        lm.write(draft, [Passage("", "Hello")], _WARM_TOKENS, Progress())
 
 
 def _demo_model() -> str:
@@ -107,6 +123,15 @@ def at_distance(store: KnowledgeBase, latency_s: float) -> Retriever:
         return store
     notes().print(added(latency_s), style="yellow")
     return far_away(store, latency_s)
+
+
+def default_backend() -> str:
+    """Name the best local backend that needs no model: bm25s if it is installed."""
+    try:
+        optional("bm25s", "bm25", "bm25s")
+    except MissingExtraError:
+        return "numpy-flat"
+    return "bm25s"
 
 
 def added(latency_s: float) -> str:

@@ -79,13 +79,12 @@ def diagnose(
     store = open_store(kb, encoder, k, latency)
     with notes().status("loading the model"):
         weights = Weights(model, Style(), threads)
-    with notes().status("measuring"):
-        warm = Request(prompt=question, max_tokens=2 * interval)
-        _plainly(weights, store, settings, warm, interval, query_tokens)
-        answers = [
-            _plainly(weights, store, settings, request, interval, query_tokens) for _ in range(2)
-        ]
-        diagnosis = _diagnosis(store, settings, weights, request, answers, interval, latency)
+    if notes().is_terminal:
+        notes().print("measuring", style="dim")  # no spinner: it would take part in the race
+    answers = [
+        _plainly(weights, store, settings, request, interval, query_tokens) for _ in range(2)
+    ]
+    diagnosis = _diagnosis(store, settings, weights, request, answers, interval, latency)
     if json or not on_terminal():
         write_json(diagnosis.record())
     else:

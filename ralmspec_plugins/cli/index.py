@@ -16,9 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ralmspec_plugins.cli.assemble import make_encoder
+from ralmspec_plugins.cli.assemble import default_backend, make_encoder
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
-from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, MissingExtraError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import (
     BACKENDS,
@@ -28,7 +28,6 @@ from ralmspec_plugins.retrieval import (
     read_passages,
     save,
 )
-from ralmspec_plugins.retrieval.optional import optional
 
 _AT_ONCE = 256  # passages encoded between two moves of the progress bar
 
@@ -87,11 +86,7 @@ def index(
 
 def _backend(name: str | None) -> str:
     if name is None:
-        try:
-            optional("bm25s", "bm25", "bm25s")
-        except MissingExtraError:
-            return "numpy-flat"
-        return "bm25s"
+        return default_backend()
     chosen = name.replace("_", "-")
     if chosen not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")

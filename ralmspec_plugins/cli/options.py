@@ -93,7 +93,9 @@ Latency = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="The model's threads. [default: as torch chooses]"),
+    typer.Option(
+        min=1, help="The model's threads. [default: torch's choice; 1 for the demo's model]"
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="JSON on stdout, as always when it is no terminal.")

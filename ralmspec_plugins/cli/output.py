@@ -1,6 +1,7 @@
 """Where output goes: text and tables on a terminal, JSON otherwise; messages always to stderr."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,6 +13,7 @@ from rich.console import Console
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.stats import Stats
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MEASURED = ("guess_rate", "search_s", "write_s", "overlap_s")
 
 
@@ -78,6 +80,15 @@ def seconds(value: float) -> str:
         return f"0 {unit}"
     digits = 2 if number < 10 else 1 if number < 100 else 0
     return f"{number:.{digits}f} {unit}"
+
+
+def printable(text: str) -> str:
+    r"""Take out what would steer a terminal: a model may write anything.
+
+    >>> printable("a\tb\nc\x1b[31md")
+    'a\tb\nc\ufffd[31md'
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 def plural(count: int, thing: str) -> str:
