@@ -165,6 +165,7 @@ def test_sentence_transformers_encode_queries_and_passages(sentence_model: Path)
 def test_models_that_are_not_there_are_named(tmp_path: Path, monkeypatch: Any) -> None:
     """The error is ours, and names the path."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("sentence_transformers")
     for kind in (SentenceTransformerEncoder, HuggingFaceEncoder):
         with pytest.raises(ModelError, match="nowhere"):
             kind(tmp_path / "nowhere")

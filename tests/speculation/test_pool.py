@@ -23,6 +23,8 @@ from ralmspec_plugins.speculation import (
 )
 from ralmspec_plugins.testing_contracts import invented_passages, invented_queries, refused
 
+pytest.importorskip("bm25s")
+
 PASSAGES = invented_passages(60)
 TEXTS = invented_queries(8)
 DENSE = open_retriever("numpy-flat", PASSAGES, HashingEncoder(16), k=2)
@@ -233,6 +235,7 @@ def test_the_bm25_proxy_forgets_replaced_passages() -> None:
 
 def test_a_replica_guesses_with_its_own_search() -> None:
     """Over the same vectors its guess has the exact search's scores; it learns nothing."""
+    pytest.importorskip("faiss")
     rough = open_retriever("faiss-hnsw", PASSAGES, HashingEncoder(16), k=4, search_list=100)
     replica = Replica(rough, k=2)
     queries = [DENSE.encode(text) for text in TEXTS]
