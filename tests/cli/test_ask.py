@@ -1,0 +1,230 @@
+"""`ralmspec ask`: answers, sources and numbers; all ways of asking wrongly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ralmspec_plugins import Stats
+from ralmspec_plugins.cli import asking, options, runs
+from ralmspec_plugins.cli.runs import UnequalError, check_equal
+from ralmspec_plugins.records import Answer
+from ralmspec_plugins.speculation import POLICIES
+from tests.cli.conftest import Run, lines
+
+QUICK = ("--max-tokens", 24, "--threads", 1)
+
+
+@pytest.fixture
+def base(kb: Path, model: Path) -> tuple[object, ...]:
+    """What every question needs."""
+    return "--kb", kb, "--model", model, *QUICK
+
+
+def _outcome(record: dict[str, Any]) -> tuple[object, ...]:
+    return record["question"], record["answer"], record["sources"]
+
+
+def test_an_answer_is_one_object(run: Run, base: tuple[object, ...]) -> None:
+    """It has the question, the answer, its sources in order of use, and all numbers."""
+    result = run("ask", "The keeper of Esk", *base)
+    [record] = lines(result)
+
+    assert result.exit_code == 0, result.output
+    assert record["question"] == "The keeper of Esk"
+    assert record["answer"]
+    assert record["sources"][0].keys() == {"id", "title", "score", "text"}
+    assert record["stats"]["segments"] == 6
+    assert record["stats"].keys() >= {
+        *("wall_s", "first_text_s", "searches", "queries", "batch_sizes", "remembered"),
+        *("segments", "wasted_segments", "guesses", "guesses_right", "taken_back", "retries"),
+        *("guess_rate", "search_s", "write_s", "overlap_s"),
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--schedule", "continuous", "--lanes", 3, "--window", 4),
+        ("--schedule", "fixed", "--stride", 2, "--overlap"),
+        ("--schedule", "os3", "--no-overlap"),
+        ("--workload", "one-shot"),
+        ("--temperature", 0.8, "--seed", 3),
+        ("--prefetch", 1, "--capacity", 2, "--eviction", "fifo"),
+        ("--interval", 3, "--query-tokens", 5, "--k", 2),
+        ("--template", "Q: {prompt}\nA:", "--stop", "."),
+    ],
+    ids=str,
+)
+def test_speculation_never_changes_an_answer(
+    run: Run, base: tuple[object, ...], settings: tuple[object, ...]
+) -> None:
+    """With any settings, text and sources are those of --plain."""
+    plain = run("ask", "Seven ships", "--plain", *base, *_shared(settings))
+    result = run("ask", "Seven ships", "--compare", *base, *settings)
+
+    assert result.exit_code == 0, result.output
+    assert [record["mode"] for record in lines(result)] == ["plain", "speculative"]
+    assert [_outcome(lines(plain)[0])] * 2 == [_outcome(record) for record in lines(result)]
+
+
+def _shared(settings: tuple[object, ...]) -> tuple[object, ...]:
+    """Keep what changes the answer itself, or goes with --plain in any case."""
+    return () if settings[0] == "--schedule" else settings
+
+
+def test_a_file_gives_one_line_for_each_question(
+    tmp_path: Path, run: Run, base: tuple[object, ...]
+) -> None:
+    """Empty lines are passed over; JSON lines are read by their 'question'."""
+    asked = ["The storm of Gild", "Ünïcode in Jorn"]
+    (tmp_path / "q.txt").write_text(f"{asked[0]}\n\n  {asked[1]}\r\n", encoding="utf-8")
+    told = "\n".join(json.dumps({"question": text}) for text in asked)
+    (tmp_path / "q.jsonl").write_text(told, encoding="utf-8")
+    plain, spoken = (run("ask", "--file", tmp_path / f"q.{end}", *base) for end in ("txt", "jsonl"))
+
+    assert asked == [record["question"] for record in lines(plain)]
+    assert [_outcome(one) for one in lines(plain)] == [_outcome(one) for one in lines(spoken)]
+
+
+def test_one_bad_question_does_not_lose_the_others(
+    tmp_path: Path, run: Run, base: tuple[object, ...]
+) -> None:
+    """It is named on stderr, and the exit code says that something failed."""
+    text = "\n".join(["The storm", "very " * 300 + "long", "The sky"])
+    (tmp_path / "q.txt").write_text(text, encoding="utf-8")
+    result = run("ask", "--file", tmp_path / "q.txt", *base)
+
+    assert result.exit_code == 1
+    assert ["The storm", "The sky"] == [record["question"] for record in lines(result)]
+    assert "question 2" in result.stderr
+    assert "context is 256" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("q", "--schedule", "bogus"), 2, "continuous"),
+        (("q", "--interval", "0"), 2, "--interval"),
+        (("q", "--latency", "fast"), 2, "50ms"),
+        (("q", "--plain", "--compare"), 2, "one of"),
+        (("q", "--file", "q.txt"), 2, "either"),
+        ((), 2, "either"),
+        (("q", "--stride", "2"), 1, "--lanes and --window"),
+        (("--file", "nowhere.txt"), 1, "nowhere.txt"),
+        (("q", "--timeline", "out.gif"), 1, ".html"),
+        (("q", "--timeline", "nowhere/out.html"), 1, "no folder"),
+        (("word " * 300,), 1, "context is 256"),
+        (("q", "--template", "no place"), 1, "{prompt}"),
+        (("q", "--deadline", "0.000001"), 1, "within"),
+        (("q", "--chat", "front"), 1, "chat"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_mistakes_are_explained(
+    run: Run,
+    base: tuple[object, ...],
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Exit code 2 for what the command line alone shows, 1 for the rest; never a traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = run("ask", *arguments, *base)
+
+    assert (code, "") == (result.exit_code, result.stdout)
+    assert words in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_or_damaged_index_is_explained(
+    tmp_path: Path, run: Run, kb: Path, model: Path
+) -> None:
+    """Also one whose bytes are not those that were written."""
+    broken = tmp_path / "kb"
+    broken.mkdir()
+    for file in kb.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "vectors.npy").write_bytes(b"\0" * (kb / "vectors.npy").stat().st_size)
+    damaged = run("ask", "q", "--kb", broken, "--model", model)
+    missing = run("ask", "q", "--kb", tmp_path / "nowhere", "--model", model)
+
+    assert [1, 1] == [damaged.exit_code, missing.exit_code]
+    assert "damaged" in damaged.stderr
+    assert "not a saved knowledge base" in missing.stderr
+
+
+def test_a_folder_that_is_no_model_is_explained(tmp_path: Path, run: Run, kb: Path) -> None:
+    """An empty folder, and a folder that is not there."""
+    empty = run("ask", "q", "--kb", kb, "--model", tmp_path)
+    missing = run("ask", "q", "--kb", kb, "--model", tmp_path / "nowhere")
+
+    assert [1, 1] == [empty.exit_code, missing.exit_code]
+    assert "config.json" in empty.stderr
+    assert "nowhere" in missing.stderr
+
+
+def test_timelines_are_drawn(tmp_path: Path, run: Run, base: tuple[object, ...]) -> None:
+    """One file for one question, numbered files for several; both runs in one drawing."""
+    (tmp_path / "q.txt").write_text("The storm\nThe sky\n", encoding="utf-8")
+    one = run("ask", "The sky", "--compare", "--timeline", tmp_path / "t.html", *base)
+    two = run("ask", "--file", tmp_path / "q.txt", "--timeline", tmp_path / "u.html", *base)
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+
+    assert [0, 0] == [one.exit_code, two.exit_code]
+    assert ">speculative<" in page
+    assert ">plain<" in page
+    assert {"t.html", "u-1.html", "u-2.html", "q.txt"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_person_sees_text_sources_and_numbers(
+    run: Run, base: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal the text streams; added costs are labelled; markup in a question is text."""
+    monkeypatch.setattr(asking, "on_terminal", lambda: True)
+    record = lines(run("ask", "The [red] sky", *base, "--json"))[0]
+    result = run("ask", "The [red] sky", "--compare", *base, "--latency", "1ms")
+
+    assert result.exit_code == 0, result.output
+    assert "The [red] sky [plain]" in result.stdout
+    assert record["sources"][0]["id"] in result.stdout
+    assert "equal: text" in result.stdout
+    assert "added: 1.00 ms per round trip, simulated remote store" in result.stderr
+
+
+def test_questions_come_from_stdin(
+    run: Run, base: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --file -."""
+    from typer.testing import CliRunner
+
+    from ralmspec_plugins.cli.app import app
+
+    arguments = ["ask", "--file", "-", *(str(one) for one in base)]
+    result = CliRunner().invoke(app, arguments, input="The storm\nThe sky\n")
+
+    assert ["The storm", "The sky"] == [record["question"] for record in lines(result)]
+
+
+def test_a_difference_is_an_error() -> None:
+    """It is said where two texts part."""
+    answers = [Answer(text, (), None, Stats()) for text in ("the old sky", "the old sea")]
+
+    with pytest.raises(UnequalError, match="from character 9 on"):
+        check_equal("q", *answers)
+
+
+def test_names_on_the_command_line_are_the_core_s() -> None:
+    """No policy was forgotten, none invented."""
+    assert set(POLICIES) == {name.value for name in options.EvictionName}
+
+
+def test_no_latency_adds_nothing() -> None:
+    """Zero is a time too."""
+    assert options.duration("0") == 0.0
+    assert runs.speed_up(1.0, 0.0) == "as fast"

@@ -1,0 +1,177 @@
+"""`ralmspec index`: every kind of input, every kind of bad input, and nothing ever half-written."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ralmspec_plugins.cli import index as module
+from ralmspec_plugins.retrieval import load
+from tests.cli.conftest import Run, lines, names
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "The lighthouse is old. The keeper is young."),
+        ("a.md", "# Lighthouses\n\nThe lighthouse is old."),
+        ("a.jsonl", '{"text": "The lighthouse is old.", "id": 7, "title": "Light"}'),
+    ],
+)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_text_becomes_a_knowledge_base(
+    tmp_path: Path, run: Run, name: str, content: str, in_folder: bool
+) -> None:
+    """A file or a folder of each known kind can be searched afterwards."""
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / name
+    file.write_text(content, encoding="utf-8")
+    result = run("index", file.parent if in_folder else file, tmp_path / "kb")
+    found = load(tmp_path / "kb")
+
+    assert result.exit_code == 0, result.output
+    assert [hit.passage.id for hit in found.search([found.encode("lighthouse")])[0]]
+    assert lines(result)[0] | {"passages": 1} == lines(result)[0]
+
+
+@pytest.mark.parametrize("name", ["numpy-flat", "numpy_flat", "bm25s", "faiss_flat"])
+def test_backends_are_called_with_either_dash(
+    tmp_path: Path, text_file: Path, run: Run, name: str
+) -> None:
+    """Each installed backend builds, and finds what the text says."""
+    for needs in ("bm25s", "faiss"):
+        if name.startswith(needs):
+            pytest.importorskip(needs)
+    result = run("index", text_file, tmp_path / "kb", "--backend", name, "--k", 2)
+    store = load(tmp_path / "kb")
+    hits = store.search([store.encode("the lighthouse of Culder")])[0]
+
+    assert result.exit_code == 0, result.output
+    assert store.k == len(hits) == 2
+    assert hits[0].passage.title == "Culder"
+
+
+def test_vectors_may_be_given(tmp_path: Path, text_file: Path, run: Run) -> None:
+    """Row by row, also in half precision."""
+    vectors = tmp_path / "vectors.npy"
+    np.save(vectors, np.eye(40, 512, dtype=np.float16))
+    options = ("--backend", "numpy-flat", "--vectors", vectors)
+
+    assert run("index", text_file, tmp_path / "kb", *options).exit_code == 0
+    assert load(tmp_path / "kb").size == 40
+
+
+def _vectors(kind: str) -> Any:
+    vectors = np.ones((40, 512), dtype=np.float32)
+    if kind == "nan":
+        vectors[7, 3] = np.nan
+    return {"rows": vectors[:39], "dimension": vectors[:, :100], "nan": vectors}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("rows", "40 passages"), ("dimension", "100 dimensions"), ("nan", "NaN")],
+)
+def test_bad_vectors_are_refused(
+    tmp_path: Path, text_file: Path, run: Run, kind: str, words: str
+) -> None:
+    """A wrong number, a wrong dimension or NaN: a clear error, and nothing is saved."""
+    np.save(tmp_path / "v.npy", _vectors(kind))
+    options = ("--backend", "numpy-flat", "--vectors", tmp_path / "v.npy")
+    result = run("index", text_file, tmp_path / "kb", *options)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert words in result.stderr
+    assert names(tmp_path) == ["v.npy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("", (), "no text"),
+        ('{"text": 1}', (), "bad lines"),
+        ('{"text": "a", "id": 1}\n{"text": "b", "id": 1}', (), "more than once"),
+        ('{"text": "a lighthouse"}', ("--backend", "google"), "known are numpy-flat"),
+        ('{"text": "a lighthouse"}', ("--vectors", "v.npy", "--backend", "bm25s"), "dense"),
+        ('{"text": "a"}', ("--vectors", "no.npy", "--backend", "numpy-flat"), "no file no.npy"),
+    ],
+)
+def test_bad_input_is_explained(
+    tmp_path: Path, run: Run, content: str, options: tuple[str, ...], words: str
+) -> None:
+    """Exit code 1, one paragraph on stderr, nothing on stdout, nothing written."""
+    file = tmp_path / "in.jsonl"
+    file.write_text(content, encoding="utf-8")
+    result = run("index", file, tmp_path / "kb", *options)
+
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+    assert names(tmp_path) == ["in.jsonl"]
+
+
+def test_missing_input_is_explained(tmp_path: Path, run: Run) -> None:
+    """A path that is not there is named."""
+    result = run("index", tmp_path / "nowhere", tmp_path / "kb")
+
+    assert result.exit_code == 1
+    assert "nowhere does not exist" in result.stderr
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, text_file: Path, run: Run) -> None:
+    """Whatever is in the way and not ours stays, and is refused before any work."""
+    (tmp_path / "kb").mkdir()
+    (tmp_path / "kb" / "diary.txt").write_text("dear diary", encoding="utf-8")
+    result = run("index", text_file, tmp_path / "kb")
+
+    assert result.exit_code == 1
+    assert "is not a knowledge base" in result.stderr
+    assert (tmp_path / "kb" / "diary.txt").read_text(encoding="utf-8") == "dear diary"
+
+
+def test_output_inside_input_is_refused(tmp_path: Path, run: Run) -> None:
+    """It would be read as text the next time."""
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    result = run("index", tmp_path, tmp_path / "kb")
+
+    assert result.exit_code == 1
+    assert "choose a folder beside it" in result.stderr
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old knowledge base stays byte for byte, and no part of the new one is left."""
+    target = tmp_path / "kb"
+    assert run("index", text_file, target, "--backend", "numpy-flat").exit_code == 0
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("index", text_file, target, "--backend", "numpy-flat", "--k", 3)
+
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "unchanged" in result.stderr
+    assert before == {file.name: file.read_bytes() for file in target.iterdir()}
+    assert names(tmp_path) == ["kb"]
+
+
+def test_a_person_reads_a_sentence(
+    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal there is no JSON, unless it is asked for."""
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
+    spoken = run("index", text_file, tmp_path / "kb")
+    asked = run("index", text_file, tmp_path / "kb", "--json")
+
+    assert "40 passages" in spoken.stdout
+    assert json.loads(asked.stdout)["passages"] == 40
