@@ -12,7 +12,6 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import GRACE_S, THREADS
 from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
 from ralmspec_plugins.job import Job, Setup, as_request, completions
-from ralmspec_plugins.loop import formed
 from ralmspec_plugins.needs import (
     Ask,
     Cancel,
@@ -27,6 +26,7 @@ from ralmspec_plugins.needs import (
     Start,
     Work,
 )
+from ralmspec_plugins.plain import formed
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Query, Request
 

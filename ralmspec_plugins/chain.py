@@ -1,13 +1,14 @@
 """The chain of steps that are not committed yet: confirmed, committed, dropped, written again."""
 
+from collections.abc import Hashable
 from typing import Any
 
 from ralmspec_plugins.account import Account
 from ralmspec_plugins.needs import Cancel, Commit, Extend, Guess, Need, Settled, Work
+from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.protocols import Workload
-from ralmspec_plugins.records import Answer, Hits, Retrieved
-from ralmspec_plugins.schedule import Policy
-from ralmspec_plugins.steps import Dropped, InFlight, Step
+from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
+from ralmspec_plugins.steps import Dropped, Failure, InFlight, Step
 
 
 class Chain:
@@ -51,6 +52,37 @@ class Chain:
         """Have a step asked, guessed or written."""
         self.writer = (need, step)
         self.start(need)
+
+    def pending(self) -> list[Query]:
+        """Give the queries that have to go out, each once, in the order of the steps."""
+        searching = self.in_flight.searching
+        pending: dict[Hashable, Query] = {}
+        for step in self.steps:
+            query = step.query
+            if query is None or step.truth is not None or query.key in searching:
+                continue
+            if step.search_failure is None:
+                pending.setdefault(query.key, query)
+        return list(pending.values())
+
+    def view(self, *, stalled: bool) -> View:
+        """Tell a policy what it may know."""
+        return View(
+            pending=len(self.pending()),
+            searching=self.in_flight.searches,
+            in_flight=len(self.in_flight.searching),
+            ahead=sum(step.ahead for step in self.steps),
+            stalled=stalled,
+        )
+
+    def confirmed_failure(self) -> Failure | None:
+        """Give the failure of the first step, if the plain loop would have come to it."""
+        if not self.steps:
+            return None
+        head = self.steps[0]
+        if head.truth is None and head.search_failure is not None:
+            return head.search_failure
+        return head.failure if head.verified or not head.asked else None
 
     def visible(self, hits: Hits) -> Hits:
         """Give the hits as `extend` may see them: without scores unless it reads them."""

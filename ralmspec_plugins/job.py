@@ -11,7 +11,7 @@ from typing import Any
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.curve import BatchCurve
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.loop import formed, speculate
+from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
     Ask,
     Commit,
@@ -28,6 +28,7 @@ from ralmspec_plugins.needs import (
     Start,
     Work,
 )
+from ralmspec_plugins.plain import formed
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
     Retriever,

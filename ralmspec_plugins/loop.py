@@ -1,11 +1,10 @@
 """The speculative loop: the paper's algorithm as one generator without I/O.
 
 It yields what has to be started now and is sent one completion at a time, in
-whatever order they finish. Threads, asyncio and a virtual clock drive the same
-text; what it computes is what `plain()` computes.
+whatever order they finish. What it computes is what `plain()` computes.
 """
 
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.chain import Chain
@@ -25,9 +24,10 @@ from ralmspec_plugins.needs import (
     Search,
     Start,
 )
+from ralmspec_plugins.plain import formed
+from ralmspec_plugins.policies import Policy
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.records import Query, Request
-from ralmspec_plugins.schedule import Policy, View
+from ralmspec_plugins.records import Request
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.steps import Failure, Step
 
@@ -58,16 +58,10 @@ def speculate(
     """
     loop = _Loop(workload, retriever, guesses, policy)
     loop.chain.start(Start(request))
-    loop.begin((yield loop.outgoing()))
+    loop.take((yield loop.outgoing()))
     while not loop.finished():
         loop.take((yield loop.outgoing()))
     yield loop.outgoing()
-
-
-def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:
-    """Form and encode the next query of a state; `None` when the answer is complete."""
-    query = workload.query(state)
-    return retriever.encode(query) if isinstance(query, str) else query
 
 
 class _Loop:
@@ -95,14 +89,6 @@ class _Loop:
         assert chain.out or chain.in_flight, "the loop waits for nothing"
         out, chain.out = chain.out, []
         return out
-
-    def begin(self, done: Completion) -> None:
-        """Take in the first state."""
-        assert isinstance(done, Done)
-        self.chain.in_flight.complete(done.need, 0)
-        self.chain.account.done(done)
-        self.error = done.error
-        self.chain.root = done.value
 
     def finished(self) -> bool:
         """Confirm, plan and search until nothing more follows; say whether the request is over."""
@@ -163,6 +149,9 @@ class _Loop:
         span = chain.account.done(done)
         if chain.writer is not None and chain.writer[0] is done.need:
             chain.writer = None
+        if isinstance(done.need, Start):
+            chain.root, self.error = done.value, done.error
+            return
         if step is None:
             chain.account.drop(span)
             if isinstance(done.need, Extend) and done.error is None:
@@ -185,12 +174,11 @@ class _Loop:
     def _rescue(self) -> bool:
         """End on a confirmed failure, or run it once more alone; say whether planning must wait.
 
-        Work that failed while something else was running may have failed because of
-        it (a rate limit, memory, a time-out), so the plain loop might not have failed.
+        Something else that was running may have caused it: a rate limit, memory, a time-out.
         """
         if self.draining:
             return not self._drained()
-        failure = self._confirmed_failure()
+        failure = self.chain.confirmed_failure()
         if failure is None:
             return False
         if failure.alone:
@@ -212,15 +200,6 @@ class _Loop:
         chain.dropped.forget()
         chain.out.append(Release(chain.root))
         return True
-
-    def _confirmed_failure(self) -> Failure | None:
-        """Give the failure of the first step, if the plain loop would have come to it."""
-        if not self.chain.steps:
-            return None
-        head = self.chain.steps[0]
-        if head.truth is None and head.search_failure is not None:
-            return head.search_failure
-        return head.failure if head.verified or not head.asked else None
 
     @property
     def _plainly(self) -> bool:
@@ -288,7 +267,7 @@ class _Loop:
             step.guess = self.guesses.guess(step.query)
         if step.guess is None:
             return False
-        if not self.policy.may_write(self._view(len(self._pending()), stalled=False)):
+        if not self.policy.may_write(self.chain.view(stalled=False)):
             return False
         step.used = self.chain.visible(step.guess)
         return True
@@ -307,38 +286,15 @@ class _Loop:
 
     def _search(self) -> bool:
         """Send out pending queries as the policy says; say whether any went."""
-        pending = self._pending()
+        pending = self.chain.pending()
         if not pending:
             return False
         if self.policy is None or self._plainly:
             sizes = [] if self.chain.in_flight else [1]
         else:
-            view = self._view(len(pending), stalled=self.chain.writer is None)
-            sizes = self.policy.batches(view)
+            sizes = self.policy.batches(self.chain.view(stalled=self.chain.writer is None))
         for size in sizes:
             batch, pending = tuple(pending[:size]), pending[size:]
             self.chain.account.batches.append(len(batch))
             self.chain.start(Search(batch))
         return bool(sizes)
-
-    def _pending(self) -> list[Query]:
-        """Give the queries that have to go out, each once, in the order of the steps."""
-        searching: dict[Hashable, Search] = self.chain.in_flight.searching
-        pending: dict[Hashable, Query] = {}
-        for step in self.chain.steps:
-            query = step.query
-            if query is None or step.truth is not None or query.key in searching:
-                continue
-            if step.search_failure is None:
-                pending.setdefault(query.key, query)
-        return list(pending.values())
-
-    def _view(self, pending: int, *, stalled: bool) -> View:
-        in_flight = self.chain.in_flight
-        return View(
-            pending=pending,
-            searching=in_flight.searches,
-            in_flight=len(in_flight.searching),
-            ahead=sum(step.ahead for step in self.chain.steps),
-            stalled=stalled,
-        )

@@ -2,10 +2,15 @@
 
 from typing import Any
 
-from ralmspec_plugins.loop import formed
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
-from ralmspec_plugins.records import Answer, Request, Retrieved
+from ralmspec_plugins.records import Answer, Query, Request, Retrieved
 from ralmspec_plugins.stats import Stats
+
+
+def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:
+    """Form and encode the next query of a state; `None` when the answer is complete."""
+    query = workload.query(state)
+    return retriever.encode(query) if isinstance(query, str) else query
 
 
 def plain(workload: Workload[Any], request: Request, retriever: Retriever) -> Answer:

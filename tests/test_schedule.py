@@ -5,15 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.schedule import (
     Continuous,
     FixedStride,
     OptimalStride,
-    Policy,
-    View,
-    estimate_gamma,
-    optimal_stride,
 )
+from ralmspec_plugins.stride import estimate_gamma, optimal_stride
 
 GAMMAS = (0.2, 0.4, 0.6, 0.8, 0.9)
 

@@ -1,0 +1,209 @@
+"""The policies behind the schedules: what one request's measurements make of a setting."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from ralmspec_plugins.curve import BatchCurve, Smoothed
+from ralmspec_plugins.stride import LEAST_SECONDS, estimate_gamma, optimal_stride
+
+# The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
+# steps is flat around its best: of strides that differ by less than this the longest is
+# taken (docs/decisions/0003).
+STRIDE_SLACK = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a policy may know of the loop at the moment of a decision."""
+
+    pending: int  # queries that wait to go out
+    searching: int  # searches that are out
+    in_flight: int  # queries in them
+    ahead: int  # steps written, or being written, on guesses that no search confirmed yet
+    stalled: bool  # nothing can be written until a search answers
+
+
+class Policy(Protocol):
+    """Decides for one request; told of everything that was measured."""
+
+    def may_write(self, view: View) -> bool:
+        """Say whether the next step may be written on its guess."""
+        ...
+
+    def batches(self, view: View) -> list[int]:
+        """Give the sizes of the searches to start now, over the pending queries in order."""
+        ...
+
+    def wrote(self, seconds: float) -> None:
+        """Take in how long a step took from its question to its last token."""
+        ...
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """Take in how long a search of this many queries took."""
+        ...
+
+    def judged(self, right: bool) -> None:
+        """Take in whether a guess was right, in the order of the steps."""
+        ...
+
+
+class Rounds:
+    """Speculate `stride` steps, verify them in one batch, repeat.
+
+    A round is one step with verified hits and stride - 1 on guesses; the last
+    query's guess is not written on before the batch is out (PAPERS 1.12).
+    """
+
+    def __init__(self, curve: BatchCurve, *, overlap: bool, stride: int) -> None:
+        self._curve = curve
+        self._overlap = overlap
+        self._stride = stride
+
+    def may_write(self, view: View) -> bool:
+        """Write until the batch is full; during a search one step more, if they may overlap."""
+        if view.searching:
+            return self._overlap and view.ahead < view.in_flight
+        return view.pending < self._stride
+
+    def batches(self, view: View) -> list[int]:
+        """Send a full batch, or what there is when nothing can be written."""
+        if view.searching or not view.pending:
+            return []
+        return [view.pending] if view.stalled or view.pending >= self._stride else []
+
+    def wrote(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """Take it into the curve."""
+        self._curve.observe(queries, seconds)
+
+    def judged(self, right: bool) -> None:
+        """Nothing is adapted to it."""
+
+
+class OptimalRounds(Rounds):
+    """Rounds whose stride is chosen anew when one has been verified."""
+
+    def __init__(
+        self,
+        curve: BatchCurve,
+        *,
+        overlap: bool,
+        window: int,
+        gamma_limit: float,
+        max_stride: int,
+    ) -> None:
+        super().__init__(curve, overlap=overlap, stride=1)
+        self._gamma_limit = gamma_limit
+        self._max_stride = max_stride
+        self._step_s = Smoothed()
+        self._rounds: deque[list[bool]] = deque(maxlen=window)
+        self._over = False
+
+    def may_write(self, view: View) -> bool:
+        """Choose the stride at the first decision after a round."""
+        if self._over and not view.searching:
+            self._over = False
+            self._stride = self._choose()
+        return super().may_write(view)
+
+    def wrote(self, seconds: float) -> None:
+        """Take in what a step costs."""
+        self._step_s.observe(seconds)
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """Begin a round's list of guesses."""
+        super().searched(queries, seconds)
+        self._rounds.append([])
+        self._over = True
+
+    def judged(self, right: bool) -> None:
+        """Note a guess of the round that was verified last."""
+        if self._rounds:
+            self._rounds[-1].append(right)
+
+    def _choose(self) -> int:
+        rounds = [guesses for guesses in self._rounds if guesses]
+        if self._step_s.value is None or not rounds:
+            return self._stride
+        gamma = estimate_gamma(
+            [sum(guesses) for guesses in rounds],
+            [len(guesses) for guesses in rounds],
+            self._gamma_limit,
+        )
+        return optimal_stride(
+            self._step_s.value,
+            self._curve,
+            gamma,
+            overlap=self._overlap,
+            limit=self._max_stride,
+            slack=STRIDE_SLACK,
+        )
+
+
+class Flowing:
+    """Keep the lanes and the model busy."""
+
+    RECENT = 32  # guesses that the guess rate is taken over
+    HOPELESS = 0.1  # below this share of right guesses running ahead only wastes work
+
+    def __init__(self, curve: BatchCurve, *, window: int, lanes: int) -> None:
+        self._curve = curve
+        self._window = window
+        self._lanes = lanes
+        self._recent: deque[bool] = deque(maxlen=self.RECENT)
+
+    def may_write(self, view: View) -> bool:
+        """Write on within the window, unless guesses are nearly always wrong."""
+        hopeless = len(self._recent) >= 8 and self._guess_rate() < self.HOPELESS
+        return view.ahead < self._window and not hopeless
+
+    def batches(self, view: View) -> list[int]:
+        """Give each free lane a query, or a share of them when there are more."""
+        free = self._lanes - view.searching
+        if free <= 0 or not view.pending:
+            return []
+        if view.pending <= free:
+            return [1] * view.pending
+        share = self._worthwhile(-(-view.pending // free))
+        sizes = [share] * free
+        return [size for size in _within(sizes, view.pending) if size]
+
+    def wrote(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """Take it into the curve."""
+        self._curve.observe(queries, seconds)
+
+    def judged(self, right: bool) -> None:
+        """Note a guess."""
+        self._recent.append(right)
+
+    def _guess_rate(self) -> float:
+        """Estimate with two right guesses assumed beforehand, so that a start is optimistic."""
+        return (sum(self._recent) + 2) / (len(self._recent) + 2)
+
+    def _worthwhile(self, most: int) -> int:
+        """Choose the batch that verifies the most steps a second, as OS3 counts them."""
+        gamma = min(self._guess_rate(), 0.999)
+
+        def rate(size: int) -> float:
+            return (1 - gamma**size) / max(self._curve(size), LEAST_SECONDS)
+
+        return max(range(1, most + 1), key=lambda size: (rate(size), size))
+
+
+def _within(sizes: list[int], total: int) -> list[int]:
+    """Cut a list of sizes where their sum passes a total.
+
+    >>> _within([3, 3, 3], 7)
+    [3, 3, 1]
+    """
+    cut = []
+    for size in sizes:
+        cut.append(min(size, total))
+        total -= cut[-1]
+    return cut
