@@ -261,10 +261,10 @@ class _Loop:
                 return True
         if not step.guessed:
             step.guessed = True
-            if not self.guesses.inline:
+            step.guess = self.guesses.quick_guess(step.query)
+            if step.guess is None and self.guesses.slow:
                 self.chain.write(Guess(step.query), step)
                 return True
-            step.guess = self.guesses.guess(step.query)
         if step.guess is None:
             return False
         if not self.policy.may_write(self.chain.view(stalled=False)):

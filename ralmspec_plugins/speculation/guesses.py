@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from itertools import takewhile
 
 from ralmspec_plugins.needs import Found
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.records import Hits, Query
-
-if TYPE_CHECKING:
-    from ralmspec_plugins.speculation.memo import Memo
+from ralmspec_plugins.speculation.memo import Memo
 
 _log = logging.getLogger(__name__)
 
@@ -26,16 +24,18 @@ class Guesses:
         self,
         speculators: Sequence[Speculator] = (),
         *,
-        memo: "Memo | None" = None,
+        memo: Memo | None = None,
         signature: Hashable = None,
     ) -> None:
         """Ask these speculators, the first that answers counts."""
         self._speculators = tuple(speculators)
+        quick = takewhile(lambda speculator: speculator.inline, self._speculators)
+        self._quick = tuple(quick)
+        self._slow = self._speculators[len(self._quick) :]
         self._memo = memo
         self._signature = signature
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
-        self.inline = all(speculator.inline for speculator in self._speculators)
 
     def known(self, query: Query) -> Hits | None:
         """Give the real hits of a query that was searched before."""
@@ -44,9 +44,21 @@ class Guesses:
             hits = self._memo.known(self._signature, query)
         return hits
 
-    def guess(self, query: Query) -> Hits | None:
-        """Give the first guess that a speculator has."""
-        for speculator in self._speculators:
+    @property
+    def slow(self) -> bool:
+        """Whether there are speculators left that must not be asked inside the loop."""
+        return bool(self._slow)
+
+    def quick_guess(self, query: Query) -> Hits | None:
+        """Give the first guess of the speculators that are asked first and cost nothing."""
+        return self._first_guess(self._quick, query)
+
+    def slow_guess(self, query: Query) -> Hits | None:
+        """Give the first guess of the others."""
+        return self._first_guess(self._slow, query)
+
+    def _first_guess(self, speculators: Sequence[Speculator], query: Query) -> Hits | None:
+        for speculator in speculators:
             try:
                 hits = speculator.guess(query)
             except Exception:  # noqa: BLE001 an error here means no guess, whatever it is

@@ -15,24 +15,19 @@ class Replica:
 
     inline = False  # a search, if a cheap one
 
-    def __init__(
-        self, retriever: Retriever, *, k: int | None = None, reencode: bool = False
-    ) -> None:
+    def __init__(self, retriever: Retriever, of: Retriever, *, reencode: bool = False) -> None:
         """Guess with a retriever.
 
         Args:
-            retriever: the cheap one. Its k should be that of the one guessed for.
-            k: cut guesses to so many hits, where its k is larger.
-            reencode: encode the query's text again, with this retriever's own encoder.
+            retriever: the cheap one. Its k should be at least that of the other.
+            of: the one guessed for, and no other: no passage of this replica can come
+                before another retriever's user.
+            reencode: encode the query's text again, with the cheap one's own encoder.
         """
         self.retriever = retriever
-        self._k = k
+        self.signature: Hashable = of.signature
+        self._k: int | None = getattr(of, "k", None)
         self._reencode = reencode
-
-    @property
-    def replica_signature(self) -> Hashable:
-        """Say which index guesses; it is not the one guessed for."""
-        return self.retriever.signature
 
     def guess(self, query: Query) -> Hits | None:
         """Search the cheap index; nothing found is no guess."""

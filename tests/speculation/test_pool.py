@@ -237,18 +237,18 @@ def test_a_replica_guesses_with_its_own_search() -> None:
     """Over the same vectors its guess has the exact search's scores; it learns nothing."""
     pytest.importorskip("faiss")
     rough = open_retriever("faiss-hnsw", PASSAGES, HashingEncoder(16), k=4, search_list=100)
-    replica = Replica(rough, k=2)
+    replica = Replica(rough, of=DENSE)
     queries = [DENSE.encode(text) for text in TEXTS]
     replica.learn(queries[0], ())
 
     assert DENSE.search(queries) == [replica.guess(query) for query in queries]
     assert not replica.inline
-    assert rough.signature == replica.replica_signature
+    assert DENSE.signature == replica.signature
 
 
 def test_a_replica_with_its_own_encoder_encodes_again() -> None:
     """It takes the text, not the other retriever's encoding."""
-    replica = Replica(SPARSE, reencode=True)
+    replica = Replica(SPARSE, of=DENSE, reencode=True)
     query = DENSE.encode(TEXTS[0])
 
     assert SPARSE.search([SPARSE.encode(TEXTS[0])])[0] == replica.guess(query)
@@ -256,7 +256,7 @@ def test_a_replica_with_its_own_encoder_encodes_again() -> None:
 
 def test_a_replica_that_finds_nothing_makes_no_guess() -> None:
     """Nothing found is no guess."""
-    assert Replica(BlackBox()).guess(Query("q")) is None
+    assert Replica(BlackBox(), of=BlackBox()).guess(Query("q")) is None
 
 
 def test_row_numbers_of_ranges_and_lists_agree() -> None:
