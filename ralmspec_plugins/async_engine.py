@@ -174,8 +174,14 @@ class _Desk:
             self._hand_in_all(need, _stopped(need), self.clock())
 
     def _cancel(self, need: Work) -> None:
-        """Cancel a task; a segment written in a thread notices by its progress instead."""
-        in_thread = isinstance(need, Extend) and not hasattr(self._setup.workload, "aextend")
+        """Cancel a task, unless a thread works on the model for it, which has to be waited for.
+
+        A segment that is written in a thread notices by its progress.
+        """
+        workload = self._setup.workload
+        in_thread = (isinstance(need, Extend) and not hasattr(workload, "aextend")) or (
+            isinstance(need, Ask) and not hasattr(workload, "aquery")
+        )
         if need in self._tasks and not in_thread:
             self._tasks[need].cancel()
 
