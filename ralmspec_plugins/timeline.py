@@ -204,10 +204,12 @@ def headline(bands: Sequence[Band]) -> str:
     if plain is None or fast is None or not fast.wall_s:
         stats = bands[0].stats
         return f"{bands[0].name}: {stats.wall_s:.2f} s, {stats.searches} round trips"
+    trips = f"{fast.searches} round trips"
+    if fast.searches != plain.searches:
+        trips += f" in place of {plain.searches}"
     return (
         f"{fast.wall_s:.2f} s with speculation, {plain.wall_s:.2f} s without: "
-        f"{plain.wall_s / fast.wall_s:.2f} times as fast, "
-        f"{fast.searches} round trips in place of {plain.searches}"
+        f"{plain.wall_s / fast.wall_s:.2f} times as fast, {trips}"
     )
 
 

@@ -38,7 +38,7 @@ def read_questions(question: str | None, file: Path | None) -> list[str]:
     if (question is None) == (file is None):
         raise typer.BadParameter("give either a question or --file")
     if question is not None:
-        return [question]
+        return [readable(question)]
     assert file is not None
     if str(file) != "-" and not file.is_file():
         raise InputError(f"there is no file {file}; --file takes questions, one a line")
@@ -51,6 +51,19 @@ def read_questions(question: str | None, file: Path | None) -> list[str]:
     if not questions:
         raise InputError(f"{file} holds no question; write one a line")
     return questions
+
+
+def readable(question: str) -> str:
+    """Refuse a question with bytes that are no UTF-8, which no model could read.
+
+    Raises:
+        InputError: it has some.
+    """
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the question {question!r} is not UTF-8 text") from error
+    return question
 
 
 def _question(line: str) -> str:

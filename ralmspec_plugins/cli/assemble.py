@@ -7,6 +7,7 @@ from typing import Any
 from ralmspec_plugins.cli.options import ChatPlace, ScheduleName, WorkloadName
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.cli.remote import far_away
+from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.errors import ConfigError, MissingExtraError, ModelError
 from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
 from ralmspec_plugins.records import Passage, Request
@@ -15,7 +16,6 @@ from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.workloads import Interval, OneShot
 
-DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 _WARM_TOKENS = 4
 DEMO_PROMPT = "{prompt}\n"  # its prompts are lines
 
@@ -52,12 +52,11 @@ class Weights:
         prompt = DEMO_PROMPT if path is None else "{prompt}"
         self._sampling, self._template = _writing(style, prompt)
         torch: Any = optional("torch", "hf", "torch")
+        _no_bars()
         if threads is None and path is None:
             threads = 1  # the demo's model is too small to be shared out
         if threads is not None:
             torch.set_num_threads(threads)
-        # Its bars would stand among our messages, and a model is loaded in a moment.
-        optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
         from ralmspec_plugins.lm import HuggingFaceLM
 
         self._kind = HuggingFaceLM
@@ -81,13 +80,18 @@ class Weights:
         lm.write(draft, [Passage("", "Hello")], _WARM_TOKENS, Progress())
 
 
+def _no_bars() -> None:
+    """Keep transformers' own progress bars from standing among our messages."""
+    optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
+
+
 def _demo_model() -> str:
-    if not (DEMO_MODEL / "config.json").is_file():
+    if not (MODEL / "config.json").is_file():
         raise ModelError(
-            f"the demo's model is not in this installation ({DEMO_MODEL}); "
+            f"the demo's model is not in this installation ({MODEL}); "
             "give another one with --model PATH"
         )
-    return str(DEMO_MODEL)
+    return str(MODEL)
 
 
 def _writing(style: Style, prompt: str) -> tuple[Any, Any]:
@@ -109,6 +113,8 @@ def make_encoder(name: str | None) -> Encoder | None:
         return None if name is None else HashingEncoder()
     from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
 
+    optional("sentence_transformers", "embeddings", "sentence-transformers")
+    _no_bars()
     return SentenceTransformerEncoder(name)
 
 
@@ -117,11 +123,12 @@ def open_store(path: Path, encoder: str | None, k: int | None, latency_s: float)
     return at_distance(load(path, make_encoder(encoder), k), latency_s)
 
 
-def at_distance(store: KnowledgeBase, latency_s: float) -> Retriever:
-    """Put a store at a simulated distance, and say so."""
+def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -> Retriever:
+    """Put a store at a simulated distance, and say so unless that was `said` already."""
     if not latency_s:
         return store
-    notes().print(added(latency_s), style="yellow")
+    if not said:
+        notes().print(added(latency_s), style="yellow")
     return far_away(store, latency_s)
 
 

@@ -63,7 +63,7 @@ def demo(
     console.print(
         "All answers are equal: texts, and sources with their scores, in every run.", style="green"
     )
-    console.print(f"The first question's timeline is in {drawing}.", markup=False)
+    console.print(f"The first question's timeline is in {drawing}.", markup=False, soft_wrap=True)
 
 
 def _play(

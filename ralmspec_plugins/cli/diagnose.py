@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from ralmspec_plugins.cli import options
+from ralmspec_plugins.cli.asking import readable
 from ralmspec_plugins.cli.assemble import Style, Weights, make_workload, open_store
 from ralmspec_plugins.cli.measure import (
     Bounds,
@@ -75,7 +76,7 @@ def diagnose(
 ) -> None:
     """Measure searches and writing, and say what speculation can gain at best."""
     settings = Settings(prefetch=prefetch)
-    request = Request(prompt=question, max_tokens=max_tokens)
+    request = Request(prompt=readable(question), max_tokens=max_tokens)
     store = open_store(kb, encoder, k, latency)
     with notes().status("loading the model"):
         weights = Weights(model, Style(), threads)

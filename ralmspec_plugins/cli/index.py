@@ -67,11 +67,11 @@ def index(
     name = _backend(backend)
     _check_target(source, target)
     with _progress() as progress:
-        reading = progress.add_task(f"reading {source}", total=None)
+        reading = progress.add_task(f"reading {source.name}", total=None)
         passages = read_passages(source, words=words)
         progress.update(reading, total=len(passages), completed=len(passages))
         store = _build(name, passages, encoder, vectors, k, progress)
-        saving = progress.add_task(f"saving {target}", total=None)
+        saving = progress.add_task(f"saving {target.name}", total=None)
         save(store, target)
         progress.update(saving, total=1, completed=1)
     record = {
@@ -187,4 +187,5 @@ def _report(record: dict[str, Any], as_json: bool) -> None:
         f"{record['knowledge_base']}: {plural(record['passages'], 'passage')}, "
         f"{record['backend']}, {record['bytes'] / 1e6:.1f} MB, in {seconds(record['seconds'])}",
         markup=False,
+        soft_wrap=True,
     )

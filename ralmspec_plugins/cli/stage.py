@@ -95,7 +95,7 @@ class Stage:
         settings = Settings(schedule=Continuous(lanes=act.lanes))
         requests = [Request(prompt=text, max_tokens=corpus.max_tokens) for text in corpus.prompts]
         result = Result(act, {PLAIN: [], SPECULATIVE: []})
-        retriever = at_distance(store, act.latency_s)
+        retriever = at_distance(store, act.latency_s, said=self._console is not None)
 
         def workload() -> Any:
             return make_workload(WorkloadName.INTERVAL, self._weights.language_model(), 4, 32)
@@ -129,7 +129,7 @@ class Stage:
 
 def _in_brief(stats: Stats) -> str:
     brief = f"{seconds(stats.wall_s)}, {stats.searches} round trips"
-    return f"{brief}, {guesses_right(stats)} guesses right" if stats.guesses else brief
+    return f"{brief}, {guesses_right(stats)} right" if stats.guesses else brief
 
 
 class _Panels:

@@ -119,6 +119,7 @@ def test_one_bad_question_does_not_lose_the_others(
         (("q", "--template", "no place"), 1, "{prompt}"),
         (("q", "--deadline", "0.000001"), 1, "within"),
         (("q", "--chat", "front"), 1, "chat"),
+        (("\udcff",), 1, "UTF-8"),
     ],
     ids=lambda value: str(value)[:40],
 )
