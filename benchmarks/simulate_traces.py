@@ -323,7 +323,9 @@ def main() -> int:
         for mode in MODES
     ]
     missed = sum(one["good"] is False for one in cells)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     result = {
         "what": "simulated in virtual time; speed-up over the plain loop",
         "python": platform.python_version(),

@@ -57,14 +57,19 @@ class AsyncEngine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        stream = self.stream(request)
+        stream = self._stream(request, reports=False)
         async for _ in stream:
             pass
         return stream.answer
 
     def stream(self, request: Request | str) -> "AsyncAnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return AsyncAnswerStream(lambda done: self._drive(as_request(request), done))
+        return self._stream(request, reports=True)
+
+    def _stream(self, request: Request | str, *, reports: bool) -> "AsyncAnswerStream":
+        return AsyncAnswerStream(
+            lambda done: self._drive(as_request(request), done, reports=reports)
+        )
 
     async def close(self) -> None:
         """Wait for searches in threads that nobody needs any more, and let the threads go."""
@@ -85,10 +90,10 @@ class AsyncEngine:
         await self.close()
 
     async def _drive(
-        self, request: Request, finish: Callable[[Answer], None]
+        self, request: Request, finish: Callable[[Answer], None], *, reports: bool
     ) -> AsyncGenerator[str, None]:
         """Run one request's loop in the caller's task, its work in others."""
-        job = Job(self._setup, request)
+        job = Job(self._setup, request, reports=reports)
         began_s = time.perf_counter()
         desk = _Desk(job, self._threads, began_s)
         shown = 0
@@ -207,13 +212,15 @@ class _Desk:
     async def _result(self, need: Work) -> Any:
         workload = self._setup.workload
         if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
-            need.progress.connect(lambda state: self._completed.put_nowait(Reported(need, state)))
+            if self._job.reports:
+                report = self._completed.put_nowait
+                need.progress.connect(lambda state: report(Reported(need, state, self.clock())))
             return await write(need.state, need.hits, need.progress)
         if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
             return self._job.begun(await start(need.request))
         if isinstance(need, Ask):
             return await self._formed(need.state)
-        return await self._in_thread(self._job.result, need, self._hand_in)
+        return await self._in_thread(self._job.result, need, self.clock, self._hand_in)
 
     async def _formed(self, state: Any) -> Query | None:
         """Form and encode a query, awaiting what can be awaited."""

@@ -4,10 +4,11 @@ from collections.abc import Hashable
 from typing import Any
 
 from ralmspec_plugins.account import Account
-from ralmspec_plugins.needs import Cancel, Commit, Extend, Guess, Need, Settled, Work
+from ralmspec_plugins.needs import Cancel, Commit, Done, Extend, Guess, Need, Settled, Work
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.protocols import Workload
 from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
+from ralmspec_plugins.stats import Span
 from ralmspec_plugins.steps import Dropped, Failure, InFlight, Step
 
 
@@ -30,6 +31,7 @@ class Chain:
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
         self.writer: tuple[Work, Step | None] | None = None
+        self.stopping_s = 0.0  # when a writer was last told to stop
         self.settled = ""
         self.out: list[Need] = []  # what the engine is to do next
 
@@ -172,4 +174,15 @@ class Chain:
         if isinstance(need, Extend):
             need.progress.cancel()
         self.out.append(Cancel(need))
+        self.stopping_s = self.account.now_s
         self.writer = None if isinstance(need, Guess) else (need, None)
+
+    def stopped(self, done: Done, span: Span) -> None:
+        """Take in that a writer whose step was dropped has stopped, whole or not."""
+        self.account.drop(span)
+        if not isinstance(done.need, Extend):
+            return
+        if self.policy is not None:
+            self.policy.stopped(max(0.0, done.ended_s - self.stopping_s))
+        if done.error is None:
+            self.dropped.keep_segment(done.need.state, done.need.hits, done.value, span)

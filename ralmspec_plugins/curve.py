@@ -1,7 +1,8 @@
-"""Measured costs: a smoothed duration, and what a batch of n queries costs."""
+"""Measured costs: what a batch of n queries costs, and whether running ahead pays."""
 
 import threading
 from bisect import bisect_left
+from collections import deque
 
 SMOOTHING = 0.3  # weight of the newest measurement
 
@@ -20,6 +21,51 @@ class Smoothed:
         self.value = (
             seconds if self.value is None else self.value + SMOOTHING * (seconds - self.value)
         )
+
+
+class Gains:
+    """Whether running ahead can pay: measured costs, and how often guesses were right.
+
+    A right guess hides a search, at most b(1) seconds of it; a wrong one costs the
+    time until the segment written on it has stopped.
+    """
+
+    RECENT = 32  # guesses that the guess rate is taken over
+    WORTH_GUESSING = 0.05  # of a step: what can be hidden at most must be more than this
+    WORTH_WRITING = 0.02  # of a step: what is hidden on average must be more than this
+    HOPELESS = 0.1  # below this share of right guesses nothing is written ahead
+
+    def __init__(self, curve: "BatchCurve") -> None:
+        """Start optimistic: with nothing measured, everything pays."""
+        self._curve = curve
+        self._recent: deque[bool] = deque(maxlen=self.RECENT)
+        self.step_s = Smoothed()
+        self.stop_s = Smoothed()  # from the word to stop until a segment has stopped
+
+    def judged(self, right: bool) -> None:
+        """Take in whether a guess was right."""
+        self._recent.append(right)
+
+    @property
+    def guess_rate(self) -> float:
+        """The share of right guesses, with two right ones assumed beforehand."""
+        return (sum(self._recent) + 2) / (len(self._recent) + 2)
+
+    def worth_guessing(self) -> bool:
+        """Say whether hiding all of the searching would be noticed at all."""
+        if self.step_s.value is None or not self._curve.points:
+            return True
+        return self._curve(1) >= self.WORTH_GUESSING * self.step_s.value
+
+    def worth_writing(self) -> bool:
+        """Say whether writing on guesses saves more than the wrong ones cost."""
+        rate = self.guess_rate
+        if len(self._recent) >= 8 and rate < self.HOPELESS:
+            return False
+        if self.step_s.value is None or not self._curve.points:
+            return True
+        gain_s = rate * self._curve(1) - (1 - rate) * (self.stop_s.value or 0.0)
+        return gain_s >= self.WORTH_WRITING * self.step_s.value
 
 
 class BatchCurve:

@@ -57,14 +57,11 @@ class Engine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        stream = self.stream(request)
-        for _ in stream:
-            pass
-        return stream.answer
+        return AnswerStream(self._drive(as_request(request), reports=False)).answer
 
     def stream(self, request: Request | str) -> "AnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return AnswerStream(self._drive(as_request(request)))
+        return AnswerStream(self._drive(as_request(request), reports=True))
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""
@@ -83,9 +80,9 @@ class Engine:
         """Close."""
         self.close()
 
-    def _drive(self, request: Request) -> Generator[str, None, Answer]:
+    def _drive(self, request: Request, *, reports: bool) -> Generator[str, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
-        job = Job(self._setup, request)
+        job = Job(self._setup, request, reports=reports)
         began_s = time.perf_counter()
         completed: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         desk = _Desk(job, self._threads, completed, began_s)

@@ -118,10 +118,16 @@ class Setup:
 class Job:
     """One request being answered: the loop, and what it needs to have done."""
 
-    def __init__(self, setup: Setup, request: Request) -> None:
-        """Begin nothing yet."""
+    def __init__(self, setup: Setup, request: Request, *, reports: bool = False) -> None:
+        """Begin nothing yet.
+
+        Args:
+            setup: what the engine's requests have in common.
+            request: what is to be answered.
+            reports: whether unfinished segments are handed in too, for a stream.
+        """
         self.setup = setup
-        self.request = request
+        self.reports = reports
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.curve) if setup.speculate else None
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
@@ -162,7 +168,7 @@ class Job:
             results = self.results(need.queries)
         else:
             try:
-                results = [self.result(need, complete)]
+                results = [self.result(need, clock, complete)]
             except Exception as error:  # noqa: BLE001 the loop decides whether it counts
                 results = [error]
         for done in completions(need, results, started_s, clock()):
@@ -177,11 +183,14 @@ class Job:
                 return [error]
         return [self.results([query])[0] for query in queries]
 
-    def result(self, need: Work, complete: Callable[[Completion], None]) -> Any:
+    def result(
+        self, need: Work, clock: Callable[[], float], complete: Callable[[Completion], None]
+    ) -> Any:
         """Do a piece of work other than a search; what it raises is raised."""
         workload = self.setup.workload
         if isinstance(need, Extend):
-            need.progress.connect(lambda state: complete(Reported(need, state)))
+            if self.reports:
+                need.progress.connect(lambda state: complete(Reported(need, state, clock())))
             return workload.extend(need.state, need.hits, need.progress)
         if isinstance(need, Ask):
             return formed(workload, self.setup.retriever, need.state)

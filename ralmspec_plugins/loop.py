@@ -108,6 +108,7 @@ class _Loop:
         """Take in one completion."""
         if isinstance(completion, Reported):
             step = self._writing(completion.need)
+            self.chain.account.now_s = max(self.chain.account.now_s, completion.at_s)
             if step is not None:
                 step.partial = completion.state
         elif isinstance(completion.need, Search):
@@ -153,9 +154,7 @@ class _Loop:
             chain.root, self.error = done.value, done.error
             return
         if step is None:
-            chain.account.drop(span)
-            if isinstance(done.need, Extend) and done.error is None:
-                chain.dropped.keep_segment(done.need.state, done.need.hits, done.value, span)
+            chain.stopped(done, span)
             return
         step.cost_s += done.ended_s - done.started_s
         if isinstance(done.need, Guess):
@@ -259,7 +258,7 @@ class _Loop:
                 self.chain.account.remembered += 1
                 step.used, step.verified = self.chain.visible(step.truth), True
                 return True
-        if not step.guessed:
+        if not step.guessed and self.policy.worth_guessing():
             step.guessed = True
             step.guess = self.guesses.quick_guess(step.query)
             if step.guess is None and self.guesses.slow:

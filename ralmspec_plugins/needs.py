@@ -121,6 +121,7 @@ class Reported:
 
     need: Extend
     state: Any
+    at_s: float = 0.0
 
 
 Completion: TypeAlias = Done | Reported

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.curve import BatchCurve, Smoothed
+from ralmspec_plugins.curve import BatchCurve, Gains
 from ralmspec_plugins.stride import LEAST_SECONDS, estimate_gamma, optimal_stride
 
 # The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
@@ -27,6 +27,10 @@ class View:
 class Policy(Protocol):
     """Decides for one request; told of everything that was measured."""
 
+    def worth_guessing(self) -> bool:
+        """Say whether the speculators should be asked at all."""
+        ...
+
     def may_write(self, view: View) -> bool:
         """Say whether the next step may be written on its guess."""
         ...
@@ -41,6 +45,10 @@ class Policy(Protocol):
 
     def searched(self, queries: int, seconds: float) -> None:
         """Take in how long a search of this many queries took."""
+        ...
+
+    def stopped(self, seconds: float) -> None:
+        """Take in how long a segment took to stop after it was told to."""
         ...
 
     def judged(self, right: bool) -> None:
@@ -59,6 +67,10 @@ class Rounds:
         self._curve = curve
         self._overlap = overlap
         self._stride = stride
+
+    def worth_guessing(self) -> bool:
+        """Guess always: a fixed stride is a reproduction."""
+        return True
 
     def may_write(self, view: View) -> bool:
         """Write until the batch is full; during a search one step more, if they may overlap."""
@@ -79,6 +91,9 @@ class Rounds:
         """Take it into the curve."""
         self._curve.observe(queries, seconds)
 
+    def stopped(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
     def judged(self, right: bool) -> None:
         """Nothing is adapted to it."""
 
@@ -98,7 +113,7 @@ class OptimalRounds(Rounds):
         super().__init__(curve, overlap=overlap, stride=1)
         self._gamma_limit = gamma_limit
         self._max_stride = max_stride
-        self._step_s = Smoothed()
+        self._gains = Gains(curve)
         self._rounds: deque[list[bool]] = deque(maxlen=window)
         self._over = False
 
@@ -107,11 +122,15 @@ class OptimalRounds(Rounds):
         if self._over and not view.searching:
             self._over = False
             self._stride = self._choose()
-        return super().may_write(view)
+        return super().may_write(view) and self._gains.worth_writing()
+
+    def worth_guessing(self) -> bool:
+        """Guess where hiding a search would be noticed."""
+        return self._gains.worth_guessing()
 
     def wrote(self, seconds: float) -> None:
         """Take in what a step costs."""
-        self._step_s.observe(seconds)
+        self._gains.step_s.observe(seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
         """Begin a round's list of guesses."""
@@ -119,14 +138,19 @@ class OptimalRounds(Rounds):
         self._rounds.append([])
         self._over = True
 
+    def stopped(self, seconds: float) -> None:
+        """Take in what a wrong guess costs."""
+        self._gains.stop_s.observe(seconds)
+
     def judged(self, right: bool) -> None:
         """Note a guess of the round that was verified last."""
+        self._gains.judged(right)
         if self._rounds:
             self._rounds[-1].append(right)
 
     def _choose(self) -> int:
         rounds = [guesses for guesses in self._rounds if guesses]
-        if self._step_s.value is None or not rounds:
+        if self._gains.step_s.value is None or not rounds:
             return self._stride
         gamma = estimate_gamma(
             [sum(guesses) for guesses in rounds],
@@ -134,7 +158,7 @@ class OptimalRounds(Rounds):
             self._gamma_limit,
         )
         return optimal_stride(
-            self._step_s.value,
+            self._gains.step_s.value,
             self._curve,
             gamma,
             overlap=self._overlap,
@@ -146,19 +170,19 @@ class OptimalRounds(Rounds):
 class Flowing:
     """Keep the lanes and the model busy."""
 
-    RECENT = 32  # guesses that the guess rate is taken over
-    HOPELESS = 0.1  # below this share of right guesses running ahead only wastes work
-
     def __init__(self, curve: BatchCurve, *, window: int, lanes: int) -> None:
         self._curve = curve
         self._window = window
         self._lanes = lanes
-        self._recent: deque[bool] = deque(maxlen=self.RECENT)
+        self._gains = Gains(curve)
+
+    def worth_guessing(self) -> bool:
+        """Guess where hiding a search would be noticed."""
+        return self._gains.worth_guessing()
 
     def may_write(self, view: View) -> bool:
-        """Write on within the window, unless guesses are nearly always wrong."""
-        hopeless = len(self._recent) >= 8 and self._guess_rate() < self.HOPELESS
-        return view.ahead < self._window and not hopeless
+        """Write on within the window, as long as it saves more than wrong guesses cost."""
+        return view.ahead < self._window and self._gains.worth_writing()
 
     def batches(self, view: View) -> list[int]:
         """Give each free lane a query, or a share of them when there are more."""
@@ -172,23 +196,24 @@ class Flowing:
         return [size for size in _within(sizes, view.pending) if size]
 
     def wrote(self, seconds: float) -> None:
-        """Nothing is adapted to it."""
+        """Take in what a step costs."""
+        self._gains.step_s.observe(seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
         """Take it into the curve."""
         self._curve.observe(queries, seconds)
 
+    def stopped(self, seconds: float) -> None:
+        """Take in what a wrong guess costs."""
+        self._gains.stop_s.observe(seconds)
+
     def judged(self, right: bool) -> None:
         """Note a guess."""
-        self._recent.append(right)
-
-    def _guess_rate(self) -> float:
-        """Estimate with two right guesses assumed beforehand, so that a start is optimistic."""
-        return (sum(self._recent) + 2) / (len(self._recent) + 2)
+        self._gains.judged(right)
 
     def _worthwhile(self, most: int) -> int:
         """Choose the batch that verifies the most steps a second, as OS3 counts them."""
-        gamma = min(self._guess_rate(), 0.999)
+        gamma = min(self._gains.guess_rate, 0.999)
 
         def rate(size: int) -> float:
             return (1 - gamma**size) / max(self._curve(size), LEAST_SECONDS)

@@ -85,7 +85,7 @@ def drive(
         haste: Share of work beside other work that fails for that reason alone.
     """
     setup = Setup(world.workload, world.retriever, settings)
-    run = _Run(Job(setup, world.request), world, random.Random(seed), haste)
+    run = _Run(Job(setup, world.request, reports=True), world, random.Random(seed), haste)
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:
@@ -103,6 +103,7 @@ class _Run:
         self.out: list[Done | Reported] = []
         self.seen = Seen()
         self.now_s = 0.0
+        self.pace = 1.0
 
     def answer(self) -> Answer:
         needs = next(self.job.flow)
@@ -135,6 +136,7 @@ class _Run:
                 "the model has one thing to do at a time"
             )
         busy = any(isinstance(one, Done) for one in self.out)
+        self.pace = 10.0 if isinstance(need, Search) else 1.0
         self.job.carry_out(need, self.clock, self.out.append)
         if busy and self.dice.random() < self.haste:
             self.out = [self._hasty(one, need) for one in self.out]
@@ -142,8 +144,8 @@ class _Run:
             self._look(need)
 
     def clock(self) -> float:
-        """Let some time pass at each look, so that searches and segments take differently long."""
-        self.now_s += self.dice.choice([0.0, 1.0, 1.0, 30.0])
+        """Let some time pass at each look, a search taking longer than a segment as a rule."""
+        self.now_s += self.dice.choice([0.0, 1.0, 1.0, 30.0]) * self.pace
         return self.now_s
 
     def _look(self, need: Extend) -> None:

@@ -22,10 +22,10 @@ def random_schedule(dice: random.Random) -> Schedule:
     kind = dice.choice(("fixed", "fixed", "optimal", *["continuous"] * 4))
     if kind == "fixed":
         return FixedStride(
-            stride=dice.choice((1, 2, 3, 3, 5, 5, 8, 8)), overlap=dice.random() < 0.5
+            stride=dice.choice((1, 2, 3, 3, 3, 5, 5, 5, 8, 8)), overlap=dice.random() < 0.5
         )
     if kind == "optimal":
-        return OptimalStride(overlap=dice.random() < 0.5, max_stride=dice.choice((1, 3, 16, 16)))
+        return OptimalStride(overlap=dice.random() < 0.5, max_stride=dice.choice((1, 16, 16, 16)))
     return Continuous(window=dice.choice((1, 2, 5, *[64] * 3)), lanes=dice.choice((1, 1, 2, 7)))
 
 
@@ -33,8 +33,8 @@ def random_settings(world: World, dice: random.Random) -> Settings:
     """Throw the dice for settings: a pool of any size, an oracle that is often wrong, a memo."""
     eviction = dice.choice(("lru", "lfu", "fifo"))
     pool = PassagePool(world.retriever, capacity=dice.randint(1, 12), eviction=eviction)
-    oracle = Oracle(world, dice.choice((0.2, 0.4, 0.5, 0.8)), inline=dice.random() < 0.5)
-    speculators = (*[(oracle,)] * 6, *[(oracle, pool)] * 3, (pool, oracle), None, ())
+    oracle = Oracle(world, dice.choice((0.1, 0.3, 0.5, 0.7)), inline=dice.random() < 0.5)
+    speculators = (*[(oracle,)] * 9, *[(oracle, pool)] * 5, (pool, oracle), None, ())
     return Settings(
         schedule=random_schedule(dice),
         prefetch=dice.randint(1, 8),

@@ -76,7 +76,7 @@ def test_a_wrong_fact_counts_as_stated_but_not_as_right(world: World) -> None:
     """One changed word costs one right fact; the statement itself is still counted."""
     question = world.questions(1, seed=0)[0]
     last = question.facts[-1]
-    article = world.article(question).replace(f" the {last.value}.", " the unicorn.")
+    article = world.article(question).replace(f" painted {last.value}.", " painted unicorn.")
     count = count_facts(article, question, world)
 
     assert (count.asked - 1, count.asked - 1) == (count.right, count.true)

@@ -267,16 +267,16 @@ class Oracle:
 def random_world(seed: int) -> World:
     """Throw the dice for a world; one in five has failures on the true branch."""
     dice = random.Random(seed)
-    rare = (*[0.0] * 14, 0.02, 0.1)
+    rare = (*[0.0] * 17, 0.02, 0.1)
     passages = dice.choice((1, 6, *[12] * 16))
-    shapes = (*["interval"] * 7, *["written query"] * 5, "rewrite", "rewrite", "one shot")
+    shapes = (*["interval"] * 9, *["written query"] * 7, "rewrite", "rewrite", "one shot")
     return World(
         seed=seed,
         shape=dice.choice(shapes),
         k=dice.choice((1, 1, 2, 3)),
         passages=passages,
-        queries=dice.choice((3, 20, *[1000] * 6)),
-        length=dice.choice((1, 20, 40, *[60] * 9)),
+        queries=dice.choice((3, 20, *[1000] * 10)),
+        length=dice.choice((1, 20, *[60] * 16, 100)),
         heeds=dice.choice((0.4, *[1.0] * 5)),
         reads_scores=dice.random() < 0.4,
         search_errors=dice.choice(rare),
