@@ -37,7 +37,6 @@ from ralmspec_plugins import (
     FixedStride,
     OptimalStride,
     Passage,
-    PassagePool,
     Replica,
     Request,
     Settings,
@@ -174,6 +173,7 @@ def main() -> int:
             "fixed 3": Settings(schedule=FixedStride(stride=3)),
             "OS3": Settings(schedule=OptimalStride()),
             "continuous": Settings(schedule=Continuous()),
+            "continuous, P256": Settings(schedule=Continuous(), prefetch=256),
         }
         result["local"] = compare(
             "local",
@@ -206,9 +206,7 @@ def remote(
         lanes = Continuous(lanes=32)
         settings = {
             "continuous, 32 lanes": Settings(schedule=lanes),
-            "continuous, 32 lanes, replica": Settings(
-                schedule=lanes, speculators=(PassagePool(store), replica)
-            ),
+            "continuous, 32 lanes, replica": Settings(schedule=lanes, speculators=(replica,)),
         }
         result["remote, 100 ms"] = compare(
             "remote", workload, store, settings, requests, options.repetitions, first_guessed=True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Hashable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class Service:
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> Self:
         """Use as a context manager."""
         return self
 
@@ -121,6 +121,7 @@ def serve(data: Path, answer_s: float, *, burn: bool) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet, or the client waits for the second
 
         def do_POST(self) -> None:
             until = time.perf_counter() + answer_s
@@ -136,6 +137,7 @@ def serve(data: Path, answer_s: float, *, burn: bool) -> None:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            self.wfile.flush()
 
         def log_message(self, *_: object) -> None:
             """Stay silent."""

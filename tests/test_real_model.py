@@ -1,6 +1,8 @@
 """The promise over a real model: 56 requests, token ids bit for bit, with rollbacks forced."""
 
 import itertools
+import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +14,9 @@ from ralmspec_plugins import (  # noqa: E402
     Continuous,
     Engine,
     FixedStride,
+    Hits,
     OptimalStride,
+    Query,
     Request,
     Settings,
     plain,
@@ -33,13 +37,22 @@ TEXTS = [
 PROMPTS = ["The keeper", "A storm", "Ships and storms", "25 €", "Señor", "The sea is", "Harbour"]
 SCHEDULES = itertools.cycle(
     [
-        Continuous(),
-        Continuous(window=3, lanes=2),
         FixedStride(stride=3),
-        OptimalStride(),
+        Continuous(window=3, lanes=2),
         FixedStride(stride=5, overlap=True),
+        OptimalStride(),
+        FixedStride(stride=4),
+        Continuous(),
     ]
 )
+
+
+class SlowRetriever(TurningRetriever):
+    """Takes long enough for running ahead to pay on every schedule."""
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        time.sleep(0.004)
+        return super().search_wide(queries, width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -48,7 +61,7 @@ SCHEDULES = itertools.cycle(
 def test_no_token_differs(dtype: torch.dtype, sampling: Greedy | Sampling, k: int) -> None:
     """Seven requests each: text, tokens, record and cache history are the plain loop's."""
     lm = HuggingFaceLM(tiny_llama(dtype=dtype), tiny_tokenizer(), sampling=sampling)
-    retriever = TurningRetriever(TEXTS, k=k)
+    retriever = SlowRetriever(TEXTS, k=k)
     rolled_back = 0
     for seed, prompt in enumerate(PROMPTS):
         request = Request(prompt=prompt, max_tokens=20, seed=seed)
