@@ -31,7 +31,7 @@ VALIDATION_WORLD = 2_000
 FIRST_TRAINING_WORLD = 10_000
 SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one
 BOS, EOS = "<bos>", "<eos>"
-BOS_ID, EOS_ID = 0, 1
+BOS_ID, EOS_ID, VOCABULARY = 0, 1, 1536
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +67,15 @@ def context_text(world: World, entity: Entity) -> str:
     return f"{passage.title}\n{passage.text}\n\n"
 
 
-def train_tokenizer(vocabulary: int) -> Tokenizer:
+def train_tokenizer() -> Tokenizer:
     """Train a byte-level BPE tokenizer, which round-trips any text, on articles and passages."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         special_tokens=[BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -147,7 +144,12 @@ def _end_of(pieces: Sequence[ArticlePiece], target: int, source: str) -> int:
 def _article(
     told: Sequence[ArticlePiece], tokenizer: Tokenizer, front: str, mix: Mix
 ) -> tuple[list[int], list[float], list[bool]]:
-    """Tokenise an article as one text, and give each token the weight of its piece."""
+    """Tokenise an article as one text, and give each token the weight of its piece.
+
+    Up to the first bridge every word depends on the passage: only there does it say the kind.
+    """
+    sources = [part.source for part in told]
+    opening = next((at for at, one in enumerate(sources) if one != sources[0]), len(told))
     encoding = tokenizer.encode("".join(part.piece.text for part in told))
     weights, facts, index, end = [], [], 0, len(told[0].piece.text)
     for _, token_end in encoding.offsets:
@@ -156,7 +158,8 @@ def _article(
             end += len(told[index].piece.text)
         states = told[index].piece.attribute is not None
         reads = told[index].source == front
-        weights.append(float(reads) if states else mix.other_weight)
+        depends = states or index < opening
+        weights.append(float(reads) if depends else mix.other_weight)
         facts.append(states and reads)
     return encoding.ids, weights, facts
 
@@ -166,10 +169,9 @@ def make_batch(seed: int, tokenizer: Tokenizer, target: int, mix: Mix, size: int
     assert seed != DEMO_SEED, "the demo's world is never trained on"
     rng, world = Random(seed), make_world(seed, 4 * size)
     samples = [make_sample(world, tokenizer, rng, target, mix) for _ in range(size)]
-    length = max(len(sample.ids) for sample in samples)
-    shape = (size, length)
-    ids, weights = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
-    facts = torch.zeros(shape, dtype=torch.bool)
+    shape = (size, max(len(sample.ids) for sample in samples))
+    ids, facts = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    weights = torch.zeros(shape)
     for row, sample in enumerate(samples):
         n = len(sample.ids)
         ids[row, :n] = torch.tensor(sample.ids)
@@ -181,7 +183,7 @@ def make_batch(seed: int, tokenizer: Tokenizer, target: int, mix: Mix, size: int
 def make_model(args: argparse.Namespace) -> LlamaForCausalLM:
     """Build the untrained model, its first layer already looking back."""
     config = LlamaConfig(
-        vocab_size=args.vocabulary,
+        vocab_size=VOCABULARY,
         hidden_size=args.hidden,
         intermediate_size=3 * args.hidden,
         num_hidden_layers=args.layers,
@@ -205,8 +207,7 @@ def look_back(model: LlamaForCausalLM, strength: float = 6.0, frequencies: int =
     most of the training time. The biases of query and key add the score
     strength^2 / sqrt(d) * sum_i cos(theta_i * (distance - back)), which is highest at `back`.
     """
-    heads = model.config.num_attention_heads
-    d = model.config.hidden_size // heads
+    heads, d = model.config.num_attention_heads, model.config.head_dim
     attention = model.model.layers[0].self_attn
     theta = 10_000.0 ** (-torch.arange(frequencies) * 2 / d)
     with torch.no_grad():
@@ -269,13 +270,9 @@ def validate(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[float]:
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     """Write a checkpoint that transformers loads without code of ours."""
     model.save_pretrained(out)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        model_max_length=1024,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(out)
+    options = {"bos_token": BOS, "eos_token": EOS, "clean_up_tokenization_spaces": False}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=1024, **options)
+    fast.save_pretrained(out)
 
 
 def main() -> None:
@@ -283,20 +280,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--short-steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--vocabulary", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, model = train_tokenizer(args.vocabulary), make_model(args)
+    tokenizer, model = train_tokenizer(), make_model(args)
     log.info("%d parameters", model.num_parameters())
     train(model, tokenizer, args)
 

@@ -107,14 +107,14 @@ PASSAGE: Mapping[str, Mapping[str, tuple[str, str]]] = {
 TOLD: Mapping[str, str] = {
     "person": "{name} was by trade a {trade}, born in {born}, and wrote the book {next}.",
     "work": "{name} is a tale of {theme}, was finished in {made}, and is kept in {next}.",
-    "place": "{name} lies on the river {river}, trades in {goods}, and saw the battle of {next}.",
+    "place": "{name} lies on the river {river}, sells {goods}, and saw the battle of {next}.",
     "event": "{name} was fought over {prize} in {year} and was won by the hero {next}.",
 }
 CLOSING: Mapping[str, str] = {
-    "person": "{name} is remembered as the {sign}.",
-    "work": "{name} is remembered for the {sign}.",
-    "place": "{name} is remembered by the {sign}.",
-    "event": "{name} is remembered with the {sign}.",
+    "person": "{name} is remembered as the painted {sign}.",
+    "work": "{name} is remembered for the painted {sign}.",
+    "place": "{name} is remembered by the painted {sign}.",
+    "event": "{name} is remembered with the painted {sign}.",
 }
 OPENING = "Hear of {name}."
 BRIDGE = "Now let us hear of {name}."
@@ -187,8 +187,8 @@ def statements(text: str) -> Iterator[Statement]:
 
     Only whole sentences in the article's wording count: a broken sentence states nothing.
 
-    >>> [s.value for s in statements("Osk is remembered as the cat. Osk is as the dog.")]
-    ['cat']
+    >>> list(statements("Osk is the painted dog. Osk is remembered as the painted cat."))
+    [Statement(subject='Osk', attribute='sign', value='cat')]
     """
     for found in _SENTENCE.finditer(text):
         groups = {key: value for key, value in found.groupdict().items() if value is not None}
