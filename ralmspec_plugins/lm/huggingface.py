@@ -115,7 +115,18 @@ class HuggingFaceLM:
         return self._passes.store
 
     def begin(self, request: Request) -> Draft:
-        """Tokenise the prompt."""
+        """Tokenise the prompt.
+
+        Raises:
+            InputError: the prompt holds half a character, which no tokenizer takes.
+        """
+        try:
+            request.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the prompt {request.prompt!r} is no valid text ({error.reason}); "
+                "decode it from its bytes with the right encoding"
+            ) from None
         with self._tokenizer_lock:
             head, prompt = prompt_tokens(self.template, self.tokenizer, request.prompt)
         origin = Origin(

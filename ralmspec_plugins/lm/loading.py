@@ -1,6 +1,8 @@
 """Loads a local or hub model, and says clearly what is wrong if it is none."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from ralmspec_plugins.errors import ModelError
 
@@ -29,16 +32,41 @@ def load(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=False
-        )
+        with _no_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError) as problem:
         raise ModelError(f"{name!r} cannot be loaded as a causal model: {problem}") from problem
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{name!r} has no weights for {len(missing)} parts of a causal model "
+            f"({missing[0]}, ...): it was saved from another kind of model. "
+            "Give a causal language model."
+        )
     if config.is_encoder_decoder:
         raise ModelError(f"{name!r} is an encoder-decoder model; a causal one is needed.")
     if device is not None:
         model = model.to(device)
     return model, tokenizer
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar: a library is silent."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_directory(name: str) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 import ralmspec_plugins.lm
-from ralmspec_plugins.errors import ModelError
+from ralmspec_plugins.errors import InputError, ModelError
 from ralmspec_plugins.lm import HuggingFaceLM, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Request
@@ -99,3 +100,21 @@ def test_public_names() -> None:
     assert all(hasattr(ralmspec_plugins.lm, name) for name in names)
     with pytest.raises(AttributeError, match="nothing"):
         _ = ralmspec_plugins.lm.nothing
+
+
+def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A BERT has no causal head; its weights are not made up."""
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    with pytest.raises(ModelError, match="no weights for"):
+        HuggingFaceLM.from_pretrained(tmp_path)
+
+
+def test_half_a_character_is_refused(llama: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """A lone surrogate is a clear error, not the tokenizer's."""
+    with pytest.raises(InputError, match="no valid text"):
+        HuggingFaceLM(llama, tokenizer).begin(Request(prompt="half \ud83d"))
