@@ -170,8 +170,7 @@ def make_batch(seed: int, tokenizer: Tokenizer, target: int, mix: Mix, size: int
     rng, world = Random(seed), make_world(seed, 4 * size)
     samples = [make_sample(world, tokenizer, rng, target, mix) for _ in range(size)]
     shape = (size, max(len(sample.ids) for sample in samples))
-    ids, facts = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    weights = torch.zeros(shape)
+    ids, weights, facts = (torch.zeros(shape, dtype=t) for t in (torch.long, None, torch.bool))
     for row, sample in enumerate(samples):
         n = len(sample.ids)
         ids[row, :n] = torch.tensor(sample.ids)
@@ -252,8 +251,8 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespac
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            elapsed = time.perf_counter() - started
-            log.info("%d: loss %.3f, facts %.3f, %.0f s", step + 1, loss.item(), accuracy, elapsed)
+            now = (step + 1, loss.item(), accuracy, time.perf_counter() - started)
+            log.info("%d: loss %.3f, facts %.3f, %.0f s", *now)
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
             log.info("validation facts, by target: %s", validate(model, tokenizer))
             save(model, tokenizer, args.out)
