@@ -22,6 +22,7 @@ class Account:
         self.taken_back = 0
         self.retries = 0
         self._spans: list[Span] = []
+        self._sent_s: dict[Search, float] = {}
 
     def done(self, done: Done) -> Span:
         """Enter a completed piece of work in the timeline."""
@@ -37,6 +38,18 @@ class Account:
         self._spans.append(span)
         return span
 
+    def sent(self, search: Search) -> None:
+        """Count a round trip that begins now."""
+        self.batches.append(len(search.queries))
+        self._sent_s[search] = self.now_s
+
+    def unfinished(self, need: Work) -> None:
+        """Enter a search that is still out, and that nobody waits for any more."""
+        if isinstance(need, Search):
+            began_s, queries = self._sent_s[need], len(need.queries)
+            span = Span("search", began_s, self.now_s, queries, outcome=Outcome.CANCELLED)
+            self._spans.append(span)
+
     def judged(self, right: bool) -> None:
         """Count a guess that a search confirmed or refuted."""
         self.guesses += 1
@@ -49,7 +62,6 @@ class Account:
 
     def take_back(self, span: Span | None) -> None:
         """Mark a dropped segment as part of the answer after all."""
-        self.taken_back += 1
         if span is not None and span.outcome is Outcome.DROPPED:
             span.outcome = Outcome.KEPT
 

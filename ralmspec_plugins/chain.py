@@ -1,10 +1,20 @@
 """The chain of steps that are not committed yet: confirmed, committed, dropped, written again."""
 
-from collections.abc import Hashable
 from typing import Any
 
 from ralmspec_plugins.account import Account
-from ralmspec_plugins.needs import Cancel, Commit, Done, Extend, Guess, Need, Settled, Work
+from ralmspec_plugins.needs import (
+    Cancel,
+    Commit,
+    Done,
+    Extend,
+    Guess,
+    Need,
+    Reported,
+    Search,
+    Settled,
+    Work,
+)
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.protocols import Workload
 from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
@@ -31,6 +41,7 @@ class Chain:
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
         self.writer: tuple[Work, Step | None] | None = None
+        self.ran_ahead = False  # since memory was last freed
         self.stopping_s = 0.0  # when a writer was last told to stop
         self.settled = ""
         self.out: list[Need] = []  # what the engine is to do next
@@ -42,12 +53,17 @@ class Chain:
 
     def answer(self) -> Answer:
         """Give the final text, its record and its statistics."""
+        for need in self.in_flight:
+            self.account.unfinished(need)
         text = self.workload.text(self.root)
         return Answer(text, tuple(self.retrieved), self.root, self.account.stats())
 
     def start(self, need: Work) -> None:
         """Have a piece of work started."""
         self.in_flight.start(need)
+        self.ran_ahead |= isinstance(need, Extend) and need.ahead
+        if isinstance(need, Search):
+            self.account.sent(need)
         self.out.append(need)
 
     def write(self, need: Work, step: Step) -> None:
@@ -56,16 +72,16 @@ class Chain:
         self.start(need)
 
     def pending(self) -> list[Query]:
-        """Give the queries that have to go out, each once, in the order of the steps."""
+        """Give the queries that have to go out, in the order of the steps."""
         searching = self.in_flight.searching
-        pending: dict[Hashable, Query] = {}
-        for step in self.steps:
-            query = step.query
-            if query is None or step.truth is not None or query.key in searching:
-                continue
-            if step.search_failure is None:
-                pending.setdefault(query.key, query)
-        return list(pending.values())
+        return [
+            step.query
+            for step in self.steps
+            if step.query is not None
+            and step.truth is None
+            and step.search_failure is None
+            and step.query.key not in searching
+        ]
 
     def view(self, *, stalled: bool) -> View:
         """Tell a policy what it may know."""
@@ -119,8 +135,12 @@ class Chain:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
+        """Compare; what cannot be compared (an array in a passage's metadata) differs."""
         agree = getattr(self.workload, "agree", None)
-        return guess == truth if agree is None else bool(agree(step.before, guess, truth))
+        try:
+            return bool(guess == truth if agree is None else agree(step.before, guess, truth))
+        except Exception:  # noqa: BLE001 the plain loop compares nothing, so it must not matter
+            return False
 
     def _judge(self, right: bool) -> None:
         self.account.judged(right)
@@ -136,6 +156,8 @@ class Chain:
             self.root = step.after
             self.retrieved.append(Retrieved(step.query, step.truth))
             self.account.segments += 1
+            self.account.remembered += step.remembered
+            self.account.taken_back += step.taken_back
             self.out.append(Commit(self.retrieved[-1], step.after))
             self._settle(step.after)
         if self.steps and self.steps[0].verified and self.steps[0].partial is not None:
@@ -176,6 +198,17 @@ class Chain:
         self.out.append(Cancel(need))
         self.stopping_s = self.account.now_s
         self.writer = None if isinstance(need, Guess) else (need, None)
+
+    def writing(self, need: Work) -> Step | None:
+        """Give the step that this work is for, unless that was dropped since."""
+        return self.writer[1] if self.writer is not None and self.writer[0] is need else None
+
+    def reported(self, report: Reported) -> None:
+        """Take in what an unfinished segment has so far."""
+        self.account.now_s = max(self.account.now_s, report.at_s)
+        step = self.writing(report.need)
+        if step is not None:
+            step.partial = report.state
 
     def stopped(self, done: Done, span: Span) -> None:
         """Take in that a writer whose step was dropped has stopped, whole or not."""

@@ -91,10 +91,21 @@ class Setup:
 
     def search(self, queries: Sequence[Query]) -> list[Found]:
         """Search one batch, wider than is verified where that is the same ranking."""
-        if self.wide is None:
+        wide = self.wide
+        if wide is None:
             return self._checked(queries, self.retriever.search(queries), None)
-        width = self.settings.width(self.wide.k)
-        return self._checked(queries, self.wide.search_wide(queries, width), self.wide.k)
+        try:
+            found = wide.search_wide(queries, self.settings.width(wide.k))
+        except Exception as error:  # noqa: BLE001 only what the plain search does counts
+            return self._narrow(queries, error)
+        return self._checked(queries, found, wide.k)
+
+    def _narrow(self, queries: Sequence[Query], error: Exception) -> list[Found]:
+        """Search as wide as is verified; if only that works, it is searched so from now on."""
+        found = self._checked(queries, self.retriever.search(queries), None)
+        _log.warning("%r cannot be searched wider: %s", self.retriever, error)
+        self.wide = None
+        return found
 
     async def asearch(self, queries: Sequence[Query]) -> list[Found]:
         """Do the same with a retriever that is asynchronous."""
@@ -112,7 +123,7 @@ class Setup:
                 f"the retriever gave {len(wide)} results for {len(queries)} queries; "
                 f"it must give one for each, in order"
             )
-        return [Found(hits[:k], hits) for hits in wide]
+        return [Found(tuple(hits[:k]), tuple(hits)) for hits in wide]
 
 
 class Job:
@@ -133,6 +144,7 @@ class Job:
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
+        self._closed = False
 
     def note(self, notice: Notice) -> None:
         """Keep up with the loop, and free memory where it asks for it."""
@@ -155,6 +167,7 @@ class Job:
     def close(self) -> None:
         """End the loop, and free what is kept for this request's states."""
         self.flow.close()
+        self._closed = True
         if self._state is not None:
             self.setup.workload.release(self._state)
 
@@ -200,8 +213,10 @@ class Job:
         return self.begun(workload.start(need.request))
 
     def begun(self, state: Any) -> Any:
-        """Note the first state."""
+        """Note the first state; one that comes when nobody waits any more is freed at once."""
         self._state = state
+        if self._closed:
+            self.setup.workload.release(state)
         return state
 
 

@@ -23,6 +23,7 @@ from ralmspec_plugins.needs import (
     Reported,
     Search,
     Start,
+    Work,
 )
 from ralmspec_plugins.plain import formed
 from ralmspec_plugins.policies import Policy
@@ -107,28 +108,20 @@ class _Loop:
     def take(self, completion: Completion) -> None:
         """Take in one completion."""
         if isinstance(completion, Reported):
-            step = self._writing(completion.need)
-            self.chain.account.now_s = max(self.chain.account.now_s, completion.at_s)
-            if step is not None:
-                step.partial = completion.state
+            self.chain.reported(completion)
         elif isinstance(completion.need, Search):
             self._take_search(completion, completion.need)
         else:
             self._take_work(completion)
 
-    def _writing(self, need: object) -> Step | None:
-        """Give the step that this work is for, unless that was dropped since."""
-        writer = self.chain.writer
-        return writer[1] if writer is not None and writer[0] is need else None
-
     def _take_search(self, done: Done, search: Search) -> None:
         query = search.queries[done.index]
-        alone = len(search.queries) == 1 and self.chain.in_flight.alone(search)
+        alone = len(search.queries) == 1 and self._alone(search)
         last = self.chain.in_flight.complete(search, done.index)
         if last:
             self.chain.account.done(done)
-        if isinstance(done.error, Cancelled):
-            return
+        if isinstance(done.error, Cancelled) and self.draining:
+            return  # it was told to stop
         if done.error is None and self.policy is not None:
             self.guesses.learn(query, done.value)
             if last:
@@ -144,8 +137,8 @@ class _Loop:
 
     def _take_work(self, done: Done) -> None:
         """Take in what asking, guessing or writing came to."""
-        chain, step = self.chain, self._writing(done.need)
-        alone = chain.in_flight.alone(done.need) and bool(chain.steps) and step is chain.steps[0]
+        chain, step = self.chain, self.chain.writing(done.need)
+        alone = self._alone(done.need) and bool(chain.steps) and step is chain.steps[0]
         chain.in_flight.complete(done.need, 0)
         span = chain.account.done(done)
         if chain.writer is not None and chain.writer[0] is done.need:
@@ -156,7 +149,9 @@ class _Loop:
         if step is None:
             chain.stopped(done, span)
             return
-        step.cost_s += done.ended_s - done.started_s
+        cost_s = done.ended_s - done.started_s
+        if not isinstance(done.need, Extend):
+            step.cost_s += cost_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
         elif done.error is not None:
@@ -166,9 +161,13 @@ class _Loop:
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
-                self.policy.wrote(step.cost_s)
+                self.policy.wrote(step.cost_s + cost_s)
 
     # Failures
+
+    def _alone(self, need: Work) -> bool:
+        """Say whether this work ran as in the plain loop: nothing beside it, nothing kept."""
+        return self.chain.in_flight.alone(need) and not self.chain.ran_ahead
 
     def _rescue(self) -> bool:
         """End on a confirmed failure, or run it once more alone; say whether planning must wait.
@@ -197,6 +196,7 @@ class _Loop:
         self.alone = chain.steps[0]
         chain.account.retries += 1
         chain.dropped.forget()
+        chain.ran_ahead = False
         chain.out.append(Release(chain.root))
         return True
 
@@ -234,8 +234,9 @@ class _Loop:
         return True
 
     def _ask(self, step: Step) -> None:
-        step.asked, step.query = self.chain.dropped.query(step.before)
-        if step.asked:
+        known = self.chain.dropped.query(step.before)
+        if known is not None:
+            step.asked, step.query = True, known[0]
             return
         if not self.inline_ask:
             self.chain.write(Ask(step.before), step)
@@ -244,8 +245,9 @@ class _Loop:
             step.query = formed(self.workload, self.retriever, step.before)
             step.asked = True
         except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
-            confirmed = step is self.chain.steps[0] and not self.chain.in_flight
-            step.failure = Failure(error, confirmed)
+            chain = self.chain
+            quiet = not chain.in_flight and not chain.ran_ahead
+            step.failure = Failure(error, quiet and step is chain.steps[0])
 
     def _choose(self, step: Step) -> bool:
         """Find the hits to write with: the truth if it is known, else a guess."""
@@ -255,7 +257,7 @@ class _Loop:
         if step.truth is None:
             step.truth = self.guesses.known(step.query)
             if step.truth is not None:
-                self.chain.account.remembered += 1
+                step.remembered = True
                 step.used, step.verified = self.chain.visible(step.truth), True
                 return True
         if not step.guessed and self.policy.worth_guessing():
@@ -278,7 +280,7 @@ class _Loop:
             self.chain.write(Extend(step.before, step.used, ahead=not step.verified), step)
             return
         step.after, step.span = known
-        step.written = True
+        step.written = step.taken_back = True
         self.chain.account.take_back(step.span)
 
     # Searching
@@ -293,7 +295,8 @@ class _Loop:
         else:
             sizes = self.policy.batches(self.chain.view(stalled=self.chain.writer is None))
         for size in sizes:
-            batch, pending = tuple(pending[:size]), pending[size:]
-            self.chain.account.batches.append(len(batch))
-            self.chain.start(Search(batch))
+            batch = tuple(dict.fromkeys(pending[:size]))
+            pending = [query for query in pending[size:] if query not in batch]
+            if batch:
+                self.chain.start(Search(batch))
         return bool(sizes)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
 from ralmspec_plugins.records import Answer, Query, Request, Retrieved
 from ralmspec_plugins.stats import Stats
@@ -10,7 +11,25 @@ from ralmspec_plugins.stats import Stats
 def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:
     """Form and encode the next query of a state; `None` when the answer is complete."""
     query = workload.query(state)
-    return retriever.encode(query) if isinstance(query, str) else query
+    return retriever.encode(query) if isinstance(query, str) else usable(query)
+
+
+def usable(query: Query | None) -> Query | None:
+    """Make sure that a workload's own query cannot be taken for another one.
+
+    Raises:
+        InputError: its key cannot be a key.
+    """
+    if query is None:
+        return None
+    try:
+        hash(query.key)
+    except TypeError as error:
+        raise InputError(f"the key of a query must be hashable, got {query.key!r}") from error
+    if query.encoding is not None and query.key == query.text:
+        # Many encodings may have one text: without a key of its own it equals no other query.
+        return Query(query.text, query.encoding, key=object())
+    return query
 
 
 def plain(workload: Workload[Any], request: Request, retriever: Retriever) -> Answer:
@@ -20,13 +39,15 @@ def plain(workload: Workload[Any], request: Request, retriever: Retriever) -> An
     """
     state = workload.start(request)
     retrieved: list[Retrieved] = []
-    while (query := formed(workload, retriever, state)) is not None:
-        hits = retriever.search([query])[0]
-        retrieved.append(Retrieved(query, hits))
-        seen = hits if workload.reads_scores else tuple(hit.unscored() for hit in hits)
-        state = workload.extend(state, seen, Progress())
-    text = workload.text(state)
+    try:
+        while (query := formed(workload, retriever, state)) is not None:
+            hits = tuple(retriever.search([query])[0])
+            retrieved.append(Retrieved(query, hits))
+            seen = hits if workload.reads_scores else tuple(hit.unscored() for hit in hits)
+            state = workload.extend(state, seen, Progress())
+        text = workload.text(state)
+    finally:
+        workload.release(state)
     count = len(retrieved)
     stats = Stats(searches=count, queries=count, batch_sizes=(1,) * count, segments=count)
-    workload.release(state)
     return Answer(text, tuple(retrieved), state, stats)

@@ -17,7 +17,7 @@ STRIDE_SLACK = 0.01
 class View:
     """What a policy may know of the loop at the moment of a decision."""
 
-    pending: int  # queries that wait to go out
+    pending: int  # steps whose query waits to go out; equal queries go out once
     searching: int  # searches that are out
     in_flight: int  # queries in them
     ahead: int  # steps written, or being written, on guesses that no search confirmed yet
@@ -133,10 +133,16 @@ class OptimalRounds(Rounds):
         self._gains.step_s.observe(seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
-        """Begin a round's list of guesses."""
+        """Take it into the curve; the round is over."""
         super().searched(queries, seconds)
-        self._rounds.append([])
         self._over = True
+
+    def batches(self, view: View) -> list[int]:
+        """Send as any rounds do; what is judged from then on belongs to this round."""
+        sizes = super().batches(view)
+        if sizes:
+            self._rounds.append([])
+        return sizes
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 from ralmspec_plugins.stats import Stats
 
 
@@ -71,10 +71,15 @@ class Request:
         """Refuse settings that no workload could honour."""
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if self.deadline_s is not None and self.deadline_s <= 0:
+        if self.deadline_s is not None and not self.deadline_s > 0:
             raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise ConfigError(f"stop must be a tuple of texts, none empty, got {self.stop!r}")
+
+    def check_deadline(self, elapsed_s: float) -> None:
+        """Raise `DeadlineExceeded` when this much time is too much."""
+        if self.deadline_s is not None and elapsed_s > self.deadline_s:
+            raise DeadlineExceeded(f"no answer within {self.deadline_s} seconds")
 
 
 @dataclass(frozen=True, slots=True)

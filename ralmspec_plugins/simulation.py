@@ -70,7 +70,8 @@ class Simulation:
         Raises:
             Exception: What the plain loop would have raised.
         """
-        job = Job(self._setup, as_request(request))
+        wanted = as_request(request)
+        job = Job(self._setup, wanted)
         clock = _VirtualTime(job, self._latencies)
         try:
             needs = next(job.flow)
@@ -79,7 +80,9 @@ class Simulation:
                     clock.see_to(need)
                 if job.finish is not None:
                     return job.answer(clock.now_s)
-                needs = job.flow.send(clock.next_completion())
+                completion = clock.next_completion()
+                wanted.check_deadline(clock.now_s)
+                needs = job.flow.send(completion)
         finally:
             job.close()
 

@@ -1,15 +1,17 @@
 """The records of the loop: a step, why it failed, what is kept of dropped ones, what is out."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ralmspec_plugins.needs import Search, Work
 from ralmspec_plugins.protocols import Workload
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.stats import Span
 
+_ABSENT: Any = object()
+_Key: TypeAlias = Callable[[], Hashable | None]
 KEPT_DROPPED = 512  # dropped questions and segments that are remembered for a request
 
 
@@ -44,8 +46,10 @@ class Step:
     partial: Any = None  # an unfinished segment
     failure: Failure | None = None  # of asking or writing
     search_failure: Failure | None = None
-    cost_s: float = 0.0  # of asking, guessing and writing
+    cost_s: float = 0.0  # of asking and guessing
     span: Span | None = None  # of the work that wrote it
+    remembered: bool = False  # its hits were known without a search
+    taken_back: bool = False  # its segment was a dropped one
 
     @property
     def ends(self) -> bool:
@@ -61,6 +65,7 @@ class Step:
         """Forget the segment; write it again with these hits, or choose anew if `None`."""
         self.used = hits
         self.written = False
+        self.taken_back = False
         self.after = self.partial = self.failure = self.span = None
 
 
@@ -82,38 +87,50 @@ class Dropped:
     def keep(self, step: Step) -> None:
         """Remember what a step that is being dropped had found out."""
         if step.asked:
-            self._keep(self._queries, self._workload.query_key(step.before), step.query)
+            before = step.before
+            self._keep(self._queries, lambda: self._workload.query_key(before), step.query)
         if step.written and step.used is not None:
             self.keep_segment(step.before, step.used, step.after, step.span)
 
     def keep_segment(self, before: Any, hits: Hits, after: Any, span: Span | None) -> None:
         """Remember a segment, and the span in which it was written."""
-        self._keep(self._segments, self._workload.extend_key(before, hits), (after, span))
+        self._keep(self._segments, lambda: self._workload.extend_key(before, hits), (after, span))
 
-    def query(self, before: Any) -> tuple[bool, Query | None]:
-        """Say whether the question from this state is known, and what it is."""
-        if not self._queries:
-            return False, None
-        key = self._workload.query_key(before)
-        return key in self._queries, self._queries.get(key)
+    def query(self, before: Any) -> tuple[Query | None] | None:
+        """Give the question from this state in a tuple, if it is known."""
+        found = self._find(self._queries, lambda: self._workload.query_key(before))
+        return None if found is _ABSENT else (found,)
 
     def segment(self, before: Any, hits: Hits) -> tuple[Any, Span | None] | None:
-        """Give the next state from this one with these hits, if it is known."""
-        if not self._segments:
-            return None
-        return self._segments.get(self._workload.extend_key(before, hits))
+        """Give the next state from this one with these hits, and its span, if it is known."""
+        found = self._find(self._segments, lambda: self._workload.extend_key(before, hits))
+        return None if found is _ABSENT else found
 
     def forget(self) -> None:
         """Let go of everything."""
         self._queries.clear()
         self._segments.clear()
 
+    # The plain loop makes no keys and compares none. So one that cannot be made, hashed
+    # or compared (an array in a passage's metadata) must only mean writing again.
+
     @staticmethod
-    def _keep(table: OrderedDict[Hashable, Any], key: Hashable | None, value: Any) -> None:
-        if key is not None:
-            table[key] = value
-            if len(table) > KEPT_DROPPED:
-                table.popitem(last=False)
+    def _keep(table: OrderedDict[Hashable, Any], make: _Key, value: Any) -> None:
+        try:
+            key = make()
+            if key is not None:
+                table[key] = value
+        except Exception:  # noqa: BLE001 see above
+            return
+        if len(table) > KEPT_DROPPED:
+            table.popitem(last=False)
+
+    @staticmethod
+    def _find(table: OrderedDict[Hashable, Any], make: _Key) -> Any:
+        try:
+            return table.get(make(), _ABSENT) if table else _ABSENT
+        except Exception:  # noqa: BLE001 see above
+            return _ABSENT
 
 
 class InFlight:

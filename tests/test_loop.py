@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import ralmspec_plugins
@@ -19,6 +20,7 @@ from ralmspec_plugins import (
     Settings,
     Simulation,
 )
+from ralmspec_plugins.errors import DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.stats import Outcome, Span, Stats
 
@@ -235,6 +237,120 @@ def test_overlap_is_measured_from_the_spans() -> None:
     stats = Stats(timeline=spans)
 
     assert (stats.write_s, stats.search_s, stats.overlap_s) == (4.0, 3.0, 2.0)
+
+
+class Asking(Counting):
+    """Asks the same question at every step."""
+
+    def query(self, state: str) -> str | None:
+        return "0" if len(state) < STEPS else None
+
+
+def test_equal_questions_fill_a_round_too() -> None:
+    """A round counts steps, not different queries: the same question ends it as well."""
+    settings = Settings(schedule=FixedStride(stride=3))
+    text, stats = simulate(Guesser(), settings, workload=Asking())
+
+    assert text == "a" * STEPS
+    assert stats.searches == stats.queries == 1
+    assert stats.wall_s == 2 + 4.0 + STEPS - 2
+
+
+class Unkeyed(Counting):
+    """Asks with encodings, all under one text."""
+
+    def query(self, state: str) -> Query | None:  # type: ignore[override]
+        return Query("", encoding=len(state)) if len(state) < STEPS else None
+
+
+class ByEncoding(Numbered):
+    """Searches by the encoding."""
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        return [(hit(query.encoding),) for query in queries]
+
+
+def test_queries_of_one_text_are_not_taken_for_each_other() -> None:
+    """A query that brings an encoding and no key equals no other query."""
+    parts = Unkeyed(), ByEncoding()
+    answer = Simulation(*parts, Latencies(), Settings(speculators=())).run("")
+
+    assert answer.text == "abcdefgh"
+
+
+def test_a_deadline_holds_in_virtual_time() -> None:
+    """A simulated request past its deadline ends as a real one would."""
+    simulation = Simulation(Counting(), Numbered(), Latencies(), Settings(speculators=()))
+    with pytest.raises(DeadlineExceeded):
+        simulation.run(Request(prompt="", deadline_s=3.0))
+
+
+class Narrow(Numbered):
+    """Refuses to be searched wide."""
+
+    k = 1
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        raise ValueError("at most one, please")
+
+
+def test_a_wide_search_that_fails_is_not_the_users_failure() -> None:
+    """Where the plain search works, its result counts, and the wide one is given up."""
+    retriever = Narrow()
+    answer = Simulation(Counting(), retriever, Latencies(), Settings(speculators=())).run("")
+
+    assert answer.text == "abcdefgh"
+    assert answer.stats.retries == 0
+
+
+def test_what_cannot_be_compared_differs() -> None:
+    """Arrays in metadata have no truth value; the guess is then wrong, the answer right."""
+    array = np.array([1.0, 2.0])
+
+    class Marked(Numbered):
+        def search(self, queries: Sequence[Query]) -> list[Hits]:
+            return [
+                (Hit(Passage(h.passage.id, h.passage.text, metadata={"v": array.copy()}), 0.0),)
+                for (h,) in super().search(queries)
+            ]
+
+    class Marking(Guesser):
+        def guess(self, query: Query) -> Hits:
+            (h,) = super().guess(query)
+            return (Hit(Passage(h.passage.id, h.passage.text, metadata={"v": array}), 0.0),)
+
+    text, stats = simulate(Marking(), Settings(), retriever=Marked())
+
+    assert text == "abcdefgh"
+    assert stats.guesses_right == 0
+
+
+class Crowded(Counting):
+    """Has memory for few states: those before the last release count."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._kept: set[str] = set()
+
+    def extend(self, state: str, hits: Hits, progress: Progress) -> str:
+        self._kept.add(state)
+        if len(self._kept) > self._room:
+            raise MemoryError("no room for another state")
+        return super().extend(state, hits, progress)
+
+    def release(self, state: str) -> None:
+        self._kept.clear()
+
+
+def test_memory_taken_by_running_ahead_is_freed_before_an_error_counts() -> None:
+    """The plain loop has room; so, after a release, has the speculative one."""
+    guesser = Guesser({number: hit(0) for number in range(1, STEPS)})
+    workload = Crowded(room=STEPS)
+    text, stats = simulate(guesser, Settings(schedule=Continuous(lanes=8)), workload=workload)
+
+    assert text == "abcdefgh"
+    assert stats.segments == STEPS
 
 
 def test_the_public_names_are_these() -> None:

@@ -106,9 +106,11 @@ def test_a_fixed_stride_waits_for_its_batch() -> None:
     """Stride 3 writes on two guesses, then sends three queries; it writes nothing meanwhile."""
     policy = FixedStride(stride=3).begin(BatchCurve())
 
-    assert [policy.may_write(view(pending=n)) for n in (1, 2, 3)] == [True, True, False]
-    assert policy.batches(view(pending=2)) == []
-    assert policy.batches(view(pending=3)) == [3]
+    may_write = [policy.may_write(view(pending=n + 1, ahead=n)) for n in (0, 1, 2)]
+
+    assert may_write == [True, True, False]
+    assert policy.batches(view(pending=2, ahead=1)) == []
+    assert policy.batches(view(pending=3, ahead=2)) == [3]
     assert not policy.may_write(view(pending=0, searching=1, in_flight=3, ahead=2))
 
 
@@ -130,6 +132,7 @@ def test_overlap_writes_one_step_more() -> None:
 def after_rounds(policy: Policy, *, step_s: float, search_s: float, right: bool) -> Policy:
     """Let a policy see six rounds of one kind."""
     for _ in range(6):
+        policy.batches(view(pending=1, stalled=True))
         policy.wrote(step_s)
         policy.searched(1, search_s)
         policy.judged(right)
@@ -142,7 +145,7 @@ def test_the_stride_follows_what_is_measured() -> None:
     dear = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=True)
     wrong = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=False)
 
-    assert dear.may_write(view(pending=5))
+    assert dear.may_write(view(pending=5, ahead=4))
     assert dear.batches(view(pending=1)) == []
     assert not wrong.may_write(view(pending=1))
     assert wrong.batches(view(pending=1)) == [1]

@@ -75,8 +75,8 @@ BUGS = (
     Bug(
         "a dropped question is taken back at another position",
         f"{CORE}/steps.py",
-        "key = self._workload.query_key(before)\n        return key in",
-        "key = next(iter(self._queries))\n        return key in",
+        "found = self._find(self._queries, lambda: self._workload.query_key(before))",
+        "found = next(iter(self._queries.values()), _ABSENT)",
     ),
     Bug(
         "a dropped segment is taken back under another cache history",

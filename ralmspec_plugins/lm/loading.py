@@ -61,12 +61,12 @@ def load(
 def _no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar: a library is silent."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_directory(name: str) -> None:

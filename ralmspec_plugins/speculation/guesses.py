@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from ralmspec_plugins.needs import Found
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.records import Hit, Hits, Query
 from ralmspec_plugins.speculation.memo import Memo
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Guesses:
         for speculator in speculators:
             try:
                 hits = speculator.guess(query)
+                hits = None if hits is None else _checked(hits)
             except Exception:  # noqa: BLE001 an error here means no guess, whatever it is
                 self._complain(speculator)
                 continue
@@ -84,3 +85,10 @@ class Guesses:
         if not self._complained:
             _log.warning("%r failed; its guesses are passed over", speculator, exc_info=True)
         self._complained = True
+
+
+def _checked(hits: Hits) -> Hits:
+    """Refuse a guess that is not made of hits; what raises here is no guess."""
+    if not all(isinstance(hit, Hit) for hit in hits):
+        raise TypeError(f"a guess must be a sequence of hits, got {hits!r}")
+    return tuple(hits)
