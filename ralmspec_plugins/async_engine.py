@@ -1,19 +1,21 @@
 """The engine on asyncio: searches and model calls as tasks, or in threads where they are sync."""
 
 import asyncio
+import contextlib
 import contextvars
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import GRACE_S, THREADS
-from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup, as_request, completions
 from ralmspec_plugins.needs import (
     Ask,
+    Broken,
     Cancel,
     Completion,
     Extend,
@@ -22,13 +24,14 @@ from ralmspec_plugins.needs import (
     Need,
     Reported,
     Search,
-    Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.plain import formed
+from ralmspec_plugins.plain import usable
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Query, Request
+
+_Completed: TypeAlias = "asyncio.Queue[Completion | Broken]"
 
 
 class AsyncEngine:
@@ -67,14 +70,14 @@ class AsyncEngine:
         return self._stream(request, reports=True)
 
     def _stream(self, request: Request | str, *, reports: bool) -> "AsyncAnswerStream":
-        return AsyncAnswerStream(
-            lambda done: self._drive(as_request(request), done, reports=reports)
-        )
+        completed: _Completed = asyncio.Queue()
+        job = Job(self._setup, as_request(request), reports=reports)
+        return AsyncAnswerStream(lambda finish: self._drive(job, completed, finish), completed)
 
     async def close(self) -> None:
         """Wait for searches in threads that nobody needs any more, and let the threads go."""
         shutdown = self._threads.shutdown
-        await asyncio.to_thread(shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(shutdown, wait=True)
 
     async def __aenter__(self) -> Self:
         """Use as an asynchronous context manager."""
@@ -90,27 +93,27 @@ class AsyncEngine:
         await self.close()
 
     async def _drive(
-        self, request: Request, finish: Callable[[Answer], None], *, reports: bool
+        self, job: Job, completed: "_Completed", finish: Callable[[Answer], None]
     ) -> AsyncGenerator[str, None]:
         """Run one request's loop in the caller's task, its work in others."""
-        job = Job(self._setup, request, reports=reports)
         began_s = time.perf_counter()
-        desk = _Desk(job, self._threads, began_s)
+        desk = _Desk(job, self._threads, completed, began_s)
         shown = 0
         try:
             needs = next(job.flow)
             while job.finish is None:
                 for need in needs:
-                    if isinstance(need, Settled):
-                        yield need.text[shown:]
-                        shown = len(need.text)
-                    else:
-                        desk.see_to(need)
+                    desk.see_to(need)
+                if job.settled[shown:]:
+                    yield job.settled[shown:]
+                    shown = len(job.settled)
                 if job.finish is None:
-                    needs = job.flow.send(await desk.next_completion(request.deadline_s))
+                    needs = job.flow.send(await desk.next_completion())
         finally:
-            await desk.stop()
-            job.close()
+            try:
+                await desk.stop()
+            finally:
+                job.close()
         answer = job.answer(time.perf_counter() - began_s)
         if answer.text[shown:]:
             yield answer.text[shown:]
@@ -121,10 +124,13 @@ class AsyncAnswerStream(AsyncIterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
     def __init__(
-        self, drive: Callable[[Callable[[Answer], None]], AsyncGenerator[str, None]]
+        self,
+        drive: Callable[[Callable[[Answer], None]], AsyncGenerator[str, None]],
+        completed: "_Completed",
     ) -> None:
         """Give out what `drive` yields, and keep the answer that it finishes with."""
         self._pieces = drive(self._finish)
+        self._completed = completed
         self._answer: Answer | None = None
 
     def _finish(self, answer: Answer) -> None:
@@ -135,8 +141,14 @@ class AsyncAnswerStream(AsyncIterator[str]):
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        """Give the request up; all its work is stopped."""
-        await self._pieces.aclose()
+        """Give the request up, from any task of its loop; all its work is stopped.
+
+        Whoever is waiting for a piece in another task gets `Cancelled`.
+        """
+        try:
+            await self._pieces.aclose()
+        except RuntimeError:  # it is running, in another task
+            self._completed.put_nowait(Broken(Cancelled("this stream was closed")))
 
     @property
     def answer(self) -> Answer:
@@ -149,14 +161,17 @@ class AsyncAnswerStream(AsyncIterator[str]):
 class _Desk:
     """Has one request's work done in tasks and keeps track of what is out."""
 
-    def __init__(self, job: Job, threads: ThreadPoolExecutor, began_s: float) -> None:
+    def __init__(
+        self, job: Job, threads: ThreadPoolExecutor, completed: "_Completed", began_s: float
+    ) -> None:
         self._job = job
         self._setup = job.setup
         self._threads = threads
         self._began_s = began_s
         self._loop = asyncio.get_running_loop()
-        self._completed: asyncio.Queue[Completion] = asyncio.Queue()
+        self._completed = completed
         self._tasks: dict[Work, asyncio.Task[None]] = {}
+        self._told_to_stop: set[Work] = set()
 
     def clock(self) -> float:
         return time.perf_counter() - self._began_s
@@ -179,48 +194,56 @@ class _Desk:
             self._hand_in_all(need, _stopped(need), self.clock())
 
     def _cancel(self, need: Work) -> None:
-        """Cancel a task, unless a thread works on the model for it, which has to be waited for.
-
-        A segment that is written in a thread notices by its progress.
-        """
-        workload = self._setup.workload
-        in_thread = (isinstance(need, Extend) and not hasattr(workload, "aextend")) or (
-            isinstance(need, Ask) and not hasattr(workload, "aquery")
-        )
-        if need in self._tasks and not in_thread:
+        """Cancel a task, unless a thread works for it: that has to be waited for."""
+        if need in self._tasks and self._awaitable(need) is not None:
+            self._told_to_stop.add(need)
             self._tasks[need].cancel()
+
+    def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
+        """Give what can be awaited for this work; `None` if it takes a thread."""
+        workload, retriever = self._setup.workload, self._setup.retriever
+        if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
+            if self._job.reports:
+                need.progress.connect(
+                    lambda state: self._hand_in(Reported(need, state, self.clock()))
+                )
+            return lambda: write(need.state, need.hits, need.progress)
+        if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
+            return lambda: start(need.request)
+        if isinstance(need, Ask) and (hasattr(workload, "aquery") or hasattr(retriever, "aencode")):
+            return lambda: self._formed(need.state)
+        if isinstance(need, Search) and hasattr(retriever, "asearch"):
+            return lambda: self._search(need.queries)
+        return None
 
     async def _carry_out(self, need: Work) -> None:
         """Do a piece of work and hand in its completion, as cancelled if the task was."""
         started_s = self.clock()
+        work = self._awaitable(need)
+        if work is None:
+            await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
+            return
         results: list[Any]
         try:
-            if isinstance(need, Search):
-                results = await self._search(need.queries)
-            else:
-                results = [await self._result(need)]
-        except asyncio.CancelledError:
+            result = await work()
+            results = result if isinstance(need, Search) else [result]
+            if isinstance(need, Start):
+                self._job.begun(result)
+        except asyncio.CancelledError as error:
+            if need not in self._told_to_stop:
+                self._hand_in(Broken(error))
+                return
             results = _stopped(need)
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
+        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+            self._hand_in(Broken(error))
+            return
         self._hand_in_all(need, results, started_s)
 
     def _hand_in_all(self, need: Work, results: list[Any], started_s: float) -> None:
         for done in completions(need, results, started_s, self.clock()):
             self._completed.put_nowait(done)
-
-    async def _result(self, need: Work) -> Any:
-        workload = self._setup.workload
-        if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
-            if self._job.reports:
-                report = self._completed.put_nowait
-                need.progress.connect(lambda state: report(Reported(need, state, self.clock())))
-            return await write(need.state, need.hits, need.progress)
-        if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
-            return self._job.begun(await start(need.request))
-        if isinstance(need, Ask):
-            return await self._formed(need.state)
-        return await self._in_thread(self._job.result, need, self.clock, self._hand_in)
 
     async def _formed(self, state: Any) -> Query | None:
         """Form and encode a query, awaiting what can be awaited."""
@@ -228,22 +251,18 @@ class _Desk:
         ask = getattr(workload, "aquery", None)
         encode = getattr(retriever, "aencode", None)
         query: str | Query | None
-        if ask is None and encode is None:
-            query = await self._in_thread(formed, workload, retriever, state)
-        else:
-            query = await (ask(state) if ask else self._in_thread(workload.query, state))
+        query = await (ask(state) if ask else self._in_thread(workload.query, state))
         if not isinstance(query, str):
-            return query
-        encoded: Query = await (
-            encode(query) if encode else self._in_thread(retriever.encode, query)
-        )
+            return usable(query)
+        encoded: Query
+        if encode is None:
+            encoded = await self._in_thread(retriever.encode, query)
+        else:
+            encoded = await encode(query)
         return encoded
 
     async def _search(self, queries: Sequence[Query]) -> list[Found | Exception]:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
-        if not hasattr(self._setup.retriever, "asearch"):
-            results: list[Found | Exception] = await self._in_thread(self._job.results, queries)
-            return results
         try:
             return list(await self._setup.asearch(queries))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
@@ -251,34 +270,44 @@ class _Desk:
                 return [error]
         return [(await self._search([query]))[0] for query in queries]
 
-    def _hand_in(self, completion: Completion) -> None:
-        """Take a report from a thread."""
-        self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
+    def _hand_in(self, completion: Completion | Broken) -> None:
+        """Take a completion from any thread; after the loop has ended nobody waits for it."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         context = contextvars.copy_context()
         return await self._loop.run_in_executor(self._threads, context.run, function, *arguments)
 
-    async def next_completion(self, deadline_s: float | None) -> Completion:
+    async def next_completion(self) -> Completion:
         """Wait for something to finish.
 
         Raises:
-            DeadlineExceeded: Nothing did before the deadline.
+            DeadlineExceeded: The deadline passed.
+            BaseException: A part raised what is no `Exception`, or the stream was closed.
         """
-        if deadline_s is None:
-            return await self._completed.get()
+        request = self._job.request
+        request.check_deadline(self.clock())
+        left_s = None if request.deadline_s is None else request.deadline_s - self.clock()
         try:
-            async with asyncio.timeout(deadline_s - self.clock()):
-                return await self._completed.get()
+            async with asyncio.timeout(left_s):
+                completion = await self._completed.get()
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {deadline_s} seconds") from None
+            request.check_deadline(float("inf"))
+            raise
+        if isinstance(completion, Broken):
+            raise completion.error
+        return completion
 
     async def stop(self) -> None:
-        """Cancel all that is out, and wait until what was being written has stopped."""
-        for need in tuple(self._tasks):
+        """Cancel all that is out; wait until the model is free and all tasks have ended."""
+        for need, task in tuple(self._tasks.items()):
             if isinstance(need, Extend):
                 need.progress.cancel()
-            self._cancel(need)
+            on_the_model = isinstance(need, Start | Ask | Extend)
+            if not on_the_model or self._awaitable(need) is not None:
+                self._told_to_stop.add(need)
+                task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks.values()), timeout=GRACE_S)
 

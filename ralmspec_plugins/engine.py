@@ -6,20 +6,20 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import DeadlineExceeded
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup, as_request
 from ralmspec_plugins.needs import (
     Ask,
+    Broken,
     Completion,
     Done,
     Extend,
     Guess,
     Need,
     Search,
-    Settled,
     Start,
     Work,
 )
@@ -27,6 +27,7 @@ from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 
 THREADS = 256  # idle ones are reused; more are only started while all are busy
+_Completed: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
 GRACE_S = 5.0  # how long an unwanted segment may take to notice, when a request is given up
 
 
@@ -57,15 +58,20 @@ class Engine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        return AnswerStream(self._drive(as_request(request), reports=False)).answer
+        return self._stream(request, reports=False).answer
 
     def stream(self, request: Request | str) -> "AnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return AnswerStream(self._drive(as_request(request), reports=True))
+        return self._stream(request, reports=True)
+
+    def _stream(self, request: Request | str, *, reports: bool) -> "AnswerStream":
+        completed: _Completed = queue.SimpleQueue()
+        job = Job(self._setup, as_request(request), reports=reports)
+        return AnswerStream(self._drive(job, completed), completed)
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True)
 
     def __enter__(self) -> Self:
         """Use as a context manager."""
@@ -80,24 +86,21 @@ class Engine:
         """Close."""
         self.close()
 
-    def _drive(self, request: Request, *, reports: bool) -> Generator[str, None, Answer]:
+    def _drive(self, job: Job, completed: "_Completed") -> Generator[str, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
-        job = Job(self._setup, request, reports=reports)
         began_s = time.perf_counter()
-        completed: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         desk = _Desk(job, self._threads, completed, began_s)
         shown = 0
         try:
             needs = next(job.flow)
             while job.finish is None:
                 for need in needs:
-                    if isinstance(need, Settled):
-                        yield need.text[shown:]
-                        shown = len(need.text)
-                    else:
-                        desk.see_to(need)
+                    desk.see_to(need)
+                if job.settled[shown:]:
+                    yield job.settled[shown:]
+                    shown = len(job.settled)
                 if job.finish is None:
-                    needs = job.flow.send(desk.next_completion(request.deadline_s))
+                    needs = job.flow.send(desk.next_completion())
         finally:
             desk.stop()
             job.close()
@@ -110,10 +113,12 @@ class Engine:
 class AnswerStream(Iterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
-    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
-        """Give out these pieces."""
+    def __init__(self, pieces: Generator[str, None, Answer], completed: "_Completed") -> None:
+        """Give out these pieces; `completed` is what they are waited for at."""
         self._pieces = pieces
+        self._completed = completed
         self._answer: Answer | None = None
+        self._error: Exception | None = None
 
     def __next__(self) -> str:
         """Wait for the next piece."""
@@ -123,16 +128,27 @@ class AnswerStream(Iterator[str]):
             if self._answer is None:
                 self._answer = stop.value
             raise StopIteration from None
+        except Exception as error:
+            self._error = error
+            raise
 
     def close(self) -> None:
-        """Give the request up; all its work is stopped."""
-        self._pieces.close()
+        """Give the request up, from any thread; all its work is stopped.
+
+        Whoever is waiting for a piece in another thread gets `Cancelled`.
+        """
+        try:
+            self._pieces.close()
+        except ValueError:  # it is running, in another thread
+            self._completed.put(Broken(Cancelled("this stream was closed")))
 
     @property
     def answer(self) -> Answer:
         """The whole answer; reads the stream to its end first."""
         for _ in self:
             pass
+        if self._error is not None:
+            raise self._error
         if self._answer is None:
             raise RuntimeError("this stream was closed before its answer was complete")
         return self._answer
@@ -145,14 +161,14 @@ class _Desk:
         self,
         job: Job,
         threads: ThreadPoolExecutor,
-        completed: "queue.SimpleQueue[Completion]",
+        completed: "_Completed",
         began_s: float,
     ) -> None:
         self._job = job
         self._threads = threads
         self._completed = completed
         self._began_s = began_s
-        self._extends: set[Extend] = set()
+        self._on_the_model: set[Work] = set()
 
     def clock(self) -> float:
         return time.perf_counter() - self._began_s
@@ -165,37 +181,44 @@ class _Desk:
             self._job.note(need)
 
     def _start(self, need: Work) -> None:
-        if isinstance(need, Extend):
-            self._extends.add(need)
+        if isinstance(need, Start | Ask | Extend):
+            self._on_the_model.add(need)
         context = contextvars.copy_context()
         self._threads.submit(
             context.run, self._job.carry_out, need, self.clock, self._completed.put
         )
 
-    def next_completion(self, deadline_s: float | None) -> Completion:
+    def next_completion(self) -> Completion:
         """Wait for something to finish.
 
         Raises:
-            DeadlineExceeded: Nothing did before the deadline.
+            DeadlineExceeded: The deadline passed.
+            BaseException: A part raised what is no `Exception`, or the stream was closed.
         """
-        left_s = None if deadline_s is None else max(0.0, deadline_s - self.clock())
+        request = self._job.request
+        request.check_deadline(self.clock())
+        left_s = None if request.deadline_s is None else request.deadline_s - self.clock()
         try:
-            completion = self._completed.get(timeout=left_s)
+            completion = self._completed.get(timeout=left_s and max(0.0, left_s))
         except queue.Empty:
-            raise DeadlineExceeded(f"no answer within {deadline_s} seconds") from None
+            request.check_deadline(float("inf"))
+            raise
+        if isinstance(completion, Broken):
+            raise completion.error
         self._note(completion)
         return completion
 
-    def _note(self, completion: Completion) -> None:
-        if isinstance(completion, Done) and isinstance(completion.need, Extend):
-            self._extends.discard(completion.need)
+    def _note(self, completion: Completion | Broken) -> None:
+        if isinstance(completion, Done):
+            self._on_the_model.discard(completion.need)
 
     def stop(self) -> None:
-        """Stop what is being written, and wait until it has stopped."""
-        for need in self._extends:
-            need.progress.cancel()
+        """Stop what is being written, and wait until the model is free."""
+        for need in self._on_the_model:
+            if isinstance(need, Extend):
+                need.progress.cancel()
         until_s = self.clock() + GRACE_S
-        while self._extends and (left_s := until_s - self.clock()) > 0:
+        while self._on_the_model and (left_s := until_s - self.clock()) > 0:
             try:
                 self._note(self._completed.get(timeout=left_s))
             except queue.Empty:

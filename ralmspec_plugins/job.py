@@ -6,7 +6,7 @@ What the engines share. An engine decides where and when the work is done.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.curve import BatchCurve
@@ -14,6 +14,7 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
     Ask,
+    Broken,
     Commit,
     Completion,
     Done,
@@ -25,6 +26,7 @@ from ralmspec_plugins.needs import (
     Release,
     Reported,
     Search,
+    Settled,
     Start,
     Work,
 )
@@ -39,6 +41,8 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.records import Answer, Hits, Query, Request
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.speculation.pool import PassagePool
+
+HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +142,9 @@ class Job:
             reports: whether unfinished segments are handed in too, for a stream.
         """
         self.setup = setup
+        self.request = request
         self.reports = reports
+        self.settled = ""  # what nothing can change any more
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.curve) if setup.speculate else None
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
@@ -152,6 +158,8 @@ class Job:
             self._state = notice.state
         elif isinstance(notice, Release):
             self.setup.workload.release(notice.state)
+        elif isinstance(notice, Settled):
+            self.settled = notice.text
         elif isinstance(notice, Finish):
             self.finish = notice
 
@@ -172,18 +180,24 @@ class Job:
             self.setup.workload.release(self._state)
 
     def carry_out(
-        self, need: Work, clock: Callable[[], float], complete: Callable[[Completion], None]
+        self,
+        need: Work,
+        clock: Callable[[], float],
+        complete: HandIn,
     ) -> None:
         """Do a piece of work and hand in its completion; errors are handed in, never raised."""
         started_s = clock()
         results: list[Any]
-        if isinstance(need, Search):
-            results = self.results(need.queries)
-        else:
-            try:
+        try:
+            if isinstance(need, Search):
+                results = list(self.results(need.queries))
+            else:
                 results = [self.result(need, clock, complete)]
-            except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-                results = [error]
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
+            results = [error]
+        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+            complete(Broken(error))
+            return
         for done in completions(need, results, started_s, clock()):
             complete(done)
 
@@ -197,7 +211,10 @@ class Job:
         return [self.results([query])[0] for query in queries]
 
     def result(
-        self, need: Work, clock: Callable[[], float], complete: Callable[[Completion], None]
+        self,
+        need: Work,
+        clock: Callable[[], float],
+        complete: HandIn,
     ) -> Any:
         """Do a piece of work other than a search; what it raises is raised."""
         workload = self.setup.workload

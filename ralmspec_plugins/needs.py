@@ -124,4 +124,11 @@ class Reported:
     at_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Broken:
+    """Ends a request at once, past its loop: it was given up, or a part raised no `Exception`."""
+
+    error: BaseException
+
+
 Completion: TypeAlias = Done | Reported

@@ -11,6 +11,7 @@ from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup, as_request
 from ralmspec_plugins.needs import (
     Ask,
+    Broken,
     Cancel,
     Completion,
     Done,
@@ -107,10 +108,12 @@ class _VirtualTime:
 
     def _start(self, need: Work) -> None:
         """Do the work now; it is completed when its time has passed."""
-        handed_in: list[Completion] = []
+        handed_in: list[Completion | Broken] = []
         self._job.carry_out(need, lambda: self.now_s, handed_in.append)
         ends_s = self.now_s + self._latencies.of(need)
         for done in handed_in:
+            if isinstance(done, Broken):
+                raise done.error
             if isinstance(done, Done):  # reports are passed over: a segment is one moment here
                 self._push(ends_s, replace(done, ended_s=ends_s))
 
