@@ -15,10 +15,10 @@ from ralmspec_plugins.needs import (
     Ask,
     Broken,
     Completion,
-    Done,
     Extend,
     Guess,
     Need,
+    Reported,
     Search,
     Start,
     Work,
@@ -203,13 +203,13 @@ class _Desk:
         except queue.Empty:
             request.check_deadline(float("inf"))
             raise
+        self._note(completion)
         if isinstance(completion, Broken):
             raise completion.error
-        self._note(completion)
         return completion
 
     def _note(self, completion: Completion | Broken) -> None:
-        if isinstance(completion, Done):
+        if not isinstance(completion, Reported) and completion.need is not None:
             self._on_the_model.discard(completion.need)
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.costs import Costs
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
@@ -61,7 +61,7 @@ class Setup:
         self.workload = workload
         self.retriever = retriever
         self.settings = settings or Settings()
-        self.curve = BatchCurve()
+        self.costs = Costs()
         self.speculate = self.settings.speculate
         if self.speculate and not getattr(retriever, "pure", True):
             _log.warning("%r is not pure: its requests are answered plainly", retriever)
@@ -146,7 +146,7 @@ class Job:
         self.reports = reports
         self.settled = ""  # what nothing can change any more
         self.guesses = setup.guesses()
-        policy = setup.settings.schedule.begin(setup.curve) if setup.speculate else None
+        policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
@@ -196,7 +196,7 @@ class Job:
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
-            complete(Broken(error))
+            complete(Broken(error, need))
             return
         for done in completions(need, results, started_s, clock()):
             complete(done)

@@ -66,7 +66,7 @@ def speculate(
 
 
 class _Loop:
-    """Drives the chain of one request: takes completions in, plans, searches."""
+    """Drives the chain of one request."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class _Loop:
     # Failures
 
     def _alone(self, need: Work) -> bool:
-        """Say whether this work ran as in the plain loop: nothing beside it, nothing kept."""
+        """Say whether this ran as in the plain loop: nothing beside it, nothing kept."""
         return self.chain.in_flight.alone(need) and not self.chain.ran_ahead
 
     def _rescue(self) -> bool:
@@ -176,8 +176,7 @@ class _Loop:
         """
         if self.draining:
             return not self._drained()
-        failure = self.chain.confirmed_failure()
-        if failure is None:
+        if (failure := self.chain.confirmed_failure()) is None:
             return False
         if failure.alone:
             self.error = failure.error
@@ -234,8 +233,7 @@ class _Loop:
         return True
 
     def _ask(self, step: Step) -> None:
-        known = self.chain.dropped.query(step.before)
-        if known is not None:
+        if (known := self.chain.dropped.query(step.before)) is not None:
             step.asked, step.query = True, known[0]
             return
         if not self.inline_ask:

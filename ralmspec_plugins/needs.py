@@ -129,6 +129,7 @@ class Broken:
     """Ends a request at once, past its loop: it was given up, or a part raised no `Exception`."""
 
     error: BaseException
+    need: Work | None = None  # whose it is
 
 
 Completion: TypeAlias = Done | Reported

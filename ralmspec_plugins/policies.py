@@ -4,13 +4,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.curve import BatchCurve, Gains
+from ralmspec_plugins.costs import Costs
 from ralmspec_plugins.stride import LEAST_SECONDS, estimate_gamma, optimal_stride
 
 # The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
 # steps is flat around its best: of strides that differ by less than this the longest is
 # taken (docs/decisions/0003).
 STRIDE_SLACK = 0.01
+# A batch's first query waits for its last one. So a batch must verify this many times the
+# steps a second that single queries do.
+WORTH_BATCHING = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,8 @@ class Rounds:
     query's guess is not written on before the batch is out (PAPERS 1.12).
     """
 
-    def __init__(self, curve: BatchCurve, *, overlap: bool, stride: int) -> None:
-        self._curve = curve
+    def __init__(self, costs: Costs, *, overlap: bool, stride: int) -> None:
+        self._costs = costs
         self._overlap = overlap
         self._stride = stride
 
@@ -89,7 +92,7 @@ class Rounds:
 
     def searched(self, queries: int, seconds: float) -> None:
         """Take it into the curve."""
-        self._curve.observe(queries, seconds)
+        self._costs.curve.observe(queries, seconds)
 
     def stopped(self, seconds: float) -> None:
         """Nothing is adapted to it."""
@@ -103,17 +106,16 @@ class OptimalRounds(Rounds):
 
     def __init__(
         self,
-        curve: BatchCurve,
+        costs: Costs,
         *,
         overlap: bool,
         window: int,
         gamma_limit: float,
         max_stride: int,
     ) -> None:
-        super().__init__(curve, overlap=overlap, stride=1)
+        super().__init__(costs, overlap=overlap, stride=1)
         self._gamma_limit = gamma_limit
         self._max_stride = max_stride
-        self._gains = Gains(curve)
         self._rounds: deque[list[bool]] = deque(maxlen=window)
         self._over = False
 
@@ -122,15 +124,15 @@ class OptimalRounds(Rounds):
         if self._over and not view.searching:
             self._over = False
             self._stride = self._choose()
-        return super().may_write(view) and self._gains.worth_writing()
+        return super().may_write(view) and self._costs.worth_writing()
 
     def worth_guessing(self) -> bool:
         """Guess where hiding a search would be noticed."""
-        return self._gains.worth_guessing()
+        return self._costs.worth_guessing()
 
     def wrote(self, seconds: float) -> None:
         """Take in what a step costs."""
-        self._gains.step_s.observe(seconds)
+        self._costs.wrote(seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
         """Take it into the curve; the round is over."""
@@ -146,17 +148,17 @@ class OptimalRounds(Rounds):
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
-        self._gains.stop_s.observe(seconds)
+        self._costs.stopped(seconds)
 
     def judged(self, right: bool) -> None:
         """Note a guess of the round that was verified last."""
-        self._gains.judged(right)
+        self._costs.judged(right)
         if self._rounds:
             self._rounds[-1].append(right)
 
     def _choose(self) -> int:
         rounds = [guesses for guesses in self._rounds if guesses]
-        if self._gains.step_s.value is None or not rounds:
+        if self._costs.step_s is None or not rounds:
             return self._stride
         gamma = estimate_gamma(
             [sum(guesses) for guesses in rounds],
@@ -164,8 +166,8 @@ class OptimalRounds(Rounds):
             self._gamma_limit,
         )
         return optimal_stride(
-            self._gains.step_s.value,
-            self._curve,
+            self._costs.step_s,
+            self._costs.curve,
             gamma,
             overlap=self._overlap,
             limit=self._max_stride,
@@ -176,19 +178,18 @@ class OptimalRounds(Rounds):
 class Flowing:
     """Keep the lanes and the model busy."""
 
-    def __init__(self, curve: BatchCurve, *, window: int, lanes: int) -> None:
-        self._curve = curve
+    def __init__(self, costs: Costs, *, window: int, lanes: int) -> None:
+        self._costs = costs
         self._window = window
         self._lanes = lanes
-        self._gains = Gains(curve)
 
     def worth_guessing(self) -> bool:
         """Guess where hiding a search would be noticed."""
-        return self._gains.worth_guessing()
+        return self._costs.worth_guessing()
 
     def may_write(self, view: View) -> bool:
         """Write on within the window, as long as it saves more than wrong guesses cost."""
-        return view.ahead < self._window and self._gains.worth_writing()
+        return view.ahead < self._window and self._costs.worth_writing()
 
     def batches(self, view: View) -> list[int]:
         """Give each free lane a query, or a share of them when there are more."""
@@ -203,28 +204,29 @@ class Flowing:
 
     def wrote(self, seconds: float) -> None:
         """Take in what a step costs."""
-        self._gains.step_s.observe(seconds)
+        self._costs.wrote(seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
         """Take it into the curve."""
-        self._curve.observe(queries, seconds)
+        self._costs.curve.observe(queries, seconds)
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
-        self._gains.stop_s.observe(seconds)
+        self._costs.stopped(seconds)
 
     def judged(self, right: bool) -> None:
         """Note a guess."""
-        self._gains.judged(right)
+        self._costs.judged(right)
 
     def _worthwhile(self, most: int) -> int:
         """Choose the batch that verifies the most steps a second, as OS3 counts them."""
-        gamma = min(self._gains.guess_rate, 0.999)
+        gamma = min(self._costs.guess_rate, 0.999)
 
         def rate(size: int) -> float:
-            return (1 - gamma**size) / max(self._curve(size), LEAST_SECONDS)
+            return (1 - gamma**size) / max(self._costs.curve(size), LEAST_SECONDS)
 
-        return max(range(1, most + 1), key=lambda size: (rate(size), size))
+        best = max(range(1, most + 1), key=lambda size: (rate(size), size))
+        return best if rate(best) > WORTH_BATCHING * rate(1) else 1
 
 
 def _within(sizes: list[int], total: int) -> list[int]:

@@ -9,7 +9,7 @@ guesses were right.
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.costs import Costs
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.policies import Flowing, OptimalRounds, Policy, Rounds
 from ralmspec_plugins.stride import GAMMA_LIMIT, MAX_STRIDE
@@ -18,8 +18,8 @@ from ralmspec_plugins.stride import GAMMA_LIMIT, MAX_STRIDE
 class Schedule(Protocol):
     """A setting that makes policies."""
 
-    def begin(self, curve: BatchCurve) -> Policy:
-        """Make the policy for one request; the curve outlives it."""
+    def begin(self, costs: Costs) -> Policy:
+        """Make the policy for one request; the costs outlive it."""
         ...
 
 
@@ -39,9 +39,9 @@ class FixedStride:
         if self.stride < 1:
             raise ConfigError(f"stride must be at least 1, got {self.stride}")
 
-    def begin(self, curve: BatchCurve) -> Policy:
+    def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return Rounds(curve, overlap=self.overlap, stride=self.stride)
+        return Rounds(costs, overlap=self.overlap, stride=self.stride)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,10 @@ class OptimalStride:
         if self.max_stride < 1:
             raise ConfigError(f"max_stride must be at least 1, got {self.max_stride}")
 
-    def begin(self, curve: BatchCurve) -> Policy:
+    def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
         return OptimalRounds(
-            curve,
+            costs,
             overlap=self.overlap,
             window=self.window,
             gamma_limit=self.gamma_limit,
@@ -91,6 +91,6 @@ class Continuous:
         if self.lanes < 1:
             raise ConfigError(f"lanes must be at least 1, got {self.lanes}")
 
-    def begin(self, curve: BatchCurve) -> Policy:
+    def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return Flowing(curve, window=self.window, lanes=self.lanes)
+        return Flowing(costs, window=self.window, lanes=self.lanes)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ralmspec_plugins.curve import BatchCurve
+from ralmspec_plugins.costs import BatchCurve, Costs
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.schedule import (
     Continuous,
@@ -91,6 +91,25 @@ def test_the_curve_never_falls(measured: list[tuple[int, float]]) -> None:
     assert costs == sorted(costs)
 
 
+def test_one_disturbed_search_does_not_count_for_long() -> None:
+    """A cold first search of a minute is forgotten with the second one."""
+    curve = BatchCurve()
+    for seconds in (60.0, 0.1, 0.1):
+        curve.observe(1, seconds)
+
+    assert curve(1) == curve(8) == 0.1
+
+
+def test_a_size_that_no_longer_occurs_is_measured_anew() -> None:
+    """One bad batch must not end batching for ever."""
+    curve = BatchCurve()
+    curve.observe(4, 300.0)
+    for _ in range(100):
+        curve.observe(1, 0.1)
+
+    assert curve(4) == 0.1
+
+
 def view(
     *,
     pending: int = 0,
@@ -104,7 +123,7 @@ def view(
 
 def test_a_fixed_stride_waits_for_its_batch() -> None:
     """Stride 3 writes on two guesses, then sends three queries; it writes nothing meanwhile."""
-    policy = FixedStride(stride=3).begin(BatchCurve())
+    policy = FixedStride(stride=3).begin(Costs())
 
     may_write = [policy.may_write(view(pending=n + 1, ahead=n)) for n in (0, 1, 2)]
 
@@ -116,14 +135,14 @@ def test_a_fixed_stride_waits_for_its_batch() -> None:
 
 def test_a_stalled_round_is_sent() -> None:
     """Where nothing can be written, what is pending goes out, however little."""
-    policy = FixedStride(stride=8).begin(BatchCurve())
+    policy = FixedStride(stride=8).begin(Costs())
 
     assert policy.batches(view(pending=1, stalled=True)) == [1]
 
 
 def test_overlap_writes_one_step_more() -> None:
     """While three queries are out, the third one's step may be written, and no other."""
-    policy = FixedStride(stride=3, overlap=True).begin(BatchCurve())
+    policy = FixedStride(stride=3, overlap=True).begin(Costs())
 
     assert policy.may_write(view(searching=1, in_flight=3, ahead=2))
     assert not policy.may_write(view(pending=1, searching=1, in_flight=3, ahead=3))
@@ -142,8 +161,8 @@ def after_rounds(policy: Policy, *, step_s: float, search_s: float, right: bool)
 
 def test_the_stride_follows_what_is_measured() -> None:
     """Dear searches and right guesses make long rounds; wrong ones make the plain loop."""
-    dear = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=True)
-    wrong = after_rounds(OptimalStride().begin(BatchCurve()), step_s=1, search_s=40, right=False)
+    dear = after_rounds(OptimalStride().begin(Costs()), step_s=1, search_s=40, right=True)
+    wrong = after_rounds(OptimalStride().begin(Costs()), step_s=1, search_s=40, right=False)
 
     assert dear.may_write(view(pending=5, ahead=4))
     assert dear.batches(view(pending=1)) == []
@@ -153,7 +172,7 @@ def test_the_stride_follows_what_is_measured() -> None:
 
 def test_one_lane_takes_what_is_pending() -> None:
     """A free lane takes everything, a busy one nothing."""
-    policy = Continuous().begin(BatchCurve())
+    policy = Continuous().begin(Costs())
 
     assert policy.batches(view(pending=5)) == [5]
     assert policy.batches(view(pending=5, searching=1, in_flight=2)) == []
@@ -161,7 +180,7 @@ def test_one_lane_takes_what_is_pending() -> None:
 
 def test_many_lanes_take_one_query_each() -> None:
     """Each query starts when it is born; more than there are lanes are shared out."""
-    policy = Continuous(lanes=4).begin(BatchCurve())
+    policy = Continuous(lanes=4).begin(Costs())
 
     assert policy.batches(view(pending=3)) == [1, 1, 1]
     assert policy.batches(view(pending=3, searching=2, in_flight=2)) == [2, 1]
@@ -172,14 +191,14 @@ def test_batches_that_cost_what_their_queries_cost_go_out_singly() -> None:
     curve = BatchCurve()
     for queries in (1, 2, 4, 8):
         curve.observe(queries, 0.1 * queries)
-    policy = Continuous().begin(curve)
+    policy = Continuous().begin(Costs(curve))
 
     assert policy.batches(view(pending=8)) == [1]
 
 
 def test_the_window_bounds_what_runs_ahead() -> None:
     """At most `window` steps stand on guesses that nobody confirmed."""
-    policy = Continuous(window=3).begin(BatchCurve())
+    policy = Continuous(window=3).begin(Costs())
 
     assert policy.may_write(view(ahead=2))
     assert not policy.may_write(view(ahead=3))
@@ -187,7 +206,7 @@ def test_the_window_bounds_what_runs_ahead() -> None:
 
 def test_hopeless_guesses_are_not_written_on() -> None:
     """After many wrong guesses nothing runs ahead; after some right ones it does again."""
-    policy = Continuous().begin(BatchCurve())
+    policy = Continuous().begin(Costs())
     for _ in range(32):
         policy.judged(right=False)
     hopeless = policy.may_write(view())

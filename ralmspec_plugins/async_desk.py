@@ -1,0 +1,196 @@
+"""Has one request's work done in asyncio tasks, and in threads where it is not asynchronous."""
+
+import asyncio
+import contextlib
+import contextvars
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.engine import GRACE_S
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.job import Job, completions
+from ralmspec_plugins.needs import (
+    Ask,
+    Broken,
+    Cancel,
+    Completion,
+    Extend,
+    Found,
+    Guess,
+    Need,
+    Reported,
+    Search,
+    Start,
+    Work,
+)
+from ralmspec_plugins.plain import usable
+from ralmspec_plugins.records import Query
+
+Completed: TypeAlias = "asyncio.Queue[Completion | Broken]"
+
+
+class AsyncDesk:
+    """Has one request's work done in tasks and keeps track of what is out."""
+
+    def __init__(
+        self, job: Job, threads: ThreadPoolExecutor, completed: "Completed", began_s: float
+    ) -> None:
+        """Begin with nothing out."""
+        self._job = job
+        self._setup = job.setup
+        self._threads = threads
+        self._began_s = began_s
+        self._loop = asyncio.get_running_loop()
+        self._completed = completed
+        self._tasks: dict[Work, asyncio.Task[None]] = {}
+        self._told_to_stop: set[Work] = set()
+
+    def clock(self) -> float:
+        """Give the seconds since the request began."""
+        return time.perf_counter() - self._began_s
+
+    def see_to(self, need: Need) -> None:
+        """Start work, or carry out a notice."""
+        if isinstance(need, Cancel):
+            self._cancel(need.need)
+        elif not isinstance(need, Start | Ask | Guess | Search | Extend):
+            self._job.note(need)
+        else:
+            task = self._loop.create_task(self._carry_out(need))
+            self._tasks[need] = task
+            task.add_done_callback(lambda task: self._ended(need, task))
+
+    def _ended(self, need: Work, task: asyncio.Task[None]) -> None:
+        """Forget a task; complete the work of one that was cancelled before it began."""
+        del self._tasks[need]
+        if task.cancelled():
+            self._hand_in_all(need, _stopped(need), self.clock())
+
+    def _cancel(self, need: Work) -> None:
+        """Cancel a task, unless a thread works for it: that has to be waited for."""
+        if need in self._tasks and self._awaitable(need) is not None:
+            self._told_to_stop.add(need)
+            self._tasks[need].cancel()
+
+    def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
+        """Give what can be awaited for this work; `None` if it takes a thread."""
+        workload, retriever = self._setup.workload, self._setup.retriever
+        if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
+            if self._job.reports:
+                need.progress.connect(
+                    lambda state: self._hand_in(Reported(need, state, self.clock()))
+                )
+            return lambda: write(need.state, need.hits, need.progress)
+        if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
+            return lambda: start(need.request)
+        if isinstance(need, Ask) and (hasattr(workload, "aquery") or hasattr(retriever, "aencode")):
+            return lambda: self._formed(need.state)
+        if isinstance(need, Search) and hasattr(retriever, "asearch"):
+            return lambda: self._search(need.queries)
+        return None
+
+    async def _carry_out(self, need: Work) -> None:
+        """Do a piece of work and hand in its completion, as cancelled if the task was."""
+        started_s = self.clock()
+        work = self._awaitable(need)
+        if work is None:
+            try:
+                await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
+            except RuntimeError as error:  # the engine is closed
+                self._hand_in(Broken(error, need))
+            return
+        results: list[Any]
+        try:
+            result = await work()
+            results = result if isinstance(need, Search) else [result]
+            if isinstance(need, Start):
+                self._job.begun(result)
+        except asyncio.CancelledError as error:
+            if need not in self._told_to_stop:
+                self._hand_in(Broken(error))
+                return
+            results = _stopped(need)
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
+            results = [error]
+        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+            self._hand_in(Broken(error))
+            return
+        self._hand_in_all(need, results, started_s)
+
+    def _hand_in_all(self, need: Work, results: list[Any], started_s: float) -> None:
+        for done in completions(need, results, started_s, self.clock()):
+            self._completed.put_nowait(done)
+
+    async def _formed(self, state: Any) -> Query | None:
+        """Form and encode a query, awaiting what can be awaited."""
+        workload, retriever = self._setup.workload, self._setup.retriever
+        ask = getattr(workload, "aquery", None)
+        encode = getattr(retriever, "aencode", None)
+        query: str | Query | None
+        query = await (ask(state) if ask else self._in_thread(workload.query, state))
+        if not isinstance(query, str):
+            return usable(query)
+        encoded: Query
+        if encode is None:
+            encoded = await self._in_thread(retriever.encode, query)
+        else:
+            encoded = await encode(query)
+        return encoded
+
+    async def _search(self, queries: Sequence[Query]) -> list[Found | Exception]:
+        """Search a batch; if that fails, each query singly, so that errors are each one's own."""
+        try:
+            return list(await self._setup.asearch(queries))
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
+            if len(queries) == 1:
+                return [error]
+        return [(await self._search([query]))[0] for query in queries]
+
+    def _hand_in(self, completion: Completion | Broken) -> None:
+        """Take a completion from any thread; after the loop has ended nobody waits for it."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(self._threads, context.run, function, *arguments)
+
+    async def next_completion(self) -> Completion:
+        """Wait for something to finish.
+
+        Raises:
+            DeadlineExceeded: The deadline passed.
+            BaseException: A part raised what is no `Exception`, or the stream was closed.
+        """
+        request = self._job.request
+        request.check_deadline(self.clock())
+        left_s = None if request.deadline_s is None else request.deadline_s - self.clock()
+        try:
+            async with asyncio.timeout(left_s):
+                completion = await self._completed.get()
+        except TimeoutError:
+            request.check_deadline(float("inf"))
+            raise
+        if isinstance(completion, Broken):
+            raise completion.error
+        return completion
+
+    async def stop(self) -> None:
+        """Cancel all that is out; wait until the model is free and all tasks have ended."""
+        for need, task in tuple(self._tasks.items()):
+            if isinstance(need, Extend):
+                need.progress.cancel()
+            on_the_model = isinstance(need, Start | Ask | Extend)
+            if not on_the_model or self._awaitable(need) is not None:
+                self._told_to_stop.add(need)
+                task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks.values()), timeout=GRACE_S)
+
+
+def _stopped(need: Work) -> list[Any]:
+    """Give the results of work that was cancelled."""
+    count = len(need.queries) if isinstance(need, Search) else 1
+    return [Cancelled("this work is no longer needed")] * count
