@@ -1,0 +1,213 @@
+"""However a request ends, it ends: nothing hangs, nothing is left, errors are the plain ones."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ralmspec_plugins import AsyncEngine, Engine, Hits, Query, Request, Settings
+from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
+
+TEXTS = ["red fox", "blue whale", "red whale", "green frog"]
+PROMPT = "whale red blue fox whale frog green red fox frog"
+
+
+def synchronously(workload: EchoWorkload, retriever: WordRetriever, request: Request) -> str:
+    with Engine(workload, retriever) as engine:
+        return engine.run(request).text
+
+
+def asynchronously(workload: EchoWorkload, retriever: WordRetriever, request: Request) -> str:
+    async def main() -> str:
+        async with AsyncEngine(workload, retriever) as engine:
+            return (await engine.run(request)).text
+
+    return asyncio.run(main())
+
+
+engines = pytest.mark.parametrize("run", [synchronously, asynchronously])
+
+
+class Fatal(BaseException):
+    """What is no `Exception`."""
+
+
+class FatalRetriever(WordRetriever):
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        raise Fatal("the end")
+
+
+class FatalWorkload(EchoWorkload):
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        raise Fatal("the end")
+
+
+@engines
+@pytest.mark.parametrize(
+    "parts",
+    [(EchoWorkload(), FatalRetriever(TEXTS)), (FatalWorkload(), WordRetriever(TEXTS))],
+)
+def test_what_is_no_exception_ends_the_request(
+    run: Callable[..., str], parts: tuple[EchoWorkload, WordRetriever]
+) -> None:
+    """An exit, or a test's own failure, in a worker is raised where the request is waited for."""
+    began_s = time.monotonic()
+    with pytest.raises(Fatal):
+        run(*parts, Request(prompt=PROMPT))
+
+    assert time.monotonic() - began_s < 4.0  # it does not wait for what has ended
+
+
+class CancellingRetriever(WordRetriever):
+    """Its own inner task was cancelled, by nobody of ours."""
+
+    async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
+        self.searched.append(())
+        raise asyncio.CancelledError
+
+
+def test_a_cancellation_that_nobody_asked_for_is_raised() -> None:
+    """It is not taken for our own, and the search is not repeated for ever."""
+    retriever = CancellingRetriever(TEXTS)
+
+    async def main() -> None:
+        async with AsyncEngine(EchoWorkload(), retriever) as engine:
+            with pytest.raises(asyncio.CancelledError):
+                await engine.run(PROMPT)
+
+    asyncio.run(main())
+
+    assert len(retriever.searched) < 5
+
+
+class ReportingWorkload(EchoWorkload):
+    """Reports without end, and heeds cancellation."""
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        for _ in range(2000):
+            time.sleep(0.001)
+            progress.report(state)
+            progress.check()
+        return super().extend(state, hits, progress)
+
+
+def test_reports_do_not_put_a_deadline_off() -> None:
+    """A stream that always has something new ends at its deadline as well."""
+    with Engine(ReportingWorkload(), WordRetriever(TEXTS)) as engine:
+        stream = engine.stream(Request(prompt=PROMPT, deadline_s=0.1))
+        with pytest.raises(DeadlineExceeded):
+            list(stream)
+        with pytest.raises(DeadlineExceeded):
+            _ = stream.answer  # the error is kept
+
+
+def test_a_stream_can_be_closed_from_another_thread() -> None:
+    """As a server does when its client has gone: the reader gets `Cancelled`."""
+    ended: list[BaseException] = []
+    with Engine(ReportingWorkload(), WordRetriever(TEXTS)) as engine:
+        stream = engine.stream(PROMPT)
+
+        def read() -> None:
+            try:
+                list(stream)
+            except Cancelled as error:
+                ended.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        time.sleep(0.05)
+        stream.close()
+        reader.join(timeout=4.0)
+
+        assert not reader.is_alive()
+        assert len(ended) == 1
+
+
+def test_an_async_stream_can_be_closed_from_another_task() -> None:
+    """The same on asyncio."""
+
+    async def main() -> type[BaseException]:
+        async with AsyncEngine(ReportingWorkload(), WordRetriever(TEXTS)) as engine:
+            stream = engine.stream(PROMPT)
+
+            async def read() -> None:
+                async for _ in stream:
+                    pass
+
+            reader = asyncio.create_task(read())
+            await asyncio.sleep(0.05)
+            await stream.aclose()
+            (result,) = await asyncio.gather(reader, return_exceptions=True)
+            return type(result)
+
+    assert asyncio.run(main()) is Cancelled
+
+
+@engines
+def test_a_closed_engine_says_so(run: Callable[..., str]) -> None:
+    """A request that outlives its engine ends with an error, not in waiting."""
+
+    class Closing(EchoWorkload):
+        engine: Any = None
+
+        def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+            self.engine._threads.shutdown(wait=False)
+            return super().extend(state, hits, progress)
+
+    workload = Closing()
+    if run is synchronously:
+        workload.engine = engine = Engine(workload, WordRetriever(TEXTS))
+        with pytest.raises(RuntimeError, match="shutdown"):
+            engine.run(PROMPT)
+        return
+
+    async def main() -> None:
+        workload.engine = engine = AsyncEngine(workload, WordRetriever(TEXTS))
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await engine.run(PROMPT)
+
+    asyncio.run(main())
+
+
+class Releasing(EchoWorkload):
+    """Counts releases, and fails when told to."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.released = 0
+        self._fails = fails
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        if self._fails and state[1]:
+            raise ValueError("no more")
+        return super().extend(state, hits, progress)
+
+    def release(self, state: Lines) -> None:
+        self.released += 1
+
+
+@engines
+@pytest.mark.parametrize("fails", [False, True])
+def test_memory_is_released_however_it_ends(run: Callable[..., str], fails: bool) -> None:
+    """After an answer and after an error."""
+    workload = Releasing(fails=fails)
+    try:
+        run(workload, WordRetriever(TEXTS), Request(prompt=PROMPT))
+    except ValueError:
+        assert fails
+
+    assert workload.released >= 1
+
+
+def test_the_plain_settings_end_like_the_others() -> None:
+    """Without speculation the same engine, streams and errors are there."""
+    workload = Releasing(fails=True)
+    with (
+        Engine(workload, WordRetriever(TEXTS), Settings(speculate=False)) as engine,
+        pytest.raises(ValueError, match="no more"),
+    ):
+        engine.run(PROMPT)
