@@ -1,4 +1,4 @@
-"""Exact dense search with numpy alone: one matrix product a tile, nothing sorted but the best."""
+"""Exact dense search with numpy alone: float32 products nominate, float64 scores decide."""
 
 from collections.abc import Hashable, Sequence
 from typing import Self
@@ -12,24 +12,43 @@ from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominee_bound
+from ralmspec_plugins.retrieval.ranking import Metric
+from ralmspec_plugins.retrieval.scan import OwnThreads, Scan, check_threads, scan
 
-_FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
-_SECOND_ROWS = 16_384  # raises it
-_TILE_SCORES = 1 << 20  # 4 MB; each tile is one wait for all BLAS threads, so few are better
 _QUERIES_AT_ONCE = 64
 
 
 class NumpyFlat:
-    """Every passage is scored; the answer is the true top k, bit for bit, in any batch."""
+    """Every passage is scored; the answer is the true top k, bit for bit, in any batch.
+
+    With `threads=n` the rows are scanned by n threads of the retriever's own,
+    which is faster for batches and gives the same bits. BLAS must then run on
+    one thread. That is a switch of the whole process, and it stays set: other
+    users of numpy's BLAS in it (and of the BLAS that scipy or FAISS bring
+    along) get one thread too. So it is left alone unless this argument asks
+    for it. `threads` is not saved; a loaded knowledge base gets them by
+    `NumpyFlat(loaded.corpus, k=loaded.k, threads=n)`.
+    """
 
     exact = True
     pure = True
 
-    def __init__(self, corpus: DenseCorpus, *, k: int = 1) -> None:
-        """Search a corpus, whose vectors may be memory-mapped and are not copied."""
+    def __init__(self, corpus: DenseCorpus, *, k: int = 1, threads: int | None = None) -> None:
+        """Search a corpus, whose vectors may be memory-mapped and are not copied.
+
+        Args:
+            corpus: the passages and their vectors.
+            k: how many passages a query gets.
+            threads: scan on so many threads of our own, with BLAS held to one thread in the
+                whole process; None leaves the threads to BLAS.
+
+        Raises:
+            ConfigError: k or threads below 1.
+            MissingExtraError: threads are asked for, and threadpoolctl is not installed.
+        """
         self.corpus = corpus
         self.k = check_k(k)
+        self._scan: Scan = scan if threads is None else OwnThreads(threads)
         self.size = corpus.size
         self.inline_encode = corpus.inline_encode
         self.signature: Hashable = ("numpy-flat", k, *corpus.identity)
@@ -43,9 +62,11 @@ class NumpyFlat:
         vectors: NDArray[np.float32] | None = None,
         k: int = 1,
         metric: str = Metric.IP,
+        threads: int | None = None,
     ) -> Self:
         """Encode the passages, unless their vectors are given, and search them."""
-        return cls(DenseCorpus.encoded(passages, encoder, metric, vectors), k=k)
+        check_threads(threads)  # before encoding for hours
+        return cls(DenseCorpus.encoded(passages, encoder, metric, vectors), k=k, threads=threads)
 
     def encode(self, text: str) -> Query:
         """Encode one query, alone in its pass."""
@@ -64,7 +85,7 @@ class NumpyFlat:
         found = []
         for start in range(0, len(matrix), _QUERIES_AT_ONCE):
             batch = matrix[start : start + _QUERIES_AT_ONCE]
-            for query, rows in zip(batch, scan(corpus, batch, check_k(width)), strict=True):
+            for query, rows in zip(batch, self._scan(corpus, batch, check_k(width)), strict=True):
                 found.append(corpus.ranked(rows, query, width))
         return found
 
@@ -80,69 +101,3 @@ class NumpyFlat:
     def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
         """Make the retriever again from what was saved."""
         return cls(parts.dense(encoder), k=k)
-
-
-class Shortlist:
-    """The rows that may still belong to one query's top k, and the bar for new ones."""
-
-    def __init__(self, k: int, error: float) -> None:
-        """Start with everything allowed in."""
-        self._k, self._error = k, error
-        self._fast = np.empty(0, dtype=np.float32)
-        self.rows: IntArray = np.empty(0, dtype=np.int64)
-        self.bar = np.float32(-np.inf)
-
-    def add(self, rows: IntArray, fast: Vectors) -> None:
-        """Take in rows that passed the bar, raise it, and drop what no longer passes."""
-        self.rows = np.concatenate([self.rows, rows])
-        self._fast = np.concatenate([self._fast, fast])
-        surplus = len(self._fast) - self._k
-        if surplus >= 0:
-            kth = np.partition(self._fast, surplus)[surplus]
-            self.bar = nominee_bound(float(kth), self._error)
-            kept = self._fast >= self.bar
-            self.rows, self._fast = self.rows[kept], self._fast[kept]
-
-
-def scan(corpus: DenseCorpus, queries: Vectors, k: int) -> list[IntArray]:
-    """Nominate, for each query, all rows that may belong to its true top k.
-
-    A tile of rows times all queries is one matrix product, and picking from it
-    one comparison with each query's bar: after the first tile hardly any row
-    passes, so nothing is ever sorted or partitioned but a handful of numbers.
-    """
-    shortlists = [Shortlist(k, corpus.error(query)) for query in queries]
-    columns = np.ascontiguousarray(queries.T)  # [dim, queries]
-    opening = _fast_scores(corpus, columns, 0, _FIRST_ROWS)
-    for column, shortlist in enumerate(shortlists):
-        shortlist.add(np.arange(len(opening)), opening[:, column])
-    bars = np.array([shortlist.bar for shortlist in shortlists])
-    start, stop = _FIRST_ROWS, _SECOND_ROWS
-    while start < corpus.size:
-        fast = _fast_scores(corpus, columns, start, stop)
-        passed = np.flatnonzero(fast >= bars)
-        if len(passed):
-            _share(passed, fast, start, shortlists, bars)
-        start, stop = stop, stop + _TILE_SCORES // len(queries)
-    return [shortlist.rows for shortlist in shortlists]
-
-
-def _fast_scores(corpus: DenseCorpus, columns: Vectors, start: int, stop: int) -> Vectors:
-    """Score a tile in float32; for L2 as 2 x.q - |x|^2, which ranks alike."""
-    fast = corpus.vectors[start:stop] @ columns  # [rows, queries]
-    if corpus.squares is not None:
-        fast *= 2
-        fast -= corpus.squares[start:stop, None]
-    return fast
-
-
-def _share(
-    passed: IntArray, fast: Vectors, start: int, shortlists: list[Shortlist], bars: Vectors
-) -> None:
-    """Hand each query the rows of a tile that passed its bar."""
-    rows, columns = np.divmod(passed, len(shortlists))
-    scores = fast.ravel()[passed]
-    for column in np.unique(columns).tolist():
-        mine = columns == column
-        shortlists[column].add(rows[mine] + start, scores[mine])
-        bars[column] = shortlists[column].bar

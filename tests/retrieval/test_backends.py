@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError, MissingExtraError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
 from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, HashingEncoder, load, open_retriever, save
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.testing_contracts import (
     RetrieverContract,
     invented_passages,
     invented_queries,
+    plain_hits,
 )
 
 
@@ -35,6 +40,8 @@ class BackendContract(RetrieverContract):
 
     def make(self, passages: Sequence[Passage], k: int) -> Any:
         needed(self.name)
+        if self.settings.get("threads"):
+            pytest.importorskip("threadpoolctl")
         return open_retriever(self.name, passages, k=k, **self.settings)
 
     def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
@@ -95,6 +102,21 @@ class TestNumpyFlatL2(BackendContract):
     settings = MappingProxyType({"metric": "l2"})
 
 
+class TestNumpyFlatOnTwoThreads(BackendContract):
+    name = "numpy-flat"
+    settings = MappingProxyType({"threads": 2})
+
+
+class TestNumpyFlatCosineOnTwoThreads(BackendContract):
+    name = "numpy-flat"
+    settings = MappingProxyType({"metric": "cosine", "threads": 2})
+
+
+class TestNumpyFlatL2OnTwoThreads(BackendContract):
+    name = "numpy-flat"
+    settings = MappingProxyType({"metric": "l2", "threads": 2})
+
+
 class TestFaissFlat(BackendContract):
     name = "faiss-flat"
 
@@ -130,6 +152,62 @@ def test_faiss_and_numpy_agree_to_the_bit(metric: str) -> None:
     queries = [ours.encode(text) for text in texts]
 
     assert ours.search(queries) == theirs.search(queries)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 5, 1025, 2051, 9300]),
+    count=st.sampled_from([1, 2, 7, 64, 70]),
+    dimension=st.sampled_from([3, 64, 400]),
+    k=st.sampled_from([1, 20, 2000]),
+    metric=st.sampled_from(["ip", "cosine", "l2"]),
+)
+def test_own_threads_change_no_bit(
+    seed: int, size: int, count: int, dimension: int, k: int, metric: str
+) -> None:
+    """However the rows are shared and tiled, hits and scores are those of the plain scan."""
+    pytest.importorskip("threadpoolctl")
+    dice = np.random.default_rng(seed)
+    vectors = np.round(dice.standard_normal((size, dimension)), 1).astype(np.float32)
+    corpus = DenseCorpus([Passage(f"{row:05d}", "") for row in range(size)], vectors, None, metric)
+    asked = dice.standard_normal((count, dimension), dtype=np.float32)
+    queries = [Query(str(number), vector) for number, vector in enumerate(asked)]
+    expected = [plain_hits(hits) for hits in NumpyFlat(corpus, k=k).search(queries)]
+    for threads in (1, 2, 3):
+        found = NumpyFlat(corpus, k=k, threads=threads).search(queries)
+
+        assert expected == [plain_hits(hits) for hits in found]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_threads_that_cannot_be_are_refused(threads: Any) -> None:
+    """The number of threads is a whole number of at least 1, checked before encoding."""
+
+    def encoder(text: str) -> Any:
+        raise AssertionError("encoded too early")
+
+    with pytest.raises(ConfigError, match="threads must be"):
+        open_retriever("numpy-flat", invented_passages(3), encoder, threads=threads)
+
+
+def test_blas_keeps_its_threads_unless_own_ones_are_asked_for() -> None:
+    """The switch is the whole process's: only the argument sets it."""
+    control = pytest.importorskip("threadpoolctl")
+
+    def blas_threads() -> set[int]:
+        pools = control.threadpool_info()
+        return {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+
+    with control.threadpool_limits(limits=2, user_api="blas"):
+        before = blas_threads()
+        plain = open_retriever("numpy-flat", invented_passages(10))
+        kept = blas_threads()
+        threaded = open_retriever("numpy-flat", invented_passages(10), threads=2)
+
+        assert before == kept
+        assert {1} >= blas_threads()
+        assert plain.signature == threaded.signature
 
 
 def test_ivfpq_saves_its_settings(tmp_path: Path) -> None:
