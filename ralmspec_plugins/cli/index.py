@@ -18,7 +18,7 @@ from rich.progress import (
 
 from ralmspec_plugins.cli.assemble import default_backend, make_encoder
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
-from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import (
     BACKENDS,
@@ -28,6 +28,7 @@ from ralmspec_plugins.retrieval import (
     read_passages,
     save,
 )
+from ralmspec_plugins.retrieval.storage import check_target
 
 _AT_ONCE = 256  # passages encoded between two moves of the progress bar
 
@@ -100,11 +101,7 @@ def _check_target(source: Path, target: Path) -> None:
             f"OUTPUT {target} lies in INPUT {source}, and would be read as text the next time; "
             "choose a folder beside it"
         )
-    foreign = target.exists() and not (target / "kb.json").is_file()
-    if foreign and (not target.is_dir() or any(target.iterdir())):
-        raise IndexFileError(
-            f"{target} exists and is not a knowledge base; choose another folder, or remove it"
-        )
+    check_target(target)
 
 
 def _build(

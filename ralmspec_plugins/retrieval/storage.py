@@ -44,14 +44,32 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
         IndexFileError: something that is not a knowledge base is in the way.
     """
     target = Path(path).absolute()
-    _refuse_foreign(target)
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
         _write(retriever.parts(), fresh)
+        check_target(target)  # again: writing can take minutes, and others may have come
         _replace(target, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse a place that `save` would refuse, so that it can be known before the work.
+
+    Free places, empty folders and saved knowledge bases are accepted.
+
+    Raises:
+        IndexFileError: something that is not a knowledge base is in the way.
+    """
+    target = Path(path)
+    if not target.exists() or (target / "kb.json").is_file():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise IndexFileError(
+            f"{target} exists and is not a knowledge base; choose another folder, or remove it"
+        )
 
 
 class _Recorder:
@@ -129,12 +147,3 @@ def _replace(target: Path, fresh: Path) -> None:
         if old.exists() and not target.exists():  # stopped between the two
             old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def _refuse_foreign(target: Path) -> None:
-    if not target.exists() or (target / "kb.json").is_file():
-        return
-    if not target.is_dir() or any(target.iterdir()):
-        raise IndexFileError(
-            f"{target} exists and is not a knowledge base; choose another folder, or remove it"
-        )
