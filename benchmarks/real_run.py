@@ -168,7 +168,9 @@ def main() -> int:
     requests = [Request(prompt=question.prompt) for question in questions]
     result: dict[str, Any] = {"machine": machine(), "settings": {"size": options.size}}
     if options.only != "remote":
-        retriever = NumpyFlat(DenseCorpus(*padded(options.data, options.size), encoder))
+        retriever = NumpyFlat(
+            DenseCorpus(*padded(options.data, options.size), encoder), threads=os.cpu_count()
+        )
         settings = {
             "fixed 3": Settings(schedule=FixedStride(stride=3)),
             "OS3": Settings(schedule=OptimalStride()),

@@ -29,11 +29,11 @@ def demo(
         typer.Option(
             parser=options.duration,
             metavar="TIME",
-            help="The simulated remote store's round trip in the second act; 0 for no second act.",
+            help="The simulated remote store's round trip; 0 for the local store alone.",
         ),
     ] = 0.05,
     lanes: Annotated[
-        int, typer.Option(min=1, help="Searches out at a time, with the remote store.")
+        int, typer.Option(min=1, help="Searches out at a time in the last act.")
     ] = _LANES,
     drawing: Annotated[
         Path, typer.Option("--timeline", help="Where the first question's timeline goes.")
@@ -41,7 +41,7 @@ def demo(
     threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:
-    """Show that speculation writes the same, sooner: first a local store, then a remote one."""
+    """Show that speculation writes the same, sooner: over a local store, then over a remote one."""
     timeline.check_path(drawing)
     console = None if json or not on_terminal() else screen()
     with notes().status("loading the model"):
@@ -78,7 +78,9 @@ def _play(
     """Play the acts in order."""
     acts = [Act(f"A local store ({backend}, k = 1, a search every 4 tokens)", 0.0, 1)]
     if latency_s:
-        acts.append(Act(f"The same store far away ({lanes} round trips at once)", latency_s, lanes))
+        acts.append(Act("The same store far away, one round trip at a time", latency_s, 1))
+    if latency_s and lanes > 1:
+        acts.append(Act(f"The same store far away, {lanes} round trips at once", latency_s, lanes))
     stage = Stage(corpus, weights, console)
     return [stage.play(act, store) for act in acts]
 

@@ -1,4 +1,4 @@
-"""`ralmspec demo`: both corpora, both acts, and what happens if two runs ever differed."""
+"""`ralmspec demo`: both corpora, all acts, and what happens if two runs ever differed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("corpus", [(), ("--docs",)])
-def test_both_acts_are_recorded(
+def test_all_acts_are_recorded(
     tmp_path: Path, run: Run, model: Path, corpus: tuple[str, ...]
 ) -> None:
     """Where nobody watches, one object says everything; the timeline is there."""
@@ -41,8 +41,8 @@ def test_both_acts_are_recorded(
 
     assert result.exit_code == 0, result.output
     assert record["equal"] is True
-    assert [0.0, 0.002] == [act["added_latency_s"] for act in record["acts"]]
-    assert [None if corpus else 6] * 2 == [act["facts_asked"] for act in record["acts"]]
+    assert [0.0, 0.002, 0.002] == [act["added_latency_s"] for act in record["acts"]]
+    assert [None if corpus else 6] * 3 == [act["facts_asked"] for act in record["acts"]]
     assert "simulated remote store" in result.stderr
     assert "simulated remote store" in drawing.read_text(encoding="utf-8")
 
@@ -66,7 +66,7 @@ def test_a_person_sees_both_runs_write(
 
 
 @pytest.mark.usefixtures("small")
-def test_no_latency_leaves_the_second_act_out(tmp_path: Path, run: Run, model: Path) -> None:
+def test_no_latency_leaves_the_remote_acts_out(tmp_path: Path, run: Run, model: Path) -> None:
     """Then nothing is added anywhere."""
     result = run("demo", "--model", model, "--latency", "0", "--timeline", tmp_path / "t.html")
 
