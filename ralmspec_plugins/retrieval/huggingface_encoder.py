@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.quiet import no_progress_bar
 from ralmspec_plugins.retrieval.encoders import weights_digest
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import Vectors
@@ -56,7 +57,8 @@ class HuggingFaceEncoder:
         transformers = optional("transformers", "hf", "transformers")
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
-            model = transformers.AutoModel.from_pretrained(os.fspath(path))
+            with no_progress_bar():
+                model = transformers.AutoModel.from_pretrained(os.fspath(path))
         except (OSError, ValueError) as error:
             raise ModelError(f"no usable Hugging Face model at {path}: {error}") from error
         self._model: Any = model.eval().to(device)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins.errors import ModelError
+from ralmspec_plugins.quiet import no_progress_bar
 from ralmspec_plugins.retrieval.encoders import weights_digest
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import Vectors
@@ -40,7 +41,8 @@ class SentenceTransformerEncoder:
         """
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
         try:
-            self._model: Any = package.SentenceTransformer(os.fspath(path), device=device)
+            with no_progress_bar():
+                self._model: Any = package.SentenceTransformer(os.fspath(path), device=device)
         except (OSError, ValueError) as error:
             raise ModelError(f"no sentence-transformers model at {path}: {error}") from error
         self._prefixes = (query_prefix, passage_prefix)
