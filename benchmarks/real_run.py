@@ -168,25 +168,24 @@ def main() -> int:
     requests = [Request(prompt=question.prompt) for question in questions]
     result: dict[str, Any] = {"machine": machine(), "settings": {"size": options.size}}
     if options.only != "remote":
-        retriever = NumpyFlat(
-            DenseCorpus(*padded(options.data, options.size), encoder), threads=os.cpu_count()
-        )
+        corpus = DenseCorpus(*padded(options.data, options.size), encoder)
         settings = {
             "fixed 3": Settings(schedule=FixedStride(stride=3)),
             "OS3": Settings(schedule=OptimalStride()),
             "continuous": Settings(schedule=Continuous()),
             "continuous, P256": Settings(schedule=Continuous(), prefetch=256),
         }
-        result["local"] = compare(
-            "local",
-            workload,
-            retriever,
-            settings,
-            requests,
-            options.repetitions,
-            first_guessed=False,
-        )
-        del retriever
+        for cores in (1, os.cpu_count()):
+            result[f"local, search on {cores} of {os.cpu_count()} cores"] = compare(
+                f"local {cores}",
+                workload,
+                NumpyFlat(corpus, threads=cores),
+                settings,
+                requests,
+                options.repetitions,
+                first_guessed=False,
+            )
+        del corpus
     if options.only != "local":
         result |= remote(options, encoder, workload, requests)
     options.result.write_text(json.dumps(result, indent=1) + "\n")
