@@ -1,10 +1,11 @@
-"""Measure what a batch of queries costs, b(n), for exact dense search by three kernels.
+"""Measure what a batch of queries costs, b(n), for exact dense search by several kernels.
 
     python benchmarks/batch_curves.py --passages 200000 --dimension 384
 
 Random unit vectors, k hits a query. `numpy-flat` and `faiss-flat` are whole
 searches, float64 ranking and hits included; `faiss (blocked)` has its BLAS
-threshold lowered; `torch` is only the product and its top-k. The searches'
+threshold lowered; `torch` is only the product and its top-k. `own threads`
+comes last, since it holds BLAS to one thread in the whole process. The searches'
 ids and scores are asserted equal, in batches and singly, in the same run.
 """
 
@@ -85,13 +86,17 @@ def curves(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]
             n,
             lambda n=n: (tensor @ asked_tensor[:n].T).topk(options.k, dim=0),
         )
+    own = NumpyFlat(corpus, k=options.k, threads=options.threads)
+    for n in BATCHES:
+        assert singly[:n] == own.search(queries[:n]), "own threads disagree"
+        record(f"numpy-flat, {options.threads} own threads", n, lambda n=n: own.search(queries[:n]))
     return found
 
 
 def surroundings() -> dict[str, Any]:
     """Say where the numbers come from."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
@@ -106,7 +111,7 @@ def surroundings() -> dict[str, Any]:
         "faiss_threads": faiss.omp_get_max_threads(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "torch", "faiss-cpu")},
+            **{name: version(name) for name in ("numpy", "torch", "faiss-cpu", "threadpoolctl")},
         },
     }
 
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
