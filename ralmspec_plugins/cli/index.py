@@ -79,7 +79,7 @@ def index(
         "knowledge_base": str(target),
         "backend": name,
         "passages": store.size,
-        "bytes": sum(file.stat().st_size for file in target.iterdir()),
+        "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         "seconds": round(time.perf_counter() - began_s, 3),
     }
     _report(record, json)

@@ -12,11 +12,13 @@ import numpy as np
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.storage import FORMAT, PASSAGES, VERSION
+from ralmspec_plugins.retrieval.storage import FORMAT, OWN, PASSAGES, VERSION, plain_name
 
 
 def read(path: str | os.PathLike[str]) -> Parts:
     """Read a folder and check it; large arrays stay on the disk, memory-mapped.
+
+    A backend's own files are checked as all others, and given as paths.
 
     Raises:
         IndexFileError: it is missing, damaged, of another version, or not one of ours.
@@ -28,12 +30,15 @@ def read(path: str | os.PathLike[str]) -> Parts:
     passages = _passages(folder / PASSAGES, manifest["passages"])
     arrays = {}
     blobs = {}
-    for name in manifest["files"]:
-        if name.endswith(".npy"):
+    own = {}
+    for name, entry in manifest["files"].items():
+        if entry.get("kind") == OWN:
+            own[name] = (folder / name).absolute()
+        elif name.endswith(".npy"):
             arrays[name.removesuffix(".npy")] = _array(folder / name)
         elif name != PASSAGES:
             blobs[name] = (folder / name).read_bytes()
-    return Parts(manifest["backend"], manifest["settings"], passages, arrays, blobs)
+    return Parts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _check_file(folder: Path, name: str, expected: Any) -> None:
     file = folder / name
-    if Path(name).name != name or not isinstance(expected, Mapping):
+    if not plain_name(name) or not isinstance(expected, Mapping):
         raise IndexFileError(f"{folder / 'kb.json'} names a strange file {name!r}; build it again")
     if not file.is_file():
         raise IndexFileError(f"{file} is missing; copy it again, or build the index again")

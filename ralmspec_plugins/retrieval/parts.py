@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,13 +15,20 @@ from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_n
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A retriever taken apart. Settings are plain JSON values."""
+    """A retriever taken apart. Settings are plain JSON values.
+
+    `files` are for what is too large for memory, or is opened by a library of
+    its own: the values are where they lie now, the names where they shall lie in
+    the saved folder ("index.bin", or "lucene/segments_1" in a folder of theirs).
+    They are copied when saved, and when loaded given back as checked paths.
+    """
 
     backend: str
     settings: Mapping[str, Any]
     passages: Sequence[Passage]
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "Parts":
@@ -99,3 +107,13 @@ class Parts:
         if name not in self.blobs:
             raise IndexFileError(f"the knowledge base lacks {name}; build it again")
         return self.blobs[name]
+
+    def file(self, name: str) -> Path:
+        """Give the place of a file, which is not read.
+
+        Raises:
+            IndexFileError: it was not saved.
+        """
+        if name not in self.files:
+            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
+        return self.files[name]

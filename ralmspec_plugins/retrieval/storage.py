@@ -1,8 +1,9 @@
 """Save a knowledge base as a folder, whole or not at all.
 
 A folder holds `kb.json` (format, version, backend, settings, and each file's
-size and SHA-256), `passages.jsonl`, and the backend's arrays as `.npy`. Nothing
-is ever pickled. It is written beside its final place and renamed.
+size and SHA-256), `passages.jsonl`, the backend's arrays as `.npy`, and files
+that only the backend can read. Nothing is ever pickled. It is written beside
+its final place and renamed.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -23,7 +24,9 @@ from ralmspec_plugins.retrieval.parts import Parts
 FORMAT = "ralmspec-knowledge-base"
 VERSION = 1
 PASSAGES = "passages.jsonl"
+OWN = "own"  # kb.json marks so the files that are given back as paths
 _LINES_AT_ONCE = 4096
+_BYTES_AT_ONCE = 1 << 20
 
 
 class Saveable(Protocol):
@@ -72,6 +75,23 @@ def check_target(path: str | os.PathLike[str]) -> None:
         )
 
 
+def plain_name(name: str) -> bool:
+    """Whether a file's name stays inside the folder, and is written in only one way.
+
+    >>> plain_name("index.bin"), plain_name("lucene/segments_1")
+    (True, True)
+    >>> plain_name("../kb"), plain_name("/etc/passwd"), plain_name("a/./b"), plain_name("")
+    (False, False, False, False)
+    """
+    path = PurePosixPath(name)
+    return (
+        name not in ("", ".")
+        and str(path) == name
+        and not path.is_absolute()
+        and (".." not in path.parts and "\\" not in name and "\0" not in name)
+    )
+
+
 class _Recorder:
     """A file that counts and digests what is written to it."""
 
@@ -111,6 +131,8 @@ def _write(parts: Parts, folder: Path) -> None:
         with _Recorder(folder / name) as file:
             file.write(blob)
             files[name] = file.finish()
+    for name, source in parts.files.items():
+        files[name] = {**_copy(source, folder, name), "kind": OWN}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -122,6 +144,21 @@ def _write(parts: Parts, folder: Path) -> None:
     with _Recorder(folder / "kb.json") as file:
         file.write(json.dumps(manifest, indent=2).encode())
         file.finish()
+
+
+def _copy(source: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Copy a backend's own file, piece by piece."""
+    assert plain_name(name), f"a backend calls its file {name!r}"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with source.open("rb") as opened, _Recorder(folder / name) as file:
+            while piece := opened.read(_BYTES_AT_ONCE):
+                file.write(piece)
+            return file.finish()
+    except FileNotFoundError as error:
+        raise IndexFileError(
+            f"{source} is gone, so {name} cannot be saved; build the index again"
+        ) from error
 
 
 def _batches(lines: Iterable[str]) -> Iterable[list[str]]:

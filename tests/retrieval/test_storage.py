@@ -12,6 +12,8 @@ import pytest
 from ralmspec_plugins.errors import IndexFileError, InputError
 from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save, storage
+from ralmspec_plugins.retrieval.loading import read
+from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
 
 PASSAGES = invented_passages(30)
@@ -270,3 +272,86 @@ def test_damage_inside_a_backends_own_file_is_found(tmp_path: Path, name: str) -
     rewrite(tmp_path / "kb", file, b'{"kora": 99999}' if name == "bm25s" else b"not an index")
     with pytest.raises(IndexFileError, match="build"):
         load(tmp_path / "kb")
+
+
+class WithFiles:
+    """A retriever with files that only it can read."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.content = {"big.npy": bytes(range(256)) * 9000, "own/empty": b"", "own/x.bin": b"xyz"}
+        for name, content in self.content.items():
+            (folder / Path(name).name).write_bytes(content)
+        self.sources = {name: folder / Path(name).name for name in self.content}
+
+    def parts(self) -> Parts:
+        return Parts("own", {}, PASSAGES, files=self.sources)
+
+
+def test_a_backends_own_files_are_copied_and_given_as_paths(tmp_path: Path) -> None:
+    """They come back as files of the folder, unread, and can be saved from there again."""
+    made = WithFiles(tmp_path / "made")
+    save(made, tmp_path / "kb")
+    read_back = read(tmp_path / "kb")
+    made.sources = {name: read_back.file(name) for name in made.content}
+    save(made, tmp_path / "kb")
+    twice = read(tmp_path / "kb")
+
+    assert not read_back.blobs
+    assert not read_back.arrays
+    assert made.content == {name: path.read_bytes() for name, path in twice.files.items()}
+    assert {tmp_path / "kb" / name for name in made.content} == set(twice.files.values())
+    with pytest.raises(IndexFileError, match="lacks other"):
+        read_back.file("other")
+
+
+@pytest.mark.parametrize("name", ["big.npy", "own/x.bin"])
+def test_damaged_own_files_are_found(tmp_path: Path, name: str) -> None:
+    """Changed, cut short or missing: found before a backend opens them."""
+    save(WithFiles(tmp_path / "made"), tmp_path / "kb")
+    file = tmp_path / "kb" / name
+    whole = file.read_bytes()
+    for content, reason in ((whole[:-1], "bytes were written"), (b"#" + whole[1:], "SHA-256")):
+        file.write_bytes(content)
+        with pytest.raises(IndexFileError, match=reason):
+            read(tmp_path / "kb")
+    file.unlink()
+    with pytest.raises(IndexFileError, match=f"{name} is missing"):
+        read(tmp_path / "kb")
+
+
+def test_an_own_file_that_is_gone_is_named_when_saving(tmp_path: Path) -> None:
+    """Nothing is saved without it, and nothing is left behind."""
+    made = WithFiles(tmp_path / "made")
+    made.sources["own/x.bin"].unlink()
+    with pytest.raises(IndexFileError, match=r"own/x\.bin cannot be saved"):
+        save(made, tmp_path / "kb")
+
+    assert ["made"] == [entry.name for entry in tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "own/../../x", "own//x", "own\\x", ".", ""])
+def test_names_that_lead_out_of_the_folder_are_refused(kb: Path, name: str) -> None:
+    """A manifest cannot make the reader open anything outside."""
+    edit_manifest(kb, lambda manifest: manifest["files"].update({name: {"kind": "own"}}))
+    with pytest.raises(IndexFileError, match="strange file"):
+        load(kb)
+
+
+def test_a_folder_that_appears_while_saving_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody else puts at the target during the writing stays; nothing of ours is left."""
+    write = storage._write
+
+    def write_and_be_overtaken(parts: Parts, folder: Path) -> None:
+        write(parts, folder)
+        (tmp_path / "kb").mkdir()
+        (tmp_path / "kb" / "thesis.txt").write_text("years of work")
+
+    monkeypatch.setattr(storage, "_write", write_and_be_overtaken)
+    with pytest.raises(IndexFileError, match="not a knowledge base"):
+        save(open_retriever("numpy-flat", PASSAGES), tmp_path / "kb")
+
+    assert ["kb"] == [entry.name for entry in tmp_path.iterdir()]
+    assert ["thesis.txt"] == [entry.name for entry in (tmp_path / "kb").iterdir()]
