@@ -3,6 +3,7 @@
 | name | ranking | needs the extra |
 |---|---|---|
 | numpy-flat | exact, dense | none |
+| torch-flat | exact, dense, also on a GPU | hf |
 | faiss-flat | exact, dense | faiss |
 | faiss-hnsw, faiss-ivf, faiss-ivfpq | approximate, dense | faiss |
 | bm25s | exact, sparse | bm25 |
@@ -53,6 +54,7 @@ class KnowledgeBase(Protocol):
 _HERE = "ralmspec_plugins.retrieval"
 BACKENDS = {
     "numpy-flat": (f"{_HERE}.numpy_flat", "NumpyFlat"),
+    "torch-flat": (f"{_HERE}.torch_flat", "TorchFlat"),
     "faiss-flat": (f"{_HERE}.faiss_backend", "FaissFlat"),
     "faiss-hnsw": (f"{_HERE}.faiss_backend", "FaissApproximate"),
     "faiss-ivf": (f"{_HERE}.faiss_backend", "FaissApproximate"),

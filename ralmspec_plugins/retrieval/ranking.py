@@ -73,7 +73,13 @@ def exact_scores(rows: Vectors, query: Vectors, metric: Metric) -> FloatArray:
     return scores
 
 
-def kernel_error(metric: Metric, dimension: int, largest_norm: float, query_norm: float) -> float:
+def kernel_error(
+    metric: Metric,
+    dimension: int,
+    largest_norm: float,
+    query_norm: float,
+    roundoff: float = _U32,
+) -> float:
     """Bound how far a float32 kernel's score can lie from `exact_scores`.
 
     A sum of d products, in any order and with or without fused operations, is
@@ -81,10 +87,11 @@ def kernel_error(metric: Metric, dimension: int, largest_norm: float, query_norm
     gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability, section 3.1). For
     L2 both forms in use, sum (x_i - q_i)^2 and 2 x.q - |x|^2 (- |q|^2), stay
     within gamma_{d+4} (|x| + |q|)^2. The float64 score's own error is added in
-    the same form, and an allowance for results flushed to zero.
+    the same form, and an allowance for results flushed to zero. `roundoff` is u,
+    for a kernel that adds less carefully than float32 arithmetic on a CPU.
     """
     terms = dimension + 4
-    gamma = terms * _U32 / (1 - terms * _U32) + terms * _U64 / (1 - terms * _U64)
+    gamma = terms * roundoff / (1 - terms * roundoff) + terms * _U64 / (1 - terms * _U64)
     both = largest_norm + query_norm
     scale = both * both if metric is Metric.L2 else largest_norm * query_norm
     return gamma * scale * (1 + 1e-9) + dimension * _TINY * (1 + both)

@@ -1,0 +1,188 @@
+"""Exact dense search with torch, on a GPU or the CPU: its products nominate, float64 decides."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.records import Hits, Passage, Query
+from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense_table import DenseTable
+from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
+from ralmspec_plugins.retrieval.torch_kernel import TorchKernel
+
+Precision = Literal["float32", "half"]
+
+_QUERIES_AT_ONCE = 64
+_SHARE = 0.8  # of a GPU's free memory; the rest is for tiles of scores, and the model's caches
+_MANY = 64  # from so many nominees on, a float32 look at them saves more than it costs
+
+
+class TorchFlat:
+    """Every passage is scored; the answer is the true top k, bit for bit, on any device.
+
+    The vectors lie on the device in float32 or half precision; what does not
+    fit is streamed through it from the host's memory at each search. Hits, scores
+    and signature are those of every other exact backend, whatever the device and
+    the precision: these are no part of what is saved. A loaded knowledge base
+    runs on the GPU if there is one, and otherwise is told by
+    `TorchFlat(loaded.corpus, k=loaded.k, device=..., precision=...)`.
+
+    Half precision halves memory and traffic on a GPU. On the CPU it only saves
+    memory: tiles must be widened again, so it is slower than float32.
+    """
+
+    exact = True
+    pure = True
+
+    def __init__(
+        self,
+        corpus: DenseCorpus,
+        *,
+        k: int = 1,
+        device: str | None = None,
+        precision: Precision = "float32",
+        device_bytes: int | None = None,
+    ) -> None:
+        """Bring a corpus, whose vectors may be memory-mapped, to a device.
+
+        Args:
+            corpus: the passages and their vectors.
+            k: how many passages a query gets.
+            device: "cpu", "cuda" or "cuda:<number>"; None takes a GPU if there is one.
+            precision: what the vectors on the device are kept in.
+            device_bytes: how much of them may stay there; None means all on the CPU (in
+                float32 they are not even copied), and four fifths of what is free on a GPU.
+
+        Raises:
+            ConfigError: k, device, precision or device_bytes cannot be used.
+            MissingExtraError: torch is not installed.
+        """
+        self.corpus = corpus
+        self.k = check_k(k)
+        self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
+        self.signature: Hashable = ("torch-flat", k, *corpus.identity)
+        torch = _torch()
+        place = _device(torch, device)
+        _check(precision, device_bytes)
+        if device_bytes is None:
+            device_bytes = corpus.vectors.nbytes
+            if place.type == "cuda":
+                device_bytes = int(_SHARE * torch.cuda.mem_get_info(place)[0])
+        self.device = str(place)
+        self.precision: Precision = precision
+        self._kernel = TorchKernel(
+            torch, corpus, place, half=precision == "half", limit=device_bytes
+        )
+
+    @classmethod
+    def build(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None = None,
+        *,
+        vectors: NDArray[np.float32] | None = None,
+        k: int = 1,
+        metric: str = Metric.IP,
+        device: str | None = None,
+        precision: Precision = "float32",
+        device_bytes: int | None = None,
+    ) -> Self:
+        """Encode the passages, unless their vectors are given, and search them."""
+        _device(_torch(), device)  # before encoding for hours
+        _check(precision, device_bytes)
+        corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
+        return cls(corpus, k=k, device=device, precision=precision, device_bytes=device_bytes)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass."""
+        return self.corpus.encode(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        return self.search_wide(queries, self.k)
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query."""
+        check_k(width)
+        if not queries:
+            return []
+        matrix = self.corpus.matrix(queries)
+        found = []
+        for start in range(0, len(matrix), _QUERIES_AT_ONCE):
+            batch = matrix[start : start + _QUERIES_AT_ONCE]
+            for query, rows in zip(batch, self._kernel.nominate(batch, width), strict=True):
+                near = narrowed(self.corpus, rows, query, width)
+                found.append(self.corpus.ranked(near, query, width))
+        return found
+
+    def table(self, capacity: int) -> DenseTable:
+        """Make an empty table for a pool."""
+        return self.corpus.table(capacity)
+
+    def parts(self) -> Parts:
+        """Give what must be saved."""
+        return Parts.of_dense("torch-flat", self.corpus, self.k)
+
+    @classmethod
+    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+        """Make the retriever again from what was saved, on the GPU if there is one."""
+        return cls(parts.dense(encoder), k=k)
+
+
+def narrowed(corpus: DenseCorpus, rows: IntArray, query: Vectors, k: int) -> IntArray:
+    """Drop the nominees that a float32 product already rules out.
+
+    A rough kernel can nominate hundreds of rows for one place, and scoring them in
+    float64 would cost more than finding them did.
+    """
+    if len(rows) <= k + _MANY:
+        return rows
+    near = corpus.vectors[rows]
+    fast = near @ query
+    if corpus.squares is not None:
+        fast = 2 * fast - corpus.squares[rows]
+    kept: IntArray = rows[nominees(fast, k, corpus.error(query))]
+    return kept
+
+
+def _torch() -> Any:
+    return optional("torch", "hf", "torch")
+
+
+def _device(torch: Any, name: str | None) -> Any:
+    """Find a device, and see that it is there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"no device {name!r} ({error}); give 'cpu', 'cuda', 'cuda:0' or None"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"torch-flat runs on 'cpu' and 'cuda', got the device {name!r}")
+    if device.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= there:
+            raise ConfigError(
+                f"the device {name!r} was asked for, but torch {torch.__version__} sees {there} "
+                "GPUs; give device='cpu', or install a CUDA build of torch and its driver"
+            )
+    return device
+
+
+def _check(precision: str, device_bytes: int | None) -> None:
+    """Refuse settings of the copy that cannot be."""
+    known = get_args(Precision)
+    if precision not in known:
+        raise ConfigError(f"unknown precision {precision!r}; known are {', '.join(known)}")
+    if device_bytes is not None and (isinstance(device_bytes, bool) or device_bytes < 0):
+        raise ConfigError(f"device_bytes must be at least 0, or None, got {device_bytes!r}")

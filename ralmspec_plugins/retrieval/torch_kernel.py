@@ -1,0 +1,258 @@
+"""A nominating kernel in torch: one product and one comparison for a whole batch, on any device.
+
+How far its scores can lie from the exact ones has three parts:
+
+1. *Copies.* In half precision a row x is multiplied by a power of two and
+   rounded to x'; a query q to q'. The distances |x - x'| and |q - q'| are
+   measured, in float64, not estimated: then |x.q - x'.q'| is at most
+   |x - x'| |q| + |x'| |q - q'|, and subnormal numbers need no case of their own.
+   The power of two puts the largest entry below 2^15, so nothing overflows.
+2. *Operands.* Where torch is allowed to round float32 operands (TF32, bfloat16),
+   each loses a relative 2^-10 or 2^-8 at most; the setting is read at each search.
+3. *Sums.* `kernel_error`, with u = 2^-24 on the CPU, 2^-22 on a GPU's float32
+   units, and 2^-21 on its tensor cores: these truncate each product and partial
+   sum to 24 bits or more of the largest of a block, which costs at most 2^-23 of
+   it per term, twice.
+
+Products of halves are summed and returned in float32: on the CPU a tile is
+widened first; on a GPU `torch.mm(..., out_dtype=torch.float32)` does it, and
+where torch is too old for that, the tile is widened there, too.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, kernel_error
+from ralmspec_plugins.retrieval.scan import Shortlist, cut
+from ralmspec_plugins.retrieval.torch_rows import Form, Rows
+from ralmspec_plugins.retrieval.vectors import norm_of
+
+_FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
+_SECOND_ROWS = 16_384  # raises it
+_TILE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 24}  # 4 and 64 MB
+_WIDENED_ROWS = 2048  # on the CPU, where a widened tile of halves should stay in the cache
+_ROWS_AT_ONCE = 16_384
+_HALF_TOP = 15  # halves end at 65504; scaled entries stay below 2^15
+_LARGEST_EXPONENT = 100
+_LARGEST_ERROR = 2.0**120  # far above any score, and still a float32
+_OPERAND = {"tf32": 2.0**-10, "high": 2.0**-10, "bf16": 2.0**-8, "medium": 2.0**-8}
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """How well the rows on the device stand for the true ones, in the copy's own scale."""
+
+    form: Form
+    longest: float  # |x|, of the longest row
+    error: float  # |x - x'|, of the worst row
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A batch of queries as the kernel takes them."""
+
+    columns: Any  # [dim, queries]
+    factors: Any  # [queries]; what brings squared lengths to the scale of the products
+    errors: list[float]  # bounds, in the scale of the products
+
+
+class TorchKernel:
+    """Nominates the rows that may belong to the true top k. Safe for many threads at once.
+
+    On CUDA each searching thread has a stream of its own, so that a search runs
+    beside a model's work; it waits for that stream alone.
+    """
+
+    def __init__(
+        self, torch: Any, corpus: DenseCorpus, device: Any, *, half: bool, limit: int
+    ) -> None:
+        """Copy as many rows to the device as `limit` bytes hold."""
+        self._torch, self._corpus, self._device = torch, corpus, device
+        self._cuda = device.type == "cuda"
+        self._mixed = half and self._cuda and _mixed_products(torch, device)
+        self._copy = _half_copy(torch, corpus) if half else _plain_copy(torch, corpus)
+        form = self._copy.form
+        self.rows = Rows(torch, corpus.vectors, form, device, limit)
+        self._squares: Any = None
+        if corpus.metric is Metric.L2:
+            squares = _scaled_squares(corpus.vectors, form.exponent)
+            self._squares = torch.from_numpy(squares).to(device)
+        self._widen = half and not self._mixed
+        self._local = threading.local()
+
+    def nominate(self, queries: Vectors, k: int) -> list[IntArray]:
+        """Give, for each query, all rows that may belong to its true top k."""
+        with self._prepared():
+            asked = self._asked(queries)
+            shortlists = [Shortlist(k, error) for error in asked.errors]
+            for rows, tile in self.rows.tiles(self._ranges(len(queries))):
+                self._share(rows, self._scores(rows, tile, asked), shortlists)
+        return [shortlist.rows for shortlist in shortlists]
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Keep out what the caller's thread has switched on, and use this thread's stream."""
+        torch = self._torch
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self._device.type, enabled=False))
+            if self._cuda:
+                stream = getattr(self._local, "stream", None)
+                if stream is None:
+                    stream = self._local.stream = torch.cuda.Stream(self._device)
+                stack.enter_context(torch.cuda.stream(stream))
+            yield
+
+    def _ranges(self, queries: int) -> list[range]:
+        """Cut all rows into tiles, the first ones short, none across the end of what is kept."""
+        size, kept = self._corpus.size, self.rows.resident
+        rows = max(1, _TILE_SCORES[self._device.type] // queries)
+        if self._widen and not self._cuda:
+            rows = min(rows, _WIDENED_ROWS)
+        bounds = sorted({0, min(_FIRST_ROWS, size), min(_SECOND_ROWS, size), kept, size})
+        ranges: list[range] = []
+        for start, stop in pairwise(bounds):
+            most = rows if stop <= kept else min(rows, self.rows.stage_rows)
+            ranges += [range(part.start, part.stop) for part in cut(range(start, stop), most)]
+        return ranges
+
+    def _scores(self, rows: range, tile: Any, asked: Asked) -> Any:
+        """Score a tile in float32; for L2 as 2 x.q - |x|^2, which ranks alike."""
+        torch = self._torch
+        if self._mixed:
+            fast = torch.mm(tile, asked.columns, out_dtype=torch.float32)
+        else:
+            fast = torch.mm(tile.float() if self._widen else tile, asked.columns)
+        if self._squares is not None:
+            squares = self._squares[rows.start : rows.stop]
+            fast.addr_(squares, asked.factors, beta=2, alpha=-1)
+        return fast  # [rows, queries]
+
+    def _share(self, rows: range, fast: Any, shortlists: list[Shortlist]) -> None:
+        """Hand each query the rows of a tile that pass its bar."""
+        torch = self._torch
+        bars = torch.tensor([float(s.bar) for s in shortlists], dtype=torch.float32, device="cpu")
+        passed = (fast >= bars.to(self._device)).view(-1).nonzero()[:, 0]
+        if not len(passed):
+            return
+        scores = fast.view(-1)[passed].cpu().numpy()
+        numbers, columns = np.divmod(passed.cpu().numpy(), len(shortlists))
+        order = np.argsort(columns, kind="stable")
+        ends = np.cumsum(np.bincount(columns, minlength=len(shortlists)))[:-1]
+        for shortlist, mine in zip(shortlists, np.split(order, ends), strict=True):
+            if len(mine):
+                shortlist.add(numbers[mine] + rows.start, scores[mine])
+
+    def _asked(self, queries: Vectors) -> Asked:
+        """Bring queries into the form of the rows, and bound each one's error."""
+        torch, copy, metric = self._torch, self._copy, self._corpus.metric
+        exponents = np.zeros(len(queries), dtype=np.int64)
+        if copy.form.dtype is torch.float16:
+            exponents = np.array([_exponent(float(np.abs(query).max())) for query in queries])
+            if metric is Metric.L2:  # so that no squared length has to be scaled up
+                exponents = np.minimum(exponents, copy.form.exponent)
+        scaled = np.ldexp(queries.astype(np.float64), exponents[:, None])
+        columns = torch.from_numpy(scaled).to(torch.float16 if self._mixed else torch.float32)
+        rounded = columns.double().numpy()
+        errors = [
+            self._error(norm_of(query), norm_of(query - image), int(exponent))
+            for query, image, exponent in zip(scaled, rounded, exponents, strict=True)
+        ]
+        factors = np.ldexp(1.0, exponents - copy.form.exponent).astype(np.float32)
+        return Asked(
+            columns.T.contiguous().to(self._device),
+            torch.from_numpy(factors).to(self._device),
+            errors,
+        )
+
+    def _error(self, query_norm: float, query_error: float, exponent: int) -> float:
+        """Add up the parts of the bound for one query, all in the scale of the products."""
+        copy, corpus = self._copy, self._corpus
+        rows, query = copy.longest + copy.error, query_norm + query_error
+        operand = 0.0 if self._mixed else _operand_roundoff(self._torch, self._device.type)
+        products = copy.error * query_norm + rows * query_error
+        products += ((1 + operand) ** 2 - 1) * rows * query
+        products *= (2 if corpus.metric is Metric.L2 else 1) * (1 + 1e-9)
+        roundoff = 2.0**-24
+        if self._cuda:
+            roundoff = 2.0**-21 if self._mixed or operand else 2.0**-22
+        # In the true scale: for L2, |q|^2 is no part of the products, but of the true scores.
+        up = copy.form.exponent
+        true = float(np.ldexp(rows, -up)), float(np.ldexp(query, -exponent))
+        sums = kernel_error(corpus.metric, corpus.dimension, *true, roundoff)
+        flushed = corpus.dimension * 2.0**-120
+        return min(products + float(np.ldexp(sums, up + exponent)) + flushed, _LARGEST_ERROR)
+
+
+def _plain_copy(torch: Any, corpus: DenseCorpus) -> Copy:
+    return Copy(Form(torch.float32, 0), corpus.largest_norm, 0.0)
+
+
+def _half_copy(torch: Any, corpus: DenseCorpus) -> Copy:
+    """Choose the power of two, and measure what rounding to half does to each row."""
+    vectors = corpus.vectors
+    blocks = range(0, len(vectors), _ROWS_AT_ONCE)
+    largest = max(float(np.abs(vectors[at : at + _ROWS_AT_ONCE]).max()) for at in blocks)
+    form = Form(torch.float16, _exponent(largest))
+    worst = 0.0
+    for at in blocks:
+        rows = np.array(vectors[at : at + _ROWS_AT_ONCE])
+        rounded = form.of(torch.from_numpy(rows)).double().numpy()
+        rounded -= np.ldexp(rows.astype(np.float64), form.exponent)
+        worst = max(worst, float(np.einsum("ij,ij->i", rounded, rounded).max()))
+    longest = float(np.ldexp(corpus.largest_norm, form.exponent))
+    return Copy(form, longest * (1 + 1e-9), float(np.sqrt(worst)) * (1 + 1e-9))
+
+
+def _exponent(largest: float) -> int:
+    """Give the power of two that brings this number just below 2^15.
+
+    >>> _exponent(1.0), _exponent(0.0)
+    (14, 0)
+    """
+    if largest == 0:
+        return 0
+    return min(_LARGEST_EXPONENT, _HALF_TOP - int(np.frexp(largest)[1]))
+
+
+def _scaled_squares(vectors: Vectors, exponent: int) -> Vectors:
+    """Square each row's length, in the scale of the rows.  # [rows]."""
+    squares = np.empty(len(vectors), dtype=np.float32)
+    for at in range(0, len(vectors), _ROWS_AT_ONCE):
+        wide = np.ldexp(vectors[at : at + _ROWS_AT_ONCE].astype(np.float64), exponent)
+        squares[at : at + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
+    return squares
+
+
+def _mixed_products(torch: Any, device: Any) -> bool:
+    """Whether this torch multiplies halves into float32 (`out_dtype`, torch 2.8 or later)."""
+    halves = torch.ones((8, 8), dtype=torch.float16, device=device)
+    try:
+        torch.mm(halves, halves, out_dtype=torch.float32)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def _operand_roundoff(torch: Any, device: str) -> float:
+    """Say how much of a float32 operand torch may drop, as it is set at this moment.
+
+    Newer releases of torch have a setting a library and a general one; the
+    older one, for all together, raises where the newer ones have been used.
+    """
+    library = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    places = (getattr(library, "matmul", None), library, torch.backends)
+    settings = [getattr(place, "fp32_precision", None) for place in places]
+    try:
+        settings.append(torch.get_float32_matmul_precision())
+    except RuntimeError:
+        if settings[0] is None:
+            settings.append("medium")
+    return max(_OPERAND.get(str(setting), 0.0) for setting in settings)
