@@ -20,7 +20,7 @@ from ralmspec_plugins.protocols import PassageTable
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
-from ralmspec_plugins.retrieval.loading import read
+from ralmspec_plugins.retrieval.loading import Verify, read
 from ralmspec_plugins.retrieval.parts import Parts
 
 
@@ -87,7 +87,11 @@ def open_retriever(
 
 
 def load(
-    path: str | os.PathLike[str], encoder: Encoder | None = None, k: int | None = None
+    path: str | os.PathLike[str],
+    encoder: Encoder | None = None,
+    k: int | None = None,
+    *,
+    verify: Verify = "digests",
 ) -> KnowledgeBase:
     """Load a saved knowledge base.
 
@@ -95,11 +99,13 @@ def load(
         path: its folder.
         encoder: the one it was built with; made anew from its saved settings unless given.
         k: how many passages a query gets; as saved unless given.
+        verify: "digests" reads every file once and compares its SHA-256 (about a second a
+            gigabyte); "sizes" compares the files' lengths alone, for huge indexes.
 
     Raises:
         IndexFileError: the folder is missing, damaged or foreign, or the encoder another one.
     """
-    parts = read(path)
+    parts = read(path, verify)
     if parts.backend not in BACKENDS:
         raise IndexFileError(
             f"{os.fspath(path)} was saved by the unknown backend {parts.backend!r}; known are "

@@ -15,7 +15,7 @@ import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.records import Hit, Hits, Passage, Query
-from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, places_of
+from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
@@ -70,7 +70,7 @@ class Bm25Retriever:
     ) -> None:
         """Search an index that is already there; `build` makes one."""
         self.places = places_of(passages)
-        self.passages = list(passages)
+        self.passages = kept(passages)
         self.size = len(self.passages)
         self.k = check_k(k)
         self._matrix = matrix

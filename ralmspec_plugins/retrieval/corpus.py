@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Passage
+from ralmspec_plugins.retrieval.passage_file import PassageFile
 
 _ROWS_AT_ONCE = 16_384
+_LINES_AT_ONCE = 4096
 
 
 def places_of(passages: Sequence[Passage]) -> NDArray[np.int64]:
     """Give each row its place in the order of passage ids, by which ties are broken.
+
+    Saved passages have theirs saved with them.
 
     >>> places_of([Passage("b", ""), Passage("a", "")]).tolist()
     [1, 0]
@@ -26,6 +30,8 @@ def places_of(passages: Sequence[Passage]) -> NDArray[np.int64]:
     """
     if not passages:
         raise InputError("the knowledge base is empty; give at least one passage")
+    if isinstance(passages, PassageFile):
+        return passages.places
     ids = [passage.id for passage in passages]
     order = sorted(range(len(ids)), key=ids.__getitem__)
     for before, after in pairwise(order):
@@ -39,6 +45,11 @@ def places_of(passages: Sequence[Passage]) -> NDArray[np.int64]:
     return places
 
 
+def kept(passages: Sequence[Passage]) -> Sequence[Passage]:
+    """Hold passages so that the caller can change nothing: a copy of the list, or the file."""
+    return passages if isinstance(passages, PassageFile) else list(passages)
+
+
 def check_k(k: int) -> int:
     """Refuse a k that asks for nothing."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -49,13 +60,29 @@ def check_k(k: int) -> int:
 def fingerprint(passages: Sequence[Passage], *arrays: NDArray[Any]) -> str:
     """Digest passages and arrays: equal digests mean equal answers."""
     digest = hashlib.sha256()
-    for passage in passages:
-        digest.update(passage_line(passage).encode())
+    for block in passage_blocks(passages):
+        digest.update(block)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         for start in range(0, len(array), _ROWS_AT_ONCE):
             digest.update(np.ascontiguousarray(array[start : start + _ROWS_AT_ONCE]).data)
     return digest.hexdigest()[:32]
+
+
+def passage_blocks(passages: Sequence[Passage]) -> Iterator[bytes]:
+    """Write passages as lines, many at a time."""
+    if isinstance(passages, PassageFile):
+        yield from passages.blocks()
+        return
+    for some in batched(passages, _LINES_AT_ONCE):
+        yield "".join(map(passage_line, some)).encode()
+
+
+def batched(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
+    """Cut a stream into lists of one size, of which the last may be shorter."""
+    stream = iter(passages)
+    while some := list(islice(stream, size)):
+        yield some
 
 
 def passage_line(passage: Passage) -> str:

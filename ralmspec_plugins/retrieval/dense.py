@@ -1,15 +1,17 @@
 """What all dense retrievers share: passages with vectors, their metric and their ranking."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Hit, Hits, Passage, Query
-from ralmspec_plugins.retrieval.corpus import fingerprint, places_of
+from ralmspec_plugins.retrieval.corpus import fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.dense_table import DenseTable
-from ralmspec_plugins.retrieval.encoders import Encoder, encode_passages, encoder_name
+from ralmspec_plugins.retrieval.encoders import Encoder, encoder_name
+from ralmspec_plugins.retrieval.encoding import encode_all
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
     FloatArray,
@@ -21,7 +23,22 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
     metric_of,
 )
-from ralmspec_plugins.retrieval.vectors import all_unit, norm_of, normalised, squared_norms
+from ralmspec_plugins.retrieval.vectors import (
+    all_unit,
+    norm_of,
+    normalise,
+    normalised,
+    squared_norms,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What was worked out of all vectors when they were saved, and need not be again."""
+
+    fingerprint: str
+    largest_norm: float
+    squares: Vectors | None = None  # of each row's length; for L2
 
 
 class DenseCorpus:
@@ -38,16 +55,19 @@ class DenseCorpus:
         encoder: Encoder | None = None,
         metric: str = Metric.IP,
         *,
-        print_of_files: str | None = None,
+        own: bool = False,
+        measured: Measured | None = None,
     ) -> None:
         """Check that passages and vectors fit together.
 
         Args:
             passages: in the order of the rows.
-            vectors: one row a passage; for cosine copied if their lengths are not 1 or 0.
+            vectors: one row a passage; for cosine, lengths that are not 1 or 0 are made so, in
+                a copy unless they are the corpus's own.
             encoder: makes queries from texts; not needed where queries come encoded.
             metric: "ip", "cosine" or "l2".
-            print_of_files: the fingerprint, where storage has already made it.
+            own: the vectors are nobody else's, and may be changed.
+            measured: what storage knows already; then no vector is read here.
 
         Raises:
             InputError: no passages, wrong shape, NaN, two passages with one id.
@@ -55,7 +75,7 @@ class DenseCorpus:
         """
         self.metric = metric_of(metric)
         self.places = places_of(passages)
-        self.passages = list(passages)
+        self.passages = kept(passages)
         self.encoder = encoder
         self.vectors = np.asarray(vectors)
         if self.vectors.dtype != np.float32 or self.vectors.ndim != 2:
@@ -68,13 +88,24 @@ class DenseCorpus:
                 f"{len(self.passages)} passages need as many vectors of at least one dimension, "
                 f"got an array of shape {self.vectors.shape}"
             )
+        measured = measured or self._measure(own)
+        self.squares = measured.squares
+        self.largest_norm = measured.largest_norm
+        self.print = measured.fingerprint
+
+    def _measure(self, own: bool) -> Measured:
+        """Read all vectors, normalise them for cosine, and keep what searches need to know."""
         squares = squared_norms(self.vectors)
         if self.metric is Metric.COSINE and not all_unit(squares):
-            self.vectors = normalised(self.vectors)
+            vectors = self.vectors
+            out = vectors if own else np.empty(vectors.shape, dtype=np.float32)
+            self.vectors = normalise(vectors, squares, out)
             squares = squared_norms(self.vectors)
-        self.squares = squares.astype(np.float32) if self.metric is Metric.L2 else None
-        self.largest_norm = float(np.sqrt(squares.max()))
-        self.print = print_of_files or fingerprint(self.passages, self.vectors)
+        return Measured(
+            fingerprint(self.passages, self.vectors),
+            float(np.sqrt(squares.max())),
+            squares.astype(np.float32) if self.metric is Metric.L2 else None,
+        )
 
     @classmethod
     def encoded(
@@ -91,8 +122,7 @@ class DenseCorpus:
         if encoder is None:
             raise ConfigError("give an encoder, or the passages' vectors, or both")
         places_of(passages)  # refuse what cannot be used before encoding for hours
-        texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
-        return cls(passages, encode_passages(encoder, texts), encoder, metric)
+        return cls(passages, encode_all(encoder, passages), encoder, metric, own=True)
 
     @property
     def size(self) -> int:

@@ -5,38 +5,49 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
-
-from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.storage import FORMAT, OWN, PASSAGES, VERSION, plain_name
+from ralmspec_plugins.retrieval.passage_file import PASSAGE_FILES, PassageFile, open_array
+from ralmspec_plugins.retrieval.storage import FORMAT, OWN, VERSION, plain_name
+
+Verify = Literal["digests", "sizes"]
 
 
-def read(path: str | os.PathLike[str]) -> Parts:
-    """Read a folder and check it; large arrays stay on the disk, memory-mapped.
+def read(path: str | os.PathLike[str], verify: Verify = "digests") -> Parts:
+    """Read a folder and check it; passages and arrays stay on the disk, memory-mapped.
 
     A backend's own files are checked as all others, and given as paths.
 
+    Args:
+        path: the folder.
+        verify: "digests" reads every file once and compares its SHA-256; "sizes" only
+            compares the files' lengths, and so opens an index of any size at once, but
+            does not notice a changed byte.
+
     Raises:
+        ConfigError: another word for `verify`.
         IndexFileError: it is missing, damaged, of another version, or not one of ours.
     """
+    if verify not in get_args(Verify):
+        raise ConfigError(f"verify must be one of {', '.join(get_args(Verify))}, got {verify!r}")
     folder = Path(path)
     manifest = _manifest(folder)
     for name, expected in manifest["files"].items():
-        _check_file(folder, name, expected)
-    passages = _passages(folder / PASSAGES, manifest["passages"])
+        _check_file(folder, name, expected, verify)
+    passages = PassageFile.open(folder, manifest["passages"])
     arrays = {}
     blobs = {}
     own = {}
     for name, entry in manifest["files"].items():
         if entry.get("kind") == OWN:
             own[name] = (folder / name).absolute()
+        elif name in PASSAGE_FILES:
+            continue
         elif name.endswith(".npy"):
-            arrays[name.removesuffix(".npy")] = _array(folder / name)
-        elif name != PASSAGES:
+            arrays[name.removesuffix(".npy")] = open_array(folder / name)
+        else:
             blobs[name] = (folder / name).read_bytes()
     return Parts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
 
@@ -61,14 +72,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
     kinds = {"backend": str, "settings": dict, "files": dict, "passages": int}
     wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
-    if wrong or PASSAGES not in manifest["files"]:
+    wrong = wrong or [name for name in PASSAGE_FILES if name not in manifest["files"]]
+    if wrong:
         raise IndexFileError(
-            f"{file} is damaged ({', '.join(wrong) or PASSAGES} missing or wrong); build it again"
+            f"{file} is damaged ({', '.join(wrong)} missing or wrong); build it again"
         )
     return manifest
 
 
-def _check_file(folder: Path, name: str, expected: Any) -> None:
+def _check_file(folder: Path, name: str, expected: Any, verify: Verify) -> None:
     file = folder / name
     if not plain_name(name) or not isinstance(expected, Mapping):
         raise IndexFileError(f"{folder / 'kb.json'} names a strange file {name!r}; build it again")
@@ -80,6 +92,8 @@ def _check_file(folder: Path, name: str, expected: Any) -> None:
             f"{file} is damaged: {expected.get('bytes')} bytes were written, {size} are there; "
             "copy it again, or build the index again"
         )
+    if verify == "sizes":
+        return
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != expected.get("sha256"):
@@ -87,33 +101,3 @@ def _check_file(folder: Path, name: str, expected: Any) -> None:
             f"{file} is damaged: its content is not what was written (SHA-256 differs); "
             "copy it again, or build the index again"
         )
-
-
-def _passages(file: Path, count: int) -> list[Passage]:
-    passages = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                passage = Passage(
-                    record["id"],
-                    record["text"],
-                    record.get("title", ""),
-                    record.get("metadata", {}),
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise IndexFileError(f"{file}, line {number}: not a passage ({error!r})") from error
-            passages.append(passage)
-    if len(passages) != count:
-        raise IndexFileError(f"{file} holds {len(passages)} passages, kb.json says {count}")
-    return passages
-
-
-def _array(file: Path) -> np.ndarray[Any, Any]:
-    try:
-        # As a plain array over the mapping: a memmap's rows would carry its weight.
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
-        raise IndexFileError(
-            f"{file} is not a plain numpy array ({error}); build it again"
-        ) from error

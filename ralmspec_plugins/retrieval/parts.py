@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.records import Passage
-from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
+from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,15 @@ class Parts:
             "metric": corpus.metric.value,
             "dimension": corpus.dimension,
             "fingerprint": corpus.print,
+            "largest_norm": corpus.largest_norm,
             "encoder": encoder_name(corpus.encoder),
             "encoder_settings": getattr(corpus.encoder, "settings", None),
             **extra,
         }
-        return cls(backend, settings, corpus.passages, {"vectors": corpus.vectors})
+        arrays = {"vectors": corpus.vectors}
+        if corpus.squares is not None:
+            arrays["squares"] = corpus.squares
+        return cls(backend, settings, corpus.passages, arrays)
 
     def dense(self, encoder: Encoder | None) -> DenseCorpus:
         """Put a dense corpus together again, its encoder made anew where that is possible.
@@ -57,13 +63,30 @@ class Parts:
                 f"vectors.npy has shape {vectors.shape}, but kb.json says "
                 f"{(len(self.passages), dimension)}; build the knowledge base again"
             )
+        metric = self.setting("metric")
         return DenseCorpus(
             self.passages,
             vectors,
             self._encoder(encoder),
-            self.setting("metric"),
-            print_of_files=self.setting("fingerprint"),
+            metric,
+            measured=self._measured(metric),
         )
+
+    def _measured(self, metric: str) -> Measured:
+        largest = self.setting("largest_norm")
+        if not isinstance(largest, float) or not 0 <= largest < LARGEST_NORM:
+            raise IndexFileError(
+                f"kb.json says that the longest vector has the length {largest!r}; build it again"
+            )
+        squares = self.array("squares") if metric == Metric.L2 else None
+        if squares is not None and (
+            squares.shape != (len(self.passages),) or squares.dtype != np.float32
+        ):
+            raise IndexFileError(
+                f"squares.npy is a {squares.dtype} array of shape {squares.shape}, but there are "
+                f"{len(self.passages)} passages; build the knowledge base again"
+            )
+        return Measured(self.setting("fingerprint"), largest, squares)
 
     def _encoder(self, given: Encoder | None) -> Encoder | None:
         saved = self.setting("encoder")

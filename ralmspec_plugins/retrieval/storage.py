@@ -1,9 +1,9 @@
 """Save a knowledge base as a folder, whole or not at all.
 
 A folder holds `kb.json` (format, version, backend, settings, and each file's
-size and SHA-256), `passages.jsonl`, the backend's arrays as `.npy`, and files
-that only the backend can read. Nothing is ever pickled. It is written beside
-its final place and renamed.
+size and SHA-256), the passages' three files (passage_file.py), the backend's
+arrays as `.npy`, and files that only the backend can read. Nothing is ever
+pickled. It is written beside its final place and renamed.
 """
 
 import hashlib
@@ -11,19 +11,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.retrieval.corpus import passage_line
+from ralmspec_plugins.records import Passage
+from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_line, places_of
 from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES, PassageFile
+from ralmspec_plugins.retrieval.replacing import replace
 
 FORMAT = "ralmspec-knowledge-base"
-VERSION = 1
-PASSAGES = "passages.jsonl"
+VERSION = 2  # 1 had no offsets and no places
 OWN = "own"  # kb.json marks so the files that are given back as paths
 _LINES_AT_ONCE = 4096
 _BYTES_AT_ONCE = 1 << 20
@@ -50,12 +54,19 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    try:
-        _write(retriever.parts(), fresh)
+    with removed_afterwards(fresh):
+        write(retriever.parts(), fresh, {})
         check_target(target)  # again: writing can take minutes, and others may have come
-        _replace(target, fresh)
+        replace(target, fresh)
+
+
+@contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """Leave nothing of a folder behind, however this ends."""
+    try:
+        yield
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -105,82 +116,113 @@ class _Recorder:
         self._bytes += len(memoryview(data).cast("B"))
         return self._file.write(data)
 
-    def finish(self) -> dict[str, Any]:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    @property
+    def entry(self) -> dict[str, Any]:
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *problem: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: object, *problem: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
-def _write(parts: Parts, folder: Path) -> None:
-    files: dict[str, Any] = {}
-    with _Recorder(folder / PASSAGES) as file:
-        for lines in _batches(passage_line(passage) for passage in parts.passages):
-            file.write("".join(lines).encode())
-        files[PASSAGES] = file.finish()
+def write(parts: Parts, folder: Path, there: Mapping[str, Path]) -> None:
+    """Write a knowledge base into an empty folder.
+
+    Args:
+        parts: what to write.
+        folder: where.
+        there: by name, files on this disk that hold just what would be written; they
+            are linked instead.
+    """
+    writer = _Writer(folder, there)
+    writer.passages(parts.passages)
     for name, array in parts.arrays.items():
-        with _Recorder(folder / f"{name}.npy") as file:
-            np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-            files[f"{name}.npy"] = file.finish()
+        writer.array(f"{name}.npy", array)
     for name, blob in parts.blobs.items():
-        with _Recorder(folder / name) as file:
+        with writer.recorder(name) as file:
             file.write(blob)
-            files[name] = file.finish()
     for name, source in parts.files.items():
-        files[name] = {**_copy(source, folder, name), "kind": OWN}
+        writer.copy(name, source)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "backend": parts.backend,
         "passages": len(parts.passages),
         "settings": dict(parts.settings),
-        "files": files,
+        "files": writer.files,
     }
     with _Recorder(folder / "kb.json") as file:
         file.write(json.dumps(manifest, indent=2).encode())
-        file.finish()
 
 
-def _copy(source: Path, folder: Path, name: str) -> dict[str, Any]:
-    """Copy a backend's own file, piece by piece."""
-    assert plain_name(name), f"a backend calls its file {name!r}"
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with source.open("rb") as opened, _Recorder(folder / name) as file:
-            while piece := opened.read(_BYTES_AT_ONCE):
-                file.write(piece)
-            return file.finish()
-    except FileNotFoundError as error:
-        raise IndexFileError(
-            f"{source} is gone, so {name} cannot be saved; build the index again"
-        ) from error
+class _Writer:
+    """Writes a folder's files and keeps the list of them for kb.json."""
 
+    def __init__(self, folder: Path, there: Mapping[str, Path]) -> None:
+        self._folder = folder
+        self._there = there
+        self.files: dict[str, Any] = {}
 
-def _batches(lines: Iterable[str]) -> Iterable[list[str]]:
-    batch: list[str] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == _LINES_AT_ONCE:
-            yield batch
-            batch = []
-    yield batch
+    @contextmanager
+    def recorder(self, name: str) -> Iterator[_Recorder]:
+        with _Recorder(self._folder / name) as file:
+            yield file
+        self.files[name] = file.entry
 
+    def passages(self, passages: Sequence[Passage]) -> None:
+        if self._link(PASSAGES):
+            assert isinstance(passages, PassageFile), "only saved passages lie on the disk already"
+            offsets = passages.offsets
+        elif isinstance(passages, PassageFile):
+            offsets = passages.offsets
+            with self.recorder(PASSAGES) as file:
+                for block in passage_blocks(passages):
+                    file.write(block)
+        else:
+            lengths = []
+            with self.recorder(PASSAGES) as file:
+                for some in batched(passages, _LINES_AT_ONCE):
+                    lines = [passage_line(passage).encode() for passage in some]
+                    lengths.append(np.fromiter(map(len, lines), dtype=np.int64))
+                    file.write(b"".join(lines))
+            offsets = np.concatenate([[0], np.concatenate(lengths).cumsum()])
+        self.array(OFFSETS, offsets)
+        self.array(PLACES, places_of(passages))
 
-def _replace(target: Path, fresh: Path) -> None:
-    fresh.chmod(0o755)  # mkdtemp's 0700 would lock out other users of the folder
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / "kb"
-    try:
-        target.rename(old)
-        fresh.rename(target)
-    finally:
-        if old.exists() and not target.exists():  # stopped between the two
-            old.rename(target)
-        shutil.rmtree(old.parent, ignore_errors=True)
+    def array(self, name: str, array: NDArray[Any]) -> None:
+        if not self._link(name):
+            with self.recorder(name) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+    def copy(self, name: str, source: Path) -> None:
+        """Copy a backend's own file, piece by piece."""
+        assert plain_name(name), f"a backend calls its file {name!r}"
+        (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with source.open("rb") as opened, self.recorder(name) as file:
+                while piece := opened.read(_BYTES_AT_ONCE):
+                    file.write(piece)
+        except FileNotFoundError as error:
+            raise IndexFileError(
+                f"{source} is gone, so {name} cannot be saved; build the index again"
+            ) from error
+        self.files[name]["kind"] = OWN
+
+    def _link(self, name: str) -> bool:
+        """Link a file that is there already, if it is and the file system can."""
+        source = self._there.get(name)
+        if source is None:
+            return False
+        try:
+            (self._folder / name).hardlink_to(source)
+        except OSError:
+            return False
+        with source.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        self.files[name] = {"bytes": source.stat().st_size, "sha256": digest}
+        return True

@@ -14,8 +14,12 @@ def norm_of(vector: Vectors) -> float:
     return float(np.sqrt(wide.dot(wide)))
 
 
-def squared_norms(vectors: Vectors) -> FloatArray:
+def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
     """Square each row's length, in float64.  # [rows].
+
+    Args:
+        vectors: may be memory-mapped; only a few rows are copied at a time.
+        first_row: the number of the first, for the message.
 
     Raises:
         InputError: a row holds NaN or infinity, or is too long for float32 products.
@@ -28,7 +32,7 @@ def squared_norms(vectors: Vectors) -> FloatArray:
     if len(bad):
         raise InputError(
             f"{len(bad)} of {len(vectors)} vectors hold NaN, infinite or huge entries; the first "
-            f"is in row {bad[0]}"
+            f"is in row {first_row + bad[0]}"
         )
     return squares
 
@@ -40,6 +44,18 @@ def all_unit(squares: FloatArray) -> bool:
 
 def normalised(vectors: Vectors) -> Vectors:
     """Scale each row to length 1; a zero row stays zero."""
-    lengths = np.sqrt(squared_norms(vectors))
+    return normalise(vectors, squared_norms(vectors), np.empty(vectors.shape, dtype=np.float32))
+
+
+def normalise(vectors: Vectors, squares: FloatArray, out: Vectors) -> Vectors:
+    """Scale each row to length 1 into `out`, which may be `vectors` itself.
+
+    A row's result depends on that row alone. Beyond `out`, no more than a few
+    rows are held in memory.
+    """
+    lengths = np.sqrt(squares)
     lengths[lengths == 0] = 1
-    return np.asarray(vectors / lengths[:, None], dtype=np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        out[rows] = vectors[rows] / lengths[rows, None]  # divided in float64
+    return out

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ralmspec_plugins.errors import IndexFileError, InputError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.records import Passage, Query
-from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save, storage
+from ralmspec_plugins.retrieval import (
+    HashingEncoder,
+    dense,
+    load,
+    open_retriever,
+    replacing,
+    save,
+    storage,
+)
 from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
@@ -49,7 +57,7 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseExceptio
     monkeypatch.setattr(storage._Recorder, "write", failing)
 
 
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", range(8))
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
 )
@@ -70,7 +78,7 @@ def test_a_failed_save_leaves_the_old_index(
 def test_a_failed_rename_leaves_the_old_index(
     kb: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Stopped before or between the two renames, the old folder is put back."""
+    """Where two renames are needed: stopped before or between them, the old folder is put back."""
     expected = answers(kb)
     rename = Path.rename
     count = iter(range(10))
@@ -80,6 +88,7 @@ def test_a_failed_rename_leaves_the_old_index(
             raise KeyboardInterrupt
         return rename(self, target)
 
+    monkeypatch.setattr(replacing, "exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(open_retriever("numpy-flat", PASSAGES[:5]), kb)
@@ -156,11 +165,12 @@ def rewrite(kb: Path, name: str, content: bytes) -> None:
     (kb / name).write_bytes(content)
     with storage._Recorder(kb / name) as file:
         file.write(content)
-        entry = file.finish()
-    edit_manifest(kb, lambda manifest: manifest["files"].__setitem__(name, entry))
+    edit_manifest(kb, lambda manifest: manifest["files"].__setitem__(name, file.entry))
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "passages.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["vectors.npy", "passages.jsonl", "passages.offsets.npy", "passages.places.npy"]
+)
 def test_damaged_files_are_found(kb: Path, name: str) -> None:
     """Truncated, changed in one byte, or missing: the error names the file and what to do."""
     whole = (kb / name).read_bytes()
@@ -185,6 +195,8 @@ def test_damaged_files_are_found(kb: Path, name: str) -> None:
         (lambda m: m["settings"].update(dimension=7), "kb.json says"),
         (lambda m: m["files"].pop("vectors.npy"), r"lacks vectors\.npy"),
         (lambda m: m["files"].pop("passages.jsonl"), "passages.jsonl"),
+        (lambda m: m["files"].pop("passages.places.npy"), r"passages\.places\.npy"),
+        (lambda m: m.update(version=1), "version 1, but this release reads version 2"),
         (lambda m: m["files"].update({"../x": {}}), "strange file"),
         (lambda m: m.update(passages=31), "30 passages"),
     ],
@@ -213,11 +225,35 @@ def test_a_folder_without_index_is_named(tmp_path: Path) -> None:
             load(folder)
 
 
-@pytest.mark.parametrize("content", [b"{}\n", b'{"id": 1', b"[]\n", b"\n"])
+@pytest.mark.parametrize("content", [b"{}", b'{"id": 1', b"[]", b"", b"\xff"])
 def test_lines_that_are_no_passages_are_numbered(kb: Path, content: bytes) -> None:
-    """A passages file with a true checksum and wrong content is found at its line."""
-    rewrite(kb, "passages.jsonl", content)
-    with pytest.raises(IndexFileError, match="line 1"):
+    """A passages file with a true checksum and wrong content is found when its line is read."""
+    lines = (kb / "passages.jsonl").read_bytes().splitlines()
+    lines[6] = content.ljust(len(lines[6]))
+    rewrite(kb, "passages.jsonl", b"\n".join(lines) + b"\n")
+    loaded = load(kb, k=30)
+    with pytest.raises(IndexFileError, match="line 7"):
+        loaded.search([loaded.encode("kora")])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("passages.offsets.npy", lambda array: array + 1),
+        ("passages.offsets.npy", lambda array: array[:-1]),
+        ("passages.offsets.npy", lambda array: array[[0, 2, 1, *range(3, len(array))]]),
+        ("passages.offsets.npy", lambda array: array.astype(np.int32)),
+        ("passages.places.npy", lambda array: array * 0),
+        ("passages.places.npy", lambda array: array - 1),
+        ("passages.places.npy", lambda array: array + 1),
+        ("passages.places.npy", lambda array: array.astype(np.float64)),
+    ],
+)
+def test_offsets_and_places_must_fit(kb: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """With a true checksum too: what does not cut the file into its lines is refused."""
+    np.save(kb / name, change(np.load(kb / name)))
+    rewrite(kb, name, (kb / name).read_bytes())
+    with pytest.raises(IndexFileError, match="does not fit"):
         load(kb)
 
 
@@ -229,12 +265,22 @@ def test_pickled_arrays_are_never_opened(kb: Path) -> None:
         load(kb)
 
 
-def test_vectors_with_nan_are_refused(kb: Path) -> None:
-    """NaN cannot be ranked, wherever it comes from."""
-    np.save(kb / "vectors.npy", np.full((30, 16), np.nan, dtype=np.float32))
-    rewrite(kb, "vectors.npy", (kb / "vectors.npy").read_bytes())
-    with pytest.raises(InputError, match="30 of 30 vectors"):
+@pytest.mark.parametrize("length", [None, "3", -1.0, float("nan"), 1e30])
+def test_a_longest_vector_that_cannot_be_is_refused(kb: Path, length: Any) -> None:
+    """It bounds a search's error, so it is not taken from anywhere unchecked."""
+    edit_manifest(kb, lambda manifest: manifest["settings"].update(largest_norm=length))
+    with pytest.raises(IndexFileError, match="longest vector"):
         load(kb)
+
+
+@pytest.mark.parametrize("squares", [np.zeros(29, dtype=np.float32), np.zeros(30)])
+def test_squares_must_fit(tmp_path: Path, squares: Any) -> None:
+    """Saved for L2, one for each passage."""
+    save(open_retriever("numpy-flat", PASSAGES, metric="l2"), tmp_path / "kb")
+    np.save(tmp_path / "kb" / "squares.npy", squares)
+    rewrite(tmp_path / "kb", "squares.npy", (tmp_path / "kb" / "squares.npy").read_bytes())
+    with pytest.raises(IndexFileError, match="30 passages"):
+        load(tmp_path / "kb")
 
 
 def test_the_encoder_must_be_the_one_that_encoded(kb: Path) -> None:
@@ -342,16 +388,51 @@ def test_a_folder_that_appears_while_saving_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What somebody else puts at the target during the writing stays; nothing of ours is left."""
-    write = storage._write
+    write = storage.write
 
-    def write_and_be_overtaken(parts: Parts, folder: Path) -> None:
-        write(parts, folder)
+    def write_and_be_overtaken(parts: Parts, folder: Path, there: dict[str, Path]) -> None:
+        write(parts, folder, there)
         (tmp_path / "kb").mkdir()
         (tmp_path / "kb" / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr(storage, "_write", write_and_be_overtaken)
+    monkeypatch.setattr(storage, "write", write_and_be_overtaken)
     with pytest.raises(IndexFileError, match="not a knowledge base"):
         save(open_retriever("numpy-flat", PASSAGES), tmp_path / "kb")
 
     assert ["kb"] == [entry.name for entry in tmp_path.iterdir()]
     assert ["thesis.txt"] == [entry.name for entry in (tmp_path / "kb").iterdir()]
+
+
+def test_sizes_alone_can_be_compared(kb: Path) -> None:
+    """`verify="sizes"` reads no file, so it misses a changed byte, and finds a cut file."""
+    expected = answers(kb)
+    whole = (kb / "vectors.npy").read_bytes()
+    quick = load(kb, verify="sizes")
+    (kb / "vectors.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    load(kb, verify="sizes")
+    with pytest.raises(IndexFileError, match="SHA-256"):
+        load(kb)
+    (kb / "vectors.npy").write_bytes(whole[:-1])
+    with pytest.raises(IndexFileError, match="bytes were written"):
+        load(kb, verify="sizes")
+    (kb / "vectors.npy").write_bytes(whole)
+
+    assert expected == quick.search([quick.encode(text) for text in TEXTS])
+    with pytest.raises(ConfigError, match="digests, sizes"):
+        load(kb, verify="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
+def test_loading_reads_no_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """Lengths and fingerprint were worked out when it was built."""
+    made = open_retriever("numpy-flat", PASSAGES, HashingEncoder(16), k=3, metric=metric)
+    save(made, tmp_path / "kb")
+    for name in ("squared_norms", "fingerprint"):
+        monkeypatch.setattr(dense, name, lambda *_: pytest.fail("read everything again"))
+    loaded = load(tmp_path / "kb")
+    queries = [made.encode(text) for text in TEXTS]
+
+    assert made.signature == loaded.signature
+    assert made.search(queries) == loaded.search(queries)

@@ -1,0 +1,160 @@
+"""Passages that stay on the disk: each is read through a memory map when it is asked for.
+
+Three files: `passages.jsonl` (a passage a line), where each line starts, and
+each passage's place in the order of ids. A million passages so cost no memory
+but what the system's file cache holds, and opening them parses no line.
+"""
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from operator import index
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import IndexFileError
+from ralmspec_plugins.records import Passage
+
+PASSAGES = "passages.jsonl"
+OFFSETS = "passages.offsets.npy"
+PLACES = "passages.places.npy"
+PASSAGE_FILES = (PASSAGES, OFFSETS, PLACES)
+_KEPT = 4096  # passages kept ready: a few megabytes, and more than a request meets twice
+_ROWS_AT_ONCE = 16_384
+
+
+class PassageFile(Sequence[Passage]):
+    """Saved passages in the order of their rows; equal to those that were saved.
+
+    May be used from several threads at once. The files stay readable when they
+    are replaced or removed meanwhile; they must not be changed where they are.
+    """
+
+    def __init__(
+        self, lines: mmap.mmap, offsets: NDArray[np.int64], places: NDArray[np.int64], name: str
+    ) -> None:
+        """Take over the contents of checked files; `open` reads a folder.
+
+        Args:
+            lines: all lines.
+            offsets: where each line starts, and the end of the last.  # [passages + 1]
+            places: each passage's place in the order of ids.  # [passages]
+            name: the file's name, for messages.
+        """
+        self._lines = lines
+        self._offsets = offsets
+        self._name = name
+        self.places = places
+        self._passage: Callable[[int], Passage] = lru_cache(_KEPT)(_reader(lines, offsets, name))
+
+    @classmethod
+    def open(cls, folder: Path, count: int) -> Self:
+        """Open a folder's passages without reading them.
+
+        Raises:
+            IndexFileError: the three files do not fit together, or hold another number.
+        """
+        file = folder / PASSAGES
+        offsets, places = (open_array(folder / name) for name in (OFFSETS, PLACES))
+        try:
+            with file.open("rb") as opened:
+                lines = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise IndexFileError(f"{file} is empty; build the knowledge base again") from error
+        if len(places) != count:
+            raise IndexFileError(f"{file} holds {len(places)} passages, kb.json says {count}")
+        if not _fits(offsets, places, len(lines)):
+            raise IndexFileError(
+                f"{file} does not fit {OFFSETS} and {PLACES}; build the knowledge base again"
+            )
+        return cls(lines, offsets, places, str(file))
+
+    def __len__(self) -> int:
+        """Count the passages."""
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, row: int) -> Passage: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Passage]: ...
+
+    def __getitem__(self, row: int | slice) -> Passage | list[Passage]:
+        """Read one passage, or some.
+
+        Raises:
+            IndexFileError: a line is no passage.
+        """
+        if isinstance(row, slice):
+            return [self._passage(at) for at in range(*row.indices(len(self)))]
+        at = index(row)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"there are {len(self)} passages, and none in row {at}")
+        return self._passage(at % len(self))
+
+    def __iter__(self) -> Iterator[Passage]:
+        """Read all passages in order, keeping none."""
+        read = _reader(self._lines, self._offsets, self._name)
+        return map(read, range(len(self)))
+
+    def blocks(self) -> Iterator[bytes]:
+        """Give all lines as they are saved, many at a time."""
+        ends = [*range(0, len(self), _ROWS_AT_ONCE), len(self)]
+        for start, stop in pairwise(self._offsets[ends].tolist()):
+            yield self._lines[start:stop]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each line starts, and the end of the last."""
+        return self._offsets
+
+
+def open_array(file: Path) -> NDArray[Any]:
+    """Map an array into memory.
+
+    Raises:
+        IndexFileError: it is none, or one of Python objects.
+    """
+    try:
+        # As a plain array over the mapping: a memmap's rows would carry its weight.
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    except (ValueError, OSError, EOFError) as error:
+        raise IndexFileError(
+            f"{file} is not a plain numpy array ({error}); build it again"
+        ) from error
+
+
+def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable[[int], Passage]:
+    """Make what reads a row; not a method, so that keeping it does not keep the file for ever."""
+
+    def read(row: int) -> Passage:
+        try:
+            record = json.loads(lines[int(offsets[row]) : int(offsets[row + 1])])
+            return Passage(
+                record["id"], record["text"], record.get("title", ""), record.get("metadata", {})
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IndexFileError(
+                f"{name}, line {row + 1}: not a passage ({error!r}); build it again"
+            ) from error
+
+    return read
+
+
+def _fits(offsets: NDArray[Any], places: NDArray[Any], size: int) -> bool:
+    """Whether offsets cut a file of this size into lines, and places are an order of them."""
+    count = len(places)
+    if {offsets.dtype, places.dtype} != {np.dtype(np.int64)} or offsets.shape != (count + 1,):
+        return False
+    if not count or offsets[0] != 0 or offsets[-1] != size or np.any(np.diff(offsets) <= 0):
+        return False
+    if places.min() < 0 or places.max() >= count:
+        return False
+    taken = np.zeros(count, dtype=np.bool_)
+    taken[places] = True
+    return bool(taken.all())
