@@ -58,7 +58,7 @@ class Copy:
 class Asked:
     """A batch of queries as the kernel takes them."""
 
-    columns: Any  # [dim, queries]
+    columns: Any  # [dim, queries], of contiguous queries: on CPUs up to four times as fast
     factors: Any  # [queries]; what brings squared lengths to the scale of the products
     errors: list[float]  # bounds, in the scale of the products
 
@@ -129,7 +129,7 @@ class TorchKernel:
         if self._mixed:
             fast = torch.mm(tile, asked.columns, out_dtype=torch.float32)
         else:
-            fast = torch.mm(tile.float() if self._widen else tile, asked.columns)
+            fast = _product(torch, tile.float() if self._widen else tile, asked.columns)
         if self._squares is not None:
             squares = self._squares[rows.start : rows.stop]
             fast.addr_(squares, asked.factors, beta=2, alpha=-1)
@@ -167,7 +167,7 @@ class TorchKernel:
         ]
         factors = np.ldexp(1.0, exponents - copy.form.exponent).astype(np.float32)
         return Asked(
-            columns.T.contiguous().to(self._device),
+            columns.to(self._device).T,
             torch.from_numpy(factors).to(self._device),
             errors,
         )
@@ -189,6 +189,13 @@ class TorchKernel:
         sums = kernel_error(corpus.metric, corpus.dimension, *true, roundoff)
         flushed = corpus.dimension * 2.0**-120
         return min(products + float(np.ldexp(sums, up + exponent)) + flushed, _LARGEST_ERROR)
+
+
+def _product(torch: Any, tile: Any, columns: Any) -> Any:
+    """Multiply in float32; one column as two, since a CPU takes thrice as long for one."""
+    if columns.shape[1] > 1 or tile.device.type != "cpu":
+        return torch.mm(tile, columns)
+    return torch.mm(tile, columns.expand(-1, 2).T.contiguous().T)[:, :1].contiguous()
 
 
 def _plain_copy(torch: Any, corpus: DenseCorpus) -> Copy:
