@@ -14,7 +14,9 @@ from ralmspec_plugins.simulation import Latencies, Simulation
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.replica import Replica
-from ralmspec_plugins.stats import Stats
+from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.stats import Stats, VerifierStats
+from ralmspec_plugins.verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -38,7 +40,10 @@ __all__ = [
     "Request",
     "Retrieved",
     "Settings",
+    "SharedPool",
     "Simulation",
     "Stats",
+    "Verifier",
+    "VerifierStats",
     "plain",
 ]

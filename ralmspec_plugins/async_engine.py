@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.async_desk import AsyncDesk, Completed
+from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup, as_request
-from ralmspec_plugins.needs import (
-    Broken,
-)
+from ralmspec_plugins.needs import Broken
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 
@@ -36,6 +35,7 @@ class AsyncEngine:
             ConfigError: The settings do not fit the retriever.
         """
         self._setup = Setup(workload, retriever, settings)
+        self._together: Together = Together(self._setup)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     async def run(self, request: Request | str) -> Answer:
@@ -45,24 +45,76 @@ class AsyncEngine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        stream = self._stream(request, reports=False)
+        return await self._run(self._setup, as_request(request))
+
+    async def _run(self, setup: Setup, request: Request) -> Answer:
+        stream = self._stream(setup, request, reports=False)
         async for _ in stream:
             pass
         return stream.answer
 
+    @overload
+    async def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> list[Answer]: ...
+    @overload
+    async def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = ...,
+        return_exceptions: bool,
+    ) -> list[Answer | Exception]: ...
+
+    async def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = AT_ONCE,
+        return_exceptions: bool = False,
+    ) -> Sequence[Answer | Exception]:
+        """Answer many requests at once, their searches merged into common batches.
+
+        Each answer is the one that `run` gives. All batches of an engine share one
+        `Verifier` and one passage pool.
+
+        Args:
+            requests: the requests; a deadline counts from the moment that its request begins.
+            max_concurrency: how many are answered at a time.
+            return_exceptions: give back what a request raised in the place of its answer.
+
+        Raises:
+            ConfigError: `max_concurrency` is below 1.
+            Exception: what the first request (in order) that fails has raised; those behind it
+                are given up. Only without `return_exceptions`.
+        """
+        asked = [as_request(request) for request in requests]
+        workers = check_concurrency(max_concurrency, len(asked))
+        setup = self._together.setup
+        return await aanswer_all(
+            lambda request: self._run(setup, request),
+            asked,
+            workers,
+            return_exceptions=return_exceptions,
+        )
+
     def stream(self, request: Request | str) -> "AsyncAnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return self._stream(request, reports=True)
+        return self._stream(self._setup, as_request(request), reports=True)
 
-    def _stream(self, request: Request | str, *, reports: bool) -> "AsyncAnswerStream":
+    def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AsyncAnswerStream":
         completed: Completed = asyncio.Queue()
-        job = Job(self._setup, as_request(request), reports=reports)
+        job = Job(setup, request, reports=reports)
         return AsyncAnswerStream(lambda finish: self._drive(job, completed, finish), completed)
 
     async def close(self) -> None:
         """Wait for searches in threads that nobody needs any more, and let the threads go."""
-        shutdown = self._threads.shutdown
-        await asyncio.to_thread(shutdown, wait=True)
+        await asyncio.to_thread(self._together.close)
+        await asyncio.to_thread(self._threads.shutdown, wait=True)
 
     async def __aenter__(self) -> Self:
         """Use as an asynchronous context manager."""

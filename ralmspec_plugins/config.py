@@ -7,6 +7,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.schedule import Continuous, Schedule
 from ralmspec_plugins.speculation.memo import Memo
+from ralmspec_plugins.speculation.shared import SharedPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,13 +15,15 @@ class Settings:
     """How an engine speculates. The defaults suit a local retriever.
 
     Without `speculators`, each request gets a passage pool of its own when the
-    retriever can be pooled. Speculators given here are shared by all requests.
+    retriever can be pooled; with `pool`, all requests share it, in as many parts as
+    there are retrievers. Speculators given here are shared by all requests too.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
     prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k), DESIGN 4
     capacity: int = 1000  # passages in a request's own pool; the ablation of DESIGN 4
     eviction: str = "lru"
+    pool: SharedPool | None = None  # brings its own capacity and eviction
     speculators: Sequence[Speculator] | None = None
     memo: Memo | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
@@ -31,6 +34,10 @@ class Settings:
             raise ConfigError(f"prefetch must be at least 1, got {self.prefetch}")
         if self.capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {self.capacity}")
+        if self.pool is not None and self.speculators is not None:
+            raise ConfigError(
+                "pool and speculators were both given; put pool.of(retriever) among the speculators"
+            )
         if not callable(getattr(self.schedule, "begin", None)):
             raise ConfigError(
                 f"schedule must be FixedStride, OptimalStride or Continuous, got {self.schedule!r}"

@@ -3,11 +3,12 @@
 import contextvars
 import queue
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, overload
 
+from ralmspec_plugins.batching import AT_ONCE, Together, answer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, Setup, as_request
@@ -49,6 +50,7 @@ class Engine:
             ConfigError: The settings do not fit the retriever.
         """
         self._setup = Setup(workload, retriever, settings)
+        self._together: Together = Together(self._setup)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     def run(self, request: Request | str) -> Answer:
@@ -58,19 +60,69 @@ class Engine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        return self._stream(request, reports=False).answer
+        return self._stream(self._setup, as_request(request), reports=False).answer
+
+    @overload
+    def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> list[Answer]: ...
+    @overload
+    def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = ...,
+        return_exceptions: bool,
+    ) -> list[Answer | Exception]: ...
+
+    def batch(
+        self,
+        requests: Sequence[Request | str],
+        *,
+        max_concurrency: int = AT_ONCE,
+        return_exceptions: bool = False,
+    ) -> Sequence[Answer | Exception]:
+        """Answer many requests at once, their searches merged into common batches.
+
+        Each answer is the one that `run` gives. All batches of an engine share one
+        `Verifier` and one passage pool.
+
+        Args:
+            requests: the requests; a deadline counts from the moment that its request begins.
+            max_concurrency: how many are answered at a time.
+            return_exceptions: give back what a request raised in the place of its answer.
+
+        Raises:
+            ConfigError: `max_concurrency` is below 1.
+            Exception: what the first request (in order) that fails has raised; those behind it
+                are given up. Only without `return_exceptions`.
+        """
+        asked = [as_request(request) for request in requests]
+        workers = check_concurrency(max_concurrency, len(asked))
+        setup = self._together.setup
+        return answer_all(
+            lambda request: self._stream(setup, request, reports=False),
+            asked,
+            workers,
+            return_exceptions=return_exceptions,
+        )
 
     def stream(self, request: Request | str) -> "AnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return self._stream(request, reports=True)
+        return self._stream(self._setup, as_request(request), reports=True)
 
-    def _stream(self, request: Request | str, *, reports: bool) -> "AnswerStream":
+    def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AnswerStream":
         completed: _Completed = queue.SimpleQueue()
-        job = Job(self._setup, as_request(request), reports=reports)
+        job = Job(setup, request, reports=reports)
         return AnswerStream(self._drive(job, completed), completed)
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""
+        self._together.close()
         self._threads.shutdown(wait=True)
 
     def __enter__(self) -> Self:

@@ -49,3 +49,7 @@ class Cancelled(RalmSpecError):  # noqa: N818 a state of affairs, not a fault
 
 class DeadlineExceeded(RalmSpecError, TimeoutError):  # noqa: N818 as in grpc and asyncio
     """A request ran past its deadline; everything in flight was stopped."""
+
+
+class Overloaded(RalmSpecError, RuntimeError):  # noqa: N818 a state of affairs, as above
+    """More searches are waiting than was allowed, and for longer than was allowed."""

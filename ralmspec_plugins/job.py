@@ -41,6 +41,8 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.records import Answer, Hits, Query, Request
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.speculation.pool import PassagePool
+from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.verifier import Verifier
 
 HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
 
@@ -63,10 +65,13 @@ class Setup:
         self.settings = settings or Settings()
         self.costs = Costs()
         self.speculate = self.settings.speculate
-        if self.speculate and not getattr(retriever, "pure", True):
+        self._pure = getattr(retriever, "pure", True)
+        if self.speculate and not self._pure:
             _log.warning("%r is not pure: its requests are answered plainly", retriever)
             self.speculate = False
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
+        awide = self.speculate and hasattr(retriever, "asearch_wide")
+        self._awide = retriever if awide else None
         for speculator in self.settings.speculators or ():
             signature = getattr(speculator, "signature", retriever.signature)
             if signature != retriever.signature:
@@ -74,6 +79,22 @@ class Setup:
                     f"{speculator!r} was made for the retriever {signature!r}, "
                     f"but this engine's is {retriever.signature!r}: make one for each"
                 )
+
+    def together(self) -> "Setup":
+        """Make the setup of requests that are answered at once: one verifier and one pool.
+
+        A memo is shared only where the caller gave one, since only he knows that the index
+        does not change. What is not pure is not merged either.
+        """
+        settings, retriever = self.settings, self.retriever
+        if not self._pure:
+            return self
+        if settings.speculators is None and settings.pool is None:
+            pool = SharedPool(capacity=settings.capacity, eviction=settings.eviction)
+            settings = replace(settings, pool=pool)
+        if not isinstance(retriever, Verifier):
+            retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
+        return Setup(self.workload, retriever, settings)
 
     def guesses(self) -> Guesses:
         """Make what one request knows and guesses with."""
@@ -90,6 +111,8 @@ class Setup:
         if not isinstance(self.retriever, PoolableRetriever):
             return ()
         settings = self.settings
+        if settings.pool is not None:
+            return (settings.pool.of(self.retriever),)
         pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
         return (pool,)
 
@@ -107,17 +130,31 @@ class Setup:
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[Found]:
         """Search as wide as is verified; if only that works, it is searched so from now on."""
         found = self._checked(queries, self.retriever.search(queries), None)
-        _log.warning("%r cannot be searched wider: %s", self.retriever, error)
+        self._complain(error)
         self.wide = None
         return found
 
+    def _complain(self, error: Exception) -> None:
+        _log.warning("%r cannot be searched wider: %s", self.retriever, error)
+
     async def asearch(self, queries: Sequence[Query]) -> list[Found]:
         """Do the same with a retriever that is asynchronous."""
+        wide: Any = self._awide
+        if wide is None:
+            return self._checked(queries, await self._asearch_plainly(queries), None)
+        try:
+            found = await wide.asearch_wide(queries, self.settings.width(wide.k))
+        except Exception as error:  # noqa: BLE001 only what the plain search does counts
+            plainly = self._checked(queries, await self._asearch_plainly(queries), None)
+            self._complain(error)
+            self._awide = None
+            return plainly
+        return self._checked(queries, found, wide.k)
+
+    async def _asearch_plainly(self, queries: Sequence[Query]) -> list[Hits]:
         retriever: Any = self.retriever
-        if self.speculate and hasattr(retriever, "asearch_wide"):
-            width = self.settings.width(retriever.k)
-            return self._checked(queries, await retriever.asearch_wide(queries, width), retriever.k)
-        return self._checked(queries, await retriever.asearch(queries), None)
+        found: list[Hits] = await retriever.asearch(queries)
+        return found
 
     @staticmethod
     def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[Found]:

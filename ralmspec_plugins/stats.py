@@ -1,6 +1,6 @@
 """What happened while a request was answered: counts, and a timeline of measured spans."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -64,6 +64,28 @@ class Stats:
         """Seconds during which the model was writing and a search was running."""
         both = [span for span in self.timeline if span.kind in ("search", "extend")]
         return self.search_s + self.write_s - _covered(both)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierStats:
+    """What a `Verifier` and those beside it have done so far, and what they are doing now."""
+
+    calls: int = 0  # searches that were asked for
+    searches: int = 0  # searches that reached the retriever, merged
+    queries: int = 0  # queries in them
+    batch_sizes: Mapping[int, int] = field(default_factory=dict)  # size -> searches of that size
+    waited_median_s: float = 0.0  # from being asked for to being searched, over the latest calls
+    waited_p95_s: float = 0.0
+    repeated: int = 0  # calls searched again alone, since a search that they shared had failed
+    given_up: int = 0  # calls whose caller had gone before they were answered
+    refused: int = 0  # calls that found no room in the line
+    waiting: int = 0  # queries in the line now
+    running: int = 0  # searches that are out now
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Queries in a search, on average; `None` before the first."""
+        return self.queries / self.searches if self.searches else None
 
 
 def _covered(spans: Iterable[Span]) -> float:

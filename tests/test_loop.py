@@ -360,5 +360,5 @@ def test_the_public_names_are_these() -> None:
         *("Answer", "AnswerStream", "AsyncAnswerStream", "AsyncEngine", "Continuous", "Engine"),
         *("FixedStride", "Hit", "Hits", "Latencies", "Memo", "OptimalStride", "Passage"),
         *("PassagePool", "Query", "Replica", "Request", "Retrieved", "Settings", "Simulation"),
-        *("Stats", "plain"),
+        *("SharedPool", "Stats", "Verifier", "VerifierStats", "plain"),
     }

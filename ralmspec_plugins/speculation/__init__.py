@@ -5,6 +5,7 @@ from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.proxy import Bm25ProxyTable, EmbeddingProxyTable, ProxyTable
 from ralmspec_plugins.speculation.replica import Replica
+from ralmspec_plugins.speculation.shared import SharedPool
 
 __all__ = [
     "POLICIES",
@@ -14,4 +15,5 @@ __all__ = [
     "PassagePool",
     "ProxyTable",
     "Replica",
+    "SharedPool",
 ]

@@ -1,0 +1,238 @@
+"""Runs the merged searches of many callers, a few at a time, in threads or as asyncio tasks."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from statistics import median, quantiles
+
+from ralmspec_plugins.errors import InputError, Overloaded
+from ralmspec_plugins.merging.line import Batch, Call, Line, Way
+from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.stats import VerifierStats
+
+_WAITS_KEPT = 4096  # of the latest calls, for median and quantile
+
+
+class Lanes:
+    """At most `lanes` searches at a time; whatever waits when one ends goes into the next.
+
+    There is no timer. Thread-safe, also for several event loops at once. An
+    awaited search is a task of its own, so that no caller's cancellation ends it
+    for the others; with its last caller gone it is cancelled.
+    """
+
+    def __init__(
+        self, lanes: int, max_batch: int, max_waiting: int, patience_s: float | None
+    ) -> None:
+        """Start with nothing to do; threads start with the first search that needs one."""
+        self._free = self._lanes = lanes
+        self._max_batch = max_batch
+        self._patience_s = patience_s
+        self._line = Line(max_waiting)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="ralmspec-verifier")
+        self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not begun yet
+        self._closed = False
+        self._counts: Counter[str] = Counter()
+        self._batch_sizes: Counter[int] = Counter()
+        self._waits_s: deque[float] = deque(maxlen=_WAITS_KEPT)
+
+    def search(self, group: Hashable, way: Way, queries: Sequence[Query]) -> list[Hits] | None:
+        """Have queries searched with others', and wait in this thread.
+
+        Returns:
+            The hits of each query; `None` if a shared search failed, so that the caller has
+            to search alone.
+
+        Raises:
+            Overloaded: there was no room in the line for too long.
+            BaseException: what the search raised, where it was this caller's alone.
+        """
+        ended = threading.Event()
+        call = self._join(group, way, queries, ended.set)
+        try:
+            if not ended.wait(self._patience_s):
+                self._refuse_if_outside(call)
+                ended.wait()
+        except BaseException as error:
+            self._give_up(call, error)
+            raise
+        return _outcome(call)
+
+    async def asearch(
+        self, group: Hashable, way: Way, queries: Sequence[Query]
+    ) -> list[Hits] | None:
+        """Do the same without holding up the event loop."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+                loop.call_soon_threadsafe(ended.set)
+
+        call = self._join(group, way, queries, wake)
+        try:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await ended.wait()
+            except TimeoutError:
+                self._refuse_if_outside(call)
+                await ended.wait()
+        except BaseException as error:
+            self._give_up(call, error)
+            raise
+        return _outcome(call)
+
+    def _join(
+        self, group: Hashable, way: Way, queries: Sequence[Query], wake: Callable[[], None]
+    ) -> Call:
+        call = Call(group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this verifier is closed")
+            self._counts["calls"] += 1
+            self._line.join(call)
+            self._fill()
+        return call
+
+    def _refuse_if_outside(self, call: Call) -> None:
+        with self._lock:
+            if self._line.outside(call):
+                raise Overloaded(
+                    f"{self._line.size} queries are waiting to be searched, and there was no "
+                    f"room for {len(call.queries)} more within {self._patience_s} s; ask less at "
+                    "a time, or allow more (max_waiting, patience_s, lanes)"
+                )
+
+    def _give_up(self, call: Call, error: BaseException) -> None:
+        """Take a call out of the line; stop a search that nobody else waits for."""
+        with self._lock:
+            self._counts["refused" if isinstance(error, Overloaded) else "given_up"] += 1
+            call.given_up = True
+            self._line.leave(call)
+            self._fill()
+            unwanted = [task for batch, task in self._awaited.items() if task and batch.unwanted]
+        for task in unwanted:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def _fill(self) -> None:
+        """Start searches while lanes are free and calls are waiting."""
+        for stranded in [batch for batch in self._awaited if _stranded(batch)]:
+            self._settle(stranded, RuntimeError("the event loop of this search was closed"))
+        while self._free and (batch := self._line.next_batch(self._max_batch)):
+            now_s = time.perf_counter()
+            self._waits_s.extend(now_s - call.came_s for call, _ in batch.pieces)
+            self._batch_sizes[batch.size] += 1
+            self._free -= 1
+            context = batch.pieces[0][0].context.copy()  # a call may be in two batches at once
+            if batch.way.loop is None:
+                self._threads.submit(context.run, self._run, batch)
+            else:
+                self._awaited[batch] = None
+                try:
+                    batch.way.loop.call_soon_threadsafe(self._spawn, batch, context)
+                except RuntimeError as error:  # the loop is closed, and nobody waits there
+                    self._settle(batch, error)
+
+    def _run(self, batch: Batch) -> None:
+        """Search in a thread."""
+        assert batch.way.search is not None
+        try:
+            found = _checked(batch, batch.way.search(batch.queries))
+        except BaseException as error:  # noqa: BLE001 raised where it is waited for
+            self._end(batch, error)
+        else:
+            self._end(batch, found)
+
+    def _spawn(self, batch: Batch, context: Context) -> None:
+        """Make a task of a search, on its loop."""
+        task = asyncio.get_running_loop().create_task(self._arun(batch), context=context)
+        with self._lock:
+            self._awaited[batch] = task
+        # One that is cancelled before its first step never comes to its own end.
+        task.add_done_callback(lambda _: self._end(batch, asyncio.CancelledError()))
+
+    async def _arun(self, batch: Batch) -> None:
+        assert batch.way.asearch is not None
+        try:
+            found = _checked(batch, await batch.way.asearch(batch.queries))
+        except BaseException as error:
+            self._end(batch, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._end(batch, found)
+
+    def _end(self, batch: Batch, outcome: list[Hits] | BaseException) -> None:
+        """Give each caller what was found for him, once, and start the next searches."""
+        with self._lock:
+            if batch.given:
+                return
+            self._settle(batch, outcome)
+            self._fill()
+        for call, _ in batch.pieces:
+            if call.ended:
+                call.wake()
+
+    def _settle(self, batch: Batch, outcome: list[Hits] | BaseException) -> None:
+        self._free += 1
+        self._awaited.pop(batch, None)
+        for call in batch.give(outcome):
+            self._counts["repeated"] += 1
+            self._line.leave(call)
+
+    def close(self) -> None:
+        """Let whoever waits search alone, wait for what is running, and let the threads go."""
+        with self._lock:
+            self._closed = True
+            sent_off = self._line.empty()
+            for call in sent_off:
+                call.disturbed = True
+        for call in sent_off:
+            call.wake()
+        self._threads.shutdown(wait=True)
+
+    def stats(self) -> VerifierStats:
+        """Say what has happened so far."""
+        with self._lock:
+            waits_s = sorted(self._waits_s) or [0.0]
+            sizes = dict(sorted(self._batch_sizes.items()))
+            return VerifierStats(
+                calls=self._counts["calls"],
+                searches=sum(sizes.values()),
+                queries=sum(size * count for size, count in sizes.items()),
+                batch_sizes=sizes,
+                waited_median_s=median(waits_s),
+                waited_p95_s=quantiles(waits_s, n=20, method="inclusive")[-1]
+                if len(waits_s) > 1
+                else waits_s[0],
+                repeated=self._counts["repeated"],
+                given_up=self._counts["given_up"],
+                refused=self._counts["refused"],
+                waiting=self._line.size,
+                running=self._lanes - self._free,
+            )
+
+
+def _outcome(call: Call) -> list[Hits] | None:
+    if call.error is not None:
+        raise call.error
+    return None if call.disturbed else [call.found[at] for at in range(len(call.queries))]
+
+
+def _stranded(batch: Batch) -> bool:
+    return batch.way.loop is not None and batch.way.loop.is_closed()
+
+
+def _checked(batch: Batch, found: list[Hits]) -> list[Hits]:
+    if len(found) != batch.size:
+        raise InputError(
+            f"the retriever gave {len(found)} results for {batch.size} queries; it must give one "
+            "for each, in order"
+        )
+    return found
