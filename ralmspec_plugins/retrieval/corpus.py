@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.passage_file import PassageFile
 
+Item = TypeVar("Item")
 _ROWS_AT_ONCE = 16_384
 _LINES_AT_ONCE = 4096
 
@@ -78,9 +79,9 @@ def passage_blocks(passages: Sequence[Passage]) -> Iterator[bytes]:
         yield "".join(map(passage_line, some)).encode()
 
 
-def batched(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Cut a stream into lists of one size, of which the last may be shorter."""
-    stream = iter(passages)
+    stream = iter(items)
     while some := list(islice(stream, size)):
         yield some
 

@@ -24,11 +24,11 @@ from ralmspec_plugins.retrieval.ranking import (
     metric_of,
 )
 from ralmspec_plugins.retrieval.vectors import (
-    all_unit,
     norm_of,
     normalise,
     normalised,
     squared_norms,
+    unit_rows,
 )
 
 
@@ -96,7 +96,7 @@ class DenseCorpus:
     def _measure(self, own: bool) -> Measured:
         """Read all vectors, normalise them for cosine, and keep what searches need to know."""
         squares = squared_norms(self.vectors)
-        if self.metric is Metric.COSINE and not all_unit(squares):
+        if self.metric is Metric.COSINE and not unit_rows(squares).all():
             vectors = self.vectors
             out = vectors if own else np.empty(vectors.shape, dtype=np.float32)
             self.vectors = normalise(vectors, squares, out)

@@ -3,16 +3,21 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Passage
+from ralmspec_plugins.retrieval.corpus import batched
+from ralmspec_plugins.retrieval.seen_ids import SeenIds
 
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _WORDS = 100  # a passage's length in the papers (PAPERS 1.10), as in DPR's Wikipedia
 _BAD_LINES_SHOWN = 5
+_CHECKED_AT_ONCE = 4096
+_LETTERS_AT_ONCE = 1 << 20
 _WORD = re.compile(r"\S+")
 _HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
 
@@ -31,21 +36,44 @@ def read_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> list[
         InputError: nothing to read, an unknown kind of file, bad lines, ids that occur twice.
         ConfigError: `words` is below 1.
     """
+    passages = list(stream_passages(path, words=words))
+    suspects = SeenIds().add([passage.id for passage in passages])
+    _refuse_doubles(passages, suspects)
+    return passages
+
+
+def stream_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> Iterator[Passage]:
+    """Read the passages of `read_passages` one by one, so that the files may be of any size.
+
+    Of a text or JSON-lines file only a small part is in memory. Ids that occur
+    twice are not looked for here: `check_passages` does, and `build_index` too.
+
+    Raises:
+        InputError: nothing to read, an unknown kind of file; while reading: bad lines.
+        ConfigError: `words` is below 1.
+    """
     if words < 1:
         raise ConfigError(f"words must be at least 1, got {words}")
     root = Path(path)
-    files = _files(root)
-    passages = [
-        passage
-        for file in files
-        for passage in _read(
-            file, file.relative_to(root).as_posix() if root.is_dir() else file.name, words
-        )
-    ]
-    if not passages:
-        raise InputError(f"{root} holds no text; give files with at least one passage")
-    _refuse_doubles(passages)
-    return passages
+    return _stream(root, _files(root), words)
+
+
+def check_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> int:
+    """Read all passages once, keeping none, and count them: what is wrong is known before work.
+
+    Raises:
+        InputError: whatever `read_passages` would refuse.
+        ConfigError: `words` is below 1.
+    """
+    seen = SeenIds()
+    suspects: set[str] = set()
+    count = 0
+    for some in batched(stream_passages(path, words=words), _CHECKED_AT_ONCE):
+        suspects |= seen.add([passage.id for passage in some])
+        count += len(some)
+    if suspects:
+        _refuse_doubles(stream_passages(path, words=words), suspects)
+    return count
 
 
 def split_text(text: str, words: int = _WORDS) -> list[str]:
@@ -57,17 +85,34 @@ def split_text(text: str, words: int = _WORDS) -> list[str]:
     >>> split_text("One two three. Four five six seven.", words=5)
     ['One two three.', 'Four five six seven.']
     """
+    pieces, _ = _split(text, words, whole=True)
+    return pieces
+
+
+def _split(text: str, words: int, *, whole: bool) -> tuple[list[str], int]:
+    """Split a text, or the part of it that no later text can change; say where that ends."""
     spans = [match.span() for match in _WORD.finditer(text)]
     pieces = []
     start = 0
-    while start < len(spans):
+    while start < len(spans) if whole else start + words < len(spans):
         stop = min(start + words, len(spans))
         if stop < len(spans):
             ends = (at + 1 for at in range(stop - 1, start + words // 2 - 1, -1))
             stop = next((at for at in ends if _ends_sentence(text[slice(*spans[at - 1])])), stop)
         pieces.append(text[spans[start][0] : spans[stop - 1][1]])
         start = stop
-    return pieces
+    return pieces, spans[start][0] if start < len(spans) else len(text)
+
+
+def _split_stream(blocks: Iterable[str], words: int) -> Iterator[str]:
+    """Split a text that comes in blocks, as `split_text` splits the whole."""
+    rest = ""
+    for block in blocks:
+        rest += block
+        pieces, end = _split(rest, words, whole=False)
+        yield from pieces
+        rest = rest[end:]
+    yield from split_text(rest, words)
 
 
 def _ends_sentence(word: str) -> bool:
@@ -93,23 +138,37 @@ def _files(root: Path) -> list[Path]:
     return [root]
 
 
+def _stream(root: Path, files: Sequence[Path], words: int) -> Iterator[Passage]:
+    empty = True
+    for file in files:
+        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+        try:
+            for passage in _read(file, name, words):
+                empty = False
+                yield passage
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 text ({error}); convert it first") from error
+    if empty:
+        raise InputError(f"{root} holds no text; give files with at least one passage")
+
+
 def _read(file: Path, name: str, words: int) -> Iterator[Passage]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text ({error}); convert it first") from error
-    if file.suffix.lower() == ".jsonl":
-        yield from _read_lines(file, name, text, words)
-        return
-    heading = _HEADING.search(text) if file.suffix.lower() == ".md" else None
-    title = heading.group(1) if heading else ""
-    for number, piece in enumerate(split_text(text, words), start=1):
-        yield Passage(f"{name}#{number:04d}", piece, title)
+    with file.open(encoding="utf-8-sig") as opened:
+        if file.suffix.lower() == ".jsonl":
+            yield from _read_lines(file, name, opened, words)
+            return
+        title, blocks = "", iter(lambda: opened.read(_LETTERS_AT_ONCE), "")
+        if file.suffix.lower() == ".md":
+            text = "".join(blocks)  # whole: its title may stand anywhere in it
+            heading = _HEADING.search(text)
+            title, blocks = heading.group(1) if heading else "", iter([text])
+        for number, piece in enumerate(_split_stream(blocks, words), start=1):
+            yield Passage(f"{name}#{number:04d}", piece, title)
 
 
-def _read_lines(file: Path, name: str, text: str, words: int) -> Iterator[Passage]:
+def _read_lines(file: Path, name: str, lines: Iterable[str], words: int) -> Iterator[Passage]:
     bad = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -138,13 +197,10 @@ def _record_passages(record: Any, own_id: str, words: int) -> Iterator[Passage]:
         yield Passage(identity, piece, title, rest)
 
 
-def _refuse_doubles(passages: list[Passage]) -> None:
-    seen: set[str] = set()
-    doubles: dict[str, None] = {}
-    for passage in passages:
-        if passage.id in seen:
-            doubles[passage.id] = None
-        seen.add(passage.id)
+def _refuse_doubles(passages: Iterable[Passage], suspects: set[str]) -> None:
+    """Count how often each suspect occurs, and refuse those that occur twice."""
+    counts = Counter(passage.id for passage in passages if passage.id in suspects)
+    doubles = [name for name, count in counts.items() if count > 1]
     if doubles:
-        shown = ", ".join(list(doubles)[:_BAD_LINES_SHOWN])
+        shown = ", ".join(doubles[:_BAD_LINES_SHOWN])
         raise InputError(f"{len(doubles)} ids occur more than once: {shown}; ids must be unique")

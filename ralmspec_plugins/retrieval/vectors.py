@@ -1,6 +1,7 @@
 """Lengths of vectors: measured in float64, checked, and scaled to 1."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, FloatArray, Vectors
@@ -37,24 +38,24 @@ def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
     return squares
 
 
-def all_unit(squares: FloatArray) -> bool:
-    """Whether squared lengths are those of vectors of length 1, or 0."""
-    return bool(np.all((np.abs(squares - 1) < 1e-5) | (squares == 0)))
+def unit_rows(squares: FloatArray) -> NDArray[np.bool_]:
+    """Say which squared lengths are those of vectors of length 1, or 0."""
+    rows: NDArray[np.bool_] = (np.abs(squares - 1) < 1e-5) | (squares == 0)
+    return rows
 
 
 def normalised(vectors: Vectors) -> Vectors:
-    """Scale each row to length 1; a zero row stays zero."""
+    """Scale each row to length 1; zero rows, and rows of length 1, stay as they are."""
     return normalise(vectors, squared_norms(vectors), np.empty(vectors.shape, dtype=np.float32))
 
 
 def normalise(vectors: Vectors, squares: FloatArray, out: Vectors) -> Vectors:
-    """Scale each row to length 1 into `out`, which may be `vectors` itself.
+    """Scale as `normalised` does, into `out`, which may be `vectors` itself.
 
     A row's result depends on that row alone. Beyond `out`, no more than a few
     rows are held in memory.
     """
-    lengths = np.sqrt(squares)
-    lengths[lengths == 0] = 1
+    lengths = np.where(unit_rows(squares), 1, np.sqrt(squares))
     for start in range(0, len(vectors), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         out[rows] = vectors[rows] / lengths[rows, None]  # divided in float64
