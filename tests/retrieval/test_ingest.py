@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.records import Passage
-from ralmspec_plugins.retrieval import read_passages
-from ralmspec_plugins.retrieval.ingest import split_text
+from ralmspec_plugins.retrieval import ingest, read_passages
+from ralmspec_plugins.retrieval.ingest import check_passages, split_text, stream_passages
 
 
 def test_a_text_file_is_split_into_passages(tmp_path: Path) -> None:
@@ -69,18 +69,20 @@ def test_bad_lines_are_reported_with_their_numbers(tmp_path: Path) -> None:
         '{"text": "a", "id": []}',
     ]
     (tmp_path / "kb.jsonl").write_text("\n".join([*lines, "3", "4", "5"]))
-    with pytest.raises(InputError, match="7 bad lines") as caught:
-        read_passages(tmp_path / "kb.jsonl")
+    for read in (read_passages, check_passages):
+        with pytest.raises(InputError, match="7 bad lines") as caught:
+            read(tmp_path / "kb.jsonl")
 
-    assert all(f"line {number}:" in str(caught.value) for number in (2, 3, 4, 5))
-    assert "2 more" in str(caught.value)
+        assert all(f"line {number}:" in str(caught.value) for number in (2, 3, 4, 5))
+        assert "2 more" in str(caught.value)
 
 
 def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
     """Two lines, or two files, may not share an id."""
     (tmp_path / "kb.jsonl").write_text('{"id": "x", "text": "a"}\n{"id": "x", "text": "b"}')
-    with pytest.raises(InputError, match="more than once: x"):
-        read_passages(tmp_path)
+    for read in (read_passages, check_passages):
+        with pytest.raises(InputError, match="1 ids occur more than once: x;"):
+            read(tmp_path)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -96,8 +98,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("empty.txt", "no text"),
         ("folder", "holds no"),
     ):
-        with pytest.raises(InputError, match=reason):
-            read_passages(tmp_path / name)
+        for read in (read_passages, check_passages):
+            with pytest.raises(InputError, match=reason):
+                read(tmp_path / name)
     with pytest.raises(ConfigError, match="words"):
         read_passages(tmp_path / "empty.txt", words=0)
 
@@ -109,3 +112,43 @@ def test_splitting_loses_no_word(text: str, words: int) -> None:
 
     assert text.split() == [word for piece in pieces for word in piece.split()]
     assert all(1 <= len(piece.split()) <= words for piece in pieces)
+
+
+@given(
+    blocks=st.lists(st.text(alphabet="ab.! \n", max_size=12), max_size=12), words=st.integers(1, 6)
+)
+def test_a_text_in_blocks_is_split_as_a_whole(blocks: list[str], words: int) -> None:
+    """Wherever the blocks end, also inside a word, the pieces are those of the whole text."""
+    assert split_text("".join(blocks), words) == list(ingest._split_stream(blocks, words))
+
+
+def test_a_stream_gives_the_same_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, from all kinds of files and any line end, and counted beforehand."""
+    monkeypatch.setattr(ingest, "_LETTERS_AT_ONCE", 7)
+    text = "One two three.\r\nFour five! Six seven eight nine ten.\rEleven"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.md").write_bytes(b"# Title\r\n" + text.encode())
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "a b c d e"}\r\n\n{"text": "f", "id": "x"}')
+    expected = [
+        ("a.txt", text.replace("\r\n", "\n").replace("\r", "\n")),
+        ("b.md", "# Title\n" + text.replace("\r\n", "\n").replace("\r", "\n")),
+    ]
+    passages = read_passages(tmp_path, words=4)
+
+    assert passages == list(stream_passages(tmp_path, words=4))
+    assert len(passages) == check_passages(tmp_path, words=4)
+    for name, whole in expected:
+        pieces = [p.text for p in passages if p.id.startswith(name)]
+        assert split_text(whole, 4) == pieces
+    assert ["c.jsonl#0001#0001", "c.jsonl#0001#0002", "x"] == [p.id for p in passages[-3:]]
+
+
+def test_a_stream_reads_no_further_than_it_is_asked(tmp_path: Path) -> None:
+    """The first passages come before a later mistake is met."""
+    good = '{"text": "good"}\n' * 100_000
+    (tmp_path / "kb.jsonl").write_text(good + "{oops")
+    stream = stream_passages(tmp_path)
+
+    assert Passage("kb.jsonl#0001", "good") == next(stream)
+    with pytest.raises(InputError, match="line 100001"):
+        list(stream)
