@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST_S = 90.0  # the tests without a bug take a sixth of it
 EQUALITY = "tests/test_equality.py"
 MODEL = "tests/lm"
+MERGING = "tests/merging tests/test_batch.py"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,91 @@ BUGS = (
         "(signature, query.key)",
         "query.key",
         "tests/speculation",
+    ),
+    Bug(
+        "a shared pool is one for all tenants",
+        f"{CORE}/speculation/shared.py",
+        "self._parts.get(retriever.signature)",
+        "next(iter(self._parts.values()), None)",
+        "tests/test_tenants.py",
+    ),
+    Bug(
+        "searches of two signatures are merged",
+        f"{CORE}/verifier.py",
+        "self.signature: Hashable = retriever.signature\n        self._lanes",
+        "self.signature: Hashable = 0\n        self._lanes",
+        MERGING,
+    ),
+    Bug(
+        "searches of two widths are merged",
+        f"{CORE}/verifier.py",
+        "self._lanes.search((self.signature, width)",
+        "self._lanes.search((self.signature, 0)",
+        MERGING,
+    ),
+    Bug(
+        "an error of a shared search is everybody's",
+        f"{CORE}/merging/line.py",
+        "if self.is_one_call:",
+        "for call, _ in self.pieces:\n            call.error = outcome\n        if True:",
+        MERGING,
+    ),
+    Bug(
+        "an error of a piece is the whole call's",
+        f"{CORE}/merging/line.py",
+        "len(self.pieces) == 1 and len(places) == len(call.queries)",
+        "len(self.pieces) == 1",
+        MERGING,
+    ),
+    Bug(
+        "each caller of a batch gets the first one's hits",
+        f"{CORE}/merging/line.py",
+        "call.found.update(zip(places, found, strict=False))",
+        "call.found.update(zip(places, outcome, strict=False))",
+        MERGING,
+    ),
+    Bug(
+        "a call that was given up is searched",
+        f"{CORE}/merging/lanes.py",
+        "            self._line.leave(call)\n            self._fill()\n",
+        "            self._fill()\n",
+        MERGING,
+    ),
+    Bug(
+        "a shared search is cancelled with its first caller",
+        f"{CORE}/merging/line.py",
+        "return all(call.given_up",
+        "return any(call.given_up",
+        MERGING,
+    ),
+    Bug(
+        "a lane is not given back after a failure",
+        f"{CORE}/merging/lanes.py",
+        "        self._free += 1\n",
+        "        self._free += not isinstance(outcome, BaseException)\n",
+        MERGING,
+    ),
+    Bug(
+        "one caller's queries come before everybody else's",
+        f"{CORE}/merging/line.py",
+        "for limit in (share, most):",
+        "for limit in (most,):",
+        MERGING,
+    ),
+    Bug(
+        "a group with queries left goes in front again",
+        f"{CORE}/merging/line.py",
+        "            self._groups[group] = deque(waiting)\n",
+        "            self._groups[group] = deque(waiting)\n"
+        "            self._groups.move_to_end(group, last=False)\n",
+        MERGING,
+    ),
+    Bug(
+        "the door lets in more than there is room for",
+        f"{CORE}/merging/line.py",
+        "not self.size or self.size + len(self._door[0].queries) <= self.capacity",
+        "self.size <= self.capacity",
+        MERGING,
     ),
 )
 
