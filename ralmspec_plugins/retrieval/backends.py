@@ -56,9 +56,9 @@ BACKENDS = {
     "numpy-flat": (f"{_HERE}.numpy_flat", "NumpyFlat"),
     "torch-flat": (f"{_HERE}.torch_flat", "TorchFlat"),
     "faiss-flat": (f"{_HERE}.faiss_backend", "FaissFlat"),
-    "faiss-hnsw": (f"{_HERE}.faiss_backend", "FaissApproximate"),
-    "faiss-ivf": (f"{_HERE}.faiss_backend", "FaissApproximate"),
-    "faiss-ivfpq": (f"{_HERE}.faiss_backend", "FaissApproximate"),
+    "faiss-hnsw": (f"{_HERE}.faiss_approximate", "FaissApproximate"),
+    "faiss-ivf": (f"{_HERE}.faiss_approximate", "FaissApproximate"),
+    "faiss-ivfpq": (f"{_HERE}.faiss_approximate", "FaissApproximate"),
     "bm25s": (f"{_HERE}.bm25s_backend", "Bm25Retriever"),
 }
 

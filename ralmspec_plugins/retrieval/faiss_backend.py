@@ -1,33 +1,35 @@
-"""Dense search with FAISS: exact over flat vectors, approximate over HNSW and IVF indexes."""
+"""Exact dense search with FAISS, over flat vectors, on the CPU or a GPU."""
 
-import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
-from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
+from ralmspec_plugins.retrieval.faiss_gpu import MOST_ON_GPU, GpuScan, on_gpu
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, certified_top_k
 
 
-def _faiss() -> Any:
-    return optional("faiss", "faiss", "faiss-cpu")
+def _faiss(device: str | None) -> Any:
+    name = "faiss-gpu" if device == "gpu" else "faiss"
+    return optional("faiss", name, "faiss-gpu" if device == "gpu" else "faiss-cpu")
 
 
 class FaissFlat:
     """Exact search by FAISS's own scan, then ranked as every exact retriever here ranks.
 
-    The vectors are searched where they are, also memory-mapped: no index is made.
+    On the CPU the vectors are searched where they are, also memory-mapped: no index
+    is made. On a GPU (the extra `faiss-gpu`) all of them are copied there, in
+    float32; hits, scores and signature are the same. The device is not saved: a
+    loaded knowledge base gets it by `FaissFlat(loaded.corpus, k=loaded.k, device="gpu")`.
+
     FAISS gives a batch no advantage below some 128,000 / dimension queries, unless
     `lower_blas_threshold` is set (GROUND.md) - which changes all of FAISS in this
     process, so nothing here does it unasked.
@@ -37,16 +39,27 @@ class FaissFlat:
     pure = True
 
     def __init__(
-        self, corpus: DenseCorpus, *, k: int = 1, lower_blas_threshold: bool = False
+        self,
+        corpus: DenseCorpus,
+        *,
+        k: int = 1,
+        device: str | None = "cpu",
+        lower_blas_threshold: bool = False,
     ) -> None:
         """Search a corpus.
 
         Args:
             corpus: the passages and their vectors.
             k: how many passages a query gets.
+            device: "cpu", "gpu", or None for the GPU if FAISS can use one.
             lower_blas_threshold: let batches through BLAS, for the whole process.
+
+        Raises:
+            ConfigError: k or device cannot be used; a GPU is asked for and FAISS has none.
+            MissingExtraError: FAISS is not installed.
         """
-        self._faiss = _faiss()
+        self._faiss = _faiss(device)
+        self._gpu = GpuScan(self._faiss, corpus) if on_gpu(self._faiss, device) else None
         self.corpus = corpus
         self.k = check_k(k)
         self.size = corpus.size
@@ -64,12 +77,13 @@ class FaissFlat:
         vectors: NDArray[np.float32] | None = None,
         k: int = 1,
         metric: str = Metric.IP,
+        device: str | None = "cpu",
         lower_blas_threshold: bool = False,
     ) -> Self:
         """Encode the passages, unless their vectors are given, and search them."""
-        _faiss()  # before hours of encoding
+        on_gpu(_faiss(device), device)  # before hours of encoding
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
-        return cls(corpus, k=k, lower_blas_threshold=lower_blas_threshold)
+        return cls(corpus, k=k, device=device, lower_blas_threshold=lower_blas_threshold)
 
     def encode(self, text: str) -> Query:
         """Encode one query, alone in its pass."""
@@ -101,11 +115,13 @@ class FaissFlat:
             lambda chosen: corpus.exact(chosen, query),
             corpus.places,
             width,
-            corpus.error(query),
+            self._gpu.error(query) if self._gpu else corpus.error(query),
         )
         return corpus.hits(best, scores)
 
     def _nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
+        if self._gpu and count <= MOST_ON_GPU:
+            return self._gpu.nearest(queries, count)
         if self.corpus.metric is Metric.L2:
             far, rows = self._faiss.knn(queries, self.corpus.vectors, count)
             return -far, rows
@@ -125,103 +141,3 @@ class FaissFlat:
     def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
         """Make the retriever again from what was saved."""
         return cls(parts.dense(encoder), k=k)
-
-
-class FaissApproximate:
-    """Search in an HNSW or IVF index: fast, and now and then not the best passages.
-
-    What is verified comes from a search with this k and these settings, one
-    query at a time, so nothing depends on the batch. A wider search may start
-    with other hits, so there is none (this is no `WideRetriever`). What the index
-    returns is scored exactly and ordered as everywhere.
-    """
-
-    exact = False
-    pure = True
-
-    def __init__(self, corpus: DenseCorpus, index: Any, recipe: Recipe, *, k: int = 1) -> None:
-        """Search an index that holds exactly the corpus's vectors, in order.
-
-        Raises:
-            IndexFileError: the index holds something else.
-        """
-        self._faiss = _faiss()
-        if (index.ntotal, index.d) != corpus.vectors.shape:
-            raise IndexFileError(
-                f"the FAISS index holds {index.ntotal} vectors of dimension {index.d}, the corpus "
-                f"{corpus.size} of {corpus.dimension}; build it again"
-            )
-        self.corpus = corpus
-        self.index = index
-        self.recipe = recipe
-        self.k = check_k(k)
-        self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
-        # Two graphs over the same corpus may answer differently: the index is digested too.
-        digest = hashlib.sha256(self._serialised().data).hexdigest()[:32]
-        self.signature: Hashable = (recipe.name, k, digest, *corpus.identity)
-
-    @classmethod
-    def build(
-        cls,
-        passages: Sequence[Passage],
-        encoder: Encoder | None = None,
-        *,
-        recipe: Recipe | None = None,
-        vectors: NDArray[np.float32] | None = None,
-        k: int = 1,
-        metric: str = Metric.IP,
-    ) -> Self:
-        """Encode the passages, unless their vectors are given, and index them."""
-        faiss = _faiss()
-        corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
-        kind = faiss.METRIC_L2 if corpus.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
-        recipe = recipe or Hnsw()
-        index = recipe.make(faiss, corpus, kind)
-        index.train(corpus.vectors)
-        index.add(corpus.vectors)
-        return cls(corpus, index, recipe, k=k)
-
-    def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
-        return self.corpus.encode(text)
-
-    def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find k good passages of each query, each searched by itself."""
-        if not queries:
-            return []
-        found = []
-        for query in self.corpus.matrix(queries):
-            _, rows = self.index.search(query[None], min(self.k, self.size))
-            found.append(self.corpus.ranked(rows[0][rows[0] >= 0], query, self.k))
-        return found
-
-    def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a pool, which may find better passages than the index."""
-        return self.corpus.table(capacity)
-
-    def parts(self) -> Parts:
-        """Give what must be saved."""
-        parts = Parts.of_dense(self.recipe.name, self.corpus, self.k, recipe=self.recipe.settings())
-        return replace(parts, blobs={"index.faiss": self._serialised().tobytes()})
-
-    def _serialised(self) -> NDArray[np.uint8]:
-        serialised: NDArray[np.uint8] = self._faiss.serialize_index(self.index)
-        return serialised
-
-    @classmethod
-    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved.
-
-        Raises:
-            IndexFileError: the saved index cannot be read.
-        """
-        data = np.frombuffer(parts.blob("index.faiss"), dtype=np.uint8)
-        try:
-            index = _faiss().deserialize_index(data)
-        except RuntimeError as error:
-            raise IndexFileError(
-                f"index.faiss cannot be read ({error}); build the knowledge base again"
-            ) from error
-        recipe = RECIPES[parts.backend](**parts.setting("recipe"))
-        return cls(parts.dense(encoder), index, recipe, k=k)

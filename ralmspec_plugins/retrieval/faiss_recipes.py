@@ -141,6 +141,6 @@ def _lists(wanted: int | None, size: int) -> int:
 
 
 def _probing(index: Any, probes: int) -> Any:
-    index.nprobe = probes
+    index.nprobe = min(probes, index.nlist)
     index.cp.min_points_per_centroid = 1  # else FAISS warns on stderr for small corpora
     return index

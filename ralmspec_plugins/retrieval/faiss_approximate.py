@@ -1,0 +1,169 @@
+"""Approximate dense search with FAISS: HNSW and IVF indexes, in batches that change nothing."""
+
+import hashlib
+import os
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import IndexFileError
+from ralmspec_plugins.records import Hits, Passage, Query
+from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense_table import DenseTable
+from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
+from ralmspec_plugins.retrieval.fastest import Fastest
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
+
+
+def _faiss() -> Any:
+    return optional("faiss", "faiss", "faiss-cpu")
+
+
+class FaissApproximate:
+    """Search in an HNSW or IVF index: fast, and now and then not the best passages.
+
+    What is verified comes from a search with this k and these settings. A wider
+    search may start with other hits, so there is none (this is no `WideRetriever`).
+    What the index returns is scored exactly and ordered as everywhere.
+
+    A query's hits do not depend on its batch: HNSW goes through its graph once a
+    query anyway, and IVF's nearest lists are asked for one query at a time (FAISS
+    would take a matrix product for many, with other last bits, so other lists).
+    Whether several queries are then searched by one call, one after the other, or on
+    several threads, is decided by what each way was measured to take.
+    """
+
+    exact = False
+    pure = True
+
+    def __init__(self, corpus: DenseCorpus, index: Any, recipe: Recipe, *, k: int = 1) -> None:
+        """Search an index that holds exactly the corpus's vectors, in order.
+
+        Raises:
+            IndexFileError: the index holds something else.
+        """
+        self._faiss = _faiss()
+        if (index.ntotal, index.d) != corpus.vectors.shape:
+            raise IndexFileError(
+                f"the FAISS index holds {index.ntotal} vectors of dimension {index.d}, the corpus "
+                f"{corpus.size} of {corpus.dimension}; build it again"
+            )
+        self.corpus = corpus
+        self.index = index
+        self.recipe = recipe
+        self.k = check_k(k)
+        self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
+        self.ways = Fastest()
+        self._by_lists = isinstance(index, self._faiss.IndexIVF)
+        self._threads = ThreadPoolExecutor(
+            os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
+        )
+        # Two graphs over the same corpus may answer differently: the index is digested too.
+        digest = hashlib.sha256(self._serialised().data).hexdigest()[:32]
+        self.signature: Hashable = (recipe.name, k, digest, *corpus.identity)
+
+    @classmethod
+    def build(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None = None,
+        *,
+        recipe: Recipe | None = None,
+        vectors: NDArray[np.float32] | None = None,
+        k: int = 1,
+        metric: str = Metric.IP,
+    ) -> Self:
+        """Encode the passages, unless their vectors are given, and index them."""
+        faiss = _faiss()
+        corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
+        kind = faiss.METRIC_L2 if corpus.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
+        recipe = recipe or Hnsw()
+        index = recipe.make(faiss, corpus, kind)
+        index.train(corpus.vectors)
+        index.add(corpus.vectors)
+        return cls(corpus, index, recipe, k=k)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass."""
+        return self.corpus.encode(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find k good passages of each query, in the way that is fastest for so many."""
+        if not queries:
+            return []
+        matrix = self.corpus.matrix(queries)
+        if len(matrix) == 1:
+            found = self._nearest(matrix)
+        else:
+            found = self.ways.do(
+                len(matrix),
+                {
+                    "batch": lambda: self._nearest(matrix),
+                    "singly": lambda: self._singly(matrix),
+                    "threads": lambda: self._on_threads(matrix),
+                },
+            )
+        ranked = self.corpus.ranked
+        return [
+            ranked(rows[rows >= 0], query, self.k)
+            for rows, query in zip(found, matrix, strict=True)
+        ]
+
+    def _nearest(self, queries: Vectors) -> IntArray:
+        """Search by one call.  # [queries, k]; -1 where there are fewer."""
+        count = min(self.k, self.size)
+        rows: IntArray
+        if not self._by_lists:
+            _, rows = self.index.search(queries, count)
+            return rows
+        probes = self.index.nprobe
+        near = [self.index.quantizer.search(query[None], probes) for query in queries]
+        far = np.concatenate([distances for distances, _ in near])
+        lists = np.concatenate([numbers for _, numbers in near])
+        _, rows = self.index.search_preassigned(queries, count, lists, far)
+        return rows
+
+    def _singly(self, queries: Vectors) -> IntArray:
+        return np.concatenate([self._nearest(query[None]) for query in queries])
+
+    def _on_threads(self, queries: Vectors) -> IntArray:
+        return np.concatenate([*self._threads.map(lambda q: self._nearest(q[None]), queries)])
+
+    def table(self, capacity: int) -> DenseTable:
+        """Make an empty table for a pool, which may find better passages than the index."""
+        return self.corpus.table(capacity)
+
+    def parts(self) -> Parts:
+        """Give what must be saved."""
+        parts = Parts.of_dense(self.recipe.name, self.corpus, self.k, recipe=self.recipe.settings())
+        return replace(parts, blobs={"index.faiss": self._serialised().tobytes()})
+
+    def _serialised(self) -> NDArray[np.uint8]:
+        serialised: NDArray[np.uint8] = self._faiss.serialize_index(self.index)
+        return serialised
+
+    @classmethod
+    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+        """Make the retriever again from what was saved.
+
+        Raises:
+            IndexFileError: the saved index cannot be read.
+        """
+        data = np.frombuffer(parts.blob("index.faiss"), dtype=np.uint8)
+        try:
+            index = _faiss().deserialize_index(data)
+        except RuntimeError as error:
+            raise IndexFileError(
+                f"index.faiss cannot be read ({error}); build the knowledge base again"
+            ) from error
+        recipe = RECIPES[parts.backend](**parts.setting("recipe"))
+        return cls(parts.dense(encoder), index, recipe, k=k)
