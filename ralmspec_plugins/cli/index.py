@@ -28,6 +28,7 @@ from ralmspec_plugins.retrieval import (
     read_passages,
     save,
 )
+from ralmspec_plugins.retrieval.backends import needs_encoder
 from ralmspec_plugins.retrieval.storage import check_target
 
 _AT_ONCE = 256  # passages encoded between two moves of the progress bar
@@ -113,9 +114,9 @@ def _build(
     progress: Progress,
 ) -> KnowledgeBase:
     """Encode and index, with progress where it can be known."""
-    if name == "bm25s":
+    if not needs_encoder(name):
         if vectors is not None:
-            raise ConfigError("--vectors needs a dense backend, such as numpy-flat; bm25s has none")
+            raise ConfigError(f"--vectors needs a dense backend, such as numpy-flat, not {name}")
         task = progress.add_task("indexing", total=None)
         store = open_retriever(name, passages, k=k)
         progress.update(task, total=store.size, completed=store.size)

@@ -7,6 +7,7 @@
 | faiss-flat | exact, dense | faiss |
 | faiss-hnsw, faiss-ivf, faiss-ivfpq | approximate, dense | faiss |
 | bm25s | exact, sparse | bm25 |
+| lucene | exact, sparse, by Lucene itself | lucene |
 """
 
 import os
@@ -60,6 +61,7 @@ BACKENDS = {
     "faiss-ivf": (f"{_HERE}.faiss_approximate", "FaissApproximate"),
     "faiss-ivfpq": (f"{_HERE}.faiss_approximate", "FaissApproximate"),
     "bm25s": (f"{_HERE}.bm25s_backend", "Bm25Retriever"),
+    "lucene": (f"{_HERE}.lucene", "LuceneRetriever"),
 }
 
 
@@ -71,7 +73,7 @@ def open_retriever(
     Args:
         name: one of `BACKENDS`.
         passages: the knowledge base.
-        encoder: makes vectors of texts; `HashingEncoder()` unless given. Not used by bm25s.
+        encoder: makes vectors of texts; `HashingEncoder()` unless given. Sparse ones need none.
         settings: what the backend's `build` takes (`k`, `metric`, `vectors`, `k1`, ...), for
             faiss-hnsw and the like also those of its recipe (`search_list`, `probes`, ...).
 
@@ -79,8 +81,8 @@ def open_retriever(
         ConfigError: an unknown backend; the message lists the known ones.
         MissingExtraError: the backend's library is not installed.
     """
-    backend = _backend(name)
-    if name != "bm25s" and encoder is None and settings.get("vectors") is None:
+    backend = backend_of(name)
+    if needs_encoder(name) and encoder is None and settings.get("vectors") is None:
         encoder = HashingEncoder()
     built: KnowledgeBase = backend.build(passages, encoder, **_with_recipe(name, settings))
     return built
@@ -112,11 +114,25 @@ def load(
             f"{', '.join(BACKENDS)}"
         )
     chosen = check_k(parts.setting("k") if k is None else k)
-    loaded: KnowledgeBase = _backend(parts.backend).from_parts(parts, encoder, chosen)
+    loaded: KnowledgeBase = backend_of(parts.backend).from_parts(parts, encoder, chosen)
     return loaded
 
 
-def _backend(name: str) -> Any:
+def needs_encoder(name: str) -> bool:
+    """Whether a backend searches vectors; the sparse ones search words.
+
+    Raises:
+        ConfigError: an unknown backend; the message lists the known ones.
+    """
+    return bool(getattr(backend_of(name), "needs_encoder", True))
+
+
+def backend_of(name: str) -> Any:
+    """Find a backend's class.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists the known ones.
+    """
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
     module, kind = BACKENDS[name]

@@ -57,6 +57,7 @@ class Bm25Retriever:
     exact = True
     pure = True
     inline_encode = True
+    needs_encoder = False
 
     def __init__(
         self,
