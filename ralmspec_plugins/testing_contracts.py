@@ -46,6 +46,7 @@ class RetrieverContract:
     """Answers depend on the query alone: not on the batch, the rows' order, or the thread."""
 
     exact = True  # whether the true best passages are promised, and not only good ones
+    finds_all = True  # whether even a passage that shares no word with the query can be found
     passages: Sequence[Passage] = invented_passages(200)
     texts: Sequence[str] = invented_queries(12)
     empty_error: type[Exception] = ValueError
@@ -84,12 +85,16 @@ class RetrieverContract:
             assert len(hits) == len({hit.passage.id for hit in hits})
 
     def test_k_beyond_the_corpus_returns_all(self) -> None:
-        """A k larger than the knowledge base finds every passage once."""
+        """A k larger than the knowledge base finds every passage once, if it can be found."""
         few = self.passages[:3]
         retriever = self.make(few, 10)
         hits = retriever.search([retriever.encode(self.texts[0])])[0]
 
-        assert {passage.id for passage in few} == {hit.passage.id for hit in hits}
+        found = [hit.passage.id for hit in hits]
+        possible = {passage.id for passage in few}
+
+        assert len(found) == len(set(found))
+        assert set(found) == possible if self.finds_all else set(found) <= possible
 
     def test_an_empty_corpus_is_refused(self) -> None:
         """A knowledge base without passages is an error where it is built."""
@@ -147,7 +152,8 @@ class RetrieverContract:
             wide = retriever.search_wide(queries, width)
 
             assert plain == [hits[:4] for hits in wide]
-            assert {min(width, len(self.passages))} == {len(hits) for hits in wide}
+            if self.finds_all:
+                assert {min(width, len(self.passages))} == {len(hits) for hits in wide}
 
     def test_a_table_scores_as_a_search_does(self) -> None:
         """Passages put into a table get a search's scores and order, to the bit."""
