@@ -1,0 +1,221 @@
+"""Build a knowledge base on the disk: bounded memory, and after a crash it goes on where it was."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
+from ralmspec_plugins.records import Passage
+from ralmspec_plugins.retrieval.backends import KnowledgeBase, load, needs_encoder, open_retriever
+from ralmspec_plugins.retrieval.building_folder import (
+    VECTORS,
+    GrowingFiles,
+    clear,
+    locked,
+    remove,
+)
+from ralmspec_plugins.retrieval.building_journal import Journal, start_anew
+from ralmspec_plugins.retrieval.building_source import Encoded, Given, Source
+from ralmspec_plugins.retrieval.corpus import batched, check_k, passage_line
+from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.encoding import BATCH
+from ralmspec_plugins.retrieval.passage_file import PASSAGE_FILES, PassageFile, open_array
+from ralmspec_plugins.retrieval.ranking import Metric, metric_of
+from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.seen_ids import SeenIds, places_by_merging
+from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards, write
+
+Stage: TypeAlias = Literal["checking", "encoding", "indexing"]
+Watcher: TypeAlias = Callable[[Stage, int], None]
+
+
+def build_index(
+    passages: Iterable[Passage],
+    target: str | os.PathLike[str],
+    encoder: Encoder | None = None,
+    *,
+    backend: str = "numpy-flat",
+    vectors: NDArray[Any] | str | os.PathLike[str] | None = None,
+    metric: str = Metric.IP,
+    batch_size: int = BATCH,
+    progress: Watcher | None = None,
+    restart: bool = False,
+    **settings: Any,
+) -> KnowledgeBase:
+    """Build a dense knowledge base on the disk, batch by batch, and open it.
+
+    Passages are taken as a stream, and neither they nor their vectors are held
+    in memory. What is encoded is safe at once, in a hidden folder beside the
+    target: after a crash, a full disk or Ctrl-C the same call goes on behind the
+    last whole batch, and gives the same files, to the byte, as one that was
+    never stopped. Until the last moment the target stays as it was; then it is
+    replaced as a whole.
+
+    Args:
+        passages: read once, from the beginning each time; see `stream_passages`.
+        target: the folder of the knowledge base.
+        encoder: makes vectors of texts; `HashingEncoder()` unless it or vectors are given.
+        backend: a dense one.
+        vectors: the passages' vectors in order, or the .npy file that holds them, of any
+            floating type and any size; then the encoder is for queries only.
+        metric: "ip", "cosine" or "l2".
+        batch_size: passages encoded together, and lost at most by a crash.
+        progress: called with a stage and how many passages are through it: "checking" those
+            that an earlier run has encoded, "encoding", "indexing".
+        restart: forget an unfinished build of this target.
+        settings: what the backend's `build` takes besides (`k`, `search_list`, ...); these may
+            change when an unfinished build is gone on with.
+
+    Raises:
+        ConfigError: an unknown backend, one without vectors, or an unfinished build with another
+            encoder, metric or batch size.
+        InputError: no passages, ids that occur twice, vectors that do not fit.
+        IndexFileError: something else is at the target, somebody else is building it, or an
+            unfinished build was begun with other passages.
+    """
+    place = Path(target).absolute()
+    check_target(place)
+    _rehearse(backend, metric, batch_size, settings)
+    source: Source = (
+        Encoded(encoder or HashingEncoder(), metric)
+        if vectors is None
+        else Given(vectors, encoder, metric)
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place) as folder:
+        if restart:
+            clear(folder)
+        build = _Build(folder, source, batch_size, progress or _unwatched)
+        try:
+            build.fill(passages)
+            build.save(place, backend, metric, settings)
+        except BaseException as error:
+            if build.worthless(error):
+                remove(folder)
+            raise
+        remove(folder)
+    return load(place, source.encoder, verify="sizes")
+
+
+def _unwatched(stage: Stage, passages: int) -> None:
+    """Tell nobody."""
+
+
+def _rehearse(backend: str, metric: str, batch_size: int, settings: dict[str, Any]) -> None:
+    """Refuse, before hours of encoding, what would be refused behind them."""
+    if not needs_encoder(backend):
+        raise ConfigError(
+            f"the backend {backend!r} takes no vectors, so there is nothing to go on with; build "
+            "it with open_retriever, and save that"
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    metric_of(metric)
+    check_k(settings.get("k", 1))
+    try:  # all settings are read before passages are, of which there are none
+        open_retriever(
+            backend, [], vectors=np.empty((0, 1), dtype=np.float32), metric=metric, **settings
+        )
+    except InputError:
+        return
+    raise AssertionError(f"{backend} made a knowledge base of nothing")
+
+
+class _Build:
+    """One attempt at a building folder that is held."""
+
+    def __init__(self, folder: Path, source: Source, batch_size: int, progress: Watcher) -> None:
+        self._folder = folder
+        self._source = source
+        self._batch_size = batch_size
+        self._progress = progress
+        self._journal = Journal.open(folder, {"batch_size": batch_size, **source.identity})
+        self._fresh = not self._journal.entries
+        self._files = GrowingFiles(folder, self._journal.entries)
+        self._seen = SeenIds()
+        self._lengths: list[NDArray[np.int64]] = []  # of lines
+
+    def worthless(self, error: BaseException) -> bool:
+        """Whether a failed attempt began with nothing, and leaves no encoder's work behind."""
+        cheap = isinstance(self._source, Given) and isinstance(error, RalmSpecError)
+        return self._fresh and (cheap or not self._journal.entries)
+
+    def fill(self, passages: Iterable[Passage]) -> None:
+        """Bring all passages and their vectors to the disk, as far as they are not there."""
+        recorded = list(self._journal.entries)
+        count = 0
+        for number, some in enumerate(batched(passages, self._batch_size)):
+            lines = [passage_line(passage).encode() for passage in some]
+            self._lengths.append(np.fromiter(map(len, lines), dtype=np.int64))
+            self._refuse_doubles(some, count)
+            if number < len(recorded):
+                vectors = self._files.check(number, recorded[number], lines)
+                self._source.compare(count, some, vectors)
+                self._progress("checking", count + len(some))
+            elif self._journal.finished:
+                raise start_anew(f"there are more than the {count} passages there were before")
+            else:
+                rows = self._source.rows(count, some)
+                self._journal.add(self._files.append(lines, rows))
+                self._progress("encoding", count + len(some))
+            count += len(some)
+        self._end(count)
+
+    def _end(self, count: int) -> None:
+        """Make sure that the input is whole before saying so."""
+        if not count:
+            raise InputError("the knowledge base is empty; give at least one passage")
+        before = self._journal.entries[-1].passages
+        if count < before:
+            raise start_anew(
+                f"there are only {count} of the {before} passages that were encoded before; give "
+                "the same, to go on"
+            )
+        self._source.check_count(count)
+        self._journal.finish()
+
+    def _refuse_doubles(self, some: Sequence[Passage], count: int) -> None:
+        ids = [passage.id for passage in some]
+        suspects = self._seen.add(ids)
+        if not suspects:
+            return
+        rows: dict[str, int] = {}
+        for row, name in enumerate(chain(self._files.ids(count), ids)):
+            if name in suspects and rows.setdefault(name, row) != row:
+                raise InputError(
+                    f"two passages have the id {name!r} (rows {rows[name]} and {row}); "
+                    "ids must be unique"
+                )
+
+    def save(self, target: Path, backend: str, metric: str, settings: dict[str, Any]) -> None:
+        """Index what is on the disk, and put it at the target; nothing large is copied."""
+        count = self._journal.entries[-1].passages
+        self._progress("indexing", 0)
+        lengths = np.concatenate(self._lengths)
+        places = places_by_merging(self._files.ids(count), self._folder)
+        self._files.finish(np.concatenate([[0], lengths.cumsum()]), places)
+        vectors = open_array(self._folder / VECTORS)
+        parts = open_retriever(
+            backend,
+            PassageFile.open(self._folder, count),
+            self._source.encoder,
+            vectors=vectors,
+            metric=metric,
+            **settings,
+        ).parts()
+        own = parts.arrays.get("vectors") is vectors
+        there = {name: self._folder / name for name in (*PASSAGE_FILES, *([VECTORS] * own))}
+        fresh = self._folder / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
+        fresh.mkdir()
+        with removed_afterwards(fresh):
+            write(parts, fresh, there)
+            check_target(target)
+            replace(target, fresh)
+        self._progress("indexing", count)

@@ -1,0 +1,213 @@
+"""The folder beside the target where a knowledge base grows: its lock, its files, its end.
+
+`passages.jsonl` and `vectors.npy` only ever grow, and are cut back to what the
+journal says when a build is gone on with. They are the finished knowledge
+base's own files: at the end they are linked into it, not copied.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError, IndexFileError
+from ralmspec_plugins.retrieval.building_journal import Entry, start_anew
+from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES
+from ralmspec_plugins.retrieval.ranking import Vectors
+
+VECTORS = "vectors.npy"
+LOCK = "lock"
+
+
+def folder_of(target: Path) -> Path:
+    """Say where the knowledge base of this name grows."""
+    return target.parent / f".{target.name}.building"
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[Path]:
+    """Hold a target's building folder against all other builders; a crash lets go of it.
+
+    Raises:
+        IndexFileError: somebody else is building there.
+    """
+    folder = folder_of(target)
+    lock = _lock(folder, target)
+    try:
+        for stale in folder.parent.glob(f".{target.name}.done-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, target: Path) -> int:
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise ConfigError(
+            "building on the disk needs a Unix system; build in memory with open_retriever, and "
+            "save that"
+        ) from error
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # its holder has just finished, and removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+                return lock
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            os.close(lock)
+            raise IndexFileError(
+                f"{target} is being built by another process already; wait until that one has "
+                "finished, or choose another folder"
+            ) from error
+        os.close(lock)
+
+
+def remove(folder: Path) -> None:
+    """Remove a building folder that is held; a new one may then be begun at once."""
+    prefix = folder.name.removesuffix("building") + "done-"
+    gone = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    folder.rename(gone / "building")
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove all but the lock."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+class GrowingFiles:
+    """Passages and vectors on the disk, batch after batch."""
+
+    def __init__(self, folder: Path, entries: Sequence[Entry]) -> None:
+        """Go on behind the last entry; whatever lies behind it was not recorded.
+
+        Raises:
+            IndexFileError: the files hold less than what was recorded.
+        """
+        self._folder = folder
+        self._dimension = entries[-1].dimension if entries else None
+        self._ends = [(0, 0), *((entry.passages, entry.lines_end) for entry in entries)]
+        passages, lines_end = self._ends[-1]
+        self._cut(PASSAGES, lines_end)
+        self._cut(VECTORS, self._place(passages) if entries else 0)
+
+    def _cut(self, name: str, size: int) -> None:
+        file = self._folder / name
+        there = file.stat().st_size if file.exists() else 0
+        if there < size:
+            raise start_anew(f"{file} is damaged: {size} bytes were written, {there} are there")
+        if there > size:
+            os.truncate(file, size)
+
+    def _place(self, row: int) -> int:
+        """Say where a row of vectors begins."""
+        assert self._dimension is not None, "no batch has told the dimension"
+        return len(_header(0, self._dimension)) + 4 * row * self._dimension
+
+    def append(self, lines: Sequence[bytes], vectors: Vectors) -> Entry:
+        """Write a batch and see it to the disk; give what the journal must say."""
+        if self._dimension is None:
+            self._dimension = vectors.shape[1]
+            self._add(VECTORS, _header(0, self._dimension))
+        passages, lines_end = self._ends[-1]
+        content = b"".join(lines)
+        numbers = np.ascontiguousarray(vectors, dtype="<f4").data
+        self._add(PASSAGES, content)
+        self._add(VECTORS, numbers)
+        self._ends.append((passages + len(lines), lines_end + len(content)))
+        return Entry(*self._ends[-1], _digest(content), _digest(numbers), self._dimension)
+
+    def _add(self, name: str, content: Any) -> None:
+        with (self._folder / name).open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def check(self, number: int, entry: Entry, lines: Sequence[bytes]) -> Vectors:
+        """Compare a recorded batch with the input and with the disk, and give its vectors.
+
+        Raises:
+            IndexFileError: the passages are others, or the files are not what was written.
+        """
+        first, lines_start = self._ends[number]
+        rows = f"passages {first} to {entry.passages - 1}"
+        if _digest(b"".join(lines)) != entry.lines:
+            raise start_anew(
+                f"{rows} are not those that were encoded before; give the same, to go on"
+            )
+        written = _read(self._folder / PASSAGES, lines_start, entry.lines_end)
+        content = _read(self._folder / VECTORS, self._place(first), self._place(entry.passages))
+        if (_digest(written), _digest(content)) != (entry.lines, entry.vectors):
+            raise start_anew(f"what {self._folder} holds of {rows} is not what was written")
+        return np.frombuffer(content, dtype="<f4").reshape(-1, entry.dimension)
+
+    def ids(self, count: int) -> Iterator[str]:
+        """Read the ids of the first passages again."""
+        if not count:
+            return
+        with (self._folder / PASSAGES).open("rb") as lines:
+            for line in islice(lines, count):
+                yield json.loads(line)["id"]
+
+    def finish(self, offsets: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Complete the files: the number of vectors, and what finds and orders passages.
+
+        After a crash at the very end these files may be the target's own already,
+        so none is changed that is complete.
+        """
+        assert self._dimension is not None, "an empty knowledge base was not refused"
+        header = _header(len(places), self._dimension)
+        if _read(self._folder / VECTORS, 0, len(header)) != header:
+            with (self._folder / VECTORS).open("r+b") as file:
+                file.write(header)
+                os.fsync(file.fileno())
+        for name, array in ((OFFSETS, offsets), (PLACES, places)):
+            (self._folder / name).unlink(missing_ok=True)
+            with (self._folder / name).open("wb") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+                os.fsync(file.fileno())
+
+
+def _read(file: Path, start: int, stop: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(stop - start)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _header(rows: int, dimension: int) -> bytes:
+    """Write a .npy header; numpy leaves room in it, so that the number of rows can grow.
+
+    >>> len(_header(0, 384)) == len(_header(10**12, 384))
+    True
+    """
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
+    )
+    return header.getvalue()
