@@ -10,6 +10,7 @@ Public: subclass a contract in your own tests and say how yours is made.
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
@@ -18,6 +19,7 @@ from ralmspec_plugins.speculation.pool import PassagePool
 
 _WORDS = [f"{first}{last}" for first in ("kor", "mal", "tis", "ven") for last in "abcdefghijklmnop"]
 _THREADS = 8
+_SPLITS = 8
 
 
 def invented_passages(count: int, seed: int = 0) -> list[Passage]:
@@ -61,13 +63,21 @@ class RetrieverContract:
         return retriever, [retriever.encode(text) for text in self.texts]
 
     def test_a_batch_answers_as_single_searches_do(self) -> None:
-        """Single searches, one batch and any split of it agree bit for bit."""
+        """Single searches, one batch, and any split of it in any order agree bit for bit."""
         retriever, queries = self.made()
         singly = [retriever.search([query])[0] for query in queries]
 
-        for size in (2, 5, len(queries)):
-            parts = [queries[at : at + size] for at in range(0, len(queries), size)]
-            assert singly == [hits for part in parts for hits in retriever.search(part)]
+        assert singly == retriever.search(queries)
+        dice = random.Random(3)  # noqa: S311 no secret
+        for _ in range(_SPLITS):
+            order = dice.choices(range(len(queries)), k=len(queries))  # some twice, some not
+            cuts = sorted(dice.sample(range(1, len(order)), dice.randrange(len(order) - 1)))
+            parts = [order[start:stop] for start, stop in pairwise([0, *cuts, len(order)])]
+            found = [
+                hits for part in parts for hits in retriever.search([queries[n] for n in part])
+            ]
+
+            assert [singly[number] for number in order] == found
 
     def test_no_queries_no_answers(self) -> None:
         """An empty batch is no error."""
@@ -119,27 +129,36 @@ class RetrieverContract:
         assert len(others) == 2
 
     def test_the_order_of_rows_does_not_matter(self) -> None:
-        """An exact retriever built over the passages in reverse answers the same."""
+        """An exact retriever built over the passages in another order answers the same."""
         if not self.exact:
             return
         retriever, queries = self.made()
-        turned = self.make(self.passages[::-1], 4)
         expected = [plain_hits(hits) for hits in retriever.search(queries)]
-        again = [turned.encode(text) for text in self.texts]
+        shuffled = list(self.passages)
+        random.Random(4).shuffle(shuffled)  # noqa: S311 no secret
+        for rows in (self.passages[::-1], shuffled):
+            turned = self.make(rows, 4)
+            again = [turned.encode(text) for text in self.texts]
 
-        assert expected == [plain_hits(hits) for hits in turned.search(again)]
+            assert expected == [plain_hits(hits) for hits in turned.search(again)]
 
     def test_thousands_of_duplicates_come_in_order_of_id(self) -> None:
-        """Of 5,000 passages with one text, the k smallest ids are found."""
+        """Of 5,000 passages with one text, the k smallest ids are found, alone and in a batch."""
         if not self.exact:
             return
         same = [Passage(f"d{number:05d}", self.texts[0]) for number in range(5000)]
         random.Random(2).shuffle(same)  # noqa: S311 no secret
         retriever = self.make([*self.passages, *same], 4)
-        hits = retriever.search([retriever.encode(self.texts[0])])[0]
+        queries = [retriever.encode(text) for text in self.texts]
+        hits = retriever.search(queries[:1])[0]
 
         assert [hit.passage.id for hit in hits] == ["d00000", "d00001", "d00002", "d00003"]
         assert len({hit.score for hit in hits}) == 1
+        assert retriever.search(queries)[0] == hits
+        if isinstance(retriever, WideRetriever):
+            wide = retriever.search_wide(queries[:1], 5000)[0]
+
+            assert [hit.passage.id for hit in wide] == [f"d{number:05d}" for number in range(5000)]
 
     def test_a_wide_search_starts_with_the_plain_one(self) -> None:
         """The first k of any width are the plain search's hits; approximate ones offer no width."""

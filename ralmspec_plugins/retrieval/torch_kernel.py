@@ -165,7 +165,9 @@ class TorchKernel:
             self._error(norm_of(query), norm_of(query - image), int(exponent))
             for query, image, exponent in zip(scaled, rounded, exponents, strict=True)
         ]
-        factors = np.ldexp(1.0, exponents - copy.form.exponent).astype(np.float32)
+        factors = np.ones(len(queries), dtype=np.float32)
+        if metric is Metric.L2:
+            factors = np.ldexp(factors, exponents - copy.form.exponent)
         return Asked(
             columns.to(self._device).T,
             torch.from_numpy(factors).to(self._device),

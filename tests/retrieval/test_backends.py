@@ -1,5 +1,6 @@
 """Every backend keeps the retrievers' contract, and survives being saved and loaded."""
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,24 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ralmspec_plugins.errors import ConfigError, InputError, MissingExtraError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, MissingExtraError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
 from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, HashingEncoder, load, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.testing_contracts import (
     RetrieverContract,
     invented_passages,
     invented_queries,
     plain_hits,
 )
+from ralmspec_plugins.testing_dense import DenseContract
 
 
 def needed(name: str) -> None:
     """Skip where a backend's library is not installed."""
-    for library in ("faiss", "bm25s"):
+    for library in ("faiss", "bm25s", "torch"):
         if name.startswith(library):
             pytest.importorskip(library)
 
@@ -40,8 +43,6 @@ class BackendContract(RetrieverContract):
 
     def make(self, passages: Sequence[Passage], k: int) -> Any:
         needed(self.name)
-        if self.settings.get("threads"):
-            pytest.importorskip("threadpoolctl")
         return open_retriever(self.name, passages, k=k, **self.settings)
 
     def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
@@ -53,6 +54,30 @@ class BackendContract(RetrieverContract):
         assert retriever.signature == loaded.signature
         assert retriever.search(queries) == loaded.search(queries)
         assert [entry.name for entry in tmp_path.iterdir()] == ["kb"]
+
+    def test_damage_to_any_saved_file_is_found(self, tmp_path: Path) -> None:
+        """Truncated, changed in one bit anywhere, or missing: an IndexFileError, never hits."""
+        save(self.make(self.passages, 2), tmp_path / "kb")
+        files = [file for file in (tmp_path / "kb").rglob("*") if file.is_file()]
+        dice = random.Random(0)
+        assert len(files) >= 3
+        for file in files:
+            whole = file.read_bytes()
+            damaged: list[bytes | None] = [None, b"", whole[:-1], whole[: len(whole) // 2]]
+            if file.name != "kb.json":  # a bit of it can turn one valid setting into another
+                for place in (0, len(whole) - 1, *(dice.randrange(len(whole)) for _ in range(3))):
+                    bit = bytes([whole[place] ^ 1 << dice.randrange(8)])
+                    damaged.append(whole[:place] + bit + whole[place + 1 :])
+            for content in damaged:
+                file.unlink()
+                if content is not None:
+                    file.write_bytes(content)
+                with pytest.raises(IndexFileError):
+                    load(tmp_path / "kb")
+                file.write_bytes(whole)
+        loaded = load(tmp_path / "kb")
+
+        assert len(loaded.search([loaded.encode(self.texts[0])])[0]) == 2
 
     def test_it_is_what_it_says(self) -> None:
         """Only exact retrievers can be searched wider; all can be pooled."""
@@ -88,42 +113,102 @@ class BackendContract(RetrieverContract):
             retriever.table(1).put(0, hit.unscored())
 
 
-class TestNumpyFlat(BackendContract):
+class DenseBackendContract(BackendContract, DenseContract):
+    """What our own exact dense backends keep to, also on vectors that are hard to rank."""
+
+    def make(self, passages: Sequence[Passage], k: int) -> Any:
+        return self.opened(passages, k)
+
+    def make_of_vectors(self, passages: Sequence[Passage], vectors: Vectors, k: int) -> Any:
+        return self.opened(passages, k, vectors=vectors)
+
+    def opened(self, passages: Sequence[Passage], k: int, **vectors: Vectors) -> Any:
+        needed(self.name)
+        if self.settings.get("threads"):
+            pytest.importorskip("threadpoolctl")
+        settings = {"metric": self.metric, **self.settings, **vectors}
+        return open_retriever(self.name, passages, k=k, **settings)
+
+
+class TestNumpyFlat(DenseBackendContract):
     name = "numpy-flat"
 
 
-class TestNumpyFlatCosine(BackendContract):
+class TestNumpyFlatCosine(DenseBackendContract):
     name = "numpy-flat"
-    settings = MappingProxyType({"metric": "cosine"})
+    metric = "cosine"
 
 
-class TestNumpyFlatL2(BackendContract):
+class TestNumpyFlatL2(DenseBackendContract):
     name = "numpy-flat"
-    settings = MappingProxyType({"metric": "l2"})
+    metric = "l2"
 
 
-class TestNumpyFlatOnTwoThreads(BackendContract):
+class TestNumpyFlatOnTwoThreads(DenseBackendContract):
     name = "numpy-flat"
     settings = MappingProxyType({"threads": 2})
 
 
-class TestNumpyFlatCosineOnTwoThreads(BackendContract):
+class TestNumpyFlatCosineOnTwoThreads(DenseBackendContract):
     name = "numpy-flat"
-    settings = MappingProxyType({"metric": "cosine", "threads": 2})
+    metric = "cosine"
+    settings = MappingProxyType({"threads": 2})
 
 
-class TestNumpyFlatL2OnTwoThreads(BackendContract):
+class TestNumpyFlatL2OnTwoThreads(DenseBackendContract):
     name = "numpy-flat"
-    settings = MappingProxyType({"metric": "l2", "threads": 2})
+    metric = "l2"
+    settings = MappingProxyType({"threads": 2})
 
 
-class TestFaissFlat(BackendContract):
+class TestTorchFlat(DenseBackendContract):
+    name = "torch-flat"
+
+
+class TestTorchFlatCosine(DenseBackendContract):
+    name = "torch-flat"
+    metric = "cosine"
+
+
+class TestTorchFlatL2(DenseBackendContract):
+    name = "torch-flat"
+    metric = "l2"
+
+
+class TestTorchFlatInHalfPrecision(DenseBackendContract):
+    name = "torch-flat"
+    settings = MappingProxyType({"precision": "half"})
+
+
+class TestTorchFlatCosineInHalfPrecision(DenseBackendContract):
+    name = "torch-flat"
+    metric = "cosine"
+    settings = MappingProxyType({"precision": "half"})
+
+
+class TestTorchFlatL2InHalfPrecision(DenseBackendContract):
+    name = "torch-flat"
+    metric = "l2"
+    settings = MappingProxyType({"precision": "half"})
+
+
+class TestTorchFlatStreamed(DenseBackendContract):
+    name = "torch-flat"
+    settings = MappingProxyType({"device_bytes": 5000})
+
+
+class TestFaissFlat(DenseBackendContract):
     name = "faiss-flat"
 
 
-class TestFaissFlatL2(BackendContract):
+class TestFaissFlatCosine(DenseBackendContract):
     name = "faiss-flat"
-    settings = MappingProxyType({"metric": "l2"})
+    metric = "cosine"
+
+
+class TestFaissFlatL2(DenseBackendContract):
+    name = "faiss-flat"
+    metric = "l2"
 
 
 class TestFaissHnsw(BackendContract):

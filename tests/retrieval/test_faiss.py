@@ -116,6 +116,48 @@ def test_no_way_of_searching_changes_a_row(name: str, metric: str, vectors: Vect
         assert expected == [row for part in parts for row in retriever._nearest(part).tolist()]
 
 
+def between(centres: Vectors, metric: str) -> Vectors:
+    """Points that are as near to one centre as to another, but for their last bits."""
+    first, second = np.triu_indices(len(centres), 1)
+    a, b = centres[first].astype(np.float64), centres[second].astype(np.float64)
+    middle = (a + b) / 2
+    if metric == "ip":
+        gap = a - b
+        middle -= gap * ((middle * gap).sum(axis=1) / (gap * gap).sum(axis=1))[:, None]
+    return middle.astype(np.float32)
+
+
+@pytest.mark.usefixtures("batches_through_blas")
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("recipe", [Ivf(lists=40, probes=1), IvfPq(lists=40, probes=1, pieces=8)])
+def test_a_query_between_two_lists_takes_the_same_in_any_batch(
+    recipe: Recipe, metric: str, vectors: Vectors
+) -> None:
+    """Where the last bit decides which list is the nearest, the batch has no say."""
+    corpus = corpus_of(vectors, metric)
+    retriever = FaissApproximate.build(
+        corpus.passages, recipe=recipe, vectors=vectors, k=5, metric=metric
+    )
+    queries = between(retriever.index.quantizer.reconstruct_n(0, 40), metric)
+    expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
+
+    assert expected == retriever._nearest(queries).tolist()
+
+
+def test_too_few_in_the_lists_are_fewer_hits(vectors: Vectors) -> None:
+    """FAISS pads with row -1, which is nobody."""
+    corpus = corpus_of(vectors[:300])
+    retriever = FaissApproximate.build(
+        corpus.passages, recipe=Ivf(lists=20, probes=1), vectors=vectors[:300], k=200
+    )
+    queries = [Query(str(n), vector) for n, vector in enumerate(clustered(6, 20))]
+    for hits, rows in zip(
+        retriever.search(queries), retriever._nearest(retriever.corpus.matrix(queries)), strict=True
+    ):
+        assert 0 < len(hits) < 200
+        assert {hit.passage.id for hit in hits} == {f"{row:05d}" for row in rows if row >= 0}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_whatever_was_measured_the_hits_stay(name: str, vectors: Vectors) -> None:
     """While the ways are tried and chosen, every batch gets the hits of single searches."""
@@ -313,11 +355,27 @@ def id_of(hit: Any) -> str:
     return str(hit.passage.id)
 
 
+class FakeGpuIndex:
+    """FAISS's flat index on the CPU, with a GPU's limit for k."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.add = inner.add
+
+    def search(self, queries: Vectors, count: int) -> Any:
+        assert count <= faiss_backend.MOST_ON_GPU
+        return self._inner.search(queries, count)
+
+
 def fake_gpu_build(gpus: int) -> Any:
     """A FAISS with the GPU build's names, whose GPU is the CPU."""
 
     def index(kind: Any) -> Any:
-        return lambda _resources, dimension, _config: kind(dimension)
+        return lambda _resources, dimension, _config: FakeGpuIndex(kind(dimension))
+
+    def knn(queries: Vectors, rows: Vectors, count: int, **kind: Any) -> Any:
+        assert count > faiss_backend.MOST_ON_GPU
+        return faiss.knn(queries, rows, count, **kind)
 
     return SimpleNamespace(
         get_num_gpus=lambda: gpus,
@@ -325,7 +383,7 @@ def fake_gpu_build(gpus: int) -> Any:
         GpuIndexFlatConfig=SimpleNamespace,
         GpuIndexFlatIP=index(faiss.IndexFlatIP),
         GpuIndexFlatL2=index(faiss.IndexFlatL2),
-        knn=faiss.knn,
+        knn=knn,
         METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT,
         cvar=faiss.cvar,
     )
@@ -375,6 +433,11 @@ def test_what_a_gpu_cannot_give_the_cpu_gives(
     queries = [Query("same", doubled[0])]
     queries += [Query(str(n), vector) for n, vector in enumerate(clustered(4, 5))]
     flat = FaissFlat(corpus, device="gpu")
+    nowhere = fake_gpu_build(1)
+    nowhere.knn = None
+    flat._faiss = nowhere
+    assert NumpyFlat(corpus, k=3).search(queries[1:]) == flat.search_wide(queries[1:], 3)
+    flat._faiss = fake_gpu_build(1)
     for width in (1, 20, 200):
         expected = [plain_hits(hits) for hits in NumpyFlat(corpus).search_wide(queries, width)]
         assert expected == [plain_hits(hits) for hits in flat.search_wide(queries, width)]

@@ -196,9 +196,9 @@ def test_a_score_lies_within_its_stated_error(
     rows, tile = next(kernel.rows.tiles([range(60)]))
     fast = kernel._scores(rows, tile, batch).double().numpy()
     for column, query in enumerate(asked):
-        # The factor is 2^(b - a); products are in units of 2^(a + b).
-        exponent = kernel._copy.form.exponent
-        scale = 2.0 ** (2 * exponent) * float(batch.factors[column])
+        image = batch.columns[:, column].double().numpy()
+        at = int(np.abs(query).argmax())  # products are in units of 2^(a + b)
+        scale = 2.0**kernel._copy.form.exponent * image[at] / query[at].astype(np.float64)
         truth = exact_scores(vectors, query, corpus.metric)
         if metric == "l2":
             truth = truth + float(query.astype(np.float64) @ query.astype(np.float64))
