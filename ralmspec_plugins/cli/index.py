@@ -1,11 +1,9 @@
 """`ralmspec index`: text in, a saved knowledge base out."""
 
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.progress import (
     BarColumn,
@@ -18,20 +16,20 @@ from rich.progress import (
 
 from ralmspec_plugins.cli.assemble import default_backend, make_encoder
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
-from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.errors import ConfigError, RalmSpecError
 from ralmspec_plugins.retrieval import (
     BACKENDS,
     HashingEncoder,
-    KnowledgeBase,
+    build_index,
     open_retriever,
     read_passages,
     save,
+    stream_passages,
 )
 from ralmspec_plugins.retrieval.backends import needs_encoder
+from ralmspec_plugins.retrieval.building import Stage
+from ralmspec_plugins.retrieval.ingest import check_passages
 from ralmspec_plugins.retrieval.storage import check_target
-
-_AT_ONCE = 256  # passages encoded between two moves of the progress bar
 
 
 def index(
@@ -60,26 +58,40 @@ def index(
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Passages for each query.")] = 1,
     words: Annotated[int, typer.Option(min=1, help="A passage's greatest length.")] = 100,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Forget an unfinished build of OUTPUT, and encode anew."),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout, as always when it is no terminal.")
     ] = False,
 ) -> None:
-    """Read passages and save a knowledge base; an old one stays until the new one is whole."""
+    """Read passages and save a knowledge base; an old one stays until the new one is whole.
+
+    With a dense backend, what is encoded is safe at once: stopped by Ctrl-C, a
+    full disk or a crash, the same command goes on where it was.
+    """
     began_s = time.perf_counter()
     name = _backend(backend)
     _check_target(source, target)
     with _progress() as progress:
-        reading = progress.add_task(f"reading {source.name}", total=None)
-        passages = read_passages(source, words=words)
-        progress.update(reading, total=len(passages), completed=len(passages))
-        store = _build(name, passages, encoder, vectors, k, progress)
-        saving = progress.add_task(f"saving {target.name}", total=None)
-        save(store, target)
-        progress.update(saving, total=1, completed=1)
+        if needs_encoder(name):
+            count = _build(
+                _Bars(progress, source, words),
+                target,
+                make_encoder(encoder) or HashingEncoder(),
+                {"backend": name, "vectors": vectors, "k": k, "restart": restart},
+            )
+        else:
+            if vectors is not None:
+                raise ConfigError(
+                    f"--vectors needs a dense backend, such as numpy-flat, not {name}"
+                )
+            count = _index_words(progress, source, target, name, k, words)
     record = {
         "knowledge_base": str(target),
         "backend": name,
-        "passages": store.size,
+        "passages": count,
         "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         "seconds": round(time.perf_counter() - began_s, 3),
     }
@@ -105,63 +117,59 @@ def _check_target(source: Path, target: Path) -> None:
     check_target(target)
 
 
-def _build(
-    name: str,
-    passages: Sequence[Passage],
-    encoder: str,
-    vectors: Path | None,
-    k: int,
-    progress: Progress,
-) -> KnowledgeBase:
-    """Encode and index, with progress where it can be known."""
-    if not needs_encoder(name):
-        if vectors is not None:
-            raise ConfigError(f"--vectors needs a dense backend, such as numpy-flat, not {name}")
-        task = progress.add_task("indexing", total=None)
-        store = open_retriever(name, passages, k=k)
-        progress.update(task, total=store.size, completed=store.size)
-        return store
-    chosen = make_encoder(encoder) or HashingEncoder()
-    if vectors is not None:
-        store = open_retriever(name, passages, chosen, k=k, vectors=_read_vectors(vectors))
-        store.encode("Does the encoder fit the vectors?")
-        return store
-    task = progress.add_task("encoding", total=len(passages))
-    watched = _Watched(chosen, lambda count: progress.advance(task, count))
-    return open_retriever(name, passages, watched, k=k)
+def _index_words(
+    progress: Progress, source: Path, target: Path, name: str, k: int, words: int
+) -> int:
+    """Index in memory, and save."""
+    task = progress.add_task(f"reading {source.name}", total=None)
+    passages = read_passages(source, words=words)
+    progress.update(task, total=len(passages), completed=len(passages))
+    task = progress.add_task("indexing", total=None)
+    store = open_retriever(name, passages, k=k)
+    progress.update(task, total=store.size, completed=store.size)
+    task = progress.add_task(f"saving {target.name}", total=None)
+    save(store, target)
+    progress.update(task, total=1, completed=1)
+    return store.size
 
 
-class _Watched:
-    """An encoder that says how far it is."""
+class _Bars:
+    """Reads a source once to know how much it holds, and then shows how far a build is."""
 
-    def __init__(self, encoder: Any, advance: Callable[[int], None]) -> None:
-        self._encoder = encoder
-        self._advance = advance
-        self.name = encoder.name
-        self.settings = encoder.settings
+    def __init__(self, progress: Progress, source: Path, words: int) -> None:
+        task = progress.add_task(f"reading {source.name}", total=None)
+        self.total = check_passages(source, words=words)
+        progress.update(task, total=self.total, completed=self.total)
+        self.passages = stream_passages(source, words=words)
+        self.encoded = 0
+        self._progress = progress
+        self._encoding = progress.add_task("encoding", total=self.total)
+        self._indexing: Any = None
 
-    def __call__(self, text: str) -> Any:
-        return self._encoder(text)
-
-    def many(self, texts: Sequence[str]) -> Any:
-        parts = []
-        for start in range(0, len(texts), _AT_ONCE):
-            some = texts[start : start + _AT_ONCE]
-            encode = getattr(self._encoder, "many", None)
-            parts.append(encode(some) if encode else [self._encoder(text) for text in some])
-            self._advance(len(some))
-        return np.concatenate(parts)
+    def __call__(self, stage: Stage, passages: int) -> None:
+        if stage != "indexing":
+            self.encoded = passages
+            self._progress.update(self._encoding, completed=passages, description=stage)
+        elif self._indexing is None:
+            self._indexing = self._progress.add_task("indexing", total=None)
+        else:
+            self._progress.update(self._indexing, total=passages, completed=passages)
 
 
-def _read_vectors(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}; --vectors takes a .npy file")
+def _build(bars: _Bars, target: Path, encoder: Any, settings: dict[str, Any]) -> int:
+    """Encode and index on the disk; where this is stopped, say how to go on."""
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a plain numpy array: {error}") from error
-    # Half and double precision are taken too; what is no number is refused by the store.
-    return vectors.astype(np.float32) if vectors.dtype.kind == "f" else vectors
+        return build_index(bars.passages, target, encoder, progress=bars, **settings).size
+    except RalmSpecError:
+        raise
+    except BaseException:
+        if bars.encoded:
+            notes().print(
+                f"{bars.encoded:,} of {plural(bars.total, 'passage')} are encoded, and kept: the "
+                "same command goes on from there.",
+                soft_wrap=True,
+            )
+        raise
 
 
 def _progress() -> Progress:

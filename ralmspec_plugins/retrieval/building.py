@@ -20,7 +20,7 @@ from ralmspec_plugins.retrieval.building_folder import (
     locked,
     remove,
 )
-from ralmspec_plugins.retrieval.building_journal import Journal, start_anew
+from ralmspec_plugins.retrieval.building_journal import JOURNAL, Journal, start_anew
 from ralmspec_plugins.retrieval.building_source import Encoded, Given, Source
 from ralmspec_plugins.retrieval.corpus import batched, check_k, passage_line
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
@@ -91,12 +91,14 @@ def build_index(
     with locked(place) as folder:
         if restart:
             clear(folder)
-        build = _Build(folder, source, batch_size, progress or _unwatched)
+        begun = (folder / JOURNAL).exists()
+        build: _Build | None = None
         try:
+            build = _Build(folder, source, batch_size, progress or _unwatched)
             build.fill(passages)
             build.save(place, backend, metric, settings)
         except BaseException as error:
-            if build.worthless(error):
+            if not begun and (build is None or build.worthless(error)):
                 remove(folder)
             raise
         remove(folder)
@@ -136,15 +138,14 @@ class _Build:
         self._batch_size = batch_size
         self._progress = progress
         self._journal = Journal.open(folder, {"batch_size": batch_size, **source.identity})
-        self._fresh = not self._journal.entries
         self._files = GrowingFiles(folder, self._journal.entries)
         self._seen = SeenIds()
         self._lengths: list[NDArray[np.int64]] = []  # of lines
 
     def worthless(self, error: BaseException) -> bool:
-        """Whether a failed attempt began with nothing, and leaves no encoder's work behind."""
+        """Whether a failed first attempt leaves no encoder's work behind."""
         cheap = isinstance(self._source, Given) and isinstance(error, RalmSpecError)
-        return self._fresh and (cheap or not self._journal.entries)
+        return cheap or not self._journal.entries
 
     def fill(self, passages: Iterable[Passage]) -> None:
         """Bring all passages and their vectors to the disk, as far as they are not there."""

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 
-NAME = "journal.jsonl"
+JOURNAL = "journal.jsonl"
 _VERSION = 1
 _ANEW = "start anew with restart=True (--restart on the command line)"
 
@@ -47,7 +47,7 @@ class Journal:
             ConfigError: it was begun with other settings.
             IndexFileError: it is damaged beyond its last line.
         """
-        file = folder / NAME
+        file = folder / JOURNAL
         records = _records(file)
         if not records:
             file.unlink(missing_ok=True)

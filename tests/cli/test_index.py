@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.cli import index as module
-from ralmspec_plugins.retrieval import load
+from ralmspec_plugins.retrieval import building, building_source, load
+from ralmspec_plugins.retrieval.encoding import encode_batch
 from tests.cli.conftest import Run, lines, names
 
 
@@ -163,6 +164,73 @@ def test_a_full_disk_loses_nothing(
     assert "unchanged" in result.stderr
     assert before == {file.name: file.read_bytes() for file in target.iterdir()}
     assert names(tmp_path) == ["kb"]
+
+
+def _stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException, batches: int) -> None:
+    """Let the encoder fail after so many batches."""
+    monkeypatch.setattr(building.build_index, "__kwdefaults__", {**DEFAULTS, "batch_size": 8})
+    encode = building_source.encode_batch
+    count = iter(range(1000))
+
+    def failing(encoder: Any, passages: Any) -> Any:
+        if next(count) == batches:
+            raise error
+        return encode(encoder, passages)
+
+    monkeypatch.setattr(building_source, "encode_batch", failing)
+
+
+DEFAULTS = dict(building.build_index.__kwdefaults__ or {})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 1)],
+)
+def test_a_stopped_build_goes_on(
+    tmp_path: Path,
+    text_file: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+) -> None:
+    """The message says what is kept; the same command ends with the same files, --restart anew."""
+    command = ("index", text_file, tmp_path / "kb", "--backend", "numpy-flat")
+    with monkeypatch.context() as patch:
+        _stopping(patch, error, 3)
+        stopped = run(*command)
+        patch.setattr(building_source, "encode_batch", encode_batch)
+        again = run(*command)
+    assert run(*command[:2], tmp_path / "whole", *command[3:]).exit_code == 0
+
+    assert code == stopped.exit_code
+    assert "24 of 40 passages are encoded, and kept: the same command goes on" in stopped.stderr
+    assert not stopped.stdout
+    assert again.exit_code == 0, again.output
+    assert ["kb", "whole"] == names(tmp_path)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "kb" / file.name).read_bytes()
+
+
+def test_another_input_is_refused_until_restarted(
+    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished build is not mixed with other passages; --restart forgets it."""
+    command = ("index", text_file, tmp_path / "kb", "--backend", "numpy-flat")
+    with monkeypatch.context() as patch:
+        _stopping(patch, KeyboardInterrupt(), 3)
+        assert run(*command).exit_code == 130
+        patch.setattr(building_source, "encode_batch", encode_batch)
+        mixed = run(*command, "--words", 5)
+        restarted = run(*command, "--words", 5, "--restart")
+
+    assert 1 == mixed.exit_code
+    assert "are not those that were encoded before" in mixed.stderr
+    assert "--restart" in mixed.stderr
+    assert 1 == len(mixed.stderr.splitlines())
+    assert restarted.exit_code == 0, restarted.output
+    assert ["kb"] == names(tmp_path)
 
 
 def test_a_person_reads_a_sentence(

@@ -29,7 +29,7 @@ from ralmspec_plugins.retrieval import (
     seen_ids,
 )
 from ralmspec_plugins.retrieval.building_folder import folder_of
-from ralmspec_plugins.retrieval.building_journal import NAME
+from ralmspec_plugins.retrieval.building_journal import JOURNAL
 from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
 
 PASSAGES = invented_passages(50)
@@ -374,7 +374,11 @@ def test_given_vectors_are_compared_too(tmp_path: Path) -> None:
 def test_a_torn_entry_does_not_count(tmp_path: Path, expected: dict[str, str], tail: bytes) -> None:
     """What a crash left of the last line is cut off, with what was written for it."""
     kb = unfinished(tmp_path)
-    for name, content in ((NAME, tail), ("passages.jsonl", b'{"id": '), ("vectors.npy", b"12345")):
+    for name, content in (
+        (JOURNAL, tail),
+        ("passages.jsonl", b'{"id": '),
+        ("vectors.npy", b"12345"),
+    ):
         with (folder_of(kb) / name).open("ab") as file:
             file.write(content)
     again = Encoder()
@@ -387,7 +391,7 @@ def test_a_torn_entry_does_not_count(tmp_path: Path, expected: dict[str, str], t
 def test_a_torn_beginning_is_a_beginning(tmp_path: Path, expected: dict[str, str]) -> None:
     """A journal without its first line has recorded nothing."""
     kb = unfinished(tmp_path)
-    (folder_of(kb) / NAME).write_bytes(b'5d0f2e11 {"version": 1, "sett')
+    (folder_of(kb) / JOURNAL).write_bytes(b'5d0f2e11 {"version": 1, "sett')
     build_index(PASSAGES, kb, Encoder(), **SETTINGS)
 
     assert expected == bytes_of(kb)
@@ -407,8 +411,8 @@ def flip(file: Path, at: int) -> None:
         ("passages.jsonl", lambda file: os.truncate(file, 99), "99 are there"),
         ("vectors.npy", lambda file: os.truncate(file, 999), "999 are there"),
         ("vectors.npy", lambda file: file.unlink(), "0 are there"),
-        (NAME, lambda file: flip(file, 0), "line 1, is damaged"),
-        (NAME, lambda file: flip(file, len(file.read_bytes()) // 2), "is damaged"),
+        (JOURNAL, lambda file: flip(file, 0), "line 1, is damaged"),
+        (JOURNAL, lambda file: flip(file, len(file.read_bytes()) // 2), "is damaged"),
     ],
 )
 def test_damage_is_found(
@@ -449,7 +453,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
     kb = tmp_path / "kb"
     process = builder(kb)
     try:
-        while not (folder_of(kb) / NAME).exists():
+        while not (folder_of(kb) / JOURNAL).exists():
             assert process.poll() is None
         with pytest.raises(IndexFileError, match="being built by another process"):
             build_index(PASSAGES, kb, Encoder(), **SETTINGS)
