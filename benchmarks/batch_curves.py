@@ -1,142 +1,276 @@
-"""Measure what a batch of queries costs, b(n), for exact dense search by several kernels.
+"""Measure what a batch of queries costs, b(n), for every backend.
 
     python benchmarks/batch_curves.py --passages 200000 --dimension 384
+    python benchmarks/batch_curves.py --passages 1000000 --only numpy-flat --only torch
+    python benchmarks/batch_curves.py --list
+    python benchmarks/batch_curves.py --plot          # draw what has been measured
 
-Random unit vectors, k hits a query. `numpy-flat` and `faiss-flat` are whole
-searches, float64 ranking and hits included; `faiss (blocked)` has its BLAS
-threshold lowered; `torch` is only the product and its top-k. `own threads`
-comes last, since it holds BLAS to one thread in the whole process. The searches'
-ids and scores are asserted equal, in batches and singly, in the same run.
+Every number is a whole search: ranking in float64 and hits included. The vectors
+lie in clusters, as those of real texts do (approximate indexes are useless on random
+ones); texts are words of Zipf's frequencies. Whatever stands in the table of
+backends is measured, and skipped where its extra is not installed. Batch sizes are
+interleaved over the repetitions. In the same run each batch's hits are asserted equal
+to single searches', and the exact dense ones' to numpy-flat's.
+
+Building HNSW and indexing text takes longer than searching: those backends are
+measured on at most `--approximate-passages` and `--text-passages`, which stands in
+the result. Own threads come last, since they hold BLAS to one thread in the process.
 """
 
 import argparse
+import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
-import torch
+from batch_curves_data import clustered_vectors, zipf_texts
+from surroundings import surroundings
 
-from ralmspec_plugins.records import Passage, Query
-from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.faiss_backend import FaissFlat
-from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
+from ralmspec_plugins.errors import ConfigError, MissingExtraError
+from ralmspec_plugins.records import Hits, Passage, Query
+from ralmspec_plugins.retrieval import BACKENDS, open_retriever
+from ralmspec_plugins.retrieval.backends import needs_encoder
 
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 RESULTS = Path(__file__).parent / "results" / "batch_curves.json"
+MOST = 32
 
 
-def unit_vectors(count: int, dimension: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Draw vectors of length 1."""
-    vectors = np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+@dataclass(frozen=True)
+class Kernel:
+    """One curve: a backend with its settings."""
+
+    label: str
+    backend: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    blocked: bool = False  # FAISS's BLAS threshold lowered while it is measured
+    last: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Say on which data it is measured."""
+        if not needs_encoder(self.backend):
+            return "text"
+        return "exact" if self.backend.endswith("-flat") else "approximate"
 
 
-def measured(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Time a call: median, and the spread from the fastest to the slowest run, in ms."""
-    call()
-    times_ms = []
-    for _ in range(runs):
-        started_s = time.perf_counter()
-        call()
-        times_ms.append(1000 * (time.perf_counter() - started_s))
+def kernels(threads: int, device: str) -> list[Kernel]:
+    """Give the table's backends, some of them in several settings."""
+    on_gpu = device != "cpu"
+    suffix = f", {device}" if on_gpu else ""
+    faiss_device = {"device": "gpu" if on_gpu else "cpu"}
+    several = {
+        "numpy-flat": [
+            Kernel("numpy-flat", "numpy-flat"),
+            Kernel(f"numpy-flat, {threads} threads", "numpy-flat", {"threads": threads}, last=True),
+        ],
+        "torch-flat": [
+            Kernel(
+                f"torch-flat, {precision}{suffix}",
+                "torch-flat",
+                {"device": device, "precision": precision},
+            )
+            for precision in ("float32", "half")
+        ],
+        "faiss-flat": [
+            Kernel(f"faiss-flat{', gpu' if on_gpu else ''}", "faiss-flat", faiss_device),
+            Kernel("faiss-flat, blocked", "faiss-flat", blocked=True),
+        ],
+    }
+    found = [k for name in BACKENDS for k in several.get(name, [Kernel(name, name)])]
+    return sorted(found, key=lambda kernel: kernel.last)
+
+
+class Data:
+    """Passages and queries of both kinds, each made once and only when needed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self._vectors: Any = None
+
+    def size(self, kind: str) -> int:
+        """Say how many passages a kind of backend gets."""
+        most = {
+            "exact": self.options.passages,
+            "approximate": self.options.approximate_passages,
+            "text": self.options.text_passages,
+        }
+        return min(self.options.passages, most[kind])
+
+    def opened(self, kernel: Kernel) -> Any:
+        """Make a kernel's retriever."""
+        size, k = self.size(kernel.kind), self.options.k
+        if kernel.kind == "text":
+            texts = zipf_texts(size, 100, self.options.seed)
+            passages = [Passage(f"p{row:08d}", text) for row, text in enumerate(texts)]
+            return open_retriever(kernel.backend, passages, k=k, **kernel.settings)
+        if self._vectors is None:
+            self._vectors = clustered_vectors(
+                self.options.passages, self.options.dimension, self.options.seed
+            )
+        passages = [Passage(f"p{row:08d}", "") for row in range(size)]
+        vectors = self._vectors[:size]
+        return open_retriever(kernel.backend, passages, vectors=vectors, k=k, **kernel.settings)
+
+    def queries(self, kernel: Kernel, retriever: Any) -> list[Query]:
+        """Make the queries of the largest batch."""
+        seed = self.options.seed + 1
+        if kernel.kind == "text":
+            return [retriever.encode(text) for text in zipf_texts(MOST, 24, seed)]
+        asked = clustered_vectors(MOST, self.options.dimension, seed)
+        return [Query(str(row), vector) for row, vector in enumerate(asked)]
+
+
+def points(
+    search: Callable[[list[Query]], list[Hits]],
+    queries: list[Query],
+    singly: list[Hits],
+    sizes: Sequence[int],
+    runs: int,
+) -> dict[str, dict[str, float]]:
+    """Time every batch size in turn, several times; what is found must be what singles find."""
+    times_ms: dict[int, list[float]] = {size: [] for size in sizes}
+    for run in range(runs + 1):
+        for size in sizes:
+            batch = queries[:size]
+            started_s = time.perf_counter()
+            found = search(batch)
+            elapsed_ms = 1000 * (time.perf_counter() - started_s)
+            assert found == singly[:size], f"a batch of {size} finds something else"
+            if run:  # the first one warms up
+                times_ms[size].append(elapsed_ms)
     return {
-        "median_ms": round(statistics.median(times_ms), 3),
-        "min_ms": round(min(times_ms), 3),
-        "max_ms": round(max(times_ms), 3),
+        str(size): {
+            "median_ms": round(statistics.median(times), 3),
+            "min_ms": round(min(times), 3),
+            "max_ms": round(max(times), 3),
+        }
+        for size, times in times_ms.items()
     }
 
 
-def curves(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure every kernel at every batch size."""
-    vectors = unit_vectors(options.passages, options.dimension, options.seed)
-    passages = [Passage(f"p{row:08d}", "") for row in range(options.passages)]
-    corpus = DenseCorpus(passages, vectors)
-    ours, theirs = NumpyFlat(corpus, k=options.k), FaissFlat(corpus, k=options.k)
-    asked = unit_vectors(max(BATCHES), options.dimension, options.seed + 1)
-    queries = [Query(str(row), vector) for row, vector in enumerate(asked)]
-    singly = [ours.search([query])[0] for query in queries]
-    assert singly == ours.search(queries) == theirs.search(queries), "kernels disagree"
-    tensor, asked_tensor = torch.from_numpy(vectors), torch.from_numpy(asked)
+def curve(kernel: Kernel, data: Data, truth: dict[int, list[Hits]]) -> dict[str, Any]:
+    """Measure one kernel; exact dense ones must find what the first of them found."""
+    options = data.options
+    started_s = time.perf_counter()
+    retriever = data.opened(kernel)
+    built_s = time.perf_counter() - started_s
+    queries = data.queries(kernel, retriever)
+    singly = [retriever.search([query])[0] for query in queries]
+    size = data.size(kernel.kind)
+    result: dict[str, Any] = {"passages": size, "build_s": round(built_s, 2)}
+    if kernel.kind == "exact":
+        assert truth.setdefault(size, singly) == singly, f"{kernel.label} finds something else"
+    elif kernel.kind == "approximate":
+        if size not in truth:
+            truth[size] = data.opened(Kernel("truth", "numpy-flat")).search(queries)
+        result["recall"] = round(recall(singly, truth[size]), 3)
+        for _ in range(options.learn):  # so that the ways of batching have been tried
+            for n in options.batches:
+                retriever.search(queries[:n])
     usual = faiss.cvar.distance_compute_blas_threshold
-    found: dict[str, dict[str, dict[str, float]]] = {}
-
-    def record(name: str, batch: int, call: Callable[[], object]) -> None:
-        found.setdefault(name, {})[str(batch)] = measured(call, options.runs)
-
-    for n in BATCHES:
-        record("numpy-flat", n, lambda n=n: ours.search(queries[:n]))
-        record("faiss-flat", n, lambda n=n: theirs.search(queries[:n]))
+    if kernel.blocked:
         faiss.cvar.distance_compute_blas_threshold = 3 * options.dimension
-        record("faiss-flat (blocked)", n, lambda n=n: theirs.search(queries[:n]))
-        assert singly == theirs.search(queries), "the blocked kernel disagrees"
+    try:
+        result["points"] = points(retriever.search, queries, singly, options.batches, options.runs)
+    finally:
         faiss.cvar.distance_compute_blas_threshold = usual
-        record(
-            "torch product and top-k",
-            n,
-            lambda n=n: (tensor @ asked_tensor[:n].T).topk(options.k, dim=0),
-        )
-    own = NumpyFlat(corpus, k=options.k, threads=options.threads)
-    for n in BATCHES:
-        assert singly[:n] == own.search(queries[:n]), "own threads disagree"
-        record(f"numpy-flat, {options.threads} own threads", n, lambda n=n: own.search(queries[:n]))
-    return found
+    ways = getattr(retriever, "ways", None)
+    if ways is not None:
+        result["ways"] = {str(n): ways.best(n) for n in options.batches if n > 1}
+    return {**result, "equal_outputs": True, "measured": surroundings()}
 
 
-def surroundings() -> dict[str, Any]:
-    """Say where the numbers come from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load_before": os.getloadavg()[0],
-        "torch_threads": torch.get_num_threads(),
-        "faiss_threads": faiss.omp_get_max_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "torch", "faiss-cpu", "threadpoolctl")},
-        },
-    }
+def recall(found: list[Hits], truth: list[Hits]) -> float:
+    """Give the share of the true best passages that were found."""
+    ids = [
+        ({h.passage.id for h in a}, {h.passage.id for h in b})
+        for a, b in zip(found, truth, strict=True)
+    ]
+    return sum(len(a & b) for a, b in ids) / sum(len(b) for _, b in ids)
 
 
-def main() -> None:
-    """Measure, print a table, and add the numbers to the results under their size."""
+def batch_sizes(text: str) -> list[int]:
+    """Read "1-32" or "1,2,4"."""
+    first, _, last = text.partition("-")
+    sizes = range(int(first), int(last) + 1) if last else [int(n) for n in text.split(",")]
+    if not sizes or not all(1 <= n <= MOST for n in sizes):
+        raise argparse.ArgumentTypeError(f"give sizes from 1 to {MOST}, got {text!r}")
+    return list(sizes)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--passages", type=int, default=200_000)
+    parser.add_argument("--approximate-passages", type=int, default=100_000)
+    parser.add_argument("--text-passages", type=int, default=50_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument(
+        "--device", default="cpu", help="for torch-flat; any other: FAISS's GPU too"
+    )
+    parser.add_argument("--batches", type=batch_sizes, default=batch_sizes(f"1-{MOST}"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--learn", type=int, default=2, help="rounds before approximate ones count")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", default=[], help="part of a kernel's name")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
-    result = {"settings": settings, **surroundings(), "equal_outputs": True}
-    result["curves"] = curves(options)
-    print(f"{'ms for a batch of':26}" + "".join(f"{n:>8}" for n in BATCHES))
-    for name, curve in result["curves"].items():
-        print(f"{name:26}" + "".join(f"{curve[str(n)]['median_ms']:8.1f}" for n in BATCHES))
+    parser.add_argument("--list", action="store_true", help="name the kernels, and do nothing")
+    parser.add_argument("--plot", action="store_true", help="draw what has been measured")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, wanted: list[Kernel]) -> None:
+    """Measure each kernel, print its line, and put it in the results at once."""
+    data, truth = Data(options), {}  # type: tuple[Data, dict[int, list[Hits]]]
+    shown = [n for n in (1, 2, 4, 8, 16, 32) if n in options.batches]
+    print(f"{'ms for a batch of':30}" + "".join(f"{n:>8}" for n in shown), flush=True)
+    for kernel in wanted:
+        try:
+            found = curve(kernel, data, truth)
+        except (MissingExtraError, ConfigError) as error:
+            print(f"{kernel.label:30} left out: {error}", flush=True)
+            continue
+        medians = [found["points"][str(n)]["median_ms"] for n in shown]
+        print(f"{kernel.label:30}" + "".join(f"{ms:8.1f}" for ms in medians), flush=True)
+        keep(options, kernel.label, found)
+        gc.collect()
+
+
+def keep(options: argparse.Namespace, label: str, found: dict[str, Any]) -> None:
+    """Put one curve in the results, under its size, and leave all others there."""
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    results[f"{options.passages}x{options.dimension}"] = result
+    entry = results.setdefault(f"{options.passages}x{options.dimension}", {"curves": {}})
+    names = ("passages", "dimension", "k", "runs", "seed")
+    found["settings"] = {name: getattr(options, name) for name in names}
+    entry["curves"][label] = found
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure, and draw, as asked."""
+    options = parsed()
+    wanted = [
+        kernel
+        for kernel in kernels(options.threads, options.device)
+        if not options.only or any(part in kernel.label for part in options.only)
+    ]
+    if options.list:
+        print("\n".join(kernel.label for kernel in wanted))
+        return
+    if not options.plot:
+        measure(options, wanted)
+    from batch_curves_plot import draw
+
+    for picture in draw(options.output):
+        print(f"drew {picture}")
 
 
 if __name__ == "__main__":

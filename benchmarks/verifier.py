@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batch_curves import surroundings, unit_vectors
+from batch_curves_data import unit_vectors
+from surroundings import surroundings
 
 from ralmspec_plugins import Engine, Request, Verifier, plain
 from ralmspec_plugins.protocols import Retriever
