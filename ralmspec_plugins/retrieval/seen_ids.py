@@ -12,6 +12,7 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval.corpus import batched
 
 _RUN = 1 << 18  # ids sorted in memory at a time
+_PART = "sorted-ids-"
 
 
 class SeenIds:
@@ -53,17 +54,20 @@ def places_by_merging(ids: Iterable[str], folder: Path) -> NDArray[np.int64]:
 
     Args:
         ids: in the order of rows.
-        folder: for sorted parts, removed afterwards; there are none below 262,144 ids.
+        folder: for sorted parts, of which there are none below 262,144 ids; they are removed
+            afterwards, and so are those that a killed process left.
 
     Raises:
         InputError: an id occurs twice.
     """
+    for stale in folder.glob(f"{_PART}*"):
+        stale.unlink()
     files: list[Path] = []
     count = 0
     run: list[tuple[str, int]] = []
     for some in batched(ids, _RUN):
         if run:
-            files.append(_written(run, folder / f"ids-{len(files):05d}.jsonl"))
+            files.append(_written(run, folder / f"{_PART}{len(files):05d}"))
         run = sorted(zip(some, range(count, count + len(some)), strict=True))
         count += len(some)
     places = np.empty(count, dtype=np.int64)

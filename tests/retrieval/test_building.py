@@ -474,14 +474,15 @@ def test_the_targets_own_files_are_not_touched_by_a_late_resume(
         with pytest.raises(ZeroDivisionError):
             build_index(PASSAGES, kb, Encoder(), **SETTINGS)
     links = {file.name: file.stat().st_nlink for file in kb.iterdir()}
-    shutil.copytree(folder_of(kb), tmp_path / "copy")
     held = {file: file.open("rb") for file in kb.iterdir()}
+    before = {file: os.fstat(opened.fileno()).st_mtime_ns for file, opened in held.items()}
     build_index(PASSAGES, kb, Encoder(), **SETTINGS)
 
     assert 2 == links["vectors.npy"] == links["passages.jsonl"]
     assert expected == bytes_of(kb)
     for file, opened in held.items():
         with opened:
+            assert before[file] == os.fstat(opened.fileno()).st_mtime_ns
             assert expected[file.name] == hashlib.sha256(opened.read()).hexdigest()
 
 
@@ -613,3 +614,46 @@ def test_what_is_no_knowledge_base_stays(tmp_path: Path) -> None:
     again = Encoder()
     build_index(PASSAGES, kb, again, **SETTINGS)
     assert 0 == again.batches
+
+
+def test_what_killed_attempts_left_is_cleared_away(
+    tmp_path: Path, expected: dict[str, str]
+) -> None:
+    """A half-written copy, parts of a sort, and a folder that was being removed."""
+    kb = unfinished(tmp_path)
+    for folder in (folder_of(kb) / "fresh", tmp_path / ".kb.done-xyz" / "building"):
+        folder.mkdir(parents=True)
+        (folder / "kb.json").write_text("{")
+    (folder_of(kb) / "sorted-ids-00000").write_text("[")
+    build_index(PASSAGES, kb, Encoder(), **SETTINGS)
+
+    assert expected == bytes_of(kb)
+    assert ["kb"] == names(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names open files by /proc")
+def test_a_batch_is_on_the_disk_before_the_journal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything that a folder's kb.json names before that folder gets its name."""
+    order: list[str] = []
+    fsync, replace = os.fsync, building.replace
+
+    def seen(descriptor: int) -> None:
+        fsync(descriptor)
+        order.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def replaced(target: Path, fresh: Path) -> None:
+        order.append("replaced")
+        replace(target, fresh)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(building, "replace", replaced)
+    build_index(PASSAGES[:16], tmp_path / "kb", Encoder(), **SETTINGS)
+    batch = ["passages.jsonl", "vectors.npy", JOURNAL]
+    end = ["passages.offsets.npy", "passages.places.npy"]
+
+    assert order[:3] == [JOURNAL, "vectors.npy", "passages.jsonl"]  # begun, and the header
+    assert order[3:8] == [*batch[1:], *batch]
+    assert order[8 : order.index("replaced")] == [JOURNAL, "vectors.npy", *end, "kb.json"]
+    assert order[order.index("replaced") + 1 :] == ["fresh", tmp_path.name]
