@@ -139,10 +139,10 @@ class TorchKernel:
         """Hand each query the rows of a tile that pass its bar."""
         torch = self._torch
         bars = torch.tensor([float(s.bar) for s in shortlists], dtype=torch.float32, device="cpu")
-        passed = (fast >= bars.to(self._device)).view(-1).nonzero()[:, 0]
+        passed = (fast >= bars.to(self._device)).reshape(-1).nonzero()[:, 0]
         if not len(passed):
             return
-        scores = fast.view(-1)[passed].cpu().numpy()
+        scores = fast.reshape(-1)[passed].cpu().numpy()
         numbers, columns = np.divmod(passed.cpu().numpy(), len(shortlists))
         order = np.argsort(columns, kind="stable")
         ends = np.cumsum(np.bincount(columns, minlength=len(shortlists)))[:-1]

@@ -180,3 +180,37 @@ def test_minilm_finds_meanings(monkeypatch: pytest.MonkeyPatch) -> None:
     retriever = open_retriever("numpy-flat", passages, encoder, metric="cosine")
 
     assert "car" == retriever.search([retriever.encode("fixing a vehicle")])[0][0].passage.id
+
+
+def test_a_query_is_encoded_alone_in_its_pass(bert: Path, sentence_model: Path) -> None:
+    """However many come one after the other, the model sees one query at a time."""
+    for encoder in (HuggingFaceEncoder(bert), SentenceTransformerEncoder(sentence_model)):
+        rows: list[int] = []
+
+        def note(module: Any, given: Any, named: Any, rows: list[int] = rows) -> None:
+            features = named or given[0]
+            rows.append(len(features["input_ids"]))
+
+        encoder._model.register_forward_pre_hook(note, with_kwargs=True)
+        retriever = open_retriever("numpy-flat", [Passage("a", "")], vectors=np.eye(1, 16, 0, "f4"))
+        retriever.corpus.encoder = encoder  # type: ignore[attr-defined]
+        for text in ("red fox", "blue dog red", "dog"):
+            retriever.encode(text)
+
+        assert [1, 1, 1] == rows
+
+
+@pytest.mark.gpu
+def test_encoders_run_on_the_device_they_are_given(bert: Path, sentence_model: Path) -> None:
+    """On a GPU: the same name, numpy vectors as on the CPU but for rounding, the same each time."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for kind, path in ((HuggingFaceEncoder, bert), (SentenceTransformerEncoder, sentence_model)):
+        here, there = kind(path, device="cpu"), kind(path, device="cuda")
+
+        assert {"cuda"} == {weight.device.type for weight in there._model.parameters()}
+        assert here.name == there.name
+        assert pytest.approx(here("red fox").tolist(), abs=1e-3) == there("red fox").tolist()
+        assert there("red fox").tobytes() == there("red fox").tobytes()
+        assert (2, 16) == there.many(["red", "blue dog"]).shape

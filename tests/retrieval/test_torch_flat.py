@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -345,6 +347,75 @@ def test_a_query_that_cannot_be_searched_is_refused() -> None:
     for bad in (np.array([np.nan, 0]), np.zeros(3)):
         with pytest.raises(InputError):
             flat.search([Query("q", bad)])
+
+
+class FakeCuda:
+    """Streams and events that note what was asked of them; copies are done at once."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.now = "computing"
+        self.names = iter(["copied 0", "copied 1", "used 0", "used 1"])
+
+    def Stream(self, device: Any) -> Any:  # noqa: N802 torch's name
+        return SimpleNamespace(name="copying", wait_event=self._waiting("copying"))
+
+    def current_stream(self, device: Any) -> Any:
+        return SimpleNamespace(name="computing", wait_event=self._waiting("computing"))
+
+    def Event(self) -> Any:  # noqa: N802 torch's name
+        name = next(self.names)
+        return SimpleNamespace(
+            name=name,
+            record=lambda stream: self.log.append(f"{stream.name} records {name}"),
+            synchronize=lambda: self.log.append(f"host waits for {name}"),
+        )
+
+    def stream(self, stream: Any) -> Any:
+        return nullcontext()
+
+    def _waiting(self, stream: str) -> Any:
+        return lambda event: self.log.append(f"{stream} waits for {event.name}")
+
+
+def test_a_stage_is_filled_only_when_nobody_uses_it() -> None:
+    """Three tiles through two stages: copied while the one before is multiplied, never over it.
+
+    There is no GPU here, so this holds the order of waiting, with a fake one.
+    """
+    cuda = FakeCuda()
+    fake = SimpleNamespace(cuda=cuda, empty=lambda shape, **_named: torch.empty(shape))
+    host = torch.arange(30, dtype=torch.float32).view(10, 3)
+    form = torch_rows.Form(torch.float32, 1)
+    stages = torch_rows._CudaStages(fake, host, form, torch.device("cuda"), 4)
+    for rows, tile in stages.tiles([range(4), range(4, 8), range(8, 10)]):
+        cuda.log.append(f"multiply {rows.start}")
+        assert torch.equal(tile, 2 * host[rows.start : rows.stop])
+
+    def sent(slot: int) -> list[str]:
+        return [
+            f"host waits for copied {slot}",
+            f"copying waits for used {slot}",
+            f"copying records copied {slot}",
+        ]
+
+    def used(slot: int, row: int) -> list[str]:
+        return [
+            f"computing waits for copied {slot}",
+            f"multiply {row}",
+            f"computing records used {slot}",
+        ]
+
+    assert cuda.log == [
+        "computing records used 0",
+        "computing records used 1",
+        *sent(0),
+        *sent(1),
+        *used(0, 0),
+        *sent(0),
+        *used(1, 4),
+        *used(0, 8),
+    ]
 
 
 @pytest.mark.gpu
