@@ -1,6 +1,7 @@
 """Keeps the books of one request: counts and the timeline, as completions come in."""
 
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.meanwhile import Meanwhile
 from ralmspec_plugins.needs import Ask, Done, Extend, Guess, Search, Start, Work
 from ralmspec_plugins.stats import Outcome, Span, Stats
 
@@ -23,10 +24,13 @@ class Account:
         self.retries = 0
         self._spans: list[Span] = []
         self._sent_s: dict[Search, float] = {}
+        self._meanwhile = Meanwhile()
+        self.beside_s = 0.0  # how long the work that was done last ran beside the other kind
 
     def done(self, done: Done) -> Span:
         """Enter a completed piece of work in the timeline."""
         self.now_s = max(self.now_s, done.ended_s)
+        self.beside_s = self._meanwhile.ended(done)
         need: Work = done.need
         outcome = Outcome.KEPT
         if done.error is not None:
@@ -38,10 +42,12 @@ class Account:
         self._spans.append(span)
         return span
 
-    def sent(self, search: Search) -> None:
-        """Count a round trip that begins now."""
-        self.batches.append(len(search.queries))
-        self._sent_s[search] = self.now_s
+    def began(self, need: Work) -> None:
+        """Note that work begins now; a search is a round trip."""
+        self._meanwhile.began(need, self.now_s)
+        if isinstance(need, Search):
+            self.batches.append(len(need.queries))
+            self._sent_s[need] = self.now_s
 
     def unfinished(self, need: Work) -> None:
         """Enter a search that is still out, and that nobody waits for any more."""

@@ -11,7 +11,6 @@ from ralmspec_plugins.needs import (
     Guess,
     Need,
     Reported,
-    Search,
     Settled,
     Work,
 )
@@ -62,8 +61,7 @@ class Chain:
         """Have a piece of work started."""
         self.in_flight.start(need)
         self.ran_ahead |= isinstance(need, Extend) and need.ahead
-        if isinstance(need, Search):
-            self.account.sent(need)
+        self.account.began(need)
         self.out.append(need)
 
     def write(self, need: Work, step: Step) -> None:

@@ -3,7 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections import deque
-from statistics import median_low
+from statistics import median, median_low
 
 RECENT = 5  # measurements of one kind that are kept
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured anew
@@ -62,6 +62,63 @@ class BatchCurve:
         return points[-1][1] if len(points) == 1 else _line(points[0], points[-1], queries)
 
 
+class Contention:
+    """How fast the model writes while a search is running, as a share of its speed alone.
+
+    1 where they do not take from each other (a remote store, another device), 1/2
+    where they share one machine that either of them fills. Learned from steps
+    written beside a search and steps written alone; 1 until there are some of both.
+    """
+
+    KEPT = 8  # steps of each kind that are kept
+    ENOUGH = 3  # of each kind, before anything is concluded
+    NOISE = 0.9  # a speed above this counts as 1
+    LEAST = 0.5  # more than all of the machine cannot be taken; what is below is thrashing
+    PATIENCE = 64  # steps beside searches, after which it is worth waiting for some alone
+    FADING = 16  # searches after which a step beside a search is forgotten: things change
+
+    def __init__(self) -> None:
+        """Start with nothing measured."""
+        self._alone: deque[float] = deque(maxlen=self.KEPT)
+        self._beside: deque[tuple[float, float]] = deque(maxlen=self.KEPT)
+        self._searches = 0
+        self._steps_beside = 0
+        self.speed = 1.0
+
+    def wrote(self, seconds: float, beside_s: float) -> None:
+        """Take in a step, and how much of it was written beside a search."""
+        if beside_s <= 0.05 * seconds:
+            self._alone.append(seconds)
+        elif beside_s >= 0.5 * seconds:
+            self._beside.append((seconds, beside_s))
+            self._steps_beside += 1
+        self.speed = self._estimate()
+
+    def searched(self) -> None:
+        """Take in that there was a search; after some of them old steps are forgotten."""
+        self._searches += 1
+        if self._searches % self.FADING == 0 and self._beside:
+            self._beside.popleft()
+            self.speed = self._estimate()
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is known for want of a step written alone."""
+        return self._steps_beside >= self.PATIENCE and len(self._alone) < self.ENOUGH
+
+    def alone_s(self, seconds: float, beside_s: float) -> float:
+        """Estimate how long something would have taken alone."""
+        return seconds - beside_s * (1 - self.speed)
+
+    def _estimate(self) -> float:
+        alone, beside = tuple(self._alone), tuple(self._beside)
+        if min(len(alone), len(beside)) < self.ENOUGH:
+            return 1.0
+        usual_s = median(alone)
+        speed = median((usual_s - (seconds - both_s)) / both_s for seconds, both_s in beside)
+        return 1.0 if speed > self.NOISE else max(self.LEAST, speed)
+
+
 class Costs:
     """What one engine's requests have measured together, and whether running ahead pays.
 
@@ -78,13 +135,25 @@ class Costs:
     def __init__(self, curve: BatchCurve | None = None) -> None:
         """Start optimistic: with nothing measured, everything pays."""
         self.curve = curve or BatchCurve()
+        self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stop_s = 0.0
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
 
-    def wrote(self, seconds: float) -> None:
-        """Take in how long a step took, from its question to its last token."""
-        self._steps.append(seconds)
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+        """Take in how long a step took, from its question to its last token.
+
+        Args:
+            seconds: the whole step.
+            beside_s: how long a search ran meanwhile.
+        """
+        self.contention.wrote(seconds, beside_s)
+        self._steps.append(self.contention.alone_s(seconds, beside_s))
+
+    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
+        """Take in how long a search took, and how long the model wrote meanwhile."""
+        self.contention.searched()
+        self.curve.observe(queries, self.contention.alone_s(seconds, beside_s))
 
     def stopped(self, seconds: float) -> None:
         """Take in how long a segment took from the word to stop until it had stopped."""
@@ -123,6 +192,15 @@ class Costs:
             return True
         gain_s = rate * self.curve(1) - (1 - rate) * self._stop_s
         return gain_s >= self.WORTH_WRITING * step_s
+
+    def worth_writing_beside(self, ahead: int) -> bool:
+        """Say whether to write while a search is running, behind so many unconfirmed guesses.
+
+        At a speed v, for each second that a search takes alone a second's worth is written,
+        and both take 1 / v seconds. So it pays where the chance that all of it will be used
+        is more than the 1 / v - 1 seconds that it costs.
+        """
+        return self.guess_rate**ahead > 1 / self.contention.speed - 1
 
 
 def _rising(measured: dict[int, deque[float]]) -> list[tuple[int, float]]:

@@ -125,7 +125,8 @@ class _Loop:
         if done.error is None and self.policy is not None:
             self.guesses.learn(query, done.value)
             if last:
-                self.policy.searched(len(search.queries), done.ended_s - done.started_s)
+                beside_s = self.chain.account.beside_s
+                self.policy.searched(len(search.queries), done.took_s, beside_s)
         for step in self.chain.steps:
             if step.query is None or step.query.key != query.key or step.truth is not None:
                 continue
@@ -149,9 +150,8 @@ class _Loop:
         if step is None:
             chain.stopped(done, span)
             return
-        cost_s = done.ended_s - done.started_s
         if not isinstance(done.need, Extend):
-            step.cost_s += cost_s
+            step.cost_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
         elif done.error is not None:
@@ -161,7 +161,7 @@ class _Loop:
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
-                self.policy.wrote(step.cost_s + cost_s)
+                self.policy.wrote(step.cost_s + done.took_s, chain.account.beside_s)
 
     # Failures
 

@@ -114,6 +114,11 @@ class Done:
     started_s: float = 0.0
     ended_s: float = 0.0
 
+    @property
+    def took_s(self) -> float:
+        """How long it took."""
+        return self.ended_s - self.started_s
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reported:

@@ -42,12 +42,12 @@ class Policy(Protocol):
         """Give the sizes of the searches to start now, over the pending queries in order."""
         ...
 
-    def wrote(self, seconds: float) -> None:
-        """Take in how long a step took from its question to its last token."""
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+        """Take in how long a step took, and how long a search ran meanwhile."""
         ...
 
-    def searched(self, queries: int, seconds: float) -> None:
-        """Take in how long a search of this many queries took."""
+    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
+        """Take in how long a search took, and how long the model wrote meanwhile."""
         ...
 
     def stopped(self, seconds: float) -> None:
@@ -87,12 +87,12 @@ class Rounds:
             return []
         return [view.pending] if view.stalled or view.pending >= self._stride else []
 
-    def wrote(self, seconds: float) -> None:
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
         """Nothing is adapted to it."""
 
-    def searched(self, queries: int, seconds: float) -> None:
+    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
         """Take it into the curve."""
-        self._costs.curve.observe(queries, seconds)
+        self._costs.searched(queries, seconds, beside_s)
 
     def stopped(self, seconds: float) -> None:
         """Nothing is adapted to it."""
@@ -124,19 +124,21 @@ class OptimalRounds(Rounds):
         if self._over and not view.searching:
             self._over = False
             self._stride = self._choose()
+        if view.searching and not self._costs.worth_writing_beside(view.ahead):
+            return False
         return super().may_write(view) and self._costs.worth_writing()
 
     def worth_guessing(self) -> bool:
         """Guess where hiding a search would be noticed."""
         return self._costs.worth_guessing()
 
-    def wrote(self, seconds: float) -> None:
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
         """Take in what a step costs."""
-        self._costs.wrote(seconds)
+        self._costs.wrote(seconds, beside_s)
 
-    def searched(self, queries: int, seconds: float) -> None:
+    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
         """Take it into the curve; the round is over."""
-        super().searched(queries, seconds)
+        super().searched(queries, seconds, beside_s)
         self._over = True
 
     def batches(self, view: View) -> list[int]:
@@ -170,6 +172,7 @@ class OptimalRounds(Rounds):
             self._costs.curve,
             gamma,
             overlap=self._overlap,
+            speed=self._costs.contention.speed,
             limit=self._max_stride,
             slack=STRIDE_SLACK,
         )
@@ -182,6 +185,7 @@ class Flowing:
         self._costs = costs
         self._window = window
         self._lanes = lanes
+        self._trial_from: int | None = None  # queries that were pending when a trial began
 
     def worth_guessing(self) -> bool:
         """Guess where hiding a search would be noticed."""
@@ -189,6 +193,8 @@ class Flowing:
 
     def may_write(self, view: View) -> bool:
         """Write on within the window, as long as it saves more than wrong guesses cost."""
+        if view.searching and not self._costs.worth_writing_beside(view.ahead):
+            return False
         return view.ahead < self._window and self._costs.worth_writing()
 
     def batches(self, view: View) -> list[int]:
@@ -196,19 +202,22 @@ class Flowing:
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
             return []
+        if not view.stalled and view.pending < max(self._worth_waiting_for(), self._trial(view)):
+            return []
+        self._trial_from = None
         if view.pending <= free:
             return [1] * view.pending
         share = self._worthwhile(-(-view.pending // free))
         sizes = [share] * free
         return [size for size in _within(sizes, view.pending) if size]
 
-    def wrote(self, seconds: float) -> None:
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
         """Take in what a step costs."""
-        self._costs.wrote(seconds)
+        self._costs.wrote(seconds, beside_s)
 
-    def searched(self, queries: int, seconds: float) -> None:
+    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
         """Take it into the curve."""
-        self._costs.curve.observe(queries, seconds)
+        self._costs.searched(queries, seconds, beside_s)
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
@@ -217,6 +226,30 @@ class Flowing:
     def judged(self, right: bool) -> None:
         """Note a guess."""
         self._costs.judged(right)
+
+    def _trial(self, view: View) -> int:
+        """Hold a search back for one whole step, where nobody knows how long one takes alone."""
+        if not self._costs.contention.unknown or view.searching:
+            return 1
+        if self._trial_from is None:
+            self._trial_from = view.pending
+        return self._trial_from + 2  # the first of them may have begun beside a search
+
+    def _worth_waiting_for(self) -> int:
+        """Choose how many queries a search should wait for while the model goes on writing.
+
+        A search that takes nothing from the model starts with the first one. One that takes
+        as much as it needs itself might as well come when writing pauses: then what counts is
+        how many steps a round of writing and searching verifies, as in the paper's synchronous
+        rounds. In between lies what is in between; squared, since waiting too long costs more
+        than searching too early (docs/decisions/0004).
+        """
+        costs = self._costs
+        taken = ((1 - costs.contention.speed) / (1 - costs.contention.LEAST)) ** 2
+        if not taken or costs.step_s is None:
+            return 1
+        stride = optimal_stride(costs.step_s, costs.curve, costs.guess_rate, limit=self._window)
+        return 1 + round(taken * (stride - 1))
 
     def _worthwhile(self, most: int) -> int:
         """Choose the batch that verifies the most steps a second, as OS3 counts them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.job import Job, Setup, as_request
 from ralmspec_plugins.needs import (
     Ask,
@@ -34,6 +34,13 @@ class Latencies:
     search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
     ask_s: float = 0.0
     guess_s: float = 0.0
+    contention: float = 0.0  # 0: searching and writing take nothing from each other; 1: each
+    # takes twice as long while the other goes on, as on one machine that either of them fills
+
+    def __post_init__(self) -> None:
+        """Refuse a contention without a meaning."""
+        if not self.contention >= 0:
+            raise ConfigError(f"contention must be at least 0, got {self.contention}")
 
     def of(self, need: Work) -> float:
         """Give the duration of one piece of work."""
@@ -50,7 +57,8 @@ class Simulation:
     """Answers requests in virtual time: real results, given durations.
 
     Searches run side by side as the schedule sends them, the model writes one
-    segment at a time, and a segment that is cancelled stops at once. Times in the
+    segment at a time, and a segment that is cancelled stops at once. With
+    `contention`, searches and the model's work slow each other down. Times in the
     answer's statistics are simulated.
     """
 
@@ -97,6 +105,7 @@ class _VirtualTime:
         self.now_s = 0.0
         self._due: list[tuple[float, int, Done]] = []
         self._order = itertools.count()
+        self._pace = 1.0  # how much longer everything takes than alone
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Start | Ask | Guess | Search | Extend):
@@ -110,12 +119,24 @@ class _VirtualTime:
         """Do the work now; it is completed when its time has passed."""
         handed_in: list[Completion | Broken] = []
         self._job.carry_out(need, lambda: self.now_s, handed_in.append)
-        ends_s = self.now_s + self._latencies.of(need)
+        ends_s = self.now_s + self._pace * self._latencies.of(need)
         for done in handed_in:
             if isinstance(done, Broken):
                 raise done.error
             if isinstance(done, Done):  # reports are passed over: a segment is one moment here
-                self._push(ends_s, replace(done, ended_s=ends_s))
+                self._push(ends_s, done)
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Stretch or shorten what is left of everything that is out, when the pace changes."""
+        kinds = {isinstance(done.need, Search) for _, _, done in self._due}
+        pace = 1.0 + self._latencies.contention if len(kinds) == 2 else 1.0
+        if pace != self._pace:
+            stretch, now_s = pace / self._pace, self.now_s
+            self._due = [
+                (now_s + stretch * (due_s - now_s), order, done) for due_s, order, done in self._due
+            ]
+            self._pace = pace
 
     def _push(self, due_s: float, done: Done) -> None:
         heapq.heappush(self._due, (due_s, next(self._order), done))
@@ -125,15 +146,16 @@ class _VirtualTime:
         due, self._due = self._due, []
         for due_s, order, done in due:
             if done.need is need:
-                stopped = replace(done, value=None, error=_CANCELLED, ended_s=self.now_s)
-                self._push(self.now_s, stopped)
+                self._push(self.now_s, replace(done, value=None, error=_CANCELLED))
             else:
                 heapq.heappush(self._due, (due_s, order, done))
+        self._keep_pace()
 
     def next_completion(self) -> Done:
         """Go on to the next moment at which something is completed."""
         self.now_s, _, done = heapq.heappop(self._due)
-        return done
+        self._keep_pace()
+        return replace(done, ended_s=self.now_s)
 
 
 _CANCELLED = Cancelled("this work is no longer needed")

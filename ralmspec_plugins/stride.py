@@ -13,6 +13,7 @@ def optimal_stride(
     gamma: float,
     *,
     overlap: bool = False,
+    speed: float = 1.0,
     limit: int = MAX_STRIDE,
     slack: float = 0.0,
 ) -> int:
@@ -20,13 +21,16 @@ def optimal_stride(
 
     A round of stride s verifies (1 - gamma^s) / (1 - gamma) steps on average and
     takes s a + b(s), or with overlap, if all of its guesses are right,
-    (s - 1) a + max(a, b(s)).
+    (s - 1) a + max(a, b(s)). Where writing and searching slow each other down to a
+    share v of their speed (the paper has v = 1), the shorter of a and b(s) takes 1 / v
+    times as long, and the longer one goes on alone.
 
     Args:
         a: Seconds to write one step.
         b: Seconds to verify one batch: a constant, or a function of its size.
         gamma: Probability that one guess is right.
         overlap: Whether one more step is written during the verification.
+        speed: Of writing and searching while both are going on, as a share of their own.
         limit: The largest stride to consider.
         slack: Share of the best rate that may be given up for a longer stride.
 
@@ -43,7 +47,8 @@ def optimal_stride(
         latency = stride * a + verify
         right = gamma**stride
         if overlap:
-            latency = right * ((stride - 1) * a + max(a, verify)) + (1 - right) * latency
+            both = max(a, verify) + min(a, verify) * (1 / speed - 1)
+            latency = right * ((stride - 1) * a + both) + (1 - right) * latency
         rates.append((1 - right) / ((1 - gamma) * latency))
         best = max(best, rates[-1])
         if 1 / ((1 - gamma) * latency) < best * (1 - slack):

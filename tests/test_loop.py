@@ -20,7 +20,7 @@ from ralmspec_plugins import (
     Settings,
     Simulation,
 )
-from ralmspec_plugins.errors import DeadlineExceeded
+from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.stats import Outcome, Span, Stats
 
@@ -351,6 +351,45 @@ def test_memory_taken_by_running_ahead_is_freed_before_an_error_counts() -> None
 
     assert text == "abcdefgh"
     assert stats.segments == STEPS
+
+
+def test_searching_and_writing_slow_each_other_down_in_virtual_time() -> None:
+    """One search of 4 seconds and 7 steps of 1 second share a machine: 11 seconds of work.
+
+    The first guess is right, so writing begins at once, beside the search: 4 seconds
+    of each take 8; then 3 more steps take 3.
+    """
+    latencies = Latencies(extend_s=1.0, search_s=lambda _: 4.0, contention=1.0)
+    guesser = Guesser()
+    settings = Settings(schedule=Continuous(lanes=1, window=64), speculators=(guesser,))
+    stats = Simulation(Counting(), Numbered(), latencies, settings).run("").stats
+    first = next(span for span in stats.timeline if span.kind == "search")
+    second, third = [span for span in stats.timeline if span.kind == "extend"][:2]
+
+    assert (0.0, 8.0) == (first.started_s, first.ended_s)
+    assert (2.0, 4.0) == (second.ended_s, third.ended_s)
+
+
+def test_contention_that_was_measured_is_allowed_for() -> None:
+    """On a full machine, waiting for batches beats searching early, over several requests."""
+    walls = {}
+    for measured in (True, False):
+        latencies = Latencies(extend_s=1.0, search_s=lambda n: 4.0 + 0.2 * n, contention=1.0)
+        simulation = Simulation(
+            Counting(), Numbered(), latencies, Settings(speculators=(Guesser(),))
+        )
+        if not measured:
+            simulation._setup.costs.contention.ENOUGH = 10**6
+        walls[measured] = sum(simulation.run("").stats.wall_s for _ in range(20))
+
+    assert walls[True] < 0.9 * walls[False]
+
+
+@pytest.mark.parametrize("contention", [-1.0, float("nan")])
+def test_a_contention_without_a_meaning_is_refused(contention: float) -> None:
+    """Work cannot be sped up by other work."""
+    with pytest.raises(ConfigError, match="contention"):
+        Latencies(contention=contention)
 
 
 def test_the_public_names_are_these() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ralmspec_plugins.costs import BatchCurve, Costs
+from ralmspec_plugins.costs import BatchCurve, Contention, Costs
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.schedule import (
     Continuous,
@@ -215,3 +215,85 @@ def test_hopeless_guesses_are_not_written_on() -> None:
 
     assert not hopeless
     assert policy.may_write(view())
+
+
+def costs_of(*, alone_s: float, beside_s: float) -> Costs:
+    """Give what is known after steps of these lengths, alone and beside a search."""
+    costs = Costs()
+    for _ in range(Contention.ENOUGH):
+        costs.wrote(alone_s)
+        costs.wrote(beside_s, beside_s)
+    return costs
+
+
+@pytest.mark.parametrize(
+    ("beside_s", "speed"),
+    [(1.0, 1.0), (1.1, 1.0), (1.25, 0.8), (2.0, 0.5), (9.0, 0.5), (0.5, 1.0)],
+)
+def test_contention_is_what_a_step_takes_longer_beside_a_search(
+    beside_s: float, speed: float
+) -> None:
+    """A step of 1 second that takes 1.25 beside a search is written at 0.8 of the speed.
+
+    A tenth counts as noise, and more than all of the machine cannot be taken.
+    """
+    assert costs_of(alone_s=1.0, beside_s=beside_s).contention.speed == pytest.approx(speed)
+
+
+def test_a_step_that_was_half_beside_a_search_counts_for_that_half() -> None:
+    """1 second alone, 1.5 with 1 second beside a search: half a second's work in that second."""
+    costs = Costs()
+    for _ in range(Contention.ENOUGH):
+        costs.wrote(1.0)
+        costs.wrote(1.5, 1.0)
+
+    assert costs.contention.speed == pytest.approx(0.5)
+    assert costs.contention.alone_s(1.5, 1.0) == pytest.approx(1.0)
+
+
+def test_contention_is_forgotten_and_measured_anew() -> None:
+    """What was true beside a search long ago need not be true any more."""
+    costs = costs_of(alone_s=1.0, beside_s=2.0)
+    assert not costs.worth_writing_beside(1)
+    for _ in range(Contention.FADING):
+        costs.searched(1, 1.0)
+
+    assert costs.contention.speed == 1.0
+    assert costs.worth_writing_beside(1)
+
+
+def test_costs_are_those_of_work_alone() -> None:
+    """At half speed a step of 2 seconds beside a search counts as 1, and so does a search."""
+    costs = costs_of(alone_s=1.0, beside_s=2.0)
+    costs.wrote(2.0, 2.0)
+    costs.searched(1, 6.0, 4.0)
+
+    assert costs.step_s == 1.0
+    assert costs.curve(1) == 4.0
+
+
+def test_a_search_that_takes_from_the_model_waits_for_a_batch() -> None:
+    """At half speed nothing is gained by searching early, so more go out together."""
+    policy = Continuous().begin(Costs())
+    full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
+    full.searched(1, 20.0)
+    full.searched(64, 21.0)
+    for right in (True, True, True, False) * 4:
+        full.judged(right)
+
+    assert policy.batches(view(pending=1)) == [1]
+    assert full.batches(view(pending=1)) == []
+    assert full.batches(view(pending=1, stalled=True)) == [1]
+    assert full.batches(view(pending=60)) != []
+    assert not full.may_write(view(searching=1, ahead=1))
+    assert full.may_write(view(ahead=1))
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.8, 0.5])
+def test_a_stride_knows_of_contention(speed: float) -> None:
+    """At half speed an overlapped round costs what a synchronous one costs, so strides agree."""
+    overlapped = optimal_stride(3, 5, 0.9, overlap=True, speed=speed)
+    synchronous = optimal_stride(3, 5, 0.9)
+
+    assert overlapped <= synchronous
+    assert (overlapped == synchronous) == (speed == 0.5)
