@@ -102,7 +102,13 @@ def coroutines_over_threads(world: World, settings: Settings) -> Answer:
 
 
 def virtual_time(world: World, settings: Settings) -> Answer:
-    latencies = Latencies(extend_s=1.0, search_s=lambda n: 3.0 + 0.1 * n, ask_s=0.1, guess_s=0.01)
+    latencies = Latencies(
+        extend_s=1.0,
+        search_s=lambda n: 3.0 + 0.1 * n,
+        ask_s=0.1,
+        guess_s=0.01,
+        contention=(world.seed % 3) / 2,
+    )
     return Simulation(world.workload, world.retriever, latencies, settings).run(world.request)
 
 
