@@ -21,6 +21,8 @@ MOST_S = 90.0  # the tests without a bug take a sixth of it
 EQUALITY = "tests/test_equality.py"
 MODEL = "tests/lm"
 MERGING = "tests/merging tests/test_batch.py"
+BUILDING = "tests/retrieval/test_building.py tests/retrieval/test_seen_ids.py"
+STORED = "tests/retrieval/test_storage.py tests/retrieval/test_passage_file.py"
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,167 @@ BUGS = (
         "not self.size or self.size + len(self._door[0].queries) <= self.capacity",
         "self.size <= self.capacity",
         MERGING,
+    ),
+    Bug(
+        "what was not recorded stays in a build's files",
+        f"{CORE}/retrieval/building_folder.py",
+        "if there > size:",
+        "if there > size + 10**9:",
+        BUILDING,
+    ),
+    Bug(
+        "a build goes on with other passages",
+        f"{CORE}/retrieval/building_folder.py",
+        'if _digest(b"".join(lines)) != entry.lines:',
+        "if False:",
+        BUILDING,
+    ),
+    Bug(
+        "a build goes on over damaged files",
+        f"{CORE}/retrieval/building_folder.py",
+        "if (_digest(written), _digest(content)) != (entry.lines, entry.vectors):",
+        "if False:",
+        BUILDING,
+    ),
+    Bug(
+        "a build goes on with another encoder of the same name",
+        f"{CORE}/retrieval/building.py",
+        "self._source.compare(count, some, vectors)",
+        "del vectors",
+        BUILDING,
+    ),
+    Bug(
+        "a build goes on with other settings",
+        f"{CORE}/retrieval/building_journal.py",
+        "if differing:",
+        "if len(differing) > 9:",
+        BUILDING,
+    ),
+    Bug(
+        "a torn entry of the journal counts",
+        f"{CORE}/retrieval/building_journal.py",
+        'if crc != b"%08x" % zlib.crc32(text):',
+        'if not text.endswith(b"}"):',
+        BUILDING,
+    ),
+    Bug(
+        "an input that ends early ends the build",
+        f"{CORE}/retrieval/building.py",
+        "if count < before:",
+        "if False:",
+        BUILDING,
+    ),
+    Bug(
+        "a finished build takes more passages",
+        f"{CORE}/retrieval/building.py",
+        "elif self._journal.finished:",
+        "elif False:",
+        BUILDING,
+    ),
+    Bug(
+        "two builders share a folder",
+        f"{CORE}/retrieval/building_folder.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        BUILDING,
+    ),
+    Bug(
+        "a restart keeps what was encoded",
+        f"{CORE}/retrieval/building.py",
+        "            clear(folder)\n",
+        "            pass\n",
+        BUILDING,
+    ),
+    Bug(
+        "a failed build is thrown away",
+        f"{CORE}/retrieval/building.py",
+        "if not begun and (build is None or build.worthless(error)):",
+        "if True:",
+        BUILDING,
+    ),
+    Bug(
+        "a batch is counted before it is safely on the disk",
+        f"{CORE}/retrieval/building_folder.py",
+        "            file.write(content)\n            file.flush()\n            os.fsync(",
+        "            file.write(content)\n            abs(",
+        BUILDING,
+    ),
+    Bug(
+        "a build replaces what was put in its way",
+        f"{CORE}/retrieval/building.py",
+        "            check_target(target)\n            replace(target, fresh)",
+        "            replace(target, fresh)",
+        BUILDING,
+    ),
+    Bug(
+        "files shared with the target are rewritten",
+        f"{CORE}/retrieval/building_folder.py",
+        "            (self._folder / name).unlink(missing_ok=True)\n",
+        "",
+        BUILDING,
+    ),
+    Bug(
+        "rows of length 1 are scaled with their batch",
+        f"{CORE}/retrieval/vectors.py",
+        "np.where(unit_rows(squares), 1, np.sqrt(squares))",
+        "np.where(squares == 0, 1, np.sqrt(squares))",
+        BUILDING,
+    ),
+    Bug(
+        "an id of an earlier batch is not noticed",
+        f"{CORE}/retrieval/seen_ids.py",
+        "suspects.update(fresh[run[at] == fresh].tolist())",
+        "suspects.update([])",
+        BUILDING,
+    ),
+    Bug(
+        "ids are sorted in parts that are never merged",
+        f"{CORE}/retrieval/seen_ids.py",
+        "enumerate(heapq.merge(*map(_read, files), run))",
+        "enumerate([*(pair for file in files for pair in _read(file)), *run])",
+        BUILDING,
+    ),
+    Bug(
+        "a saved place is not checked",
+        f"{CORE}/retrieval/passage_file.py",
+        "    return bool(taken.all())",
+        "    return True",
+        STORED,
+    ),
+    Bug(
+        "a passage is read from the line before",
+        f"{CORE}/retrieval/passage_file.py",
+        "lines[int(offsets[row]) : int(offsets[row + 1])]",
+        "lines[int(offsets[row - 1]) : int(offsets[row])]",
+        STORED,
+    ),
+    Bug(
+        "a negative row is taken as it is",
+        f"{CORE}/retrieval/passage_file.py",
+        "return self._passage(at % len(self))",
+        "return self._passage(at)",
+        STORED,
+    ),
+    Bug(
+        "sizes alone are compared always",
+        f"{CORE}/retrieval/loading.py",
+        'if verify == "sizes":',
+        "if verify:",
+        STORED,
+    ),
+    Bug(
+        "a file's name may lead out of its folder",
+        f"{CORE}/retrieval/storage.py",
+        '".." not in path.parts and',
+        "True and",
+        STORED,
+    ),
+    Bug(
+        "what appears at the target while saving is replaced",
+        f"{CORE}/retrieval/storage.py",
+        "        check_target(target)  # again:",
+        "        # again:",
+        STORED,
     ),
 )
 
