@@ -69,7 +69,8 @@ class FaissApproximate:
         )
         # Two graphs over the same corpus may answer differently: the index is digested too.
         digest = hashlib.sha256(self._serialised().data).hexdigest()[:32]
-        self.signature: Hashable = (recipe.name, k, digest, *corpus.identity)
+        self._count = min(recipe.candidates(k), self.size)
+        self.signature: Hashable = (recipe.name, k, self._count, digest, *corpus.identity)
 
     @classmethod
     def build(
@@ -119,8 +120,8 @@ class FaissApproximate:
         ]
 
     def _nearest(self, queries: Vectors) -> IntArray:
-        """Search by one call.  # [queries, k]; -1 where there are fewer."""
-        count = min(self.k, self.size)
+        """Search by one call.  # [queries, candidates]; -1 where there are fewer."""
+        count = self._count
         rows: IntArray
         if not self._by_lists:
             _, rows = self.index.search(queries, count)

@@ -23,6 +23,10 @@ class Recipe(Protocol):
         """Give the settings by name."""
         ...
 
+    def candidates(self, k: int) -> int:
+        """Say how many rows the index is asked for, where k hits are wanted."""
+        ...
+
     def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
         """Make an untrained, empty index for a corpus."""
         ...
@@ -48,6 +52,10 @@ class Hnsw:
     def settings(self) -> dict[str, int | None]:
         """Give the settings by name."""
         return asdict(self)
+
+    def candidates(self, k: int) -> int:
+        """Ask for the hits themselves, since the index knows the vectors."""
+        return k
 
     def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
         """Make an empty graph."""
@@ -77,6 +85,10 @@ class Ivf:
         """Give the settings by name."""
         return asdict(self)
 
+    def candidates(self, k: int) -> int:
+        """Ask for the hits themselves, since the index knows the vectors."""
+        return k
+
     def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
         """Make empty lists."""
         centres = faiss.IndexFlat(corpus.dimension, kind)
@@ -86,11 +98,17 @@ class Ivf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IvfPq:
-    """Lists of product-quantised vectors: the smallest index, and the roughest."""
+    """Lists of product-quantised vectors: the smallest index, and the roughest.
+
+    Quantised, near passages look alike: so the index is asked for `refine` times k
+    rows, and the best k by their exact scores are the hits (FAISS's own IndexRefine
+    calls it `k_factor`). That is a setting of the index, the same in every search.
+    """
 
     lists: int | None = None
     probes: int = 8
     pieces: int = 16  # a vector is stored in as many bytes; must divide the dimension
+    refine: int = 16  # on MiniLM vectors, k = 4: recall 0.92 for 0.14 ms; 1: 0.49 for 0.10 ms
 
     def __post_init__(self) -> None:
         """Refuse settings that search nothing."""
@@ -104,6 +122,10 @@ class IvfPq:
     def settings(self) -> dict[str, int | None]:
         """Give the settings by name."""
         return asdict(self)
+
+    def candidates(self, k: int) -> int:
+        """Ask for more than the hits, to choose from by exact scores."""
+        return k * self.refine
 
     def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
         """Make empty lists."""

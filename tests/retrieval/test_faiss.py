@@ -30,7 +30,7 @@ SIZE, DIMENSION = 3000, 32
 RECIPES: dict[str, Recipe] = {
     "hnsw": Hnsw(links=8, search_list=16),
     "ivf": Ivf(lists=40, probes=3),
-    "ivfpq": IvfPq(lists=40, probes=3, pieces=8),
+    "ivfpq": IvfPq(lists=40, probes=3, pieces=8, refine=1),
 }
 
 
@@ -129,7 +129,9 @@ def between(centres: Vectors, metric: str) -> Vectors:
 
 @pytest.mark.usefixtures("batches_through_blas")
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-@pytest.mark.parametrize("recipe", [Ivf(lists=40, probes=1), IvfPq(lists=40, probes=1, pieces=8)])
+@pytest.mark.parametrize(
+    "recipe", [Ivf(lists=40, probes=1), IvfPq(lists=40, probes=1, pieces=8, refine=1)]
+)
 def test_a_query_between_two_lists_takes_the_same_in_any_batch(
     recipe: Recipe, metric: str, vectors: Vectors
 ) -> None:
@@ -180,6 +182,31 @@ def test_more_probes_than_lists_search_all_lists(vectors: Vectors) -> None:
     queries = [Query(str(n), vector) for n, vector in enumerate(clustered(3, 10))]
 
     assert NumpyFlat(corpus, k=3).search(queries) == retriever.search(queries)
+
+
+def test_quantised_candidates_are_refined_by_exact_scores(vectors: Vectors) -> None:
+    """Of `refine` times k rows of the index, the best k by exact scores; each its own signature."""
+    corpus = corpus_of(vectors)
+    queries = [Query(str(n), vector) for n, vector in enumerate(clustered(8, 40))]
+    truth = NumpyFlat(corpus, k=5).search(queries)
+    rough = made("ivfpq", vectors)
+    found = {}
+    for refine in (1, 8):
+        recipe = IvfPq(lists=40, probes=3, pieces=8, refine=refine)
+        retriever = FaissApproximate(corpus, rough.index, recipe, k=5)
+        hits = found[refine] = retriever.search(queries)
+        for query, of_one in zip(queries, hits, strict=True):
+            vector = np.asarray(query.encoding)
+            rows = rough.index.search(vector[None], 5 * refine)[1][0]
+
+            assert of_one == corpus.ranked(rows[rows >= 0], vector, 5)
+        assert (retriever.signature == rough.signature) == (refine == 1)
+
+    def right(hits: list[Hits]) -> int:
+        pairs = zip(hits, truth, strict=True)
+        return sum(len({*map(id_of, a)} & {*map(id_of, b)}) for a, b in pairs)
+
+    assert right(found[8]) > 1.2 * right(found[1])
 
 
 class Clock:
