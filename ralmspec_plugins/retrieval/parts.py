@@ -1,9 +1,9 @@
 """What a retriever hands to storage, and gets back: nothing but passages, arrays and settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,19 @@ from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
 
+WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A retriever taken apart. Settings are plain JSON values.
 
     `files` are for what is too large for memory, or is opened by a library of
-    its own: the values are where they lie now, the names where they shall lie in
-    the saved folder ("index.bin", or "lucene/segments_1" in a folder of theirs).
+    its own: the names say where they shall lie in the saved folder ("index.bin",
+    or "lucene/segments_1" in a folder of theirs), the values where they lie now.
     They are copied when saved, and when loaded given back as checked paths.
+    `written` are such files that do not lie anywhere yet: each value is called
+    with a function, and writes the file to it piece by piece.
     """
 
     backend: str
@@ -31,6 +35,7 @@ class Parts:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    written: Mapping[str, WriteTo] = field(default_factory=dict)
 
     @classmethod
     def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "Parts":

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_line, places_of
-from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval.parts import Parts, WriteTo
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES, PassageFile
 from ralmspec_plugins.retrieval.replacing import replace
 
@@ -147,7 +148,9 @@ def write(parts: Parts, folder: Path, there: Mapping[str, Path]) -> None:
         with writer.recorder(name) as file:
             file.write(blob)
     for name, source in parts.files.items():
-        writer.copy(name, source)
+        writer.own(name, partial(_copy, source, name))
+    for name, write_to in parts.written.items():
+        writer.own(name, write_to)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -199,18 +202,12 @@ class _Writer:
             with self.recorder(name) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
-    def copy(self, name: str, source: Path) -> None:
-        """Copy a backend's own file, piece by piece."""
+    def own(self, name: str, write_to: WriteTo) -> None:
+        """Let a backend's own file be written."""
         assert plain_name(name), f"a backend calls its file {name!r}"
         (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with source.open("rb") as opened, self.recorder(name) as file:
-                while piece := opened.read(_BYTES_AT_ONCE):
-                    file.write(piece)
-        except FileNotFoundError as error:
-            raise IndexFileError(
-                f"{source} is gone, so {name} cannot be saved; build the index again"
-            ) from error
+        with self.recorder(name) as file:
+            write_to(file.write)
         self.files[name]["kind"] = OWN
 
     def _link(self, name: str) -> bool:
@@ -226,3 +223,15 @@ class _Writer:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         self.files[name] = {"bytes": source.stat().st_size, "sha256": digest}
         return True
+
+
+def _copy(source: Path, name: str, write: Callable[[bytes], object]) -> None:
+    """Copy a file, piece by piece."""
+    try:
+        with source.open("rb") as opened:
+            while piece := opened.read(_BYTES_AT_ONCE):
+                write(piece)
+    except FileNotFoundError as error:
+        raise IndexFileError(
+            f"{source} is gone, so {name} cannot be saved; build the index again"
+        ) from error

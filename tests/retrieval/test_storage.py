@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,30 @@ def test_damaged_own_files_are_found(tmp_path: Path, name: str) -> None:
     file.unlink()
     with pytest.raises(IndexFileError, match=f"{name} is missing"):
         read(tmp_path / "kb")
+
+
+def test_own_files_can_be_written_piece_by_piece(tmp_path: Path) -> None:
+    """A backend that can write its file to a function needs no copy of it; errors come through."""
+
+    class Writing:
+        pieces: Sequence[Any] = (b"one ", memoryview(b"two"), b"")
+
+        def parts(self) -> Parts:
+            def write_to(write: Callable[[bytes], Any]) -> None:
+                for piece in self.pieces:
+                    write(piece)
+
+            return Parts("own", {}, PASSAGES, written={"own/x.bin": write_to})
+
+    save(Writing(), tmp_path / "kb")
+
+    assert b"one two" == read(tmp_path / "kb").file("own/x.bin").read_bytes()
+    broken = Writing()
+    broken.pieces = (b"half", None)
+    with pytest.raises(TypeError):
+        save(broken, tmp_path / "kb")
+    assert b"one two" == read(tmp_path / "kb").file("own/x.bin").read_bytes()
+    assert ["kb"] == [entry.name for entry in tmp_path.iterdir()]
 
 
 def test_an_own_file_that_is_gone_is_named_when_saving(tmp_path: Path) -> None:
