@@ -72,7 +72,7 @@ class LuceneRetriever:
         self._passages = passages
         self._found = FoundPassages(index, settings, passages)
         self._idfs: dict[str, np.float32] = {}
-        self._closing = weakref.finalize(self, soon_in_java, index.reader.close)
+        self._closing = weakref.finalize(self, soon_in_java, index.close)
         self._closing.atexit = False
 
     @classmethod
@@ -136,7 +136,7 @@ class LuceneRetriever:
             raise IndexFileError(f"{folder} holds no Lucene index (no segments file); check path")
         digest = hashlib.sha256(segments[-1].read_bytes())  # it names every segment's own id
         made = cls(_opened(folder, chosen), chosen, digest.hexdigest()[:32], k=k)
-        in_java(lambda: made._index.passage(0, ""))  # whether texts are stored
+        in_java(made._index.check_texts)
         return made
 
     @classmethod

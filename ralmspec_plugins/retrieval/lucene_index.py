@@ -19,11 +19,26 @@ from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.lucene_bm25 import Statistics
+from ralmspec_plugins.retrieval.lucene_calls import function, method, norms_at
 from ralmspec_plugins.retrieval.lucene_jvm import is_java_error, java_class, java_threads
 
 _TEXTS_AT_ONCE = 2048
 _INDEXING_MB = 256  # of Java's memory, before a segment is written; Anserini's 4096 passes -Xmx
 _FIELD = "contents"
+
+# Names and, as class files write them, types of Java's.
+_LUCENE = "org.apache.lucene"
+_LANGUAGES = "io.anserini.analysis.AnalyzerMap"
+_ENGLISH = "io.anserini.analysis.DefaultEnglishAnalyzer"
+_TOOLS = "io.anserini.analysis.AnalyzerUtils"
+_READING = "io.anserini.index.IndexReaderUtils"
+_READER_KIND = f"{_LUCENE}.index.IndexReader"
+_TEXT, _LIST, _MAP = "Ljava/lang/String;", "Ljava/util/List;", "Ljava/util/Map;"
+_ANALYZER = "Lorg/apache/lucene/analysis/Analyzer;"
+_READER = "Lorg/apache/lucene/index/IndexReader;"
+_QUERY = "Lorg/apache/lucene/search/Query;"
+_SORT = "Lorg/apache/lucene/search/Sort;"
+_TOP = "Lorg/apache/lucene/search/TopFieldDocs;"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +61,15 @@ class LuceneSettings:
             ConfigError: Anserini has no analyzer of that language.
         """
         if self.language == "en":  # Porter's stems, without Lucene's stop words
-            return java_class("io.anserini.analysis.DefaultEnglishAnalyzer").newDefaultInstance()
-        languages = java_class("io.anserini.analysis.AnalyzerMap")
-        known = set(_json(languages.analyzerMap))
+            return function(_ENGLISH, "newDefaultInstance", f"()L{_ENGLISH.replace('.', '/')};")()
+        known = set(_json(java_class(_LANGUAGES).analyzerMap))
         if self.language not in known:
             raise ConfigError(
                 f"unknown language {self.language!r}; known are {', '.join(sorted(known | {'en'}))}"
             )
-        return languages.getLanguageSpecificAnalyzer(self.language)
+        return function(
+            _LANGUAGES, "getLanguageSpecificAnalyzer", f"(Ljava/lang/String;){_ANALYZER}"
+        )(self.language)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +108,13 @@ def build_index(folder: Path, texts: Iterable[tuple[str, str]], settings: Lucene
         if any(char > " " for char in text)  # as Java's trim() has it
     )
     with _told(f"index passages in {folder}", InputError):
-        indexer = java_class("io.anserini.index.SimpleIndexer")(options)
+        kind = "io.anserini.index.SimpleIndexer"
+        indexer = java_class(kind)(options)
+        add = method(indexer, kind, "addRawDocuments", f"([{_TEXT})I")
         for some in batched(lines, _TEXTS_AT_ONCE):
             count += len(some)
-            taken += indexer.addRawDocuments(some)
-        indexer.close(True)  # merged: one segment is searched faster than many
+            taken += add(some)
+        method(indexer, kind, "close", "(Z)V")(True)  # merged: faster to search than many segments
     if taken != count:
         raise InputError(f"Lucene took only {taken} of {count} passages; are some ids very long?")
     return count
@@ -114,45 +132,59 @@ class LuceneIndex:
         """
         self.folder = folder
         with _told(f"open {folder}"):
-            place = java_class("java.io.File")(str(folder)).toPath()
-            directory = java_class("org.apache.lucene.store.FSDirectory").open(place)
-            self.reader = java_class("org.apache.lucene.index.DirectoryReader").open(directory)
-        self.size = int(self.reader.numDocs())
-        self._fields = self._checked_fields()
+            self._reader = function(_READING, "getReader", f"({_TEXT}){_READER}")(str(folder))
+        self.close = method(self._reader, _READER_KIND, "close", "()V")
+        self.size: int = method(self._reader, _READER_KIND, "numDocs", "()I")()
         self.statistics = Statistics(
-            self.reader.getDocCount(_FIELD), self.reader.getSumTotalTermFreq(_FIELD)
+            method(self._reader, _READER_KIND, "getDocCount", f"({_TEXT})I")(_FIELD),
+            method(self._reader, _READER_KIND, "getSumTotalTermFreq", f"({_TEXT})J")(_FIELD),
         )
-        similarity = java_class("org.apache.lucene.search.similarities.BM25Similarity")
-        self._searcher = java_class("org.apache.lucene.search.IndexSearcher")(
-            self.reader.getContext()
-        )
-        self._searcher.setSimilarity(similarity(settings.k1, settings.b))
+        self._vectors = self._check_fields()
         self._analyzer = settings.analyzer()
-        self._analyze = java_class("io.anserini.analysis.AnalyzerUtils").analyze
-        self._queries = java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
-        self._term = java_class("org.apache.lucene.index.Term")
-        # Anserini's own order: score descending, id ascending, so ties need no care of ours.
-        field, kind = (java_class(f"org.apache.lucene.search.SortField{x}") for x in ("", "$Type"))
-        sort = java_class("org.apache.lucene.search.Sort")
-        self._order = sort(field.FIELD_SCORE, field("id", kind.STRING_VAL))
+        self._prepare(settings)
 
-    def _checked_fields(self) -> Any:
-        infos = java_class("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self.reader)
-        text, identity = infos.fieldInfo(_FIELD), infos.fieldInfo("id")
-        if not self.size or text is None or self.reader.getSumTotalTermFreq(_FIELD) < 1:
+    def _check_fields(self) -> bool:
+        """See that the fields are Anserini's; say whether there are term vectors."""
+        about = f"({_READER}){_MAP}"
+        fields = _json(function(_READING, "getFieldInfo", about)(self._reader))
+        told = _json(function(_READING, "getFieldInfoDescription", about)(self._reader))
+        if self.statistics.tokens < 1:  # also where there is no such field
             raise IndexFileError(f"{self.folder} holds no passage with an indexed '{_FIELD}' field")
-        if identity is None or identity.getDocValuesType().toString() != "BINARY":
+        if fields.get("id", {}).get("docValuesType") != "BINARY":
             raise IndexFileError(
                 f"{self.folder} keeps no ids to break ties by (doc values of 'id'); build it with "
-                "Anserini or pyserini 0.14 or later"
+                "Anserini 0.14 or later, or with pyserini"
             )
-        return text
+        return "hasVectors: true" in told[_FIELD]
+
+    def _prepare(self, settings: LuceneSettings) -> None:
+        """Bind what is called for each query."""
+        searcher = java_class(f"{_LUCENE}.search.IndexSearcher")(
+            method(self._reader, _READER_KIND, "getContext",
+                   "()Lorg/apache/lucene/index/IndexReaderContext;")()
+        )  # fmt: skip
+        similarity = java_class(f"{_LUCENE}.search.similarities.BM25Similarity")
+        kind = f"{_LUCENE}.search.IndexSearcher"
+        method(searcher, kind, "setSimilarity",
+               "(Lorg/apache/lucene/search/similarities/Similarity;)V")(
+            similarity(settings.k1, settings.b)
+        )  # fmt: skip
+        self._search = method(searcher, kind, "search", f"({_QUERY}I{_SORT}Z){_TOP}")
+        kind = "io.anserini.search.query.BagOfWordsQueryGenerator"
+        types = f"({_TEXT}{_ANALYZER}{_TEXT}){_QUERY}"
+        self._query = method(java_class(kind)(), kind, "buildQuery", types)
+        self._analyze = function(_TOOLS, "analyze", f"({_ANALYZER}{_TEXT}){_LIST}")
+        self._holding = function(_READING, "getDF", f"({_READER}{_TEXT})J")
+        # Anserini's own order: score descending, id ascending, so ties need no care of ours.
+        field, types_of = (java_class(f"{_LUCENE}.search.SortField{x}") for x in ("", "$Type"))
+        by_id = field("id", types_of.STRING_VAL)
+        self._order = java_class(f"{_LUCENE}.search.Sort")(field.FIELD_SCORE, by_id)
 
     def search(self, text: str, width: int) -> list[Found]:
         """Find the best passages that share a term with a text, best first, ties by id."""
         with _told(f"search {self.folder}"):
-            query = self._queries.buildQuery(_FIELD, self._analyzer, cleaned(text))
-            found = _json(self._searcher.search(query, width, self._order, True))["scoreDocs"]
+            query = self._query(_FIELD, self._analyzer, cleaned(text))
+            found = _json(self._search(query, width, self._order, True))["scoreDocs"]
         scores = np.array([one["score"] for one in found], dtype=np.float32).tolist()
         return [
             Found(one["doc"], score, one["fields"][1])
@@ -165,15 +197,18 @@ class LuceneIndex:
 
     def holding(self, term: str) -> int:
         """Count the passages that hold a term."""
-        return int(self.reader.docFreq(self._term(_FIELD, term)))
+        with _told(f"read {self.folder}"):
+            return int(self._holding(self._reader, term))
 
     def lengths(self, numbers: Sequence[int]) -> list[int]:
         """Give passages' lengths, as the bytes that Lucene keeps; numbers in ascending order."""
-        values = java_class("org.apache.lucene.index.MultiDocValues")
-        norms = values.getNormValues(self.reader, _FIELD)
-        if norms is None:
-            return [1] * len(numbers)
-        return [norms.longValue() & 255 if norms.advanceExact(n) else 1 for n in numbers]
+        kind = f"{_LUCENE}.index.NumericDocValues"
+        types = f"({_READER}{_TEXT})L{kind.replace('.', '/')};"
+        with _told(f"read {self.folder}"):
+            norms = function(f"{_LUCENE}.index.MultiDocValues", "getNormValues", types)
+            found = norms(self._reader, _FIELD)
+            kept = [None] * len(numbers) if found is None else norms_at(found, numbers)
+        return [1 if one is None else one for one in kept]
 
     def term_counts(self, passages: Sequence[tuple[str, str]]) -> list[Mapping[str, int]]:
         """Count the terms of passages, given as id and indexed text.
@@ -181,31 +216,42 @@ class LuceneIndex:
         From the index's own term vectors where it has them; an analysis of the
         text gives the same and is faster, but needs to know the very text.
         """
-        counts = java_class("java.util.ArrayList")()
-        if self._fields.hasVectors():
-            vector = java_class("io.anserini.index.IndexReaderUtils").getDocumentVector
-            for identity, _ in passages:
-                counts.add(vector(self.reader, identity))
-        else:
-            count = java_class("io.anserini.analysis.AnalyzerUtils").computeDocumentVector
-            for _, text in passages:
-                counts.add(count(self._analyzer, cleaned(text)))
-        return [one or {} for one in _json(counts)]
+        with _told(f"read {self.folder}"):
+            if self._vectors:
+                vector = function(_READING, "getDocumentVector", f"({_READER}{_TEXT}){_MAP}")
+                counts = [vector(self._reader, identity) for identity, _ in passages]
+            else:
+                count = function(_TOOLS, "computeDocumentVector", f"({_ANALYZER}{_TEXT}){_MAP}")
+                counts = [count(self._analyzer, cleaned(text)) for _, text in passages]
+            together = function("java.util.Arrays", "asList", f"([Ljava/lang/Object;){_LIST}")
+            return [one or {} for one in _json(together(counts))]
 
-    def passage(self, number: int, identity: str) -> Passage:
-        """Read a passage from the index by its number.
+    def passage(self, identity: str) -> Passage:
+        """Read a passage from the index.
 
         Raises:
             IndexFileError: the index does not store texts.
         """
+        types = f"({_READER}{_TEXT}){_TEXT}"
         with _told(f"read {self.folder}"):
-            stored = self.reader.storedFields().document(number)
-            text, raw = stored.get(_FIELD), stored.get("raw")
+            text = function(_READING, "documentContents", types)(self._reader, identity)
+            raw = function(_READING, "documentRaw", types)(self._reader, identity)
         if text is None and raw is None:
             raise IndexFileError(
                 f"{self.folder} does not store its texts; build it with -storeContents or -storeRaw"
             )
         return Passage(identity, _text_of(raw) if text is None else text)
+
+    def check_texts(self) -> None:
+        """See that the index stores its texts.
+
+        Raises:
+            IndexFileError: it does not, or not in a way that Anserini knows.
+        """
+        first = function(_READING, "convertLuceneDocidToDocid", f"({_READER}I){_TEXT}")
+        with _told(f"read {self.folder}"):
+            identity = first(self._reader, 0)
+        self.passage(identity)
 
 
 def cleaned(text: str) -> str:
@@ -224,12 +270,14 @@ def _text_of(raw: str) -> str:
 
 def _json(java_object: Any) -> Any:
     """Bring a whole Java object over in one call, instead of one for each of its parts."""
-    return json.loads(_mapper().writeValueAsString(java_object))
+    return json.loads(_to_json()(java_object))
 
 
 @cache
-def _mapper() -> Any:
-    return java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+def _to_json() -> Any:
+    kind = "com.fasterxml.jackson.databind.ObjectMapper"
+    mapper = java_class(kind)()
+    return method(mapper, kind, "writeValueAsString", f"(Ljava/lang/Object;){_TEXT}")
 
 
 @contextmanager

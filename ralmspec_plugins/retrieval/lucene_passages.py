@@ -73,7 +73,7 @@ class FoundPassages:
     def _read(self, founds: Sequence[Found]) -> dict[int, Known]:
         if not founds:
             return {}
-        passages = [self._passage(one.number, one.id) for one in founds]
+        passages = [self._passage(one.id) for one in founds]
         counted = self._index.term_counts([(p.id, indexed_text(p)) for p in passages])
         lengths = self._index.lengths([one.number for one in founds])
         read = {}
@@ -82,10 +82,10 @@ class FoundPassages:
             read[one.number] = Known(passage, PassageTerms(tuple(counts), factors))
         return read
 
-    def _passage(self, number: int, identity: str) -> Passage:
+    def _passage(self, identity: str) -> Passage:
         passages, order = self._passages, self._in_order
         if passages is None or order is None:
-            return self._index.passage(number, identity)
+            return self._index.passage(identity)
         # Not a dictionary of all: saved passages lie on the disk, and are read one by one.
         at = bisect_left(order, identity, key=lambda row: passages[int(row)].id)
         passage: Passage = passages[int(order[at])]
