@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -44,8 +44,23 @@ class FaissApproximate:
     exact = False
     pure = True
 
-    def __init__(self, corpus: DenseCorpus, index: Any, recipe: Recipe, *, k: int = 1) -> None:
+    def __init__(
+        self,
+        corpus: DenseCorpus,
+        index: Any,
+        recipe: Recipe,
+        *,
+        k: int = 1,
+        digest: str | None = None,
+    ) -> None:
         """Search an index that holds exactly the corpus's vectors, in order.
+
+        Args:
+            corpus: the passages and their vectors.
+            index: FAISS's index of them.
+            recipe: how it was made.
+            k: how many passages a query gets.
+            digest: the index's, where storage knows it already.
 
         Raises:
             IndexFileError: the index holds something else.
@@ -68,9 +83,9 @@ class FaissApproximate:
             os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
         )
         # Two graphs over the same corpus may answer differently: the index is digested too.
-        digest = hashlib.sha256(self._serialised().data).hexdigest()[:32]
+        self._digest = digest or self._digested()
         self._count = min(recipe.candidates(k), self.size)
-        self.signature: Hashable = (recipe.name, k, self._count, digest, *corpus.identity)
+        self.signature: Hashable = (recipe.name, k, self._count, self._digest, *corpus.identity)
 
     @classmethod
     def build(
@@ -145,12 +160,23 @@ class FaissApproximate:
 
     def parts(self) -> Parts:
         """Give what must be saved."""
-        parts = Parts.of_dense(self.recipe.name, self.corpus, self.k, recipe=self.recipe.settings())
-        return replace(parts, blobs={"index.faiss": self._serialised().tobytes()})
+        parts = Parts.of_dense(
+            self.recipe.name,
+            self.corpus,
+            self.k,
+            recipe=self.recipe.settings(),
+            index_digest=self._digest,
+        )
+        return replace(parts, written={"index.faiss": self._write_to})
 
-    def _serialised(self) -> NDArray[np.uint8]:
-        serialised: NDArray[np.uint8] = self._faiss.serialize_index(self.index)
-        return serialised
+    def _write_to(self, write: Callable[[bytes], Any]) -> None:
+        """Write the index piece by piece, so that there is no second one in memory."""
+        self._faiss.write_index(self.index, self._faiss.PyCallbackIOWriter(write))
+
+    def _digested(self) -> str:
+        digest = hashlib.sha256()
+        self._write_to(digest.update)
+        return digest.hexdigest()[:32]
 
     @classmethod
     def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
@@ -159,12 +185,13 @@ class FaissApproximate:
         Raises:
             IndexFileError: the saved index cannot be read.
         """
-        data = np.frombuffer(parts.blob("index.faiss"), dtype=np.uint8)
+        file = parts.file("index.faiss")
         try:
-            index = _faiss().deserialize_index(data)
+            index = _faiss().read_index(str(file))
         except RuntimeError as error:
             raise IndexFileError(
                 f"index.faiss cannot be read ({error}); build the knowledge base again"
             ) from error
         recipe = RECIPES[parts.backend](**parts.setting("recipe"))
-        return cls(parts.dense(encoder), index, recipe, k=k)
+        digest = parts.setting("index_digest")
+        return cls(parts.dense(encoder), index, recipe, k=k, digest=digest)
