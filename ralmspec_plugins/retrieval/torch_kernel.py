@@ -82,7 +82,7 @@ class TorchKernel:
         self.rows = Rows(torch, corpus.vectors, form, device, limit)
         self._squares: Any = None
         if corpus.metric is Metric.L2:
-            squares = _scaled_squares(corpus.vectors, form.exponent)
+            squares = _scaled_squares(corpus, form.exponent)
             self._squares = torch.from_numpy(squares).to(device)
         self._widen = half and not self._mixed
         self._local = threading.local()
@@ -231,11 +231,13 @@ def _exponent(largest: float) -> int:
     return min(_LARGEST_EXPONENT, _HALF_TOP - int(np.frexp(largest)[1]))
 
 
-def _scaled_squares(vectors: Vectors, exponent: int) -> Vectors:
+def _scaled_squares(corpus: DenseCorpus, exponent: int) -> Vectors:
     """Square each row's length, in the scale of the rows.  # [rows]."""
-    squares = np.empty(len(vectors), dtype=np.float32)
-    for at in range(0, len(vectors), _ROWS_AT_ONCE):
-        wide = np.ldexp(vectors[at : at + _ROWS_AT_ONCE].astype(np.float64), exponent)
+    if not exponent and corpus.squares is not None:
+        return np.array(corpus.squares)
+    squares = np.empty(corpus.size, dtype=np.float32)
+    for at in range(0, corpus.size, _ROWS_AT_ONCE):
+        wide = np.ldexp(corpus.vectors[at : at + _ROWS_AT_ONCE].astype(np.float64), exponent)
         squares[at : at + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
     return squares
 
