@@ -70,7 +70,8 @@ def build_index(
             that an earlier run has encoded, "encoding", "indexing".
         restart: forget an unfinished build of this target.
         settings: what the backend's `build` takes besides (`k`, `search_list`, ...); these may
-            change when an unfinished build is gone on with.
+            change when an unfinished build is gone on with. What is not saved, such as
+            `threads`, does not reach the knowledge base that is given back.
 
     Raises:
         ConfigError: an unknown backend, one without vectors, or an unfinished build with another

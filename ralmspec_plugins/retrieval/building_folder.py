@@ -69,7 +69,7 @@ def _lock(folder: Path, target: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
                 return lock
-        except FileNotFoundError:
+        except FileNotFoundError:  # removed between opening and locking
             pass
         except BlockingIOError as error:
             os.close(lock)
@@ -77,6 +77,9 @@ def _lock(folder: Path, target: Path) -> int:
                 f"{target} is being built by another process already; wait until that one has "
                 "finished, or choose another folder"
             ) from error
+        except OSError:
+            os.close(lock)
+            raise
         os.close(lock)
 
 
