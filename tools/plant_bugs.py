@@ -23,6 +23,9 @@ MODEL = "tests/lm"
 MERGING = "tests/merging tests/test_batch.py"
 BUILDING = "tests/retrieval/test_building.py tests/retrieval/test_seen_ids.py"
 STORED = "tests/retrieval/test_storage.py tests/retrieval/test_passage_file.py"
+TORCH = "tests/retrieval/test_torch_flat.py"
+FAISS = "tests/retrieval/test_faiss.py"
+BACKENDS = "tests/retrieval/test_backends.py"
 
 
 @dataclass(frozen=True)
@@ -406,6 +409,118 @@ BUGS = (
         "        check_target(target)  # again:",
         "        # again:",
         STORED,
+    ),
+    Bug(
+        "the rounding of rows to half is forgotten",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "products = copy.error * query_norm + rows * query_error",
+        "products = rows * query_error",
+        TORCH,
+    ),
+    Bug(
+        "rounding of operands that torch allows is not in the bound",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "products += ((1 + operand) ** 2 - 1) * rows * query",
+        "products += 0 * operand",
+        TORCH,
+    ),
+    Bug(
+        "a bound is in another scale than the scores",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "np.ldexp(sums, up + exponent)",
+        "np.ldexp(sums, up)",
+        TORCH,
+    ),
+    Bug(
+        "squared lengths are in another scale than the products",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "exponents - copy.form.exponent)",
+        "exponents - exponents)",
+        TORCH,
+    ),
+    Bug(
+        "halves overflow",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "_HALF_TOP = 15",
+        "_HALF_TOP = 17",
+        TORCH,
+    ),
+    Bug(
+        "the caller's autocast reaches the search",
+        f"{CORE}/retrieval/torch_kernel.py",
+        "enabled=False",
+        "enabled=torch.is_autocast_enabled(self._device.type)",
+        TORCH,
+    ),
+    Bug(
+        "threads share their staging buffers",
+        f"{CORE}/retrieval/torch_rows.py",
+        "threading.local()",
+        "type('Shared', (), {})()",
+        TORCH,
+    ),
+    Bug(
+        "a stage is overwritten while it is multiplied",
+        f"{CORE}/retrieval/torch_rows.py",
+        "            self._copying.wait_event(self._used[slot])\n",
+        "",
+        TORCH,
+    ),
+    Bug(
+        "a pinned buffer is filled while it is copied",
+        f"{CORE}/retrieval/torch_rows.py",
+        "        self._copied[slot].synchronize()\n",
+        "",
+        TORCH,
+    ),
+    Bug(
+        "IVF's lists are asked for a whole batch",
+        f"{CORE}/retrieval/faiss_approximate.py",
+        "near = [self.index.quantizer.search(query[None], probes) for query in queries]",
+        "near = [self.index.quantizer.search(queries, probes)] if len(queries) else []",
+        FAISS,
+    ),
+    Bug(
+        "a row that FAISS did not find is a passage",
+        f"{CORE}/retrieval/faiss_approximate.py",
+        "rows[rows >= 0]",
+        "rows",
+        FAISS,
+    ),
+    Bug(
+        "threads answer in another order",
+        f"{CORE}/retrieval/faiss_approximate.py",
+        "lambda q: self._nearest(q[None]), queries)",
+        "lambda q: self._nearest(q[None]), queries[::-1])",
+        FAISS,
+    ),
+    Bug(
+        "the slowest way is taken",
+        f"{CORE}/retrieval/fastest.py",
+        "min(seconds, key",
+        "max(seconds, key",
+        FAISS,
+    ),
+    Bug(
+        "a replica guesses under its own signature",
+        f"{CORE}/speculation/replica.py",
+        "self.signature: Hashable = of.signature",
+        "self.signature: Hashable = retriever.signature",
+        FAISS,
+    ),
+    Bug(
+        "a margin is not certified",
+        f"{CORE}/retrieval/ranking.py",
+        "if width == size or",
+        "if True or",
+        BACKENDS,
+    ),
+    Bug(
+        "ties are broken by row",
+        f"{CORE}/retrieval/dense.py",
+        "best_first(scores, self.places[rows], k)",
+        "best_first(scores, rows, k)",
+        BACKENDS,
     ),
 )
 
