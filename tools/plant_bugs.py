@@ -453,10 +453,10 @@ BUGS = (
         TORCH,
     ),
     Bug(
-        "threads share their staging buffers",
+        "searches share their staging buffers",
         f"{CORE}/retrieval/torch_rows.py",
-        "threading.local()",
-        "type('Shared', (), {})()",
+        "stages = self._free.pop()",
+        "stages = self._free[-1]",
         TORCH,
     ),
     Bug(

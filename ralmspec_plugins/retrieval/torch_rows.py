@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from ralmspec_plugins.retrieval.ranking import Vectors
 
-STAGE_BYTES = 1 << 26  # of each of the two staging buffers
+STAGE_BYTES = 1 << 26  # of each staging buffer; a search that streams has four on a GPU
+_STREAMED = 2  # searches that stream at once; more would only wait for the same bus
 _LOAD_ROWS = 16_384
 
 
@@ -30,8 +32,9 @@ class Rows:
     """All rows in one form, as tiles on the device.
 
     The first `resident` rows stay there. The others come through two staging
-    buffers a thread, so that one is filled from the host's memory (which may
-    be a mapped file) while the other is copied to the device and multiplied.
+    buffers, so that one is filled from the host's memory (which may be a mapped
+    file) while the other is copied to the device and multiplied. A search borrows
+    its buffers, and waits where two others have them.
     """
 
     def __init__(self, torch: Any, vectors: Vectors, form: Form, device: Any, limit: int) -> None:
@@ -41,7 +44,8 @@ class Rows:
         self._row_bytes = self._host.shape[1] * form.dtype.itemsize
         self.resident = min(len(vectors), limit // self._row_bytes)
         self._kept = self._load()
-        self._local = threading.local()
+        self._room = threading.Semaphore(_STREAMED)
+        self._free: list[Any] = []
 
     def _load(self) -> Any:
         whole = self._host[: self.resident]
@@ -69,16 +73,22 @@ class Rows:
             yield rows, self._kept[rows.start : rows.stop]
         elsewhere = ranges[len(here) :]
         if elsewhere:
-            yield from self._stages().tiles(elsewhere)
+            with self._borrowed() as stages:
+                yield from stages.tiles(elsewhere)
 
-    def _stages(self) -> Any:
-        stages = getattr(self._local, "stages", None)
-        if stages is None:
-            kind = _CudaStages if self._device.type == "cuda" else _Stages
-            stages = self._local.stages = kind(
-                self._torch, self._host, self._form, self._device, self.stage_rows
-            )
-        return stages
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
+        with self._room:
+            try:
+                stages = self._free.pop()
+            except IndexError:
+                kind = _CudaStages if self._device.type == "cuda" else _Stages
+                shape = min(self.stage_rows, len(self._host)), self._host.shape[1]
+                stages = kind(self._torch, self._host, self._form, self._device, shape)
+            try:
+                yield stages
+            finally:
+                self._free.append(stages)
 
 
 def _shared(torch: Any, vectors: Vectors) -> Any:
@@ -89,11 +99,12 @@ def _shared(torch: Any, vectors: Vectors) -> Any:
 
 
 class _Stages:
-    """One thread's staging buffer, where the device is the CPU: nothing can be overlapped."""
+    """Staging buffers where the device is the CPU: nothing can be overlapped."""
 
-    def __init__(self, torch: Any, host: Any, form: Form, device: Any, rows: int) -> None:
+    def __init__(
+        self, torch: Any, host: Any, form: Form, device: Any, shape: tuple[int, int]
+    ) -> None:
         self._host, self._form = host, form
-        shape = (min(rows, len(host)), host.shape[1])
         self._buffers = [torch.empty(shape, dtype=form.dtype, device=device) for _ in range(2)]
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
@@ -105,11 +116,15 @@ class _Stages:
 
 
 class _CudaStages:
-    """One thread's staging buffers: two in pinned memory, two on the device, a copying stream."""
+    """Two staging buffers in pinned memory, two on the device, and a stream that copies.
 
-    def __init__(self, torch: Any, host: Any, form: Form, device: Any, rows: int) -> None:
+    Whoever used them before has read his results, so his work on them is done.
+    """
+
+    def __init__(
+        self, torch: Any, host: Any, form: Form, device: Any, shape: tuple[int, int]
+    ) -> None:
         self._torch, self._host, self._form, self._device = torch, host, form, device
-        shape = (min(rows, len(host)), host.shape[1])
         self._copying = torch.cuda.Stream(device)
         self._pinned = [
             torch.empty(shape, dtype=form.dtype, device="cpu", pin_memory=True) for _ in range(2)
@@ -121,7 +136,7 @@ class _CudaStages:
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
         """Give the rows of each range, the next one being copied meanwhile."""
         computing = self._torch.cuda.current_stream(self._device)
-        for slot in range(2):  # buffers are new, or an earlier search was broken off
+        for slot in range(2):
             self._used[slot].record(computing)
         for number, rows in enumerate(ranges):
             if number == 0:

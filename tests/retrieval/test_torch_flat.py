@@ -273,7 +273,7 @@ def test_mapped_vectors_are_searched_where_they_are(
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_threads_do_not_share_their_staging(device: str, precision: Any) -> None:
+def test_searches_do_not_share_their_staging(device: str, precision: Any) -> None:
     """Eight threads streaming different queries at once get what each gets alone."""
     corpus = corpus_of(random_vectors(0, 2000, 16))
     flat = TorchFlat(corpus, k=5, device=device, precision=precision, device_bytes=0)
@@ -281,6 +281,7 @@ def test_threads_do_not_share_their_staging(device: str, precision: Any) -> None
     expected = [NumpyFlat(corpus, k=5).search(batch) for batch in batches]
     with ThreadPoolExecutor(8) as threads:
         assert expected == list(threads.map(flat.search, batches))
+    assert 1 <= len(flat._kernel.rows._free) <= torch_rows._STREAMED
 
 
 def test_a_float32_look_drops_most_nominees_and_no_true_one() -> None:
@@ -387,7 +388,7 @@ def test_a_stage_is_filled_only_when_nobody_uses_it() -> None:
     fake = SimpleNamespace(cuda=cuda, empty=lambda shape, **_named: torch.empty(shape))
     host = torch.arange(30, dtype=torch.float32).view(10, 3)
     form = torch_rows.Form(torch.float32, 1)
-    stages = torch_rows._CudaStages(fake, host, form, torch.device("cuda"), 4)
+    stages = torch_rows._CudaStages(fake, host, form, torch.device("cuda"), (4, 3))
     for rows, tile in stages.tiles([range(4), range(4, 8), range(8, 10)]):
         cuda.log.append(f"multiply {rows.start}")
         assert torch.equal(tile, 2 * host[rows.start : rows.stop])
