@@ -24,6 +24,7 @@ from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.retrieval.building_journal import Entry, start_anew
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES
 from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.retrieval.replacing import sync_folder
 
 VECTORS = "vectors.npy"
 LOCK = "lock"
@@ -131,14 +132,17 @@ class GrowingFiles:
 
     def append(self, lines: Sequence[bytes], vectors: Vectors) -> Entry:
         """Write a batch and see it to the disk; give what the journal must say."""
-        if self._dimension is None:
-            self._dimension = vectors.shape[1]
+        first = self._dimension is None
+        self._dimension = vectors.shape[1]
+        if first:
             self._add(VECTORS, _header(0, self._dimension))
         passages, lines_end = self._ends[-1]
         content = b"".join(lines)
         numbers = np.ascontiguousarray(vectors, dtype="<f4").data
         self._add(PASSAGES, content)
         self._add(VECTORS, numbers)
+        if first:
+            sync_folder(self._folder)  # their names, too
         self._ends.append((passages + len(lines), lines_end + len(content)))
         return Entry(*self._ends[-1], _digest(content), _digest(numbers), self._dimension)
 

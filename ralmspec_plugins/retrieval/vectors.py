@@ -1,12 +1,14 @@
 """Lengths of vectors: measured in float64, checked, and scaled to 1."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, FloatArray, Vectors
 
-_ROWS_AT_ONCE = 4096
+_NUMBERS_AT_ONCE = 1 << 20  # 8 MB of float64, however long the rows are
 
 
 def norm_of(vector: Vectors) -> float:
@@ -26,9 +28,9 @@ def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
         InputError: a row holds NaN or infinity, or is too long for float32 products.
     """
     squares = np.empty(len(vectors))
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        wide = vectors[start : start + _ROWS_AT_ONCE].astype(np.float64)
-        squares[start : start + _ROWS_AT_ONCE] = np.einsum("ij,ij->i", wide, wide)
+    for rows in _blocks(vectors):
+        wide = vectors[rows].astype(np.float64)
+        squares[rows] = np.einsum("ij,ij->i", wide, wide)
     bad = np.flatnonzero(~(squares < LARGEST_NORM**2))
     if len(bad):
         raise InputError(
@@ -56,7 +58,12 @@ def normalise(vectors: Vectors, squares: FloatArray, out: Vectors) -> Vectors:
     rows are held in memory.
     """
     lengths = np.where(unit_rows(squares), 1, np.sqrt(squares))
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    for rows in _blocks(vectors):
         out[rows] = vectors[rows] / lengths[rows, None]  # divided in float64
     return out
+
+
+def _blocks(vectors: Vectors) -> Iterator[slice]:
+    rows = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
+    for start in range(0, len(vectors), rows):
+        yield slice(start, start + rows)
