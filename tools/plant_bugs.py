@@ -369,6 +369,20 @@ BUGS = (
         BUILDING,
     ),
     Bug(
+        "vectors are normalised into a second array",
+        f"{CORE}/retrieval/dense.py",
+        "out = vectors if own else np.empty",
+        "out = np.empty",
+        "tests/retrieval/test_memory.py",
+    ),
+    Bug(
+        "a mapped file is read into memory",
+        f"{CORE}/retrieval/passage_file.py",
+        'np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))',
+        "np.load(file, allow_pickle=False)",
+        "tests/retrieval/test_memory.py",
+    ),
+    Bug(
         "a saved place is not checked",
         f"{CORE}/retrieval/passage_file.py",
         "    return bool(taken.all())",
