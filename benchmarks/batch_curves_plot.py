@@ -18,7 +18,9 @@ PANELS = (
 
 def draw(results: Path) -> list[Path]:
     """Write a picture beside the results for each size in them."""
-    pictures = []
+    pictures: list[Path] = []
+    if not results.exists():
+        return pictures
     for size, entry in json.loads(results.read_text()).items():
         picture = results.with_name(f"{results.stem}_{size}.svg")
         _draw_size(size, entry["curves"], picture)
