@@ -151,7 +151,7 @@ class LuceneRetriever:
 
     def encode(self, text: str) -> Query:
         """Turn a text into the index's terms with their weights."""
-        return in_java(lambda: self._encoded(text))
+        return in_java(lambda: self._encoded(text), quick=True)
 
     def _encoded(self, text: str) -> Query:
         counts: dict[str, int] = {}

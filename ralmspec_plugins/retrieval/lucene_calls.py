@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from ralmspec_plugins.retrieval.lucene_jvm import classes, java_class
 from ralmspec_plugins.retrieval.optional import optional
 
 _PRIVATE = "ralmspec_plugins"  # where autoclass never looks
-_lock = threading.Lock()
+_norms = threading.Lock()
 
 
 class _Bound:
@@ -47,7 +48,8 @@ def method(target: Any, kind: str, name: str, signature: str) -> Callable[..., A
             method is meant, so that pyjnius need not find out at each call.
     """
     jnius = _jnius()
-    with _lock:
+    with classes:
+        _look_up_result(signature)
         own = _private(kind, {name: jnius.JavaMethod(signature)})
         return _Bound(getattr(jnius.cast(own, target), name), own)
 
@@ -55,7 +57,8 @@ def method(target: Any, kind: str, name: str, signature: str) -> Callable[..., A
 @cache
 def function(kind: str, name: str, signature: str) -> Callable[..., Any]:
     """Find a static method."""
-    with _lock:
+    with classes:
+        _look_up_result(signature)
         own = _private(kind, {name: _jnius().JavaStaticMethod(signature)})
         return _Bound(getattr(own, name), own)
 
@@ -65,7 +68,7 @@ def norms_at(norms: Any, numbers: Sequence[int]) -> list[int | None]:
 
     Objects like this one live for one search only, so their class is shared, under the lock.
     """
-    with _lock:
+    with _norms:
         own = _jnius().cast(_norms_class(), norms)
         return [own.longValue() & 255 if own.advanceExact(number) else None for number in numbers]
 
@@ -74,7 +77,15 @@ def norms_at(norms: Any, numbers: Sequence[int]) -> list[int | None]:
 def _norms_class() -> Any:
     make = _jnius().JavaMethod
     members = {"advanceExact": make("(I)Z"), "longValue": make("()J")}
-    return _private("org.apache.lucene.index.NumericDocValues", members)
+    with classes:
+        return _private("org.apache.lucene.index.NumericDocValues", members)
+
+
+def _look_up_result(signature: str) -> None:
+    """Look up the class of a method's results now, before two threads get their first ones."""
+    result = signature.rpartition(")")[2]
+    if result.startswith("L"):
+        java_class(result[1:-1].replace("/", "."))
 
 
 def _private(kind: str, members: dict[str, Any]) -> Any:

@@ -46,9 +46,11 @@ class _Machine:
     memory: str | None  # None: somebody else started it
     home: Path | None
     process: int
-    threads: ThreadPoolExecutor
+    threads: ThreadPoolExecutor  # one for each core
+    quick: ThreadPoolExecutor  # one more, for what must not wait behind a batch of searches
 
 
+classes = threading.RLock()  # held while a Java class is looked up
 _lock = threading.Lock()
 _running: list[_Machine] = []  # one at most: a process can start Java only once
 
@@ -76,9 +78,18 @@ def start_java(*, memory: str | None = None, home: str | os.PathLike[str] | None
         _running.append(_started(memory, asked_home))
 
 
-def in_java(work: Callable[[], T]) -> T:
-    """Do work on Java objects in one of Java's threads, starting Java if need be."""
-    return all_in_java([work])[0]
+def in_java(work: Callable[[], T], *, quick: bool = False) -> T:
+    """Do work on Java objects in one of Java's threads, starting Java if need be.
+
+    Args:
+        work: what to do.
+        quick: it takes no time, and does not wait for what does.
+
+    Raises:
+        ConfigError: this process was forked from the one in which Java runs.
+    """
+    machine = _machine()
+    return (machine.quick if quick else machine.threads).submit(work).result()
 
 
 def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
@@ -108,8 +119,12 @@ def java_threads() -> int:
 
 @cache
 def java_class(name: str) -> Any:
-    """Look up a Java class by its full name; call it within `in_java` only."""
-    return optional("jnius", "lucene", "pyjnius").autoclass(name)
+    """Look up a Java class by its full name; call it within `in_java` only.
+
+    pyjnius reads a class in many calls, which two threads would mix up (see `lucene_calls`).
+    """
+    with classes:
+        return optional("jnius", "lucene", "pyjnius").autoclass(name)
 
 
 def is_java_error(error: BaseException) -> bool:
@@ -159,7 +174,8 @@ def _started(memory: str | None, home: Path | None) -> _Machine:
     except BaseException:
         threads.shutdown()
         raise
-    return _Machine(memory, home, os.getpid(), threads)
+    quick = ThreadPoolExecutor(1, thread_name_prefix="ralmspec-java-quick")
+    return _Machine(memory, home, os.getpid(), threads, quick)
 
 
 def _load(home: Path | None, foreign: bool) -> None:
@@ -175,7 +191,8 @@ def _load(home: Path | None, foreign: bool) -> None:
             ) from error
     try:
         searcher = jnius.autoclass("org.apache.lucene.search.IndexSearcher")
-        jnius.autoclass("io.anserini.index.SimpleIndexer")
+        for name in ("io.anserini.index.SimpleIndexer", "java.util.Map", "java.util.List"):
+            jnius.autoclass(name)
     except jnius.JavaException as error:
         raise ConfigError(
             "Java was started by another library of this process, without Anserini on its class "

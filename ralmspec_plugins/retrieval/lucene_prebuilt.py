@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, MissingExtraError
-from ralmspec_plugins.retrieval.lucene_jvm import start_java
+from ralmspec_plugins.retrieval.lucene_jvm import classes, start_java
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
@@ -25,8 +25,9 @@ def prebuilt_folder(name: str) -> Path:
     """
     start_java()  # before pyserini, which would start it in its own way
     try:
-        known: Mapping[str, Any] = import_module("pyserini.prebuilt_index_info").TF_INDEX_INFO
-        download = import_module("pyserini.util").download_prebuilt_index
+        with classes:  # pyserini looks up Java's while it is imported
+            known: Mapping[str, Any] = import_module("pyserini.prebuilt_index_info").TF_INDEX_INFO
+            download = import_module("pyserini.util").download_prebuilt_index
     except ModuleNotFoundError as error:
         raise MissingExtraError("lucene", str(error.name)) from error
     if name not in known:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_a_forked_child_is_told() -> None:
     retriever: Any = open_retriever("lucene", invented_passages(5))
     query = retriever.encode(invented_queries(1)[0])
     machine = lucene_jvm._running[0]
-    elsewhere = lucene_jvm._Machine(machine.memory, machine.home, -1, machine.threads)
+    elsewhere = replace(machine, process=-1)
     lucene_jvm._running[0] = elsewhere
     try:
         with pytest.raises(ConfigError, match="does not survive a fork"):
@@ -243,6 +244,24 @@ def test_two_indexes_searched_at_once_keep_their_answers() -> None:
         thread.join()
 
     assert [] == failures
+
+
+def test_a_query_is_encoded_while_all_threads_search() -> None:
+    """The next query is formed while a batch is searched; or nothing could run ahead."""
+    retriever: Any = open_retriever("lucene", invented_passages(5))
+    done = threading.Event()
+    waiting = [
+        threading.Thread(target=in_java, args=(lambda: done.wait(60),))
+        for _ in range(lucene_jvm.java_threads())
+    ]
+    for thread in waiting:
+        thread.start()
+    try:
+        assert retriever.encode(invented_queries(1)[0]).encoding.terms
+    finally:
+        done.set()
+        for thread in waiting:
+            thread.join()
 
 
 def test_static_methods_are_found_once() -> None:
