@@ -322,7 +322,7 @@ BUGS = (
     Bug(
         "a failed build is thrown away",
         f"{CORE}/retrieval/building.py",
-        "if not begun and (build is None or build.worthless(error)):",
+        "if build.worthless(error) if build else not begun:",
         "if True:",
         BUILDING,
     ),

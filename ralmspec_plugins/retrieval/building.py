@@ -99,7 +99,7 @@ def build_index(
             build.fill(passages)
             build.save(place, backend, metric, settings)
         except BaseException as error:
-            if not begun and (build is None or build.worthless(error)):
+            if build.worthless(error) if build else not begun:
                 remove(folder)
             raise
         remove(folder)
@@ -139,14 +139,15 @@ class _Build:
         self._batch_size = batch_size
         self._progress = progress
         self._journal = Journal.open(folder, {"batch_size": batch_size, **source.identity})
+        self._fresh = not self._journal.entries
         self._files = GrowingFiles(folder, self._journal.entries)
         self._seen = SeenIds()
         self._lengths: list[NDArray[np.int64]] = []  # of lines
 
     def worthless(self, error: BaseException) -> bool:
-        """Whether a failed first attempt leaves no encoder's work behind."""
+        """Whether a failed attempt leaves no encoder's work behind."""
         cheap = isinstance(self._source, Given) and isinstance(error, RalmSpecError)
-        return cheap or not self._journal.entries
+        return not self._journal.entries or (self._fresh and cheap)
 
     def fill(self, passages: Iterable[Passage]) -> None:
         """Bring all passages and their vectors to the disk, as far as they are not there."""

@@ -49,7 +49,7 @@ class Journal:
         """
         file = folder / JOURNAL
         records = _records(file)
-        if not records:
+        if len(records) < 2:  # no batch yet, so nothing that could be mixed
             file.unlink(missing_ok=True)
             _append(file, {"version": _VERSION, "settings": dict(settings)})
             return cls(file, [], finished=False)

@@ -404,6 +404,17 @@ def test_a_torn_beginning_is_a_beginning(tmp_path: Path, expected: dict[str, str
     assert expected == bytes_of(kb)
 
 
+def test_settings_of_a_build_without_any_batch_bind_nobody(tmp_path: Path) -> None:
+    """Killed before the first batch, it may be begun with another encoder."""
+    kb = unfinished(tmp_path)
+    journal = folder_of(kb) / JOURNAL
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build_index(PASSAGES, kb, Encoder(8, fail_at=0), **SETTINGS)
+
+    assert [] == names(tmp_path)
+
+
 def flip(file: Path, at: int) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 1
