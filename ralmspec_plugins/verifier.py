@@ -60,7 +60,8 @@ class Verifier:
             patience_s: how long they do, before they get `Overloaded`; `None`: for ever.
 
         Raises:
-            ConfigError: a number that would let nothing through.
+            ConfigError: a number that would let nothing through, or a retriever whose signature
+                is not hashable.
         """
         for name, value in (
             ("lanes", lanes),
@@ -76,6 +77,13 @@ class Verifier:
     def _take_over(self, retriever: Retriever, lanes: Lanes) -> None:
         self.retriever: Retriever = retriever
         self.signature: Hashable = retriever.signature
+        try:
+            hash(self.signature)
+        except TypeError as error:
+            raise ConfigError(
+                f"a retriever's signature must be hashable, got {self.signature!r}; "
+                "make it of texts, numbers and tuples"
+            ) from error
         self._lanes = lanes
         # As plain attributes, and only what is there: protocols ask for no more than that.
         own: Any = retriever
@@ -127,7 +135,8 @@ class Verifier:
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
         """Do what `search` does without holding up the event loop."""
         own: Any = self.retriever
-        return await self._amerged(None, own.search, getattr(own, "asearch", None), queries)
+        asearch = getattr(own, "asearch", None)
+        return await self._amerged(None, None if asearch else own.search, asearch, queries)
 
     async def _asearch_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
         own: Any = self.retriever

@@ -7,15 +7,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
+from contextvars import Context, ContextVar
 from statistics import median, quantiles
 
-from ralmspec_plugins.errors import InputError, Overloaded
+from ralmspec_plugins.errors import Overloaded
 from ralmspec_plugins.merging.line import Batch, Call, Line, Way
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.stats import VerifierStats
 
 _WAITS_KEPT = 4096  # of the latest calls, for median and quantile
+# Whose searches this code is part of: what it asks of them itself cannot wait for a lane.
+_inside: "ContextVar[tuple[Lanes, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
 
 
 class Lanes:
@@ -32,11 +34,13 @@ class Lanes:
         """Start with nothing to do; threads start with the first search that needs one."""
         self._free = self._lanes = lanes
         self._max_batch = max_batch
-        self._patience_s = patience_s
+        forever = patience_s is None or patience_s > threading.TIMEOUT_MAX
+        self._patience_s = None if forever else patience_s
         self._line = Line(max_waiting)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="ralmspec-verifier")
         self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not begun yet
+        self._gone: deque[tuple[Call, str]] = deque()  # whose callers have gone, not seen to yet
         self._closed = False
         self._counts: Counter[str] = Counter()
         self._batch_sizes: Counter[int] = Counter()
@@ -46,13 +50,15 @@ class Lanes:
         """Have queries searched with others', and wait in this thread.
 
         Returns:
-            The hits of each query; `None` if a shared search failed, so that the caller has
-            to search alone.
+            The hits of each query; `None` if the caller has to search alone: a shared search
+            failed, or could not be started, or he would wait for himself.
 
         Raises:
             Overloaded: there was no room in the line for too long.
             BaseException: what the search raised, where it was this caller's alone.
         """
+        if self in _inside.get() or self._waits_on_this_thread():
+            return None
         ended = threading.Event()
         call = self._join(group, way, queries, ended.set)
         try:
@@ -68,6 +74,8 @@ class Lanes:
         self, group: Hashable, way: Way, queries: Sequence[Query]
     ) -> list[Hits] | None:
         """Do the same without holding up the event loop."""
+        if self in _inside.get():
+            return None
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
@@ -97,8 +105,19 @@ class Lanes:
                 raise RuntimeError("this verifier is closed")
             self._counts["calls"] += 1
             self._line.join(call)
-            self._fill()
+            ended = self._fill()
+        _wake(ended)
         return call
+
+    def _waits_on_this_thread(self) -> bool:
+        """Whether this thread runs an event loop whose searches it would keep from ending."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        with self._lock:
+            out = any(batch.way.loop is loop for batch in self._awaited)
+            return out or self._line.waits_on(loop)
 
     def _refuse_if_outside(self, call: Call) -> None:
         with self._lock:
@@ -111,39 +130,64 @@ class Lanes:
 
     def _give_up(self, call: Call, error: BaseException) -> None:
         """Take a call out of the line; stop a search that nobody else waits for."""
+        self._gone.append((call, "refused" if isinstance(error, Overloaded) else "given_up"))
+        if isinstance(error, GeneratorExit):
+            return  # the garbage collection can come to this under our own lock: next time then
         with self._lock:
-            self._counts["refused" if isinstance(error, Overloaded) else "given_up"] += 1
-            call.given_up = True
-            self._line.leave(call)
-            self._fill()
-            unwanted = [task for batch, task in self._awaited.items() if task and batch.unwanted]
-        for task in unwanted:
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            ended = self._fill()
+        _wake(ended)
 
-    def _fill(self) -> None:
-        """Start searches while lanes are free and calls are waiting."""
-        for stranded in [batch for batch in self._awaited if _stranded(batch)]:
-            self._settle(stranded, RuntimeError("the event loop of this search was closed"))
+    def _see_off(self) -> None:
+        """Forget the calls whose callers have gone, and stop what only they waited for."""
+        while self._gone:
+            gone, how = self._gone.popleft()
+            self._counts[how] += 1
+            gone.given_up = True
+            self._line.leave(gone)
+            for batch, task in self._awaited.items():
+                # Once only: a second time would break off the first one's cleaning up.
+                if task and batch.unwanted and any(call is gone for call, _ in batch.pieces):
+                    _cancel(task)
+
+    def _fill(self) -> list[Call]:
+        """Start searches while lanes are free and calls wait; list the calls that this ended."""
+        self._see_off()
+        ended: list[Call] = []
+        for stranded, task in tuple(self._awaited.items()):
+            if stranded.way.stopped:
+                ended += self._settle(stranded, None)
+                if task:
+                    _cancel(task)
         while self._free and (batch := self._line.next_batch(self._max_batch)):
             now_s = time.perf_counter()
             self._waits_s.extend(now_s - call.came_s for call, _ in batch.pieces)
-            self._batch_sizes[batch.size] += 1
             self._free -= 1
-            context = batch.pieces[0][0].context.copy()  # a call may be in two batches at once
-            if batch.way.loop is None:
-                self._threads.submit(context.run, self._run, batch)
+            try:
+                self._start(batch)
+            except Exception:  # noqa: BLE001 no thread, or no loop: its callers do without
+                ended += self._settle(batch, None)
             else:
-                self._awaited[batch] = None
-                try:
-                    batch.way.loop.call_soon_threadsafe(self._spawn, batch, context)
-                except RuntimeError as error:  # the loop is closed, and nobody waits there
-                    self._settle(batch, error)
+                self._batch_sizes[batch.size] += 1
+        return ended
+
+    def _start(self, batch: Batch) -> None:
+        context = batch.pieces[0][0].context.copy()  # a call may be in two batches at once
+        if batch.way.loop is None:
+            self._threads.submit(context.run, self._run, batch)
+            return
+        if batch.way.stopped:
+            raise RuntimeError("the event loop of this search does not run")
+        batch.way.loop.call_soon_threadsafe(self._spawn, batch, context)
+        self._awaited[batch] = None
 
     def _run(self, batch: Batch) -> None:
         """Search in a thread."""
         assert batch.way.search is not None
+        if batch.given:  # its thread could not be started at once
+            return
+        _inside.set((*_inside.get(), self))
         try:
-            found = _checked(batch, batch.way.search(batch.queries))
+            found = batch.checked(batch.way.search(batch.queries))
         except BaseException as error:  # noqa: BLE001 raised where it is waited for
             self._end(batch, error)
         else:
@@ -151,16 +195,29 @@ class Lanes:
 
     def _spawn(self, batch: Batch, context: Context) -> None:
         """Make a task of a search, on its loop."""
-        task = asyncio.get_running_loop().create_task(self._arun(batch), context=context)
+        if batch.given or batch.unwanted:
+            self._end(batch, None)
+            return
+        search = self._arun(batch)
+        try:
+            task = asyncio.get_running_loop().create_task(search, context=context)
+        except Exception:  # noqa: BLE001 a task factory that does not know contexts, say
+            search.close()
+            self._end(batch, None)
+            return
         with self._lock:
-            self._awaited[batch] = task
+            if not batch.given:  # an eager task may have ended already
+                self._awaited[batch] = task
         # One that is cancelled before its first step never comes to its own end.
         task.add_done_callback(lambda _: self._end(batch, asyncio.CancelledError()))
 
     async def _arun(self, batch: Batch) -> None:
         assert batch.way.asearch is not None
+        _inside.set((*_inside.get(), self))
         try:
-            found = _checked(batch, await batch.way.asearch(batch.queries))
+            found = batch.checked(await batch.way.asearch(batch.queries))
+        except GeneratorExit:  # its loop is gone; perhaps in a garbage collection, see _give_up
+            raise
         except BaseException as error:
             self._end(batch, error)
             if not isinstance(error, Exception):
@@ -168,23 +225,24 @@ class Lanes:
         else:
             self._end(batch, found)
 
-    def _end(self, batch: Batch, outcome: list[Hits] | BaseException) -> None:
+    def _end(self, batch: Batch, outcome: list[Hits] | BaseException | None) -> None:
         """Give each caller what was found for him, once, and start the next searches."""
         with self._lock:
             if batch.given:
                 return
             self._settle(batch, outcome)
-            self._fill()
-        for call, _ in batch.pieces:
-            if call.ended:
-                call.wake()
+            ended = [call for call, _ in batch.pieces if call.ended] + self._fill()
+        _wake(ended)
 
-    def _settle(self, batch: Batch, outcome: list[Hits] | BaseException) -> None:
+    def _settle(self, batch: Batch, outcome: list[Hits] | BaseException | None) -> list[Call]:
+        """Note an outcome, or that there is none; list the calls that have to search alone."""
         self._free += 1
         self._awaited.pop(batch, None)
-        for call in batch.give(outcome):
+        disturbed = batch.let_go() if outcome is None else batch.give(outcome)
+        for call in disturbed:
             self._counts["repeated"] += 1
             self._line.leave(call)
+        return disturbed
 
     def close(self) -> None:
         """Let whoever waits search alone, wait for what is running, and let the threads go."""
@@ -193,8 +251,7 @@ class Lanes:
             sent_off = self._line.empty()
             for call in sent_off:
                 call.disturbed = True
-        for call in sent_off:
-            call.wake()
+        _wake(sent_off)
         self._threads.shutdown(wait=True)
 
     def stats(self) -> VerifierStats:
@@ -225,14 +282,11 @@ def _outcome(call: Call) -> list[Hits] | None:
     return None if call.disturbed else [call.found[at] for at in range(len(call.queries))]
 
 
-def _stranded(batch: Batch) -> bool:
-    return batch.way.loop is not None and batch.way.loop.is_closed()
+def _wake(ended: Sequence[Call]) -> None:
+    for call in ended:
+        call.wake()
 
 
-def _checked(batch: Batch, found: list[Hits]) -> list[Hits]:
-    if len(found) != batch.size:
-        raise InputError(
-            f"the retriever gave {len(found)} results for {batch.size} queries; it must give one "
-            "for each, in order"
-        )
-    return found
+def _cancel(task: "asyncio.Task[None]") -> None:
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        task.get_loop().call_soon_threadsafe(task.cancel)

@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Hits, Query
 
 SearchCall: TypeAlias = Callable[[Sequence[Query]], list[Hits]]
@@ -24,6 +25,11 @@ class Way:
     search: SearchCall | None
     asearch: AsyncSearchCall | None = None
     loop: AbstractEventLoop | None = None  # whose `asearch` is awaited
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the event loop that it needs does not run."""
+        return self.loop is not None and not self.loop.is_running()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -91,6 +97,19 @@ class Batch:
         call, places = self.pieces[0]
         return len(self.pieces) == 1 and len(places) == len(call.queries)
 
+    def checked(self, found: list[Hits]) -> list[Hits]:
+        """Give what was found if there is one result for each query.
+
+        Raises:
+            InputError: there are more or fewer.
+        """
+        if len(found) != self.size:
+            raise InputError(
+                f"the retriever gave {len(found)} results for {self.size} queries; it must give "
+                "one for each, in order"
+            )
+        return list(found)  # where it is lazy, its errors come here
+
     def give(self, outcome: list[Hits] | BaseException) -> list[Call]:
         """Note in each call what was found for it; list the calls that this one disturbed."""
         self.given = True
@@ -102,6 +121,11 @@ class Batch:
         if self.is_one_call:
             self.pieces[0][0].error = outcome
             return []
+        return self.let_go()
+
+    def let_go(self) -> list[Call]:
+        """Have each caller search alone; list the calls that this disturbed."""
+        self.given = True
         disturbed = [call for call, _ in self.pieces if not call.disturbed]
         for call in disturbed:
             call.disturbed = True
@@ -179,6 +203,11 @@ class Line:
             self._groups[group] = deque(waiting)
         self._let_in()
         return batch
+
+    def waits_on(self, loop: AbstractEventLoop) -> bool:
+        """Whether a search on this event loop stands in the line or at the door."""
+        inside = any(calls[0].way.loop is loop for calls in self._groups.values())
+        return inside or any(call.way.loop is loop for call in self._door)
 
     def empty(self) -> list[Call]:
         """Send everybody away, those at the door too."""
