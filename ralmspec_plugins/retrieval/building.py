@@ -162,7 +162,10 @@ class _Build:
                 self._source.compare(count, some, vectors)
                 self._progress("checking", count + len(some))
             elif self._journal.finished:
-                raise start_anew(f"there are more than the {count} passages there were before")
+                raise start_anew(
+                    f"there are more than the {count} passages there were before",
+                    "give the same to go on",
+                )
             else:
                 rows = self._source.rows(count, some)
                 self._journal.add(self._files.append(lines, rows))
@@ -177,8 +180,8 @@ class _Build:
         before = self._journal.entries[-1].passages
         if count < before:
             raise start_anew(
-                f"there are only {count} of the {before} passages that were encoded before; give "
-                "the same, to go on"
+                f"there are only {count} of the {before} passages that were encoded before",
+                "give the same to go on",
             )
         self._source.check_count(count)
         self._journal.finish()

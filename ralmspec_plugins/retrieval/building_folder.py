@@ -162,7 +162,7 @@ class GrowingFiles:
         rows = f"passages {first} to {entry.passages - 1}"
         if _digest(b"".join(lines)) != entry.lines:
             raise start_anew(
-                f"{rows} are not those that were encoded before; give the same, to go on"
+                f"{rows} are not those that were encoded before", "give the same to go on"
             )
         written = _read(self._folder / PASSAGES, lines_start, entry.lines_end)
         content = _read(self._folder / VECTORS, self._place(first), self._place(entry.passages))

@@ -125,6 +125,6 @@ def _compare(folder: Path, head: Mapping[str, Any], settings: Mapping[str, Any])
         )
 
 
-def start_anew(problem: str) -> IndexFileError:
+def start_anew(problem: str, otherwise: str = "") -> IndexFileError:
     """Say why an unfinished build cannot be gone on with, and what to do."""
-    return IndexFileError(f"{problem}; {_ANEW}")
+    return IndexFileError(f"{problem}; {otherwise + ', or ' if otherwise else ''}{_ANEW}")

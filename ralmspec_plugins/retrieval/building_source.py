@@ -83,7 +83,8 @@ class Encoded:
             if not same or norm_of(again - recorded[0]) > _SAME_ENCODER * norm_of(recorded[0]):
                 raise start_anew(
                     f"the encoder {encoder_name(self._encode)} gives passage "
-                    f"{passages[0].id!r} another vector than before; give the same encoder"
+                    f"{passages[0].id!r} another vector than before",
+                    "give the same to go on",
                 )
 
     def check_count(self, count: int) -> None:
@@ -153,7 +154,8 @@ class Given:
         if not np.array_equal(self.rows(first, passages), recorded):
             raise start_anew(
                 f"the vectors of passages {first} to {first + len(passages) - 1} are not those "
-                "that were given before; give the same"
+                "that were given before",
+                "give the same to go on",
             )
 
     def check_count(self, count: int) -> None:
