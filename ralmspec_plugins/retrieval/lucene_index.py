@@ -153,7 +153,7 @@ class LuceneIndex:
         if fields.get("id", {}).get("docValuesType") != "BINARY":
             raise IndexFileError(
                 f"{self.folder} keeps no ids to break ties by (doc values of 'id'); build it with "
-                "Anserini 0.14 or later, or with pyserini"
+                "an Anserini or pyserini of Lucene 9"
             )
         return "hasVectors: true" in told[_FIELD]
 

@@ -69,6 +69,7 @@ def test_lengths_are_kept_in_one_byte() -> None:
     lengths = [decoded_length(code) for code in range(256)]
 
     assert list(range(41)) == lengths[:41]
+    assert [42, 44, 46, 48, 50, 52, 54, 56, 60] == lengths[41:50]
     assert sorted(set(lengths)) == lengths
     assert all(after - before <= before / 8 + 1 for before, after in pairwise(lengths))
 

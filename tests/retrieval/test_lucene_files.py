@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -251,3 +252,14 @@ def test_a_failed_download_is_one_error(offered: dict[str, Any]) -> None:
     offered["urls"] = ["file:///nowhere/towns.tar.gz"]
     with pytest.raises(IndexFileError, match="'towns' could not be downloaded"):
         LuceneRetriever.prebuilt("towns")
+
+
+def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/lucene.md shows works as it is written; test_docs.py needs no Java."""
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[2] / "docs" / "lucene.md"
+    blocks = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), {})
+
+    assert len(blocks) == 1
