@@ -21,6 +21,7 @@ from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric, Vectors, exact_scores
 from ralmspec_plugins.retrieval.torch_flat import TorchFlat, narrowed
 from ralmspec_plugins.testing_contracts import invented_passages, plain_hits
+from ralmspec_plugins.testing_dense import DenseContract
 
 torch = pytest.importorskip("torch")
 
@@ -166,10 +167,12 @@ def test_the_longest_and_the_shortest_vectors_neither_overflow_nor_vanish(
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    dimension=st.sampled_from([1, 2, 33, 300]),
+    dimension=st.sampled_from([1, 2, 33, 300, 2000]),
+    one_sign=st.booleans(),  # so that what is cut off adds up
     row_scale=st.sampled_from([1e-30, 1e-5, 1.0, 1e5, 1e9]),
     spread=st.sampled_from([0.0, 4.0]),
     query_scale=st.sampled_from([1e-20, 1.0, 1e10]),
@@ -177,8 +180,10 @@ def test_the_longest_and_the_shortest_vectors_neither_overflow_nor_vanish(
     half=st.booleans(),
 )
 def test_a_score_lies_within_its_stated_error(
+    device: str,
     seed: int,
     dimension: int,
+    one_sign: bool,
     row_scale: float,
     spread: float,
     query_scale: float,
@@ -190,17 +195,19 @@ def test_a_score_lies_within_its_stated_error(
     lengths = row_scale * np.exp(spread * dice.standard_normal((60, 1)))
     vectors = (dice.standard_normal((60, dimension)) * lengths).astype(np.float32)
     asked = (dice.standard_normal((4, dimension)) * query_scale).astype(np.float32)
+    if one_sign:
+        vectors, asked = np.abs(vectors), np.abs(asked)
     corpus = corpus_of(vectors, metric)
     kernel = torch_kernel.TorchKernel(
-        torch, corpus, torch.device("cpu"), half=half, limit=vectors.nbytes
+        torch, corpus, torch.device(device), half=half, limit=vectors.nbytes
     )
     batch = kernel._asked(asked)
     rows, tile = next(kernel.rows.tiles([range(60)]))
-    fast = kernel._scores(rows, tile, batch).double().numpy()
+    fast = kernel._scores(rows, tile, batch).cpu().double().numpy()
     for column, query in enumerate(asked):
-        image = batch.columns[:, column].double().numpy()
+        image = batch.columns[:, column].cpu().double().numpy()
         at = int(np.abs(query).argmax())  # products are in units of 2^(a + b)
-        scale = 2.0**kernel._copy.form.exponent * image[at] / query[at].astype(np.float64)
+        scale = 2.0 ** (kernel._copy.form.exponent + np.round(np.log2(image[at] / query[at])))
         truth = exact_scores(vectors, query, corpus.metric)
         if metric == "l2":
             truth = truth + float(query.astype(np.float64) @ query.astype(np.float64))
@@ -433,3 +440,31 @@ def test_a_search_does_not_wait_for_the_models_stream(precision: Any) -> None:
 
     assert expected == flat.search(queries)
     assert not done.query()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "claim", sorted(name for name in vars(DenseContract) if name.startswith("test_"))
+)
+def test_a_gpu_keeps_the_dense_contract(claim: str, metric: str, precision: Any) -> None:
+    """Everything that is hard to rank, in both precisions, kept and streamed."""
+
+    class OnCuda(DenseContract):
+        device_bytes: int | None = None
+
+        def make_of_vectors(self, passages: Any, vectors: Vectors, k: int) -> TorchFlat:
+            corpus = DenseCorpus(passages, vectors, None, self.metric)
+            return TorchFlat(
+                corpus,
+                k=k,
+                device="cuda",
+                precision=precision,
+                device_bytes=self.device_bytes,
+            )
+
+    contract = OnCuda()
+    contract.metric = metric
+    for contract.device_bytes in (None, 100_000):
+        getattr(contract, claim)()
