@@ -80,7 +80,7 @@ def build_index(
         IndexFileError: something else is at the target, somebody else is building it, or an
             unfinished build was begun with other passages.
     """
-    place = Path(target).absolute()
+    place = Path(target).resolve()  # a link keeps leading to it
     check_target(place)
     _rehearse(backend, metric, batch_size, settings)
     source: Source = (

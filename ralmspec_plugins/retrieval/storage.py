@@ -51,7 +51,7 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
     Raises:
         IndexFileError: something that is not a knowledge base is in the way.
     """
-    target = Path(path).absolute()
+    target = Path(path).resolve()  # a link keeps leading to it
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))

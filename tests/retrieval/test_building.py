@@ -675,3 +675,19 @@ def test_a_batch_is_on_the_disk_before_the_journal_says_so(
     assert order[3:9] == ["vectors.npy", folder_of(tmp_path / "kb").name, JOURNAL, *batch]
     assert order[9 : order.index("replaced")] == [JOURNAL, "vectors.npy", *end, "kb.json"]
     assert order[order.index("replaced") + 1 :] == ["fresh", tmp_path.name]
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path: Path, expected: dict[str, str]) -> None:
+    """What it leads to is replaced, by both ways of saving, beside the folder that it leads to."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "home").mkdir()
+    link = tmp_path / "home" / "kb"
+    link.symlink_to(tmp_path / "big" / "kb")
+    for _ in range(2):
+        save(open_retriever("numpy-flat", PASSAGES[:5]), link)
+        assert 5 == load(link).size
+        build_index(PASSAGES, link, Encoder(), **SETTINGS)
+
+        assert link.is_symlink()
+        assert expected == bytes_of(tmp_path / "big" / "kb")
+        assert ["kb"] == names(tmp_path / "home") == names(tmp_path / "big")
