@@ -106,11 +106,10 @@ class LuceneRetriever:
             in_java(lambda: build_index(folder, texts, chosen))
             made = cls(_opened(folder, chosen), chosen, fingerprint(passages), k=k,
                        passages=kept(passages))  # fmt: skip
-        except IndexFileError as error:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise InputError("no passage holds any term that the analyzer keeps") from error
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, IndexFileError) and error.__cause__ is None:  # not of Java's
+                raise InputError("no passage holds any term that the analyzer keeps") from error
             raise
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
         return made
@@ -204,8 +203,9 @@ class LuceneRetriever:
         return LuceneTable(capacity)
 
     def close(self) -> None:
-        """Give the index's files back to the system, at once instead of at the end."""
+        """Give the index's files back to the system now; it cannot be searched any more."""
         self._closing()
+        in_java(lambda: None)
 
     def parts(self) -> Parts:
         """Give what must be saved.

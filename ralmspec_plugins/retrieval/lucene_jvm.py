@@ -8,22 +8,25 @@ that once spoke to Java stays known to it until the process ends, so callers' ow
 threads, which come and go, never do.
 """
 
+import logging
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval.optional import optional
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 JAVA_VERSION = 21  # what Anserini 1.x is compiled for
 _MEMORY = re.compile(r"[1-9]\d*[kmgKMG]")
@@ -51,6 +54,7 @@ class _Machine:
 
 
 classes = threading.RLock()  # held while a Java class is looked up
+_left: SimpleQueue[Callable[[], object]] = SimpleQueue()
 _lock = threading.Lock()
 _running: list[_Machine] = []  # one at most: a process can start Java only once
 
@@ -89,7 +93,8 @@ def in_java(work: Callable[[], T], *, quick: bool = False) -> T:
         ConfigError: this process was forked from the one in which Java runs.
     """
     machine = _machine()
-    return (machine.quick if quick else machine.threads).submit(work).result()
+    threads = machine.quick if quick else machine.threads
+    return threads.submit(_with_what_was_left, work).result()
 
 
 def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
@@ -99,17 +104,28 @@ def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
         ConfigError: this process was forked from the one in which Java runs.
     """
     machine = _machine()
-    futures = [machine.threads.submit(work) for work in works]
+    futures = [machine.threads.submit(_with_what_was_left, work) for work in works]
     return [future.result() for future in futures]
 
 
 def soon_in_java(work: Callable[[], object]) -> None:
-    """Do work in one of Java's threads, and do not wait for it; nothing if Java does not run."""
-    if _running and _running[0].process == os.getpid():
-        try:
-            _running[0].threads.submit(work)
-        except RuntimeError:
-            return  # the interpreter is about to end, and all of this with it
+    """Leave work to whoever speaks to Java next; for finalizers, which may run at any point.
+
+    A finalizer can interrupt the very thread that is handing work to another one,
+    so it must not do that itself: putting something into this queue is safe.
+    """
+    _left.put(work)
+
+
+def _with_what_was_left(work: Callable[[], T]) -> T:
+    while not _left.empty():
+        with suppress(Empty):
+            left = _left.get_nowait()
+            try:
+                left()
+            except Exception:  # noqa: BLE001 it is not this caller's affair
+                _log.warning("what was left to be closed could not be", exc_info=True)
+    return work()
 
 
 def java_threads() -> int:

