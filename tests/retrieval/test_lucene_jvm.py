@@ -73,8 +73,10 @@ def test_temporary_indexes_are_removed(tmp_path: Path) -> None:
 def test_ctrl_c_is_still_pythons() -> None:
     """An interrupt raises KeyboardInterrupt, as if Java were not there."""
     done = ran(
-        SEARCH + "import signal, time\n"
-        "try:\n    signal.raise_signal(signal.SIGINT); time.sleep(5)\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background\n"
+        + SEARCH
+        + "try:\n    signal.raise_signal(signal.SIGINT); time.sleep(5)\n"
         "except KeyboardInterrupt:\n    print('interrupted')"
     )
 
