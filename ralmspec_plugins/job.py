@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.costs import Costs
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, InputError, Overloaded
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
     Ask,
@@ -123,6 +123,8 @@ class Setup:
             return self._checked(queries, self.retriever.search(queries), None)
         try:
             found = wide.search_wide(queries, self.settings.width(wide.k))
+        except Overloaded:  # says nothing about wide searches
+            raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
         return self._checked(queries, found, wide.k)
@@ -144,6 +146,8 @@ class Setup:
             return self._checked(queries, await self._asearch_plainly(queries), None)
         try:
             found = await wide.asearch_wide(queries, self.settings.width(wide.k))
+        except Overloaded:
+            raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             plainly = self._checked(queries, await self._asearch_plainly(queries), None)
             self._complain(error)

@@ -27,6 +27,9 @@ class Verifier:
     - A caller that goes away (a cancelled task, Ctrl-C) leaves the line; others
       do not notice. A search that nobody waits for any more is cancelled, where
       it can be.
+    - Nobody waits for himself or for what cannot go on: what a search asks of its
+      own verifier, what blocks the event loop that it waits for, and what no thread
+      or loop is left for, is searched alone.
     - Only searches of one signature (and width) are merged. Retrievers put
       `beside` each other share the lanes and nothing else.
 
@@ -165,7 +168,7 @@ class Verifier:
         return list(await asearch(queries)) if found is None else found
 
     def close(self) -> None:
-        """Let whoever waits search alone, wait for running searches, and let the threads go.
+        """Let whoever waits search alone, wait for searches in threads, and let the threads go.
 
         Closes those beside it too. Without it the threads end when nobody holds
         the verifier any more.

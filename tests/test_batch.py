@@ -20,7 +20,8 @@ from ralmspec_plugins import (
     Verifier,
     plain,
 )
-from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
+from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, Overloaded
+from ralmspec_plugins.job import Setup
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -308,6 +309,40 @@ def test_a_callers_verifier_is_used_and_left_open() -> None:
         verifier.search([Query("thing1")])
 
         assert before + 1 == verifier.stats.calls
+
+
+class Overfull(WordRetriever):
+    """Has no room for its first search, and for all that come later."""
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        first = not self.searched
+        found = super().search_wide(queries, width)
+        if first:
+            raise Overloaded("no room")
+        return found
+
+    async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
+        return self.search(queries)
+
+    async def asearch_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        return self.search_wide(queries, width)
+
+
+def test_no_room_once_does_not_end_prefetching() -> None:
+    """A search that found no room is searched wider again next time, not narrower for ever."""
+    setup = Setup(EchoWorkload(), Overfull(TEXTS), None)
+    query = [Query("thing1")]
+    with pytest.raises(Overloaded):
+        setup.search(query)
+    assert len(setup.search(query)[0].wide) == 20
+
+    async def main() -> int:
+        setup = Setup(EchoWorkload(), Overfull(TEXTS), None)
+        with pytest.raises(Overloaded):
+            await setup.asearch(query)
+        return len((await setup.asearch(query))[0].wide)
+
+    assert 20 == asyncio.run(main())
 
 
 def test_pool_and_speculators_exclude_each_other() -> None:
