@@ -252,9 +252,14 @@ def test_a_query_is_encoded_while_all_threads_search() -> None:
     """The next query is formed while a batch is searched; or nothing could run ahead."""
     retriever: Any = open_retriever("lucene", invented_passages(5))
     done = threading.Event()
+    gave_up: list[bool] = []
+
+    def wait() -> None:
+        if not done.wait(20):
+            gave_up.append(True)
+
     waiting = [
-        threading.Thread(target=in_java, args=(lambda: done.wait(60),))
-        for _ in range(lucene_jvm.java_threads())
+        threading.Thread(target=in_java, args=(wait,)) for _ in range(lucene_jvm.java_threads())
     ]
     for thread in waiting:
         thread.start()
@@ -264,6 +269,8 @@ def test_a_query_is_encoded_while_all_threads_search() -> None:
         done.set()
         for thread in waiting:
             thread.join()
+
+    assert [] == gave_up
 
 
 def test_static_methods_are_found_once() -> None:
