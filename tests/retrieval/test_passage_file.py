@@ -46,7 +46,7 @@ def saved(passages: Sequence[Passage], folder: Path) -> PassageFile:
     return opened
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(passages=passage_lists)
 def test_what_comes_back_is_what_was_saved(passages: list[Passage]) -> None:
     """Any text, lone surrogates and line ends included; by row, by slice and in order."""
