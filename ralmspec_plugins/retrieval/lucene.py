@@ -130,7 +130,7 @@ class LuceneRetriever:
             IndexFileError: there is no such index, or it cannot be used.
         """
         folder, chosen = Path(path), LuceneSettings(**settings)
-        segments = sorted(folder.glob("segments_*"), key=lambda file: int(file.name[9:], 36))
+        segments = sorted(folder.glob("segments_*"), key=lambda file: (len(file.name), file.name))
         if not segments:
             raise IndexFileError(f"{folder} holds no Lucene index (no segments file); check path")
         digest = hashlib.sha256(segments[-1].read_bytes())  # it names every segment's own id
@@ -158,7 +158,8 @@ class LuceneRetriever:
             counts[term] = counts.get(term, 0) + 1
         weights = {term: np.float32(count) * self._idf(term) for term, count in counts.items()}
         known = {term: weight for term, weight in weights.items() if weight}
-        return Query(text, QueryTerms(tuple(known), np.array(list(known.values()), np.float32)))
+        factors = np.array(list(known.values()), dtype=np.float32)
+        return Query(text, QueryTerms(text, tuple(known), factors))
 
     def _idf(self, term: str) -> np.float32:
         """Weigh a term; 0 for one that is not in the index."""
@@ -178,9 +179,7 @@ class LuceneRetriever:
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
         """Find the best `width` passages of each query."""
         check_k(width)
-        for query in queries:
-            terms_of(query)
-        texts = [query.text for query in queries]
+        texts = [terms_of(query).text for query in queries]
         step = min(len(texts), java_threads())
         works = [partial(self._answers, texts[at::step], width) for at in range(step)]
         found: list[Hits] = [()] * len(texts)

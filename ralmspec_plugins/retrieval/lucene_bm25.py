@@ -32,8 +32,9 @@ _SMALL = 24  # lengths below are kept as they are, above with four leading bits
 
 @dataclass(frozen=True, slots=True)
 class QueryTerms:
-    """A query's encoding: the index's terms in it, with qtf * idf of each."""
+    """A query's encoding: what is searched, and the index's terms in it with qtf * idf of each."""
 
+    text: str
     terms: tuple[str, ...]
     weights: Vectors
 

@@ -180,6 +180,14 @@ def test_a_query_of_unknown_or_stop_words_finds_nothing() -> None:
         assert pool.guess(query) == ()
 
 
+def test_the_encoding_is_what_is_searched() -> None:
+    """A query with another text or key finds what its encoding asks for."""
+    retriever = open_retriever("lucene", [Passage("a", "red fox"), Passage("b", "blue bird")])
+    query = Query("blue bird", retriever.encode("red fox").encoding, key=7)
+
+    assert [hit.passage.id for hit in retriever.search([query])[0]] == ["a"]
+
+
 def test_titles_stand_before_texts_and_repeated_words_count() -> None:
     """A word of the title is found; a query's repeated word weighs more."""
     retriever = open_retriever(

@@ -31,7 +31,8 @@ def hit_of(identity: str, words: list[str]) -> Hit:
 
 
 def query_of(words: dict[str, float]) -> Query:
-    return Query(" ".join(words), QueryTerms(tuple(words), np.array([*words.values()], np.float32)))
+    weights = np.array([*words.values()], dtype=np.float32)
+    return Query("asked", QueryTerms(" ".join(words), tuple(words), weights))
 
 
 def expected_score(query: Query, hit: Hit) -> float:
