@@ -174,8 +174,8 @@ BUGS = (
     Bug(
         "searches of two signatures are merged",
         f"{CORE}/verifier.py",
-        "self.signature: Hashable = retriever.signature\n        self._lanes",
-        "self.signature: Hashable = 0\n        self._lanes",
+        "self.signature: Hashable = retriever.signature\n",
+        "self.signature: Hashable = 0\n",
         MERGING,
     ),
     Bug(
@@ -209,8 +209,8 @@ BUGS = (
     Bug(
         "a call that was given up is searched",
         f"{CORE}/merging/lanes.py",
-        "            self._line.leave(call)\n            self._fill()\n",
-        "            self._fill()\n",
+        "            self._line.leave(gone)\n",
+        "",
         MERGING,
     ),
     Bug(
@@ -225,6 +225,41 @@ BUGS = (
         f"{CORE}/merging/lanes.py",
         "        self._free += 1\n",
         "        self._free += not isinstance(outcome, BaseException)\n",
+        MERGING,
+    ),
+    Bug(
+        "a search that cannot be started keeps its lane",
+        f"{CORE}/merging/lanes.py",
+        "                ended += self._settle(batch, None)\n            else:",
+        "                pass\n            else:",
+        MERGING,
+    ),
+    Bug(
+        "a search waits for the lane that it runs in",
+        f"{CORE}/merging/lanes.py",
+        "_inside.set((*_inside.get(), self))",
+        "_inside.set(_inside.get())",
+        MERGING,
+    ),
+    Bug(
+        "a stopped event loop keeps its lanes",
+        f"{CORE}/merging/line.py",
+        "not self.loop.is_running()",
+        "self.loop.is_closed()",
+        MERGING,
+    ),
+    Bug(
+        "a search is cancelled again while it cleans up",
+        f"{CORE}/merging/lanes.py",
+        " and any(call is gone for call, _ in batch.pieces)",
+        "",
+        MERGING,
+    ),
+    Bug(
+        "a search is begun although nobody waits for it",
+        f"{CORE}/merging/lanes.py",
+        "if batch.given or batch.unwanted:",
+        "if batch.given:",
         MERGING,
     ),
     Bug(
