@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ralmspec_plugins import Engine, PassagePool, plain
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
@@ -334,3 +336,43 @@ def test_an_index_that_nobody_holds_is_closed(tmp_path: Path) -> None:
 
     assert in_java(count) == 0
     assert not folder.exists()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    texts=st.lists(
+        st.lists(
+            st.sampled_from(["red", "fox", "blue", "whale", "sings", "the"]),
+            min_size=1,
+            max_size=60,
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    asked=st.lists(st.sampled_from(["red", "fox", "blue", "unseen"]), max_size=5),
+    k1=st.sampled_from([0.0, 0.5, 0.9, 2.0]),
+    b=st.sampled_from([0.0, 0.4, 1.0]),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_any_small_corpus_is_ranked_and_pooled_alike(
+    texts: list[list[str]], asked: list[str], k1: float, b: float, shuffled: random.Random
+) -> None:
+    """Any settings, repeated texts, terms that all or none hold: search, rows and pool agree."""
+    passages = [Passage(f"{n:02d}", " ".join(words)) for n, words in enumerate(texts)]
+    if all(set(words) == {"the"} for words in texts):
+        return
+    chosen: Any = {"k": 4, "k1": k1, "b": b}
+    one: Any = open_retriever("lucene", passages, **chosen)
+    other: Any = open_retriever("lucene", shuffled.sample(passages, len(passages)), **chosen)
+    query = one.encode(" ".join(asked))
+    hits = one.search_wide([query], 20)[0]
+    table = one.table(len(hits) or 1)
+    for slot, hit in enumerate(hits):
+        table.put(slot, hit)
+    sharing = {passage.id for passage in passages if set(asked) & set(passage.text.split())}
+
+    assert sharing == {hit.passage.id for hit in hits}
+    assert sorted(hits, key=lambda hit: (-hit.score, hit.passage.id)) == list(hits)
+    assert [(s, h.score) for s, h in enumerate(hits)] == table.rank(query, range(len(hits)), 20)
+    assert one.search([query])[0] == hits[:4]
+    assert other.search_wide([other.encode(query.text)], 20)[0] == hits
