@@ -31,7 +31,7 @@ format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-plant-bugs: $(VENV)/.installed ## plant bugs one at a time and see each caught (10 minutes)
+plant-bugs: $(VENV)/.installed $(VENV)/.lucene ## plant bugs one at a time and see each caught (10 minutes)
 	$(BIN)/python tools/plant_bugs.py
 
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package

@@ -26,6 +26,9 @@ STORED = "tests/retrieval/test_storage.py tests/retrieval/test_passage_file.py"
 TORCH = "tests/retrieval/test_torch_flat.py"
 FAISS = "tests/retrieval/test_faiss.py"
 BACKENDS = "tests/retrieval/test_backends.py"
+BM25 = "tests/retrieval/test_lucene_bm25.py"
+LUCENE = "-m java tests/retrieval/test_lucene.py"
+JVM = "-m java tests/retrieval/test_lucene_jvm.py"
 
 
 @dataclass(frozen=True)
@@ -570,6 +573,104 @@ BUGS = (
         "best_first(scores, self.places[rows], k)",
         "best_first(scores, rows, k)",
         BACKENDS,
+    ),
+    Bug(
+        "a part of a BM25 score is computed in double",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "parts = weights - weights /",
+        "parts = weights.astype(np.float64) - weights /",
+        BM25,
+    ),
+    Bug(
+        "a BM25 score is not rounded to float32",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "].astype(np.float32)\n\n    def _number",
+        "]\n\n    def _number",
+        BM25,
+    ),
+    Bug(
+        "long passages have their exact length",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "return _SMALL + (bits if shift < 0 else (bits | 8) << shift)",
+        "return code",
+        BM25,
+    ),
+    Bug(
+        "the terms of a passage that left still count",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "        self._slots[start:stop] = self._capacity\n        self._live",
+        "        self._live",
+        BM25,
+    ),
+    Bug(
+        "the last query's weights stay",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "        self._weights[places] = 0\n",
+        "",
+        BM25,
+    ),
+    Bug(
+        "terms keep their numbers when room is made",
+        f"{CORE}/retrieval/lucene_bm25.py",
+        "{words[old]: new for",
+        "{words[old]: old for",
+        BM25,
+    ),
+    Bug(
+        "Lucene breaks ties by its own numbers",
+        f"{CORE}/retrieval/lucene_index.py",
+        "(field.FIELD_SCORE, by_id)",
+        "(field.FIELD_SCORE, field.FIELD_DOC)",
+        LUCENE,
+    ),
+    Bug(
+        "a batch of Lucene's comes back in another order",
+        f"{CORE}/retrieval/lucene.py",
+        "found[at::step] = hits",
+        "found[at::step] = hits[::-1]",
+        LUCENE,
+    ),
+    Bug(
+        "a query's repeated terms count once",
+        f"{CORE}/retrieval/lucene.py",
+        "np.float32(count) * self._idf(term)",
+        "self._idf(term)",
+        LUCENE,
+    ),
+    Bug(
+        "lengths are read for the wrong passages",
+        f"{CORE}/retrieval/lucene_passages.py",
+        "sorted(wanted.keys() - known.keys())",
+        "sorted(wanted.keys() - known.keys(), reverse=True)",
+        LUCENE,
+    ),
+    Bug(
+        "Java's methods are shared by its objects",
+        f"{CORE}/retrieval/lucene_calls.py",
+        "return _Bound(getattr(jnius.cast(own, target), name), own)",
+        "return getattr(jnius.cast(kind, target), name)",
+        JVM,
+    ),
+    Bug(
+        "Java takes over Ctrl-C",
+        f"{CORE}/retrieval/lucene_jvm.py",
+        '    "-Xrs",',
+        '    "-Xss1m",',
+        JVM,
+    ),
+    Bug(
+        "Lucene's log is printed",
+        f"{CORE}/retrieval/lucene_jvm.py",
+        "    if not foreign:\n        jnius.autoclass",
+        "    if foreign:\n        jnius.autoclass",
+        JVM,
+    ),
+    Bug(
+        "a query is encoded behind a batch of searches",
+        f"{CORE}/retrieval/lucene.py",
+        "self._encoded(text), quick=True",
+        "self._encoded(text)",
+        JVM,
     ),
 )
 
