@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.engine import GRACE_S
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, Overloaded
 from ralmspec_plugins.job import Job, completions
 from ralmspec_plugins.needs import (
     Ask,
@@ -144,8 +144,8 @@ class AsyncDesk:
         try:
             return list(await self._setup.asearch(queries))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-            if len(queries) == 1:
-                return [error]
+            if len(queries) == 1 or isinstance(error, Overloaded):
+                return [error] * len(queries)
         return [(await self._search([query]))[0] for query in queries]
 
     def _hand_in(self, completion: Completion | Broken) -> None:

@@ -12,10 +12,11 @@ from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_conc
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.job import Job, Setup, as_request
+from ralmspec_plugins.job import Job, as_request
 from ralmspec_plugins.needs import Broken
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.setups import Setup
 
 
 class AsyncEngine:
@@ -107,6 +108,7 @@ class AsyncEngine:
         return self._stream(self._setup, as_request(request), reports=True)
 
     def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AsyncAnswerStream":
+        setup.check_process()
         completed: Completed = asyncio.Queue()
         job = Job(setup, request, reports=reports)
         return AsyncAnswerStream(lambda finish: self._drive(job, completed, finish), completed)

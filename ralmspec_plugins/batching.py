@@ -8,8 +8,8 @@ from contextvars import copy_context
 from typing import Protocol
 
 from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.job import Setup
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.setups import Setup
 from ralmspec_plugins.verifier import Verifier
 
 AT_ONCE = 16  # requests, unless the caller says otherwise

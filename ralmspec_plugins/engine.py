@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeAlias, overload
 from ralmspec_plugins.batching import AT_ONCE, Together, answer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.job import Job, Setup, as_request
+from ralmspec_plugins.job import Job, as_request
 from ralmspec_plugins.needs import (
     Ask,
     Broken,
@@ -26,6 +26,7 @@ from ralmspec_plugins.needs import (
 )
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.setups import Setup
 
 THREADS = 256  # idle ones are reused; more are only started while all are busy
 _Completed: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
@@ -116,6 +117,7 @@ class Engine:
         return self._stream(self._setup, as_request(request), reports=True)
 
     def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AnswerStream":
+        setup.check_process()
         completed: _Completed = queue.SimpleQueue()
         job = Job(setup, request, reports=reports)
         return AnswerStream(self._drive(job, completed), completed)

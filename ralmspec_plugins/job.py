@@ -3,14 +3,11 @@
 What the engines share. An engine decides where and when the work is done.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.config import Settings
-from ralmspec_plugins.costs import Costs
-from ralmspec_plugins.errors import ConfigError, InputError, Overloaded
+from ralmspec_plugins.errors import Overloaded
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
     Ask,
@@ -31,144 +28,10 @@ from ralmspec_plugins.needs import (
     Work,
 )
 from ralmspec_plugins.plain import formed
-from ralmspec_plugins.protocols import (
-    PoolableRetriever,
-    Retriever,
-    Speculator,
-    WideRetriever,
-    Workload,
-)
-from ralmspec_plugins.records import Answer, Hits, Query, Request
-from ralmspec_plugins.speculation.guesses import Guesses
-from ralmspec_plugins.speculation.pool import PassagePool
-from ralmspec_plugins.speculation.shared import SharedPool
-from ralmspec_plugins.verifier import Verifier
+from ralmspec_plugins.records import Answer, Query, Request
+from ralmspec_plugins.setups import Setup
 
 HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
-
-_log = logging.getLogger(__name__)
-
-
-class Setup:
-    """What the requests of one engine have in common."""
-
-    def __init__(
-        self, workload: Workload[Any], retriever: Retriever, settings: Settings | None
-    ) -> None:
-        """Check that the parts fit each other.
-
-        Raises:
-            ConfigError: A shared speculator belongs to another retriever.
-        """
-        self.workload = workload
-        self.retriever = retriever
-        self.settings = settings or Settings()
-        self.costs = Costs()
-        self.speculate = self.settings.speculate
-        self._pure = getattr(retriever, "pure", True)
-        if self.speculate and not self._pure:
-            _log.warning("%r is not pure: its requests are answered plainly", retriever)
-            self.speculate = False
-        self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
-        awide = self.speculate and hasattr(retriever, "asearch_wide")
-        self._awide = retriever if awide else None
-        for speculator in self.settings.speculators or ():
-            signature = getattr(speculator, "signature", retriever.signature)
-            if signature != retriever.signature:
-                raise ConfigError(
-                    f"{speculator!r} was made for the retriever {signature!r}, "
-                    f"but this engine's is {retriever.signature!r}: make one for each"
-                )
-
-    def together(self) -> "Setup":
-        """Make the setup of requests that are answered at once: one verifier and one pool.
-
-        A memo is shared only where the caller gave one, since only he knows that the index
-        does not change. What is not pure is not merged either.
-        """
-        settings, retriever = self.settings, self.retriever
-        if not self._pure:
-            return self
-        if settings.speculators is None and settings.pool is None:
-            pool = SharedPool(capacity=settings.capacity, eviction=settings.eviction)
-            settings = replace(settings, pool=pool)
-        if not isinstance(retriever, Verifier):
-            retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Setup(self.workload, retriever, settings)
-
-    def guesses(self) -> Guesses:
-        """Make what one request knows and guesses with."""
-        if not self.speculate:
-            return Guesses()
-        speculators = self.settings.speculators
-        return Guesses(
-            self._own_pool() if speculators is None else speculators,
-            memo=self.settings.memo,
-            signature=self.retriever.signature,
-        )
-
-    def _own_pool(self) -> Sequence[Speculator]:
-        if not isinstance(self.retriever, PoolableRetriever):
-            return ()
-        settings = self.settings
-        if settings.pool is not None:
-            return (settings.pool.of(self.retriever),)
-        pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
-        return (pool,)
-
-    def search(self, queries: Sequence[Query]) -> list[Found]:
-        """Search one batch, wider than is verified where that is the same ranking."""
-        wide = self.wide
-        if wide is None:
-            return self._checked(queries, self.retriever.search(queries), None)
-        try:
-            found = wide.search_wide(queries, self.settings.width(wide.k))
-        except Overloaded:  # says nothing about wide searches
-            raise
-        except Exception as error:  # noqa: BLE001 only what the plain search does counts
-            return self._narrow(queries, error)
-        return self._checked(queries, found, wide.k)
-
-    def _narrow(self, queries: Sequence[Query], error: Exception) -> list[Found]:
-        """Search as wide as is verified; if only that works, it is searched so from now on."""
-        found = self._checked(queries, self.retriever.search(queries), None)
-        self._complain(error)
-        self.wide = None
-        return found
-
-    def _complain(self, error: Exception) -> None:
-        _log.warning("%r cannot be searched wider: %s", self.retriever, error)
-
-    async def asearch(self, queries: Sequence[Query]) -> list[Found]:
-        """Do the same with a retriever that is asynchronous."""
-        wide: Any = self._awide
-        if wide is None:
-            return self._checked(queries, await self._asearch_plainly(queries), None)
-        try:
-            found = await wide.asearch_wide(queries, self.settings.width(wide.k))
-        except Overloaded:
-            raise
-        except Exception as error:  # noqa: BLE001 only what the plain search does counts
-            plainly = self._checked(queries, await self._asearch_plainly(queries), None)
-            self._complain(error)
-            self._awide = None
-            return plainly
-        return self._checked(queries, found, wide.k)
-
-    async def _asearch_plainly(self, queries: Sequence[Query]) -> list[Hits]:
-        retriever: Any = self.retriever
-        found: list[Hits] = await retriever.asearch(queries)
-        return found
-
-    @staticmethod
-    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[Found]:
-        """Refuse a retriever's answer that does not have one result for each query."""
-        if len(wide) != len(queries):
-            raise InputError(
-                f"the retriever gave {len(wide)} results for {len(queries)} queries; "
-                f"it must give one for each, in order"
-            )
-        return [Found(tuple(hits[:k]), tuple(hits)) for hits in wide]
 
 
 class Job:
@@ -247,8 +110,8 @@ class Job:
         try:
             return list(self.setup.search(queries))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-            if len(queries) == 1:
-                return [error]
+            if len(queries) == 1 or isinstance(error, Overloaded):
+                return [error] * len(queries)
         return [self.results([query])[0] for query in queries]
 
     def result(

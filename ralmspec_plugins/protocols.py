@@ -122,7 +122,10 @@ class Retriever(Protocol):
     filter, user, embedder): memos and pools are partitioned by it.
     """
 
-    signature: Hashable
+    @property
+    def signature(self) -> Hashable:
+        """Name the store, and all settings that its answers depend on."""
+        ...
 
     def encode(self, text: str) -> Query:
         """Form the query of a text: its encoding is made here, once, alone in its pass."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.job import Job, Setup, as_request
+from ralmspec_plugins.job import Job, as_request
 from ralmspec_plugins.needs import (
     Ask,
     Broken,
@@ -24,6 +24,7 @@ from ralmspec_plugins.needs import (
 )
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.setups import Setup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

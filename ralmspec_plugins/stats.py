@@ -76,7 +76,7 @@ class VerifierStats:
     batch_sizes: Mapping[int, int] = field(default_factory=dict)  # size -> searches of that size
     waited_median_s: float = 0.0  # from being asked for to being searched, over the latest calls
     waited_p95_s: float = 0.0
-    repeated: int = 0  # calls searched again alone, since a search that they shared had failed
+    repeated: int = 0  # calls searched once more, since a search that they shared had failed
     given_up: int = 0  # calls whose caller had gone before they were answered
     refused: int = 0  # calls that found no room in the line
     waiting: int = 0  # queries in the line now

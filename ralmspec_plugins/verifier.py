@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.merging.calls import Way
 from ralmspec_plugins.merging.lanes import Lanes
-from ralmspec_plugins.merging.line import Way
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.stats import VerifierStats
@@ -22,8 +22,8 @@ class Verifier:
     query's hits do not depend on what else is in its batch (every retriever
     promises that), so each caller gets what a search alone would have given him:
 
-    - Errors are each one's own: when a shared search fails, its callers repeat
-      it, each for himself and in his own thread or task.
+    - Errors are each one's own: a shared search that fails is repeated in two
+      halves, and these again, until what fails is exactly one caller's search.
     - A caller that goes away (a cancelled task, Ctrl-C) leaves the line; others
       do not notice. A search that nobody waits for any more is cancelled, where
       it can be.
@@ -59,7 +59,8 @@ class Verifier:
             lanes: searches that may be out at a time: 1 for a local scan, which uses the whole
                 machine; more for a server.
             max_batch: the most queries in one search.
-            max_waiting: the most queries in the line; callers beyond wait for room.
+            max_waiting: the most queries of one signature (and width) in the line; callers beyond
+                wait at its door for room.
             patience_s: how long they do, before they get `Overloaded`; `None`: for ever.
 
         Raises:
@@ -73,13 +74,12 @@ class Verifier:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if patience_s is not None and not patience_s >= 0:
+        if patience_s is not None and not (isinstance(patience_s, int | float) and patience_s >= 0):
             raise ConfigError(f"patience_s must be at least 0, or None, got {patience_s!r}")
         self._take_over(retriever, Lanes(lanes, max_batch, max_waiting, patience_s))
 
     def _take_over(self, retriever: Retriever, lanes: Lanes) -> None:
         self.retriever: Retriever = retriever
-        self.signature: Hashable = retriever.signature
         try:
             hash(self.signature)
         except TypeError as error:
@@ -98,6 +98,11 @@ class Verifier:
             self.k = own.k
         if hasattr(own, "asearch_wide" if hasattr(own, "asearch") else "search_wide"):
             self.asearch_wide = self._asearch_wide
+
+    @property
+    def signature(self) -> Hashable:
+        """The retriever's own, as it is now."""
+        return self.retriever.signature
 
     def beside(self, retriever: Retriever) -> "Verifier":
         """Put another retriever in front of the same lanes, such as another tenant's."""
@@ -132,7 +137,8 @@ class Verifier:
     ) -> list[Hits]:
         if not queries:
             return []
-        found = self._lanes.search((self.signature, width), Way(search), queries)
+        group = self.signature, width
+        found = self._lanes.search(group, Way(search), queries)
         return list(search(queries)) if found is None else found
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
@@ -157,14 +163,14 @@ class Verifier:
     ) -> list[Hits]:
         if not queries:
             return []
+        group = self.signature, width
         if asearch is None:
             assert search is not None
-            way, group = Way(search), (self.signature, width)
-            found = await self._lanes.asearch(group, way, queries)
+            found = await self._lanes.asearch(group, Way(search), queries)
             return list(await asyncio.to_thread(search, queries)) if found is None else found
         loop = asyncio.get_running_loop()
         way = Way(None, asearch, loop)
-        found = await self._lanes.asearch((self.signature, width, id(loop)), way, queries)
+        found = await self._lanes.asearch((*group, id(loop)), way, queries)
         return list(await asearch(queries)) if found is None else found
 
     def close(self) -> None:

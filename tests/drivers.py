@@ -6,7 +6,7 @@ from typing import Any
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.job import Job, Setup
+from ralmspec_plugins.job import Job
 from ralmspec_plugins.needs import (
     Ask,
     Cancel,
@@ -24,6 +24,7 @@ from ralmspec_plugins.needs import (
 )
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.records import Answer, Retrieved
+from ralmspec_plugins.setups import Setup
 from tests.worlds import World, WorldError, WorldState
 
 

@@ -21,9 +21,9 @@ from ralmspec_plugins import (
     plain,
 )
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, Overloaded
-from ralmspec_plugins.job import Setup
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.setups import Setup
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
 from tests.drivers import Outcome
 from tests.test_engines import AsyncJitterRetriever, AsyncJitterWorkload, JitterRetriever

@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar
-from statistics import median, quantiles
 
-from ralmspec_plugins.errors import Overloaded
-from ralmspec_plugins.merging.line import Batch, Call, Line, Way
+from ralmspec_plugins.errors import ConfigError, Overloaded
+from ralmspec_plugins.merging.calls import Batch, Call, Way
+from ralmspec_plugins.merging.line import Line
+from ralmspec_plugins.merging.tally import Tally
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.stats import VerifierStats
 
-_WAITS_KEPT = 4096  # of the latest calls, for median and quantile
 # Whose searches this code is part of: what it asks of them itself cannot wait for a lane.
 _inside: "ContextVar[tuple[Lanes, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
 
@@ -42,16 +43,15 @@ class Lanes:
         self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not begun yet
         self._gone: deque[tuple[Call, str]] = deque()  # whose callers have gone, not seen to yet
         self._closed = False
-        self._counts: Counter[str] = Counter()
-        self._batch_sizes: Counter[int] = Counter()
-        self._waits_s: deque[float] = deque(maxlen=_WAITS_KEPT)
+        self._process = os.getpid()
+        self._tally = Tally()
 
     def search(self, group: Hashable, way: Way, queries: Sequence[Query]) -> list[Hits] | None:
         """Have queries searched with others', and wait in this thread.
 
         Returns:
-            The hits of each query; `None` if the caller has to search alone: a shared search
-            failed, or could not be started, or he would wait for himself.
+            The hits of each query; `None` if the caller has to search alone: nothing can be
+            started any more, or he would wait for himself.
 
         Raises:
             Overloaded: there was no room in the line for too long.
@@ -99,11 +99,16 @@ class Lanes:
     def _join(
         self, group: Hashable, way: Way, queries: Sequence[Query], wake: Callable[[], None]
     ) -> Call:
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "this verifier was made before the process forked, and its threads are not here; "
+                "make one in each worker process"
+            )
         call = Call(group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake)
         with self._lock:
             if self._closed:
                 raise RuntimeError("this verifier is closed")
-            self._counts["calls"] += 1
+            self._tally.counts["calls"] += 1
             self._line.join(call)
             ended = self._fill()
         _wake(ended)
@@ -141,12 +146,12 @@ class Lanes:
         """Forget the calls whose callers have gone, and stop what only they waited for."""
         while self._gone:
             gone, how = self._gone.popleft()
-            self._counts[how] += 1
+            self._tally.counts[how] += 1
             gone.given_up = True
             self._line.leave(gone)
             for batch, task in self._awaited.items():
                 # Once only: a second time would break off the first one's cleaning up.
-                if task and batch.unwanted and any(call is gone for call, _ in batch.pieces):
+                if task and batch.unwanted and gone in batch.calls:
                     _cancel(task)
 
     def _fill(self) -> list[Call]:
@@ -160,18 +165,18 @@ class Lanes:
                     _cancel(task)
         while self._free and (batch := self._line.next_batch(self._max_batch)):
             now_s = time.perf_counter()
-            self._waits_s.extend(now_s - call.came_s for call, _ in batch.pieces)
+            self._tally.waits_s.extend(now_s - call.came_s for call in batch.calls)
             self._free -= 1
             try:
                 self._start(batch)
             except Exception:  # noqa: BLE001 no thread, or no loop: its callers do without
                 ended += self._settle(batch, None)
             else:
-                self._batch_sizes[batch.size] += 1
+                self._tally.batch_sizes[batch.size] += 1
         return ended
 
     def _start(self, batch: Batch) -> None:
-        context = batch.pieces[0][0].context.copy()  # a call may be in two batches at once
+        context = batch.calls[0].context.copy()  # a call may be in two batches at once
         if batch.way.loop is None:
             self._threads.submit(context.run, self._run, batch)
             return
@@ -231,18 +236,25 @@ class Lanes:
             if batch.given:
                 return
             self._settle(batch, outcome)
-            ended = [call for call, _ in batch.pieces if call.ended] + self._fill()
+            ended = [call for call in batch.calls if call.ended] + self._fill()
         _wake(ended)
 
     def _settle(self, batch: Batch, outcome: list[Hits] | BaseException | None) -> list[Call]:
         """Note an outcome, or that there is none; list the calls that have to search alone."""
         self._free += 1
         self._awaited.pop(batch, None)
-        disturbed = batch.let_go() if outcome is None else batch.give(outcome)
-        for call in disturbed:
-            self._counts["repeated"] += 1
-            self._line.leave(call)
-        return disturbed
+        broken_off = isinstance(outcome, asyncio.CancelledError) and not batch.is_one_call
+        if outcome is None or broken_off:
+            let_go = batch.let_go()
+            self._tally.counts["repeated"] += len(let_go)
+            for call in let_go:
+                self._line.leave(call)
+            return let_go
+        again = batch.give(outcome)
+        self._tally.counts["repeated"] += len(again)
+        if again:
+            self._line.repeat(again)
+        return []
 
     def close(self) -> None:
         """Let whoever waits search alone, wait for what is running, and let the threads go."""
@@ -257,23 +269,7 @@ class Lanes:
     def stats(self) -> VerifierStats:
         """Say what has happened so far."""
         with self._lock:
-            waits_s = sorted(self._waits_s) or [0.0]
-            sizes = dict(sorted(self._batch_sizes.items()))
-            return VerifierStats(
-                calls=self._counts["calls"],
-                searches=sum(sizes.values()),
-                queries=sum(size * count for size, count in sizes.items()),
-                batch_sizes=sizes,
-                waited_median_s=median(waits_s),
-                waited_p95_s=quantiles(waits_s, n=20, method="inclusive")[-1]
-                if len(waits_s) > 1
-                else waits_s[0],
-                repeated=self._counts["repeated"],
-                given_up=self._counts["given_up"],
-                refused=self._counts["refused"],
-                waiting=self._line.size,
-                running=self._lanes - self._free,
-            )
+            return self._tally.stats(waiting=self._line.size, running=self._lanes - self._free)
 
 
 def _outcome(call: Call) -> list[Hits] | None:

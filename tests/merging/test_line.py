@@ -5,8 +5,9 @@ from collections import Counter
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ralmspec_plugins.merging.line import Batch, Call, Line, Way
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.merging.calls import Batch, Call, Way
+from ralmspec_plugins.merging.line import Line
+from ralmspec_plugins.records import Query
 
 
 def call(group: str, count: int) -> Call:
@@ -22,6 +23,11 @@ def drained(line: Line, most: int) -> list[Batch]:
         line.check()
         batches.append(batch)
     return batches
+
+
+def parts(batch: Batch) -> list[tuple[Call, range]]:
+    """List what a batch has of each call."""
+    return [(piece.call, piece.places) for piece in batch.pieces]
 
 
 class LineMachine(RuleBasedStateMachine):
@@ -56,8 +62,8 @@ class LineMachine(RuleBasedStateMachine):
             assert not any(one.waiting for at, one in enumerate(self.calls) if at not in self.left)
             return
         assert 1 <= len(batch.queries) == batch.size <= most
-        assert len({one.group for one, _ in batch.pieces}) == 1
-        for one, places in batch.pieces:
+        assert len({one.group for one in batch.calls}) == 1
+        for one, places in parts(batch):
             at = self.calls.index(one)
             assert at not in self.left
             for place in places:
@@ -71,7 +77,7 @@ class LineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whoever did not leave is served to the last query."""
         for batch in drained(self.line, 3):
-            for one, places in batch.pieces:
+            for one, places in parts(batch):
                 for place in places:
                     self.taken[self.calls.index(one), place] += 1
         expected = {
@@ -96,7 +102,7 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
     first = line.next_batch(8)
 
     assert first is not None
-    assert {large: 7, small: 1} == {one: len(places) for one, places in first.pieces}
+    assert {large: 7, small: 1} == {one: len(places) for one, places in parts(first)}
 
 
 def test_calls_take_turns_when_there_are_more_than_a_batch_holds() -> None:
@@ -105,7 +111,7 @@ def test_calls_take_turns_when_there_are_more_than_a_batch_holds() -> None:
     calls = [call("a", 4) for _ in range(5)]
     for one in calls:
         line.join(one)
-    served = [one for batch in drained(line, 2) for one, places in batch.pieces for _ in places]
+    served = [one for batch in drained(line, 2) for one, places in parts(batch) for _ in places]
 
     for start in range(0, 20, 5):
         assert set(calls) == set(served[start : start + 5])
@@ -116,7 +122,7 @@ def test_groups_take_turns() -> None:
     line = Line(capacity=2000)
     line.join(call("a", 1000))
     line.join(call("b", 10))
-    groups = [batch.pieces[0][0].group for batch in drained(line, 5)]
+    groups = [batch.calls[0].group for batch in drained(line, 5)]
 
     assert ["a", "b", "a", "b", "a"] == groups[:5]
 
@@ -154,32 +160,82 @@ def test_a_call_that_leaves_the_door_makes_way() -> None:
     assert line.size == 4
 
 
-def test_a_failed_batch_disturbs_each_call_once() -> None:
-    """Of a shared search's failure nobody gets the error; of his own he does."""
+def test_a_failed_batch_is_searched_again_in_halves() -> None:
+    """Of five calls the bad one is alone after three rounds, and only it gets the error."""
     line = Line(capacity=10)
-    first, second, own = call("a", 2), call("a", 1), call("b", 1)
-    for one in (first, second, own):
+    calls = [call("a", 1) for _ in range(5)]
+    for one in calls:
         line.join(one)
-    shared, alone = drained(line, 5)
-    error = ValueError("broken")
+    error, searches = ValueError("broken"), 0
+    while (batch := line.next_batch(8)) is not None:
+        line.check()
+        searches += 1
+        bad = calls[3] in batch.calls
+        again = batch.give(error if bad else [()] * batch.size)
+        if again:
+            line.repeat(again)
 
-    assert [first, second] == shared.give(error)
-    assert [] == shared.give(error)
-    assert first.ended
-    assert first.error is None
-    assert [] == alone.give(error)
-    assert own.error is error
+    assert [None, None, None, error, None] == [one.error for one in calls]
+    assert all(one.ended for one in calls)
+    assert searches == 5  # 5, then 3 and 2, then 1 and 1
 
 
 def test_a_piece_of_a_call_that_fails_is_no_error_of_the_call() -> None:
-    """A search of half a call may fail where the whole would not, so it is repeated whole."""
+    """A search of half a call may fail where the whole would not, so it is repeated whole.
+
+    What the other half's search then brings is too late to count.
+    """
     line = Line(capacity=10)
     one = call("a", 4)
     line.join(one)
     half, rest = drained(line, 2)
-    half.give(ValueError("broken"))
-    found: list[Hits] = [(), ()]
-    rest.give(found)
+    line.repeat(half.give(ValueError("broken")))
+    whole = line.next_batch(2)
+    assert whole is not None
+    assert whole.is_one_call
+    rest.give([(), ()])
+    assert not one.ended
 
-    assert one.disturbed
+    assert [] == whole.give([(), (), (), ()])
+    assert one.ended
     assert one.error is None
+
+
+def test_both_halves_of_a_call_that_fail_repeat_it_once() -> None:
+    """The second failure belongs to a try that is over."""
+    line = Line(capacity=10)
+    one = call("a", 4)
+    line.join(one)
+    for half in drained(line, 2):
+        if again := half.give(ValueError("broken")):
+            line.repeat(again)
+
+    assert [4] == [batch.size for batch in drained(line, 4)]
+
+
+def test_who_gives_up_is_not_searched_again() -> None:
+    """Of a failed pair one has gone: only the other is repeated."""
+    line = Line(capacity=10)
+    calls = [call("a", 1), call("a", 1), call("a", 1)]
+    for one in calls:
+        line.join(one)
+    [batch] = drained(line, 3)
+    line.repeat(batch.give(ValueError("broken")))
+    calls[0].given_up = True
+
+    assert [[calls[1]], [calls[2]]] == [batch.calls for batch in drained(line, 3)]
+
+
+def test_one_groups_flood_keeps_no_other_group_at_its_door() -> None:
+    """The line of each group has its own capacity."""
+    line = Line(capacity=4)
+    flood = [call("a", 2) for _ in range(50)]
+    for one in flood:
+        line.join(one)
+    quiet = call("b", 1)
+    line.join(quiet)
+
+    assert line.outside(flood[-1])
+    assert not line.outside(quiet)
+    line.next_batch(4)
+    assert [quiet] == line.next_batch(4).calls  # type: ignore[union-attr]

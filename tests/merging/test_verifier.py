@@ -2,6 +2,9 @@
 
 import asyncio
 import contextvars
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,7 +100,9 @@ def test_a_failed_query_fails_nobody_else() -> None:
             answers[2].result()
         for at in (0, 1, 3):
             assert [alone(texts[at])] == answers[at].result()
-    assert verifier.stats.repeated == 3
+    assert [3, 2, 1, 1, 1] == [len(batch) for batch in store.searched[1:]]
+    assert store.most_at_once == 1
+    assert verifier.stats.repeated == 5  # three in two halves, and one of these once more
 
 
 def test_an_error_of_his_own_is_not_repeated() -> None:
@@ -304,6 +309,7 @@ def test_a_closed_verifier_lets_those_who_wait_go_on_alone() -> None:
         {"max_batch": 1.5},
         {"patience_s": -1},
         {"patience_s": float("nan")},
+        {"patience_s": "5"},
     ],
 )
 def test_settings_that_let_nothing_through_are_refused(settings: dict[str, Any]) -> None:
@@ -494,3 +500,62 @@ def test_a_loop_that_was_closed_keeps_nobody_waiting() -> None:
         return await verifier.asearch([Query("word1")])
 
     assert [alone("word1")] == asyncio.run(main())
+
+
+def test_the_signature_is_the_retrievers_at_any_moment() -> None:
+    """What a re-indexed store finds is not remembered under its old name."""
+    store = WordRetriever(TEXTS)
+    verifier = Verifier(store)
+    before = verifier.signature
+    store.signature = "indexed anew"
+
+    assert before != verifier.signature == "indexed anew"
+
+
+def test_a_tenants_flood_does_not_refuse_another_tenant() -> None:
+    """The line has room for each signature, whatever others bring."""
+    flooding, quiet = Gated(TEXTS[:20]), Gated(TEXTS[20:])
+    with Verifier(flooding, max_waiting=2, patience_s=30) as verifier:
+        callers = Callers(verifier)
+        flood = [callers.ask("word1", "word2") for _ in range(10)]
+        other = Callers(verifier.beside(quiet)).ask("word30")
+        quiet.admit()
+        flooding.admit(2)  # the search that is running, and the one that was waiting before
+        assert [WordRetriever(TEXTS[20:]).search([Query("word30")])[0]] == other.result()
+        assert not flood[-1].done()
+        flooding.admit()
+        for one in flood:
+            one.result()
+
+    assert verifier.stats.refused == 0
+
+
+FORK = """
+import os, sys
+from ralmspec_plugins import Engine, Verifier
+from ralmspec_plugins.testing import EchoWorkload, WordRetriever
+
+verifier = Verifier(WordRetriever(["red fox"]))
+engine = Engine(EchoWorkload(), verifier)
+engine.run("red")
+child = os.fork()
+if not child:
+    for use in (lambda: engine.run("red"), lambda: verifier.search([verifier.encode("red")])):
+        try:
+            use()
+        except ValueError as error:
+            assert "before the process forked" in str(error), error
+        else:
+            os._exit(1)
+    os._exit(7)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_is_told_to_make_its_own() -> None:
+    """Threads do not survive a fork: an error at once is better than waiting for ever."""
+    done = subprocess.run([sys.executable, "-c", FORK], timeout=60, check=False)
+
+    assert done.returncode == 7
