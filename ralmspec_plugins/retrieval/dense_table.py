@@ -7,13 +7,14 @@ import numpy as np
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Hit, Query
 from ralmspec_plugins.retrieval.ranking import (
+    LARGEST_NORM,
     Metric,
     Vectors,
     exact_scores,
     kernel_error,
     nominees,
 )
-from ralmspec_plugins.retrieval.vectors import norm_of, squared_norms
+from ralmspec_plugins.retrieval.vectors import norm_of
 
 
 class DenseTable:
@@ -39,10 +40,14 @@ class DenseTable:
                 f"the hit {hit.passage.id!r} carries no vector of {self._vectors.shape[1]} "
                 "dimensions; a pool takes hits of its own retriever only"
             )
+        norm = norm_of(vector)
+        if not norm < LARGEST_NORM:
+            raise InputError(
+                f"the vector of {hit.passage.id!r} holds NaN, infinite or huge entries"
+            )
         self._vectors[slot] = vector
-        square = squared_norms(self._vectors[slot : slot + 1])[0]
-        self._squares[slot] = square
-        self._norms[slot] = np.sqrt(square)
+        self._squares[slot] = norm * norm
+        self._norms[slot] = norm
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:

@@ -13,7 +13,7 @@ from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import Metric
-from ralmspec_plugins.retrieval.scan import OwnThreads, Scan, check_threads, scan
+from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads, Scan, check_threads
 
 _QUERIES_AT_ONCE = 64
 
@@ -48,7 +48,7 @@ class NumpyFlat:
         """
         self.corpus = corpus
         self.k = check_k(k)
-        self._scan: Scan = scan if threads is None else OwnThreads(threads)
+        self._scan: Scan = InTurn() if threads is None else OwnThreads(threads)
         self.size = corpus.size
         self.inline_encode = corpus.inline_encode
         self.signature: Hashable = ("numpy-flat", k, *corpus.identity)
