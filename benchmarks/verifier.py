@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--request-repetitions", type=int, default=3)
     parser.add_argument("--searches", type=int, default=64, help="in a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -156,7 +157,7 @@ def main() -> None:
             row["merged"]["times_best_alone"] = round(row["merged"]["per_second"] / best, 2)
             result["searches"][str(callers)] = row
         print(callers, json.dumps(row), flush=True)
-        result["requests"][str(callers)] = requests(store, callers, options.repetitions)
+        result["requests"][str(callers)] = requests(store, callers, options.request_repetitions)
         print(callers, json.dumps(result["requests"][str(callers)]), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
