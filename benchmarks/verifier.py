@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--request-repetitions", type=int, default=3)
     parser.add_argument("--searches", type=int, default=64, help="in a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--only-requests", action="store_true", help="keep the searches there are")
     options = parser.parse_args()
     passages = [Passage(f"p{row:08d}", str(row)) for row in range(options.passages)]
     drift = Drift(options.dimension, max(CALLERS))
@@ -127,7 +128,9 @@ def main() -> None:
         "searches": {},
         "requests": {},
     }
-    for callers in CALLERS:  # before own threads hold BLAS to one
+    if options.only_requests:
+        result["searches"] = json.loads(options.output.read_text())["searches"]
+    for callers in () if options.only_requests else CALLERS:  # before own threads hold BLAS to one
         result["searches"][str(callers)] = side_by_side(
             {"alone, BLAS threads": searching(blas, queries, callers)},
             options.repetitions,
@@ -136,7 +139,7 @@ def main() -> None:
         )
     store = NumpyFlat(corpus, k=4, threads=options.threads)
     single = NumpyFlat(corpus, k=4)  # made now, it knows that BLAS has one thread
-    for callers in CALLERS:
+    for callers in () if options.only_requests else CALLERS:
         with Verifier(store) as verifier:
             found = side_by_side(
                 {
@@ -157,6 +160,7 @@ def main() -> None:
             row["merged"]["times_best_alone"] = round(row["merged"]["per_second"] / best, 2)
             result["searches"][str(callers)] = row
         print(callers, json.dumps(row), flush=True)
+    for callers in CALLERS:
         result["requests"][str(callers)] = requests(store, callers, options.request_repetitions)
         print(callers, json.dumps(result["requests"][str(callers)]), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -168,21 +172,27 @@ def requests(store: NumpyFlat, callers: int, repetitions: int) -> dict[str, dict
     prompts = [" ".join(f"{request}.{step}" for step in range(STEPS)) for request in range(callers)]
     workload = EchoWorkload()
     truth = [plain(workload, Request(prompt=prompt), store).text for prompt in prompts]
-    with Engine(workload, store) as engine:
-        return side_by_side(
-            {
-                "plain, alone": lambda: in_threads(
-                    callers,
-                    lambda prompt: plain(workload, Request(prompt=prompt), store),
-                    prompts,
-                ),
-                "speculative, alone": lambda: in_threads(callers, engine.run, prompts),
-                "speculative, merged": lambda: engine.batch(prompts, max_concurrency=callers),
-            },
-            repetitions,
-            len(prompts),
-            lambda answers: [answer.text for answer in answers] == truth,
-        )
+
+    def batched() -> list[Any]:
+        with Engine(workload, store) as fresh:  # whose pool knows nothing of earlier repetitions
+            return fresh.batch(prompts, max_concurrency=callers)
+
+    def singly() -> list[Any]:
+        with Engine(workload, store) as fresh:
+            return in_threads(callers, fresh.run, prompts)
+
+    return side_by_side(
+        {
+            "plain, alone": lambda: in_threads(
+                callers, lambda prompt: plain(workload, Request(prompt=prompt), store), prompts
+            ),
+            "speculative, alone": singly,
+            "speculative, merged": batched,
+        },
+        repetitions,
+        len(prompts),
+        lambda answers: [answer.text for answer in answers] == truth,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Write the tables of docs/benchmarks.md from the result files.
+
+    python benchmarks/write_tables.py
+
+Each table stands between `<!-- name -->` and `<!-- /name -->`; the text around
+them is written by hand. A table whose result file is missing stays as it is.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = Path(__file__).parent / "results"
+SHOWN = ("1", "2", "4", "8", "16", "32")  # batch sizes
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def overhead(result: dict[str, Any]) -> str:
+    """Write microseconds a step, by schedule and engine."""
+    engines = list(dict.fromkeys(row["engine"] for row in result["rows"]))
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        name = row["schedule"].split("(window")[0].split(", overlap")[0].split("(overlap")[0]
+        name = name + ")" if name.count("(") > name.count(")") else name
+        found.setdefault(name, {})[row["engine"]] = f"{row['us_per_step']['median']:.0f}"
+    return table(
+        ["schedule", *engines],
+        [[name, *(row[engine] for engine in engines)] for name, row in found.items()],
+    )
+
+
+def simulated(result: dict[str, Any]) -> str:
+    """Write the simulated speed-ups, a table for each kind of world."""
+    cells = result["cells"]
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    regimes = list(dict.fromkeys(cell["regime"] for cell in cells))
+    found = {
+        (cell["mode"], cell["regime"], cell["column"]): " / ".join(
+            f"{cell[where]['speed_up']:.1f}" for where in ("in_knowledge_base", "left_out")
+        )
+        for cell in cells
+    }
+    parts = []
+    for mode in dict.fromkeys(cell["mode"] for cell in cells):
+        rows = [[regime, *(found[mode, regime, name] for name in columns)] for regime in regimes]
+        parts.append(f"**{mode.capitalize()}**\n\n{table(['regime', *columns], rows)}")
+    return "\n\n".join(parts)
+
+
+def real(result: dict[str, Any]) -> str:
+    """Write the real requests, a table for each place that searches."""
+    head = ["", "seconds", "as fast as plain (95 % interval of the mean)", "of the bound"]
+    head += ["round trips", "guesses right", "segments thrown away"]
+    parts = []
+    for name, place in result.items():
+        if "runs" not in place:
+            continue
+        rows = []
+        for way, run in place["runs"].items():
+            low, high = run["speed_up_interval"]
+            rate = run["guess_rate"]["median"]
+            rows.append(
+                [
+                    way,
+                    f"{run['wall_s']['median']:.2f}",
+                    f"{run['speed_up']['median']:.2f} ({low:.2f} to {high:.2f})",
+                    f"{100 * run['of_bound']['median']:.0f} %",
+                    f"{run['searches']['median']:.0f}",
+                    f"{100 * rate:.0f} %" if rate else "-",
+                    f"{run['wasted_segments']['median']:.0f}",
+                ]
+            )
+        steps = f"{place['steps']} steps of {1000 * place['step_s']:.0f} ms"
+        title = f"**{name[0].upper() + name[1:]}**: {steps}, one search "
+        parts.append(f"{title}{1000 * place['search_s']:.0f} ms.\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def curves(result: dict[str, Any]) -> str:
+    """Write b(n), a table for each size."""
+    parts = []
+    for size, measured in result.items():
+        rows = []
+        for name, curve in measured["curves"].items():
+            points = curve["points"]
+            cells = [f"{points[n]['median_ms']:.1f}" if n in points else "-" for n in SHOWN]
+            rows.append([name, f"{curve['passages']:,}", *cells])
+        head = ["ms for a batch of", "passages", *SHOWN]
+        parts.append(f"**{size.replace('x', ' x ')}**\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def merged(result: dict[str, Any]) -> str:
+    """Write searches and requests a second, merged and not."""
+    parts = []
+    for what in ("searches", "requests"):
+        measured = result[what]
+        ways = list(next(iter(measured.values())))
+        rows = [
+            [callers, *(f"{row[way]['per_second']:.2f}" for way in ways)]
+            + ([f"{row['merged']['mean_batch']:.1f}", f"{row['merged']['times_best_alone']:.1f}"]
+               if what == "searches" else [])
+            for callers, row in measured.items()
+        ]  # fmt: skip
+        extra = ["mean batch", "merged : best alone"] if what == "searches" else []
+        parts.append(table([f"callers, {what} a second", *ways, *extra], rows))
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "overhead": ("overhead.json", overhead),
+    "real": ("real_run.json", real),
+    "sim": ("simulate_traces.json", simulated),
+    "curves": ("batch_curves.json", curves),
+    "merged": ("verifier.json", merged),
+}
+
+
+def main() -> None:
+    """Write every table whose results are there."""
+    page = PAGE.read_text()
+    for name, (file, write) in TABLES.items():
+        if not (RESULTS / file).exists():
+            print(f"{name}: no {file}")
+            continue
+        text = write(json.loads((RESULTS / file).read_text()))
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        fresh = f"{marks[0]}\n{text}\n{marks[1]}"
+        page, count = re.subn(
+            f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", lambda _, t=fresh: t, page, flags=re.S
+        )
+        print(f"{name}: {'written' if count else 'has no place on the page'}")
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
