@@ -92,7 +92,8 @@ class Contention:
         elif beside_s >= 0.5 * seconds:
             self._beside.append((seconds, beside_s))
             self._steps_beside += 1
-        self.speed = self._estimate()
+        if self._steps_beside % self.ENOUGH == 0:
+            self.speed = self._estimate()
 
     def searched(self) -> None:
         """Take in that there was a search; after some of them old steps are forgotten."""

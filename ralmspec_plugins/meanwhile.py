@@ -1,7 +1,6 @@
 """How long a piece of work ran beside work of the other kind: a search, or the model's writing."""
 
 from collections import deque
-from collections.abc import Iterator
 
 from ralmspec_plugins.needs import Done, Extend, Search, Work
 
@@ -41,15 +40,13 @@ class Meanwhile:
         if not isinstance(need, Search | Extend):
             return 0.0
         self._running.pop(need, None)
-        beside_s = sum(
-            max(0.0, min(ended_s, done.ended_s) - max(began_s, done.started_s))
-            for began_s, ended_s in self._others(isinstance(need, Search), done.ended_s)
-        )
-        self._over[isinstance(need, Search)].append((done.started_s, done.ended_s))
-        return min(beside_s, done.ended_s - done.started_s)
-
-    def _others(self, search: bool, now_s: float) -> Iterator[tuple[float, float]]:
-        yield from self._over[not search]
-        for need, began_s in self._running.items():
-            if isinstance(need, Search) != search:
-                yield began_s, now_s
+        search, beside_s = isinstance(need, Search), 0.0
+        for other, began_s in self._running.items():
+            if isinstance(other, Search) != search:
+                beside_s += done.ended_s - max(began_s, done.started_s)
+        for began_s, ended_s in reversed(self._over[not search]):
+            if ended_s <= done.started_s:
+                break  # those before have ended earlier still
+            beside_s += max(0.0, min(ended_s, done.ended_s) - max(began_s, done.started_s))
+        self._over[search].append((done.started_s, done.ended_s))
+        return min(beside_s, done.took_s)
