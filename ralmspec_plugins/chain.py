@@ -81,10 +81,10 @@ class Chain:
             and step.query.key not in searching
         ]
 
-    def view(self, *, stalled: bool) -> View:
-        """Tell a policy what it may know."""
+    def view(self, *, stalled: bool, pending: int | None = None) -> View:
+        """Tell a policy what it may know; `pending` where it has been counted already."""
         return View(
-            pending=len(self.pending()),
+            pending=len(self.pending()) if pending is None else pending,
             searching=self.in_flight.searches,
             in_flight=len(self.in_flight.searching),
             ahead=sum(step.ahead for step in self.steps),

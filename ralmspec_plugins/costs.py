@@ -201,7 +201,8 @@ class Costs:
         and both take 1 / v seconds. So it pays where the chance that all of it will be used
         is more than the 1 / v - 1 seconds that it costs.
         """
-        return self.guess_rate**ahead > 1 / self.contention.speed - 1
+        speed = self.contention.speed
+        return speed == 1.0 or self.guess_rate**ahead > 1 / speed - 1
 
 
 def _rising(measured: dict[int, deque[float]]) -> list[tuple[int, float]]:

@@ -125,8 +125,7 @@ class _Loop:
         if done.error is None and self.policy is not None:
             self.guesses.learn(query, done.value)
             if last:
-                beside_s = self.chain.account.beside_s
-                self.policy.searched(len(search.queries), done.took_s, beside_s)
+                self.policy.searched(len(search.queries), done.took_s, self.chain.account.beside_s)
         for step in self.chain.steps:
             if step.query is None or step.query.key != query.key or step.truth is not None:
                 continue
@@ -291,7 +290,8 @@ class _Loop:
         if self.policy is None or self._plainly:
             sizes = [] if self.chain.in_flight else [1]
         else:
-            sizes = self.policy.batches(self.chain.view(stalled=self.chain.writer is None))
+            stalled = self.chain.writer is None
+            sizes = self.policy.batches(self.chain.view(stalled=stalled, pending=len(pending)))
         for size in sizes:
             batch = tuple(dict.fromkeys(pending[:size]))
             pending = [query for query in pending[size:] if query not in batch]

@@ -185,6 +185,7 @@ class Flowing:
         self._costs = costs
         self._window = window
         self._lanes = lanes
+        self._wait_for = self._worth_waiting_for()  # queries, before a search
         self._trial_from: int | None = None  # queries that were pending when a trial began
 
     def worth_guessing(self) -> bool:
@@ -202,7 +203,7 @@ class Flowing:
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
             return []
-        if not view.stalled and view.pending < max(self._worth_waiting_for(), self._trial(view)):
+        if not view.stalled and view.pending < max(self._wait_for, self._trial(view)):
             return []
         self._trial_from = None
         if view.pending <= free:
@@ -216,8 +217,9 @@ class Flowing:
         self._costs.wrote(seconds, beside_s)
 
     def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
-        """Take it into the curve."""
+        """Take it into the curve, and look anew at what the next one should wait for."""
         self._costs.searched(queries, seconds, beside_s)
+        self._wait_for = self._worth_waiting_for()
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""

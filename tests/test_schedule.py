@@ -276,10 +276,10 @@ def test_a_search_that_takes_from_the_model_waits_for_a_batch() -> None:
     """At half speed nothing is gained by searching early, so more go out together."""
     policy = Continuous().begin(Costs())
     full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
-    full.searched(1, 20.0)
-    full.searched(64, 21.0)
     for right in (True, True, True, False) * 4:
         full.judged(right)
+    full.searched(1, 20.0)
+    full.searched(64, 21.0)
 
     assert policy.batches(view(pending=1)) == [1]
     assert full.batches(view(pending=1)) == []
