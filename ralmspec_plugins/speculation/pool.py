@@ -82,8 +82,6 @@ class PassagePool:
             if not self._hits or len(self._hits) < self._needed:
                 return None
             best = self._table.rank(query, range(len(self._hits)), self._k)
-            if not best:  # BM25 finds nothing in the pool, and rarely nothing anywhere
-                return None
             for slot, _ in reversed(best):  # the best becomes the most recently used
                 self._eviction.use(slot)
             if not self._scored:
