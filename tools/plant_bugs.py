@@ -122,6 +122,7 @@ BUGS = (
         f"{CORE}/job.py",
         "if len(queries) == 1 or isinstance(error, Overloaded):",
         "if queries:",
+        f"{EQUALITY} tests/test_engines.py",
     ),
     Bug(
         "a failed speculator fails the request",
