@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.config import Settings
@@ -12,7 +12,7 @@ from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Sc
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.pool import PassagePool
 from tests.drivers import Outcome, Seen, drive, plainly
-from tests.worlds import Oracle, World, worlds
+from tests.worlds import Oracle, World, random_world, worlds
 
 WORLDS = 2000
 
@@ -74,13 +74,20 @@ def check_stream(seen: Seen, text: str | None) -> None:
 def test_speculation_never_changes_the_answer(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Whatever runs ahead, and in whatever order it finishes, the answer is the plain one."""
+    """Whatever runs ahead, and in whatever order it finishes, the answer is the plain one.
+
+    In the examples a segment of another cache history could be taken back: a bug that
+    only one random world in 1,200 shows.
+    """
     tally = Tally()
 
     @settings(
         max_examples=WORLDS, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(world=worlds, order=st.integers(0, 2**63))
+    @example(world=random_world(513), order=513)
+    @example(world=random_world(3587), order=3587)
+    @example(world=random_world(5138), order=5138)
     def speculative_equals_plain(world: World, order: int) -> None:
         dice = random.Random(order)
         setting = random_settings(world, dice)
