@@ -3,7 +3,7 @@
 import itertools
 import os
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,9 @@ from ralmspec_plugins.errors import (
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
 from ralmspec_plugins.lm.draft import Draft, Origin
-from ralmspec_plugins.lm.prompts import PassageTemplate, encode, prompt_tokens
+from ralmspec_plugins.lm.prompts import PassageTemplate, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.sentence import sentence_end
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Request
 
@@ -120,15 +121,8 @@ class HuggingFaceLM:
         Raises:
             InputError: the prompt holds half a character, which no tokenizer takes.
         """
-        try:
-            request.prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the prompt {request.prompt!r} is no valid text ({error.reason}); "
-                "decode it from its bytes with the right encoding"
-            ) from None
         with self._tokenizer_lock:
-            head, prompt = prompt_tokens(self.template, self.tokenizer, request.prompt)
+            head, prompt = framed_tokens(self.template, self.tokenizer, request)
         origin = Origin(
             owner=next(self._owners),
             head_tokens=head,
@@ -151,28 +145,26 @@ class HuggingFaceLM:
             InputError: there is nothing to continue: no prompt, no passage, no BOS token.
             Cancelled: `progress` was cancelled while writing.
         """
-        if draft.finished:
-            return draft
-        draft = draft.placed(passages)
-        lineage = self._lineage(draft)
-        goal = len(draft.tokens) + draft.allowed(tokens)
-        self._check_context(lineage, goal)
-        progress.check()
-        run = self._passes.open(lineage, draft.tokens)
-        try:
-            while not draft.finished and len(draft.tokens) < goal:
-                for token in draft.tokens[len(run.tokens) :]:
-                    progress.check()
-                    self._passes.feed(run, token)
-                progress.check()
-                token = self._next_token(draft, lineage, run.logits)
-                draft = draft.grown(token, self._eos, self._decode)
-                progress.report(draft)
-        except Cancelled:
-            self._passes.close(lineage, run)
-            raise
-        self._passes.close(lineage, run)
-        return draft
+        return self._write(draft, passages, tokens, progress, _never)
+
+    def write_sentence(
+        self, draft: Draft, passages: Sequence[Passage], tokens: int, progress: Progress
+    ) -> Draft:
+        """Continue a draft up to the token that shows its next sentence to be complete.
+
+        That token is the first one behind the sentence, and stays in the draft.
+
+        Raises:
+            ContextOverflowError: passages, prompt and text exceed the context.
+            InputError: there is nothing to continue: no prompt, no passage, no BOS token.
+            Cancelled: `progress` was cancelled while writing.
+        """
+        start = len(draft.transcript.text)
+
+        def complete(grown: Draft) -> bool:
+            return sentence_end(grown.transcript.text, start) is not None
+
+        return self._write(draft, passages, tokens, progress, complete)
 
     def finished(self, draft: Draft) -> bool:
         """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
@@ -200,13 +192,49 @@ class HuggingFaceLM:
 
         With other passages than the draft's, its own cache does not matter.
         """
-        placed = draft.placed(passages)
         count = draft.allowed(tokens)
+        try:
+            placed = draft.placed(self.template.arranged(passages))
+        except Exception:  # noqa: BLE001 raised again where it counts, by `write`
+            return object()
         return placed.origin, placed.tokens, placed.passages, placed.prefilled_at, count
 
     def release(self, draft: Draft) -> None:
         """Free the caches of this draft's request; passages' own caches stay for others."""
         self._passes.store.release(draft.origin.owner)
+
+    def _write(
+        self,
+        draft: Draft,
+        passages: Sequence[Passage],
+        tokens: int,
+        progress: Progress,
+        complete: Callable[[Draft], bool],
+    ) -> Draft:
+        if draft.finished:
+            return draft
+        draft = draft.placed(self.template.arranged(passages))
+        lineage = self._lineage(draft)
+        goal = len(draft.tokens) + draft.allowed(tokens)
+        self._check_context(lineage, goal)
+        progress.check()
+        run = self._passes.open(lineage, draft.tokens)
+        try:
+            while not draft.finished and len(draft.tokens) < goal:
+                for token in draft.tokens[len(run.tokens) :]:
+                    progress.check()
+                    self._passes.feed(run, token)
+                progress.check()
+                token = self._next_token(draft, lineage, run.logits)
+                draft = draft.grown(token, self._eos, self._decode)
+                progress.report(draft)
+                if complete(draft):
+                    break
+        except Cancelled:
+            self._passes.close(lineage, run)
+            raise
+        self._passes.close(lineage, run)
+        return draft
 
     def _lineage(self, draft: Draft) -> Lineage:
         passages = draft.passages or ()
@@ -243,6 +271,10 @@ class HuggingFaceLM:
         shown = self.template.show(Passage("", text, title))
         with self._tokenizer_lock:
             return encode(self.tokenizer, shown, literal=True)[: self.passage_tokens]
+
+
+def _never(draft: Draft) -> bool:  # noqa: ARG001 as `complete` is called
+    return False
 
 
 def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:

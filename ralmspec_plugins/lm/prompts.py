@@ -1,16 +1,18 @@
 """How passages and prompt become tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ralmspec_plugins.errors import ConfigError, ModelError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.errors import ConfigError, InputError, ModelError
+from ralmspec_plugins.records import Passage, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ChatPlace = Literal["front", "system", "user"]
+Frame = Callable[[Request], tuple[str, str]]
+Arrange = Callable[[Sequence[Passage]], Sequence[str]]
 _PLACE = "[[ralmspec:passages]]"  # stands for the passages while a chat template is applied
 
 
@@ -22,6 +24,11 @@ class PassageTemplate:
     chat template, with the passages before everything ("front", as in the
     papers), or in the "system" or "user" message. A special token's name that
     stands in a passage is read as plain text: a document cannot end a turn.
+
+    Where the text around the passages is somebody else's work (a host's prompt),
+    `frame` gives what stands in front of them and behind them, in the place of
+    `prompt`, `chat` and `system`; `arrange` gives the text of each passage among
+    the others, in the place of `title` and `passage`.
     """
 
     title: str = "{title}\n"  # PAPERS 1.10: title, newline, text; left out for an empty title
@@ -29,6 +36,8 @@ class PassageTemplate:
     prompt: str | Callable[[str], str] = "{prompt}"
     chat: ChatPlace | None = None
     system: str = ""  # the system message, with `chat`
+    frame: Frame | None = None
+    arrange: Arrange | None = None
 
     def __post_init__(self) -> None:
         """Refuse templates that lose what they should show."""
@@ -42,17 +51,50 @@ class PassageTemplate:
             )
         if self.system and self.chat is None:
             raise ConfigError("system is only used with chat='front', 'system' or 'user'")
+        if self.frame is not None and self.chat is not None:
+            raise ConfigError("frame and chat cannot be used together: a frame is the whole text")
 
     def show(self, passage: Passage) -> str:
         """Give the text that stands for a passage."""
+        if self.arrange is not None:
+            return passage.text  # as it was arranged
         title = self.title.format(title=passage.title) if passage.title else ""
         return title + self.passage.format(text=passage.text)
+
+    def arranged(self, passages: Sequence[Passage]) -> Sequence[Passage]:
+        """Put the text that stands for each passage in the place of its own, with `arrange`."""
+        if self.arrange is None:
+            return passages
+        shown = self.arrange(passages)
+        return [Passage(one.id, text) for one, text in zip(passages, shown, strict=True)]
 
     def ask(self, prompt: str) -> str:
         """Give the text that stands for a prompt."""
         if isinstance(self.prompt, str):
             return self.prompt.format(prompt=prompt)
         return self.prompt(prompt)
+
+
+def framed_tokens(
+    template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", request: Request
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokenise what stands around a request's passages, by the template's frame where it has one.
+
+    Raises:
+        InputError: a text holds half a character, which no tokenizer takes.
+        ModelError: as for `prompt_tokens`.
+    """
+    _check_text(request.prompt)
+    if template.frame is None:
+        return prompt_tokens(template, tokenizer, request.prompt)
+    front, behind = template.frame(request)
+    for text in (front, behind):
+        _check_text(text)
+    head = encode(tokenizer, front)
+    bos = tokenizer.bos_token_id
+    if bos is not None and head[:1] != (bos,):
+        head = (int(bos), *head)
+    return head, encode(tokenizer, behind)
 
 
 def prompt_tokens(
@@ -104,6 +146,16 @@ def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", 
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": user})
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt {text!r} is no valid text ({error.reason}); "
+            "decode it from its bytes with the right encoding"
+        ) from None
 
 
 def _check_format(name: str, text: str, field: str) -> None:

@@ -1,0 +1,161 @@
+"""The draft of a host's model: text in, text out, and the rules by which it grows and ends."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.sentence import sentence_end
+from ralmspec_plugins.lm.transcript import INCOMPLETE, settled_length, stop_position
+from ralmspec_plugins.records import Request
+
+# A word, or a character of a script that has no spaces, stands in for a token.
+_WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNIT = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
+_HALF = re.compile(f"[\ud800-\udbff{INCOMPLETE}]+$")  # of a character whose rest may follow
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens that a host counted; 0 where it does not say."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Add up two counts."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.total_tokens + other.total_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one host call gave.
+
+    `ended` says that the model itself came to an end, rather than to the bound.
+    """
+
+    text: str
+    ended: bool = False
+    usage: Usage = Usage()
+    message: Any = None
+    recording: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDraft:
+    """Everything written so far by a host's model.
+
+    `spent` is how much of the request's `max_tokens` is used up, counted in what
+    the calls were allowed, not in what came: that would depend on how the host
+    counts. A sentence that ended early has spent its words.
+
+    `usage`, `message` and `recording` (of the last call) are no part of the value.
+    """
+
+    origin: Request
+    text: str = ""
+    finished: bool = False
+    spent: int = 0
+    calls: int = 0
+    usage: Usage = field(default=Usage(), compare=False)
+    message: Any = field(default=None, compare=False, repr=False)
+    recording: Any = field(default=None, compare=False, repr=False)
+
+    def allowed(self, tokens: int) -> int:
+        """Count how many of these tokens may still be asked for."""
+        if tokens < 1:
+            raise ConfigError(f"tokens must be at least 1, got {tokens}")
+        return min(tokens, self.origin.max_tokens - self.spent)
+
+    @property
+    def settled(self) -> str:
+        """The part of `text` that no later call can change."""
+        if self.finished:
+            return self.text
+        text = self.text[: settled_length(self.text, self.origin.stop)]
+        return _HALF.sub("", text)
+
+
+def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
+    """Append what a call that was bounded gave, and see whether the text ends there.
+
+    It ends when the model says so, when nothing came, at a stop string, and when
+    the bounds are used up.
+    """
+    spent = draft.spent + bound
+    ended = written.ended or not written.text or spent >= draft.origin.max_tokens
+    return _appended(draft, written, written.text, spent=spent, ended=ended)
+
+
+def grown_by_sentence(draft: TextDraft, written: Written, bound: int) -> TextDraft:
+    """Append the first sentence of what a bounded call gave; what follows it is dropped."""
+    sentence = first_sentence(draft.text, written.text)
+    dropped = written.text[len(sentence) :]
+    if not dropped or (written.ended and not dropped.strip()):
+        return grown(draft, written, bound)
+    spent = draft.spent + min(bound, max(1, len(_UNIT.findall(sentence))))
+    ended = spent >= draft.origin.max_tokens
+    return _appended(draft, written, sentence, spent=spent, ended=ended)
+
+
+def grown_to_stop(draft: TextDraft, written: Written, stop: str, bound: int) -> TextDraft:
+    """Append a sentence whose end the host cut off because it was told to stop there.
+
+    Nothing tells an end of the model from that stop; so the text ends where
+    nothing more comes.
+    """
+    piece = written.text + stop if written.text else ""
+    spent = draft.spent + min(bound, max(1, len(_UNIT.findall(piece))))
+    ended = not piece or spent >= draft.origin.max_tokens
+    return _appended(draft, written, piece, spent=spent, ended=ended)
+
+
+def whole(draft: TextDraft, written: Written) -> TextDraft:
+    """Take the whole answer of a call without a bound."""
+    return _appended(draft, written, written.text, spent=draft.origin.max_tokens, ended=True)
+
+
+def partial(draft: TextDraft, written: Written) -> TextDraft:
+    """Show what a call has given so far; nothing ends before the call does, but at a stop."""
+    return _appended(draft, written, written.text, spent=draft.spent, ended=False)
+
+
+def first_sentence(text: str, piece: str) -> str:
+    """Cut a piece behind its first sentence, given the text that it continues."""
+    end = sentence_end(text + piece, len(text))
+    return piece if end is None else piece[: end - len(text)]
+
+
+def tail(draft: TextDraft, words: int) -> str:
+    """Give the last words of question and text; the question in full while there is no text.
+
+    Words stand in for tokens, which a host's model does not show. White space
+    is shown as one space, as in `" ".join((question + " " + text).split()[-words:])`.
+    """
+    if not draft.text:
+        return draft.origin.prompt
+    line = " ".join(f"{draft.origin.prompt} {draft.text}".split())
+    starts = [unit.start() for unit in _UNIT.finditer(line)][-words:]
+    return line[starts[0] :] if starts else ""
+
+
+def _appended(
+    draft: TextDraft, written: Written, piece: str, *, spent: int, ended: bool
+) -> TextDraft:
+    text = draft.text + piece
+    stop = stop_position(text, len(draft.text), draft.origin.stop)
+    return replace(
+        draft,
+        text=text if stop is None else text[:stop],
+        finished=ended or stop is not None,
+        spent=spent,
+        calls=draft.calls + 1,
+        usage=draft.usage + written.usage,
+        message=written.message,
+        recording=written.recording,
+    )
