@@ -1,0 +1,1 @@
+"""What the adapters of all hosts share: over plain values and raw clients, no host imported."""

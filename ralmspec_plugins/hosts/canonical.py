@@ -1,0 +1,109 @@
+"""Values of any kind as bytes: one text for each value, whatever it is nested in."""
+
+import dataclasses
+import datetime as dt
+import decimal
+import fractions
+import pathlib
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Opaque: TypeAlias = Callable[[object], bytes]  # a name for an object whose value cannot be read
+
+# Immutable, and their repr says all that there is to them.
+_BY_REPR = frozenset(
+    {
+        bool, int, complex, range, type(None), type(...),
+        dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone,
+        decimal.Decimal, fractions.Fraction, uuid.UUID,
+        pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
+    }
+)  # fmt: skip
+
+
+def encoded(value: object, opaque: Opaque) -> bytes:
+    """Give the one text of a value: different values have different texts.
+
+    Everything stands behind its type and its length, so nothing that one value
+    contains can be taken for another one. Dictionaries and sets have no order.
+
+    >>> encoded(["ab", "c"], lambda _: b"") == encoded(["a", "bc"], lambda _: b"")
+    False
+    """
+    return _encoded(value, opaque, ())
+
+
+def _encoded(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+    kind = type(value)
+    if kind is str:
+        return _part(b"str", [value.encode("utf-8", "surrogatepass")])
+    if kind is bytes:
+        return _part(b"bytes", [value])
+    if kind is float:
+        return _part(b"float", [value.hex().encode()])
+    if kind in _BY_REPR:
+        return _part(_name(kind), [repr(value).encode("utf-8", "surrogatepass")])
+    if id(value) in inside:  # a container in itself: how far up says which
+        return _part(b"cycle", [b"%d" % inside[::-1].index(id(value))])
+    return _composite(value, opaque, (*inside, id(value)))
+
+
+def _composite(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+    kind = type(value)
+    if kind in (list, tuple):
+        return _part(_name(kind), (_encoded(item, opaque, inside) for item in value))
+    if kind in (set, frozenset):
+        return _part(_name(kind), sorted(_encoded(item, opaque, inside) for item in value))
+    if kind is dict:
+        return _part(b"dict", _pairs(value, opaque, inside))
+    if isinstance(value, np.ndarray | np.generic):
+        return _array(value, opaque, inside)
+    fields = _fields(value)
+    if fields is not None:
+        return _part(b"fields of " + opaque(kind), _pairs(fields, opaque, inside))
+    return _part(b"opaque " + _name(kind), [opaque(value)])
+
+
+def _pairs(mapping: Mapping[Any, Any], opaque: Opaque, inside: tuple[int, ...]) -> list[bytes]:
+    return sorted(
+        _part(b"", [_encoded(key, opaque, inside), _encoded(value, opaque, inside)])
+        for key, value in mapping.items()
+    )
+
+
+def _array(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+    kind = _name(type(value))
+    if value.dtype.hasobject:
+        return _part(kind, [b"object", _encoded(value.tolist(), opaque, inside)])
+    shape = repr(value.shape).encode()
+    return _part(kind, [repr(value.dtype.descr).encode(), shape, value.tobytes()])
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Read a record's content: a dataclass's, or a pydantic model's; `None` for other things."""
+    if isinstance(value, type):
+        return None
+    own = dict(getattr(value, "__dict__", {}))
+    if dataclasses.is_dataclass(value):
+        listed = dataclasses.fields(value)
+        own |= {one.name: getattr(value, one.name) for one in listed if hasattr(value, one.name)}
+        return own
+    if hasattr(type(value), "__pydantic_fields__"):
+        for name in ("__pydantic_extra__", "__pydantic_private__"):
+            if rest := getattr(value, name, None):
+                own[name] = rest
+        return own
+    return None
+
+
+def _name(kind: type) -> bytes:
+    return f"{kind.__module__}.{kind.__qualname__}".encode()
+
+
+def _part(kind: bytes, items: Iterable[bytes]) -> bytes:
+    listed = list(items)
+    lengths = b",".join(b"%d" % len(item) for item in listed)
+    return b"%s(%s:%s)" % (kind, lengths, b"".join(listed))
