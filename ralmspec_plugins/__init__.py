@@ -4,9 +4,10 @@
 workload in front of a retriever; `plain()` is the definition of the right answer.
 """
 
-from ralmspec_plugins.async_engine import AsyncAnswerStream, AsyncEngine
+from ralmspec_plugins.async_engine import AsyncEngine
+from ralmspec_plugins.async_streams import AsyncAnswerStream
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import AnswerStream, Engine
+from ralmspec_plugins.engine import Engine
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.records import Answer, Hit, Hits, Passage, Query, Request, Retrieved
 from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride
@@ -16,6 +17,7 @@ from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.speculation.shared import SharedPool
 from ralmspec_plugins.stats import Stats, VerifierStats
+from ralmspec_plugins.streams import AnswerStream
 from ralmspec_plugins.verifier import Verifier
 
 __version__ = "0.1.0"

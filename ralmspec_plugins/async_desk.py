@@ -6,9 +6,10 @@ import contextvars
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any
 
-from ralmspec_plugins.engine import GRACE_S
+from ralmspec_plugins.async_streams import Completed
+from ralmspec_plugins.desk import GRACE_S
 from ralmspec_plugins.errors import Cancelled, Overloaded
 from ralmspec_plugins.job import Job, completions
 from ralmspec_plugins.needs import (
@@ -28,14 +29,12 @@ from ralmspec_plugins.needs import (
 from ralmspec_plugins.plain import usable
 from ralmspec_plugins.records import Query
 
-Completed: TypeAlias = "asyncio.Queue[Completion | Broken]"
-
 
 class AsyncDesk:
     """Has one request's work done in tasks and keeps track of what is out."""
 
     def __init__(
-        self, job: Job, threads: ThreadPoolExecutor, completed: "Completed", began_s: float
+        self, job: Job, threads: ThreadPoolExecutor, completed: Completed, began_s: float
     ) -> None:
         """Begin with nothing out."""
         self._job = job

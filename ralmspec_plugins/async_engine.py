@@ -2,21 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from ralmspec_plugins.async_desk import AsyncDesk, Completed
+from ralmspec_plugins.async_desk import AsyncDesk
+from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream, Completed
 from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS
-from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, as_request
-from ralmspec_plugins.needs import Broken
+from ralmspec_plugins.needs import Event, Settled
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.streams import rest
 
 
 class AsyncEngine:
@@ -28,7 +29,12 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, workload: Workload[Any], retriever: Retriever, settings: Settings | None = None
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        settings: Settings | None = None,
+        *,
+        _threads: ThreadPoolExecutor | None = None,
     ) -> None:
         """Put a workload in front of a retriever.
 
@@ -37,7 +43,8 @@ class AsyncEngine:
         """
         self._setup = Setup(workload, retriever, settings)
         self._together: Together = Together(self._setup)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
+        self._owns_threads = _threads is None
+        self._threads = _threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     async def run(self, request: Request | str) -> Answer:
         """Answer a request.
@@ -105,18 +112,42 @@ class AsyncEngine:
 
     def stream(self, request: Request | str) -> "AsyncAnswerStream":
         """Answer a request piece by piece; only text that stays is given out."""
-        return self._stream(self._setup, as_request(request), reports=True)
+        return AsyncAnswerStream(self._stream(self._setup, as_request(request), reports=True))
 
-    def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AsyncAnswerStream":
+    def events(self, request: Request | str, *, reports: bool = True) -> AsyncEventStream:
+        """Answer a request, and tell everything that happens on the way.
+
+        Args:
+            request: what is to be answered.
+            reports: whether a segment is followed while it is written, so that its text
+                settles bit by bit and not at once.
+        """
+        return self._stream(self._setup, as_request(request), reports=reports, watched=True)
+
+    def beside(self, retriever: Retriever) -> "AsyncEngine":
+        """Answer over another retriever, on the same threads and with the same settings.
+
+        Closing the engine closes those beside it; they need not be closed themselves.
+
+        Raises:
+            ConfigError: The settings do not fit the retriever.
+        """
+        setup = self._setup
+        return AsyncEngine(setup.workload, retriever, setup.settings, _threads=self._threads)
+
+    def _stream(
+        self, setup: Setup, request: Request, *, reports: bool, watched: bool = False
+    ) -> AsyncEventStream:
         setup.check_process()
         completed: Completed = asyncio.Queue()
-        job = Job(setup, request, reports=reports)
-        return AsyncAnswerStream(lambda finish: self._drive(job, completed, finish), completed)
+        job = Job(setup, request, reports=reports, watched=watched)
+        return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
 
     async def close(self) -> None:
         """Wait for searches in threads that nobody needs any more, and let the threads go."""
         await asyncio.to_thread(self._together.close)
-        await asyncio.to_thread(self._threads.shutdown, wait=True)
+        if self._owns_threads:
+            await asyncio.to_thread(self._threads.shutdown, wait=True)
 
     async def __aenter__(self) -> Self:
         """Use as an asynchronous context manager."""
@@ -132,8 +163,8 @@ class AsyncEngine:
         await self.close()
 
     async def _drive(
-        self, job: Job, completed: "Completed", finish: Callable[[Answer], None]
-    ) -> AsyncGenerator[str, None]:
+        self, job: Job, completed: Completed, finish: Callable[[Answer], None]
+    ) -> AsyncGenerator[Event, None]:
         """Run one request's loop in the caller's task, its work in others."""
         began_s = time.perf_counter()
         desk = AsyncDesk(job, self._threads, completed, began_s)
@@ -143,9 +174,9 @@ class AsyncEngine:
             while job.finish is None:
                 for need in needs:
                     desk.see_to(need)
-                if job.settled[shown:]:
-                    yield job.settled[shown:]
-                    shown = len(job.settled)
+                for event in job.events():
+                    shown = len(event.text) if isinstance(event, Settled) else shown
+                    yield event
                 if job.finish is None:
                     needs = job.flow.send(await desk.next_completion())
         finally:
@@ -154,44 +185,6 @@ class AsyncEngine:
             finally:
                 job.close()
         answer = job.answer(time.perf_counter() - began_s)
-        if answer.text[shown:]:
-            yield answer.text[shown:]
+        for event in rest(shown, answer):
+            yield event
         finish(answer)
-
-
-class AsyncAnswerStream(AsyncIterator[str]):
-    """The pieces of an answer as they become settled; `answer` is there after the last one."""
-
-    def __init__(
-        self,
-        drive: Callable[[Callable[[Answer], None]], AsyncGenerator[str, None]],
-        completed: "Completed",
-    ) -> None:
-        """Give out what `drive` yields, and keep the answer that it finishes with."""
-        self._pieces = drive(self._finish)
-        self._completed = completed
-        self._answer: Answer | None = None
-
-    def _finish(self, answer: Answer) -> None:
-        self._answer = answer
-
-    async def __anext__(self) -> str:
-        """Wait for the next piece."""
-        return await anext(self._pieces)
-
-    async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
-
-        Whoever is waiting for a piece in another task gets `Cancelled`.
-        """
-        try:
-            await self._pieces.aclose()
-        except RuntimeError:  # it is running, in another task
-            self._completed.put_nowait(Broken(Cancelled("this stream was closed")))
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer, once the stream was read to its end."""
-        if self._answer is None:
-            raise RuntimeError("read this stream to its end before asking for its answer")
-        return self._answer

@@ -6,11 +6,16 @@ from ralmspec_plugins.account import Account
 from ralmspec_plugins.needs import (
     Cancel,
     Commit,
+    Confirmed,
     Done,
     Extend,
+    Failed,
     Guess,
+    Guessed,
+    Judged,
     Need,
     Reported,
+    RolledBack,
     Settled,
     Work,
 )
@@ -106,6 +111,20 @@ class Chain:
             return hits
         return tuple(hit.unscored() for hit in hits)
 
+    def run_ahead(self, step: Step, guess: Hits) -> None:
+        """Have a step written with hits that no search has confirmed yet."""
+        assert step.query is not None
+        step.used = self.visible(guess)
+        self.out.append(Guessed(step.query, guess))
+
+    def failed(self, error: Exception) -> Failed:
+        """Say what the request comes to, and whose search it was if it was a search's error."""
+        head = self.steps[0] if self.steps else None
+        search = None if head is None else head.search_failure
+        if head is None or search is None or search.error is not error:
+            return Failed(error)
+        return Failed(error, head.query)
+
     def confirm(self) -> None:
         """Hold the steps against what the searches found; commit what is verified."""
         for position, step in enumerate(self.steps):
@@ -118,7 +137,7 @@ class Chain:
         assert step.truth is not None
         truth = self.visible(step.truth)
         if step.guess is not None:
-            self._judge(self._agree(step, self.visible(step.guess), truth))
+            self._judge(step, self._agree(step, self.visible(step.guess), truth))
         step.verified = True
         if step.used is None:
             step.used = truth
@@ -127,8 +146,7 @@ class Chain:
             return True
         if self._agree(step, step.used, truth):
             return True
-        self.drop(position + 1)
-        self._give_up(step)
+        self.roll_back(position)
         step.rewrite(truth)
         return False
 
@@ -140,7 +158,9 @@ class Chain:
         except Exception:  # noqa: BLE001 the plain loop compares nothing, so it must not matter
             return False
 
-    def _judge(self, right: bool) -> None:
+    def _judge(self, step: Step, right: bool) -> None:
+        assert step.query is not None
+        self.out.append(Judged(step.query, right))
         self.account.judged(right)
         if self.policy is not None:
             self.policy.judged(right)
@@ -148,25 +168,42 @@ class Chain:
     def _commit(self) -> None:
         """Commit the verified steps at the head; settle what the next one has so far."""
         while self.steps and self.steps[0].verified and self.steps[0].written:
+            self._confirmed(self.steps[0])
             step = self.steps.pop(0)
-            assert step.query is not None
-            assert step.truth is not None
             self.root = step.after
-            self.retrieved.append(Retrieved(step.query, step.truth))
             self.account.segments += 1
             self.account.remembered += step.remembered
             self.account.taken_back += step.taken_back
             self.out.append(Commit(self.retrieved[-1], step.after))
             self._settle(step.after)
-        if self.steps and self.steps[0].verified and self.steps[0].partial is not None:
-            self._settle(self.steps[0].partial)
+        if self.steps and self.steps[0].verified:
+            self._confirmed(self.steps[0])
+            if self.steps[0].partial is not None:
+                self._settle(self.steps[0].partial)
+
+    def _confirmed(self, step: Step) -> None:
+        """Enter what the step in front has retrieved in the record, once."""
+        if step.confirmed:
+            return
+        assert step.query is not None
+        assert step.truth is not None
+        step.confirmed = True
+        self.retrieved.append(Retrieved(step.query, step.truth))
+        self.out.append(Confirmed(self.retrieved[-1]))
 
     def _settle(self, state: Any) -> None:
         text = self.workload.settled(state)
         if len(text) > len(self.settled):
             self.settled = text
             self.account.text()
-            self.out.append(Settled(text))
+            self.out.append(Settled(text, state))
+
+    def roll_back(self, position: int) -> None:
+        """Give up the segment at this position, and drop all steps behind it."""
+        segments = sum(step.used is not None for step in self.steps[position:])
+        self.out.append(RolledBack(segments))
+        self.drop(position + 1)
+        self._give_up(self.steps[position])
 
     def drop(self, position: int) -> None:
         """Drop the steps from this position on; what they found out is remembered."""

@@ -1,36 +1,23 @@
 """The engine on threads: the model writes in one, each search runs in another."""
 
-import contextvars
 import queue
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, overload
+from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.batching import AT_ONCE, Together, answer_all, check_concurrency
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.desk import Desk
 from ralmspec_plugins.job import Job, as_request
-from ralmspec_plugins.needs import (
-    Ask,
-    Broken,
-    Completion,
-    Extend,
-    Guess,
-    Need,
-    Reported,
-    Search,
-    Start,
-    Work,
-)
+from ralmspec_plugins.needs import Event, Settled
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.streams import AnswerStream, Completed, EventStream, rest
 
 THREADS = 256  # idle ones are reused; more are only started while all are busy
-_Completed: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
-GRACE_S = 5.0  # how long an unwanted segment may take to notice, when a request is given up
 
 
 class Engine:
@@ -43,7 +30,12 @@ class Engine:
     """
 
     def __init__(
-        self, workload: Workload[Any], retriever: Retriever, settings: Settings | None = None
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        settings: Settings | None = None,
+        *,
+        _threads: ThreadPoolExecutor | None = None,
     ) -> None:
         """Put a workload in front of a retriever.
 
@@ -52,7 +44,8 @@ class Engine:
         """
         self._setup = Setup(workload, retriever, settings)
         self._together: Together = Together(self._setup)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
+        self._owns_threads = _threads is None
+        self._threads = _threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     def run(self, request: Request | str) -> Answer:
         """Answer a request.
@@ -112,20 +105,43 @@ class Engine:
             return_exceptions=return_exceptions,
         )
 
-    def stream(self, request: Request | str) -> "AnswerStream":
+    def stream(self, request: Request | str) -> AnswerStream:
         """Answer a request piece by piece; only text that stays is given out."""
-        return self._stream(self._setup, as_request(request), reports=True)
+        return AnswerStream(self._stream(self._setup, as_request(request), reports=True))
 
-    def _stream(self, setup: Setup, request: Request, *, reports: bool) -> "AnswerStream":
+    def events(self, request: Request | str, *, reports: bool = True) -> EventStream:
+        """Answer a request, and tell everything that happens on the way.
+
+        Args:
+            request: what is to be answered.
+            reports: whether a segment is followed while it is written, so that its text
+                settles bit by bit and not at once.
+        """
+        return self._stream(self._setup, as_request(request), reports=reports, watched=True)
+
+    def beside(self, retriever: Retriever) -> "Engine":
+        """Answer over another retriever, on the same threads and with the same settings.
+
+        Closing the engine closes those beside it; they need not be closed themselves.
+
+        Raises:
+            ConfigError: The settings do not fit the retriever.
+        """
+        return Engine(self._setup.workload, retriever, self._setup.settings, _threads=self._threads)
+
+    def _stream(
+        self, setup: Setup, request: Request, *, reports: bool, watched: bool = False
+    ) -> EventStream:
         setup.check_process()
-        completed: _Completed = queue.SimpleQueue()
-        job = Job(setup, request, reports=reports)
-        return AnswerStream(self._drive(job, completed), completed)
+        completed: Completed = queue.SimpleQueue()
+        job = Job(setup, request, reports=reports, watched=watched)
+        return EventStream(self._drive(job, completed), completed)
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""
         self._together.close()
-        self._threads.shutdown(wait=True)
+        if self._owns_threads:
+            self._threads.shutdown(wait=True)
 
     def __enter__(self) -> Self:
         """Use as a context manager."""
@@ -140,140 +156,24 @@ class Engine:
         """Close."""
         self.close()
 
-    def _drive(self, job: Job, completed: "_Completed") -> Generator[str, None, Answer]:
+    def _drive(self, job: Job, completed: Completed) -> Generator[Event, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
         began_s = time.perf_counter()
-        desk = _Desk(job, self._threads, completed, began_s)
+        desk = Desk(job, self._threads, completed, began_s)
         shown = 0
         try:
             needs = next(job.flow)
             while job.finish is None:
                 for need in needs:
                     desk.see_to(need)
-                if job.settled[shown:]:
-                    yield job.settled[shown:]
-                    shown = len(job.settled)
+                for event in job.events():
+                    shown = len(event.text) if isinstance(event, Settled) else shown
+                    yield event
                 if job.finish is None:
                     needs = job.flow.send(desk.next_completion())
         finally:
             desk.stop()
             job.close()
         answer = job.answer(time.perf_counter() - began_s)
-        if answer.text[shown:]:
-            yield answer.text[shown:]
+        yield from rest(shown, answer)
         return answer
-
-
-class AnswerStream(Iterator[str]):
-    """The pieces of an answer as they become settled; `answer` is there after the last one."""
-
-    def __init__(self, pieces: Generator[str, None, Answer], completed: "_Completed") -> None:
-        """Give out these pieces; `completed` is what they are waited for at."""
-        self._pieces = pieces
-        self._completed = completed
-        self._answer: Answer | None = None
-        self._error: Exception | None = None
-
-    def __next__(self) -> str:
-        """Wait for the next piece."""
-        try:
-            return next(self._pieces)
-        except StopIteration as stop:
-            if self._answer is None:
-                self._answer = stop.value
-            raise StopIteration from None
-        except Exception as error:
-            self._error = error
-            raise
-
-    def close(self) -> None:
-        """Give the request up, from any thread; all its work is stopped.
-
-        Whoever is waiting for a piece in another thread gets `Cancelled`.
-        """
-        try:
-            self._pieces.close()
-        except ValueError:  # it is running, in another thread
-            self._completed.put(Broken(Cancelled("this stream was closed")))
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer; reads the stream to its end first."""
-        for _ in self:
-            pass
-        if self._error is not None:
-            raise self._error
-        if self._answer is None:
-            raise RuntimeError("this stream was closed before its answer was complete")
-        return self._answer
-
-
-class _Desk:
-    """Hands one request's work to threads and keeps track of what is out."""
-
-    def __init__(
-        self,
-        job: Job,
-        threads: ThreadPoolExecutor,
-        completed: "_Completed",
-        began_s: float,
-    ) -> None:
-        self._job = job
-        self._threads = threads
-        self._completed = completed
-        self._began_s = began_s
-        self._on_the_model: set[Work] = set()
-
-    def clock(self) -> float:
-        return time.perf_counter() - self._began_s
-
-    def see_to(self, need: Need) -> None:
-        """Start work, or carry out a notice."""
-        if isinstance(need, Start | Ask | Guess | Search | Extend):
-            self._start(need)
-        else:  # a cancelled segment notices by its progress; no other thread can be stopped
-            self._job.note(need)
-
-    def _start(self, need: Work) -> None:
-        if isinstance(need, Start | Ask | Extend):
-            self._on_the_model.add(need)
-        context = contextvars.copy_context()
-        self._threads.submit(
-            context.run, self._job.carry_out, need, self.clock, self._completed.put
-        )
-
-    def next_completion(self) -> Completion:
-        """Wait for something to finish.
-
-        Raises:
-            DeadlineExceeded: The deadline passed.
-            BaseException: A part raised what is no `Exception`, or the stream was closed.
-        """
-        request = self._job.request
-        request.check_deadline(self.clock())
-        left_s = None if request.deadline_s is None else request.deadline_s - self.clock()
-        try:
-            completion = self._completed.get(timeout=left_s and max(0.0, left_s))
-        except queue.Empty:
-            request.check_deadline(float("inf"))
-            raise
-        self._note(completion)
-        if isinstance(completion, Broken):
-            raise completion.error
-        return completion
-
-    def _note(self, completion: Completion | Broken) -> None:
-        if not isinstance(completion, Reported) and completion.need is not None:
-            self._on_the_model.discard(completion.need)
-
-    def stop(self) -> None:
-        """Stop what is being written, and wait until the model is free."""
-        for need in self._on_the_model:
-            if isinstance(need, Extend):
-                need.progress.cancel()
-        until_s = self.clock() + GRACE_S
-        while self._on_the_model and (left_s := until_s - self.clock()) > 0:
-            try:
-                self._note(self._completed.get(timeout=left_s))
-            except queue.Empty:
-                return

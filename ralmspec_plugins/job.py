@@ -14,14 +14,20 @@ from ralmspec_plugins.needs import (
     Broken,
     Commit,
     Completion,
+    Confirmed,
     Done,
+    Event,
     Extend,
+    Failed,
     Finish,
     Found,
     Guess,
+    Guessed,
+    Judged,
     Notice,
     Release,
     Reported,
+    RolledBack,
     Search,
     Settled,
     Start,
@@ -31,24 +37,30 @@ from ralmspec_plugins.plain import formed
 from ralmspec_plugins.records import Answer, Query, Request
 from ralmspec_plugins.setups import Setup
 
+_ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
+
 HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
 
 
 class Job:
     """One request being answered: the loop, and what it needs to have done."""
 
-    def __init__(self, setup: Setup, request: Request, *, reports: bool = False) -> None:
+    def __init__(
+        self, setup: Setup, request: Request, *, reports: bool = False, watched: bool = False
+    ) -> None:
         """Begin nothing yet.
 
         Args:
             setup: what the engine's requests have in common.
             request: what is to be answered.
             reports: whether unfinished segments are handed in too, for a stream.
+            watched: whether all events are kept, not only the settled text.
         """
         self.setup = setup
         self.request = request
         self.reports = reports
-        self.settled = ""  # what nothing can change any more
+        self._kept = _ALL if watched else (Settled,)
+        self._events: list[Event] = []
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
@@ -58,14 +70,19 @@ class Job:
 
     def note(self, notice: Notice) -> None:
         """Keep up with the loop, and free memory where it asks for it."""
+        if isinstance(notice, self._kept):
+            self._events.append(notice)
         if isinstance(notice, Commit):
             self._state = notice.state
         elif isinstance(notice, Release):
             self.setup.workload.release(notice.state)
-        elif isinstance(notice, Settled):
-            self.settled = notice.text
         elif isinstance(notice, Finish):
             self.finish = notice
+
+    def events(self) -> list[Event]:
+        """Take what has happened since this was last asked."""
+        events, self._events = self._events, []
+        return events
 
     def answer(self, wall_s: float) -> Answer:
         """Give the answer of a finished request, or raise what it came to."""

@@ -98,7 +98,7 @@ class _Loop:
             chain.confirm()
             moved = not self._rescue() and (self._plan() | self._search())
         if self.error is not None:
-            chain.out.append(Finish(error=self.error))
+            chain.out += [chain.failed(self.error), Finish(error=self.error)]
         elif chain.complete:
             chain.out.append(Finish(chain.answer()))
         return self.error is not None or chain.complete
@@ -267,7 +267,7 @@ class _Loop:
             return False
         if not self.policy.may_write(self.chain.view(stalled=False)):
             return False
-        step.used = self.chain.visible(step.guess)
+        self.chain.run_ahead(step, step.guess)
         return True
 
     def _extend(self, step: Step) -> None:

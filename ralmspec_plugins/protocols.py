@@ -32,6 +32,11 @@ class Progress:
         """Whether the segment is no longer needed."""
         return self._cancelled
 
+    @property
+    def wanted(self) -> bool:
+        """Whether reports go anywhere: worth streaming for, where that costs anything."""
+        return self._report is not None
+
     def cancel(self) -> None:
         """Ask the writer to stop at its next check (safe from any thread)."""
         self._cancelled = True
@@ -62,6 +67,11 @@ class Workload(Protocol[StateT]):
     from the loop itself instead of from a worker.
     `reads_scores`: `extend()` looks at the scores of its hits; where it does
     not, it is handed hits without them, and scores need not agree.
+
+    Optional, where they are there: `aextend()` and the like for `AsyncEngine`;
+    `agree(state, guess, hits)` says whether a guess is as good as the real hits for
+    all that `extend` reads; `side_by_side` says that a segment that is no longer
+    needed may be left to itself while the next one is written: a call of a server.
     """
 
     inline_query: bool

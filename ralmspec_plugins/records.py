@@ -57,6 +57,11 @@ class Hit:
 Hits: TypeAlias = tuple[Hit, ...]
 
 
+def passages_of(hits: Hits) -> list[Passage]:
+    """Give the passages of hits, best first."""
+    return [hit.passage for hit in hits]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One question to be answered."""
@@ -66,6 +71,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None
+    context: Any = field(default=None, compare=False, repr=False)  # for the parts; never looked at
 
     def __post_init__(self) -> None:
         """Refuse settings that no workload could honour."""

@@ -50,6 +50,7 @@ class Step:
     span: Span | None = None  # of the work that wrote it
     remembered: bool = False  # its hits were known without a search
     taken_back: bool = False  # its segment was a dropped one
+    confirmed: bool = False  # said so
 
     @property
     def ends(self) -> bool:

@@ -94,8 +94,6 @@ class Verifier:
             self.search_wide = self._search_wide
         if isinstance(retriever, PoolableRetriever):
             self.table = own.table
-        if hasattr(retriever, "k"):
-            self.k = own.k
         if hasattr(own, "asearch_wide" if hasattr(own, "asearch") else "search_wide"):
             self.asearch_wide = self._asearch_wide
 

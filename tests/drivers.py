@@ -1,6 +1,7 @@
 """Drives the loop by hand: any completion order, late cancellations, failures of haste."""
 
 import random
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,13 @@ from ralmspec_plugins.needs import (
     Cancel,
     Commit,
     Completion,
+    Confirmed,
     Done,
     Extend,
+    Failed,
     Guess,
     Need,
+    Notice,
     Reported,
     Search,
     Settled,
@@ -23,7 +27,8 @@ from ralmspec_plugins.needs import (
     Work,
 )
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.records import Answer, Retrieved
+from ralmspec_plugins.protocols import Retriever
+from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
 from ralmspec_plugins.setups import Setup
 from tests.worlds import World, WorldError, WorldState
 
@@ -40,14 +45,23 @@ class Outcome:
     state: WorldState | None = None
     retrieved: tuple[tuple[str, Any], ...] = ()
     error: str | None = None
+    failed_query: str | None = None  # where a search raised the error
 
     @classmethod
     def of(cls, answer: Answer) -> "Outcome":
         return cls(answer.text, answer.state, records(answer.retrieved))
 
     @classmethod
-    def failed(cls, error: Exception) -> "Outcome":
-        return cls(error=repr(error))
+    def failed(
+        cls, error: Exception, retrieved: Sequence[Retrieved] = (), query: Query | None = None
+    ) -> "Outcome":
+        """Hold the error, and what was searched until then, where that could be seen."""
+        failed_query = None if query is None else query.text
+        return cls(None, None, records(tuple(retrieved)), repr(error), failed_query)
+
+    def without_events(self) -> "Outcome":
+        """Leave out what only events tell."""
+        return self if self.error is None else Outcome(error=self.error)
 
 
 @dataclass
@@ -58,6 +72,8 @@ class Seen:
     errors: list[str] = field(default_factory=list)
     changed_text: bool = False  # a wrong guess whose segment differs from the right one
     committed: list[Retrieved] = field(default_factory=list)
+    confirmed: list[Retrieved] = field(default_factory=list)
+    failed: Failed | None = None
     answer: Answer | None = None
 
 
@@ -68,10 +84,34 @@ def records(retrieved: tuple[Retrieved, ...]) -> tuple[tuple[str, Any], ...]:
 
 def plainly(world: World) -> Outcome:
     """Answer with the plain loop."""
+    watched = _Watched(world.retriever)
     try:
-        return Outcome.of(plain(world.workload, world.request, world.retriever))
+        return Outcome.of(plain(world.workload, world.request, watched))
     except WorldError as error:
-        return Outcome.failed(error)
+        return Outcome.failed(error, watched.found, watched.failed)
+
+
+class _Watched:
+    """A retriever that notes what it found, and for which query it failed."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self.found: list[Retrieved] = []
+        self.failed: Query | None = None
+
+    @property
+    def signature(self) -> Hashable:
+        return self._retriever.signature
+
+    def encode(self, text: str) -> Query:
+        return self._retriever.encode(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        [self.failed] = queries
+        found = self._retriever.search(queries)
+        self.found.append(Retrieved(queries[0], tuple(found[0])))
+        self.failed = None
+        return found
 
 
 def drive(
@@ -90,7 +130,10 @@ def drive(
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:
-        return Outcome.failed(error), run.seen
+        failed = run.seen.failed
+        assert failed is not None
+        assert failed.error is error  # noqa: PT017 it was raised by what is tested
+        return Outcome.failed(error, run.seen.confirmed, failed.query), run.seen
     finally:
         run.job.close()
 
@@ -119,6 +162,7 @@ class _Run:
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
+            assert len(self.seen.confirmed) > 0, "text before its passages"
             self.seen.streamed.append(need.text)
         elif isinstance(need, Cancel):
             if self.dice.random() < 0.5:
@@ -126,9 +170,19 @@ class _Run:
         elif isinstance(need, Start | Ask | Guess | Search | Extend):
             self._start(need)
         else:
-            if isinstance(need, Commit):
-                self.seen.committed.append(need.retrieved)
+            self._look_at(need)
             self.job.note(need)
+
+    def _look_at(self, need: Notice) -> None:
+        seen = self.seen
+        if isinstance(need, Confirmed):
+            assert len(seen.confirmed) == len(seen.committed), "confirmed before the last commit"
+            seen.confirmed.append(need.retrieved)
+        elif isinstance(need, Commit):
+            seen.committed.append(need.retrieved)
+            assert seen.confirmed[-1] is need.retrieved
+        elif isinstance(need, Failed):
+            seen.failed = need
 
     def _start(self, need: Work) -> None:
         """Work it out now; it is handed in when the dice say so."""

@@ -54,14 +54,16 @@ class PassagePool:
             raise ConfigError(f"capacity must be at least 1, got {capacity}")
         self.signature: Hashable = retriever.signature
         self.capacity = capacity
-        self._scored = table is None
         self._table: PassageTable = table or _own_table(retriever, capacity)
-        own_k: Any = k if k is not None else getattr(retriever, "k", None)
-        if not isinstance(own_k, int) or own_k < 1:
-            raise ConfigError(f"k must be at least 1, got {own_k!r}; give k=... to the pool")
-        self._k = own_k
+        self._scored = getattr(self._table, "scored", table is None)
+        if k is None and not hasattr(retriever, "k"):
+            raise ConfigError(f"{retriever!r} has no k; give k=... to the pool")
+        self._retriever = retriever
+        self._given_k = k
+        if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
+            raise ConfigError(f"k must be at least 1, got {self.k!r}; give k=... to the pool")
         size: Any = corpus_size if corpus_size is not None else getattr(retriever, "size", None)
-        self._needed = min(own_k, size) if isinstance(size, int) else own_k
+        self._corpus_size: int | None = size if isinstance(size, int) else None
         self._eviction_name = eviction
         self._lock = threading.Lock()
         self._empty()
@@ -72,16 +74,28 @@ class PassagePool:
         self._slots: dict[str, int] = {}  # by passage id
 
     @property
+    def k(self) -> int | None:
+        """How many hits a guess has; `None` while the retriever cannot say it yet."""
+        if self._given_k is not None:
+            return self._given_k
+        k: int | None = getattr(self._retriever, "k", None)
+        return k
+
+    @property
     def size(self) -> int:
         """How many passages are in the pool."""
         return len(self._hits)
 
     def guess(self, query: Query) -> Hits | None:
         """Give the pool's best k; `None` while it holds fewer than a search would return."""
+        k = self.k
+        if k is None:
+            return None
+        needed = k if self._corpus_size is None else min(k, self._corpus_size)
         with self._lock:
-            if not self._hits or len(self._hits) < self._needed:
+            if not self._hits or len(self._hits) < needed:
                 return None
-            best = self._table.rank(query, range(len(self._hits)), self._k)
+            best = self._table.rank(query, range(len(self._hits)), k)
             for slot, _ in reversed(best):  # the best becomes the most recently used
                 self._eviction.use(slot)
             if not self._scored:

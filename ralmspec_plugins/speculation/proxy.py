@@ -20,7 +20,9 @@ _K1, _B = 0.9, 0.4  # Anserini's defaults
 
 
 class ProxyTable(Protocol):
-    """A `PassageTable` whose scores are its own, and so never shown."""
+    """A `PassageTable` whose scores are its own, and so never shown (`scored` is false)."""
+
+    scored: bool
 
     def put(self, slot: int, hit: Hit) -> None:
         """Remember a passage under a slot number, over whatever was there."""
@@ -33,6 +35,8 @@ class ProxyTable(Protocol):
 
 class Bm25ProxyTable:
     """Ranks by BM25 between the query's text and the pool's, with the pool as the corpus."""
+
+    scored = False
 
     def __init__(self) -> None:
         """Start empty; grows with the pool."""
@@ -79,6 +83,8 @@ class Bm25ProxyTable:
 
 class EmbeddingProxyTable:
     """Ranks by the inner product of embeddings that the caller can give cheaply."""
+
+    scored = False
 
     def __init__(
         self, embed_query: Callable[[Query], ArrayLike], embedding_of: Callable[[Hit], ArrayLike]

@@ -1,11 +1,11 @@
 """In-Context RALM: every few tokens, ask with the last tokens and replace the passages."""
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Request
+from ralmspec_plugins.records import Hits, Request, passages_of
 
 DraftT = TypeVar("DraftT")
 
@@ -40,6 +40,11 @@ class Interval(Generic[DraftT]):
         self.lm = lm
         self.interval = interval
         self.query_tokens = query_tokens
+        self.side_by_side: bool = getattr(lm, "side_by_side", False)
+        if hasattr(lm, "awrite"):
+            self.aextend = self._aextend
+        if hasattr(lm, "same_passages"):
+            self.agree = self._agree
 
     def start(self, request: Request) -> DraftT:
         """Tokenise the prompt."""
@@ -51,8 +56,18 @@ class Interval(Generic[DraftT]):
 
     def extend(self, state: DraftT, hits: Hits, progress: Progress) -> DraftT:
         """Write the next tokens with these passages in front."""
-        passages = [hit.passage for hit in hits]
-        return self.lm.write(state, passages, self.interval, progress)
+        return self.lm.write(state, passages_of(hits), self.interval, progress)
+
+    async def _aextend(self, state: DraftT, hits: Hits, progress: Progress) -> DraftT:
+        """Do the same without holding up the event loop."""
+        lm: Any = self.lm
+        draft: DraftT = await lm.awrite(state, passages_of(hits), self.interval, progress)
+        return draft
+
+    def _agree(self, state: DraftT, guess: Hits, hits: Hits) -> bool:
+        """Say whether the model sees the same in both."""
+        lm: Any = self.lm
+        return bool(lm.same_passages(passages_of(guess), passages_of(hits)))
 
     def text(self, state: DraftT) -> str:
         """Give what was written, without the prompt."""
@@ -68,7 +83,7 @@ class Interval(Generic[DraftT]):
 
     def extend_key(self, state: DraftT, hits: Hits) -> Hashable | None:
         """Hold what the model's next tokens depend on, to the last bit."""
-        return self.lm.write_key(state, [hit.passage for hit in hits], self.interval)
+        return self.lm.write_key(state, passages_of(hits), self.interval)
 
     def release(self, state: DraftT) -> None:
         """Free the model's caches for this request."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Query, Request
+from ralmspec_plugins.records import Hits, Query, Request, passages_of
 
 DraftT = TypeVar("DraftT")
 
@@ -38,6 +38,11 @@ class OneShot(Generic[DraftT]):
         """Ask with `query(request)`, a pure and quick function, or else with the prompt."""
         self.lm = lm
         self._query = query if query is not None else _prompt
+        self.side_by_side: bool = getattr(lm, "side_by_side", False)
+        if hasattr(lm, "awrite"):
+            self.aextend = self._aextend
+        if hasattr(lm, "same_passages"):
+            self.agree = self._agree
 
     def start(self, request: Request) -> OneShotState[DraftT]:
         """Tokenise the prompt."""
@@ -51,11 +56,23 @@ class OneShot(Generic[DraftT]):
         self, state: OneShotState[DraftT], hits: Hits, progress: Progress
     ) -> OneShotState[DraftT]:
         """Write the whole answer with these passages in front."""
-        request = state.request
-        passages = [hit.passage for hit in hits]
-        drafts: Progress = _DraftProgress(progress, request)
-        draft = self.lm.write(state.draft, passages, request.max_tokens, drafts)
+        request, drafts = state.request, _DraftProgress(progress, state.request)
+        draft = self.lm.write(state.draft, passages_of(hits), request.max_tokens, drafts)
         return OneShotState(request, draft, asked=True)
+
+    async def _aextend(
+        self, state: OneShotState[DraftT], hits: Hits, progress: Progress
+    ) -> OneShotState[DraftT]:
+        """Do the same without holding up the event loop."""
+        lm: Any = self.lm
+        request, drafts = state.request, _DraftProgress(progress, state.request)
+        draft = await lm.awrite(state.draft, passages_of(hits), request.max_tokens, drafts)
+        return OneShotState(request, draft, asked=True)
+
+    def _agree(self, state: OneShotState[DraftT], guess: Hits, hits: Hits) -> bool:
+        """Say whether the model sees the same in both."""
+        lm: Any = self.lm
+        return bool(lm.same_passages(passages_of(guess), passages_of(hits)))
 
     def text(self, state: OneShotState[DraftT]) -> str:
         """Give what was written, without the prompt."""
@@ -71,8 +88,8 @@ class OneShot(Generic[DraftT]):
 
     def extend_key(self, state: OneShotState[DraftT], hits: Hits) -> Hashable | None:
         """Hold what the model's answer depends on, to the last bit."""
-        passages = [hit.passage for hit in hits]
-        return state.request, self.lm.write_key(state.draft, passages, state.request.max_tokens)
+        request = state.request
+        return request, self.lm.write_key(state.draft, passages_of(hits), request.max_tokens)
 
     def release(self, state: OneShotState[DraftT]) -> None:
         """Free the model's caches for this request."""
@@ -90,6 +107,10 @@ class _DraftProgress(Progress):
     @property
     def cancelled(self) -> bool:
         return self._outer.cancelled
+
+    @property
+    def wanted(self) -> bool:
+        return self._outer.wanted
 
     def cancel(self) -> None:
         self._outer.cancel()

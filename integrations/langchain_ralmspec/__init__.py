@@ -1,0 +1,1 @@
+"""Speculative retrieval for LangChain: the same answers as the plain chain, sooner."""
