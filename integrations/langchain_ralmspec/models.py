@@ -1,0 +1,281 @@
+"""What a LangChain model can do: bound its output, continue a message, run beside itself.
+
+Models are recognised by the qualified names of their classes, so that no provider's
+package is imported here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from langchain_core.language_models import LLM, BaseChatModel, BaseLLM, SimpleChatModel
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import RunnableBinding
+from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.configurable import DynamicRunnable
+
+from ralmspec_plugins.errors import ConfigError
+
+Bound: TypeAlias = str | Callable[[int], Mapping[str, Any]]
+Continuation: TypeAlias = Literal["assistant"] | Mapping[str, Any]
+Step: TypeAlias = Literal["tokens", "sentence", "stop", "whole"]
+
+# Fields that bound the output, where the call takes an argument of the same name.
+_BOUND_FIELDS = (
+    "max_tokens",
+    "max_new_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "num_predict",
+    "n_predict",
+)
+_PIPELINES = frozenset(
+    f"langchain_{package}.llms.huggingface_pipeline.HuggingFacePipeline"
+    for package in ("huggingface", "community")
+)
+_CHAT_HUGGING_FACE = "langchain_huggingface.chat_models.huggingface.ChatHuggingFace"
+_OLLAMA = frozenset({"langchain_ollama.chat_models.ChatOllama", "langchain_ollama.llms.OllamaLLM"})
+_OLLAMA_OPTIONS = (
+    *("mirostat", "mirostat_eta", "mirostat_tau", "num_ctx", "num_gpu", "num_thread"),
+    *("repeat_last_n", "repeat_penalty", "temperature", "seed", "stop", "tfs_z", "top_k", "top_p"),
+)
+_RENAMED_BOUNDS = {"langchain_community.llms.vllm.VLLM": "max_tokens"}
+# Chat models that continue a trailing assistant message, and what marks that message. Of
+# Anthropic's models the newest refuse one: their error is what the caller then gets.
+_CONTINUES: Mapping[str, Mapping[str, Any]] = {
+    "langchain_anthropic.chat_models.ChatAnthropic": {},
+    "langchain_mistralai.chat_models.ChatMistralAI": {"prefix": True},
+    "langchain_ollama.chat_models.ChatOllama": {},
+    "langchain_core.language_models.fake_chat_models.FakeChatModel": {},
+    "langchain_core.language_models.fake_chat_models.FakeListChatModel": {},
+    "langchain_core.language_models.fake_chat_models.FakeMessagesListChatModel": {},
+    "langchain_core.language_models.fake_chat_models.GenericFakeChatModel": {},
+}
+_REMOTE = frozenset(
+    f"langchain_{name}"
+    for name in (
+        *("ai21", "anthropic", "aws", "azure_ai", "cerebras", "cohere", "deepseek"),
+        *("fireworks", "google_genai", "google_vertexai", "groq", "ibm", "mistralai"),
+        *("nvidia_ai_endpoints", "ollama", "openai", "openrouter", "perplexity", "together"),
+        *("upstage", "writer", "xai"),
+    )
+)
+_REMOTE_CLASSES = frozenset({"langchain_huggingface.llms.huggingface_endpoint.HuggingFaceEndpoint"})
+_CUT_OFF = frozenset(  # finish reasons that do not say that the model came to an end
+    {
+        *("length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length"),
+        *("max_length", "finish_reason_unspecified", "unspecified", "unknown", "null", ""),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unwrapped:
+    """The model inside of wrappers, and the arguments that these bind into its calls."""
+
+    model: Any
+    arguments: Mapping[str, Any]
+    dynamic: bool  # which model it is depends on the config of the call
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What is known about a model."""
+
+    name: str
+    chat: bool
+    model: bool  # not just any runnable
+    bound: Callable[[int], Mapping[str, Any]] | None  # the arguments for at most n tokens
+    continuation: Mapping[str, Any] | None  # the arguments with which a message is continued
+    mark: Mapping[str, Any] = field(default_factory=dict)  # on the message that is continued
+    side_by_side: bool = False  # several calls may run at a time
+    takes_stop: bool = True
+    streams: bool = True
+    native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
+
+
+def unwrapped(llm: Runnable[Any, Any], config: RunnableConfig | None = None) -> Unwrapped:
+    """See through `.bind(...)`, `.with_config(...)`, configurable fields and alternatives.
+
+    Retries, fallbacks and sequences stay as they are: what they call is their affair.
+    """
+    arguments: dict[str, Any] = {}
+    dynamic = False
+    while True:
+        if isinstance(llm, RunnableBinding):
+            arguments = {**llm.kwargs, **arguments}
+            config = merge_configs(llm.config, config)
+            llm = llm.bound
+        elif isinstance(llm, DynamicRunnable):
+            dynamic = True
+            llm, config = llm.prepare(config)
+        else:
+            return Unwrapped(llm, arguments, dynamic)
+
+
+def abilities(
+    inner: Unwrapped,
+    *,
+    bound: Bound | None = None,
+    continuation: Continuation | None = None,
+    side_by_side: bool | None = None,
+) -> Abilities:
+    """Say what a model can do, by its class and by what the user says.
+
+    Args:
+        inner: the model, unwrapped.
+        bound: the argument that bounds its output, or a function from the number of
+            tokens to the arguments of the call.
+        continuation: "assistant" for a chat model that continues a trailing assistant
+            message, or the arguments of a call that make it do so.
+        side_by_side: whether several calls may run at a time.
+    """
+    model = inner.model
+    names = frozenset(_qualified(kind) for kind in type(model).__mro__)
+    local = _is_pipeline(model, names)
+    mark: Mapping[str, Any] | None = None
+    if isinstance(model, BaseChatModel) and not local:
+        mark = next((_CONTINUES[name] for name in _CONTINUES if name in names), None)
+    if continuation is not None:
+        arguments: Mapping[str, Any] | None = {} if continuation == "assistant" else continuation
+    else:
+        arguments = None if mark is None else {}
+    return Abilities(
+        name=_qualified(type(model)),
+        chat=isinstance(model, BaseChatModel),
+        model=isinstance(model, BaseChatModel | BaseLLM),
+        bound=_bound(inner, names, local) if bound is None else _stated(bound),
+        continuation=None if arguments is None else _beside_fields(arguments, model),
+        mark=mark or {},
+        side_by_side=_remote(names) if side_by_side is None else side_by_side,
+        takes_stop=not local,
+        # A pipeline streams from a thread that goes on when nobody listens any more, and
+        # its stream is not the text that its call gives.
+        streams=not local,
+        native_async=not local and _awaits(model),
+    )
+
+
+def check(known: Abilities, step: Step) -> None:
+    """Refuse a model that cannot write in such steps.
+
+    Raises:
+        ConfigError: it cannot; the message says what to do.
+    """
+    if step == "whole":
+        return
+    if not known.model:
+        raise ConfigError(
+            f"{known.name} is no LangChain model that can be told how far to write (retries, "
+            "fallbacks and chains hide theirs). Use workload='one_shot', which calls it as it "
+            "is, or give the model itself."
+        )
+    if step != "stop" and known.bound is None:
+        raise ConfigError(
+            f"It is not known how {known.name} is told to write at most n tokens. Say so with "
+            "bound='max_tokens' (the argument's name, or a function from n to arguments); or "
+            "write sentences through a stop string (sentence_stop='.'); or use "
+            "workload='one_shot', which needs no bound."
+        )
+    if step == "stop" and not known.takes_stop:
+        raise ConfigError(
+            f"{known.name} does not stop at stop strings, so sentence_stop cannot be used with "
+            "it; leave it out: this model can be told how far to write."
+        )
+    if known.chat and known.continuation is None:
+        raise ConfigError(
+            f"It is not known that {known.name} can continue an assistant message, without which "
+            "it cannot write on. If it can, say so with continuation='assistant', or with the "
+            "arguments that it needs (vLLM, transformers serve and llama.cpp: continuation="
+            "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
+            "api.openai.com cannot). Otherwise use workload='one_shot'; for a local Hugging Face "
+            "pipeline, direct=True."
+        )
+
+
+def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay arguments over others; those that are mappings in both are merged.
+
+    >>> merged({"extra_body": {"top_k": 1}, "seed": 1}, {"extra_body": {"echo": True}})
+    {'extra_body': {'top_k': 1, 'echo': True}}
+    """
+    both = {name: value for name, value in ours.items() if name in base}
+    return {
+        **ours,
+        **{
+            name: {**base[name], **value}
+            for name, value in both.items()
+            if isinstance(value, Mapping) and isinstance(base[name], Mapping)
+        },
+    }
+
+
+def came_to_an_end(information: Mapping[str, Any] | None) -> bool:
+    """Say whether a model reported that it ended by itself, in what goes with its output."""
+    for name in ("finish_reason", "stop_reason", "done_reason"):
+        reason = (information or {}).get(name)
+        if reason is not None:
+            return str(getattr(reason, "name", reason)).lower() not in _CUT_OFF
+    return False
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_pipeline(model: Any, names: frozenset[str]) -> bool:
+    if _CHAT_HUGGING_FACE in names:
+        names = frozenset(_qualified(kind) for kind in type(model.llm).__mro__)
+    return bool(names & _PIPELINES)
+
+
+def _remote(names: frozenset[str]) -> bool:
+    packages = {name.split(".", 1)[0] for name in names}
+    return bool(packages & _REMOTE or names & _REMOTE_CLASSES)
+
+
+def _stated(bound: Bound) -> Callable[[int], Mapping[str, Any]]:
+    if isinstance(bound, str):
+        name = bound
+        return lambda tokens: {name: tokens}
+    return bound
+
+
+def _bound(
+    inner: Unwrapped, names: frozenset[str], local: bool
+) -> Callable[[int], Mapping[str, Any]] | None:
+    if local:
+        return lambda tokens: {
+            "pipeline_kwargs": {"max_new_tokens": tokens, "return_full_text": False}
+        }
+    if names & _OLLAMA:
+        options = {} if "options" in inner.arguments else _ollama_options(inner.model)
+        return lambda tokens: {"options": {**options, "num_predict": tokens}}
+    known = next((_RENAMED_BOUNDS[name] for name in _RENAMED_BOUNDS if name in names), None)
+    if known is None:
+        fields = getattr(type(inner.model), "model_fields", {})
+        known = next((name for name in _BOUND_FIELDS if name in fields), None)
+    return None if known is None else _stated(known)
+
+
+def _ollama_options(model: Any) -> dict[str, Any]:
+    values = {name: getattr(model, name, None) for name in _OLLAMA_OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _beside_fields(arguments: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+    # An argument of the call takes the place of the model's own setting, all of it.
+    fields = {name: getattr(model, name, None) for name in arguments}
+    return merged(fields, arguments)
+
+
+def _awaits(model: Any) -> bool:
+    kind = type(model)
+    if isinstance(model, BaseChatModel):
+        threads = (BaseChatModel._agenerate, SimpleChatModel._agenerate)  # noqa: SLF001
+        return kind._agenerate not in threads  # noqa: SLF001
+    if isinstance(model, LLM) and kind._agenerate is LLM._agenerate:  # noqa: SLF001
+        return kind._acall is not LLM._acall  # noqa: SLF001
+    if isinstance(model, BaseLLM):
+        return kind._agenerate is not BaseLLM._agenerate  # noqa: SLF001
+    return True

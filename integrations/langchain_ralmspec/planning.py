@@ -1,0 +1,102 @@
+"""How one call of a host's model is bounded, and how its output is taken into the draft."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from langchain_ralmspec.host_call import HostCall, Show
+from langchain_ralmspec.models import Abilities, Step, Unwrapped, merged
+from langchain_ralmspec.prompting import continued
+from langchain_ralmspec.recording import HostContext, unheard
+from ralmspec_plugins.hosts import text_draft
+from ralmspec_plugins.hosts.text_draft import TextDraft, Written
+from ralmspec_plugins.protocols import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call: the step that it is to write, what it is told, and who hears of it."""
+
+    step: Step
+    bound: int
+    sentence_stop: str
+    inner: Unwrapped
+    known: Abilities
+    arguments: Mapping[str, Any]
+    config: RunnableConfig | None = None
+    recording: Any = None
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Have what runs inside tell only the handlers of the call's own config."""
+        return nullcontext() if self.config is None else unheard(self.config)
+
+    def call(self, llm: Runnable[Any, Any], draft: TextDraft, value: PromptValue) -> HostCall:
+        """Make the call that continues a draft behind this prompt."""
+        shown = continued(value, draft.text, chat=self.known.chat, mark=self.known.mark)
+        text_model = self.known.model and not self.known.chat and self.step != "whole"
+        inner = self.inner if text_model else None
+        return HostCall(llm, inner, shown, self.arguments, self.config, self.recording)
+
+    def streams(self, progress: Progress) -> bool:
+        """Whether somebody listens, and the model can be listened to."""
+        return self.known.streams and getattr(progress, "wanted", False)
+
+    def showing(self, draft: TextDraft, progress: Progress) -> Show:
+        """Give what reports a draft with what has come so far."""
+
+        def show(written: Written) -> None:
+            if self.step == "sentence":
+                sentence = text_draft.first_sentence(draft.text, written.text)
+                written = replace(written, text=sentence)
+            progress.report(text_draft.partial(draft, written))
+
+        return show
+
+    def take(self, draft: TextDraft, written: Written) -> TextDraft:
+        """Append what came."""
+        if self.step == "whole":
+            return text_draft.whole(draft, written)
+        if self.step == "stop":
+            return text_draft.grown_to_stop(draft, written, self.sentence_stop, self.bound)
+        if self.step == "sentence":
+            return text_draft.grown_by_sentence(draft, written, self.bound)
+        return text_draft.grown(draft, written, self.bound)
+
+
+def planned(
+    draft: TextDraft,
+    tokens: int,
+    step: Step,
+    sentence_stop: str | None,
+    inner: Unwrapped,
+    known: Abilities,
+) -> tuple[int, dict[str, Any]]:
+    """Say to how many tokens a call is bounded, and give the arguments that tell the model.
+
+    A stop string is passed on where the model takes one: it is cut off by the text
+    draft in any case, but a model that knows of it writes no further. A model that
+    is to stop behind a sentence is told of nothing else, or it could not be said why
+    it stopped.
+    """
+    bound = draft.allowed(tokens)
+    arguments: dict[str, Any] = {}
+    stop = [sentence_stop] if step == "stop" else list(draft.origin.stop)
+    if stop and known.takes_stop:
+        arguments["stop"] = stop
+    if step == "whole":
+        return bound, arguments
+    if known.bound is not None:
+        arguments.update(merged(inner.arguments, known.bound(bound)))
+    if draft.text and known.continuation:
+        arguments = {**arguments, **merged({**inner.arguments, **arguments}, known.continuation)}
+    return bound, arguments
+
+
+def heard_by(draft: TextDraft) -> tuple[RunnableConfig | None, Any]:
+    """Give the config of a call for this draft's request, and the recording of its events."""
+    context = getattr(draft.origin, "context", None)
+    return context.call() if isinstance(context, HostContext) else (None, None)
