@@ -22,9 +22,16 @@ _BY_REPR = frozenset(
         pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
     }
 )  # fmt: skip
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
 
-def encoded(value: object, opaque: Opaque) -> bytes:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rules:
+    opaque: Opaque
+    most: int | None  # items of a container that is still looked into
+
+
+def encoded(value: object, opaque: Opaque, most: int | None = None) -> bytes:
     """Give the one text of a value: different values have different texts.
 
     Everything stands behind its type and its length, so nothing that one value
@@ -32,11 +39,16 @@ def encoded(value: object, opaque: Opaque) -> bytes:
 
     >>> encoded(["ab", "c"], lambda _: b"") == encoded(["a", "bc"], lambda _: b"")
     False
+
+    Args:
+        value: any.
+        opaque: names what cannot be read.
+        most: containers of more items are not looked into; `None`: all are.
     """
-    return _encoded(value, opaque, ())
+    return _encoded(value, _Rules(opaque, most), ())
 
 
-def _encoded(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+def _encoded(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
     kind = type(value)
     if kind is str:
         return _part(b"str", [value.encode("utf-8", "surrogatepass")])
@@ -48,36 +60,38 @@ def _encoded(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
         return _part(_name(kind), [repr(value).encode("utf-8", "surrogatepass")])
     if id(value) in inside:  # a container in itself: how far up says which
         return _part(b"cycle", [b"%d" % inside[::-1].index(id(value))])
-    return _composite(value, opaque, (*inside, id(value)))
+    return _composite(value, rules, (*inside, id(value)))
 
 
-def _composite(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+def _composite(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
     kind = type(value)
+    if kind in _CONTAINERS and rules.most is not None and len(value) > rules.most:
+        return _part(b"opaque " + _name(kind), [rules.opaque(value)])
     if kind in (list, tuple):
-        return _part(_name(kind), (_encoded(item, opaque, inside) for item in value))
+        return _part(_name(kind), (_encoded(item, rules, inside) for item in value))
     if kind in (set, frozenset):
-        return _part(_name(kind), sorted(_encoded(item, opaque, inside) for item in value))
+        return _part(_name(kind), sorted(_encoded(item, rules, inside) for item in value))
     if kind is dict:
-        return _part(b"dict", _pairs(value, opaque, inside))
+        return _part(b"dict", _pairs(value, rules, inside))
     if isinstance(value, np.ndarray | np.generic):
-        return _array(value, opaque, inside)
+        return _array(value, rules, inside)
     fields = _fields(value)
     if fields is not None:
-        return _part(b"fields of " + opaque(kind), _pairs(fields, opaque, inside))
-    return _part(b"opaque " + _name(kind), [opaque(value)])
+        return _part(b"fields of " + rules.opaque(kind), _pairs(fields, rules, inside))
+    return _part(b"opaque " + _name(kind), [rules.opaque(value)])
 
 
-def _pairs(mapping: Mapping[Any, Any], opaque: Opaque, inside: tuple[int, ...]) -> list[bytes]:
+def _pairs(mapping: Mapping[Any, Any], rules: _Rules, inside: tuple[int, ...]) -> list[bytes]:
     return sorted(
-        _part(b"", [_encoded(key, opaque, inside), _encoded(value, opaque, inside)])
+        _part(b"", [_encoded(key, rules, inside), _encoded(value, rules, inside)])
         for key, value in mapping.items()
     )
 
 
-def _array(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> bytes:
+def _array(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
     kind = _name(type(value))
     if value.dtype.hasobject:
-        return _part(kind, [b"object", _encoded(value.tolist(), opaque, inside)])
+        return _part(kind, [b"object", _encoded(value.tolist(), rules, inside)])
     shape = repr(value.shape).encode()
     return _part(kind, [repr(value.dtype.descr).encode(), shape, value.tobytes()])
 

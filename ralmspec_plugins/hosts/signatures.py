@@ -80,7 +80,7 @@ def token_of(value: object) -> str:
     return f"{type(value).__name__}#{_tokens.number(value)}"
 
 
-def frozen(value: object) -> bytes:
+def frozen(value: object, most: int | None = None) -> bytes:
     """Give a key for a value as it is now: equal values, equal keys, and never otherwise.
 
     The order of dictionaries and sets does not count, types do: 1, 1.0, True and
@@ -91,8 +91,13 @@ def frozen(value: object) -> bytes:
     True
     >>> frozen(1) == frozen(True)
     False
+
+    Args:
+        value: any.
+        most: containers of more items are taken by `token_of` too, where reading them all
+            would take too long; `None`: all are read.
     """
-    return encoded(value, _by_token)
+    return encoded(value, _by_token, most)
 
 
 def _by_token(value: object) -> bytes:

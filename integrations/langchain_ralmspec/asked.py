@@ -1,0 +1,80 @@
+"""What the queries and hits of a host's retriever carry: vectors, and whose call it is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from langchain_core.runnables import RunnableConfig
+
+from langchain_ralmspec.batch_search import Scored, Vector
+from langchain_ralmspec.passages import passage_of
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.records import Hit, Hits, Query
+
+# Gives the config of one call of the host, and whatever records that call's events.
+Calls: TypeAlias = Callable[[], tuple[RunnableConfig, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a query carries: its vector, and how calls of the host are made for it.
+
+    So a batch may hold the queries of many callers, and each caller's handlers
+    hear of his own calls only.
+    """
+
+    vector: Vector | None = None
+    calls: Calls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a hit carries: the document's vector, and what recorded the call that found it."""
+
+    vector: Vector | None = None
+    recording: Any = None
+
+
+def asked_of(query: Query) -> Asked:
+    """Give what a query carries; nothing, for one that a workload has made of a text.
+
+    Raises:
+        InputError: it was not made for a host's retriever.
+    """
+    if query.encoding is None:
+        return Asked()
+    if not isinstance(query.encoding, Asked):
+        raise InputError(
+            f"LangChain's retrievers search texts, but the query {query.text!r} has an "
+            "encoding of its own; make it with the retriever's encode(text)"
+        )
+    return query.encoding
+
+
+def query_vector(query: Query) -> Vector | None:
+    """Give a query's vector, if it has one."""
+    return asked_of(query).vector
+
+
+def hit_vector(hit: Hit) -> Vector | None:
+    """Give the vector of a hit's document, if it is known."""
+    return hit.features.vector if isinstance(hit.features, Origin) else None
+
+
+def hits_of(found: Sequence[Scored]) -> Hits:
+    """Make the hits of what a batch search found."""
+    return tuple(Hit(passage_of(one.document), None, Origin(one.vector)) for one in found)
+
+
+def single_hits(documents: Any, recording: Any) -> Hits:
+    """Make the hits of what one call of the host gave.
+
+    Raises:
+        InputError: it gave something else than documents.
+    """
+    if not isinstance(documents, list):
+        raise InputError(
+            f"a retriever must give a list of documents, got {type(documents).__name__}"
+        )
+    origin = Origin(None, recording)
+    return tuple(Hit(passage_of(document), None, origin) for document in documents)

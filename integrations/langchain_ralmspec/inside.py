@@ -1,0 +1,112 @@
+"""What a host's retriever is made of: the concrete one behind its wrappings, and what is in it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableConfig,
+    RunnableLambda,
+)
+from langchain_core.runnables.config import ensure_config, merge_configs
+from langchain_core.runnables.configurable import (
+    DynamicRunnable,
+    RunnableConfigurableAlternatives,
+    RunnableConfigurableFields,
+)
+from langchain_core.vectorstores import VectorStore
+from pydantic import BaseModel
+
+from langchain_ralmspec.batch_search import qualified_name
+
+# Those that write on each call, or ask a sampling model: not the same answer twice.
+IMPURE: Final = frozenset(
+    f"{package}.retrievers.{place}"
+    for package in ("langchain", "langchain_classic", "langchain_community")
+    for place in (
+        "time_weighted_retriever.TimeWeightedVectorStoreRetriever",
+        "multi_query.MultiQueryRetriever",
+    )
+)
+MOST: Final = 64  # items of a container that is looked into: a retriever's parts, not its documents
+_DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
+_DEEPEST: Final = 12  # parts in parts
+
+
+@dataclass(frozen=True, slots=True)
+class Concrete:
+    """A retriever without its wrappings, and what they say about its calls."""
+
+    runnable: Runnable[Any, Any]
+    config: RunnableConfig
+    kwargs: Mapping[str, Any]
+
+
+def concrete(
+    runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
+) -> Concrete:
+    """Find the retriever that a call with this config and these arguments would reach.
+
+    Only wrappings that pass a call on and do nothing else are taken off: bindings
+    (`bind`, `with_config`), configurable fields and alternatives. Retries, fallbacks
+    and listeners stay.
+    """
+    while True:
+        kind = type(runnable)
+        if isinstance(runnable, DynamicRunnable) and kind in _DYNAMIC:
+            runnable, config = runnable.prepare(config)
+        elif isinstance(runnable, RunnableBinding) and kind is RunnableBinding:
+            if runnable.config_factories:
+                return Concrete(runnable, config, kwargs)
+            config = merge_configs(runnable.config, config)
+            kwargs = {**runnable.kwargs, **kwargs}
+            runnable = runnable.bound
+        else:
+            return Concrete(runnable, ensure_config(config), kwargs)
+
+
+def is_pure(runnable: Runnable[Any, Any]) -> bool:
+    """Whether nothing in a retriever is known to answer differently, or to write, when asked again.
+
+    Any language model in it counts as such, wherever it is.
+    """
+    return not any(
+        isinstance(part, BaseLanguageModel)
+        or any(qualified_name(kind) in IMPURE for kind in type(part).__mro__)
+        for part in parts(runnable)
+    )
+
+
+def parts(whole: object) -> Iterator[object]:
+    """Walk through the parts of a retriever, itself first, each once."""
+    seen: set[int] = set()
+
+    def walk(part: object, depth: int) -> Iterator[object]:
+        if depth > _DEEPEST or id(part) in seen or isinstance(part, Document):
+            return
+        seen.add(id(part))
+        yield part
+        for inner in _direct(part):
+            yield from walk(inner, depth + 1)
+
+    return walk(whole, 0)
+
+
+def _direct(part: object) -> list[Any]:
+    """List what may hold a retriever or a model, one level down."""
+    if isinstance(part, list | tuple | set | frozenset):
+        return list(part) if len(part) <= MOST else []
+    if isinstance(part, dict):
+        return list(part.values()) if len(part) <= MOST else []
+    if isinstance(part, RunnableLambda):
+        return list(part.deps)
+    if isinstance(part, VectorStore):
+        return [part.embeddings]
+    if isinstance(part, BaseModel):
+        extra, private = part.__pydantic_extra__, part.__pydantic_private__
+        return [*vars(part).values(), *(extra or {}).values(), *(private or {}).values()]
+    return []

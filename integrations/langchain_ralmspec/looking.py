@@ -1,0 +1,158 @@
+"""Looks at a host's retriever: what its answers depend on, and how it may be searched."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.vectorstores import VectorStoreRetriever
+
+from langchain_ralmspec.batch_search import (
+    BatchSearch,
+    Scored,
+    Vector,
+    batch_search_of,
+    qualified_name,
+)
+from langchain_ralmspec.inside import MOST, Concrete, concrete
+from ralmspec_plugins.hosts.signatures import frozen, token_of
+
+BatchMode: TypeAlias = Literal["exact", "probed", "off"]
+BATCH_MODES: Final = ("exact", "probed", "off")
+_THRESHOLD: Final = "similarity_score_threshold"
+_NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A vector store's batch search, made to give what the retriever itself gives."""
+
+    search: BatchSearch
+    embedder: Embeddings
+    with_relevance: bool  # the search type has relevances, and ...
+    threshold: Any  # ... this is the least
+
+    @property
+    def wide(self) -> bool:
+        """Whether a wider search may stand for the retriever's own."""
+        return self.search.exact and self.search.wide
+
+    def find(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
+        """Search many vectors at once, by default as wide as the retriever does."""
+        return self.search.search(vectors, max(self.search.k, width or 0))
+
+    async def afind(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
+        """Do the same without holding up the event loop."""
+        asearch = getattr(self.search, "asearch", None)
+        if asearch is None:
+            return await asyncio.to_thread(self.find, vectors, width)
+        found: list[list[Scored]] = await asearch(vectors, max(self.search.k, width or 0))
+        return found
+
+    def cut(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+        """Keep what the retriever would; `None` for what only the retriever itself can say.
+
+        Documents beyond its k are kept as far as all those before them are: so a wider
+        search still begins with its own.
+        """
+        if not self.with_relevance:
+            return list(found)
+        relevance = self.search.relevance()
+        if relevance is None:
+            return [None for _ in found]
+        return [self._relevant(documents, relevance) for documents in found]
+
+    def _relevant(
+        self, documents: list[Scored], relevance: Callable[[float], float]
+    ) -> list[Scored] | None:
+        own, rest = documents[: self.search.k], documents[self.search.k :]
+        values = [None if one.score is None else relevance(one.score) for one in own]
+        if any(value is None or value < 0.0 or value > 1.0 for value in values):
+            return None  # the store warns about these
+        if self.threshold is None:
+            return documents
+        kept = [one for one, value in zip(own, values, strict=True) if value >= self.threshold]
+        if len(kept) < len(own):
+            return kept
+        for one in rest:
+            if one.score is None or not relevance(one.score) >= self.threshold:
+                break
+            kept.append(one)
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A retriever as it is now."""
+
+    signature: Hashable
+    native: Native | None
+    k: int | None  # where it says so
+    pure: bool
+
+
+def signature_of(at: Concrete, configurable: Mapping[str, Any]) -> Hashable:
+    """Name all that a retriever's answers depend on, as it is now."""
+    users = frozen(
+        {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
+    )
+    runnable = at.runnable
+    if type(runnable) is not VectorStoreRetriever:
+        # By its parts, since configurable fields make a new one for each call.
+        return "langchain", frozen(runnable, MOST), frozen(dict(at.kwargs)), users
+    store = runnable.vectorstore
+    return (
+        "langchain",
+        qualified_name(type(store)),
+        token_of(store),
+        runnable.search_type,
+        frozen({**runnable.search_kwargs, **at.kwargs}),
+        token_of(store.embeddings),
+        users,
+    )
+
+
+def look_at(
+    runnable: Runnable[Any, Any],
+    config: RunnableConfig,
+    kwargs: Mapping[str, Any],
+) -> tuple[Hashable, Concrete]:
+    """Find the retriever that a call would reach, and name all that its answers depend on."""
+    at = concrete(runnable, config, kwargs)
+    return signature_of(at, config.get("configurable") or {}), at
+
+
+def native_of(at: Concrete, mode: BatchMode) -> Native | None:
+    """Give the batch search of a retriever, if there is one that is just like it."""
+    retriever = at.runnable
+    if mode == "off" or type(retriever) is not VectorStoreRetriever:
+        return None
+    with_relevance = retriever.search_type == _THRESHOLD
+    if retriever.search_type not in ("similarity", _THRESHOLD):
+        return None
+    embedder = retriever.vectorstore.embeddings
+    if not isinstance(embedder, Embeddings):
+        return None
+    settings = {**retriever.search_kwargs, **at.kwargs}
+    threshold = settings.pop("score_threshold", None) if with_relevance else None
+    plain = retriever.model_copy(update={"search_type": "similarity", "search_kwargs": settings})
+    search = batch_search_of(plain)
+    if search is None or not (search.exact or mode == "probed"):
+        return None
+    return Native(search, embedder, with_relevance, threshold)
+
+
+def k_of(at: Concrete) -> int | None:
+    """Say how many documents a retriever gives, where it says so itself."""
+    runnable = at.runnable
+    settings: dict[str, Any] = {}
+    if isinstance(runnable, VectorStoreRetriever):
+        default = inspect.signature(runnable.vectorstore.similarity_search).parameters.get("k")
+        settings = {"k": getattr(default, "default", None), **runnable.search_kwargs}
+    elif hasattr(runnable, "k"):
+        settings = {"k": runnable.k}
+    k = {**settings, **at.kwargs}.get("k")
+    return k if type(k) is int and k >= 1 else None
