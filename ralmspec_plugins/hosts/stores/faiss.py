@@ -1,0 +1,99 @@
+"""FAISS, over the index that a host holds: what a batch finds, and for how much of it that is sure.
+
+FAISS chooses its kernel by the numbers of queries, rows and threads: one query over
+10,000 rows and more runs through BLAS, split by rows, where two threads are free; a
+few queries run through a sequential kernel; from queries x dimension = 128,000 on
+through BLAS again. Their scores differ in the last bits, so a flat index's batch is
+believed only as far as the certificate goes.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.hosts.stores.certificate import MARGIN, Candidates
+from ralmspec_plugins.retrieval.ranking import Metric, Vectors
+
+_FLAT = {"IndexFlat", "IndexFlatL2", "IndexFlatIP"}
+_METRICS = {0: Metric.IP, 1: Metric.L2}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
+_ROWS_AT_ONCE = 65536
+
+_lock = threading.Lock()
+_norms: "WeakKeyDictionary[Any, tuple[int, object, float]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class FaissRows:
+    """One query's rows, best first: their positions in the index, and what is sure about them."""
+
+    positions: NDArray[np.int64]
+    candidates: Candidates
+
+
+def flat_metric(index: Any) -> Metric | None:
+    """Give the metric of an exact flat index on the CPU; `None` for any other index."""
+    kind = type(index)
+    if kind.__module__.partition(".")[0] != "faiss" or kind.__name__ not in _FLAT:
+        return None
+    return _METRICS.get(int(index.metric_type))
+
+
+def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list[FaissRows]:
+    """Search a flat index for `width` rows a query, and some more to certify these.
+
+    Args:
+        index: a flat index (`flat_metric`).
+        queries: [queries, dimension], prepared as the host prepares a single one.
+        width: how many rows are wanted.
+        stamp: any object that is another one after rows were removed: the largest norm of
+            the rows is remembered with it, and with the number of rows.
+    """
+    total = int(index.ntotal)
+    count = min(width + MARGIN, total)
+    if count < 1:
+        return [_nothing(index.d) for _ in queries]
+    metric = flat_metric(index)
+    scores, positions = index.search(queries, count)
+    fast = -scores if metric is Metric.L2 else scores
+    largest = _largest_norm(index, stamp) if metric is Metric.IP else None
+    found = []
+    for row_scores, row_positions in zip(fast, positions, strict=True):
+        there = row_positions[row_positions >= 0]
+        vectors = index.reconstruct_batch(there)
+        worst = float(row_scores[-1]) if count < total else None
+        if len(there) < count:  # NaN somewhere: nothing is sure
+            worst = np.inf
+        found.append(FaissRows(there, Candidates(vectors, worst, largest)))
+    return found
+
+
+def plain_search(index: Any, queries: Vectors, width: int) -> list[NDArray[np.int64]]:
+    """Search any index, and promise nothing; positions of what was not found are left out."""
+    _, positions = index.search(queries, width)
+    return [row[row >= 0] for row in positions]
+
+
+def _nothing(dimension: int) -> FaissRows:
+    empty = np.empty((0, dimension), dtype=np.float32)
+    return FaissRows(np.empty(0, dtype=np.int64), Candidates(empty, None))
+
+
+def _largest_norm(index: Any, stamp: object) -> float:
+    """Give the largest norm of an index's rows: read once, as long as the index is the same."""
+    total = int(index.ntotal)
+    with _lock:
+        known = _norms.get(index)
+    if known is not None and known[0] == total and known[1] is stamp:
+        return known[2]
+    largest = 0.0
+    for start in range(0, total, _ROWS_AT_ONCE):
+        rows = index.reconstruct_n(start, min(_ROWS_AT_ONCE, total - start))
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        largest = max(largest, float(np.sqrt(squares.max())))
+    with _lock:
+        _norms[index] = total, stamp, largest
+    return largest
