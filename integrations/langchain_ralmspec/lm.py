@@ -7,8 +7,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec import models
 from langchain_ralmspec.models import Abilities, Bound, Continuation, Step
-from langchain_ralmspec.planning import Plan, heard_by, planned
+from langchain_ralmspec.planning import Plan, planned
 from langchain_ralmspec.prompting import Prompting
+from langchain_ralmspec.recording import HostContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.text_draft import TextDraft
@@ -171,13 +172,15 @@ class HostLM:
                 "not one that counts tokens"
             )
         step = "whole" if self.whole else step if stop is None else "stop"
-        config, recording = heard_by(draft)
+        context: HostContext | None = draft.origin.context
+        config, recording = (None, None) if context is None else context.call()
         inner, known = self._inner, self._known
         if inner.dynamic:
             inner, known = self._look(config)
             models.check(known, step)
         bound, arguments = planned(draft, tokens, step, stop, inner, known)
-        return Plan(step, bound, stop or "", inner, known, arguments, config, recording)
+        told = (context, config, recording)
+        return Plan(step, bound, stop or "", inner, known, arguments, *told)
 
     def _run(
         self, draft: TextDraft, passages: Sequence[Passage], plan: Plan, progress: Progress

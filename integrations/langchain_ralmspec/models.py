@@ -131,8 +131,8 @@ def abilities(
         side_by_side: whether several calls may run at a time.
     """
     model = inner.model
-    names = frozenset(_qualified(kind) for kind in type(model).__mro__)
-    local = _is_pipeline(model, names)
+    names = _class_names(model)
+    local = inside_pipeline(model) is not None
     mark: Mapping[str, Any] | None = None
     if isinstance(model, BaseChatModel) and not local:
         mark = next((_CONTINUES[name] for name in _CONTINUES if name in names), None)
@@ -193,6 +193,13 @@ def check(known: Abilities, step: Step) -> None:
         )
 
 
+def inside_pipeline(model: Any) -> Any | None:
+    """Give the `HuggingFacePipeline` that a model is, or that a chat model stands on."""
+    if _CHAT_HUGGING_FACE in _class_names(model):
+        model = model.llm
+    return model if _class_names(model) & _PIPELINES else None
+
+
 def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Lay arguments over others; those that are mappings in both are merged.
 
@@ -223,10 +230,8 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _is_pipeline(model: Any, names: frozenset[str]) -> bool:
-    if _CHAT_HUGGING_FACE in names:
-        names = frozenset(_qualified(kind) for kind in type(model.llm).__mro__)
-    return bool(names & _PIPELINES)
+def _class_names(model: Any) -> frozenset[str]:
+    return frozenset(_qualified(kind) for kind in type(model).__mro__)
 
 
 def _remote(names: frozenset[str]) -> bool:

@@ -1,7 +1,7 @@
 """How one call of a host's model is bounded, and how its output is taken into the draft."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_ralmspec.host_call import HostCall, Show
 from langchain_ralmspec.models import Abilities, Step, Unwrapped, merged
 from langchain_ralmspec.prompting import continued
-from langchain_ralmspec.recording import HostContext, unheard
+from langchain_ralmspec.recording import HostContext, Recording, unheard
 from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 from ralmspec_plugins.protocols import Progress
@@ -27,12 +27,25 @@ class Plan:
     inner: Unwrapped
     known: Abilities
     arguments: Mapping[str, Any]
+    context: HostContext | None = None
     config: RunnableConfig | None = None
-    recording: Any = None
+    recording: Recording | None = None
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Have what runs inside tell only the handlers of the call's own config."""
-        return nullcontext() if self.config is None else unheard(self.config)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have what runs inside tell only the handlers of the call's own config.
+
+        What it raises is noted, for the case that it counts: then its events do too.
+        """
+        if self.context is None or self.config is None or self.recording is None:
+            yield
+            return
+        try:
+            with unheard(self.config):
+                yield
+        except Exception as error:
+            self.context.failed(error, self.recording)
+            raise
 
     def call(self, llm: Runnable[Any, Any], draft: TextDraft, value: PromptValue) -> HostCall:
         """Make the call that continues a draft behind this prompt."""
@@ -43,7 +56,7 @@ class Plan:
 
     def streams(self, progress: Progress) -> bool:
         """Whether somebody listens, and the model can be listened to."""
-        return self.known.streams and getattr(progress, "wanted", False)
+        return self.known.streams and progress.wanted
 
     def showing(self, draft: TextDraft, progress: Progress) -> Show:
         """Give what reports a draft with what has come so far."""
@@ -94,9 +107,3 @@ def planned(
     if draft.text and known.continuation:
         arguments = {**arguments, **merged({**inner.arguments, **arguments}, known.continuation)}
     return bound, arguments
-
-
-def heard_by(draft: TextDraft) -> tuple[RunnableConfig | None, Any]:
-    """Give the config of a call for this draft's request, and the recording of its events."""
-    context = getattr(draft.origin, "context", None)
-    return context.call() if isinstance(context, HostContext) else (None, None)

@@ -11,6 +11,7 @@ from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_do
 from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.passages import document_of
+from langchain_ralmspec.recording import HostContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.records import Passage, Request
@@ -80,7 +81,7 @@ class Prompting:
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """Give the prompt's variables besides the documents."""
-        context = getattr(request, "context", None)
+        context: HostContext | None = request.context
         return {self.input_key: request.prompt} if context is None else context.inputs
 
     def value(self, request: Request, context: str) -> PromptValue:

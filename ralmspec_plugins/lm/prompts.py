@@ -91,9 +91,9 @@ def framed_tokens(
     for text in (front, behind):
         _check_text(text)
     head = encode(tokenizer, front)
-    bos = tokenizer.bos_token_id
-    if bos is not None and head[:1] != (bos,):
-        head = (int(bos), *head)
+    begins = tuple(tokenizer.encode("", verbose=False))[:1]  # as the tokenizer begins any text
+    if begins == (tokenizer.bos_token_id,) and head[:1] != begins:
+        head = begins + head
     return head, encode(tokenizer, behind)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Passage, Request
+from ralmspec_plugins.records import Hits, Passage, Request, passages_of
 
 DraftT = TypeVar("DraftT")
 
@@ -99,18 +99,18 @@ class Sentences(Generic[DraftT]):
     ) -> SentenceState[DraftT]:
         """Write the next sentence with these passages in front."""
         reports = _Reports(progress, state)
-        draft = self.lm.write_sentence(state.draft, _passages(hits), self.tokens, reports)
+        draft = self.lm.write_sentence(state.draft, passages_of(hits), self.tokens, reports)
         return _next(state, draft)
 
     async def _aextend(
         self, state: SentenceState[DraftT], hits: Hits, progress: Progress
     ) -> SentenceState[DraftT]:
         reports = _Reports(progress, state)
-        draft = await self._awrite(state.draft, _passages(hits), self.tokens, reports)
+        draft = await self._awrite(state.draft, passages_of(hits), self.tokens, reports)
         return _next(state, draft)
 
     def _agree(self, state: SentenceState[DraftT], guess: Hits, hits: Hits) -> bool:
-        return self._same_passages(_passages(guess), _passages(hits))
+        return self._same_passages(passages_of(guess), passages_of(hits))
 
     def text(self, state: SentenceState[DraftT]) -> str:
         """Give what was written, without the prompt."""
@@ -126,7 +126,7 @@ class Sentences(Generic[DraftT]):
 
     def extend_key(self, state: SentenceState[DraftT], hits: Hits) -> Hashable | None:
         """Hold what the model's next sentence depends on, to the last bit."""
-        written = self.lm.write_key(state.draft, _passages(hits), self.tokens)
+        written = self.lm.write_key(state.draft, passages_of(hits), self.tokens)
         return state.question, state.sentences, written
 
     def release(self, state: SentenceState[DraftT]) -> None:
@@ -148,7 +148,7 @@ class _Reports(Progress):
 
     @property
     def wanted(self) -> bool:
-        return getattr(self._outer, "wanted", False)
+        return self._outer.wanted
 
     def cancel(self) -> None:
         self._outer.cancel()
@@ -162,7 +162,3 @@ class _Reports(Progress):
 
 def _next(state: SentenceState[Any], draft: Any) -> SentenceState[Any]:
     return SentenceState(state.question, draft, state.sentences + 1)
-
-
-def _passages(hits: Hits) -> list[Passage]:
-    return [hit.passage for hit in hits]

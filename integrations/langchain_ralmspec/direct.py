@@ -1,0 +1,192 @@
+"""Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable
+
+from langchain_ralmspec.models import inside_pipeline, unwrapped
+from langchain_ralmspec.prompting import Prompting
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.prompts import PassageTemplate
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.records import Passage, Request
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+_PLACE = "[[ralmspec:documents]]"  # stands for the documents while the prompt is filled in
+_UNCUT = 2**31  # the host's own chain shows documents whole
+_SAMPLING = ("temperature", "top_k", "top_p")
+# What `generate` takes for a setting that nobody has set.
+_DEFAULTS: Mapping[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+# Settings with which one text is written as without them.
+_NEUTRAL: Mapping[str, Any] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0.0,
+    "min_length": 0,
+    "guidance_scale": 1.0,
+}
+_TOKENISING = ("prefix", "add_special_tokens", "truncation", "tokenizer_encode_kwargs")
+# Settings that say how far to write, which is the workload's affair, or how to compute and report.
+_NOT_OURS = frozenset(
+    {
+        *("max_length", "max_new_tokens", "prefix_length", "pad_token_id", "bos_token_id"),
+        *("use_cache", "cache_implementation", "cache_config", "max_cache_len"),
+        *("compile_config", "disable_compile", "return_dict_in_generate", "assistant_model"),
+        *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+        *("return_full_text", "return_text", "clean_up_tokenization_spaces", "tokenizer"),
+        *("skip_special_tokens", "transformers_version", "_from_model_config", "batch_size"),
+        *("assistant_tokenizer", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+        *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind"),
+        *("eos_token_id", "is_assistant", "max_matching_ngram_size", *_DEFAULTS),
+    }
+)
+
+
+def direct_lm(
+    llm: Runnable[Any, Any],
+    prompting: Prompting | None = None,
+    *,
+    cache_bytes: int | None = None,
+) -> "HuggingFaceLM":
+    """Make a model that writes by tokens of a `HuggingFacePipeline`, or of a chat model over one.
+
+    The prompt is the host's, chat template included, split at the place of the
+    documents; tokens are chosen by the pipeline's own settings. What is right is
+    then the plain loop over this model: a loop over the host's wrapper turns text
+    into tokens anew at each step, which may split it in other ways, and it draws
+    other random numbers where it samples.
+
+    Raises:
+        ConfigError: there is no text-generation pipeline inside, or it has settings that
+            cannot be kept to; the message names them.
+    """
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+    inner = unwrapped(llm)
+    wrapper = inside_pipeline(inner.model)
+    if wrapper is None or inner.dynamic:
+        raise ConfigError(
+            "direct=True needs a HuggingFacePipeline, or a ChatHuggingFace over one, not behind "
+            f"configurable alternatives, got {type(llm).__name__} over "
+            f"{type(inner.model).__name__}; without it the host's own calls are used"
+        )
+    pipeline = wrapper.pipeline
+    if getattr(pipeline, "task", None) != "text-generation":
+        raise ConfigError(
+            f"direct=True needs a pipeline for 'text-generation', got {pipeline.task!r}"
+        )
+    parts = Prompting() if prompting is None else prompting
+    options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+    return HuggingFaceLM(
+        pipeline.model,
+        pipeline.tokenizer,
+        sampling=sampling_of(pipeline, inner.arguments.get("pipeline_kwargs") or {}),
+        template=PassageTemplate(
+            frame=_frame(parts, _shown_by(inner.model)), arrange=_arrange(parts)
+        ),
+        passage_tokens=_UNCUT,
+        **options,
+    )
+
+
+def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Sampling:
+    """Read how a pipeline chooses tokens, given the arguments that are bound into its calls.
+
+    Raises:
+        ConfigError: it has settings that cannot be kept to.
+    """
+    settings = _settings(pipeline, arguments)
+    eos = pipeline.model.generation_config.eos_token_id
+    unfit = sorted(
+        name
+        for name, value in settings.items()
+        if name not in _NOT_OURS and value not in (None, False, _NEUTRAL.get(name))
+    )
+    before = pipeline._preprocess_params  # noqa: SLF001 as above
+    unfit += [name for name in _TOKENISING if before.get(name) is not None]
+    if settings.get("eos_token_id", eos) != eos:
+        unfit.append("eos_token_id (set it on the model's generation_config)")
+    if unfit:
+        raise ConfigError(
+            f"direct=True cannot keep to these settings of the pipeline: {', '.join(unfit)}. "
+            "Leave them out, or leave out direct=True"
+        )
+    values = {
+        name: value if settings.get(name) is None else settings[name]
+        for name, value in _DEFAULTS.items()
+    }
+    penalty = float(values["repetition_penalty"])
+    if not values["do_sample"]:
+        return Greedy(repetition_penalty=penalty)
+    return Sampling(
+        repetition_penalty=penalty,
+        temperature=float(values["temperature"]),
+        top_k=int(values["top_k"]),
+        top_p=float(values["top_p"]),
+    )
+
+
+def _settings(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay together what `generate` would: the model's own, the pipeline's, and the call's."""
+    given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 there is no public way
+    prepare: Callable[..., dict[str, Any]] | None
+    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # transformers >= 5.20
+    if prepare is not None:
+        given = prepare(given)
+    configs = (pipeline.model, pipeline, given.pop("generation_config", None))
+    settings: dict[str, Any] = {}
+    for place in configs:
+        config = getattr(place, "generation_config", place)
+        if hasattr(config, "to_diff_dict"):
+            settings.update(config.to_diff_dict())
+    return {**settings, **given}
+
+
+def _shown_by(model: Any) -> Callable[[PromptValue], str]:
+    if hasattr(model, "_to_chat_prompt"):
+        return lambda value: str(model._to_chat_prompt(value.to_messages()))  # noqa: SLF001
+    return lambda value: value.to_string()
+
+
+def _frame(
+    prompting: Prompting, shown: Callable[[PromptValue], str]
+) -> Callable[[Request], tuple[str, str]]:
+    def frame(request: Request) -> tuple[str, str]:
+        text = shown(prompting.value(request, _PLACE))
+        if text.count(_PLACE) != 1:
+            raise ConfigError(
+                f"direct=True needs a prompt that shows {{{prompting.document_variable}}} once, "
+                f"as it is; this one shows it {text.count(_PLACE)} times: {text!r:.200}"
+            )
+        front, _, behind = text.partition(_PLACE)
+        return front, behind
+
+    return frame
+
+
+def _arrange(prompting: Prompting) -> Callable[[Sequence[Passage]], Sequence[str]]:
+    def arrange(passages: Sequence[Passage]) -> Sequence[str]:
+        if prompting.format_docs is not None:  # one text for all: the first one stands for it
+            return [prompting.context(passages), *[""] * (len(passages) - 1)] if passages else []
+        shown = [prompting.context([passage]) for passage in passages]
+        return [text + prompting.separator for text in shown[:-1]] + shown[-1:]
+
+    return arrange
