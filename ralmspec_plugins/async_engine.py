@@ -34,17 +34,23 @@ class AsyncEngine:
         retriever: Retriever,
         settings: Settings | None = None,
         *,
-        _threads: ThreadPoolExecutor | None = None,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         """Put a workload in front of a retriever.
+
+        Args:
+            workload: when to ask, what to ask, what the hits do.
+            retriever: what is searched.
+            settings: how to speculate.
+            threads: where work is done, for engines that share them; the caller lets them go.
 
         Raises:
             ConfigError: The settings do not fit the retriever.
         """
         self._setup = Setup(workload, retriever, settings)
         self._together: Together = Together(self._setup)
-        self._owns_threads = _threads is None
-        self._threads = _threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
+        self._owns_threads = threads is None
+        self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     async def run(self, request: Request | str) -> Answer:
         """Answer a request.
@@ -123,17 +129,6 @@ class AsyncEngine:
                 settles bit by bit and not at once.
         """
         return self._stream(self._setup, as_request(request), reports=reports, watched=True)
-
-    def beside(self, retriever: Retriever) -> "AsyncEngine":
-        """Answer over another retriever, on the same threads and with the same settings.
-
-        Closing the engine closes those beside it; they need not be closed themselves.
-
-        Raises:
-            ConfigError: The settings do not fit the retriever.
-        """
-        setup = self._setup
-        return AsyncEngine(setup.workload, retriever, setup.settings, _threads=self._threads)
 
     def _stream(
         self, setup: Setup, request: Request, *, reports: bool, watched: bool = False

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from langchain_core.callbacks import (
@@ -193,6 +193,15 @@ class HostContext:
     config: RunnableConfig  # the caller's, with the callbacks of this request's own run
     inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
     asynchronous: bool = False
+    failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
+
+    def failed(self, error: BaseException, recording: Recording) -> None:
+        """Note what a call raised: if it counts, its events do too."""
+        self.failures.append((error, recording))
+
+    def recording_of(self, error: BaseException) -> Recording | None:
+        """Give the recording of the call that raised this error."""
+        return next((made for raised, made in self.failures if raised is error), None)
 
     def call(self) -> tuple[RunnableConfig, Recording]:
         """Make the config for one host call of this request, and the recording of its events."""
@@ -216,6 +225,30 @@ class HostContext:
         config.pop("run_name", None)
         config.pop("run_id", None)
         return config, recording
+
+
+def wants_stream(config: RunnableConfig) -> bool:
+    """Say whether some handler follows what a model writes while it writes."""
+    manager = config.get("callbacks")
+    handlers = manager.handlers if isinstance(manager, BaseCallbackManager) else ()
+    return any(
+        isinstance(handler, _V2StreamingCallbackHandler) or hasattr(handler, "tap_output_aiter")
+        for handler in handlers
+    )
+
+
+def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
+    """Make the config of a call whose result others may get too: nobody's tags, nobody's run.
+
+    Only what sets the call up is kept: its `configurable` values.
+    """
+    recording = Recording()
+    manager = CallbackManager(handlers=[Recorder(recording)])
+    manager.inheritable_handlers = list(manager.handlers)
+    quiet = RunnableConfig(callbacks=manager, tags=[], metadata={})
+    if "configurable" in config:
+        quiet["configurable"] = config["configurable"]
+    return quiet, recording
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+
+from langchain_core.runnables import RunnableConfig
+
+from langchain_ralmspec.direct import direct_lm
+from langchain_ralmspec.host_retriever import HostRetriever
+from langchain_ralmspec.lm import HostLM
+from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
+from langchain_ralmspec.recording import shared_call
+from langchain_ralmspec.runtime import Engines, Parts
+from langchain_ralmspec.silence import silenced
+from langchain_ralmspec.telling import Voice, voice_of
+from ralmspec_plugins import Continuous, Replica, Settings
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.signatures import token_of
+from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
+from ralmspec_plugins.schedule import Schedule
+from ralmspec_plugins.workloads import Interval, OneShot, Sentences
+
+if TYPE_CHECKING:
+    from langchain_ralmspec.runnable import SpeculativeRAG
+
+WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
+
+_WORKLOADS: Final[Mapping[str, Callable[[LanguageModel[Any]], Workload[Any]]]] = {
+    "one_shot": OneShot,
+    "sentences": Sentences,
+    "interval": Interval,
+}
+# What engines depend on, besides the retriever.
+_OF_ENGINES: Final = (
+    *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
+    *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
+    *("batch_search", "side_by_side", "pure"),
+)
+_PLAIN: Final = (str, int, float, bool, type(None))
+
+
+class Assembly:
+    """What the fields of a runnable come to; everything that can be refused is refused here."""
+
+    def __init__(self, rag: "SpeculativeRAG") -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: they do not fit each other; the message says what to do.
+        """
+        self._rag = rag
+        self.llm = silenced(rag.llm)
+        self._retriever = silenced(rag.retriever)
+        self._workload = _workload(rag, self._lm())
+        self._host = HostRetriever(
+            self._retriever.runnable,
+            batch=rag.batch_search,
+            side_by_side=rag.side_by_side,
+            pure=rag.pure,
+        )
+        self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
+        self._settings(self._host, schedule=rag.schedule or Continuous())  # refuse early
+
+    @property
+    def request_settings(self) -> dict[str, Any]:
+        """What a request has unless its call says otherwise."""
+        rag = self._rag
+        return {
+            "stop": rag.stop,
+            "max_tokens": rag.max_tokens,
+            "seed": rag.seed,
+            "deadline_s": rag.deadline_s,
+        }
+
+    def voice(self, config: RunnableConfig) -> Voice:
+        """Say how the retriever announces itself in a call with this config."""
+        return voice_of(self._retriever.runnable, config)
+
+    def parser(self, config: RunnableConfig) -> Callable[[str], Any] | None:
+        """Give what makes the answer of the whole text."""
+        parser = self._rag.output_parser
+        return None if parser is None else lambda text: parser.invoke(text, config)
+
+    def engines(self, config: RunnableConfig) -> Engines:
+        """Give the engines for a call with this config."""
+        host = self._host_for(config)
+        schedule = self._rag.schedule or Continuous(lanes=self._lanes(host))
+        lanes = schedule.lanes if isinstance(schedule, Continuous) else self._lanes(host)
+        return self._rag.runtime.engines(
+            (self._key, host.signature), host, partial(self._parts, schedule), lanes
+        )
+
+    def _host_for(self, config: RunnableConfig) -> HostRetriever:
+        """Give the retriever for a call: of its config, only what sets the retriever up."""
+        chosen = RunnableConfig(configurable=config.get("configurable") or {})
+        return self._host.for_call(chosen, calls=lambda: shared_call(chosen))
+
+    def _lanes(self, host: HostRetriever) -> int:
+        return 1 if host.looked_into else self._rag.side_by_side
+
+    def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
+        return self._workload, self._settings(retriever, schedule)
+
+    def _settings(self, retriever: Retriever, schedule: Schedule) -> Settings:
+        rag = self._rag
+        shared = partial(
+            Settings,
+            schedule=schedule,
+            prefetch=rag.prefetch,
+            memo=rag.memo,
+            speculate=rag.speculate,
+        )
+        if rag.replica is None:
+            return shared(pool=rag.pool)
+        replica = Replica(HostRetriever(rag.replica), of=retriever, reencode=True)
+        pools = () if rag.pool is None else (rag.pool.of(retriever),)
+        return shared(speculators=(*pools, replica))
+
+    def _lm(self) -> LanguageModel[Any]:
+        rag = self._rag
+        prompting = Prompting(
+            prompt=rag.prompt or DEFAULT_PROMPT,
+            document_prompt=rag.document_prompt or DEFAULT_DOCUMENT_PROMPT,
+            separator=rag.document_separator,
+            format_docs=rag.format_docs,
+            document_variable=rag.document_variable_name,
+        )
+        if rag.direct:
+            return direct_lm(rag.llm, prompting)
+        return HostLM(
+            self.llm.runnable,
+            prompting,
+            whole=_is_one_shot(rag.workload),
+            sentence_stop=rag.sentence_stop,
+            bound=rag.bound,
+            continuation=rag.continuation,
+        )
+
+
+def _workload(rag: "SpeculativeRAG", lm: LanguageModel[Any]) -> Workload[Any]:
+    chosen = rag.workload or ("interval" if rag.direct else "sentences")
+    if not isinstance(chosen, str):
+        return chosen(lm)
+    if chosen not in _WORKLOADS:
+        raise ConfigError(
+            f"unknown workload {chosen!r}; known are {', '.join(get_args(WorkloadName))}"
+        )
+    return _WORKLOADS[chosen](lm)
+
+
+def _is_one_shot(workload: Any) -> bool:
+    return workload == "one_shot" or getattr(workload, "func", workload) is OneShot
+
+
+def _identity(value: Any) -> Hashable:
+    """Tell plain values by their value, and objects by which they are."""
+    return value if isinstance(value, _PLAIN) else token_of(value)

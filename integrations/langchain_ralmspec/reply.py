@@ -1,0 +1,124 @@
+"""A request's question and what comes back: input, context, answer, in pieces that add up."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from langchain_core.documents import Document
+from langchain_core.runnables.utils import AddableDict
+from typing_extensions import TypedDict
+
+from langchain_ralmspec.passages import document_of
+from ralmspec_plugins import Answer, Retrieved, Stats
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.hosts.passages import HostPassage
+from ralmspec_plugins.hosts.text_draft import Usage
+
+REPORT: Final = "ralmspec"  # the key of the report in a reply
+
+
+class Report(TypedDict):
+    """What an answer took: under the key "ralmspec" of a reply."""
+
+    stats: Stats
+    queries: list[str]  # what was asked of the retriever, in order
+    usage: Usage | None  # tokens of the calls that made the answer; those dropped are not in it
+
+
+class Reply(TypedDict):
+    """What comes back, beside the other keys of the input."""
+
+    input: str
+    context: list[Document]
+    answer: Any  # a text, or what the output parser makes of it
+    ralmspec: Report
+
+
+def question_of(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Find the question in an input, and what else is to be given back and to the prompt.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(value, str):
+        return value, {"input": value}
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"the input must be a text or a dict with 'input' or 'question', "
+            f"got {type(value).__name__}"
+        )
+    question = value.get("input", value.get("question"))
+    if not isinstance(question, str):
+        raise InputError(
+            f"the input must have a text under 'input' or 'question', got the keys {list(value)}"
+            + (f" and {question!r}" if question is not None else "")
+        )
+    return question, dict(value)
+
+
+def variables_of(question: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a prompt may ask for: the input's keys, and the question under either name."""
+    return {"input": question, "question": question, **given}
+
+
+class Pieces:
+    """Turns what happens into the pieces of a reply; their sum is the reply."""
+
+    def __init__(self, given: Mapping[str, Any], parse: Callable[[str], Any] | None = None) -> None:
+        """Begin with the input, as it was given; `parse` makes the answer of the whole text."""
+        self._given = dict(given)
+        self._parse = parse
+        self._seen: set[str] = set()  # passages of earlier steps
+        self._queries: list[str] = []
+        self._shown = 0
+
+    def begin(self) -> AddableDict:
+        """Give the input back."""
+        return AddableDict(self._given)
+
+    def retrieved(self, step: Retrieved) -> Iterator[AddableDict]:
+        """Give the documents of a step that no earlier step has given."""
+        new = [hit.passage for hit in step.hits if hit.passage.id not in self._seen]
+        self._seen.update(passage.id for passage in new)
+        first = not self._queries
+        self._queries.append(step.query.text)
+        if new or first:
+            documents = [document_of(one) for one in new if isinstance(one, HostPassage)]
+            yield AddableDict(context=documents)
+
+    def settled(self, text: str) -> Iterator[AddableDict]:
+        """Give what is new of the text, if the answer is to be a text."""
+        if self._parse is None and len(text) > self._shown:
+            piece = text[self._shown :]
+            self._shown = len(text)
+            yield AddableDict(answer=piece)
+
+    def end(self, answer: Answer) -> Iterator[AddableDict]:
+        """Give what is still missing, and the report.
+
+        Raises:
+            Exception: the parser's own.
+        """
+        if not self._queries:
+            yield AddableDict(context=[])
+        if self._parse is not None:
+            yield AddableDict(answer=self._parse(answer.text))
+        elif not self._shown:
+            yield AddableDict(answer="")
+        yield AddableDict({REPORT: self._report(answer)})
+
+    def _report(self, answer: Answer) -> Report:
+        draft = getattr(answer.state, "draft", answer.state)
+        usage: Usage | None = getattr(draft, "usage", None)
+        return Report(
+            stats=answer.stats,
+            queries=list(self._queries),
+            usage=usage if usage != Usage() else None,
+        )
+
+
+def added_up(pieces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add pieces up to the reply that they are pieces of."""
+    whole = AddableDict()
+    for piece in pieces:
+        whole = whole + piece
+    return dict(whole)

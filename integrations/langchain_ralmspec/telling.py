@@ -1,0 +1,283 @@
+"""Tells the host's handlers what has been committed, as the host's own calls would have.
+
+In the host's order: a step's search, then its model call. A call whose passages are
+confirmed is told live from then on, so that its tokens are not held up.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.configurable import DynamicRunnable
+
+from langchain_ralmspec.passages import document_of
+from langchain_ralmspec.recording import IGNORED_BY, Event, HostContext, Recording
+from langchain_ralmspec.silence import Silenced
+from ralmspec_plugins import needs
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.hosts.passages import HostPassage
+from ralmspec_plugins.records import Hit, Query, Retrieved
+
+_ENDS = {"llm": "on_llm_error", "chat_model": "on_llm_error"}  # by what has been started
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How a retriever's run is announced: by name, tags and metadata, as `invoke` would."""
+
+    name: str
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+    own_tags: tuple[str, ...] = ()  # of this run alone, not of those inside
+    own_metadata: Mapping[str, Any] | None = None
+
+
+def voice_of(retriever: Runnable[Any, Any], config: RunnableConfig) -> Voice:
+    """Find out how a retriever would announce itself in a call with this config."""
+    bound = RunnableConfig()
+    while True:
+        if isinstance(retriever, RunnableBindingBase):
+            bound = merge_configs(retriever.config, bound)
+            retriever = retriever.bound
+        elif isinstance(retriever, DynamicRunnable):
+            retriever, _ = retriever.prepare(config)
+        else:
+            break
+    params: dict[str, Any] = getattr(retriever, "_get_ls_params", dict)()
+    return Voice(
+        name=bound.get("run_name") or retriever.get_name(),
+        tags=tuple(bound.get("tags") or ()),
+        metadata={**(bound.get("metadata") or {}), **params},
+        own_tags=tuple(getattr(retriever, "tags", None) or ()),
+        own_metadata=getattr(retriever, "metadata", None),
+    )
+
+
+class Live:
+    """One call's events on their way to the handlers, and whether its run is still open."""
+
+    def __init__(self, handlers: Sequence[BaseCallbackHandler]) -> None:
+        """Tell these handlers."""
+        self._handlers = list(handlers)
+        self._open: dict[UUID, Event] = {}  # the start events of runs that have not ended
+        self._shut = False
+        self._lock = threading.RLock()
+
+    def emit(self, event: Event) -> None:
+        """Tell an event; nothing more after the end."""
+        with self._lock:
+            if self._note(event):
+                tell(self._handlers, event)
+
+    async def aemit(self, event: Event) -> None:
+        """Do the same on an event loop."""
+        with self._lock:
+            told = self._note(event)
+        if told:
+            await atell(self._handlers, event)
+
+    def _note(self, event: Event) -> bool:
+        run_id = event.kwargs.get("run_id")
+        if run_id is not None and event.name.endswith("_start"):
+            self._open[run_id] = event
+        elif run_id is not None and event.name.endswith(("_end", "_error")):
+            self._open.pop(run_id, None)
+        return not self._shut
+
+    def shut(self, error: BaseException) -> list[Event]:
+        """Tell nothing more; give the events that end the runs still open."""
+        with self._lock:
+            if self._shut:
+                return []
+            self._shut = True
+            return [_ending(start, error) for start in reversed(self._open.values())]
+
+    @property
+    def handlers(self) -> list[BaseCallbackHandler]:
+        """Who is told."""
+        return self._handlers
+
+
+class Telling:
+    """What one request tells its handlers."""
+
+    def __init__(self, context: HostContext, voice: Voice, llm: Silenced) -> None:
+        """Tell nothing yet.
+
+        Args:
+            context: whose handlers, and under which run.
+            voice: how the retriever announces itself.
+            llm: the model's own handlers are told of its calls too.
+        """
+        config = context.config
+        self._voice = voice
+        # In the caller's context: so handlers that stand there, a usage counter's, are told too.
+        self._manager = CallbackManager.configure(
+            config.get("callbacks"),
+            inheritable_tags=config.get("tags"),
+            inheritable_metadata=config.get("metadata"),
+        )
+        self._context = context
+        self._of_llm = CallbackManager.configure(
+            config.get("callbacks"), llm.handlers(config)
+        ).handlers
+        self._live: dict[int, tuple[Recording, Live]] = {}
+
+    # Events of the core, to calls of handlers
+
+    def tell(self, event: needs.Event) -> None:
+        """Tell what an event means for the host."""
+        for one in self._meant(event):
+            tell(self._manager.handlers, one)
+        if (recording := _recording(event)) is not None:
+            recording.release(self._live_of(recording).emit)
+
+    async def atell(self, event: needs.Event) -> None:
+        """Do the same on an event loop."""
+        for one in self._meant(event):
+            await atell(self._manager.handlers, one)
+        if (recording := _recording(event)) is not None:
+            await recording.arelease(self._live_of(recording).aemit)
+
+    def failed(self, error: BaseException) -> None:
+        """Tell of the call that failed, and end every run that is open."""
+        if (recording := self._context.recording_of(error)) is not None:
+            recording.release(self._live_of(recording).emit)
+        for live in self._lives():
+            for one in live.shut(error):
+                tell(live.handlers, one)
+
+    async def afailed(self, error: BaseException) -> None:
+        """Do the same on an event loop."""
+        if (recording := self._context.recording_of(error)) is not None:
+            await recording.arelease(self._live_of(recording).aemit)
+        for live in self._lives():
+            for one in live.shut(error):
+                await atell(live.handlers, one)
+
+    def _lives(self) -> list[Live]:
+        return [live for _, live in self._live.values()]
+
+    def _live_of(self, recording: Recording) -> Live:
+        return self._live.setdefault(id(recording), (recording, Live(self._of_llm)))[1]
+
+    def _meant(self, event: needs.Event) -> Iterator[Event]:
+        if not self._manager.handlers:
+            return
+        if isinstance(event, needs.Confirmed):
+            yield from self._retrieved(event.retrieved)
+        elif isinstance(event, needs.Failed) and event.query is not None:
+            yield from self._not_retrieved(event.query, event.error)
+        elif isinstance(event, needs.Guessed):
+            ids = [hit.passage.id for hit in event.hits]
+            yield self._custom("ralmspec.guess", {"documents": ids})
+        elif isinstance(event, needs.Judged):
+            yield self._custom("ralmspec.verify", {"right": event.right})
+        elif isinstance(event, needs.RolledBack):
+            yield self._custom("ralmspec.rollback", {"segments": event.segments})
+
+    def _custom(self, name: str, data: dict[str, Any]) -> Event:
+        manager = self._manager
+        about = {
+            "run_id": manager.parent_run_id,
+            "tags": manager.tags,
+            "metadata": manager.metadata,
+        }
+        return Event("on_custom_event", (name, data), about)
+
+    def _retrieved(self, retrieved: Retrieved) -> Iterator[Event]:
+        recorded = _recorded_inside(retrieved.hits)
+        if recorded:
+            yield from self._adopted(recorded)
+            return
+        start, about = self._search_begins(retrieved.query)
+        yield start
+        documents = [
+            document_of(hit.passage)
+            for hit in retrieved.hits
+            if isinstance(hit.passage, HostPassage)
+        ]
+        yield Event("on_retriever_end", (documents,), about)
+
+    def _not_retrieved(self, query: Query, error: Exception) -> Iterator[Event]:
+        start, about = self._search_begins(query)
+        yield start
+        yield Event("on_retriever_error", (error,), about)
+
+    def _search_begins(self, query: Query) -> tuple[Event, dict[str, Any]]:
+        manager, voice = self._manager, self._voice
+        tags = list(dict.fromkeys([*manager.inheritable_tags, *voice.tags, *voice.own_tags]))
+        metadata = {
+            **manager.inheritable_metadata,
+            **(voice.metadata or {}),
+            **(voice.own_metadata or {}),
+        }
+        about = {"run_id": uuid4(), "parent_run_id": manager.parent_run_id, "tags": tags}
+        start = Event(
+            "on_retriever_start",
+            (None, query.text),
+            {**about, "metadata": metadata, "name": voice.name},
+        )
+        return start, about
+
+    def _adopted(self, events: Sequence[Event]) -> Iterator[Event]:
+        """Give recorded events as those of this request: under its run, with its tags.
+
+        What is shared between requests is called without anybody's tags or metadata.
+        """
+        manager = self._manager
+        ids: dict[UUID, UUID] = {}
+        for event in events:
+            kwargs = dict(event.kwargs)
+            parent = kwargs.get("parent_run_id")
+            kwargs["run_id"] = ids.setdefault(kwargs["run_id"], uuid4())
+            kwargs["parent_run_id"] = manager.parent_run_id if parent is None else ids[parent]
+            if "tags" in kwargs:
+                own = kwargs["tags"] or ()
+                kwargs["tags"] = list(dict.fromkeys([*manager.inheritable_tags, *own]))
+            if "metadata" in kwargs:
+                kwargs["metadata"] = {**manager.inheritable_metadata, **(kwargs["metadata"] or {})}
+            yield Event(event.name, event.args, kwargs)
+
+
+def tell(handlers: list[BaseCallbackHandler], event: Event) -> None:
+    """Call the handlers, as the host does."""
+    handle_event(handlers, event.name, IGNORED_BY[event.name], *event.args, **event.kwargs)
+
+
+async def atell(handlers: list[BaseCallbackHandler], event: Event) -> None:
+    """Call and await the handlers, as the host does."""
+    await ahandle_event(handlers, event.name, IGNORED_BY[event.name], *event.args, **event.kwargs)
+
+
+def _recording(event: needs.Event) -> Recording | None:
+    """Find the recording of the call that wrote a state which is, or will be, committed."""
+    if not isinstance(event, needs.Commit | needs.Settled):
+        return None
+    found = getattr(event.state, "recording", None)
+    if found is None:
+        found = getattr(getattr(event.state, "draft", None), "recording", None)
+    return found if isinstance(found, Recording) else None
+
+
+def _recorded_inside(hits: Sequence[Hit]) -> list[Event]:
+    """Give the events of the call that found these hits, if there were runs inside it."""
+    recording = next((getattr(hit.features, "recording", None) for hit in hits), None)
+    if not isinstance(recording, Recording):
+        return []
+    runs = {event.kwargs.get("run_id") for event in recording.events}
+    return list(recording.events) if len(runs) > 1 else []
+
+
+def _ending(start: Event, error: BaseException) -> Event:
+    kind = start.name.removeprefix("on_").removesuffix("_start")
+    about = {key: start.kwargs.get(key) for key in ("run_id", "parent_run_id", "tags")}
+    ended = error if isinstance(error, Exception) else Cancelled("the request was given up")
+    return Event(_ENDS.get(kind, f"on_{kind}_error"), (ended,), about)
