@@ -28,8 +28,6 @@ def faiss_search(retriever: VectorStoreRetriever) -> BatchSearch | None:
     settings = retriever.search_kwargs
     if not settings.keys() <= _KNOWN or store.embeddings is None:
         return None
-    if "score_threshold" in settings and flat_metric(store.index) is None:
-        return None
     k = settings.get("k", DEFAULT_K)
     fetch_k = settings.get("fetch_k", _FETCH_K)
     if not all(type(number) is int and number > 0 for number in (k, fetch_k)):
@@ -90,6 +88,8 @@ class FaissSearch:
         queries = self._prepared(vectors)
         width = k if self.filter is None else self.fetch_k
         metric = flat_metric(store.index)
+        if metric is None and self.score_threshold is not None:  # no scores to hold against it
+            return [self._single(vector, self.k, []) for vector in vectors]
         if metric is None:
             return [self._plain(row)[:k] for row in plain_search(store.index, queries, width)]
         rows = flat_search(store.index, queries, width, store.index_to_docstore_id)

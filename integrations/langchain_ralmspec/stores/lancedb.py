@@ -93,8 +93,9 @@ class LanceSearch:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
         table = self.table()
         own = min(k, self.k)
-        certified = self.certified and self._scanned(table)
-        limit = lance.with_margin(k) if certified else k
+        if self.certified and not self._scanned(table):  # it has got an index meanwhile
+            return [self._single(vector, own) for vector in vectors]
+        limit = lance.with_margin(k) if self.certified else k
         found = lance.batch_rows(
             table,
             self.store._vector_key,  # noqa: SLF001
@@ -104,7 +105,7 @@ class LanceSearch:
             self.settings.get("prefilter", False),
             self.settings.get("metrics"),
         )
-        if not certified:
+        if not self.certified:
             return [
                 self._scored(rows) if len(rows) else self._single(vector, k)
                 for vector, rows in zip(vectors, found, strict=True)

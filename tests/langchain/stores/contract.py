@@ -1,0 +1,150 @@
+"""What every batch search must keep to, whatever the store."""
+
+import copy
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
+
+from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
+
+
+class StoreContract:
+    """Subclass, give a fixture `store` and say what is true of it.
+
+    `narrow` is a filter that some documents pass, `nothing` one that none passes, as
+    `search_kwargs`; `exact` and `wide` are what the adapter must say with plain settings.
+    """
+
+    narrow: dict[str, Any]
+    nothing: dict[str, Any]
+    unknown: dict[str, Any] = {"surprise": True}
+    exact = True
+    wide = True
+    metric = "l2"
+    coarse_dimension = 6  # few enough for many ties
+    score_error = 0.0  # by how much the host's own scores differ from call to call
+
+    @pytest.fixture(params=[False, True], ids=["near", "tied"], scope="class")
+    @classmethod
+    def embeddings(cls, request: pytest.FixtureRequest) -> WordEmbeddings:
+        return WordEmbeddings(
+            coarse=request.param, dimension=cls.coarse_dimension if request.param else 24
+        )
+
+    @pytest.mark.parametrize("k", [1, 4, 10, 400])
+    def test_batches_are_the_hosts_single_calls(self, store: VectorStore, k: int) -> None:
+        """Documents of any batch: the host's own, in order, with content, metadata and ids."""
+        count = 200 if k < 100 else 40
+        self._check(store, {"k": k}, count=count)
+
+    def test_the_default_k(self, store: VectorStore) -> None:
+        """A retriever that says no k gets as many documents as the host gives."""
+        self._check(store, {}, count=20)
+
+    def test_a_filter(self, store: VectorStore) -> None:
+        """What the filter leaves out of single calls, it leaves out of batches."""
+        self._check(store, {"k": 4, **self.narrow})
+
+    def test_a_filter_that_nothing_passes(self, store: VectorStore) -> None:
+        """Empty results are empty lists, one a query."""
+        expected = self._check(store, {"k": 4, **self.nothing}, count=12)
+
+        assert expected == [[]] * 12
+
+    def test_a_wider_search_starts_alike(self, store: VectorStore) -> None:
+        """Where the adapter says wide: the first k of a wider search are the search for k."""
+        for settings in ({"k": 1}, {"k": 4}, {"k": 4, **self.narrow}):
+            search = self._search(store, settings)
+            if not search.wide:
+                continue
+            self._check(store, settings, count=120, width=search.k + 40)
+
+    def test_what_the_adapter_says(self, store: VectorStore) -> None:
+        """Exact, wide and metric are what is documented of this store."""
+        search = self._search(store, {"k": 4})
+
+        assert (search.exact, search.wide, search.metric, search.k) == (
+            self.exact,
+            self.wide,
+            self.metric,
+            4,
+        )
+
+    def test_unknown_settings_are_left_to_the_host(self, store: VectorStore) -> None:
+        """A setting that the adapter does not know means no batch search."""
+        assert batch_search_of(store.as_retriever(search_kwargs=self.unknown)) is None
+
+    def test_a_strange_k_is_left_to_the_host(self, store: VectorStore) -> None:
+        """The host decides what k = 0 or a text means."""
+        searches = [batch_search_of(store.as_retriever(search_kwargs={"k": k})) for k in (0, "4")]
+
+        assert searches == [None, None]
+
+    def test_an_overridden_method_is_left_to_the_host(self, store: VectorStore) -> None:
+        """A store with somebody's own search method is not looked into."""
+        changed = copy.copy(store)
+        object.__setattr__(changed, "similarity_search", lambda query, **_: [])
+
+        assert batch_search_of(changed.as_retriever()) is None
+
+    def test_signatures_tell_settings_apart(self, store: VectorStore) -> None:
+        """Equal settings have equal signatures; a filter makes another one."""
+        plain = self._search(store, {"k": 4}).signature
+        again = self._search(store, {"k": 4}).signature
+        narrowed = self._search(store, {"k": 4, **self.narrow}).signature
+        nothing = self._search(store, {"k": 4, **self.nothing}).signature
+
+        assert plain == again
+        assert len({plain, narrowed, nothing}) == 3
+
+    def test_vectors_are_the_documents_own(self, store: VectorStore) -> None:
+        """Vectors that come with documents have the embedder's dimension."""
+        vector = store.embeddings.embed_query("river stone")  # type: ignore[union-attr]
+        search = self._search(store, {"k": 4})
+        given = [hit.vector for hit in search.search([vector, vector], 4)[0]]
+
+        assert search.metric is None or {len(row) for row in given} == {len(vector)}
+
+    def test_scores_are_the_hosts(self, store: VectorStore) -> None:
+        """Scores, where given, are to the bit those of `similarity_search_with_score`."""
+        search = self._search(store, {"k": 4})
+        asked = questions(40)
+        vectors = [store.embeddings.embed_query(text) for text in asked]  # type: ignore[union-attr]
+        given = [[hit.score for hit in row] for row in search.search(vectors, 4)]
+        hosts = [
+            [score for _, score in store.similarity_search_with_score(text, 4)] for text in asked
+        ]
+
+        if search.relevance() is None:
+            return
+        if self.score_error:
+            hosts = [pytest.approx(row, abs=self.score_error) for row in hosts]
+        assert hosts == given
+
+    def _search(self, store: VectorStore, settings: dict[str, Any]) -> BatchSearch:
+        search = batch_search_of(store.as_retriever(search_kwargs=settings))
+        assert search is not None
+        return search
+
+    def _check(
+        self,
+        store: VectorStore,
+        settings: dict[str, Any],
+        count: int = 200,
+        width: int | None = None,
+    ) -> list[list[Document]]:
+        retriever = store.as_retriever(search_kwargs=settings)
+        search = self._search(store, settings)
+        asked = questions(count)
+        expected = [copy.deepcopy(retriever.invoke(text)) for text in asked]
+        given: list[list[Document]] = []
+        for batch in batches(asked):
+            vectors = [store.embeddings.embed_query(text) for text in batch]  # type: ignore[union-attr]
+            found = search.search(vectors, width or search.k)
+            given += [[hit.document for hit in row][: search.k] for row in found]
+
+        assert given == expected
+        return expected
