@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseLanguageModel
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
     Runnable,
     RunnableBinding,
@@ -22,6 +23,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel
 
 from langchain_ralmspec.batch_search import qualified_name
+from ralmspec_plugins.errors import ConfigError
 
 # Those that write on each call, or ask a sampling model: not the same answer twice.
 IMPURE: Final = frozenset(
@@ -110,3 +112,28 @@ def _direct(part: object) -> list[Any]:
         extra, private = part.__pydantic_extra__, part.__pydantic_private__
         return [*vars(part).values(), *(extra or {}).values(), *(private or {}).values()]
     return []
+
+
+def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> Runnable[Any, Any]:
+    """Give a retriever that heeds a k: as an argument of each call, or as a field of its own.
+
+    Args:
+        runnable: the retriever, perhaps wrapped.
+        inner: the concrete one in it.
+        k: how many documents it is to give.
+
+    Raises:
+        ConfigError: it cannot, or the k lets nothing through.
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if isinstance(inner, BaseRetriever) and not inner._expects_other_args:  # noqa: SLF001
+        whole: Any = inner
+        own = getattr(inner, "k", None)
+        if own is None or runnable is not inner:
+            raise ConfigError(
+                f"{type(inner).__name__} takes no k at its calls; set it where it is made"
+            )
+        changed: Runnable[Any, Any] = whole.model_copy(update={"k": k})
+        return inner if own == k else changed
+    return runnable
