@@ -49,10 +49,18 @@ class Plan:
 
     def call(self, llm: Runnable[Any, Any], draft: TextDraft, value: PromptValue) -> HostCall:
         """Make the call that continues a draft behind this prompt."""
-        shown = continued(value, draft.text, chat=self.known.chat, mark=self.known.mark)
-        text_model = self.known.model and not self.known.chat and self.step != "whole"
-        inner = self.inner if text_model else None
-        return HostCall(llm, inner, shown, self.arguments, self.config, self.recording)
+        told = (self.arguments, self.config, self.recording)
+        if self.step == "whole":
+            return HostCall(llm, None, value, *told)
+        if not self.known.chat:
+            shown = value.to_string() + draft.text if draft.text else value
+            return HostCall(llm, self.inner, shown, *told)
+        messages, continues = continued(value, draft.text, self.known.mark)
+        arguments = self.arguments
+        if continues and self.known.continuation:
+            base = {**self.inner.arguments, **arguments}
+            arguments = {**arguments, **merged(base, self.known.continuation)}
+        return HostCall(llm, None, messages, arguments, self.config, self.recording)
 
     def streams(self, progress: Progress) -> bool:
         """Whether somebody listens, and the model can be listened to."""
@@ -104,6 +112,4 @@ def planned(
         return bound, arguments
     if known.bound is not None:
         arguments.update(merged(inner.arguments, known.bound(bound)))
-    if draft.text and known.continuation:
-        arguments = {**arguments, **merged({**inner.arguments, **arguments}, known.continuation)}
     return bound, arguments

@@ -1,7 +1,7 @@
 """From documents and the text so far to what a host's model is given."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.documents import Document
@@ -24,7 +24,7 @@ DEFAULT_DOCUMENT_PROMPT = PromptTemplate.from_template("{page_content}")
 _UNHEARD = RunnableConfig(callbacks=[])  # the prompt's own run is none of the model's events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prompting:
     """How documents and inputs become a prompt: as in `create_stuff_documents_chain`.
 
@@ -37,8 +37,10 @@ class Prompting:
         input_key: the prompt's variable for the question.
     """
 
-    prompt: BasePromptTemplate[Any] = DEFAULT_PROMPT
-    document_prompt: BasePromptTemplate[Any] = DEFAULT_DOCUMENT_PROMPT
+    prompt: BasePromptTemplate[Any] = field(default_factory=lambda: DEFAULT_PROMPT)
+    document_prompt: BasePromptTemplate[Any] = field(
+        default_factory=lambda: DEFAULT_DOCUMENT_PROMPT
+    )
     separator: str = "\n\n"
     format_docs: Callable[[list[Document]], str] | None = None
     document_variable: str = "context"
@@ -101,21 +103,20 @@ class Prompting:
 
 
 def continued(
-    value: PromptValue, text: str, *, chat: bool, mark: Mapping[str, Any]
-) -> PromptValue | str | list[BaseMessage]:
-    """Put the text so far behind a prompt: as text, or as the assistant's own message.
+    value: PromptValue, text: str, mark: Mapping[str, Any]
+) -> tuple[PromptValue | list[BaseMessage], bool]:
+    """Put the text so far behind a chat prompt, as the assistant's own message.
 
     A prompt that ends with the beginning of an answer has the text appended to it.
+    Says too whether there is such a message, which the model is to continue.
     """
-    if not text:
-        return value
-    if not chat:
-        return value.to_string() + text
     messages = value.to_messages()
     begun = messages[-1] if messages else None
     if isinstance(begun, AIMessage) and isinstance(begun.content, str) and not begun.tool_calls:
         messages, text = messages[:-1], begun.content + text
-    return [*messages, AIMessage(content=text, additional_kwargs=dict(mark))]
+    elif not text:
+        return value, False
+    return [*messages, AIMessage(content=text, additional_kwargs=dict(mark))], True
 
 
 def _document(passage: Passage) -> Document:
