@@ -48,7 +48,7 @@ def test_a_stream_adds_up_to_the_call(kind: Any, step: str) -> None:
         write = lm.write_sentence if step == "sentence" else lm.write
         expected = write(lm.begin(request), PASSAGES, 12, Progress())
         settled: list[str] = []
-        progress = Progress(lambda _: settled.append(lm.settled(draft)))  # noqa: B023
+        progress = Progress(lambda draft: settled.append(lm.settled(draft)))  # noqa: B023
         streamed = write(lm.begin(request), PASSAGES, 12, progress)
 
         assert expected == streamed
