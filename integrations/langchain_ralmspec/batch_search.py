@@ -9,8 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -145,8 +144,17 @@ def batch_search_of(retriever: VectorStoreRetriever) -> BatchSearch | None:
     store = retriever.vectorstore
     if _overridden(retriever) or _overridden(store):
         return None
-    factory = _factory_of(type(store))
-    return None if factory is None else factory(retriever)
+    name = qualified_name(type(store))
+    factory = _factory_of(name)
+    if factory is None:
+        return None
+    try:
+        return factory(retriever)
+    except Exception:  # noqa: BLE001 the host's own way is always there
+        _log.warning("the batch search of %s failed; it is not used again", name, exc_info=True)
+        with _lock:
+            _factories[name] = None
+        return None
 
 
 def qualified_name(kind: type) -> str:
@@ -160,28 +168,23 @@ def _overridden(instance: object) -> bool:
     return any(isinstance(getattr(type(instance), name, None), FunctionType) for name in own)
 
 
-def _factory_of(kind: type) -> Factory | None:
-    name = qualified_name(kind)
+def _factory_of(name: str) -> Factory | None:
     with _lock:
         if name not in _factories:
-            _factories[name] = _built_in(name) or _from_entry_point(name)
+            _factories[name] = next(filter(None, map(_loaded, _sources(name))), None)
         return _factories[name]
 
 
-def _built_in(name: str) -> Factory | None:
-    if name not in BATCH_SEARCHES:
+def _sources(name: str) -> list[EntryPoint]:
+    """List who offers a batch search for a class, this package first."""
+    own = [EntryPoint(name, BATCH_SEARCHES[name], ENTRY_POINTS)] if name in BATCH_SEARCHES else []
+    return [*own, *entry_points(group=ENTRY_POINTS, name=name)]
+
+
+def _loaded(source: EntryPoint) -> Factory | None:
+    try:
+        factory: Factory = source.load()
+    except Exception:  # noqa: BLE001 as above
+        _log.warning("%s cannot be loaded; it is passed over", source, exc_info=True)
         return None
-    module, function = BATCH_SEARCHES[name].split(":")
-    factory: Factory = getattr(import_module(module), function)
     return factory
-
-
-def _from_entry_point(name: str) -> Factory | None:
-    for found in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            factory: Factory = found.load()
-        except Exception:  # noqa: BLE001 somebody else's code; the host's way is always there
-            _log.warning("%s of %s cannot be loaded; passed over", found, name, exc_info=True)
-            continue
-        return factory
-    return None

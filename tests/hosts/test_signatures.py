@@ -1,0 +1,132 @@
+"""Keys for live objects and settings: never the same for different things."""
+
+import gc
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ralmspec_plugins.hosts.signatures import frozen, token_of
+
+
+class Thing:
+    """Takes weak references."""
+
+    def method(self) -> None:
+        """Do nothing."""
+
+
+class Slotted:
+    """Takes none."""
+
+    __slots__ = ()
+
+
+class Filter(BaseModel):
+    must: list[Any]
+
+
+@dataclass
+class Setting:
+    k: int
+    also: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedSetting:
+    k: int
+
+
+def test_a_token_is_one_objects_alone() -> None:
+    """An object keeps its token; one that took its place in memory gets another."""
+    kept = Thing()
+    first = token_of(kept)
+    tokens = set()
+    for _ in range(1000):
+        tokens.add(token_of(Thing()))
+    gc.collect()
+
+    assert token_of(kept) == first
+    assert len(tokens) == 1000
+    assert first not in tokens
+
+
+@pytest.mark.parametrize("make", [Slotted, list, dict, object])
+def test_objects_without_weak_references_have_tokens_too(make: Any) -> None:
+    """They are kept alive for it, so that nothing else is taken for them."""
+    tokens = {token_of(make()) for _ in range(100)}
+
+    assert len(tokens) == 100
+
+
+def test_bound_methods_are_named_by_their_objects() -> None:
+    """A method is made anew at each look, and is the same nevertheless."""
+    one, other = Thing(), Thing()
+
+    assert token_of(one.method) == token_of(one.method)
+    assert token_of(one.method) != token_of(other.method)
+
+
+def test_threads_agree_on_a_token() -> None:
+    """Asked by many threads at once, an object has one token."""
+    for _ in range(50):
+        thing, tokens = Thing(), []
+        threads = [
+            threading.Thread(target=lambda: tokens.append(token_of(thing)))  # noqa: B023
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert len(set(tokens)) == 1
+
+
+def test_settings_are_keys_by_value() -> None:
+    """Order does not count; types, names and every nested value do."""
+    different: list[Any] = [
+        {"k": 4},
+        {"k": 4.0},
+        {"k": True},
+        {"k": 1},
+        {"k": "4"},
+        {"k": 4, "filter": {"user": "a"}},
+        {"k": 4, "filter": {"user": "b"}},
+        {"filter": lambda _: True},
+        {"filter": lambda _: True},
+        {"filter": Filter(must=[{"key": "a"}])},
+        {"filter": Filter(must=[{"key": "b"}])},
+        {"filter": Setting(1)},
+        {"filter": Setting(2)},
+        {"filter": Setting(1, {"more": 1})},
+        {"filter": SlottedSetting(1)},
+        {"filter": SlottedSetting(2)},
+        {"filter": {"must": [{"key": "a"}]}},
+    ]
+
+    assert len({frozen(value) for value in different}) == len(different)
+    assert frozen({"k": 4, "a": {1, 2}}) == frozen({"a": {2, 1}, "k": 4})
+    assert frozen(Filter(must=[1])) == frozen(Filter(must=[1]))
+    assert frozen(Setting(1)) == frozen(Setting(1))
+    assert frozen(SlottedSetting(1)) == frozen(SlottedSetting(1))
+
+
+def test_a_change_in_place_is_another_key() -> None:
+    """What is mutated is not what it was."""
+    settings = {"filter": Filter(must=[1])}
+    before = frozen(settings)
+    settings["filter"].must.append(2)
+
+    assert frozen(settings) != before
+
+
+def test_large_containers_may_be_left_closed() -> None:
+    """Beyond the bound a container is only itself."""
+    large = list(range(100))
+
+    assert frozen(large) == frozen(list(large))
+    assert frozen(large, 64) == frozen(large, 64)
+    assert frozen(large, 64) != frozen(list(large), 64)
