@@ -1,5 +1,6 @@
 """What every batch search must keep to, whatever the store."""
 
+import asyncio
 import copy
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
+from langchain_ralmspec.looking import BatchMode
+from langchain_ralmspec.retriever import SpeculativeRetriever
 
 from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
 
@@ -25,6 +28,7 @@ class StoreContract:
     wide = True
     metric = "l2"
     coarse_dimension = 6  # few enough for many ties
+    wide_queries = 60
     score_error = 0.0  # by how much the host's own scores differ from call to call
 
     @pytest.fixture(params=[False, True], ids=["near", "tied"], scope="class")
@@ -37,7 +41,7 @@ class StoreContract:
     @pytest.mark.parametrize("k", [1, 4, 10, 400])
     def test_batches_are_the_hosts_single_calls(self, store: VectorStore, k: int) -> None:
         """Documents of any batch: the host's own, in order, with content, metadata and ids."""
-        count = 200 if k < 100 else 40
+        count = 200 if k < 100 else 12
         self._check(store, {"k": k}, count=count)
 
     def test_the_default_k(self, store: VectorStore) -> None:
@@ -46,7 +50,7 @@ class StoreContract:
 
     def test_a_filter(self, store: VectorStore) -> None:
         """What the filter leaves out of single calls, it leaves out of batches."""
-        self._check(store, {"k": 4, **self.narrow})
+        self._check(store, {"k": 4, **self.narrow}, count=100)
 
     def test_a_filter_that_nothing_passes(self, store: VectorStore) -> None:
         """Empty results are empty lists, one a query."""
@@ -60,7 +64,7 @@ class StoreContract:
             search = self._search(store, settings)
             if not search.wide:
                 continue
-            self._check(store, settings, count=120, width=search.k + 40)
+            self._check(store, settings, count=self.wide_queries, width=search.k + 40)
 
     def test_what_the_adapter_says(self, store: VectorStore) -> None:
         """Exact, wide and metric are what is documented of this store."""
@@ -123,6 +127,32 @@ class StoreContract:
         if self.score_error:
             hosts = [pytest.approx(row, abs=self.score_error) for row in hosts]
         assert hosts == given
+
+    @pytest.mark.filterwarnings("ignore:Relevance scores must be between:UserWarning")
+    @pytest.mark.parametrize("batching", ["exact", "probed"])
+    @pytest.mark.parametrize(
+        ("search_type", "settings"),
+        [
+            ("similarity", {"k": 4}),
+            ("similarity_score_threshold", {"k": 6, "score_threshold": 0.5}),
+            ("mmr", {"k": 3, "fetch_k": 12}),
+        ],
+        ids=["similarity", "threshold", "mmr"],
+    )
+    def test_every_search_type_through_the_retriever(
+        self, store: VectorStore, search_type: str, settings: dict[str, Any], batching: BatchMode
+    ) -> None:
+        """`SpeculativeRetriever`: one by one, in batches and side by side, the host's documents."""
+        retriever = store.as_retriever(search_type=search_type, search_kwargs=settings)
+        speculative = SpeculativeRetriever(retriever=retriever, batching=batching)
+        asked = questions(40)
+        expected = [copy.deepcopy(retriever.invoke(text)) for text in asked]
+        batched = [documents for batch in batches(asked) for documents in speculative.batch(batch)]
+        awaited = asyncio.run(speculative.abatch(asked[:20]))
+
+        assert [speculative.invoke(text) for text in asked[:10]] == expected[:10]
+        assert batched == expected
+        assert awaited == expected[:20]
 
     def _search(self, store: VectorStore, settings: dict[str, Any]) -> BatchSearch:
         search = batch_search_of(store.as_retriever(search_kwargs=settings))

@@ -61,12 +61,14 @@ class TestChroma(ChromaContract):
         assert len(expected[-1]) == 3
 
 
+@pytest.mark.slow
 class TestChromaCosine(ChromaContract):
     """Cosine distance."""
 
     metric = "cosine"
 
 
+@pytest.mark.slow
 class TestChromaInnerProduct(ChromaContract):
     """Inner product."""
 

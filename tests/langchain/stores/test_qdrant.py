@@ -60,6 +60,7 @@ class TestQdrant(QdrantContract):
         self._check(store, settings, count=60)
 
 
+@pytest.mark.slow
 class TestQdrantInnerProduct(QdrantContract):
     """Inner product."""
 
@@ -67,6 +68,7 @@ class TestQdrantInnerProduct(QdrantContract):
     distance = models.Distance.DOT
 
 
+@pytest.mark.slow
 class TestQdrantEuclid(QdrantContract):
     """Euclidean distance."""
 
