@@ -23,6 +23,10 @@ from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Request
 from tests.langchain.fake_models import WordChat, WordLLM
 
+pytestmark = pytest.mark.filterwarnings(  # ChatHuggingFace looks whether it stands on one of them
+    "ignore:.langchain-community. is being sunset:DeprecationWarning"
+)
+
 
 def known(llm: Runnable[Any, Any], **said: Any) -> Abilities:
     return abilities(unwrapped(llm), **said)
