@@ -1,1 +1,29 @@
-"""Speculative retrieval for LangChain: the same answers as the plain chain, sooner."""
+"""Speculative retrieval for LangChain: the same answers as the plain chain, sooner.
+
+`SpeculativeRAG` is a retriever and a model as one runnable, `speculate()` makes one of
+a chain that is there already, and `SpeculativeRetriever` is the retriever's part alone.
+"""
+
+from ralmspec_plugins.errors import MissingExtraError
+
+try:
+    import langchain_core as _langchain_core  # noqa: F401 the rest of this package needs it
+except ImportError as missing:
+    raise MissingExtraError("langchain", "langchain-core") from missing
+
+from langchain_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
+from langchain_ralmspec.chains import speculate
+from langchain_ralmspec.reply import Reply, Report
+from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.runnable import SpeculativeRAG
+
+__all__ = [
+    "BatchSearch",
+    "Reply",
+    "Report",
+    "Scored",
+    "SpeculativeRAG",
+    "SpeculativeRetriever",
+    "register_batch_search",
+    "speculate",
+]

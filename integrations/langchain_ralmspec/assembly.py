@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
 
-_WORKLOADS: Final[Mapping[str, Callable[[LanguageModel[Any]], Workload[Any]]]] = {
+_WORKLOADS: Final[Mapping[str, Callable[[Any], Workload[Any]]]] = {
     "one_shot": OneShot,
     "sentences": Sentences,
     "interval": Interval,
@@ -62,6 +62,11 @@ class Assembly:
         )
         self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
         self._settings(self._host, schedule=rag.schedule or Continuous())  # refuse early
+
+    @property
+    def question_key(self) -> str:
+        """Where the question stands in a dict, and in the prompt."""
+        return self._rag.question_key
 
     @property
     def request_settings(self) -> dict[str, Any]:

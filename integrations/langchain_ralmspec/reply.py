@@ -33,31 +33,36 @@ class Reply(TypedDict):
     ralmspec: Report
 
 
-def question_of(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def question_of(value: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
     """Find the question in an input, and what else is to be given back and to the prompt.
+
+    Args:
+        value: a question, or a dict with one.
+        key: where it stands in a dict; else it may stand under "input" or "question".
 
     Raises:
         InputError: there is none.
     """
     if isinstance(value, str):
-        return value, {"input": value}
+        return value, {key: value}
+    names = list(dict.fromkeys((key, "input", "question")))
     if not isinstance(value, Mapping):
         raise InputError(
-            f"the input must be a text or a dict with 'input' or 'question', "
+            f"the input must be a text or a dict with {' or '.join(map(repr, names))}, "
             f"got {type(value).__name__}"
         )
-    question = value.get("input", value.get("question"))
+    question = next((value[name] for name in names if name in value), None)
     if not isinstance(question, str):
         raise InputError(
-            f"the input must have a text under 'input' or 'question', got the keys {list(value)}"
-            + (f" and {question!r}" if question is not None else "")
+            f"the input must have a text under {' or '.join(map(repr, names))}, "
+            f"got the keys {list(value)}" + (f" and {question!r}" if question is not None else "")
         )
     return question, dict(value)
 
 
-def variables_of(question: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a prompt may ask for: the input's keys, and the question under either name."""
-    return {"input": question, "question": question, **given}
+def variables_of(question: str, given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Give what a prompt may ask for: the input's keys, and the question under its usual names."""
+    return {"input": question, "question": question, key: question, **given}
 
 
 class Pieces:
@@ -116,7 +121,7 @@ class Pieces:
         )
 
 
-def added_up(pieces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def added_up(pieces: Iterable[AddableDict]) -> dict[str, Any]:
     """Add pieces up to the reply that they are pieces of."""
     whole = AddableDict()
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""One request's run: what happens in the engine, told to the host's handlers, given out in pieces."""
+"""One request: what happens in the engine, told to the host's handlers and given out in pieces."""
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import Any, Final
@@ -42,8 +42,9 @@ class RequestRun:
             InputError: there is no question.
             ConfigError: an unknown setting, or one without a meaning.
         """
-        question, given = question_of(value)
-        context = HostContext(config, variables_of(question, given), asynchronous)
+        question, given = question_of(value, assembly.question_key)
+        variables = variables_of(question, given, assembly.question_key)
+        context = HostContext(config, variables, asynchronous)
         self._request = _request(assembly, question, context, settings)
         self._engines = assembly.engines(config)
         self._telling = Telling(context, assembly.voice(config), assembly.llm)

@@ -1,9 +1,9 @@
 """A retriever and a model as one LangChain runnable that speculates."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
@@ -14,7 +14,8 @@ from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, PrivateAttr
+from langchain_core.runnables.utils import AddableDict
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
 from langchain_ralmspec.assembly import Assembly, WorkloadName
@@ -28,10 +29,10 @@ from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, Share
 from ralmspec_plugins.protocols import LanguageModel, Workload
 
 Question: TypeAlias = str | dict[str, Any]
-Chunk: TypeAlias = dict[str, Any]
+Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answer"`, the answer's
 
 
-class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
+class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Answers questions over a retriever with a model, retrieving again and again, speculatively.
 
     The answer is that of the loop which a user would write by hand with the same
@@ -58,15 +59,19 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
     llm: Runnable[Any, Any]
     """A `BaseLLM` or `BaseChatModel`; for `workload="one_shot"` any runnable."""
 
-    prompt: BasePromptTemplate[Any] | None = None
+    prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
     """What the model is given: with `context`, and `input` or `question`."""
-    document_prompt: BasePromptTemplate[Any] | None = None
+    document_prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
     """How a document is shown; its text alone by default."""
     document_separator: str = "\n\n"
     document_variable_name: str = "context"
+    question_key: str = "input"
+    """Where the question stands in a dict; the prompt may have it by this name too."""
+    output: Literal["reply", "answer"] = "reply"
+    """What comes back: all of it, or the answer alone."""
     format_docs: Callable[[list[Document]], str] | None = None
     """Shows all documents, instead of `document_prompt` and `document_separator`."""
-    output_parser: BaseOutputParser[Any] | None = None
+    output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
     """Makes `answer` of the whole text; the text itself by default."""
 
     workload: WorkloadName | Callable[[LanguageModel[Any]], Workload[Any]] | None = None
@@ -138,10 +143,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
     @property
     @override
     def OutputType(self) -> Any:
-        return Reply
+        return Reply if self.output == "reply" else Any
 
     @override
-    def invoke(self, input: Question, config: RunnableConfig | None = None, **kwargs: Any) -> Chunk:
+    def invoke(self, input: Question, config: RunnableConfig | None = None, **kwargs: Any) -> Given:
         """Answer a question.
 
         Args:
@@ -158,7 +163,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
     @override
     async def ainvoke(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Chunk:
+    ) -> Given:
         """Answer a question on an event loop."""
         answer = partial(self._ainvoke, settings=kwargs)
         return await self._acall_with_config(answer, input, config)
@@ -166,7 +171,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
     @override
     def stream(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Given]:
         """Answer piece by piece: input, documents as they are confirmed, text as it is settled."""
         pieces = partial(self._transform, settings=kwargs)
         yield from self._transform_stream_with_config(iter([input]), pieces, config)
@@ -174,7 +179,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
     @override
     async def astream(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[Given]:
         """Answer piece by piece on an event loop."""
 
         async def inputs() -> AsyncIterator[Question]:
@@ -192,7 +197,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
-    ) -> list[Chunk]:
+    ) -> list[Given]:
         """Answer many questions at once: their searches are merged, and they share a pool."""
         together = self._together()
         return super(SpeculativeRAG, together).batch(
@@ -207,7 +212,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
-    ) -> list[Chunk]:
+    ) -> list[Given]:
         """Answer many questions at once on an event loop."""
         together = self._together()
         return await super(SpeculativeRAG, together).abatch(
@@ -221,8 +226,22 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         """
         self.runtime.close()
 
+    @override
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied._assembly = Assembly(copied)  # noqa: SLF001 its own class
+        return copied
+
     def _together(self) -> "SpeculativeRAG":
         return self if self.pool is not None else self.model_copy(update={"pool": SharedPool()})
+
+    def _given_out(self, pieces: Iterable[AddableDict]) -> Iterator[Any]:
+        """Leave of each piece what is asked for."""
+        for piece in pieces:
+            if self.output == "reply":
+                yield piece
+            elif "answer" in piece:
+                yield piece["answer"]
 
     def _invoke(
         self,
@@ -231,9 +250,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         config: RunnableConfig,
         *,
         settings: Mapping[str, Any],
-    ) -> Chunk:
+    ) -> Given:
         run = RequestRun(self._assembly, value, config, settings)
-        return added_up(run.pieces(reports=wants_stream(config)))
+        return self._whole(run.pieces(reports=wants_stream(config)))
 
     async def _ainvoke(
         self,
@@ -242,10 +261,14 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         config: RunnableConfig,
         *,
         settings: Mapping[str, Any],
-    ) -> Chunk:
+    ) -> Given:
         run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
         pieces = run.apieces(reports=wants_stream(config))
-        return added_up([piece async for piece in pieces])
+        return self._whole([piece async for piece in pieces])
+
+    def _whole(self, pieces: Iterable[AddableDict]) -> Any:
+        reply = added_up(pieces)
+        return reply if self.output == "reply" else reply["answer"]
 
     def _transform(
         self,
@@ -254,9 +277,11 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         config: RunnableConfig,
         *,
         settings: Mapping[str, Any],
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Given]:
         for value in values:
-            yield from RequestRun(self._assembly, value, config, settings).pieces(reports=True)
+            run = RequestRun(self._assembly, value, config, settings)
+            with closing(run.pieces(reports=True)) as pieces:
+                yield from self._given_out(pieces)
 
     async def _atransform(
         self,
@@ -265,9 +290,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Chunk]):
         config: RunnableConfig,
         *,
         settings: Mapping[str, Any],
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[Given]:
         async for value in values:
             run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
             async with aclosing(run.apieces(reports=True)) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    for part in self._given_out([piece]):
+                        yield part

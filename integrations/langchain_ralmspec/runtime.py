@@ -37,6 +37,10 @@ class Runtime:
         self._lock = threading.Lock()
         self._reset()
 
+    def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
+        """Be copied and pickled as a new one: threads belong to one process, and one owner."""
+        return Runtime, ()
+
     def _reset(self) -> None:
         self._process = os.getpid()
         self._threads: ThreadPoolExecutor | None = None

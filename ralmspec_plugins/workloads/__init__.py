@@ -2,5 +2,6 @@
 
 from ralmspec_plugins.workloads.interval import Interval
 from ralmspec_plugins.workloads.one_shot import OneShot
+from ralmspec_plugins.workloads.sentences import Sentences
 
-__all__ = ["Interval", "OneShot"]
+__all__ = ["Interval", "OneShot", "Sentences"]

@@ -1,0 +1,234 @@
+"""`speculate(chain)`: what users have already, recognised exactly or refused clearly."""
+
+from operator import itemgetter
+from typing import Any
+
+import pytest
+from langchain_classic.chains import create_history_aware_retriever, create_retrieval_chain
+from langchain_classic.chains.combine_documents import create_stuff_documents_chain
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models import BaseLLM, GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
+from langchain_core.outputs import Generation, LLMResult
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_ralmspec import SpeculativeRAG, speculate
+
+from ralmspec_plugins.errors import ConfigError
+
+PROMPT = PromptTemplate.from_template("{context} ? {question} !")
+
+
+class Parrot(BaseLLM):
+    """Says what it was given, backwards: so that every character of a prompt counts."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "parrot"
+
+    def _generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        return LLMResult(generations=[[Generation(text=prompt[::-1])] for prompt in prompts])
+
+
+def show(documents: list[Document]) -> str:
+    """Show documents in a way of its own."""
+    return " / ".join(document.page_content.upper() for document in documents)
+
+
+@pytest.fixture
+def retriever() -> BaseRetriever:
+    texts = ["red fox", "blue whale", "green frog", "grey wolf", "white swan"]
+    store = InMemoryVectorStore.from_texts(texts, DeterministicFakeEmbedding(size=16))
+    return store.as_retriever(search_kwargs={"k": 3})
+
+
+def without_report(reply: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in reply.items() if key != "ralmspec"}
+
+
+@pytest.mark.parametrize("separator", ["\n\n", " | "])
+@pytest.mark.parametrize("question", ["fox", "", "wölfe 🐺"])
+def test_a_retrieval_chain_gives_what_it_gave(
+    retriever: BaseRetriever, separator: str, question: str
+) -> None:
+    """Every key of `create_retrieval_chain`'s reply is the same, extra inputs included."""
+    prompt = ChatPromptTemplate.from_messages(
+        [
+            ("system", "In {language}: {context}"),
+            ("placeholder", "{chat_history}"),
+            ("user", "{input}"),
+        ]
+    )
+    shown = PromptTemplate.from_template("<{page_content}>")
+    combine = create_stuff_documents_chain(
+        Parrot(), prompt, document_prompt=shown, document_separator=separator
+    )
+    chain = create_retrieval_chain(retriever, combine)
+    value = {"input": question, "language": "French", "chat_history": [("ai", "hello")]}
+    ours = speculate(chain)
+
+    assert isinstance(ours, SpeculativeRAG)
+    assert chain.invoke(value) == without_report(ours.invoke(value))
+    assert ours.get_name() == "retrieval_chain"
+
+
+async def test_it_gives_the_same_asynchronously_and_in_pieces(retriever: BaseRetriever) -> None:
+    """`ainvoke` and the sum of `astream` too."""
+    prompt = PromptTemplate.from_template("{context} ? {input}")
+    chain = create_retrieval_chain(retriever, create_stuff_documents_chain(Parrot(), prompt))
+    ours = speculate(chain)
+    pieces = [piece async for piece in ours.astream({"input": "fox"})]
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total = total + piece
+
+    assert await chain.ainvoke({"input": "fox"}) == without_report(
+        await ours.ainvoke({"input": "fox"})
+    )
+    assert chain.invoke({"input": "fox"}) == without_report(total)
+
+
+def _idioms(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], Any]]:
+    end = PROMPT | Parrot() | StrOutputParser()
+    key = itemgetter("question")
+    return {
+        "passed through": (
+            {"context": retriever | show, "question": RunnablePassthrough()} | end,
+            "fox",
+        ),
+        "as python shows it": (
+            {"context": retriever, "question": RunnablePassthrough()} | end,
+            "fox",
+        ),
+        "a dict": ({"context": key | retriever | show, "question": key} | end, {"question": "fox"}),
+        "a lambda": (
+            {"context": (lambda x: x["question"]) | retriever | show, "question": key} | end,
+            {"question": "fox"},
+        ),
+        "assigned": (
+            RunnablePassthrough.assign(context=key | retriever | show) | end,
+            {"question": "fox", "unused": 3},
+        ),
+        "another name": (
+            {"docs": retriever | show, "q": RunnablePassthrough()}
+            | PromptTemplate.from_template("{docs}: {q}")
+            | Parrot()
+            | StrOutputParser(),
+            "fox",
+        ),
+        "more inputs": (
+            {"context": key | retriever | show, "question": key, "tone": itemgetter("tone")}
+            | PromptTemplate.from_template("{context} {tone} {question}")
+            | Parrot()
+            | StrOutputParser(),
+            {"question": "fox", "tone": "dry"},
+        ),
+        "a bound retriever": (
+            {
+                "context": retriever.with_config(run_name="find") | show,
+                "question": RunnablePassthrough(),
+            }
+            | end,
+            "fox",
+        ),
+        "a parser": (
+            {"context": retriever | show, "question": RunnablePassthrough()}
+            | PROMPT
+            | GenericFakeChatModel(messages=iter([AIMessage('{"a": [1]}')] * 9))
+            | JsonOutputParser(),
+            "fox",
+        ),
+    }
+
+
+IDIOMS = (
+    *("passed through", "as python shows it", "a dict", "a lambda", "assigned", "another name"),
+    *("more inputs", "a bound retriever", "a parser"),
+)
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_an_idiom_of_the_documentation_gives_what_it_gave(
+    retriever: BaseRetriever, idiom: str
+) -> None:
+    """Chains written with `|` are understood, and give the answer alone, as they did."""
+    chain, value = _idioms(retriever)[idiom]
+    expected = chain.invoke(value)
+    ours = speculate(chain)
+
+    assert ours.invoke(value) == expected
+    pieces = list(ours.stream(value))
+    assert expected == ("".join(pieces) if isinstance(expected, str) else pieces[-1])
+
+
+def test_settings_are_taken_over(retriever: BaseRetriever) -> None:
+    """What is asked for besides wins."""
+    chain, _ = _idioms(retriever)["passed through"]
+    ours = speculate(chain, speculate=False, name="mine", output="reply")
+
+    assert (ours.speculate, ours.get_name(), ours.workload) == (False, "mine", "one_shot")
+    assert ours.invoke("fox")["answer"] == chain.invoke("fox")
+
+
+def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], str]]:
+    end = PROMPT | Parrot() | StrOutputParser()
+    question = RunnablePassthrough()
+    begin = {"context": retriever | show, "question": question}
+    history = ChatPromptTemplate.from_messages(
+        [("placeholder", "{chat_history}"), ("user", "{input}")]
+    )
+    aware = create_history_aware_retriever(Parrot(), retriever, history)
+    stuff = create_stuff_documents_chain(Parrot(), PromptTemplate.from_template("{context}{input}"))
+    return {
+        "no retriever": (
+            {"context": RunnableLambda(str), "question": question} | end,
+            "first step",
+        ),
+        "two steps before": (
+            {"context": RunnableLambda(str) | str | retriever | show, "question": question} | end,
+            "'context'",
+        ),
+        "a changed question": (
+            {"context": RunnableLambda(str.upper) | retriever | show, "question": question} | end,
+            "the step before the retriever",
+        ),
+        "another question": ({**begin, "question": RunnableLambda(str.upper)} | end, "'question'"),
+        "no parser": (begin | PROMPT | Parrot(), "StrOutputParser"),
+        "something behind": (begin | end | RunnableLambda(str.strip), "prompt | model | parser"),
+        "no prompt": (
+            begin | RunnableLambda(str) | Parrot() | StrOutputParser(),
+            "prompt template",
+        ),
+        "no model": (begin | PROMPT | RunnableLambda(str) | StrOutputParser(), "a model"),
+        "bound": ((begin | end).with_config(tags=["mine"]), "tags"),
+        "history": (
+            create_retrieval_chain(aware, stuff),
+            "'context'",
+        ),
+        "own combination": (
+            create_retrieval_chain(retriever, RunnableLambda(lambda x: str(x))),
+            "create_stuff_documents_chain",
+        ),
+        "a model alone": (Parrot(), "prompt | model | parser"),
+    }
+
+
+STRANGE = (
+    *("no retriever", "two steps before", "a changed question", "another question", "no parser"),
+    *("something behind", "no prompt", "no model", "bound", "history", "own combination"),
+    "a model alone",
+)
+
+
+@pytest.mark.parametrize("shape", STRANGE)
+def test_what_is_not_understood_is_refused_by_name(retriever: BaseRetriever, shape: str) -> None:
+    """Nothing that is only similar is taken for an equivalent."""
+    chain, named = _strange(retriever)[shape]
+
+    with pytest.raises(ConfigError, match="speculate") as caught:
+        speculate(chain)
+    assert named in str(caught.value)
