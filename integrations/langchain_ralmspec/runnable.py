@@ -104,7 +104,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Answers of former searches, trusted: only where the index does not change meanwhile."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
-    batch_search: BatchMode = "exact"
+    batching: BatchMode = "exact"
     """Which stores are searched in batches: "exact", "probed" or "off" (docs/langchain.md)."""
     side_by_side: int = 8
     """Single calls of the retriever at a time."""
