@@ -77,7 +77,9 @@ def _composite(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
         return _array(value, rules, inside)
     fields = _fields(value)
     if fields is not None:
-        return _part(b"fields of " + rules.opaque(kind), _pairs(fields, rules, inside))
+        hidden = rules.opaque(value) if getattr(value, "__pydantic_private__", None) else b""
+        parts = _pairs(fields, rules, inside)
+        return _part(b"fields of " + rules.opaque(kind), [hidden, *parts])
     return _part(b"opaque " + _name(kind), [rules.opaque(value)])
 
 
@@ -97,7 +99,11 @@ def _array(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Read a record's content: a dataclass's, or a pydantic model's; `None` for other things."""
+    """Read a record's content: a dataclass's, or a pydantic model's; `None` for other things.
+
+    What a model keeps in private is its own affair (counters, caches, clients): with
+    it, a model is named as an object besides.
+    """
     if isinstance(value, type):
         return None
     own = dict(getattr(value, "__dict__", {}))
@@ -106,9 +112,8 @@ def _fields(value: Any) -> dict[str, Any] | None:
         own |= {one.name: getattr(value, one.name) for one in listed if hasattr(value, one.name)}
         return own
     if hasattr(type(value), "__pydantic_fields__"):
-        for name in ("__pydantic_extra__", "__pydantic_private__"):
-            if rest := getattr(value, name, None):
-                own[name] = rest
+        if more := getattr(value, "__pydantic_extra__", None):
+            own["__pydantic_extra__"] = more
         return own
     return None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
@@ -121,6 +121,21 @@ def test_a_change_in_place_is_another_key() -> None:
     settings["filter"].must.append(2)
 
     assert frozen(settings) != before
+
+
+def test_what_a_model_keeps_in_private_is_not_looked_at() -> None:
+    """A model that counts its calls keeps its key; another one like it has another."""
+
+    class Counting(BaseModel):
+        k: int = 4
+        _calls: int = PrivateAttr(default=0)
+
+    one, other = Counting(), Counting()
+    before = frozen(one)
+    one._calls += 1
+
+    assert frozen(one) == before
+    assert frozen(other) != before
 
 
 def test_large_containers_may_be_left_closed() -> None:
