@@ -14,8 +14,8 @@ from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scor
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores.certificate import certain
 from ralmspec_plugins.hosts.stores.faiss import FaissRows, flat_metric, flat_search, plain_search
-from ralmspec_plugins.retrieval.ranking import FloatArray, Vectors, exact_scores
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
+from ralmspec_plugins.retrieval.ranking import Vectors, exact_scores
 
 _KNOWN = {"k", "filter", "fetch_k", "score_threshold"}
 _FETCH_K = 20  # the wrapper's default
@@ -116,21 +116,22 @@ class FaissSearch:
         k: int,
     ) -> list[Scored]:
         """Give one query's documents, those of the host's own k certain or asked singly."""
-        embedded = rows.candidates.vectors[:width]
+        embedded = rows.vectors[:width]
         found = [
             Scored(self._document(at), its_vector)
             for at, its_vector in zip(rows.positions[:width].tolist(), embedded, strict=True)
         ]
-        passing = self._passing(found, exact_scores(embedded, query, metric), metric)
+        passing = self._passing(found, embedded, query, metric)
         own = min(k, self.k)
         read = passing[own - 1] + 1 if len(passing) >= own else width
         kept = [found[at] for at in passing]
-        if certain(query, rows.candidates, read, metric, self._cut(metric)):
+        cut = self._cut(metric)
+        if certain(query, rows.candidates(read if cut is None else width), read, metric, cut):
             return kept[:k]
         return self._single(vector, own, kept)[:k]
 
     def _passing(
-        self, found: Sequence[Scored], scores: FloatArray, metric: ScanMetric
+        self, found: Sequence[Scored], embedded: Vectors, query: Vectors, metric: ScanMetric
     ) -> list[int]:
         """Give the positions of what the host would keep, by filter and raw threshold."""
         passes = self._filter()
@@ -142,6 +143,7 @@ class FaissSearch:
         upwards = strategy in _BIGGER_IS_BETTER
         if metric is ScanMetric.L2:  # here scores are distances, negated
             upwards = not upwards
+        scores = exact_scores(embedded, query, metric)
         return [at for at in kept if (scores[at] >= cut) == upwards]
 
     def _filter(self) -> Callable[[dict[str, Any]], bool]:

@@ -118,7 +118,7 @@ class LanceSearch:
     def _certified(self, vector: Vector, rows: Any, limit: int, own: int, k: int) -> list[Scored]:
         column = self.store._vector_key  # noqa: SLF001
         query = np.asarray(vector, dtype=np.float32)
-        found = lance.candidates(rows, column, limit) if len(rows) else None
+        found = lance.candidates(rows, column, own, limit) if len(rows) else None
         if found is not None and certain(query, found, own, ScanMetric.L2):
             return self._scored(rows.slice(0, k))
         return self._single(vector, own)

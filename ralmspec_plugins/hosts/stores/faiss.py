@@ -28,10 +28,25 @@ _norms: "WeakKeyDictionary[Any, tuple[int, object, float]]" = WeakKeyDictionary(
 
 @dataclass(frozen=True, slots=True)
 class FaissRows:
-    """One query's rows, best first: their positions in the index, and what is sure about them."""
+    """One query's rows, best first.
+
+    `positions` in the index; `scores` as the scan gave them, bigger is better;
+    `complete`: no row of the index was left out; `largest_norm` of all rows, where it counts.
+    """
 
     positions: NDArray[np.int64]
-    candidates: Candidates
+    scores: Vectors
+    vectors: Vectors
+    complete: bool
+    largest_norm: float | None
+
+    def candidates(self, k: int) -> Candidates:
+        """Give as many rows as it takes to certify the first k."""
+        count = min(k + MARGIN, len(self.positions))
+        if self.complete and count == len(self.positions):
+            return Candidates(self.vectors, None)
+        worst = float(self.scores[count - 1]) if count else np.inf
+        return Candidates(self.vectors[:count], worst, self.largest_norm)
 
 
 def flat_metric(index: Any) -> Metric | None:
@@ -62,12 +77,11 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
     largest = _largest_norm(index, stamp) if metric is Metric.IP else None
     found = []
     for row_scores, row_positions in zip(fast, positions, strict=True):
-        there = row_positions[row_positions >= 0]
-        vectors = index.reconstruct_batch(there)
-        worst = float(row_scores[-1]) if count < total else None
-        if len(there) < count:  # NaN somewhere: nothing is sure
-            worst = np.inf
-        found.append(FaissRows(there, Candidates(vectors, worst, largest)))
+        there = row_positions >= 0  # NaN somewhere: fewer, and then nothing is sure
+        kept = row_positions[there]
+        complete = len(kept) == total
+        vectors = index.reconstruct_batch(kept)
+        found.append(FaissRows(kept, row_scores[there], vectors, complete, largest))
     return found
 
 
@@ -79,7 +93,8 @@ def plain_search(index: Any, queries: Vectors, width: int) -> list[NDArray[np.in
 
 def _nothing(dimension: int) -> FaissRows:
     empty = np.empty((0, dimension), dtype=np.float32)
-    return FaissRows(np.empty(0, dtype=np.int64), Candidates(empty, None))
+    none = np.empty(0, dtype=np.int64)
+    return FaissRows(none, empty[:, 0], empty, complete=True, largest_norm=None)
 
 
 def _largest_norm(index: Any, stamp: object) -> float:

@@ -55,12 +55,13 @@ def vectors_of(rows: Any, column: str) -> Vectors:
     return flat.reshape(-1, dimension)
 
 
-def candidates(rows: Any, column: str, limit: int) -> Candidates:
-    """Read what an L2 scan for `limit` rows found."""
-    worst = None
-    if len(rows) >= limit:
-        worst = -float(rows[DISTANCE][len(rows) - 1].as_py())
-    return Candidates(vectors_of(rows, column), worst)
+def candidates(rows: Any, column: str, k: int, limit: int) -> Candidates:
+    """Give as many of the rows that an L2 scan for `limit` found as it takes to certify k."""
+    count = min(with_margin(k), len(rows))
+    if len(rows) < limit and count == len(rows):
+        return Candidates(vectors_of(rows, column), None)
+    worst = -float(rows[DISTANCE][count - 1].as_py())
+    return Candidates(vectors_of(rows.slice(0, count), column), worst)
 
 
 def with_margin(k: int) -> int:

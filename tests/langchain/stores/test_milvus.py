@@ -19,6 +19,7 @@ class TestMilvus(StoreContract):
     nothing = {"expr": "topic == 'none'"}
     exact = False
     wide = False
+    awaits = False  # its asynchronous client belongs to the first event loop that used it
     index: dict[str, Any] = {"index_type": "FLAT", "metric_type": "L2", "params": {}}
 
     @pytest.fixture(scope="class")
