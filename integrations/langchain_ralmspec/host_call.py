@@ -159,7 +159,7 @@ class _End(BaseCallbackHandler):
 
     def __init__(self) -> None:
         self.heard = False
-        self.ended = False
+        self.ended: bool | None = None
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         self.read(response)

@@ -61,12 +61,10 @@ _REMOTE = frozenset(
     )
 )
 _REMOTE_CLASSES = frozenset({"langchain_huggingface.llms.huggingface_endpoint.HuggingFaceEndpoint"})
-_CUT_OFF = frozenset(  # finish reasons that do not say that the model came to an end
-    {
-        *("length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length"),
-        *("max_length", "finish_reason_unspecified", "unspecified", "unknown", "null", ""),
-    }
+_CUT_OFF = frozenset(  # finish reasons of a text that a bound cut off
+    {"length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length", "max_length"}
 )
+_UNSAID = frozenset({"finish_reason_unspecified", "unspecified", "unknown", "null", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,13 +215,14 @@ def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def came_to_an_end(information: Mapping[str, Any] | None) -> bool:
-    """Say whether a model reported that it ended by itself, in what goes with its output."""
+def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
+    """Say whether a model ended by itself or at a bound, if what goes with its output says so."""
     for name in ("finish_reason", "stop_reason", "done_reason"):
         reason = (information or {}).get(name)
         if reason is not None:
-            return str(getattr(reason, "name", reason)).lower() not in _CUT_OFF
-    return False
+            said = str(getattr(reason, "name", reason)).lower()
+            return None if said in _UNSAID else said not in _CUT_OFF
+    return None
 
 
 def _qualified(kind: type) -> str:

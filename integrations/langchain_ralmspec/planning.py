@@ -108,8 +108,6 @@ def planned(
     stop = [sentence_stop] if step == "stop" else list(draft.origin.stop)
     if stop and known.takes_stop:
         arguments["stop"] = stop
-    if step == "whole":
-        return bound, arguments
-    if known.bound is not None:
+    if step in ("tokens", "sentence") and known.bound is not None:
         arguments.update(merged(inner.arguments, known.bound(bound)))
     return bound, arguments

@@ -12,7 +12,7 @@ from ralmspec_plugins.records import Request
 # A word, or a character of a script that has no spaces, stands in for a token.
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
-_HALF = re.compile(f"[\ud800-\udbff{INCOMPLETE}]+$")  # of a character whose rest may follow
+_HALF = re.compile(rf"[\ud800-\udbff{INCOMPLETE}]+\Z")  # of a character whose rest may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,12 @@ class Usage:
 class Written:
     """What one host call gave.
 
-    `ended` says that the model itself came to an end, rather than to the bound.
+    `ended` says whether the model itself came to an end, rather than to a bound; None
+    where the host does not say.
     """
 
     text: str
-    ended: bool = False
+    ended: bool | None = None
     usage: Usage = Usage()
     message: Any = None
     recording: Any = None
@@ -88,7 +89,7 @@ def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
     the bounds are used up.
     """
     spent = draft.spent + bound
-    ended = written.ended or not written.text or spent >= draft.origin.max_tokens
+    ended = bool(written.ended) or not written.text or spent >= draft.origin.max_tokens
     return _appended(draft, written, written.text, spent=spent, ended=ended)
 
 
@@ -107,9 +108,10 @@ def grown_to_stop(draft: TextDraft, written: Written, stop: str, bound: int) -> 
     """Append a sentence whose end the host cut off because it was told to stop there.
 
     Nothing tells an end of the model from that stop; so the text ends where
-    nothing more comes.
+    nothing more comes. What a bound cut off has no end to be put back.
     """
-    piece = written.text + stop if written.text else ""
+    cut_off = not written.text or written.ended is False
+    piece = written.text if cut_off else written.text + stop
     spent = draft.spent + min(bound, max(1, len(_UNIT.findall(piece))))
     ended = not piece or spent >= draft.origin.max_tokens
     return _appended(draft, written, piece, spent=spent, ended=ended)

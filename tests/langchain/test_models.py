@@ -218,16 +218,17 @@ def test_what_runs_beside_itself() -> None:
         ({"stop_reason": "end_turn"}, True),
         ({"stop_reason": "max_tokens"}, False),
         ({"done_reason": "length"}, False),
-        ({"finish_reason": None}, False),
-        ({"finish_reason": ""}, False),
-        ({}, False),
-        (None, False),
+        ({"finish_reason": None}, None),
+        ({"finish_reason": ""}, None),
+        ({"finish_reason": "FINISH_REASON_UNSPECIFIED"}, None),
+        ({}, None),
+        (None, None),
     ],
     ids=str,
 )
-def test_why_a_model_ended(information: dict[str, Any] | None, expected: bool) -> None:
-    """A bound that was reached is no end; what is not said is none either."""
-    assert expected == came_to_an_end(information)
+def test_why_a_model_ended(information: dict[str, Any] | None, expected: bool | None) -> None:
+    """A bound that was reached is no end; what is not said is not guessed."""
+    assert expected is came_to_an_end(information)
 
 
 def test_the_fakes_are_models() -> None:
