@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.direct import direct_lm
+from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
@@ -78,6 +79,11 @@ class Assembly:
             "seed": rag.seed,
             "deadline_s": rag.deadline_s,
         }
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far."""
+        return self._host.stats
 
     def voice(self, config: RunnableConfig) -> Voice:
         """Say how the retriever announces itself in a call with this config."""

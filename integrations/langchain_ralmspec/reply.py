@@ -1,7 +1,7 @@
 """A request's question and what comes back: input, context, answer, in pieces that add up."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.documents import Document
 from langchain_core.runnables.utils import AddableDict
@@ -13,6 +13,7 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.hosts.text_draft import Usage
 
+Output: TypeAlias = Literal["reply", "answer"]
 REPORT: Final = "ralmspec"  # the key of the report in a reply
 
 
@@ -121,9 +122,18 @@ class Pieces:
         )
 
 
-def added_up(pieces: Iterable[AddableDict]) -> dict[str, Any]:
-    """Add pieces up to the reply that they are pieces of."""
-    whole = AddableDict()
+def whole(pieces: Iterable[AddableDict], output: Output) -> Any:
+    """Add pieces up, and leave of the reply what is asked for."""
+    reply = AddableDict()
     for piece in pieces:
-        whole = whole + piece
-    return dict(whole)
+        reply = reply + piece
+    return dict(reply) if output == "reply" else reply["answer"]
+
+
+def given_out(pieces: Iterable[AddableDict], output: Output) -> Iterator[Any]:
+    """Leave of each piece what is asked for."""
+    for piece in pieces:
+        if output == "reply":
+            yield piece
+        elif "answer" in piece:
+            yield piece["answer"]

@@ -1,9 +1,9 @@
 """A retriever and a model as one LangChain runnable that speculates."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
@@ -14,15 +14,15 @@ from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
 from langchain_ralmspec.assembly import Assembly, WorkloadName
+from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.looking import BatchMode
 from langchain_ralmspec.models import Bound, Continuation
 from langchain_ralmspec.recording import wants_stream
-from langchain_ralmspec.reply import Reply, added_up
+from langchain_ralmspec.reply import Output, Reply, given_out, whole
 from langchain_ralmspec.request_run import RequestRun
 from langchain_ralmspec.runtime import Runtime
 from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
@@ -67,7 +67,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     document_variable_name: str = "context"
     question_key: str = "input"
     """Where the question stands in a dict; the prompt may have it by this name too."""
-    output: Literal["reply", "answer"] = "reply"
+    output: Output = "reply"
     """What comes back: all of it, or the answer alone."""
     format_docs: Callable[[list[Document]], str] | None = None
     """Shows all documents, instead of `document_prompt` and `document_separator`."""
@@ -219,6 +219,11 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
             inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far: round trips, and queries in them."""
+        return self._assembly.stats
+
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go.
 
@@ -235,14 +240,6 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def _together(self) -> "SpeculativeRAG":
         return self if self.pool is not None else self.model_copy(update={"pool": SharedPool()})
 
-    def _given_out(self, pieces: Iterable[AddableDict]) -> Iterator[Any]:
-        """Leave of each piece what is asked for."""
-        for piece in pieces:
-            if self.output == "reply":
-                yield piece
-            elif "answer" in piece:
-                yield piece["answer"]
-
     def _invoke(
         self,
         value: Question,
@@ -252,7 +249,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings)
-        return self._whole(run.pieces(reports=wants_stream(config)))
+        return whole(run.pieces(reports=wants_stream(config)), self.output)
 
     async def _ainvoke(
         self,
@@ -264,11 +261,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
         pieces = run.apieces(reports=wants_stream(config))
-        return self._whole([piece async for piece in pieces])
-
-    def _whole(self, pieces: Iterable[AddableDict]) -> Any:
-        reply = added_up(pieces)
-        return reply if self.output == "reply" else reply["answer"]
+        return whole([piece async for piece in pieces], self.output)
 
     def _transform(
         self,
@@ -281,7 +274,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         for value in values:
             run = RequestRun(self._assembly, value, config, settings)
             with closing(run.pieces(reports=True)) as pieces:
-                yield from self._given_out(pieces)
+                yield from given_out(pieces, self.output)
 
     async def _atransform(
         self,
@@ -295,5 +288,5 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
             run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
             async with aclosing(run.apieces(reports=True)) as pieces:
                 async for piece in pieces:
-                    for part in self._given_out([piece]):
+                    for part in given_out([piece], self.output):
                         yield part
