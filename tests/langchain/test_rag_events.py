@@ -1,0 +1,260 @@
+"""Handlers hear of committed work what the same calls by hand tell them, and of nothing else."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
+
+from tests.langchain.rag_loops import by_hand
+from tests.langchain.rag_parts import (
+    QUESTIONS,
+    AsyncLog,
+    HashChat,
+    HashLLM,
+    HashRetriever,
+    Log,
+    ThreadedLLM,
+    canaries,
+    documents,
+    rag_of,
+    told,
+    vector_store,
+)
+
+LIAR = HashRetriever(documents=documents(), salt="lie")
+MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
+CONFIG: dict[str, Any] = {"tags": ["mine"], "metadata": {"user": "u1"}, "run_name": "the run"}
+
+
+def retriever_of(kind: str) -> Any:
+    if kind == "looked into":
+        store = vector_store(documents())
+        return store.as_retriever(search_kwargs={"k": 2}, tags=["own"], metadata={"m": 1})
+    return HashRetriever(documents=documents(), tags=["own"], metadata={"m": 1})
+
+
+def parts(model: str, kind: str, workload: str, **settings: Any) -> tuple[Any, Any, Any]:
+    llm, retriever = MODELS[model](), retriever_of(kind)
+    return llm, retriever, rag_of(llm, retriever, workload, replica=LIAR, pool=None, **settings)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", ["black box", "looked into"])
+@pytest.mark.parametrize("workload", ["sentences", "interval", "one_shot"])
+async def test_invoked_it_tells_what_the_loop_by_hand_tells(
+    model: str, kind: str, workload: str
+) -> None:
+    """Names, order, nesting, tags, metadata, inputs and outputs; wrong branches unheard."""
+    llm, retriever, rag = parts(model, kind, workload)
+    hand = by_hand(llm, retriever, workload)
+    for question in QUESTIONS[:3]:
+        logs = Log(), Log(), AsyncLog(), AsyncLog()
+        hand.invoke(question, {**CONFIG, "callbacks": [logs[0]]})
+        right = canaries(logs[0].events)
+        rag.invoke(question, {**CONFIG, "callbacks": [logs[1]]})
+        await hand.ainvoke(question, {**CONFIG, "callbacks": [logs[2]]})
+        await rag.ainvoke(question, {**CONFIG, "callbacks": [logs[3]]})
+
+        assert told(logs[0]) == told(logs[1])
+        assert told(logs[2]) == told(logs[3])
+        assert [right] * 4 == [canaries(log.events) for log in logs]
+        assert [[]] * 4 == [log.left_open() for log in logs]
+    if workload != "one_shot":
+        assert canaries(llm.written) > right  # wrong branches were written
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("workload", ["sentences", "interval", "one_shot"])
+async def test_streamed_it_tells_what_the_loop_by_hand_tells(model: str, workload: str) -> None:
+    """The same with the model streaming: every token of a committed call, none of another."""
+    llm, retriever, rag = parts(model, "black box", workload)
+    hand = by_hand(llm, retriever, workload, streams=True)
+    for question in QUESTIONS[:3]:
+        logs = Log(), Log(), AsyncLog(), AsyncLog()
+        hand.invoke(question, {**CONFIG, "callbacks": [logs[0]]})
+        list(rag.stream(question, {**CONFIG, "callbacks": [logs[1]]}))
+        await hand.ainvoke(question, {**CONFIG, "callbacks": [logs[2]]})
+        async for _ in rag.astream(question, {**CONFIG, "callbacks": [logs[3]]}):
+            pass
+
+        assert told(logs[0]) == told(logs[1])
+        assert told(logs[2]) == told(logs[3])
+        assert "on_llm_new_token" in logs[1].names
+        assert [[]] * 4 == [log.left_open() for log in logs]
+    rag.close()
+
+
+def test_custom_events_tell_of_guesses_verdicts_and_rollbacks() -> None:
+    """One of each kind at least, with numbers that agree with the report."""
+    _, _, rag = parts("text", "black box", "interval")
+    log = Log()
+    report = rag.invoke(QUESTIONS[0], {"callbacks": [log]})["ralmspec"]
+    customs = log.customs()
+    verdicts = [data["right"] for name, data in customs if name == "ralmspec.verify"]
+
+    assert {"ralmspec.guess", "ralmspec.verify", "ralmspec.rollback"} == {n for n, _ in customs}
+    assert report["stats"].guesses == len(verdicts)
+    assert report["stats"].guesses_right == sum(verdicts)
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_event_streams_show_nothing_that_was_rolled_back(model: str) -> None:
+    """`astream_events` and `astream_log`: of all that was written, only what stayed is seen."""
+    llm, retriever, rag = parts(model, "black box", "interval")
+    hand = by_hand(llm, retriever, "interval", streams=True)
+    for question in QUESTIONS[:3]:
+        expected = [shown(event) async for event in hand.astream_events(question, version="v2")]
+        events = [event async for event in rag.astream_events(question, version="v2")]
+        with pytest.warns(DeprecationWarning):
+            log = [patch async for patch in rag.astream_log(question)]
+        right = canaries(expected)
+
+        assert [one for one in expected if one] == [one for one in map(shown, events) if one]
+        assert right == canaries(events)
+        assert right == canaries(log)
+    assert canaries(llm.written) > right
+    rag.close()
+
+
+def shown(event: Any) -> Any:
+    """Show what an event says, but for ids and for the runs around."""
+    if event["event"].startswith(("on_chain", "on_custom")):
+        return None
+    data = event["data"]
+    chunk = data.get("chunk")
+    text = getattr(chunk, "content", None) or getattr(chunk, "text", None)
+    return event["event"], event["name"], event["tags"], text, str(data.get("input"))
+
+
+async def test_handlers_of_the_model_itself_hear_only_what_is_committed() -> None:
+    """Given to its constructor, bound to it, listening to it: told once, of the right calls."""
+    for wrap in (
+        lambda llm, log: llm.model_copy(update={"callbacks": [log]}),
+        lambda llm, log: llm.with_config(callbacks=[log]),
+    ):
+        bare, log, other = HashLLM(), Log(), Log()
+        retriever = retriever_of("black box")
+        rag = rag_of(wrap(bare, log), retriever, "interval", replica=LIAR, pool=None)
+        rag.invoke(QUESTIONS[1])
+        by_hand(wrap(HashLLM(), other), retriever, "interval").invoke(QUESTIONS[1])
+
+        assert other.names == log.names
+        assert canaries(other.events) == canaries(log.events)
+        rag.close()
+
+
+def test_listeners_of_the_model_hear_only_what_is_committed() -> None:
+    """`llm.with_listeners(...)` hears as many starts and ends as by hand, of the same calls."""
+    retriever = retriever_of("black box")
+
+    def heard(speculative: bool) -> list[Any]:
+        notes: list[Any] = []
+        llm = HashLLM().with_listeners(
+            on_start=lambda run: notes.append(("start", canaries(run.inputs))),
+            on_end=lambda run: notes.append(("end", canaries(run.outputs))),
+        )
+        if speculative:
+            rag = rag_of(llm, retriever, "interval", replica=LIAR, pool=None)
+            rag.invoke(QUESTIONS[2])
+            rag.close()
+        else:
+            by_hand(llm, retriever, "interval").invoke(QUESTIONS[2])
+        return notes
+
+    assert heard(speculative=False) == heard(speculative=True)
+
+
+async def test_usage_counters_count_the_committed_calls() -> None:
+    """`get_usage_metadata_callback()` counts as by hand: dropped calls are not in it."""
+    llm, retriever, rag = parts("chat", "black box", "interval")
+    hand = by_hand(llm, retriever, "interval")
+    with get_usage_metadata_callback() as expected:
+        hand.invoke(QUESTIONS[0])
+    with get_usage_metadata_callback() as counted:
+        rag.invoke(QUESTIONS[0])
+    with get_usage_metadata_callback() as awaited:
+        await rag.ainvoke(QUESTIONS[0])
+    with get_usage_metadata_callback() as streamed:
+        list(rag.stream(QUESTIONS[0]))
+
+    assert expected.usage_metadata
+    assert expected.usage_metadata == counted.usage_metadata
+    assert expected.usage_metadata == awaited.usage_metadata
+    assert expected.usage_metadata == streamed.usage_metadata
+    rag.close()
+
+
+class Following(Log, _StreamingCallbackHandler):  # type: ignore[type-arg]
+    """A handler that follows tokens, as event streams do."""
+
+    def tap_output_aiter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+    def tap_output_iter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+
+@pytest.mark.parametrize("how", ["streamed", "followed", "by itself"])
+def test_the_first_token_comes_before_the_model_has_finished(how: str) -> None:
+    """The model is held up before its second word until a handler has seen the first."""
+    seen, in_time = threading.Event(), []
+    log = Following() if how == "followed" else Log()
+    note = log.note
+
+    def noted(name: str, args: Any, kwargs: Any) -> None:
+        note(name, args, kwargs)
+        if name == "on_llm_new_token":
+            seen.set()
+
+    log.note = noted  # type: ignore[method-assign]
+
+    def held_up(number: int) -> None:
+        if number == 1:
+            in_time.append(seen.wait(3))
+
+    llm = HashChat(between=held_up, **({"streaming": True} if how == "by itself" else {}))
+    rag = rag_of(llm, retriever_of("black box"), "one_shot")
+    if how == "streamed":
+        list(rag.stream(QUESTIONS[0], {"callbacks": [log]}))
+    else:
+        rag.invoke(QUESTIONS[0], {"callbacks": [log]})
+
+    assert in_time == [True]
+    rag.close()
+
+
+@pytest.mark.parametrize("how", ["streamed", "events", "by itself"])
+async def test_the_first_token_comes_before_the_model_has_finished_async(how: str) -> None:
+    """The same on an event loop."""
+    seen, in_time = asyncio.Event(), []
+
+    class Seeing(AsyncLog):
+        def note(self, name: str, args: Any, kwargs: Any) -> None:
+            if name == "on_llm_new_token":
+                seen.set()
+
+    async def held_up(number: int) -> None:
+        if number == 1:
+            await asyncio.wait_for(seen.wait(), 3)
+            in_time.append(True)
+
+    llm = HashChat(abetween=held_up, **({"streaming": True} if how == "by itself" else {}))
+    rag = rag_of(llm, retriever_of("black box"), "one_shot")
+    if how == "streamed":
+        async for piece in rag.astream(QUESTIONS[0]):
+            if piece.get("answer"):
+                seen.set()
+    elif how == "events":
+        async for event in rag.astream_events(QUESTIONS[0], version="v2"):
+            if event["event"] == "on_chat_model_stream":
+                seen.set()
+    else:
+        await rag.ainvoke(QUESTIONS[0], {"callbacks": [Seeing()]})
+
+    assert in_time == [True]
+    rag.close()
