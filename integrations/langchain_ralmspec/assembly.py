@@ -10,8 +10,9 @@ from langchain_ralmspec.direct import direct_lm
 from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
+from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
-from langchain_ralmspec.recording import shared_call
+from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
 from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.telling import Voice, voice_of
@@ -88,6 +89,15 @@ class Assembly:
     def voice(self, config: RunnableConfig) -> Voice:
         """Say how the retriever announces itself in a call with this config."""
         return voice_of(self._retriever.runnable, config)
+
+    def followed(self, config: RunnableConfig) -> bool:
+        """Whether somebody hears of a model's tokens while it writes, also when it is invoked."""
+        if wants_stream(config):
+            return True
+        if not (heard_by(config) or self.llm.listeners):
+            return False
+        model = unwrapped(self.llm.runnable, config).model
+        return getattr(model, "streaming", False) is True
 
     def parser(self, config: RunnableConfig) -> Callable[[str], Any] | None:
         """Give what makes the answer of the whole text."""

@@ -227,13 +227,17 @@ class HostContext:
         return config, recording
 
 
+def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
+    """Give the handlers that hear of a run with this config."""
+    manager = config.get("callbacks")
+    return manager.handlers if isinstance(manager, BaseCallbackManager) else ()
+
+
 def wants_stream(config: RunnableConfig) -> bool:
     """Say whether some handler follows what a model writes while it writes."""
-    manager = config.get("callbacks")
-    handlers = manager.handlers if isinstance(manager, BaseCallbackManager) else ()
     return any(
         isinstance(handler, _V2StreamingCallbackHandler) or hasattr(handler, "tap_output_aiter")
-        for handler in handlers
+        for handler in heard_by(config)
     )
 
 

@@ -21,7 +21,6 @@ from langchain_ralmspec.assembly import Assembly, WorkloadName
 from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.looking import BatchMode
 from langchain_ralmspec.models import Bound, Continuation
-from langchain_ralmspec.recording import wants_stream
 from langchain_ralmspec.reply import Output, Reply, given_out, whole
 from langchain_ralmspec.request_run import RequestRun
 from langchain_ralmspec.runtime import Runtime
@@ -249,7 +248,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings)
-        return whole(run.pieces(reports=wants_stream(config)), self.output)
+        return whole(run.pieces(reports=self._assembly.followed(config)), self.output)
 
     async def _ainvoke(
         self,
@@ -260,7 +259,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
-        pieces = run.apieces(reports=wants_stream(config))
+        pieces = run.apieces(reports=self._assembly.followed(config))
         return whole([piece async for piece in pieces], self.output)
 
     def _transform(
