@@ -69,7 +69,8 @@ def direct_lm(
     """Make a model that writes by tokens of a `HuggingFacePipeline`, or of a chat model over one.
 
     The prompt is the host's, chat template included, split at the place of the
-    documents; tokens are chosen by the pipeline's own settings. What is right is
+    documents; tokens are chosen by the pipeline's own settings. (What a `format_docs`
+    says of no documents at all is left out.) What is right is
     then the plain loop over this model: a loop over the host's wrapper turns text
     into tokens anew at each step, which may split it in other ways, and it draws
     other random numbers where it samples.

@@ -156,7 +156,7 @@ class WordChat(BaseChatModel):
         written, why = self._words(messages, stop, kw)
         message = AIMessage(
             content=[{"type": "text", "text": word} for word in written],
-            response_metadata={"finish_reason": why},
+            response_metadata={"finish_reason": why, "model_name": "words"},
             usage_metadata={
                 "input_tokens": 3,
                 "output_tokens": len(written),

@@ -9,6 +9,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from langchain_ralmspec.direct import direct_lm, sampling_of
 from langchain_ralmspec.prompting import Prompting
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, pipeline
 
 from ralmspec_plugins.engine import Engine
@@ -98,6 +99,24 @@ def test_a_chat_model_is_given_its_template() -> None:
     expected = f"<s>system: Read: {TEXTS[0]}!\n<s>user: Who?\n<s>assistant: "
 
     assert expected == shown(lm, Request(prompt="Who?"), passages()[:1])
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it() -> None:
+    """With its first token, once, also where the template has written it already."""
+    llm = made()
+    tokenizer = llm.pipeline.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    expected = tokenizer.encode("Read:\n")
+
+    assert expected[0] == tokenizer.bos_token_id
+    draft = direct_lm(llm, Prompting(prompt=PROMPT)).begin(Request(prompt="Who?"))
+    assert tuple(expected) == draft.origin.head_tokens
+
+    head = direct_lm(chat(llm), Prompting(prompt=CHAT)).begin(Request(prompt="Who?")).origin
+    assert head.head_tokens[0] == tokenizer.bos_token_id
+    assert head.head_tokens[1] != tokenizer.bos_token_id
 
 
 def test_what_stands_in_a_document_ends_no_turn() -> None:

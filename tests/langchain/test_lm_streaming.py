@@ -4,7 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks import (
+    BaseCallbackHandler,
+    CallbackManager,
+    get_usage_metadata_callback,
+)
 from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_ralmspec.lm import HostLM
@@ -181,6 +185,18 @@ def test_events_are_kept_with_the_draft() -> None:
             assert names[-1] == "on_llm_end"
         assert first.recording is not second.recording
     assert listener.heard == []
+
+
+def test_handlers_that_stand_in_the_context_hear_nothing_either() -> None:
+    """A usage counter counts what is committed: that is told later, from the recording."""
+    context = HostContext(RunnableConfig(callbacks=CallbackManager(handlers=[])), {"input": "Who?"})
+    lm = wrapped(WordChat())
+    with get_usage_metadata_callback() as counter:
+        lm.write(lm.begin(Request(prompt="Who?", context=context)), PASSAGES, 2, Progress())
+        assert counter.usage_metadata == {}
+
+        lm.write(lm.begin(Request(prompt="Who?")), PASSAGES, 2, Progress())
+        assert "words" in counter.usage_metadata
 
 
 def test_events_of_a_failed_call_are_noted() -> None:
