@@ -15,6 +15,7 @@ from ralmspec_plugins.hosts.text_draft import Usage
 
 Output: TypeAlias = Literal["reply", "answer"]
 REPORT: Final = "ralmspec"  # the key of the report in a reply
+_OWN: Final = ("context", "answer", REPORT)
 
 
 class Report(TypedDict):
@@ -70,8 +71,11 @@ class Pieces:
     """Turns what happens into the pieces of a reply; their sum is the reply."""
 
     def __init__(self, given: Mapping[str, Any], parse: Callable[[str], Any] | None = None) -> None:
-        """Begin with the input, as it was given; `parse` makes the answer of the whole text."""
-        self._given = dict(given)
+        """Begin with the input, as it was given; `parse` makes the answer of the whole text.
+
+        What stands in the input where the reply will is replaced, as in the host's chains.
+        """
+        self._given = {key: value for key, value in given.items() if key not in _OWN}
         self._parse = parse
         self._seen: set[str] = set()  # passages of earlier steps
         self._queries: list[str] = []

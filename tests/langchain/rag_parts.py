@@ -331,7 +331,7 @@ def rag_of(llm: Any, retriever: Any, workload: str = "sentences", **settings: An
 
 def plain_values(found: Sequence[Document]) -> list[tuple[Any, ...]]:
     """Show documents as values."""
-    return [(one.id, one.page_content, one.metadata) for one in found]
+    return [(one.id, one.page_content, dict(one.metadata)) for one in found]
 
 
 def canaries(*values: Any) -> set[str]:
