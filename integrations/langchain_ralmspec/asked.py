@@ -78,3 +78,9 @@ def single_hits(documents: Any, recording: Any) -> Hits:
         )
     origin = Origin(None, recording)
     return tuple(Hit(passage_of(document), None, origin) for document in documents)
+
+
+def filled(hits: Sequence[Hits | None], rest: Sequence[Hits]) -> list[Hits]:
+    """Put the hits that were asked for one by one into their places."""
+    singles = iter(rest)
+    return [next(singles) if own is None else own for own in hits]

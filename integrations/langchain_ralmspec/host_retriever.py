@@ -12,6 +12,7 @@ from langchain_ralmspec.asked import (
     Asked,
     Calls,
     asked_of,
+    filled,
     hit_vector,
     hits_of,
     query_vector,
@@ -37,8 +38,7 @@ class HostRetriever:
     and all settings. Everything else is a black box, called query by query.
     Either way the documents are those of `retriever.invoke(query, config, **kwargs)`.
 
-    `signature`, `k` and what is looked into follow the retriever: a changed
-    `search_kwargs` counts from the next call on.
+    A change of the retriever (`search_kwargs`, `k`) counts from the next call on.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class HostRetriever:
 
     @property
     def signature(self) -> Hashable:
-        """Name store, settings, arguments, users' values and embedder, as they are now."""
+        """Name all that answers depend on, as it is now."""
         return self.look().signature
 
     @property
@@ -147,7 +147,7 @@ class HostRetriever:
     @property
     def inline_encode(self) -> bool:
         """Whether encoding costs nothing: a black box's query is its text."""
-        return not self.looked_into
+        return self.look().native is None
 
     @property
     def concrete(self) -> Concrete:
@@ -209,7 +209,7 @@ class HostRetriever:
             return self._singly(look, queries)  # so that errors are the host's own
         if native.search.exact or self._agrees(look, queries, hits):
             rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
-            return _filled(hits, self._singly(look, rest))
+            return filled(hits, self._singly(look, rest))
         return self._singly(look, queries)
 
     def _cut(
@@ -235,17 +235,13 @@ class HostRetriever:
         return False
 
     def _singly(self, look: Look, queries: Sequence[Query]) -> list[Hits]:
-        results = each(lambda query: self._single(look, query), queries, self._side_by_side)
-        return all_or_first_error(results)
+        at_once = self._side_by_side
+        return all_or_first_error(each(lambda one: self._single(look, one), queries, at_once))
 
     def _single(self, look: Look, query: Query) -> Hits:
-        config, recording = self._call_of(query)
+        config, recording = (asked_of(query).calls or self._calls)()
         documents = self._retriever.invoke(query.text, config, **self._kwargs)
         return self._found(look, documents, recording)
-
-    def _call_of(self, query: Query) -> tuple[RunnableConfig, Any]:
-        """Make one call's config: that of the query's own caller."""
-        return (asked_of(query).calls or self._calls)()
 
     def _unheard(self, query: Query) -> Query:
         """Give a query whose call nobody is told of: it is asked for comparison only."""
@@ -278,7 +274,7 @@ class HostRetriever:
             return await self._asingly(look, queries)
         if native.search.exact or await self._aagrees(look, queries, hits):
             rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
-            return _filled(hits, await self._asingly(look, rest))
+            return filled(hits, await self._asingly(look, rest))
         return await self._asingly(look, queries)
 
     async def _aagrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
@@ -290,7 +286,7 @@ class HostRetriever:
         return all_or_first_error(results)
 
     async def _asingle(self, look: Look, query: Query) -> Hits:
-        config, recording = self._call_of(query)
+        config, recording = (asked_of(query).calls or self._calls)()
         documents = await self._retriever.ainvoke(query.text, config, **self._kwargs)
         return self._found(look, documents, recording)
 
@@ -302,8 +298,3 @@ def _fitting(look: Look, queries: Sequence[Query]) -> Native | None:
     if native is None or not all(with_vector) or not queries:
         return None
     return native if native.search.exact or len(queries) > 1 else None
-
-
-def _filled(hits: Sequence[Hits | None], rest: Sequence[Hits]) -> list[Hits]:
-    singles = iter(rest)
-    return [next(singles) if own is None else own for own in hits]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStoreRetriever
 
@@ -23,6 +24,7 @@ from ralmspec_plugins.hosts.signatures import frozen, token_of
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
 BATCH_MODES: Final = ("exact", "probed", "off")
 _THRESHOLD: Final = "similarity_score_threshold"
+_FLAGS: Final = {"_new_arg_supported", "_expects_other_args"}  # what every retriever has
 _NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
 
 
@@ -101,8 +103,7 @@ def signature_of(at: Concrete, configurable: Mapping[str, Any]) -> Hashable:
     )
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
-        # By its parts, since configurable fields make a new one for each call.
-        return "langchain", frozen(runnable, MOST), frozen(dict(at.kwargs)), users
+        return "langchain", _black_box(runnable), frozen(dict(at.kwargs)), users
     store = runnable.vectorstore
     return (
         "langchain",
@@ -113,6 +114,15 @@ def signature_of(at: Concrete, configurable: Mapping[str, Any]) -> Hashable:
         token_of(store.embeddings),
         users,
     )
+
+
+def _black_box(runnable: Runnable[Any, Any]) -> Hashable:
+    """Name a retriever by its parts, since configurable fields make a new one for each call."""
+    private = getattr(runnable, "__pydantic_private__", None) or {}
+    if not isinstance(runnable, BaseRetriever) or private.keys() - _FLAGS:
+        return frozen(runnable, MOST)
+    more = runnable.__pydantic_extra__
+    return token_of(type(runnable)), frozen(vars(runnable), MOST), frozen(more, MOST)
 
 
 def look_at(

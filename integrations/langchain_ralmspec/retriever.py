@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt
 
 from langchain_ralmspec.answering import Answering, Call
 from langchain_ralmspec.inside import concrete, heeding
@@ -87,9 +87,13 @@ class SpeculativeRetriever(BaseRetriever):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    @model_validator(mode="after")
-    def _settle(self) -> Self:
-        """Stand in the traces as the retriever does, and refuse a k that nobody would heed."""
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        """Wrap a retriever, and stand in the traces as it does.
+
+        Raises:
+            ConfigError: a k that the retriever does not take (pydantic would wrap the error).
+        """
+        super().__init__(*args, **fields)
         inner = concrete(self.retriever, RunnableConfig(), {}).runnable
         if isinstance(inner, BaseRetriever):
             if self.tags is None and inner.tags is not None:
@@ -98,7 +102,6 @@ class SpeculativeRetriever(BaseRetriever):
                 self.metadata = dict(inner.metadata)
         if self.k is not None:
             self.retriever = heeding(self.retriever, inner, self.k)
-        return self
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         """Say what the wrapped retriever says of itself."""

@@ -1,0 +1,543 @@
+"""`SpeculativeRetriever`: exactly the wrapped one's documents, by fewer calls of the store."""
+
+import asyncio
+import copy
+import gc
+import logging
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import ensure_config
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.verdicts import Verdict
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.speculation import Memo, SharedPool
+from tests.langchain.conftest import (
+    BLACK_BOXES,
+    CountingStore,
+    WordSearch,
+    black_box,
+    nameless,
+)
+from tests.langchain.stores.worlds import batches, questions
+
+SHORT = [text for text in questions(120) if len(text) < 100]
+
+
+class Runs(BaseCallbackHandler):
+    """Notes retriever runs: what began, how it ended, and in what."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.began: dict[Any, tuple[str, str, tuple[str, ...], Any]] = {}
+        self.ended: dict[Any, Any] = {}
+        self.metadata: list[dict[str, Any]] = []
+
+    def on_retriever_start(self, serialized: Any, query: str, **kwargs: Any) -> None:
+        tags = tuple(kwargs["tags"])
+        self.began[kwargs["run_id"]] = query, kwargs["name"], tags, kwargs["parent_run_id"]
+        self.metadata.append(kwargs["metadata"])
+
+    def on_retriever_end(self, documents: Any, *, run_id: Any, **kwargs: Any) -> None:
+        assert run_id not in self.ended
+        self.ended[run_id] = documents
+
+    def on_retriever_error(self, error: BaseException, *, run_id: Any, **kwargs: Any) -> None:
+        assert run_id not in self.ended
+        self.ended[run_id] = type(error)
+
+    @property
+    def open(self) -> set[Any]:
+        return self.began.keys() - self.ended.keys()
+
+
+@pytest.fixture(params=["store", *BLACK_BOXES])
+def wrapped(request: pytest.FixtureRequest, store: InMemoryVectorStore) -> BaseRetriever:
+    if request.param == "store":
+        return store.as_retriever()
+    box: Any = black_box(request.param)
+    return box
+
+
+def test_every_method_gives_what_the_wrapped_one_gives(wrapped: BaseRetriever) -> None:
+    """`invoke`, `batch`, `ainvoke`, `abatch` and `stream`, over a store and black boxes."""
+    expected = [copy.deepcopy(wrapped.invoke(text)) for text in SHORT]
+    ours = SpeculativeRetriever(retriever=wrapped)
+
+    async def awaited() -> tuple[list[Any], list[Any]]:
+        singly = [await ours.ainvoke(text) for text in SHORT]
+        return singly, await ours.abatch(SHORT)
+
+    assert [ours.invoke(text) for text in SHORT] == expected
+    assert [found for batch in batches(SHORT) for found in ours.batch(batch)] == expected
+    assert asyncio.run(awaited()) == (expected, expected)
+    assert list(ours.stream(SHORT[0])) == [expected[0]]
+    assert ours.batch([]) == []
+
+
+@pytest.mark.parametrize("memo", [False, True], ids=["none", "memo"])
+def test_threads_at_once_get_what_they_would_alone(store: InMemoryVectorStore, memo: bool) -> None:
+    """32 threads, each with questions of its own, and with merged searches."""
+    retriever = store.as_retriever()
+    ours = SpeculativeRetriever(
+        retriever=retriever, memo=Memo() if memo else None, pool=SharedPool()
+    )
+    asked = questions(200)
+    expected = [copy.deepcopy(retriever.invoke(text)) for text in asked]
+    with ThreadPoolExecutor(32) as threads:
+        found = list(threads.map(ours.invoke, asked))
+
+    assert found == expected
+    assert ours.stats.round_trips < ours.stats.asked == 200
+
+
+def test_tasks_at_once_share_searches(store: InMemoryVectorStore) -> None:
+    """32 tasks on a loop get their own documents, by a few round trips."""
+    retriever = store.as_retriever()
+    ours = SpeculativeRetriever(retriever=retriever)
+    asked = SHORT[:32]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(ours.ainvoke(text) for text in asked))
+
+    assert asyncio.run(together()) == [retriever.invoke(text) for text in asked]
+    assert (ours.stats.round_trips < 16, ours.stats.queries) == (True, 32)
+
+
+def test_a_batch_is_one_search(store: InMemoryVectorStore) -> None:
+    """As many round trips as `max_batch` makes necessary."""
+    ours = SpeculativeRetriever(retriever=store.as_retriever(), max_batch=16)
+    ours.batch(SHORT[:48])
+
+    assert (ours.stats.round_trips, ours.stats.queries) == (3, 48)
+
+
+def test_arguments_of_the_call_are_passed_on(store: InMemoryVectorStore) -> None:
+    """`invoke(query, k=2)` and the field `k` do what they do at the host, and are kept apart."""
+    retriever = store.as_retriever()
+    ours = SpeculativeRetriever(retriever=retriever, memo=Memo())
+    three = SpeculativeRetriever(retriever=retriever, k=3)
+    only = {"filter": lambda document: document.metadata["topic"] == "t2"}
+    for kwargs in ({}, {"k": 2}, {"k": 400}, only):
+        assert ours.invoke("river", **kwargs) == retriever.invoke("river", **kwargs)
+        assert ours.batch(["river"], **kwargs) == [retriever.invoke("river", **kwargs)]
+
+    assert three.invoke("river") == retriever.invoke("river", k=3)
+    assert three.invoke("river", k=1) == retriever.invoke("river", k=1)
+
+
+def test_k_for_a_retriever_that_has_it_as_a_field() -> None:
+    """A black box with a `k` of its own is given it; the wrapped one stays as it is."""
+    box: Any = black_box("bm25")
+    ours = SpeculativeRetriever(retriever=box, k=2)
+
+    assert (len(ours.invoke("river")), box.k) == (2, 5)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_k_that_nobody_would_heed_is_refused(k: int) -> None:
+    """Silently giving another number would be wrong."""
+    with pytest.raises(ConfigError, match="k"):
+        SpeculativeRetriever(retriever=WordSearch(documents=[]), k=k)
+
+
+class TestMemo:
+    """Remembers where it was asked to, and forgets when it was told to."""
+
+    def test_what_was_found_is_not_searched_again(self, store: InMemoryVectorStore) -> None:
+        """Neither singly nor in a batch, and not embedded either."""
+        embedder: Any = store.embeddings
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo())
+        first = ours.batch(["river", "stone"])
+        again = [ours.invoke("river"), *ours.batch(["stone"])]
+
+        assert again == first
+        assert (embedder.queries, ours.stats.round_trips, ours.stats.remembered) == (2, 1, 2)
+
+    def test_without_a_memo_nothing_is_remembered(self, counting: CountingStore) -> None:
+        """The index may change: each call is a search."""
+        ours = SpeculativeRetriever(retriever=counting.as_retriever())
+        ours.invoke("river")
+        counting.add_documents([Document("river river river", id="new")])
+
+        assert ours.invoke("river") == counting.as_retriever().invoke("river")
+        assert counting.searches == 3
+
+    def test_the_time_to_live_and_clear(self, counting: CountingStore) -> None:
+        """After its time, or when it is cleared, an answer is searched again."""
+        now_s = [0.0]
+        memo = Memo(ttl_s=10, clock=lambda: now_s[0])
+        ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=memo)
+        searches = []
+        for moment_s in (0.0, 9.0, 11.0):
+            now_s[0] = moment_s
+            ours.invoke("river")
+            searches.append(counting.searches)
+        ours.clear()
+        ours.invoke("river")
+
+        assert [*searches, counting.searches] == [1, 1, 2, 3]
+
+    def test_poison_does_not_stay(self) -> None:
+        """Whatever callers or the host do to documents, the next caller gets them clean."""
+        box = WordSearch(documents=nameless())
+        ours = SpeculativeRetriever(retriever=box, memo=Memo())
+        expected = copy.deepcopy(box.invoke("river"))
+        for _ in range(2):
+            for document in [*ours.invoke("river"), *ours.batch(["river"])[0]]:
+                document.metadata["poison"] = True
+                document.page_content = "poison"
+        for document in box.documents:
+            document.page_content = "poison"
+
+        assert ours.invoke("river") == expected
+
+
+class PerUser(BaseRetriever):
+    """Gives each user his own documents, by the config's values."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        raise AssertionError("the config is read in invoke")
+
+    def invoke(
+        self,
+        input: str,  # noqa: A002
+        config: Any = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        user = ensure_config(config)["configurable"].get("user")
+        return [Document(f"{input} of {user}", metadata={"user": user})]
+
+
+class TestUsers:
+    """Nothing that was found for one user is given to another one."""
+
+    def test_a_memo_never_crosses(self) -> None:
+        """Black boxes that read the config, asked by two users in threads, in turns."""
+        ours = SpeculativeRetriever(retriever=PerUser(), memo=Memo(), pool=SharedPool())
+
+        def ask(user: str) -> list[Document]:
+            return ours.invoke("notes", {"configurable": {"user": user}})
+
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(ask, ["ada", "bob"] * 50))
+
+        assert [documents[0].metadata["user"] for documents in found] == ["ada", "bob"] * 50
+
+    def test_a_batch_of_many_users(self, store: InMemoryVectorStore) -> None:
+        """Inputs with configs of their own get their own filters, merged only among equals."""
+        fields = store.as_retriever().configurable_fields(
+            search_kwargs=ConfigurableField(id="search")
+        )
+        ours = SpeculativeRetriever(retriever=fields, memo=Memo(), pool=SharedPool())
+
+        def only(topic: str) -> Any:
+            return lambda document: document.metadata["topic"] == topic
+
+        filters = {topic: {"k": 3, "filter": only(topic)} for topic in ("t0", "t1", "t2")}
+        asked = SHORT[:30]
+        configs: list[RunnableConfig] = [
+            {"configurable": {"search": filters[f"t{at % 3}"]}} for at in range(30)
+        ]
+        expected = [fields.invoke(text, one) for text, one in zip(asked, configs, strict=True)]
+
+        assert ours.batch(asked, configs) == expected
+        assert asyncio.run(ours.abatch(asked, configs)) == expected
+        assert ours.stats.round_trips == 3
+        guesses = [ours.guess(asked[0], one) for one in configs[:3]]
+
+        assert guesses == [expected[0], None, None] or all(
+            guess is None or {one.metadata["topic"] for one in guess} == {f"t{at}"}
+            for at, guess in enumerate(guesses)
+        )
+
+
+class TestGuessAndVerify:
+    """For those who build their own loops."""
+
+    def test_guesses_come_from_memo_and_pool(self, store: InMemoryVectorStore) -> None:
+        """No search is made for a guess, and without memo and pool there is none."""
+        nothing = SpeculativeRetriever(retriever=store.as_retriever())
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo(), pool=SharedPool())
+        before = ours.guess("river")
+        found = ours.invoke("river")
+        after, near = ours.guess("river"), ours.guess("river stone")
+        awaited = asyncio.run(ours.aguess("river stone"))
+
+        assert (nothing.guess("river"), before, after) == (None, None, found)
+        assert near is not None
+        assert len(near) == 4
+        assert awaited == near
+        assert ours.stats.round_trips == 1
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_verdicts(self, store: InMemoryVectorStore, asynchronous: bool) -> None:
+        """A right guess is one with the same documents in the same order; truths are given."""
+        retriever = store.as_retriever()
+        ours = SpeculativeRetriever(retriever=retriever)
+        asked = SHORT[:5]
+        truths = [retriever.invoke(text) for text in asked]
+        changed = copy.deepcopy(truths[4])
+        changed[0].metadata["number"] = -1
+        guesses = [truths[0], truths[1][::-1], None, truths[3][:-1], changed]
+        if asynchronous:
+            given = asyncio.run(ours.averify(asked, guesses))
+        else:
+            given = ours.verify(asked, guesses)
+        right = [True, False, False, False, False]
+
+        assert given == [Verdict(*pair) for pair in zip(right, truths, strict=True)]
+        assert ours.stats.round_trips == 1
+
+    def test_a_pool_guesses_what_it_has_seen(self, store: InMemoryVectorStore) -> None:
+        """Filled by wider searches, it is right about many questions that are alike."""
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), pool=SharedPool())
+        ours.batch(SHORT[:60])
+        verdicts = ours.verify(SHORT[60:], [ours.guess(text) for text in SHORT[60:]])
+
+        assert sum(one.right for one in verdicts) > len(verdicts) / 3  # a sixth ties at the store
+
+    def test_pairs_are_checked(self, store: InMemoryVectorStore) -> None:
+        """A guess for each query, or None."""
+        with pytest.raises(InputError, match="2 queries came with 1 guesses"):
+            SpeculativeRetriever(retriever=store.as_retriever()).verify(["a", "b"], [None])
+
+
+class TestRuns:
+    """Handlers see what the host would show: one run an input, under the caller's."""
+
+    def test_a_run_for_each_input(self, store: InMemoryVectorStore) -> None:
+        """In `invoke` and `batch` alike, with names, tags, metadata and documents."""
+        retriever = store.as_retriever(tags=["mine"], metadata={"a": 1})
+        ours = SpeculativeRetriever(retriever=retriever)
+        configs: list[RunnableConfig] = []
+        seen = []
+        for at in range(2):
+            runs = Runs()
+            seen.append(runs)
+            configs.append({"callbacks": [runs], "run_name": f"run{at}", "tags": [f"t{at}"]})
+        ours.batch(["river", "stone"], configs)
+        ours.invoke("river", configs[0])
+        asyncio.run(ours.abatch(["stone"], configs[1:]))
+        for at, (text, runs) in enumerate(zip(["river", "stone"], seen, strict=True)):
+            assert [(one[0], one[1], set(one[2])) for one in runs.began.values()] == [
+                (text, f"run{at}", {f"t{at}", "mine"})
+            ] * 2
+            assert list(runs.ended.values()) == [retriever.invoke(text)] * 2
+            assert {one["ls_vector_store_provider"] for one in runs.metadata} == {
+                "InMemoryVectorStore"
+            }
+            assert [one["a"] for one in runs.metadata] == [1, 1]
+
+    def test_runs_inside_a_black_box_are_its_callers(self) -> None:
+        """An ensemble's own runs hang below ours, in a batch each below its own."""
+        runs = Runs()
+        ours = SpeculativeRetriever(retriever=black_box("ensemble"))
+        ours.batch(["river", "stone"], {"callbacks": [runs]})
+        query_of = {run_id: began[0] for run_id, began in runs.began.items()}
+        below = [began for began in runs.began.values() if began[3] is not None]
+
+        assert len(runs.began) == 8  # ours, the ensemble and its two, for each query
+        assert all(query_of[began[3]] == began[0] for began in below)
+        assert not runs.open
+
+    def test_implicit_callers_are_found(self, store: InMemoryVectorStore) -> None:
+        """Called inside a chain, without a config, it is the chain's child."""
+        runs = Runs()
+        ours = SpeculativeRetriever(retriever=store.as_retriever())
+        chain = RunnableLambda(lambda text: ours.invoke(text))
+        chain.invoke("river", {"callbacks": [runs]})
+
+        assert [began[3] is not None for began in runs.began.values()] == [True]
+
+
+class TestErrors:
+    """Each input's own, the host's own, and nothing left behind."""
+
+    def test_one_bad_input_of_many(self) -> None:
+        """It gets the host's error, others their documents, and every run is closed."""
+        box = WordSearch(documents=nameless())
+        ours = SpeculativeRetriever(retriever=box)
+        runs = Runs()
+        asked = ["river", "fail", "stone"]
+        found = ours.batch(asked, {"callbacks": [runs]}, return_exceptions=True)
+        awaited = asyncio.run(ours.abatch(asked, return_exceptions=True))
+
+        assert (found[0], found[2]) == (box.invoke("river"), box.invoke("stone"))
+        assert [type(one) for one in (found[1], awaited[1])] == [ConnectionError] * 2
+        assert not runs.open
+        with pytest.raises(ConnectionError, match="the store is down"):
+            ours.batch(asked)
+
+    def test_a_bad_embedding_of_many(self, store: InMemoryVectorStore) -> None:
+        """A query that cannot be embedded fails alone; others still share a search."""
+        embedder: Any = store.embeddings
+        real = type(embedder)
+
+        class Picky(real):
+            def embed_query(self, text: str) -> list[float]:
+                if text == "fail":
+                    raise ConnectionError("the embedder is down")
+                return super().embed_query(text)
+
+        store.embedding = Picky()
+        ours = SpeculativeRetriever(retriever=store.as_retriever())
+        found = ours.batch(["river", "fail", "stone"], return_exceptions=True)
+
+        assert [type(one) for one in found] == [list, ConnectionError, list]
+        assert ours.stats.round_trips == 1
+
+    def test_a_store_that_goes_down(self, counting: CountingStore) -> None:
+        """The host's error, call by call; afterwards all is as before."""
+        ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=Memo())
+        counting.down = True
+        failed = ours.batch(["river", "stone"], return_exceptions=True)
+        with pytest.raises(ConnectionError):
+            ours.invoke("river")
+        counting.down = False
+
+        assert [type(one) for one in failed] == [ConnectionError] * 2
+        assert ours.invoke("river") == counting.as_retriever().invoke("river")
+
+    def test_a_cancelled_call_leaves_nothing(self) -> None:
+        """No task, no open run; whoever asks next is answered."""
+
+        class Slow(BaseRetriever):
+            def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+                return [Document(query)]
+
+            async def _aget_relevant_documents(
+                self, query: str, *, run_manager: Any
+            ) -> list[Document]:
+                if query == "slow":
+                    await asyncio.Event().wait()
+                return [Document(query)]
+
+        ours = SpeculativeRetriever(retriever=Slow())
+        runs = Runs()
+
+        async def main() -> int:
+            for call in (
+                lambda: ours.ainvoke("slow", {"callbacks": [runs]}),
+                lambda: ours.abatch(["slow", "quick"], {"callbacks": [runs]}),
+            ):
+                task = asyncio.create_task(call())
+                while not runs.open:
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                ours_open = {run_id for run_id in runs.open if runs.began[run_id][3] is None}
+                assert not ours_open
+                for run_id in runs.open:  # the host leaves its own runs open when cancelled
+                    runs.ended[run_id] = None
+            assert await ours.ainvoke("quick") == [Document("quick")]
+            return len(asyncio.all_tasks())
+
+        assert asyncio.run(main()) == 1
+
+
+def test_what_is_not_pure_is_passed_straight_through(
+    store: InMemoryVectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing remembered, nothing merged, one warning."""
+    calls: list[str] = []
+
+    def search(text: str) -> list[Document]:
+        calls.append(text)
+        return [Document(f"{text} {len(calls)}")]
+
+    ours = SpeculativeRetriever(
+        retriever=RunnableLambda(search), memo=Memo(), pool=SharedPool(), pure=False
+    )
+    with caplog.at_level(logging.WARNING):
+        found = [ours.invoke("a"), ours.invoke("a"), *ours.batch(["a"])]
+
+    assert [documents[0].page_content for documents in found] == ["a 1", "a 2", "a 3"]
+    assert (ours.guess("a"), len(calls)) == (None, 3)
+    assert [record.message for record in caplog.records] == [
+        "RunnableLambda is not pure: its calls are passed on as they come, nothing is remembered"
+    ]
+
+
+class TestAsAPart:
+    """Fits where the wrapped retriever fits."""
+
+    def test_composition(self, store: InMemoryVectorStore) -> None:
+        """In chains, with fallbacks, retries, bindings and configs."""
+        retriever = store.as_retriever()
+        ours = SpeculativeRetriever(retriever=retriever)
+        expected = retriever.invoke("river")
+        broken = RunnableLambda(lambda _: 1 / 0)
+        parts = [
+            ours.with_config(tags=["a"]),
+            ours.with_retry(),
+            broken.with_fallbacks([ours]),
+            RunnableLambda(lambda text: text) | ours,
+        ]
+
+        assert [part.invoke("river") for part in parts] == [expected] * 4
+        assert (ours | len).batch(["river", "stone"]) == [4, 4]
+        assert ours.bind(k=2).invoke("river") == expected[:2]
+
+    def test_configurable_fields_share_what_runs(self, store: InMemoryVectorStore) -> None:
+        """A field set per call does not cost the merging of calls, nor what is counted."""
+        retriever = store.as_retriever()
+        ours = SpeculativeRetriever(retriever=retriever)
+        fields = ours.configurable_fields(k=ConfigurableField(id="k"))
+        two: RunnableConfig = {"configurable": {"k": 2}}
+
+        assert fields.invoke("river", two) == retriever.invoke("river", k=2)
+        assert fields.batch(["river", "stone"], two) == [
+            retriever.invoke(text, k=2) for text in ("river", "stone")
+        ]
+        assert (ours.stats.queries, ours.stats.asked) == (3, 3)
+
+    def test_copies_and_pickles(self) -> None:
+        """A copy answers alike and starts with nothing."""
+        box = WordSearch(documents=nameless())
+        ours = SpeculativeRetriever(retriever=box, max_batch=8)
+        expected = ours.invoke("river")
+        copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
+
+        assert copies == [ours, ours]
+        assert [other.invoke("river") for other in copies] == [expected] * 2
+        assert [(other.stats.asked, other.max_batch) for other in copies] == [(1, 8)] * 2
+
+    def test_unknown_settings_are_refused(self) -> None:
+        """A slip in a number does not pass."""
+        with pytest.raises(ValueError, match="max_batch"):
+            SpeculativeRetriever(retriever=WordSearch(documents=[]), max_batch=0)
+
+    def test_closing_lets_the_threads_go(self, store: InMemoryVectorStore) -> None:
+        """Closed, or forgotten, no thread of ours is left; a closed one works again."""
+
+        def new() -> set[threading.Thread]:
+            gc.collect()
+            running = {one for one in threading.enumerate() if "ralmspec" in one.name}
+            return running - before
+
+        before = set(threading.enumerate())
+        with SpeculativeRetriever(retriever=store.as_retriever()) as retriever:
+            expected = retriever.batch(SHORT[:4])
+
+            assert new()
+
+        assert not new()
+        assert retriever.batch(SHORT[:4]) == expected
+        retriever.close()
+
+        assert not new()
