@@ -1,6 +1,6 @@
 """One call of a host's model, by any of its four methods, and what is read from its output."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from functools import reduce
@@ -175,10 +175,10 @@ def _prompt(value: PromptValue | str) -> PromptValue:
     return StringPromptValue(text=value) if isinstance(value, str) else value
 
 
-def _each(chunks: Iterator[Any]) -> Iterator[Any]:
+def _each(chunks: Iterator[Any]) -> Generator[Any, None, None]:
     yield from chunks
 
 
-async def _aeach(chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _aeach(chunks: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     async for chunk in chunks:
         yield chunk
