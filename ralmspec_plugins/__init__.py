@@ -5,7 +5,7 @@ workload in front of a retriever; `plain()` is the definition of the right answe
 """
 
 from ralmspec_plugins.async_engine import AsyncEngine
-from ralmspec_plugins.async_streams import AsyncAnswerStream
+from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import Engine
 from ralmspec_plugins.plain import plain
@@ -17,7 +17,7 @@ from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.speculation.shared import SharedPool
 from ralmspec_plugins.stats import Stats, VerifierStats
-from ralmspec_plugins.streams import AnswerStream
+from ralmspec_plugins.streams import AnswerStream, EventStream
 from ralmspec_plugins.verifier import Verifier
 
 __version__ = "0.1.0"
@@ -27,8 +27,10 @@ __all__ = [
     "AnswerStream",
     "AsyncAnswerStream",
     "AsyncEngine",
+    "AsyncEventStream",
     "Continuous",
     "Engine",
+    "EventStream",
     "FixedStride",
     "Hit",
     "Hits",

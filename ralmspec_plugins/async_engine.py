@@ -12,8 +12,8 @@ from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream, 
 from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS
+from ralmspec_plugins.events import Event, Settled
 from ralmspec_plugins.job import Job, as_request
-from ralmspec_plugins.needs import Event, Settled
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup

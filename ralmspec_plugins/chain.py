@@ -3,22 +3,8 @@
 from typing import Any
 
 from ralmspec_plugins.account import Account
-from ralmspec_plugins.needs import (
-    Cancel,
-    Commit,
-    Confirmed,
-    Done,
-    Extend,
-    Failed,
-    Guess,
-    Guessed,
-    Judged,
-    Need,
-    Reported,
-    RolledBack,
-    Settled,
-    Work,
-)
+from ralmspec_plugins.events import Commit, Confirmed, Failed, Guessed, Judged, RolledBack, Settled
+from ralmspec_plugins.needs import Cancel, Done, Extend, Guess, Need, Reported, Work
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.protocols import Workload
 from ralmspec_plugins.records import Answer, Hits, Query, Retrieved

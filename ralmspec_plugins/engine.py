@@ -10,8 +10,8 @@ from typing import Any, Literal, Self, overload
 from ralmspec_plugins.batching import AT_ONCE, Together, answer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.desk import Desk
+from ralmspec_plugins.events import Event, Settled
 from ralmspec_plugins.job import Job, as_request
-from ralmspec_plugins.needs import Event, Settled
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup

@@ -8,28 +8,30 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import Overloaded
+from ralmspec_plugins.events import (
+    Commit,
+    Confirmed,
+    Event,
+    Failed,
+    Guessed,
+    Judged,
+    RolledBack,
+    Settled,
+)
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.needs import (
     Ask,
     Broken,
-    Commit,
     Completion,
-    Confirmed,
     Done,
-    Event,
     Extend,
-    Failed,
     Finish,
     Found,
     Guess,
-    Guessed,
-    Judged,
     Notice,
     Release,
     Reported,
-    RolledBack,
     Search,
-    Settled,
     Start,
     Work,
 )

@@ -8,8 +8,9 @@ notices and need no completion.
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ralmspec_plugins.events import Event
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Answer, Hits, Query, Request, Retrieved
+from ralmspec_plugins.records import Answer, Hits, Query, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,63 +66,6 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Guessed:
-    """A step is written ahead of its search, with these hits."""
-
-    query: Query
-    hits: Hits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """The search for a query that was guessed has answered."""
-
-    query: Query
-    right: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RolledBack:
-    """So many segments, written or being written, stand behind a wrong guess and are dropped."""
-
-    segments: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Confirmed:
-    """The next step of the answer has its real hits; what is written with them is to come."""
-
-    retrieved: Retrieved
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Commit:
-    """This step is part of the answer."""
-
-    retrieved: Retrieved
-    state: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Settled:
-    """The text from the beginning that nothing can change any more.
-
-    `state` is what it was taken from: a committed one, or an unfinished segment's.
-    """
-
-    text: str
-    state: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Failed:
-    """The request comes to this error, as the plain loop does."""
-
-    error: Exception
-    query: Query | None = None  # whose search it was; `None` where asking or writing failed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Finish:
     """The request is over: with an answer, or with the error that the plain loop comes to."""
 
@@ -130,7 +74,6 @@ class Finish:
 
 
 Work: TypeAlias = Start | Ask | Guess | Search | Extend
-Event: TypeAlias = Guessed | Judged | RolledBack | Confirmed | Commit | Settled | Failed
 Notice: TypeAlias = Cancel | Release | Event | Finish
 Need: TypeAlias = Work | Notice
 

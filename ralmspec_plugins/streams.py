@@ -5,7 +5,8 @@ from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.needs import Broken, Completion, Event, Settled
+from ralmspec_plugins.events import Event, Settled
+from ralmspec_plugins.needs import Broken, Completion
 from ralmspec_plugins.records import Answer
 
 Completed: TypeAlias = "queue.SimpleQueue[Completion | Broken]"

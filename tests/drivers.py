@@ -7,22 +7,19 @@ from typing import Any
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.events import Commit, Confirmed, Failed, Settled
 from ralmspec_plugins.job import Job
 from ralmspec_plugins.needs import (
     Ask,
     Cancel,
-    Commit,
     Completion,
-    Confirmed,
     Done,
     Extend,
-    Failed,
     Guess,
     Need,
     Notice,
     Reported,
     Search,
-    Settled,
     Start,
     Work,
 )

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Settings
-from ralmspec_plugins.needs import Commit, Confirmed, Event, Failed, Settled
+from ralmspec_plugins.events import Commit, Confirmed, Event, Failed, Settled
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hit, Hits, Passage, Query, Request
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever

@@ -396,7 +396,8 @@ def test_the_public_names_are_these() -> None:
     """What `__all__` names is public; a change here is a change for users."""
     assert sorted(ralmspec_plugins.__all__) == ralmspec_plugins.__all__
     assert set(ralmspec_plugins.__all__) == {
-        *("Answer", "AnswerStream", "AsyncAnswerStream", "AsyncEngine", "Continuous", "Engine"),
+        *("Answer", "AnswerStream", "AsyncAnswerStream", "AsyncEngine"),
+        *("AsyncEventStream", "Continuous", "Engine", "EventStream"),
         *("FixedStride", "Hit", "Hits", "Latencies", "Memo", "OptimalStride", "Passage"),
         *("PassagePool", "Query", "Replica", "Request", "Retrieved", "Settings", "Simulation"),
         *("SharedPool", "Stats", "Verifier", "VerifierStats", "plain"),

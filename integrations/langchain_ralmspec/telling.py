@@ -20,7 +20,7 @@ from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_ralmspec.passages import document_of
 from langchain_ralmspec.recording import IGNORED_BY, Event, HostContext, Recording
 from langchain_ralmspec.silence import Silenced
-from ralmspec_plugins import needs
+from ralmspec_plugins import events as happened
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.records import Hit, Query, Retrieved
@@ -132,14 +132,14 @@ class Telling:
 
     # Events of the core, to calls of handlers
 
-    def tell(self, event: needs.Event) -> None:
+    def tell(self, event: happened.Event) -> None:
         """Tell what an event means for the host."""
         for one in self._meant(event):
             tell(self._manager.handlers, one)
         if (recording := _recording(event)) is not None:
             recording.release(self._live_of(recording).emit)
 
-    async def atell(self, event: needs.Event) -> None:
+    async def atell(self, event: happened.Event) -> None:
         """Do the same on an event loop."""
         for one in self._meant(event):
             await atell(self._manager.handlers, one)
@@ -168,19 +168,19 @@ class Telling:
     def _live_of(self, recording: Recording) -> Live:
         return self._live.setdefault(id(recording), (recording, Live(self._of_llm)))[1]
 
-    def _meant(self, event: needs.Event) -> Iterator[Event]:
+    def _meant(self, event: happened.Event) -> Iterator[Event]:
         if not self._manager.handlers:
             return
-        if isinstance(event, needs.Confirmed):
+        if isinstance(event, happened.Confirmed):
             yield from self._retrieved(event.retrieved)
-        elif isinstance(event, needs.Failed) and event.query is not None:
+        elif isinstance(event, happened.Failed) and event.query is not None:
             yield from self._not_retrieved(event.query, event.error)
-        elif isinstance(event, needs.Guessed):
+        elif isinstance(event, happened.Guessed):
             ids = [hit.passage.id for hit in event.hits]
             yield self._custom("ralmspec.guess", {"documents": ids})
-        elif isinstance(event, needs.Judged):
+        elif isinstance(event, happened.Judged):
             yield self._custom("ralmspec.verify", {"right": event.right})
-        elif isinstance(event, needs.RolledBack):
+        elif isinstance(event, happened.RolledBack):
             yield self._custom("ralmspec.rollback", {"segments": event.segments})
 
     def _custom(self, name: str, data: dict[str, Any]) -> Event:
@@ -257,9 +257,9 @@ async def atell(handlers: list[BaseCallbackHandler], event: Event) -> None:
     await ahandle_event(handlers, event.name, IGNORED_BY[event.name], *event.args, **event.kwargs)
 
 
-def _recording(event: needs.Event) -> Recording | None:
+def _recording(event: happened.Event) -> Recording | None:
     """Find the recording of the call that wrote a state which is, or will be, committed."""
-    if not isinstance(event, needs.Commit | needs.Settled):
+    if not isinstance(event, happened.Commit | happened.Settled):
         return None
     found = getattr(event.state, "recording", None)
     if found is None:
