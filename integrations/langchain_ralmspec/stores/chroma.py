@@ -1,7 +1,7 @@
 """Batch search of `langchain_chroma.Chroma`."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.documents import Document
@@ -10,6 +10,7 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import chroma
+from ralmspec_plugins.hosts.stores.tally import Tally
 
 _KNOWN = {"k", "filter", "where_document"}
 _METRICS: dict[str | None, Metric] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
@@ -41,6 +42,7 @@ class ChromaSearch:
     filter: Any
     where_document: Any
     name: str = "Chroma"
+    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -81,6 +83,7 @@ class ChromaSearch:
         found = self._rows(collection, vectors, width)
         again = [at for at, rows in enumerate(found) if width > own and chroma.ties(rows, own)]
         if again:
+            self.again.add()
             for at, rows in zip(
                 again, self._rows(collection, [vectors[at] for at in again], own), strict=True
             ):

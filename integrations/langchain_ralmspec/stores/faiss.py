@@ -1,7 +1,7 @@
 """Batch search of `langchain_community.vectorstores.FAISS`."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scor
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores.certificate import certain
 from ralmspec_plugins.hosts.stores.faiss import FaissRows, flat_metric, flat_search, plain_search
+from ralmspec_plugins.hosts.stores.tally import Tally
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 from ralmspec_plugins.retrieval.ranking import Vectors, exact_scores
 
@@ -51,6 +52,7 @@ class FaissSearch:
     filter: Any
     score_threshold: float | None
     name: str = "FAISS"
+    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -173,6 +175,7 @@ class FaissSearch:
 
     def _single(self, vector: Vector, own: int, wider: Sequence[Scored]) -> list[Scored]:
         """Ask one query as the host does, and put what a wider search found behind it."""
+        self.again.add()
         extra = {} if self.score_threshold is None else {"score_threshold": self.score_threshold}
         pairs = self.store.similarity_search_with_score_by_vector(
             vector, own, filter=self.filter, fetch_k=self.fetch_k, **extra

@@ -1,7 +1,7 @@
 """Batch search of `langchain_community.vectorstores.LanceDB`."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +13,7 @@ from langchain_ralmspec.batch_search import BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import lance
 from ralmspec_plugins.hosts.stores.certificate import certain
+from ralmspec_plugins.hosts.stores.tally import Tally
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 
 _KNOWN = {"k", "filter", "name", "prefilter", "query_type", "metrics", "fts"}
@@ -63,6 +64,7 @@ class LanceSearch:
     metric: Metric
     certified: bool
     name: str = "LanceDB"
+    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -131,6 +133,7 @@ class LanceSearch:
 
     def _single(self, vector: Vector, own: int) -> list[Scored]:
         """Ask one query as the host does, its warning about empty results included."""
+        self.again.add()
         return self._scored(self.store._query(vector, own, **self.settings))  # noqa: SLF001
 
     def _where(self) -> str | None:

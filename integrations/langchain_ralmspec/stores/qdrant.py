@@ -1,7 +1,7 @@
 """Batch search of `langchain_qdrant.QdrantVectorStore`, dense vectors."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.vectorstores import VectorStoreRetriever
@@ -9,6 +9,7 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import qdrant
+from ralmspec_plugins.hosts.stores.tally import Tally
 
 _OPTIONS = {"filter", "search_params", "offset", "score_threshold", "consistency"}
 _METRICS: dict[str, Metric] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
@@ -39,6 +40,7 @@ class QdrantSearch:
     k: int
     options: dict[str, Any]
     name: str = "Qdrant"
+    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
     exact: bool = True
 
     @property
@@ -73,6 +75,7 @@ class QdrantSearch:
         found = self._points(vectors, k)
         again = [at for at, points in enumerate(found) if k > own and qdrant.ties(points, own)]
         if again:
+            self.again.add()
             singly = self._points([vectors[at] for at in again], own)
             for at, points in zip(again, singly, strict=True):
                 first = {point.id for point in points}

@@ -28,6 +28,7 @@ class StoreContract:
     wide = True
     metric = "l2"
     coarse_dimension = 6  # few enough for many ties
+    queries = 200  # in each test of the first k
     wide_queries = 60
     awaits = True  # whether the host's own store works in a new event loop
     score_error = 0.0  # by how much the host's own scores differ from call to call
@@ -42,7 +43,7 @@ class StoreContract:
     @pytest.mark.parametrize("k", [1, 4, 10, 400])
     def test_batches_are_the_hosts_single_calls(self, store: VectorStore, k: int) -> None:
         """Documents of any batch: the host's own, in order, with content, metadata and ids."""
-        count = 200 if k < 100 else 12
+        count = self.queries if k < 100 else 12
         self._check(store, {"k": k}, count=count)
 
     def test_the_default_k(self, store: VectorStore) -> None:

@@ -44,6 +44,21 @@ class TestFaiss(StoreContract):
         """A raw threshold need not cut a prefix."""
         assert not self._search(store, {"k": 4, "score_threshold": 0.9}).wide
 
+    def test_only_doubtful_queries_are_asked_again(self) -> None:
+        """Of a store without duplicates and ties few queries are, and each is counted."""
+        texts = {document.page_content: document for document in corpus()}
+        embeddings = WordEmbeddings()
+        store = FAISS.from_documents(list(texts.values()), embeddings)
+        search: Any = self._search(store, {"k": 4})
+        vectors = [embeddings.embed_query(text) for text in questions(200)]
+        search.search(vectors, 4)
+        few = search.again.count
+        store.add_documents([texts[text] for text in texts], ids=[f"again-{at}" for at in texts])
+        search.search(vectors, 4)
+
+        assert few < 20
+        assert search.again.count == few + 200
+
     def test_a_bad_filter_raises_the_hosts_error(self, store: FAISS) -> None:
         """The host's words reach the caller."""
         search = self._search(store, {"filter": {"$what": 1}})

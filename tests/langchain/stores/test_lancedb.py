@@ -26,6 +26,8 @@ class TestLanceDB(StoreContract):
 
     narrow = {"filter": {"metadata.topic": "t1"}, "prefilter": True}
     nothing = {"filter": {"metadata.topic": "none"}, "prefilter": True}
+    queries = 100
+    wide_queries = 30
 
     @pytest.fixture(scope="class")
     @classmethod

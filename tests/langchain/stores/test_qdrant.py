@@ -23,6 +23,8 @@ class QdrantContract(StoreContract):
     # bits, and in six dimensions with them the order of ties: it differs from itself.
     coarse_dimension = 24
     score_error = 1e-6
+    queries = 100
+    wide_queries = 30
 
     @pytest.fixture(scope="class")
     @classmethod
