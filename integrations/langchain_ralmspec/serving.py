@@ -5,6 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -98,7 +99,8 @@ class Serving:
             self._reset()
 
         def make() -> HostRetriever:
-            return HostRetriever(
+            return Context().run(  # configs are completed from the context: here from nobody's
+                HostRetriever,
                 way.retriever,
                 batch=way.batching,
                 side_by_side=way.side_by_side,
@@ -114,7 +116,7 @@ class Serving:
 
         def make() -> Place:
             users = RunnableConfig(configurable=config.get("configurable") or {})
-            host = self.host(way).for_call(users, kwargs)
+            host = Context().run(self.host(way).for_call, users, kwargs)
             return Place(host, self._line(way).beside(host))
 
         return self._kept(self._places, (way.key, signature), make, _PLACES)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.records import Hits, Query
@@ -48,6 +49,10 @@ class Memo:
         self._lock = threading.Lock()
         # (signature, query key) -> hits and when they were found; the last used at the end
         self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
+        return Memo, (self.capacity, self.ttl_s, self._clock)
 
     @property
     def size(self) -> int:

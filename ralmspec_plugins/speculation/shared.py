@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Retriever
@@ -45,6 +46,10 @@ class SharedPool:
         self._parts: OrderedDict[Hashable, PassagePool] = OrderedDict()  # the last used at the end
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled empty: hosts copy the parts of a chain."""
+        return _made, (self.capacity, self._eviction, self._most)
+
     def of(self, retriever: Retriever) -> PassagePool:
         """Give the part that belongs to a retriever's signature."""
         with self._lock:
@@ -69,3 +74,7 @@ class SharedPool:
             for signature, part in self._parts.items():
                 assert part.signature == signature
                 part.check()
+
+
+def _made(capacity: int, eviction: str, parts: int) -> SharedPool:
+    return SharedPool(capacity=capacity, eviction=eviction, parts=parts)

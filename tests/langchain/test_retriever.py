@@ -6,6 +6,7 @@ import gc
 import logging
 import pickle
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -509,13 +510,39 @@ class TestAsAPart:
     def test_copies_and_pickles(self) -> None:
         """A copy answers alike and starts with nothing."""
         box = WordSearch(documents=nameless())
-        ours = SpeculativeRetriever(retriever=box, max_batch=8)
+        ours = SpeculativeRetriever(
+            retriever=box, max_batch=8, memo=Memo(7, 8.0), pool=SharedPool(capacity=9)
+        )
         expected = ours.invoke("river")
-        copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
+        copies: list[Any] = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
 
-        assert copies == [ours, ours]
+        assert [other.retriever for other in copies] == [box, box]
+        assert [(other.memo.capacity, other.memo.ttl_s) for other in copies] == [(7, 8.0)] * 2
+        assert [other.pool.capacity for other in copies] == [9, 9]
+        assert [other.guess("river") for other in copies] == [None, None]
         assert [other.invoke("river") for other in copies] == [expected] * 2
         assert [(other.stats.asked, other.max_batch) for other in copies] == [(1, 8)] * 2
+
+    def test_a_plain_copy_is_equal(self, store: InMemoryVectorStore) -> None:
+        """What is running is no part of a retriever's value."""
+        ours = SpeculativeRetriever(retriever=store.as_retriever())
+        other = SpeculativeRetriever(retriever=ours.retriever)
+        ours.invoke("river")
+
+        assert ours == other
+        assert "serving" not in ours.model_dump()
+
+    def test_nobodys_handlers_are_kept(self, store: InMemoryVectorStore) -> None:
+        """A caller's handlers can go when his call is over, also one from inside a chain."""
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo(), pool=SharedPool())
+        runs = Runs()
+        chain = RunnableLambda(lambda text: ours.batch([text, "stone"]))
+        chain.invoke("river", {"callbacks": [runs]})
+        gone = weakref.ref(runs)
+        del runs, chain
+        gc.collect()
+
+        assert gone() is None
 
     def test_unknown_settings_are_refused(self) -> None:
         """A slip in a number does not pass."""
