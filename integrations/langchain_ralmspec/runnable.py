@@ -185,8 +185,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
             yield input
 
         pieces = partial(self._atransform, settings=kwargs)
-        async for piece in self._atransform_stream_with_config(inputs(), pieces, config):
-            yield piece
+        given: Any = self._atransform_stream_with_config(inputs(), pieces, config)
+        async with aclosing(given):  # or its runs stay open until it is collected
+            async for piece in given:
+                yield piece
 
     @override
     def batch(

@@ -1,0 +1,359 @@
+"""What fails in a dropped branch never happened; what fails in the answer is the host's own error."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ralmspec_plugins import FixedStride
+from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from tests.langchain.rag_loops import by_hand
+from tests.langchain.rag_parts import (
+    QUESTIONS,
+    AsyncLog,
+    HashChat,
+    HashLLM,
+    HashRetriever,
+    HostError,
+    Log,
+    ThreadedLLM,
+    canaries,
+    documents,
+    rag_of,
+    told,
+    vector_store,
+)
+from tests.langchain.test_rag_equality import values
+
+LIAR = HashRetriever(documents=documents(), salt="lie")
+MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
+QUESTION = QUESTIONS[0]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_leaks() -> Any:
+    """No thread of ours and no task is left when a test is over."""
+    before = _threads()
+    yield
+    await asyncio.sleep(0)
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+    assert before == _threads()
+
+
+def _threads() -> set[str]:
+    return {one.name for one in threading.enumerate() if "ralmspec" in one.name}
+
+
+def parts(model: str = "text", **settings: Any) -> tuple[Any, HashRetriever, Any]:
+    llm, retriever = MODELS[model](), HashRetriever(documents=documents())
+    settings = {"replica": LIAR, "pool": None, **settings}
+    return llm, retriever, rag_of(llm, retriever, "interval", **settings)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+async def fourfold(hand: Any, rag: Any, question: str) -> list[tuple[str, Log]]:
+    """Fail by hand and with the runnable, invoked and awaited; give errors and logs in pairs."""
+    ways = []
+    for runnable in (hand, rag):
+        log, alog = Log(), AsyncLog()
+        with pytest.raises(HostError) as error:
+            runnable.invoke(question, {"callbacks": [log]})
+        with pytest.raises(HostError) as aerror:
+            await runnable.ainvoke(question, {"callbacks": [alog]})
+        ways += [(str(error.value), log), (str(aerror.value), alog)]
+    return ways
+
+
+def equal_and_closed(ways: list[tuple[str, Log]]) -> None:
+    (said, log), (asaid, alog), (our_said, our_log), (our_asaid, our_alog) = ways
+    assert (said, asaid) == (our_said, our_asaid)
+    assert told(log) == told(our_log)
+    assert told(alog) == told(our_alog)
+    assert [[]] * 4 == [one.left_open() for _, one in ways]
+    assert ["on_chain_error"] * 4 == [one.names[-1] for _, one in ways]
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_store_that_goes_down_in_the_middle_fails_as_by_hand(model: str) -> None:
+    """The third search fails: same error, same events, each search's own once."""
+    llm, retriever, rag = parts(model)
+
+    def down(query: str) -> None:
+        if len(query.split()) == len(QUESTION.split()) + 8:
+            raise HostError(f"no answer to {query}")
+
+    async def adown(query: str) -> None:
+        down(query)
+
+    retriever.hook, retriever.ahook = down, adown
+    ways = await fourfold(by_hand(llm, retriever, "interval"), rag, QUESTION)
+
+    equal_and_closed(ways)
+    assert 1 == ways[2][1].names.count("on_retriever_error")
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("failing", [0, 2])
+async def test_a_model_that_fails_in_the_answer_fails_as_by_hand(model: str, failing: int) -> None:
+    """A right call fails whenever it is made: the host's error, told once."""
+    llm, retriever, rag = parts(model)
+    hand = by_hand(llm, retriever, "interval")
+    hand.invoke(QUESTION)
+    right = list(llm.prompts)
+
+    def fails(prompt: str) -> None:
+        if prompt == right[failing]:
+            raise HostError("the model is down")
+
+    llm.hook = fails
+    ways = await fourfold(hand, rag, QUESTION)
+
+    equal_and_closed(ways)
+    assert 1 == ways[2][1].names.count("on_llm_error")
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_model_that_fails_behind_a_wrong_guess_is_not_heard_of(model: str) -> None:
+    """Every call that is not one of the right ones fails: the answer is there, and no error."""
+    llm, retriever, rag = parts(model, schedule=FixedStride(stride=3))
+    hand = by_hand(llm, retriever, "interval")
+    for question in QUESTIONS[:4]:
+        llm.hook = None
+        llm.prompts.clear()
+        expected = values(hand.invoke(question))
+        right, failed = set(llm.prompts), []
+
+        def fails(prompt: str, right: set[str] = right, failed: list[str] = failed) -> None:
+            if prompt not in right:
+                failed.append(prompt)
+                raise HostError("wrong branch")
+
+        llm.hook = fails
+        logs = Log(), AsyncLog()
+        assert expected == values(rag.invoke(question, {"callbacks": [logs[0]]}))
+        assert expected == values(await rag.ainvoke(question, {"callbacks": [logs[1]]}))
+        assert failed
+        assert [[], []] == [log.left_open() for log in logs]
+        assert not any("error" in name for log in logs for name in log.names)
+        assert not any("wrong branch" in repr(log.events) for log in logs)
+    rag.close()
+
+
+@pytest.mark.parametrize("model", ["text", "chat"])
+async def test_a_model_that_fails_while_it_streams_fails_as_by_hand(model: str) -> None:
+    """The last right call breaks off behind its second word, always: what was shown stays true."""
+    llm, retriever, rag = parts(model)
+    expected = by_hand(llm, retriever, "interval").invoke(QUESTION)["answer"]
+    last = llm.prompts[-1]
+
+    def breaks(number: int) -> None:
+        if number == 2 and llm.prompts[-1] == last:
+            raise HostError("the line is cut")
+
+    async def abreaks(number: int) -> None:
+        breaks(number)
+
+    llm.between, llm.abetween = breaks, abreaks
+    log, alog, pieces, apieces = Log(), AsyncLog(), [], []
+    with pytest.raises(HostError, match="the line is cut"):
+        for piece in rag.stream(QUESTION, {"callbacks": [log]}):
+            pieces.append(piece.get("answer", ""))
+    with pytest.raises(HostError, match="the line is cut"):
+        async for piece in rag.astream(QUESTION, {"callbacks": [alog]}):
+            apieces.append(piece.get("answer", ""))
+
+    assert expected.startswith("".join(pieces))
+    assert expected.startswith("".join(apieces))
+    assert [[], []] == [log.left_open(), alog.left_open()]
+    assert canaries(log.events) <= canaries(expected)
+    rag.close()
+
+
+async def test_what_failed_only_while_it_ran_ahead_is_made_good() -> None:
+    """Each right call fails the first time it is made ahead: no error is told, the answer is whole."""
+    llm, retriever, rag = parts("text", replica=HashRetriever(documents=documents()))
+    expected = values(by_hand(llm, retriever, "interval").invoke(QUESTION))
+    once = {llm.prompts[2]}
+
+    def fails(prompt: str) -> None:
+        if prompt in once:
+            once.discard(prompt)
+            raise HostError("too many calls at a time")
+
+    llm.hook = fails
+    log = Log()
+    reply = rag.invoke(QUESTION, {"callbacks": [log]})
+
+    assert expected == values(reply)
+    if reply["ralmspec"]["stats"].retries:
+        assert not any("error" in name for name in log.names)
+    assert [] == log.left_open()
+    rag.close()
+
+
+@pytest.mark.parametrize("where", ["retriever", "model"])
+async def test_a_deadline_ends_everything(where: str, gate: threading.Event) -> None:
+    """Whatever hangs, the caller gets `DeadlineExceeded`; no run is left open."""
+    llm, retriever, rag = parts("text in threads")
+
+    def hangs(_: str) -> None:
+        threading.Timer(0.3, gate.set).start()  # a local model is waited for, 5 s at most
+        gate.wait(20)
+
+    async def ahangs(_: str) -> None:
+        await asyncio.sleep(20)
+
+    if where == "model":
+        llm.hook = hangs
+    else:
+        retriever.hook, retriever.ahook = hangs, ahangs
+    log, alog = Log(), AsyncLog()
+    with pytest.raises(DeadlineExceeded):
+        rag.invoke(QUESTION, {"callbacks": [log]}, deadline_s=0.1)
+    gate.clear()
+    with pytest.raises(DeadlineExceeded):
+        await rag.ainvoke(QUESTION, {"callbacks": [alog]}, deadline_s=0.1)
+
+    assert [[], []] == [log.left_open(), alog.left_open()]
+    gate.set()
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("where", ["retriever", "model"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_cancelled_half_way_it_leaves_nothing(
+    model: str, where: str, streamed: bool, gate: threading.Event
+) -> None:
+    """A task that is cancelled while the third step hangs: all runs end, and it works again."""
+    llm, retriever, rag = parts(model)
+    expected = values(by_hand(llm, retriever, "interval").invoke(QUESTION))
+    third, query = llm.prompts[2], retriever.asked[2]
+    hanging = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def ahangs(text: str) -> None:
+        if text in (third, query):
+            hanging.set()
+            await asyncio.sleep(20)
+
+    def hangs(text: str) -> None:
+        if text == third:
+            loop.call_soon_threadsafe(hanging.set)
+            gate.wait(20)
+
+    if where == "retriever":
+        retriever.ahook = ahangs
+    elif model == "text in threads":
+        llm.hook = hangs
+    else:
+        llm.ahook = ahangs
+    log = AsyncLog()
+
+    async def stream() -> None:
+        async for _ in rag.astream(QUESTION, {"callbacks": [log]}):
+            pass
+
+    work = stream() if streamed else rag.ainvoke(QUESTION, {"callbacks": [log]})
+    task = asyncio.ensure_future(work)
+    await asyncio.wait_for(hanging.wait(), 5)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [] == log.left_open()
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+    llm.hook = llm.ahook = retriever.ahook = None
+    assert expected == values(await rag.ainvoke(QUESTION))
+    await asyncio.to_thread(rag.close)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+async def test_a_stream_that_is_closed_half_way_leaves_nothing(model: str, after: int) -> None:
+    """Closed after some pieces, sync and async: runs ended, tasks gone, and at once."""
+    _, _, rag = parts(model)
+    log, alog = Log(), AsyncLog()
+    stream = rag.stream(QUESTION, {"callbacks": [log]})
+    for _ in range(after):
+        next(stream)
+    stream.close()
+    assert [] == log.left_open()
+    astream = rag.astream(QUESTION, {"callbacks": [alog]})
+    for _ in range(after):
+        await anext(astream)
+    await astream.aclose()
+
+    assert [] == alog.left_open()
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+    rag.close()
+
+
+async def test_one_that_is_cancelled_does_not_touch_the_others() -> None:
+    """Of many that wait for one merged search, one goes away: the others get their answers."""
+    llm, retriever = HashLLM(), vector_store(documents()).as_retriever()
+    rag = rag_of(llm, retriever)
+    expected = [values(by_hand(llm, retriever, "sentences").invoke(q)) for q in QUESTIONS[:8]]
+    tasks = [asyncio.ensure_future(rag.ainvoke(question)) for question in QUESTIONS[:8]]
+    await asyncio.sleep(0.005)
+    tasks[3].cancel()
+    got = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(got[3], asyncio.CancelledError | dict)
+    assert [one for n, one in enumerate(expected) if n != 3] == [
+        values(one) for n, one in enumerate(got) if n != 3 and isinstance(one, dict)
+    ]
+    await asyncio.to_thread(rag.close)
+
+
+async def test_a_handler_that_raises_ends_the_request_as_the_hosts_does() -> None:
+    """`raise_error`: its error surfaces; without, it is passed over."""
+
+    class Raising(Log):
+        raise_error = True
+
+        def on_retriever_end(self, *args: Any, **kwargs: Any) -> None:
+            raise HostError("a handler's")
+
+    llm, retriever, rag = parts()
+    log = Log()
+    with pytest.raises(HostError, match="a handler's"):
+        by_hand(llm, retriever, "interval").invoke(QUESTION, {"callbacks": [Raising()]})
+    with pytest.raises(HostError, match="a handler's"):
+        rag.invoke(QUESTION, {"callbacks": [log, Raising()]})
+    with pytest.raises(HostError, match="a handler's"):
+        await rag.ainvoke(QUESTION, {"callbacks": [Raising()]})
+
+    assert "on_chain_error" == log.names[-1]
+    rag.close()
+
+
+def test_ctrl_c_in_the_model_ends_everything() -> None:
+    """No `Exception`: it surfaces as it is, and no run of the answer is left open."""
+    llm, retriever, rag = parts()
+    by_hand(llm, retriever, "interval").invoke(QUESTION)
+    third, log = llm.prompts[2], Log()
+
+    def interrupted(prompt: str) -> None:
+        if prompt == third:
+            raise KeyboardInterrupt
+
+    llm.hook = interrupted
+    with pytest.raises((KeyboardInterrupt, Cancelled)):
+        rag.invoke(QUESTION, {"callbacks": [log]})
+
+    assert [] == log.left_open()
+    rag.close()
