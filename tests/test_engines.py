@@ -162,7 +162,7 @@ def test_a_deadline_stops_the_writing() -> None:
     workload = SlowWorkload()
     with Engine(workload, WordRetriever(TEXTS)) as engine:
         with pytest.raises(DeadlineExceeded, match=r"0\.05 seconds"):
-            engine.run(Request(prompt=PROMPT, deadline_s=0.05))
+            engine.run(Request(prompt=PROMPT, deadline_s=0.5))
 
         assert workload.stopped.is_set()
 
@@ -173,7 +173,7 @@ def test_an_async_deadline_stops_the_writing() -> None:
     async def main() -> int:
         async with AsyncEngine(workload, WordRetriever(TEXTS)) as engine:
             with pytest.raises(DeadlineExceeded):
-                await engine.run(Request(prompt=PROMPT, deadline_s=0.05))
+                await engine.run(Request(prompt=PROMPT, deadline_s=0.5))
             return len(asyncio.all_tasks())
 
     workload = SlowWorkload()

@@ -40,6 +40,7 @@ _OF_ENGINES: Final = (
     *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
 )
+_MOST_TOKENS: Final = 256
 _PLAIN: Final = (str, int, float, bool, type(None))
 
 
@@ -76,7 +77,7 @@ class Assembly:
         rag = self._rag
         return {
             "stop": rag.stop,
-            "max_tokens": rag.max_tokens,
+            "max_tokens": self._most_tokens() if rag.max_tokens is None else rag.max_tokens,
             "seed": rag.seed,
             "deadline_s": rag.deadline_s,
         }
@@ -85,6 +86,13 @@ class Assembly:
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far."""
         return self._host.stats
+
+    def _most_tokens(self) -> int:
+        """Give an answer's length: of sentences, as much as the workload's own bounds allow."""
+        workload = self._workload
+        if isinstance(workload, Sentences):
+            return workload.tokens * workload.max_sentences
+        return _MOST_TOKENS
 
     def voice(self, config: RunnableConfig) -> Voice:
         """Say how the retriever announces itself in a call with this config."""

@@ -85,8 +85,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """That the chat model continues its own last message, and with which arguments."""
     sentence_stop: str | None = None
     """Ends sentences by this stop string, for models that cannot be bounded."""
-    max_tokens: int = 256
-    """The longest answer, counted in what the steps are allowed."""
+    max_tokens: int | None = None
+    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
     stop: tuple[str, ...] = ()
     seed: int = 0
     deadline_s: float | None = None
