@@ -60,7 +60,9 @@ def test_it_is_never_batched(store: PGVector) -> None:
         ("mmr", {"k": 3, "fetch_k": 12}),
     ],
 )
-def test_documents_are_the_hosts(store: PGVector, search_type: str, settings: dict[str, Any]) -> None:
+def test_documents_are_the_hosts(
+    store: PGVector, search_type: str, settings: dict[str, Any]
+) -> None:
     """Whatever is asked for together, each query gets what a single call gets."""
     retriever = store.as_retriever(search_type=search_type, search_kwargs=settings)
     speculative = SpeculativeRetriever(retriever=retriever)

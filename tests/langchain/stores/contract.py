@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.documents import Document
@@ -21,9 +21,9 @@ class StoreContract:
     `search_kwargs`; `exact` and `wide` are what the adapter must say with plain settings.
     """
 
-    narrow: dict[str, Any]
-    nothing: dict[str, Any]
-    unknown: dict[str, Any] = {"surprise": True}
+    narrow: ClassVar[dict[str, Any]]
+    nothing: ClassVar[dict[str, Any]]
+    unknown: ClassVar[dict[str, Any]] = {"surprise": True}
     exact = True
     wide = True
     metric = "l2"

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import chromadb
 import pytest
@@ -20,8 +21,8 @@ _names = itertools.count()
 class ChromaContract(StoreContract):
     """One distance."""
 
-    narrow = {"filter": {"topic": "t1"}}
-    nothing = {"filter": {"topic": "none"}}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"topic": "t1"}}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"topic": "none"}}
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,6 +1,6 @@
 """FAISS behind LangChain: flat indexes in certified batches, others as they are."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
@@ -17,8 +17,8 @@ from tests.langchain.stores.worlds import WordEmbeddings, corpus, questions
 class TestFaiss(StoreContract):
     """The wrapper's default: a flat L2 index."""
 
-    narrow = {"filter": {"topic": "t1"}, "fetch_k": 60}
-    nothing = {"filter": {"topic": "none"}}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"topic": "t1"}, "fetch_k": 60}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"topic": "none"}}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -70,8 +70,8 @@ class TestFaiss(StoreContract):
 class TestFaissInnerProduct(StoreContract):
     """A flat index of inner products, vectors of any length."""
 
-    narrow = {"filter": {"topic": "t1"}, "fetch_k": 60}
-    nothing = {"filter": {"topic": "none"}}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"topic": "t1"}, "fetch_k": 60}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"topic": "none"}}
     metric = "ip"
 
     @pytest.fixture(scope="class")
@@ -98,8 +98,8 @@ class TestFaissInnerProduct(StoreContract):
 class TestFaissNormalised(StoreContract):
     """`normalize_L2`: passages and queries get unit length, each by itself."""
 
-    narrow = {"filter": {"topic": "t1"}, "fetch_k": 60}
-    nothing = {"filter": {"topic": "none"}}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"topic": "t1"}, "fetch_k": 60}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"topic": "none"}}
     metric = "cosine"
 
     @pytest.fixture(scope="class")
@@ -111,8 +111,8 @@ class TestFaissNormalised(StoreContract):
 class TestFaissApproximate(StoreContract):
     """An HNSW index: batches agree here, but nothing is promised."""
 
-    narrow = {"filter": {"topic": "t1"}, "fetch_k": 60}
-    nothing = {"filter": {"topic": "none"}}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"topic": "t1"}, "fetch_k": 60}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"topic": "none"}}
     exact = False
     wide = False
     metric = None  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from lancedb.index import IvfPq
@@ -24,8 +25,8 @@ def empty_results_warn() -> Iterator[None]:
 class TestLanceDB(StoreContract):
     """A scanned table, L2, filtered before ranking."""
 
-    narrow = {"filter": {"metadata.topic": "t1"}, "prefilter": True}
-    nothing = {"filter": {"metadata.topic": "none"}, "prefilter": True}
+    narrow: ClassVar[dict[str, Any]] = {"filter": {"metadata.topic": "t1"}, "prefilter": True}
+    nothing: ClassVar[dict[str, Any]] = {"filter": {"metadata.topic": "none"}, "prefilter": True}
     queries = 100
     wide_queries = 30
 

@@ -1,7 +1,7 @@
 """Milvus behind LangChain, with Milvus Lite in a file."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_milvus import Milvus
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.slow
 class TestMilvus(StoreContract):
     """A flat index, L2: batches agree here, but nothing is promised."""
 
-    narrow = {"expr": "topic == 't1'"}
-    nothing = {"expr": "topic == 'none'"}
+    narrow: ClassVar[dict[str, Any]] = {"expr": "topic == 't1'"}
+    nothing: ClassVar[dict[str, Any]] = {"expr": "topic == 'none'"}
     exact = False
     wide = False
     awaits = False  # its asynchronous client belongs to the first event loop that used it
-    index: dict[str, Any] = {"index_type": "FLAT", "metric_type": "L2", "params": {}}
+    index: ClassVar[dict[str, Any]] = {"index_type": "FLAT", "metric_type": "L2", "params": {}}
 
     @pytest.fixture(scope="class")
     @classmethod

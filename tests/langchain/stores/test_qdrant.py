@@ -1,5 +1,7 @@
 """Qdrant behind LangChain, in its local mode (for equality, never for speed)."""
 
+from typing import Any, ClassVar
+
 import pytest
 from langchain_qdrant import QdrantVectorStore
 from qdrant_client import models
@@ -16,8 +18,8 @@ def topic(name: str) -> models.Filter:
 class QdrantContract(StoreContract):
     """One distance."""
 
-    narrow = {"filter": topic("t1")}
-    nothing = {"filter": topic("none")}
+    narrow: ClassVar[dict[str, Any]] = {"filter": topic("t1")}
+    nothing: ClassVar[dict[str, Any]] = {"filter": topic("none")}
     distance: models.Distance
     # The local mode's scores of one and the same query change from call to call in the last
     # bits, and in six dimensions with them the order of ties: it differs from itself.

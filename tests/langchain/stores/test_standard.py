@@ -47,7 +47,7 @@ class TestOverFaiss(OverAStore):
     """FAISS."""
 
     @staticmethod
-    def store(folder: Path) -> VectorStore:
+    def store(_: Path) -> VectorStore:
         return FAISS.from_documents(corpus(40), WordEmbeddings())
 
 
@@ -55,7 +55,7 @@ class TestOverChroma(OverAStore):
     """Chroma, embedded."""
 
     @staticmethod
-    def store(folder: Path) -> VectorStore:
+    def store(_: Path) -> VectorStore:
         client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
         store = Chroma(f"standard-{next(_names)}", WordEmbeddings(), client=client)
         store.add_documents(corpus(40))

@@ -8,11 +8,35 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-WORDS = (
-    "river stone copper lantern orbit velvet harbour comet meadow signal "
-    "amber falcon glacier thunder ivory canyon ember willow quartz saffron "
-    "naïve Ελλάδα 北京 δρόμος søster 🜲 zażółć"
-).split()
+WORDS = [
+    "river",
+    "stone",
+    "copper",
+    "lantern",
+    "orbit",
+    "velvet",
+    "harbour",
+    "comet",
+    "meadow",
+    "signal",
+    "amber",
+    "falcon",
+    "glacier",
+    "thunder",
+    "ivory",
+    "canyon",
+    "ember",
+    "willow",
+    "quartz",
+    "saffron",
+    "naïve",
+    "Ελλάδα",
+    "北京",
+    "δρόμος",
+    "søster",
+    "🜲",
+    "zażółć",
+]
 
 
 @dataclass
