@@ -92,7 +92,7 @@ class StoreContract:
     def test_an_overridden_method_is_left_to_the_host(self, store: VectorStore) -> None:
         """A store with somebody's own search method is not looked into."""
         changed = copy.copy(store)
-        object.__setattr__(changed, "similarity_search", lambda query, **_: [])
+        object.__setattr__(changed, "similarity_search", lambda *_, **__: [])
 
         assert batch_search_of(changed.as_retriever()) is None
 
