@@ -2,18 +2,16 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
+from copy import deepcopy
 from functools import partial
 from typing import Any, Self, TypeAlias
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForChainRun,
-    CallbackManagerForChainRun,
-)
 from langchain_core.documents import Document
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
@@ -115,9 +113,15 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     _assembly: Assembly = PrivateAttr()
 
-    @override
-    def model_post_init(self, context: Any) -> None:
-        self._assembly = Assembly(self)
+    def __init__(self, **fields: Any) -> None:
+        """Put the parts together.
+
+        Raises:
+            ValidationError: a field of another type, or an unknown one.
+            ConfigError: the parts do not fit each other; the message says what to do.
+        """
+        super().__init__(**fields)
+        self._assembly = Assembly(self)  # not in a validator: pydantic would wrap its errors
 
     @classmethod
     def from_llm(
@@ -133,6 +137,12 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
             ConfigError: the parts do not fit each other; the message says what to do.
         """
         return cls(llm=llm, retriever=retriever, prompt=prompt, **settings)
+
+    @property
+    @override
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        parts = (self.retriever, self.llm)
+        return get_unique_config_specs(spec for part in parts for spec in part.config_specs)
 
     @property
     @override
@@ -238,39 +248,33 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         copied._assembly = Assembly(copied)  # noqa: SLF001 its own class
         return copied
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return type(self)(**deepcopy(self._set_fields(), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._set_fields()), ()
+
+    def _set_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
     def _together(self) -> "SpeculativeRAG":
         return self if self.pool is not None else self.model_copy(update={"pool": SharedPool()})
 
     def _invoke(
-        self,
-        value: Question,
-        run_manager: CallbackManagerForChainRun,
-        config: RunnableConfig,
-        *,
-        settings: Mapping[str, Any],
+        self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings)
         return whole(run.pieces(reports=self._assembly.followed(config)), self.output)
 
     async def _ainvoke(
-        self,
-        value: Question,
-        run_manager: AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        *,
-        settings: Mapping[str, Any],
+        self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
         run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
         pieces = run.apieces(reports=self._assembly.followed(config))
         return whole([piece async for piece in pieces], self.output)
 
     def _transform(
-        self,
-        values: Iterator[Question],
-        run_manager: CallbackManagerForChainRun,
-        config: RunnableConfig,
-        *,
-        settings: Mapping[str, Any],
+        self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Iterator[Given]:
         for value in values:
             run = RequestRun(self._assembly, value, config, settings)
@@ -280,7 +284,6 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     async def _atransform(
         self,
         values: AsyncIterator[Question],
-        run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
         *,
         settings: Mapping[str, Any],
