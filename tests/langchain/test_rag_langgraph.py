@@ -1,0 +1,232 @@
+"""In LangGraph: as a node, behind a tool, in an agent; no stream shows what was rolled back."""
+
+import operator
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import create_retriever_tool
+from langchain_ralmspec.retriever import SpeculativeRetriever
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from typing_extensions import TypedDict
+
+from ralmspec_plugins import FixedStride, Memo, SharedPool
+from tests.langchain.rag_loops import by_hand
+from tests.langchain.rag_parts import (
+    QUESTIONS,
+    HashChat,
+    HashLLM,
+    HashRetriever,
+    canaries,
+    documents,
+    plain_values,
+    rag_of,
+    vector_store,
+)
+from tests.langchain.test_rag_equality import values
+
+LIAR = HashRetriever(documents=documents(), salt="lie")
+MODES: Any = ["values", "updates", "messages", "custom", "debug", "tasks", "checkpoints"]
+MODELS = {"text": HashLLM, "chat": HashChat}
+
+
+class State(TypedDict, total=False):
+    input: str
+    context: list[Document]
+    answer: str
+    ralmspec: Any
+    seen: Annotated[list[str], operator.add]
+
+
+def graph_of(answers: Any, **compiled: Any) -> Any:
+    """A graph of two nodes: the answer, and what was seen of it."""
+    graph = StateGraph(State)
+    graph.add_node("answer", answers)
+    graph.add_node("look", lambda state: {"seen": [state["answer"][:5]]})
+    graph.add_edge(START, "answer")
+    graph.add_edge("answer", "look")
+    graph.add_edge("look", END)
+    return graph.compile(**compiled)
+
+
+def parts(model: str) -> tuple[Any, Any, Any]:
+    llm, retriever = MODELS[model](), HashRetriever(documents=documents())
+    settings: Any = {"replica": LIAR, "pool": None, "schedule": FixedStride(stride=3)}
+    return llm, retriever, rag_of(llm, retriever, "interval", **settings)
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_as_a_node_it_gives_what_the_loop_by_hand_gives(model: str) -> None:
+    """The final state, invoked and awaited."""
+    llm, retriever, rag = parts(model)
+    by = by_hand(llm, retriever, "interval")
+    graph = graph_of(rag)
+    for question in QUESTIONS[:3]:
+        expected = values(by.invoke(question))
+        got = graph.invoke({"input": question})
+        assert expected == values(got)
+        assert [got["answer"][:5]] == got["seen"]
+        assert expected == values(await graph.ainvoke({"input": question}))
+    rag.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("subgraphs", [False, True])
+async def test_no_stream_mode_shows_what_was_rolled_back(model: str, subgraphs: bool) -> None:
+    """All stream modes at once, sync and async: of all words written, only those that stayed."""
+    llm, retriever, rag = parts(model)
+    graph = graph_of(rag)
+    hand = by_hand(llm, retriever, "interval")
+    right = canaries(hand.invoke(QUESTIONS[0]))
+    llm.written.clear()
+    inputs: Any = {"input": QUESTIONS[0]}
+    streamed = list(graph.stream(inputs, stream_mode=MODES, subgraphs=subgraphs))
+    astreamed = [one async for one in graph.astream(inputs, stream_mode=MODES, subgraphs=subgraphs)]
+    events = [one async for one in graph.astream_events(inputs, version="v2")]
+
+    assert right == canaries(streamed)
+    assert right == canaries(astreamed)
+    assert right == canaries(events)
+    assert canaries(llm.written) > right
+    rag.close()
+
+
+async def test_messages_come_as_the_model_s_own_calls_would_send_them() -> None:
+    """`stream_mode="messages"`: the tokens of a hand-written node, in its order."""
+    llm, retriever, rag = parts("chat")
+    hand = by_hand(llm, retriever, "interval")
+
+    async def node(state: State, config: RunnableConfig) -> Any:
+        return await hand.ainvoke(state["input"], config)
+
+    def plain_node(state: State, config: RunnableConfig) -> Any:
+        return hand.invoke(state["input"], config)
+
+    for question in QUESTIONS[:3]:
+        inputs: Any = {"input": question}
+        expected = list(graph_of(plain_node).stream(inputs, stream_mode="messages"))
+        got = list(graph_of(rag).stream(inputs, stream_mode="messages"))
+        assert _tokens(expected) == _tokens(got)
+        aexpected = [one async for one in graph_of(node).astream(inputs, stream_mode="messages")]
+        agot = [one async for one in graph_of(rag).astream(inputs, stream_mode="messages")]
+        assert _tokens(aexpected) == _tokens(agot)
+        assert _tokens(expected)
+    rag.close()
+
+
+def _tokens(streamed: list[Any]) -> list[Any]:
+    """Show message chunks with the node they come from; empty ones aside."""
+    return [(message.text, about["langgraph_node"]) for message, about in streamed if message.text]
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_checkpointer_can_keep_the_reply() -> None:
+    """`InMemorySaver` writes the reply down and reads it back, report and documents as they were."""
+    _, _, rag = parts("chat")
+    graph = graph_of(rag, checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    got = graph.invoke({"input": QUESTIONS[0]}, config)
+    kept = graph.get_state(config).values
+
+    assert values(got) == values(kept)
+    assert got["ralmspec"]["queries"] == kept["ralmspec"]["queries"]
+    assert got["ralmspec"]["usage"] == kept["ralmspec"]["usage"]
+    assert got["ralmspec"]["stats"].searches == kept["ralmspec"]["stats"].searches
+    assert got["ralmspec"]["stats"].overlap_s == kept["ralmspec"]["stats"].overlap_s
+    rag.close()
+
+
+class ToolCaller(BaseChatModel):
+    """Calls the tool with the question, twice, and then says what it was given."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "caller"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> ChatResult:
+        found = [message for message in messages if isinstance(message, ToolMessage)]
+        asked = next(message for message in messages if isinstance(message, HumanMessage))
+        if len(found) < 2:
+            call = {
+                "name": "search",
+                "args": {"query": f"{asked.text} {len(found)}"},
+                "id": f"call-{len(found)}",
+            }
+            message = AIMessage(content="", tool_calls=[call])
+        else:
+            message = AIMessage(content=" + ".join(str(one.content) for one in found))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.fixture(params=["black box", "looked into"])
+def retriever(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "black box":
+        yield HashRetriever(documents=documents())
+    else:
+        yield vector_store(documents()).as_retriever(search_kwargs={"k": 2})
+
+
+async def test_in_an_agent_the_retriever_s_layer_gives_the_same(retriever: Any) -> None:
+    """A tool over `SpeculativeRetriever` in an agent: the same messages, with each event once."""
+    langgraph_agents = pytest.importorskip("langgraph.prebuilt")
+
+    def agent(searched: Any) -> Any:
+        tool = create_retriever_tool(searched, "search", "Finds passages.")
+        with pytest.warns(DeprecationWarning):
+            return langgraph_agents.create_react_agent(ToolCaller(), [tool])
+
+    layer = SpeculativeRetriever(retriever=retriever, memo=Memo(), pool=SharedPool())
+    plain, ours = agent(retriever), agent(layer)
+    for question in (*QUESTIONS[:3], QUESTIONS[0]):
+        inputs: Any = {"messages": [("user", question)]}
+        expected = plain.invoke(inputs)["messages"]
+        assert _shown(expected) == _shown(ours.invoke(inputs)["messages"])
+        assert _shown(expected) == _shown((await ours.ainvoke(inputs))["messages"])
+        one, other = [
+            [
+                event["data"].get("output")
+                async for event in graph.astream_events(inputs, version="v2")
+                if event["event"] == "on_retriever_end"
+                and event["name"] in (layer.get_name(), retriever.get_name())
+            ]
+            for graph in (plain, ours)
+        ]
+        assert 2 == len(one)
+        assert {str(plain_values(found)) for found in one} == {
+            str(plain_values(found)) for found in other
+        }
+    layer.close()
+
+
+def _shown(messages: list[BaseMessage]) -> list[Any]:
+    return [(message.type, message.content) for message in messages]
+
+
+async def test_in_a_graph_s_node_the_retriever_s_layer_gives_the_same(retriever: Any) -> None:
+    """A node that searches: the same state in every stream mode."""
+    layer = SpeculativeRetriever(retriever=retriever)
+
+    def graph(searched: Any) -> Any:
+        async def asearch(state: State, config: RunnableConfig) -> Any:
+            found = await searched.ainvoke(state["input"], config)
+            return {"context": found, "answer": found[0].page_content}
+
+        return graph_of(asearch)
+
+    for question in QUESTIONS[:3]:
+        inputs: Any = {"input": question}
+        for mode in ("values", "updates", "custom"):
+            expected = [one async for one in graph(retriever).astream(inputs, stream_mode=mode)]
+            assert expected == [one async for one in graph(layer).astream(inputs, stream_mode=mode)]
+    layer.close()
