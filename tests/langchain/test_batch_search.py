@@ -150,6 +150,7 @@ class Thresholded(InMemoryVectorStore):
         ([1.6, 1.6, 1.6, 0.2, 0.2, 0.2], 0.55, 0, 0),
         ([0.2, 0.4, 0.6, 1.6, 0.2, 0.2], 0.55, 3, 3),
         ([0.2, 0.4, 0.6, 0.8, 1.0, 1.2], None, 3, 6),
+        ([0.5, 1.0, 1.0, 1.0, 1.0, 1.2], 0.5, 3, 5),  # just relevant enough
     ],
 )
 def test_thresholds_cut_as_the_host_does(

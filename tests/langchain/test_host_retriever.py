@@ -160,11 +160,14 @@ class TestSignature:
 
     def test_each_setting_tells_apart(self, store: InMemoryVectorStore) -> None:
         """Store, type, arguments, users' values: each makes another signature."""
-        other = filled(InMemoryVectorStore(WordEmbeddings()), corpus())
+        other = filled(InMemoryVectorStore(store.embedding), corpus())
+        again = filled(InMemoryVectorStore(WordEmbeddings()), corpus())
+        again.store = store.store
         plain = store.as_retriever()
         different = [
             HostRetriever(plain),
             HostRetriever(other.as_retriever()),
+            HostRetriever(again.as_retriever()),
             HostRetriever(store.as_retriever(search_kwargs={"k": 3})),
             HostRetriever(store.as_retriever(search_type="mmr")),
             HostRetriever(plain, kwargs={"k": 5}),

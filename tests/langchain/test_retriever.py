@@ -461,14 +461,15 @@ def test_what_is_not_pure_is_passed_straight_through(
         calls.append(text)
         return [Document(f"{text} {len(calls)}")]
 
+    memo = Memo()
     ours = SpeculativeRetriever(
-        retriever=RunnableLambda(search), memo=Memo(), pool=SharedPool(), pure=False
+        retriever=RunnableLambda(search), memo=memo, pool=SharedPool(), pure=False
     )
     with caplog.at_level(logging.WARNING):
         found = [ours.invoke("a"), ours.invoke("a"), *ours.batch(["a"])]
 
     assert [documents[0].page_content for documents in found] == ["a 1", "a 2", "a 3"]
-    assert (ours.guess("a"), len(calls)) == (None, 3)
+    assert (ours.guess("a"), len(calls), memo.size) == (None, 3, 0)
     assert [record.message for record in caplog.records] == [
         "RunnableLambda is not pure: its calls are passed on as they come, nothing is remembered"
     ]
