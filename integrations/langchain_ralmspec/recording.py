@@ -18,10 +18,12 @@ from langchain_core.callbacks import (
     BaseCallbackManager,
     CallbackManager,
 )
+from langchain_core.globals import get_debug
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers import context as tracing
 from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
+from langchain_core.tracers.stdout import ConsoleCallbackHandler, FunctionCallbackHandler
 from langsmith.run_helpers import tracing_context
 
 # Every event that a handler can get, and the flag with which it can refuse it.
@@ -147,6 +149,20 @@ for _name in IGNORED_BY:
     setattr(AsyncRecorder, _name, _arecorded(_name))
 
 
+class _Mute(ConsoleCallbackHandler):
+    """Stands where the host would put its printer of `set_debug`, which would print at once."""
+
+    def __init__(self) -> None:
+        FunctionCallbackHandler.__init__(self, lambda _: None)
+
+
+def _quietly(manager: CallbackManager, recorder: Recorder) -> CallbackManager:
+    """Have a manager tell nobody but a recorder."""
+    for handler in (recorder, _Mute()) if get_debug() else (recorder,):
+        manager.add_handler(handler)
+    return manager
+
+
 class _Taps:
     """What marks a handler that wants a model to stream, also when it is invoked."""
 
@@ -219,9 +235,9 @@ class HostContext:
                 metadata=dict(manager.metadata),
                 inheritable_metadata=dict(manager.inheritable_metadata),
             )
-        quiet.add_handler(recorder_like(handlers, recording, asynchronous=self.asynchronous))
+        recorder = recorder_like(handlers, recording, asynchronous=self.asynchronous)
         config = RunnableConfig(**self.config)
-        config["callbacks"] = quiet
+        config["callbacks"] = _quietly(quiet, recorder)
         config.pop("run_name", None)
         config.pop("run_id", None)
         return config, recording
@@ -247,8 +263,7 @@ def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
     Only what sets the call up is kept: its `configurable` values.
     """
     recording = Recording()
-    manager = CallbackManager(handlers=[Recorder(recording)])
-    manager.inheritable_handlers = list(manager.handlers)
+    manager = _quietly(CallbackManager(handlers=[]), Recorder(recording))
     quiet = RunnableConfig(callbacks=manager, tags=[], metadata={})
     if "configurable" in config:
         quiet["configurable"] = config["configurable"]
