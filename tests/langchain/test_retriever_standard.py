@@ -12,7 +12,7 @@ class TestOverMemory(OverAStore):
     """InMemoryVectorStore."""
 
     @staticmethod
-    def store(folder: Path) -> VectorStore:
+    def store(folder: Path) -> VectorStore:  # noqa: ARG004 others need one
         store = InMemoryVectorStore(WordEmbeddings())
         store.add_documents(corpus(40))
         return store
