@@ -2,7 +2,7 @@
 
 import copy
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +20,10 @@ from tests.langchain.stores.worlds import WordEmbeddings, corpus
 class TestInMemory(StoreContract):
     """With near ties, and with many exact ones."""
 
-    narrow: dict[str, Any] = {"filter": lambda document: document.metadata["topic"] == "t1"}
-    nothing: dict[str, Any] = {"filter": lambda _: False}
+    narrow: ClassVar[dict[str, Any]] = {
+        "filter": lambda document: document.metadata["topic"] == "t1"
+    }
+    nothing: ClassVar[dict[str, Any]] = {"filter": lambda _: False}
     metric = "cosine"
 
     @pytest.fixture(scope="class")
