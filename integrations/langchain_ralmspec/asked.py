@@ -1,13 +1,16 @@
 """What the queries and hits of a host's retriever carry: vectors, and whose call it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.batch_search import Scored, Vector
 from langchain_ralmspec.passages import passage_of
+from langchain_ralmspec.recording import unheard
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Hit, Hits, Query
 
@@ -49,6 +52,19 @@ def asked_of(query: Query) -> Asked:
             "encoding of its own; make it with the retriever's encode(text)"
         )
     return query.encoding
+
+
+@contextmanager
+def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
+    """Make the config of one call of the host: that of the query's own caller, else by `calls`.
+
+    A call that belongs to nobody's run is not heard by handlers from the context either.
+    """
+    config, recording = (asked_of(query).calls or calls)()
+    manager = config.get("callbacks")
+    nobodys = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
+    with unheard(config) if nobodys else nullcontext():
+        yield config, recording
 
 
 def query_vector(query: Query) -> Vector | None:

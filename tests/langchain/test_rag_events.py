@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
+from langchain_core.tracers.context import collect_runs
 
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
@@ -257,4 +258,30 @@ async def test_the_first_token_comes_before_the_model_has_finished_async(how: st
         await rag.ainvoke(QUESTIONS[0], {"callbacks": [Seeing()]})
 
     assert in_time == [True]
+    rag.close()
+
+
+@pytest.mark.parametrize("kind", ["black box", "looked into"])
+async def test_handlers_that_stand_in_the_context_hear_one_run(kind: str) -> None:
+    """`collect_runs()`: one tree, with the calls that the loop by hand makes, and no other."""
+    llm, retriever, rag = parts("chat", kind, "interval")
+    hand = by_hand(llm, retriever, "interval")
+
+    def tree(run: Any) -> Any:
+        return run.run_type, canaries(run.inputs), [tree(child) for child in run.child_runs]
+
+    for question in QUESTIONS[:2]:
+        with collect_runs() as by:
+            hand.invoke(question)
+        with collect_runs() as invoked:
+            rag.invoke(question)
+        with collect_runs() as awaited:
+            await rag.ainvoke(question)
+        with collect_runs() as streamed:
+            list(rag.stream(question))
+
+        expected = [tree(run) for run in by.traced_runs]
+        assert 1 == len(expected)
+        for got in (invoked, awaited, streamed):
+            assert expected == [tree(run) for run in got.traced_runs]
     rag.close()
