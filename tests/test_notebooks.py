@@ -1,0 +1,81 @@
+"""The notebooks run from start to end here, and are kept as text beside an empty notebook."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+IMPORTS = 2  # cells in which other packages may warn of their own affairs
+WHO = "import sys; print(sys.executable)"
+
+named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(notebook: Any) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def test_there_is_something_to_run() -> None:
+    """The tests below have a notebook each."""
+    assert "langchain_quickstart" in [path.stem for path in NOTEBOOKS]
+
+
+@named
+def test_a_notebook_says_what_its_text_says(path: Path) -> None:
+    """Both halves of a pair have the same cells: `jupytext --sync` has been run."""
+    notebook = nbformat.read(path, as_version=4)
+    text = jupytext.read(path.with_suffix(".py"))
+
+    assert cells(text) == cells(notebook)
+    assert "ipynb,py:percent" == notebook.metadata["jupytext"]["formats"]
+
+
+@named
+def test_a_notebook_is_committed_empty(path: Path) -> None:
+    """No output, no count: they would be somebody's machine's."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+    assert [([], None)] * len(code) == [(cell.outputs, cell.execution_count) for cell in code]
+
+
+@named
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From start to end, with this interpreter, without a network, and not in the checkout."""
+    places = {
+        "HOME": tmp_path,  # no kernel, setting or model of whoever runs this
+        "IPYTHONDIR": tmp_path / "ipython",
+        "JUPYTER_DATA_DIR": tmp_path / "data",
+        "JUPYTER_RUNTIME_DIR": tmp_path / "runtime",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'integrations'}",
+        "HF_HUB_OFFLINE": 1,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in places.items():
+        monkeypatch.setenv(name, str(value))
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(WHO))
+    resources = {"metadata": {"path": str(folder)}}
+    done = NotebookClient(notebook, timeout=300, resources=resources).execute()
+
+    assert f"{sys.executable}\n" == done.cells[-1].outputs[0].text
+    assert [] == list(folder.iterdir())
+    kinds = [kind for cell in done.cells[IMPORTS:] for kind in kinds_of(cell)]
+    assert "image/png" in kinds
+    assert "stderr" not in kinds
+
+
+def kinds_of(cell: Any) -> list[str]:
+    """Say what a cell shows: the kinds of its data, or the name of its stream."""
+    shown: list[str] = []
+    for output in cell.get("outputs", ()):
+        shown += output.get("data", ()) or [output.get("name", output.output_type)]
+    return shown
