@@ -1,6 +1,7 @@
 """The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
 
 from collections.abc import Callable, Hashable, Mapping
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -10,6 +11,7 @@ from langchain_ralmspec.direct import direct_lm
 from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
+from langchain_ralmspec.looking import users_values
 from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
 from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
@@ -57,7 +59,8 @@ class Assembly:
         self.llm = silenced(rag.llm)
         self._retriever = silenced(rag.retriever)
         self._workload = _workload(rag, self._lm())
-        self._host = HostRetriever(
+        self._host = Context().run(
+            HostRetriever,
             self._retriever.runnable,
             batch=rag.batching,
             side_by_side=rag.side_by_side,
@@ -115,19 +118,23 @@ class Assembly:
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
         host = self._host_for(config)
-        schedule = self._rag.schedule or Continuous(lanes=self._lanes(host))
-        lanes = schedule.lanes if isinstance(schedule, Continuous) else self._lanes(host)
-        return self._rag.runtime.engines(
-            (self._key, host.signature), host, partial(self._parts, schedule), lanes
-        )
+        lanes = 1 if host.looked_into else self._rag.side_by_side
+        schedule = self._rag.schedule or Continuous(lanes=lanes)
+        if isinstance(schedule, Continuous):
+            lanes = schedule.lanes
+        # Merging single calls would only make them wait for each other.
+        merged = lanes if host.looked_into and host.pure else None
+        key = self._key, host.signature
+        return self._rag.runtime.engines(key, host, partial(self._parts, schedule), merged)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
-        """Give the retriever for a call: of its config, only what sets the retriever up."""
-        chosen = RunnableConfig(configurable=config.get("configurable") or {})
-        return self._host.for_call(chosen, calls=lambda: shared_call(chosen))
+        """Give the retriever for a call: of its config, only what sets the retriever up.
 
-    def _lanes(self, host: HostRetriever) -> int:
-        return 1 if host.looked_into else self._rag.side_by_side
+        It is kept for later calls, so nothing else of this one may stay with it: neither
+        handlers that the context would add, nor what LangGraph makes for each run.
+        """
+        chosen = RunnableConfig(configurable=users_values(config.get("configurable") or {}))
+        return Context().run(self._host.for_call, chosen, calls=lambda: shared_call(chosen))
 
     def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
         return self._workload, self._settings(retriever, schedule)

@@ -96,11 +96,14 @@ class Look:
     pure: bool
 
 
+def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of `configurable` values what a host makes anew for each run."""
+    return {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
+
+
 def signature_of(at: Concrete, configurable: Mapping[str, Any]) -> Hashable:
     """Name all that a retriever's answers depend on, as it is now."""
-    users = frozen(
-        {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
-    )
+    users = frozen(users_values(configurable))
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
         return "langchain", _black_box(runnable), frozen(dict(at.kwargs)), users
@@ -152,6 +155,8 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
     search = batch_search_of(plain)
     if search is None or not (search.exact or mode == "probed"):
         return None
+    if with_relevance and search.relevance() is None:
+        return None  # nothing could be told from a batch
     return Native(search, embedder, with_relevance, threshold)
 
 

@@ -48,7 +48,11 @@ class Runtime:
         self._engines: OrderedDict[Hashable, Engines] = OrderedDict()
 
     def engines(
-        self, key: Hashable, retriever: Retriever, make: Callable[[Retriever], Parts], lanes: int
+        self,
+        key: Hashable,
+        retriever: Retriever,
+        make: Callable[[Retriever], Parts],
+        lanes: int | None,
     ) -> Engines:
         """Give the engines of this key, making them when it is new.
 
@@ -56,7 +60,7 @@ class Runtime:
             key: names everything that the engines depend on, the retriever's signature too.
             retriever: what is searched.
             make: makes workload and settings for it.
-            lanes: searches that may be out at a time.
+            lanes: merged searches that may be out at a time; `None` to merge none.
         """
         with self._lock:
             if self._process != os.getpid():
@@ -69,11 +73,11 @@ class Runtime:
             return self._engines[key]
 
     def _made(
-        self, retriever: Retriever, make: Callable[[Retriever], Parts], lanes: int
+        self, retriever: Retriever, make: Callable[[Retriever], Parts], lanes: int | None
     ) -> Engines:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
-        if getattr(retriever, "pure", True):
+        if lanes is not None:
             retriever = self._verified(retriever, lanes)
         workload, settings = make(retriever)
         return Engines(
