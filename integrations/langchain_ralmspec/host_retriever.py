@@ -11,7 +11,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_ralmspec.asked import (
     Asked,
     Calls,
-    asked_of,
+    calling,
     filled,
     hit_vector,
     hits_of,
@@ -239,8 +239,8 @@ class HostRetriever:
         return all_or_first_error(each(lambda one: self._single(look, one), queries, at_once))
 
     def _single(self, look: Look, query: Query) -> Hits:
-        config, recording = (asked_of(query).calls or self._calls)()
-        documents = self._retriever.invoke(query.text, config, **self._kwargs)
+        with calling(query, self._calls) as (config, recording):
+            documents = self._retriever.invoke(query.text, config, **self._kwargs)
         return self._found(look, documents, recording)
 
     def _unheard(self, query: Query) -> Query:
@@ -286,8 +286,8 @@ class HostRetriever:
         return all_or_first_error(results)
 
     async def _asingle(self, look: Look, query: Query) -> Hits:
-        config, recording = (asked_of(query).calls or self._calls)()
-        documents = await self._retriever.ainvoke(query.text, config, **self._kwargs)
+        with calling(query, self._calls) as (config, recording):
+            documents = await self._retriever.ainvoke(query.text, config, **self._kwargs)
         return self._found(look, documents, recording)
 
 
