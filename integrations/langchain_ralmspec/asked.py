@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.batch_search import Scored, Vector
 from langchain_ralmspec.passages import passage_of
-from langchain_ralmspec.recording import unheard
+from langchain_ralmspec.recording import Recording, unheard
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Hit, Hits, Query
 
@@ -92,7 +92,10 @@ def single_hits(documents: Any, recording: Any) -> Hits:
         raise InputError(
             f"a retriever must give a list of documents, got {type(documents).__name__}"
         )
-    origin = Origin(None, recording)
+    # Hits are remembered, and their recording with them: only where it tells more than
+    # that these documents were found.
+    inside = recording if isinstance(recording, Recording) and recording.runs_inside else None
+    origin = Origin(None, inside)
     return tuple(Hit(passage_of(document), None, origin) for document in documents)
 
 

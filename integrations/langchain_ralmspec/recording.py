@@ -78,6 +78,12 @@ class Recording:
         self._emit: Emit | None = None
         self._aemit: AsyncEmit | None = None
 
+    @property
+    def runs_inside(self) -> bool:
+        """Whether the call had runs of its own inside, besides the one that it is."""
+        with self._lock:
+            return len({event.kwargs.get("run_id") for event in self.events}) > 1
+
     def take(self, event: Event) -> None:
         """Keep an event back, or hand it on where that is allowed already."""
         with self._lock:

@@ -268,12 +268,9 @@ def _recording(event: happened.Event) -> Recording | None:
 
 
 def _recorded_inside(hits: Sequence[Hit]) -> list[Event]:
-    """Give the events of the call that found these hits, if there were runs inside it."""
+    """Give the events of the call that found these hits, if it had runs inside."""
     recording = next((getattr(hit.features, "recording", None) for hit in hits), None)
-    if not isinstance(recording, Recording):
-        return []
-    runs = {event.kwargs.get("run_id") for event in recording.events}
-    return list(recording.events) if len(runs) > 1 else []
+    return list(recording.events) if isinstance(recording, Recording) else []
 
 
 def _ending(start: Event, error: BaseException) -> Event:

@@ -19,6 +19,7 @@ from langchain_ralmspec.asked import Origin
 from langchain_ralmspec.batch_search import Scored, qualified_name, register_batch_search
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.passages import documents_of
+from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.stores.in_memory import InMemorySearch
 
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -467,8 +468,14 @@ def test_a_retriever_of_sync_code_does_not_hold_up_the_loop() -> None:
 
 
 def test_each_query_is_called_with_its_callers_config() -> None:
-    """Whoever's searches share a batch, handlers hear of their own; recordings come with hits."""
+    """Whoever's searches share a batch, handlers hear of their own.
+
+    A recording stays with the hits only where it tells of runs inside the call.
+    """
     heard: list[Any] = []
+    recordings = {"ada": Recording(), "bob": Recording()}
+    for name, run_id in (("ada", 1), ("ada", 2), ("bob", 3), ("bob", 3)):
+        recordings[name].take(Event("on_retriever_start", (), {"run_id": run_id}))
 
     class Telling(BaseRetriever):
         def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
@@ -477,7 +484,7 @@ def test_each_query_is_called_with_its_callers_config() -> None:
 
     def calls(name: str) -> Any:
         manager = CallbackManager(handlers=[], inheritable_tags=[name])
-        return lambda: (RunnableConfig(callbacks=manager), f"recording of {name}")
+        return lambda: (RunnableConfig(callbacks=manager), recordings[name])
 
     host = HostRetriever(Telling())
     queries = [host.encode(name, calls(name)) for name in ("ada", "bob")]
@@ -485,8 +492,8 @@ def test_each_query_is_called_with_its_callers_config() -> None:
 
     assert sorted(heard) == [("ada", ["ada"]), ("bob", ["bob"])]
     assert [hits[0].features for hits in found] == [
-        Origin(None, "recording of ada"),
-        Origin(None, "recording of bob"),
+        Origin(None, recordings["ada"]),
+        Origin(None, None),
     ]
 
 
