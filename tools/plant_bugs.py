@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from bug import EQUALITY, Bug
+from bugs_langchain import BUGS_LANGCHAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_S = 90.0  # the tests without a bug take a sixth of it
-EQUALITY = "tests/test_equality.py"
 MODEL = "tests/lm"
 MERGING = "tests/merging tests/test_batch.py"
 BUILDING = "tests/retrieval/test_building.py tests/retrieval/test_seen_ids.py"
@@ -28,18 +29,8 @@ FAISS = "tests/retrieval/test_faiss.py"
 BACKENDS = "tests/retrieval/test_backends.py"
 BM25 = "tests/retrieval/test_lucene_bm25.py"
 LUCENE = "-m java tests/retrieval/test_lucene.py"
+EVENTS = "tests/test_events.py"
 JVM = "-m java tests/retrieval/test_lucene_jvm.py"
-
-
-@dataclass(frozen=True)
-class Bug:
-    """One replacement that makes the code wrong."""
-
-    name: str
-    file: str
-    right: str
-    wrong: str
-    tests: str = EQUALITY
 
 
 CORE = "ralmspec_plugins"
@@ -133,8 +124,9 @@ BUGS = (
     Bug(
         "an unverified segment is streamed",
         f"{CORE}/chain.py",
-        "        if self.steps and self.steps[0].verified and self.steps[0].partial",
-        "        if self.steps and self.steps[0].partial",
+        "        if self.steps and self.steps[0].verified:\n"
+        "            self._confirmed(self.steps[0])",
+        "        if self.steps:",
     ),
     Bug(
         "text that a stop string may still cut is streamed",
@@ -159,6 +151,39 @@ BUGS = (
         f"{CORE}/chain.py",
         "self.out.append(Commit(self.retrieved[-1], step.after))",
         "self.out.append(Commit(self.retrieved[0], step.after))",
+    ),
+    Bug(
+        "a step is confirmed twice",
+        f"{CORE}/chain.py",
+        "step.confirmed = True",
+        "step.confirmed = False",
+    ),
+    Bug(
+        "a failed request does not say whose search it was",
+        f"{CORE}/chain.py",
+        "search.error is not error",
+        "search.error is error",
+    ),
+    Bug(
+        "what a left segment comes to is taken for news",
+        f"{CORE}/desk.py",
+        "left.done is not completion",
+        "left.done is None",
+        EVENTS,
+    ),
+    Bug(
+        "a left segment is not waited for before its like is run alone",
+        f"{CORE}/desk.py",
+        "if isinstance(need, Release):",
+        "if isinstance(need, Search):",
+        EVENTS,
+    ),
+    Bug(
+        "a segment of a server is waited for",
+        f"{CORE}/desk.py",
+        "if self._side_by_side and isinstance(need, Extend)",
+        "if not need and isinstance(need, Extend)",
+        EVENTS,
     ),
     Bug(
         "the memo answers for another store",
@@ -700,7 +725,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="plant only the bugs whose name has this word")
     word = parser.parse_args().only
-    chosen = [bug for bug in BUGS if word in bug.name]
+    chosen = [bug for bug in (*BUGS, *BUGS_LANGCHAIN) if word in bug.name]
     missed = [bug for bug in chosen if not report(bug)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} planted bugs were caught")
     return 1 if missed else 0
@@ -710,7 +735,7 @@ def report(bug: Bug) -> bool:
     """Plant one bug and say how it was caught."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in (CORE, "tests"):
+        for part in (CORE, "integrations", "tests"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         file = copy / bug.file

@@ -1,0 +1,116 @@
+"""The bugs that are planted in the LangChain integration."""
+
+from bug import Bug
+
+ROOT = "integrations/langchain_ralmspec"
+HOSTS = "ralmspec_plugins/hosts"
+TOLD = "tests/langchain/test_rag_events.py"
+FAULTS = "tests/langchain/test_rag_faults.py"
+EQUAL = "tests/langchain/test_rag_equality.py"
+RESULTS = "tests/langchain/test_rag_results.py"
+MANY = "tests/langchain/test_rag_concurrency.py"
+RETRIEVER = "tests/langchain/test_host_retriever.py tests/langchain/test_retriever.py"
+STORES = "tests/langchain/stores/test_faiss.py tests/hosts/stores"
+CHAINS = "tests/langchain/test_chains.py"
+MODELS = "tests/langchain/test_lm.py tests/hosts/test_text_draft.py"
+
+BUGS_LANGCHAIN = (
+    Bug(
+        "speculative calls are told at once",
+        f"{ROOT}/recording.py",
+        'config["callbacks"] = _quietly(quiet, recorder)',
+        'config["callbacks"] = self.config.get("callbacks")',
+        TOLD,
+    ),
+    Bug(
+        "a model's own handlers hear speculative calls",
+        f"{ROOT}/silence.py",
+        "if isinstance(runnable, BaseLanguageModel) and runnable.callbacks:",
+        "if isinstance(runnable, str):",
+        TOLD,
+    ),
+    Bug(
+        "handlers of the context hear speculative calls",
+        f"{ROOT}/recording.py",
+        "(hook, hook.set(None))",
+        "(hook, hook.set(hook.get()))",
+        f"{TOLD} {MODELS}",
+    ),
+    Bug(
+        "a committed call is told twice",
+        f"{ROOT}/recording.py",
+        "            if self._emit is not None:\n                return\n",
+        "",
+        TOLD,
+    ),
+    Bug(
+        "a run stays open after a cancel",
+        f"{ROOT}/telling.py",
+        "for start in reversed(self._open.values())",
+        "for start in ()",
+        f"{FAULTS} {TOLD}",
+    ),
+    Bug(
+        "documents are handed out as they are kept",
+        f"{ROOT}/passages.py",
+        'copy.__dict__["metadata"] = dict(document.metadata)',
+        'copy.__dict__["metadata"] = document.metadata',
+        f"{RETRIEVER} tests/langchain/test_passages.py",
+    ),
+    Bug(
+        "a filter is no part of what keeps calls apart",
+        f"{ROOT}/looking.py",
+        "frozen({**runnable.search_kwargs, **at.kwargs})",
+        "None",
+        f"{RETRIEVER} {MANY}",
+    ),
+    Bug(
+        "users' values are no part of what keeps calls apart",
+        f"{ROOT}/looking.py",
+        "users = frozen(users_values(configurable))",
+        "users = None",
+        f"{RETRIEVER} {MANY}",
+    ),
+    Bug(
+        "a near tie is believed of a batch",
+        f"{HOSTS}/stores/certificate.py",
+        "best[:-1] - best[1:] > 2 * error",
+        "best[:-1] - best[1:] >= 0",
+        STORES,
+    ),
+    Bug(
+        "documents of earlier steps are given again",
+        f"{ROOT}/reply.py",
+        "hit.passage.id not in self._seen",
+        "hit.passage.id",
+        EQUAL,
+    ),
+    Bug(
+        "an engine made for one setting serves another",
+        f"{ROOT}/assembly.py",
+        "key = self._key, host.signature",
+        "key = host.signature",
+        f"{RESULTS} {EQUAL} tests/langchain/test_rag_composition.py",
+    ),
+    Bug(
+        "a question that is changed on its way is taken for the same",
+        f"{ROOT}/chains.py",
+        "got[0] is keys",
+        "True",
+        CHAINS,
+    ),
+    Bug(
+        "what stands behind a sentence is kept",
+        f"{HOSTS}/text_draft.py",
+        "return _appended(draft, written, sentence, spent=spent, ended=ended)",
+        "return _appended(draft, written, written.text, spent=spent, ended=ended)",
+        MODELS,
+    ),
+    Bug(
+        "the end that a model comes to is not noticed",
+        f"{HOSTS}/text_draft.py",
+        "ended = bool(written.ended) or not written.text or spent >= draft.origin.max_tokens",
+        "ended = not written.text or spent >= draft.origin.max_tokens",
+        MODELS,
+    ),
+)
