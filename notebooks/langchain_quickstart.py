@@ -40,7 +40,6 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_huggingface import HuggingFacePipeline
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.utils import logging
 
 from langchain_ralmspec import (
@@ -52,6 +51,7 @@ from langchain_ralmspec import (
 )
 from ralmspec_plugins import Memo, SharedPool, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
+from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
 
@@ -105,15 +105,10 @@ retriever = store.as_retriever(search_kwargs={"k": 1})
 # Any `BaseLLM` or `BaseChatModel` goes here.
 
 # %%
-llm = HuggingFacePipeline(
-    pipeline=pipeline(
-        "text-generation",
-        model=AutoModelForCausalLM.from_pretrained(MODEL),
-        tokenizer=AutoTokenizer.from_pretrained(MODEL),
-        do_sample=False,
-        return_full_text=False,
-        max_new_tokens=80,
-    )
+llm = HuggingFacePipeline.from_model_id(
+    str(MODEL),
+    task="text-generation",
+    pipeline_kwargs={"do_sample": False, "return_full_text": False, "max_new_tokens": 80},
 )
 
 
@@ -263,7 +258,7 @@ class RemoteSearch:
     def __init__(self, store, k):
         self._store = store
         self.k = k
-        self.signature = ("remote", id(store))
+        self.signature = ("remote", token_of(store))
 
     def relevance(self):
         return None
