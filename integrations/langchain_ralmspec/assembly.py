@@ -57,11 +57,11 @@ class Assembly:
         """
         self._rag = rag
         self.llm = silenced(rag.llm)
-        self._retriever = silenced(rag.retriever)
+        self.retriever = silenced(rag.retriever)
         self._workload = _workload(rag, self._lm())
         self._host = Context().run(
             HostRetriever,
-            self._retriever.runnable,
+            self.retriever.runnable,
             batch=rag.batching,
             side_by_side=rag.side_by_side,
             pure=rag.pure,
@@ -99,7 +99,7 @@ class Assembly:
 
     def voice(self, config: RunnableConfig) -> Voice:
         """Say how the retriever announces itself in a call with this config."""
-        return voice_of(self._retriever.runnable, config)
+        return voice_of(self.retriever.runnable, config)
 
     def followed(self, config: RunnableConfig) -> bool:
         """Whether somebody hears of a model's tokens while it writes, also when it is invoked."""

@@ -108,13 +108,16 @@ class Live:
 class Telling:
     """What one request tells its handlers."""
 
-    def __init__(self, context: HostContext, voice: Voice, llm: Silenced) -> None:
+    def __init__(
+        self, context: HostContext, voice: Voice, llm: Silenced, retriever: Silenced
+    ) -> None:
         """Tell nothing yet.
 
         Args:
             context: whose handlers, and under which run.
             voice: how the retriever announces itself.
-            llm: the model's own handlers are told of its calls too.
+            llm: the model's own handlers are told of its calls too, ...
+            retriever: ... as the retriever's are of its searches.
         """
         config = context.config
         self._voice = voice
@@ -125,24 +128,25 @@ class Telling:
             inheritable_metadata=config.get("metadata"),
         )
         self._context = context
-        self._of_llm = CallbackManager.configure(
-            config.get("callbacks"), llm.handlers(config)
-        ).handlers
+        self._llm = llm
+        self._retriever = retriever
         self._live: dict[int, tuple[Recording, Live]] = {}
 
     # Events of the core, to calls of handlers
 
     def tell(self, event: happened.Event) -> None:
         """Tell what an event means for the host."""
-        for one in self._meant(event):
-            tell(self._manager.handlers, one)
+        handlers = self._heard_by(event)
+        for one in self._meant(event) if handlers else ():
+            tell(handlers, one)
         if (recording := _recording(event)) is not None:
             recording.release(self._live_of(recording).emit)
 
     async def atell(self, event: happened.Event) -> None:
         """Do the same on an event loop."""
-        for one in self._meant(event):
-            await atell(self._manager.handlers, one)
+        handlers = self._heard_by(event)
+        for one in self._meant(event) if handlers else ():
+            await atell(handlers, one)
         if (recording := _recording(event)) is not None:
             await recording.arelease(self._live_of(recording).aemit)
 
@@ -166,11 +170,21 @@ class Telling:
         return [live for _, live in self._live.values()]
 
     def _live_of(self, recording: Recording) -> Live:
-        return self._live.setdefault(id(recording), (recording, Live(self._of_llm)))[1]
+        if id(recording) not in self._live:
+            self._live[id(recording)] = recording, Live(self._hearing(self._llm))
+        return self._live[id(recording)][1]
+
+    def _heard_by(self, event: happened.Event) -> list[BaseCallbackHandler]:
+        if isinstance(event, happened.Confirmed | happened.Failed):
+            return self._hearing(self._retriever)
+        return self._manager.handlers
+
+    def _hearing(self, part: Silenced) -> list[BaseCallbackHandler]:
+        """List who hears one call of a part: listeners are made anew for each, as by the host."""
+        config = self._context.config
+        return CallbackManager.configure(config.get("callbacks"), part.handlers(config)).handlers
 
     def _meant(self, event: happened.Event) -> Iterator[Event]:
-        if not self._manager.handlers:
-            return
         if isinstance(event, happened.Confirmed):
             yield from self._retrieved(event.retrieved)
         elif isinstance(event, happened.Failed) and event.query is not None:
