@@ -46,7 +46,7 @@ def loop(question: str, workload: str, stop: tuple[str, ...] = ()) -> Flow:
     return {"input": question, "context": context, "answer": text}
 
 
-def by_hand(
+def by_hand(  # noqa: C901 two loops, each read from the top
     llm: Any, retriever: Any, workload: str, *, streams: bool = False, stop: tuple[str, ...] = ()
 ) -> Runnable[Any, dict[str, Any]]:
     """Make the loop of this model and this retriever."""

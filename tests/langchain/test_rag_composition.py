@@ -1,7 +1,8 @@
-"""The runnable goes where the host's own go: in chains, bindings, alternatives, histories, copies."""
+"""The runnable goes where the host's own go: chains, bindings, alternatives, histories, copies."""
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -239,11 +240,13 @@ def test_histories_wrap_it() -> None:
     rag = SpeculativeRAG(
         retriever=HashRetriever(documents=documents()), llm=llm, prompt=prompt, workload="one_shot"
     )
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="short-term"):
         history = InMemoryChatMessageHistory()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what LangGraph is to take the place of
         chat = RunnableWithMessageHistory(
             rag,
-            lambda session: history,
+            lambda _: history,
             input_messages_key="input",
             history_messages_key="history",
             output_messages_key="answer",
@@ -294,7 +297,12 @@ def test_copies_answer_by_their_own_fields(expected: dict[str, Any]) -> None:
         assert values(expected) == values(copied.invoke(QUESTION))
         copied.close()
     elsewhere = rag.model_copy(update={"retriever": other})
+    ahead = rag_of(HashLLM(), rag.retriever, replica=rag.retriever, schedule=FixedStride(stride=2))
+    plainly = ahead.model_copy(update={"speculate": False})
 
+    assert ahead.invoke(QUESTION)["ralmspec"]["stats"].guesses > 0
+    assert 0 == plainly.invoke(QUESTION)["ralmspec"]["stats"].guesses
+    ahead.close()
     assert "other" in plain_values(elsewhere.invoke(QUESTION)["context"])[0][0]
     assert values(expected) == values(rag.invoke(QUESTION))
     with pytest.raises(ValueError, match="frozen"):

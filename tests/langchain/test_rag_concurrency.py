@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import langchain_ralmspec
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
@@ -194,10 +195,11 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_process_answers_too() -> None:
     """An instance that was used before the fork works in the child, and goes on in the parent."""
     root = Path(__file__).parents[2]
+    integrations = Path(langchain_ralmspec.__file__).parents[1]
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'integrations'}"},
+        env={**os.environ, "PYTHONPATH": f"{root}:{integrations}"},
         capture_output=True,
         text=True,
         timeout=60,

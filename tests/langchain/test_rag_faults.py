@@ -1,4 +1,4 @@
-"""What fails in a dropped branch never happened; what fails in the answer is the host's own error."""
+"""What fails in a dropped branch never happened; what fails in the answer is the host's error."""
 
 import asyncio
 import threading
@@ -165,12 +165,19 @@ async def test_a_model_that_fails_while_it_streams_fails_as_by_hand(model: str) 
 
     llm.between, llm.abetween = breaks, abreaks
     log, alog, pieces, apieces = Log(), AsyncLog(), [], []
-    with pytest.raises(HostError, match="the line is cut"):
+
+    def read() -> None:
         for piece in rag.stream(QUESTION, {"callbacks": [log]}):
             pieces.append(piece.get("answer", ""))
-    with pytest.raises(HostError, match="the line is cut"):
+
+    async def aread() -> None:
         async for piece in rag.astream(QUESTION, {"callbacks": [alog]}):
             apieces.append(piece.get("answer", ""))
+
+    with pytest.raises(HostError, match="the line is cut"):
+        read()
+    with pytest.raises(HostError, match="the line is cut"):
+        await aread()
 
     assert expected.startswith("".join(pieces))
     assert expected.startswith("".join(apieces))
@@ -179,8 +186,71 @@ async def test_a_model_that_fails_while_it_streams_fails_as_by_hand(model: str) 
     rag.close()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="a call that is told live and fails is made once more alone, and told once more",
+)
+def test_a_model_that_fails_while_it_is_heard_is_told_once() -> None:
+    """Heard live, the third call breaks off: one start and one error of it, no token twice."""
+    llm, retriever, rag = parts("chat")
+    hand = by_hand(llm, retriever, "interval", streams=True)
+    hand.invoke(QUESTION)
+    third = llm.prompts[2]
+
+    def breaks(number: int) -> None:
+        if number == 2 and llm.prompts[-1] == third:
+            raise HostError("the line is cut")
+
+    llm.between = breaks
+    logs = Log(), Log()
+    with pytest.raises(HostError):
+        hand.invoke(QUESTION, {"callbacks": [logs[0]]})
+    with pytest.raises(HostError):
+        list(rag.stream(QUESTION, {"callbacks": [logs[1]]}))
+    rag.close()
+
+    assert told(logs[0]) == told(logs[1])
+
+
+class RemoteChat(HashChat):
+    """A model behind an API: nobody waits for a call of it that is given up."""
+
+    __module__ = "langchain_openai.for_tests"
+
+
+def test_what_a_call_says_after_its_end_is_not_told(gate: threading.Event) -> None:
+    """A stream is closed while the model hangs: its run is ended then, and not once more later."""
+    left = threading.Event()
+
+    def hangs(number: int) -> None:
+        if number == 2:
+            gate.wait(20)
+
+    class Leaving(RemoteChat):
+        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from super()._stream(*args, **kwargs)
+            finally:
+                left.set()
+
+    log = Log()
+    retriever = HashRetriever(documents=documents())
+    rag = rag_of(Leaving(between=hangs), retriever, "one_shot")
+    stream = rag.stream(QUESTION, {"callbacks": [log]})
+    while not next(stream).get("answer"):
+        pass
+    stream.close()
+    told_then = list(log.names)
+
+    assert [] == log.left_open()
+    gate.set()
+    assert left.wait(5)
+    rag.close()
+    assert told_then == log.names
+
+
 async def test_what_failed_only_while_it_ran_ahead_is_made_good() -> None:
-    """Each right call fails the first time it is made ahead: no error is told, the answer is whole."""
+    """A right call fails once, made ahead: no error is told, the answer is whole."""
     llm, retriever, rag = parts("text", replica=HashRetriever(documents=documents()))
     expected = values(by_hand(llm, retriever, "interval").invoke(QUESTION))
     once = {llm.prompts[2]}

@@ -127,7 +127,7 @@ def _tokens(streamed: list[Any]) -> list[Any]:
 
 @pytest.mark.filterwarnings("error")
 async def test_a_checkpointer_can_keep_the_reply() -> None:
-    """`InMemorySaver` writes the reply down and reads it back, report and documents as they were."""
+    """`InMemorySaver` writes the reply down and reads it back: documents, report."""
     _, _, rag = parts("chat")
     graph = graph_of(rag, checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "one"}}
@@ -183,7 +183,7 @@ async def test_in_an_agent_the_retriever_s_layer_gives_the_same(retriever: Any) 
 
     def agent(searched: Any) -> Any:
         tool = create_retriever_tool(searched, "search", "Finds passages.")
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="create_react_agent"):
             return langgraph_agents.create_react_agent(ToolCaller(), [tool])
 
     layer = SpeculativeRetriever(retriever=retriever, memo=Memo(), pool=SharedPool())

@@ -12,6 +12,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, Prom
 from langchain_core.runnables.utils import AddableDict
 from langchain_ralmspec.runnable import SpeculativeRAG
 
+from ralmspec_plugins import Memo
 from ralmspec_plugins.errors import ConfigError, InputError
 from tests.langchain.by_hand import PROMPT
 from tests.langchain.rag_loops import by_hand
@@ -66,7 +67,7 @@ async def test_all_ways_to_call_give_the_same(rag: Any) -> None:
     chunks = [e["data"]["chunk"] for e in events if e["event"] == "on_chain_stream"]
     assert expected == values(summed(chunks))
     assert {own} == {e["run_id"] for e in events if e["event"] == "on_chain_stream"}
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="astream_log"):
         log = [patch async for patch in rag.astream_log(QUESTION, diff=False)]
     assert expected == values(log[-1].state["final_output"])
 
@@ -246,7 +247,7 @@ def test_a_documents_prompt_that_asks_too_much_fails_as_the_hosts_does() -> None
 
 def test_documents_are_the_callers_own() -> None:
     """What a caller does to the documents of a reply is not seen in the next one."""
-    rag = rag_of(HashLLM(), vector_store(documents()).as_retriever())
+    rag = rag_of(HashLLM(), vector_store(documents()).as_retriever(), memo=Memo())
     first = rag.invoke(QUESTION)
     before = plain_values(first["context"])
     for document in first["context"]:
