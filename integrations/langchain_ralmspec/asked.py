@@ -94,7 +94,7 @@ def single_hits(documents: Any, recording: Any) -> Hits:
         )
     # Hits are remembered, and their recording with them: only where it tells more than
     # that these documents were found.
-    inside = recording if isinstance(recording, Recording) and recording.runs_inside else None
+    inside = recording if isinstance(recording, Recording) and recording.tells_more else None
     origin = Origin(None, inside)
     return tuple(Hit(passage_of(document), None, origin) for document in documents)
 

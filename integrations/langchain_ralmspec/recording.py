@@ -79,10 +79,12 @@ class Recording:
         self._aemit: AsyncEmit | None = None
 
     @property
-    def runs_inside(self) -> bool:
-        """Whether the call had runs of its own inside, besides the one that it is."""
+    def tells_more(self) -> bool:
+        """Whether there is more to tell than one retriever's run: runs inside, or a chain's."""
         with self._lock:
-            return len({event.kwargs.get("run_id") for event in self.events}) > 1
+            runs = {event.kwargs.get("run_id") for event in self.events}
+            first = next((event.name for event in self.events), "on_retriever_start")
+        return len(runs) > 1 or first != "on_retriever_start"
 
     def take(self, event: Event) -> None:
         """Keep an event back, or hand it on where that is allowed already."""
