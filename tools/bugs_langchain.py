@@ -39,7 +39,7 @@ BUGS_LANGCHAIN = (
     Bug(
         "a committed call is told twice",
         f"{ROOT}/recording.py",
-        "            if self._emit is not None:\n                return\n",
+        "            self.events.clear()\n            self._emit = emit\n",
         "",
         TOLD,
     ),
@@ -95,8 +95,8 @@ BUGS_LANGCHAIN = (
     Bug(
         "a question that is changed on its way is taken for the same",
         f"{ROOT}/chains.py",
-        "got[0] is keys",
-        "True",
+        "(selected := _selected(part)) is None or selected != name",
+        "part is None",
         CHAINS,
     ),
     Bug(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.direct import direct_lm
+from langchain_ralmspec.direct_runs import DirectRuns
 from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
@@ -17,8 +18,8 @@ from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT
 from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
 from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
-from langchain_ralmspec.telling import Voice, voice_of
-from ralmspec_plugins import Continuous, Replica, Settings
+from langchain_ralmspec.voice import Voice, voice_of
+from ralmspec_plugins import Continuous, Replica, Request, Settings
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
@@ -58,6 +59,13 @@ class Assembly:
         self._rag = rag
         self.llm = silenced(rag.llm)
         self.retriever = silenced(rag.retriever)
+        self._prompting = Prompting(
+            prompt=rag.prompt or DEFAULT_PROMPT,
+            document_prompt=rag.document_prompt or DEFAULT_DOCUMENT_PROMPT,
+            separator=rag.document_separator,
+            format_docs=rag.format_docs,
+            document_variable=rag.document_variable_name,
+        )
         self._workload = _workload(rag, self._lm())
         self._host = Context().run(
             HostRetriever,
@@ -96,6 +104,13 @@ class Assembly:
         if isinstance(workload, Sentences):
             return workload.tokens * workload.max_sentences
         return _MOST_TOKENS
+
+    def direct_runs(self, request: Request) -> DirectRuns | None:
+        """Give what tells of a directly driven model's segments, which no call has written."""
+        if not self._rag.direct:
+            return None
+        model = unwrapped(self.llm.runnable).model
+        return DirectRuns(request, self._prompting, model, self._workload.text)
 
     def voice(self, config: RunnableConfig) -> Voice:
         """Say how the retriever announces itself in a call with this config."""
@@ -156,18 +171,11 @@ class Assembly:
 
     def _lm(self) -> LanguageModel[Any]:
         rag = self._rag
-        prompting = Prompting(
-            prompt=rag.prompt or DEFAULT_PROMPT,
-            document_prompt=rag.document_prompt or DEFAULT_DOCUMENT_PROMPT,
-            separator=rag.document_separator,
-            format_docs=rag.format_docs,
-            document_variable=rag.document_variable_name,
-        )
         if rag.direct:
-            return direct_lm(rag.llm, prompting)
+            return direct_lm(rag.llm, self._prompting)
         return HostLM(
             self.llm.runnable,
-            prompting,
+            self._prompting,
             whole=_is_one_shot(rag.workload),
             sentence_stop=rag.sentence_stop,
             bound=rag.bound,

@@ -1,6 +1,7 @@
 """One request: what happens in the engine, told to the host's handlers and given out in pieces."""
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Mapping
 from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
@@ -47,7 +48,13 @@ class RequestRun:
         context = HostContext(config, variables, asynchronous)
         self._request = _request(assembly, question, context, settings)
         self._engines = assembly.engines(config)
-        self._telling = Telling(context, assembly.voice(config), assembly.llm, assembly.retriever)
+        self._telling = Telling(
+            context,
+            assembly.voice(config),
+            assembly.llm,
+            assembly.retriever,
+            assembly.direct_runs(self._request),
+        )
         self._pieces = Pieces(given, assembly.parser(config))
 
     def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
@@ -70,12 +77,12 @@ class RequestRun:
         events = self._engines.asynchronous.events(self._request, reports=reports)
         try:
             async for event in events:
-                await self._telling.atell(event)
+                await _to_its_end(self._telling.atell(event))
                 for piece in self._shown(event):
                     yield piece
         except BaseException as error:
             await events.aclose()
-            await self._telling.afailed(error)
+            await _to_its_end(self._telling.afailed(error))
             raise
         for piece in self._pieces.end(events.answer):
             yield piece
@@ -85,6 +92,16 @@ class RequestRun:
             yield from self._pieces.retrieved(event.retrieved)
         elif isinstance(event, Settled):
             yield from self._pieces.settled(event.text)
+
+
+async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
+    """Have something told completely, also when this task is cancelled: a run told has an end."""
+    task = asyncio.ensure_future(telling)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _request(

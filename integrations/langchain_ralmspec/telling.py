@@ -5,59 +5,24 @@ confirmed is told live from then on, so that its tokens are not held up.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.callbacks.manager import ahandle_event, handle_event
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import merge_configs
-from langchain_core.runnables.configurable import DynamicRunnable
 
+from langchain_ralmspec.direct_runs import DirectRuns
 from langchain_ralmspec.passages import document_of
 from langchain_ralmspec.recording import IGNORED_BY, Event, HostContext, Recording
 from langchain_ralmspec.silence import Silenced
+from langchain_ralmspec.voice import Voice
 from ralmspec_plugins import events as happened
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.records import Hit, Query, Retrieved
 
 _ENDS = {"llm": "on_llm_error", "chat_model": "on_llm_error"}  # by what has been started
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """How a retriever's run is announced: by name, tags and metadata, as `invoke` would."""
-
-    name: str
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] | None = None
-    own_tags: tuple[str, ...] = ()  # of this run alone, not of those inside
-    own_metadata: Mapping[str, Any] | None = None
-
-
-def voice_of(retriever: Runnable[Any, Any], config: RunnableConfig) -> Voice:
-    """Find out how a retriever would announce itself in a call with this config."""
-    bound = RunnableConfig()
-    while True:
-        if isinstance(retriever, RunnableBindingBase):
-            bound = merge_configs(retriever.config, bound)
-            retriever = retriever.bound
-        elif isinstance(retriever, DynamicRunnable):
-            retriever, _ = retriever.prepare(config)
-        else:
-            break
-    params: dict[str, Any] = getattr(retriever, "_get_ls_params", dict)()
-    return Voice(
-        name=bound.get("run_name") or retriever.get_name(),
-        tags=tuple(bound.get("tags") or ()),
-        metadata={**(bound.get("metadata") or {}), **params},
-        own_tags=tuple(getattr(retriever, "tags", None) or ()),
-        own_metadata=getattr(retriever, "metadata", None),
-    )
 
 
 class Live:
@@ -109,7 +74,12 @@ class Telling:
     """What one request tells its handlers."""
 
     def __init__(
-        self, context: HostContext, voice: Voice, llm: Silenced, retriever: Silenced
+        self,
+        context: HostContext,
+        voice: Voice,
+        llm: Silenced,
+        retriever: Silenced,
+        direct: DirectRuns | None = None,
     ) -> None:
         """Tell nothing yet.
 
@@ -118,6 +88,7 @@ class Telling:
             voice: how the retriever announces itself.
             llm: the model's own handlers are told of its calls too, ...
             retriever: ... as the retriever's are of its searches.
+            direct: what tells of segments that no call of the host's model has written.
         """
         config = context.config
         self._voice = voice
@@ -130,6 +101,7 @@ class Telling:
         self._context = context
         self._llm = llm
         self._retriever = retriever
+        self._direct = direct
         self._live: dict[int, tuple[Recording, Live]] = {}
 
     # Events of the core, to calls of handlers
@@ -177,6 +149,8 @@ class Telling:
     def _heard_by(self, event: happened.Event) -> list[BaseCallbackHandler]:
         if isinstance(event, happened.Confirmed | happened.Failed):
             return self._hearing(self._retriever)
+        if isinstance(event, happened.Commit):
+            return self._hearing(self._llm) if self._direct is not None else []
         return self._manager.handlers
 
     def _hearing(self, part: Silenced) -> list[BaseCallbackHandler]:
@@ -189,6 +163,11 @@ class Telling:
             yield from self._retrieved(event.retrieved)
         elif isinstance(event, happened.Failed) and event.query is not None:
             yield from self._not_retrieved(event.query, event.error)
+        elif isinstance(event, happened.Commit) and self._direct is not None:
+            manager = self._manager
+            tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
+            about = {"parent_run_id": manager.parent_run_id, "tags": tags, "metadata": metadata}
+            yield from self._direct.told(event, about)
         elif isinstance(event, happened.Guessed):
             ids = [hit.passage.id for hit in event.hits]
             yield self._custom("ralmspec.guess", {"documents": ids})
