@@ -372,6 +372,42 @@ async def test_a_stream_that_is_closed_half_way_leaves_nothing(model: str, after
     rag.close()
 
 
+@pytest.mark.parametrize("at", ["on_retriever_start", "on_llm_start", "on_llm_new_token"])
+async def test_cancelled_while_a_handler_is_told_it_is_told_all(at: str) -> None:
+    """A handler takes its time over an event, and the task is cancelled: the run has its end."""
+    _, _, rag = parts("text")
+    reached = asyncio.Event()
+
+    class Slow(AsyncLog):
+        def __getattribute__(self, name: str) -> Any:
+            told = super().__getattribute__(name)
+            if name != at:
+                return told
+
+            async def slowly(*args: Any, **kwargs: Any) -> None:
+                reached.set()
+                await asyncio.sleep(0.01)
+                await told(*args, **kwargs)
+
+            return slowly
+
+    log = Slow()
+
+    async def read() -> None:
+        async for _ in rag.astream(QUESTION, {"callbacks": [log]}):
+            pass
+
+    task = asyncio.ensure_future(read())
+    await asyncio.wait_for(reached.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert at in log.names
+    assert [] == log.left_open()
+    await asyncio.to_thread(rag.close)
+
+
 async def test_one_that_is_cancelled_does_not_touch_the_others() -> None:
     """Of many that wait for one merged search, one goes away: the others get their answers."""
     llm, retriever = HashLLM(), vector_store(documents()).as_retriever()
