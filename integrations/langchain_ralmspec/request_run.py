@@ -48,7 +48,13 @@ class RequestRun:
         context = HostContext(config, variables, asynchronous)
         self._request = _request(assembly, question, context, settings)
         self._engines = assembly.engines(config)
-        self._telling = Telling(context, assembly.voice(config), assembly.llm, assembly.retriever)
+        self._telling = Telling(
+            context,
+            assembly.voice(config),
+            assembly.llm,
+            assembly.retriever,
+            assembly.direct_runs(self._request),
+        )
         self._pieces = Pieces(given, assembly.parser(config))
 
     def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
