@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md from the result files.
+"""Write the tables of the docs from the result files.
 
     python benchmarks/write_tables.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "langchain.md")]
 RESULTS = Path(__file__).parent / "results"
 SHOWN = ("1", "2", "4", "8", "16", "32")  # batch sizes
 
@@ -116,30 +116,60 @@ def merged(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def round_trips(result: dict[str, Any]) -> str:
+    """Write what reached a LangChain store and model, by how the runnable was set up."""
+    head = ["k", "", "round trips", "queries in them", "times fewer round trips"]
+    head += ["model calls", "of them thrown away", "guesses right"]
+    plain = {row["k"]: row["round_trips"] for row in result["rows"] if row["row"] == "plain"}
+    rows = []
+    for row in result["rows"]:
+        trips, guesses = row["round_trips"], row["guesses"]
+        rows.append(
+            [
+                str(row["k"]),
+                row["row"],
+                f"{trips:,}",
+                f"{row['queries']:,}",
+                f"{plain[row['k']] / trips:.1f}" if trips else "-",
+                f"{row['model_calls']:,}",
+                f"{row['wasted_calls']:,}",
+                f"{100 * row['guesses_right'] / guesses:.0f} %" if guesses else "-",
+            ]
+        )
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "overhead": ("overhead.json", overhead),
     "real": ("real_run.json", real),
     "sim": ("simulate_traces.json", simulated),
     "curves": ("batch_curves.json", curves),
     "merged": ("verifier.json", merged),
+    "round trips": ("langchain_round_trips.json", round_trips),
 }
 
 
 def main() -> None:
     """Write every table whose results are there."""
-    page = PAGE.read_text()
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+
+
+def filled(page: str) -> str:
+    """Fill the places of a page."""
     for name, (file, write) in TABLES.items():
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if marks[0] not in page:
+            continue
         if not (RESULTS / file).exists():
             print(f"{name}: no {file}")
             continue
-        text = write(json.loads((RESULTS / file).read_text()))
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        fresh = f"{marks[0]}\n{text}\n{marks[1]}"
-        page, count = re.subn(
+        fresh = f"{marks[0]}\n{write(json.loads((RESULTS / file).read_text()))}\n{marks[1]}"
+        page = re.sub(
             f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", lambda _, t=fresh: t, page, flags=re.S
         )
-        print(f"{name}: {'written' if count else 'has no place on the page'}")
-    PAGE.write_text(page)
+        print(f"{name}: written")
+    return page
 
 
 if __name__ == "__main__":
