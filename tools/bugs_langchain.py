@@ -45,10 +45,24 @@ BUGS_LANGCHAIN = (
     ),
     Bug(
         "a run stays open after a cancel",
-        f"{ROOT}/telling.py",
-        "for start in reversed(self._open.values())",
-        "for start in ()",
+        f"{ROOT}/live.py",
+        "starts = reversed(self._open.items())",
+        "starts = ()",
         f"{FAULTS} {TOLD}",
+    ),
+    Bug(
+        "a call that is made once more is told from its beginning",
+        f"{ROOT}/live.py",
+        "if self._held is None or len",
+        "if self._open or len",
+        FAULTS,
+    ),
+    Bug(
+        "an error is told before it is known what it means",
+        f"{ROOT}/live.py",
+        "            self._held = here\n            return due\n",
+        "            return [*due, here]\n",
+        FAULTS,
     ),
     Bug(
         "documents are handed out as they are kept",

@@ -4,70 +4,21 @@ In the host's order: a step's search, then its model call. A call whose passages
 confirmed is told live from then on, so that its tokens are not held up.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
-from langchain_core.callbacks.manager import ahandle_event, handle_event
 
 from langchain_ralmspec.direct_runs import DirectRuns
+from langchain_ralmspec.live import Live, atell, tell
 from langchain_ralmspec.passages import document_of
-from langchain_ralmspec.recording import IGNORED_BY, Event, HostContext, Recording
+from langchain_ralmspec.recording import Event, HostContext, Recording
 from langchain_ralmspec.silence import Silenced
 from langchain_ralmspec.voice import Voice
 from ralmspec_plugins import events as happened
-from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.records import Hit, Query, Retrieved
-
-_ENDS = {"llm": "on_llm_error", "chat_model": "on_llm_error"}  # by what has been started
-
-
-class Live:
-    """One call's events on their way to the handlers, and whether its run is still open."""
-
-    def __init__(self, handlers: Sequence[BaseCallbackHandler]) -> None:
-        """Tell these handlers."""
-        self._handlers = list(handlers)
-        self._open: dict[UUID, Event] = {}  # the start events of runs that have not ended
-        self._shut = False
-        self._lock = threading.RLock()
-
-    def emit(self, event: Event) -> None:
-        """Tell an event; nothing more after the end."""
-        with self._lock:
-            if self._note(event):
-                tell(self._handlers, event)
-
-    async def aemit(self, event: Event) -> None:
-        """Do the same on an event loop."""
-        with self._lock:
-            told = self._note(event)
-        if told:
-            await atell(self._handlers, event)
-
-    def _note(self, event: Event) -> bool:
-        run_id = event.kwargs.get("run_id")
-        if run_id is not None and event.name.endswith("_start"):
-            self._open[run_id] = event
-        elif run_id is not None and event.name.endswith(("_end", "_error")):
-            self._open.pop(run_id, None)
-        return not self._shut
-
-    def shut(self, error: BaseException) -> list[Event]:
-        """Tell nothing more; give the events that end the runs still open."""
-        with self._lock:
-            if self._shut:
-                return []
-            self._shut = True
-            return [_ending(start, error) for start in reversed(self._open.values())]
-
-    @property
-    def handlers(self) -> list[BaseCallbackHandler]:
-        """Who is told."""
-        return self._handlers
 
 
 class Telling:
@@ -112,7 +63,10 @@ class Telling:
         for one in self._meant(event) if handlers else ():
             tell(handlers, one)
         if (recording := _recording(event)) is not None:
-            recording.release(self._live_of(recording).emit)
+            live = self._live_of(recording)
+            recording.release(live.emit)
+            if isinstance(event, happened.Commit):
+                live.committed()
 
     async def atell(self, event: happened.Event) -> None:
         """Do the same on an event loop."""
@@ -120,30 +74,32 @@ class Telling:
         for one in self._meant(event) if handlers else ():
             await atell(handlers, one)
         if (recording := _recording(event)) is not None:
-            await recording.arelease(self._live_of(recording).aemit)
+            live = self._live_of(recording)
+            await recording.arelease(live.aemit)
+            if isinstance(event, happened.Commit):
+                await live.acommitted()
 
     def failed(self, error: BaseException) -> None:
         """Tell of the call that failed, and end every run that is open."""
         if (recording := self._context.recording_of(error)) is not None:
             recording.release(self._live_of(recording).emit)
         for live in self._lives():
-            for one in live.shut(error):
-                tell(live.handlers, one)
+            live.shut(error)
 
     async def afailed(self, error: BaseException) -> None:
         """Do the same on an event loop."""
         if (recording := self._context.recording_of(error)) is not None:
             await recording.arelease(self._live_of(recording).aemit)
         for live in self._lives():
-            for one in live.shut(error):
-                await atell(live.handlers, one)
+            await live.ashut(error)
 
     def _lives(self) -> list[Live]:
         return [live for _, live in self._live.values()]
 
     def _live_of(self, recording: Recording) -> Live:
         if id(recording) not in self._live:
-            self._live[id(recording)] = recording, Live(self._hearing(self._llm))
+            former = next(reversed(self._lives()), None)
+            self._live[id(recording)] = recording, Live(self._hearing(self._llm), former)
         return self._live[id(recording)][1]
 
     def _heard_by(self, event: happened.Event) -> list[BaseCallbackHandler]:
@@ -240,16 +196,6 @@ class Telling:
             yield Event(event.name, event.args, kwargs)
 
 
-def tell(handlers: list[BaseCallbackHandler], event: Event) -> None:
-    """Call the handlers, as the host does."""
-    handle_event(handlers, event.name, IGNORED_BY[event.name], *event.args, **event.kwargs)
-
-
-async def atell(handlers: list[BaseCallbackHandler], event: Event) -> None:
-    """Call and await the handlers, as the host does."""
-    await ahandle_event(handlers, event.name, IGNORED_BY[event.name], *event.args, **event.kwargs)
-
-
 def _recording(event: happened.Event) -> Recording | None:
     """Find the recording of the call that wrote a state which is, or will be, committed."""
     if not isinstance(event, happened.Commit | happened.Settled):
@@ -264,10 +210,3 @@ def _recorded_inside(hits: Sequence[Hit]) -> list[Event]:
     """Give the events of the call that found these hits, if it had runs inside."""
     recording = next((getattr(hit.features, "recording", None) for hit in hits), None)
     return list(recording.events) if isinstance(recording, Recording) else []
-
-
-def _ending(start: Event, error: BaseException) -> Event:
-    kind = start.name.removeprefix("on_").removesuffix("_start")
-    about = {key: start.kwargs.get(key) for key in ("run_id", "parent_run_id", "tags")}
-    ended = error if isinstance(error, Exception) else Cancelled("the request was given up")
-    return Event(_ENDS.get(kind, f"on_{kind}_error"), (ended,), about)
