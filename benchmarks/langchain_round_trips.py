@@ -207,8 +207,8 @@ def count(
         assert reply["answer"] == text, (name, question)
         assert reply["context"] == documents, (name, question)
         stats = reply["ralmspec"]["stats"]
-        wasted += stats.wasted_segments
-        guesses, right = guesses + stats.guesses, right + stats.guesses_right
+        wasted += stats["wasted_segments"]
+        guesses, right = guesses + stats["guesses"], right + stats["guesses_right"]
     after = rag.stats
     rag.close()
     return {

@@ -48,6 +48,7 @@ from langchain_ralmspec import (
     SpeculativeRetriever,
     register_batch_search,
     speculate,
+    stats_of,
 )
 from ralmspec_plugins import Memo, SharedPool, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
@@ -187,7 +188,7 @@ rag = SpeculativeRAG(
 reply = rag.invoke(questions[0])
 
 assert (reply["context"], reply["answer"]) == (context, answer)
-print(reply["ralmspec"]["stats"])
+print(stats_of(reply))
 
 # %% [markdown]
 # Like any runnable it takes a string or a dict with `input`, has `ainvoke`, `batch`, `stream` and `astream_events`, and goes behind `|`.
@@ -306,7 +307,7 @@ for question in questions[1:]:
         started = time.perf_counter()
         replies[name] = one.invoke(question)
         took[name].append(time.perf_counter() - started)
-        trips[name].append(replies[name]["ralmspec"]["stats"].searches)
+        trips[name].append(replies[name]["ralmspec"]["stats"]["searches"])
     right = replies["local, plain"]
     for reply in replies.values():
         assert (reply["context"], reply["answer"]) == (right["context"], right["answer"])
@@ -327,7 +328,7 @@ for name, times in took.items():
 #   Batches save the store its calls too.
 #
 # So it pays where searches are slow next to the model's steps: remote, large, exact or reranked retrieval.
-# `reply["ralmspec"]["stats"]` has the numbers to tell, `search_s` and `write_s`.
+# `stats_of(reply)` has the numbers to tell, `search_s` and `write_s`.
 #
 # ## What happened when
 
@@ -335,8 +336,8 @@ for name, times in took.items():
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "timeline.png"
     runs = {
-        "speculative": replies["remote, batches"]["ralmspec"]["stats"],
-        "plain": replies["remote, plain"]["ralmspec"]["stats"],
+        "speculative": stats_of(replies["remote, batches"]),
+        "plain": stats_of(replies["remote, plain"]),
     }
     timeline.write(file, runs, title=question, note="The store's 50 ms are made up.")
     display(Image(file.read_bytes()))
@@ -390,7 +391,7 @@ print("guessed right" if verdict.right else "guessed wrong")
 # - `search_s`, `write_s`, `overlap_s`: where the time went, and how much of it was at once.
 
 # %%
-stats = replies["remote, batches"]["ralmspec"]["stats"]
+stats = stats_of(replies["remote, batches"])
 print(stats)
 print(
     f"searching {stats.search_s:.2f} s, writing {stats.write_s:.2f} s, at once {stats.overlap_s:.2f} s"

@@ -13,7 +13,7 @@ except ImportError as missing:
 
 from langchain_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from langchain_ralmspec.chains import speculate
-from langchain_ralmspec.reply import Reply, Report
+from langchain_ralmspec.reply import Reply, Report, stats_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from langchain_ralmspec.runnable import SpeculativeRAG
 
@@ -26,4 +26,5 @@ __all__ = [
     "SpeculativeRetriever",
     "register_batch_search",
     "speculate",
+    "stats_of",
 ]

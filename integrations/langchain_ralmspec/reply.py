@@ -1,6 +1,7 @@
 """A request's question and what comes back: input, context, answer, in pieces that add up."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.documents import Document
@@ -12,6 +13,7 @@ from ralmspec_plugins import Answer, Retrieved, Stats
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.hosts.text_draft import Usage
+from ralmspec_plugins.stats import Outcome, Span
 
 Output: TypeAlias = Literal["reply", "answer"]
 REPORT: Final = "ralmspec"  # the key of the report in a reply
@@ -19,11 +21,15 @@ _OWN: Final = ("context", "answer", REPORT)
 
 
 class Report(TypedDict):
-    """What an answer took: under the key "ralmspec" of a reply."""
+    """What an answer took: under the key "ralmspec" of a reply.
 
-    stats: Stats
+    Plain values, since replies are kept in checkpoints and sent as JSON; `stats_of`
+    makes a `Stats` of them again.
+    """
+
+    stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
     queries: list[str]  # what was asked of the retriever, in order
-    usage: Usage | None  # tokens of the calls that made the answer; those dropped are not in it
+    usage: dict[str, int] | None  # of the calls that made the answer; those dropped are not in it
 
 
 class Reply(TypedDict):
@@ -120,10 +126,36 @@ class Pieces:
         draft = getattr(answer.state, "draft", answer.state)
         usage: Usage | None = getattr(draft, "usage", None)
         return Report(
-            stats=answer.stats,
+            stats=_plain(answer.stats),
             queries=list(self._queries),
-            usage=usage if usage != Usage() else None,
+            usage=None if usage is None or usage == Usage() else asdict(usage),
         )
+
+
+def _plain(stats: Stats) -> dict[str, Any]:
+    spans = [{**asdict(span), "outcome": span.outcome.value} for span in stats.timeline]
+    return {
+        **asdict(replace(stats, timeline=())),
+        "batch_sizes": list(stats.batch_sizes),
+        "timeline": spans,
+    }
+
+
+def stats_of(reply: Mapping[str, Any]) -> Stats:
+    """Make the statistics of a reply an object again, for its computed numbers and pictures.
+
+    Raises:
+        InputError: the reply has no report.
+    """
+    try:
+        values = reply[REPORT]["stats"]
+        spans = [Span(**{**one, "outcome": Outcome(one["outcome"])}) for one in values["timeline"]]
+        sizes = tuple(values["batch_sizes"])
+        return Stats(**{**values, "batch_sizes": sizes, "timeline": tuple(spans)})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"expected a reply of SpeculativeRAG with its report under {REPORT!r}, got {reply!r}"
+        ) from error
 
 
 def whole(pieces: Iterable[AddableDict], output: Output) -> Any:
