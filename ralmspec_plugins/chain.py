@@ -34,6 +34,7 @@ class Chain:
         self.ran_ahead = False  # since memory was last freed
         self.stopping_s = 0.0  # when a writer was last told to stop
         self.settled = ""
+        self.contradiction: Failure | None = None  # a text that was settled did not come again
         self.out: list[Need] = []  # what the engine is to do next
 
     @property
@@ -84,8 +85,8 @@ class Chain:
 
     def confirmed_failure(self) -> Failure | None:
         """Give the failure of the first step, if the plain loop would have come to it."""
-        if not self.steps:
-            return None
+        if not self.steps or self.contradiction is not None:
+            return self.contradiction
         head = self.steps[0]
         if head.truth is None and head.search_failure is not None:
             return head.search_failure
@@ -155,6 +156,8 @@ class Chain:
         """Commit the verified steps at the head; settle what the next one has so far."""
         while self.steps and self.steps[0].verified and self.steps[0].written:
             self._confirmed(self.steps[0])
+            if self._contradicts(self.steps[0], self.steps[0].after, whole=True):
+                return
             step = self.steps.pop(0)
             self.root = step.after
             self.account.segments += 1
@@ -164,8 +167,19 @@ class Chain:
             self._settle(step.after)
         if self.steps and self.steps[0].verified:
             self._confirmed(self.steps[0])
-            if self.steps[0].partial is not None:
-                self._settle(self.steps[0].partial)
+            head, partial = self.steps[0], self.steps[0].partial
+            if partial is not None and not self._contradicts(head, partial, whole=False):
+                head.shown |= self._settle(partial)
+
+    def _contradicts(self, step: Step, state: Any, *, whole: bool) -> bool:
+        """Say whether a step that is written once more takes back what was settled before."""
+        if step.broke_off is None:
+            return False
+        text = self.workload.settled(state)
+        if text.startswith(self.settled) or (not whole and self.settled.startswith(text)):
+            return False
+        self.contradiction = Failure(step.broke_off, alone=True)
+        return True
 
     def _confirmed(self, step: Step) -> None:
         """Enter what the step in front has retrieved in the record, once."""
@@ -177,12 +191,15 @@ class Chain:
         self.retrieved.append(Retrieved(step.query, step.truth))
         self.out.append(Confirmed(self.retrieved[-1]))
 
-    def _settle(self, state: Any) -> None:
+    def _settle(self, state: Any) -> bool:
+        """Settle what is new of a text, if anything is; say so."""
         text = self.workload.settled(state)
-        if len(text) > len(self.settled):
-            self.settled = text
-            self.account.text()
-            self.out.append(Settled(text, state))
+        if len(text) <= len(self.settled):
+            return False
+        self.settled = text
+        self.account.text()
+        self.out.append(Settled(text, state))
+        return True
 
     def roll_back(self, position: int) -> None:
         """Give up the segment at this position, and drop all steps behind it."""
@@ -199,6 +216,8 @@ class Chain:
 
     def reset(self, step: Step) -> None:
         """Undo what a step came to, except for hits that are known to be right."""
+        if step.shown and step.failure is not None:
+            step.broke_off = step.failure.error
         self._give_up(step)
         step.failure = step.search_failure = None
         step.rewrite(step.used if step.verified else None)

@@ -51,6 +51,8 @@ class Step:
     remembered: bool = False  # its hits were known without a search
     taken_back: bool = False  # its segment was a dropped one
     confirmed: bool = False  # said so
+    shown: bool = False  # some of its unfinished text was settled
+    broke_off: Exception | None = None  # what it raised when some of its text was settled already
 
     @property
     def ends(self) -> bool:

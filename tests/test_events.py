@@ -206,3 +206,56 @@ def test_closing_a_stream_does_not_wait_for_a_left_segment() -> None:
         workload.let_go.set()
 
     assert waited_s < 5.0, "the grace of a segment that is waited for"
+
+
+class Moody(Slow):
+    """Shows the beginning of a text, breaks off, and says something else when asked again."""
+
+    def __init__(self, again: str) -> None:
+        super().__init__("nobody")
+        self.again = again
+        self.calls = 0
+        self.shown = threading.Event()
+
+    def extend(self, state: str, hits: Hits, progress: Progress) -> str:
+        self.calls += 1
+        self.began.set()
+        if self.calls > 1:
+            return self.again
+        for _ in range(200):  # until the search has answered, and so its text is shown
+            progress.report("alpha beta")
+            if self.shown.wait(0.02):
+                raise ConnectionError("the line is cut")
+        raise AssertionError("nothing was shown")
+
+
+class Right(Wrong):
+    """Guesses rightly."""
+
+    def guess(self, query: Query) -> Hits:
+        return (Hit(Passage("right", "right")),)
+
+
+@pytest.mark.parametrize(
+    ("again", "pieces"),
+    [
+        ("alpha beta gamma", ["alpha beta", "alpha beta gamma"]),
+        ("something else", ["alpha beta", "ConnectionError"]),
+        ("alpha", ["alpha beta", "ConnectionError"]),
+    ],
+)
+def test_what_was_settled_is_never_taken_back(again: str, pieces: list[str]) -> None:
+    """A segment that broke off is written once more, unless that says something else."""
+    workload = Moody(again)
+    seen: list[str] = []
+    with Engine(workload, OneWord(workload.began), Settings(speculators=[Right()])) as engine:
+        try:
+            for event in engine.events("?"):
+                if isinstance(event, Settled):
+                    seen.append(event.text)
+                    workload.shown.set()
+        except ConnectionError:
+            seen.append("ConnectionError")
+
+    assert seen == pieces
+    assert workload.calls == 2

@@ -179,6 +179,13 @@ BUGS = (
         EVENTS,
     ),
     Bug(
+        "a text that comes otherwise the second time is given out",
+        f"{CORE}/chain.py",
+        "if step.broke_off is None:",
+        "if step.written or step.broke_off is None:",
+        EVENTS,
+    ),
+    Bug(
         "a segment of a server is waited for",
         f"{CORE}/desk.py",
         "if self._side_by_side and isinstance(need, Extend)",
