@@ -6,7 +6,7 @@ from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import PassageTable, PoolableRetriever, Retriever
-from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.records import Hit, Hits, Passage, Query
 from ralmspec_plugins.speculation.eviction import eviction_of
 from ralmspec_plugins.speculation.proxy import ProxyTable
 
@@ -114,7 +114,7 @@ class PassagePool:
     def _take_in(self, hit: Hit) -> None:
         slot = self._slots.get(hit.passage.id)
         if slot is not None:
-            if self._hits[slot].passage != hit.passage:  # changed under its id
+            if _rank_otherwise(self._hits[slot].passage, hit.passage):  # changed under its id
                 self._table.put(slot, hit)
             self._hits[slot] = hit
             self._eviction.use(slot)
@@ -144,6 +144,15 @@ class PassagePool:
             ids = [hit.passage.id for hit in self._hits]
             assert self._slots == {identity: slot for slot, identity in enumerate(ids)}
             assert self._eviction.slots() == set(range(len(ids)))
+
+
+def _rank_otherwise(old: Passage, new: Passage) -> bool:
+    """Say whether a passage is ranked by something else now: that is all a table must know.
+
+    Whole passages are not compared: each search brings many, and their metadata may be
+    costly to compare.
+    """
+    return old is not new and (old.text != new.text or old.title != new.title)
 
 
 def _own_table(retriever: Retriever, capacity: int) -> PassageTable:
