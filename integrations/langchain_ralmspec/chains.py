@@ -7,6 +7,7 @@ understood: an equivalent that is nearly one would be a wrong answer.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from langchain_core.documents import Document
@@ -22,13 +23,15 @@ from langchain_core.runnables import (
     RunnablePassthrough,
     RunnableSequence,
 )
-from langchain_core.runnables.passthrough import RunnableAssign
+from langchain_core.runnables.passthrough import RunnableAssign, RunnablePick
+from langchain_core.runnables.utils import accepts_config, accepts_run_manager
 
 from langchain_ralmspec.inside import concrete
 from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.runnable import SpeculativeRAG
 from ralmspec_plugins.errors import ConfigError
 
+_TAKES_A_KEY: Final = lambda x: x["key"]  # noqa: E731 its code is what is compared
 _STUFF: Final = "create_stuff_documents_chain.<locals>.format_docs"
 _ADVICE: Final = "Give the parts to SpeculativeRAG(retriever=..., llm=..., prompt=...) instead."
 
@@ -160,31 +163,39 @@ def _context(part: Runnable[Any, Any], name: str) -> _Context:
         raise _refused(
             "the step before the retriever", steps[0], "itemgetter of the question's key"
         )
-    show = steps[at + 1] if len(steps) > at + 1 else None
+    show: Any = steps[at + 1] if len(steps) > at + 1 else None
     if show is None:
         return _Context(steps[at], key, None)
-    if not isinstance(show, RunnableLambda) or not hasattr(show, "func"):
+    if not _is_plain_function(show):
         raise _refused("the step behind the retriever", show, "a function that shows documents")
     return _Context(steps[at], key, show.func)
 
 
+def _is_plain_function(part: Any) -> bool:
+    """Whether a step is a function of its input alone, the same for all ways of calling it."""
+    if type(part) is not RunnableLambda or not hasattr(part, "func") or hasattr(part, "afunc"):
+        return False
+    return not accepts_config(part.func) and not accepts_run_manager(part.func)
+
+
 def _selected(part: Runnable[Any, Any]) -> str | None:
-    """Give the key that a selector takes out of a dict, by trying it."""
+    """Give the key that a selector takes out of a dict: `itemgetter(key)`, `lambda x: x[key]`.
 
-    class _Keys(dict[str, Any]):
-        def __missing__(self, key: str) -> Any:
-            return (self, key)
-
+    Functions are read, not run, and only these: another one may look at more than a key.
+    """
+    if isinstance(part, RunnablePick):
+        return part.keys if isinstance(part.keys, str) else None
     function = getattr(part, "func", None)
-    if not isinstance(part, RunnableLambda) or function is None:
+    if not _is_plain_function(part):
         return None
-    keys = _Keys()
-    try:
-        got = function(keys)
-    except Exception:  # noqa: BLE001 whatever it does, it is no selector
+    if type(function) is itemgetter:
+        keys = function.__reduce__()[1]
+        return keys[0] if len(keys) == 1 and isinstance(keys[0], str) else None
+    code, pattern = getattr(function, "__code__", None), _TAKES_A_KEY.__code__
+    if code is None or code.co_code != pattern.co_code or code.co_argcount != 1:
         return None
-    plain = isinstance(got, tuple) and len(got) == 2 and got[0] is keys
-    return got[1] if plain else None
+    key = code.co_consts[pattern.co_consts.index("key")]
+    return key if isinstance(key, str) else None
 
 
 def _has_retriever(part: Runnable[Any, Any]) -> bool:

@@ -14,7 +14,12 @@ from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.outputs import Generation, LLMResult
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableLambda,
+    RunnablePassthrough,
+)
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeRAG, speculate
 
@@ -37,6 +42,23 @@ class Parrot(BaseLLM):
 def show(documents: list[Document]) -> str:
     """Show documents in a way of its own."""
     return " / ".join(document.page_content.upper() for document in documents)
+
+
+async def ashow(documents: list[Document]) -> str:
+    """Show them in another way."""
+    return "?"
+
+
+def shown_to(documents: list[Document], config: RunnableConfig) -> str:
+    """Show them to somebody."""
+    return f"{config['tags']}: {show(documents)}"
+
+
+def rephrased(value: Any) -> Any:
+    """Do what LangChain's documentation does: take the question, but not always."""
+    if value.get("chat_history"):
+        return RunnableLambda(lambda _: "whale")
+    return value["question"]
 
 
 @pytest.fixture
@@ -196,6 +218,18 @@ def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], st
             {"context": RunnableLambda(str.upper) | retriever | show, "question": question} | end,
             "the step before the retriever",
         ),
+        "a conditional": (
+            {"context": RunnableLambda(rephrased) | retriever | show, "question": question} | end,
+            "the step before the retriever",
+        ),
+        "two functions": (
+            {"context": retriever | RunnableLambda(show, afunc=ashow), "question": question} | end,
+            "the step behind the retriever",
+        ),
+        "a function of the config": (
+            {"context": retriever | RunnableLambda(shown_to), "question": question} | end,
+            "the step behind the retriever",
+        ),
         "another question": ({**begin, "question": RunnableLambda(str.upper)} | end, "'question'"),
         "no parser": (begin | PROMPT | Parrot(), "StrOutputParser"),
         "something behind": (begin | end | RunnableLambda(str.strip), "prompt | model | parser"),
@@ -218,6 +252,7 @@ def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], st
 
 
 STRANGE = (
+    *("a conditional", "two functions", "a function of the config"),
     *("no retriever", "two steps before", "a changed question", "another question", "no parser"),
     *("something behind", "no prompt", "no model", "bound", "history", "own combination"),
     "a model alone",
