@@ -5,7 +5,8 @@ from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.direct import direct_lm
 from langchain_ralmspec.direct_runs import DirectRuns
@@ -19,7 +20,7 @@ from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
 from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of
-from ralmspec_plugins import Continuous, Replica, Request, Settings
+from ralmspec_plugins import Answer, Continuous, Replica, Request, Settings
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
@@ -125,10 +126,40 @@ class Assembly:
         model = unwrapped(self.llm.runnable, config).model
         return getattr(model, "streaming", False) is True
 
-    def parser(self, config: RunnableConfig) -> Callable[[str], Any] | None:
-        """Give what makes the answer of the whole text."""
+    @property
+    def text_is_answer(self) -> bool:
+        """Whether the answer is the text itself, so that it can be given out as it comes."""
+        if self._rag.output_parser is not None:
+            return False
+        return not _is_one_shot(self._rag.workload) or _gives_text(self._rag.llm)
+
+    def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
+        """Make what a request answers, where that is not its text.
+
+        Raises:
+            Exception: the output parser's own.
+        """
         parser = self._rag.output_parser
-        return None if parser is None else lambda text: parser.invoke(text, config)
+        output = self._output(answer)
+        return output if parser is None else parser.invoke(output, config)
+
+    async def amade_of(self, answer: Answer, config: RunnableConfig) -> Any:
+        """Do the same on an event loop.
+
+        Raises:
+            Exception: the output parser's own.
+        """
+        parser = self._rag.output_parser
+        output = self._output(answer)
+        return output if parser is None else await parser.ainvoke(output, config)
+
+    def _output(self, answer: Answer) -> Any:
+        """Give what a parser gets: of one call what it gave, of many their text."""
+        message = getattr(getattr(answer.state, "draft", None), "message", None)
+        if message is None or not _is_one_shot(self._rag.workload):
+            return answer.text
+        plain = self._rag.output_parser is None and isinstance(message, str | BaseMessage)
+        return answer.text if plain else message
 
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
@@ -165,7 +196,8 @@ class Assembly:
         )
         if rag.replica is None:
             return shared(pool=rag.pool)
-        replica = Replica(HostRetriever(rag.replica), of=retriever, reencode=True)
+        host = Context().run(HostRetriever, rag.replica)  # nobody's handlers stay with it
+        replica = Replica(host, of=retriever, reencode=True)
         pools = () if rag.pool is None else (rag.pool.of(retriever),)
         return shared(speculators=(*pools, replica))
 
@@ -196,6 +228,14 @@ def _workload(rag: "SpeculativeRAG", lm: LanguageModel[Any]) -> Workload[Any]:
 
 def _is_one_shot(workload: Any) -> bool:
     return workload == "one_shot" or getattr(workload, "func", workload) is OneShot
+
+
+def _gives_text(llm: Runnable[Any, Any]) -> bool:
+    """Whether a runnable says of itself that it gives a text or a message."""
+    try:
+        return bool(llm.OutputType in (str, AnyMessage))
+    except TypeError:  # it says nothing
+        return False
 
 
 def _identity(value: Any) -> Hashable:

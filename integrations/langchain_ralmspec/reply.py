@@ -1,6 +1,6 @@
 """A request's question and what comes back: input, context, answer, in pieces that add up."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -13,6 +13,7 @@ from ralmspec_plugins import Answer, Retrieved, Stats
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.hosts.text_draft import Usage
+from ralmspec_plugins.records import Passage, passages_of
 from ralmspec_plugins.stats import Outcome, Span
 
 Output: TypeAlias = Literal["reply", "answer"]
@@ -76,14 +77,14 @@ def variables_of(question: str, given: Mapping[str, Any], key: str) -> dict[str,
 class Pieces:
     """Turns what happens into the pieces of a reply; their sum is the reply."""
 
-    def __init__(self, given: Mapping[str, Any], parse: Callable[[str], Any] | None = None) -> None:
-        """Begin with the input, as it was given; `parse` makes the answer of the whole text.
+    def __init__(self, given: Mapping[str, Any], *, text_is_answer: bool) -> None:
+        """Begin with the input, as it was given.
 
         What stands in the input where the reply will is replaced, as in the host's chains.
         """
         self._given = {key: value for key, value in given.items() if key not in _OWN}
-        self._parse = parse
-        self._seen: set[str] = set()  # passages of earlier steps
+        self._text_is_answer = text_is_answer
+        self._seen: dict[str, list[Passage]] = {}  # passages of earlier steps, by id
         self._queries: list[str] = []
         self._shown = 0
 
@@ -93,8 +94,10 @@ class Pieces:
 
     def retrieved(self, step: Retrieved) -> Iterator[AddableDict]:
         """Give the documents of a step that no earlier step has given."""
-        new = [hit.passage for hit in step.hits if hit.passage.id not in self._seen]
-        self._seen.update(passage.id for passage in new)
+        found = passages_of(step.hits)
+        new = [one for one in found if one not in self._seen.get(one.id, ())]
+        for passage in new:
+            self._seen.setdefault(passage.id, []).append(passage)
         first = not self._queries
         self._queries.append(step.query.text)
         if new or first:
@@ -103,21 +106,17 @@ class Pieces:
 
     def settled(self, text: str) -> Iterator[AddableDict]:
         """Give what is new of the text, if the answer is to be a text."""
-        if self._parse is None and len(text) > self._shown:
+        if self._text_is_answer and len(text) > self._shown:
             piece = text[self._shown :]
             self._shown = len(text)
             yield AddableDict(answer=piece)
 
-    def end(self, answer: Answer) -> Iterator[AddableDict]:
-        """Give what is still missing, and the report.
-
-        Raises:
-            Exception: the parser's own.
-        """
+    def end(self, answer: Answer, made: Any) -> Iterator[AddableDict]:
+        """Give what is still missing, and the report; `made` is an answer that is no text."""
         if not self._queries:
             yield AddableDict(context=[])
-        if self._parse is not None:
-            yield AddableDict(answer=self._parse(answer.text))
+        if not self._text_is_answer:
+            yield AddableDict(answer=made)
         elif not self._shown:
             yield AddableDict(answer="")
         yield AddableDict({REPORT: self._report(answer)})

@@ -55,7 +55,8 @@ class RequestRun:
             assembly.retriever,
             assembly.direct_runs(self._request),
         )
-        self._pieces = Pieces(given, assembly.parser(config))
+        self._assembly, self._config = assembly, config
+        self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
 
     def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
         """Give the reply in pieces; `reports`: follow the model while it writes."""
@@ -69,7 +70,10 @@ class RequestRun:
             events.close()
             self._telling.failed(error)
             raise
-        yield from self._pieces.end(events.answer)
+        made, answer = None, events.answer
+        if not self._assembly.text_is_answer:
+            made = self._assembly.made_of(answer, self._config)
+        yield from self._pieces.end(answer, made)
 
     async def apieces(self, *, reports: bool) -> AsyncGenerator[AddableDict, None]:
         """Do the same on an event loop."""
@@ -84,7 +88,10 @@ class RequestRun:
             await events.aclose()
             await _to_its_end(self._telling.afailed(error))
             raise
-        for piece in self._pieces.end(events.answer):
+        made, answer = None, events.answer
+        if not self._assembly.text_is_answer:
+            made = await self._assembly.amade_of(answer, self._config)
+        for piece in self._pieces.end(answer, made):
             yield piece
 
     def _shown(self, event: Event) -> Iterator[AddableDict]:

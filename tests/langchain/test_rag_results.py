@@ -1,5 +1,6 @@
 """Every way to call the runnable gives the one result; with one retrieval, the host chain's own."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,10 +8,17 @@ import pytest
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_classic.chains.retrieval import create_retrieval_chain
 from langchain_core.documents import Document
-from langchain_core.output_parsers import BaseOutputParser, CommaSeparatedListOutputParser
+from langchain_core.language_models import FakeMessagesListChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import (
+    BaseOutputParser,
+    CommaSeparatedListOutputParser,
+    PydanticToolsParser,
+)
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables.utils import AddableDict
 from langchain_ralmspec.runnable import SpeculativeRAG
+from pydantic import BaseModel
 
 from ralmspec_plugins import Memo
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -296,4 +304,65 @@ async def test_the_answer_alone_adds_up_too() -> None:
     assert answer == "".join(rag.stream(QUESTION))
     assert answer == "".join([one async for one in rag.astream(QUESTION)])
     assert [answer] == await rag.abatch([QUESTION])
+    rag.close()
+
+
+class Structured(BaseModel):
+    """What a tool is called with."""
+
+    colour: str
+
+
+def tool_caller() -> FakeMessagesListChatModel:
+    call = {"name": "Structured", "args": {"colour": "red"}, "id": "1"}
+    return FakeMessagesListChatModel(responses=[AIMessage(content="", tool_calls=[call])])
+
+
+@pytest.mark.parametrize("place", ["the model's own", "behind it"])
+async def test_a_parser_gets_what_the_model_gave(place: str) -> None:
+    """Tool calls and objects are no text, and are not made into one."""
+    parser = PydanticToolsParser(tools=[Structured], first_tool_only=True)
+    own = place == "the model's own"
+    llm = tool_caller() | parser if own else tool_caller()
+    retriever = HashRetriever(documents=documents())
+    rag = SpeculativeRAG(
+        retriever=retriever,
+        llm=llm,
+        prompt=PROMPT,
+        workload="one_shot",
+        output_parser=None if own else parser,
+    )
+
+    assert Structured(colour="red") == rag.invoke(QUESTION)["answer"]
+    assert Structured(colour="red") == (await rag.ainvoke(QUESTION))["answer"]
+    if not own:  # streamed, this sequence gives nothing by itself either
+        assert Structured(colour="red") == summed(list(rag.stream(QUESTION)))["answer"]
+    rag.close()
+
+
+async def test_a_parser_does_not_hold_up_the_event_loop() -> None:
+    """Its asynchronous method is awaited."""
+
+    class Awaited(BaseOutputParser[str]):
+        def parse(self, text: str) -> str:
+            raise AssertionError("not in ainvoke")
+
+        async def aparse_result(self, result: Any, *, partial: bool = False) -> str:
+            await asyncio.sleep(0)
+            return "awaited"
+
+    rag = rag_of(HashLLM(), HashRetriever(documents=documents()), "interval")
+    rag = rag.model_copy(update={"output_parser": Awaited()})
+
+    assert "awaited" == (await rag.ainvoke(QUESTION))["answer"]
+    rag.close()
+
+
+def test_documents_that_share_an_id_are_told_apart() -> None:
+    """Each of them is in the reply: a document is what it says, not its id alone."""
+    same = [Document(f"text {number}", id="same") for number in range(12)]
+    hand = by_hand(HashLLM(), HashRetriever(documents=same), "interval")
+    rag = rag_of(HashLLM(), HashRetriever(documents=same), "interval")
+
+    assert values(hand.invoke(QUESTION)) == values(rag.invoke(QUESTION))
     rag.close()
