@@ -39,6 +39,7 @@ class Live:
         self._skip = 0  # tokens of it that were told before
         self._same: dict[UUID, UUID] = {}  # runs here, by the runs that they go on with
         self._shut = False
+        self._raised: Exception | None = None  # by a handler
         self._lock = threading.RLock()
         broken_off = None if former is None else former.hand_on()
         if broken_off is not None:
@@ -91,11 +92,28 @@ class Live:
         for one in self._endings(error):
             await self._atell(one)
 
+    def check(self) -> None:
+        """Raise what a handler has raised, if it was asked to (`raise_error`).
+
+        It has broken off the model's call too, as it does at the host. But it is no failure
+        of the model, which could come out otherwise if it were called once more.
+        """
+        if self._raised is not None:
+            raise self._raised
+
     def _tell(self, event: Event) -> None:
-        tell(self._handlers, event)
+        try:
+            tell(self._handlers, event)
+        except Exception as error:
+            self._raised = self._raised or error
+            raise
 
     async def _atell(self, event: Event) -> None:
-        await atell(self._handlers, event)
+        try:
+            await atell(self._handlers, event)
+        except Exception as error:
+            self._raised = self._raised or error
+            raise
 
     def _endings(self, error: BaseException) -> list[Event]:
         with self._lock:

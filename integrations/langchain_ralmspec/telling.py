@@ -58,7 +58,12 @@ class Telling:
     # Events of the core, to calls of handlers
 
     def tell(self, event: happened.Event) -> None:
-        """Tell what an event means for the host."""
+        """Tell what an event means for the host.
+
+        Raises:
+            Exception: what a handler has raised that was asked to, here or in a call.
+        """
+        self._check()
         handlers = self._heard_by(event)
         for one in self._meant(event) if handlers else ():
             tell(handlers, one)
@@ -69,7 +74,12 @@ class Telling:
                 live.committed()
 
     async def atell(self, event: happened.Event) -> None:
-        """Do the same on an event loop."""
+        """Do the same on an event loop.
+
+        Raises:
+            Exception: what a handler has raised that was asked to, here or in a call.
+        """
+        self._check()
         handlers = self._heard_by(event)
         for one in self._meant(event) if handlers else ():
             await atell(handlers, one)
@@ -92,6 +102,10 @@ class Telling:
             await recording.arelease(self._live_of(recording).aemit)
         for live in self._lives():
             await live.ashut(error)
+
+    def _check(self) -> None:
+        for live in self._lives():
+            live.check()
 
     def _lives(self) -> list[Live]:
         return [live for _, live in self._live.values()]

@@ -483,3 +483,29 @@ def test_ctrl_c_in_the_model_ends_everything() -> None:
 
     assert [] == log.left_open()
     rag.close()
+
+
+class StopsAtTheThird(Log):
+    """Raises at the third token that it hears of."""
+
+    raise_error = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+
+    def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+        self.tokens += 1
+        if self.tokens == 3:
+            raise RuntimeError("enough")
+
+
+async def test_a_handler_that_raises_in_the_middle_of_a_call_ends_the_request() -> None:
+    """It is no failure of the model's, to be tried again: its error surfaces, as at the host."""
+    for model in ("text", "chat"):
+        _, _, rag = parts(model)
+        with pytest.raises(RuntimeError, match="enough"):
+            list(rag.stream(QUESTION, {"callbacks": [StopsAtTheThird()]}))
+        with pytest.raises(RuntimeError, match="enough"):
+            [one async for one in rag.astream(QUESTION, {"callbacks": [StopsAtTheThird()]})]
+        rag.close()
