@@ -19,6 +19,7 @@ from langchain_ralmspec.batch_search import (
     qualified_name,
 )
 from langchain_ralmspec.inside import MOST, Concrete, concrete
+from ralmspec_plugins.hosts.data import is_data
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
@@ -139,7 +140,12 @@ def look_at(
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:
-    """Give the batch search of a retriever, if there is one that is just like it."""
+    """Give the batch search of a retriever, if there is one that is just like it.
+
+    A batch is searched in the context of one of its callers. So there is none where code
+    takes part in the search, such as a callable filter: what it reads from a `ContextVar`
+    would be that caller's.
+    """
     retriever = at.runnable
     if mode == "off" or type(retriever) is not VectorStoreRetriever:
         return None
@@ -150,6 +156,10 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
     if not isinstance(embedder, Embeddings):
         return None
     settings = {**retriever.search_kwargs, **at.kwargs}
+    if not is_data(settings, _records_of(retriever.vectorstore)):
+        return None
+    if with_relevance and _own_relevance(retriever.vectorstore):
+        return None
     threshold = settings.pop("score_threshold", None) if with_relevance else None
     plain = retriever.model_copy(update={"search_type": "similarity", "search_kwargs": settings})
     search = batch_search_of(plain)
@@ -158,6 +168,17 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
     if with_relevance and search.relevance() is None:
         return None  # nothing could be told from a batch
     return Native(search, embedder, with_relevance, threshold)
+
+
+def _records_of(store: object) -> frozenset[str]:
+    """Name the packages whose records are data: the store's own, and its client's."""
+    return frozenset({type(store).__module__.partition(".")[0], "qdrant_client"})
+
+
+def _own_relevance(store: object) -> bool:
+    """Whether somebody's own function makes the relevances of a store."""
+    names = "override_relevance_score_fn", "relevance_score_fn"
+    return any(getattr(store, name, None) is not None for name in names)
 
 
 def k_of(at: Concrete) -> int | None:

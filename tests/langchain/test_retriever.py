@@ -6,8 +6,10 @@ import gc
 import logging
 import pickle
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from tests.langchain.conftest import (
     black_box,
     nameless,
 )
-from tests.langchain.stores.worlds import batches, questions
+from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
 
 SHORT = [text for text in questions(120) if len(text) < 100]
 
@@ -237,6 +239,47 @@ class TestUsers:
 
         assert [documents[0].metadata["user"] for documents in found] == ["ada", "bob"] * 50
 
+    def test_a_batch_of_many_settings(self, store: InMemoryVectorStore) -> None:
+        """Settings that are data are searched together, each with its equals."""
+        fields = store.as_retriever().configurable_fields(
+            search_kwargs=ConfigurableField(id="search")
+        )
+        ours = SpeculativeRetriever(retriever=fields)
+        configs: list[RunnableConfig] = [
+            {"configurable": {"search": {"k": 1 + at % 3}}} for at in range(30)
+        ]
+        asked = SHORT[:30]
+        expected = [fields.invoke(text, one) for text, one in zip(asked, configs, strict=True)]
+
+        assert ours.batch(asked, configs) == expected
+        assert ours.stats.round_trips == 3
+
+    def test_a_filter_that_reads_whose_turn_it_is(self) -> None:
+        """A callable filter may read a `ContextVar`: it never runs in another caller's context."""
+        tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+        store = InMemoryVectorStore(WordEmbeddings())
+        store.add_documents(
+            [Document(f"{one} {at}", metadata={"of": one}) for one in "ab" for at in range(5)]
+        )
+
+        def of_tenant(document: Document) -> bool:
+            time.sleep(0.001)  # so that the others come meanwhile
+            return bool(document.metadata["of"] == tenant.get())
+
+        retriever = store.as_retriever(search_kwargs={"k": 2, "filter": of_tenant})
+        ours = SpeculativeRetriever(retriever=retriever)
+
+        def ask(one: str) -> list[str]:
+            tenant.set(one)
+            found = [ours.invoke("1"), *ours.batch(["2", "3"]), asyncio.run(ours.ainvoke("4"))]
+            return [document.metadata["of"] for documents in found for document in documents]
+
+        with ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(Context().run, ask, one) for one in "ab" * 8]
+            found = [one.result() for one in asked]
+
+        assert found == [[one] * 8 for one in "ab" * 8]
+
     def test_a_batch_of_many_users(self, store: InMemoryVectorStore) -> None:
         """Inputs with configs of their own get their own filters, merged only among equals."""
         fields = store.as_retriever().configurable_fields(
@@ -256,7 +299,7 @@ class TestUsers:
 
         assert ours.batch(asked, configs) == expected
         assert asyncio.run(ours.abatch(asked, configs)) == expected
-        assert ours.stats.round_trips == 3
+        assert ours.stats.round_trips == 30  # functions run in their own callers' contexts
         guesses = [ours.guess(asked[0], one) for one in configs[:3]]
 
         assert guesses == [expected[0], None, None] or all(
