@@ -7,6 +7,7 @@ from statistics import median, median_low
 
 RECENT = 5  # measurements of one kind that are kept
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured anew
+HOPELESS = 0.1  # below this share of right guesses nothing is written ahead
 
 
 class BatchCurve:
@@ -130,7 +131,6 @@ class Costs:
     GUESSES = 32  # guesses that the guess rate is taken over
     WORTH_GUESSING = 0.05  # of a step: what can be hidden at most must be more than this
     WORTH_WRITING = 0.02  # of a step: what is hidden on average must be more than this
-    HOPELESS = 0.1  # below this share of right guesses nothing is written ahead
     FADING = 0.97  # what stopping cost is forgotten by, each guess: else nobody would try again
 
     def __init__(self, curve: BatchCurve | None = None) -> None:
@@ -184,10 +184,14 @@ class Costs:
             return True
         return self.curve(1) >= self.WORTH_GUESSING * step_s
 
-    def worth_writing(self) -> bool:
-        """Say whether writing on guesses saves more than the wrong ones cost."""
+    def worth_writing(self, least_right: float = HOPELESS) -> bool:
+        """Say whether writing on guesses saves more than the wrong ones cost.
+
+        Args:
+            least_right: the share of right guesses below which it never does.
+        """
         rate, step_s = self.guess_rate, self.step_s
-        if len(self._guesses) >= 8 and rate < self.HOPELESS:
+        if len(self._guesses) >= 8 and rate < least_right:
             return False
         if step_s is None or not self.curve.points:
             return True

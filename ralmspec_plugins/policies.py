@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.costs import Costs
+from ralmspec_plugins.costs import HOPELESS, Costs
 from ralmspec_plugins.stride import LEAST_SECONDS, estimate_gamma, optimal_stride
 
 # The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
@@ -181,8 +181,11 @@ class OptimalRounds(Rounds):
 class Flowing:
     """Keep the lanes and the model busy."""
 
-    def __init__(self, costs: Costs, *, window: int, lanes: int) -> None:
+    def __init__(
+        self, costs: Costs, *, window: int, lanes: int, least_right: float = HOPELESS
+    ) -> None:
         self._costs = costs
+        self._least_right = least_right
         self._window = window
         self._lanes = lanes
         self._wait_for = self._worth_waiting_for()  # queries, before a search
@@ -196,7 +199,7 @@ class Flowing:
         """Write on within the window, as long as it saves more than wrong guesses cost."""
         if view.searching and not self._costs.worth_writing_beside(view.ahead):
             return False
-        return view.ahead < self._window and self._costs.worth_writing()
+        return view.ahead < self._window and self._costs.worth_writing(self._least_right)
 
     def batches(self, view: View) -> list[int]:
         """Give each free lane a query, or a share of them when there are more."""

@@ -9,7 +9,7 @@ guesses were right.
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.costs import Costs
+from ralmspec_plugins.costs import HOPELESS, Costs
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.policies import Flowing, OptimalRounds, Policy, Rounds
 from ralmspec_plugins.stride import GAMMA_LIMIT, MAX_STRIDE
@@ -79,13 +79,19 @@ class Continuous:
 
     With one lane the batch size sets itself: it is what was written during the
     last search. With several, each query starts when it is born.
+
+    A wrong guess costs a segment that is thrown away. Where the model would only have
+    waited that costs no time; where its calls are paid for, raise `least_right`.
     """
 
     window: int = 64  # the most unverified steps at once
     lanes: int = 1  # searches that may be out at a time
+    least_right: float = HOPELESS  # share of right guesses below which nothing is written ahead
 
     def __post_init__(self) -> None:
         """Refuse settings that could never search or write."""
+        if not 0.0 <= self.least_right <= 1.0:
+            raise ConfigError(f"least_right must be between 0 and 1, got {self.least_right}")
         if self.window < 1:
             raise ConfigError(f"window must be at least 1, got {self.window}")
         if self.lanes < 1:
@@ -93,4 +99,4 @@ class Continuous:
 
     def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return Flowing(costs, window=self.window, lanes=self.lanes)
+        return Flowing(costs, window=self.window, lanes=self.lanes, least_right=self.least_right)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.costs import BatchCurve, Contention, Costs
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.schedule import (
     Continuous,
@@ -215,6 +216,22 @@ def test_hopeless_guesses_are_not_written_on() -> None:
 
     assert not hopeless
     assert policy.may_write(view())
+
+
+@pytest.mark.parametrize(("least_right", "written"), [(0.1, True), (0.3, True), (0.5, False)])
+def test_the_share_of_right_guesses_that_is_asked_for(least_right: float, *, written: bool) -> None:
+    """With two guesses in five right, a schedule that asks for half of them waits."""
+    policy = Continuous(least_right=least_right).begin(Costs())
+    for number in range(30):
+        policy.judged(right=number % 5 < 2)
+
+    assert written == policy.may_write(view())
+
+
+def test_a_share_is_between_nothing_and_all() -> None:
+    """Anything else is refused."""
+    with pytest.raises(ConfigError, match="least_right"):
+        Continuous(least_right=1.5)
 
 
 def costs_of(*, alone_s: float, beside_s: float) -> Costs:

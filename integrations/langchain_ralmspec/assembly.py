@@ -21,6 +21,7 @@ from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of
 from ralmspec_plugins import Answer, Continuous, Replica, Request, Settings
+from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
@@ -45,6 +46,7 @@ _OF_ENGINES: Final = (
     *("batching", "side_by_side", "pure"),
 )
 _MOST_TOKENS: Final = 256
+_WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
 _PLAIN: Final = (str, int, float, bool, type(None))
 
 
@@ -165,13 +167,18 @@ class Assembly:
         """Give the engines for a call with this config."""
         host = self._host_for(config)
         lanes = 1 if host.looked_into else self._rag.side_by_side
-        schedule = self._rag.schedule or Continuous(lanes=lanes)
+        schedule = self._rag.schedule or Continuous(lanes=lanes, least_right=self._least_right)
         if isinstance(schedule, Continuous):
             lanes = schedule.lanes
         # Merging single calls would only make them wait for each other.
         merged = lanes if host.looked_into and host.pure else None
         key = self._key, host.signature
         return self._rag.runtime.engines(key, host, partial(self._parts, schedule), merged)
+
+    @property
+    def _least_right(self) -> float:
+        """Ask more of guesses where a wrong one costs a call that may be paid for."""
+        return HOPELESS if self._rag.direct else _WORTH_A_CALL
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call: of its config, only what sets the retriever up.
