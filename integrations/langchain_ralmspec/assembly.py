@@ -70,15 +70,21 @@ class Assembly:
             document_variable=rag.document_variable_name,
         )
         self._workload = _workload(rag, self._lm())
-        self._host = Context().run(
+        of_host = (rag.retriever, rag.batching, rag.side_by_side, rag.pure)
+        self._host = rag.runtime.host(tuple(map(_identity, of_host)), self._made_host)
+        self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
+        self._settings(self._host, schedule=rag.schedule or Continuous())  # refuse early
+
+    def _made_host(self) -> HostRetriever:
+        """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
+        rag = self._rag
+        return Context().run(
             HostRetriever,
             self.retriever.runnable,
             batch=rag.batching,
             side_by_side=rag.side_by_side,
             pure=rag.pure,
         )
-        self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
-        self._settings(self._host, schedule=rag.schedule or Continuous())  # refuse early
 
     @property
     def question_key(self) -> str:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from langchain_ralmspec.host_retriever import HostRetriever
 from ralmspec_plugins import AsyncEngine, Engine, Settings, Verifier
 from ralmspec_plugins.engine import THREADS
 from ralmspec_plugins.protocols import Retriever, Workload
@@ -46,6 +47,18 @@ class Runtime:
         self._threads: ThreadPoolExecutor | None = None
         self._verifiers: dict[int, Verifier] = {}  # by their number of lanes
         self._engines: OrderedDict[Hashable, Engines] = OrderedDict()
+        self._hosts: dict[Hashable, HostRetriever] = {}
+
+    def host(self, key: Hashable, make: Callable[[], HostRetriever]) -> HostRetriever:
+        """Give the host's retriever of this key: copies share what is known of it, and counts.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        with self._lock:
+            if key not in self._hosts:
+                self._hosts[key] = make()
+            return self._hosts[key]
 
     def engines(
         self,

@@ -341,3 +341,13 @@ def test_what_does_not_fit_is_refused_when_it_is_made(settings: dict[str, Any], 
     fields = {"llm": HashLLM(), "retriever": HashRetriever(documents=documents()), **settings}
     with pytest.raises(ValueError, match=says):
         SpeculativeRAG(**fields)
+
+
+def test_copies_of_one_runnable_are_counted_together() -> None:
+    """What a copy for one call asks of the store is in the statistics of the runnable."""
+    rag = rag_of(HashLLM(), HashRetriever(documents=documents()), "interval", pool=None)
+    either = rag.configurable_fields(speculate=ConfigurableField(id="speculate"))
+    reply = either.invoke(QUESTION, {"configurable": {"speculate": False}})
+
+    assert rag.stats.round_trips == reply["ralmspec"]["stats"]["searches"] > 0
+    rag.close()
