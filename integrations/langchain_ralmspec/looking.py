@@ -27,6 +27,12 @@ BATCH_MODES: Final = ("exact", "probed", "off")
 _THRESHOLD: Final = "similarity_score_threshold"
 _FLAGS: Final = {"_new_arg_supported", "_expects_other_args"}  # what every retriever has
 _NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
+_NO_METADATA_LIKE: Final = ("__", "checkpoint_", "langgraph_", "ls_")
+_NO_METADATA: Final = frozenset(
+    {
+        *("thread_id", "run_id", "run_attempt", "assistant_id", "graph_id", "lc_versions"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,35 @@ def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
 
 
-def signature_of(at: Concrete, configurable: Mapping[str, Any]) -> Hashable:
-    """Name all that a retriever's answers depend on, as it is now."""
-    users = frozen(users_values(configurable))
+def users_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of metadata what a host makes anew for each run."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key not in _NO_METADATA and not str(key).startswith(_NO_METADATA_LIKE)
+    }
+
+
+def users_config(config: RunnableConfig) -> RunnableConfig:
+    """Give of a config what a retriever may read, and what may be kept for later calls."""
+    return RunnableConfig(
+        configurable=users_values(config.get("configurable") or {}),
+        tags=list(config.get("tags") or ()),
+        metadata=users_metadata(config.get("metadata") or {}),
+    )
+
+
+def signature_of(at: Concrete) -> Hashable:
+    """Name all that a retriever's answers depend on, as it is now.
+
+    What is bound to it counts as what a call says. A black box may also read tags and
+    metadata of its config; a vector store is not given them.
+    """
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
-        return "langchain", _black_box(runnable), frozen(dict(at.kwargs)), users
+        config = frozen(dict(users_config(at.config)))
+        return "langchain", _black_box(runnable), frozen(dict(at.kwargs)), config
+    users = frozen(users_values(at.config.get("configurable") or {}))
     store = runnable.vectorstore
     return (
         "langchain",
@@ -136,7 +165,7 @@ def look_at(
 ) -> tuple[Hashable, Concrete]:
     """Find the retriever that a call would reach, and name all that its answers depend on."""
     at = concrete(runnable, config, kwargs)
-    return signature_of(at, config.get("configurable") or {}), at
+    return signature_of(at), at
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.looking import BatchMode
+from langchain_ralmspec.looking import BatchMode, users_config
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.verifier import Verifier
 
@@ -115,8 +115,7 @@ class Serving:
         """Give the place for the calls of one signature."""
 
         def make() -> Place:
-            users = RunnableConfig(configurable=config.get("configurable") or {})
-            host = Context().run(self.host(way).for_call, users, kwargs)
+            host = Context().run(self.host(way).for_call, users_config(config), kwargs)
             return Place(host, self._line(way).beside(host))
 
         return self._kept(self._places, (way.key, signature), make, _PLACES)

@@ -189,6 +189,39 @@ class TestSignature:
 
         assert HostRetriever(store.as_retriever(), config=config).signature == plain.signature
 
+    def test_what_is_bound_counts(self) -> None:
+        """A tenant, tags and metadata that `with_config` binds to a black box are settings."""
+        box = RunnableLambda(lambda _: [])
+        bound: list[Runnable[Any, Any]] = [
+            box,
+            box.with_config(configurable={"tenant": "a"}),
+            box.with_config(configurable={"tenant": "b"}),
+            box.with_config(tags=["a"]),
+            box.with_config(metadata={"tenant": "a"}),
+        ]
+        hosts = [HostRetriever(one) for one in bound]
+        hosts.append(HostRetriever(box, config={"metadata": {"tenant": "b"}}))
+
+        assert len({host.signature for host in hosts}) == len(hosts)
+        assert HostRetriever(bound[2]).signature == hosts[2].signature
+
+    def test_metadata_of_runs_does_not_count(self, store: InMemoryVectorStore) -> None:
+        """What hosts write into it for each run; a store that is looked into reads none at all."""
+        box, looked_into = RunnableLambda(lambda _: []), store.as_retriever()
+        runs: RunnableConfig = {
+            "metadata": {
+                **dict.fromkeys(("thread_id", "run_id", "run_attempt", "assistant_id"), "a"),
+                **dict.fromkeys(("graph_id", "lc_versions", "ls_provider", "__run"), "a"),
+                **dict.fromkeys(("langgraph_step", "checkpoint_ns"), "a"),
+            }
+        }
+        own: RunnableConfig = {"metadata": {"user": "ada"}, "tags": ["a"]}
+
+        assert HostRetriever(box, config=runs).signature == HostRetriever(box).signature
+        assert (
+            HostRetriever(looked_into, config=own).signature == HostRetriever(looked_into).signature
+        )
+
     def test_configurable_black_boxes_keep_it(self) -> None:
         """LangChain makes a new retriever for each call; equal settings are the same one."""
         box: Any = black_box("ensemble")

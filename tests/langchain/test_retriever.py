@@ -239,6 +239,37 @@ class TestUsers:
 
         assert [documents[0].metadata["user"] for documents in found] == ["ada", "bob"] * 50
 
+    def test_tenants_that_are_bound_share_no_memo_or_pool(self) -> None:
+        """`with_config` chooses the tenant of a black box; the rest is shared."""
+
+        def find(text: str, config: RunnableConfig) -> list[Document]:
+            return [Document(f"{text} of {config['configurable']['tenant']}")]
+
+        memo, pool, box = Memo(), SharedPool(), RunnableLambda(find)
+        ada, bob = (
+            SpeculativeRetriever(
+                retriever=box.with_config(configurable={"tenant": one}), memo=memo, pool=pool
+            )
+            for one in ("ada", "bob")
+        )
+        found = [one.invoke("notes")[0].page_content for one in (ada, bob)]
+
+        assert found == ["notes of ada", "notes of bob"]
+        assert "of ada" not in repr(bob.guess("note"))
+
+    def test_metadata_that_a_black_box_reads(self) -> None:
+        """Tenants by metadata share neither memo nor pool."""
+
+        def find(text: str, config: RunnableConfig) -> list[Document]:
+            return [Document(f"{text} of {config['metadata']['tenant']}")]
+
+        ours = SpeculativeRetriever(retriever=RunnableLambda(find), memo=Memo(), pool=SharedPool())
+        configs: list[RunnableConfig] = [{"metadata": {"tenant": one}} for one in ("ada", "bob")]
+        found = [ours.invoke("notes", one)[0].page_content for one in configs]
+
+        assert found == ["notes of ada", "notes of bob"]
+        assert "of ada" not in repr(ours.guess("note", configs[1]))
+
     def test_a_batch_of_many_settings(self, store: InMemoryVectorStore) -> None:
         """Settings that are data are searched together, each with its equals."""
         fields = store.as_retriever().configurable_fields(
