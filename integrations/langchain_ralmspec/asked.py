@@ -62,7 +62,8 @@ def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
     """
     config, recording = (asked_of(query).calls or calls)()
     manager = config.get("callbacks")
-    nobodys = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
+    alone = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
+    nobodys = isinstance(recording, Recording) or alone
     with unheard(config) if nobodys else nullcontext():
         yield config, recording
 

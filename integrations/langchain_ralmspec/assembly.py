@@ -13,7 +13,7 @@ from langchain_ralmspec.direct_runs import DirectRuns
 from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
-from langchain_ralmspec.looking import users_values
+from langchain_ralmspec.looking import users_config
 from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
 from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
@@ -190,10 +190,17 @@ class Assembly:
         """Give the retriever for a call: of its config, only what sets the retriever up.
 
         It is kept for later calls, so nothing else of this one may stay with it: neither
-        handlers that the context would add, nor what LangGraph makes for each run.
+        handlers that the context would add, nor what LangGraph makes for each run. A black
+        box may also read tags and metadata; they are part of what keeps calls apart then.
         """
-        chosen = RunnableConfig(configurable=users_values(config.get("configurable") or {}))
-        return Context().run(self._host.for_call, chosen, calls=lambda: shared_call(chosen))
+        chosen = users_config(config)
+        host = self._called(chosen)
+        if not host.looked_into:
+            return host
+        return self._called(RunnableConfig(configurable=chosen["configurable"]))
+
+    def _called(self, config: RunnableConfig) -> HostRetriever:
+        return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
 
     def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
         return self._workload, self._settings(retriever, schedule)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 from langchain_core.callbacks import (
     BaseCallbackHandler,
@@ -266,13 +267,19 @@ def wants_stream(config: RunnableConfig) -> bool:
 
 
 def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
-    """Make the config of a call whose result others may get too: nobody's tags, nobody's run.
+    """Make the config of a call whose result others may get too: under nobody's run.
 
-    Only what sets the call up is kept: its `configurable` values.
+    Only what sets the call up is kept: its `configurable` values, and such tags and
+    metadata as keep calls apart. The run above it is nobody's, but there is one, as the
+    host's custom events need.
     """
     recording = Recording()
-    manager = _quietly(CallbackManager(handlers=[]), Recorder(recording))
-    quiet = RunnableConfig(callbacks=manager, tags=[], metadata={})
+    manager = CallbackManager(handlers=[], parent_run_id=uuid4())
+    quiet = RunnableConfig(
+        callbacks=_quietly(manager, Recorder(recording)),
+        tags=list(config.get("tags") or ()),
+        metadata=dict(config.get("metadata") or {}),
+    )
     if "configurable" in config:
         quiet["configurable"] = config["configurable"]
     return quiet, recording

@@ -193,15 +193,16 @@ class Telling:
     def _adopted(self, events: Sequence[Event]) -> Iterator[Event]:
         """Give recorded events as those of this request: under its run, with its tags.
 
-        What is shared between requests is called without anybody's tags or metadata.
+        What is shared between requests is called under nobody's run.
         """
         manager = self._manager
-        ids: dict[UUID, UUID] = {}
+        nobodys = events[0].kwargs["parent_run_id"]
+        ids: dict[UUID, UUID | None] = {nobodys: manager.parent_run_id}
         for event in events:
             kwargs = dict(event.kwargs)
-            parent = kwargs.get("parent_run_id")
             kwargs["run_id"] = ids.setdefault(kwargs["run_id"], uuid4())
-            kwargs["parent_run_id"] = manager.parent_run_id if parent is None else ids[parent]
+            if "parent_run_id" in kwargs:
+                kwargs["parent_run_id"] = ids[kwargs["parent_run_id"]]
             if "tags" in kwargs:
                 own = kwargs["tags"] or ()
                 kwargs["tags"] = list(dict.fromkeys([*manager.inheritable_tags, *own]))

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import dispatch_custom_event
 from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
     ConfigurableField,
     RunnableLambda,
@@ -19,7 +22,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.runnables.utils import AddableDict
 from langchain_ralmspec.runnable import SpeculativeRAG
 
-from ralmspec_plugins import FixedStride, SharedPool
+from ralmspec_plugins import FixedStride, Memo, SharedPool
 from ralmspec_plugins.errors import ConfigError
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
@@ -350,4 +353,32 @@ def test_copies_of_one_runnable_are_counted_together() -> None:
     reply = either.invoke(QUESTION, {"configurable": {"speculate": False}})
 
     assert rag.stats.round_trips == reply["ralmspec"]["stats"]["searches"] > 0
+    rag.close()
+
+
+class Telltale(BaseRetriever):
+    """Finds by what stands in its config, and tells of it."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        user = (run_manager.metadata or {}).get("user")
+        dispatch_custom_event("telltale", {"user": user})
+        return [Document(f"{query} of {user}, {sorted(run_manager.tags)}")]
+
+
+async def test_a_black_box_reads_its_callers_metadata_and_tags() -> None:
+    """What it finds by them is each caller's own, and its custom events are his."""
+    hand = by_hand(HashLLM(), Telltale(), "interval")
+    rag = rag_of(HashLLM(), Telltale(), "interval", memo=Memo(), pool=SharedPool())
+    for user in ("ada", "bob", "ada"):
+        logs = Log(), Log(), Log()
+        configs: list[Any] = [
+            {"metadata": {"user": user}, "tags": [f"of {user}"], "callbacks": [log]} for log in logs
+        ]
+        expected = hand.invoke(QUESTION, configs[0])
+
+        assert values(expected) == values(rag.invoke(QUESTION, configs[1]))
+        assert values(expected) == values(await rag.ainvoke(QUESTION, configs[2]))
+        for log in logs:
+            told = {data["user"] for name, data in log.customs() if name == "telltale"}
+            assert {user} == told
     rag.close()
