@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.prompt_values import PromptValue
@@ -13,7 +13,7 @@ from langchain_ralmspec.models import Abilities, Step, Unwrapped, merged
 from langchain_ralmspec.prompting import continued
 from langchain_ralmspec.recording import HostContext, Recording, unheard
 from ralmspec_plugins.hosts import text_draft
-from ralmspec_plugins.hosts.text_draft import TextDraft, Written
+from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
 from ralmspec_plugins.protocols import Progress
 
 
@@ -68,14 +68,8 @@ class Plan:
 
     def showing(self, draft: TextDraft, progress: Progress) -> Show:
         """Give what reports a draft with what has come so far."""
-
-        def show(written: Written) -> None:
-            if self.step == "sentence":
-                sentence = text_draft.first_sentence(draft.text, written.text)
-                written = replace(written, text=sentence)
-            progress.report(text_draft.partial(draft, written))
-
-        return show
+        streamed = Streamed(draft, sentence=self.step == "sentence")
+        return lambda written: progress.report(streamed.shown(written))
 
     def take(self, draft: TextDraft, written: Written) -> TextDraft:
         """Append what came."""

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.lm.sentence import sentence_end
+from ralmspec_plugins.lm.sentence import no_end_before, sentence_end
 from ralmspec_plugins.lm.transcript import INCOMPLETE, settled_length, stop_position
 from ralmspec_plugins.records import Request
 
 # A word, or a character of a script that has no spaces, stands in for a token.
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
-_HALF = re.compile(rf"[\ud800-\udbff{INCOMPLETE}]+\Z")  # of a character whose rest may follow
+_WINDOW = 16  # characters for each word that is looked for, to begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class TextDraft:
     the calls were allowed, not in what came: that would depend on how the host
     counts. A sentence that ended early has spent its words.
 
-    `usage`, `message` and `recording` (of the last call) are no part of the value.
+    `usage`, `message` and `recording` (of the last call) are no part of the value,
+    nor is `shared`: what all drafts of one request may look up together.
     """
 
     origin: Request
@@ -66,6 +67,7 @@ class TextDraft:
     usage: Usage = field(default=Usage(), compare=False)
     message: Any = field(default=None, compare=False, repr=False)
     recording: Any = field(default=None, compare=False, repr=False)
+    shared: Any = field(default=None, compare=False, repr=False)
 
     def allowed(self, tokens: int) -> int:
         """Count how many of these tokens may still be asked for."""
@@ -78,8 +80,10 @@ class TextDraft:
         """The part of `text` that no later call can change."""
         if self.finished:
             return self.text
-        text = self.text[: settled_length(self.text, self.origin.stop)]
-        return _HALF.sub("", text)
+        end = settled_length(self.text, self.origin.stop)
+        while end and _half(self.text[end - 1]):
+            end -= 1
+        return self.text[:end]
 
 
 def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
@@ -122,9 +126,48 @@ def whole(draft: TextDraft, written: Written) -> TextDraft:
     return _appended(draft, written, written.text, spent=draft.origin.max_tokens, ended=True)
 
 
-def partial(draft: TextDraft, written: Written) -> TextDraft:
-    """Show what a call has given so far; nothing ends before the call does, but at a stop."""
-    return _appended(draft, written, written.text, spent=draft.spent, ended=False)
+class Streamed:
+    """Makes drafts of what a call has given so far; looks each time at what is new alone.
+
+    A text of n tokens is shown n times: what looks at all of it each time takes n * n.
+    """
+
+    def __init__(self, draft: TextDraft, *, sentence: bool = False) -> None:
+        """Continue this draft, by one sentence or by whatever comes."""
+        self._draft = draft
+        self._sentence = sentence
+        self._end: int | None = None  # of the sentence, once it is known
+        self._stop: int | None = None  # where the first stop string starts
+        self._behind = self._looked = len(draft.text)  # for a sentence's end; for stop strings
+
+    def shown(self, written: Written) -> TextDraft:
+        """Show what has come so far; nothing ends before the call does, but at a stop."""
+        draft = self._draft
+        text = self._cut(draft.text + written.text)
+        found = stop_position(text, self._looked, draft.origin.stop)
+        self._looked = len(text)
+        if found is not None and (self._stop is None or found < self._stop):
+            self._stop = found
+        if self._stop is not None:
+            # A stop string that is not whole yet may have started in front of this one.
+            text = text[: min(self._stop, settled_length(text, draft.origin.stop))]
+        return replace(
+            draft,
+            text=text,
+            finished=self._stop is not None,
+            calls=draft.calls + 1,
+            usage=draft.usage + written.usage,
+            message=written.message,
+            recording=written.recording,
+        )
+
+    def _cut(self, text: str) -> str:
+        if not self._sentence:
+            return text
+        if self._end is None:
+            self._end = sentence_end(text, self._behind)
+            self._behind = max(self._behind, no_end_before(text))
+        return text if self._end is None else text[: self._end]
 
 
 def first_sentence(text: str, piece: str) -> str:
@@ -141,9 +184,26 @@ def tail(draft: TextDraft, words: int) -> str:
     """
     if not draft.text:
         return draft.origin.prompt
-    line = " ".join(f"{draft.origin.prompt} {draft.text}".split())
-    starts = [unit.start() for unit in _UNIT.finditer(line)][-words:]
-    return line[starts[0] :] if starts else ""
+    size = max(1, words) * _WINDOW
+    while True:
+        line, whole_line = _end_of(draft, size)
+        starts = [unit.start() for unit in _UNIT.finditer(line)]
+        if whole_line or len(starts) > words:  # the first one may be the end of a longer word
+            break
+        size *= 4
+    return line[starts[-words:][0] :] if starts else ""
+
+
+def _end_of(draft: TextDraft, size: int) -> tuple[str, bool]:
+    """Give the last characters of question and text, spaced singly, and whether that is all."""
+    if len(draft.text) >= size:
+        return " ".join(draft.text[-size:].split()), False
+    return " ".join(f"{draft.origin.prompt} {draft.text}".split()), True
+
+
+def _half(character: str) -> bool:
+    """Whether this is of a character whose rest may follow."""
+    return character == INCOMPLETE or "\ud800" <= character <= "\udbff"
 
 
 def _appended(

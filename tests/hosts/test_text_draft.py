@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.text_draft import (
+    Streamed,
     TextDraft,
     Usage,
     Written,
@@ -13,7 +14,6 @@ from ralmspec_plugins.hosts.text_draft import (
     grown,
     grown_by_sentence,
     grown_to_stop,
-    partial,
     tail,
     whole,
 )
@@ -74,8 +74,9 @@ def test_what_is_settled_never_changes(pieces: list[str], stop: list[str]) -> No
     for piece in pieces:
         if draft.finished:
             break
+        streamed = Streamed(draft)
         for size in range(len(piece)):
-            shown = partial(draft, Written(piece[:size]))
+            shown = streamed.shown(Written(piece[:size]))
 
             assert shown.settled.startswith(settled)
             settled = shown.settled
@@ -149,12 +150,60 @@ def test_a_whole_answer_is_taken_as_it_is() -> None:
     assert "kept" == whole(begun(), Written("a", message="kept")).message
 
 
-def test_a_partial_draft_spends_nothing() -> None:
+def test_a_draft_of_a_stream_spends_nothing() -> None:
     """And ends only at a stop string."""
-    shown = partial(begun(max_tokens=4, stop=("END",)), Written("a"))
+    shown = Streamed(begun(max_tokens=4, stop=("END",))).shown(Written("a"))
     assert (0, False) == (shown.spent, shown.finished)
 
-    assert partial(begun(stop=("END",)), Written("a END")).finished
+    assert Streamed(begun(stop=("END",))).shown(Written("a END")).finished
+
+
+def test_a_stop_string_that_starts_in_front_of_another_one_is_waited_for() -> None:
+    """What a stream shows at the end of one is taken back by a longer one around it."""
+    streamed = Streamed(begun(stop=("ab c", "b")))
+    shown = [streamed.shown(Written("ab c"[:size])).settled for size in range(1, 5)]
+
+    assert ["", "", "", ""] == shown
+    assert "" == grown(begun(stop=("ab c", "b")), Written("ab c"), 4).text
+
+
+@given(text=TEXTS, piece=TEXTS, stop=st.lists(TEXTS.filter(bool), max_size=2))
+def test_a_stream_shows_what_a_look_at_the_whole_text_shows(
+    text: str, piece: str, stop: list[str]
+) -> None:
+    """It looks at new characters only; the sentence's end and the stop strings are the same."""
+    draft = TextDraft(Request(prompt="Who?", stop=tuple(stop)), text)
+    streamed, by_sentence = Streamed(draft), Streamed(draft, sentence=True)
+    for size in range(len(piece) + 1):
+        came = Written(piece[:size])
+        sentence = Written(first_sentence(text, piece[:size]))
+
+        assert Streamed(draft).shown(came) == streamed.shown(came)
+        assert Streamed(draft).shown(sentence) == by_sentence.shown(came)
+
+
+def test_a_long_stream_is_looked_at_once() -> None:
+    """Not again for each piece: counted in characters that are searched for stop strings."""
+    looked: list[int] = []
+
+    class Text(str):
+        """Counts what is searched."""
+
+        __slots__ = ()
+
+        def find(self, mark: str, since: int = 0) -> int:  # type: ignore[override]
+            looked.append(len(self) - since)
+            return str(self).find(mark, since)
+
+        def __radd__(self, front: str) -> "Text":
+            return Text(front + str(self))
+
+    streamed = Streamed(begun(stop=("END",)))
+    for size in range(1, 401):
+        streamed.shown(Written(Text("word " * size)))
+
+    assert len(looked) == 400
+    assert sum(looked) < 5 * 400 + 3 * 400
 
 
 @pytest.mark.parametrize(
@@ -172,6 +221,20 @@ def test_the_query_is_the_end_of_question_and_text(prompt: str, text: str, expec
     draft = grown(begun(prompt=prompt), Written(text), 4) if text else begun(prompt=prompt)
 
     assert expected == tail(draft, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a longer word " * 50, "a longer word"),
+        ("東京の人です" * 40, "人です"),
+        (" " * 200, "Who was it?"),
+        ("x" * 500, "was it? " + "x" * 500),
+    ],
+)
+def test_the_query_of_a_long_text_is_its_end(text: str, expected: str) -> None:
+    """Only the end is looked at, but as much of it as the words take."""
+    assert expected == tail(TextDraft(Request(prompt="Who was it?"), text), 3)
 
 
 @given(question=TEXTS, text=TEXTS.filter(bool), words=st.integers(1, 5))
