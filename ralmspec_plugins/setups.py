@@ -95,7 +95,14 @@ class Setup:
             self._own_pool() if speculators is None else speculators,
             memo=self.settings.memo,
             signature=self.retriever.signature,
+            signature_now=(lambda: self.retriever.signature) if self._shares else None,
         )
+
+    @property
+    def _shares(self) -> bool:
+        """Whether what a request finds is remembered for others."""
+        settings = self.settings
+        return settings.memo is not None or settings.pool is not None or bool(settings.speculators)
 
     def _own_pool(self) -> Sequence[Speculator]:
         if not isinstance(self.retriever, PoolableRetriever):

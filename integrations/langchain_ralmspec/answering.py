@@ -55,7 +55,7 @@ class Answering:
         look = host.look()
         if not look.pure:
             self.serving.warn_once(self.way.retriever)
-        place = self.serving.place(self.way, look.signature, config, kwargs)
+        place = self.serving.place(self.way, look, config, kwargs)
         return Call(text, host, look, place, calls)
 
     def answer(self, call: Call) -> Hits:
@@ -134,8 +134,10 @@ class Answering:
     ) -> list[Hits]:
         """Remember, and give back what was asked for."""
         exactly = [hits if width is None else hits[: call.look.k] for hits in found]
-        if not call.look.pure:
+        if not call.look.pure or (self.memo is None and self.pool is None):
             return exactly
+        if call.host.signature != call.look.signature:
+            return exactly  # found under other settings, for all that is known
         for query, hits, wide in zip(queries, exactly, found, strict=True):
             if self.memo is not None:
                 self.memo.learn(call.look.signature, query, hits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.inside import is_pure
 from langchain_ralmspec.looking import BatchMode, Look, k_of, look_at, native_of
@@ -69,9 +70,19 @@ class HostKnown:
         pure = is_pure(at.runnable) if self._pure is None else self._pure
         native = native_of(at, self._mode) if pure else None
         k = k_of(at) if native is None else native.search.k
-        look = Look(signature, native, k, pure)
+        fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
+        look = Look(signature, native, k, pure, fixed)
         self._keep(self._looks, signature, look)
         return look
+
+    def signature(self, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Hashable:
+        """Name all that answers depend on, as it is now."""
+        return look_at(self._runnable, config, kwargs)[0]
+
+    def trusted(self, look: Look) -> Look:
+        """Give what is known now of these settings: a batch may have differed meanwhile."""
+        with self._lock:
+            return self._looks.get(look.signature, look)
 
     def distrust(self, look: Look) -> None:
         """Search these settings one by one from now on: a batch gave something else."""

@@ -20,9 +20,8 @@ from langchain_ralmspec.asked import (
 )
 from langchain_ralmspec.batch_search import Scored
 from langchain_ralmspec.host_known import HostKnown, HostStats
-from langchain_ralmspec.inside import Concrete, concrete
-from langchain_ralmspec.looking import BATCH_MODES, BatchMode, Look, Native
-from ralmspec_plugins.errors import ConfigError, InputError
+from langchain_ralmspec.looking import BatchMode, Look, Native, check_way, reached
+from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.side_by_side import aeach, all_or_first_error, each
 from ralmspec_plugins.hosts.tables import HostTable
 from ralmspec_plugins.records import Hits, Query
@@ -38,7 +37,8 @@ class HostRetriever:
     and all settings. Everything else is a black box, called query by query.
     Either way the documents are those of `retriever.invoke(query, config, **kwargs)`.
 
-    A change of the retriever (`search_kwargs`, `k`) counts from the next call on.
+    A change of the retriever (`search_kwargs`, `k`) counts from the next call on: one
+    made by `for_call` keeps the settings of a vector store's retriever as they were.
     """
 
     def __init__(
@@ -69,16 +69,10 @@ class HostRetriever:
         Raises:
             ConfigError: an unknown `batch`, or no call at a time.
         """
-        if batch not in BATCH_MODES:
-            raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
-        if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
-            raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
-        if not isinstance(retriever, Runnable):
-            raise ConfigError(
-                f"a retriever must be a LangChain Runnable, got {type(retriever).__name__}"
-            )
+        check_way(retriever, batch, side_by_side)
         known = HostKnown(retriever, batch, pure)
         self._set_up(retriever, known, side_by_side, config, kwargs, calls)
+        self._offer_wide(self.look().native)
 
     def _set_up(
         self,
@@ -95,7 +89,9 @@ class HostRetriever:
         self._config = ensure_config(config)
         self._kwargs = dict(kwargs)
         self._calls = calls or self._quietly
-        native = self.look().native
+        self._fixed: Look | None = None
+
+    def _offer_wide(self, native: Native | None) -> None:
         if native is not None and native.wide:  # an attribute of those that can
             self.search_wide = self._search_wide
             self.asearch_wide = self._asearch_wide
@@ -105,10 +101,16 @@ class HostRetriever:
         config: RunnableConfig | None,
         kwargs: Mapping[str, Any] = _NO_KWARGS,
         calls: Calls | None = None,
+        look: Look | None = None,
     ) -> "HostRetriever":
-        """Give the same retriever for a call with another config; what is known is shared."""
+        """Give the same retriever for a call with another config; what is known is shared.
+
+        `look` has the settings, where they are those of a call that goes on.
+        """
         other = object.__new__(HostRetriever)
         other._set_up(self._retriever, self._known, self._side_by_side, config, kwargs, calls)
+        other._fixed = other.look() if look is None else look
+        other._offer_wide(other._fixed.native)
         return other
 
     def _quietly(self) -> tuple[RunnableConfig, Any]:
@@ -120,13 +122,21 @@ class HostRetriever:
         return config, None
 
     def look(self) -> Look:
-        """Look at the retriever as it is now: all of what follows at once."""
+        """Look at the retriever as it is now, or was when its call began."""
+        if self._fixed is not None:
+            return self._known.trusted(self._fixed)
         return self._known.look(self._config, self._kwargs)
 
     @property
     def signature(self) -> Hashable:
-        """Name all that answers depend on, as it is now."""
-        return self.look().signature
+        """Name all that answers depend on, as it is now.
+
+        A black box cannot be kept from changing in the middle of a call: what was found
+        under another signature than the one asked for is not to be remembered.
+        """
+        if self._fixed is not None and self._fixed.fixed is not None:
+            return self._fixed.signature
+        return self._known.signature(self._config, self._kwargs)
 
     @property
     def pure(self) -> bool:
@@ -148,11 +158,6 @@ class HostRetriever:
     def inline_encode(self) -> bool:
         """Whether encoding costs nothing: a black box's query is its text."""
         return self.look().native is None
-
-    @property
-    def concrete(self) -> Concrete:
-        """The retriever that a call reaches, with the config and arguments that it gets."""
-        return concrete(self._retriever, self._config, self._kwargs)
 
     @property
     def stats(self) -> HostStats:
@@ -196,7 +201,7 @@ class HostRetriever:
 
     def _search(self, queries: Sequence[Query], width: int | None) -> list[Hits]:
         look = self.look()
-        native = _fitting(look, queries)
+        native = look.fitting([query_vector(query) for query in queries])
         if native is None:
             return self._singly(look, queries)
         vectors = [query_vector(query) for query in queries]
@@ -240,7 +245,8 @@ class HostRetriever:
 
     def _single(self, look: Look, query: Query) -> Hits:
         with calling(query, self._calls) as (config, recording):
-            documents = self._retriever.invoke(query.text, config, **self._kwargs)
+            at = reached(look, self._retriever, config, self._kwargs)
+            documents = at.runnable.invoke(query.text, at.config, **at.kwargs)
         return self._found(look, documents, recording)
 
     def _unheard(self, query: Query) -> Query:
@@ -261,7 +267,7 @@ class HostRetriever:
 
     async def _asearch(self, queries: Sequence[Query], width: int | None) -> list[Hits]:
         look = self.look()
-        native = _fitting(look, queries)
+        native = look.fitting([query_vector(query) for query in queries])
         if native is None:
             return await self._asingly(look, queries)
         vectors = [query_vector(query) for query in queries]
@@ -287,14 +293,6 @@ class HostRetriever:
 
     async def _asingle(self, look: Look, query: Query) -> Hits:
         with calling(query, self._calls) as (config, recording):
-            documents = await self._retriever.ainvoke(query.text, config, **self._kwargs)
+            at = reached(look, self._retriever, config, self._kwargs)
+            documents = await at.runnable.ainvoke(query.text, at.config, **at.kwargs)
         return self._found(look, documents, recording)
-
-
-def _fitting(look: Look, queries: Sequence[Query]) -> Native | None:
-    """Give the batch search for these queries, or `None` if they are asked one by one."""
-    with_vector = [query_vector(query) is not None for query in queries]
-    native = look.native
-    if native is None or not all(with_vector) or not queries:
-        return None
-    return native if native.search.exact or len(queries) > 1 else None

@@ -19,7 +19,8 @@ from langchain_ralmspec.batch_search import (
     qualified_name,
 )
 from langchain_ralmspec.inside import MOST, Concrete, concrete
-from ralmspec_plugins.hosts.data import is_data
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.data import copied, is_data
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
@@ -27,6 +28,7 @@ BATCH_MODES: Final = ("exact", "probed", "off")
 _THRESHOLD: Final = "similarity_score_threshold"
 _FLAGS: Final = {"_new_arg_supported", "_expects_other_args"}  # what every retriever has
 _NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
+_RECORDS: Final = frozenset({"qdrant_client"})
 _NO_METADATA_LIKE: Final = ("__", "checkpoint_", "langgraph_", "ls_")
 _NO_METADATA: Final = frozenset(
     {
@@ -101,6 +103,14 @@ class Look:
     native: Native | None
     k: int | None  # where it says so
     pure: bool
+    fixed: Concrete | None = None  # a vector store's retriever with copies of these settings
+
+    def fitting(self, vectors: Sequence[Vector | None]) -> Native | None:
+        """Give the batch search for such queries, or `None` if they are asked one by one."""
+        native = self.native
+        if native is None or not vectors or any(vector is None for vector in vectors):
+            return None
+        return native if native.search.exact or len(vectors) > 1 else None
 
 
 def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,9 +173,53 @@ def look_at(
     config: RunnableConfig,
     kwargs: Mapping[str, Any],
 ) -> tuple[Hashable, Concrete]:
-    """Find the retriever that a call would reach, and name all that its answers depend on."""
-    at = concrete(runnable, config, kwargs)
+    """Find the retriever that a call would reach, and name all that its answers depend on.
+
+    Of a vector store's retriever it is a copy, whose settings nobody changes meanwhile.
+    """
+    at = _fixed(concrete(runnable, config, kwargs))
     return signature_of(at), at
+
+
+def reached(
+    look: Look, runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
+) -> Concrete:
+    """Give what a single call goes to: with the settings of the look, where they can be kept."""
+    if look.fixed is None:
+        return Concrete(runnable, config, kwargs)
+    at = concrete(runnable, config, kwargs)
+    return Concrete(look.fixed.runnable, at.config, look.fixed.kwargs)
+
+
+def check_way(retriever: object, batch: str, side_by_side: object) -> None:
+    """Refuse what cannot be searched, or not so.
+
+    Raises:
+        ConfigError: the message says why.
+    """
+    if batch not in BATCH_MODES:
+        raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
+    if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
+        raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
+    if not isinstance(retriever, Runnable):
+        raise ConfigError(
+            f"a retriever must be a LangChain Runnable, got {type(retriever).__name__}"
+        )
+
+
+def _fixed(at: Concrete) -> Concrete:
+    if type(at.runnable) is not VectorStoreRetriever:
+        return at
+    update = {"search_kwargs": _copies(at.runnable.search_kwargs)}
+    return Concrete(at.runnable.model_copy(update=update), at.config, _copies(at.kwargs))
+
+
+def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy settings; what is code, or cannot be copied, is shared."""
+    return {
+        name: copied(value) if is_data(value, _RECORDS) else value
+        for name, value in settings.items()
+    }
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:
@@ -201,7 +255,7 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
 
 def _records_of(store: object) -> frozenset[str]:
     """Name the packages whose records are data: the store's own, and its client's."""
-    return frozenset({type(store).__module__.partition(".")[0], "qdrant_client"})
+    return _RECORDS | {type(store).__module__.partition(".")[0]}
 
 
 def _own_relevance(store: object) -> bool:

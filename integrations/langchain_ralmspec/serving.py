@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.looking import BatchMode, users_config
+from langchain_ralmspec.looking import BatchMode, Look, users_config
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.verifier import Verifier
 
@@ -110,15 +110,16 @@ class Serving:
         return self._kept(self._hosts, way.key, make, _WAYS)
 
     def place(
-        self, way: Way, signature: Hashable, config: RunnableConfig, kwargs: Mapping[str, Any]
+        self, way: Way, look: Look, config: RunnableConfig, kwargs: Mapping[str, Any]
     ) -> Place:
         """Give the place for the calls of one signature."""
 
         def make() -> Place:
-            host = Context().run(self.host(way).for_call, users_config(config), kwargs)
+            make_one = self.host(way).for_call
+            host = Context().run(make_one, users_config(config), kwargs, look=look)
             return Place(host, self._line(way).beside(host))
 
-        return self._kept(self._places, (way.key, signature), make, _PLACES)
+        return self._kept(self._places, (way.key, look.signature), make, _PLACES)
 
     def _line(self, way: Way) -> Verifier:
         def make() -> Verifier:

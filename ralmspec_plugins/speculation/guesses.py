@@ -1,7 +1,7 @@
 """What a request knows already, and who guesses the rest: memo, then speculators in order."""
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
 
 from ralmspec_plugins.needs import Found
@@ -26,14 +26,24 @@ class Guesses:
         *,
         memo: Memo | None = None,
         signature: Hashable = None,
+        signature_now: Callable[[], Hashable] | None = None,
     ) -> None:
-        """Ask these speculators, the first that answers counts."""
+        """Ask these speculators, the first that answers counts.
+
+        Args:
+            speculators: in the order in which they are asked.
+            memo: remembers longer than the request.
+            signature: what is remembered there belongs to it.
+            signature_now: gives the retriever's at any time: what was found after it has changed
+                is kept from whatever others share.
+        """
         self._speculators = tuple(speculators)
         quick = takewhile(lambda speculator: speculator.inline, self._speculators)
         self._quick = tuple(quick)
         self._slow = self._speculators[len(self._quick) :]
         self._memo = memo
         self._signature = signature
+        self._signature_now = signature_now
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
 
@@ -72,6 +82,8 @@ class Guesses:
     def learn(self, query: Query, found: Found) -> None:
         """Take in what a search found, whether its step is still there or not."""
         self._found[query.key] = found.hits
+        if self._signature_now is not None and self._signature_now() != self._signature:
+            return
         if self._memo is not None:
             self._memo.learn(self._signature, query, found.hits)
         for speculator in self._speculators:

@@ -13,13 +13,16 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
+from langchain_community.vectorstores import FAISS
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
+from langchain_core.language_models import FakeListLLM
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.runnable import SpeculativeRAG
 from langchain_ralmspec.verdicts import Verdict
 
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -224,6 +227,33 @@ class PerUser(BaseRetriever):
         return [Document(f"{input} of {user}", metadata={"user": user})]
 
 
+class Interrupted(WordEmbeddings):
+    """Something happens while it embeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook: Any = lambda: None
+
+    def embed_query(self, text: str) -> list[float]:
+        self.hook()
+        vector: list[float] = super().embed_query(text)
+        return vector
+
+
+class Around(BaseRetriever):
+    """A black box around a retriever; something happens before it is asked."""
+
+    inner: Any
+    embedder: Any
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        self.embedder.hook()
+        found: list[Document] = self.inner.invoke(query)
+        return found
+
+
 class TestUsers:
     """Nothing that was found for one user is given to another one."""
 
@@ -269,6 +299,32 @@ class TestUsers:
 
         assert found == ["notes of ada", "notes of bob"]
         assert "of ada" not in repr(ours.guess("note", configs[1]))
+
+    @pytest.mark.parametrize("kind", ["looked into", "black box"])
+    @pytest.mark.parametrize("what", ["retriever", "rag"])
+    def test_settings_that_change_in_the_middle(self, kind: str, what: str) -> None:
+        """What is found then is not remembered as what the settings before would have found."""
+        embedder = Interrupted()
+        store = FAISS.from_documents(
+            [Document(f"{one} {at}", metadata={"of": one}) for one in "ab" for at in range(4)],
+            embedder,
+        )
+        filters = {one: {"of": one} for one in "ab"}
+        inner = store.as_retriever(search_kwargs={"k": 1, "filter": filters["a"]})
+        outer: Any = inner
+        if kind == "black box":
+            outer = Around(inner=inner, embedder=embedder)
+        ours: Any = SpeculativeRetriever(retriever=outer, memo=Memo(), pool=SharedPool())
+        if what == "rag":
+            llm = FakeListLLM(responses=["x"])
+            ours = SpeculativeRAG(retriever=outer, llm=llm, workload="one_shot", memo=Memo())
+        embedder.hook = lambda: inner.search_kwargs.update(filter=filters["b"])
+        ours.invoke("river")
+        embedder.hook = lambda: None
+        inner.search_kwargs["filter"] = filters["a"]
+        found = ours.invoke("river")
+
+        assert inner.invoke("river") == (found["context"] if what == "rag" else found)
 
     def test_a_batch_of_many_settings(self, store: InMemoryVectorStore) -> None:
         """Settings that are data are searched together, each with its equals."""
