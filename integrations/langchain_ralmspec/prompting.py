@@ -92,11 +92,28 @@ class Prompting:
         Raises:
             KeyError: the host's own, where an input is missing.
         """
-        return self.prompt.invoke(self._variables(request, context), _UNHEARD)
+        fill = self._host_fills("_format_prompt_with_error_handling")
+        if fill is None:
+            return self.prompt.invoke(self._variables(request, context), _UNHEARD)
+        value: PromptValue = fill(self._variables(request, context))
+        return value
 
     async def avalue(self, request: Request, context: str) -> PromptValue:
         """Fill the prompt in, on an event loop."""
-        return await self.prompt.ainvoke(self._variables(request, context), _UNHEARD)
+        fill = self._host_fills("_aformat_prompt_with_error_handling")
+        if fill is None:
+            return await self.prompt.ainvoke(self._variables(request, context), _UNHEARD)
+        value: PromptValue = await fill(self._variables(request, context))
+        return value
+
+    def _host_fills(self, name: str) -> Callable[[dict[str, Any]], Any] | None:
+        """Give what the host's `invoke` does besides telling of a run, which costs ten times it."""
+        kind = type(self.prompt)
+        if kind.invoke is not BasePromptTemplate.invoke:
+            return None
+        if kind.ainvoke is not BasePromptTemplate.ainvoke:
+            return None
+        return getattr(self.prompt, name, None)
 
     def _variables(self, request: Request, context: str) -> dict[str, Any]:
         return {**self.inputs(request), self.document_variable: context}
@@ -112,11 +129,21 @@ def continued(
     """
     messages = value.to_messages()
     begun = messages[-1] if messages else None
-    if isinstance(begun, AIMessage) and isinstance(begun.content, str) and not begun.tool_calls:
-        messages, text = messages[:-1], begun.content + text
-    elif not text:
+    if isinstance(begun, AIMessage) and not begun.tool_calls:
+        marked = {**begun.additional_kwargs, **mark}
+        whole = begun.model_copy(
+            update={"content": _joined(begun.content, text), "additional_kwargs": marked}
+        )
+        return [*messages[:-1], whole], True
+    if not text:
         return value, False
     return [*messages, AIMessage(content=text, additional_kwargs=dict(mark))], True
+
+
+def _joined(content: str | list[Any], text: str) -> str | list[Any]:
+    if isinstance(content, str):
+        return content + text
+    return [*content, {"type": "text", "text": text}] if text else content
 
 
 def _document(passage: Passage) -> Document:

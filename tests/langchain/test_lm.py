@@ -244,6 +244,27 @@ def test_a_text_that_the_prompt_begins_is_continued() -> None:
     assert [message.content for message in continued] == ["Well," + draft.text]
 
 
+def test_a_message_that_is_continued_keeps_its_fields() -> None:
+    """Its name and what goes with it; a text behind content blocks is one more block."""
+    block = {"type": "text", "text": "Well,"}
+    contents: tuple[Any, ...] = ("Well,", [block])
+    for content in contents:
+        begun = AIMessage(content=content, name="bot", additional_kwargs={"x": 1})
+        prompt = ChatPromptTemplate.from_messages([("user", "{context}{input}"), begun])
+        llm = WordChat()
+        lm = HostLM(llm, Prompting(prompt=prompt), continuation="assistant")
+        draft = lm.write(lm.begin(Request(prompt="What?")), PASSAGES, 2, Progress())
+        lm.write(draft, PASSAGES, 2, Progress())
+        first, second = (call["messages"] for call in llm.calls)
+
+        assert begun == first[1]
+        assert [block, {"type": "text", "text": draft.text}] == second[1].content or (
+            "Well," + draft.text == second[1].content
+        )
+        assert ("bot", {"x": 1}, 2) == (second[1].name, second[1].additional_kwargs, len(second))
+    assert begun.content == [block]
+
+
 def test_what_the_model_does_not_see_does_not_count() -> None:
     """Passages whose formatted text is equal are the same, whatever their metadata say."""
 
