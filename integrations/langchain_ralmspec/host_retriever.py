@@ -176,9 +176,9 @@ class HostRetriever:
         return Query(text, Asked(vector, calls or self._calls))
 
     async def aencode(self, text: str, calls: Calls | None = None) -> Query:
-        """Do the same with the embedder's asynchronous method."""
+        """Do the same as the store's own asynchronous search does it."""
         native = self.look().native
-        vector = None if native is None else await native.embedder.aembed_query(text)
+        vector = None if native is None else await native.aembed(text)
         return Query(text, Asked(vector, calls or self._calls))
 
     def table(self, capacity: int) -> HostTable:

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, TypeAlias
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import (
     BatchSearch,
@@ -45,6 +46,17 @@ class Native:
     embedder: Embeddings
     with_relevance: bool  # the search type has relevances, and ...
     threshold: Any  # ... this is the least
+
+    own_async: bool = True  # the store's asynchronous search is not its other one in a thread
+
+    async def aembed(self, text: str) -> Vector:
+        """Embed a query by the method that the store's own asynchronous search calls."""
+        if self.own_async:
+            try:
+                return await self.embedder.aembed_query(text)
+            except NotImplementedError:  # it has the other one only
+                pass
+        return await run_in_executor(None, self.embedder.embed_query, text)
 
     @property
     def wide(self) -> bool:
@@ -250,7 +262,9 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
         return None
     if with_relevance and search.relevance() is None:
         return None  # nothing could be told from a batch
-    return Native(search, embedder, with_relevance, threshold)
+    way = "asimilarity_search_with_score" if with_relevance else "asimilarity_search"
+    own_async = getattr(type(retriever.vectorstore), way) is not getattr(VectorStore, way)
+    return Native(search, embedder, with_relevance, threshold, own_async)
 
 
 def _records_of(store: object) -> frozenset[str]:

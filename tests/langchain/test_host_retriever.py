@@ -14,7 +14,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableConfig, RunnableLambda
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetriever
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 from langchain_ralmspec.asked import Origin
 from langchain_ralmspec.batch_search import Scored, qualified_name, register_batch_search
 from langchain_ralmspec.host_retriever import HostRetriever
@@ -94,6 +94,47 @@ def test_each_query_is_embedded_once(store: InMemoryVectorStore) -> None:
 
     assert embedder.queries == 30
     assert (host.stats.round_trips, host.stats.queries) == (2, 31)
+
+
+class AsyncOnly(WordEmbeddings):
+    """Embeds queries in one way only; which way was asked is noted."""
+
+    def __init__(self, *, awaits: bool) -> None:
+        super().__init__()
+        self.awaits = awaits
+        self.asked: list[str] = []
+
+    async def aembed_query(self, text: str) -> list[float]:
+        self.asked.append("async")
+        if not self.awaits:
+            raise NotImplementedError("no async")
+        vector: list[float] = self.embed_query(text)
+        return vector
+
+    def embed_query(self, text: str) -> list[float]:
+        self.asked.append("sync")
+        vector: list[float] = super().embed_query(text)
+        return vector
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+def test_a_query_is_embedded_as_the_stores_own_async_search_does_it(awaits: bool) -> None:
+    """A store without one calls `embed_query`; else `aembed_query`, if the embedder has it."""
+
+    class Threaded(InMemoryVectorStore):
+        asimilarity_search = VectorStore.asimilarity_search
+
+    register_batch_search(
+        qualified_name(Threaded), lambda one: InMemorySearch(one.vectorstore, 4, None)
+    )
+    asked = []
+    for kind in (InMemoryVectorStore, Threaded):
+        embedder = AsyncOnly(awaits=awaits)
+        host = HostRetriever(kind(embedder).as_retriever())
+        asyncio.run(host.aencode("river"))
+        asked.append((host.looked_into, embedder.asked))
+
+    assert asked == [(True, ["async", "sync"]), (True, ["sync"])]
 
 
 def test_a_black_box_is_called_query_by_query() -> None:
