@@ -81,7 +81,7 @@ BUGS_LANGCHAIN = (
     Bug(
         "users' values are no part of what keeps calls apart",
         f"{ROOT}/looking.py",
-        "users = frozen(users_values(configurable))",
+        'users = frozen(users_values(at.config.get("configurable") or {}))',
         "users = None",
         f"{RETRIEVER} {MANY}",
     ),
@@ -95,8 +95,8 @@ BUGS_LANGCHAIN = (
     Bug(
         "documents of earlier steps are given again",
         f"{ROOT}/reply.py",
-        "hit.passage.id not in self._seen",
-        "hit.passage.id",
+        "one not in self._seen.get(one.id, ())",
+        "one.id",
         EQUAL,
     ),
     Bug(
