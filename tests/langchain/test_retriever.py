@@ -244,12 +244,12 @@ class Around(BaseRetriever):
     """A black box around a retriever; something happens before it is asked."""
 
     inner: Any
-    embedder: Any
+    before: Any
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun
     ) -> list[Document]:
-        self.embedder.hook()
+        self.before()
         found: list[Document] = self.inner.invoke(query)
         return found
 
@@ -313,7 +313,7 @@ class TestUsers:
         inner = store.as_retriever(search_kwargs={"k": 1, "filter": filters["a"]})
         outer: Any = inner
         if kind == "black box":
-            outer = Around(inner=inner, embedder=embedder)
+            outer = Around(inner=inner, before=lambda: embedder.hook())
         ours: Any = SpeculativeRetriever(retriever=outer, memo=Memo(), pool=SharedPool())
         if what == "rag":
             llm = FakeListLLM(responses=["x"])
