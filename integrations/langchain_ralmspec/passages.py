@@ -12,10 +12,10 @@ from typing import Any
 from langchain_core.documents import Document
 
 from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.hosts import data
 from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.records import Hit, Passage
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
 _OWN_FIELDS = ("id", "metadata", "page_content")
 
 
@@ -62,18 +62,15 @@ def documents_of(hits: Iterable[Hit]) -> list[Document]:
 
 def copied(document: Document) -> Document:
     """Copy a document with all that is in it; what cannot be copied is shared, as the host does."""
-    if type(document) is Document and all(
-        type(value) in _SCALARS for value in document.metadata.values()
-    ):
-        copy = document.model_copy()
-        copy.__dict__["metadata"] = dict(document.metadata)  # not by name: it would count as set
-        return copy
     try:
-        return deepcopy(document)
+        if type(document) is not Document:
+            return deepcopy(document)
+        metadata = data.copied(document.metadata)
     except Exception:  # noqa: BLE001 a lock, a client, a generator among the metadata
-        copy = document.model_copy()
-        copy.__dict__["metadata"] = _copied_where_possible(document.metadata)
-        return copy
+        metadata = _copied_where_possible(document.metadata)
+    copy = document.model_copy()
+    copy.__dict__["metadata"] = metadata  # not by name: it would count as set
+    return copy
 
 
 def _copied_where_possible(value: Any) -> Any:
