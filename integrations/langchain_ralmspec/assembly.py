@@ -46,6 +46,7 @@ _OF_ENGINES: Final = (
     *("batching", "side_by_side", "pure"),
 )
 _MOST_TOKENS: Final = 256
+_MOST_PREFETCHED: Final = 80  # 20 k for the hosts' default k of 4
 _WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
 _PLAIN: Final = (str, int, float, bool, type(None))
 
@@ -210,7 +211,7 @@ class Assembly:
         shared = partial(
             Settings,
             schedule=schedule,
-            prefetch=rag.prefetch,
+            prefetch=_prefetch(retriever) if rag.prefetch is None else rag.prefetch,
             memo=rag.memo,
             speculate=rag.speculate,
         )
@@ -248,6 +249,12 @@ def _workload(rag: "SpeculativeRAG", lm: LanguageModel[Any]) -> Workload[Any]:
 
 def _is_one_shot(workload: Any) -> bool:
     return workload == "one_shot" or getattr(workload, "func", workload) is OneShot
+
+
+def _prefetch(retriever: Retriever) -> int | None:
+    """Bound how many documents a search brings: each is a Python object, made and copied."""
+    k = getattr(retriever, "k", None)
+    return None if k is None or 20 * k <= _MOST_PREFETCHED else max(_MOST_PREFETCHED, 2 * k)
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:

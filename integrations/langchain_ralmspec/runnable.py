@@ -94,7 +94,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     schedule: Continuous | OptimalStride | FixedStride | None = None
     """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
     prefetch: int | None = None
-    """Documents that a wider search brings to the pool; max(20, 20 k), where it is possible."""
+    """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
+    at most, or 2 k."""
     pool: SharedPool | None = Field(default_factory=SharedPool)
     """Documents seen so far, to guess with: shared by all calls. None: one for each request."""
     memo: Memo | None = None

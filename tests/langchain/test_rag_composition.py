@@ -382,3 +382,19 @@ async def test_a_black_box_reads_its_callers_metadata_and_tags() -> None:
             told = {data["user"] for name, data in log.customs() if name == "telltale"}
             assert {user} == told
     rag.close()
+
+
+@pytest.mark.parametrize(
+    ("k", "prefetch", "brought"), [(1, None, 20), (20, None, 80), (20, 30, 30)]
+)
+def test_a_search_brings_no_more_than_the_pool_can_use(
+    k: int, prefetch: int | None, brought: int
+) -> None:
+    """20 k documents, up to 80: each costs a copy. What is asked for is what comes."""
+    pool = SharedPool()
+    store = vector_store(documents(200)).as_retriever(search_kwargs={"k": k})
+    rag = rag_of(HashLLM(), store, "one_shot", pool=pool, prefetch=prefetch)
+    rag.invoke(QUESTION)
+
+    assert [brought] == [part.size for part in pool._parts.values()]
+    rag.close()
