@@ -17,7 +17,7 @@ MODELS = "tests/langchain/test_lm.py tests/hosts/test_text_draft.py"
 BUGS_LANGCHAIN = (
     Bug(
         "speculative calls are told at once",
-        f"{ROOT}/recording.py",
+        f"{ROOT}/call_configs.py",
         'config["callbacks"] = _quietly(quiet, recorder)',
         'config["callbacks"] = self.config.get("callbacks")',
         TOLD,
@@ -31,7 +31,7 @@ BUGS_LANGCHAIN = (
     ),
     Bug(
         "handlers of the context hear speculative calls",
-        f"{ROOT}/recording.py",
+        f"{ROOT}/call_configs.py",
         "(hook, hook.set(None))",
         "(hook, hook.set(hook.get()))",
         f"{TOLD} {MODELS}",
@@ -67,8 +67,8 @@ BUGS_LANGCHAIN = (
     Bug(
         "documents are handed out as they are kept",
         f"{ROOT}/passages.py",
-        'copy.__dict__["metadata"] = dict(document.metadata)',
-        'copy.__dict__["metadata"] = document.metadata',
+        "metadata = data.copied(document.metadata)",
+        "metadata = document.metadata",
         f"{RETRIEVER} tests/langchain/test_passages.py",
     ),
     Bug(

@@ -9,8 +9,9 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.batch_search import Scored, Vector
+from langchain_ralmspec.call_configs import unheard
 from langchain_ralmspec.passages import passage_of
-from langchain_ralmspec.recording import Recording, unheard
+from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Hit, Hits, Query
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
+from langchain_ralmspec.call_configs import heard_by, shared_call, wants_stream
 from langchain_ralmspec.direct import direct_lm
 from langchain_ralmspec.direct_runs import DirectRuns
 from langchain_ralmspec.host_known import HostStats
@@ -16,7 +17,6 @@ from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.looking import users_config
 from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
-from langchain_ralmspec.recording import heard_by, shared_call, wants_stream
 from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of

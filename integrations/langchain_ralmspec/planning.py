@@ -8,10 +8,11 @@ from typing import Any
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 
+from langchain_ralmspec.call_configs import HostContext, unheard
 from langchain_ralmspec.host_call import HostCall, Show
 from langchain_ralmspec.models import Abilities, Step, Unwrapped, merged
 from langchain_ralmspec.prompting import continued
-from langchain_ralmspec.recording import HostContext, Recording, unheard
+from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
 from ralmspec_plugins.protocols import Progress

@@ -10,8 +10,8 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
 from langchain_core.runnables import RunnableConfig
 
+from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.passages import document_of
-from langchain_ralmspec.recording import HostContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.records import Passage, Request

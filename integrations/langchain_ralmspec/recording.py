@@ -7,25 +7,14 @@ on to the real handlers, in the host's order; what is dropped is never seen.
 """
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 from langchain_core.callbacks import (
     BaseCallbackHandler,
-    BaseCallbackManager,
-    CallbackManager,
 )
-from langchain_core.globals import get_debug
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import var_child_runnable_config
-from langchain_core.tracers import context as tracing
 from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
-from langchain_core.tracers.stdout import ConsoleCallbackHandler, FunctionCallbackHandler
-from langsmith.run_helpers import tracing_context
 
 # Every event that a handler can get, and the flag with which it can refuse it.
 IGNORED_BY: Mapping[str, str | None] = {
@@ -158,20 +147,6 @@ for _name in IGNORED_BY:
     setattr(AsyncRecorder, _name, _arecorded(_name))
 
 
-class _Mute(ConsoleCallbackHandler):
-    """Stands where the host would put its printer of `set_debug`, which would print at once."""
-
-    def __init__(self) -> None:
-        FunctionCallbackHandler.__init__(self, lambda _: None)
-
-
-def _quietly(manager: CallbackManager, recorder: Recorder) -> CallbackManager:
-    """Have a manager tell nobody but a recorder."""
-    for handler in (recorder, _Mute()) if get_debug() else (recorder,):
-        manager.add_handler(handler)
-    return manager
-
-
 class _Taps:
     """What marks a handler that wants a model to stream, also when it is invoked."""
 
@@ -209,97 +184,3 @@ def recorder_like(
     if any(hasattr(handler, "tap_output_aiter") for handler in handlers):
         return (_AsyncTappingRecorder if asynchronous else _TappingRecorder)(recording)
     return (AsyncRecorder if asynchronous else Recorder)(recording)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HostContext:
-    """What one request was called with: `Request.context` of LangChain's requests."""
-
-    config: RunnableConfig  # the caller's, with the callbacks of this request's own run
-    inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
-    asynchronous: bool = False
-    failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
-
-    def failed(self, error: BaseException, recording: Recording) -> None:
-        """Note what a call raised: if it counts, its events do too."""
-        self.failures.append((error, recording))
-
-    def recording_of(self, error: BaseException) -> Recording | None:
-        """Give the recording of the call that raised this error."""
-        return next((made for raised, made in self.failures if raised is error), None)
-
-    def call(self) -> tuple[RunnableConfig, Recording]:
-        """Make the config for one host call of this request, and the recording of its events."""
-        recording = Recording()
-        manager = self.config.get("callbacks")
-        handlers: Sequence[BaseCallbackHandler] = ()
-        quiet = CallbackManager(handlers=[])
-        if isinstance(manager, BaseCallbackManager):
-            handlers = manager.inheritable_handlers
-            quiet = CallbackManager(
-                handlers=[],
-                parent_run_id=manager.parent_run_id,
-                tags=list(manager.tags),
-                inheritable_tags=list(manager.inheritable_tags),
-                metadata=dict(manager.metadata),
-                inheritable_metadata=dict(manager.inheritable_metadata),
-            )
-        recorder = recorder_like(handlers, recording, asynchronous=self.asynchronous)
-        config = RunnableConfig(**self.config)
-        config["callbacks"] = _quietly(quiet, recorder)
-        config.pop("run_name", None)
-        config.pop("run_id", None)
-        return config, recording
-
-
-def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
-    """Give the handlers that hear of a run with this config."""
-    manager = config.get("callbacks")
-    return manager.handlers if isinstance(manager, BaseCallbackManager) else ()
-
-
-def wants_stream(config: RunnableConfig) -> bool:
-    """Say whether some handler follows what a model writes while it writes."""
-    return any(
-        isinstance(handler, _V2StreamingCallbackHandler) or hasattr(handler, "tap_output_aiter")
-        for handler in heard_by(config)
-    )
-
-
-def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
-    """Make the config of a call whose result others may get too: under nobody's run.
-
-    Only what sets the call up is kept: its `configurable` values, and such tags and
-    metadata as keep calls apart. The run above it is nobody's, but there is one, as the
-    host's custom events need.
-    """
-    recording = Recording()
-    manager = CallbackManager(handlers=[], parent_run_id=uuid4())
-    quiet = RunnableConfig(
-        callbacks=_quietly(manager, Recorder(recording)),
-        tags=list(config.get("tags") or ()),
-        metadata=dict(config.get("metadata") or {}),
-    )
-    if "configurable" in config:
-        quiet["configurable"] = config["configurable"]
-    return quiet, recording
-
-
-@contextmanager
-def unheard(config: RunnableConfig) -> Iterator[None]:
-    """Have what runs here tell nobody but the handlers of `config`.
-
-    Handlers also come from the context: from `get_usage_metadata_callback` and its
-    kind, from LangSmith's tracing, from the run around this one. To be entered in
-    a context of its own (a worker's): the engine copies it for each piece of work.
-    """
-    hooks: list[ContextVar[Any]] = [hook[0] for hook in getattr(tracing, "_configure_hooks", ())]
-    tokens = [(hook, hook.set(None)) for hook in hooks]
-    parent = var_child_runnable_config.set(config)
-    try:
-        with tracing_context(enabled=False):
-            yield
-    finally:
-        var_child_runnable_config.reset(parent)
-        for hook, token in reversed(tokens):
-            hook.reset(token)

@@ -8,7 +8,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.assembly import Assembly
-from langchain_ralmspec.recording import HostContext
+from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.reply import Pieces, question_of, variables_of
 from langchain_ralmspec.telling import Telling
 from ralmspec_plugins import Request

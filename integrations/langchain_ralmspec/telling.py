@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 
+from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.direct_runs import DirectRuns
 from langchain_ralmspec.live import Live, atell, tell
 from langchain_ralmspec.passages import document_of
-from langchain_ralmspec.recording import Event, HostContext, Recording
+from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.silence import Silenced
 from langchain_ralmspec.voice import Voice
 from ralmspec_plugins import events as happened

@@ -11,9 +11,9 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.prompting import Prompting
-from langchain_ralmspec.recording import HostContext
 
 from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.errors import Cancelled
