@@ -210,6 +210,11 @@ class LanguageModel(Protocol[StateT]):
     Its state is the draft so far: immutable, tokens rather than text, and with
     what the compute schedule of DESIGN 6 needs (which passages the key-value
     cache stands on, and at which length it was last prefilled).
+
+    Optional, where they are there: `awrite()` for `AsyncEngine`; `same_passages(one, other)`
+    says whether the model writes the same behind both; `side_by_side` is the workload's.
+    With `reads_hits` the model is handed hits wherever passages stand here; the scores
+    in them are those of the search only with `reads_scores`, and `None` without.
     """
 
     def begin(self, request: Request) -> StateT:

@@ -62,6 +62,11 @@ def passages_of(hits: Hits) -> list[Passage]:
     return [hit.passage for hit in hits]
 
 
+def read_by(lm: object, hits: Hits) -> Any:
+    """Give what a language model is handed: passages, or the hits themselves if it `reads_hits`."""
+    return hits if getattr(lm, "reads_hits", False) else passages_of(hits)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One question to be answered."""

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Request, passages_of
+from ralmspec_plugins.records import Hits, Request, read_by
 
 DraftT = TypeVar("DraftT")
 
@@ -19,7 +19,6 @@ class Interval(Generic[DraftT]):
     """
 
     inline_query = True
-    reads_scores = False
 
     def __init__(
         self,
@@ -41,6 +40,7 @@ class Interval(Generic[DraftT]):
         self.interval = interval
         self.query_tokens = query_tokens
         self.side_by_side: bool = getattr(lm, "side_by_side", False)
+        self.reads_scores: bool = getattr(lm, "reads_scores", False)
         if hasattr(lm, "awrite"):
             self.aextend = self._aextend
         if hasattr(lm, "same_passages"):
@@ -56,18 +56,18 @@ class Interval(Generic[DraftT]):
 
     def extend(self, state: DraftT, hits: Hits, progress: Progress) -> DraftT:
         """Write the next tokens with these passages in front."""
-        return self.lm.write(state, passages_of(hits), self.interval, progress)
+        return self.lm.write(state, read_by(self.lm, hits), self.interval, progress)
 
     async def _aextend(self, state: DraftT, hits: Hits, progress: Progress) -> DraftT:
         """Do the same without holding up the event loop."""
         lm: Any = self.lm
-        draft: DraftT = await lm.awrite(state, passages_of(hits), self.interval, progress)
+        draft: DraftT = await lm.awrite(state, read_by(self.lm, hits), self.interval, progress)
         return draft
 
     def _agree(self, state: DraftT, guess: Hits, hits: Hits) -> bool:
         """Say whether the model sees the same in both."""
         lm: Any = self.lm
-        return bool(lm.same_passages(passages_of(guess), passages_of(hits)))
+        return bool(lm.same_passages(read_by(self.lm, guess), read_by(self.lm, hits)))
 
     def text(self, state: DraftT) -> str:
         """Give what was written, without the prompt."""
@@ -83,7 +83,7 @@ class Interval(Generic[DraftT]):
 
     def extend_key(self, state: DraftT, hits: Hits) -> Hashable | None:
         """Hold what the model's next tokens depend on, to the last bit."""
-        return self.lm.write_key(state, passages_of(hits), self.interval)
+        return self.lm.write_key(state, read_by(self.lm, hits), self.interval)
 
     def release(self, state: DraftT) -> None:
         """Free the model's caches for this request."""

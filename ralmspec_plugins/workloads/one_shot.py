@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Query, Request, passages_of
+from ralmspec_plugins.records import Hits, Query, Request, read_by
 
 DraftT = TypeVar("DraftT")
 
@@ -27,7 +27,6 @@ class OneShot(Generic[DraftT]):
     """
 
     inline_query = True
-    reads_scores = False
 
     def __init__(
         self,
@@ -39,6 +38,7 @@ class OneShot(Generic[DraftT]):
         self.lm = lm
         self._query = query if query is not None else _prompt
         self.side_by_side: bool = getattr(lm, "side_by_side", False)
+        self.reads_scores: bool = getattr(lm, "reads_scores", False)
         if hasattr(lm, "awrite"):
             self.aextend = self._aextend
         if hasattr(lm, "same_passages"):
@@ -57,7 +57,7 @@ class OneShot(Generic[DraftT]):
     ) -> OneShotState[DraftT]:
         """Write the whole answer with these passages in front."""
         request, drafts = state.request, _DraftProgress(progress, state.request)
-        draft = self.lm.write(state.draft, passages_of(hits), request.max_tokens, drafts)
+        draft = self.lm.write(state.draft, read_by(self.lm, hits), request.max_tokens, drafts)
         return OneShotState(request, draft, asked=True)
 
     async def _aextend(
@@ -66,13 +66,13 @@ class OneShot(Generic[DraftT]):
         """Do the same without holding up the event loop."""
         lm: Any = self.lm
         request, drafts = state.request, _DraftProgress(progress, state.request)
-        draft = await lm.awrite(state.draft, passages_of(hits), request.max_tokens, drafts)
+        draft = await lm.awrite(state.draft, read_by(self.lm, hits), request.max_tokens, drafts)
         return OneShotState(request, draft, asked=True)
 
     def _agree(self, state: OneShotState[DraftT], guess: Hits, hits: Hits) -> bool:
         """Say whether the model sees the same in both."""
         lm: Any = self.lm
-        return bool(lm.same_passages(passages_of(guess), passages_of(hits)))
+        return bool(lm.same_passages(read_by(self.lm, guess), read_by(self.lm, hits)))
 
     def text(self, state: OneShotState[DraftT]) -> str:
         """Give what was written, without the prompt."""
@@ -89,7 +89,7 @@ class OneShot(Generic[DraftT]):
     def extend_key(self, state: OneShotState[DraftT], hits: Hits) -> Hashable | None:
         """Hold what the model's answer depends on, to the last bit."""
         request = state.request
-        return request, self.lm.write_key(state.draft, passages_of(hits), request.max_tokens)
+        return request, self.lm.write_key(state.draft, read_by(self.lm, hits), request.max_tokens)
 
     def release(self, state: OneShotState[DraftT]) -> None:
         """Free the model's caches for this request."""

@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Passage, Request, passages_of
+from ralmspec_plugins.records import Hits, Passage, Request, read_by
 
 DraftT = TypeVar("DraftT")
 
@@ -47,7 +47,6 @@ class Sentences(Generic[DraftT]):
     """
 
     inline_query = True
-    reads_scores = False
 
     def __init__(
         self,
@@ -74,6 +73,7 @@ class Sentences(Generic[DraftT]):
         self.query_tokens = query_tokens
         self.max_sentences = max_sentences
         self.side_by_side: bool = getattr(lm, "side_by_side", False)
+        self.reads_scores: bool = getattr(lm, "reads_scores", False)
         # Only there where the model can: engines look for them.
         if hasattr(lm, "awrite_sentence"):
             self._awrite: Callable[..., Awaitable[DraftT]] = lm.awrite_sentence
@@ -99,18 +99,18 @@ class Sentences(Generic[DraftT]):
     ) -> SentenceState[DraftT]:
         """Write the next sentence with these passages in front."""
         reports = _Reports(progress, state)
-        draft = self.lm.write_sentence(state.draft, passages_of(hits), self.tokens, reports)
+        draft = self.lm.write_sentence(state.draft, read_by(self.lm, hits), self.tokens, reports)
         return _next(state, draft)
 
     async def _aextend(
         self, state: SentenceState[DraftT], hits: Hits, progress: Progress
     ) -> SentenceState[DraftT]:
         reports = _Reports(progress, state)
-        draft = await self._awrite(state.draft, passages_of(hits), self.tokens, reports)
+        draft = await self._awrite(state.draft, read_by(self.lm, hits), self.tokens, reports)
         return _next(state, draft)
 
     def _agree(self, state: SentenceState[DraftT], guess: Hits, hits: Hits) -> bool:
-        return self._same_passages(passages_of(guess), passages_of(hits))
+        return self._same_passages(read_by(self.lm, guess), read_by(self.lm, hits))
 
     def text(self, state: SentenceState[DraftT]) -> str:
         """Give what was written, without the prompt."""
@@ -126,7 +126,7 @@ class Sentences(Generic[DraftT]):
 
     def extend_key(self, state: SentenceState[DraftT], hits: Hits) -> Hashable | None:
         """Hold what the model's next sentence depends on, to the last bit."""
-        written = self.lm.write_key(state.draft, passages_of(hits), self.tokens)
+        written = self.lm.write_key(state.draft, read_by(self.lm, hits), self.tokens)
         return state.question, state.sentences, written
 
     def release(self, state: SentenceState[DraftT]) -> None:
