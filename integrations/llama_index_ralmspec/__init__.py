@@ -1,0 +1,1 @@
+"""Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner."""

@@ -1,0 +1,43 @@
+"""What one request was called with: `Request.context` of LlamaIndex's requests."""
+
+from dataclasses import dataclass, field
+
+from llama_index.core.schema import QueryBundle
+
+from llama_index_ralmspec.recording import Recording
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostContext:
+    """A request's query as its caller gave it, and the calls of the host that failed for it."""
+
+    bundle: QueryBundle  # a copy of its own: hosts write the embedding into it
+    asynchronous: bool = False
+    failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
+
+    def recording(self) -> Recording:
+        """Begin the recording of one call of the host for this request."""
+        return Recording()
+
+    def query(self) -> QueryBundle:
+        """Give a copy of the query, for one call of the host."""
+        return copied(self.bundle)
+
+    def failed(self, error: BaseException, recording: Recording) -> None:
+        """Note what a call raised: if it counts, what it told does too."""
+        self.failures.append((error, recording))
+
+    def recording_of(self, error: BaseException) -> Recording | None:
+        """Give the recording of the call that raised this error."""
+        return next((made for raised, made in self.failures if raised is error), None)
+
+
+def copied(bundle: QueryBundle) -> QueryBundle:
+    """Copy a query, its lists too."""
+    strings, vector = bundle.custom_embedding_strs, bundle.embedding
+    return QueryBundle(
+        query_str=bundle.query_str,
+        image_path=bundle.image_path,
+        custom_embedding_strs=None if strings is None else list(strings),
+        embedding=None if vector is None else list(vector),
+    )
