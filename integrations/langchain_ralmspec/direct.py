@@ -9,6 +9,7 @@ from langchain_core.runnables import Runnable
 from langchain_ralmspec.models import inside_pipeline, unwrapped
 from langchain_ralmspec.prompting import Prompting
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.sampling import sampling
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Passage, Request
@@ -18,46 +19,7 @@ if TYPE_CHECKING:
 
 _PLACE = "[[ralmspec:documents]]"  # stands for the documents while the prompt is filled in
 _UNCUT = 2**31  # the host's own chain shows documents whole
-_SAMPLING = ("temperature", "top_k", "top_p")
-# What `generate` takes for a setting that nobody has set.
-_DEFAULTS: Mapping[str, Any] = {
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-}
-# Settings with which one text is written as without them.
-_NEUTRAL: Mapping[str, Any] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "diversity_penalty": 0.0,
-    "min_length": 0,
-    "guidance_scale": 1.0,
-}
 _TOKENISING = ("prefix", "add_special_tokens", "truncation", "tokenizer_encode_kwargs")
-# Settings that say how far to write, which is the workload's affair, or how to compute and report.
-_NOT_OURS = frozenset(
-    {
-        *("max_length", "max_new_tokens", "prefix_length", "pad_token_id", "bos_token_id"),
-        *("use_cache", "cache_implementation", "cache_config", "max_cache_len"),
-        *("compile_config", "disable_compile", "return_dict_in_generate", "assistant_model"),
-        *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
-        *("return_full_text", "return_text", "clean_up_tokenization_spaces", "tokenizer"),
-        *("skip_special_tokens", "transformers_version", "_from_model_config", "batch_size"),
-        *("assistant_tokenizer", "num_assistant_tokens", "num_assistant_tokens_schedule"),
-        *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind"),
-        *("eos_token_id", "is_assistant", "max_matching_ngram_size", *_DEFAULTS),
-    }
-)
 
 
 def direct_lm(
@@ -114,40 +76,18 @@ def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Samplin
     Raises:
         ConfigError: it has settings that cannot be kept to.
     """
-    settings = _settings(pipeline, arguments)
-    eos = pipeline.model.generation_config.eos_token_id
-    unfit = sorted(
-        name
-        for name, value in settings.items()
-        if name not in _NOT_OURS and value not in (None, False, _NEUTRAL.get(name))
-    )
-    before = pipeline._preprocess_params  # noqa: SLF001 as above
-    unfit += [name for name in _TOKENISING if before.get(name) is not None]
-    if settings.get("eos_token_id", eos) != eos:
-        unfit.append("eos_token_id (set it on the model's generation_config)")
-    if unfit:
-        raise ConfigError(
-            f"direct=True cannot keep to these settings of the pipeline: {', '.join(unfit)}. "
-            "Leave them out, or leave out direct=True"
-        )
-    values = {
-        name: value if settings.get(name) is None else settings[name]
-        for name, value in _DEFAULTS.items()
-    }
-    penalty = float(values["repetition_penalty"])
-    if not values["do_sample"]:
-        return Greedy(repetition_penalty=penalty)
-    return Sampling(
-        repetition_penalty=penalty,
-        temperature=float(values["temperature"]),
-        top_k=int(values["top_k"]),
-        top_p=float(values["top_p"]),
+    before = pipeline._preprocess_params  # noqa: SLF001 there is no public way
+    return sampling(
+        _settings(pipeline, arguments),
+        pipeline.model.generation_config.eos_token_id,
+        "the pipeline",
+        unfit=[name for name in _TOKENISING if before.get(name) is not None],
     )
 
 
 def _settings(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Lay together what `generate` would: the model's own, the pipeline's, and the call's."""
-    given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 there is no public way
+    given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 as above
     prepare: Callable[..., dict[str, Any]] | None
     prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # transformers >= 5.20
     if prepare is not None:

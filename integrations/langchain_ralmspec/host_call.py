@@ -15,7 +15,8 @@ from langchain_core.prompt_values import PromptValue, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
-from langchain_ralmspec.models import Unwrapped, came_to_an_end
+from langchain_ralmspec.models import Unwrapped
+from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import Usage, Written
 from ralmspec_plugins.protocols import Progress
 

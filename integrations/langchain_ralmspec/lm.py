@@ -7,11 +7,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec import models
 from langchain_ralmspec.call_configs import HostContext
-from langchain_ralmspec.models import Abilities, Bound, Continuation, Step
+from langchain_ralmspec.models import Abilities
 from langchain_ralmspec.planning import Plan, planned
 from langchain_ralmspec.prompting import Prompting
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts import text_draft
+from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step
 from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Request

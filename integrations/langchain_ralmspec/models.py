@@ -4,9 +4,9 @@ Models are recognised by the qualified names of their classes, so that no provid
 package is imported here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from langchain_core.language_models import LLM, BaseChatModel, BaseLLM, SimpleChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -15,10 +15,14 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
 from ralmspec_plugins.errors import ConfigError
-
-Bound: TypeAlias = str | Callable[[int], Mapping[str, Any]]
-Continuation: TypeAlias = Literal["assistant"] | Mapping[str, Any]
-Step: TypeAlias = Literal["tokens", "sentence", "stop", "whole"]
+from ralmspec_plugins.hosts.text_calls import (
+    Bound,
+    Bounded,
+    Continuation,
+    Step,
+    merged,
+    stated,
+)
 
 # Fields that bound the output, where the call takes an argument of the same name.
 _BOUND_FIELDS = (
@@ -61,10 +65,6 @@ _REMOTE = frozenset(
     )
 )
 _REMOTE_CLASSES = frozenset({"langchain_huggingface.llms.huggingface_endpoint.HuggingFaceEndpoint"})
-_CUT_OFF = frozenset(  # finish reasons of a text that a bound cut off
-    {"length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length", "max_length"}
-)
-_UNSAID = frozenset({"finish_reason_unspecified", "unspecified", "unknown", "null", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Abilities:
     name: str
     chat: bool
     model: bool  # not just any runnable
-    bound: Callable[[int], Mapping[str, Any]] | None  # the arguments for at most n tokens
+    bound: Bounded | None  # the arguments for at most n tokens
     continuation: Mapping[str, Any] | None  # the arguments with which a message is continued
     mark: Mapping[str, Any] = field(default_factory=dict)  # on the message that is continued
     side_by_side: bool = False  # several calls may run at a time
@@ -142,7 +142,7 @@ def abilities(
         name=_qualified(type(model)),
         chat=isinstance(model, BaseChatModel),
         model=isinstance(model, BaseChatModel | BaseLLM),
-        bound=_bound(inner, names, local) if bound is None else _stated(bound),
+        bound=_bound(inner, names, local) if bound is None else stated(bound),
         continuation=None if arguments is None else _beside_fields(arguments, model),
         mark=mark or {},
         side_by_side=_remote(names) if side_by_side is None else side_by_side,
@@ -198,33 +198,6 @@ def inside_pipeline(model: Any) -> Any | None:
     return model if _class_names(model) & _PIPELINES else None
 
 
-def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay arguments over others; those that are mappings in both are merged.
-
-    >>> merged({"extra_body": {"top_k": 1}, "seed": 1}, {"extra_body": {"echo": True}})
-    {'extra_body': {'top_k': 1, 'echo': True}}
-    """
-    both = {name: value for name, value in ours.items() if name in base}
-    return {
-        **ours,
-        **{
-            name: {**base[name], **value}
-            for name, value in both.items()
-            if isinstance(value, Mapping) and isinstance(base[name], Mapping)
-        },
-    }
-
-
-def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
-    """Say whether a model ended by itself or at a bound, if what goes with its output says so."""
-    for name in ("finish_reason", "stop_reason", "done_reason"):
-        reason = (information or {}).get(name)
-        if reason is not None:
-            said = str(getattr(reason, "name", reason)).lower()
-            return None if said in _UNSAID else said not in _CUT_OFF
-    return None
-
-
 def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -238,16 +211,7 @@ def _remote(names: frozenset[str]) -> bool:
     return bool(packages & _REMOTE or names & _REMOTE_CLASSES)
 
 
-def _stated(bound: Bound) -> Callable[[int], Mapping[str, Any]]:
-    if isinstance(bound, str):
-        name = bound
-        return lambda tokens: {name: tokens}
-    return bound
-
-
-def _bound(
-    inner: Unwrapped, names: frozenset[str], local: bool
-) -> Callable[[int], Mapping[str, Any]] | None:
+def _bound(inner: Unwrapped, names: frozenset[str], local: bool) -> Bounded | None:
     if local:
         return lambda tokens: {
             "pipeline_kwargs": {"max_new_tokens": tokens, "return_full_text": False}
@@ -259,7 +223,7 @@ def _bound(
     if known is None:
         fields = getattr(type(inner.model), "model_fields", {})
         known = next((name for name in _BOUND_FIELDS if name in fields), None)
-    return None if known is None else _stated(known)
+    return None if known is None else stated(known)
 
 
 def _ollama_options(model: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.call_configs import HostContext, unheard
 from langchain_ralmspec.host_call import HostCall, Show
-from langchain_ralmspec.models import Abilities, Step, Unwrapped, merged
+from langchain_ralmspec.models import Abilities, Unwrapped
 from langchain_ralmspec.prompting import continued
 from langchain_ralmspec.recording import Recording
-from ralmspec_plugins.hosts import text_draft
+from ralmspec_plugins.hosts.text_calls import Step, merged, stops, taken
 from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
 from ralmspec_plugins.protocols import Progress
 
@@ -74,13 +74,7 @@ class Plan:
 
     def take(self, draft: TextDraft, written: Written) -> TextDraft:
         """Append what came."""
-        if self.step == "whole":
-            return text_draft.whole(draft, written)
-        if self.step == "stop":
-            return text_draft.grown_to_stop(draft, written, self.sentence_stop, self.bound)
-        if self.step == "sentence":
-            return text_draft.grown_by_sentence(draft, written, self.bound)
-        return text_draft.grown(draft, written, self.bound)
+        return taken(draft, written, self.step, self.bound, self.sentence_stop)
 
 
 def planned(
@@ -91,16 +85,10 @@ def planned(
     inner: Unwrapped,
     known: Abilities,
 ) -> tuple[int, dict[str, Any]]:
-    """Say to how many tokens a call is bounded, and give the arguments that tell the model.
-
-    A stop string is passed on where the model takes one: it is cut off by the text
-    draft in any case, but a model that knows of it writes no further. A model that
-    is to stop behind a sentence is told of nothing else, or it could not be said why
-    it stopped.
-    """
+    """Say to how many tokens a call is bounded, and give the arguments that tell the model."""
     bound = draft.allowed(tokens)
     arguments: dict[str, Any] = {}
-    stop = [sentence_stop] if step == "stop" else list(draft.origin.stop)
+    stop = stops(draft, step, sentence_stop)
     if stop and known.takes_stop:
         arguments["stop"] = stop
     if step in ("tokens", "sentence") and known.bound is not None:

@@ -16,13 +16,13 @@ from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
 from langchain_ralmspec.assembly import Assembly, WorkloadName
-from langchain_ralmspec.host_known import HostStats
-from langchain_ralmspec.looking import BatchMode
-from langchain_ralmspec.models import Bound, Continuation
 from langchain_ralmspec.reply import Output, Reply, given_out, whole
 from langchain_ralmspec.request_run import RequestRun
 from langchain_ralmspec.runtime import Runtime
 from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.hosts.text_calls import Bound, Continuation
 from ralmspec_plugins.protocols import LanguageModel, Workload
 
 Question: TypeAlias = str | dict[str, Any]

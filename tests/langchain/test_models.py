@@ -15,10 +15,11 @@ from langchain_core.runnables import ConfigurableField, Runnable
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from langchain_openai import AzureChatOpenAI, ChatOpenAI, OpenAI
 from langchain_ralmspec.lm import HostLM
-from langchain_ralmspec.models import Abilities, abilities, came_to_an_end, unwrapped
+from langchain_ralmspec.models import Abilities, abilities, unwrapped
 from pydantic import Field
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Request
 from tests.langchain.fake_models import WordChat, WordLLM
