@@ -8,9 +8,9 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.asked import Asked, Calls
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.looking import Look
 from langchain_ralmspec.serving import Place, Serving, Way
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.hosts.native import Look
 from ralmspec_plugins.hosts.side_by_side import aeach, each
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.speculation.memo import Memo

@@ -11,7 +11,6 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_ralmspec.call_configs import heard_by, shared_call, wants_stream
 from langchain_ralmspec.direct import direct_lm
 from langchain_ralmspec.direct_runs import DirectRuns
-from langchain_ralmspec.host_known import HostStats
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.looking import users_config
@@ -23,6 +22,7 @@ from langchain_ralmspec.voice import Voice, voice_of
 from ralmspec_plugins import Answer, Continuous, Replica, Request, Settings
 from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
 from ralmspec_plugins.schedule import Schedule

@@ -22,8 +22,8 @@ from langchain_core.runnables.configurable import (
 from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel
 
-from langchain_ralmspec.batch_search import qualified_name
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.classes import qualified_name
 
 # Those that write on each call, or ask a sampling model: not the same answer twice.
 IMPURE: Final = frozenset(

@@ -1,10 +1,9 @@
 """Looks at a host's retriever: what its answers depend on, and how it may be searched."""
 
-import asyncio
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
@@ -12,20 +11,25 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from langchain_ralmspec.batch_search import (
-    BatchSearch,
-    Scored,
-    Vector,
-    batch_search_of,
-    qualified_name,
-)
-from langchain_ralmspec.inside import MOST, Concrete, concrete
+from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
+from langchain_ralmspec.inside import MOST, Concrete, concrete, is_pure
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.asked import Asked
+from ralmspec_plugins.hosts.batch_search import Scored
+from ralmspec_plugins.hosts.classes import qualified_name
 from ralmspec_plugins.hosts.data import copied, is_data
+from ralmspec_plugins.hosts.native import BatchMode, Look, Native, all_of
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
-BatchMode: TypeAlias = Literal["exact", "probed", "off"]
-BATCH_MODES: Final = ("exact", "probed", "off")
+__all__ = (
+    "BatchMode",
+    "check_retriever",
+    "look_at",
+    "prepared",
+    "reached",
+    "users_config",
+)
+
 _THRESHOLD: Final = "similarity_score_threshold"
 _FLAGS: Final = {"_new_arg_supported", "_expects_other_args"}  # what every retriever has
 _NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
@@ -39,50 +43,35 @@ _NO_METADATA: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
-    """A vector store's batch search, made to give what the retriever itself gives."""
+class QueryEmbedder:
+    """A store's embedder, called as the store's own searches call it."""
 
-    search: BatchSearch
     embedder: Embeddings
-    with_relevance: bool  # the search type has relevances, and ...
-    threshold: Any  # ... this is the least
-
     own_async: bool = True  # the store's asynchronous search is not its other one in a thread
 
-    async def aembed(self, text: str) -> Vector:
+    def embed(self, text: str) -> Asked:
+        """Embed a query."""
+        return Asked(self.embedder.embed_query(text))
+
+    async def aembed(self, text: str) -> Asked:
         """Embed a query by the method that the store's own asynchronous search calls."""
         if self.own_async:
             try:
-                return await self.embedder.aembed_query(text)
+                return Asked(await self.embedder.aembed_query(text))
             except NotImplementedError:  # it has the other one only
                 pass
-        return await run_in_executor(None, self.embedder.embed_query, text)
+        return Asked(await run_in_executor(None, self.embedder.embed_query, text))
 
-    @property
-    def wide(self) -> bool:
-        """Whether a wider search may stand for the retriever's own."""
-        return self.search.exact and self.search.wide
 
-    def find(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
-        """Search many vectors at once, by default as wide as the retriever does."""
-        return self.search.search(vectors, max(self.search.k, width or 0))
+@dataclass(frozen=True, slots=True)
+class RelevanceCut:
+    """Keeps the documents that `similarity_score_threshold` lets through."""
 
-    async def afind(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
-        """Do the same without holding up the event loop."""
-        asearch = getattr(self.search, "asearch", None)
-        if asearch is None:
-            return await asyncio.to_thread(self.find, vectors, width)
-        found: list[list[Scored]] = await asearch(vectors, max(self.search.k, width or 0))
-        return found
+    search: BatchSearch
+    threshold: Any  # the least relevance; `None`: there is none
 
-    def cut(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
-        """Keep what the retriever would; `None` for what only the retriever itself can say.
-
-        Documents beyond its k are kept as far as all those before them are: so a wider
-        search still begins with its own.
-        """
-        if not self.with_relevance:
-            return list(found)
+    def __call__(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+        """Keep what the retriever would; `None` for what only the retriever itself can say."""
         relevance = self.search.relevance()
         if relevance is None:
             return [None for _ in found]
@@ -105,24 +94,6 @@ class Native:
                 break
             kept.append(one)
         return kept
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A retriever as it is now."""
-
-    signature: Hashable
-    native: Native | None
-    k: int | None  # where it says so
-    pure: bool
-    fixed: Concrete | None = None  # a vector store's retriever with copies of these settings
-
-    def fitting(self, vectors: Sequence[Vector | None]) -> Native | None:
-        """Give the batch search for such queries, or `None` if they are asked one by one."""
-        native = self.native
-        if native is None or not vectors or any(vector is None for vector in vectors):
-            return None
-        return native if native.search.exact or len(vectors) > 1 else None
 
 
 def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,16 +174,12 @@ def reached(
     return Concrete(look.fixed.runnable, at.config, look.fixed.kwargs)
 
 
-def check_way(retriever: object, batch: str, side_by_side: object) -> None:
-    """Refuse what cannot be searched, or not so.
+def check_retriever(retriever: object) -> None:
+    """Refuse what cannot be searched.
 
     Raises:
-        ConfigError: the message says why.
+        ConfigError: it is no runnable.
     """
-    if batch not in BATCH_MODES:
-        raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
-    if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
-        raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
     if not isinstance(retriever, Runnable):
         raise ConfigError(
             f"a retriever must be a LangChain Runnable, got {type(retriever).__name__}"
@@ -232,6 +199,22 @@ def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
         name: copied(value) if is_data(value, _RECORDS) else value
         for name, value in settings.items()
     }
+
+
+def prepared(signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | None) -> Look:
+    """Find out what can be done with a retriever.
+
+    Args:
+        signature: what its answers depend on.
+        at: the retriever, kept to its settings.
+        mode: which batch searches are used.
+        pure: what the user says of it, if anything.
+    """
+    pure = is_pure(at.runnable) if pure is None else pure
+    native = native_of(at, mode) if pure else None
+    k = k_of(at) if native is None else native.search.k
+    fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
+    return Look(signature, native, k, pure, fixed)
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:
@@ -264,7 +247,8 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
         return None  # nothing could be told from a batch
     way = "asimilarity_search_with_score" if with_relevance else "asimilarity_search"
     own_async = getattr(type(retriever.vectorstore), way) is not getattr(VectorStore, way)
-    return Native(search, embedder, with_relevance, threshold, own_async)
+    cut = RelevanceCut(search, threshold) if with_relevance else all_of
+    return Native(search, QueryEmbedder(embedder, own_async), cut)
 
 
 def _records_of(store: object) -> frozenset[str]:

@@ -17,7 +17,6 @@ from pydantic import ConfigDict, Field, PositiveInt
 
 from langchain_ralmspec.answering import Answering, Call
 from langchain_ralmspec.inside import concrete, heeding
-from langchain_ralmspec.looking import BatchMode
 from langchain_ralmspec.passages import documents_of
 from langchain_ralmspec.retriever_runs import (
     Run,
@@ -35,6 +34,7 @@ from langchain_ralmspec.retriever_runs import (
 )
 from langchain_ralmspec.serving import RetrieverStats, Serving, Way
 from langchain_ralmspec.verdicts import Verdict, check_pairs, verdicts
+from ralmspec_plugins.hosts.native import BatchMode
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.shared import SharedPool
 

@@ -12,7 +12,8 @@ from typing import Any, Final, TypeVar
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.looking import BatchMode, Look, users_config
+from langchain_ralmspec.looking import users_config
+from ralmspec_plugins.hosts.native import BatchMode, Look
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.verifier import Verifier
 

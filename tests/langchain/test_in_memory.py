@@ -10,9 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_ralmspec.batch_search import batch_search_of
-from langchain_ralmspec.looking import BatchMode
 from langchain_ralmspec.retriever import SpeculativeRetriever
 
+from ralmspec_plugins.hosts.native import BatchMode
 from tests.langchain.stores.contract import StoreContract
 from tests.langchain.stores.worlds import WordEmbeddings, corpus
 

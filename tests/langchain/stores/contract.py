@@ -8,9 +8,9 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
-from langchain_ralmspec.looking import BatchMode
 from langchain_ralmspec.retriever import SpeculativeRetriever
 
+from ralmspec_plugins.hosts.native import BatchMode
 from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
 
 

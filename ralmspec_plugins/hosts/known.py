@@ -1,17 +1,13 @@
-"""What all calls of one host retriever share: prepared settings, what failed a probe, counts."""
+"""What all calls of one host's retriever share: prepared settings, what failed a probe, counts."""
 
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.vectorstores import VectorStoreRetriever
-
-from langchain_ralmspec.inside import is_pure
-from langchain_ralmspec.looking import BatchMode, Look, k_of, look_at, native_of
+from ralmspec_plugins.hosts.native import Look
 
 _log = logging.getLogger(__name__)
 
@@ -42,42 +38,30 @@ class HostStats:
 class HostKnown:
     """The memory of a host retriever, for all its users and settings. Thread-safe."""
 
-    def __init__(self, runnable: Runnable[Any, Any], mode: BatchMode, pure: bool | None) -> None:
+    def __init__(self, prepare: Callable[[Hashable, Any], Look]) -> None:
         """Know nothing yet.
 
         Args:
-            runnable: the host's retriever.
-            mode: which batch searches are used.
-            pure: what the caller says of it, if anything.
+            prepare: looks closely at the host's retriever, given its signature and what
+                goes with it; what it makes is kept for as long as the signature is in use.
         """
-        self._runnable = runnable
-        self._mode = mode
-        self._pure = pure
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._looks: OrderedDict[Hashable, Look] = OrderedDict()  # the last used at the end
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # of the latest results
         self._probes = 0
         self._stats = HostStats()
 
-    def look(self, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Look:
-        """Look at the retriever as it is now."""
-        signature, at = look_at(self._runnable, config, kwargs)
+    def look(self, signature: Hashable, at: Any) -> Look:
+        """Give what is known of a retriever as it is now."""
         with self._lock:
             known = self._looks.get(signature)
             if known is not None:
                 self._looks.move_to_end(signature)
                 return known
-        pure = is_pure(at.runnable) if self._pure is None else self._pure
-        native = native_of(at, self._mode) if pure else None
-        k = k_of(at) if native is None else native.search.k
-        fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
-        look = Look(signature, native, k, pure, fixed)
+        look = self._prepare(signature, at)
         self._keep(self._looks, signature, look)
         return look
-
-    def signature(self, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Hashable:
-        """Name all that answers depend on, as it is now."""
-        return look_at(self._runnable, config, kwargs)[0]
 
     def trusted(self, look: Look) -> Look:
         """Give what is known now of these settings: a batch may have differed meanwhile."""

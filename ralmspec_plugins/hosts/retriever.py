@@ -1,0 +1,263 @@
+"""Any retriever of a host's as a retriever of the core's: the same documents, in batches."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.hosts.asked import Asked, filled, hit_vector, query_vector
+from ralmspec_plugins.hosts.batch_search import Scored
+from ralmspec_plugins.hosts.known import HostKnown, HostStats
+from ralmspec_plugins.hosts.native import Look, Native
+from ralmspec_plugins.hosts.side_by_side import aeach, all_or_first_error, each
+from ralmspec_plugins.hosts.tables import HostTable
+from ralmspec_plugins.records import Hits, Query
+
+
+class Host(Protocol):
+    """A host's retriever with the settings of one caller, as the host itself calls it.
+
+    `calls`: what a query of this caller carries, so that the host is called in his name
+    also where his query is searched together with those of others.
+    """
+
+    @property
+    def calls(self) -> Any:
+        """What a query of this caller carries."""
+        ...
+
+    def look_at(self) -> tuple[Hashable, Any]:
+        """Name all that answers depend on, as it is now.
+
+        What goes with it is what `HostKnown` prepares: the retriever, with settings that
+        nobody changes meanwhile where that is possible.
+        """
+        ...
+
+    def single(self, look: Look, query: Query) -> Hits:
+        """Ask one query exactly as the host does, with the settings of the look."""
+        ...
+
+    async def asingle(self, look: Look, query: Query) -> Hits:
+        """Do the same by the host's asynchronous method, without holding up the event loop."""
+        ...
+
+    def hits_of(self, found: Sequence[Scored]) -> Hits:
+        """Make the hits of what a batch search found: the same as a single call would give."""
+        ...
+
+    def unheard(self, query: Query) -> Query:
+        """Give the same query, but such that nobody is told of the calls made for it."""
+        ...
+
+
+HostT = TypeVar("HostT", bound=Host)
+
+
+class HostSearch(Generic[HostT]):
+    """Searches a host's retriever, with the settings of one caller.
+
+    What is known to the host's adapters is looked into: its query is embedded once, by
+    the store's own embedder, and searched in batches where all settings are known.
+    Everything else is a black box, called query by query. Either way the documents are
+    those of the host's own single calls.
+
+    A change of the retriever's settings counts from the next call on: one that was made
+    with a `look` keeps to that, where the host's retriever can be kept to its settings.
+    """
+
+    def __init__(
+        self, host: HostT, known: HostKnown, side_by_side: int, look: Look | None = None
+    ) -> None:
+        """Search this host's retriever.
+
+        Args:
+            host: how it is looked at and called.
+            known: what is known of it, by all callers.
+            side_by_side: how many single calls run at a time when several are due.
+            look: the retriever as it was when a call began that goes on here.
+        """
+        self._host = host
+        self._known = known
+        self._side_by_side = side_by_side
+        self._fixed = look
+        native = self.look().native
+        if native is not None and native.wide:  # an attribute of those that can
+            self.search_wide = self._search_wide
+            self.asearch_wide = self._asearch_wide
+
+    def beside(self, host: HostT, look: Look | None = None) -> Self:
+        """Give the same retriever for a call of its own; what is known is shared.
+
+        `look` has the settings, where they are those of a call that goes on.
+        """
+        other = object.__new__(type(self))
+        fixed = self._known.look(*host.look_at()) if look is None else look
+        HostSearch.__init__(other, host, self._known, self._side_by_side, fixed)
+        return other
+
+    def look(self) -> Look:
+        """Look at the retriever as it is now, or was when its call began."""
+        if self._fixed is not None:
+            return self._known.trusted(self._fixed)
+        return self._known.look(*self._host.look_at())
+
+    @property
+    def signature(self) -> Hashable:
+        """Name all that answers depend on, as it is now.
+
+        A black box cannot be kept from changing in the middle of a call: what was found
+        under another signature than the one asked for is not to be remembered.
+        """
+        if self._fixed is not None and self._fixed.fixed is not None:
+            return self._fixed.signature
+        return self._host.look_at()[0]
+
+    @property
+    def pure(self) -> bool:
+        """Whether the same query finds the same documents, without side effects."""
+        return self.look().pure
+
+    @property
+    def k(self) -> int | None:
+        """How many documents a search gives; `None` while that cannot be known."""
+        look = self.look()
+        return look.k if look.k is not None else self._known.latest_size(look)
+
+    @property
+    def looked_into(self) -> bool:
+        """Whether the store's own batch search is used."""
+        return self.look().native is not None
+
+    @property
+    def inline_encode(self) -> bool:
+        """Whether encoding costs nothing: a black box's query is its text."""
+        return self.look().native is None
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the host, for all callers together."""
+        return self._known.stats
+
+    def encode(self, text: str, calls: Any = None) -> Query:
+        """Form the query of a text, embedded as the store would.
+
+        Args:
+            text: what is asked.
+            calls: how this query's calls of the host are made; the caller's unless given.
+        """
+        native = self.look().native
+        asked = Asked() if native is None else native.embedder.embed(text)
+        return Query(text, replace(asked, calls=calls or self._host.calls))
+
+    async def aencode(self, text: str, calls: Any = None) -> Query:
+        """Do the same as the store's own asynchronous search does it."""
+        native = self.look().native
+        asked = Asked() if native is None else await native.embedder.aembed(text)
+        return Query(text, replace(asked, calls=calls or self._host.calls))
+
+    def table(self, capacity: int) -> HostTable:
+        """Make a table that ranks a pool by the store's vectors and metric, or by words."""
+        native = self.look().native
+        metric = None if native is None else native.search.metric
+        return HostTable(metric, hit_vector, query_vector)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find what the host's retriever finds for each query.
+
+        Raises:
+            Exception: what the host raises; for many queries, that of the first that fails.
+        """
+        return self._search(queries, None)
+
+    def _search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find at least what `search` finds, and what comes next, up to `width`."""
+        return self._search(queries, width)
+
+    def _search(self, queries: Sequence[Query], width: int | None) -> list[Hits]:
+        look = self.look()
+        native = look.fitting([query_vector(query) for query in queries])
+        if native is None:
+            return self._singly(look, queries)
+        vectors = [query_vector(query) for query in queries]
+        try:
+            found = native.find(vectors, width)
+            hits = self._cut(native, queries, found)
+        except Exception:
+            if len(queries) > 1:  # the caller repeats them one by one
+                raise
+            return self._singly(look, queries)  # so that errors are the host's own
+        if native.search.exact or self._agrees(look, queries, hits):
+            rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
+            return filled(hits, self._singly(look, rest))
+        return self._singly(look, queries)
+
+    def _cut(
+        self, native: Native, queries: Sequence[Query], found: Sequence[list[Scored]]
+    ) -> list[Hits | None]:
+        self._known.note_batch(len(queries))
+        if len(found) != len(queries):
+            raise InputError(
+                f"the batch search of {native.search.name} gave {len(found)} results for "
+                f"{len(queries)} queries; it must give one for each, in order"
+            )
+        return [None if own is None else self._host.hits_of(own) for own in native.cut(found)]
+
+    def _agrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
+        """Compare one query of a batch with the host's own search."""
+        at = self._known.probe(len(queries))
+        return self._same(look, hits[at], self._single(look, self._host.unheard(queries[at])))
+
+    def _same(self, look: Look, hits: Hits | None, truth: Hits) -> bool:
+        if hits is None or hits == truth:
+            return True
+        self._known.distrust(look)
+        return False
+
+    def _singly(self, look: Look, queries: Sequence[Query]) -> list[Hits]:
+        at_once = self._side_by_side
+        return all_or_first_error(each(lambda one: self._single(look, one), queries, at_once))
+
+    def _single(self, look: Look, query: Query) -> Hits:
+        hits = self._host.single(look, query)
+        self._known.note_single(look, len(hits))
+        return hits
+
+    async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
+        """Do what `search` does, by the host's asynchronous methods."""
+        return await self._asearch(queries, None)
+
+    async def _asearch_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        return await self._asearch(queries, width)
+
+    async def _asearch(self, queries: Sequence[Query], width: int | None) -> list[Hits]:
+        look = self.look()
+        native = look.fitting([query_vector(query) for query in queries])
+        if native is None:
+            return await self._asingly(look, queries)
+        vectors = [query_vector(query) for query in queries]
+        try:
+            found = await native.afind(vectors, width)
+            hits = self._cut(native, queries, found)
+        except Exception:
+            if len(queries) > 1:
+                raise
+            return await self._asingly(look, queries)
+        if native.search.exact or await self._aagrees(look, queries, hits):
+            rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
+            return filled(hits, await self._asingly(look, rest))
+        return await self._asingly(look, queries)
+
+    async def _aagrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
+        at = self._known.probe(len(queries))
+        truth = await self._asingle(look, self._host.unheard(queries[at]))
+        return self._same(look, hits[at], truth)
+
+    async def _asingly(self, look: Look, queries: Sequence[Query]) -> list[Hits]:
+        results = await aeach(lambda query: self._asingle(look, query), queries, self._side_by_side)
+        return all_or_first_error(results)
+
+    async def _asingle(self, look: Look, query: Query) -> Hits:
+        hits = await self._host.asingle(look, query)
+        self._known.note_single(look, len(hits))
+        return hits
