@@ -6,13 +6,14 @@ copy of that copy.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
 from langchain_core.documents import Document
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts import data
+from ralmspec_plugins.hosts.data import copied_where_possible
 from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.records import Hit, Passage
 
@@ -62,26 +63,13 @@ def documents_of(hits: Iterable[Hit]) -> list[Document]:
 
 def copied(document: Document) -> Document:
     """Copy a document with all that is in it; what cannot be copied is shared, as the host does."""
-    try:
-        if type(document) is not Document:
+    if type(document) is not Document:
+        with suppress(Exception):  # a lock, a client, a generator in it
             return deepcopy(document)
-        metadata = data.copied(document.metadata)
-    except Exception:  # noqa: BLE001 a lock, a client, a generator among the metadata
-        metadata = _copied_where_possible(document.metadata)
+    metadata = copied_where_possible(document.metadata)
     copy = document.model_copy()
     copy.__dict__["metadata"] = metadata  # not by name: it would count as set
     return copy
-
-
-def _copied_where_possible(value: Any) -> Any:
-    if type(value) is dict:
-        return {key: _copied_where_possible(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_copied_where_possible(one) for one in value)
-    try:
-        return deepcopy(value)
-    except Exception:  # noqa: BLE001 see above
-        return value
 
 
 def _more(document: Document) -> tuple[type, dict[str, Any]]:

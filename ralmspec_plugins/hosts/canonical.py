@@ -29,13 +29,16 @@ _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 class _Rules:
     opaque: Opaque
     most: int | None  # items of a container that is still looked into
+    ordered: bool  # whether the order of a dictionary's keys counts
 
 
-def encoded(value: object, opaque: Opaque, most: int | None = None) -> bytes:
+def encoded(
+    value: object, opaque: Opaque, most: int | None = None, *, ordered: bool = False
+) -> bytes:
     """Give the one text of a value: different values have different texts.
 
     Everything stands behind its type and its length, so nothing that one value
-    contains can be taken for another one. Dictionaries and sets have no order.
+    contains can be taken for another one. Sets have no order, dictionaries only if asked.
 
     >>> encoded(["ab", "c"], lambda _: b"") == encoded(["a", "bc"], lambda _: b"")
     False
@@ -44,8 +47,9 @@ def encoded(value: object, opaque: Opaque, most: int | None = None) -> bytes:
         value: any.
         opaque: names what cannot be read.
         most: containers of more items are not looked into; `None`: all are.
+        ordered: whether dictionaries of another order are other values.
     """
-    return _encoded(value, _Rules(opaque, most), ())
+    return _encoded(value, _Rules(opaque, most, ordered), ())
 
 
 def _encoded(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
@@ -84,10 +88,11 @@ def _composite(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
 
 
 def _pairs(mapping: Mapping[Any, Any], rules: _Rules, inside: tuple[int, ...]) -> list[bytes]:
-    return sorted(
+    pairs = [
         _part(b"", [_encoded(key, rules, inside), _encoded(value, rules, inside)])
         for key, value in mapping.items()
-    )
+    ]
+    return pairs if rules.ordered else sorted(pairs)
 
 
 def _array(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:

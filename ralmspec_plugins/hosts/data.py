@@ -6,6 +6,7 @@ import enum
 import pathlib
 import uuid
 from collections.abc import Container
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, Final
 
@@ -85,6 +86,24 @@ def copied(value: Any) -> Any:
         return _copied(value, {})
     except (_OtherError, RecursionError):
         return deepcopy(value)
+
+
+def copied_where_possible(value: Any) -> Any:
+    """Copy all of a value that can be copied; the rest (a lock, a client) is shared.
+
+    >>> import threading
+    >>> ours = {"tags": ["a"], "lock": threading.Lock()}
+    >>> theirs = copied_where_possible(ours)
+    >>> theirs["tags"] is ours["tags"], theirs["lock"] is ours["lock"]
+    (False, True)
+    """
+    with suppress(Exception):  # whatever the classes inside raise
+        return copied(value)
+    if type(value) is dict:
+        return {key: copied_where_possible(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(copied_where_possible(one) for one in value)
+    return value
 
 
 def _copied(value: Any, made: dict[int, Any]) -> Any:

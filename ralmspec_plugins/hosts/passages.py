@@ -1,5 +1,6 @@
 """A host's document as a passage: compared by value, its original kept for giving back."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -9,6 +10,7 @@ from ralmspec_plugins.hosts.canonical import encoded
 from ralmspec_plugins.records import Passage
 
 _SCALARS = frozenset({str, int, bool, type(None)})  # equal ones of one type are the same
+_LONG = 16  # from here on a list may be an embedding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,16 +18,18 @@ class HostPassage(Passage):
     """A passage that stands for a document of the host.
 
     Two are equal when id, content and metadata are, by value and with their types
-    (NaN equals NaN, arrays are compared whole, keys have no order). What has no
-    value that can be read must say itself that it is equal.
+    (NaN equals NaN, arrays are compared whole). What has no value that can be read
+    must say itself that it is equal.
 
     `source` is a private copy of the host's own object, and is never handed out
     itself; `more` is what else counts, such as the fields of a document's subclass.
+    `ordered`: the order of keys counts, as where a host shows metadata as they stand.
     Make one with `host_passage`.
     """
 
     source: Any = field(default=None, compare=False, repr=False, kw_only=True)
     more: Any = field(default=None, repr=False, kw_only=True)
+    ordered: bool = field(default=False, repr=False, kw_only=True)
     _digest: "Digest | None" = field(default=None, init=False, repr=False)  # made when asked for
 
     def __eq__(self, other: object) -> bool:
@@ -34,9 +38,9 @@ class HostPassage(Passage):
             return NotImplemented
         if self is other:
             return True
-        if self.id != other.id or self.text != other.text:
+        if self.id != other.id or self.text != other.text or self.ordered != other.ordered:
             return False
-        if self.more is None and other.more is None and _plain(self.metadata, other.metadata):
+        if _plainly(self, other):
             return True
         if self.digest != other.digest:
             return False
@@ -52,7 +56,8 @@ class HostPassage(Passage):
     def digest(self) -> "Digest":
         """A short name for the passage's value."""
         if self._digest is None:
-            found = digest_of(self.id, self.text, self.metadata, self.more)
+            values = self.id, self.text, self.metadata, self.more
+            found = digest_of(*values, ordered=self.ordered)
             object.__setattr__(self, "_digest", found)
             return found
         return self._digest
@@ -66,7 +71,7 @@ class Digest:
     whole: bool
 
 
-def digest_of(*values: object) -> Digest:
+def digest_of(*values: object, ordered: bool = False) -> Digest:
     """Make the digest of these values together, whatever they are nested of.
 
     >>> digest_of("a", {"page": 1}).text == digest_of("a", {"page": 1.0}).text
@@ -80,7 +85,7 @@ def digest_of(*values: object) -> Digest:
         unread.append(value)
         return b""
 
-    whole = encoded(values, name_only)
+    whole = encoded(values, name_only, ordered=ordered)
     return Digest(blake2b(whole, digest_size=16).hexdigest(), whole=not unread)
 
 
@@ -91,6 +96,7 @@ def host_passage(
     metadata: Mapping[str, Any],
     source: Any,
     more: Any = None,
+    ordered: bool = False,
 ) -> HostPassage:
     """Make the passage of a document.
 
@@ -103,22 +109,64 @@ def host_passage(
         metadata: by reference; it belongs to `source`.
         source: a private copy of the host's document.
         more: what else counts for equality.
+        ordered: whether the order of keys counts.
     """
     if id is None:
-        id = digest_of(None, text, metadata, more).text  # noqa: A001
-    return HostPassage(id, text, metadata=metadata, source=source, more=more)
+        id = digest_of(None, text, metadata, more, ordered=ordered).text  # noqa: A001
+    return HostPassage(id, text, metadata=metadata, source=source, more=more, ordered=ordered)
 
 
-def _plain(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether both hold the same scalars; `False` also where that takes a closer look."""
-    if len(ours) != len(theirs):
+def _plainly(ours: HostPassage, theirs: HostPassage) -> bool:
+    try:
+        return _alike(ours.metadata, theirs.metadata) and _alike(ours.more, theirs.more)
+    except RecursionError:  # something that contains itself
         return False
-    for key, value in ours.items():
-        if type(key) is not str or key not in theirs or type(value) not in _SCALARS:
-            return False
-        if type(value) is not type(theirs[key]) or value != theirs[key]:
-            return False
-    return True
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether both are the same plain values in the same order.
+
+    `False` also where that takes a closer look. Nothing is compared that is not of the same
+    type, and no 0.0 with a -0.0.
+    """
+    kind = type(ours)
+    if ours is theirs:
+        return True
+    if kind is not type(theirs):
+        return False
+    if kind in _SCALARS:
+        return bool(ours == theirs)
+    if kind is float:
+        return bool(ours == theirs) and math.copysign(1, ours) == math.copysign(1, theirs)
+    if kind in (list, tuple):
+        return len(ours) == len(theirs) and (
+            _same_floats(ours, theirs) or all(map(_alike, ours, theirs))
+        )
+    if kind is dict:
+        return _alike(list(ours), list(theirs)) and _alike(
+            list(ours.values()), list(theirs.values())
+        )
+    return _plain_record(kind) and _alike(vars(ours), vars(theirs)) and _nothing_else(ours, theirs)
+
+
+def _same_floats(ours: Any, theirs: Any) -> bool:
+    """Whether both are the same floats, as embeddings are: told quickly, since they are long."""
+    return (
+        len(ours) > _LONG
+        and {*map(type, ours), *map(type, theirs)} == {float}
+        and bool(ours == theirs)
+        and 0.0 not in ours
+    )
+
+
+def _plain_record(kind: type) -> bool:
+    """Whether all that there is to an object of this class are its fields: a pydantic model."""
+    return hasattr(kind, "__pydantic_fields__")
+
+
+def _nothing_else(*models: Any) -> bool:
+    names = "__pydantic_private__", "__pydantic_extra__"
+    return not any(getattr(model, name, None) for model in models for name in names)
 
 
 def _same(ours: object, theirs: object) -> bool:

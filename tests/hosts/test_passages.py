@@ -130,3 +130,27 @@ def test_a_container_in_itself_has_a_digest() -> None:
 
     assert digest_of(loop) == digest_of(loop)
     assert digest_of(loop) != digest_of(flat)
+
+
+def test_the_order_of_keys_counts_where_it_is_to() -> None:
+    """An ordered passage is another one where a dictionary's keys stand otherwise."""
+
+    def ordered(metadata: dict[str, Any]) -> HostPassage:
+        return host_passage(id="p", text="t", metadata=metadata, source=None, ordered=True)
+
+    one, other = {"a": 1, "b": {"c": 1, "d": {2}}}, {"a": 1, "b": {"d": {2}, "c": 1}}
+
+    assert ordered(one) == ordered(copy.deepcopy(one))
+    assert ordered(one) != ordered(other)
+    assert made(one) == made(other)
+
+
+def test_what_contains_itself_is_compared() -> None:
+    """A list in itself equals its copy, and no other one."""
+    ours: list[Any] = [1]
+    ours.append(ours)
+    other: list[Any] = [2]
+    other.append(other)
+
+    assert made({"a": ours}) == made({"a": copy.deepcopy(ours)})
+    assert made({"a": ours}) != made({"a": other})
