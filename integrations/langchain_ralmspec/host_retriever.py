@@ -11,7 +11,14 @@ from langchain_core.runnables.config import ensure_config
 
 from langchain_ralmspec.asked import Asked, Calls, calling, hits_of, single_hits
 from langchain_ralmspec.inside import Concrete
-from langchain_ralmspec.looking import BatchMode, check_retriever, look_at, prepared, reached
+from langchain_ralmspec.looking import (
+    BatchMode,
+    check_retriever,
+    look_at,
+    prepared,
+    reached,
+    users_config,
+)
 from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import Look, check_way
@@ -120,6 +127,9 @@ class _Called:
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
         return hits_of(found)
+
+    def nobodys(self) -> "_Called":
+        return _Called(self.retriever, users_config(self._config), self._kwargs, None)
 
     def unheard(self, query: Query) -> Query:
         return Query(query.text, Asked(None, self._quietly))

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Final, Self
 
 from langchain_core.callbacks import (
@@ -15,7 +14,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list
 from pydantic import ConfigDict, Field, PositiveInt
 
-from langchain_ralmspec.answering import Answering, Call
+from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inside import concrete, heeding
 from langchain_ralmspec.passages import documents_of
 from langchain_ralmspec.retriever_runs import (
@@ -32,9 +31,11 @@ from langchain_ralmspec.retriever_runs import (
     outcomes_of,
     started,
 )
-from langchain_ralmspec.serving import RetrieverStats, Serving, Way
-from langchain_ralmspec.verdicts import Verdict, check_pairs, verdicts
+from langchain_ralmspec.verdicts import Verdict, verdicts
+from ralmspec_plugins.hosts.answering import Answering, Call
 from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
+from ralmspec_plugins.hosts.verdicts import check_pairs
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.shared import SharedPool
 
@@ -110,10 +111,12 @@ class SpeculativeRetriever(BaseRetriever):
             return inner._get_ls_params(**kwargs)  # noqa: SLF001 there is no other way
         return super()._get_ls_params(**kwargs)
 
-    def _answering(self) -> Answering:
+    def _way(self) -> Way[HostRetriever]:
         numbers = self.max_batch, self.lanes, self.side_by_side
-        way = Way(self.retriever, self.batching, *numbers, self.pure)
-        return Answering(self.serving, way, self.memo, self.pool)
+        return Way(HostRetriever, self.retriever, self.batching, *numbers, self.pure)
+
+    def _answering(self) -> Answering:
+        return Answering(self.serving, self._way(), self.memo, self.pool)
 
     def _call(
         self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], run: Run | None = None
@@ -121,7 +124,8 @@ class SpeculativeRetriever(BaseRetriever):
         """Take a question; runs of the wrapped retriever become children of this one's."""
         passed = {} if self.k is None else {"k": self.k}
         passed |= {key: value for key, value in kwargs.items() if key != "run_id"}
-        return self._answering().call(text, config, passed, child_calls(config, run))
+        host = self.serving.host(self._way()).for_call(config, passed, child_calls(config, run))
+        return self._answering().call(text, host)
 
     def invoke(
         self,
@@ -290,11 +294,6 @@ class SpeculativeRetriever(BaseRetriever):
         """Use as a context manager."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close."""
         self.close()

@@ -22,6 +22,7 @@ from langchain_core.runnables.config import ensure_config, patch_config
 
 from langchain_ralmspec.asked import Calls
 from langchain_ralmspec.passages import documents_of
+from ralmspec_plugins.hosts.side_by_side import all_or_first_error
 from ralmspec_plugins.records import Hits
 
 Run: TypeAlias = CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun
@@ -96,10 +97,7 @@ def given(outcomes: Sequence[Outcome], *, return_exceptions: bool) -> list[Any]:
     Raises:
         Exception: the first error, unless they are to be returned.
     """
-    for outcome in outcomes:
-        if isinstance(outcome, Exception) and not return_exceptions:
-            raise outcome
-    return list(outcomes)
+    return list(outcomes) if return_exceptions else all_or_first_error(outcomes)
 
 
 async def astarted(

@@ -46,6 +46,10 @@ class Host(Protocol):
         """Make the hits of what a batch search found: the same as a single call would give."""
         ...
 
+    def nobodys(self) -> Self:
+        """Give the same settings without their caller, to be kept and used for others too."""
+        ...
+
     def unheard(self, query: Query) -> Query:
         """Give the same query, but such that nobody is told of the calls made for it."""
         ...
@@ -96,6 +100,10 @@ class HostSearch(Generic[HostT]):
         HostSearch.__init__(other, host, self._known, self._side_by_side, fixed)
         return other
 
+    def nobodys(self, look: Look) -> Self:
+        """Give the same retriever in nobody's name, kept to a look."""
+        return self.beside(self._host.nobodys(), look)
+
     def look(self) -> Look:
         """Look at the retriever as it is now, or was when its call began."""
         if self._fixed is not None:
@@ -138,6 +146,10 @@ class HostSearch(Generic[HostT]):
     def stats(self) -> HostStats:
         """What has reached the host, for all callers together."""
         return self._known.stats
+
+    def unencoded(self, text: str) -> Query:
+        """Form the query of a text without its vector, to be asked alone or remembered."""
+        return Query(text, Asked(calls=self._host.calls))
 
     def encode(self, text: str, calls: Any = None) -> Query:
         """Form the query of a text, embedded as the store would.

@@ -1,19 +1,16 @@
-"""What all calls of one `SpeculativeRetriever` share: a line in front of the store, counts."""
+"""What all calls of one retriever in front of a host's share: a line to the store, and counts."""
 
 import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from langchain_core.runnables import Runnable, RunnableConfig
-
-from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.looking import users_config
 from ralmspec_plugins.hosts.native import BatchMode, Look
+from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.verifier import Verifier
 
@@ -22,13 +19,19 @@ _log = logging.getLogger(__name__)
 _PLACES: Final = 64  # settings (users, filters) whose calls are merged
 _WAYS: Final = 8  # sets of fields; more than one only where they are configurable
 ValueT = TypeVar("ValueT")
+SearchT = TypeVar("SearchT", bound=HostSearch[Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How a retriever is wrapped: the fields of a `SpeculativeRetriever` that matter here."""
+class Way(Generic[SearchT]):
+    """How a retriever is wrapped: the fields of a `SpeculativeRetriever` that matter here.
 
-    retriever: Runnable[Any, Any]
+    `search` makes of the host's retriever one that the core searches, given the settings
+    `batch`, `side_by_side` and `pure`.
+    """
+
+    search: Callable[..., SearchT]
+    retriever: Any
     batching: BatchMode
     max_batch: int
     lanes: int
@@ -46,7 +49,7 @@ class Way:
 class Place:
     """Where the calls of one set of settings meet."""
 
-    host: HostRetriever  # nobody's in particular, and so with nobody's handlers
+    host: HostSearch[Any]  # nobody's in particular, and so with nobody's handlers
     line: Verifier
 
 
@@ -76,9 +79,7 @@ class Serving:
 
     def _reset(self) -> None:
         self._process = os.getpid()
-        self._hosts: OrderedDict[Hashable, HostRetriever] = (
-            OrderedDict()
-        )  # the last used at the end
+        self._hosts: OrderedDict[Hashable, Any] = OrderedDict()  # the last used at the end
         self._lines: OrderedDict[Hashable, Verifier] = OrderedDict()
         self._places: OrderedDict[Hashable, Place] = OrderedDict()
 
@@ -94,35 +95,33 @@ class Serving:
         """Agree with that."""
         return hash(Serving)
 
-    def host(self, way: Way) -> HostRetriever:
+    def host(self, way: Way[SearchT]) -> SearchT:
         """Give the wrapped retriever as the core searches it."""
         if self._process != os.getpid():  # forked: the threads are not here
             self._reset()
 
-        def make() -> HostRetriever:
-            return Context().run(  # configs are completed from the context: here from nobody's
-                HostRetriever,
+        def make() -> SearchT:
+            return Context().run(  # hosts take handlers from the context: here from nobody's
+                way.search,
                 way.retriever,
                 batch=way.batching,
                 side_by_side=way.side_by_side,
                 pure=way.pure,
             )
 
-        return self._kept(self._hosts, way.key, make, _WAYS)
+        host: SearchT = self._kept(self._hosts, way.key, make, _WAYS)
+        return host
 
-    def place(
-        self, way: Way, look: Look, config: RunnableConfig, kwargs: Mapping[str, Any]
-    ) -> Place:
-        """Give the place for the calls of one signature."""
+    def place(self, way: Way[Any], asked: HostSearch[Any], look: Look) -> Place:
+        """Give the place for all calls of one signature; `asked` is the first's own retriever."""
 
         def make() -> Place:
-            make_one = self.host(way).for_call
-            host = Context().run(make_one, users_config(config), kwargs, look=look)
+            host = Context().run(asked.nobodys, look)
             return Place(host, self._line(way).beside(host))
 
         return self._kept(self._places, (way.key, look.signature), make, _PLACES)
 
-    def _line(self, way: Way) -> Verifier:
+    def _line(self, way: Way[Any]) -> Verifier:
         def make() -> Verifier:
             return Verifier(self.host(way), lanes=way.lanes, max_batch=way.max_batch)
 

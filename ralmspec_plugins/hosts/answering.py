@@ -1,16 +1,13 @@
-"""Answers the calls of a `SpeculativeRetriever`: from the memo, or by one search for many."""
+"""Answers the calls of a retriever in front of a host's: by the memo, or one search for many."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.runnables import RunnableConfig
-
-from langchain_ralmspec.asked import Asked, Calls
-from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.serving import Place, Serving, Way
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.hosts.native import Look
+from ralmspec_plugins.hosts.retriever import HostSearch
+from ralmspec_plugins.hosts.serving import Place, Serving, Way
 from ralmspec_plugins.hosts.side_by_side import aeach, each
 from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.speculation.memo import Memo
@@ -22,15 +19,14 @@ class Call:
     """One question with its caller's settings; its retriever as it is at this moment."""
 
     text: str
-    host: HostRetriever
+    host: HostSearch[Any]
     look: Look
     place: Place
-    calls: Calls
 
     @property
     def unencoded(self) -> Query:
         """The question as it stands, for the memo and for what is only passed on."""
-        return Query(self.text, Asked(None, self.calls))
+        return self.host.unencoded(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +39,21 @@ class Answering:
     """
 
     serving: Serving
-    way: Way
+    way: Way[Any]
     memo: Memo | None
     pool: SharedPool | None
 
-    def call(
-        self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], calls: Calls
-    ) -> Call:
-        """Take a question; nothing is searched yet."""
-        host = self.serving.host(self.way).for_call(config, kwargs, calls)
+    def call(self, text: str, host: HostSearch[Any]) -> Call:
+        """Take a question; nothing is searched yet.
+
+        Args:
+            text: what is asked.
+            host: the wrapped retriever with the settings of this call.
+        """
         look = host.look()
         if not look.pure:
             self.serving.warn_once(self.way.retriever)
-        place = self.serving.place(self.way, look, config, kwargs)
-        return Call(text, host, look, place, calls)
+        return Call(text, host, look, self.serving.place(self.way, host, look))
 
     def answer(self, call: Call) -> Hits:
         """Answer one question."""
