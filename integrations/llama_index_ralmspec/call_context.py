@@ -13,6 +13,7 @@ class HostContext:
 
     bundle: QueryBundle  # a copy of its own: hosts write the embedding into it
     asynchronous: bool = False
+    streaming: bool = False  # as the response synthesizer was told when the request began
     failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
 
     def recording(self) -> Recording:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.instrumentation import Dispatcher
+from llama_index.core.instrumentation.dispatcher import Dispatcher
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
 
@@ -88,23 +88,6 @@ def recorded(recording: Recording) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-
-
-@contextmanager
-def told_at_once() -> Iterator[None]:
-    """Have what is told in here told, whatever is recorded around it."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def original(teller: Any, name: str) -> Callable[..., Any]:
-    """Give the host's own method of a dispatcher or callback manager, which tells at once."""
-    method = getattr(type(teller), name)
-    host: Callable[..., Any] = getattr(method, _OURS, method)
-    return host.__get__(teller)  # type: ignore[no-any-return]
 
 
 def _install() -> None:

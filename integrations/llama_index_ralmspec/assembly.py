@@ -1,0 +1,133 @@
+"""The parts of a `SpeculativeQueryEngine`, made of the host's and held against each other."""
+
+from collections.abc import Hashable, Sequence
+from contextvars import Context
+from functools import partial
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import QueryBundle
+from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
+
+from llama_index_ralmspec.call_context import HostContext
+from llama_index_ralmspec.direct_runs import DirectRuns
+from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.lm import HostLM
+from llama_index_ralmspec.options import Options
+from llama_index_ralmspec.prompting import Prompting
+from llama_index_ralmspec.synthesis import SynthesizerLM
+from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.hosts.signatures import token_of
+from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
+from ralmspec_plugins.protocols import LanguageModel, Retriever
+from ralmspec_plugins.records import Request
+from ralmspec_plugins.schedule import Continuous, Schedule
+
+
+class Assembly:
+    """What a retriever, a synthesizer, postprocessors and options come to."""
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        synthesizer: BaseSynthesizer,
+        postprocessors: Sequence[BaseNodePostprocessor],
+        options: Options,
+        runtime: Runtime,
+    ) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: they do not fit each other; the message says what to do.
+        """
+        self.retriever, self.synthesizer = retriever, synthesizer
+        self.options, self._runtime = options, runtime
+        self._postprocessors = tuple(postprocessors)
+        self.key = key_of(retriever, synthesizer, postprocessors)
+        self._workload = workload_of(options.workload, self._lm())
+        self._host = self._hosts(retriever)
+        self._replica = None if options.replica is None else self._hosts(options.replica)
+        speculation = options.speculation
+        speculation.settings(self._host, options.schedule or Continuous(), self._replica)
+
+    def _hosts(self, retriever: BaseRetriever) -> HostRetriever:
+        """Make the host's retriever, in nobody's context: none of its spans stay with it."""
+        options = self.options
+        return Context().run(
+            partial(
+                HostRetriever,
+                retriever,
+                batch=options.batching,
+                side_by_side=options.side_by_side,
+                pure=options.pure,
+            )
+        )
+
+    def _lm(self) -> LanguageModel[object]:
+        options = self.options
+        if options.one_shot:
+            return SynthesizerLM(self.synthesizer, self._postprocessors)
+        llm = self.synthesizer._llm  # noqa: SLF001 the host has no other name for it
+        prompting = Prompting(llm, self.synthesizer)
+        if options.direct:
+            from llama_index_ralmspec.direct import direct_lm
+
+            return direct_lm(llm, prompting, self._postprocessors)
+        return HostLM(
+            llm,
+            prompting,
+            postprocessors=self._postprocessors,
+            sentence_stop=options.sentence_stop,
+            bound=options.bound,
+            continuation=options.continuation,
+        )
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far."""
+        return self._host.stats
+
+    def direct_runs(self, request: Request) -> DirectRuns | None:
+        """Give what tells of a directly driven model's segments, which no call has written."""
+        if not self.options.direct:
+            return None
+        llm = self.synthesizer._llm  # noqa: SLF001
+        return DirectRuns(request, Prompting(llm, self.synthesizer), llm, self._workload.text)
+
+    def request(self, context: HostContext) -> Request:
+        """Make the request for a query."""
+        options = self.options
+        longest = options.max_tokens
+        return Request(
+            prompt=context.bundle.query_str,
+            max_tokens=most_tokens(self._workload) if longest is None else longest,
+            seed=options.seed,
+            stop=options.stop,
+            deadline_s=options.deadline_s,
+            context=context,
+        )
+
+    def engines(self, bundle: QueryBundle) -> Engines:
+        """Give the engines for a query."""
+        host = self._host.for_call(bundle)
+        speculation, looked_into = self.options.speculation, host.looked_into
+        schedule = speculation.schedule_for(looked_into=looked_into)
+        merged = speculation.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
+        key = token_of(self.options), self.key, host.signature
+        return self._runtime.engines(key, host, partial(self._parts, schedule), merged)
+
+    def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
+        made = self.options.speculation.settings(retriever, schedule, self._replica)
+        return self._workload, made
+
+
+def key_of(
+    retriever: BaseRetriever,
+    synthesizer: BaseSynthesizer,
+    postprocessors: Sequence[BaseNodePostprocessor],
+) -> Hashable:
+    """Name the host's parts: engines are made anew where one of them is another."""
+    llm = getattr(synthesizer, "_llm", None)
+    parts = (retriever, synthesizer, llm, *postprocessors)
+    return tuple(token_of(part) for part in parts)

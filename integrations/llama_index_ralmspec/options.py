@@ -1,0 +1,123 @@
+"""The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from llama_index.core.base.base_retriever import BaseRetriever
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.hosts.speculation import Speculation, WorkloadMaker, WorkloadName, is_one_shot
+from ralmspec_plugins.schedule import Schedule
+from ralmspec_plugins.speculation.memo import Memo
+from ralmspec_plugins.speculation.shared import SharedPool
+
+Bound: TypeAlias = str | Callable[[int], Mapping[str, Any]]
+Continuation: TypeAlias = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
+class Options:
+    """How a query engine speculates, and how it writes where that is not the host's affair.
+
+    Attributes:
+        workload: "one_shot" (one retrieval, then the response synthesizer: the host's own query
+            engine), "sentences" (a retrieval for each sentence), "interval" (one every few
+            tokens), or what makes a workload of a model: `functools.partial(Interval, interval=8)`.
+        direct: drive a local `HuggingFaceLLM` by tokens and key-value cache, not by its calls.
+        bound: how the model is told to write at most n tokens; known of the usual classes.
+        continuation: that the chat model continues its own last message, and how.
+        sentence_stop: ends sentences by this stop string, for models that cannot be bounded.
+        max_tokens: the longest answer, in what the steps are allowed: 256, of sentences 1024.
+        stop: texts at which an answer ends; not for "one_shot".
+        seed: of the draws of a directly driven model.
+        deadline_s: after which a request ends with `DeadlineExceeded`.
+        speculate: False: the plain loop.
+        schedule: how far to run ahead; `Continuous` by default.
+        prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
+        pool: nodes seen so far, to guess with: one of the engine's own by default. None: one
+            for each request.
+        memo: answers of former searches, trusted: only where the index does not change.
+        replica: a cheap retriever over the same nodes that guesses for an expensive one.
+        batching: which stores are searched in batches: "exact", "probed" or "off".
+        side_by_side: single calls of the retriever at a time.
+        pure: whether the retriever finds the same for the same query; found out by its class.
+        report: whether `metadata["ralmspec"]` of a response has a `Report`.
+    """
+
+    workload: WorkloadName | WorkloadMaker = "one_shot"
+    direct: bool = False
+    bound: Bound | None = None
+    continuation: Continuation | None = None
+    sentence_stop: str | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    deadline_s: float | None = None
+    speculate: bool = True
+    schedule: Schedule | None = None
+    prefetch: int | None = None
+    pool: SharedPool | None | str = "own"
+    memo: Memo | None = None
+    replica: BaseRetriever | None = None
+    batching: BatchMode = "exact"
+    side_by_side: int = 8
+    pure: bool | None = None
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning.
+
+        Raises:
+            ConfigError: the message says what to do.
+        """
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if self.pool == "own":
+            object.__setattr__(self, "pool", SharedPool())
+        elif self.pool is not None and not isinstance(self.pool, SharedPool):
+            raise ConfigError(f"pool must be a SharedPool or None, got {self.pool!r}")
+        if self.one_shot:
+            self._refuse_steps()
+
+    def _refuse_steps(self) -> None:
+        """Refuse settings of step by step writing: here the synthesizer writes, as it is."""
+        given = {
+            "direct": self.direct,
+            "bound": self.bound,
+            "continuation": self.continuation,
+            "sentence_stop": self.sentence_stop,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+        }
+        useless = [name for name, value in given.items() if value]
+        if useless:
+            raise ConfigError(
+                f"{', '.join(useless)} cannot be used with workload='one_shot', where the host's "
+                "response synthesizer writes the whole answer: set it on the LLM itself, or use "
+                "workload='sentences' or 'interval'"
+            )
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether there is one retrieval, and then the host's response synthesizer."""
+        return is_one_shot(self.workload)
+
+    @property
+    def speculation(self) -> Speculation:
+        """The part that says how far requests run ahead."""
+        pool = self.pool if isinstance(self.pool, SharedPool) else None
+        return Speculation(
+            speculate=self.speculate,
+            schedule=self.schedule,
+            prefetch=self.prefetch,
+            pool=pool,
+            memo=self.memo,
+            side_by_side=self.side_by_side,
+            calls_cost=not self.direct,
+        )
+
+
+NAMES = frozenset(field.name for field in fields(Options))

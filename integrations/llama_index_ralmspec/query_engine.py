@@ -1,0 +1,228 @@
+"""LlamaIndex' query engine over a retriever, speculating: the same responses, sooner."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import QueryBundle
+from ralmspec_plugins.hosts.runtime import Runtime
+
+from llama_index_ralmspec.assembly import Assembly, key_of
+from llama_index_ralmspec.options import NAMES, Options
+from llama_index_ralmspec.request_run import RequestRun
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.known import HostStats
+
+
+class SpeculativeQueryEngine(RetrieverQueryEngine):
+    """Answers what a `RetrieverQueryEngine` answers, and does not wait for its searches.
+
+    With `workload="one_shot"`, the default, the response is exactly that of the host's
+    query engine with the same retriever, node postprocessors and response synthesizer:
+    text, nodes, scores, metadata. With "sentences" or "interval" it is that of the loop
+    which a user would write by hand, with a retrieval for each sentence or every few tokens.
+
+    Goes where a query engine goes: into a `QueryEngineTool`, a router, a chat engine.
+
+    >>> from llama_index.core import MockEmbedding, VectorStoreIndex
+    >>> from llama_index.core.llms import MockLLM
+    >>> from llama_index.core.schema import TextNode
+    >>> index = VectorStoreIndex([TextNode(text="The fox is red.")], embed_model=MockEmbedding(8))
+    >>> with SpeculativeQueryEngine.from_index(index, llm=MockLLM(max_tokens=4)) as engine:
+    ...     response = engine.query("What colour is the fox?")
+    >>> str(response), [node.get_content() for node in response.source_nodes]
+    ('text text text text', ['The fox is red.'])
+    """
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        response_synthesizer: BaseSynthesizer | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **options: Any,
+    ) -> None:
+        """Put the host's parts together; the arguments of `RetrieverQueryEngine` first.
+
+        Args:
+            retriever: any retriever of the host's; vector stores are looked into.
+            response_synthesizer: writes the response; over `Settings.llm` by default. The
+                workloads with many steps take its model and its text_qa_template.
+            node_postprocessors: applied to what a search finds, in every step.
+            callback_manager: the host's.
+            options: see `Options`.
+
+        Raises:
+            TypeError: an unknown option.
+            ConfigError: the parts do not fit each other; the message says what to do.
+        """
+        self._use(_options(options), Runtime())
+        super().__init__(retriever, response_synthesizer, node_postprocessors, callback_manager)
+        self._assembled()  # what does not fit is refused here
+
+    def _use(self, options: Options, runtime: Runtime) -> None:
+        self._options = options
+        self._runtime = runtime
+        self._assembly: Assembly | None = None
+
+    @classmethod
+    def from_args(cls, retriever: BaseRetriever, **arguments: Any) -> Self:
+        """Make one as `RetrieverQueryEngine.from_args` does.
+
+        Args:
+            retriever: any retriever of the host's.
+            arguments: those of `RetrieverQueryEngine.from_args` (`llm`, `response_mode`,
+                `text_qa_template`, `streaming`, ...), and those of `Options`.
+
+        Raises:
+            TypeError: an unknown argument.
+            ConfigError: the parts do not fit each other; the message says what to do.
+        """
+        own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
+        unknown = sorted(arguments.keys() - _OF_HOST)
+        if unknown:
+            raise TypeError(
+                f"unknown arguments {', '.join(unknown)}; known are those of "
+                f"RetrieverQueryEngine.from_args ({', '.join(sorted(_OF_HOST))}) and of "
+                f"Options ({', '.join(sorted(NAMES))})"
+            )
+        return cls.wrap(RetrieverQueryEngine.from_args(retriever, **arguments), **own)
+
+    @classmethod
+    def from_index(cls, index: BaseIndex[Any], **arguments: Any) -> Self:
+        """Make one in place of `index.as_query_engine(...)`.
+
+        Args:
+            index: the index.
+            arguments: those of `as_query_engine`, which the retriever gets too
+                (`similarity_top_k`, `filters`, ...), and those of `Options`.
+
+        Raises:
+            ConfigError: it makes no query engine over a retriever, or the parts do not fit.
+        """
+        own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
+        return cls.wrap(index.as_query_engine(**arguments), **own)
+
+    @classmethod
+    def wrap(cls, engine: Any, **options: Any) -> Self:
+        """Make one of the parts of a query engine that there is.
+
+        Args:
+            engine: a `RetrieverQueryEngine`.
+            options: see `Options`.
+
+        Raises:
+            ConfigError: it is another one, or the parts do not fit.
+        """
+        if type(engine) not in (RetrieverQueryEngine, SpeculativeQueryEngine):
+            raise ConfigError(
+                "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
+                f"response synthesizer; got {type(engine).__name__}. Give it the parts by "
+                "SpeculativeQueryEngine(retriever, response_synthesizer, ...), or put ours inside"
+            )
+        return cls(
+            engine.retriever,
+            engine._response_synthesizer,  # noqa: SLF001 the host has no other name for them
+            list(engine._node_postprocessors),  # noqa: SLF001
+            engine.callback_manager,
+            **options,
+        )
+
+    @property
+    def options(self) -> Options:
+        """How it speculates."""
+        return self._options
+
+    def with_options(self, **changed: Any) -> Self:
+        """Give the same engine with other options; what was learned, and threads, are shared.
+
+        Raises:
+            TypeError: an unknown option.
+            ConfigError: the options do not fit the parts.
+        """
+        return self._like(self._retriever, replace(self._options, **changed), self._runtime)
+
+    def with_retriever(self, retriever: BaseRetriever) -> Self:
+        """Give the same engine over another retriever."""
+        return self._like(retriever, self._options, Runtime())
+
+    def _like(self, retriever: BaseRetriever, options: Options, runtime: Runtime) -> Self:
+        made = object.__new__(type(self))
+        made._use(options, runtime)
+        RetrieverQueryEngine.__init__(
+            made,
+            retriever,
+            self._response_synthesizer,
+            self._node_postprocessors,
+            self.callback_manager,
+        )
+        made._assembled()
+        return made
+
+    def _assembled(self) -> Assembly:
+        """Give the parts; anew where the host's were replaced since."""
+        processors: Sequence[BaseNodePostprocessor] = self._node_postprocessors
+        parts = (self._retriever, self._response_synthesizer, processors)
+        if self._assembly is None or self._assembly.key != key_of(*parts):
+            self._assembly = Assembly(*parts, self._options, self._runtime)
+        return self._assembly
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        """Answer a query."""
+        payload = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
+            response = RequestRun(self._assembled(), query_bundle).response()
+            told.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        """Answer a query on an event loop."""
+        payload = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
+            run = RequestRun(self._assembled(), query_bundle, asynchronous=True)
+            response = await run.aresponse()
+            told.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far: round trips, and queries in them."""
+        return self._assembled().stats
+
+    def close(self) -> None:
+        """Wait for searches that nobody needs any more, and let the threads go."""
+        self._runtime.close()
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+_OF_HOST = frozenset(
+    {
+        *("llm", "response_synthesizer", "node_postprocessors", "callback_manager"),
+        *("response_mode", "text_qa_template", "refine_template", "summary_template"),
+        *("simple_template", "chat_content_qa_template", "chat_content_refine_template"),
+        *("output_cls", "use_async", "streaming", "verbose", "multimodal"),
+    }
+)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    unknown = sorted(given.keys() - NAMES)
+    if unknown:
+        raise TypeError(
+            f"unknown options {', '.join(unknown)}; known are {', '.join(sorted(NAMES))}"
+        )
+    return Options(**given)

@@ -1,0 +1,252 @@
+"""Tells LlamaIndex' handlers of a request: what is committed, in the host's order, and guesses.
+
+A retrieval is told by the host's own code: a twin of the retriever goes through its
+public `retrieve`, and finds at once what the search has found. A call of the model
+is told from the recording that was made of it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from llama_index_ralmspec.call_context import HostContext
+from llama_index_ralmspec.direct_runs import DirectRuns
+from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.passages import nodes_of
+from llama_index_ralmspec.recording import Recording
+from llama_index_ralmspec.replay import Replay
+from ralmspec_plugins import events as happened
+from ralmspec_plugins.hosts.asked import Asked, Origin
+from ralmspec_plugins.records import Hit, Query, Retrieved
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class Telling:
+    """Tells one request's events, in its own context, one after the other."""
+
+    def __init__(
+        self, context: HostContext, retriever: BaseRetriever, direct: DirectRuns | None = None
+    ) -> None:
+        """Begin with nothing told.
+
+        Args:
+            context: the request's.
+            retriever: the host's, whose runs are told.
+            direct: tells of segments that no call of the host has written.
+        """
+        self._direct = direct
+        self._context = context
+        self._retriever = retriever
+        self._retrieved: Retrieved | None = None  # of the step that is being told
+        self._first = True  # the request's own query is still to come
+        self._replay: Replay | None = None  # of the call that is being told
+        self._unanswered: Query | None = None  # whose search the request's error comes from
+
+    def tell(self, event: happened.Event) -> None:
+        """Tell one event of the engine."""
+        if isinstance(event, happened.Confirmed):
+            self._tell_retrieval(event.retrieved)
+        else:
+            self._tell_rest(event)
+
+    async def atell(self, event: happened.Event) -> None:
+        """Tell one event, a retrieval as the host's asynchronous methods do."""
+        if isinstance(event, happened.Confirmed):
+            await self._atell_retrieval(event.retrieved)
+        else:
+            self._tell_rest(event)
+
+    def _tell_rest(self, event: happened.Event) -> None:
+        if isinstance(event, happened.Guessed):
+            ids = [hit.passage.id for hit in event.hits]
+            _dispatcher.event(GuessEvent(query_str=event.query.text, node_ids=ids))
+        elif isinstance(event, happened.Judged):
+            _dispatcher.event(VerificationEvent(query_str=event.query.text, right=event.right))
+        elif isinstance(event, happened.RolledBack):
+            _dispatcher.event(RollbackEvent(segments=event.segments))
+        elif isinstance(event, happened.Commit):
+            self._retrieved = event.retrieved
+            self._hand_on(recording_of(event.state))
+            if self._direct is not None:
+                self._direct.tell(event)
+        elif isinstance(event, happened.Settled):
+            self._hand_on(recording_of(event.state), begun=True)
+        elif isinstance(event, happened.Failed):
+            self._unanswered = event.query
+
+    def ended(self) -> None:
+        """Tell what the last call has told since it was committed."""
+        if self._replay is not None:
+            self._replay.hand_on()
+
+    def _hand_on(self, recording: Recording | None, *, begun: bool = False) -> None:
+        """Tell a call of the model that is committed, its nodes with their real scores."""
+        if recording is None:
+            return
+        if self._replay is None or self._replay.recording is not recording:
+            if self._replay is not None:
+                self._replay.hand_on()  # it broke off, and was made once more
+            self._replay = Replay(recording)
+            if self._retrieved is not None:
+                score(recording, self._retrieved.hits)
+            self._replay.hand_on(recording.begun if begun else None)
+            return
+        self._replay.hand_on()
+
+    def _tell_retrieval(self, retrieved: Retrieved) -> None:
+        self._retrieved = retrieved
+        recording = recorded_inside(retrieved.hits)
+        if recording is not None:
+            Replay(recording, again=True).hand_on()
+            return
+        bundle = self._bundle(retrieved.query)
+        twin(self._retriever, _found(retrieved.query, retrieved.hits)).retrieve(bundle)
+
+    async def _atell_retrieval(self, retrieved: Retrieved) -> None:
+        self._retrieved = retrieved
+        recording = recorded_inside(retrieved.hits)
+        if recording is not None:
+            Replay(recording, again=True).hand_on()
+            return
+        bundle = self._bundle(retrieved.query)
+        await twin(self._retriever, _found(retrieved.query, retrieved.hits)).aretrieve(bundle)
+
+    def _bundle(self, query: Query) -> QueryBundle:
+        """Give the query as the host's retriever gets it: the caller's own, the first time."""
+        own, self._first = self._first, False
+        if own and query.text == self._context.bundle.query_str:
+            return self._context.query()
+        return QueryBundle(query.text)
+
+    def failed(self, error: BaseException) -> None:
+        """Tell of the call that the request's error comes from; nothing of a request given up."""
+        if not self._tell_failed_call(error) and isinstance(error, Exception):
+            broken = self._broken(error)
+            if broken is not None:
+                _outcome(broken[0].retrieve, broken[1], error)
+
+    async def afailed(self, error: BaseException) -> None:
+        """Do the same, a search as the host's asynchronous methods tell of it."""
+        if not self._tell_failed_call(error) and isinstance(error, Exception):
+            broken = self._broken(error)
+            if broken is not None:
+                await _aoutcome(broken[0].aretrieve, broken[1], error)
+
+    def _tell_failed_call(self, error: BaseException) -> bool:
+        recording = self._context.recording_of(error)
+        if recording is not None:
+            self._hand_on(recording)
+        return recording is not None
+
+    def _broken(self, error: Exception) -> tuple[Any, QueryBundle] | None:
+        """Give a retriever that fails as the search did, and what it is asked."""
+        query = self._unanswered
+        if query is None:
+            return None
+        return twin(self._retriever, _raising(error)), self._bundle(query)
+
+
+def recording_of(state: Any) -> Recording | None:
+    """Find the recording of the call that wrote a state."""
+    draft = getattr(state, "draft", state)
+    found = getattr(draft, "recording", None)
+    return found if isinstance(found, Recording) else None
+
+
+def recorded_inside(hits: Sequence[Hit]) -> Recording | None:
+    """Give the recording of the call that found these hits, if it was kept."""
+    origins = (hit.features for hit in hits)
+    found = next((one.recording for one in origins if isinstance(one, Origin)), None)
+    return found if isinstance(found, Recording) else None
+
+
+def score(recording: Recording, hits: Sequence[Hit]) -> None:
+    """Give the nodes of a committed call the scores of the search that confirmed it.
+
+    They may have been a guess's when the call was made. The same objects stand in the
+    response, and in what is told of it.
+    """
+    for node, hit in zip(recording.nodes, hits, strict=False):
+        if node.node.node_id == hit.passage.id:
+            node.score = hit.score
+
+
+def twin(retriever: BaseRetriever, find: Callable[[QueryBundle], list[NodeWithScore]]) -> Any:
+    """Make a retriever that tells what this one tells, and finds what it is given."""
+    made = object.__new__(type(retriever))
+    made.__dict__.update(retriever.__dict__)
+    dispatcher = get_dispatcher(type(retriever).__module__)
+
+    def _retrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return find(query_bundle)
+
+    async def _aretrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return find(query_bundle)
+
+    made.__dict__["_retrieve"] = dispatcher.span(MethodType(_retrieve, made))
+    made.__dict__["_aretrieve"] = dispatcher.span(MethodType(_aretrieve, made))
+    # What is found has been looked into and freed of duplicates already.
+    made.__dict__["_handle_recursive_retrieval"] = _as_they_are
+    made.__dict__["_ahandle_recursive_retrieval"] = _aas_they_are
+    return made
+
+
+def _as_they_are(query_bundle: QueryBundle, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    return nodes
+
+
+async def _aas_they_are(
+    query_bundle: QueryBundle, nodes: list[NodeWithScore]
+) -> list[NodeWithScore]:
+    return nodes
+
+
+def _found(query: Query, hits: Sequence[Hit]) -> Callable[[QueryBundle], list[NodeWithScore]]:
+    """Make a search that has been made: its embedding is told, and its nodes are given."""
+
+    def find(bundle: QueryBundle) -> list[NodeWithScore]:
+        asked = query.encoding
+        if isinstance(asked, Asked) and isinstance(asked.recording, Recording):
+            Replay(asked.recording).hand_on()
+        return nodes_of(hits)
+
+    return find
+
+
+def _raising(error: Exception) -> Callable[[QueryBundle], list[NodeWithScore]]:
+    def find(bundle: QueryBundle) -> list[NodeWithScore]:
+        raise error
+
+    return find
+
+
+def _outcome(call: Callable[[QueryBundle], Any], bundle: QueryBundle, error: Exception) -> None:
+    """Have a search fail once more, for those who hear of it."""
+    _unflag(error)
+    try:
+        call(bundle)
+    except Exception as raised:
+        if raised is not error:
+            raise
+
+
+async def _aoutcome(
+    call: Callable[[QueryBundle], Awaitable[Any]], bundle: QueryBundle, error: Exception
+) -> None:
+    _unflag(error)
+    try:
+        await call(bundle)
+    except Exception as raised:
+        if raised is not error:
+            raise
+
+
+def _unflag(error: Exception) -> None:
+    """Take off the mark that callback managers leave on an error that they have told."""
+    if hasattr(error, "event_added"):
+        del error.event_added
