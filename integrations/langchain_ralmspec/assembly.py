@@ -1,9 +1,9 @@
 """The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -16,28 +16,25 @@ from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.looking import users_config
 from langchain_ralmspec.models import unwrapped
 from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
-from langchain_ralmspec.runtime import Engines, Parts
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of
-from ralmspec_plugins import Answer, Continuous, Replica, Request, Settings
-from ralmspec_plugins.costs import HOPELESS
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins import Answer, Continuous, Request
 from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.hosts.runtime import Engines, Parts
 from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
+from ralmspec_plugins.hosts.speculation import (
+    Speculation,
+    WorkloadName,
+    is_one_shot,
+    most_tokens,
+    workload_of,
+)
+from ralmspec_plugins.protocols import LanguageModel, Retriever
 from ralmspec_plugins.schedule import Schedule
-from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
 if TYPE_CHECKING:
     from langchain_ralmspec.runnable import SpeculativeRAG
 
-WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
-
-_WORKLOADS: Final[Mapping[str, Callable[[Any], Workload[Any]]]] = {
-    "one_shot": OneShot,
-    "sentences": Sentences,
-    "interval": Interval,
-}
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
     *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
@@ -45,9 +42,6 @@ _OF_ENGINES: Final = (
     *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
 )
-_MOST_TOKENS: Final = 256
-_MOST_PREFETCHED: Final = 80  # 20 k for the hosts' default k of 4
-_WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
 _PLAIN: Final = (str, int, float, bool, type(None))
 
 
@@ -70,11 +64,16 @@ class Assembly:
             format_docs=rag.format_docs,
             document_variable=rag.document_variable_name,
         )
-        self._workload = _workload(rag, self._lm())
+        by_default: WorkloadName = "interval" if rag.direct else "sentences"
+        self._workload = workload_of(rag.workload or by_default, self._lm())
         of_host = (rag.retriever, rag.batching, rag.side_by_side, rag.pure)
         self._host = rag.runtime.host(tuple(map(_identity, of_host)), self._made_host)
+        self._replica = None
+        if rag.replica is not None:
+            self._replica = Context().run(HostRetriever, rag.replica)  # as the other
         self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
-        self._settings(self._host, schedule=rag.schedule or Continuous())  # refuse early
+        self._speculation = _speculation(rag)
+        self._parts(rag.schedule or Continuous(), self._host)  # refuse early
 
     def _made_host(self) -> HostRetriever:
         """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
@@ -98,7 +97,7 @@ class Assembly:
         rag = self._rag
         return {
             "stop": rag.stop,
-            "max_tokens": self._most_tokens() if rag.max_tokens is None else rag.max_tokens,
+            "max_tokens": most_tokens(self._workload) if rag.max_tokens is None else rag.max_tokens,
             "seed": rag.seed,
             "deadline_s": rag.deadline_s,
         }
@@ -107,13 +106,6 @@ class Assembly:
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far."""
         return self._host.stats
-
-    def _most_tokens(self) -> int:
-        """Give an answer's length: of sentences, as much as the workload's own bounds allow."""
-        workload = self._workload
-        if isinstance(workload, Sentences):
-            return workload.tokens * workload.max_sentences
-        return _MOST_TOKENS
 
     def direct_runs(self, request: Request) -> DirectRuns | None:
         """Give what tells of a directly driven model's segments, which no call has written."""
@@ -140,7 +132,7 @@ class Assembly:
         """Whether the answer is the text itself, so that it can be given out as it comes."""
         if self._rag.output_parser is not None:
             return False
-        return not _is_one_shot(self._rag.workload) or _gives_text(self._rag.llm)
+        return not is_one_shot(self._rag.workload) or _gives_text(self._rag.llm)
 
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
         """Make what a request answers, where that is not its text.
@@ -165,7 +157,7 @@ class Assembly:
     def _output(self, answer: Answer) -> Any:
         """Give what a parser gets: of one call what it gave, of many their text."""
         message = getattr(getattr(answer.state, "draft", None), "message", None)
-        if message is None or not _is_one_shot(self._rag.workload):
+        if message is None or not is_one_shot(self._rag.workload):
             return answer.text
         plain = self._rag.output_parser is None and isinstance(message, str | BaseMessage)
         return answer.text if plain else message
@@ -173,19 +165,11 @@ class Assembly:
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
         host = self._host_for(config)
-        lanes = 1 if host.looked_into else self._rag.side_by_side
-        schedule = self._rag.schedule or Continuous(lanes=lanes, least_right=self._least_right)
-        if isinstance(schedule, Continuous):
-            lanes = schedule.lanes
-        # Merging single calls would only make them wait for each other.
-        merged = lanes if host.looked_into and host.pure else None
+        speculation, looked_into = self._speculation, host.looked_into
+        schedule = speculation.schedule_for(looked_into=looked_into)
+        merged = speculation.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
         key = self._key, host.signature
         return self._rag.runtime.engines(key, host, partial(self._parts, schedule), merged)
-
-    @property
-    def _least_right(self) -> float:
-        """Ask more of guesses where a wrong one costs a call that may be paid for."""
-        return HOPELESS if self._rag.direct else _WORTH_A_CALL
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call: of its config, only what sets the retriever up.
@@ -204,23 +188,7 @@ class Assembly:
         return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
 
     def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
-        return self._workload, self._settings(retriever, schedule)
-
-    def _settings(self, retriever: Retriever, schedule: Schedule) -> Settings:
-        rag = self._rag
-        shared = partial(
-            Settings,
-            schedule=schedule,
-            prefetch=_prefetch(retriever) if rag.prefetch is None else rag.prefetch,
-            memo=rag.memo,
-            speculate=rag.speculate,
-        )
-        if rag.replica is None:
-            return shared(pool=rag.pool)
-        host = Context().run(HostRetriever, rag.replica)  # nobody's handlers stay with it
-        replica = Replica(host, of=retriever, reencode=True)
-        pools = () if rag.pool is None else (rag.pool.of(retriever),)
-        return shared(speculators=(*pools, replica))
+        return self._workload, self._speculation.settings(retriever, schedule, self._replica)
 
     def _lm(self) -> LanguageModel[Any]:
         rag = self._rag
@@ -229,32 +197,23 @@ class Assembly:
         return HostLM(
             self.llm.runnable,
             self._prompting,
-            whole=_is_one_shot(rag.workload),
+            whole=is_one_shot(rag.workload),
             sentence_stop=rag.sentence_stop,
             bound=rag.bound,
             continuation=rag.continuation,
         )
 
 
-def _workload(rag: "SpeculativeRAG", lm: LanguageModel[Any]) -> Workload[Any]:
-    chosen = rag.workload or ("interval" if rag.direct else "sentences")
-    if not isinstance(chosen, str):
-        return chosen(lm)
-    if chosen not in _WORKLOADS:
-        raise ConfigError(
-            f"unknown workload {chosen!r}; known are {', '.join(get_args(WorkloadName))}"
-        )
-    return _WORKLOADS[chosen](lm)
-
-
-def _is_one_shot(workload: Any) -> bool:
-    return workload == "one_shot" or getattr(workload, "func", workload) is OneShot
-
-
-def _prefetch(retriever: Retriever) -> int | None:
-    """Bound how many documents a search brings: each is a Python object, made and copied."""
-    k = getattr(retriever, "k", None)
-    return None if k is None or 20 * k <= _MOST_PREFETCHED else max(_MOST_PREFETCHED, 2 * k)
+def _speculation(rag: "SpeculativeRAG") -> Speculation:
+    return Speculation(
+        speculate=rag.speculate,
+        schedule=rag.schedule,
+        prefetch=rag.prefetch,
+        pool=rag.pool,
+        memo=rag.memo,
+        side_by_side=rag.side_by_side,
+        calls_cost=not rag.direct,
+    )
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:

@@ -1,7 +1,6 @@
 """A request's question and what comes back: input, context, answer, in pieces that add up."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.documents import Document
@@ -12,20 +11,18 @@ from langchain_ralmspec.passages import document_of
 from ralmspec_plugins import Answer, Retrieved, Stats
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.passages import HostPassage
-from ralmspec_plugins.hosts.text_draft import Usage
+from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
 from ralmspec_plugins.records import Passage, passages_of
-from ralmspec_plugins.stats import Outcome, Span
 
 Output: TypeAlias = Literal["reply", "answer"]
-REPORT: Final = "ralmspec"  # the key of the report in a reply
 _OWN: Final = ("context", "answer", REPORT)
 
 
 class Report(TypedDict):
     """What an answer took: under the key "ralmspec" of a reply.
 
-    Plain values, since replies are kept in checkpoints and sent as JSON; `stats_of`
-    makes a `Stats` of them again.
+    `ralmspec_plugins.hosts.reports.Report`, as pydantic can read it in an output schema;
+    `stats_of` makes a `Stats` of it again.
     """
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
@@ -85,7 +82,7 @@ class Pieces:
         self._given = {key: value for key, value in given.items() if key not in _OWN}
         self._text_is_answer = text_is_answer
         self._seen: dict[str, list[Passage]] = {}  # passages of earlier steps, by id
-        self._queries: list[str] = []
+        self._began = False
         self._shown = 0
 
     def begin(self) -> AddableDict:
@@ -98,8 +95,7 @@ class Pieces:
         new = [one for one in found if one not in self._seen.get(one.id, ())]
         for passage in new:
             self._seen.setdefault(passage.id, []).append(passage)
-        first = not self._queries
-        self._queries.append(step.query.text)
+        first, self._began = not self._began, True
         if new or first:
             documents = [document_of(one) for one in new if isinstance(one, HostPassage)]
             yield AddableDict(context=documents)
@@ -113,31 +109,13 @@ class Pieces:
 
     def end(self, answer: Answer, made: Any) -> Iterator[AddableDict]:
         """Give what is still missing, and the report; `made` is an answer that is no text."""
-        if not self._queries:
+        if not self._began:
             yield AddableDict(context=[])
         if not self._text_is_answer:
             yield AddableDict(answer=made)
         elif not self._shown:
             yield AddableDict(answer="")
-        yield AddableDict({REPORT: self._report(answer)})
-
-    def _report(self, answer: Answer) -> Report:
-        draft = getattr(answer.state, "draft", answer.state)
-        usage: Usage | None = getattr(draft, "usage", None)
-        return Report(
-            stats=_plain(answer.stats),
-            queries=list(self._queries),
-            usage=None if usage is None or usage == Usage() else asdict(usage),
-        )
-
-
-def _plain(stats: Stats) -> dict[str, Any]:
-    spans = [{**asdict(span), "outcome": span.outcome.value} for span in stats.timeline]
-    return {
-        **asdict(replace(stats, timeline=())),
-        "batch_sizes": list(stats.batch_sizes),
-        "timeline": spans,
-    }
+        yield AddableDict({REPORT: report_of(answer)})
 
 
 def stats_of(reply: Mapping[str, Any]) -> Stats:
@@ -146,15 +124,7 @@ def stats_of(reply: Mapping[str, Any]) -> Stats:
     Raises:
         InputError: the reply has no report.
     """
-    try:
-        values = reply[REPORT]["stats"]
-        spans = [Span(**{**one, "outcome": Outcome(one["outcome"])}) for one in values["timeline"]]
-        sizes = tuple(values["batch_sizes"])
-        return Stats(**{**values, "batch_sizes": sizes, "timeline": tuple(spans)})
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"expected a reply of SpeculativeRAG with its report under {REPORT!r}, got {reply!r}"
-        ) from error
+    return stats_in(reply, "a reply of SpeculativeRAG")
 
 
 def whole(pieces: Iterable[AddableDict], output: Output) -> Any:

@@ -15,15 +15,15 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_con
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
-from langchain_ralmspec.assembly import Assembly, WorkloadName
+from langchain_ralmspec.assembly import Assembly
 from langchain_ralmspec.reply import Output, Reply, given_out, whole
 from langchain_ralmspec.request_run import RequestRun
-from langchain_ralmspec.runtime import Runtime
 from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.hosts.runtime import Runtime
+from ralmspec_plugins.hosts.speculation import WorkloadMaker, WorkloadName
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation
-from ralmspec_plugins.protocols import LanguageModel, Workload
 
 Question: TypeAlias = str | dict[str, Any]
 Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answer"`, the answer's
@@ -71,7 +71,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
     """Makes `answer` of the whole text; the text itself by default."""
 
-    workload: WorkloadName | Callable[[LanguageModel[Any]], Workload[Any]] | None = None
+    workload: WorkloadName | WorkloadMaker | None = None
     """"sentences" (the default: a sentence a step), "interval" (a few tokens a step; the default
     of `direct`), "one_shot" (one retrieval, one call), or what makes one of a model, such as
     `functools.partial(Interval, interval=8)`."""

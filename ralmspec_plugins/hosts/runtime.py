@@ -1,4 +1,4 @@
-"""What the calls of one runnable share: verifiers in front of the stores, engines, threads."""
+"""What the calls of one host's object share: verifiers in front of stores, engines, threads."""
 
 import os
 import threading
@@ -6,15 +6,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-from langchain_ralmspec.host_retriever import HostRetriever
-from ralmspec_plugins import AsyncEngine, Engine, Settings, Verifier
-from ralmspec_plugins.engine import THREADS
+from ralmspec_plugins.async_engine import AsyncEngine
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.engine import THREADS, Engine
 from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.verifier import Verifier
 
 _MOST: Final = 64  # engines that are kept: one for each user's store and for each setting in use
 
+HostT = TypeVar("HostT")
 Parts: TypeAlias = tuple[Workload[Any], Settings]
 
 
@@ -29,8 +31,8 @@ class Engines:
 class Runtime:
     """Made when the first call comes, anew in a forked process, and shared by all copies.
 
-    LangChain copies a runnable for each call whose config sets a field. The copies
-    have the same runtime, so verifiers, threads and what was learned stay.
+    Hosts copy their objects (LangChain a runnable, for each call whose config sets a
+    field). The copies have the same runtime, so verifiers, threads and what was learned stay.
     """
 
     def __init__(self) -> None:
@@ -47,9 +49,9 @@ class Runtime:
         self._threads: ThreadPoolExecutor | None = None
         self._verifiers: dict[int, Verifier] = {}  # by their number of lanes
         self._engines: OrderedDict[Hashable, Engines] = OrderedDict()
-        self._hosts: dict[Hashable, HostRetriever] = {}
+        self._hosts: dict[Hashable, Any] = {}
 
-    def host(self, key: Hashable, make: Callable[[], HostRetriever]) -> HostRetriever:
+    def host(self, key: Hashable, make: Callable[[], HostT]) -> HostT:
         """Give the host's retriever of this key: copies share what is known of it, and counts.
 
         Raises:
@@ -58,7 +60,8 @@ class Runtime:
         with self._lock:
             if key not in self._hosts:
                 self._hosts[key] = make()
-            return self._hosts[key]
+            host: HostT = self._hosts[key]
+            return host
 
     def engines(
         self,
