@@ -1,8 +1,7 @@
 """Models whose next word depends on all that stands before it, and so on every document."""
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, BaseLLM
@@ -17,36 +16,11 @@ from langchain_core.outputs import (
 )
 from pydantic import Field
 
-WORDS = (
-    *(" ships", " storm", " island", " keeper", " lighthouse", " sea", " crêpes", " 25 €", " 🙂"),
-    *(" 3.5 kg", " and", " the", ". The", '!" Then', "? No", ".\n\nA", " (so)", " señor", " naïve"),
-)
-_END = 17  # one word in so many is the last
+from tests.words import words_after
 
 
 class HostDownError(Exception):
     """What a host raises."""
-
-
-def next_word(text: str) -> str | None:
-    """Give the word that follows a text, or None at its end."""
-    number = int.from_bytes(hashlib.blake2b(text[-400:].encode(), digest_size=4).digest())
-    return None if number % _END == 0 else WORDS[number % len(WORDS)]
-
-
-def words_after(text: str, tokens: int, stop: Sequence[str] | None) -> tuple[list[str], str]:
-    """Give the words that follow, and why there are no more; a stop string ends them."""
-    written: list[str] = []
-    while len(written) < tokens:
-        word = next_word(text + "".join(written))
-        if word is None:
-            return written, "stop"
-        written.append(word)
-        whole = "".join(written)
-        found = [whole.find(mark) for mark in stop or () if mark in whole]
-        if found:
-            return [whole[: min(found)]] if min(found) else [], "stop"
-    return written, "length"
 
 
 class WordLLM(BaseLLM):
