@@ -1,1 +1,24 @@
-"""Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner."""
+"""Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner.
+
+`SpeculativeQueryEngine` is a query engine over a retriever, and `SpeculativeRetriever` is
+the retriever's part alone.
+"""
+
+from ralmspec_plugins.errors import MissingExtraError
+
+try:
+    import llama_index.core as _llama_index_core  # noqa: F401 the rest of this package needs it
+except ImportError as missing:
+    raise MissingExtraError("llama-index", "llama-index-core") from missing
+
+from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.options import Options
+from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
+
+__all__ = [
+    "GuessEvent",
+    "Options",
+    "RollbackEvent",
+    "SpeculativeQueryEngine",
+    "VerificationEvent",
+]

@@ -3,12 +3,13 @@
 from collections.abc import Hashable, Sequence
 from contextvars import Context
 from functools import partial
+from typing import Final
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
-from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
 
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.direct_runs import DirectRuns
@@ -18,11 +19,14 @@ from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.synthesis import SynthesizerLM
 from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
 from ralmspec_plugins.protocols import LanguageModel, Retriever
 from ralmspec_plugins.records import Request
 from ralmspec_plugins.schedule import Continuous, Schedule
+
+_TEMPLATES: Final = ("text_qa_template", "summary_template")
 
 
 class Assembly:
@@ -69,7 +73,7 @@ class Assembly:
         if options.one_shot:
             return SynthesizerLM(self.synthesizer, self._postprocessors)
         llm = self.synthesizer._llm  # noqa: SLF001 the host has no other name for it
-        prompting = Prompting(llm, self.synthesizer)
+        prompting = self._prompting()
         if options.direct:
             from llama_index_ralmspec.direct import direct_lm
 
@@ -83,6 +87,10 @@ class Assembly:
             continuation=options.continuation,
         )
 
+    def _prompting(self) -> Prompting:
+        template = template_of(self.synthesizer)
+        return Prompting() if template is None else Prompting(text_qa_template=template)
+
     @property
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far."""
@@ -93,7 +101,7 @@ class Assembly:
         if not self.options.direct:
             return None
         llm = self.synthesizer._llm  # noqa: SLF001
-        return DirectRuns(request, Prompting(llm, self.synthesizer), llm, self._workload.text)
+        return DirectRuns(request, self._prompting(), llm, self._workload.text)
 
     def request(self, context: HostContext) -> Request:
         """Make the request for a query."""
@@ -128,6 +136,12 @@ def key_of(
     postprocessors: Sequence[BaseNodePostprocessor],
 ) -> Hashable:
     """Name the host's parts: engines are made anew where one of them is another."""
-    llm = getattr(synthesizer, "_llm", None)
-    parts = (retriever, synthesizer, llm, *postprocessors)
+    llm, template = getattr(synthesizer, "_llm", None), template_of(synthesizer)
+    parts = (retriever, synthesizer, llm, template, *postprocessors)
     return tuple(token_of(part) for part in parts)
+
+
+def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
+    """Give the prompt with which a synthesizer shows nodes and question to the model."""
+    prompts = synthesizer.get_prompts()
+    return next((prompts[name] for name in _TEMPLATES if name in prompts), None)

@@ -58,7 +58,7 @@ class Options:
     speculate: bool = True
     schedule: Schedule | None = None
     prefetch: int | None = None
-    pool: SharedPool | None | str = "own"
+    pool: SharedPool | str | None = "own"
     memo: Memo | None = None
     replica: BaseRetriever | None = None
     batching: BatchMode = "exact"

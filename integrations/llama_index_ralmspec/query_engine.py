@@ -12,13 +12,13 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
-from ralmspec_plugins.hosts.runtime import Runtime
 
 from llama_index_ralmspec.assembly import Assembly, key_of
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.request_run import RequestRun
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.hosts.runtime import Runtime
 
 
 class SpeculativeQueryEngine(RetrieverQueryEngine):

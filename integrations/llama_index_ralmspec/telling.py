@@ -176,40 +176,48 @@ def score(recording: Recording, hits: Sequence[Hit]) -> None:
             node.score = hit.score
 
 
-def twin(retriever: BaseRetriever, find: Callable[[QueryBundle], list[NodeWithScore]]) -> Any:
+def twin(retriever: BaseRetriever, find: Callable[[], list[NodeWithScore]]) -> Any:
     """Make a retriever that tells what this one tells, and finds what it is given."""
     made = object.__new__(type(retriever))
     made.__dict__.update(retriever.__dict__)
     dispatcher = get_dispatcher(type(retriever).__module__)
+    # With the host's own names and arguments, which stand in its spans.
 
-    def _retrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return find(query_bundle)
+    def _retrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:  # noqa: ARG001
+        return find()
 
-    async def _aretrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return find(query_bundle)
+    async def _aretrieve(  # what is found is there already
+        self: Any,  # noqa: ARG001
+        query_bundle: QueryBundle,  # noqa: ARG001
+    ) -> list[NodeWithScore]:
+        return find()
 
     made.__dict__["_retrieve"] = dispatcher.span(MethodType(_retrieve, made))
     made.__dict__["_aretrieve"] = dispatcher.span(MethodType(_aretrieve, made))
-    # What is found has been looked into and freed of duplicates already.
+    # It has been looked into and freed of duplicates.
     made.__dict__["_handle_recursive_retrieval"] = _as_they_are
     made.__dict__["_ahandle_recursive_retrieval"] = _aas_they_are
     return made
 
 
-def _as_they_are(query_bundle: QueryBundle, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-    return nodes
-
-
-async def _aas_they_are(
-    query_bundle: QueryBundle, nodes: list[NodeWithScore]
+def _as_they_are(
+    query_bundle: QueryBundle,  # noqa: ARG001
+    nodes: list[NodeWithScore],
 ) -> list[NodeWithScore]:
     return nodes
 
 
-def _found(query: Query, hits: Sequence[Hit]) -> Callable[[QueryBundle], list[NodeWithScore]]:
+async def _aas_they_are(
+    query_bundle: QueryBundle,  # noqa: ARG001
+    nodes: list[NodeWithScore],
+) -> list[NodeWithScore]:
+    return nodes
+
+
+def _found(query: Query, hits: Sequence[Hit]) -> Callable[[], list[NodeWithScore]]:
     """Make a search that has been made: its embedding is told, and its nodes are given."""
 
-    def find(bundle: QueryBundle) -> list[NodeWithScore]:
+    def find() -> list[NodeWithScore]:
         asked = query.encoding
         if isinstance(asked, Asked) and isinstance(asked.recording, Recording):
             Replay(asked.recording).hand_on()
@@ -218,8 +226,8 @@ def _found(query: Query, hits: Sequence[Hit]) -> Callable[[QueryBundle], list[No
     return find
 
 
-def _raising(error: Exception) -> Callable[[QueryBundle], list[NodeWithScore]]:
-    def find(bundle: QueryBundle) -> list[NodeWithScore]:
+def _raising(error: Exception) -> Callable[[], list[NodeWithScore]]:
+    def find() -> list[NodeWithScore]:
         raise error
 
     return find

@@ -1,0 +1,216 @@
+"""The query engine's responses are the host's: text, nodes, scores, order, metadata."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.indices.postprocessor import SimilarityPostprocessor
+from llama_index.core.postprocessor import KeywordNodePostprocessor, LongContextReorder
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index_ralmspec import SpeculativeQueryEngine
+
+from ralmspec_plugins import FixedStride, Memo
+from ralmspec_plugins.speculation.shared import SharedPool
+from tests.llama_index.engine_parts import (
+    QUESTIONS,
+    AsyncWordLLM,
+    WordEmbedding,
+    WordLLM,
+    an_index,
+    seen,
+    seen_nodes,
+)
+
+MODES = [
+    ResponseMode.COMPACT,
+    ResponseMode.REFINE,
+    ResponseMode.SIMPLE_SUMMARIZE,
+    ResponseMode.TREE_SUMMARIZE,
+    ResponseMode.ACCUMULATE,
+    ResponseMode.COMPACT_ACCUMULATE,
+    ResponseMode.NO_TEXT,
+    ResponseMode.CONTEXT_ONLY,
+    ResponseMode.GENERATION,
+]
+STREAMING = MODES[:4]
+
+
+class ScoresIntoTexts(BaseNodePostprocessor):
+    """Writes each node's score into its text, where the model sees every digit of it."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        for one in nodes:
+            one.node.set_content(f"{one.score!r} {one.node.get_content()}")
+        return nodes
+
+
+PROCESSORS: dict[str, list[BaseNodePostprocessor]] = {
+    "none": [],
+    "cut off": [SimilarityPostprocessor(similarity_cutoff=0.45)],
+    "nothing left": [SimilarityPostprocessor(similarity_cutoff=0.999)],
+    "reordered": [LongContextReorder(), KeywordNodePostprocessor(exclude_keywords=["seven"])],
+    "scores shown": [ScoresIntoTexts()],
+}
+
+
+@pytest.fixture
+def index() -> Any:
+    return an_index()
+
+
+def hosts(index: Any, llm: WordLLM, **arguments: Any) -> RetrieverQueryEngine:
+    retriever = index.as_retriever(similarity_top_k=3)
+    return RetrieverQueryEngine.from_args(retriever, llm=llm, **arguments)
+
+
+@pytest.fixture
+def engines() -> Iterator[list[SpeculativeQueryEngine]]:
+    """Engines that are closed at the end of a test."""
+    made: list[SpeculativeQueryEngine] = []
+    yield made
+    for engine in made:
+        engine.close()
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("schedule", [None, FixedStride(stride=2)], ids=["default", "fixed"])
+def test_each_response_mode_is_the_hosts(
+    index: Any, engines: list[SpeculativeQueryEngine], mode: ResponseMode, schedule: Any
+) -> None:
+    """The host's own synthesizer writes: sync, with whatever was guessed from earlier queries."""
+    llm = WordLLM(window=400)
+    host = hosts(index, llm, response_mode=mode)
+    ours = SpeculativeQueryEngine.wrap(host, schedule=schedule, pool=SharedPool())
+    engines.append(ours)
+    for question in QUESTIONS:
+        expected = seen(host.query(question))
+
+        assert expected == seen(ours.query(question))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("kind", [WordLLM, AsyncWordLLM])
+async def test_each_response_mode_is_the_hosts_on_an_event_loop(
+    index: Any, engines: list[SpeculativeQueryEngine], mode: ResponseMode, kind: type[WordLLM]
+) -> None:
+    """`aquery` gives what the host's gives, over models with and without async of their own."""
+    host = hosts(index, kind(), response_mode=mode)
+    ours = SpeculativeQueryEngine.wrap(host, schedule=FixedStride(stride=2))
+    engines.append(ours)
+    for question in QUESTIONS[:3]:
+        expected = seen(await host.aquery(question))
+
+        assert expected == seen(await ours.aquery(question))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_postprocessors_see_the_hosts_scores(
+    index: Any, engines: list[SpeculativeQueryEngine], name: str
+) -> None:
+    """What is cut off, reordered or shown of the scores is as with the host, to the last digit."""
+    host = hosts(index, WordLLM(), node_postprocessors=PROCESSORS[name])
+    ours = SpeculativeQueryEngine.wrap(host, schedule=FixedStride(stride=2))
+    remembering = SpeculativeQueryEngine.wrap(host, memo=Memo())
+    engines += [ours, remembering]
+    for question in [*QUESTIONS, *QUESTIONS[:2]]:
+        expected = seen(host.query(question))
+
+        assert expected == seen(ours.query(question))
+        assert expected == seen(remembering.query(question))
+
+
+@pytest.mark.parametrize("mode", STREAMING, ids=lambda mode: mode.value)
+def test_a_stream_adds_up_to_the_hosts(
+    index: Any, engines: list[SpeculativeQueryEngine], mode: ResponseMode
+) -> None:
+    """Streamed pieces concatenate to the host's text; nodes are there before the first piece."""
+    host = hosts(index, WordLLM(), response_mode=mode, streaming=True)
+    ours = SpeculativeQueryEngine.wrap(host, schedule=FixedStride(stride=2))
+    engines.append(ours)
+    for question in QUESTIONS[:3]:
+        theirs, own = host.query(question), ours.query(question)
+
+        assert seen_nodes(theirs.source_nodes) == seen_nodes(own.source_nodes)
+        assert "".join(theirs.response_gen) == "".join(own.response_gen)
+        assert "ralmspec" in (own.metadata or {})
+
+
+async def test_an_asynchronous_stream_adds_up_to_the_hosts(
+    index: Any, engines: list[SpeculativeQueryEngine]
+) -> None:
+    """The same by `aquery` and `async_response_gen`."""
+    host = hosts(index, AsyncWordLLM(), streaming=True)
+    ours = SpeculativeQueryEngine.wrap(host, schedule=FixedStride(stride=2))
+    engines.append(ours)
+    for question in QUESTIONS[:3]:
+        theirs, own = await host.aquery(question), await ours.aquery(question)
+
+        assert seen_nodes(theirs.source_nodes) == seen_nodes(own.source_nodes)
+        expected = [piece async for piece in theirs.async_response_gen()]
+        assert "".join(expected) == "".join([piece async for piece in own.async_response_gen()])
+
+
+def test_nothing_found_is_the_hosts_empty_response(engines: list[SpeculativeQueryEngine]) -> None:
+    """Over an empty store: the same words, and no nodes."""
+    index = an_index()
+    index.delete_nodes([f"n{at}" for at in range(24)])
+    for streaming in (False, True):
+        host = hosts(index, WordLLM(), streaming=streaming)
+        ours = SpeculativeQueryEngine.wrap(host)
+        engines.append(ours)
+
+        assert seen(host.query(QUESTIONS[0])) == seen(ours.query(QUESTIONS[0]))
+
+
+def test_a_bundle_with_embedding_strings_is_searched_by_them(
+    index: Any, engines: list[SpeculativeQueryEngine]
+) -> None:
+    """What a query transform made (HyDE's documents, an embedding) decides what is found."""
+    host = hosts(index, WordLLM())
+    ours = SpeculativeQueryEngine.wrap(host)
+    engines.append(ours)
+    vector = WordEmbedding().get_text_embedding("seven small lamps")
+    for made in (
+        {"custom_embedding_strs": ["seven small lamps", "quiet blue hill"]},
+        {"embedding": vector},
+        {},
+    ):
+        expected = seen(host.query(QueryBundle("Where is the fox?", **made)))
+
+        assert expected == seen(ours.query(QueryBundle("Where is the fox?", **made)))
+
+
+def test_a_prompt_that_is_updated_counts_from_then_on(
+    index: Any, engines: list[SpeculativeQueryEngine]
+) -> None:
+    """`get_prompts` and `update_prompts` work as on the host's engine."""
+    from llama_index.core import PromptTemplate
+
+    host = hosts(index, WordLLM())
+    ours = SpeculativeQueryEngine.from_args(host.retriever, llm=WordLLM())
+    engines.append(ours)
+    changed = PromptTemplate("Only {context_str}? {query_str}!")
+    assert host.get_prompts().keys() == ours.get_prompts().keys()
+    before = str(ours.query(QUESTIONS[0]))
+    for engine in (host, ours):
+        engine.update_prompts({"response_synthesizer:text_qa_template": changed})
+
+    assert before != str(ours.query(QUESTIONS[0]))
+    assert str(host.query(QUESTIONS[0])) == str(ours.query(QUESTIONS[0]))
+
+
+def test_the_plain_loop_and_the_report(index: Any, engines: list[SpeculativeQueryEngine]) -> None:
+    """`speculate=False` gives the same; the report can be left out."""
+    ours = SpeculativeQueryEngine.from_index(index, llm=WordLLM(), similarity_top_k=3)
+    plain = ours.with_options(speculate=False, report=False)
+    engines += [ours, plain]
+    first, second = ours.query(QUESTIONS[1]), plain.query(QUESTIONS[1])
+
+    assert seen(first) == seen(second)
+    assert [QUESTIONS[1]] == first.metadata["ralmspec"]["queries"]
+    assert "ralmspec" not in second.metadata
