@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
 from ralmspec_plugins.records import Hits, Query, Request, read_by
+from ralmspec_plugins.workloads.reports import Reports
 
 DraftT = TypeVar("DraftT")
 
@@ -56,18 +58,18 @@ class OneShot(Generic[DraftT]):
         self, state: OneShotState[DraftT], hits: Hits, progress: Progress
     ) -> OneShotState[DraftT]:
         """Write the whole answer with these passages in front."""
-        request, drafts = state.request, _DraftProgress(progress, state.request)
-        draft = self.lm.write(state.draft, read_by(self.lm, hits), request.max_tokens, drafts)
-        return OneShotState(request, draft, asked=True)
+        request, reports = state.request, Reports(progress, partial(_written, state.request))
+        draft = self.lm.write(state.draft, read_by(self.lm, hits), request.max_tokens, reports)
+        return _written(request, draft)
 
     async def _aextend(
         self, state: OneShotState[DraftT], hits: Hits, progress: Progress
     ) -> OneShotState[DraftT]:
         """Do the same without holding up the event loop."""
         lm: Any = self.lm
-        request, drafts = state.request, _DraftProgress(progress, state.request)
-        draft = await lm.awrite(state.draft, read_by(self.lm, hits), request.max_tokens, drafts)
-        return OneShotState(request, draft, asked=True)
+        request, reports = state.request, Reports(progress, partial(_written, state.request))
+        draft = await lm.awrite(state.draft, read_by(self.lm, hits), request.max_tokens, reports)
+        return _written(request, draft)
 
     def _agree(self, state: OneShotState[DraftT], guess: Hits, hits: Hits) -> bool:
         """Say whether the model sees the same in both."""
@@ -96,30 +98,8 @@ class OneShot(Generic[DraftT]):
         self.lm.release(state.draft)
 
 
-class _DraftProgress(Progress):
-    """Passes a model's reports on as states, and its checks on to the outer progress."""
-
-    def __init__(self, outer: Progress, request: Request) -> None:
-        super().__init__()
-        self._outer = outer
-        self._request = request
-
-    @property
-    def cancelled(self) -> bool:
-        return self._outer.cancelled
-
-    @property
-    def wanted(self) -> bool:
-        return self._outer.wanted
-
-    def cancel(self) -> None:
-        self._outer.cancel()
-
-    def check(self) -> None:
-        self._outer.check()
-
-    def report(self, state: object) -> None:
-        self._outer.report(OneShotState(self._request, state, asked=True))
+def _written(request: Request, draft: Any) -> OneShotState[Any]:
+    return OneShotState(request, draft, asked=True)
 
 
 def _prompt(request: Request) -> str:

@@ -2,11 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
 from ralmspec_plugins.records import Hits, Passage, Request, read_by
+from ralmspec_plugins.workloads.reports import Reports
 
 DraftT = TypeVar("DraftT")
 
@@ -98,14 +100,14 @@ class Sentences(Generic[DraftT]):
         self, state: SentenceState[DraftT], hits: Hits, progress: Progress
     ) -> SentenceState[DraftT]:
         """Write the next sentence with these passages in front."""
-        reports = _Reports(progress, state)
+        reports = Reports(progress, partial(_next, state))
         draft = self.lm.write_sentence(state.draft, read_by(self.lm, hits), self.tokens, reports)
         return _next(state, draft)
 
     async def _aextend(
         self, state: SentenceState[DraftT], hits: Hits, progress: Progress
     ) -> SentenceState[DraftT]:
-        reports = _Reports(progress, state)
+        reports = Reports(progress, partial(_next, state))
         draft = await self._awrite(state.draft, read_by(self.lm, hits), self.tokens, reports)
         return _next(state, draft)
 
@@ -132,32 +134,6 @@ class Sentences(Generic[DraftT]):
     def release(self, state: SentenceState[DraftT]) -> None:
         """Free the model's caches for this request."""
         self.lm.release(state.draft)
-
-
-class _Reports(Progress):
-    """Passes a model's reports on as states, and its checks on to the outer progress."""
-
-    def __init__(self, outer: Progress, state: SentenceState[Any]) -> None:
-        super().__init__()
-        self._outer = outer
-        self._state = state
-
-    @property
-    def cancelled(self) -> bool:
-        return self._outer.cancelled
-
-    @property
-    def wanted(self) -> bool:
-        return self._outer.wanted
-
-    def cancel(self) -> None:
-        self._outer.cancel()
-
-    def check(self) -> None:
-        self._outer.check()
-
-    def report(self, state: object) -> None:
-        self._outer.report(_next(self._state, state))
 
 
 def _next(state: SentenceState[Any], draft: Any) -> SentenceState[Any]:
