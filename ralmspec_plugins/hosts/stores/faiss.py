@@ -4,11 +4,13 @@ FAISS chooses its kernel by the numbers of queries, rows and threads: one query 
 10,000 rows and more runs through BLAS, split by rows, where two threads are free; a
 few queries run through a sequential kernel; from queries x dimension = 128,000 on
 through BLAS again. Their scores differ in the last bits, so a flat index's batch is
-believed only as far as the certificate goes.
+believed only as far as the certificate goes, or searched such that the sequential
+kernel is used, which takes each query by itself: `alike_search`.
 """
 
 import threading
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +23,9 @@ from ralmspec_plugins.retrieval.ranking import Metric, Vectors
 _FLAT = {"IndexFlat", "IndexFlatL2", "IndexFlatIP"}
 _METRICS = {0: Metric.IP, 1: Metric.L2}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _ROWS_AT_ONCE = 65536
+_SPLIT_ROWS = 10_000  # from here on a single query is split by rows, if there are threads
+_BLAS_FROM = {20, 128_000}  # the defaults: in queries (up to faiss 1.12), in queries x dimension
+_FEW = 19  # as many queries as no version takes through BLAS, if the dimension allows
 
 _lock = threading.Lock()
 _norms: "WeakKeyDictionary[Any, tuple[int, object, float]]" = WeakKeyDictionary()
@@ -89,6 +94,42 @@ def plain_search(index: Any, queries: Vectors, width: int) -> list[NDArray[np.in
     """Search any index, and promise nothing; positions of what was not found are left out."""
     _, positions = index.search(queries, width)
     return [row[row >= 0] for row in positions]
+
+
+def alike_search(
+    index: Any, queries: Vectors, width: int
+) -> list[tuple[NDArray[np.int64], Vectors]]:
+    """Search a flat index for many queries, each to the bit as if it were asked alone.
+
+    As many go together as the sequential kernel takes, which scans for each by itself,
+    with a heap of its own: rows, ties and scores are those of a single search.
+
+    Args:
+        index: a flat index (`flat_metric`).
+        queries: [queries, dimension].
+        width: how many rows a query.
+
+    Returns:
+        For each query the rows' positions, best first, and their scores as FAISS gives them.
+    """
+    at_once = _together(index)
+    found = []
+    for start in range(0, len(queries), at_once):
+        scores, positions = index.search(queries[start : start + at_once], width)
+        there = positions >= 0
+        rows = zip(positions, scores, there, strict=True)
+        found += [(own[kept], own_scores[kept]) for own, own_scores, kept in rows]
+    return found
+
+
+def _together(index: Any) -> int:
+    """Say how many queries the sequential kernel takes; 1 where a single one goes otherwise."""
+    faiss = import_module("faiss")
+    blas_from = int(faiss.cvar.distance_compute_blas_threshold)
+    split = int(index.ntotal) >= _SPLIT_ROWS and faiss.omp_get_max_threads() > 1
+    if split or blas_from not in _BLAS_FROM:
+        return 1
+    return max(1, min(_FEW, (max(_BLAS_FROM) - 1) // int(index.d)))
 
 
 def _nothing(dimension: int) -> FaissRows:

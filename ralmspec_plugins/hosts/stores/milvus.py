@@ -30,12 +30,35 @@ def batch_hits(
         fields: the other fields that the host reads.
         options: `search_params`, `filter` and `timeout`, as `search` takes them.
     """
-    found = client.search(
-        collection,
-        data=list(vectors),
-        anns_field=field,
-        limit=limit,
-        output_fields=[*fields, field],
-        **options,
-    )
+    found = client.search(collection, **_search(vectors, limit, field, fields, options))
     return [list(hits) for hits in found]
+
+
+async def abatch_hits(
+    client: Any,
+    collection: str,
+    vectors: Sequence[Any],
+    limit: int,
+    field: str,
+    fields: Sequence[str],
+    options: Mapping[str, Any],
+) -> list[list[dict[str, Any]]]:
+    """Do the same with an `AsyncMilvusClient`."""
+    found = await client.search(collection, **_search(vectors, limit, field, fields, options))
+    return [list(hits) for hits in found]
+
+
+def _search(
+    vectors: Sequence[Any],
+    limit: int,
+    field: str,
+    fields: Sequence[str],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "data": list(vectors),
+        "anns_field": field,
+        "limit": limit,
+        "output_fields": [*fields, field],
+        **options,
+    }

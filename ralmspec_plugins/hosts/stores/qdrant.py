@@ -19,6 +19,11 @@ def rest_model(value: Any) -> bool:
     return value is None or type(value).__module__.startswith(_REST_MODELS)
 
 
+def search_params(values: Mapping[str, Any]) -> Any:
+    """Make search parameters of plain values, as a host does."""
+    return import_module(_REST_MODELS).SearchParams(**values)
+
+
 def brute_force(client: Any, params: Any) -> bool:
     """Say whether every vector is compared, so that a wider search starts alike."""
     if type(getattr(client, "_client", None)).__name__ in _LOCAL:
@@ -45,8 +50,36 @@ def batch_points(
         options: `query_filter`, `search_params`, `offset`, `score_threshold` and `consistency`,
             as `query_points` takes them.
     """
+    answers = client.query_batch_points(
+        collection_name=collection,
+        requests=_requests(vectors, limit, using, options),
+        consistency=options.get("consistency"),
+    )
+    return [list(answer.points) for answer in answers]
+
+
+async def abatch_points(
+    client: Any,
+    collection: str,
+    vectors: Sequence[Any],
+    limit: int,
+    using: str,
+    options: Mapping[str, Any],
+) -> list[list[Any]]:
+    """Do the same with an `AsyncQdrantClient`."""
+    answers = await client.query_batch_points(
+        collection_name=collection,
+        requests=_requests(vectors, limit, using, options),
+        consistency=options.get("consistency"),
+    )
+    return [list(answer.points) for answer in answers]
+
+
+def _requests(
+    vectors: Sequence[Any], limit: int, using: str, options: Mapping[str, Any]
+) -> list[Any]:
     request: Callable[..., Any] = import_module(_REST_MODELS).QueryRequest
-    requests = [
+    return [
         request(
             query=_plain(vector),
             using=using,
@@ -60,10 +93,6 @@ def batch_points(
         )
         for vector in vectors
     ]
-    answers = client.query_batch_points(
-        collection_name=collection, requests=requests, consistency=options.get("consistency")
-    )
-    return [list(answer.points) for answer in answers]
 
 
 def vector_of(point: Any, using: str) -> Any:

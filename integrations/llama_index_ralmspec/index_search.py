@@ -1,0 +1,145 @@
+"""What a vector store's results become: the nodes that the index's own retriever makes of them."""
+
+import asyncio
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import VectorStoreQueryResult
+
+from ralmspec_plugins.hosts.batch_search import Scored, Vector
+from ralmspec_plugins.hosts.tables import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a store gives for one query: to the bit what its own `query` gives.
+
+    `vectors`: those of the nodes, in order, where the store gives them cheaply.
+    """
+
+    result: VectorStoreQueryResult
+    vectors: Sequence[Vector] | None = None
+
+
+class StoreSearch(Protocol):
+    """Searches one vector store for many query vectors, with the settings of one retriever.
+
+    A store whose client has an asynchronous batch call also has `aquery_many`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name the store."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether a query's result is independent of its batch by construction."""
+        ...
+
+    @property
+    def wide(self) -> bool:
+        """Whether the first k of a wider search are exactly the search for k."""
+        ...
+
+    @property
+    def metric(self) -> Metric | None:
+        """How a pool ranks by vectors."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """How many nodes the settings ask for."""
+        ...
+
+    @property
+    def signature(self) -> Hashable:
+        """All that the results depend on, besides k."""
+        ...
+
+    def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
+        """Find the best k nodes of each query vector, best first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSearch:
+    """The batch search of a `VectorIndexRetriever`: its store's, and its own way with results.
+
+    Nodes that the store does not hold come from the index's document store, all that a
+    batch needs in one call.
+    """
+
+    retriever: VectorIndexRetriever
+    store: StoreSearch
+
+    @property
+    def name(self) -> str:
+        """Name the store."""
+        return self.store.name
+
+    @property
+    def exact(self) -> bool:
+        """Whether a query's result is independent of its batch by construction."""
+        return self.store.exact
+
+    @property
+    def wide(self) -> bool:
+        """Whether the first k of a wider search are exactly the search for k."""
+        return self.store.wide
+
+    @property
+    def metric(self) -> Metric | None:
+        """How a pool ranks by vectors."""
+        return self.store.metric
+
+    @property
+    def k(self) -> int:
+        """How many nodes the settings ask for."""
+        return self.store.k
+
+    @property
+    def signature(self) -> Hashable:
+        """All that the answers depend on, besides k and the embedder."""
+        return self.store.signature
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k nodes of each query vector, with the host's scores."""
+        return self._scored(self.store.query_many(vectors, k))
+
+    async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the same without holding up the event loop, by the store's own client if it can."""
+        many = getattr(self.store, "aquery_many", None)
+        if many is None:
+            return await asyncio.to_thread(self.search, vectors, k)
+        found: list[Found] = await many(vectors, k)
+        return await asyncio.to_thread(self._scored, found)
+
+    def _scored(self, found: Sequence[Found]) -> list[list[Scored]]:
+        wanted = [self.retriever._determine_nodes_to_fetch(one.result) for one in found]  # noqa: SLF001
+        known = self._fetched({identity for ids in wanted for identity in ids})
+        return [self._nodes(one, ids, known) for one, ids in zip(found, wanted, strict=True)]
+
+    def _fetched(self, ids: Iterable[str]) -> dict[str, BaseNode]:
+        listed = list(ids)
+        if not listed:
+            return {}
+        docstore = self.retriever._docstore  # noqa: SLF001 as the retriever itself reads it
+        nodes: list[BaseNode] = docstore.get_nodes(node_ids=listed, raise_error=False)
+        return {node.node_id: node for node in nodes}
+
+    def _nodes(self, found: Found, ids: Sequence[str], known: dict[str, BaseNode]) -> list[Scored]:
+        result = found.result
+        if ids:
+            fetched = [known[identity] for identity in ids if identity in known]
+            result.nodes = self.retriever._insert_fetched_nodes_into_query_result(  # noqa: SLF001
+                result, fetched
+            )
+        scored = self.retriever._convert_nodes_to_scored_nodes(result)  # noqa: SLF001
+        vectors: Sequence[Any] = found.vectors or [None] * len(scored)
+        return [
+            Scored(one.node, vector, one.score) for one, vector in zip(scored, vectors, strict=True)
+        ]

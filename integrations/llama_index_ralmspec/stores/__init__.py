@@ -1,0 +1,19 @@
+"""Which function makes the batch search of which vector store, by names: no store is imported.
+
+The functions get a `VectorIndexRetriever` and give a `BatchSearch`, or `None` for
+settings that they do not know (`llama_index_ralmspec.batch_search`).
+"""
+
+from typing import Final
+
+BATCH_SEARCHES: Final = {
+    f"llama_index.{place}": f"llama_index_ralmspec.stores.{function}"
+    for place, function in (
+        ("core.vector_stores.simple.SimpleVectorStore", "simple:simple_search"),
+        ("vector_stores.faiss.base.FaissVectorStore", "faiss:faiss_search"),
+        ("vector_stores.chroma.base.ChromaVectorStore", "chroma:chroma_search"),
+        ("vector_stores.qdrant.base.QdrantVectorStore", "qdrant:qdrant_search"),
+        ("vector_stores.lancedb.base.LanceDBVectorStore", "lancedb:lancedb_search"),
+        ("vector_stores.milvus.base.MilvusVectorStore", "milvus:milvus_search"),
+    )
+}

@@ -1,0 +1,166 @@
+"""Batch search of LlamaIndex's SimpleVectorStore: its own scores, of the few rows that count."""
+
+import heapq
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+from llama_index.core.indices.query import embedding_utils as host
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.vector_stores.types import VectorStoreQueryResult
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+from numpy.typing import NDArray
+
+from llama_index_ralmspec.index_search import Found, IndexSearch
+from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
+from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
+from ralmspec_plugins.hosts.signatures import token_of
+from ralmspec_plugins.hosts.stores.rows import Floats, RowCache, Rows
+from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.hosts.stores.ties import decided
+from ralmspec_plugins.hosts.tables import Metric
+
+_SIMILARITY: Final = "default_similarity_fn"  # as the host's module calls it
+
+_cache = RowCache()
+
+
+def simple_search(retriever: VectorIndexRetriever) -> BatchSearch | None:
+    """Search a SimpleVectorStore in batches; `None` for settings that are not known."""
+    settings = narrowing(retriever)
+    if settings is None or not hasattr(host, _SIMILARITY):
+        return None
+    return IndexSearch(retriever, SimpleStore(retriever._vector_store, settings))  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleStore:
+    """One product of matrices says which rows count; these are scored by the host's function.
+
+    The host scores every row in Python, keeps the best in a heap, and sorts that.
+    """
+
+    store: Any
+    settings: Narrowing
+    name: str = "SimpleVectorStore"
+    exact: bool = True  # what is scored for a query is its own
+    wide: bool = True
+    metric: Metric = "cosine"
+    again: Tally = field(default_factory=Tally, compare=False)  # queries that the store answered
+
+    @property
+    def k(self) -> int:
+        """How many nodes the settings ask for."""
+        return self.settings.k
+
+    @property
+    def signature(self) -> Hashable:
+        """The store, its data, and what narrows the search."""
+        narrowed = replace(self.settings, doc_ids=None).key  # the store does not heed these
+        return "SimpleVectorStore", token_of(self.store), token_of(self.store.data), narrowed
+
+    def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
+        """Find the best k rows of each query vector; what lies behind the own k is for pools."""
+        data = self.store.data
+        if self.settings.filters is not None and data.embedding_dict and not data.metadata_dict:
+            return [self._single(vector) for vector in vectors]  # the store's own error
+        known = dict(data.embedding_dict)
+        rows = _cache.rows(data, list(known.values()))
+        kept = self._kept(list(known))
+        cosines = rows.cosines(vectors)
+        return [
+            self._single(vector)
+            if cosine is None
+            else self._best(_Scores(vector, list(known), rows, kept, cosine[kept]), k)
+            for vector, cosine in zip(vectors, cosines, strict=True)
+        ]
+
+    def _kept(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """List the places of the rows that the settings let through, as the store does."""
+        wanted = None if self.settings.node_ids is None else set(self.settings.node_ids)
+        passes = build_metadata_filter_fn(
+            lambda identity: self.store.data.metadata_dict[identity], self.settings.filters
+        )
+        places = [
+            at
+            for at, identity in enumerate(ids)
+            if (wanted is None or identity in wanted) and passes(identity)
+        ]
+        return np.array(places, dtype=np.int64)
+
+    def _best(self, scores: "_Scores", k: int) -> Found:
+        own = min(k, self.k)
+        best = scores.best(k)
+        if decided([score for score, _ in best], own):
+            first = scores.in_the_hosts_heap(own)
+            taken = {place for _, place in first}
+            best = [*first, *(pair for pair in best if pair[1] not in taken)]
+        best = best[:k]
+        result = VectorStoreQueryResult(
+            similarities=[score for score, _ in best],
+            ids=[scores.ids[scores.kept[at]] for _, at in best],
+        )
+        return Found(result, [scores.rows.lists[scores.kept[at]] for _, at in best])
+
+    def _single(self, vector: Vector) -> Found:
+        """Ask one query as the host does."""
+        self.again.add()
+        return Found(self.store.query(self.settings.query(vector)))
+
+
+class _Scores:
+    """One query's scores: roughly of all rows that are let through, exactly of those that count."""
+
+    def __init__(
+        self,
+        vector: Vector,
+        ids: Sequence[str],
+        rows: Rows,
+        kept: NDArray[np.int64],
+        rough: Floats,
+    ) -> None:
+        self.ids = ids
+        self.rows = rows
+        self.kept = kept
+        self._rough = rough
+        self._query = np.array(vector)
+        self._exact: dict[int, float] = {}
+
+    def exact(self, at: int) -> float:
+        """Score one row as the host does."""
+        if at not in self._exact:
+            similarity: Callable[..., float] = getattr(host, _SIMILARITY)
+            self._exact[at] = similarity(self._query, self.rows.table[self.kept[at]])
+        return self._exact[at]
+
+    def best(self, k: int) -> list[tuple[float, int]]:
+        """Give the best rows and their places, at least k of them and all that tie with these."""
+        count = len(self._rough)
+        if count > k:
+            last = np.partition(self._rough, count - k)[count - k]
+            places = np.flatnonzero(self._rough >= last - 2 * self.rows.error)
+        else:
+            places = np.arange(count)
+        scored = [(self.exact(at), at) for at in places.tolist()]
+        return sorted(scored, key=lambda pair: pair[0], reverse=True)
+
+    def in_the_hosts_heap(self, k: int) -> list[tuple[float, int]]:
+        """Decide ties as the host does, whose order is that of a heap all rows went through.
+
+        A heap only compares. Rows further apart than the error compare roughly as they do
+        exactly; the others are scored exactly.
+        """
+        order = np.argsort(self._rough)
+        near = np.diff(self._rough[order]) <= 2 * self.rows.error
+        doubtful = order[np.r_[near, False] | np.r_[False, near]]
+        values = self._rough.tolist()
+        for at in doubtful.tolist():
+            values[at] = self.exact(at)
+        heap: list[tuple[float, str, int]] = []
+        for at, value in enumerate(values):
+            heapq.heappush(heap, (value, self.ids[self.kept[at]], at))
+            if len(heap) > k:
+                heapq.heappop(heap)
+        best = sorted(heap, key=lambda entry: entry[0], reverse=True)
+        return [(self.exact(at), at) for _, _, at in best]
