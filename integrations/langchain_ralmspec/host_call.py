@@ -1,6 +1,6 @@
 """One call of a host's model, by any of its four methods, and what is read from its output."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from functools import reduce
@@ -18,9 +18,8 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from langchain_ralmspec.models import Unwrapped
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import Usage, Written
+from ralmspec_plugins.hosts.text_lm import Show
 from ralmspec_plugins.protocols import Progress
-
-Show = Callable[[Written], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,13 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.classes import class_names, qualified_name
 from ralmspec_plugins.hosts.text_calls import (
     Bound,
     Bounded,
     Continuation,
     Step,
+    check_step,
     merged,
     stated,
 )
@@ -36,6 +38,13 @@ _BOUND_FIELDS = (
 _PIPELINES = frozenset(
     f"langchain_{package}.llms.huggingface_pipeline.HuggingFacePipeline"
     for package in ("huggingface", "community")
+)
+# Who continues a message when asked to, and what to do with a model that does not.
+_INSTEAD = (
+    "(vLLM, transformers serve and llama.cpp: continuation="
+    "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
+    "api.openai.com cannot). Otherwise use workload='one_shot'; for a local Hugging Face "
+    "pipeline, direct=True."
 )
 _CHAT_HUGGING_FACE = "langchain_huggingface.chat_models.huggingface.ChatHuggingFace"
 _OLLAMA = frozenset({"langchain_ollama.chat_models.ChatOllama", "langchain_ollama.llms.OllamaLLM"})
@@ -129,7 +138,7 @@ def abilities(
         side_by_side: whether several calls may run at a time.
     """
     model = inner.model
-    names = _class_names(model)
+    names = class_names(model)
     local = inside_pipeline(model) is not None
     mark: Mapping[str, Any] | None = None
     if isinstance(model, BaseChatModel) and not local:
@@ -139,7 +148,7 @@ def abilities(
     else:
         arguments = None if mark is None else {}
     return Abilities(
-        name=_qualified(type(model)),
+        name=qualified_name(type(model)),
         chat=isinstance(model, BaseChatModel),
         model=isinstance(model, BaseChatModel | BaseLLM),
         bound=_bound(inner, names, local) if bound is None else stated(bound),
@@ -168,42 +177,21 @@ def check(known: Abilities, step: Step) -> None:
             "fallbacks and chains hide theirs). Use workload='one_shot', which calls it as it "
             "is, or give the model itself."
         )
-    if step != "stop" and known.bound is None:
-        raise ConfigError(
-            f"It is not known how {known.name} is told to write at most n tokens. Say so with "
-            "bound='max_tokens' (the argument's name, or a function from n to arguments); or "
-            "write sentences through a stop string (sentence_stop='.'); or use "
-            "workload='one_shot', which needs no bound."
-        )
-    if step == "stop" and not known.takes_stop:
-        raise ConfigError(
-            f"{known.name} does not stop at stop strings, so sentence_stop cannot be used with "
-            "it; leave it out: this model can be told how far to write."
-        )
-    if known.chat and known.continuation is None:
-        raise ConfigError(
-            f"It is not known that {known.name} can continue an assistant message, without which "
-            "it cannot write on. If it can, say so with continuation='assistant', or with the "
-            "arguments that it needs (vLLM, transformers serve and llama.cpp: continuation="
-            "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
-            "api.openai.com cannot). Otherwise use workload='one_shot'; for a local Hugging Face "
-            "pipeline, direct=True."
-        )
+    check_step(
+        known.name,
+        step,
+        bounded=known.bound is not None,
+        takes_stop=known.takes_stop,
+        continues=not known.chat or known.continuation is not None,
+        instead=_INSTEAD,
+    )
 
 
 def inside_pipeline(model: Any) -> Any | None:
     """Give the `HuggingFacePipeline` that a model is, or that a chat model stands on."""
-    if _CHAT_HUGGING_FACE in _class_names(model):
+    if _CHAT_HUGGING_FACE in class_names(model):
         model = model.llm
-    return model if _class_names(model) & _PIPELINES else None
-
-
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _class_names(model: Any) -> frozenset[str]:
-    return frozenset(_qualified(kind) for kind in type(model).__mro__)
+    return model if class_names(model) & _PIPELINES else None
 
 
 def _remote(names: frozenset[str]) -> bool:

@@ -1,6 +1,6 @@
-"""How one call of a host's model is bounded, and how its output is taken into the draft."""
+"""How one call of a host's model is planned: what it is given, how far it is to write."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,24 +9,27 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_ralmspec.call_configs import HostContext, unheard
-from langchain_ralmspec.host_call import HostCall, Show
+from langchain_ralmspec.host_call import HostCall
 from langchain_ralmspec.models import Abilities, Unwrapped
-from langchain_ralmspec.prompting import continued
+from langchain_ralmspec.prompting import Prompting, continued
 from langchain_ralmspec.recording import Recording
-from ralmspec_plugins.hosts.text_calls import Step, merged, stops, taken
-from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
+from ralmspec_plugins.hosts.text_calls import Step, merged, stops
+from ralmspec_plugins.hosts.text_draft import TextDraft, Written
+from ralmspec_plugins.hosts.text_lm import Show
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.records import Passage
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One call: the step that it is to write, what it is told, and who hears of it."""
+    """One call: the draft that it continues, what it is told, and who hears of it."""
 
-    step: Step
-    bound: int
-    sentence_stop: str
+    llm: Runnable[Any, Any]
     inner: Unwrapped
     known: Abilities
+    prompting: Prompting
+    draft: TextDraft
+    step: Step
     arguments: Mapping[str, Any]
     context: HostContext | None = None
     config: RunnableConfig | None = None
@@ -48,49 +51,52 @@ class Plan:
             self.context.failed(error, self.recording)
             raise
 
-    def call(self, llm: Runnable[Any, Any], draft: TextDraft, value: PromptValue) -> HostCall:
-        """Make the call that continues a draft behind this prompt."""
+    def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
+        """Call the model, as a stream where somebody listens and it can be listened to."""
+        value = self.prompting.value(self.draft.origin, self.prompting.context(given))
+        call = self._call(value)
+        if self.known.streams and progress.wanted:
+            return call.stream(progress, show)
+        return call.invoke()
+
+    async def awrite(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
+        """Do the same by the host's asynchronous methods."""
+        value = await self.prompting.avalue(self.draft.origin, self.prompting.context(given))
+        call = self._call(value)
+        if self.known.streams and progress.wanted:
+            return await call.astream(progress, show)
+        return await call.ainvoke()
+
+    def _call(self, value: PromptValue) -> HostCall:
+        """Make the call that continues the draft behind this prompt."""
         told = (self.arguments, self.config, self.recording)
+        text = self.draft.text
         if self.step == "whole":
-            return HostCall(llm, None, value, *told)
+            return HostCall(self.llm, None, value, *told)
         if not self.known.chat:
-            shown = value.to_string() + draft.text if draft.text else value
-            return HostCall(llm, self.inner, shown, *told)
-        messages, continues = continued(value, draft.text, self.known.mark)
+            shown = value.to_string() + text if text else value
+            return HostCall(self.llm, self.inner, shown, *told)
+        messages, continues = continued(value, text, self.known.mark)
         arguments = self.arguments
         if continues and self.known.continuation:
             base = {**self.inner.arguments, **arguments}
             arguments = {**arguments, **merged(base, self.known.continuation)}
-        return HostCall(llm, None, messages, arguments, self.config, self.recording)
-
-    def streams(self, progress: Progress) -> bool:
-        """Whether somebody listens, and the model can be listened to."""
-        return self.known.streams and progress.wanted
-
-    def showing(self, draft: TextDraft, progress: Progress) -> Show:
-        """Give what reports a draft with what has come so far."""
-        streamed = Streamed(draft, sentence=self.step == "sentence")
-        return lambda written: progress.report(streamed.shown(written))
-
-    def take(self, draft: TextDraft, written: Written) -> TextDraft:
-        """Append what came."""
-        return taken(draft, written, self.step, self.bound, self.sentence_stop)
+        return HostCall(self.llm, None, messages, arguments, self.config, self.recording)
 
 
-def planned(
+def arguments_for(
     draft: TextDraft,
-    tokens: int,
     step: Step,
+    bound: int,
     sentence_stop: str | None,
     inner: Unwrapped,
     known: Abilities,
-) -> tuple[int, dict[str, Any]]:
-    """Say to how many tokens a call is bounded, and give the arguments that tell the model."""
-    bound = draft.allowed(tokens)
+) -> dict[str, Any]:
+    """Give the arguments that tell a model how far to write, and where to stop."""
     arguments: dict[str, Any] = {}
     stop = stops(draft, step, sentence_stop)
     if stop and known.takes_stop:
         arguments["stop"] = stop
     if step in ("tokens", "sentence") and known.bound is not None:
         arguments.update(merged(inner.arguments, known.bound(bound)))
-    return bound, arguments
+    return arguments

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 
@@ -54,6 +55,44 @@ def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
             said = str(getattr(reason, "name", reason)).lower()
             return None if said in _UNSAID else said not in _CUT_OFF
     return None
+
+
+def check_step(
+    name: str, step: Step, *, bounded: bool, takes_stop: bool, continues: bool, instead: str
+) -> None:
+    """Refuse a model that cannot write in such steps.
+
+    Args:
+        name: of its class.
+        step: how far a call is to write.
+        bounded: whether it can be told to write at most n tokens.
+        takes_stop: whether it can be told where to stop.
+        continues: whether it writes on where the text so far ends.
+        instead: which arguments make whose models continue, and what else can be done.
+
+    Raises:
+        ConfigError: it cannot; the message says what to do.
+    """
+    if step == "whole":
+        return
+    if step != "stop" and not bounded:
+        raise ConfigError(
+            f"It is not known how {name} is told to write at most n tokens. Say so with "
+            "bound='max_tokens' (the argument's name, or a function from n to arguments); or "
+            "write sentences through a stop string (sentence_stop='.'); or use "
+            "workload='one_shot', which needs no bound."
+        )
+    if step == "stop" and not takes_stop:
+        raise ConfigError(
+            f"{name} does not stop at stop strings, so sentence_stop cannot be used with "
+            "it; leave it out: this model can be told how far to write."
+        )
+    if not continues:
+        raise ConfigError(
+            f"It is not known that {name} can continue an assistant message, without which "
+            "it cannot write on. If it can, say so with continuation='assistant', or with the "
+            f"arguments that it needs {instead}"
+        )
 
 
 def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:

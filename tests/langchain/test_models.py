@@ -16,10 +16,12 @@ from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from langchain_openai import AzureChatOpenAI, ChatOpenAI, OpenAI
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.models import Abilities, abilities, unwrapped
+from langchain_ralmspec.planning import arguments_for
 from pydantic import Field
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
+from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Request
 from tests.langchain.fake_models import WordChat, WordLLM
@@ -105,11 +107,12 @@ def test_users_say_how_output_is_bounded() -> None:
 def test_arguments_of_a_pipeline_are_kept_beside_the_bound() -> None:
     """A call's arguments take the place of bound ones: so both must be in them."""
     llm = PIPELINE.bind(pipeline_kwargs={"do_sample": False, "max_new_tokens": 99})
-    lm = HostLM(llm)
-    plan = lm._plan(lm.begin(Request(prompt="Who?")), 4, "tokens")
+    inner = unwrapped(llm)
+    draft = TextDraft(Request(prompt="Who?"))
+    arguments = arguments_for(draft, "tokens", 4, None, inner, abilities(inner))
     expected = {"do_sample": False, "max_new_tokens": 4, "return_full_text": False}
 
-    assert {"pipeline_kwargs": expected} == plan.arguments
+    assert {"pipeline_kwargs": expected} == arguments
 
 
 @pytest.mark.parametrize(
