@@ -1,6 +1,5 @@
 """How one call of a host's model is planned: its step, its bound, and what it is given."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -46,13 +45,9 @@ class Plan:
     ) -> tuple[str | list[ChatMessage], bool]:
         """Give what is to be written on, and whether that is a message of the model's own."""
         question, context = quiet.bundle.query_str, self.prompting.context(nodes)
-        if not self.known.chat:
-            return self.prompting.text(self.llm, question, context) + draft.text, False
+        if not self.known.chat or self.known.by_prompt:
+            return self.prompting.shown(self.llm, question, context) + draft.text, False
         messages = self.prompting.messages(self.llm, question, context)
-        if self.known.by_prompt:
-            show: Callable[[list[ChatMessage]], str] | None = self.llm.messages_to_prompt
-            assert show is not None
-            return show(messages) + draft.text, False
         return continued(messages, draft.text)
 
     def streams(self, progress: Progress) -> bool:

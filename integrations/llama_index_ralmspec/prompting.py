@@ -58,6 +58,17 @@ class Prompting:
             self.text_qa_template, context_str=context, query_str=question
         )
 
+    def shown(self, llm: LLM, question: str, context: str) -> str:
+        """Fill the prompt in as the one text that a model completes; messages, if it chats, in it.
+
+        So a chat model is given it that shows its messages as a text.
+        """
+        if not llm.metadata.is_chat_model:
+            return self.text(llm, question, context)
+        show: Callable[[list[ChatMessage]], str] | None = llm.messages_to_prompt
+        assert show is not None
+        return show(self.messages(llm, question, context))
+
 
 def continued(messages: Sequence[ChatMessage], text: str) -> tuple[list[ChatMessage], bool]:
     """Put the text so far behind a chat prompt, as the assistant's own message.
