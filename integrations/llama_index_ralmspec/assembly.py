@@ -17,6 +17,7 @@ from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.lm import HostLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.prompting import Prompting
+from llama_index_ralmspec.recording import Recording, recorded
 from llama_index_ralmspec.synthesis import SynthesizerLM
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
@@ -143,5 +144,6 @@ def key_of(
 
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
     """Give the prompt with which a synthesizer shows nodes and question to the model."""
-    prompts = synthesizer.get_prompts()
+    with recorded(Recording()):  # the host tells of that, too
+        prompts = synthesizer.get_prompts()
     return next((prompts[name] for name in _TEMPLATES if name in prompts), None)

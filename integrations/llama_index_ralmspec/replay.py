@@ -14,7 +14,7 @@ class Replay:
     """Hands a recording on, once or bit by bit while more is recorded.
 
     What stood directly under the span around the recorded call comes under the span
-    that is active at the first telling.
+    that is active when it is told: of a stream that is read when its query has ended, none.
     """
 
     def __init__(self, recording: Recording, *, again: bool = False) -> None:
@@ -28,12 +28,11 @@ class Replay:
         self.recording = recording
         self._again = again
         self._told = 0
-        self._ids: dict[str | None, str | None] | None = None
+        self._ids: dict[str | None, str | None] = {}
 
     def hand_on(self, end: int | None = None) -> None:
         """Tell what was recorded since the last time, up to a place."""
-        if self._ids is None:
-            self._ids = {self.recording.base: active_span_id.get()}
+        self._ids[self.recording.base] = active_span_id.get()
         calls = self.recording.calls(self._told, end)
         self._told += len(calls)
         for call in calls:
@@ -72,7 +71,6 @@ class Replay:
 
     def _id(self, told: str | None) -> str | None:
         """Give the id that stands for one of the recording's."""
-        assert self._ids is not None
         if told in self._ids or not self._again:
             return self._ids.get(told, told)
         name = (told or "").rsplit("-", 5)[0]  # of a span: what was called, before its UUID

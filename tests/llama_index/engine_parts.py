@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
 from llama_index.core.base.response.schema import (
@@ -255,6 +255,16 @@ def _name(span: str | None) -> str:
     """Name a span without its number, and our engine as the host's."""
     name = "-" if span is None else span.rsplit("-", 5)[0]
     return name.replace("SpeculativeQueryEngine", "RetrieverQueryEngine")
+
+
+@contextmanager
+def default_llm() -> Iterator[None]:
+    """Have the host's parts that ask `Settings` find a model there."""
+    before, Settings._llm = Settings._llm, WordLLM()
+    try:
+        yield
+    finally:
+        Settings._llm = before
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.indices.postprocessor import SimilarityPostprocessor
-from llama_index.core.postprocessor import KeywordNodePostprocessor, LongContextReorder
+from llama_index.core.postprocessor import LongContextReorder, MetadataReplacementPostProcessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
@@ -20,6 +20,7 @@ from tests.llama_index.engine_parts import (
     WordEmbedding,
     WordLLM,
     an_index,
+    default_llm,
     seen,
     seen_nodes,
 )
@@ -53,9 +54,19 @@ PROCESSORS: dict[str, list[BaseNodePostprocessor]] = {
     "none": [],
     "cut off": [SimilarityPostprocessor(similarity_cutoff=0.45)],
     "nothing left": [SimilarityPostprocessor(similarity_cutoff=0.999)],
-    "reordered": [LongContextReorder(), KeywordNodePostprocessor(exclude_keywords=["seven"])],
+    "reordered": [
+        LongContextReorder(),
+        MetadataReplacementPostProcessor(target_metadata_key="kind"),
+    ],
     "scores shown": [ScoresIntoTexts()],
 }
+
+
+@pytest.fixture(autouse=True)
+def _default_llm() -> Iterator[None]:
+    """Some synthesizers take `Settings.llm`, whatever they are given."""
+    with default_llm():
+        yield
 
 
 @pytest.fixture
@@ -83,7 +94,7 @@ def test_each_response_mode_is_the_hosts(
     index: Any, engines: list[SpeculativeQueryEngine], mode: ResponseMode, schedule: Any
 ) -> None:
     """The host's own synthesizer writes: sync, with whatever was guessed from earlier queries."""
-    llm = WordLLM(window=400)
+    llm = WordLLM(window=700)
     host = hosts(index, llm, response_mode=mode)
     ours = SpeculativeQueryEngine.wrap(host, schedule=schedule, pool=SharedPool())
     engines.append(ours)

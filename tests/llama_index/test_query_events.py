@@ -110,7 +110,7 @@ def test_a_stream_is_told_as_the_host_does() -> None:
                 list(ours.query(question).response_gen)
 
             assert sorted(expected.golden) == sorted(heard.golden)
-            last = expected.golden.index(("event", "QueryEndEvent", "-"))
+            last = expected.golden.index(("event", "QueryEndEvent", "RetrieverQueryEngine.query"))
             assert expected.golden[:last] == heard.golden[:last]
 
 
