@@ -15,6 +15,7 @@ from llama_index.core.indices.query.query_transform import (
     StepDecomposeQueryTransform,
 )
 from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import (
     MultiStepQueryEngine,
     RetrieverQueryEngine,
@@ -61,6 +62,11 @@ def tools(engine: Any) -> list[QueryEngineTool]:
         QueryEngineTool(engine, ToolMetadata(name="world", description="knows the world")),
         QueryEngineTool(engine, ToolMetadata(name="again", description="knows it too")),
     ]
+
+
+def memory() -> ChatMemoryBuffer:
+    """Make a memory without a database: the default one leaves its connection open."""
+    return ChatMemoryBuffer.from_defaults()
 
 
 class TwoQuestions(BaseQuestionGenerator):
@@ -244,7 +250,7 @@ async def test_an_agent_with_a_query_engine_tool(engines: list[Any]) -> None:
     answers = []
     for engine in engines:
         agent = ReActAgent(tools=tools(engine), llm=Thinker(), streaming=False)
-        answers.append(str(await agent.run(QUESTION)))
+        answers.append(str(await agent.run(QUESTION, memory=memory())))
     expected = str(engines[0].query("Where does the red fox run?"))
 
     assert [expected] * 3 == answers
@@ -254,7 +260,7 @@ def test_a_chat_engine_that_condenses_questions(engines: list[Any]) -> None:
     """`CondenseQuestionChatEngine`, which switches streaming on and off on our synthesizer."""
     chats = []
     for engine in engines:
-        chat = CondenseQuestionChatEngine.from_defaults(engine, llm=WordLLM())
+        chat = CondenseQuestionChatEngine.from_defaults(engine, llm=WordLLM(), memory=memory())
         first = str(chat.chat("Where does the red fox run?"))
         streamed = "".join(chat.stream_chat("And who finds lamps?").response_gen)
         chats.append((first, streamed))
@@ -268,7 +274,7 @@ def test_a_chat_engine_over_our_retriever() -> None:
     with SpeculativeRetriever(retriever) as ours:
         said = []
         for one in (retriever, ours):
-            chat = ContextChatEngine.from_defaults(one, llm=WordLLM())
+            chat = ContextChatEngine.from_defaults(one, llm=WordLLM(), memory=memory())
             said.append([str(chat.chat(question)) for question in QUESTIONS[:3]])
 
     assert said[0] == said[1]
