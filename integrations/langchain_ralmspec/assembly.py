@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable
 from contextvars import Context
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AnyMessage, BaseMessage
@@ -20,7 +19,7 @@ from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of
 from ralmspec_plugins import Answer, Continuous, Request
 from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.runtime import Engines, Parts
+from ralmspec_plugins.hosts.runtime import Engines
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.hosts.speculation import (
     Speculation,
@@ -29,8 +28,8 @@ from ralmspec_plugins.hosts.speculation import (
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.protocols import LanguageModel, Retriever
-from ralmspec_plugins.schedule import Schedule
+from ralmspec_plugins.hosts.text_draft import draft_of
+from ralmspec_plugins.protocols import LanguageModel
 
 if TYPE_CHECKING:
     from langchain_ralmspec.runnable import SpeculativeRAG
@@ -73,7 +72,8 @@ class Assembly:
             self._replica = Context().run(HostRetriever, rag.replica)  # as the other
         self._key = tuple(_identity(getattr(rag, name)) for name in _OF_ENGINES)
         self._speculation = _speculation(rag)
-        self._parts(rag.schedule or Continuous(), self._host)  # refuse early
+        schedule = rag.schedule or Continuous()
+        self._speculation.settings(self._host, schedule, self._replica)  # refuse early
 
     def _made_host(self) -> HostRetriever:
         """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
@@ -156,7 +156,7 @@ class Assembly:
 
     def _output(self, answer: Answer) -> Any:
         """Give what a parser gets: of one call what it gave, of many their text."""
-        message = getattr(getattr(answer.state, "draft", None), "message", None)
+        message = getattr(draft_of(answer.state), "message", None)
         if message is None or not is_one_shot(self._rag.workload):
             return answer.text
         plain = self._rag.output_parser is None and isinstance(message, str | BaseMessage)
@@ -164,12 +164,8 @@ class Assembly:
 
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
-        host = self._host_for(config)
-        speculation, looked_into = self._speculation, host.looked_into
-        schedule = speculation.schedule_for(looked_into=looked_into)
-        merged = speculation.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
-        key = self._key, host.signature
-        return self._rag.runtime.engines(key, host, partial(self._parts, schedule), merged)
+        host, runtime = self._host_for(config), self._rag.runtime
+        return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call: of its config, only what sets the retriever up.
@@ -186,9 +182,6 @@ class Assembly:
 
     def _called(self, config: RunnableConfig) -> HostRetriever:
         return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
-
-    def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
-        return self._workload, self._speculation.settings(retriever, schedule, self._replica)
 
     def _lm(self) -> LanguageModel[Any]:
         rag = self._rag

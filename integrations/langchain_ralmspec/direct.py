@@ -1,6 +1,6 @@
 """Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.prompt_values import PromptValue
@@ -9,16 +9,13 @@ from langchain_core.runnables import Runnable
 from langchain_ralmspec.models import inside_pipeline, unwrapped
 from langchain_ralmspec.prompting import Prompting
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.direct_prompt import UNCUT, split_template
 from ralmspec_plugins.hosts.sampling import sampling
-from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Passage, Request
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
-_PLACE = "[[ralmspec:documents]]"  # stands for the documents while the prompt is filled in
-_UNCUT = 2**31  # the host's own chain shows documents whole
 _TOKENISING = ("prefix", "add_special_tokens", "truncation", "tokenizer_encode_kwargs")
 
 
@@ -57,15 +54,20 @@ def direct_lm(
             f"direct=True needs a pipeline for 'text-generation', got {pipeline.task!r}"
         )
     parts = Prompting() if prompting is None else prompting
+    shown = _shown_by(inner.model)
     options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
     return HuggingFaceLM(
         pipeline.model,
         pipeline.tokenizer,
         sampling=sampling_of(pipeline, inner.arguments.get("pipeline_kwargs") or {}),
-        template=PassageTemplate(
-            frame=_frame(parts, _shown_by(inner.model)), arrange=_arrange(parts)
+        template=split_template(
+            lambda request, context: shown(parts.value(request, context)),
+            parts.context,
+            separator=parts.separator,
+            together=parts.format_docs is not None,
+            variable=parts.document_variable,
         ),
-        passage_tokens=_UNCUT,
+        passage_tokens=UNCUT,
         **options,
     )
 
@@ -105,29 +107,3 @@ def _shown_by(model: Any) -> Callable[[PromptValue], str]:
     if hasattr(model, "_to_chat_prompt"):
         return lambda value: str(model._to_chat_prompt(value.to_messages()))  # noqa: SLF001
     return lambda value: value.to_string()
-
-
-def _frame(
-    prompting: Prompting, shown: Callable[[PromptValue], str]
-) -> Callable[[Request], tuple[str, str]]:
-    def frame(request: Request) -> tuple[str, str]:
-        text = shown(prompting.value(request, _PLACE))
-        if text.count(_PLACE) != 1:
-            raise ConfigError(
-                f"direct=True needs a prompt that shows {{{prompting.document_variable}}} once, "
-                f"as it is; this one shows it {text.count(_PLACE)} times: {text!r:.200}"
-            )
-        front, _, behind = text.partition(_PLACE)
-        return front, behind
-
-    return frame
-
-
-def _arrange(prompting: Prompting) -> Callable[[Sequence[Passage]], Sequence[str]]:
-    def arrange(passages: Sequence[Passage]) -> Sequence[str]:
-        if prompting.format_docs is not None:  # one text for all: the first one stands for it
-            return [prompting.context(passages), *[""] * (len(passages) - 1)] if passages else []
-        shown = [prompting.context([passage]) for passage in passages]
-        return [text + prompting.separator for text in shown[:-1]] + shown[-1:]
-
-    return arrange

@@ -1,7 +1,7 @@
 """One request: what happens in the engine, told to the host's handlers and given out in pieces."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
@@ -14,6 +14,7 @@ from langchain_ralmspec.telling import Telling
 from ralmspec_plugins import Request
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.events import Confirmed, Event, Settled
+from ralmspec_plugins.hosts.following import afollowed, followed
 
 _SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
 
@@ -62,14 +63,7 @@ class RequestRun:
         """Give the reply in pieces; `reports`: follow the model while it writes."""
         yield self._pieces.begin()
         events = self._engines.sync.events(self._request, reports=reports)
-        try:
-            for event in events:
-                self._telling.tell(event)
-                yield from self._shown(event)
-        except BaseException as error:
-            events.close()
-            self._telling.failed(error)
-            raise
+        yield from followed(events, self._telling, self._shown)
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
@@ -79,15 +73,9 @@ class RequestRun:
         """Do the same on an event loop."""
         yield self._pieces.begin()
         events = self._engines.asynchronous.events(self._request, reports=reports)
-        try:
-            async for event in events:
-                await _to_its_end(self._telling.atell(event))
-                for piece in self._shown(event):
-                    yield piece
-        except BaseException as error:
-            await events.aclose()
-            await _to_its_end(self._telling.afailed(error))
-            raise
+        async with aclosing(afollowed(events, self._telling, self._shown)) as pieces:
+            async for piece in pieces:
+                yield piece
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = await self._assembly.amade_of(answer, self._config)
@@ -99,16 +87,6 @@ class RequestRun:
             yield from self._pieces.retrieved(event.retrieved)
         elif isinstance(event, Settled):
             yield from self._pieces.settled(event.text)
-
-
-async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
-    """Have something told completely, also when this task is cancelled: a run told has an end."""
-    task = asyncio.ensure_future(telling)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def _request(

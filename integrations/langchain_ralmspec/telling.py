@@ -19,6 +19,7 @@ from langchain_ralmspec.silence import Silenced
 from langchain_ralmspec.voice import Voice
 from ralmspec_plugins import events as happened
 from ralmspec_plugins.hosts.passages import HostPassage
+from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Hit, Query, Retrieved
 
 
@@ -216,9 +217,7 @@ def _recording(event: happened.Event) -> Recording | None:
     """Find the recording of the call that wrote a state which is, or will be, committed."""
     if not isinstance(event, happened.Commit | happened.Settled):
         return None
-    found = getattr(event.state, "recording", None)
-    if found is None:
-        found = getattr(getattr(event.state, "draft", None), "recording", None)
+    found = getattr(draft_of(event.state), "recording", None)
     return found if isinstance(found, Recording) else None
 
 

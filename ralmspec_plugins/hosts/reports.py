@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final, TypedDict
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.text_draft import Usage
+from ralmspec_plugins.hosts.text_draft import Usage, draft_of
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.stats import Outcome, Span, Stats
 
@@ -22,8 +22,7 @@ class Report(TypedDict):
 
 def report_of(answer: Answer) -> Report:
     """Make the report of an answer."""
-    draft = getattr(answer.state, "draft", answer.state)
-    usage: Usage | None = getattr(draft, "usage", None)
+    usage: Usage | None = getattr(draft_of(answer.state), "usage", None)
     return Report(
         stats=_plain(answer.stats),
         queries=[step.query.text for step in answer.retrieved],

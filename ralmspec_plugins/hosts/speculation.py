@@ -1,12 +1,14 @@
 """How a host's requests run ahead: the settings that all integrations have, and what follows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.retriever import HostSearch
+from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
 from ralmspec_plugins.schedule import Continuous, Schedule
 from ralmspec_plugins.speculation.memo import Memo
@@ -48,6 +50,35 @@ class Speculation:
     memo: Memo | None = None
     side_by_side: int = 8
     calls_cost: bool = True
+
+    def engines(
+        self,
+        runtime: Runtime,
+        key: Hashable,
+        host: HostSearch[Any],
+        workload: Workload[Any],
+        replica: Retriever | None = None,
+    ) -> Engines:
+        """Give the engines of a host's object for one call.
+
+        Args:
+            runtime: what the object's calls share.
+            key: names everything that the engines depend on, besides the retriever.
+            host: the retriever, with the settings of this call.
+            workload: what is computed.
+            replica: a near copy of the retriever, that guesses.
+
+        Raises:
+            ConfigError: the settings do not fit each other or the retriever.
+        """
+        looked_into = host.looked_into
+        schedule = self.schedule_for(looked_into=looked_into)
+        merged = self.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
+
+        def parts(retriever: Retriever) -> Parts:
+            return workload, self.settings(retriever, schedule, replica)
+
+        return runtime.engines((key, host.signature), host, parts, merged)
 
     def schedule_for(self, *, looked_into: bool) -> Schedule:
         """Give the schedule over a store that is searched in batches, or over a black box."""

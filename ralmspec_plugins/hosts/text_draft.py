@@ -86,6 +86,14 @@ class TextDraft:
         return self.text[:end]
 
 
+def draft_of(state: Any) -> Any:
+    """Give the draft in a workload's state; the state itself, where that is one.
+
+    Of a model that is no host's it may be any draft.
+    """
+    return getattr(state, "draft", state)
+
+
 def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
     """Append what a call that was bounded gave, and see whether the text ends there.
 
