@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -48,24 +47,26 @@ class StoreContract:
     exact = True
     wide = True
     metric: str | None = "l2"
-    queries = 200
+    queries = 200  # of the first k; a quarter of that elsewhere
     coarse_dimension = 6  # few enough for many ties
+    score_error = 0.0  # by how much the host's own scores differ from call to call
 
     @pytest.fixture(params=[False, True], ids=["near", "tied"], scope="class")
     @classmethod
-    def embedding(cls, request: pytest.FixtureRequest) -> Iterator[WordEmbedding]:
+    def embedding(cls, request: pytest.FixtureRequest) -> WordEmbedding:
         dimension = cls.coarse_dimension if request.param else 24
-        yield WordEmbedding(dimension=dimension, coarse=request.param)
+        return WordEmbedding(dimension=dimension, coarse=request.param)
 
     @pytest.mark.parametrize("k", [1, 4, 10, 400])
     def test_batches_are_the_hosts_single_calls(self, index: VectorStoreIndex, k: int) -> None:
         """Nodes of any batch: the host's own, in order, with scores to the last bit."""
-        self._check(index, {"similarity_top_k": k}, self.queries if k < 100 else 12)
+        count = self.queries if k == 4 else 12 if k > 100 else self.queries // 4
+        self._check(index, {"similarity_top_k": k}, count)
 
     def test_filters(self, index: VectorStoreIndex) -> None:
         """What settings leave out of single calls, they leave out of batches."""
         for settings in self.narrowed:
-            self._check(index, {"similarity_top_k": 4, **settings}, 60)
+            self._check(index, {"similarity_top_k": 4, **settings}, self.queries // 4)
 
     def test_a_filter_that_nothing_passes(self, index: VectorStoreIndex) -> None:
         """Empty results are empty lists, one a query."""
@@ -80,7 +81,7 @@ class StoreContract:
         for settings in ({"similarity_top_k": 1}, {"similarity_top_k": 4}, *self.narrowed[:1]):
             search = self._search(index, settings)
             if search.wide:
-                self._check(index, settings, 60, width=search.k + 40)
+                self._check(index, settings, self.queries // 4, width=search.k + 40)
 
     def test_what_the_adapter_says(self, index: VectorStoreIndex) -> None:
         """Exact, wide and metric are what is documented of this store."""
@@ -162,7 +163,9 @@ class StoreContract:
                 for row in found
             ]
 
-        assert [_scores(nodes) for nodes in expected] == [_scores(nodes) for nodes in given]
+        if self.score_error:
+            for hosts, ours in zip(expected, given, strict=True):
+                _close(hosts, ours, self.score_error)
         assert expected == given
         return expected
 
@@ -174,5 +177,8 @@ def _retriever(index: VectorStoreIndex, settings: dict[str, Any]) -> VectorIndex
     return VectorIndexRetriever(index, embed_model=index._embed_model, **settings)
 
 
-def _scores(nodes: list[NodeWithScore]) -> list[str]:
-    return [float(one.score or 0.0).hex() for one in nodes]
+def _close(hosts: list[NodeWithScore], ours: list[NodeWithScore], error: float) -> None:
+    """Have scores be the host's that are as good as equal."""
+    for one, other in zip(hosts, ours, strict=True):
+        if one.score == pytest.approx(other.score, abs=error):
+            other.score = one.score

@@ -1,10 +1,8 @@
 """SimpleVectorStore and FAISS behind LlamaIndex: batches give the host's nodes and scores."""
 
-import math
 from typing import Any, ClassVar
 
 import faiss
-import numpy as np
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.vector_stores import SimpleVectorStore
@@ -36,3 +34,48 @@ class TestSimple(StoreContract):
     @classmethod
     def index(cls, embedding: WordEmbedding) -> VectorStoreIndex:
         return indexed(SimpleVectorStore(), embedding)
+
+
+class TestFaiss(StoreContract):
+    """A flat L2 index, in the regime in which a single query runs the sequential kernel."""
+
+    narrowed: ClassVar[list[dict[str, Any]]] = []
+    nothing = None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def index(cls, embedding: WordEmbedding) -> VectorStoreIndex:
+        dimension = len(embedding.get_query_embedding("a"))
+        return indexed(FaissVectorStore(faiss_index=faiss.IndexFlatL2(dimension)), embedding)
+
+    def test_filters_are_left_to_the_host(self, index: VectorStoreIndex) -> None:
+        """The store refuses them, with its own error."""
+        from llama_index_ralmspec.batch_search import batch_search_of
+
+        assert batch_search_of(index.as_retriever(filters=topic("t1"))) is None
+
+
+class TestFaissInnerProduct(TestFaiss):
+    """The other flat index."""
+
+    metric = "ip"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def index(cls, embedding: WordEmbedding) -> VectorStoreIndex:
+        dimension = len(embedding.get_query_embedding("a"))
+        return indexed(FaissVectorStore(faiss_index=faiss.IndexFlatIP(dimension)), embedding)
+
+
+class TestFaissGraph(TestFaiss):
+    """An index that is not flat: batches of it are to be probed."""
+
+    exact = False
+    wide = False
+    metric = None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def index(cls, embedding: WordEmbedding) -> VectorStoreIndex:
+        dimension = len(embedding.get_query_embedding("a"))
+        return indexed(FaissVectorStore(faiss_index=faiss.IndexHNSWFlat(dimension, 16)), embedding)

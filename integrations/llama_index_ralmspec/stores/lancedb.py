@@ -105,7 +105,8 @@ class LanceStore:
     def _single(self, vector: Vector) -> Found:
         """Ask one query as the host does; it says with an error where nothing is found."""
         self.again.add()
-        return Found(self.store.query(self.settings.query(vector), **self.settings.kwargs))
+        result = self.store.query(self.settings.query(vector), **self.settings.kwargs)
+        return Found(result, [node.embedding for node in result.nodes])
 
     def _where(self) -> Any:
         filters = self.settings.filters

@@ -27,8 +27,8 @@ class ChromaRow:
 
 
 def embedded(client: Any) -> bool:
-    """Say whether a client searches in this process."""
-    kind = type(getattr(client, "_server", None))
+    """Say whether a client, or the one that a collection holds, searches in this process."""
+    kind = type(getattr(client, "_server", client))
     return f"{kind.__module__}.{kind.__qualname__}" == _EMBEDDED
 
 

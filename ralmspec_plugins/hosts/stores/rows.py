@@ -49,8 +49,9 @@ class Rows:
             return [None for _ in queries]
         found: list[Floats | None] = []
         table = np.stack([np.asarray(query, dtype=np.float64) for query in queries])
-        norms = np.linalg.norm(table, axis=1)
-        products = table @ self.table.T  # [queries, rows]
+        with np.errstate(all="ignore"):  # what overflows is seen in the norms
+            norms = np.linalg.norm(table, axis=1)
+            products = table @ self.table.T  # [queries, rows]
         for row, norm in zip(products, norms, strict=True):
             found.append(row / (self.norms * norm) if self._tame(norm) else None)
         return found
@@ -118,4 +119,5 @@ def laid_out(lists: Sequence[Any]) -> Rows:
     table = np.array(lists) if lists else np.zeros((0, 0))
     if table.ndim != 2 or table.dtype != np.float64:
         raise ValueError(f"not rows of floats: an array of {table.dtype}, shape {table.shape}")
-    return Rows(list(lists), table, np.linalg.norm(table, axis=1))
+    with np.errstate(all="ignore"):
+        return Rows(list(lists), table, np.linalg.norm(table, axis=1))
