@@ -67,7 +67,7 @@ BUGS_LANGCHAIN = (
     Bug(
         "documents are handed out as they are kept",
         f"{ROOT}/passages.py",
-        "metadata = data.copied(document.metadata)",
+        "metadata = copied_where_possible(document.metadata)",
         "metadata = document.metadata",
         f"{RETRIEVER} tests/langchain/test_passages.py",
     ),
@@ -101,9 +101,9 @@ BUGS_LANGCHAIN = (
     ),
     Bug(
         "an engine made for one setting serves another",
-        f"{ROOT}/assembly.py",
-        "key = self._key, host.signature",
-        "key = host.signature",
+        f"{HOSTS}/speculation.py",
+        "runtime.engines((key, host.signature),",
+        "runtime.engines(host.signature,",
         f"{RESULTS} {EQUAL} tests/langchain/test_rag_composition.py",
     ),
     Bug(
