@@ -1,0 +1,151 @@
+"""Any retriever of LlamaIndex's as a retriever of the core's: the same nodes, in batches."""
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from llama_index_ralmspec.awaiting import in_thread, stops_the_loop
+from llama_index_ralmspec.call_context import copied
+from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
+from llama_index_ralmspec.passages import passage_of
+from llama_index_ralmspec.recording import Recording, recorded
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.hosts.asked import Origin, asked_of
+from ralmspec_plugins.hosts.batch_search import Scored
+from ralmspec_plugins.hosts.known import HostKnown
+from ralmspec_plugins.hosts.native import BatchMode, Look, check_way
+from ralmspec_plugins.hosts.retriever import HostSearch
+from ralmspec_plugins.records import Hit, Hits, Query
+
+
+class HostRetriever(HostSearch["_Called"]):
+    """A retriever of LlamaIndex's, for one query bundle.
+
+    A `VectorIndexRetriever` is looked into: its query is embedded once, by its own
+    embedder, and searched in batches where an adapter knows the store and all settings.
+    Everything else is a black box, called query by query. Either way the nodes and their
+    scores are those of `retriever.retrieve(query)`.
+
+    A change of the retriever (`similarity_top_k`, filters) counts from the next call on: one
+    made by `for_call` keeps the settings of a `VectorIndexRetriever` as they were.
+    """
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        *,
+        batch: BatchMode = "exact",
+        side_by_side: int = 8,
+        pure: bool | None = None,
+        heard: bool = False,
+    ) -> None:
+        """Wrap a retriever; nothing is called yet.
+
+        Args:
+            retriever: the host's.
+            batch: "exact": only batch searches whose results do not depend on the batch by
+                construction; "probed": all, with one query of each batch compared with the
+                host's own single search; "off": none.
+            side_by_side: how many single calls run at a time when several are due.
+            pure: whether the same query finds the same nodes, without side effects; found out
+                by the classes inside where it is not said.
+            heard: whether what the host tells of its calls is heard at once. Otherwise it is
+                kept, with the vector of a query or with the hits.
+
+        Raises:
+            ConfigError: no retriever, an unknown `batch`, or no call at a time.
+        """
+        check_way(batch, side_by_side)
+        check_retriever(retriever)
+        known = HostKnown(partial(prepared, mode=batch, pure=pure, heard=heard))
+        super().__init__(_Called(retriever, None, heard), known, side_by_side)
+
+    def for_call(self, bundle: QueryBundle | None, look: Look | None = None) -> "HostRetriever":
+        """Give the same retriever for one request; what is known is shared.
+
+        Args:
+            bundle: the request's query. One that brings an embedding, strings to embed or an
+                image counts where the text is its own, and keeps its calls apart.
+            look: the settings, where they are those of a call that goes on.
+        """
+        own = special(bundle)
+        own = None if own is None else copied(own)
+        return self.beside(_Called(self._host.retriever, own, self._host.heard), look)
+
+
+class _Called:
+    """A retriever with one caller's query, as LlamaIndex calls it."""
+
+    def __init__(self, retriever: BaseRetriever, calls: QueryBundle | None, heard: bool) -> None:
+        self.retriever = retriever
+        self.calls = calls
+        self.heard = heard
+
+    def look_at(self) -> tuple[Hashable, At]:
+        return look_at(self.retriever, self.calls)
+
+    def single(self, look: Look, query: Query) -> Hits:
+        retriever = self._reached(look)
+        if self.heard and look.native is None:
+            return single_hits(retriever.retrieve(self._bundle(query)), None)
+        recording = Recording()
+        with recorded(recording):
+            nodes = retriever.retrieve(self._bundle(query))
+        return single_hits(nodes, recording)
+
+    async def asingle(self, look: Look, query: Query) -> Hits:
+        retriever = self._reached(look)
+        if self.heard and look.native is None:
+            return single_hits(await _aretrieved(retriever, self._bundle(query)), None)
+        recording = Recording()
+        with recorded(recording):
+            nodes = await _aretrieved(retriever, self._bundle(query))
+        return single_hits(nodes, recording)
+
+    def _reached(self, look: Look) -> BaseRetriever:
+        """Give what a call goes to: with the settings of the look, where they can be kept."""
+        reached: BaseRetriever = self.retriever if look.fixed is None else look.fixed
+        return reached
+
+    def _bundle(self, query: Query) -> QueryBundle:
+        """Make a bundle for one call, into which the host may write."""
+        own = asked_of(query).calls or self.calls
+        if isinstance(own, QueryBundle) and own.query_str == query.text:
+            return copied(own)
+        return QueryBundle(query.text)
+
+    def hits_of(self, found: Sequence[Scored]) -> Hits:
+        return tuple(Hit(passage_of(one.document), one.score, Origin(one.vector)) for one in found)
+
+    def nobodys(self) -> "_Called":
+        return _Called(self.retriever, self.calls, heard=False)
+
+    def unheard(self, query: Query) -> Query:
+        return query  # a call is heard only where it is not recorded
+
+
+def single_hits(nodes: Any, recording: Recording | None) -> Hits:
+    """Make the hits of what one call of the host gave.
+
+    Raises:
+        InputError: it gave something else than nodes with scores.
+    """
+    if not isinstance(nodes, list) or not all(isinstance(one, NodeWithScore) for one in nodes):
+        raise InputError(
+            f"a retriever must give a list of NodeWithScore, got {type(nodes).__name__}: "
+            f"{nodes!r:.200}"
+        )
+    # Hits are remembered, and their recording with them: only where it tells more than
+    # that these nodes were found.
+    inside = recording if recording is not None and recording.tells_more else None
+    origin = Origin(None, inside)
+    return tuple(Hit(passage_of(one.node), one.score, origin) for one in nodes)
+
+
+async def _aretrieved(retriever: BaseRetriever, bundle: QueryBundle) -> list[NodeWithScore]:
+    if stops_the_loop(retriever):
+        return await in_thread(lambda: retriever.aretrieve(bundle))
+    return await retriever.aretrieve(bundle)
