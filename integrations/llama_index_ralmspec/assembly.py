@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -20,12 +20,11 @@ from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.recording import Recording, recorded
 from llama_index_ralmspec.synthesis import SynthesizerLM
 from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
+from ralmspec_plugins.hosts.runtime import Engines, Runtime
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
-from ralmspec_plugins.protocols import LanguageModel, Retriever
 from ralmspec_plugins.records import Request
-from ralmspec_plugins.schedule import Continuous, Schedule
+from ralmspec_plugins.schedule import Continuous
 
 _TEMPLATES: Final = ("text_qa_template", "summary_template")
 
@@ -69,7 +68,7 @@ class Assembly:
             )
         )
 
-    def _lm(self) -> LanguageModel[object]:
+    def _lm(self) -> Any:  # they read hits, where the protocol says passages
         options = self.options
         if options.one_shot:
             return SynthesizerLM(self.synthesizer, self._postprocessors)
@@ -112,23 +111,21 @@ class Assembly:
             prompt=context.bundle.query_str,
             max_tokens=most_tokens(self._workload) if longest is None else longest,
             seed=options.seed,
-            stop=options.stop,
+            stop=options.stops,
             deadline_s=options.deadline_s,
             context=context,
         )
 
     def engines(self, bundle: QueryBundle) -> Engines:
         """Give the engines for a query."""
-        host = self._host.for_call(bundle)
-        speculation, looked_into = self.options.speculation, host.looked_into
-        schedule = speculation.schedule_for(looked_into=looked_into)
-        merged = speculation.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
-        key = token_of(self.options), self.key, host.signature
-        return self._runtime.engines(key, host, partial(self._parts, schedule), merged)
-
-    def _parts(self, schedule: Schedule, retriever: Retriever) -> Parts:
-        made = self.options.speculation.settings(retriever, schedule, self._replica)
-        return self._workload, made
+        options = self.options
+        return options.speculation.engines(
+            self._runtime,
+            (token_of(options), self.key),
+            self._host.for_call(bundle),
+            self._workload,
+            self._replica,
+        )
 
 
 def key_of(

@@ -1,20 +1,16 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.native import BatchMode
 from ralmspec_plugins.hosts.speculation import Speculation, WorkloadMaker, WorkloadName, is_one_shot
+from ralmspec_plugins.hosts.text_calls import Bound, Continuation
 from ralmspec_plugins.schedule import Schedule
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.shared import SharedPool
-
-Bound: TypeAlias = str | Callable[[int], Mapping[str, Any]]
-Continuation: TypeAlias = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -52,7 +48,7 @@ class Options:
     continuation: Continuation | None = None
     sentence_stop: str | None = None
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()
     seed: int = 0
     deadline_s: float | None = None
     speculate: bool = True
@@ -72,9 +68,6 @@ class Options:
         Raises:
             ConfigError: the message says what to do.
         """
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
         if self.pool == "own":
             object.__setattr__(self, "pool", SharedPool())
         elif self.pool is not None and not isinstance(self.pool, SharedPool):
@@ -104,6 +97,12 @@ class Options:
     def one_shot(self) -> bool:
         """Whether there is one retrieval, and then the host's response synthesizer."""
         return is_one_shot(self.workload)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        stop = self.stop
+        return ((stop,) if stop else ()) if isinstance(stop, str) else tuple(stop)
 
     @property
     def speculation(self) -> Speculation:

@@ -6,11 +6,14 @@ from typing import Any, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.llms import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.response_synthesizers import BaseSynthesizer, ResponseMode
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.assembly import Assembly, key_of
@@ -73,27 +76,53 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         self._assembly: Assembly | None = None
 
     @classmethod
-    def from_args(cls, retriever: BaseRetriever, **arguments: Any) -> Self:
-        """Make one as `RetrieverQueryEngine.from_args` does.
-
-        Args:
-            retriever: any retriever of the host's.
-            arguments: those of `RetrieverQueryEngine.from_args` (`llm`, `response_mode`,
-                `text_qa_template`, `streaming`, ...), and those of `Options`.
+    def from_args(
+        cls,
+        retriever: BaseRetriever,
+        llm: LLM | None = None,
+        response_synthesizer: BaseSynthesizer | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        callback_manager: CallbackManager | None = None,
+        response_mode: ResponseMode = ResponseMode.COMPACT,
+        text_qa_template: BasePromptTemplate | None = None,
+        refine_template: BasePromptTemplate | None = None,
+        summary_template: BasePromptTemplate | None = None,
+        simple_template: BasePromptTemplate | None = None,
+        chat_content_qa_template: BasePromptTemplate | None = None,
+        chat_content_refine_template: BasePromptTemplate | None = None,
+        output_cls: type[BaseModel] | None = None,
+        use_async: bool = False,
+        streaming: bool = False,
+        verbose: bool = False,
+        multimodal: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Make one as `RetrieverQueryEngine.from_args` does, with `Options` as keywords beside.
 
         Raises:
-            TypeError: an unknown argument.
+            TypeError: an unknown argument; the host would pass over it.
             ConfigError: the parts do not fit each other; the message says what to do.
         """
-        own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
-        unknown = sorted(arguments.keys() - _OF_HOST)
-        if unknown:
-            raise TypeError(
-                f"unknown arguments {', '.join(unknown)}; known are those of "
-                f"RetrieverQueryEngine.from_args ({', '.join(sorted(_OF_HOST))}) and of "
-                f"Options ({', '.join(sorted(NAMES))})"
-            )
-        return cls.wrap(RetrieverQueryEngine.from_args(retriever, **arguments), **own)
+        host = RetrieverQueryEngine.from_args(
+            retriever,
+            llm=llm,
+            response_synthesizer=response_synthesizer,
+            node_postprocessors=node_postprocessors,
+            callback_manager=callback_manager,
+            response_mode=response_mode,
+            text_qa_template=text_qa_template,
+            refine_template=refine_template,
+            summary_template=summary_template,
+            simple_template=simple_template,
+            chat_content_qa_template=chat_content_qa_template,
+            chat_content_refine_template=chat_content_refine_template,
+            output_cls=output_cls,
+            use_async=use_async,
+            streaming=streaming,
+            verbose=verbose,
+            multimodal=multimodal,
+        )
+        return cls.wrap(host, **kwargs)
 
     @classmethod
     def from_index(cls, index: BaseIndex[Any], **arguments: Any) -> Self:
@@ -176,7 +205,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         """Answer a query."""
-        payload = {EventPayload.QUERY_STR: query_bundle.query_str}
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
             response = RequestRun(self._assembled(), query_bundle).response()
             told.on_end(payload={EventPayload.RESPONSE: response})
@@ -184,7 +213,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         """Answer a query on an event loop."""
-        payload = {EventPayload.QUERY_STR: query_bundle.query_str}
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
             run = RequestRun(self._assembled(), query_bundle, asynchronous=True)
             response = await run.aresponse()
@@ -207,16 +236,6 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
-
-
-_OF_HOST = frozenset(
-    {
-        *("llm", "response_synthesizer", "node_postprocessors", "callback_manager"),
-        *("response_mode", "text_qa_template", "refine_template", "summary_template"),
-        *("simple_template", "chat_content_qa_template", "chat_content_refine_template"),
-        *("output_cls", "use_async", "streaming", "verbose", "multimodal"),
-    }
-)
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -17,9 +17,9 @@ from typing import Any, Final
 from uuid import uuid4
 
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.instrumentation.dispatcher import Dispatcher
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
+from llama_index_instrumentation.dispatcher import Dispatcher
 
 _DISPATCHES: Final = ("event", "span_enter", "span_exit", "span_drop")
 _CALLS_BACK: Final = ("on_event_start", "on_event_end", "start_trace", "end_trace")
@@ -49,11 +49,13 @@ class Recording:
         nodes: what was handed to the host's code, in the order of the hits.
         used: what its postprocessors left of them.
         begun: how much was recorded when a call returned that goes on streaming.
+        told: whether something of it has been told.
     """
 
     nodes: list[NodeWithScore] = field(default_factory=list)
     used: list[NodeWithScore] = field(default_factory=list)
     begun: int | None = None
+    told: bool = False
     base: str | None = field(default_factory=active_span_id.get)  # the span around the call
     _calls: list[Call] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -71,6 +73,16 @@ class Recording:
         """Give what was recorded, from a place on."""
         with self._lock:
             return self._calls[start:end]
+
+    def forget(self) -> None:
+        """Let go of what was recorded of a call that was given up, if none of it was told.
+
+        The host tells of a stream that is closed with the error that closed it, which
+        holds the stream itself: it would stay open for as long as it could be told.
+        """
+        with self._lock:
+            if not self.told:
+                self._calls.clear()
 
     @property
     def tells_more(self) -> bool:

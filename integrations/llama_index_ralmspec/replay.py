@@ -33,6 +33,7 @@ class Replay:
     def hand_on(self, end: int | None = None) -> None:
         """Tell what was recorded since the last time, up to a place."""
         self._ids[self.recording.base] = active_span_id.get()
+        self.recording.told = True
         calls = self.recording.calls(self._told, end)
         self._told += len(calls)
         for call in calls:

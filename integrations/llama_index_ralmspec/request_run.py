@@ -1,10 +1,8 @@
 """One query: what happens in the engine, told to the host's handlers and made a response."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any
 
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
@@ -18,6 +16,7 @@ from llama_index_ralmspec.call_context import HostContext, copied
 from llama_index_ralmspec.responses import Responses
 from llama_index_ralmspec.telling import Telling
 from ralmspec_plugins.async_streams import AsyncEventStream
+from ralmspec_plugins.hosts.following import afollowed, followed
 from ralmspec_plugins.streams import EventStream
 
 
@@ -60,19 +59,10 @@ class RequestRun:
         return made
 
     def _pieces(self, events: EventStream) -> Generator[str, None, None]:
-        with closing(events):
-            try:
-                for event in events:
-                    self._telling.tell(event)
-                    yield from self._responses.shown(event)
-                self._telling.ended()
-                yield from self._responses.ended(events.answer)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                events.close()
-                self._telling.failed(error)
-                raise
+        with closing(followed(events, self._telling, self._responses.shown)) as pieces:
+            yield from pieces
+        self._telling.ended()
+        yield from self._responses.ended(events.answer)
 
     async def aresponse(self) -> RESPONSE_TYPE:
         """Answer it on an event loop.
@@ -91,28 +81,9 @@ class RequestRun:
         return made
 
     async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
-        async with aclosing(events):
-            try:
-                async for event in events:
-                    await _to_its_end(self._telling.atell(event))
-                    for piece in self._responses.shown(event):
-                        yield piece
-                self._telling.ended()
-                for piece in self._responses.ended(events.answer):
-                    yield piece
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                await events.aclose()
-                await _to_its_end(self._telling.afailed(error))
-                raise
-
-
-async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
-    """Have something told completely, also when this task is cancelled: a run told has an end."""
-    task = asyncio.ensure_future(telling)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+        async with aclosing(afollowed(events, self._telling, self._responses.shown)) as pieces:
+            async for piece in pieces:
+                yield piece
+        self._telling.ended()
+        for piece in self._responses.ended(events.answer):
+            yield piece

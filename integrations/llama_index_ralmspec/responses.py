@@ -16,7 +16,7 @@ from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.telling import recording_of
 from ralmspec_plugins.events import Commit, Event, Settled
 from ralmspec_plugins.hosts.reports import REPORT, report_of
-from ralmspec_plugins.hosts.text_draft import TextDraft
+from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Answer
 
 _STREAMS = (StreamingResponse, AsyncStreamingResponse)
@@ -71,7 +71,7 @@ class Responses:
     def ended(self, answer: Answer) -> Iterator[str]:
         """Complete the response with the whole answer."""
         if self._response is None:
-            draft = _draft(answer.state)
+            draft = draft_of(answer.state)
             if self._one_shot:
                 self._response = self._own(draft.message)
             else:
@@ -84,7 +84,7 @@ class Responses:
     def _begin(self, state: Any) -> bool:
         """Make the response that streams, if it does."""
         if self._one_shot:
-            message = _draft(state).message
+            message = draft_of(state).message
             if not isinstance(message, _STREAMS):
                 return False
             self._response = self._own(message)
@@ -112,8 +112,3 @@ class Responses:
             if node.node.node_id not in self._metadata:
                 self._nodes.append(node)
                 self._metadata[node.node.node_id] = node.node.metadata
-
-
-def _draft(state: Any) -> TextDraft:
-    draft: TextDraft = getattr(state, "draft", state)
-    return draft

@@ -10,8 +10,8 @@ from types import MethodType
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index_instrumentation import get_dispatcher
 
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.direct_runs import DirectRuns
@@ -21,6 +21,7 @@ from llama_index_ralmspec.recording import Recording
 from llama_index_ralmspec.replay import Replay
 from ralmspec_plugins import events as happened
 from ralmspec_plugins.hosts.asked import Asked, Origin
+from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Hit, Query, Retrieved
 
 _dispatcher = get_dispatcher(__name__)
@@ -80,7 +81,7 @@ class Telling:
             self._unanswered = event.query
 
     def ended(self) -> None:
-        """Tell what the last call has told since it was committed."""
+        """Tell what the last call that was told of has told since."""
         if self._replay is not None:
             self._replay.hand_on()
 
@@ -141,6 +142,8 @@ class Telling:
         recording = self._context.recording_of(error)
         if recording is not None:
             self._hand_on(recording)
+        else:
+            self.ended()  # a stream that was given up has an end, too
         return recording is not None
 
     def _broken(self, error: Exception) -> tuple[Any, QueryBundle] | None:
@@ -153,8 +156,7 @@ class Telling:
 
 def recording_of(state: Any) -> Recording | None:
     """Find the recording of the call that wrote a state."""
-    draft = getattr(state, "draft", state)
-    found = getattr(draft, "recording", None)
+    found = getattr(draft_of(state), "recording", None)
     return found if isinstance(found, Recording) else None
 
 
