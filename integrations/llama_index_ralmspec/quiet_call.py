@@ -12,6 +12,7 @@ from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.recording import Recording, recorded
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.records import Hits, Request
 
 ResultT = TypeVar("ResultT")
@@ -39,6 +40,9 @@ class QuietCall:
         try:
             with recorded(self.recording):
                 yield
+        except (Cancelled, asyncio.CancelledError, GeneratorExit):
+            self.recording.forget()
+            raise
         except Exception as error:
             self.context.failed(error, self.recording)
             raise

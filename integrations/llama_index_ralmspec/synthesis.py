@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import aclosing, closing
+from copy import copy
 from typing import Any, Final
 
 from llama_index.core.base.response.schema import (
@@ -59,7 +60,7 @@ class SynthesizerLM:
         """Wrap a synthesizer, and the postprocessors that come before it.
 
         Args:
-            synthesizer: the host's; whether it streams is its own setting, read at each call.
+            synthesizer: the host's.
             postprocessors: in their order.
             side_by_side: whether several calls may run at a time. By default if the
                 model's class is known to call a server.
@@ -101,7 +102,7 @@ class SynthesizerLM:
         with call.alone():
             nodes = call.nodes(hits, self.processing)
             progress.check()
-            response = self.synthesizer.synthesize(query=call.bundle, nodes=nodes)
+            response = self._told(call).synthesize(query=call.bundle, nodes=nodes)
             reading = _Reading(draft, response, call, progress)
             if isinstance(response, StreamingResponse):
                 with closing(_each(response.response_gen)) as pieces:
@@ -117,13 +118,24 @@ class SynthesizerLM:
         with call.alone():
             nodes = await call.anodes(hits, self.processing)
             progress.check()
-            response = await self.synthesizer.asynthesize(query=call.bundle, nodes=nodes)
+            response = await self._told(call).asynthesize(query=call.bundle, nodes=nodes)
             reading = _Reading(draft, response, call, progress)
             if isinstance(response, AsyncStreamingResponse):
                 async with aclosing(response.response_gen):
                     async for piece in response.response_gen:
                         reading.take(piece)
         return reading.end()
+
+    def _told(self, call: QuietCall) -> BaseSynthesizer:
+        """Give the synthesizer as it was when the request began: streaming, or not.
+
+        Chat engines switch it on for one query, and off again while that is answered.
+        """
+        if call.context is None or call.context.streaming == self.synthesizer._streaming:  # noqa: SLF001
+            return self.synthesizer
+        own = copy(self.synthesizer)
+        own._streaming = call.context.streaming  # noqa: SLF001 the host has no other name for it
+        return own
 
     def finished(self, draft: TextDraft) -> bool:
         """Say whether the draft has ended."""
