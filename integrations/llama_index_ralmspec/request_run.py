@@ -52,6 +52,7 @@ class RequestRun:
         pieces = self._pieces(self._engines.sync.events(self._request, reports=self._streaming))
         next(pieces)  # from here on there is a response, and closing it ends the request
         made = self._responses.response
+        self._telling.given_back()
         if isinstance(made, StreamingResponse):
             return replace(made, response_gen=pieces)
         for _ in pieces:
@@ -74,6 +75,7 @@ class RequestRun:
         pieces = self._apieces(engine.events(self._request, reports=self._streaming))
         await anext(pieces)
         made = self._responses.response
+        self._telling.given_back()
         if isinstance(made, AsyncStreamingResponse):
             return replace(made, response_gen=pieces)
         async for _ in pieces:

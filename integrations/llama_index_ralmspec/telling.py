@@ -46,6 +46,7 @@ class Telling:
         self._retrieved: Retrieved | None = None  # of the step that is being told
         self._first = True  # the request's own query is still to come
         self._replay: Replay | None = None  # of the call that is being told
+        self._read = False  # whether the response has been given back
         self._unanswered: Query | None = None  # whose search the request's error comes from
 
     def tell(self, event: happened.Event) -> None:
@@ -76,7 +77,7 @@ class Telling:
             if self._direct is not None:
                 self._direct.tell(event)
         elif isinstance(event, happened.Settled):
-            self._hand_on(recording_of(event.state), begun=True)
+            self._hand_on(recording_of(event.state))
         elif isinstance(event, happened.Failed):
             self._unanswered = event.query
 
@@ -85,19 +86,20 @@ class Telling:
         if self._replay is not None:
             self._replay.hand_on()
 
-    def _hand_on(self, recording: Recording | None, *, begun: bool = False) -> None:
+    def given_back(self) -> None:
+        """Have what a stream tells told from now on: the host's would be read from here."""
+        self._read = True
+
+    def _hand_on(self, recording: Recording | None) -> None:
         """Tell a call of the model that is committed, its nodes with their real scores."""
         if recording is None:
             return
         if self._replay is None or self._replay.recording is not recording:
-            if self._replay is not None:
-                self._replay.hand_on()  # it broke off, and was made once more
+            self.ended()  # one that broke off, and was made once more
             self._replay = Replay(recording)
             if self._retrieved is not None:
                 score(recording, self._retrieved.hits)
-            self._replay.hand_on(recording.begun if begun else None)
-            return
-        self._replay.hand_on()
+        self._replay.hand_on(None if self._read else recording.begun)
 
     def _tell_retrieval(self, retrieved: Retrieved) -> None:
         self._retrieved = retrieved
