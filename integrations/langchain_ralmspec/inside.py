@@ -1,6 +1,6 @@
 """What a host's retriever is made of: the concrete one behind its wrappings, and what is in it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,10 +20,10 @@ from langchain_core.runnables.configurable import (
     RunnableConfigurableFields,
 )
 from langchain_core.vectorstores import VectorStore
-from pydantic import BaseModel
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import qualified_name
+from ralmspec_plugins.hosts.classes import class_names
+from ralmspec_plugins.hosts.parts import held, parts
 
 # Those that write on each call, or ask a sampling model: not the same answer twice.
 IMPURE: Final = frozenset(
@@ -34,9 +34,7 @@ IMPURE: Final = frozenset(
         "multi_query.MultiQueryRetriever",
     )
 )
-MOST: Final = 64  # items of a container that is looked into: a retriever's parts, not its documents
 _DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
-_DEEPEST: Final = 12  # parts in parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +75,18 @@ def is_pure(runnable: Runnable[Any, Any]) -> bool:
     Any language model in it counts as such, wherever it is.
     """
     return not any(
-        isinstance(part, BaseLanguageModel)
-        or any(qualified_name(kind) in IMPURE for kind in type(part).__mro__)
-        for part in parts(runnable)
+        isinstance(part, BaseLanguageModel) or class_names(part) & IMPURE
+        for part in parts(runnable, _direct, (Document,))
     )
-
-
-def parts(whole: object) -> Iterator[object]:
-    """Walk through the parts of a retriever, itself first, each once."""
-    seen: set[int] = set()
-
-    def walk(part: object, depth: int) -> Iterator[object]:
-        if depth > _DEEPEST or id(part) in seen or isinstance(part, Document):
-            return
-        seen.add(id(part))
-        yield part
-        for inner in _direct(part):
-            yield from walk(inner, depth + 1)
-
-    return walk(whole, 0)
 
 
 def _direct(part: object) -> list[Any]:
     """List what may hold a retriever or a model, one level down."""
-    if isinstance(part, list | tuple | set | frozenset):
-        return list(part) if len(part) <= MOST else []
-    if isinstance(part, dict):
-        return list(part.values()) if len(part) <= MOST else []
     if isinstance(part, RunnableLambda):
         return list(part.deps)
     if isinstance(part, VectorStore):
         return [part.embeddings]
-    if isinstance(part, BaseModel):
-        extra, private = part.__pydantic_extra__, part.__pydantic_private__
-        return [*vars(part).values(), *(extra or {}).values(), *(private or {}).values()]
-    return []
+    return held(part)
 
 
 def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> Runnable[Any, Any]:
