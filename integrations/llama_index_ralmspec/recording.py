@@ -8,6 +8,7 @@ the host's order; what is dropped is never seen.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,8 @@ from llama_index_instrumentation.dispatcher import Dispatcher
 
 _DISPATCHES: Final = ("event", "span_enter", "span_exit", "span_drop")
 _CALLS_BACK: Final = ("on_event_start", "on_event_end", "start_trace", "end_trace")
+# What `retrieve` tells by itself: its span and that of `_retrieve`, a start and an end.
+_OF_A_RETRIEVAL: Final = {"span_enter": 2, "event": 2, "on_event_start": 1}
 _OURS: Final = "_ralmspec_original"
 
 _current: ContextVar["Recording | None"] = ContextVar("ralmspec_recording", default=None)
@@ -86,9 +89,9 @@ class Recording:
 
     @property
     def tells_more(self) -> bool:
-        """Whether there is more to tell than a retriever's own run: spans or events inside."""
-        spans = [call for call in self.calls() if call.name == "span_enter"]
-        return len(spans) > 2  # `retrieve` and `_retrieve`
+        """Whether there is more to tell than a retriever's own run: anything inside of it."""
+        told = Counter(call.name for call in self.calls())
+        return any(told[name] > most for name, most in _OF_A_RETRIEVAL.items())
 
 
 @contextmanager
