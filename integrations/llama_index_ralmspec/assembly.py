@@ -142,5 +142,5 @@ def key_of(
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
     """Give the prompt with which a synthesizer shows nodes and question to the model."""
     with recorded(Recording()):  # the host tells of that, too
-        prompts = synthesizer.get_prompts()
+        prompts = synthesizer._get_prompts()  # noqa: SLF001 the public one gives copies
     return next((prompts[name] for name in _TEMPLATES if name in prompts), None)
