@@ -52,6 +52,8 @@ def stops_the_loop(retriever: BaseRetriever) -> bool:
     """
     computing = False
     for part in parts(retriever):
+        if getattr(part, "keeps_the_loop", False):
+            return False
         waits = _waits(part)
         if waits and not isinstance(part, BaseRetriever):
             return False

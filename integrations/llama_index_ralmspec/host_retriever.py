@@ -14,7 +14,7 @@ from llama_index_ralmspec.passages import passage_of
 from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.asked import Origin, asked_of
-from ralmspec_plugins.hosts.batch_search import Scored
+from ralmspec_plugins.hosts.batch_search import Scored, Vector
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import BatchMode, Look, check_way
 from ralmspec_plugins.hosts.retriever import HostSearch
@@ -75,6 +75,21 @@ class HostRetriever(HostSearch["_Called"]):
         own = None if own is None else copied(own)
         return self.beside(_Called(self._host.retriever, own, self._host.heard), look)
 
+    def encode(self, text: str, calls: Any = None) -> Query:
+        """Form the query of a text, embedded as the retriever would."""
+        query = super().encode(text, calls)
+        self._host.embedding = asked_of(query).vector
+        return query
+
+    def embed_into(self, bundle: QueryBundle) -> None:
+        """Write the embedding into a query, as the host's own synchronous call does.
+
+        What comes behind the retriever may use it. A query whose answer was remembered has
+        not been embedded, and stays as it is.
+        """
+        if bundle.embedding is None and self._host.embedding is not None:
+            bundle.embedding = list(self._host.embedding)
+
 
 class _Called:
     """A retriever with one caller's query, as LlamaIndex calls it."""
@@ -83,6 +98,7 @@ class _Called:
         self.retriever = retriever
         self.calls = calls
         self.heard = heard
+        self.embedding: Vector | None = None  # of the query that was asked last
 
     def look_at(self) -> tuple[Hashable, At]:
         return look_at(self.retriever, self.calls)
@@ -90,7 +106,10 @@ class _Called:
     def single(self, look: Look, query: Query) -> Hits:
         retriever = self._reached(look)
         if self.heard and look.native is None:
-            return single_hits(retriever.retrieve(self._bundle(query)), None)
+            bundle = self._bundle(query)
+            hits = single_hits(retriever.retrieve(bundle), None)
+            self.embedding = bundle.embedding
+            return hits
         recording = Recording()
         with recorded(recording):
             nodes = retriever.retrieve(self._bundle(query))

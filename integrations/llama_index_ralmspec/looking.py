@@ -13,6 +13,7 @@ from llama_index.core.schema import IndexNode, QueryBundle
 from llama_index_ralmspec.awaiting import embeds_waiting, in_thread
 from llama_index_ralmspec.batch_search import batch_search_of
 from llama_index_ralmspec.inside import MOST, is_pure, settings_of
+from llama_index_ralmspec.node_ids import ids_of
 from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.asked import Asked
@@ -22,9 +23,11 @@ from ralmspec_plugins.hosts.data import copied_where_possible, is_data
 from ralmspec_plugins.hosts.native import BatchMode, Look, Native
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
-_SETTINGS: Final = ("_filters", "_node_ids", "_doc_ids", "_kwargs")  # what can be changed in place
+_SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
+_IDS: Final = ("_node_ids", "_doc_ids")
 _NUMBERS: Final = ("_similarity_top_k", "_alpha", "_sparse_top_k", "_hybrid_top_k")
 _RECORDS: Final = frozenset({"llama_index", "qdrant_client"})  # packages whose models are data
+_MODE: Final = "_vector_store_query_mode"
 _SIZED: Final = "llama_index.retrievers.bm25.base.BM25Retriever"
 
 
@@ -72,7 +75,8 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
         "llama_index",
         qualified_name(type(store)),
         *map(token_of, (store, own["_index"], own["_docstore"], own["_embed_model"])),
-        frozen([own[name] for name in (*_SETTINGS, *_NUMBERS, "_vector_store_query_mode")]),
+        frozen([own[name] for name in ("_filters", "_kwargs", *_NUMBERS, _MODE)]),
+        *(_named(own[name]) for name in _IDS),
         frozen(own["object_map"], MOST),
         about,
     )
@@ -102,7 +106,7 @@ def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
     embedder = own["_embed_model"]
     if not isinstance(embedder, BaseEmbedding) or not retriever._needs_embedding():  # noqa: SLF001
         return None
-    if not is_data([own[name] for name in _SETTINGS], _RECORDS):
+    if not all(_is_plain(own[name]) for name in _SETTINGS):
         return None
     search = batch_search_of(retriever)
     if search is None or not (search.exact or mode == "probed"):
@@ -201,6 +205,16 @@ class Handed:
         return node.obj is not None or self.retriever.object_map.get(node.index_id) is not None
 
 
+def _is_plain(value: Any) -> bool:
+    return ids_of(value) is not None or is_data(value, _RECORDS)
+
+
+def _named(value: Any) -> Hashable:
+    """Name a list of ids, as it is now."""
+    ids = ids_of(value)
+    return frozen(value) if ids is None else ids.name
+
+
 def _known(retriever: BaseRetriever) -> bool:
     return type(retriever) is VectorIndexRetriever and not overridden(retriever)
 
@@ -211,7 +225,10 @@ def _fixed(retriever: BaseRetriever) -> BaseRetriever:
     own = vars(made)
     own.update(vars(retriever))
     for name in _SETTINGS:
-        if is_data(own[name], _RECORDS):
+        ids = ids_of(own[name])
+        if ids is not None:
+            own[name] = ids.values
+        elif is_data(own[name], _RECORDS):
             own[name] = copied_where_possible(own[name])
     own["object_map"] = dict(own["object_map"])
     return made

@@ -8,7 +8,7 @@ from ralmspec_plugins.errors import InputError
 FoundT = TypeVar("FoundT")
 
 
-def check_pairs(queries: Sequence[str], guesses: Sequence[Any]) -> None:
+def check_pairs(queries: Sequence[Any], guesses: Sequence[Any]) -> None:
     """Make sure that there is a guess, or `None`, for each query.
 
     Raises:

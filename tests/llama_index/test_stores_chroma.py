@@ -57,6 +57,11 @@ class TestChromaCosine(TestChroma):
 
 @pytest.mark.slow
 class TestChromaInnerProduct(TestChroma):
-    """Inner product."""
+    """Inner product, of vectors that are normalized: of others the store's scores overflow."""
 
     metric = "ip"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def embedding(cls) -> WordEmbedding:
+        return WordEmbedding()
