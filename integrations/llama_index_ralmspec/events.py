@@ -1,6 +1,6 @@
 """Events of our own, for LlamaIndex' dispatcher: what is guessed, verified and rolled back."""
 
-from typing import Any
+from typing import TypeAlias
 
 from llama_index.core.instrumentation.events import BaseEvent
 
@@ -54,5 +54,4 @@ class RollbackEvent(BaseEvent):
         return "RalmSpecRollbackEvent"
 
 
-OwnEvent = GuessEvent | VerificationEvent | RollbackEvent
-OWN: tuple[type[Any], ...] = (GuessEvent, VerificationEvent, RollbackEvent)
+OwnEvent: TypeAlias = GuessEvent | VerificationEvent | RollbackEvent

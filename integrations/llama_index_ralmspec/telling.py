@@ -15,7 +15,7 @@ from llama_index_instrumentation import get_dispatcher
 
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.direct_runs import DirectRuns
-from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.events import GuessEvent, OwnEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.recording import Recording
 from llama_index_ralmspec.replay import Replay
@@ -64,13 +64,9 @@ class Telling:
             self._tell_rest(event)
 
     def _tell_rest(self, event: happened.Event) -> None:
-        if isinstance(event, happened.Guessed):
-            ids = [hit.passage.id for hit in event.hits]
-            _dispatcher.event(GuessEvent(query_str=event.query.text, node_ids=ids))
-        elif isinstance(event, happened.Judged):
-            _dispatcher.event(VerificationEvent(query_str=event.query.text, right=event.right))
-        elif isinstance(event, happened.RolledBack):
-            _dispatcher.event(RollbackEvent(segments=event.segments))
+        if isinstance(event, happened.Guessed | happened.Judged | happened.RolledBack):
+            if _heard():
+                _dispatcher.event(_own(event))
         elif isinstance(event, happened.Commit):
             self._retrieved = event.retrieved
             self._hand_on(recording_of(event.state))
@@ -154,6 +150,24 @@ class Telling:
         if query is None:
             return None
         return twin(self._retriever, _raising(error)), self._bundle(query)
+
+
+def _own(event: happened.Guessed | happened.Judged | happened.RolledBack) -> OwnEvent:
+    """Make an event of ours."""
+    if isinstance(event, happened.Guessed):
+        ids = [hit.passage.id for hit in event.hits]
+        return GuessEvent(query_str=event.query.text, node_ids=ids)
+    if isinstance(event, happened.Judged):
+        return VerificationEvent(query_str=event.query.text, right=event.right)
+    return RollbackEvent(segments=event.segments)
+
+
+def _heard() -> bool:
+    """Whether anybody would hear of an event of ours: making one costs more than a guess."""
+    teller: Any = _dispatcher
+    while teller is not None and not teller.event_handlers:
+        teller = teller.parent if teller.propagate else None
+    return teller is not None
 
 
 def recording_of(state: Any) -> Recording | None:
