@@ -188,7 +188,8 @@ class HostLM:
             return in_a_loop_of_its_own(self._arun(draft, hits, plan, progress))
         progress.check()
         with quiet.alone():
-            call = plan.host_call(draft, quiet.nodes(hits, self.processing), quiet)
+            nodes = quiet.nodes(hits, self.processing)
+            call = plan.host_call(draft, nodes, quiet)
             if plan.streams(progress):
                 written = call.stream(progress, plan.showing(draft, progress))
             else:
@@ -203,7 +204,8 @@ class HostLM:
         quiet = quiet_call(draft.origin)
         progress.check()
         with quiet.alone():
-            call = plan.host_call(draft, await quiet.anodes(hits, self.processing), quiet)
+            nodes = await quiet.anodes(hits, self.processing)
+            call = plan.host_call(draft, nodes, quiet, awaited=True)
             if plan.streams(progress):
                 written = await call.astream(progress, plan.showing(draft, progress))
             else:

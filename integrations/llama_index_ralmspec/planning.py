@@ -27,7 +27,14 @@ class Plan:
     known: Abilities
     prompting: Prompting
 
-    def host_call(self, draft: TextDraft, nodes: list[NodeWithScore], quiet: QuietCall) -> HostCall:
+    def host_call(
+        self,
+        draft: TextDraft,
+        nodes: list[NodeWithScore],
+        quiet: QuietCall,
+        *,
+        awaited: bool = False,
+    ) -> HostCall:
         """Make the call that continues a draft behind these nodes."""
         given, continues = self._given(draft, nodes, quiet)
         llm, arguments = told(
@@ -36,7 +43,7 @@ class Plan:
             tokens=self.bound if self.step in ("tokens", "sentence") else None,
             stop=stops(draft, self.step, self.sentence_stop),
             further=self.known.continuation if continues else None,
-            asynchronous=quiet.asynchronous,
+            asynchronous=awaited,
         )
         return HostCall(llm, given, arguments, quiet.recording)
 
