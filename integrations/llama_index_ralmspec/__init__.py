@@ -11,14 +11,24 @@ try:
 except ImportError as missing:
     raise MissingExtraError("llama-index", "llama-index-core") from missing
 
+from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
+from llama_index_ralmspec.responses import Report, stats_of
+from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 
 __all__ = [
+    "BatchSearch",
     "GuessEvent",
     "Options",
+    "Report",
     "RollbackEvent",
+    "Scored",
     "SpeculativeQueryEngine",
+    "SpeculativeRetriever",
+    "Verdict",
     "VerificationEvent",
+    "register_batch_search",
+    "stats_of",
 ]

@@ -15,9 +15,12 @@ from llama_index.core.schema import NodeWithScore
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.telling import recording_of
 from ralmspec_plugins.events import Commit, Event, Settled
-from ralmspec_plugins.hosts.reports import REPORT, report_of
+from ralmspec_plugins.hosts.reports import REPORT, Report, report_of, stats_in
 from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Answer
+from ralmspec_plugins.stats import Stats
+
+__all__ = ["BEGUN", "Report", "Responses", "stats_of"]
 
 _STREAMS = (StreamingResponse, AsyncStreamingResponse)
 BEGUN = ""  # the first piece, when there is a response to give back
@@ -112,3 +115,12 @@ class Responses:
             if node.node.node_id not in self._metadata:
                 self._nodes.append(node)
                 self._metadata[node.node.node_id] = node.node.metadata
+
+
+def stats_of(response: RESPONSE_TYPE) -> Stats:
+    """Make the statistics of a response an object again, for its computed numbers and pictures.
+
+    Raises:
+        InputError: the response has no report; one that streams has it when it was read.
+    """
+    return stats_in(response.metadata, "a response of SpeculativeQueryEngine")
