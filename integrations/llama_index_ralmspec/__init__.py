@@ -15,7 +15,7 @@ from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batc
 from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
-from llama_index_ralmspec.responses import Report, stats_of
+from llama_index_ralmspec.responses import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 
 __all__ = [

@@ -15,12 +15,10 @@ from llama_index.core.schema import NodeWithScore
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.telling import recording_of
 from ralmspec_plugins.events import Commit, Event, Settled
-from ralmspec_plugins.hosts.reports import REPORT, Report, report_of, stats_in
+from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
 from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.stats import Stats
-
-__all__ = ["BEGUN", "Report", "Responses", "stats_of"]
 
 _STREAMS = (StreamingResponse, AsyncStreamingResponse)
 BEGUN = ""  # the first piece, when there is a response to give back
