@@ -24,8 +24,7 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.vector_stores.faiss import FaissVectorStore
-from llama_index_ralmspec import SpeculativeQueryEngine
-from llama_index_ralmspec.batch_search import register_batch_search
+from llama_index_ralmspec import SpeculativeQueryEngine, register_batch_search
 from llama_index_ralmspec.stores.faiss import faiss_search
 from pydantic import PrivateAttr
 from round_trips import END, QUERY_WORDS, STEP_WORDS, STEPS, Wire, World, last_words, main

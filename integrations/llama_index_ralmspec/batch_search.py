@@ -13,11 +13,11 @@ from llama_index_ralmspec.stores import BATCH_SEARCHES
 from ralmspec_plugins.hosts.batch_search import (
     BatchSearch,
     Factory,
-    Metric,
     Registry,
     Scored,
     Vector,
 )
+from ralmspec_plugins.hosts.tables import Metric
 
 ENTRY_POINTS: Final = "ralmspec_plugins.llama_index_batch_search"
 
