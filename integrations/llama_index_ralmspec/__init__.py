@@ -17,6 +17,7 @@ from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
 from llama_index_ralmspec.responses import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
+from ralmspec_plugins.hosts.reports import Report
 
 __all__ = [
     "BatchSearch",
