@@ -1,6 +1,6 @@
 """Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import LLM
@@ -13,16 +13,14 @@ from llama_index_ralmspec.passages import node_of
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompting import Prompting
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.direct_prompt import UNCUT, split_template
 from ralmspec_plugins.hosts.sampling import sampling
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.records import Passage
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
-
-_PLACE = "[[ralmspec:nodes]]"  # stands for the nodes while the prompt is filled in
-_UNCUT = 2**31  # the host's own synthesizers show nodes whole, if they show them at all
 
 
 def direct_lm(
@@ -52,14 +50,13 @@ def direct_lm(
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
     wrapper: Any = llm
-    parts = Prompting() if prompting is None else prompting
     options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
     made = HuggingFaceLM(
         wrapper._model,  # noqa: SLF001 there is no public way
         wrapper._tokenizer,  # noqa: SLF001 as above
         sampling=sampling_of(wrapper),
-        template=PassageTemplate(frame=_frame(parts, wrapper), arrange=_arrange(parts)),
-        passage_tokens=_UNCUT,
+        template=_template(Prompting() if prompting is None else prompting, llm),
+        passage_tokens=UNCUT,
         **options,
     )
     return ProcessedLM(made, Postprocessing(postprocessors)) if postprocessors else made
@@ -91,26 +88,14 @@ def _settings(llm: Any) -> Mapping[str, Any]:
     return {**settings, **given}
 
 
-def _frame(prompting: Prompting, llm: Any) -> Callable[[Request], tuple[str, str]]:
-    def frame(request: Request) -> tuple[str, str]:
-        text = prompting.shown(llm, request.prompt, _PLACE)
-        if text.count(_PLACE) != 1:
-            raise ConfigError(
-                "direct=True needs a prompt that shows {context_str} once, as it is; "
-                f"this one shows it {text.count(_PLACE)} times: {text!r:.200}"
-            )
-        front, _, behind = text.partition(_PLACE)
-        return front, behind
+def _template(prompting: Prompting, llm: LLM) -> PassageTemplate:
+    def context(passages: Sequence[Passage]) -> str:
+        return prompting.context([NodeWithScore(node=node_of(passage)) for passage in passages])
 
-    return frame
-
-
-def _arrange(prompting: Prompting) -> Callable[[Sequence[Passage]], Sequence[str]]:
-    def arrange(passages: Sequence[Passage]) -> Sequence[str]:
-        nodes = [NodeWithScore(node=node_of(passage)) for passage in passages]
-        if prompting.format_nodes is not None:  # one text for all: the first one stands for it
-            return [prompting.context(nodes), *[""] * (len(nodes) - 1)] if nodes else []
-        shown = [prompting.context([node]) for node in nodes]
-        return [text + prompting.separator for text in shown[:-1]] + shown[-1:]
-
-    return arrange
+    return split_template(
+        lambda request, shown: prompting.shown(llm, request.prompt, shown),
+        context,
+        separator=prompting.separator,
+        together=prompting.format_nodes is not None,
+        variable="context_str",
+    )

@@ -6,12 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llama_index_ralmspec.passages import passage_of
-from llama_index_ralmspec.postprocessing import Postprocessing
+from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.quiet_call import in_a_loop_of_its_own, quiet_call
 from llama_index_ralmspec.recording import Recording
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Passage, Request, passages_of
+from ralmspec_plugins.records import Hits, Passage, Request
 from ralmspec_plugins.workloads.reports import Reports
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ class ProcessedLM:
 
     def write_key(self, draft: ProcessedDraft, hits: Hits, tokens: int) -> Hashable:
         """Hold the draft and the nodes, with their scores if a postprocessor looks at them."""
-        scores = tuple(hit.score for hit in hits) if self.reads_scores else None
-        return draft, tuple(passages_of(hits)), scores, tokens
+        return draft, valued(hits, scores=self.reads_scores), tokens
 
     def same_passages(self, one: Hits, other: Hits) -> bool:
         """Say whether the model is shown the same of both."""

@@ -13,7 +13,7 @@ from llama_index.core.llms import LLM
 from llama_index_ralmspec.bounds import Way, way_of
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.classes import class_names, qualified_name
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step
+from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step, check_step
 
 _HUGGING_FACE: Final = "llama_index.llms.huggingface.base.HuggingFaceLLM"
 _STRUCTURED: Final = "llama_index.core.llms.structured_llm.StructuredLLM"
@@ -48,6 +48,13 @@ _BLOCKING: Final = frozenset(
         "llama_index.core.llms.custom",
         *(f"llama_index.llms.{name}.base" for name in ("bedrock", "langchain", "vllm")),
     }
+)
+
+_INSTEAD: Final = (
+    "(OpenAILike against vLLM, transformers serve or llama.cpp: continuation="
+    "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
+    "api.openai.com cannot). Otherwise use workload='one_shot'; for a local HuggingFaceLLM, "
+    "direct=True."
 )
 
 
@@ -110,34 +117,19 @@ def check(known: Abilities, step: Step) -> None:
     Raises:
         ConfigError: it cannot; the message says what to do.
     """
-    if step == "whole":
-        return
-    if known.parses:
+    if step != "whole" and known.parses:
         raise ConfigError(
             f"{known.name} parses its output, which must be whole for that, so it cannot write "
             "step by step. Use workload='one_shot', or the model without its output parser."
         )
-    if step != "stop" and not known.way.bounds:
-        raise ConfigError(
-            f"It is not known how {known.name} is told to write at most n tokens. Say so with "
-            "bound='max_tokens' (the argument's name, or a function from n to arguments); or "
-            "write sentences through a stop string (sentence_stop='.'); or use "
-            "workload='one_shot', which needs no bound."
-        )
-    if step == "stop" and known.way.stop is None:
-        raise ConfigError(
-            f"{known.name} does not stop at stop strings, so sentence_stop cannot be used with "
-            "it; leave it out: this model can be told how far to write."
-        )
-    if known.chat and not known.by_prompt and known.continuation is None:
-        raise ConfigError(
-            f"It is not known that {known.name} can continue an assistant message, without which "
-            "it cannot write on. If it can, say so with continuation='assistant', or with the "
-            "arguments that it needs (OpenAILike against vLLM, transformers serve or llama.cpp: "
-            "continuation={'extra_body': {'continue_final_message': True, "
-            "'add_generation_prompt': False}}; api.openai.com cannot). Otherwise use "
-            "workload='one_shot'; for a local HuggingFaceLLM, direct=True."
-        )
+    check_step(
+        known.name,
+        step,
+        bounded=known.way.bounds,
+        takes_stop=known.way.stop is not None,
+        continues=not known.chat or known.by_prompt or known.continuation is not None,
+        instead=_INSTEAD,
+    )
 
 
 def hugging_face(llm: Any) -> bool:

@@ -1,6 +1,6 @@
 """The host's node postprocessors: run as its query engine does, and what is known of them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -86,3 +86,8 @@ class Postprocessing:
     def _names(self) -> list[str]:
         """Name the postprocessors' classes; one with a method of its own is of none."""
         return ["" if overridden(one) else qualified_name(type(one)) for one in self.postprocessors]
+
+
+def valued(hits: Hits, *, scores: bool) -> Hashable:
+    """Hold all that can be seen of hits, their scores too where somebody looks at them."""
+    return tuple(passages_of(hits)), tuple(hit.score for hit in hits) if scores else None

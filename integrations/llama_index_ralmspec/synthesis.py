@@ -1,8 +1,9 @@
 """The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
 
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
-from contextlib import aclosing, closing
+from collections.abc import Generator, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, aclosing, closing
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_index.core.base.response.schema import (
@@ -14,15 +15,14 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers import BaseSynthesizer
 
 from llama_index_ralmspec import models
-from llama_index_ralmspec.postprocessing import Postprocessing
+from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.quiet_call import QuietCall, in_a_loop_of_its_own, quiet_call
-from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.classes import overridden, qualified_name
-from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
+from ralmspec_plugins.hosts.text_calls import Step
+from ralmspec_plugins.hosts.text_draft import TextDraft, Written
+from ralmspec_plugins.hosts.text_lm import Show, TextLM
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Request, passages_of
-
-Write = Callable[[TextDraft, Hits, int, Progress], Awaitable[TextDraft]]
+from ralmspec_plugins.records import Hits
 
 # The host's own synthesizers: of a node they see the content, and never the score.
 _SCORELESS: Final = frozenset(
@@ -36,19 +36,15 @@ _SCORELESS: Final = frozenset(
 )
 
 
-class SynthesizerLM:
+class SynthesizerLM(TextLM[Hits]):
     """Writes the whole answer as the host's `RetrieverQueryEngine` does, from nodes on.
 
     The nodes are postprocessed, and the synthesizer is given what is left of them.
     Its response is the draft's `message`, whole or streaming; a stream is read here,
     and each piece is reported. For workloads that ask once.
-
-    `write` has a twin that is awaited, `awrite`, only where the model is asynchronous
-    itself: one that is not would hold up the event loop.
     """
 
     reads_hits = True
-    awrite: Write
 
     def __init__(
         self,
@@ -65,125 +61,125 @@ class SynthesizerLM:
             side_by_side: whether several calls may run at a time. By default if the
                 model's class is known to call a server.
         """
-        self.synthesizer = synthesizer
-        self.processing = Postprocessing(postprocessors)
-        self._sees_scores = overridden(synthesizer) or (
-            qualified_name(type(synthesizer)) not in _SCORELESS
-        )
-        llm = getattr(synthesizer, "_llm", None)
-        self.side_by_side = (
-            models.is_remote(llm) and self.processing.local
-            if side_by_side is None
-            else side_by_side
-        )
-        if llm is not None and _awaits(llm):
-            self.awrite = self._awrite
+        writer = _Writer(synthesizer, Postprocessing(postprocessors))
+        if side_by_side is None:
+            side_by_side = models.is_remote(writer.llm) and writer.processing.local
+        super().__init__(writer, whole=True, side_by_side=side_by_side)
+        self._own = writer
 
     @property
     def reads_scores(self) -> bool:
         """Whether anything that is called may look at the nodes' scores."""
+        return self._own.reads_scores
+
+
+class _Writer:
+    """A synthesizer, and what is done to the nodes before."""
+
+    def __init__(self, synthesizer: BaseSynthesizer, processing: Postprocessing) -> None:
+        self._synthesizer = synthesizer
+        self.processing = processing
+        self.llm = models.inner(getattr(synthesizer, "_llm", None))
+        self._sees_scores = overridden(synthesizer) or (
+            qualified_name(type(synthesizer)) not in _SCORELESS
+        )
+
+    @property
+    def awaits(self) -> bool:
+        if self.llm is None:
+            return False
+        return models.awaits(self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete")
+
+    @property
+    def reads_scores(self) -> bool:
         return self._sees_scores or self.processing.reads_scores
 
-    def begin(self, request: Request) -> TextDraft:
-        """Begin with no text."""
-        return TextDraft(request)
+    def call(
+        self,
+        draft: TextDraft,
+        step: Step,
+        bound: int,
+        sentence_stop: str | None,
+    ) -> "_Synthesis":
+        """Plan one call."""
+        return _Synthesis(self._synthesizer, self.processing, quiet_call(draft.origin))
 
-    def write(self, draft: TextDraft, hits: Hits, tokens: int, progress: Progress) -> TextDraft:
-        """Write the whole answer; how far is the model's own affair.
-
-        Raises:
-            Cancelled: `progress` was cancelled, before a call or while it streamed.
-            Exception: what the host raises.
-        """
-        call = quiet_call(draft.origin)
-        if call.asynchronous:
-            return in_a_loop_of_its_own(self._awrite(draft, hits, tokens, progress))
-        progress.check()
-        with call.alone():
-            nodes = call.nodes(hits, self.processing)
-            progress.check()
-            response = self._told(call).synthesize(query=call.bundle, nodes=nodes)
-            reading = _Reading(draft, response, call, progress)
-            if isinstance(response, StreamingResponse):
-                with closing(_each(response.response_gen)) as pieces:
-                    for piece in pieces:
-                        reading.take(piece)
-        return reading.end()
-
-    async def _awrite(
-        self, draft: TextDraft, hits: Hits, tokens: int, progress: Progress
-    ) -> TextDraft:
-        call = quiet_call(draft.origin)
-        progress.check()
-        with call.alone():
-            nodes = await call.anodes(hits, self.processing)
-            progress.check()
-            response = await self._told(call).asynthesize(query=call.bundle, nodes=nodes)
-            reading = _Reading(draft, response, call, progress)
-            if isinstance(response, AsyncStreamingResponse):
-                async with aclosing(response.response_gen):
-                    async for piece in response.response_gen:
-                        reading.take(piece)
-        return reading.end()
-
-    def _told(self, call: QuietCall) -> BaseSynthesizer:
-        """Give the synthesizer as it was when the request began: streaming, or not.
-
-        Chat engines switch it on for one query, and off again while that is answered.
-        """
-        if call.context is None or call.context.streaming == self.synthesizer._streaming:  # noqa: SLF001
-            return self.synthesizer
-        own = copy(self.synthesizer)
-        own._streaming = call.context.streaming  # noqa: SLF001 the host has no other name for it
-        return own
-
-    def finished(self, draft: TextDraft) -> bool:
-        """Say whether the draft has ended."""
-        return draft.finished
-
-    def tail(self, draft: TextDraft, tokens: int) -> str:
-        """Give the last words of question and text."""
-        return text_draft.tail(draft, tokens)
-
-    def text(self, draft: TextDraft) -> str:
-        """Give the text of the response."""
-        return draft.text
-
-    def settled(self, draft: TextDraft) -> str:
-        """Give the part of `text` that no later piece can change."""
-        return draft.settled
-
-    def text_key(self, draft: TextDraft) -> Hashable:
-        """Hold question and text, and whether that is all."""
-        return draft.origin.prompt, draft.text, draft.finished
-
-    def write_key(self, draft: TextDraft, hits: Hits, tokens: int) -> Hashable:
+    def write_key(
+        self,
+        draft: TextDraft,
+        given: Hits,
+        tokens: int,
+    ) -> Hashable:
         """Hold the draft and the nodes: they are the sources of the response, too."""
-        scores = tuple(hit.score for hit in hits) if self.reads_scores else None
-        return draft, tuple(passages_of(hits)), scores
+        return draft, valued(given, scores=self.reads_scores)
 
-    def same_passages(self, one: Hits, other: Hits) -> bool:
-        """Say whether the synthesizer is given the same of both."""
+    def same(self, one: Hits, other: Hits) -> bool:
         if self._sees_scores and one != other:
             return False
         return self.processing.same(one, other)
 
-    def release(self, draft: TextDraft) -> None:
-        """Nothing is kept."""
+
+@dataclass(frozen=True, slots=True)
+class _Synthesis:
+    """One call of postprocessors and synthesizer."""
+
+    synthesizer: BaseSynthesizer
+    processing: Postprocessing
+    quiet: QuietCall
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Have nobody hear of what runs inside but the recording."""
+        return self.quiet.alone()
+
+    def write(self, given: Hits, progress: Progress, show: Show) -> Written:
+        """Make a response, and read it if it streams."""
+        if self.quiet.asynchronous:
+            return in_a_loop_of_its_own(self.awrite(given, progress, show))
+        nodes = self.quiet.nodes(given, self.processing)
+        progress.check()
+        response = self._told().synthesize(query=self.quiet.bundle, nodes=nodes)
+        reading = _Reading(response, self.quiet, progress, show)
+        if isinstance(response, StreamingResponse):
+            with closing(_each(response.response_gen)) as pieces:
+                for piece in pieces:
+                    reading.take(piece)
+        return reading.end()
+
+    async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
+        """Do the same by the host's asynchronous methods."""
+        nodes = await self.quiet.anodes(given, self.processing)
+        progress.check()
+        response = await self._told().asynthesize(query=self.quiet.bundle, nodes=nodes)
+        reading = _Reading(response, self.quiet, progress, show)
+        if isinstance(response, AsyncStreamingResponse):
+            async with aclosing(response.response_gen):
+                async for piece in response.response_gen:
+                    reading.take(piece)
+        return reading.end()
+
+    def _told(self) -> BaseSynthesizer:
+        """Give the synthesizer as it was when the request began: streaming, or not.
+
+        Chat engines switch it on for one query, and off again while that is answered.
+        """
+        context = self.quiet.context
+        streaming = bool(getattr(self.synthesizer, "_streaming", False))
+        if context is None or context.streaming == streaming:
+            return self.synthesizer
+        own = copy(self.synthesizer)
+        own._streaming = context.streaming  # noqa: SLF001 the host has no other name for it
+        return own
 
 
 class _Reading:
     """Reads what a response says: at once, or piece by piece."""
 
-    def __init__(
-        self, draft: TextDraft, response: Any, call: QuietCall, progress: Progress
-    ) -> None:
-        call.recording.begun = len(call.recording)
-        self._draft = draft
+    def __init__(self, response: Any, quiet: QuietCall, progress: Progress, show: Show) -> None:
+        quiet.recording.begun = len(quiet.recording)
         self._response = response
-        self._call = call
+        self._recording = quiet.recording
         self._progress = progress
-        self._streamed = Streamed(draft)
+        self._show = show
         self._text = ""
 
     def take(self, piece: str) -> None:
@@ -194,11 +190,10 @@ class _Reading:
         """
         self._progress.check()
         self._text += piece
-        if self._progress.wanted:
-            self._progress.report(self._streamed.shown(self._written()))
+        self._show(self._written())
 
-    def end(self) -> TextDraft:
-        """Give the draft with the whole text."""
+    def end(self) -> Written:
+        """Give the whole text."""
         response = self._response
         if isinstance(response, StreamingResponse | AsyncStreamingResponse):
             response.response_txt = self._text
@@ -206,15 +201,10 @@ class _Reading:
             self._text = str(response)
         else:
             self._text = str(getattr(response, "response", response) or "")
-        return text_draft.whole(self._draft, self._written())
+        return self._written()
 
     def _written(self) -> Written:
-        return Written(self._text, message=self._response, recording=self._call.recording)
-
-
-def _awaits(llm: Any) -> bool:
-    inner = models.inner(llm)
-    return models.awaits(inner, "achat" if inner.metadata.is_chat_model else "acomplete")
+        return Written(self._text, message=self._response, recording=self._recording)
 
 
 def _each(pieces: Iterable[str]) -> Generator[str, None, None]:
