@@ -12,17 +12,15 @@ from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
-from pydantic import BaseModel
 
 from ralmspec_plugins.hosts.classes import class_names
+from ralmspec_plugins.hosts.parts import MOST, held
+from ralmspec_plugins.hosts.parts import parts as walked
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 # Those that write on each call: a query is a statement to them.
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
-MOST: Final = 64  # items of a container that is looked into: a retriever's parts, not its nodes
-_DEEPEST: Final = 12  # parts in parts
 _WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
-_NO_PARTS: Final = (BaseNode, NodeWithScore)
 
 
 def is_pure(retriever: BaseRetriever) -> bool:
@@ -41,35 +39,18 @@ def parts(whole: object) -> Iterator[object]:
     Its vector stores, embedders and language models are the last of a branch; indexes and
     document stores, which hold no part that is called, are not walked through.
     """
-    seen: set[int] = set()
-
-    def walk(part: object, depth: int) -> Iterator[object]:
-        if depth > _DEEPEST or id(part) in seen or isinstance(part, _NO_PARTS):
-            return
-        seen.add(id(part))
-        yield part
-        for inner in _direct(part):
-            yield from walk(inner, depth + 1)
-
-    return walk(whole, 0)
+    return walked(whole, _inside, besides=(BaseNode, NodeWithScore))
 
 
-def _direct(part: object) -> list[Any]:
+def _inside(part: object) -> list[Any]:
     """List what may hold a retriever or a model, one level down."""
-    if isinstance(part, list | tuple | set | frozenset):
-        return list(part) if len(part) <= MOST else []
-    if isinstance(part, dict):
-        return list(part.values()) if len(part) <= MOST else []
     if isinstance(part, _WHOLE):
         return []
     if isinstance(part, QueryFusionRetriever) and part.num_queries <= 1:
         return [value for name, value in vars(part).items() if name != "_llm"]  # it is not asked
     if isinstance(part, PromptMixin | BaseTool):
         return list(vars(part).values())
-    if isinstance(part, BaseModel):
-        extra, private = part.__pydantic_extra__, part.__pydantic_private__
-        return [*vars(part).values(), *(extra or {}).values(), *(private or {}).values()]
-    return []
+    return held(part)
 
 
 def settings_of(retriever: BaseRetriever) -> tuple[tuple[str, bytes], ...]:

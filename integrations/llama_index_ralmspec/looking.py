@@ -12,15 +12,16 @@ from llama_index.core.schema import IndexNode, QueryBundle
 
 from llama_index_ralmspec.awaiting import embeds_waiting, in_thread
 from llama_index_ralmspec.batch_search import batch_search_of
-from llama_index_ralmspec.inside import MOST, is_pure, settings_of
+from llama_index_ralmspec.inside import is_pure, settings_of
 from llama_index_ralmspec.node_ids import ids_of
-from llama_index_ralmspec.recording import Recording, recorded
+from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.asked import Asked
 from ralmspec_plugins.hosts.batch_search import Scored, Vector
 from ralmspec_plugins.hosts.classes import overridden, qualified_name
 from ralmspec_plugins.hosts.data import copied_where_possible, is_data
 from ralmspec_plugins.hosts.native import BatchMode, Look, Native
+from ralmspec_plugins.hosts.parts import MOST
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 _SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
@@ -40,11 +41,14 @@ class At:
 
 
 def special(bundle: QueryBundle | None) -> QueryBundle | None:
-    """Give a query back if it says more than its text: an embedding, strings for it, an image."""
+    """Give a query back if it says more than its text: an embedding, strings for it, an image.
+
+    So does one of another class, or one that its caller has put something on.
+    """
     if bundle is None:
         return None
-    more = bundle.embedding, bundle.custom_embedding_strs, bundle.image_path
-    return None if more == (None, None, None) else bundle
+    more = {name: value for name, value in vars(bundle).items() if value is not None}
+    return None if type(bundle) is QueryBundle and more.keys() == {"query_str"} else bundle
 
 
 def check_retriever(retriever: object) -> None:
@@ -123,7 +127,7 @@ def k_of(retriever: BaseRetriever) -> int | None:
     elif type(retriever) is QueryFusionRetriever:
         k = retriever.similarity_top_k
     elif qualified_name(type(retriever)) == _SIZED:
-        k = vars(retriever).get("_similarity_top_k")
+        k = vars(retriever).get("similarity_top_k")
     return k if type(k) is int and k >= 1 else None
 
 
@@ -146,7 +150,7 @@ class QueryEmbedder:
         if self.heard:
             return Asked(self.embedder.get_agg_embedding_from_queries(strings))
         recording = Recording()
-        with recorded(recording):
+        with searched(recording, text):
             vector = self.embedder.get_agg_embedding_from_queries(strings)
         return Asked(vector, recording=recording if len(recording) else None)
 
@@ -158,7 +162,7 @@ class QueryEmbedder:
         if self.heard:
             return Asked(await self._aembed(strings))
         recording = Recording()
-        with recorded(recording):
+        with searched(recording, text):
             vector = await self._aembed(strings)
         return Asked(vector, recording=recording if len(recording) else None)
 
