@@ -1,5 +1,6 @@
 """What one request was called with: `Request.context` of LlamaIndex's requests."""
 
+from copy import copy
 from dataclasses import dataclass, field
 
 from llama_index.core.schema import QueryBundle
@@ -34,11 +35,9 @@ class HostContext:
 
 
 def copied(bundle: QueryBundle) -> QueryBundle:
-    """Copy a query, its lists too."""
+    """Copy a query, its lists too; what else its class or its caller put on it goes with it."""
+    made = copy(bundle)
     strings, vector = bundle.custom_embedding_strs, bundle.embedding
-    return QueryBundle(
-        query_str=bundle.query_str,
-        image_path=bundle.image_path,
-        custom_embedding_strs=None if strings is None else list(strings),
-        embedding=None if vector is None else list(vector),
-    )
+    made.custom_embedding_strs = None if strings is None else list(strings)
+    made.embedding = None if vector is None else list(vector)
+    return made

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.indices.postprocessor import SimilarityPostprocessor
 from llama_index.core.postprocessor import LongContextReorder, MetadataReplacementPostProcessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine
 
 from ralmspec_plugins import FixedStride, Memo
@@ -225,3 +226,25 @@ def test_the_plain_loop_and_the_report(index: Any, engines: list[SpeculativeQuer
     assert seen(first) == seen(second)
     assert [QUESTIONS[1]] == first.metadata["ralmspec"]["queries"]
     assert "ralmspec" not in second.metadata
+
+
+class ByTenant(BaseRetriever):
+    """Finds what belongs to the tenant that the caller has put on his query."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        tenant = query_bundle.tenant  # type: ignore[attr-defined]
+        return [NodeWithScore(node=TextNode(text=f"secret of {tenant}", id_=tenant), score=1.0)]
+
+
+def test_what_a_caller_puts_on_a_query_reaches_the_retriever_and_keeps_calls_apart(
+    engines: list[SpeculativeQueryEngine],
+) -> None:
+    """Also with a memo: nobody gets what another one's query has found."""
+    host = RetrieverQueryEngine.from_args(ByTenant(), llm=WordLLM())
+    ours = SpeculativeQueryEngine.wrap(host, memo=Memo())
+    engines.append(ours)
+    for tenant in ("ada", "bob", "ada"):
+        theirs, own = QueryBundle("What is it?"), QueryBundle("What is it?")
+        theirs.tenant = own.tenant = tenant  # type: ignore[attr-defined]
+
+        assert seen(host.query(theirs)) == seen(ours.query(own))
