@@ -117,7 +117,7 @@ def merged(result: dict[str, Any]) -> str:
 
 
 def round_trips(result: dict[str, Any]) -> str:
-    """Write what reached a LangChain store and model, by how the runnable was set up."""
+    """Write what reached a host's store and model, by how ours was set up."""
     head = ["k", "", "round trips", "queries in them", "times fewer round trips"]
     head += ["model calls", "of them thrown away", "guesses right"]
     plain = {row["k"]: row["round_trips"] for row in result["rows"] if row["row"] == "plain"}
@@ -146,6 +146,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "curves": ("batch_curves.json", curves),
     "merged": ("verifier.json", merged),
     "round trips": ("langchain_round_trips.json", round_trips),
+    "llama_index round trips": ("llama_index_round_trips.json", round_trips),
 }
 
 
