@@ -11,7 +11,7 @@ from llama_index_ralmspec.awaiting import in_thread, stops_the_loop
 from llama_index_ralmspec.call_context import copied
 from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
 from llama_index_ralmspec.passages import passage_of
-from llama_index_ralmspec.recording import Recording, recorded
+from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.asked import Origin, asked_of
 from ralmspec_plugins.hosts.batch_search import Scored, Vector
@@ -111,7 +111,7 @@ class _Called:
             self.embedding = bundle.embedding
             return hits
         recording = Recording()
-        with recorded(recording):
+        with searched(recording):
             nodes = retriever.retrieve(self._bundle(query))
         return single_hits(nodes, recording)
 
@@ -120,7 +120,7 @@ class _Called:
         if self.heard and look.native is None:
             return single_hits(await _aretrieved(retriever, self._bundle(query)), None)
         recording = Recording()
-        with recorded(recording):
+        with searched(recording):
             nodes = await _aretrieved(retriever, self._bundle(query))
         return single_hits(nodes, recording)
 

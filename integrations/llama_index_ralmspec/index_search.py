@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
 from ralmspec_plugins.hosts.batch_search import Scored, Vector
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.hosts.tables import Metric, ScoreOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,9 @@ class Found:
 class StoreSearch(Protocol):
     """Searches one vector store for many query vectors, with the settings of one retriever.
 
-    A store whose client has an asynchronous batch call also has `aquery_many`.
+    A store whose client has an asynchronous batch call also has `aquery_many`. One whose
+    scores follow from its metric has `score_of` (`ralmspec_plugins.hosts.tables.ScoreOf`):
+    pools show such scores with their guesses.
     """
 
     @property
@@ -105,6 +107,11 @@ class IndexSearch:
     def signature(self) -> Hashable:
         """All that the answers depend on, besides k and the embedder."""
         return self.store.signature
+
+    @property
+    def score_of(self) -> ScoreOf | None:
+        """Give what makes scores of the metric's values, if the store says so."""
+        return getattr(self.store, "score_of", None)
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k nodes of each query vector, with the host's scores."""

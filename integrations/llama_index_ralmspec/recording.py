@@ -27,6 +27,7 @@ _CALLS_BACK: Final = ("on_event_start", "on_event_end", "start_trace", "end_trac
 # What `retrieve` tells by itself: its span and that of `_retrieve`, a start and an end.
 _OF_A_RETRIEVAL: Final = {"span_enter": 2, "event": 2, "on_event_start": 1}
 _OURS: Final = "_ralmspec_original"
+_BROKEN: Final = "_ralmspec_broken"
 
 _current: ContextVar["Recording | None"] = ContextVar("ralmspec_recording", default=None)
 _install_lock = threading.Lock()
@@ -90,8 +91,41 @@ class Recording:
     @property
     def tells_more(self) -> bool:
         """Whether there is more to tell than a retriever's own run: anything inside of it."""
-        told = Counter(call.name for call in self.calls())
-        return any(told[name] > most for name, most in _OF_A_RETRIEVAL.items())
+        calls = self.calls()
+        told = Counter(call.name for call in calls)
+        if any(told[name] > most for name, most in _OF_A_RETRIEVAL.items()):
+            return True
+        spans = {_called(call) for call in calls if call.name == "span_enter"}
+        return {"aretrieve", "_retrieve"} <= spans  # the one waits for the other
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What a search told that came to an error: of its embedding alone, if that failed."""
+
+    recording: Recording
+    embedded: str | None = None  # the query that was to be embedded
+
+    def __reduce__(self) -> tuple[type, tuple[Recording]]:
+        """Leave what was told behind when the error that this goes with is pickled."""
+        return Broken, (Recording(),)
+
+
+@contextmanager
+def searched(recording: Recording, embedded: str | None = None) -> Iterator[None]:
+    """Record a search, or the embedding of a query; if it fails, the error has the recording."""
+    try:
+        with recorded(recording):
+            yield
+    except Exception as error:
+        vars(error)[_BROKEN] = Broken(recording, embedded)
+        raise
+
+
+def broken_of(error: BaseException) -> Broken | None:
+    """Give what was told by the search that an error comes from, if it is a search's."""
+    found = vars(error).get(_BROKEN)
+    return found if isinstance(found, Broken) else None
 
 
 @contextmanager
@@ -151,3 +185,8 @@ def _start(
     told = {"payload": payload, "event_id": event_id, "parent_id": parent_id, **kwargs}
     recording.take(Call("on_event_start", manager, (event_type,), told))
     return event_id
+
+
+def _called(span: Call) -> str:
+    """Name the method that a span is of, without its class."""
+    return str(span.kwargs.get("id_", "")).rsplit("-", 5)[0].rpartition(".")[2]

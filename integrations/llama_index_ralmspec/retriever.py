@@ -15,7 +15,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.looking import check_retriever
 from llama_index_ralmspec.passages import nodes_of, passage_of
-from llama_index_ralmspec.telling import twin
+from llama_index_ralmspec.twins import twin
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.answering import Answering, Call
 from ralmspec_plugins.hosts.native import BatchMode, check_way

@@ -6,7 +6,6 @@ is told from the recording that was made of it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from types import MethodType
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -17,8 +16,9 @@ from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.direct_runs import DirectRuns
 from llama_index_ralmspec.events import GuessEvent, OwnEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.passages import nodes_of
-from llama_index_ralmspec.recording import Recording
+from llama_index_ralmspec.recording import Recording, broken_of
 from llama_index_ralmspec.replay import Replay
+from llama_index_ralmspec.twins import twin
 from ralmspec_plugins import events as happened
 from ralmspec_plugins.hosts.asked import Asked, Origin
 from ralmspec_plugins.hosts.text_draft import draft_of
@@ -46,6 +46,7 @@ class Telling:
         self._retrieved: Retrieved | None = None  # of the step that is being told
         self._first = True  # the request's own query is still to come
         self._replay: Replay | None = None  # of the call that is being told
+        self._open = False  # whether that call may still break off
         self._read = False  # whether the response has been given back
         self._unanswered: Query | None = None  # whose search the request's error comes from
 
@@ -69,7 +70,8 @@ class Telling:
                 _dispatcher.event(_own(event))
         elif isinstance(event, happened.Commit):
             self._retrieved = event.retrieved
-            self._hand_on(recording_of(event.state))
+            self._hand_on(recording_of(event.state), whole=True)
+            self._open = False
             if self._direct is not None:
                 self._direct.tell(event)
         elif isinstance(event, happened.Settled):
@@ -86,16 +88,19 @@ class Telling:
         """Have what a stream tells told from now on: the host's would be read from here."""
         self._read = True
 
-    def _hand_on(self, recording: Recording | None) -> None:
-        """Tell a call of the model that is committed, its nodes with their real scores."""
+    def _hand_on(self, recording: Recording | None, *, whole: bool = False) -> None:
+        """Tell a call of the model that is committed, its nodes with their real scores.
+
+        One that broke off and is made once more goes on where the first one was told to.
+        """
         if recording is None:
             return
         if self._replay is None or self._replay.recording is not recording:
-            self.ended()  # one that broke off, and was made once more
-            self._replay = Replay(recording)
+            self._replay = Replay(recording, after=self._replay if self._open else None)
+            self._open = True
             if self._retrieved is not None:
                 score(recording, self._retrieved.hits)
-        self._replay.hand_on(None if self._read else recording.begun)
+        self._replay.hand_on(None if self._read else recording.begun, whole=whole)
 
     def _tell_retrieval(self, retrieved: Retrieved) -> None:
         self._retrieved = retrieved
@@ -125,28 +130,34 @@ class Telling:
     def failed(self, error: BaseException) -> None:
         """Tell of the call that the request's error comes from; nothing of a request given up."""
         if not self._tell_failed_call(error) and isinstance(error, Exception):
-            broken = self._broken(error)
-            if broken is not None:
-                _outcome(broken[0].retrieve, broken[1], error)
+            failing = self._failing(error)
+            if failing is not None:
+                _outcome(failing[0].retrieve, failing[1], error)
 
     async def afailed(self, error: BaseException) -> None:
         """Do the same, a search as the host's asynchronous methods tell of it."""
         if not self._tell_failed_call(error) and isinstance(error, Exception):
-            broken = self._broken(error)
-            if broken is not None:
-                await _aoutcome(broken[0].aretrieve, broken[1], error)
+            failing = self._failing(error)
+            if failing is not None:
+                await _aoutcome(failing[0].aretrieve, failing[1], error)
 
     def _tell_failed_call(self, error: BaseException) -> bool:
         recording = self._context.recording_of(error)
         if recording is not None:
-            self._hand_on(recording)
-        else:
-            self.ended()  # a stream that was given up has an end, too
-        return recording is not None
+            self._hand_on(recording, whole=True)
+            return True
+        self.ended()  # a stream that was given up has an end, too
+        broken = broken_of(error) if self._unanswered is not None else None
+        if broken is None or broken.embedded is not None or not broken.recording.tells_more:
+            return False
+        Replay(broken.recording, again=True).hand_on()
+        return True
 
-    def _broken(self, error: Exception) -> tuple[Any, QueryBundle] | None:
+    def _failing(self, error: Exception) -> tuple[Any, QueryBundle] | None:
         """Give a retriever that fails as the search did, and what it is asked."""
-        query = self._unanswered
+        query, broken = self._unanswered, broken_of(error)
+        if query is None and broken is not None and broken.embedded is not None:
+            query = Query(broken.embedded)
         if query is None:
             return None
         return twin(self._retriever, _raising(error)), self._bundle(query)
@@ -194,44 +205,6 @@ def score(recording: Recording, hits: Sequence[Hit]) -> None:
             node.score = hit.score
 
 
-def twin(retriever: BaseRetriever, find: Callable[[], list[NodeWithScore]]) -> Any:
-    """Make a retriever that tells what this one tells, and finds what it is given."""
-    made = object.__new__(type(retriever))
-    made.__dict__.update(retriever.__dict__)
-    dispatcher = get_dispatcher(type(retriever).__module__)
-    # With the host's own names and arguments, which stand in its spans.
-
-    def _retrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:  # noqa: ARG001
-        return find()
-
-    async def _aretrieve(  # what is found is there already
-        self: Any,  # noqa: ARG001
-        query_bundle: QueryBundle,  # noqa: ARG001
-    ) -> list[NodeWithScore]:
-        return find()
-
-    made.__dict__["_retrieve"] = dispatcher.span(MethodType(_retrieve, made))
-    made.__dict__["_aretrieve"] = dispatcher.span(MethodType(_aretrieve, made))
-    # It has been looked into and freed of duplicates.
-    made.__dict__["_handle_recursive_retrieval"] = _as_they_are
-    made.__dict__["_ahandle_recursive_retrieval"] = _aas_they_are
-    return made
-
-
-def _as_they_are(
-    query_bundle: QueryBundle,  # noqa: ARG001
-    nodes: list[NodeWithScore],
-) -> list[NodeWithScore]:
-    return nodes
-
-
-async def _aas_they_are(
-    query_bundle: QueryBundle,  # noqa: ARG001
-    nodes: list[NodeWithScore],
-) -> list[NodeWithScore]:
-    return nodes
-
-
 def _found(query: Query, hits: Sequence[Hit]) -> Callable[[], list[NodeWithScore]]:
     """Make a search that has been made: its embedding is told, and its nodes are given."""
 
@@ -245,7 +218,12 @@ def _found(query: Query, hits: Sequence[Hit]) -> Callable[[], list[NodeWithScore
 
 
 def _raising(error: Exception) -> Callable[[], list[NodeWithScore]]:
+    """Make a search that fails; if it was for want of a vector, that is told too."""
+
     def find() -> list[NodeWithScore]:
+        broken = broken_of(error)
+        if broken is not None and broken.embedded is not None:
+            Replay(broken.recording, again=True).hand_on()
         raise error
 
     return find

@@ -15,6 +15,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index_ralmspec.batch_search import batch_search_of
+from llama_index_ralmspec.host_retriever import HostRetriever
 
 from ralmspec_plugins.hosts.batch_search import BatchSearch
 from tests.llama_index.worlds import WordEmbedding, batches, questions
@@ -134,6 +135,22 @@ class StoreContract:
         given = [hit.vector for hit in search.search([vector, vector], 4)[0]]
 
         assert search.metric is None or {len(row) for row in given} == {len(vector)}
+
+    def test_a_pool_shows_the_hosts_scores(self, index: VectorStoreIndex) -> None:
+        """But for the last bits: a guess of all nodes' vectors has scores like the host's."""
+        settings = {"similarity_top_k": 5}
+        host = HostRetriever(_retriever(index, settings), batch="probed")
+        if self.metric is None:
+            return
+        query = host.encode("river stone")
+        table = host.table(5)
+        [hits] = host.search([query, host.encode("comet")])[:1]
+        for slot, hit in enumerate(hits):
+            table.put(slot, hit)
+        shown = sorted(score for _, score in table.rank(query, range(5), 5))
+
+        assert table.scored
+        assert shown == pytest.approx(sorted(hit.score or 0.0 for hit in hits), abs=1e-5)
 
     def _search(self, index: VectorStoreIndex, settings: dict[str, Any]) -> BatchSearch:
         search = batch_search_of(_retriever(index, settings))

@@ -255,9 +255,11 @@ class Heard:
 
 
 def _name(span: str | None) -> str:
-    """Name a span without its number, and our engine as the host's."""
+    """Name a span without its number; our engine, and the loop by hand, as the host's."""
     name = "-" if span is None else span.rsplit("-", 5)[0]
-    return name.replace("SpeculativeQueryEngine", "RetrieverQueryEngine")
+    for ours in ("SpeculativeQueryEngine", "LoopByHand"):
+        name = name.replace(ours, "RetrieverQueryEngine")
+    return name
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
 from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
+from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_ralmspec import (
     GuessEvent,
     RollbackEvent,
@@ -17,7 +19,7 @@ from llama_index_ralmspec import (
     VerificationEvent,
 )
 
-from ralmspec_plugins import FixedStride
+from ralmspec_plugins import FixedStride, Memo
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,
@@ -195,3 +197,21 @@ def test_what_others_tell_meanwhile_is_told_at_once(pair: Any) -> None:
     names = [type(event).__name__ for event in heard.events]
 
     assert sorted(GOLDEN * 2) == sorted(names)
+
+
+def test_a_memo_tells_nobody_elses_tags() -> None:
+    """What is remembered of a black box is told under the tags of whoever asks now."""
+
+    class Own(VectorIndexRetriever):
+        """No class that is looked into."""
+
+    index = an_index()
+    host = RetrieverQueryEngine.from_args(Own(index, similarity_top_k=3), llm=WordLLM())
+    tags: list[dict[str, Any]] = []
+    with SpeculativeQueryEngine.wrap(host, memo=Memo()) as ours:
+        for user in ({"user": "ada", "only_ada": 1}, {"user": "bob"}):
+            with hearing() as heard, instrument_tags(user):
+                ours.query(QUESTIONS[0])
+            tags.append({key: value for one in heard.events for key, value in one.tags.items()})
+
+    assert [{"user": "ada", "only_ada": 1}, {"user": "bob"}] == tags

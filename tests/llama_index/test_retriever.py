@@ -185,7 +185,7 @@ class TestGuessAndVerify:
 
     @pytest.mark.parametrize("asynchronous", [False, True])
     def test_verdicts(self, index: VectorStoreIndex, asynchronous: bool) -> None:
-        """The same nodes in the same order are right, whatever the scores; the truth comes along."""
+        """The same nodes in order are right, whatever the scores; the truth comes along."""
         wrapped = index.as_retriever(similarity_top_k=3)
         retriever = SpeculativeRetriever(wrapped)
         texts = ["river stone", "comet", "lantern", "amber"]

@@ -66,6 +66,10 @@ class ChromaStore:
         client = token_of(self._collection._client)  # noqa: SLF001
         return "Chroma", token_of(self.store), client, str(self._collection.id), self.settings.key
 
+    def score_of(self, value: float) -> float:
+        """Make a similarity of a distance: of 1 less a cosine or product, or of a square."""
+        return math.exp(-(value if self.metric == "l2" else 1.0 - value))
+
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector."""
         own = min(k, self.k)

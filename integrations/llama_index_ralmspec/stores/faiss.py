@@ -60,6 +60,10 @@ class FaissStore:
         """The store and its index: it takes no settings."""
         return ("FAISS", token_of(self.store), token_of(self._index))
 
+    def score_of(self, value: float) -> float:
+        """Show a product or a squared distance as it is."""
+        return value
+
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector."""
         queries = [np.array(vector, dtype=np.float32) for vector in vectors]

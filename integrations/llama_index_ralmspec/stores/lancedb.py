@@ -1,5 +1,6 @@
 """Batch search of `llama_index.vector_stores.lancedb.LanceDBVectorStore`."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -69,6 +70,10 @@ class LanceStore:
         store = self.store
         place = token_of(store._table), store.vector_column_name  # noqa: SLF001
         return "LanceDB", token_of(store), place, self.settings.key
+
+    def score_of(self, value: float) -> float:
+        """Make a similarity of a squared distance."""
+        return math.exp(-value)
 
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector; what lies behind the own k is for pools."""

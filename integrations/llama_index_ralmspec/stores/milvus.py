@@ -54,6 +54,10 @@ class MilvusStore:
         """The store, its collection, and what narrows the search."""
         return "Milvus", token_of(self.store), self.store.collection_name, self.settings.key
 
+    def score_of(self, value: float) -> float:
+        """Show the value of the metric as it is."""
+        return value
+
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k nodes of each query vector."""
         found = batch_hits(self.store.client, *self._asked(vectors, k), **self._options())

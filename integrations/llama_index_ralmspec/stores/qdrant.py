@@ -1,5 +1,6 @@
 """Batch search of `llama_index.vector_stores.qdrant.QdrantVectorStore`, dense vectors."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -63,6 +64,10 @@ class QdrantStore:
     def signature(self) -> Hashable:
         """The store, its collection, and what narrows the search."""
         return "Qdrant", token_of(self.store), self.store.collection_name, self.settings.key
+
+    def score_of(self, value: float) -> float:
+        """Show a cosine or product as it is, and a distance not squared."""
+        return math.sqrt(value) if self.metric == "l2" else value
 
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k points of each query vector."""

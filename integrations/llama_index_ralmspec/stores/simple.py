@@ -60,6 +60,10 @@ class SimpleStore:
         narrowed = replace(self.settings, doc_ids=None).key  # the store does not heed these
         return "SimpleVectorStore", token_of(self.store), token_of(self.store.data), narrowed
 
+    def score_of(self, value: float) -> float:
+        """Show a cosine as it is."""
+        return value
+
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector; what lies behind the own k is for pools."""
         data = self.store.data

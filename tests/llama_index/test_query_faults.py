@@ -1,0 +1,411 @@
+"""What fails in a dropped branch never happened; what fails in the answer is the host's error."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import SimpleSummarize
+from llama_index_ralmspec import SpeculativeQueryEngine
+
+from ralmspec_plugins import FixedStride
+from ralmspec_plugins.errors import DeadlineExceeded
+from tests.llama_index.engine_parts import hearing, legacy, seen
+from tests.llama_index.rag_parts import (
+    MODELS,
+    QUESTION,
+    QUESTIONS,
+    HashLLM,
+    HashRetriever,
+    HostError,
+    agoldens,
+    canaries,
+    goldens,
+    made_nodes,
+    pair,
+)
+from tests.llama_index.worlds import WordEmbedding
+
+LYING = {"replica": HashRetriever(made_nodes(), salt="lie"), "pool": None}
+LONG = QUESTIONS[4]  # many steps, also over a vector store
+WORKLOADS = ["sentences", "interval", "one_shot"]
+
+
+def parts(model: str = "text", workload: str = "interval", **more: Any) -> tuple[Any, ...]:
+    """Give a model, a retriever, the loop by hand, and our engine over both."""
+    llm, retriever = MODELS[model](), HashRetriever(made_nodes())
+    return llm, retriever, *pair(llm, retriever, workload, **{**LYING, **more})
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+async def same_fate(hand: Any, ours: Any, question: str = QUESTION) -> Any:
+    """Ask both, sync and async: the same error, told in the same way. Gives the error."""
+    expected, told = goldens(hand.query, question)
+    got, heard = goldens(ours.query, question)
+    assert expected == got
+    assert told == heard
+    aexpected, told = await agoldens(hand.aquery, question)
+    got, heard = await agoldens(ours.aquery, question)
+    assert aexpected == got
+    assert told == heard
+    assert "drop" in {one[0] for one in told}
+    return expected
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_store_that_goes_down_in_the_middle_fails_as_by_hand(
+    model: str, workload: str
+) -> None:
+    """A search of the answer fails: the same error, the same spans dropped, in the same order."""
+    _, retriever, hand, ours = parts(model, workload)
+    hand.query(QUESTION)
+    right = retriever.asked[min(2, len(retriever.asked) - 1)]
+
+    def down(query: str) -> None:
+        if query == right:
+            raise HostError(f"no answer to {query}", 7)
+
+    async def adown(query: str) -> None:
+        down(query)
+
+    retriever.hook, retriever.ahook = down, adown
+    with ours:
+        kind, args = await same_fate(hand, ours)
+
+    assert (HostError, (f"no answer to {right}", 7)) == (kind, args)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("failing", [0, -1])
+async def test_a_model_that_fails_in_the_answer_fails_as_by_hand(
+    model: str, workload: str, failing: int
+) -> None:
+    """A right call fails whenever it is made: the host's error, told once."""
+    llm, _, hand, ours = parts(model, workload)
+    hand.query(QUESTION)
+    right = llm.prompts[failing]
+
+    def fails(prompt: str) -> None:
+        if prompt == right:
+            raise HostError("the model is down")
+
+    llm.hook = fails
+    with ours:
+        assert (HostError, ("the model is down",)) == await same_fate(hand, ours)
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_model_that_fails_behind_a_wrong_guess_is_not_heard_of(model: str) -> None:
+    """Every call that is not one of the right ones fails: the answer is there, and no error."""
+    llm, _, hand, ours = parts(model, schedule=FixedStride(stride=3))
+    with ours:
+        for question in QUESTIONS[:4]:
+            llm.hook = None
+            llm.prompts.clear()
+            expected, told = goldens(hand.query, question)
+            right, failed = set(llm.prompts), list[str]()
+
+            def fails(prompt: str, right: set[str] = right, failed: list[str] = failed) -> None:
+                if prompt not in right:
+                    failed.append(prompt)
+                    raise HostError("wrong branch")
+
+            llm.hook = fails
+            got, heard = goldens(ours.query, question)
+            assert seen(expected) == seen(got)
+            assert told == heard
+            assert seen(expected) == seen(await ours.aquery(question))
+            assert failed
+
+
+async def test_what_failed_only_while_it_ran_ahead_is_made_good() -> None:
+    """A right call fails once, made ahead: no error is told, the answer is whole."""
+    llm, _, hand, ours = parts(replica=HashRetriever(made_nodes()))
+    expected, told = goldens(hand.query, QUESTION)
+    once = {llm.prompts[2]}
+
+    def fails(prompt: str) -> None:
+        if prompt in once:
+            once.discard(prompt)
+            raise HostError("too many calls at a time")
+
+    llm.hook = fails
+    with ours:
+        got, heard = goldens(ours.query, QUESTION)
+
+    assert not once
+    assert seen(expected) == seen(got)
+    assert told == heard
+
+
+class Fails(BaseNodePostprocessor):
+    """Fails."""
+
+    def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
+        raise HostError("the postprocessor is lost", len(nodes))
+
+
+class FailingSynthesizer(SimpleSummarize):
+    """Fails when it has the model's words."""
+
+    def get_response(self, query_str: str, text_chunks: Any, **kwargs: Any) -> Any:
+        said = str(super().get_response(query_str, text_chunks, **kwargs))
+        raise HostError("the synthesizer is lost", said)
+
+    async def aget_response(self, query_str: str, text_chunks: Any, **kwargs: Any) -> Any:
+        said = str(await super().aget_response(query_str, text_chunks, **kwargs))
+        raise HostError("the synthesizer is lost", said)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+async def test_a_postprocessor_that_fails_fails_as_by_hand(workload: str) -> None:
+    """Its error, with what it had told."""
+    _, _, hand, ours = parts(workload=workload, processors=(Fails(),))
+    with ours:
+        assert (HostError, ("the postprocessor is lost", 2)) == await same_fate(hand, ours)
+
+
+async def test_a_synthesizer_that_fails_fails_as_the_hosts() -> None:
+    """A synthesizer of the user's own, behind the model's call: both are told."""
+    retriever = HashRetriever(made_nodes())
+    host = RetrieverQueryEngine(retriever, FailingSynthesizer(llm=HashLLM()))
+    with SpeculativeQueryEngine.wrap(host, **LYING) as ours:
+        kind, args = await same_fate(host, ours)
+
+    assert HostError is kind
+    assert len(args) == 2
+
+
+class FailingEmbedding(WordEmbedding):
+    """Embeds passages, and of queries so many."""
+
+    left: int = 10**6
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        if not self.left:
+            raise HostError("no vectors today")
+        self.left -= 1
+        return super()._get_query_embedding(query)
+
+
+@pytest.mark.parametrize("left", [0, 2])
+@pytest.mark.parametrize("workload", WORKLOADS)
+async def test_an_embedder_that_fails_fails_as_by_hand(workload: str, left: int) -> None:
+    """At once, or in the middle of an answer: the host's error, in its place."""
+    embedding = FailingEmbedding()
+    index = VectorStoreIndex(made_nodes(), embed_model=embedding)
+    hand, ours = pair(HashLLM(), index.as_retriever(), workload, pool=None)
+    if workload == "one_shot":
+        left = 0
+
+    def reset(call: Any) -> Any:
+        def asked(question: str) -> Any:
+            embedding.left = left
+            return call(question)
+
+        return asked
+
+    with ours:
+        expected, told = goldens(reset(hand.query), LONG)
+        got, heard = goldens(reset(ours.query), LONG)
+        assert (HostError, ("no vectors today",)) == expected == got
+        assert told == heard
+        expected, told = await agoldens(reset(hand.aquery), LONG)
+        got, heard = await agoldens(reset(ours.aquery), LONG)
+
+    assert expected == got
+    assert told == heard
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("where", ["model", "retriever"])
+def test_older_handlers_hear_of_a_failure_as_by_hand(where: str, workload: str) -> None:
+    """Legacy callbacks: the same starts and ends, and the same exception events."""
+    manager, handler = legacy()
+    llm, retriever = HashLLM(callback_manager=manager), HashRetriever(made_nodes())
+    retriever.callback_manager = manager
+    hand, ours = pair(llm, retriever, workload, manager=manager, **LYING)
+    hand.query(QUESTION)
+    right = (llm.prompts if where == "model" else retriever.asked)[-1]
+
+    def fails(text: str) -> None:
+        if text == right:
+            raise HostError("down")
+
+    (llm if where == "model" else retriever).hook = fails
+    handler.heard = []
+    with pytest.raises(HostError):
+        hand.query(QUESTION)
+    expected, handler.heard = handler.heard, []
+    with ours, pytest.raises(HostError):
+        ours.query(QUESTION)
+
+    assert expected == handler.heard
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+async def test_a_stream_that_breaks_off_shows_nothing_wrong(workload: str) -> None:
+    """The last right call breaks off behind its second word, always: what was shown stays true."""
+    llm, _, hand, _ = parts(workload=workload)
+    whole = hand.query(QUESTION).response
+    last = llm.prompts[-1]
+    _, ours = pair(llm, HashRetriever(made_nodes()), workload, streaming=True, **LYING)
+    shown: list[str] = []
+
+    def breaks(number: int) -> None:
+        if number == 2 and llm.prompts[-1] == last:
+            raise HostError("the line is cut")
+
+    def read() -> None:
+        shown.extend(ours.query(QUESTION).response_gen)
+
+    async def aread() -> None:
+        response = await ours.aquery(QUESTION)
+        async for piece in response.async_response_gen():
+            shown.append(piece)
+
+    llm.between = breaks
+    with ours:
+        for _ in range(2):
+            with pytest.raises(HostError, match="the line is cut"):
+                read()
+            assert whole.startswith("".join(shown))
+            shown.clear()
+        with pytest.raises(HostError, match="the line is cut"):
+            await aread()
+
+    assert whole.startswith("".join(shown))
+
+
+def test_a_stream_that_breaks_off_is_told_as_the_host_does() -> None:
+    """One retrieval: the same pieces, the same error behind them, the same events."""
+    llm, retriever = HashLLM(), HashRetriever(made_nodes())
+    host, ours = pair(llm, retriever, "one_shot", streaming=True, **LYING)
+
+    def breaks(number: int) -> None:
+        if number == 3:
+            raise HostError("the line is cut")
+
+    def read(engine: Any) -> Any:
+        pieces: list[str] = []
+        try:
+            pieces.extend(engine.query(QUESTION).response_gen)
+        except HostError as error:
+            return pieces, error.args
+        return pieces
+
+    llm.between = breaks
+    with ours:
+        expected, told = goldens(read, host)
+        got, heard = goldens(read, ours)
+
+    assert (3, ("the line is cut",)) == (len(expected[0]), expected[1])
+    assert "".join(expected[0]) == "".join(got[0])
+    assert expected[1] == got[1]
+    assert sorted(told) == sorted(heard)
+
+
+def test_a_stream_that_breaks_off_once_is_told_as_one_call() -> None:
+    """Its call is made once more, and goes on where handlers have heard of it."""
+    manager, handler = legacy()
+    llm = HashLLM(callback_manager=manager)
+    retriever = HashRetriever(made_nodes())
+    host, ours = pair(llm, retriever, "one_shot", manager=manager, streaming=True, **LYING)
+    broken: list[int] = []
+    expected, told = goldens(lambda: list(host.query(QUESTION).response_gen))
+    heard_before, handler.heard = handler.heard, []
+    right = llm.prompts[-1]
+
+    def breaks(number: int) -> None:
+        if number == 3 and llm.prompts[-1] == right and not broken:
+            broken.append(number)
+            raise HostError("the line is cut")
+
+    llm.between = breaks
+    with ours:
+        got, heard = goldens(lambda: list(ours.query(QUESTION).response_gen))
+
+    assert broken
+    assert "".join(expected) == "".join(got)
+    assert sorted(told) == sorted(heard)
+    assert sorted(heard_before) == sorted(handler.heard)
+
+
+@pytest.mark.parametrize("workload", ["interval", "one_shot"])
+@pytest.mark.parametrize("where", ["retriever", "model"])
+async def test_a_deadline_ends_everything(where: str, workload: str, gate: threading.Event) -> None:
+    """Whatever hangs, the caller gets `DeadlineExceeded`."""
+    llm, retriever, _, ours = parts(workload=workload, deadline_s=0.1)
+
+    def hangs(_: str) -> None:
+        threading.Timer(0.3, gate.set).start()  # a local model is waited for, 5 s at most
+        gate.wait(20)
+
+    async def ahangs(_: str) -> None:
+        await asyncio.sleep(20)
+
+    if where == "model":
+        llm.hook = hangs
+    else:
+        retriever.hook, retriever.ahook = hangs, ahangs
+    with ours:
+        with pytest.raises(DeadlineExceeded):
+            ours.query(QUESTION)
+        gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await ours.aquery(QUESTION)
+        gate.set()
+
+
+class FailingHandlerError(Exception):
+    """What a handler raises."""
+
+
+def test_a_handler_that_raises_is_passed_over_as_at_the_host() -> None:
+    """The host's own dispatcher decides about errors of handlers; the answer is the same."""
+    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+
+    class Raising(BaseEventHandler):
+        def handle(self, event: Any, **_: Any) -> None:
+            raise FailingHandlerError
+
+    _, _, hand, ours = parts()
+    root = get_dispatcher()
+    before = list(root.event_handlers)
+    root.add_event_handler(Raising())
+    try:
+        outcomes = []
+        for engine in (hand, ours):
+            try:
+                outcomes.append(seen(engine.query(QUESTION)))
+            except FailingHandlerError as error:
+                outcomes.append((type(error),))
+    finally:
+        root.event_handlers[:] = before
+        ours.close()
+
+    assert outcomes[0] == outcomes[1]
+
+
+def test_no_word_of_a_dropped_branch_is_told() -> None:
+    """Canaries: what handlers hear, whatever it is, has no word that is not in the answer."""
+    llm, _, hand, ours = parts(schedule=FixedStride(stride=3))
+    right = canaries(hand.query(QUESTION).response)
+    with ours, hearing() as heard:
+        ours.query(QUESTION)
+
+    assert right == canaries(heard.events)
+    assert right < canaries(llm.texts)
