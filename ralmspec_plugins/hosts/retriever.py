@@ -172,7 +172,8 @@ class HostSearch(Generic[HostT]):
         """Make a table that ranks a pool by the store's vectors and metric, or by words."""
         native = self.look().native
         metric = None if native is None else native.search.metric
-        return HostTable(metric, hit_vector, query_vector)
+        score_of = None if native is None else getattr(native.search, "score_of", None)
+        return HostTable(metric, hit_vector, query_vector, score_of)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         """Find what the host's retriever finds for each query.

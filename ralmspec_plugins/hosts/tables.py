@@ -1,5 +1,6 @@
 """Ranks a pool's passages by the host's vectors where they are known, and by words where not."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -11,6 +12,8 @@ from ralmspec_plugins.speculation.proxy import Bm25ProxyTable
 
 Metric: TypeAlias = Literal["cosine", "ip", "l2"]
 Floats: TypeAlias = NDArray[np.float64]
+# Makes the host's score of the metric's value: a cosine, a product, or a squared distance.
+ScoreOf: TypeAlias = Callable[[float], float]
 _TINY: Final = 1e-300  # a zero vector's cosine is 0, as hosts have it, not NaN
 
 
@@ -20,15 +23,18 @@ class HostTable:
     It ranks with the store's metric as long as every passage and the query bring a
     vector; one that does not, and it ranks by words from then on. What it ranks
     wrongly (the store's ties are its own) costs a guess, never truth.
-    """
 
-    scored = False  # hosts' retrievers give no scores
+    Where it is known how the host makes scores, guesses have such ones, right but for the
+    last bits: whatever looks at scores behind a retriever sees sensible ones. Ranked by
+    words, they are NaN.
+    """
 
     def __init__(
         self,
         metric: Metric | None,
         vector_of: Callable[[Hit], Any],
         query_vector_of: Callable[[Query], Any],
+        score_of: ScoreOf | None = None,
     ) -> None:
         """Start empty; grows with the pool.
 
@@ -36,7 +42,10 @@ class HostTable:
             metric: how the store ranks; `None`: by words.
             vector_of: gives a passage's vector, or `None`.
             query_vector_of: gives a query's, or `None`.
+            score_of: makes the host's scores; `None`: it gives none, or others.
         """
+        self.scored = score_of is not None
+        self._score_of = score_of
         self._metric = metric
         self._vector_of = vector_of
         self._query_vector_of = query_vector_of
@@ -57,13 +66,27 @@ class HostTable:
         """Give the best k of these slots, best first, ties by passage id."""
         vector = None if self._words is not None else self._query_vector_of(query)
         if vector is None:
-            return self._by_words().rank(query, slots, k)
-        scores = self._scores(np.asarray(vector, dtype=np.float64), np.asarray(slots))
+            ranked = self._by_words().rank(query, slots, k)
+            return [(slot, math.nan) for slot, _ in ranked] if self.scored else ranked
+        asked: Floats = np.asarray(vector, dtype=np.float64)
+        scores = self._scores(asked, np.asarray(slots))
         best = np.argsort(-scores, kind="stable")[: k + 1]  # one more, to see a tie at the end
         if len(best) > k and scores[best[k - 1]] == scores[best[k]]:
             best = np.flatnonzero(scores >= scores[best[k]])
         found = [(slots[at], float(scores[at])) for at in best.tolist()]
-        return sorted(found, key=lambda pair: (-pair[1], self._hits[pair[0]].passage.id))[:k]
+        ranked = sorted(found, key=lambda pair: (-pair[1], self._hits[pair[0]].passage.id))[:k]
+        if self._score_of is None:
+            return ranked
+        return [(slot, self._shown(score, asked, self._score_of)) for slot, score in ranked]
+
+    def _shown(self, score: float, query: Floats, score_of: ScoreOf) -> float:
+        """Make the host's score of one that only ranks, which leaves out the query's own norm."""
+        square = float(query @ query)
+        if self._metric == "l2":
+            return score_of(max(square - score, 0.0))
+        if self._metric == "cosine":
+            return score_of(score / math.sqrt(max(square, _TINY)))
+        return score_of(score)
 
     def _keep(self, slot: int, vector: Any) -> bool:
         """Store a vector; say whether it is one."""

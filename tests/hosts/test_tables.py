@@ -1,5 +1,6 @@
 """Pools over hosts' stores: ranked by the store's vectors, or by words."""
 
+import math
 import random
 from typing import Any
 
@@ -101,3 +102,22 @@ def test_guesses_carry_no_scores() -> None:
     guess = pool.guess(Query("q", [1.0]))
 
     assert guess == (Hit(Passage("a", "")),)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_scores_are_made_of_the_metrics_values(metric: Metric) -> None:
+    """A cosine, a product, a squared distance: worked out by hand for (3, 4) and (0, 2).
+
+    Their product is 8, their norms are 5 and 2, and they lie (3, 2) apart.
+    """
+    expected = {"cosine": 0.8, "ip": 8.0, "l2": 13.0}[metric]
+    passage = Hit(Passage("p", "text"), None, [3.0, 4.0])
+    table = HostTable(metric, lambda hit: hit.features, lambda query: query.encoding, lambda x: x)
+    table.put(0, passage)
+    [(_, score)] = table.rank(Query("q", [0.0, 2.0]), [0], 1)
+    table.put(1, Hit(Passage("q", "text"), None, None))
+    by_words = table.rank(Query("text", [0.0, 2.0]), [0, 1], 2)
+
+    assert table.scored
+    assert score == pytest.approx(expected)
+    assert all(math.isnan(score) for _, score in by_words)

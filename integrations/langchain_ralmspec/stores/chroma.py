@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from langchain_core.documents import Document
@@ -11,6 +12,7 @@ from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scor
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import chroma
 from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.hosts.stores.ties import own_first
 
 _KNOWN = {"k", "filter", "where_document"}
 _METRICS: dict[str | None, Metric] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
@@ -80,15 +82,15 @@ class ChromaSearch:
         own = min(k, self.k)
         wider = k > own
         width = max(own, min(k, chroma.reach_of(collection))) if wider else k
-        found = self._rows(collection, vectors, width)
-        again = [at for at, rows in enumerate(found) if width > own and chroma.ties(rows, own)]
-        if again:
-            self.again.add()
-            for at, rows in zip(
-                again, self._rows(collection, [vectors[at] for at in again], own), strict=True
-            ):
-                first = {row.id for row in rows}
-                found[at] = [*rows, *(row for row in found[at] if row.id not in first)]
+        found = own_first(
+            partial(self._rows, collection),
+            vectors,
+            own,
+            width,
+            lambda row: row.distance,
+            lambda row: row.id,
+            self.again.add,
+        )
         return [_scored(rows) for rows in found]
 
     def _rows(

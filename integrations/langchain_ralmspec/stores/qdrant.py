@@ -10,6 +10,7 @@ from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scor
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import qdrant
 from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.hosts.stores.ties import own_first
 
 _OPTIONS = {"filter", "search_params", "offset", "score_threshold", "consistency"}
 _METRICS: dict[str, Metric] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
@@ -72,14 +73,15 @@ class QdrantSearch:
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
         own = min(k, self.k)
-        found = self._points(vectors, k)
-        again = [at for at, points in enumerate(found) if k > own and qdrant.ties(points, own)]
-        if again:
-            self.again.add()
-            singly = self._points([vectors[at] for at in again], own)
-            for at, points in zip(again, singly, strict=True):
-                first = {point.id for point in points}
-                found[at] = [*points, *(point for point in found[at] if point.id not in first)]
+        found = own_first(
+            self._points,
+            vectors,
+            own,
+            k,
+            lambda point: point.score,
+            lambda point: point.id,
+            self.again.add,
+        )
         return [[self._scored(point) for point in points] for points in found]
 
     def _points(self, vectors: Sequence[Vector], limit: int) -> list[list[Any]]:

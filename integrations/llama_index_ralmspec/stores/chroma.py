@@ -21,6 +21,7 @@ from ralmspec_plugins.hosts.tables import Metric
 
 _KNOWN: Final = frozenset({"where", "where_document"})
 _METRICS: Final[dict[str | None, Metric]] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
+_LARGEST: Final = 700.0  # of which there is an exponential
 
 
 def chroma_search(retriever: VectorIndexRetriever) -> BatchSearch | None:
@@ -68,7 +69,8 @@ class ChromaStore:
 
     def score_of(self, value: float) -> float:
         """Make a similarity of a distance: of 1 less a cosine or product, or of a square."""
-        return math.exp(-(value if self.metric == "l2" else 1.0 - value))
+        distance = value if self.metric == "l2" else 1.0 - value
+        return math.exp(min(-distance, _LARGEST))
 
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector."""

@@ -7,7 +7,6 @@ query's rows do not depend on the batch. A server may be of another kind.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 _EMBEDDED = "chromadb.api.rust.RustBindingsAPI"
@@ -72,9 +71,3 @@ def batch_rows(
         [ChromaRow(*row) for row in zip(*(found[name][at] for name in columns), strict=True)]
         for at in range(len(vectors))
     ]
-
-
-def ties(rows: Sequence[ChromaRow], k: int) -> bool:
-    """Say whether the order of the first k, or who is among them, was decided by a tie."""
-    first = [row.distance for row in rows[: k + 1]]
-    return any(left == right for left, right in pairwise(first))

@@ -7,7 +7,6 @@ query's points do not depend on the batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 _REST_MODELS = "qdrant_client.http.models"
@@ -99,12 +98,6 @@ def vector_of(point: Any, using: str) -> Any:
     """Give a point's own vector, or `None`."""
     vector = point.vector
     return vector.get(using) if isinstance(vector, dict) else vector
-
-
-def ties(points: Sequence[Any], k: int) -> bool:
-    """Say whether the order of the first k, or who is among them, was decided by a tie."""
-    first = [point.score for point in points[: k + 1]]
-    return any(left == right for left, right in pairwise(first))
 
 
 def _plain(vector: Any) -> list[float]:
