@@ -72,7 +72,7 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
     about = None if query is None else frozen(query)
     if not _known(retriever):
         return ("llama_index", settings_of(retriever), about), At(retriever, query)
-    fixed = _fixed(retriever)
+    fixed, named = _fixed(retriever)
     own: dict[str, Any] = vars(fixed)
     store = own["_vector_store"]
     signature = (
@@ -80,7 +80,7 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
         qualified_name(type(store)),
         *map(token_of, (store, own["_index"], own["_docstore"], own["_embed_model"])),
         frozen([own[name] for name in ("_filters", "_kwargs", *_NUMBERS, _MODE)]),
-        *(_named(own[name]) for name in _IDS),
+        *named,
         frozen(own["object_map"], MOST),
         about,
     )
@@ -213,26 +213,25 @@ def _is_plain(value: Any) -> bool:
     return ids_of(value) is not None or is_data(value, _RECORDS)
 
 
-def _named(value: Any) -> Hashable:
-    """Name a list of ids, as it is now."""
-    ids = ids_of(value)
-    return frozen(value) if ids is None else ids.name
-
-
 def _known(retriever: BaseRetriever) -> bool:
     return type(retriever) is VectorIndexRetriever and not overridden(retriever)
 
 
-def _fixed(retriever: BaseRetriever) -> BaseRetriever:
-    """Copy a retriever with its settings; what is code, or cannot be copied, is shared."""
+def _fixed(retriever: BaseRetriever) -> tuple[BaseRetriever, list[Hashable]]:
+    """Copy a retriever with its settings, and name its lists of ids, which are read once.
+
+    What is code, or cannot be copied, is shared.
+    """
     made = object.__new__(type(retriever))
     own = vars(made)
     own.update(vars(retriever))
-    for name in _SETTINGS:
-        ids = ids_of(own[name])
-        if ids is not None:
-            own[name] = ids.values
-        elif is_data(own[name], _RECORDS):
+    for name in ("_filters", "_kwargs"):
+        if is_data(own[name], _RECORDS):
             own[name] = copied_where_possible(own[name])
+    named: list[Hashable] = []
+    for name in _IDS:
+        ids = ids_of(own[name])
+        named.append(frozen(own[name]) if ids is None else ids.name)
+        own[name] = copied_where_possible(own[name]) if ids is None else ids.values
     own["object_map"] = dict(own["object_map"])
-    return made
+    return made, named
