@@ -85,8 +85,11 @@ class Recording:
         holds the stream itself: it would stay open for as long as it could be told.
         """
         with self._lock:
-            if not self.told:
-                self._calls.clear()
+            if self.told:
+                return
+            forgotten, self._calls = self._calls, []
+        with recorded(Recording()):  # a stream that is let go tells of its end
+            forgotten.clear()
 
     @property
     def tells_more(self) -> bool:

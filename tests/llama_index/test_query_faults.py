@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -341,6 +342,33 @@ def test_a_stream_that_breaks_off_once_is_told_as_one_call() -> None:
     assert "".join(expected) == "".join(got)
     assert sorted(told) == sorted(heard)
     assert sorted(heard_before) == sorted(handler.heard)
+
+
+async def test_a_stream_that_is_given_up_in_the_middle_is_not_heard_of() -> None:
+    """Wrong guesses are written while the search hangs: their ends are told to nobody."""
+    llm, retriever = HashLLM(), HashRetriever(made_nodes())
+    host, ours = pair(llm, retriever, "one_shot", streaming=True, **LYING)
+    half = threading.Event()
+
+    def right(number: int) -> None:
+        if number == 2:
+            half.set()  # the right answer is never slower than the wrong one
+            time.sleep(0.002)
+
+    def waits(query: str) -> None:
+        half.wait(2)
+
+    with ours:
+        for question in QUESTIONS[:12]:
+            llm.between = retriever.hook = None
+            expected, told = goldens(lambda one: list(host.query(one).response_gen), question)
+            llm.between, retriever.hook = right, waits
+            half.clear()
+            got, heard = goldens(lambda one: list(ours.query(one).response_gen), question)
+
+            assert "".join(expected) == "".join(got)
+            assert sorted(told) == sorted(heard)
+    assert llm.left_early
 
 
 @pytest.mark.parametrize("workload", ["interval", "one_shot"])
