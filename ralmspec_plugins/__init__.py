@@ -8,10 +8,11 @@ from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.latencies import Latencies
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.records import Answer, Hit, Hits, Passage, Query, Request, Retrieved
 from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride
-from ralmspec_plugins.simulation import Latencies, Simulation
+from ralmspec_plugins.simulation import Simulation
 from ralmspec_plugins.speculation.memo import Memo
 from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.replica import Replica

@@ -2,13 +2,13 @@
 
 import heapq
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import Cancelled, ConfigError
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.job import Job, as_request
+from ralmspec_plugins.latencies import Latencies
 from ralmspec_plugins.needs import (
     Ask,
     Broken,
@@ -27,38 +27,11 @@ from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latencies:
-    """How long each kind of work takes, in seconds of virtual time."""
-
-    extend_s: float = 1.0
-    search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
-    ask_s: float = 0.0
-    guess_s: float = 0.0
-    contention: float = 0.0  # 0: searching and writing take nothing from each other; 1: each
-    # takes twice as long while the other goes on, as on one machine that either of them fills
-
-    def __post_init__(self) -> None:
-        """Refuse a contention without a meaning."""
-        if not self.contention >= 0:
-            raise ConfigError(f"contention must be at least 0, got {self.contention}")
-
-    def of(self, need: Work) -> float:
-        """Give the duration of one piece of work."""
-        if isinstance(need, Search):
-            return self.search_s(len(need.queries))
-        if isinstance(need, Extend):
-            return self.extend_s
-        if isinstance(need, Ask):
-            return self.ask_s
-        return self.guess_s if isinstance(need, Guess) else 0.0
-
-
 class Simulation:
     """Answers requests in virtual time: real results, given durations.
 
     Searches run side by side as the schedule sends them, the model writes one
-    segment at a time, and a segment that is cancelled stops at once. With
+    segment at a time, and a segment that is cancelled stops within `stop_s`. With
     `contention`, searches and the model's work slow each other down. Times in the
     answer's statistics are simulated.
     """
@@ -106,7 +79,8 @@ class _VirtualTime:
         self.now_s = 0.0
         self._due: list[tuple[float, int, Done]] = []
         self._order = itertools.count()
-        self._pace = 1.0  # how much longer everything takes than alone
+        self._both = False  # whether a search and something else are going on
+        self._slower = 1.0 + latencies.contention, 1.0 + latencies.slows_searches
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Start | Ask | Guess | Search | Extend):
@@ -120,7 +94,8 @@ class _VirtualTime:
         """Do the work now; it is completed when its time has passed."""
         handed_in: list[Completion | Broken] = []
         self._job.carry_out(need, lambda: self.now_s, handed_in.append)
-        ends_s = self.now_s + self._pace * self._latencies.of(need)
+        pace = self._slower[isinstance(need, Search)] if self._both else 1.0
+        ends_s = self.now_s + pace * self._latencies.of(need)
         for done in handed_in:
             if isinstance(done, Broken):
                 raise done.error
@@ -130,24 +105,29 @@ class _VirtualTime:
 
     def _keep_pace(self) -> None:
         """Stretch or shorten what is left of everything that is out, when the pace changes."""
-        kinds = {isinstance(done.need, Search) for _, _, done in self._due}
-        pace = 1.0 + self._latencies.contention if len(kinds) == 2 else 1.0
-        if pace != self._pace:
-            stretch, now_s = pace / self._pace, self.now_s
+        both = len({isinstance(done.need, Search) for _, _, done in self._due}) == 2
+        if both == self._both:
+            return
+        self._both = both
+        if self._slower != (1.0, 1.0):
+            now_s = self.now_s
+            stretch = self._slower if both else tuple(1.0 / slower for slower in self._slower)
             self._due = [
-                (now_s + stretch * (due_s - now_s), order, done) for due_s, order, done in self._due
+                (now_s + stretch[isinstance(done.need, Search)] * (due_s - now_s), order, done)
+                for due_s, order, done in self._due
             ]
-            self._pace = pace
+            heapq.heapify(self._due)
 
     def _push(self, due_s: float, done: Done) -> None:
         heapq.heappush(self._due, (due_s, next(self._order), done))
 
     def _cancel(self, need: Work) -> None:
-        """Complete as cancelled, now, what would be completed later."""
+        """Complete as cancelled, as soon as it can stop, what would be completed later."""
+        stops_s = self.now_s + (self._latencies.stop_s if isinstance(need, Extend) else 0.0)
         due, self._due = self._due, []
         for due_s, order, done in due:
-            if done.need is need:
-                self._push(self.now_s, replace(done, value=None, error=_CANCELLED))
+            if done.need is need and stops_s <= due_s:
+                self._push(stops_s, replace(done, value=None, error=_CANCELLED))
             else:
                 heapq.heappush(self._due, (due_s, order, done))
         self._keep_pace()
