@@ -1,0 +1,200 @@
+"""Whole requests over real stores: the responses of the host's own engine, and of loops by hand."""
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index_ralmspec import SpeculativeQueryEngine
+
+from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from tests.llama_index.engine_parts import AsyncWordLLM, WordLLM, seen_nodes
+from tests.llama_index.rag_parts import MODELS, HashRetriever, pair
+from tests.llama_index.store_worlds import PROCESSORS, SIZE, STORES
+from tests.llama_index.worlds import corpus, questions
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
+]
+QUICK, ALL = 40, 200  # requests for each store, over all its settings
+MODES = (
+    *(ResponseMode.COMPACT, ResponseMode.SIMPLE_SUMMARIZE, ResponseMode.COMPACT),
+    *(ResponseMode.TREE_SUMMARIZE, ResponseMode.REFINE),
+)
+HOW = ("at once", "awaited", "streamed", "awaited and streamed")
+SCHEDULES = (None, Continuous(), OptimalStride(), FixedStride(stride=2), FixedStride(stride=3))
+LIAR = HashRetriever(corpus(SIZE), salt="lie")
+
+
+@dataclass
+class Setups:
+    """Engines in random settings; some share a pool or a memo, whatever they search."""
+
+    dice: random.Random
+    pool: SharedPool = field(default_factory=SharedPool)
+    memo: Memo = field(default_factory=Memo)
+
+    def next(self, retriever: BaseRetriever) -> tuple[RetrieverQueryEngine, SpeculativeQueryEngine]:
+        """Make the host's engine, and ours of its parts."""
+        dice = self.dice
+        few = getattr(retriever, "similarity_top_k", 0) < SIZE
+        mode = dice.choice(MODES) if few else ResponseMode.COMPACT  # others ask for each node
+        host = RetrieverQueryEngine.from_args(
+            retriever,
+            llm=dice.choice((WordLLM, AsyncWordLLM))(window=200_000),
+            response_mode=mode,
+            node_postprocessors=list(dice.choice(PROCESSORS)),
+        )
+        ours = SpeculativeQueryEngine.wrap(
+            host,
+            schedule=dice.choice(SCHEDULES),
+            pool=dice.choice((self.pool, self.pool, SharedPool(capacity=5), None)),
+            memo=dice.choice((self.memo, None, None)),
+            replica=dice.choice((None, retriever, LIAR, LIAR)),
+        )
+        return host, ours
+
+
+class Stores(dict[str, list[BaseRetriever]]):
+    """The stores that were asked for so far, with the ways to search them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> list[BaseRetriever]:
+        return self.setdefault(name, STORES[name](self._folder / name.replace(" ", "-")))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    return Stores(tmp_path_factory.mktemp("stores"))
+
+
+async def outcome(engine: RetrieverQueryEngine, question: str, how: str) -> tuple[Any, Any]:
+    """Ask, and give all that a caller sees, of an error what it says; and our report."""
+    engine._response_synthesizer._streaming = "streamed" in how
+    try:
+        awaited = "awaited" in how
+        response: Any = await engine.aquery(question) if awaited else engine.query(question)
+        at_first = seen_nodes(response.source_nodes)
+        if isinstance(response, AsyncStreamingResponse):
+            text = "".join([piece async for piece in response.async_response_gen()])
+        elif isinstance(response, StreamingResponse):
+            text = "".join(response.response_gen)
+        else:
+            text = response.response
+    except Exception as error:
+        return (type(error), error.args), None
+    metadata = dict(response.metadata or {})
+    report = metadata.pop("ralmspec", None)
+    nodes = seen_nodes(response.source_nodes)
+    return (type(response), text, at_first, nodes, metadata), report
+
+
+def count(counted: Counter[str], report: Any) -> None:
+    """Count a request; one that came to an error has no report."""
+    counted["requests"] += 1
+    if report is not None:
+        guesses, right = report["stats"]["guesses"], report["stats"]["guesses_right"]
+        counted["answers"] += 1
+        counted["steps"] += len(report["queries"])
+        counted["right"] += right
+        counted["wrong"] += guesses - right
+
+
+async def check(name: str, ways: list[BaseRetriever], requests: int) -> Counter[str]:
+    """Ask so many random questions in all ways; count the guesses."""
+    dice = random.Random(name)
+    setups, counted = Setups(dice), Counter[str]()
+    sessions = max(len(ways), requests // 20)
+    for number in range(sessions):
+        host, ours = setups.next(ways[number % len(ways)])
+        with ours:
+            for question in questions(-(-requests // sessions), seed=number):
+                how = dice.choice(HOW)
+                expected, _ = await outcome(host, question, how)
+                got, report = await outcome(ours, question, how)
+
+                assert expected == got
+                count(counted, report)
+    return counted
+
+
+@pytest.mark.parametrize("name", STORES)
+async def test_random_requests_are_answered_as_the_hosts_engine_does(
+    name: str, stores: Stores
+) -> None:
+    """Text, nodes, scores, order, metadata, errors: of 40 requests a store, in all settings."""
+    counted = await check(name, stores[name], QUICK)
+
+    assert counted["requests"] >= QUICK
+    assert counted["answers"] > QUICK / 4  # the others are the host's errors
+    assert counted["wrong"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORES)
+async def test_many_random_requests_are_answered_as_the_hosts_engine_does(
+    name: str, stores: Stores
+) -> None:
+    """The same of 200 requests a store."""
+    counted = await check(name, stores[name], ALL)
+
+    assert counted["requests"] >= ALL
+    assert min(counted["right"], counted["wrong"]) > 0
+
+
+async def check_steps(name: str, ways: list[BaseRetriever], requests: int) -> Counter[str]:
+    """Ask so many random questions of loops with many retrievals; count the guesses."""
+    dice, counted = random.Random(f"steps {name}"), Counter[str]()
+    pool, memo = SharedPool(), Memo()
+    kinds = itertools.cycle(itertools.product(("sentences", "interval"), MODELS.values()))
+    for number, retriever in enumerate(ways):
+        workload, kind = next(kinds)
+        hand, ours = pair(
+            kind(),
+            retriever,
+            workload,
+            processors=dice.choice(PROCESSORS),
+            schedule=dice.choice(SCHEDULES),
+            pool=dice.choice((pool, None)),
+            memo=dice.choice((memo, None)),
+            replica=dice.choice((None, retriever, LIAR)),
+        )
+        with ours:
+            for question in questions(-(-requests // len(ways)) + 3, seed=number)[1:]:
+                question = question.replace("北京", "Peking")  # two words, to the core
+                how = dice.choice(HOW[:2])
+                expected, _ = await outcome(hand, question, how)
+                got, report = await outcome(ours, question, how)
+
+                assert expected == got
+                count(counted, report)
+    return counted
+
+
+@pytest.mark.parametrize("name", STORES)
+async def test_loops_are_answered_as_by_hand(name: str, stores: Stores) -> None:
+    """A retrieval for each sentence, or every few tokens: 6 requests a store."""
+    counted = await check_steps(name, stores[name], 6)
+
+    assert counted["steps"] > 2 * counted["answers"] > 0
+    assert counted["right"] + counted["wrong"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORES)
+async def test_many_loops_are_answered_as_by_hand(name: str, stores: Stores) -> None:
+    """The same of 200 requests a store."""
+    counted = await check_steps(name, stores[name], ALL)
+
+    assert counted["steps"] > 2 * counted["answers"] > 0
