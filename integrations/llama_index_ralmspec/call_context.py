@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from llama_index.core.schema import QueryBundle
 
-from llama_index_ralmspec.recording import Recording
+from llama_index_ralmspec.recording import Recording, Recordings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,14 +16,19 @@ class HostContext:
     asynchronous: bool = False
     streaming: bool = False  # as the response synthesizer was told when the request began
     failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
+    recordings: Recordings = field(default_factory=Recordings)  # of this request's calls
 
     def recording(self) -> Recording:
         """Begin the recording of one call of the host for this request."""
-        return Recording()
+        return self.recordings.begun()
 
     def query(self) -> QueryBundle:
         """Give a copy of the query, for one call of the host."""
         return copied(self.bundle)
+
+    def ended(self) -> None:
+        """End the recordings of this request: what was not told by now never is."""
+        self.recordings.end()
 
     def failed(self, error: BaseException, recording: Recording) -> None:
         """Note what a call raised: if it counts, what it told does too."""

@@ -41,7 +41,7 @@ class QuietCall:
             with recorded(self.recording):
                 yield
         except (Cancelled, asyncio.CancelledError, GeneratorExit):
-            self.recording.forget()
+            self.recording.drop()
             raise
         except Exception as error:
             self.context.failed(error, self.recording)

@@ -1,46 +1,30 @@
 """Keeps the host's events and spans back until the work that caused them is part of the answer.
 
-LlamaIndex tells of everything through dispatchers and callback managers that are global,
-or held by its models and retrievers. A call that may be rolled back must not be told of.
-So their few methods that tell are wrapped once: while a recording is set in the context,
-what they would tell is put there. What is committed is told from the recording later, in
-the host's order; what is dropped is never seen.
+A call that may be rolled back must not be told of. What is committed is told from its
+recording later, in the host's order; what is dropped is never seen. A task or thread that
+the host's code has begun goes on recording when the call has returned: until it is decided
+what becomes of the call, and then its tellings go the way of the others.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import Any, Final
-from uuid import uuid4
+from typing import Final, TypeAlias
+from weakref import WeakSet
 
-from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
-from llama_index_instrumentation.dispatcher import Dispatcher
 
-_DISPATCHES: Final = ("event", "span_enter", "span_exit", "span_drop")
-_CALLS_BACK: Final = ("on_event_start", "on_event_end", "start_trace", "end_trace")
+from llama_index_ralmspec.renaming import renamed
+from llama_index_ralmspec.wrapping import Call, kept_by
+
 # What `retrieve` tells by itself: its span and that of `_retrieve`, a start and an end.
 _OF_A_RETRIEVAL: Final = {"span_enter": 2, "event": 2, "on_event_start": 1}
-_OURS: Final = "_ralmspec_original"
 _BROKEN: Final = "_ralmspec_broken"
 
-_current: ContextVar["Recording | None"] = ContextVar("ralmspec_recording", default=None)
-_install_lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a method that tells: of a dispatcher, or of a callback manager."""
-
-    name: str
-    teller: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+Fate: TypeAlias = Callable[[Call], Call | None]
 
 
 @dataclass(eq=False)
@@ -62,34 +46,52 @@ class Recording:
     told: bool = False
     base: str | None = field(default_factory=active_span_id.get)  # the span around the call
     _calls: list[Call] = field(default_factory=list)
+    _fate: Fate | None = None  # of what is told from now on; None: kept
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
         """Count what was recorded so far."""
         return len(self._calls)
 
-    def take(self, call: Call) -> None:
-        """Keep a call back."""
+    def take(self, call: Call) -> Call | None:
+        """Keep a call back, or give what is to be told at once."""
         with self._lock:
-            self._calls.append(call)
+            if self._fate is None:
+                self._calls.append(call)
+                return None
+        return self._fate(call)
 
     def calls(self, start: int = 0, end: int | None = None) -> list[Call]:
         """Give what was recorded, from a place on."""
         with self._lock:
             return self._calls[start:end]
 
-    def forget(self) -> None:
-        """Let go of what was recorded of a call that was given up, if none of it was told.
+    def end(self, fate: Fate, told: int | None = None) -> bool:
+        """Keep nothing more: what is told from now on goes this way.
+
+        Args:
+            fate: gives what is to be told in a call's place.
+            told: how much of the recording has been told; if there is more, it goes on.
+        """
+        with self._lock:
+            if told is not None and told < len(self._calls):
+                return False
+            self._fate = fate
+            return True
+
+    def drop(self) -> None:
+        """Let go of what was recorded of a call that came to nothing, if none of it was told.
 
         The host tells of a stream that is closed with the error that closed it, which
         holds the stream itself: it would stay open for as long as it could be told.
         """
         with self._lock:
-            if self.told:
+            if self.told or self._fate is not None:
                 return
-            forgotten, self._calls = self._calls, []
-        with recorded(Recording()):  # a stream that is let go tells of its end
-            forgotten.clear()
+            self._fate = _unheard
+            dropped, self._calls = self._calls, []
+        with recorded(self):  # a stream that is let go tells of its end
+            dropped.clear()
 
     @property
     def tells_more(self) -> bool:
@@ -100,6 +102,34 @@ class Recording:
             return True
         spans = {_called(call) for call in calls if call.name == "span_enter"}
         return {"aretrieve", "_retrieve"} <= spans  # the one waits for the other
+
+
+class Recordings:
+    """The recordings of one request's calls, for as long as anybody records into them."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._made: WeakSet[Recording] = WeakSet()
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def begun(self) -> Recording:
+        """Begin one; nothing is kept in it if the request is over."""
+        made = Recording()
+        with self._lock:
+            self._made.add(made)
+            ended = self._ended
+        if ended:
+            made.drop()
+        return made
+
+    def end(self) -> None:
+        """Drop all of which nothing has been told: nothing will be."""
+        with self._lock:
+            self._ended = True
+            left = list(self._made)
+        for recording in left:
+            recording.drop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +146,19 @@ class Broken:
 
 @contextmanager
 def searched(recording: Recording, embedded: str | None = None) -> Iterator[None]:
-    """Record a search, or the embedding of a query; if it fails, the error has the recording."""
+    """Record a search, or the embedding of a query; if it fails, the error has the recording.
+
+    Many requests may come to share what it finds, and each tells it as a run of its own.
+    What goes on in its background belongs to none of them, and is told when it happens.
+    """
     try:
         with recorded(recording):
             yield
     except Exception as error:
         vars(error)[_BROKEN] = Broken(recording, embedded)
         raise
+    finally:
+        recording.end(_outside(recording))
 
 
 def broken_of(error: BaseException) -> Broken | None:
@@ -134,60 +170,22 @@ def broken_of(error: BaseException) -> Broken | None:
 @contextmanager
 def recorded(recording: Recording) -> Iterator[None]:
     """Have all that is told in here, or in tasks and threads begun here, put into a recording."""
-    _install()
-    token = _current.set(recording)
-    try:
+    with kept_by(recording):
         yield
-    finally:
-        _current.reset(token)
 
 
-def _install() -> None:
-    """Wrap the methods that tell; once for the process, and again where somebody undid it."""
-    if _is_wrapped(Dispatcher, _DISPATCHES) and _is_wrapped(CallbackManager, _CALLS_BACK):
-        return
-    with _install_lock:
-        for kind, names in ((Dispatcher, _DISPATCHES), (CallbackManager, _CALLS_BACK)):
-            for name in names:
-                if not hasattr(getattr(kind, name), _OURS):
-                    setattr(kind, name, _kept_back(name, getattr(kind, name)))
+def _unheard(call: Call) -> None:  # noqa: ARG001
+    return None
 
 
-def _is_wrapped(kind: type, names: tuple[str, ...]) -> bool:
-    return all(hasattr(getattr(kind, name), _OURS) for name in names)
+def _outside(recording: Recording) -> Fate:
+    """Put what stood in a span of a call under the span around it: nobody knows of the others."""
+    inside = {call.kwargs.get("id_") for call in recording.calls() if call.name == "span_enter"}
 
+    def outside(call: Call) -> Call:
+        return renamed(call, lambda id_: recording.base if id_ in inside else id_)
 
-def _kept_back(name: str, host: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a method that tells."""
-
-    @wraps(host)
-    def tell(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recording = _current.get()
-        if recording is None:
-            return host(self, *args, **kwargs)
-        if name != "on_event_start":
-            recording.take(Call(name, self, args, kwargs))
-            return None
-        return _start(recording, self, *args, **kwargs)
-
-    setattr(tell, _OURS, host)
-    return tell
-
-
-def _start(
-    recording: Recording,
-    manager: Any,
-    event_type: Any,
-    payload: Any = None,
-    event_id: str | None = None,
-    parent_id: str | None = None,
-    **kwargs: Any,
-) -> str:
-    """Record the start of a callback event, whose id the host's code goes on with."""
-    event_id = event_id or str(uuid4())
-    told = {"payload": payload, "event_id": event_id, "parent_id": parent_id, **kwargs}
-    recording.take(Call("on_event_start", manager, (event_type,), told))
-    return event_id
+    return outside
 
 
 def _called(span: Call) -> str:

@@ -86,6 +86,6 @@ class RequestRun:
         async with aclosing(afollowed(events, self._telling, self._responses.shown)) as pieces:
             async for piece in pieces:
                 yield piece
-        self._telling.ended()
+        await self._telling.aended()
         for piece in self._responses.ended(events.answer):
             yield piece

@@ -1,7 +1,7 @@
 """A retriever in front of another one: the same nodes, with fewer calls of the store."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.looking import check_retriever
 from llama_index_ralmspec.passages import nodes_of, passage_of
-from llama_index_ralmspec.twins import twin
+from llama_index_ralmspec.twins import Find, twin
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.answering import Answering, Call
 from ralmspec_plugins.hosts.native import BatchMode, check_way
@@ -269,10 +269,10 @@ def _bundle(query: Asked) -> QueryBundle:
     return QueryBundle(query) if isinstance(query, str) else query
 
 
-def _giving(answer: Hits | Exception) -> Callable[[], list[NodeWithScore]]:
+def _giving(answer: Hits | Exception) -> Find:
     """Make a search that has been made: it gives its nodes, or fails as it did."""
 
-    def give() -> list[NodeWithScore]:
+    async def give(asynchronous: bool) -> list[NodeWithScore]:  # noqa: ARG001
         if isinstance(answer, Exception):
             raise answer
         return nodes_of(answer)

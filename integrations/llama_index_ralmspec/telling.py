@@ -5,7 +5,7 @@ public `retrieve`, and finds at once what the search has found. A call of the mo
 is told from the recording that was made of it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -18,7 +18,8 @@ from llama_index_ralmspec.events import GuessEvent, OwnEvent, RollbackEvent, Ver
 from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.recording import Recording, broken_of
 from llama_index_ralmspec.replay import Replay
-from llama_index_ralmspec.twins import twin
+from llama_index_ralmspec.twins import Find, twin
+from llama_index_ralmspec.unawaited import unawaited
 from ralmspec_plugins import events as happened
 from ralmspec_plugins.hosts.asked import Asked, Origin
 from ralmspec_plugins.hosts.text_draft import draft_of
@@ -42,6 +43,7 @@ class Telling:
         """
         self._direct = direct
         self._context = context
+        self._awaits = context.asynchronous
         self._retriever = retriever
         self._retrieved: Retrieved | None = None  # of the step that is being told
         self._first = True  # the request's own query is still to come
@@ -52,43 +54,40 @@ class Telling:
 
     def tell(self, event: happened.Event) -> None:
         """Tell one event of the engine."""
-        if isinstance(event, happened.Confirmed):
-            self._tell_retrieval(event.retrieved)
-        else:
-            self._tell_rest(event)
+        unawaited(self.atell(event))
 
     async def atell(self, event: happened.Event) -> None:
-        """Tell one event, a retrieval as the host's asynchronous methods do."""
+        """Tell one event; of an asynchronous request, as the host's asynchronous methods do."""
         if isinstance(event, happened.Confirmed):
-            await self._atell_retrieval(event.retrieved)
-        else:
-            self._tell_rest(event)
-
-    def _tell_rest(self, event: happened.Event) -> None:
-        if isinstance(event, happened.Guessed | happened.Judged | happened.RolledBack):
+            await self._tell_retrieval(event.retrieved)
+        elif isinstance(event, happened.Guessed | happened.Judged | happened.RolledBack):
             if _heard():
                 _dispatcher.event(_own(event))
         elif isinstance(event, happened.Commit):
             self._retrieved = event.retrieved
-            self._hand_on(recording_of(event.state), whole=True)
+            await self._hand_on(recording_of(event.state), whole=True)
             self._open = False
             if self._direct is not None:
                 self._direct.tell(event)
         elif isinstance(event, happened.Settled):
-            self._hand_on(recording_of(event.state))
+            await self._hand_on(recording_of(event.state))
         elif isinstance(event, happened.Failed):
             self._unanswered = event.query
 
     def ended(self) -> None:
-        """Tell what the last call that was told of has told since."""
-        if self._replay is not None:
-            self._replay.hand_on()
+        """Tell what the last call that was told of has told since; the rest is never told."""
+        unawaited(self.aended())
+
+    async def aended(self) -> None:
+        """Do the same on an event loop."""
+        await self._end_call()
+        self._context.ended()
 
     def given_back(self) -> None:
         """Have what a stream tells told from now on: the host's would be read from here."""
         self._read = True
 
-    def _hand_on(self, recording: Recording | None, *, whole: bool = False) -> None:
+    async def _hand_on(self, recording: Recording | None, *, whole: bool = False) -> None:
         """Tell a call of the model that is committed, its nodes with their real scores.
 
         One that broke off and is made once more goes on where the first one was told to.
@@ -96,29 +95,39 @@ class Telling:
         if recording is None:
             return
         if self._replay is None or self._replay.recording is not recording:
-            self._replay = Replay(recording, after=self._replay if self._open else None)
+            before = self._replay if self._open else None
+            if before is None:
+                await self._end_call()
+            self._replay = Replay(recording, asynchronous=self._awaits, after=before)
             self._open = True
             if self._retrieved is not None:
                 score(recording, self._retrieved.hits)
-        self._replay.hand_on(None if self._read else recording.begun, whole=whole)
+        await self._replay.hand_on(None if self._read else recording.begun, whole=whole)
+        if whole and (self._read or recording.begun is None):
+            await self._replay.end()
 
-    def _tell_retrieval(self, retrieved: Retrieved) -> None:
+    async def _end_call(self) -> None:
+        if self._replay is not None:
+            await self._replay.end()
+
+    async def _tell_retrieval(self, retrieved: Retrieved) -> None:
         self._retrieved = retrieved
         recording = recorded_inside(retrieved.hits)
         if recording is not None:
-            Replay(recording, again=True).hand_on()
+            await self._tell_again(recording)
             return
         bundle = self._bundle(retrieved.query)
-        twin(self._retriever, _found(retrieved.query, retrieved.hits)).retrieve(bundle)
+        told = twin(self._retriever, _found(retrieved.query, retrieved.hits))
+        await self._retrieve(told, bundle)
 
-    async def _atell_retrieval(self, retrieved: Retrieved) -> None:
-        self._retrieved = retrieved
-        recording = recorded_inside(retrieved.hits)
-        if recording is not None:
-            Replay(recording, again=True).hand_on()
-            return
-        bundle = self._bundle(retrieved.query)
-        await twin(self._retriever, _found(retrieved.query, retrieved.hits)).aretrieve(bundle)
+    async def _tell_again(self, recording: Recording) -> None:
+        await Replay(recording, asynchronous=self._awaits, again=True).hand_on()
+
+    async def _retrieve(self, told: Any, bundle: QueryBundle) -> None:
+        if self._awaits:
+            await told.aretrieve(bundle)
+        else:
+            told.retrieve(bundle)
 
     def _bundle(self, query: Query) -> QueryBundle:
         """Give the query as the host's retriever gets it: the caller's own, the first time."""
@@ -129,38 +138,41 @@ class Telling:
 
     def failed(self, error: BaseException) -> None:
         """Tell of the call that the request's error comes from; nothing of a request given up."""
-        if not self._tell_failed_call(error) and isinstance(error, Exception):
-            failing = self._failing(error)
-            if failing is not None:
-                _outcome(failing[0].retrieve, failing[1], error)
+        unawaited(self.afailed(error))
 
     async def afailed(self, error: BaseException) -> None:
         """Do the same, a search as the host's asynchronous methods tell of it."""
-        if not self._tell_failed_call(error) and isinstance(error, Exception):
-            failing = self._failing(error)
-            if failing is not None:
-                await _aoutcome(failing[0].aretrieve, failing[1], error)
+        try:
+            if not await self._tell_failed_call(error) and isinstance(error, Exception):
+                await self._tell_failed_search(error)
+        finally:
+            self._context.ended()
 
-    def _tell_failed_call(self, error: BaseException) -> bool:
+    async def _tell_failed_call(self, error: BaseException) -> bool:
         recording = self._context.recording_of(error)
         if recording is not None:
-            self._hand_on(recording, whole=True)
+            await self._hand_on(recording, whole=True)
             return True
-        self.ended()  # a stream that was given up has an end, too
+        await self._end_call()  # a stream that was given up has an end, too
         broken = broken_of(error) if self._unanswered is not None else None
         if broken is None or broken.embedded is not None or not broken.recording.tells_more:
             return False
-        Replay(broken.recording, again=True).hand_on()
+        await self._tell_again(broken.recording)
         return True
 
-    def _failing(self, error: Exception) -> tuple[Any, QueryBundle] | None:
-        """Give a retriever that fails as the search did, and what it is asked."""
+    async def _tell_failed_search(self, error: Exception) -> None:
+        """Have a search fail once more, for those who hear of it."""
         query, broken = self._unanswered, broken_of(error)
         if query is None and broken is not None and broken.embedded is not None:
             query = Query(broken.embedded)
         if query is None:
-            return None
-        return twin(self._retriever, _raising(error)), self._bundle(query)
+            return
+        _unflag(error)
+        try:
+            await self._retrieve(twin(self._retriever, _raising(error)), self._bundle(query))
+        except Exception as raised:
+            if raised is not error:
+                raise
 
 
 def _own(event: happened.Guessed | happened.Judged | happened.RolledBack) -> OwnEvent:
@@ -205,49 +217,28 @@ def score(recording: Recording, hits: Sequence[Hit]) -> None:
             node.score = hit.score
 
 
-def _found(query: Query, hits: Sequence[Hit]) -> Callable[[], list[NodeWithScore]]:
+def _found(query: Query, hits: Sequence[Hit]) -> Find:
     """Make a search that has been made: its embedding is told, and its nodes are given."""
 
-    def find() -> list[NodeWithScore]:
+    async def find(asynchronous: bool) -> list[NodeWithScore]:
         asked = query.encoding
         if isinstance(asked, Asked) and isinstance(asked.recording, Recording):
-            Replay(asked.recording).hand_on()
+            await Replay(asked.recording, asynchronous=asynchronous).hand_on()
         return nodes_of(hits)
 
     return find
 
 
-def _raising(error: Exception) -> Callable[[], list[NodeWithScore]]:
+def _raising(error: Exception) -> Find:
     """Make a search that fails; if it was for want of a vector, that is told too."""
 
-    def find() -> list[NodeWithScore]:
+    async def find(asynchronous: bool) -> list[NodeWithScore]:
         broken = broken_of(error)
         if broken is not None and broken.embedded is not None:
-            Replay(broken.recording, again=True).hand_on()
+            await Replay(broken.recording, asynchronous=asynchronous, again=True).hand_on()
         raise error
 
     return find
-
-
-def _outcome(call: Callable[[QueryBundle], Any], bundle: QueryBundle, error: Exception) -> None:
-    """Have a search fail once more, for those who hear of it."""
-    _unflag(error)
-    try:
-        call(bundle)
-    except Exception as raised:
-        if raised is not error:
-            raise
-
-
-async def _aoutcome(
-    call: Callable[[QueryBundle], Awaitable[Any]], bundle: QueryBundle, error: Exception
-) -> None:
-    _unflag(error)
-    try:
-        await call(bundle)
-    except Exception as raised:
-        if raised is not error:
-            raise
 
 
 def _unflag(error: Exception) -> None:

@@ -1,29 +1,38 @@
 """A retriever that tells what another one tells, and finds what it is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
+from llama_index_ralmspec.unawaited import unawaited
 
-def twin(retriever: BaseRetriever, find: Callable[[], list[NodeWithScore]]) -> Any:
-    """Make a retriever that tells what this one tells, and finds what it is given."""
+Find: TypeAlias = Callable[[bool], Coroutine[Any, Any, list[NodeWithScore]]]
+
+
+def twin(retriever: BaseRetriever, find: Find) -> Any:
+    """Make a retriever that tells what this one tells, and finds what it is given.
+
+    Args:
+        retriever: the host's.
+        find: gives the nodes, and tells what is told of inside; is given whether it may wait.
+    """
     made = object.__new__(type(retriever))
     made.__dict__.update(retriever.__dict__)
 
     # With the host's own names and arguments, which stand in its spans.
     def _retrieve(self: Any, query_bundle: QueryBundle) -> list[NodeWithScore]:  # noqa: ARG001
-        return find()
+        return unawaited(find(False))
 
     async def _aretrieve(  # what is found is there already
         self: Any,  # noqa: ARG001
         query_bundle: QueryBundle,  # noqa: ARG001
     ) -> list[NodeWithScore]:
-        return find()
+        return await find(True)
 
     made.__dict__["_retrieve"] = _as_told(retriever, MethodType(_retrieve, made))
     if type(retriever)._aretrieve is not BaseRetriever._aretrieve:  # noqa: SLF001
