@@ -1,10 +1,17 @@
 """What a host's retriever is made of: the concrete one behind its wrappings, and what is in it."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final
 
-from langchain_core.documents import Document
+from langchain_core.documents import (
+    BaseDocumentCompressor,
+    BaseDocumentTransformer,
+    Document,
+)
+from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
@@ -22,8 +29,9 @@ from langchain_core.runnables.configurable import (
 from langchain_core.vectorstores import VectorStore
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import class_names
-from ralmspec_plugins.hosts.parts import held, parts
+from ralmspec_plugins.hosts.classes import class_names, package_of
+from ralmspec_plugins.hosts.parts import MOST, attributes, held, parts
+from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 # Those that write on each call, or ask a sampling model: not the same answer twice.
 IMPURE: Final = frozenset(
@@ -35,6 +43,10 @@ IMPURE: Final = frozenset(
     )
 )
 _DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
+_PARTS: Final = (Runnable, BaseDocumentCompressor, BaseDocumentTransformer)
+_WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not looked into any further
+_CODE: Final = (*_PARTS, VectorStore, FunctionType, MethodType, partial)
+_HOSTS: Final = frozenset({"langchain", "langgraph"})  # packages, and those named after them
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +92,46 @@ def is_pure(runnable: Runnable[Any, Any]) -> bool:
     )
 
 
+def is_hosts_own(at: Concrete) -> bool:
+    """Whether all code that says what a retriever finds is LangChain's.
+
+    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
+    that can be seen of its retriever keeps one's answers from another one's then. An embedder
+    only ranks: what there is to be found is not its affair.
+    """
+    return not any(
+        isinstance(part, _CODE) and package_of(part).partition("_")[0] not in _HOSTS
+        for whole in (at.runnable, dict(at.kwargs))
+        for part in parts(whole, _direct, (Document,))
+    )
+
+
 def _direct(part: object) -> list[Any]:
     """List what may hold a retriever or a model, one level down."""
     if isinstance(part, RunnableLambda):
-        return list(part.deps)
+        return [*attributes(part).values(), *part.deps]
     if isinstance(part, VectorStore):
         return [part.embeddings]
-    return held(part)
+    return list(attributes(part).values()) if isinstance(part, Runnable) else held(part)
+
+
+def settings_of(runnable: Runnable[Any, Any]) -> Hashable:
+    """Name a black box by all that it and its parts hold, as they are now.
+
+    Every attribute counts, public or not, whenever it was set: which of them an answer
+    depends on, nobody can see. A retriever is named by them alone, since configurable
+    fields make a new one for each call.
+    """
+    if isinstance(runnable, BaseRetriever):
+        return token_of(type(runnable)), frozen(attributes(runnable), MOST, _read)
+    return frozen(runnable, MOST, _read)
+
+
+def _read(value: object) -> Mapping[str, Any] | None:
+    """Read all of what a retriever is made of; stores, embedders and models are only themselves."""
+    if isinstance(value, _WHOLE):
+        return {}
+    return attributes(value) if isinstance(value, _PARTS) else None
 
 
 def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> Runnable[Any, Any]:

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
-from langchain_ralmspec.inside import Concrete, concrete, is_pure
+from langchain_ralmspec.inside import Concrete, concrete, is_hosts_own, is_pure, settings_of
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.asked import Asked
 from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.classes import qualified_name
 from ralmspec_plugins.hosts.data import copied, is_data
 from ralmspec_plugins.hosts.native import BatchMode, Look, Native, all_of
-from ralmspec_plugins.hosts.parts import MOST
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 __all__ = (
@@ -32,7 +30,6 @@ __all__ = (
 )
 
 _THRESHOLD: Final = "similarity_score_threshold"
-_FLAGS: Final = {"_new_arg_supported", "_expects_other_args"}  # what every retriever has
 _NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
 _RECORDS: Final = frozenset({"qdrant_client"})
 _NO_METADATA_LIKE: Final = ("__", "checkpoint_", "langgraph_", "ls_")
@@ -129,7 +126,7 @@ def signature_of(at: Concrete) -> Hashable:
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
         config = frozen(dict(users_config(at.config)))
-        return "langchain", _black_box(runnable), frozen(dict(at.kwargs)), config
+        return "langchain", settings_of(runnable), frozen(dict(at.kwargs)), config
     users = frozen(users_values(at.config.get("configurable") or {}))
     store = runnable.vectorstore
     return (
@@ -141,15 +138,6 @@ def signature_of(at: Concrete) -> Hashable:
         token_of(store.embeddings),
         users,
     )
-
-
-def _black_box(runnable: Runnable[Any, Any]) -> Hashable:
-    """Name a retriever by its parts, since configurable fields make a new one for each call."""
-    private = getattr(runnable, "__pydantic_private__", None) or {}
-    if not isinstance(runnable, BaseRetriever) or private.keys() - _FLAGS:
-        return frozen(runnable, MOST)
-    more = runnable.__pydantic_extra__
-    return token_of(type(runnable)), frozen(vars(runnable), MOST), frozen(more, MOST)
 
 
 def look_at(
@@ -215,7 +203,7 @@ def prepared(signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | No
     native = native_of(at, mode) if pure else None
     k = k_of(at) if native is None else native.search.k
     fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
-    return Look(signature, native, k, pure, fixed)
+    return Look(signature, native, k, pure, fixed, native is not None or is_hosts_own(at))
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:

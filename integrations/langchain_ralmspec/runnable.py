@@ -22,7 +22,7 @@ from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, Share
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.native import BatchMode
 from ralmspec_plugins.hosts.runtime import Runtime
-from ralmspec_plugins.hosts.speculation import WorkloadMaker, WorkloadName
+from ralmspec_plugins.hosts.speculation import OwnPool, WorkloadMaker, WorkloadName
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation
 
 Question: TypeAlias = str | dict[str, Any]
@@ -96,8 +96,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     prefetch: int | None = None
     """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
     at most, or 2 k."""
-    pool: SharedPool | None = Field(default_factory=SharedPool)
-    """Documents seen so far, to guess with: shared by all calls. None: one for each request."""
+    pool: SharedPool | None = Field(default_factory=OwnPool)
+    """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
+    own classes search. None: one for each request."""
     memo: Memo | None = None
     """Answers of former searches, trusted: only where the index does not change meanwhile."""
     replica: BaseRetriever | None = None

@@ -1,26 +1,32 @@
 """What a host's retriever is made of: parts in parts, what they are set to, what they may do."""
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts.mixin import PromptMixin
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from ralmspec_plugins.hosts.classes import class_names
-from ralmspec_plugins.hosts.parts import MOST, held
+from ralmspec_plugins.hosts.classes import class_names, package_of
+from ralmspec_plugins.hosts.parts import MOST, attributes, held
 from ralmspec_plugins.hosts.parts import parts as walked
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 # Those that write on each call: a query is a statement to them.
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
+_ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and what they are made of
 _WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
+_CODE: Final = (*_ASKED, BasePydanticVectorStore, FunctionType, MethodType, partial)
+_HOSTS: Final = frozenset({"llama_index", "llama_index_ralmspec"})
+_NO_SETTINGS: Final = frozenset({"callback_manager"})  # who hears of a call
 
 
 def is_pure(retriever: BaseRetriever) -> bool:
@@ -30,6 +36,18 @@ def is_pure(retriever: BaseRetriever) -> bool:
     """
     return not any(
         isinstance(part, BaseLLM) or class_names(part) & IMPURE for part in parts(retriever)
+    )
+
+
+def is_hosts_own(retriever: BaseRetriever) -> bool:
+    """Whether all code that says what a retriever finds is LlamaIndex'.
+
+    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
+    that can be seen of its retriever keeps one's answers from another one's then. An embedder
+    only ranks: what there is to be found is not its affair.
+    """
+    return not any(
+        isinstance(part, _CODE) and package_of(part) not in _HOSTS for part in parts(retriever)
     )
 
 
@@ -48,29 +66,32 @@ def _inside(part: object) -> list[Any]:
         return []
     if isinstance(part, QueryFusionRetriever) and part.num_queries <= 1:
         return [value for name, value in vars(part).items() if name != "_llm"]  # it is not asked
-    if isinstance(part, PromptMixin | BaseTool):
-        return list(vars(part).values())
+    if isinstance(part, _ASKED):
+        return list(attributes(part).values())
+    if isinstance(part, dict | list) and len(part) > MOST:  # of nodes; or one retriever for each
+        items = list(part.values() if isinstance(part, dict) else part)
+        return items if isinstance(items[0], _ASKED) else []
     return held(part)
 
 
 def settings_of(retriever: BaseRetriever) -> tuple[tuple[str, bytes], ...]:
-    """Name the parts of a retriever, and what each of them is set to, as it is now.
+    """Name the parts of a retriever, and all that each of them holds, as it is now.
 
-    Settings are the attributes that are called as the constructor's arguments are, with an
-    underscore or without. Others (counters, caches) change by the calls themselves.
+    Every attribute counts, whatever it is called and whenever it was set: which of them an
+    answer depends on, nobody can see. So a part that counts its calls in a number is
+    another one after each of them; one that counts in an object of its own is not.
     """
     return tuple(
-        (token_of(part), frozen(_settings(part), MOST))
+        (token_of(part), frozen(_settings(part), MOST, _named))
         for part in parts(retriever)
-        if isinstance(part, PromptMixin)
+        if isinstance(part, _ASKED)
     )
 
 
 def _settings(part: object) -> dict[str, Any]:
-    names = {name for kind in type(part).__mro__ for name in _arguments(kind)}
-    return {name: value for name, value in vars(part).items() if name.lstrip("_") in names}
+    return {name: one for name, one in attributes(part).items() if name not in _NO_SETTINGS}
 
 
-def _arguments(kind: type) -> list[str]:
-    init = vars(kind).get("__init__")
-    return list(inspect.signature(init).parameters)[1:] if inspect.isfunction(init) else []
+def _named(value: object) -> Mapping[str, Any] | None:
+    """Read nothing of a part: it is named for itself, or not looked into."""
+    return {} if isinstance(value, (*_ASKED, *_WHOLE)) else None

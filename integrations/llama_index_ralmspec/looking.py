@@ -12,7 +12,7 @@ from llama_index.core.schema import IndexNode, QueryBundle
 
 from llama_index_ralmspec.awaiting import embeds_waiting, in_thread
 from llama_index_ralmspec.batch_search import batch_search_of
-from llama_index_ralmspec.inside import is_pure, settings_of
+from llama_index_ralmspec.inside import is_hosts_own, is_pure, settings_of
 from llama_index_ralmspec.node_ids import ids_of
 from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.errors import ConfigError
@@ -94,7 +94,9 @@ def prepared(
     good = is_pure(at.retriever) if pure is None else pure
     native = native_of(at, mode, heard=heard) if good else None
     k = k_of(at.retriever) if native is None else native.search.k
-    return Look(signature, native, k, good, at.retriever if _known(at.retriever) else None)
+    fixed = at.retriever if _known(at.retriever) else None
+    own = native is not None or is_hosts_own(at.retriever)
+    return Look(signature, native, k, good, fixed, own, passing=at.special is not None)
 
 
 def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:

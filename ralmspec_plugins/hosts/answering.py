@@ -122,7 +122,7 @@ class Answering:
 
     def _width(self, call: Call, searcher: Any) -> int | None:
         """Say how wide to search for the pool's sake, where a wider search is the same one."""
-        if self.pool is None or call.look.k is None or not hasattr(searcher, "search_wide"):
+        if call.look.k is None or self._pool(call) is None or not hasattr(searcher, "search_wide"):
             return None
         return Settings().width(call.look.k)
 
@@ -131,23 +131,28 @@ class Answering:
     ) -> list[Hits]:
         """Remember, and give back what was asked for."""
         exactly = [hits if width is None else hits[: call.look.k] for hits in found]
-        if not call.look.pure or (self.memo is None and self.pool is None):
+        pool = self._pool(call)
+        if not call.look.pure or (self.memo is None and pool is None):
             return exactly
         if call.host.signature != call.look.signature:
             return exactly  # found under other settings, for all that is known
         for query, hits, wide in zip(queries, exactly, found, strict=True):
             if self.memo is not None:
                 self.memo.learn(call.look.signature, query, hits)
-            if self.pool is not None:
-                self.pool.of(call.place.host).learn(query, wide)
+            if pool is not None:
+                pool.of(call.place.host).learn(query, wide)
         return exactly
+
+    def _pool(self, call: Call) -> SharedPool | None:
+        """Give the pool for a call, unless nobody else could use what it finds."""
+        return self.pool if call.look.pure and not call.look.passing else None
 
     def guess(self, call: Call) -> Hits | None:
         """Say what a search is expected to find, without one."""
-        known = self._known(call)
-        if known is not None or self.pool is None or not call.look.pure:
+        known, pool = self._known(call), self._pool(call)
+        if known is not None or pool is None:
             return known
-        return self.pool.of(call.place.host).guess(call.host.encode(call.text))
+        return pool.of(call.place.host).guess(call.host.encode(call.text))
 
     def _known(self, call: Call) -> Hits | None:
         if self.memo is None or not call.look.pure:
@@ -156,10 +161,10 @@ class Answering:
 
     async def aguess(self, call: Call) -> Hits | None:
         """Do what `guess` does with the embedder's asynchronous method."""
-        known = self._known(call)
-        if known is not None or self.pool is None or not call.look.pure:
+        known, pool = self._known(call), self._pool(call)
+        if known is not None or pool is None:
             return known
-        return self.pool.of(call.place.host).guess(await call.host.aencode(call.text))
+        return pool.of(call.place.host).guess(await call.host.aencode(call.text))
 
     async def aanswer(self, call: Call) -> Hits:
         """Answer one question, by the host's asynchronous methods."""

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Opaque: TypeAlias = Callable[[object], bytes]  # a name for an object whose value cannot be read
+# What counts of an object, besides which one it is; `None` for one that is read as any other.
+Read: TypeAlias = Callable[[object], Mapping[str, Any] | None]
 
 # Immutable, and their repr says all that there is to them.
 _BY_REPR = frozenset(
@@ -30,10 +32,20 @@ class _Rules:
     opaque: Opaque
     most: int | None  # items of a container that is still looked into
     ordered: bool  # whether the order of a dictionary's keys counts
+    read: Read
+
+
+def as_any(value: object) -> None:
+    """Read an object as any other."""
 
 
 def encoded(
-    value: object, opaque: Opaque, most: int | None = None, *, ordered: bool = False
+    value: object,
+    opaque: Opaque,
+    most: int | None = None,
+    *,
+    ordered: bool = False,
+    read: Read = as_any,
 ) -> bytes:
     """Give the one text of a value: different values have different texts.
 
@@ -48,8 +60,9 @@ def encoded(
         opaque: names what cannot be read.
         most: containers of more items are not looked into; `None`: all are.
         ordered: whether dictionaries of another order are other values.
+        read: says what counts of objects that their caller knows better.
     """
-    return _encoded(value, _Rules(opaque, most, ordered), ())
+    return _encoded(value, _Rules(opaque, most, ordered, read), ())
 
 
 def _encoded(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
@@ -79,6 +92,9 @@ def _composite(value: Any, rules: _Rules, inside: tuple[int, ...]) -> bytes:
         return _part(b"dict", _pairs(value, rules, inside))
     if isinstance(value, np.ndarray | np.generic):
         return _array(value, rules, inside)
+    known = rules.read(value)
+    if known is not None:
+        return _part(b"part " + _name(kind), [rules.opaque(value), *_pairs(known, rules, inside)])
     fields = _fields(value)
     if fields is not None:
         hidden = rules.opaque(value) if getattr(value, "__pydantic_private__", None) else b""

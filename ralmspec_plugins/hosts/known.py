@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from ralmspec_plugins.hosts.native import Look
+from ralmspec_plugins.hosts.steadiness import Steadiness
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class HostKnown:
 
         Args:
             prepare: looks closely at the host's retriever, given its signature and what
-                goes with it; what it makes is kept for as long as the signature is in use.
+                goes with it; what it makes is kept for as long as the signature is in use, unless
+            it says that it is one call's alone.
         """
         self._prepare = prepare
         self._lock = threading.Lock()
@@ -51,6 +53,7 @@ class HostKnown:
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # of the latest results
         self._probes = 0
         self._stats = HostStats()
+        self.steadiness = Steadiness()
 
     def look(self, signature: Hashable, at: Any) -> Look:
         """Give what is known of a retriever as it is now."""
@@ -60,7 +63,7 @@ class HostKnown:
                 self._looks.move_to_end(signature)
                 return known
         look = self._prepare(signature, at)
-        self._keep(self._looks, signature, look)
+        self._keep(self._looks, look, look)
         return look
 
     def trusted(self, look: Look) -> Look:
@@ -74,7 +77,7 @@ class HostKnown:
             "batches of %s differ from single searches; it is searched query by query from now on",
             "a store" if look.native is None else look.native.search.name,
         )
-        self._keep(self._looks, look.signature, replace(look, native=None))
+        self._keep(self._looks, look, replace(look, native=None))
 
     def probe(self, size: int) -> int:
         """Choose the query of a batch that is compared with a single search."""
@@ -93,7 +96,7 @@ class HostKnown:
             old = self._stats
             self._stats = HostStats(old.batches, old.batched_queries, old.single_calls + 1)
         if found and look.k is None:
-            self._keep(self._sizes, look.signature, found)
+            self._keep(self._sizes, look, found)
 
     def note_batch(self, queries: int) -> None:
         """Count a batch."""
@@ -109,11 +112,11 @@ class HostKnown:
         with self._lock:
             return self._stats
 
-    def _keep(
-        self, where: OrderedDict[Hashable, ValueT], signature: Hashable, value: ValueT
-    ) -> None:
+    def _keep(self, where: OrderedDict[Hashable, ValueT], look: Look, value: ValueT) -> None:
+        if look.passing:
+            return
         with self._lock:
-            where[signature] = value
-            where.move_to_end(signature)
+            where[look.signature] = value
+            where.move_to_end(look.signature)
             if len(where) > _KEPT:
                 where.popitem(last=False)

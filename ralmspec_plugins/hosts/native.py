@@ -72,6 +72,9 @@ class Look:
         pure: whether equal queries find equal documents, without side effects.
         fixed: the retriever with copies of these settings, where it is kept to them for a
             whole call; `None` where it cannot be.
+        hosts_own: whether the signature surely names all: no code but the host's own, and
+            what is known of stores, says what is found.
+        passing: whether these settings are one call's alone, and nothing is kept for them.
     """
 
     signature: Hashable
@@ -79,6 +82,8 @@ class Look:
     k: int | None
     pure: bool
     fixed: Any = None
+    hosts_own: bool = True
+    passing: bool = False
 
     def fitting(self, vectors: Sequence[Vector | None]) -> Native | None:
         """Give the batch search for such queries, or `None` if they are asked one by one."""

@@ -1,6 +1,7 @@
 """Walks through what a host's object is made of: parts in parts, each once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, Final
 
 MOST: Final = 64  # items of a container that is looked into: an object's parts, not its documents
@@ -42,8 +43,25 @@ def held(part: object) -> list[Any]:
         return list(part) if len(part) <= MOST else []
     if isinstance(part, dict):
         return list(part.values()) if len(part) <= MOST else []
-    if not hasattr(type(part), "__pydantic_fields__"):
-        return []
-    extra = getattr(part, "__pydantic_extra__", None) or {}
-    private = getattr(part, "__pydantic_private__", None) or {}
-    return [*vars(part).values(), *extra.values(), *private.values()]
+    return list(attributes(part).values()) if hasattr(type(part), "__pydantic_fields__") else []
+
+
+def attributes(part: object) -> dict[str, Any]:
+    """Give all attributes that an object has for itself; a pydantic model's private ones too.
+
+    Those that its class computes of the others, when they are first wanted, are left out.
+
+    >>> class Part:
+    ...     def __init__(self) -> None:
+    ...         self._k = 4
+    >>> attributes(Part()), attributes("text")
+    ({'_k': 4}, {})
+    """
+    kind = type(part)
+    own = {
+        name: value
+        for name, value in getattr(part, "__dict__", {}).items()
+        if not isinstance(getattr(kind, name, None), cached_property)
+    }
+    own |= getattr(part, "__pydantic_extra__", None) or {}
+    return own | (getattr(part, "__pydantic_private__", None) or {})

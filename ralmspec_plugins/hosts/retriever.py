@@ -1,6 +1,7 @@
 """Any retriever of a host's as a retriever of the core's: the same documents, in batches."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -17,9 +18,15 @@ from ralmspec_plugins.records import Hits, Query
 class Host(Protocol):
     """A host's retriever with the settings of one caller, as the host itself calls it.
 
+    `retriever`: the host's own object.
     `calls`: what a query of this caller carries, so that the host is called in his name
     also where his query is searched together with those of others.
     """
+
+    @property
+    def retriever(self) -> Any:
+        """The host's own object."""
+        ...
 
     @property
     def calls(self) -> Any:
@@ -232,7 +239,8 @@ class HostSearch(Generic[HostT]):
         return all_or_first_error(each(lambda one: self._single(look, one), queries, at_once))
 
     def _single(self, look: Look, query: Query) -> Hits:
-        hits = self._host.single(look, query)
+        with self._watched(look):
+            hits = self._host.single(look, query)
         self._known.note_single(look, len(hits))
         return hits
 
@@ -271,6 +279,14 @@ class HostSearch(Generic[HostT]):
         return all_or_first_error(results)
 
     async def _asingle(self, look: Look, query: Query) -> Hits:
-        hits = await self._host.asingle(look, query)
+        with self._watched(look):
+            hits = await self._host.asingle(look, query)
         self._known.note_single(look, len(hits))
         return hits
+
+    def _watched(self, look: Look) -> AbstractContextManager[None]:
+        """See to a call of a black box that could be remembered."""
+        if look.fixed is not None or not look.pure:
+            return nullcontext()
+        host = self._host
+        return self._known.steadiness.watched(lambda: host.look_at()[0], host.retriever)

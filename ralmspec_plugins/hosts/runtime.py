@@ -69,6 +69,8 @@ class Runtime:
         retriever: Retriever,
         make: Callable[[Retriever], Parts],
         lanes: int | None,
+        *,
+        kept: bool = True,
     ) -> Engines:
         """Give the engines of this key, making them when it is new.
 
@@ -77,10 +79,14 @@ class Runtime:
             retriever: what is searched.
             make: makes workload and settings for it.
             lanes: merged searches that may be out at a time; `None` to merge none.
+            kept: whether another call may want them. Those that are not kept take no other's
+                place; their threads are everybody's, so nobody has to close them.
         """
         with self._lock:
             if self._process != os.getpid():
                 self._reset()
+            if not kept:
+                return self._made(retriever, make, lanes)
             if key not in self._engines:
                 self._engines[key] = self._made(retriever, make, lanes)
                 if len(self._engines) > _MOST:

@@ -119,6 +119,8 @@ class Serving:
             host = Context().run(asked.nobodys, look)
             return Place(host, self._line(way).beside(host))
 
+        if look.passing:
+            return make()
         return self._kept(self._places, (way.key, look.signature), make, _PLACES)
 
     def _line(self, way: Way[Any]) -> Verifier:

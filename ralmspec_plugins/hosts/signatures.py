@@ -11,7 +11,7 @@ from collections import OrderedDict
 from types import MethodType
 from typing import Any, Final
 
-from ralmspec_plugins.hosts.canonical import encoded
+from ralmspec_plugins.hosts.canonical import Read, as_any, encoded
 
 _HELD: Final = 4096  # objects without weak references that are kept alive for their tokens
 
@@ -80,7 +80,7 @@ def token_of(value: object) -> str:
     return f"{type(value).__name__}#{_tokens.number(value)}"
 
 
-def frozen(value: object, most: int | None = None) -> bytes:
+def frozen(value: object, most: int | None = None, read: Read = as_any) -> bytes:
     """Give a key for a value as it is now: equal values, equal keys, and never otherwise.
 
     The order of dictionaries and sets does not count, types do: 1, 1.0, True and
@@ -96,8 +96,9 @@ def frozen(value: object, most: int | None = None) -> bytes:
         value: any.
         most: containers of more items are taken by `token_of` too, where reading them all
             would take too long; `None`: all are read.
+        read: says what counts of an object besides its token; `None` for what is read as above.
     """
-    return encoded(value, _by_token, most)
+    return encoded(value, _by_token, most, read=read)
 
 
 def _by_token(value: object) -> bytes:

@@ -1,12 +1,13 @@
 """How a host's requests run ahead: the settings that all integrations have, and what follows."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.native import Look
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
@@ -29,6 +30,19 @@ _MOST_PREFETCHED: Final = 80  # 20 k for a k of 4
 _WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
 
 
+class OwnPool(SharedPool):
+    """The pool of an integration's object, where its user gave none.
+
+    Requests share it only where the host's own code alone says what is found. Other code may
+    read whose turn it is in places that no signature names: then each request has a pool of
+    its own, lest one tenant's passages be shown to the model of another.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled empty."""
+        return OwnPool, ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
     """How far requests run ahead, and with what they guess.
@@ -37,7 +51,7 @@ class Speculation:
         speculate: False: the plain loop.
         schedule: `Continuous` by default, with lanes if single calls go side by side.
         prefetch: passages that a wider search brings to the pool, where that is possible.
-        pool: passages seen so far.
+        pool: passages seen so far; `None`: each request has its own.
         memo: answers of former searches, trusted.
         side_by_side: single calls of the retriever at a time.
         calls_cost: whether a wrong guess costs a call that may be paid for.
@@ -71,14 +85,23 @@ class Speculation:
         Raises:
             ConfigError: the settings do not fit each other or the retriever.
         """
-        looked_into = host.looked_into
+        look = host.look()
+        looked_into = look.native is not None
         schedule = self.schedule_for(looked_into=looked_into)
-        merged = self.merged_lanes(schedule, looked_into=looked_into, pure=host.pure)
+        merged = self.merged_lanes(schedule, looked_into=looked_into, pure=look.pure)
+        own = replace(self, pool=self._pool(look))
 
         def parts(retriever: Retriever) -> Parts:
-            return workload, self.settings(retriever, schedule, replica)
+            return workload, own.settings(retriever, schedule, replica)
 
-        return runtime.engines((key, host.signature), host, parts, merged)
+        name = key, host.signature
+        return runtime.engines(name, host, parts, merged, kept=not look.passing)
+
+    def _pool(self, look: Look) -> SharedPool | None:
+        """Give the pool that a call shares with others: one of settings that come again."""
+        if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):
+            return None
+        return self.pool
 
     def schedule_for(self, *, looked_into: bool) -> Schedule:
         """Give the schedule over a store that is searched in batches, or over a black box."""

@@ -69,6 +69,10 @@ class NumberHost:
     store: NumberStore
     calls: str = "nobody"
 
+    @property
+    def retriever(self) -> NumberStore:
+        return self.store
+
     def look_at(self) -> tuple[Hashable, int]:
         return ("numbers", self.store.k), self.store.k
 

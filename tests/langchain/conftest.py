@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections import deque
 from typing import Any
 
 import pytest
@@ -24,17 +25,17 @@ class WordSearch(BaseRetriever):
     """
 
     documents: list[Document]
-    _asked: list[str] = PrivateAttr(default_factory=list)
+    _asked: deque[str] = PrivateAttr(default_factory=deque)  # a list's items would be settings
 
     @property
     def asked(self) -> list[str]:
         """What it was asked."""
-        return self._asked
+        return list(self._asked)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun
     ) -> list[Document]:
-        self.asked.append(query)
+        self._asked.append(query)
         if query == "fail":
             raise ConnectionError("the store is down")
         words = set(query.split())

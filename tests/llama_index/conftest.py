@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -41,10 +42,10 @@ class WordSearch(BaseRetriever):
             NodeWithScore(node=node, score=at / 7 if at % 3 else None)
             for at, node in enumerate(nodes)
         ]
-        self.calls = 0
+        self.calls: Counter[str] = Counter()  # a number would make it another one each time
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        self.calls += 1
+        self.calls[query_bundle.query_str] += 1
         if query_bundle.query_str == "fail":
             raise ConnectionError("the store is down")
         words = set(query_bundle.query_str.split())

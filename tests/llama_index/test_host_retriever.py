@@ -11,12 +11,15 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import MockLLM
-from llama_index.core.retrievers import QueryFusionRetriever, RouterRetriever, VectorIndexRetriever
+from llama_index.core.retrievers import (
+    QueryFusionRetriever,
+    RouterRetriever,
+    VectorIndexRetriever,
+)
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_index.core.vector_stores.types import VectorStoreQueryMode
 from llama_index_ralmspec.awaiting import stops_the_loop
 from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from llama_index_ralmspec.host_retriever import HostRetriever
@@ -254,86 +257,6 @@ class TestBundles:
 
         assert plain == same == host.signature
         assert len({plain, *others}) == 4
-
-
-class TestSignature:
-    """All that answers depend on."""
-
-    def test_each_setting_tells_apart(self, index: VectorStoreIndex) -> None:
-        """Numbers, filters, ids, modes, arguments, embedders, maps and indexes count."""
-        other = indexed(SimpleVectorStore(), 10)
-        settings: list[dict[str, Any]] = [
-            {},
-            {"similarity_top_k": 3},
-            {"filters": topic("t1")},
-            {"node_ids": ["a"]},
-            {"node_ids": ["a", "b"]},
-            {"doc_ids": ["a"]},
-            {"vector_store_query_mode": VectorStoreQueryMode.MMR},
-            {"vector_store_kwargs": {"mmr_threshold": 0.1}},
-            {"alpha": 0.5},
-            {"embed_model": WordEmbedding()},
-            {"object_map": {"a": TextNode(id_="t", text="a")}},
-        ]
-        retrievers = [
-            *(VectorIndexRetriever(index, **one) for one in settings),
-            VectorIndexRetriever(other),
-            black_box("words"),
-        ]
-        signatures = {HostRetriever(one).signature for one in retrievers}
-        again = HostRetriever(VectorIndexRetriever(index, node_ids=["a", "b"])).signature
-
-        assert len(signatures) == len(retrievers)
-        assert again in signatures
-
-    def test_it_follows_a_change_in_place(self, index: VectorStoreIndex) -> None:
-        """Of a number, a filter, a list of ids, and of a part within a black box."""
-        retriever: Any = VectorIndexRetriever(index, filters=topic("t1"), node_ids=["a", "b"])
-        host = HostRetriever(retriever)
-        seen = [host.signature]
-        retriever.similarity_top_k = 7
-        seen.append(host.signature)
-        retriever._filters.filters[0].value = "t2"
-        seen.append(host.signature)
-        retriever._node_ids.append("c")
-        seen.append(host.signature)
-        retriever._node_ids[0] = "z"
-        seen.append(host.signature)
-        fusion: Any = black_box("fusion")
-        outer = HostRetriever(fusion)
-        seen.append(outer.signature)
-        fusion._retrievers[0].similarity_top_k = 3
-        seen.append(outer.signature)
-        fusion.mode = "simple"
-        seen.append(outer.signature)
-
-        assert len(set(seen)) == len(seen)
-
-    def test_a_call_keeps_its_settings(self, index: VectorStoreIndex) -> None:
-        """What is changed in the middle of a call counts from the next one on."""
-        retriever: Any = index.as_retriever(similarity_top_k=4, filters=topic("t1"))
-        [expected] = truth(retriever, ["river"])
-        host = HostRetriever(retriever)
-        call = host.for_call(None)
-        signature = call.signature
-        retriever.similarity_top_k = 2
-        retriever._filters.filters[0].value = "t2"
-        retriever._node_ids.clear()
-
-        assert [expected] == call.search([call.encode("river")])
-        assert [expected] == call.search([Query("river")])  # by the host itself
-        assert signature == call.signature
-        assert signature != host.signature
-
-    def test_what_calls_count_is_no_setting(self) -> None:
-        """A retriever of one's own that counts its calls keeps its signature."""
-        words: Any = black_box("words")
-        host = HostRetriever(words)
-        before = host.signature
-        host.search([host.encode("river")])
-
-        assert words.calls == 1
-        assert before == host.signature
 
 
 class TestPurity:
