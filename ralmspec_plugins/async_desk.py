@@ -10,7 +10,7 @@ from typing import Any
 
 from ralmspec_plugins.async_streams import Completed
 from ralmspec_plugins.desk import GRACE_S
-from ralmspec_plugins.errors import Cancelled, Overloaded
+from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.job import Job, completions
 from ralmspec_plugins.needs import (
     Ask,
@@ -97,8 +97,10 @@ class AsyncDesk:
         if work is None:
             try:
                 await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
-            except RuntimeError as error:  # the engine is closed
-                self._hand_in(Broken(error, need))
+            except RuntimeError as error:
+                closed = Closed()
+                closed.__cause__ = error
+                self._hand_in(Broken(closed, need))
             return
         results: list[Any]
         try:

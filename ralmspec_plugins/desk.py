@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, Closed
 from ralmspec_plugins.job import Job
 from ralmspec_plugins.needs import (
     Ask,
@@ -81,9 +81,11 @@ class Desk:
 
     def _start(self, need: Work) -> None:
         context = contextvars.copy_context()
-        future = self._threads.submit(
-            context.run, self._job.carry_out, need, self.clock, self._completed.put
-        )
+        arguments = (need, self.clock, self._completed.put)
+        try:
+            future = self._threads.submit(context.run, self._job.carry_out, *arguments)
+        except RuntimeError as error:
+            raise Closed from error
         if isinstance(need, Start | Ask | Extend):
             self._on_the_model[need] = _Out(future, self.clock())
 

@@ -51,5 +51,16 @@ class DeadlineExceeded(RalmSpecError, TimeoutError):  # noqa: N818 as in grpc an
     """A request ran past its deadline; everything in flight was stopped."""
 
 
+class Closed(RalmSpecError, RuntimeError):  # noqa: N818 a state of affairs, as above
+    """A request is to go on with threads that were let go."""
+
+    def __init__(self, what: str = "engine") -> None:
+        """Name what was closed, and the way out."""
+        super().__init__(
+            f"This {what} was closed before the request was answered. Read its stream to the end, "
+            "or close that, before you call close(); or ask again"
+        )
+
+
 class Overloaded(RalmSpecError, RuntimeError):  # noqa: N818 a state of affairs, as above
     """More searches are waiting than was allowed, and for longer than was allowed."""

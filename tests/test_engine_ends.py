@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Hits, Query, Request, Settings
-from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from ralmspec_plugins.errors import Cancelled, Closed, DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
 
@@ -162,13 +162,13 @@ def test_a_closed_engine_says_so(run: Callable[..., str]) -> None:
     workload = Closing()
     if run is synchronously:
         workload.engine = engine = Engine(workload, WordRetriever(TEXTS))
-        with pytest.raises(RuntimeError, match="shutdown"):
+        with pytest.raises(Closed, match="was closed before"):
             engine.run(PROMPT)
         return
 
     async def main() -> None:
         workload.engine = engine = AsyncEngine(workload, WordRetriever(TEXTS))
-        with pytest.raises(RuntimeError, match="shutdown"):
+        with pytest.raises(Closed, match="was closed before"):
             await engine.run(PROMPT)
 
     asyncio.run(main())

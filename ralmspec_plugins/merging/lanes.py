@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar
 
-from ralmspec_plugins.errors import ConfigError, Overloaded
+from ralmspec_plugins.errors import Closed, ConfigError, Overloaded
 from ralmspec_plugins.merging.calls import Batch, Call, Way
 from ralmspec_plugins.merging.line import Line
 from ralmspec_plugins.merging.tally import Tally
@@ -107,7 +107,7 @@ class Lanes:
         call = Call(group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake)
         with self._lock:
             if self._closed:
-                raise RuntimeError("this verifier is closed")
+                raise Closed("verifier")
             self._tally.counts["calls"] += 1
             self._line.join(call)
             ended = self._fill()
