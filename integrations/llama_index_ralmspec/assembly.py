@@ -1,5 +1,6 @@
 """The parts of a `SpeculativeQueryEngine`, made of the host's and held against each other."""
 
+import logging
 from collections.abc import Hashable, Sequence
 from contextvars import Context
 from functools import partial
@@ -16,9 +17,10 @@ from llama_index_ralmspec.direct_runs import DirectRuns
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.lm import HostLM
 from llama_index_ralmspec.options import Options
+from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.recording import Recording, recorded
-from llama_index_ralmspec.synthesis import SynthesizerLM
+from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.runtime import Engines, Runtime
 from ralmspec_plugins.hosts.signatures import token_of
@@ -26,6 +28,7 @@ from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
 from ralmspec_plugins.records import Request
 from ralmspec_plugins.schedule import Continuous
 
+_log = logging.getLogger(__name__)
 _TEMPLATES: Final = ("text_qa_template", "summary_template")
 
 
@@ -52,8 +55,14 @@ class Assembly:
         self._workload = workload_of(options.workload, self._lm())
         self._host = self._hosts(retriever)
         self._replica = None if options.replica is None else self._hosts(options.replica)
-        speculation = options.speculation
+        speculation = options.speculation(guesses=self.guesses)
         speculation.settings(self._host, options.schedule or Continuous(), self._replica)
+        if options.speculate and options.guess_through is None and not self.guesses:
+            _log.warning(
+                "nothing is written on guesses: it is not known of %s that nothing is kept there "
+                "between two calls. If so, say guess_through=True; or False, for no warning",
+                ", ".join(self._unknown()),
+            )
 
     def _hosts(self, retriever: BaseRetriever) -> HostRetriever:
         """Make the host's retriever, in nobody's context: none of its spans stay with it."""
@@ -116,12 +125,27 @@ class Assembly:
             context=context,
         )
 
+    @property
+    def guesses(self) -> bool:
+        """Whether the host's parts may run on guesses, in any order and number."""
+        options = self.options
+        if not options.speculate or options.guess_through is not None:
+            return options.speculate and bool(options.guess_through)
+        return not self._unknown()
+
+    def _unknown(self) -> list[str]:
+        """Name the parts that are given nodes, and may do more than what these say."""
+        unknown = Postprocessing(self._postprocessors).unknown
+        if self.options.one_shot and not is_known(self.synthesizer):
+            unknown.append(self.synthesizer)
+        return [type(one).__name__ for one in unknown]
+
     def engines(self, bundle: QueryBundle) -> Engines:
         """Give the engines for a query."""
-        options = self.options
-        return options.speculation.engines(
+        options, guesses = self.options, self.guesses
+        return options.speculation(guesses=guesses).engines(
             self._runtime,
-            (token_of(options), self.key),
+            (token_of(options), self.key, guesses),
             self._host.for_call(bundle),
             self._workload,
             self._replica,

@@ -8,7 +8,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_ralmspec.awaiting import in_thread, stops_the_loop
-from llama_index_ralmspec.call_context import copied
+from llama_index_ralmspec.call_context import copied, left_on_query
 from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
 from llama_index_ralmspec.passages import passage_of
 from llama_index_ralmspec.recording import Recording, searched
@@ -78,7 +78,9 @@ class HostRetriever(HostSearch["_Called"]):
     def encode(self, text: str, calls: Any = None) -> Query:
         """Form the query of a text, embedded as the retriever would."""
         query = super().encode(text, calls)
-        self._host.embedding = asked_of(query).vector
+        self._host.embedding = vector = asked_of(query).vector
+        if vector is not None:  # the host's synchronous call writes it into the query
+            left_on_query(self._host.retriever, text, {"embedding": list(vector)})
         return query
 
     def embed_into(self, bundle: QueryBundle) -> None:
@@ -104,25 +106,31 @@ class _Called:
         return look_at(self.retriever, self.calls)
 
     def single(self, look: Look, query: Query) -> Hits:
-        retriever = self._reached(look)
+        retriever, bundle = self._reached(look), self._bundle(query)
         if self.heard and look.native is None:
-            bundle = self._bundle(query)
             hits = single_hits(retriever.retrieve(bundle), None)
             self.embedding = bundle.embedding
             return hits
         recording = Recording()
         with searched(recording):
-            nodes = retriever.retrieve(self._bundle(query))
+            nodes = retriever.retrieve(bundle)
+        self._left(look, query, bundle)
         return single_hits(nodes, recording)
 
     async def asingle(self, look: Look, query: Query) -> Hits:
-        retriever = self._reached(look)
+        retriever, bundle = self._reached(look), self._bundle(query)
         if self.heard and look.native is None:
-            return single_hits(await _aretrieved(retriever, self._bundle(query)), None)
+            return single_hits(await _aretrieved(retriever, bundle), None)
         recording = Recording()
         with searched(recording):
-            nodes = await _aretrieved(retriever, self._bundle(query))
+            nodes = await _aretrieved(retriever, bundle)
+        self._left(look, query, bundle)
         return single_hits(nodes, recording)
+
+    def _left(self, look: Look, query: Query, bundle: QueryBundle) -> None:
+        """Hand on what a black box has put on its query; of others the embedding is known."""
+        if look.native is None:
+            left_on_query(self.retriever, query.text, vars(bundle))
 
     def _reached(self, look: Look) -> BaseRetriever:
         """Give what a call goes to: with the settings of the look, where they can be kept."""

@@ -72,7 +72,7 @@ class HostLM(TextLM[Hits]):
             whole=whole,
             sentence_stop=sentence_stop,
             side_by_side=known.side_by_side
-            and (side_by_side is not None or writer.processing.local),
+            and (side_by_side is not None or not writer.processing.unknown),
         )
         self._own = writer
 

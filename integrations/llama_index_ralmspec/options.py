@@ -1,18 +1,13 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.native import BatchMode
-from ralmspec_plugins.hosts.speculation import (
-    OwnPool,
-    Speculation,
-    WorkloadMaker,
-    WorkloadName,
-    is_one_shot,
-)
+from ralmspec_plugins.hosts.speculation import Speculation, WorkloadMaker, WorkloadName, is_one_shot
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation
 from ralmspec_plugins.schedule import Schedule
 from ralmspec_plugins.speculation.memo import Memo
@@ -36,10 +31,14 @@ class Options:
         seed: of the draws of a directly driven model.
         deadline_s: after which a request ends with `DeadlineExceeded`.
         speculate: False: the plain loop.
+        guess_through: whether postprocessors, and with "one_shot" the response synthesizer, may
+            run on guessed nodes: more often than in the host, and in another order. By default
+            where all their classes are known to keep nothing between two calls. True says so of
+            yours; False has them wait for the search, and only the memo saves that.
         schedule: how far to run ahead; `Continuous` by default.
         prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
-        pool: nodes seen so far, to guess with: one of the engine's own by default, if only
-            LlamaIndex' own classes search. None: one for each request.
+        pool: nodes seen so far, to guess with: one of the engine's own by default. None: one
+            for each request.
         memo: answers of former searches, trusted: only where the index does not change.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
         batching: which stores are searched in batches: "exact", "probed" or "off".
@@ -58,9 +57,10 @@ class Options:
     seed: int = 0
     deadline_s: float | None = None
     speculate: bool = True
+    guess_through: bool | None = None
     schedule: Schedule | None = None
     prefetch: int | None = None
-    pool: SharedPool | str | None = "own"
+    pool: SharedPool | Literal["own"] | None = "own"
     memo: Memo | None = None
     replica: BaseRetriever | None = None
     batching: BatchMode = "exact"
@@ -75,7 +75,7 @@ class Options:
             ConfigError: the message says what to do.
         """
         if self.pool == "own":
-            object.__setattr__(self, "pool", OwnPool())
+            object.__setattr__(self, "pool", SharedPool())
         elif self.pool is not None and not isinstance(self.pool, SharedPool):
             raise ConfigError(f"pool must be a SharedPool or None, got {self.pool!r}")
         if self.one_shot:
@@ -110,9 +110,12 @@ class Options:
         stop = self.stop
         return ((stop,) if stop else ()) if isinstance(stop, str) else tuple(stop)
 
-    @property
-    def speculation(self) -> Speculation:
-        """The part that says how far requests run ahead."""
+    def speculation(self, *, guesses: bool) -> Speculation:
+        """Give the part that says how far requests run ahead.
+
+        Args:
+            guesses: whether the host's parts may run on guesses.
+        """
         pool = self.pool if isinstance(self.pool, SharedPool) else None
         return Speculation(
             speculate=self.speculate,
@@ -122,6 +125,7 @@ class Options:
             memo=self.memo,
             side_by_side=self.side_by_side,
             calls_cost=not self.direct,
+            guesses=guesses,
         )
 
 

@@ -54,9 +54,10 @@ class Postprocessing:
         return not all(name in _BLIND for name in self._names())
 
     @property
-    def local(self) -> bool:
-        """Whether nothing is asked here but the nodes themselves: no model, no server."""
-        return all(name in _BLIND | _SORTING for name in self._names())
+    def unknown(self) -> list[Any]:
+        """List those that may do more than what the nodes say: ask a model, keep something."""
+        pairs = zip(self.postprocessors, self._names(), strict=True)
+        return [one for one, name in pairs if name not in _BLIND | _SORTING]
 
     def same(self, guess: Hits, truth: Hits) -> bool:
         """Say whether the same nodes come out of both, whatever their scores.

@@ -1,6 +1,6 @@
 """One query: what happens in the engine, told to the host's handlers and made a response."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, closing
 from dataclasses import replace
 
@@ -12,10 +12,11 @@ from llama_index.core.base.response.schema import (
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.assembly import Assembly
-from llama_index_ralmspec.call_context import HostContext, copied
+from llama_index_ralmspec.call_context import HostContext, asking, copied
 from llama_index_ralmspec.responses import Responses
 from llama_index_ralmspec.telling import Telling
 from ralmspec_plugins.async_streams import AsyncEventStream
+from ralmspec_plugins.events import Event
 from ralmspec_plugins.hosts.following import afollowed, followed
 from ralmspec_plugins.streams import EventStream
 
@@ -35,12 +36,20 @@ class RequestRun:
         """
         # Read once: chat engines switch it on for one query, and off when they have its stream.
         streaming = bool(getattr(assembly.synthesizer, "_streaming", False))
-        context = HostContext(copied(bundle), asynchronous, streaming)
+        options = assembly.options
+        context = HostContext(
+            copied(bundle),
+            asynchronous,
+            streaming,
+            own=bundle if options.one_shot else None,
+            alone=not assembly.guesses,
+            retriever=assembly.retriever,
+        )
+        self._context = context
         self._streaming = streaming
         self._request = assembly.request(context)
         self._engines = assembly.engines(context.bundle)
         self._telling = Telling(context, assembly.retriever, assembly.direct_runs(self._request))
-        options = assembly.options
         self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
 
     def response(self) -> RESPONSE_TYPE:
@@ -60,7 +69,8 @@ class RequestRun:
         return made
 
     def _pieces(self, events: EventStream) -> Generator[str, None, None]:
-        with closing(followed(events, self._telling, self._responses.shown)) as pieces:
+        asked = _Asked(events, self._context)
+        with closing(followed(asked, self._telling, self._responses.shown)) as pieces:
             yield from pieces
         self._telling.ended()
         yield from self._responses.ended(events.answer)
@@ -83,9 +93,52 @@ class RequestRun:
         return made
 
     async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
-        async with aclosing(afollowed(events, self._telling, self._responses.shown)) as pieces:
+        asked = _AsyncAsked(events, self._context)
+        async with aclosing(afollowed(asked, self._telling, self._responses.shown)) as pieces:
             async for piece in pieces:
                 yield piece
         await self._telling.aended()
         for piece in self._responses.ended(events.answer):
             yield piece
+
+
+class _Asked:
+    """A request's events; its retriever knows whose it is while the next one is made."""
+
+    def __init__(self, events: EventStream, context: HostContext) -> None:
+        self._events = events
+        self._context = context
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        token = asking.set(self._context)
+        try:
+            return next(self._events)
+        finally:
+            asking.reset(token)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _AsyncAsked:
+    """The same on an event loop."""
+
+    def __init__(self, events: AsyncEventStream, context: HostContext) -> None:
+        self._events = events
+        self._context = context
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        token = asking.set(self._context)
+        try:
+            return await anext(self._events)
+        finally:
+            asking.reset(token)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()

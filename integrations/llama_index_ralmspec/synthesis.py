@@ -24,8 +24,9 @@ from ralmspec_plugins.hosts.text_lm import Show, TextLM
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits
 
-# The host's own synthesizers: of a node they see the content, and never the score.
-_SCORELESS: Final = frozenset(
+# The host's own synthesizers: of a node they see the content, and never the score; of the query
+# the text; and they keep nothing between two calls.
+_KNOWN: Final = frozenset(
     f"llama_index.core.response_synthesizers.{name}"
     for name in (
         *("accumulate.Accumulate", "compact_and_accumulate.CompactAndAccumulate"),
@@ -34,6 +35,11 @@ _SCORELESS: Final = frozenset(
         *("simple_summarize.SimpleSummarize", "tree_summarize.TreeSummarize"),
     )
 )
+
+
+def is_known(synthesizer: BaseSynthesizer) -> bool:
+    """Say whether a synthesizer is the host's own, and unchanged."""
+    return qualified_name(type(synthesizer)) in _KNOWN and not overridden(synthesizer)
 
 
 class SynthesizerLM(TextLM[Hits]):
@@ -63,7 +69,7 @@ class SynthesizerLM(TextLM[Hits]):
         """
         writer = _Writer(synthesizer, Postprocessing(postprocessors))
         if side_by_side is None:
-            side_by_side = models.is_remote(writer.llm) and writer.processing.local
+            side_by_side = models.is_remote(writer.llm) and not writer.processing.unknown
         super().__init__(writer, whole=True, side_by_side=side_by_side)
         self._own = writer
 
@@ -80,9 +86,7 @@ class _Writer:
         self._synthesizer = synthesizer
         self.processing = processing
         self.llm = models.inner(getattr(synthesizer, "_llm", None))
-        self._sees_scores = overridden(synthesizer) or (
-            qualified_name(type(synthesizer)) not in _SCORELESS
-        )
+        self._sees_scores = not is_known(synthesizer)
 
     @property
     def awaits(self) -> bool:

@@ -5,14 +5,15 @@ public `retrieve`, and finds at once what the search has found. A call of the mo
 is told from the recording that was made of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
-from llama_index_ralmspec.call_context import HostContext
+from llama_index_ralmspec.call_context import HostContext, copied
 from llama_index_ralmspec.direct_runs import DirectRuns
 from llama_index_ralmspec.events import GuessEvent, OwnEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.passages import nodes_of
@@ -117,7 +118,8 @@ class Telling:
             await self._tell_again(recording)
             return
         bundle = self._bundle(retrieved.query)
-        told = twin(self._retriever, _found(retrieved.query, retrieved.hits))
+        left = partial(self._context.searched, bundle)
+        told = twin(self._retriever, _found(retrieved.query, retrieved.hits, left))
         await self._retrieve(told, bundle)
 
     async def _tell_again(self, recording: Recording) -> None:
@@ -133,7 +135,7 @@ class Telling:
         """Give the query as the host's retriever gets it: the caller's own, the first time."""
         own, self._first = self._first, False
         if own and query.text == self._context.bundle.query_str:
-            return self._context.query()
+            return copied(self._context.bundle)
         return QueryBundle(query.text)
 
     def failed(self, error: BaseException) -> None:
@@ -217,13 +219,17 @@ def score(recording: Recording, hits: Sequence[Hit]) -> None:
             node.score = hit.score
 
 
-def _found(query: Query, hits: Sequence[Hit]) -> Find:
-    """Make a search that has been made: its embedding is told, and its nodes are given."""
+def _found(query: Query, hits: Sequence[Hit], left: Callable[[], None]) -> Find:
+    """Make a search that has been made: its embedding is told, and its nodes are given.
+
+    `left` puts on the query what the search did.
+    """
 
     async def find(asynchronous: bool) -> list[NodeWithScore]:
         asked = query.encoding
         if isinstance(asked, Asked) and isinstance(asked.recording, Recording):
             await Replay(asked.recording, asynchronous=asynchronous).hand_on()
+        left()
         return nodes_of(hits)
 
     return find

@@ -1,14 +1,44 @@
 """Follows one request: what happens is told to the host's handlers, and shown in pieces."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from typing import Any, Protocol, TypeVar
 
-from ralmspec_plugins.async_streams import AsyncEventStream
 from ralmspec_plugins.events import Event
-from ralmspec_plugins.streams import EventStream
 
 PieceT = TypeVar("PieceT")
+
+
+class Events(Protocol):
+    """What happens while a request is answered; closing it gives the request up."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """Wait for one event after the other."""
+        ...
+
+    def close(self) -> None:
+        """Give the request up."""
+        ...
+
+
+class AsyncEvents(Protocol):
+    """The same on an event loop."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Await one event after the other."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give the request up."""
+        ...
 
 
 class Telling(Protocol):
@@ -32,7 +62,7 @@ class Telling(Protocol):
 
 
 def followed(
-    events: EventStream, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
+    events: Events, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
 ) -> Generator[PieceT, None, None]:
     """Tell each event, and give the pieces that it makes.
 
@@ -52,7 +82,7 @@ def followed(
 
 
 async def afollowed(
-    events: AsyncEventStream, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
+    events: AsyncEvents, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
 ) -> AsyncGenerator[PieceT, None]:
     """Do the same on an event loop; what is being told is told to its end.
 

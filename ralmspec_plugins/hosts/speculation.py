@@ -55,6 +55,7 @@ class Speculation:
         memo: answers of former searches, trusted.
         side_by_side: single calls of the retriever at a time.
         calls_cost: whether a wrong guess costs a call that may be paid for.
+        guesses: False: nothing is written before its search is known. The memo may know it.
     """
 
     speculate: bool = True
@@ -64,6 +65,7 @@ class Speculation:
     memo: Memo | None = None
     side_by_side: int = 8
     calls_cost: bool = True
+    guesses: bool = True
 
     def engines(
         self,
@@ -127,6 +129,14 @@ class Speculation:
         Raises:
             ConfigError: they do not fit each other or the retriever.
         """
+        if not self.guesses:  # and nothing is fetched that only guesses would need
+            return Settings(
+                schedule=schedule,
+                prefetch=1,
+                memo=self.memo,
+                speculate=self.speculate,
+                speculators=(),
+            )
         prefetch = _prefetch(retriever) if self.prefetch is None else self.prefetch
         if replica is None:
             return Settings(
