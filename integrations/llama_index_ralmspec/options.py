@@ -7,7 +7,13 @@ from llama_index.core.base.base_retriever import BaseRetriever
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.native import BatchMode
-from ralmspec_plugins.hosts.speculation import Speculation, WorkloadMaker, WorkloadName, is_one_shot
+from ralmspec_plugins.hosts.speculation import (
+    OwnPool,
+    Speculation,
+    WorkloadMaker,
+    WorkloadName,
+    is_one_shot,
+)
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation
 from ralmspec_plugins.schedule import Schedule
 from ralmspec_plugins.speculation.memo import Memo
@@ -37,8 +43,8 @@ class Options:
             yours; False has them wait for the search, and only the memo saves that.
         schedule: how far to run ahead; `Continuous` by default.
         prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
-        pool: nodes seen so far, to guess with: one of the engine's own by default. None: one
-            for each request.
+        pool: nodes seen so far, to guess with: one of the engine's own by default, if only
+            LlamaIndex' own classes search. None: one for each request.
         memo: answers of former searches, trusted: only where the index does not change.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
         batching: which stores are searched in batches: "exact", "probed" or "off".
@@ -75,7 +81,7 @@ class Options:
             ConfigError: the message says what to do.
         """
         if self.pool == "own":
-            object.__setattr__(self, "pool", SharedPool())
+            object.__setattr__(self, "pool", OwnPool())
         elif self.pool is not None and not isinstance(self.pool, SharedPool):
             raise ConfigError(f"pool must be a SharedPool or None, got {self.pool!r}")
         if self.one_shot:
