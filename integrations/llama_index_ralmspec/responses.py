@@ -97,6 +97,8 @@ class Responses:
 
     def _own(self, message: Any) -> Any:
         """Take the host's own response; its metadata get the report beside the host's."""
+        if isinstance(message, _STREAMS):
+            message = replace(message, response_txt=None)  # read here, and not by the caller
         if not self._report:
             return message
         self._metadata.update(message.metadata or {})

@@ -16,7 +16,7 @@ from llama_index_ralmspec import SpeculativeQueryEngine
 
 from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
 from tests.llama_index.engine_parts import AsyncWordLLM, WordLLM, seen_nodes
-from tests.llama_index.rag_parts import MODELS, HashRetriever, pair
+from tests.llama_index.rag_parts import MODELS, QUESTIONS, HashRetriever, pair
 from tests.llama_index.store_worlds import PROCESSORS, SIZE, STORES
 from tests.llama_index.worlds import corpus, questions
 
@@ -198,3 +198,18 @@ async def test_many_loops_are_answered_as_by_hand(name: str, stores: Stores) -> 
     counted = await check_steps(name, stores[name], ALL)
 
     assert counted["steps"] > 2 * counted["answers"] > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_stream_is_read_by_its_reader_however_soon_it_was_there(model: str) -> None:
+    """Read with the response's own methods: all is there in the end, the report too."""
+    host, ours = pair(MODELS[model](), HashRetriever(corpus(20)), "one_shot", streaming=True)
+    with ours:
+        for question in QUESTIONS:
+            expected, hosts = host.query(question), await host.aquery(question)
+            response, awaited = ours.query(question), await ours.aquery(question)
+
+            assert str(expected) == str(response)
+            assert (await hosts.get_response()).response == (await awaited.get_response()).response
+            assert "ralmspec" in response.metadata
+            assert "ralmspec" in awaited.metadata
