@@ -97,10 +97,8 @@ class AsyncDesk:
         if work is None:
             try:
                 await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
-            except RuntimeError as error:
-                closed = Closed()
-                closed.__cause__ = error
-                self._hand_in(Broken(closed, need))
+            except Closed as error:
+                self._hand_in(Broken(error, need))
             return
         results: list[Any]
         try:
@@ -156,7 +154,11 @@ class AsyncDesk:
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         context = contextvars.copy_context()
-        return await self._loop.run_in_executor(self._threads, context.run, function, *arguments)
+        try:
+            done = self._loop.run_in_executor(self._threads, context.run, function, *arguments)
+        except RuntimeError as error:
+            raise Closed from error
+        return await done
 
     async def next_completion(self) -> Completion:
         """Wait for something to finish.

@@ -81,9 +81,10 @@ class Desk:
 
     def _start(self, need: Work) -> None:
         context = contextvars.copy_context()
-        arguments = (need, self.clock, self._completed.put)
         try:
-            future = self._threads.submit(context.run, self._job.carry_out, *arguments)
+            future = self._threads.submit(
+                context.run, self._job.carry_out, need, self.clock, self._completed.put
+            )
         except RuntimeError as error:
             raise Closed from error
         if isinstance(need, Start | Ask | Extend):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -20,8 +20,15 @@ from llama_index_ralmspec.assembly import Assembly, key_of
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.request_run import RequestRun
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.classes import overridden
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.runtime import Runtime
+
+# What the host's query engine calls while it answers, and this one does not.
+_UNCALLED: Final = (
+    *("retrieve", "aretrieve", "synthesize", "asynthesize"),
+    *("_apply_node_postprocessors", "_async_apply_node_postprocessors"),
+)
 
 
 class SpeculativeQueryEngine(RetrieverQueryEngine):
@@ -71,6 +78,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         self._assembled()  # what does not fit is refused here
 
     def _use(self, options: Options, runtime: Runtime) -> None:
+        _refuse_uncalled(type(self))
         self._options = options
         self._runtime = runtime
         self._assembly: Assembly | None = None
@@ -150,11 +158,13 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         Raises:
             ConfigError: it is another one, or the parts do not fit.
         """
-        if type(engine) not in (RetrieverQueryEngine, SpeculativeQueryEngine):
+        ours = (RetrieverQueryEngine, SpeculativeQueryEngine, cls)
+        if type(engine) not in ours or overridden(engine):
             raise ConfigError(
                 "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
-                f"response synthesizer; got {type(engine).__name__}. Give it the parts by "
-                "SpeculativeQueryEngine(retriever, response_synthesizer, ...), or put ours inside"
+                f"response synthesizer; got {type(engine).__name__}, with methods of its own. "
+                "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer, ...), "
+                "or put ours inside"
             )
         return cls(
             engine.retriever,
@@ -194,6 +204,10 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         )
         made._assembled()
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Be copied and pickled as the host's are; what is made of the parts is made again."""
+        return {**vars(self), "_assembly": None}
 
     def _assembled(self) -> Assembly:
         """Give the parts; anew where the host's were replaced since."""
@@ -236,6 +250,23 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _refuse_uncalled(kind: type) -> None:
+    """Refuse a class with methods of its own that would never be called.
+
+    Raises:
+        ConfigError: it has; the message says where their code can go.
+    """
+    own = [
+        name for name in _UNCALLED if getattr(kind, name) is not getattr(RetrieverQueryEngine, name)
+    ]
+    if own:
+        raise ConfigError(
+            f"{kind.__name__} overrides {', '.join(own)}, which a SpeculativeQueryEngine does not "
+            "call: searching and writing overlap. Put that into a retriever, a node postprocessor "
+            "or a response synthesizer of your own"
+        )
 
 
 def _options(given: dict[str, Any]) -> Options:
