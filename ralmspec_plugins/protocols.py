@@ -165,7 +165,11 @@ class WideRetriever(Retriever, Protocol):
 
 
 class PassageTable(Protocol):
-    """Ranks the passages of a pool with the retriever's own metric and tie rule."""
+    """Ranks the passages of a pool with the retriever's own metric and tie rule.
+
+    One over hits that carry more than a guess needs has `kept`, which gives of a hit what
+    a pool keeps of it.
+    """
 
     def put(self, slot: int, hit: Hit) -> None:
         """Remember a passage under a slot number, over whatever was there."""

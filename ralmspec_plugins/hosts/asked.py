@@ -61,6 +61,14 @@ def hit_vector(hit: Hit) -> Vector | None:
     return hit.features.vector if isinstance(hit.features, Origin) else None
 
 
+def unrecorded(hit: Hit) -> Hit:
+    """Give a hit without what recorded its search: that may be long, and a guess is never told."""
+    origin = hit.features
+    if not isinstance(origin, Origin) or origin.recording is None:
+        return hit
+    return Hit(hit.passage, hit.score, Origin(origin.vector))
+
+
 def filled(hits: Sequence[Hits | None], rest: Sequence[Hits]) -> list[Hits]:
     """Put the hits that were asked for one by one into their places."""
     singles = iter(rest)

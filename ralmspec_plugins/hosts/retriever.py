@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.asked import Asked, filled, hit_vector, query_vector
+from ralmspec_plugins.hosts.asked import Asked, filled, hit_vector, query_vector, unrecorded
 from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.known import HostKnown, HostStats
 from ralmspec_plugins.hosts.native import Look, Native
@@ -180,7 +180,7 @@ class HostSearch(Generic[HostT]):
         native = self.look().native
         metric = None if native is None else native.search.metric
         score_of = None if native is None else getattr(native.search, "score_of", None)
-        return HostTable(metric, hit_vector, query_vector, score_of)
+        return HostTable(metric, hit_vector, query_vector, score_of, unrecorded)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         """Find what the host's retriever finds for each query.

@@ -35,6 +35,7 @@ class HostTable:
         vector_of: Callable[[Hit], Any],
         query_vector_of: Callable[[Query], Any],
         score_of: ScoreOf | None = None,
+        kept: Callable[[Hit], Hit] | None = None,
     ) -> None:
         """Start empty; grows with the pool.
 
@@ -43,7 +44,10 @@ class HostTable:
             vector_of: gives a passage's vector, or `None`.
             query_vector_of: gives a query's, or `None`.
             score_of: makes the host's scores; `None`: it gives none, or others.
+            kept: gives of a hit what the pool keeps of it; `None`: all of it.
         """
+        if kept is not None:
+            self.kept = kept
         self.scored = score_of is not None
         self._score_of = score_of
         self._metric = metric

@@ -1,7 +1,7 @@
 """The paper's local cache: passages seen so far, ranked as the retriever ranks (DESIGN 4.2)."""
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
@@ -56,6 +56,7 @@ class PassagePool:
         self.capacity = capacity
         self._table: PassageTable = table or _own_table(retriever, capacity)
         self._scored = getattr(self._table, "scored", table is None)
+        self._kept: Callable[[Hit], Hit] = getattr(self._table, "kept", _whole)
         if k is None and not hasattr(retriever, "k"):
             raise ConfigError(f"{retriever!r} has no k; give k=... to the pool")
         self._retriever = retriever
@@ -109,7 +110,7 @@ class PassagePool:
         """Take in the hits of a real search; what does not fit are the last of them."""
         with self._lock:
             for hit in reversed(hits[: self.capacity]):  # the best becomes the most recent
-                self._take_in(hit)
+                self._take_in(self._kept(hit))
 
     def _take_in(self, hit: Hit) -> None:
         slot = self._slots.get(hit.passage.id)
@@ -144,6 +145,10 @@ class PassagePool:
             ids = [hit.passage.id for hit in self._hits]
             assert self._slots == {identity: slot for slot, identity in enumerate(ids)}
             assert self._eviction.slots() == set(range(len(ids)))
+
+
+def _whole(hit: Hit) -> Hit:
+    return hit
 
 
 def _rank_otherwise(old: Passage, new: Passage) -> bool:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.llms import MockLLM
+from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever
 
 from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins.hosts.asked import Origin
 from tests.llama_index.engine_parts import QUESTIONS, WordLLM, an_index, seen_nodes
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="ada")
@@ -96,6 +99,23 @@ def test_a_shared_pool_that_was_given_stays(engines: list[SpeculativeQueryEngine
         guesses.append(engine.query(QUESTIONS[1]).metadata["ralmspec"]["stats"]["guesses"])
 
     assert [0, 1] == guesses
+
+
+def test_a_pool_keeps_nothing_that_a_guess_does_not_need(
+    engines: list[SpeculativeQueryEngine],
+) -> None:
+    """What a black box told of its search is told, or remembered by a memo, but never pooled."""
+    fusion = QueryFusionRetriever([an_index().as_retriever()], MockLLM(), num_queries=1)
+    memo, pool = Memo(), SharedPool()
+    engine = SpeculativeQueryEngine.from_args(fusion, llm=WordLLM(prompts=[]), memo=memo, pool=pool)
+    engines.append(engine)
+    engine.query(QUESTIONS[0])
+    [(remembered, _)] = memo._entries.values()
+    [part] = pool._parts.values()
+
+    assert {type(hit.features.recording).__name__ for hit in remembered} == {"Recording"}
+    assert {hit.features for hit in part._hits} == {Origin()}
+    assert set(remembered) <= set(part._hits)
 
 
 @pytest.mark.parametrize("layer", ["engine", "retriever"])
