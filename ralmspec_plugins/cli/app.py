@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from ralmspec_plugins import __version__
 from ralmspec_plugins.cli.ask import ask
+from ralmspec_plugins.cli.bench import bench
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
 from ralmspec_plugins.cli.index import index
@@ -84,3 +85,4 @@ app.command()(index)
 app.command()(ask)
 app.command()(demo)
 app.command()(diagnose)
+app.command()(bench)

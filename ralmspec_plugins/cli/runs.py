@@ -7,15 +7,10 @@ from typing import Any
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import Engine
-from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 
 PLAIN, SPECULATIVE = "plain", "speculative"
-
-
-class UnequalError(RalmSpecError):
-    """Two runs of one request gave different answers, which must never happen."""
 
 
 @contextmanager
@@ -44,28 +39,6 @@ def answered(engine: Engine, request: Request, show: Callable[[str], None]) -> A
     finally:
         stream.close()
     return stream.answer
-
-
-def check_equal(question: str, first: Answer, second: Answer) -> None:
-    """Compare texts, queries, and sources with their scores.
-
-    Raises:
-        UnequalError: they differ.
-    """
-    if first == second:
-        return
-    if first.text != second.text:
-        raise UnequalError(f"{question!r}: the two runs' texts differ, {_parting(first, second)}")
-    raise UnequalError(f"{question!r}: the two runs' texts are equal, but their sources are not")
-
-
-def _parting(first: Answer, second: Answer) -> str:
-    """Show where two texts part."""
-    pairs = enumerate(zip(first.text, second.text, strict=False))
-    shorter = min(len(first.text), len(second.text))
-    at = next((place for place, (one, other) in pairs if one != other), shorter)
-    shown = [repr(answer.text[max(0, at - 20) : at + 20]) for answer in (first, second)]
-    return f"from character {at} on: {shown[0]} and {shown[1]}"
 
 
 def speed_up(plain: float, speculative: float) -> str:

@@ -1,0 +1,45 @@
+"""Pictures of results, by matplotlib (extra `plots`)."""
+
+import io
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ralmspec_plugins.bench.summary import summaries
+from ralmspec_plugins.timeline_picture import figure_class
+
+_COLOURS: Final = {"writing": "#1f6fb4", "thrown away": "#e08a00", "waiting": "#c9ced4"}
+_LINE_INCHES: Final = 0.32
+
+
+def where_the_time_goes(record: Mapping[str, Any]) -> bytes:
+    """Draw one bar for each way to run a case, split into writing, waste and waiting: an SVG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = summaries(record)
+    height = 1.2 + _LINE_INCHES * len(found)
+    figure = figure_class()(figsize=(8.0, height), layout="constrained")
+    axes = figure.add_subplot()
+    names = [one.arm for one in found]
+    left = [0.0] * len(found)
+    for part, colour in _COLOURS.items():
+        widths = [one.shares[part] for one in found]
+        axes.barh(names, widths, left=left, color=colour, label=part, height=0.7)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, one in enumerate(found):
+        axes.text(left[place], place, f" {one.speed_up:.2f} x", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of a request")
+    axes.set_xlim(0, 1.12 * max(left))
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(record["case"]["name"], fontsize=10)
+    return svg(figure)
+
+
+def svg(figure: Any) -> bytes:
+    """Give a figure's SVG, the same for the same content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

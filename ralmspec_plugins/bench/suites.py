@@ -1,0 +1,171 @@
+"""The suites of `ralmspec bench`: which cases are measured, from a few minutes to hours."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from ralmspec_plugins.bench.cases import Arm, Case, Store
+
+PAPER: Final = (
+    Arm(name="base (fixed 3)", kind="fixed", prefetch=1, paper=True),
+    Arm(name="+P(20)", kind="fixed", prefetch=20, paper=True),
+    Arm(name="+P(256)", kind="fixed", prefetch=256, paper=True),
+    Arm(name="+S", kind="os3", prefetch=1, paper=True),
+    Arm(name="+A", kind="fixed", overlap=True, prefetch=1, paper=True),
+    Arm(name="+PS", kind="os3", prefetch=20, paper=True),
+    Arm(name="+SA", kind="os3", overlap=True, prefetch=1, paper=True),
+    Arm(name="+PA", kind="fixed", overlap=True, prefetch=20, paper=True),
+    Arm(name="+PSA", kind="os3", overlap=True, prefetch=20, paper=True),
+)
+"""The settings of RaLMSpec's tables: prefetching, OS3, asynchronous verification (PAPERS 1.11)."""
+
+CONTINUOUS: Final = Arm(name="continuous")
+CONTINUOUS_WIDE: Final = Arm(name="continuous, P256", prefetch=256)
+SHARED: Final = Arm(name="continuous, shared pool", shared=True)
+REPLICA: Final = Arm(name="continuous, replica", replica=True)
+OURS: Final = (CONTINUOUS, CONTINUOUS_WIDE, SHARED)
+
+_SMALL, _LARGE = "random:4x256", "random:8x512"
+
+
+def lanes(arm: Arm, count: int) -> Arm:
+    """Give an arm with several searches out at a time."""
+    return replace(arm, name=f"{arm.name}, {count} lanes", lanes=count)
+
+
+def quick() -> list[Case]:
+    """List what shows the main effects in under three minutes, on any machine, without data."""
+    cases = [
+        Case(
+            name="free text, local store",
+            about="The demo's model writes its own words over an invented world.",
+            store=Store(backend="numpy-flat"),
+            model="demo",
+            text="free",
+            arms=(PAPER[0], PAPER[-1], CONTINUOUS),
+        ),
+        Case(
+            name="trace, scan beside",
+            about="An exact scan in a process of its own; the text is Python's documentation.",
+            store=Store(size=200_000, place="beside"),
+            arms=(PAPER[0], PAPER[-1], CONTINUOUS, CONTINUOUS_WIDE),
+        ),
+        Case(
+            name="trace, store 50 ms away",
+            about="A remote store that answers any number at once.",
+            store=Store(place="remote", wait_s=0.05),
+            arms=(
+                PAPER[-1],
+                CONTINUOUS,
+                lanes(CONTINUOUS_WIDE, 16),
+                lanes(REPLICA, 16),
+            ),
+        ),
+    ]
+    return [case.with_counts(requests=2, repetitions=2) for case in cases]
+
+
+def paper() -> list[Case]:
+    """List RaLMSpec's Table 1, and what is held against the bound: under an hour on two cores."""
+    return [*_table_1(), *_beside(), *_remote()]
+
+
+def _table_1() -> list[Case]:
+    """List exact dense, approximate dense and sparse, each with two sizes of model."""
+    stores = {
+        "exact dense": Store(size=1_000_000, place="beside"),
+        "approximate dense": Store(
+            backend="faiss-hnsw", size=100_000, settings=(("search_list", 256),)
+        ),
+        "sparse": Store(backend="bm25s", size=200_000),
+        "exact dense, R/G above 10": Store(place="remote", wait_s=1.0),
+    }
+    return [
+        Case(name=f"{name}, {model}", store=store, model=model, arms=_arms(store))
+        for name, store in stores.items()
+        for model in (_SMALL, _LARGE)
+    ]
+
+
+def _arms(store: Store) -> tuple[Arm, ...]:
+    replica = (REPLICA,) if store.backend == "numpy-flat" else ()
+    return (*PAPER, *OURS, *replica)
+
+
+def _beside() -> list[Case]:
+    """List scans in another process, one core each and one lane."""
+    return [
+        Case(
+            name=f"scan beside, {size:,} passages",
+            store=Store(size=size, place="beside"),
+            arms=(CONTINUOUS, CONTINUOUS_WIDE),
+        )
+        for size in (100_000, 400_000, 2_000_000)
+    ]
+
+
+def _remote() -> list[Case]:
+    """List stores at a distance, with lanes, without a replica and with one."""
+    return [
+        Case(
+            name=f"remote, {1000 * wait_s:g} ms",
+            store=Store(place="remote", wait_s=wait_s),
+            arms=(lanes(CONTINUOUS_WIDE, 32), lanes(REPLICA, 32)),
+            requests=5 if wait_s < 0.5 else 2,
+            repetitions=3 if wait_s < 0.5 else 2,
+        )
+        for wait_s in (0.005, 0.02, 0.05, 0.2, 1.0)
+    ]
+
+
+def full() -> list[Case]:
+    """List the paper's tables and the ablations that it lacks: some hours on two cores."""
+    return [*paper(), *_ablations()]
+
+
+def _ablations() -> list[Case]:
+    """List strides, pools, prefetching, intervals, windows, lanes, latencies and sizes."""
+    beside = Store(size=400_000, place="beside")
+    remote = Store(place="remote", wait_s=0.1)
+    strides = tuple(
+        Arm(name=f"stride {stride}", kind="fixed", stride=stride, prefetch=20, paper=True)
+        for stride in (1, 2, 4, 8)
+    )
+    pools = tuple(
+        Arm(name=f"{eviction}, {capacity}", capacity=capacity, eviction=eviction, shared=True)
+        for capacity in (100, 500, 1000, 2000)
+        for eviction in ("lru", "lfu", "fifo")
+    )
+    prefetches = tuple(
+        Arm(name=f"prefetch {width}", prefetch=width) for width in (1, 4, 16, 64, 256)
+    )
+    windows = tuple(Arm(name=f"window {size}", window=size) for size in (1, 2, 4, 8, 64))
+    several = tuple(Arm(name=f"{count} lanes", lanes=count) for count in (1, 2, 4, 8, 32))
+    return [
+        Case(name="speculation stride", store=beside, arms=(*strides, PAPER[-1], CONTINUOUS)),
+        Case(name="cache size and eviction", store=beside, arms=pools, requests=20, repetitions=1),
+        Case(name="prefetch", store=beside, arms=prefetches),
+        *(
+            Case(name=f"interval {tokens}", store=beside, arms=(CONTINUOUS,), interval=tokens)
+            for tokens in (1, 2, 4, 8, 16)
+        ),
+        Case(name="window", store=remote, arms=windows),
+        Case(name="lanes", store=remote, arms=several),
+        *(
+            Case(
+                name=f"latency {1000 * wait_s:g} ms",
+                store=Store(place="remote", wait_s=wait_s),
+                arms=(CONTINUOUS_WIDE, lanes(CONTINUOUS_WIDE, 32), lanes(REPLICA, 32)),
+                requests=3 if wait_s < 1 else 1,
+                repetitions=3 if wait_s < 1 else 1,
+            )
+            for wait_s in (0.001, 0.01, 0.1, 1.0, 5.0)
+        ),
+    ]
+
+
+SUITES: Final[Mapping[str, Callable[[], list[Case]]]] = {
+    "quick": quick,
+    "paper": paper,
+    "full": full,
+}
