@@ -163,7 +163,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             raise ConfigError(
                 "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
                 f"response synthesizer; got {type(engine).__name__}, with methods of its own. "
-                "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer, ...), "
+                "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer), "
                 "or put ours inside"
             )
         return cls(
