@@ -163,7 +163,20 @@ def _row(answer: Answer, plain: Answer) -> Row:
         "wasted_s": sum(span.ended_s - span.started_s for span in wasted if span.kind == "extend"),
         "searching_s": stats.search_s,
         "both_s": stats.overlap_s,
+        "spans": _spans(answer, whole=answer is plain),
     }
+
+
+def _spans(answer: Answer, *, whole: bool) -> dict[str, list[Any]]:
+    """List the seconds of searches by their size; of a plain run, of all its work in order.
+
+    From these a simulation can predict what a way would take.
+    """
+    spans = [span for span in answer.stats.timeline if span.outcome is Outcome.KEPT]
+    searches = [[one.queries, _rounded(one)] for one in spans if one.kind == "search"]
+    kinds = ("ask", "extend") if whole else ()
+    own = {kind: [_rounded(one) for one in spans if one.kind == kind] for kind in kinds}
+    return {"search": searches, **own}
 
 
 def bounds_of(plain: Answer) -> Bounds:
@@ -173,6 +186,10 @@ def bounds_of(plain: Answer) -> Bounds:
     searches = [_seconds(span) for span in spans if span.kind == "search"]
     writing = sum(_seconds(span) for span in spans if span.kind in ("ask", "extend"))
     return Bounds(steps=steps, step_s=writing / steps, search_s=fmean(searches or [0.0]))
+
+
+def _rounded(span: Span) -> float:
+    return round(_seconds(span), 6)
 
 
 def _seconds(span: Span) -> float:

@@ -71,6 +71,18 @@ def test_each_run_stands_beside_its_plain_one(model: LoadedModel, shelves: Shelv
     assert all(row["round_trips"] == row["queries"] == 4 for row in plain.values())
 
 
+def test_spans_are_kept_for_predictions(model: LoadedModel, shelves: Shelves) -> None:
+    """Of a plain run all segments and searches (these questions cost nothing); of others batches."""
+    plain, fixed, _ = measure(made(requests=1, repetitions=1), model, shelves).rows
+
+    assert [0, 4, 4] == [len(plain["spans"][kind]) for kind in ("ask", "extend", "search")]
+    assert {"search"} == set(fixed["spans"])
+    assert fixed["queries"] == sum(size for size, _ in fixed["spans"]["search"])
+    assert plain["search_s"] == pytest.approx(
+        sum(seconds for _, seconds in plain["spans"]["search"]) / 4, abs=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("store", "arm"),
     [
