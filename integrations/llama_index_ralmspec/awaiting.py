@@ -48,17 +48,23 @@ def stops_the_loop(retriever: BaseRetriever) -> bool:
     """Say whether a retriever's own coroutine is to run in a thread.
 
     It is, where some part of it computes instead of waiting, and none has connections that
-    belong to the caller's event loop.
+    belong to the caller's event loop. A retriever that awaits may only await what it is made
+    of; one that is made of nothing else awaits something of its own.
     """
     computing = False
     for part in parts(retriever):
         if getattr(part, "keeps_the_loop", False):
             return False
         waits = _waits(part)
-        if waits and not isinstance(part, BaseRetriever):
+        if waits and (not isinstance(part, BaseRetriever) or _made_of_nothing(part)):
             return False
         computing |= waits is False
     return computing
+
+
+def _made_of_nothing(retriever: BaseRetriever) -> bool:
+    """Say whether a retriever holds no other part that is called."""
+    return all(part is retriever or _waits(part) is None for part in parts(retriever))
 
 
 def _waits(part: object) -> bool | None:

@@ -1,13 +1,15 @@
 """Node postprocessors in front of a model that is driven directly."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec.passages import passage_of
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
-from llama_index_ralmspec.quiet_call import in_a_loop_of_its_own, quiet_call
+from llama_index_ralmspec.quiet_call import QuietCall, quiet_call
 from llama_index_ralmspec.recording import Recording
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import Progress
@@ -25,6 +27,10 @@ class ProcessedDraft:
     inner: Draft
     request: Request
     recording: Recording | None = field(default=None, compare=False, repr=False)
+
+
+_Grown: TypeAlias = Callable[[Draft], ProcessedDraft]
+_Write: TypeAlias = Callable[[Draft, Sequence[Passage], int, Progress], Draft]
 
 
 class ProcessedLM:
@@ -72,6 +78,18 @@ class ProcessedLM:
         shown, grown = self._shown(draft, hits)
         return grown(self.lm.write_sentence(draft.inner, shown, tokens, Reports(progress, grown)))
 
+    async def awrite(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Do what `write` does; postprocessors are awaited, the model writes in a thread."""
+        return await self._awritten(self.lm.write, draft, hits, tokens, progress)
+
+    async def awrite_sentence(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Do the same to the end of the next sentence."""
+        return await self._awritten(self.lm.write_sentence, draft, hits, tokens, progress)
+
     def finished(self, draft: ProcessedDraft) -> bool:
         """Say whether the draft has ended."""
         return self.lm.finished(draft.inner)
@@ -104,15 +122,29 @@ class ProcessedLM:
         """Free the caches of this draft's request."""
         self.lm.release(draft.inner)
 
-    def _shown(
-        self, draft: ProcessedDraft, hits: Hits
-    ) -> tuple[list[Passage], Callable[[Draft], ProcessedDraft]]:
+    def _shown(self, draft: ProcessedDraft, hits: Hits) -> tuple[list[Passage], _Grown]:
         """Process the nodes; give what is left, and what makes a draft of the model's own."""
         quiet = quiet_call(draft.request)
         with quiet.alone():
-            if quiet.asynchronous:
-                nodes = in_a_loop_of_its_own(quiet.anodes(hits, self.processing))
-            else:
-                nodes = quiet.nodes(hits, self.processing)
-        shown: list[Passage] = [passage_of(one.node) for one in nodes]
-        return shown, partial(ProcessedDraft, request=draft.request, recording=quiet.recording)
+            nodes = quiet.nodes(hits, self.processing)
+        return _passages(nodes), _grown(draft, quiet)
+
+    async def _awritten(
+        self, write: _Write, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        quiet = quiet_call(draft.request)
+        with quiet.alone():
+            nodes = await quiet.anodes(hits, self.processing)
+        shown, grown = _passages(nodes), _grown(draft, quiet)
+        reports = Reports(progress, grown)
+        return await quiet.beside(
+            lambda: grown(write(draft.inner, shown, tokens, reports)), progress
+        )
+
+
+def _passages(nodes: Sequence[NodeWithScore]) -> list[Passage]:
+    return [passage_of(one.node) for one in nodes]
+
+
+def _grown(draft: ProcessedDraft, quiet: QuietCall) -> _Grown:
+    return partial(ProcessedDraft, request=draft.request, recording=quiet.recording)

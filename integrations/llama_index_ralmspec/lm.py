@@ -95,7 +95,7 @@ class _Writer:
 
     @property
     def awaits(self) -> bool:
-        return self._known.native_async
+        return self._known.native_async or bool(self.processing.postprocessors)
 
     @property
     def reads_scores(self) -> bool:

@@ -51,6 +51,13 @@ class Plan:
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
         """Do the same by the host's asynchronous methods."""
         call = self._call(await self.quiet.anodes(given, self.processing), awaited=True)
+        if self.known.native_async:
+            return await self._awritten(call, progress, show)
+        return await self.quiet.beside(
+            lambda: in_a_loop_of_its_own(self._awritten(call, progress, show)), progress
+        )
+
+    async def _awritten(self, call: HostCall, progress: Progress, show: Show) -> Written:
         if self.known.streams and progress.wanted:
             return self._read(await call.astream(progress, show))
         return self._read(await call.ainvoke())

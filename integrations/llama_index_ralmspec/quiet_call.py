@@ -1,8 +1,9 @@
 """One call of the host for a request: what it tells is recorded, and so is what it is given."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Request
 
 ResultT = TypeVar("ResultT")
@@ -22,7 +24,7 @@ ResultT = TypeVar("ResultT")
 class QuietCall:
     """One call, or several that belong together: for one segment of a text."""
 
-    bundle: QueryBundle  # of its own
+    bundle: QueryBundle
     recording: Recording
     context: HostContext | None = None
     asynchronous: bool = False
@@ -58,6 +60,23 @@ class QuietCall:
         used = await processing.arun(self._fresh(hits), self.bundle)
         self.recording.used = list(used)
         return used
+
+    async def beside(self, call: Callable[[], ResultT], progress: Progress) -> ResultT:
+        """Make a call in a thread: one that would hold up the event loop.
+
+        A call that is given up is told so, and waited for: until it ends, the model is not free.
+        """
+        threads = None if self.context is None else self.context.threads
+        loop = asyncio.get_running_loop()
+        made = loop.run_in_executor(threads, copy_context().run, call)
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            progress.cancel()
+            await asyncio.wait([made])
+            if not made.cancelled():
+                made.exception()  # nobody waits for that any more
+            raise
 
     def _fresh(self, hits: Hits) -> list[NodeWithScore]:
         nodes = nodes_of(hits)

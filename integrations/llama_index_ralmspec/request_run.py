@@ -37,18 +37,20 @@ class RequestRun:
         # Read once: chat engines switch it on for one query, and off when they have its stream.
         streaming = bool(getattr(assembly.synthesizer, "_streaming", False))
         options = assembly.options
+        given = copied(bundle)
+        self._engines = assembly.engines(given)
         context = HostContext(
-            copied(bundle),
+            given,
             asynchronous,
             streaming,
             own=bundle if options.one_shot else None,
             alone=not assembly.guesses,
             retriever=assembly.retriever,
+            threads=self._engines.threads,
         )
         self._context = context
         self._streaming = streaming
         self._request = assembly.request(context)
-        self._engines = assembly.engines(context.bundle)
         self._telling = Telling(context, assembly.retriever, assembly.direct_runs(self._request))
         self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
 

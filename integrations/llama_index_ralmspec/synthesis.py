@@ -13,6 +13,7 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec import models
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
@@ -90,6 +91,10 @@ class _Writer:
 
     @property
     def awaits(self) -> bool:
+        return self._model_awaits or bool(self.processing.postprocessors)
+
+    @property
+    def _model_awaits(self) -> bool:
         if self.llm is None:
             return False
         return models.awaits(self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete")
@@ -106,7 +111,8 @@ class _Writer:
         sentence_stop: str | None,
     ) -> "_Synthesis":
         """Plan one call."""
-        return _Synthesis(self._synthesizer, self.processing, quiet_call(draft.origin))
+        quiet = quiet_call(draft.origin)
+        return _Synthesis(self._synthesizer, self.processing, quiet, self._model_awaits)
 
     def write_key(
         self,
@@ -130,6 +136,7 @@ class _Synthesis:
     synthesizer: BaseSynthesizer
     processing: Postprocessing
     quiet: QuietCall
+    awaits: bool  # whether the model does
 
     def alone(self) -> AbstractContextManager[None]:
         """Have nobody hear of what runs inside but the recording."""
@@ -153,6 +160,15 @@ class _Synthesis:
         """Do the same by the host's asynchronous methods."""
         nodes = await self.quiet.anodes(given, self.processing)
         progress.check()
+        if self.awaits:
+            return await self._awritten(nodes, progress, show)
+        return await self.quiet.beside(
+            lambda: in_a_loop_of_its_own(self._awritten(nodes, progress, show)), progress
+        )
+
+    async def _awritten(
+        self, nodes: list[NodeWithScore], progress: Progress, show: Show
+    ) -> Written:
         response = await self._told().asynthesize(query=self.quiet.bundle, nodes=nodes)
         reading = _Reading(response, self.quiet, progress, show)
         if isinstance(response, AsyncStreamingResponse):

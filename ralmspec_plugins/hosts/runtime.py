@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -26,6 +26,7 @@ class Engines:
 
     sync: Engine
     asynchronous: AsyncEngine
+    threads: Executor  # in which they have work done
 
 
 class Runtime:
@@ -105,6 +106,7 @@ class Runtime:
         return Engines(
             Engine(workload, retriever, settings, threads=self._threads),
             AsyncEngine(workload, retriever, settings, threads=self._threads),
+            self._threads,
         )
 
     def _verified(self, retriever: Retriever, lanes: int) -> Verifier:
