@@ -235,9 +235,10 @@ async def test_an_embedder_that_fails_fails_as_by_hand(workload: str, left: int)
 def test_older_handlers_hear_of_a_failure_as_by_hand(where: str, workload: str) -> None:
     """Legacy callbacks: the same starts and ends, and the same exception events."""
     manager, handler = legacy()
-    llm, retriever = HashLLM(callback_manager=manager), HashRetriever(made_nodes())
+    llm, retriever = HashLLM(), HashRetriever(made_nodes())
     retriever.callback_manager = manager
     hand, ours = pair(llm, retriever, workload, manager=manager, **LYING)
+    hand._response_synthesizer.callback_manager = manager  # and its model's
     hand.query(QUESTION)
     right = (llm.prompts if where == "model" else retriever.asked)[-1]
 
