@@ -1,7 +1,9 @@
 """Stores with a corpus in them, and the ways in which users' retrievers search each of them."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,14 @@ from llama_index.core.postprocessor import (
 )
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.retrievers import QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.retrievers.bm25 import BM25Retriever
 from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from tests.llama_index.conftest import black_box, indexed
 from tests.llama_index.contract import topic
@@ -69,11 +71,23 @@ def _chroma(folder: Path) -> Ways:
 
 
 def _qdrant(folder: Path) -> Ways:
-    """Whole numbers: of others its local mode does not sum twice alike."""
-    dense = models.VectorParams(size=24, distance=models.Distance.DOT)
-    client = QdrantClient(":memory:")
-    store = QdrantVectorStore(f"requests-{next(_names)}", client=client, dense_config=dense)
-    return ways_of(indexed(store, SIZE, WordEmbedding(coarse=True)))
+    """Whole numbers: of others its local mode does not sum twice alike.
+
+    In this mode each client has points of its own: both get the same.
+    """
+    name, embedding = f"requests-{next(_names)}", WordEmbedding(coarse=True)
+    settings: dict[str, Any] = {
+        "client": QdrantClient(":memory:"),
+        "aclient": AsyncQdrantClient(":memory:"),
+        "dense_config": models.VectorParams(size=24, distance=models.Distance.DOT),
+    }
+    awaited = QdrantVectorStore(name, **settings)
+    nodes = corpus(SIZE)
+    for node in nodes:
+        node.embedding = embedding.get_text_embedding(node.get_content(MetadataMode.EMBED))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, awaited.async_add(nodes)).result()
+    return ways_of(indexed(QdrantVectorStore(name, **settings), SIZE, embedding))
 
 
 def _lancedb(folder: Path) -> Ways:
