@@ -49,6 +49,10 @@ class Desk:
 
     A segment that is no longer needed is asked to stop, and waited for; or, where the
     workload says that its segments may be written side by side, left to itself.
+
+    A request that is answered plainly has nothing done beside anything else. Its work is done
+    in the thread that asks for it, to which a host's objects may be bound (a connection to
+    SQLite is); unless somebody has to look up meanwhile, at a clock or at unfinished text.
     """
 
     def __init__(
@@ -81,6 +85,9 @@ class Desk:
 
     def _start(self, need: Work) -> None:
         context = contextvars.copy_context()
+        if self._at_once(need):
+            context.run(self._job.carry_out, need, self.clock, self._completed.put)
+            return
         try:
             future = self._threads.submit(
                 context.run, self._job.carry_out, need, self.clock, self._completed.put
@@ -89,6 +96,13 @@ class Desk:
             raise Closed from error
         if isinstance(need, Start | Ask | Extend):
             self._on_the_model[need] = _Out(future, self.clock())
+
+    def _at_once(self, need: Work) -> bool:
+        """Say whether work is done here and now, and not in a thread."""
+        job = self._job
+        if job.setup.speculate or job.request.deadline_s is not None:
+            return False
+        return not (isinstance(need, Extend) and job.reports)
 
     def _cancel(self, need: Work) -> None:
         """Leave a segment to itself; else it notices by its progress, and nothing else can be."""

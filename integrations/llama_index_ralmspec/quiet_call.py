@@ -13,7 +13,7 @@ from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.recording import Recording, recorded
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, Closed
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Request
 
@@ -65,10 +65,16 @@ class QuietCall:
         """Make a call in a thread: one that would hold up the event loop.
 
         A call that is given up is told so, and waited for: until it ends, the model is not free.
+
+        Raises:
+            Closed: the engine's threads are gone.
         """
         threads = None if self.context is None else self.context.threads
         loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(threads, copy_context().run, call)
+        try:
+            made = loop.run_in_executor(threads, copy_context().run, call)
+        except RuntimeError as error:
+            raise Closed from error
         try:
             return await asyncio.shield(made)
         except asyncio.CancelledError:

@@ -1,6 +1,7 @@
 """Event loops and threads: what belongs to the caller's stays there, and nothing holds it up."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -199,3 +200,69 @@ async def test_a_model_in_a_thread_stops_with_its_query() -> None:
         await asyncio.sleep(0.03)
 
     assert called == len(llm.prompts)
+
+
+class Table(BaseRetriever):
+    """Searches a table by a connection that is bound to its thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = sqlite3.connect(":memory:")
+        self._rows.execute("create table said (words)")
+        self._rows.execute("insert into said values ('The fox is red.')")
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = self._rows.execute("select words from said").fetchall()
+        return [NodeWithScore(node=TextNode(text=row[0], id_=row[0]), score=1.0) for row in found]
+
+
+class Here(BaseNodePostprocessor):
+    """Works in the thread that it was made in."""
+
+    _thread: int = PrivateAttr(default_factory=threading.get_ident)
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        assert self._thread == threading.get_ident()
+        return nodes
+
+
+class ModelHere(WordLLM):
+    """Writes in the thread that it was made in."""
+
+    _thread: int = PrivateAttr(default_factory=threading.get_ident)
+
+    def _called(self, prompt: str) -> str:
+        assert self._thread == threading.get_ident()
+        return super()._called(prompt)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_plain_loop_stays_in_its_thread(workload: Any) -> None:
+    """Retriever, postprocessors and model may be bound to it, as at the host."""
+    options = {} if workload == "one_shot" else STEPS
+    host = over(Table(), ModelHere(), Here())
+    ours = SpeculativeQueryEngine.wrap(host, speculate=False, workload=workload, **options)
+    with ours:
+        response = ours.query(QUESTIONS[0])
+
+    assert ["The fox is red."] == [node.get_content() for node in response.source_nodes]
+    if workload == "one_shot":
+        assert seen(host.query(QUESTIONS[0])) == seen(response)
+
+
+def test_a_plain_stream_searches_in_its_thread() -> None:
+    """Its text is written in another one, which is listened to."""
+    host = over(Table(), WordLLM(), streaming=True)
+    with SpeculativeQueryEngine.wrap(host, speculate=False) as ours:
+        assert str(host.query(QUESTIONS[0])) == str(ours.query(QUESTIONS[0]))
+
+
+def test_what_is_bound_to_a_thread_says_so_when_it_is_used_in_others() -> None:
+    """The error is the object's own, and `speculate=False` the way out."""
+    with (
+        SpeculativeQueryEngine.wrap(over(Table(), WordLLM())) as ours,
+        pytest.raises(sqlite3.ProgrammingError, match="thread"),
+    ):
+        ours.query(QUESTIONS[0])
