@@ -72,7 +72,7 @@ def test_each_run_stands_beside_its_plain_one(model: LoadedModel, shelves: Shelv
 
 
 def test_spans_are_kept_for_predictions(model: LoadedModel, shelves: Shelves) -> None:
-    """Of a plain run all segments and searches (these questions cost nothing); of others batches."""
+    """Of a plain run all segments and searches (questions cost nothing); of others batches."""
     plain, fixed, _ = measure(made(requests=1, repetitions=1), model, shelves).rows
 
     assert [0, 4, 4] == [len(plain["spans"][kind]) for kind in ("ask", "extend", "search")]
