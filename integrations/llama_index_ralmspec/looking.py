@@ -117,7 +117,8 @@ def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
     search = batch_search_of(retriever)
     if search is None or not (search.exact or mode == "probed"):
         return None
-    return Native(search, QueryEmbedder(embedder, at.special, heard), Handed(retriever))
+    leads_on = bool(retriever.object_map)
+    return Native(search, QueryEmbedder(embedder, at.special, heard), Handed(retriever), leads_on)
 
 
 def k_of(retriever: BaseRetriever) -> int | None:

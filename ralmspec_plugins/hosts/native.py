@@ -5,9 +5,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.asked import Asked
 from ralmspec_plugins.hosts.batch_search import BatchSearch, Scored, Vector
+from ralmspec_plugins.records import Hits
 
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
 BATCH_MODES: Final = ("exact", "probed", "off")
@@ -42,11 +43,12 @@ class Native:
     search: BatchSearch
     embedder: Embedder
     cut: Cut = all_of
+    leads_on: bool = False  # what is found may stand for more than one document
 
     @property
     def wide(self) -> bool:
         """Whether a wider search may stand for the retriever's own."""
-        return self.search.exact and self.search.wide
+        return self.search.exact and self.search.wide and not self.leads_on
 
     def find(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
         """Search many vectors at once, by default as wide as the retriever does."""
@@ -91,6 +93,20 @@ class Look:
         if native is None or not vectors or any(vector is None for vector in vectors):
             return None
         return native if native.search.exact or len(vectors) > 1 else None
+
+    def beginning(self, singles: list[Hits], width: int | None) -> list[Hits]:
+        """Give the host's own results back where a wider search can begin with them.
+
+        Raises:
+            InputError: the host gives more than k, so that k of them are not its result.
+        """
+        longest = max(map(len, singles), default=0)
+        if width is not None and self.k is not None and longest > self.k:
+            raise InputError(
+                f"a search for {self.k} documents gave {longest}: some stand for others, "
+                "so a wider search would not begin with its result"
+            )
+        return singles
 
 
 def check_way(batch: str, side_by_side: object) -> None:

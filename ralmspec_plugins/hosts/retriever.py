@@ -198,7 +198,7 @@ class HostSearch(Generic[HostT]):
         look = self.look()
         native = look.fitting([query_vector(query) for query in queries])
         if native is None:
-            return self._singly(look, queries)
+            return self._singly(look, queries, width)
         vectors = [query_vector(query) for query in queries]
         try:
             found = native.find(vectors, width)
@@ -206,11 +206,11 @@ class HostSearch(Generic[HostT]):
         except Exception:
             if len(queries) > 1:  # the caller repeats them one by one
                 raise
-            return self._singly(look, queries)  # so that errors are the host's own
+            return self._singly(look, queries, width)  # so that errors are the host's own
         if native.search.exact or self._agrees(look, queries, hits):
             rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
-            return filled(hits, self._singly(look, rest))
-        return self._singly(look, queries)
+            return filled(hits, self._singly(look, rest, width))
+        return self._singly(look, queries, width)
 
     def _cut(
         self, native: Native, queries: Sequence[Query], found: Sequence[list[Scored]]
@@ -234,9 +234,9 @@ class HostSearch(Generic[HostT]):
         self._known.distrust(look)
         return False
 
-    def _singly(self, look: Look, queries: Sequence[Query]) -> list[Hits]:
-        at_once = self._side_by_side
-        return all_or_first_error(each(lambda one: self._single(look, one), queries, at_once))
+    def _singly(self, look: Look, queries: Sequence[Query], width: int | None) -> list[Hits]:
+        found = each(lambda one: self._single(look, one), queries, self._side_by_side)
+        return look.beginning(all_or_first_error(found), width)
 
     def _single(self, look: Look, query: Query) -> Hits:
         with self._watched(look):
@@ -255,7 +255,7 @@ class HostSearch(Generic[HostT]):
         look = self.look()
         native = look.fitting([query_vector(query) for query in queries])
         if native is None:
-            return await self._asingly(look, queries)
+            return await self._asingly(look, queries, width)
         vectors = [query_vector(query) for query in queries]
         try:
             found = await native.afind(vectors, width)
@@ -263,20 +263,20 @@ class HostSearch(Generic[HostT]):
         except Exception:
             if len(queries) > 1:
                 raise
-            return await self._asingly(look, queries)
+            return await self._asingly(look, queries, width)
         if native.search.exact or await self._aagrees(look, queries, hits):
             rest = [query for query, own in zip(queries, hits, strict=True) if own is None]
-            return filled(hits, await self._asingly(look, rest))
-        return await self._asingly(look, queries)
+            return filled(hits, await self._asingly(look, rest, width))
+        return await self._asingly(look, queries, width)
 
     async def _aagrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
         at = self._known.probe(len(queries))
         truth = await self._asingle(look, self._host.unheard(queries[at]))
         return self._same(look, hits[at], truth)
 
-    async def _asingly(self, look: Look, queries: Sequence[Query]) -> list[Hits]:
-        results = await aeach(lambda query: self._asingle(look, query), queries, self._side_by_side)
-        return all_or_first_error(results)
+    async def _asingly(self, look: Look, queries: Sequence[Query], width: int | None) -> list[Hits]:
+        found = await aeach(lambda query: self._asingle(look, query), queries, self._side_by_side)
+        return look.beginning(all_or_first_error(found), width)
 
     async def _asingle(self, look: Look, query: Query) -> Hits:
         with self._watched(look):

@@ -6,13 +6,24 @@ from functools import partial
 
 import pytest
 
+from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.asked import asked_of
 from ralmspec_plugins.hosts.batch_search import Scored
-from ralmspec_plugins.hosts.native import check_way
+from ralmspec_plugins.hosts.known import HostKnown
+from ralmspec_plugins.hosts.native import Look, check_way
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.records import Hits, Query
-from tests.hosts.number_store import NumberHost, NumberSearch, NumberStore, searching
+from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.testing import EchoWorkload
+from tests.hosts.number_store import (
+    NumberHost,
+    NumberSearch,
+    NumberStore,
+    hit_of,
+    prepared,
+    searching,
+)
 
 NAN = "nan"
 
@@ -90,6 +101,36 @@ def test_what_a_batch_cannot_say_is_asked_alone() -> None:
 
     assert expected == found
     assert sorted(texts[::2]) == sorted(text for text, _ in store.singles)
+
+
+class Doubling(NumberHost):
+    """A host whose documents stand for two each: a single call gives twice as many."""
+
+    def single(self, look: Look, query: Query) -> Hits:
+        hits = super().single(look, query)
+        return (*hits, *(hit_of(hit.score - 1000, hit.score - 1) for hit in hits))
+
+
+async def test_what_gives_more_than_k_is_not_searched_wider() -> None:
+    """A wider search is cut at k: the engines go on with the plain one, and lose nothing."""
+    store = made(k=3)
+    known = HostKnown(partial(prepared, store=store, search=NumberSearch, cut=leaving_all))
+    host = HostSearch(Doubling(store), known, 2)
+    queries = [host.encode(text) for text in questions(3)]
+    expected = host.search(queries)
+
+    assert {6} == {len(hits) for hits in expected}
+    with pytest.raises(InputError, match="3 documents gave 6"):
+        host.search_wide(queries, 20)
+    with pytest.raises(InputError, match="3 documents gave 6"):
+        await host.asearch_wide(queries, 20)
+    setup = Setup(EchoWorkload(), host, Settings(pool=None))
+    assert expected == [found.hits for found in setup.search(queries)]
+    assert expected == [found.hits for found in await setup.asearch(queries)]
+
+
+def leaving_all(found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+    return [None for _ in found]
 
 
 def test_a_call_keeps_its_settings() -> None:

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama_index.core import VectorStoreIndex
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
 from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.schema import IndexNode
 from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_ralmspec import (
     GuessEvent,
@@ -28,8 +30,12 @@ from tests.llama_index.engine_parts import (
     an_index,
     hearing,
     legacy,
+    nodes,
+    seen,
     seen_nodes,
 )
+from tests.llama_index.rag_parts import HashLLM, agoldens, goldens
+from tests.llama_index.rag_parts import pair as pair_of
 
 # As HOSTS B.4 has it, with what stands in between.
 GOLDEN = [
@@ -217,3 +223,36 @@ def test_a_memo_tells_nobody_elses_tags() -> None:
             tags.append({key: value for one in heard.events for key, value in one.tags.items()})
 
     assert [{"user": "ada", "only_ada": 1}, {"user": "bob"}] == tags
+
+
+def leading_on() -> Any:
+    """Make a retriever of whose nodes one stands for what another retriever finds."""
+    embedding = WordEmbedding(asked=[])
+    inner = VectorStoreIndex(nodes()[:8], embed_model=embedding).as_retriever(similarity_top_k=2)
+    lead = IndexNode(text="the red fox", index_id="foxes", id_="lead")
+    index = VectorStoreIndex([lead, *nodes()[8:]], embed_model=embedding)
+    return VectorIndexRetriever(index, similarity_top_k=3, object_map={"foxes": inner})
+
+
+@pytest.mark.parametrize("workload", ["one_shot", "sentences"])
+async def test_a_search_that_leads_on_is_told_once_and_whole(workload: str) -> None:
+    """Its query is embedded for a batch, and again by the host: one retrieval is told, the host's.
+
+    It has more nodes than `similarity_top_k`, and the response has them all.
+    """
+    hand, ours = pair_of(HashLLM(), leading_on(), workload)
+    sizes = set()
+    with ours:
+        for question in QUESTIONS * 2:
+            expected, told = goldens(hand.query, question)
+            got, heard = goldens(ours.query, question)
+            sizes.add(len(expected.source_nodes))
+            assert seen(expected) == seen(got)
+            assert told == heard
+        for question in QUESTIONS:
+            expected, told = await agoldens(hand.aquery, question)
+            got, heard = await agoldens(ours.aquery, question)
+            assert seen(expected) == seen(got)
+            assert told == heard
+
+    assert max(sizes) > 3
