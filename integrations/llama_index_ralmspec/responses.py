@@ -1,12 +1,14 @@
 """Makes a host's response of what happens in the engine, streamed or whole."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
     AsyncStreamingResponse,
+    PydanticResponse,
     Response,
     StreamingResponse,
 )
@@ -20,7 +22,9 @@ from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.stats import Stats
 
-_STREAMS = (StreamingResponse, AsyncStreamingResponse)
+_STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
+_WITH_METADATA: Final = (Response, PydanticResponse, *_STREAMS)
+_UNMADE: Final = object()  # a synthesizer may give anything, `None` too
 BEGUN = ""  # the first piece, when there is a response to give back
 
 
@@ -42,7 +46,7 @@ class Responses:
         self._context = context
         self._one_shot = one_shot
         self._report = report
-        self._response: Any = None
+        self._response: Any = _UNMADE
         self._nodes: list[NodeWithScore] = []
         self._metadata: dict[str, Any] = {}
         self._shown = 0
@@ -50,7 +54,7 @@ class Responses:
     @property
     def response(self) -> RESPONSE_TYPE:
         """The response, from the first piece on; what streams has no text in it."""
-        assert self._response is not None, "nothing has been given yet"
+        assert self._response is not _UNMADE, "nothing has been given yet"
         made: RESPONSE_TYPE = self._response
         return made
 
@@ -60,7 +64,7 @@ class Responses:
             self._used(event)
         if not self._context.streaming or not isinstance(event, Settled | Commit):
             return
-        if self._response is None and not self._begin(event.state):
+        if self._response is _UNMADE and not self._begin(event.state):
             return
         if isinstance(event, Settled) and len(event.text) > self._shown:
             piece = event.text[self._shown :]
@@ -71,7 +75,7 @@ class Responses:
 
     def ended(self, answer: Answer) -> Iterator[str]:
         """Complete the response with the whole answer."""
-        if self._response is None:
+        if self._response is _UNMADE:
             draft = draft_of(answer.state)
             if self._one_shot:
                 self._response = self._own(draft.message)
@@ -96,13 +100,19 @@ class Responses:
         return True
 
     def _own(self, message: Any) -> Any:
-        """Take the host's own response; its metadata get the report beside the host's."""
+        """Take the host's own response; its metadata get the report beside the host's.
+
+        What is no response of the host's is given back as it is: what becomes of it is the
+        host's affair.
+        """
         if isinstance(message, _STREAMS):
             message = replace(message, response_txt=None)  # read here, and not by the caller
-        if not self._report:
+        if not self._report or not isinstance(message, _WITH_METADATA):
             return message
         self._metadata.update(message.metadata or {})
-        return replace(message, metadata=self._metadata)
+        made = copy(message)  # of a class of its author's own, it keeps that
+        made.metadata = self._metadata
+        return made
 
     def _used(self, event: Commit) -> None:
         if not self._one_shot:

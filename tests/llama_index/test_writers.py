@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import CompactAndRefine
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
+from pydantic import ValidationError
 
 from ralmspec_plugins import FixedStride, Memo
 from ralmspec_plugins.errors import ConfigError
@@ -76,6 +78,22 @@ class Counting(CompactAndRefine):
         self.count = getattr(self, "count", 0) + 1
         response = super().synthesize(query, nodes, *args, **kwargs)
         return Response(f"{self.count}: {response}", response.source_nodes, response.metadata)
+
+
+@dataclass
+class Numbered(Response):
+    """A response with something more."""
+
+    number: int = 0
+
+
+class Gives(CompactAndRefine):
+    """Gives what it is told to, whatever that is."""
+
+    gives: Any
+
+    def synthesize(self, query: Any, nodes: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.gives
 
 
 class Boxed(BaseRetriever):
@@ -174,6 +192,35 @@ def test_a_synthesizer_of_ones_own_is_called_as_often_as_at_the_host(
     own = RetrieverQueryEngine(retriever, Counting(llm=WordLLM()))
     with SpeculativeQueryEngine.wrap(own, **AHEAD) as ours:
         assert expected == answers(ours)
+
+
+@pytest.mark.parametrize("given", ["a text", None, 3])
+def test_what_is_no_response_is_the_hosts_affair(index: VectorStoreIndex, given: Any) -> None:
+    """The host refuses it where it tells of it, and so do we: with its own error."""
+    synthesizer = Gives(llm=WordLLM())
+    synthesizer.gives = given
+    host = RetrieverQueryEngine(index.as_retriever(), synthesizer)
+    with pytest.raises(ValidationError) as expected:
+        host.query(QUESTIONS[0])
+    with SpeculativeQueryEngine.wrap(host) as ours, pytest.raises(ValidationError) as raised:
+        ours.query(QUESTIONS[0])
+
+    assert str(expected.value) == str(raised.value)
+
+
+def test_a_response_keeps_its_class_and_its_synthesizer_its_metadata(
+    index: VectorStoreIndex,
+) -> None:
+    """The report goes into a copy: here the synthesizer gives the same one each time."""
+    synthesizer = Gives(llm=WordLLM())
+    synthesizer.gives = Numbered("It is red.", [], {"page": 3}, number=7)
+    host = RetrieverQueryEngine(index.as_retriever(), synthesizer)
+    with SpeculativeQueryEngine.wrap(host) as ours:
+        response: Any = ours.query(QUESTIONS[0])
+
+    assert (Numbered, 7) == (type(response), response.number)
+    assert {"page", "ralmspec"} == set(response.metadata)
+    assert {"page": 3} == synthesizer.gives.metadata
 
 
 def test_a_method_that_was_replaced_is_not_known(index: VectorStoreIndex) -> None:
