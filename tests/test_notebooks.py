@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IMPORTS = 2  # cells in which other packages may warn of their own affairs
 WHO = "import sys; print(sys.executable)"
+QUESTIONS = "world.questions(6, seed=0)"  # in each notebook: the measured rounds, but for one
 
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -46,8 +47,14 @@ def test_a_notebook_is_committed_empty(path: Path) -> None:
 
 
 @named
-def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From start to end, with this interpreter, without a network, and not in the checkout."""
+@pytest.mark.parametrize("questions", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_notebook_runs(
+    path: Path, questions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From start to end, with this interpreter, without a network, and not in the checkout.
+
+    With a single measured round, or with all of them, as it is committed.
+    """
     places = {
         "HOME": tmp_path,  # no kernel, setting or model of whoever runs this
         "IPYTHONDIR": tmp_path / "ipython",
@@ -61,7 +68,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, str(value))
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    notebook = nbformat.read(path, as_version=4)
+    notebook = asking(nbformat.read(path, as_version=4), questions)
     notebook.cells.append(nbformat.v4.new_code_cell(WHO))
     resources = {"metadata": {"path": str(folder)}}
     done = NotebookClient(notebook, timeout=300, resources=resources).execute()
@@ -71,6 +78,15 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     kinds = [kind for cell in done.cells[IMPORTS:] for kind in kinds_of(cell)]
     assert "image/png" in kinds
     assert "stderr" not in kinds
+
+
+def asking(notebook: Any, questions: int) -> Any:
+    """Have a notebook ask so many questions."""
+    asked = [cell for cell in notebook.cells if QUESTIONS in cell.source]
+    for cell in asked:
+        cell.source = cell.source.replace(QUESTIONS, QUESTIONS.replace("6", str(questions)))
+    assert len(asked) == 1
+    return notebook
 
 
 def kinds_of(cell: Any) -> list[str]:

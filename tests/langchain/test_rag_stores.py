@@ -32,7 +32,7 @@ from ralmspec_plugins.workloads import Interval
 from tests.langchain.rag_parts import PROMPT, digest, plain_values
 from tests.langchain.stores.worlds import WORDS, WordEmbeddings, corpus, questions
 
-REQUESTS = 200  # for each store, over all its settings
+REQUESTS = [40, pytest.param(200, marks=pytest.mark.slow)]  # for a store, over all its settings
 STEPS, WORDS_A_STEP, QUERY_WORDS = 3, 3, 12
 pytestmark = pytest.mark.filterwarnings(
     "ignore:legacy embedding function:DeprecationWarning",
@@ -183,15 +183,16 @@ def _wrappers_warn() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("requests", REQUESTS)
 @pytest.mark.parametrize("name", STORES)
-def test_random_requests_are_answered_as_by_hand(name: str, tmp_path: Path) -> None:
-    """Text and documents of 200 requests a store, one by one and in batches, on every schedule."""
+def test_random_requests_are_answered_as_by_hand(name: str, requests: int, tmp_path: Path) -> None:
+    """Text and documents of many requests, one by one and in batches, on every schedule."""
     llm, dice, done = Drifting(), random.Random(3), 0
     ways = STORES[name](tmp_path)
     pools = (SharedPool(), SharedPool(capacity=5), None)
     schedules = (Continuous(), FixedStride(stride=3, overlap=True), OptimalStride(), None)
     for seed, retriever in enumerate(ways):
-        asked = questions(REQUESTS // len(ways) + 3, seed=seed)
+        asked = questions(requests // len(ways) + 3, seed=seed)
         expected = [by_hand(llm, retriever, one, max_tokens=WORDS_A_STEP) for one in asked]
         rag = speculative(
             llm,
@@ -206,7 +207,7 @@ def test_random_requests_are_answered_as_by_hand(name: str, tmp_path: Path) -> N
 
         assert expected == [(one["answer"], plain_values(one["context"])) for one in replies]
         done += len(asked)
-    assert done >= REQUESTS
+    assert done >= requests
 
 
 @pytest.fixture(scope="module")
