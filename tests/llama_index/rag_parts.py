@@ -9,12 +9,12 @@ import asyncio
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import CompletionResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from ralmspec_plugins.workloads import Interval, Sentences
 from tests.llama_index.engine_parts import hearing
-from tests.llama_index.fake_llms import AsyncWordLLM, WordChat, WordLLM
+from tests.llama_index.fake_llms import AsyncWordLLM, WordChat, WordLLM, turns
 from tests.llama_index.rag_loops import LoopByHand
 from tests.words import words_after
 
@@ -96,6 +96,16 @@ class HashChat(HashLLM, WordChat):
     """A chat model that continues a trailing message of the assistant."""
 
     chats: bool = True
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        if self.ahook is not None:
+            await self.ahook(turns(messages))
+        return await super().achat(messages, **kwargs)
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
+        if self.ahook is not None:
+            await self.ahook(turns(messages))
+        return await super().astream_chat(messages, **kwargs)
 
 
 MODELS: dict[str, type[HashLLM]] = {"text": HashLLM, "awaited": AsyncHashLLM, "chat": HashChat}
