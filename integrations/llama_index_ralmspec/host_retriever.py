@@ -10,7 +10,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_ralmspec.awaiting import in_thread, stops_the_loop
 from llama_index_ralmspec.call_context import copied, left_on_query
 from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
-from llama_index_ralmspec.passages import passage_of
+from llama_index_ralmspec.passages import hits_of, passage_of
 from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.asked import Origin, asked_of
@@ -169,7 +169,7 @@ def single_hits(nodes: Any, recording: Recording | None) -> Hits:
     # that these nodes were found.
     inside = recording if recording is not None and recording.tells_more else None
     origin = Origin(None, inside)
-    return tuple(Hit(passage_of(one.node), one.score, origin) for one in nodes)
+    return hits_of(nodes, origin)
 
 
 async def _aretrieved(retriever: BaseRetriever, bundle: QueryBundle) -> list[NodeWithScore]:

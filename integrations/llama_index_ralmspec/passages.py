@@ -7,6 +7,7 @@ is given out is a copy of that copy.
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from llama_index.core.schema import (
@@ -63,6 +64,8 @@ def node_of(passage: Passage) -> BaseNode:
         InputError: the passage was not made of a node.
     """
     source = getattr(passage, "source", None)
+    if isinstance(source, NodeWithScore):
+        source = source.node
     if not isinstance(source, BaseNode):
         raise InputError(
             f"the passage {passage.id!r} was not made of a LlamaIndex node; "
@@ -71,14 +74,37 @@ def node_of(passage: Passage) -> BaseNode:
     return copied(source)
 
 
-def hits_of(nodes: Iterable[NodeWithScore]) -> Hits:
-    """Make the hits of nodes that a retriever gave, with their scores."""
-    return tuple(Hit(passage_of(one.node), one.score) for one in nodes)
+def hits_of(nodes: Iterable[NodeWithScore], features: Any = None) -> Hits:
+    """Make the hits of nodes that a retriever gave, with their scores.
+
+    What a subclass of the host's `NodeWithScore` adds belongs to the passage.
+    """
+    return tuple(Hit(_passage_with_score(one), one.score, features) for one in nodes)
 
 
 def nodes_of(hits: Iterable[Hit]) -> list[NodeWithScore]:
     """Give nodes of their own, with their scores, for these hits."""
-    return [scored(node_of(hit.passage), hit.score) for hit in hits]
+    return [_node_with_score(hit) for hit in hits]
+
+
+def _passage_with_score(found: NodeWithScore) -> HostPassage:
+    passage = passage_of(found.node)
+    if type(found) is NodeWithScore:
+        return passage
+    source = _flat_copy(found)
+    own = source.__dict__
+    own["node"] = passage.source
+    further = {name: own[name] for name in own.keys() - NodeWithScore.model_fields.keys()}
+    return replace(passage, source=source, more=(passage.more, type(found), further))
+
+
+def _node_with_score(hit: Hit) -> NodeWithScore:
+    source = getattr(hit.passage, "source", None)
+    if not isinstance(source, NodeWithScore):
+        return scored(node_of(hit.passage), hit.score)
+    made = _flat_copy(source)
+    made.__dict__.update(node=node_of(hit.passage), score=hit.score)
+    return made
 
 
 def scored(node: BaseNode, score: float | None) -> NodeWithScore:

@@ -200,3 +200,29 @@ def _poison(value: Any) -> None:
         value["poison"] = "poison"
     elif isinstance(value, RelatedNodeInfo):
         _poison(value.metadata)
+
+
+class Reasoned(NodeWithScore):
+    """A node with a score, and why it was found."""
+
+    why: list[str]
+
+
+def test_what_stands_beside_a_score_is_kept() -> None:
+    """Class and fields of a subclass come back, in copies; they count where hits are compared."""
+    node = TextNode(id_="n", text="The fox is red.")
+    given = Reasoned(node=node, score=0.5, why=["fox"])
+    [hit] = hits_of([given])
+    [other] = hits_of([Reasoned(node=node, score=0.5, why=["red"])])
+    [plain] = hits_of([NodeWithScore(node=node, score=0.5)])
+    given.why.append("changed")
+    [back], [again] = nodes_of([hit]), nodes_of([hit])
+    back.why.append("changed")  # type: ignore[attr-defined]
+
+    assert Reasoned(node=node, score=0.5, why=["fox"]) == again
+    assert type(again) is Reasoned
+    assert again.node is not node
+    assert hits_of([Reasoned(node=node, score=0.5, why=["fox"])]) == (hit,)
+    assert hit.passage != other.passage
+    assert hit != other
+    assert hit != plain
