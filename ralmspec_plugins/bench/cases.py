@@ -13,8 +13,17 @@ from ralmspec_plugins.speculation.shared import SharedPool
 ScheduleKind: TypeAlias = Literal["plain", "fixed", "os3", "continuous"]
 Place: TypeAlias = Literal["here", "beside", "remote"]
 TextKind: TypeAlias = Literal["trace", "free"]
+WorkloadKind: TypeAlias = Literal["interval", "sentences", "one_shot"]
 
 PLAIN_NAME: Final = "plain"
+_COUNTS: Final = (
+    "requests",
+    "concurrency",
+    "repetitions",
+    "steps",
+    "interval",
+    "query_tokens",
+)
 DENSE: Final = ("numpy-flat", "faiss-flat", "faiss-hnsw", "faiss-ivf", "torch-flat")
 
 
@@ -150,9 +159,11 @@ class Case:
         text: "trace": real articles are written, by real passes of the model; "free": the
             model's own words.
         arms: the ways; the plain loop comes first by itself.
+        workload: when it is asked.
         requests: different ones.
+        concurrency: requests that are answered at once, over one model.
         repetitions: of all requests, each time with pools and measured costs new.
-        steps: retrievals in a request.
+        steps: retrievals in a request, or the most of them.
         interval: tokens between them.
         query_tokens: the last tokens that a query is made of.
         about: what the case is to show.
@@ -163,7 +174,9 @@ class Case:
     arms: tuple[Arm, ...]
     model: str = "random:4x256"
     text: TextKind = "trace"
+    workload: WorkloadKind = "interval"
     requests: int = 5
+    concurrency: int = 1
     repetitions: int = 3
     steps: int = 32
     interval: int = 4
@@ -176,9 +189,12 @@ class Case:
         Raises:
             ConfigError: the message says which.
         """
-        for name in ("requests", "repetitions", "steps", "interval", "query_tokens"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workload not in get_args(WorkloadKind):
+            known = ", ".join(get_args(WorkloadKind))
+            raise ConfigError(f"unknown workload {self.workload!r}; known are {known}")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or PLAIN_NAME in names:
             raise ConfigError(f"the arms of {self.name!r} need different names, got {names}")

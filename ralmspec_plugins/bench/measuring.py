@@ -1,26 +1,26 @@
 """Runs a case: all its ways in turn, request by request, with equal answers asserted."""
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 from typing import Any, Final, TypeAlias
 
-from ralmspec_plugins.bench.bounds import Bounds
 from ralmspec_plugins.bench.cases import PLAIN_NAME, Arm, Case
 from ralmspec_plugins.bench.equality import check_equal
 from ralmspec_plugins.bench.models import LoadedModel
+from ralmspec_plugins.bench.rows import Row, row_of
 from ralmspec_plugins.bench.stores import Shelves
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.lm import HuggingFaceLM
 from ralmspec_plugins.records import Answer, Request
-from ralmspec_plugins.stats import Outcome, Span
-from ralmspec_plugins.workloads import Interval
+from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
 _QUESTIONS_SEED: Final = 3
-Row: TypeAlias = dict[str, Any]
+Way: TypeAlias = Callable[[Sequence[Request]], list[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ def measure(
     requests = requests_of(case, shelves)
     rows: list[Row] = []
     with shelves.opened(case.store) as retriever, _at_rest():
-        _round(_Ways(case, model, shelves, retriever), requests[:1], [])
+        _round(_Ways(case, model, shelves, retriever), requests[:1], 1, [])
         for repetition in range(case.repetitions):
             found: list[Row] = []
-            _round(_Ways(case, model, shelves, retriever), requests, found)
+            _round(_Ways(case, model, shelves, retriever), requests, case.concurrency, found)
             for row in found:
                 rows.append({"repetition": repetition, **row})
                 if watch is not None:
@@ -103,13 +103,7 @@ class _Ways:
         self._shelves = shelves
         self._retriever = retriever
 
-    def run(self, engine: Engine, workload: Interval[Any], request: Request) -> Answer:
-        """Answer one request with caches that hold nothing."""
-        workload.lm = self._model.writer(trace=self._case.text == "trace")
-        gc.collect()  # not in the middle of the run
-        return engine.run(request)
-
-    def opened(self, stack: ExitStack) -> Iterator[tuple[str, Callable[[Request], Answer]]]:
+    def opened(self, stack: ExitStack) -> Iterator[tuple[str, "Way"]]:
         """Open an engine for each way, the plain one first."""
         for arm in (Arm(name=PLAIN_NAME, kind="plain"), *self._case.arms):
             speculators = (
@@ -117,80 +111,45 @@ class _Ways:
                 if arm.replica
                 else ()
             )
-            workload: Interval[Any] = Interval(
-                self._model.writer(trace=self._case.text == "trace"),
-                interval=self._case.interval,
-                query_tokens=self._case.query_tokens,
-            )
+            workload = self._workload()
             engine = stack.enter_context(
                 Engine(workload, self._retriever, arm.settings(speculators))
             )
             yield arm.name, partial(self.run, engine, workload)
 
+    def run(self, engine: Engine, workload: Any, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests, at once if they are several, with caches that hold nothing."""
+        workload.lm = self._writer()
+        gc.collect()  # not in the middle of the run
+        if len(requests) == 1:
+            return [engine.run(requests[0])]
+        return engine.batch(requests, max_concurrency=len(requests))
 
-def _round(ways: _Ways, requests: Sequence[Request], rows: list[Row]) -> None:
-    """Run all requests in all ways, and note what came of each run."""
+    def _workload(self) -> Any:
+        case, lm = self._case, self._writer()
+        if case.workload == "one_shot":
+            return OneShot(lm)
+        if case.workload == "sentences":
+            return Sentences(lm, query_tokens=case.query_tokens, max_sentences=case.steps)
+        return Interval(lm, interval=case.interval, query_tokens=case.query_tokens)
+
+    def _writer(self) -> HuggingFaceLM:
+        return self._model.writer(trace=self._case.text == "trace")
+
+
+def _round(ways: _Ways, requests: Sequence[Request], at_once: int, rows: list[Row]) -> None:
+    """Run all requests in all ways, so many at once, and note what came of each run."""
     with ExitStack() as stack:
         runs = list(ways.opened(stack))
-        for number, request in enumerate(requests):
-            plain: Answer | None = None
+        for start in range(0, len(requests), at_once):
+            together = requests[start : start + at_once]
+            plain: list[Answer] = []
             for name, run in runs:
-                answer = run(request)
-                plain = plain or answer
-                check_equal(f"{name}: {request.prompt}", plain, answer)
-                rows.append({"request": number, "arm": name, **_row(answer, plain)})
-
-
-def _row(answer: Answer, plain: Answer) -> Row:
-    """Give the numbers of a run, and its bounds, which the plain run beside it says."""
-    stats, bounds = answer.stats, bounds_of(plain)
-    wasted = [span for span in stats.timeline if span.outcome is not Outcome.KEPT]
-    return {
-        "wall_s": stats.wall_s,
-        "plain_s": plain.stats.wall_s,
-        "bound_s": bounds.best_s,
-        "bound_guessed_s": bounds.best_guessed_s,
-        "step_s": bounds.step_s,
-        "search_s": bounds.search_s,
-        "steps": stats.segments,
-        "round_trips": stats.searches,
-        "queries": stats.queries,
-        "batch_sizes": list(stats.batch_sizes),
-        "guesses": stats.guesses,
-        "guesses_right": stats.guesses_right,
-        "wasted_segments": stats.wasted_segments,
-        "writing_s": stats.write_s,
-        "wasted_s": sum(span.ended_s - span.started_s for span in wasted if span.kind == "extend"),
-        "searching_s": stats.search_s,
-        "both_s": stats.overlap_s,
-        "spans": _spans(answer, whole=answer is plain),
-    }
-
-
-def _spans(answer: Answer, *, whole: bool) -> dict[str, list[Any]]:
-    """List the seconds of searches by their size; of a plain run, of all its work in order.
-
-    From these a simulation can predict what a way would take.
-    """
-    spans = [span for span in answer.stats.timeline if span.outcome is Outcome.KEPT]
-    searches = [[one.queries, _rounded(one)] for one in spans if one.kind == "search"]
-    kinds = ("ask", "extend") if whole else ()
-    own = {kind: [_rounded(one) for one in spans if one.kind == kind] for kind in kinds}
-    return {"search": searches, **own}
-
-
-def bounds_of(plain: Answer) -> Bounds:
-    """Read the bounds of DESIGN 5 off a plain run: no verification can end earlier."""
-    spans = plain.stats.timeline
-    steps = max(1, plain.stats.segments)
-    searches = [_seconds(span) for span in spans if span.kind == "search"]
-    writing = sum(_seconds(span) for span in spans if span.kind in ("ask", "extend"))
-    return Bounds(steps=steps, step_s=writing / steps, search_s=fmean(searches or [0.0]))
-
-
-def _rounded(span: Span) -> float:
-    return round(_seconds(span), 6)
-
-
-def _seconds(span: Span) -> float:
-    return span.ended_s - span.started_s
+                began_s = time.perf_counter()
+                answers = run(together)
+                took_s = time.perf_counter() - began_s
+                plain = plain or answers
+                for number, pair in enumerate(zip(answers, plain, strict=True), start=start):
+                    check_equal(f"{name}: {requests[number].prompt}", pair[1], pair[0])
+                    told = {"request": number, "arm": name, "together_s": took_s}
+                    rows.append({**told, **row_of(*pair)})

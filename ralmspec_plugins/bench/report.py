@@ -18,6 +18,7 @@ _HEAD: Final = (
     "round trips",
     "batch",
     "thrown away",
+    "a second",
     "published",
     "n",
 )
@@ -66,9 +67,11 @@ def _case(record: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[st
     ratio = search_s / step_s if step_s else float("inf")
     yield f"## {case['name']}"
     written = "real text" if case["text"] == "trace" else "the model's own text"
+    at_once = f", {case['concurrency']} requests at once" if case["concurrency"] > 1 else ""
     yield (
-        f"{case['about']} {store.told}. Model {case['model']}, {written}; "
-        f"{case['steps']} steps of {case['interval']} tokens: one step {1000 * step_s:.1f} ms, "
+        f"{case['about']} {store.told}. Model {case['model']}, {written}, {case['workload']}; "
+        f"{case['steps']} steps of {case['interval']} tokens{at_once}: "
+        f"one step {1000 * step_s:.1f} ms, "
         f"one search {1000 * search_s:.1f} ms, R/G {ratio:.2f}."
     ).strip()
     yield table(_HEAD, [_row(one, case["name"]) for one in summaries(record)])
@@ -83,12 +86,13 @@ def _row(one: Summary, case: str) -> list[str]:
         f"{wall.median:.2f} ({wall.low:.2f} to {wall.high:.2f})",
         f"{one.speed_up:.2f}",
         f"{one.interval[0]:.2f} to {one.interval[1]:.2f}",
-        f"{100 * one.of_bound:.0f} %",
+        "-" if one.of_bound is None else f"{100 * one.of_bound:.0f} %",
         f"{one.saved_s:.2f}",
         "-" if rate is None else f"{100 * rate:.0f} %",
         f"{one.round_trips:.1f}",
         "-" if one.batch is None else f"{one.batch:.1f}",
         f"{one.wasted:.1f}",
+        "-" if one.per_s is None else f"{one.per_s:.2f}",
         published(case, one.arm),
         str(one.runs),
     ]

@@ -15,8 +15,9 @@ from typing import Any, Final
 import torch
 
 from ralmspec_plugins.bench.cases import Case
-from ralmspec_plugins.bench.measuring import Row, measure
+from ralmspec_plugins.bench.measuring import measure
 from ralmspec_plugins.bench.models import LoadedModel, load_model
+from ralmspec_plugins.bench.rows import Row
 from ralmspec_plugins.bench.stores import Shelves
 from ralmspec_plugins.bench.texts import Library, world_library
 from ralmspec_plugins.errors import InputError

@@ -32,12 +32,14 @@ class Summary:
         speed_up: all plain runs' seconds to all of its own, as the paper's averages are.
         ratios: of each run to the plain run beside it.
         interval: the 95 % bootstrap interval of the mean of these.
-        of_bound: the share of the bound of DESIGN 5 that it reaches.
+        of_bound: the share of the bound of DESIGN 5 that it reaches; `None` where requests
+            share a model, for which there is no such bound.
         saved_s: seconds saved in a request, on average.
         guess_rate: the share of right guesses; `None` where none was made.
         round_trips: for a request, on average.
         batch: queries in a round trip, on average.
         wasted: segments thrown away, for a request, on average.
+        per_s: requests answered in a second, where several are answered at once.
         shares: where a request's seconds go, on average: "writing" (kept), "thrown away",
             "waiting" for searches and all else.
     """
@@ -48,12 +50,13 @@ class Summary:
     speed_up: float
     ratios: Spread
     interval: tuple[float, float]
-    of_bound: float
+    of_bound: float | None
     saved_s: float
     guess_rate: float | None
     round_trips: float
     batch: float | None
     wasted: float
+    per_s: float | None
     shares: Mapping[str, float]
 
     @property
@@ -66,23 +69,28 @@ def summaries(record: Mapping[str, Any]) -> list[Summary]:
     """Sum up each way of a case, in the order in which they were run."""
     arms = list(dict.fromkeys(row["arm"] for row in record["rows"]))
     replicas = {arm["name"] for arm in record["case"]["arms"] if arm["replica"]}
+    at_once = record["case"]["concurrency"]
     return [
         summary_of(
             arm,
             [row for row in record["rows"] if row["arm"] == arm],
             first_guessed=arm in replicas,
+            at_once=at_once,
         )
         for arm in arms
     ]
 
 
-def summary_of(arm: str, rows: Sequence[Mapping[str, Any]], *, first_guessed: bool) -> Summary:
+def summary_of(
+    arm: str, rows: Sequence[Mapping[str, Any]], *, first_guessed: bool, at_once: int
+) -> Summary:
     """Sum up the runs of one way.
 
     Args:
         arm: its name.
         rows: its runs.
         first_guessed: whether the first retrieval is guessed too, which moves the bound.
+        at_once: requests that were answered at a time.
     """
     walls = [row["wall_s"] for row in rows]
     ratios = [row["plain_s"] / row["wall_s"] for row in rows]
@@ -98,12 +106,13 @@ def summary_of(arm: str, rows: Sequence[Mapping[str, Any]], *, first_guessed: bo
         speed_up=sum(row["plain_s"] for row in rows) / sum(walls),
         ratios=spread(ratios),
         interval=bootstrap(ratios),
-        of_bound=sum(row[bound] for row in rows) / sum(walls),
+        of_bound=sum(row[bound] for row in rows) / sum(walls) if at_once == 1 else None,
         saved_s=fmean(row["plain_s"] - row["wall_s"] for row in rows),
         guess_rate=right / guesses if guesses else None,
         round_trips=trips / len(rows),
         batch=sum(row["queries"] for row in rows) / trips if trips else None,
         wasted=fmean(row["wasted_segments"] for row in rows),
+        per_s=None if at_once == 1 else len(rows) / sum({row["together_s"] for row in rows}),
         shares={
             "writing": max(0.0, writing_s - wasted_s),
             "thrown away": wasted_s,

@@ -1,6 +1,7 @@
 """Cases of benchmarks: what they stand for, and what is refused."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_the_command_knows_all_suites() -> None:
         ({"place": "beside", "wait_s": 1.0}, "place='remote'"),
     ],
 )
-def test_stores_that_cannot_be_served_are_refused(settings: dict[str, object], words: str) -> None:
+def test_stores_that_cannot_be_served_are_refused(settings: dict[str, Any], words: str) -> None:
     """The message says what is served where."""
     with pytest.raises(ConfigError, match=words):
         Store(**settings)
@@ -88,18 +89,21 @@ def test_stores_that_cannot_be_served_are_refused(settings: dict[str, object], w
     ("settings", "words"),
     [
         ({"requests": 0}, "requests must be at least 1, got 0"),
+        ({"workload": "flare"}, "known are interval, sentences, one_shot"),
         ({"arms": (Arm(name="a"), Arm(name="a"))}, "need different names"),
         ({"arms": (Arm(name="plain"),)}, "need different names"),
         ({"store": Store(backend="bm25s"), "arms": (Arm(name="a", replica=True),)}, "dense"),
     ],
 )
-def test_cases_without_a_meaning_are_refused(settings: dict[str, object], words: str) -> None:
+def test_cases_without_a_meaning_are_refused(settings: dict[str, Any], words: str) -> None:
     """Counts below 1, arms that could not be told apart, a replica of words."""
+    given: dict[str, Any] = {"name": "c", "store": Store(), "arms": (Arm(name="a"),)}
+
     with pytest.raises(ConfigError, match=words):
-        Case(**{"name": "c", "store": Store(), "arms": (Arm(name="a"),), **settings})
+        Case(**{**given, **settings})
 
 
 def test_unknown_schedules_are_refused() -> None:
     """The message lists those that there are."""
     with pytest.raises(ConfigError, match="known are plain, fixed, os3, continuous"):
-        Arm(name="a", kind="clever")
+        Arm(name="a", kind="clever")  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from ralmspec_plugins.bench import measuring
 from ralmspec_plugins.bench.bounds import Bounds
 from ralmspec_plugins.bench.cases import Arm, Case, Store
 from ralmspec_plugins.bench.equality import UnequalError
-from ralmspec_plugins.bench.measuring import bounds_of, measure
+from ralmspec_plugins.bench.measuring import measure
 from ralmspec_plugins.bench.models import LoadedModel, load_model
+from ralmspec_plugins.bench.rows import bounds_of
 from ralmspec_plugins.bench.running import read, run, write
 from ralmspec_plugins.bench.stores import Shelves
 from ralmspec_plugins.bench.texts import Library
@@ -108,16 +109,39 @@ def test_any_store_is_measured(
     assert rows[1]["guesses"] > 0
 
 
+@pytest.mark.parametrize("workload", ["sentences", "one_shot"])
+def test_any_workload_is_measured(model: LoadedModel, shelves: Shelves, workload: str) -> None:
+    """Sentences of the script, and the whole of it at once."""
+    case = made(workload=workload, requests=1, repetitions=1)
+
+    rows = measure(case, model, shelves).rows
+
+    assert ["plain", "fixed", "continuous"] == [row["arm"] for row in rows]
+    assert all(row["steps"] == rows[0]["steps"] >= 1 for row in rows)
+
+
+def test_requests_are_answered_at_once(model: LoadedModel, shelves: Shelves) -> None:
+    """Two at a time, then the one that is left: each has its row, those together their time."""
+    case = made(requests=3, concurrency=2, repetitions=1, arms=ARMS[:1])
+
+    rows = measure(case, model, shelves).rows
+
+    assert [0, 1, 0, 1, 2, 2] == [row["request"] for row in rows]
+    assert ["plain", "plain", "fixed", "fixed", "plain", "fixed"] == [row["arm"] for row in rows]
+    assert rows[0]["together_s"] == rows[1]["together_s"] != rows[2]["together_s"]
+
+
 def test_an_unequal_answer_stops_everything(
     model: LoadedModel, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A number for a wrong answer is never given."""
     rightly = measuring._Ways.run
 
-    def wrongly(self: Any, engine: Any, workload: Any, request: Any) -> Answer:
-        answer = rightly(self, engine, workload, request)
-        plainly = not engine._setup.speculate
-        return answer if plainly else dataclasses.replace(answer, text=answer.text + "!")
+    def wrongly(self: Any, engine: Any, workload: Any, requests: Any) -> list[Answer]:
+        answers = rightly(self, engine, workload, requests)
+        if not engine._setup.speculate:
+            return answers
+        return [dataclasses.replace(answer, text=answer.text + "!") for answer in answers]
 
     monkeypatch.setattr(measuring._Ways, "run", wrongly)
 
@@ -165,7 +189,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write(target, b"old")
 
     with pytest.raises(TypeError):
-        write(target, "no bytes")
+        write(target, "no bytes")  # type: ignore[arg-type]
 
     assert (b"old", ["report.md"]) == (
         target.read_bytes(),

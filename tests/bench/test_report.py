@@ -24,16 +24,22 @@ ROW = {
 
 def rows(arm: str, *pairs: tuple[float, float]) -> list[dict[str, Any]]:
     """Runs of one way, by the plain run's seconds and its own."""
-    return [{"arm": arm, "plain_s": plain, "wall_s": wall, **ROW} for plain, wall in pairs]
+    return [
+        {"arm": arm, "plain_s": plain, "wall_s": wall, "together_s": wall + 0.5, **ROW}
+        for plain, wall in pairs
+    ]
 
 
-def recorded(*more: dict[str, Any], **arm: Any) -> dict[str, Any]:
+def recorded(
+    *more: dict[str, Any], chosen: dict[str, Any] | None = None, **arm: Any
+) -> dict[str, Any]:
     """A case with a plain way and another one."""
     told = {"name": "a", "kind": "continuous", "replica": False, **arm}
     store = {"backend": "numpy-flat", "size": 0, "k": 1, "place": "here", "wait_s": 0.0,
              "threads": 1, "settings": []}  # fmt: skip
     case = {"name": "sparse, m", "about": "A case.", "store": store, "model": "m",
-            "text": "trace", "steps": 4, "interval": 2, "arms": [told]}  # fmt: skip
+            "text": "trace", "steps": 4, "interval": 2, "arms": [told], "concurrency": 1,
+            "workload": "interval", **(chosen or {})}  # fmt: skip
     return {"case": case, "rows": [*rows("plain", (4.0, 4.0), (6.0, 6.0)), *more]}
 
 
@@ -61,6 +67,13 @@ def test_a_replica_is_held_against_its_own_bound() -> None:
     _, one = summaries(recorded(*rows("a", (4.0, 1.0)), replica=True))
 
     assert 0.5 == one.of_bound
+
+
+def test_requests_at_once_are_counted_by_the_second() -> None:
+    """Two units of a request each took 1.5 and 3.5 seconds; a bound there is none."""
+    _, one = summaries(recorded(*rows("a", (4.0, 1.0), (6.0, 3.0)), chosen={"concurrency": 2}))
+
+    assert (0.4, None) == (one.per_s, one.of_bound)
 
 
 def test_the_interval_holds_the_mean() -> None:

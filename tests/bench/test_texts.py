@@ -63,7 +63,7 @@ def test_a_folder_gives_articles_passages_and_vectors(tmp_path: Path) -> None:
     assert ["one two"] == library.articles
     assert [Passage("p", "one", "a")] == library.passages
     assert library.vectors is not None
-    assert (np.float32, (1, 3)) == (library.vectors.dtype, library.vectors.shape)
+    assert ("float32", (1, 3)) == (str(library.vectors.dtype), library.vectors.shape)
 
 
 def test_without_passages_articles_are_cut(tmp_path: Path) -> None:
