@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ralmspec_plugins.costs import HOPELESS, Costs
-from ralmspec_plugins.stride import LEAST_SECONDS, estimate_gamma, optimal_stride
+from ralmspec_plugins.stride import best_part, estimate_gamma, optimal_stride, worth_gathering
 
 # The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
 # steps is flat around its best: of strides that differ by less than this the longest is
@@ -189,6 +189,8 @@ class Flowing:
         self._window = window
         self._lanes = lanes
         self._wait_for = self._worth_waiting_for()  # queries, before a search
+        self._enough = self._worth_gathering()  # queries that a lane is worth taking for
+        self._gathering = False
         self._trial_from: int | None = None  # queries that were pending when a trial began
 
     def worth_guessing(self) -> bool:
@@ -206,9 +208,11 @@ class Flowing:
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
             return []
-        if not view.stalled and view.pending < max(self._wait_for, self._trial(view)):
+        needed = max(self._wait_for, self._trial(view), self._gathered(view))
+        if not view.stalled and view.pending < needed:
             return []
         self._trial_from = None
+        self._gathering = False
         if view.pending <= free:
             return [1] * view.pending
         share = self._worthwhile(-(-view.pending // free))
@@ -223,6 +227,7 @@ class Flowing:
         """Take it into the curve, and look anew at what the next one should wait for."""
         self._costs.searched(queries, seconds, beside_s)
         self._wait_for = self._worth_waiting_for()
+        self._enough = self._worth_gathering()
 
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
@@ -256,15 +261,26 @@ class Flowing:
         stride = optimal_stride(costs.step_s, costs.curve, costs.guess_rate, limit=self._window)
         return 1 + round(taken * (stride - 1))
 
+    def _worth_gathering(self) -> int:
+        """Choose how many queries a lane should have, lest it is taken by the first alone."""
+        costs = self._costs
+        if costs.step_s is None or not costs.curve.points:
+            return 1
+        enough = worth_gathering(costs.step_s, costs.curve, costs.guess_rate, lanes=self._lanes)
+        return min(enough, self._window)
+
+    def _gathered(self, view: View) -> int:
+        """Say how many queries a search needs now: one that is begun with half of them can start.
+
+        So what was written during the last search is searched at once; only at the start and
+        after a wrong guess, when there is next to nothing, more is gathered.
+        """
+        self._gathering |= 2 * view.pending < self._enough
+        return self._enough if self._gathering else 1
+
     def _worthwhile(self, most: int) -> int:
         """Choose the batch that verifies the most steps a second, as OS3 counts them."""
-        gamma = min(self._costs.guess_rate, 0.999)
-
-        def rate(size: int) -> float:
-            return (1 - gamma**size) / max(self._costs.curve(size), LEAST_SECONDS)
-
-        best = max(range(1, most + 1), key=lambda size: (rate(size), size))
-        return best if rate(best) > WORTH_BATCHING * rate(1) else 1
+        return best_part(most, self._costs.curve, self._costs.guess_rate, worth=WORTH_BATCHING)
 
 
 def _within(sizes: list[int], total: int) -> list[int]:

@@ -1,6 +1,8 @@
-"""RaLMSpec's optimal speculation stride (OS3) as pure functions (PAPERS 1.6)."""
+"""RaLMSpec's optimal speculation stride (OS3) and batch sizes as pure functions (PAPERS 1.6)."""
 
 from collections.abc import Callable
+from itertools import accumulate, repeat
+from operator import mul
 
 GAMMA_LIMIT = 0.6  # the paper's cap on the estimated guess rate (PAPERS 1.6)
 MAX_STRIDE = 64  # the paper's search for a stride has no bound (PAPERS 1.6)
@@ -69,3 +71,52 @@ def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_
     right = sum(matches)
     wrong = sum(match < stride for match, stride in zip(matches, strides, strict=True))
     return min(right / (right + wrong), limit) if right + wrong else limit
+
+
+def best_part(pending: int, b: Callable[[int], float], gamma: float, *, worth: float = 1.0) -> int:
+    """Choose in parts of which size to search `pending` queries, one part after the other.
+
+    A part is searched only if all guesses before it were right, so parts of m take
+    b(m) + gamma^m b(m) + gamma^2m b(m) + ... seconds, the last one less. One search for
+    all saves most where batches are nearly free; single ones find a wrong guess soonest.
+
+    Args:
+        pending: how many there are.
+        b: seconds of a search by its size.
+        gamma: probability that one guess is right.
+        worth: how many times single searches must take, so that parts are preferred to them:
+            a part's first query waits for its last one.
+
+    >>> best_part(31, lambda n: 39 + n, 0.95)
+    31
+    >>> best_part(31, lambda n: 39 + n, 0.7)
+    8
+    >>> best_part(31, lambda n: n, 0.95)
+    1
+    """
+    seconds = [max(b(size), LEAST_SECONDS) for size in range(1, pending + 1)]
+    right = list(accumulate(repeat(min(max(gamma, 0.0), 1.0), pending), mul, initial=1.0))
+
+    def takes(part: int) -> float:
+        whole, rest = divmod(pending, part)
+        total = seconds[part - 1] * sum(right[: whole * part : part])
+        return total + (right[whole * part] * seconds[rest - 1] if rest else 0.0)
+
+    best = min(range(1, pending + 1), key=lambda part: (takes(part), -part))
+    return best if takes(1) > worth * takes(best) else 1
+
+
+def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes: int = 1) -> int:
+    """Choose how many queries a search should have, where the model goes on writing meanwhile.
+
+    While a search of b(1) is out, b(1) / a steps are written. So one that starts with fewer
+    keeps its lane from what comes next, at every start and after every wrong guess. More than
+    OS3's stride is never worth it: then a wrong guess is found too late.
+
+    >>> [worth_gathering(1.0, lambda n: 39 + n, gamma) for gamma in (0.6, 0.9, 0.99)]
+    [5, 14, 40]
+    """
+    written = round(b(1) / max(a, LEAST_SECONDS) / lanes)
+    if written <= 1:
+        return 1
+    return min(written, optimal_stride(a, b, gamma))

@@ -1,5 +1,7 @@
 """Schedules: the paper's test vectors, the batch curve, and what policies decide."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from ralmspec_plugins.schedule import (
     FixedStride,
     OptimalStride,
 )
-from ralmspec_plugins.stride import estimate_gamma, optimal_stride
+from ralmspec_plugins.stride import best_part, estimate_gamma, optimal_stride, worth_gathering
 
 GAMMAS = (0.2, 0.4, 0.6, 0.8, 0.9)
 
@@ -314,3 +316,62 @@ def test_a_stride_knows_of_contention(speed: float) -> None:
 
     assert overlapped <= synchronous
     assert (overlapped == synchronous) == (speed == 0.5)
+
+
+@given(
+    pending=st.integers(1, 24),
+    fixed_s=st.floats(0, 50),
+    each_s=st.floats(0.01, 5),
+    gamma=st.floats(0, 1),
+)
+def test_no_other_part_is_searched_sooner(
+    pending: int, fixed_s: float, each_s: float, gamma: float
+) -> None:
+    """Of all sizes, parts of the chosen one take the least on average, counted part by part."""
+
+    def takes(part: int) -> float:
+        begins = range(0, pending, part)
+        return sum(
+            gamma**begin * (fixed_s + each_s * min(part, pending - begin)) for begin in begins
+        )
+
+    chosen = best_part(pending, lambda n: fixed_s + each_s * n, gamma)
+
+    assert 1 <= chosen <= pending
+    assert takes(chosen) <= min(map(takes, range(1, pending + 1))) * (1 + 1e-9)
+
+
+def test_a_search_of_all_is_not_cut_where_batches_are_nearly_free() -> None:
+    """31 queries, b(n) = 39 + n, 95 % right: 70 at once; 15, 15 and 1 take 54 + 0.46 x 54 + ...
+
+    54 + 0.463 x 54 + 0.215 x 40 = 87.6. The rate of OS3, (1 - 0.95^n) / b(n), is highest at 16,
+    but counts as if there were always more to search.
+    """
+    assert best_part(31, lambda n: 39 + n, 0.95) == 31
+    assert best_part(31, lambda n: 39 + n, 0.95, worth=1e9) == 1
+
+
+def test_a_lane_gathers_before_it_is_taken_by_one_query() -> None:
+    """At R/G 20 a search waits for about what is written meanwhile, unless nothing can be written.
+
+    It goes at once where half of that is there; with as many lanes as that, with a dear batch,
+    and at R/G 1.4, nothing is gathered.
+    """
+    curve = BatchCurve()
+    for size in (1, 16):
+        curve.observe(size, 19.5 + 0.5 * size)
+    costs = Costs(curve)
+    for _ in range(40):
+        costs.wrote(1.0)
+        costs.judged(right=True)
+    policy = Continuous().begin(costs)
+    view = View(pending=1, searching=0, in_flight=0, ahead=1, stalled=False)
+
+    assert policy.batches(view) == []
+    assert policy.batches(replace(view, pending=19)) == []
+    assert policy.batches(replace(view, pending=20)) == [20]
+    assert policy.batches(replace(view, pending=10)) == [10]
+    assert policy.batches(replace(view, stalled=True)) == [1]
+    assert Continuous(lanes=32).begin(costs).batches(view) == [1]
+    assert worth_gathering(1.0, lambda n: 20.0 * n, 0.9) == 1
+    assert worth_gathering(1.0, lambda n: 1.2 + 0.2 * n, 0.9) == 1
