@@ -1,15 +1,19 @@
 """Milvus behind LlamaIndex, with Milvus Lite in a file."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from llama_index.core import VectorStoreIndex
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.vector_stores.milvus import MilvusVectorStore
+from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.passages import hits_of
 
 from tests.llama_index.contract import StoreContract, topic
 from tests.llama_index.test_stores import SOME, indexed
-from tests.llama_index.worlds import WordEmbedding
+from tests.llama_index.worlds import WordEmbedding, questions
 
 pytestmark = pytest.mark.slow
 
@@ -44,3 +48,30 @@ class TestMilvus(StoreContract):
     def _awaited(self, search: Any, vectors: list[Any], k: int) -> Any:
         """Search synchronously: the asynchronous client belongs to one event loop."""
         return search.search(vectors, k)
+
+
+@pytest.mark.parametrize("settings", [{}, *TestMilvus.narrowed])
+async def test_an_awaited_batch_finds_what_the_host_awaits(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The asynchronous client, on the event loop that it belongs to: nodes and scores."""
+    embedding = WordEmbedding()
+    store = MilvusVectorStore(
+        uri=str(tmp_path / "lite.db"),
+        dim=len(embedding.get_query_embedding("a")),
+        similarity_metric="L2",
+        overwrite=True,
+    )
+    index = indexed(store, embedding, 60)
+    retriever = VectorIndexRetriever(index, similarity_top_k=4, **settings)
+    host = HostRetriever(retriever, batch="probed")
+    texts = [text for text in questions(12) if text]
+    expected = [hits_of(await retriever.aretrieve(text)) for text in texts]
+    found = await host.asearch([await host.aencode(text) for text in texts])
+    stats = host.stats
+    await store.aclient.close()
+    store.client.close()
+
+    assert host.looked_into
+    assert expected == found
+    assert (1, len(texts)) == (stats.batches, stats.batched_queries)
