@@ -21,6 +21,7 @@ from langchain_core.tracers.stdout import ConsoleCallbackHandler, FunctionCallba
 from langsmith.run_helpers import tracing_context
 
 from langchain_ralmspec.recording import Recorder, Recording, recorder_like
+from ralmspec_plugins.hosts.failures import Failures
 
 
 class _Mute(ConsoleCallbackHandler):
@@ -44,15 +45,7 @@ class HostContext:
     config: RunnableConfig  # the caller's, with the callbacks of this request's own run
     inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
     asynchronous: bool = False
-    failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
-
-    def failed(self, error: BaseException, recording: Recording) -> None:
-        """Note what a call raised: if it counts, its events do too."""
-        self.failures.append((error, recording))
-
-    def recording_of(self, error: BaseException) -> Recording | None:
-        """Give the recording of the call that raised this error."""
-        return next((made for raised, made in self.failures if raised is error), None)
+    failures: Failures[Recording] = field(default_factory=Failures)
 
     def call(self) -> tuple[RunnableConfig, Recording]:
         """Make the config for one host call of this request, and the recording of its events."""

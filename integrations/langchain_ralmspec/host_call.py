@@ -1,6 +1,6 @@
 """One call of a host's model, by any of its four methods, and what is read from its output."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +16,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_ralmspec.models import Unwrapped
+from ralmspec_plugins.hosts.closable import aclosable, closable
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import Usage, Written
 from ralmspec_plugins.hosts.text_lm import Show
@@ -71,7 +72,7 @@ class HostCall:
         """
         end, config = self._listening()
         came = _Came(self.recording)
-        with closing(_each(self.llm.stream(self.value, config, **self.arguments))) as chunks:
+        with closing(closable(self.llm.stream(self.value, config, **self.arguments))) as chunks:
             for chunk in chunks:
                 progress.check()
                 show(came.with_one_more(chunk))
@@ -85,8 +86,8 @@ class HostCall:
         """
         end, config = self._listening()
         came = _Came(self.recording)
-        chunks: Any = self.llm.astream(self.value, config, **self.arguments)
-        async with aclosing(chunks if hasattr(chunks, "aclose") else _aeach(chunks)):
+        chunks = aclosable(self.llm.astream(self.value, config, **self.arguments))
+        async with aclosing(chunks):
             async for chunk in chunks:
                 progress.check()
                 show(came.with_one_more(chunk))
@@ -176,12 +177,3 @@ class _End(BaseCallbackHandler):
 
 def _prompt(value: PromptValue | str) -> PromptValue:
     return StringPromptValue(text=value) if isinstance(value, str) else value
-
-
-def _each(chunks: Iterator[Any]) -> Generator[Any, None, None]:
-    yield from chunks
-
-
-async def _aeach(chunks: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    async for chunk in chunks:
-        yield chunk

@@ -48,7 +48,7 @@ class Plan:
             with unheard(self.config):
                 yield
         except Exception as error:
-            self.context.failed(error, self.recording)
+            self.context.failures.note(error, self.recording)
             raise
 
     def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:

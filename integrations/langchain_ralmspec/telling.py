@@ -93,14 +93,14 @@ class Telling:
 
     def failed(self, error: BaseException) -> None:
         """Tell of the call that failed, and end every run that is open."""
-        if (recording := self._context.recording_of(error)) is not None:
+        if (recording := self._context.failures.recording_of(error)) is not None:
             recording.release(self._live_of(recording).emit)
         for live in self._lives():
             live.shut(error)
 
     async def afailed(self, error: BaseException) -> None:
         """Do the same on an event loop."""
-        if (recording := self._context.recording_of(error)) is not None:
+        if (recording := self._context.failures.recording_of(error)) is not None:
             await recording.arelease(self._live_of(recording).aemit)
         for live in self._lives():
             await live.ashut(error)

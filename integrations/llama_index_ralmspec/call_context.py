@@ -12,6 +12,7 @@ from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.recording import Recording, Recordings
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.hosts.failures import Failures
 
 # Whose request it is that is worked for; the retrievers of an engine serve many.
 asking: ContextVar["HostContext | None"] = ContextVar("ralmspec_asking", default=None)
@@ -43,7 +44,7 @@ class HostContext:
     alone: bool = False
     retriever: BaseRetriever | None = None
     threads: Executor | None = None
-    failures: list[tuple[BaseException, Recording]] = field(default_factory=list)
+    failures: Failures[Recording] = field(default_factory=Failures)
     recordings: Recordings = field(default_factory=Recordings)  # of this request's calls
 
     def recording(self) -> Recording:
@@ -80,14 +81,6 @@ class HostContext:
     def ended(self) -> None:
         """End the recordings of this request: what was not told by now never is."""
         self.recordings.end()
-
-    def failed(self, error: BaseException, recording: Recording) -> None:
-        """Note what a call raised: if it counts, what it told does too."""
-        self.failures.append((error, recording))
-
-    def recording_of(self, error: BaseException) -> Recording | None:
-        """Give the recording of the call that raised this error."""
-        return next((made for raised, made in self.failures if raised is error), None)
 
 
 def left_on_query(retriever: BaseRetriever, text: str, found: Mapping[str, Any]) -> None:

@@ -1,11 +1,7 @@
 """One call of a host's model, by any of its eight methods, and what is read from its output."""
 
 from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
     Callable,
-    Generator,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -16,6 +12,7 @@ from typing import Any, TypeAlias
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms import LLM
 
+from ralmspec_plugins.hosts.closable import aclosable, closable
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import Usage, Written
 from ralmspec_plugins.protocols import Progress
@@ -70,14 +67,14 @@ class HostCall:
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
         """
-        replies: Iterator[Reply]
+        replies: Any
         if isinstance(self.given, str):
             replies = self.llm.stream_complete(self.given, formatted=True, **self.arguments)
         else:
             replies = self.llm.stream_chat(self.given, **self.arguments)
         came: list[Reply] = []
         text = ""
-        with closing(_each(replies)) as pieces:
+        with closing(closable(replies)) as pieces:
             for reply in pieces:
                 progress.check()
                 came.append(reply)
@@ -98,8 +95,8 @@ class HostCall:
             replies = await self.llm.astream_chat(self.given, **self.arguments)
         came: list[Reply] = []
         text = ""
-        async with aclosing(replies if hasattr(replies, "aclose") else _aeach(replies)):
-            async for reply in replies:
+        async with aclosing(aclosable(replies)) as pieces:
+            async for reply in pieces:
                 progress.check()
                 came.append(reply)
                 text += reply.delta or ""
@@ -169,12 +166,3 @@ def _last_is_an_end(llm: Any, tokens: Any) -> bool:
     ends = llm.generate_kwargs.get("eos_token_id", own)
     listed = ends if isinstance(ends, list) else [ends]
     return int(tokens[0][-1]) in (*listed, *llm.stopping_ids)
-
-
-def _each(replies: Iterator[Reply]) -> Generator[Reply, None, None]:
-    yield from replies
-
-
-async def _aeach(replies: AsyncIterator[Reply]) -> AsyncGenerator[Reply, None]:
-    async for reply in replies:
-        yield reply

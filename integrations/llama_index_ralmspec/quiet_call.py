@@ -46,7 +46,7 @@ class QuietCall:
             self.recording.drop()
             raise
         except Exception as error:
-            self.context.failed(error, self.recording)
+            self.context.failures.note(error, self.recording)
             raise
 
     def nodes(self, hits: Hits, processing: Postprocessing) -> list[NodeWithScore]:

@@ -1,6 +1,6 @@
 """The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
 
-from collections.abc import Generator, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from copy import copy
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from llama_index_ralmspec import models
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.quiet_call import QuietCall, in_a_loop_of_its_own, quiet_call
 from ralmspec_plugins.hosts.classes import overridden, qualified_name
+from ralmspec_plugins.hosts.closable import closable
 from ralmspec_plugins.hosts.text_calls import Step
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 from ralmspec_plugins.hosts.text_lm import Show, TextLM
@@ -151,7 +152,7 @@ class _Synthesis:
         response = self._told().synthesize(query=self.quiet.bundle, nodes=nodes)
         reading = _Reading(response, self.quiet, progress, show)
         if isinstance(response, StreamingResponse):
-            with closing(_each(response.response_gen)) as pieces:
+            with closing(closable(response.response_gen)) as pieces:
                 for piece in pieces:
                     reading.take(piece)
         return reading.end()
@@ -225,7 +226,3 @@ class _Reading:
 
     def _written(self) -> Written:
         return Written(self._text, message=self._response, recording=self._recording)
-
-
-def _each(pieces: Iterable[str]) -> Generator[str, None, None]:
-    yield from pieces

@@ -151,7 +151,7 @@ class Telling:
             self._context.ended()
 
     async def _tell_failed_call(self, error: BaseException) -> bool:
-        recording = self._context.recording_of(error)
+        recording = self._context.failures.recording_of(error)
         if recording is not None:
             await self._hand_on(recording, whole=True)
             return True

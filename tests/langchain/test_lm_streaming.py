@@ -205,7 +205,7 @@ def test_events_of_a_failed_call_are_noted() -> None:
     lm = wrapped(WordLLM(fails_on="Who?"))
     with pytest.raises(HostDownError) as raised:
         lm.write(lm.begin(Request(prompt="Who?", context=context)), PASSAGES, 2, Progress())
-    recording = context.recording_of(raised.value)
+    recording = context.failures.recording_of(raised.value)
 
     assert recording is not None
     assert [event.name for event in recording.events] == ["on_llm_start", "on_llm_error"]

@@ -232,7 +232,7 @@ def test_the_hosts_error_is_raised_as_it_is(asynchronous: bool) -> None:
 
     with pytest.raises(HostDownError, match="is down") as raised:
         lm.write(lm.begin(request), HITS, 4, Progress())
-    recording = request.context.recording_of(raised.value)
+    recording = request.context.failures.recording_of(raised.value)
     assert recording is not None
     assert len(recording.nodes) == 2
     assert len(recording) > 0

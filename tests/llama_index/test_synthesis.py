@@ -353,7 +353,7 @@ def test_the_hosts_error_is_raised_as_it_is(asynchronous: bool) -> None:
     with pytest.raises(HostDownError) as raised:
         written(SynthesizerLM(made(WordLLM(fails_on="Who?"))), request)
 
-    recording = request.context.recording_of(raised.value)
+    recording = request.context.failures.recording_of(raised.value)
     assert recording is not None
     assert len(recording) > 0
     assert [hit.passage.id for hit in HITS] == [one.node.node_id for one in recording.nodes]
@@ -373,7 +373,7 @@ def test_a_cancelled_stream_is_closed(make: Any, asynchronous: bool) -> None:
         awaited(lm, request, progress) if awaits else written(lm, request, progress=progress)
 
     assert len(llm.left_early) == 1
-    assert request.context.failures == []
+    assert 0 == len(request.context.failures)
 
 
 def test_a_cancelled_call_is_not_begun() -> None:
