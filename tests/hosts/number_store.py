@@ -106,9 +106,10 @@ def prepared(
     pure: bool = True,
     cut: Cut = all_of,
     fixed: bool = True,
+    **more: bool,
 ) -> Look:
     native = None if search is None else Native(search(store, k), NumberEmbedder(), cut)
-    return Look(signature, native, k, pure, k if fixed else None)
+    return Look(signature, native, k, pure, k if fixed else None, **more)
 
 
 def searching(

@@ -3,11 +3,14 @@
 import gc
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, PrivateAttr
 
+from ralmspec_plugins.hosts.classes import package_of
+from ralmspec_plugins.hosts.parts import attributes
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 
@@ -136,6 +139,60 @@ def test_what_a_model_keeps_in_private_is_not_looked_at() -> None:
 
     assert frozen(one) == before
     assert frozen(other) != before
+
+
+def test_the_caller_may_know_better_what_counts() -> None:
+    """Of an object that is read: itself, and what the reader gives of it; also deep inside."""
+
+    class Counting(BaseModel):
+        k: int = 4
+        _calls: int = PrivateAttr(default=0)
+
+    def read(value: object) -> dict[str, Any] | None:
+        if isinstance(value, Counting):
+            return attributes(value)
+        return {} if isinstance(value, Filter) else None
+
+    one, whole = Counting(), Filter(must=[1])
+    values: list[Any] = [one, {"in": [Setting(1, {"it": one})]}]
+    before = [frozen(value, read=read) for value in values]
+    closed = frozen([whole], read=read)
+    one._calls += 1
+    whole.must.append(2)
+
+    assert not set(before) & {frozen(value, read=read) for value in values}
+    assert closed == frozen([whole], read=read)
+    assert closed != frozen([Filter(must=[1])], read=read)
+
+
+def test_attributes_are_all_that_an_object_has_for_itself() -> None:
+    """Private ones too; what its class computes of them on demand is left out."""
+
+    class Lazy:
+        def __init__(self) -> None:
+            self._k = 4
+
+        @cached_property
+        def double(self) -> int:
+            return 2 * self._k
+
+    class Model(BaseModel, extra="allow"):
+        k: int = 4
+        _calls: int = PrivateAttr(default=0)
+
+    lazy = Lazy()
+
+    assert (8, {"_k": 4}) == (lazy.double, attributes(lazy))
+    assert {"k": 4, "more": 1, "_calls": 0} == attributes(Model.model_validate({"more": 1}))
+
+
+def test_the_package_of_code() -> None:
+    """Of a function, a method, a class' instance, and what is wrapped in partials."""
+    given: list[Any] = [package_of, Thing().method, Thing(), partial(partial(frozen), most=3), []]
+
+    assert ["ralmspec_plugins", "tests", "tests", "ralmspec_plugins", "builtins"] == [
+        package_of(one) for one in given
+    ]
 
 
 def test_large_containers_may_be_left_closed() -> None:

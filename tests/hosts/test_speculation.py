@@ -1,5 +1,6 @@
 """How hosts' requests run ahead: defaults, what is merged, and engines kept apart."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -10,9 +11,16 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.direct_prompt import split_template
 from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
 from ralmspec_plugins.hosts.runtime import Runtime
-from ralmspec_plugins.hosts.speculation import Speculation, is_one_shot, most_tokens, workload_of
+from ralmspec_plugins.hosts.speculation import (
+    OwnPool,
+    Speculation,
+    is_one_shot,
+    most_tokens,
+    workload_of,
+)
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.schedule import Continuous, FixedStride
+from ralmspec_plugins.speculation.shared import SharedPool
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 from tests.hosts.number_store import NumberHost, NumberStore, searching
@@ -68,6 +76,35 @@ def test_workloads_by_name() -> None:
     assert 256 == most_tokens(Interval(lm))
     with pytest.raises(ConfigError, match="one_shot, sentences, interval"):
         workload_of("two_shots", lm)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hosts_own", "passing", "shared"),
+    [(True, False, [True] * 2), (False, False, [False, True]), (True, True, [False] * 2)],
+)
+def test_who_shares_a_pool(hosts_own: bool, passing: bool, shared: list[bool]) -> None:
+    """Over code of others only one that was given; in settings of one call's own, none."""
+    host = searching(NumberStore([0.1, 0.5], k=1), hosts_own=hosts_own, passing=passing)
+    given = []
+    for pool in (OwnPool(), SharedPool()):
+        runtime, speculation = Runtime(), Speculation(pool=pool)
+        engines = speculation.engines(runtime, "key", host, EchoWorkload())
+        given.append(engines.sync._setup.settings.pool is pool)
+        again = speculation.engines(runtime, "key", host, EchoWorkload())
+
+        assert (again is engines) is not passing
+        assert again.sync._threads is engines.sync._threads
+        assert "0.5" == again.sync.run("0.4").text.split()[-1]
+        runtime.close()
+
+    assert shared == given
+
+
+def test_a_pool_of_its_own_travels_as_one() -> None:
+    """Hosts copy the parts of a chain: a copy is empty, and still nobody's gift."""
+    copied = pickle.loads(pickle.dumps(OwnPool()))
+
+    assert isinstance(copied, OwnPool)
 
 
 def test_engines_are_kept_by_all_that_they_depend_on() -> None:
