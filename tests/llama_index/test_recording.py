@@ -107,8 +107,8 @@ def test_what_is_told_late_stands_in_a_span_that_was_told() -> None:
     span = _dispatcher.span(lambda: contextvars.copy_context())
     with hearing() as heard:
         with recorded(recording):
-            active_span_id.set("worker")
             background = contextvars.copy_context()
+            background.run(active_span_id.set, "worker")
         token = active_span_id.set("request")
         unawaited(Replay(recording).end())
         background.run(say, "late")
