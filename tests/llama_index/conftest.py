@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks.base import global_stack_trace, global_stack_trace_ids
+from llama_index.core.callbacks.schema import BASE_TRACE_EVENT
 from llama_index.core.llms import MockLLM
 from llama_index.core.retrievers import (
     AutoMergingRetriever,
@@ -118,6 +120,13 @@ def _merging() -> BaseRetriever:
         context,
         simple_ratio_thresh=0.25,
     )
+
+
+@pytest.fixture(autouse=True)
+def _fresh_trace() -> None:
+    """Begin with no trace of the host's open: what is called outside of a query leaves its own."""
+    global_stack_trace.set([BASE_TRACE_EVENT])
+    global_stack_trace_ids.set([])
 
 
 @pytest.fixture
