@@ -84,6 +84,11 @@ class Options:
             object.__setattr__(self, "pool", OwnPool())
         elif self.pool is not None and not isinstance(self.pool, SharedPool):
             raise ConfigError(f"pool must be a SharedPool or None, got {self.pool!r}")
+        if self.guess_through is False and self.replica is not None:
+            raise ConfigError(
+                "a replica makes guesses, and guess_through=False has nothing run on any: leave "
+                "one of them out, or say guess_through=True"
+            )
         if self.one_shot:
             self._refuse_steps()
 

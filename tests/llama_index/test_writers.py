@@ -360,6 +360,12 @@ def test_another_question_is_answered_or_refused() -> None:
             guessing.query(QUESTIONS[0])
 
 
+def test_a_replica_that_could_not_guess_is_refused(index: VectorStoreIndex) -> None:
+    """The message says what excludes what."""
+    with pytest.raises(ConfigError, match="guess_through=False"):
+        pair(index.as_retriever(), replica=index.as_retriever(), guess_through=False)
+
+
 def test_a_replica_puts_nothing_on_the_query(index: VectorStoreIndex) -> None:
     """Its embedding is another one."""
     near = WordEmbedding(dim=5, asked=[])
