@@ -50,13 +50,9 @@ _install_lock = threading.Lock()
 
 
 @contextmanager
-def kept_by(keeper: Keeper | None) -> Iterator[None]:
-    """Have all that is told in here, or in tasks and threads begun here, go to a keeper.
-
-    With `None` it is told at once, whatever was set around.
-    """
-    if keeper is not None:
-        _install()
+def kept_by(keeper: Keeper) -> Iterator[None]:
+    """Have all that is told in here, or in tasks and threads begun here, go to a keeper."""
+    _install()
     token = _keeper.set(keeper)
     try:
         yield
@@ -108,9 +104,8 @@ def _kept_back(name: str, host: Callable[..., Any]) -> Callable[..., Any]:
         due = keeper.take(call)
         if due is None:
             return call.kwargs["event_id"] if name == "on_event_start" else None
-        with kept_by(None):
-            _make_ready(due)
-            return host(self, *due.args, **due.kwargs)
+        _make_ready(due)
+        return host(self, *due.args, **due.kwargs)
 
     setattr(tell, _OURS, tell)
     return tell
@@ -127,8 +122,7 @@ def _akept_back(host: Callable[..., Any]) -> Callable[..., Any]:
         due = keeper.take(Call("aevent", self, args, kwargs))
         if due is None:
             return None
-        with kept_by(None):
-            return await host(self, *due.args, **due.kwargs)
+        return await host(self, *due.args, **due.kwargs)
 
     setattr(tell, _OURS, tell)
     return tell

@@ -235,7 +235,9 @@ def leading_on() -> Any:
 
 
 @pytest.mark.parametrize("workload", ["one_shot", "sentences"])
-async def test_a_search_that_leads_on_is_told_once_and_whole(workload: str) -> None:
+async def test_a_search_that_leads_on_is_told_once_and_whole(
+    workload: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its query is embedded for a batch, and again by the host: one retrieval is told, the host's.
 
     It has more nodes than `similarity_top_k`, and the response has them all.
@@ -256,3 +258,4 @@ async def test_a_search_that_leads_on_is_told_once_and_whole(workload: str) -> N
             assert told == heard
 
     assert max(sizes) > 3
+    assert caplog.messages == []  # it was known beforehand that it is not to be searched wider
