@@ -1,7 +1,6 @@
 """Makes a host's response of what happens in the engine, streamed or whole."""
 
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -110,8 +109,10 @@ class Responses:
         if not self._report or not isinstance(message, _WITH_METADATA):
             return message
         self._metadata.update(message.metadata or {})
-        made = copy(message)  # of a class of its author's own, it keeps that
-        made.metadata = self._metadata
+        # Of a class of its author's own, it keeps that. The host's `PydanticResponse` looks up
+        # what it does not have in its fields, for ever while it has none: no copy() is made of it.
+        made = object.__new__(type(message))
+        vars(made).update(vars(message), metadata=self._metadata)
         return made
 
     def _used(self, event: Commit) -> None:

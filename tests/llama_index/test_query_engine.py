@@ -1,10 +1,12 @@
 """The query engine's responses are the host's: text, nodes, scores, order, metadata."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.indices.postprocessor import SimilarityPostprocessor
 from llama_index.core.postprocessor import LongContextReorder, MetadataReplacementPostProcessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -165,6 +167,35 @@ async def test_an_asynchronous_stream_adds_up_to_the_hosts(
         assert seen_nodes(theirs.source_nodes) == seen_nodes(own.source_nodes)
         expected = [piece async for piece in theirs.async_response_gen()]
         assert "".join(expected) == "".join([piece async for piece in own.async_response_gen()])
+
+
+class Said(BaseModel):
+    """What a model is asked to fill in."""
+
+    words: str
+
+
+class JsonLLM(WordLLM):
+    """Writes what can be read as that."""
+
+    def text_for(self, prompt: str) -> str:
+        return json.dumps({"words": super().text_for(prompt)})
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
+async def test_a_structured_answer_is_the_hosts(mode: str) -> None:
+    """`output_cls` gives a `PydanticResponse`, with nodes and report beside it."""
+    retriever = an_index().as_retriever(similarity_top_k=2)
+    host = RetrieverQueryEngine.from_args(
+        retriever, llm=JsonLLM(), response_mode=ResponseMode(mode), output_cls=Said
+    )
+    with SpeculativeQueryEngine.wrap(host) as ours:
+        for question in QUESTIONS[:3]:
+            expected = host.query(question)
+            for response in (ours.query(question), await ours.aquery(question)):
+                assert seen(expected) == seen(response)
+                assert expected.response == response.response
+                assert "ralmspec" in response.metadata
 
 
 def test_nothing_found_is_the_hosts_empty_response(engines: list[SpeculativeQueryEngine]) -> None:
