@@ -22,7 +22,7 @@ from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 # Those that write on each call: a query is a statement to them.
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
-_ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and what they are made of
+_ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and their parts
 _WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
 _CODE: Final = (*_ASKED, BasePydanticVectorStore, FunctionType, MethodType, partial)
 _HOSTS: Final = frozenset({"llama_index", "llama_index_ralmspec"})
