@@ -79,14 +79,17 @@ class Recording:
             self._fate = fate
             return True
 
-    def drop(self) -> None:
+    def drop(self, *, told: bool = False) -> None:
         """Let go of what was recorded of a call that came to nothing, if none of it was told.
 
         The host tells of a stream that is closed with the error that closed it, which
         holds the stream itself: it would stay open for as long as it could be told.
+
+        Args:
+            told: also if some of it was: of a call that broke off, and was made once more.
         """
         with self._lock:
-            if self.told or self._fate is not None:
+            if self._fate is not None or (self.told and not told):
                 return
             self._fate = _unheard
             dropped, self._calls = self._calls, []
@@ -124,12 +127,12 @@ class Recordings:
         return made
 
     def end(self) -> None:
-        """Drop all of which nothing has been told: nothing will be."""
+        """Drop all that were not told to their end: nothing more will be."""
         with self._lock:
             self._ended = True
             left = list(self._made)
         for recording in left:
-            recording.drop()
+            recording.drop(told=True)
 
 
 @dataclass(frozen=True, slots=True)

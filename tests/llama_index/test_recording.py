@@ -88,6 +88,27 @@ def test_what_goes_on_behind_a_dropped_call_is_never_heard_of_nor_stored() -> No
     assert len(recording) == 0
 
 
+def test_what_goes_on_behind_a_call_that_broke_off_ends_with_the_request() -> None:
+    """It was told in part, and then made once more: what it says is not heard, and not stored."""
+    context = HostContext(QueryBundle("?"))
+    broken, again = context.recording(), context.recording()
+    with hearing() as heard:
+        with a_call(broken) as background:
+            say("once")
+        first = Replay(broken)
+        unawaited(first.hand_on(whole=False))
+        with a_call(again):
+            say("once")
+            say("to its end")
+        background.run(say, "broken")
+        unawaited(Replay(again, after=first).end())
+        context.ended()
+        background.run(say, "later")
+
+    assert ["once", "to its end"] == said(heard)
+    assert len(broken) == 0
+
+
 def test_what_goes_on_behind_a_search_is_told_at_once() -> None:
     """Requests share what was found, and its recording does not grow when the search is over."""
     recording = Recording()
