@@ -60,13 +60,14 @@ def test_it_is_never_batched(store: PGVector) -> None:
         ("mmr", {"k": 3, "fetch_k": 12}),
     ],
 )
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
 def test_documents_are_the_hosts(
-    store: PGVector, search_type: str, settings: dict[str, Any]
+    store: PGVector, search_type: str, settings: dict[str, Any], count: int
 ) -> None:
     """Whatever is asked for together, each query gets what a single call gets."""
     retriever = store.as_retriever(search_type=search_type, search_kwargs=settings)
     speculative = SpeculativeRetriever(retriever=retriever)
-    asked = questions(200 if settings["k"] < 100 else 20)
+    asked = questions(count if settings["k"] < 100 else 20)
     expected = [retriever.invoke(text) for text in asked]
     given = [documents for batch in batches(asked) for documents in speculative.batch(batch)]
 

@@ -14,6 +14,11 @@ from ralmspec_plugins.hosts.native import BatchMode
 from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
 
 
+def slow(*values: int) -> Any:
+    """Have these numbers among the slow tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class StoreContract:
     """Subclass, give a fixture `store` and say what is true of it.
 
@@ -40,19 +45,23 @@ class StoreContract:
             coarse=request.param, dimension=cls.coarse_dimension if request.param else 24
         )
 
-    @pytest.mark.parametrize("k", [1, 4, 10, 400])
-    def test_batches_are_the_hosts_single_calls(self, store: VectorStore, k: int) -> None:
+    @pytest.mark.parametrize(
+        ("k", "share"), [(1, 4), (4, 1), (10, 4), (400, 16), slow(1, 1), slow(10, 1)]
+    )
+    def test_batches_are_the_hosts_single_calls(
+        self, store: VectorStore, k: int, share: int
+    ) -> None:
         """Documents of any batch: the host's own, in order, with content, metadata and ids."""
-        count = self.queries if k < 100 else 12
-        self._check(store, {"k": k}, count=count)
+        self._check(store, {"k": k}, count=self.queries // share)
 
     def test_the_default_k(self, store: VectorStore) -> None:
         """A retriever that says no k gets as many documents as the host gives."""
         self._check(store, {}, count=20)
 
-    def test_a_filter(self, store: VectorStore) -> None:
+    @pytest.mark.parametrize("count", [30, slow(100)])
+    def test_a_filter(self, store: VectorStore, count: int) -> None:
         """What the filter leaves out of single calls, it leaves out of batches."""
-        self._check(store, {"k": 4, **self.narrow}, count=100)
+        self._check(store, {"k": 4, **self.narrow}, count=count)
 
     def test_a_filter_that_nothing_passes(self, store: VectorStore) -> None:
         """Empty results are empty lists, one a query."""
