@@ -15,6 +15,7 @@ from pathlib import Path
 from surroundings import surroundings
 
 from ralmspec_plugins.bench.simulated.crowds import COUNTS, crowd_rows, services
+from ralmspec_plugins.bench.simulated.plots import draw_crowds
 from ralmspec_plugins.bench.simulated.traces import load_traces
 
 CURVES = Path(__file__).parent / "results" / "batch_curves.json"
@@ -42,6 +43,8 @@ def main() -> None:
         "rows": rows,
     }
     options.result.write_text(json.dumps(result, indent=1) + "\n")
+    for picture in draw_crowds(result, options.result.with_suffix("")):
+        print(picture)
 
 
 if __name__ == "__main__":

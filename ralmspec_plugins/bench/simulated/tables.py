@@ -1,0 +1,142 @@
+"""Writes simulated results as Markdown tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_PLACES = ("in_knowledge_base", "left_out")
+
+
+def speed_up_tables(result: dict[str, Any]) -> str:
+    """Write the speed-ups of simulate_traces.json: ways by regimes, for each mode.
+
+    A cell has the article in the knowledge base / left out, and the published number behind.
+    """
+    cells = result["cells"]
+    regimes = _each(cells, "regime")
+    found = {(cell["mode"], cell["column"], cell["regime"]): cell for cell in cells}
+    parts = []
+    for mode in _each(cells, "mode"):
+        rows = [
+            [column, *(_with_published(found[mode, column, regime]) for regime in regimes)]
+            for column in _each(cells, "column")
+        ]
+        parts.append(f"**{mode.capitalize()}**\n\n{_table(['', *regimes], rows)}")
+    return "\n\n".join(parts)
+
+
+def detail_tables(result: dict[str, Any]) -> str:
+    """Write all counts of simulate_traces.json in the mode that is held to, by regime."""
+    parts = []
+    ours = [cell for cell in result["cells"] if cell["mode"] == result["held_to"]]
+    head = ["", "speed-up", "bound", "published", "guesses right", "round trips"]
+    head += ["mean batch", "segments thrown away", "saved a request"]
+    for regime in _each(ours, "regime"):
+        cells = [cell for cell in ours if cell["regime"] == regime]
+        rows = [
+            [
+                cell["column"],
+                _both(cell, "speed_up", "{:.2f}"),
+                f"{cell['in_knowledge_base']['bound']:.1f}",
+                "-" if cell["published"] is None else f"{cell['published']:.2f}",
+                _both(cell, "guess_rate", "{:.0%}"),
+                _both(cell, "round_trips", "{:.1f}"),
+                _both(cell, "mean_batch", "{:.1f}"),
+                _both(cell, "wasted_segments", "{:.1f}"),
+                _both(cell, "saved_s", "{:.2f} s"),
+            ]
+            for cell in cells
+        ]
+        count = cells[0]["in_knowledge_base"]["requests"]
+        title = f"**{regime}**, simulated, n = {count} requests of {result['steps']} retrievals"
+        parts.append(f"{title}\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def demand_table(result: dict[str, Any]) -> str:
+    """Write what was demanded of simulate_traces.json, and what each mode reached."""
+    said = result["verdicts"]
+    modes = _each(said, "mode")
+    reached: dict[tuple[str, str, str, float], dict[str, list[str]]] = {}
+    for one in said:
+        key = one["regime"], one["column"], one["over"], one["least"]
+        shown = f"{one['reached']:.2f}" + ("" if one["met"] else " (missed)")
+        reached.setdefault(key, {}).setdefault(one["mode"], []).append(shown)
+    rows = [
+        [regime, column, over, f"{least:g}", *(" / ".join(modes_of[mode]) for mode in modes)]
+        for (regime, column, over, least), modes_of in reached.items()
+    ]
+    head = ["regime", "way", "times", "at least"]
+    held = [f"{mode} (held to)" if mode == result["held_to"] else mode for mode in modes]
+    return _table([*head, *held], rows)
+
+
+def ablation_tables(result: dict[str, Any], ablation: str | None = None) -> str:
+    """Write simulate_ablations.json: lines by settings, for each ablation or for one.
+
+    A cell has the speed-up with the article in the knowledge base / left out, and the seconds
+    that a request is spared.
+    """
+    parts = []
+    for name in _each(result["rows"], "ablation"):
+        if ablation not in (None, name):
+            continue
+        rows = [row for row in result["rows"] if row["ablation"] == name]
+        settings = _each(rows, "x")
+        found = {(row["line"], row["x"]): row for row in rows}
+        lines = [
+            [line, *(_spared(found.get((line, setting))) for setting in settings)]
+            for line in _each(rows, "line")
+        ]
+        head = [name, *(f"{x:,}" if isinstance(x, int) else str(x) for x in settings)]
+        parts.append(_table(head, lines))
+    return "\n\n".join(parts)
+
+
+def crowd_tables(result: dict[str, Any]) -> str:
+    """Write simulate_crowds.json: a table for each store, plain against speculative."""
+    parts = []
+    head = ["requests", "way", "requests a second", "median", "95 % within", "mean batch"]
+    head += ["queries searched", "guesses right"]
+    for service in _each(result["rows"], "service"):
+        ours = [row for row in result["rows"] if row["service"] == service]
+        rows = [
+            [
+                f"{row['requests']:,}",
+                row["arm"],
+                f"{row['per_second']:.3g}",
+                f"{row['median_s']:.1f} s",
+                f"{row['p95_s']:.1f} s",
+                f"{row['mean_batch']:.1f}",
+                f"{row['queries']:,}",
+                "-" if row["guess_rate"] is None else f"{row['guess_rate']:.0%}",
+            ]
+            for row in ours
+        ]
+        parts.append(f"**{service}** ({ours[0]['basis']})\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _with_published(cell: dict[str, Any]) -> str:
+    shown = _both(cell, "speed_up", "{:.1f}")
+    return shown if cell["published"] is None else f"{shown} ({cell['published']:.2f})"
+
+
+def _both(cell: dict[str, Any], what: str, form: str) -> str:
+    values = [cell[place][what] for place in _PLACES if cell[place] is not None]
+    return " / ".join("-" if value is None else form.format(value) for value in values)
+
+
+def _spared(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{_both(row, 'speed_up', '{:.2f}')} ({row['in_knowledge_base']['saved_s']:.3g} s)"
+
+
+def _each(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """List what stands under a name, each once, in order."""
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
