@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bug import EQUALITY, Bug
 from bugs_langchain import BUGS_LANGCHAIN
+from bugs_llama_index import BUGS_LLAMA_INDEX
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_S = 90.0  # the tests without a bug take a sixth of it
@@ -732,7 +733,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="plant only the bugs whose name has this word")
     word = parser.parse_args().only
-    chosen = [bug for bug in (*BUGS, *BUGS_LANGCHAIN) if word in bug.name]
+    chosen = [bug for bug in (*BUGS, *BUGS_LANGCHAIN, *BUGS_LLAMA_INDEX) if word in bug.name]
     missed = [bug for bug in chosen if not report(bug)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} planted bugs were caught")
     return 1 if missed else 0

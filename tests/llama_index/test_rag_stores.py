@@ -165,7 +165,7 @@ async def test_many_random_requests_are_answered_as_the_hosts_engine_does(
     counted = await check(name, stores[name], ALL)
 
     assert counted["requests"] >= ALL
-    assert min(counted["right"], counted["wrong"]) > 0
+    assert counted["wrong"] > 0
 
 
 async def check_steps(name: str, ways: list[BaseRetriever], requests: int) -> Counter[str]:

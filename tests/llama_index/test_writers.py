@@ -31,8 +31,10 @@ from tests.llama_index.engine_parts import (
     WordLLM,
     an_index,
     hearing,
+    nodes,
     seen,
 )
+from tests.llama_index.rag_parts import HashRetriever
 
 AHEAD = {
     "schedule": FixedStride(stride=1, overlap=True)
@@ -443,3 +445,59 @@ async def test_an_asynchronous_model_makes_no_difference(retriever: BaseRetrieve
     with SpeculativeQueryEngine.wrap(host, **AHEAD) as ours:
         assert expected == [seen(await ours.aquery(question)) for question in QUESTIONS]
     assert usual == seeing.given
+
+
+class Insists(BaseNodePostprocessor):
+    """Adds to the question that the synthesizer is given."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        assert query_bundle is not None
+        query_bundle.query_str += " Really?"
+        return nodes
+
+
+def test_each_call_has_a_query_of_its_own(index: VectorStoreIndex) -> None:
+    """What a call on a guess writes into its query is not seen by the call that counts."""
+    liar = HashRetriever(nodes(), k=3)
+    host, ours = pair(
+        index.as_retriever(similarity_top_k=3),
+        Insists(),
+        replica=liar,
+        pool=None,
+        guess_through=True,
+        schedule=FixedStride(stride=2),
+    )
+    with ours:
+        for question in QUESTIONS:
+            expected, got = host.query(question), ours.query(question)
+
+            assert str(expected) == str(got)
+            assert 1 == stats_of(got).guesses - stats_of(got).guesses_right
+
+
+class Halved(BaseRetriever):
+    """Finds what another one finds, with half of its scores."""
+
+    def __init__(self, inner: BaseRetriever) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = self._inner.retrieve(query_bundle)
+        return [NodeWithScore(node=one.node, score=(one.score or 0.0) / 2) for one in found]
+
+
+def test_a_cut_off_is_made_by_the_scores_of_the_search(index: VectorStoreIndex) -> None:
+    """A guess has the right nodes and scores that are too low: what it leaves is not kept."""
+    inner = index.as_retriever(similarity_top_k=3)
+    cut = SimilarityPostprocessor(similarity_cutoff=0.3)
+    host, ours = pair(inner, cut, replica=Halved(inner), pool=None, schedule=FixedStride(stride=2))
+    expected = answers(host)
+    with ours:
+        got = [ours.query(question) for question in QUESTIONS]
+
+    assert expected == [seen(one) for one in got]
+    assert [1] * 5 == [stats_of(one).guesses for one in got]
+    assert any(len(host.query(one).source_nodes) for one in QUESTIONS)
