@@ -66,7 +66,9 @@ def _faiss(folder: Path) -> Ways:
 
 def _chroma(folder: Path) -> Ways:
     client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
-    collection = client.create_collection(f"requests-{next(_names)}", embedding_function=None)
+    collection = client.create_collection(
+        f"llama-index-requests-{next(_names)}", embedding_function=None
+    )
     return ways_of(indexed(ChromaVectorStore(chroma_collection=collection), SIZE))
 
 
@@ -75,7 +77,7 @@ def _qdrant(folder: Path) -> Ways:
 
     In this mode each client has points of its own: both get the same.
     """
-    name, embedding = f"requests-{next(_names)}", WordEmbedding(coarse=True)
+    name, embedding = f"llama-index-requests-{next(_names)}", WordEmbedding(coarse=True)
     settings: dict[str, Any] = {
         "client": QdrantClient(":memory:"),
         "aclient": AsyncQdrantClient(":memory:"),
