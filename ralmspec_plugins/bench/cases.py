@@ -43,7 +43,6 @@ class Arm:
         eviction: what leaves a full pool.
         shared: whether all requests of a repetition share the pool.
         replica: whether a local index guesses.
-        paper: whether this is one of the paper's own settings, exempt from being as fast as plain.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Arm:
     eviction: str = "lru"
     shared: bool = False
     replica: bool = False
-    paper: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a schedule that there is not.

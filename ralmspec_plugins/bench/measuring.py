@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from ralmspec_plugins.bench.cases import PLAIN_NAME, Arm, Case
 from ralmspec_plugins.bench.equality import check_equal
+from ralmspec_plugins.bench.foretelling import foretellable, foretold
 from ralmspec_plugins.bench.models import LoadedModel
 from ralmspec_plugins.bench.rows import Row, row_of
 from ralmspec_plugins.bench.stores import Shelves
@@ -62,7 +63,13 @@ def measure(
         _round(_Ways(case, model, shelves, retriever), requests[:1], 1, [])
         for repetition in range(case.repetitions):
             found: list[Row] = []
-            _round(_Ways(case, model, shelves, retriever), requests, case.concurrency, found)
+            ways = _Ways(case, model, shelves, retriever)
+            first = _round(ways, requests, case.concurrency, found)
+            if foretellable(case):
+                told = foretold(case, shelves, retriever, first, found)
+                for row in found:
+                    if row["request"] == 0 and row["arm"] in told:
+                        row["predicted_s"] = told[row["arm"]]
             for row in found:
                 rows.append({"repetition": repetition, **row})
                 if watch is not None:
@@ -137,8 +144,14 @@ class _Ways:
         return self._model.writer(trace=self._case.text == "trace")
 
 
-def _round(ways: _Ways, requests: Sequence[Request], at_once: int, rows: list[Row]) -> None:
-    """Run all requests in all ways, so many at once, and note what came of each run."""
+def _round(
+    ways: _Ways, requests: Sequence[Request], at_once: int, rows: list[Row]
+) -> dict[str, Answer]:
+    """Run all requests in all ways, so many at once, and note what came of each run.
+
+    Gives each way's answer to the first request.
+    """
+    first: dict[str, Answer] = {}
     with ExitStack() as stack:
         runs = list(ways.opened(stack))
         for start in range(0, len(requests), at_once):
@@ -149,7 +162,9 @@ def _round(ways: _Ways, requests: Sequence[Request], at_once: int, rows: list[Ro
                 answers = run(together)
                 took_s = time.perf_counter() - began_s
                 plain = plain or answers
+                first.setdefault(name, answers[0])
                 for number, pair in enumerate(zip(answers, plain, strict=True), start=start):
                     check_equal(f"{name}: {requests[number].prompt}", pair[1], pair[0])
                     told = {"request": number, "arm": name, "together_s": took_s}
                     rows.append({**told, **row_of(*pair)})
+    return first

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ralmspec_plugins.bench.cases import PLAIN_NAME, Store
+from ralmspec_plugins.bench.foretelling import errors
 from ralmspec_plugins.bench.published import published
 from ralmspec_plugins.bench.summary import NOT_SLOWER, Summary, regime, summaries
 
@@ -35,7 +36,7 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str] | None = None)
     parts = [f"# Benchmark: {result['suite']}", _surroundings(result), _reading()]
     for record in result["cases"]:
         parts += _case(record, shown)
-    parts += ["## What falls short", *_short(result)]
+    parts += [*_foretold(result), "## What falls short", *_short(result)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,6 +97,17 @@ def _row(one: Summary, case: str) -> list[str]:
         published(case, one.arm),
         str(one.runs),
     ]
+
+
+def _foretold(result: Mapping[str, Any]) -> Iterator[str]:
+    """Say how well the runs were predicted in virtual time."""
+    found = errors(result)
+    if found is not None:
+        yield "## Predicted against measured"
+        yield (
+            f"{found[1]} first requests, each predicted by `Simulation` from the plain run beside "
+            f"it and the measured b(n): the median error is {found[0]:.1%}."
+        )
 
 
 def _short(result: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ Row: TypeAlias = dict[str, Any]
 def row_of(answer: Answer, plain: Answer) -> Row:
     """Give the numbers of a run, and its bounds, which the plain run beside it says."""
     stats, bounds = answer.stats, bounds_of(plain)
+    kept = [span for span in stats.timeline if span.outcome is Outcome.KEPT]
     wasted = [span for span in stats.timeline if span.outcome is not Outcome.KEPT]
     return {
         "wall_s": stats.wall_s,
@@ -29,23 +30,13 @@ def row_of(answer: Answer, plain: Answer) -> Row:
         "guesses_right": stats.guesses_right,
         "wasted_segments": stats.wasted_segments,
         "writing_s": stats.write_s,
-        "wasted_s": sum(span.ended_s - span.started_s for span in wasted if span.kind == "extend"),
+        "wasted_s": sum(_seconds(span) for span in wasted if span.kind == "extend"),
         "searching_s": stats.search_s,
         "both_s": stats.overlap_s,
-        "spans": _spans(answer, whole=answer is plain),
+        "searches": [
+            [span.queries, round(_seconds(span), 6)] for span in kept if span.kind == "search"
+        ],
     }
-
-
-def _spans(answer: Answer, *, whole: bool) -> dict[str, list[Any]]:
-    """List the seconds of searches by their size; of a plain run, of all its work in order.
-
-    From these a simulation can predict what a way would take.
-    """
-    spans = [span for span in answer.stats.timeline if span.outcome is Outcome.KEPT]
-    searches = [[one.queries, _rounded(one)] for one in spans if one.kind == "search"]
-    kinds = ("ask", "extend") if whole else ()
-    own = {kind: [_rounded(one) for one in spans if one.kind == kind] for kind in kinds}
-    return {"search": searches, **own}
 
 
 def bounds_of(plain: Answer) -> Bounds:
@@ -55,10 +46,6 @@ def bounds_of(plain: Answer) -> Bounds:
     searches = [_seconds(span) for span in spans if span.kind == "search"]
     writing = sum(_seconds(span) for span in spans if span.kind in ("ask", "extend"))
     return Bounds(steps=steps, step_s=writing / steps, search_s=fmean(searches or [0.0]))
-
-
-def _rounded(span: Span) -> float:
-    return round(_seconds(span), 6)
 
 
 def _seconds(span: Span) -> float:

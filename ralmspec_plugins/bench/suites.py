@@ -7,15 +7,15 @@ from typing import Final
 from ralmspec_plugins.bench.cases import Arm, Case, Store
 
 PAPER: Final = (
-    Arm(name="base (fixed 3)", kind="fixed", prefetch=1, paper=True),
-    Arm(name="+P(20)", kind="fixed", prefetch=20, paper=True),
-    Arm(name="+P(256)", kind="fixed", prefetch=256, paper=True),
-    Arm(name="+S", kind="os3", prefetch=1, paper=True),
-    Arm(name="+A", kind="fixed", overlap=True, prefetch=1, paper=True),
-    Arm(name="+PS", kind="os3", prefetch=20, paper=True),
-    Arm(name="+SA", kind="os3", overlap=True, prefetch=1, paper=True),
-    Arm(name="+PA", kind="fixed", overlap=True, prefetch=20, paper=True),
-    Arm(name="+PSA", kind="os3", overlap=True, prefetch=20, paper=True),
+    Arm(name="base (fixed 3)", kind="fixed", prefetch=1),
+    Arm(name="+P(20)", kind="fixed", prefetch=20),
+    Arm(name="+P(256)", kind="fixed", prefetch=256),
+    Arm(name="+S", kind="os3", prefetch=1),
+    Arm(name="+A", kind="fixed", overlap=True, prefetch=1),
+    Arm(name="+PS", kind="os3", prefetch=20),
+    Arm(name="+SA", kind="os3", overlap=True, prefetch=1),
+    Arm(name="+PA", kind="fixed", overlap=True, prefetch=20),
+    Arm(name="+PSA", kind="os3", overlap=True, prefetch=20),
 )
 """The settings of RaLMSpec's tables: prefetching, OS3, asynchronous verification (PAPERS 1.11)."""
 
@@ -128,7 +128,7 @@ def _ablations() -> list[Case]:
     beside = Store(size=400_000, place="beside")
     remote = Store(place="remote", wait_s=0.1)
     strides = tuple(
-        Arm(name=f"stride {stride}", kind="fixed", stride=stride, prefetch=20, paper=True)
+        Arm(name=f"stride {stride}", kind="fixed", stride=stride, prefetch=20)
         for stride in (1, 2, 4, 8)
     )
     pools = tuple(

@@ -72,16 +72,27 @@ def test_each_run_stands_beside_its_plain_one(model: LoadedModel, shelves: Shelv
     assert all(row["round_trips"] == row["queries"] == 4 for row in plain.values())
 
 
-def test_spans_are_kept_for_predictions(model: LoadedModel, shelves: Shelves) -> None:
-    """Of a plain run all segments and searches (questions cost nothing); of others batches."""
+def test_searches_are_kept_with_their_sizes(model: LoadedModel, shelves: Shelves) -> None:
+    """From them follows what a batch costs."""
     plain, fixed, _ = measure(made(requests=1, repetitions=1), model, shelves).rows
 
-    assert [0, 4, 4] == [len(plain["spans"][kind]) for kind in ("ask", "extend", "search")]
-    assert {"search"} == set(fixed["spans"])
-    assert fixed["queries"] == sum(size for size, _ in fixed["spans"]["search"])
+    assert [1, 1, 1, 1] == [size for size, _ in plain["searches"]]
+    assert fixed["queries"] == sum(size for size, _ in fixed["searches"])
     assert plain["search_s"] == pytest.approx(
-        sum(seconds for _, seconds in plain["spans"]["search"]) / 4, abs=1e-5
+        sum(seconds for _, seconds in plain["searches"]) / 4, abs=1e-5
     )
+
+
+def test_first_requests_are_predicted(model: LoadedModel, shelves: Shelves) -> None:
+    """Where searching takes nothing from writing: each way's first request, none behind it."""
+    store = Store(place="remote", wait_s=0.01)
+
+    rows = measure(made(store=store, repetitions=1), model, shelves).rows
+
+    assert [("fixed", 0), ("continuous", 0)] == [
+        (row["arm"], row["request"]) for row in rows if row.get("predicted_s", 0) > 0.01
+    ]
+    assert not any("predicted_s" in row for row in measure(made(), model, shelves).rows)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ ROW = {
     "guesses_right": 3,
     "wasted_segments": 2,
     "writing_s": 1.0,
+    "searches": [[1, 0.5]],
     "wasted_s": 0.25,
 }
 
@@ -115,6 +116,20 @@ def test_what_may_be_slower_is_said(kind: str, seconds: float, said: str) -> Non
     record = recorded(*rows("a", (4.0, seconds), (6.0, seconds)), kind=kind)
 
     assert said in report(result(record))
+
+
+def test_predictions_are_held_against_what_was_measured() -> None:
+    """Errors of 10, 20 and 50 percent: the middle one is told, and how many there are."""
+    told = [
+        {**row, "predicted_s": row["wall_s"] * factor}
+        for row, factor in zip(rows("a", *[(4.0, 2.0)] * 3), (1.1, 0.8, 1.5), strict=True)
+    ]
+
+    page = report(result(recorded(*told)))
+
+    assert "3 first requests" in page
+    assert "the median error is 20.0%" in page
+    assert "Predicted" not in report(result(recorded()))
 
 
 def test_pictures_are_drawn() -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ralmspec_plugins.bench.cases import Arm
+from ralmspec_plugins.bench.published import published_for
 from ralmspec_plugins.bench.simulated.regimes import (
     ARMS,
     DEMANDS,
-    PUBLISHED,
     REGIMES,
     Demand,
     Regime,
@@ -59,7 +59,7 @@ def _cell(both: Both, regime: Regime, arm: Arm, mode: Follows, steps: int) -> di
         "regime": regime.name,
         "column": arm.name,
         "mode": mode.value,
-        "published": PUBLISHED[regime.name].get(arm.name),
+        "published": published_for(regime.name, arm.name, regime.model),
         "in_knowledge_base": seconds(ran(both.inside)),
         "left_out": None if arm.shared else seconds(ran(both.left_out)),
     }

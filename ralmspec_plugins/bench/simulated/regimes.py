@@ -1,9 +1,11 @@
-"""The paper's regimes and settings, ours, what was published, and what is demanded of ours."""
+"""The paper's regimes and settings, ours, and what is demanded of ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ralmspec_plugins.bench.cases import Arm
+from ralmspec_plugins.bench.published import GPT2, LLAMA
+from ralmspec_plugins.bench.suites import PAPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,6 @@ class Regime:
 
 GPT2_STEP_S = 0.105
 LLAMA_STEP_S = 0.22
-GPT2, LLAMA = "GPT-2 medium", "LLaMA-2-7B"
 
 REGIMES = (
     Regime("exact dense, R/G 40", lambda n: 39 + n, GPT2_STEP_S, GPT2),
@@ -32,18 +33,7 @@ REGIMES = (
     Regime("approximate, R/G 0.2", lambda n: 0.05 + 0.15 * n, GPT2_STEP_S, GPT2),
 )
 
-PAPER_ARMS = (
-    Arm(name="base (fixed 3)", kind="fixed", prefetch=1, paper=True),
-    Arm(name="+P(20)", kind="fixed", prefetch=20, paper=True),
-    Arm(name="+P(256)", kind="fixed", prefetch=256, paper=True),
-    Arm(name="+S", kind="os3", prefetch=1),
-    Arm(name="+A", kind="fixed", prefetch=1, overlap=True, paper=True),
-    Arm(name="+PS", kind="os3", prefetch=20),
-    Arm(name="+SA", kind="os3", prefetch=1, overlap=True),
-    Arm(name="+PA", kind="fixed", prefetch=20, overlap=True, paper=True),
-    Arm(name="+PSA", kind="os3", prefetch=20, overlap=True),
-    Arm(name="+P(256)SA", kind="os3", prefetch=256, overlap=True),
-)
+PAPER_ARMS = (*PAPER, Arm(name="+P(256)SA", kind="os3", prefetch=256, overlap=True))
 
 ONE_LANE = "continuous, P(256)"  # our best one-lane setting without anything beside it
 WITH_REPLICA = "32 lanes, replica"
@@ -58,37 +48,6 @@ OUR_ARMS = (
 )
 
 ARMS = (*PAPER_ARMS, *OUR_ARMS)
-
-# PAPERS 1.11, tables 1 and 2: the average of four datasets; of the pairs that only table 4 has
-# (one model, one dataset) the ratio of its seconds; +P(256)SA: the ratio of summed seconds of
-# tables 6 to 8.
-_EXACT_GPT2 = {"base (fixed 3)": 2.04, "+P(20)": 2.10, "+P(256)": 2.15, "+S": 2.26, "+A": 2.03}
-_EXACT_LLAMA = {"base (fixed 3)": 1.70, "+P(20)": 1.75, "+P(256)": 1.63, "+S": 1.69, "+A": 1.74}
-_SPARSE_GPT2 = {"base (fixed 3)": 1.34, "+P(20)": 1.39, "+P(256)": 1.02, "+S": 1.32, "+A": 1.41}
-_SPARSE_LLAMA = {"base (fixed 3)": 0.97, "+P(20)": 0.98, "+P(256)": 0.84, "+S": 1.05, "+A": 1.01}
-_APPROXIMATE = {"base (fixed 3)": 0.62, "+P(20)": 0.59, "+P(256)": 0.67, "+S": 0.92, "+A": 0.66}
-
-PUBLISHED: dict[str, dict[str, float]] = {
-    "exact dense, R/G 40": {**_EXACT_GPT2, "+PSA": 2.39, "+P(256)SA": 2.60},
-    "exact dense, R/G 20": {
-        **_EXACT_LLAMA,
-        "+PS": 1.77,
-        "+SA": 1.70,
-        "+PA": 1.77,
-        "+PSA": 1.75,
-        "+P(256)SA": 1.75,
-    },
-    "sparse, R/G 1.4": {**_SPARSE_GPT2, "+PSA": 1.53, "+P(256)SA": 1.16},
-    "sparse, R/G 0.65": {
-        **_SPARSE_LLAMA,
-        "+PS": 1.05,
-        "+SA": 1.30,
-        "+PA": 1.01,
-        "+PSA": 1.31,
-        "+P(256)SA": 1.11,
-    },
-    "approximate, R/G 0.2": {**_APPROXIMATE, "+PSA": 1.05, "+P(256)SA": 1.14},
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ralmspec_plugins.bench.report import table
+
 _PLACES = ("in_knowledge_base", "left_out")
 
 
@@ -20,7 +22,7 @@ def speed_up_tables(result: dict[str, Any]) -> str:
             [column, *(_with_published(found[mode, column, regime]) for regime in regimes)]
             for column in _each(cells, "column")
         ]
-        parts.append(f"**{mode.capitalize()}**\n\n{_table(['', *regimes], rows)}")
+        parts.append(f"**{mode.capitalize()}**\n\n{table(['', *regimes], rows)}")
     return "\n\n".join(parts)
 
 
@@ -48,7 +50,7 @@ def detail_tables(result: dict[str, Any]) -> str:
         ]
         count = cells[0]["in_knowledge_base"]["requests"]
         title = f"**{regime}**, simulated, n = {count} requests of {result['steps']} retrievals"
-        parts.append(f"{title}\n\n{_table(head, rows)}")
+        parts.append(f"{title}\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 
@@ -67,7 +69,7 @@ def demand_table(result: dict[str, Any]) -> str:
     ]
     head = ["regime", "way", "times", "at least"]
     held = [f"{mode} (held to)" if mode == result["held_to"] else mode for mode in modes]
-    return _table([*head, *held], rows)
+    return table([*head, *held], rows)
 
 
 def ablation_tables(result: dict[str, Any], ablation: str | None = None) -> str:
@@ -88,7 +90,7 @@ def ablation_tables(result: dict[str, Any], ablation: str | None = None) -> str:
             for line in _each(rows, "line")
         ]
         head = [name, *(f"{x:,}" if isinstance(x, int) else str(x) for x in settings)]
-        parts.append(_table(head, lines))
+        parts.append(table(head, lines))
     return "\n\n".join(parts)
 
 
@@ -112,7 +114,7 @@ def crowd_tables(result: dict[str, Any]) -> str:
             ]
             for row in ours
         ]
-        parts.append(f"**{service}** ({ours[0]['basis']})\n\n{_table(head, rows)}")
+        parts.append(f"**{service}** ({ours[0]['basis']})\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 
@@ -136,8 +138,3 @@ def _spared(row: dict[str, Any] | None) -> str:
 def _each(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     """List what stands under a name, each once, in order."""
     return list(dict.fromkeys(row[name] for row in rows))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
