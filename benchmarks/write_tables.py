@@ -8,20 +8,26 @@ them is written by hand. A table whose result file is missing stays as it is.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ralmspec_plugins.bench.report import table
+from ralmspec_plugins.bench.simulated.tables import (
+    ablation_tables,
+    crowd_tables,
+    demand_table,
+    detail_tables,
+    speed_up_tables,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "langchain.md")]
+PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "langchain.md", "simulated.md")]
 RESULTS = Path(__file__).parent / "results"
+ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",
+             "batching")  # fmt: skip
 SHOWN = ("1", "2", "4", "8", "16", "32")  # batch sizes
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -36,24 +42,6 @@ def overhead(result: dict[str, Any]) -> str:
         ["schedule", *engines],
         [[name, *(row[engine] for engine in engines)] for name, row in found.items()],
     )
-
-
-def simulated(result: dict[str, Any]) -> str:
-    """Write the simulated speed-ups, a table for each kind of world."""
-    cells = result["cells"]
-    columns = list(dict.fromkeys(cell["column"] for cell in cells))
-    regimes = list(dict.fromkeys(cell["regime"] for cell in cells))
-    found = {
-        (cell["mode"], cell["regime"], cell["column"]): " / ".join(
-            f"{cell[where]['speed_up']:.1f}" for where in ("in_knowledge_base", "left_out")
-        )
-        for cell in cells
-    }
-    parts = []
-    for mode in dict.fromkeys(cell["mode"] for cell in cells):
-        rows = [[regime, *(found[mode, regime, name] for name in columns)] for regime in regimes]
-        parts.append(f"**{mode.capitalize()}**\n\n{table(['regime', *columns], rows)}")
-    return "\n\n".join(parts)
 
 
 def real(result: dict[str, Any]) -> str:
@@ -142,7 +130,14 @@ def round_trips(result: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "overhead": ("overhead.json", overhead),
     "real": ("real_run.json", real),
-    "sim": ("simulate_traces.json", simulated),
+    "sim": ("simulate_traces.json", speed_up_tables),
+    "sim detail": ("simulate_traces.json", detail_tables),
+    "sim demands": ("simulate_traces.json", demand_table),
+    **{
+        f"sim {name}": ("simulate_ablations.json", partial(ablation_tables, ablation=name))
+        for name in ABLATIONS
+    },
+    "sim crowds": ("simulate_crowds.json", crowd_tables),
     "curves": ("batch_curves.json", curves),
     "merged": ("verifier.json", merged),
     "round trips": ("langchain_round_trips.json", round_trips),
