@@ -102,8 +102,8 @@ BUGS_LANGCHAIN = (
     Bug(
         "an engine made for one setting serves another",
         f"{HOSTS}/speculation.py",
-        "runtime.engines((key, host.signature),",
-        "runtime.engines(host.signature,",
+        "name = key, host.signature",
+        "name = host.signature",
         f"{RESULTS} {EQUAL} tests/langchain/test_rag_composition.py",
     ),
     Bug(
