@@ -18,7 +18,7 @@ def replace(target: Path, fresh: Path) -> None:
     systems), the name leads to a whole folder at every moment. Elsewhere the old
     folder is moved aside first, and put back if that is where it stops.
     """
-    fresh.chmod(0o755)  # mkdtemp's 0700 would lock out other users of the folder
+    fresh.chmod(0o755)  # 0700 would lock out other users of the folder
     sync_folder(fresh)
     if not target.exists():
         fresh.rename(target)

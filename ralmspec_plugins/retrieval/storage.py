@@ -9,8 +9,8 @@ pickled. It is written beside its final place and renamed.
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -54,8 +54,9 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
     target = Path(path).resolve()  # a link keeps leading to it
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    with removed_afterwards(fresh):
+    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
+    with removed_afterwards(fresh):  # made inside: it may be stopped as soon as it is there
+        fresh.mkdir(mode=0o700)
         write(retriever.parts(), fresh, {})
         check_target(target)  # again: writing can take minutes, and others may have come
         replace(target, fresh)
