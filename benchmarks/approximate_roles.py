@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 from batch_curves_data import clustered_vectors
-from surroundings import surroundings
 
 from ralmspec_plugins import Engine, Hits, PassagePool, Replica, Request, Settings, plain
+from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import NumpyFlat

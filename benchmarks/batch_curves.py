@@ -29,8 +29,8 @@ from typing import Any
 
 import faiss
 from batch_curves_data import clustered_vectors, zipf_texts
-from surroundings import surroundings
 
+from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, open_retriever

@@ -21,7 +21,18 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_ralmspec import SpeculativeRAG, register_batch_search
 from langchain_ralmspec.stores.faiss import faiss_search
-from round_trips import END, QUERY_WORDS, STEP_WORDS, STEPS, MiniLM, Wire, World, last_words, main
+from round_trips import (
+    END,
+    QUERY_WORDS,
+    STEP_WORDS,
+    STEPS,
+    MiniLM,
+    RemoteSearch,
+    Wire,
+    World,
+    last_words,
+    main,
+)
 
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.workloads import Interval
@@ -51,21 +62,6 @@ class RemoteFAISS(FAISS):
     def similarity_search_with_score_by_vector(self, *args: Any, **kwargs: Any) -> Any:
         self.wire.search()
         return super().similarity_search_with_score_by_vector(*args, **kwargs)
-
-
-class RemoteSearch:
-    """Its batch search: one wait for all queries."""
-
-    def __init__(self, search: Any, wire: Wire) -> None:
-        self._search = search
-        self._wire = wire
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._search, name)
-
-    def search(self, vectors: Any, k: int) -> Any:
-        self._wire.search()
-        return self._search.search(vectors, k)
 
 
 class Articles(BaseLLM):

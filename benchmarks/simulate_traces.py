@@ -16,10 +16,9 @@ import json
 import sys
 from pathlib import Path
 
-from surroundings import surroundings
-
 from ralmspec_plugins.bench.simulated.paper_table import HELD_TO, STEPS, Both, paper_cells, verdicts
 from ralmspec_plugins.bench.simulated.traces import load_traces
+from ralmspec_plugins.bench.surroundings import surroundings
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.stats import Outcome, Span, Stats
+from ralmspec_plugins.whole_file import write_whole
 
 PICTURES = (".png", ".svg")
 MODEL_LANE, ASK_LANE, SEARCH_LANE = 0, 1, 2
@@ -104,16 +105,7 @@ def write(
         from ralmspec_plugins.timeline_picture import picture
 
         content = picture(bands, title, note, file.suffix.lower().removeprefix("."))
-    _write_whole(file, content)
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(file, content)
 
 
 def layout(runs: Mapping[str, Stats]) -> list[Band]:

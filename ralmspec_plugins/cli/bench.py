@@ -16,6 +16,7 @@ from ralmspec_plugins.cli.output import notes, on_terminal, seconds, write_json
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.whole_file import write_whole
 
 _RESULTS, _PAGE = "results.json", "report.md"
 
@@ -71,7 +72,7 @@ def bench(
         return
     optional("torch", "hf", "torch")
     optional("transformers", "hf", "transformers")
-    from ralmspec_plugins.bench.running import run, write
+    from ralmspec_plugins.bench.running import run
 
     library = texts(data, cases)
     console = notes()
@@ -87,7 +88,7 @@ def bench(
         ),
     )
     page = drawn(result, out)
-    write(out / _PAGE, page.encode())
+    write_whole(out / _PAGE, page.encode())
     if json or not on_terminal():
         write_json({"results": str(out / _RESULTS), "report": str(out / _PAGE), "equal": True})
         return
@@ -125,14 +126,13 @@ def drawn(result: dict[str, Any], out: Path) -> str:
     """Draw the pictures, where matplotlib is there, and give the page that shows them."""
     from ralmspec_plugins.bench.plots import where_the_time_goes
     from ralmspec_plugins.bench.report import report
-    from ralmspec_plugins.bench.running import write
 
     pictures: dict[str, str] = {}
     for record in result["cases"]:
         name = record["case"]["name"]
         file = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".svg"
         try:
-            write(out / file, where_the_time_goes(record))
+            write_whole(out / file, where_the_time_goes(record))
         except MissingExtraError as missing:
             notes().print(f"no pictures: {missing}", markup=False)
             break

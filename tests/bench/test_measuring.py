@@ -16,13 +16,14 @@ from ralmspec_plugins.bench.equality import UnequalError
 from ralmspec_plugins.bench.measuring import measure
 from ralmspec_plugins.bench.models import LoadedModel, load_model
 from ralmspec_plugins.bench.rows import bounds_of
-from ralmspec_plugins.bench.running import read, run, write
+from ralmspec_plugins.bench.running import read, run
 from ralmspec_plugins.bench.stores import Shelves
 from ralmspec_plugins.bench.texts import Library
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Answer, Passage
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.stats import Span, Stats
+from ralmspec_plugins.whole_file import write_whole
 
 WORDS = "the keeper of a lighthouse counted ships and storms by night".split()  # noqa: SIM905
 TEXT = " ".join(WORDS[(at * at + at // 7) % len(WORDS)] for at in range(400))
@@ -197,10 +198,10 @@ def test_a_suite_is_on_the_disk_after_each_case(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     """Nothing is half-written, and no scrap is left."""
     target = tmp_path / "report.md"
-    write(target, b"old")
+    write_whole(target, b"old")
 
     with pytest.raises(TypeError):
-        write(target, "no bytes")  # type: ignore[arg-type]
+        write_whole(target, "no bytes")  # type: ignore[arg-type]
 
     assert (b"old", ["report.md"]) == (
         target.read_bytes(),
