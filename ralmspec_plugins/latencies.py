@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.needs import Ask, Extend, Guess, Search, Work
+
+WorkT = TypeVar("WorkT", Ask, Extend, Guess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +31,15 @@ class Latencies:
 
     def __post_init__(self) -> None:
         """Refuse times without a meaning."""
-        shares = {"contention": self.contention, "search_contention": self.slows_searches}
-        for name, share in (
-            *shares.items(),
-            ("overhead_s", self.overhead_s),
-            ("stop_s", self.stop_s),
-        ):
-            if not share >= 0:
-                raise ConfigError(f"{name} must be at least 0, got {share}")
+        given = {
+            "contention": self.contention,
+            "search_contention": self.slows_searches,
+            "overhead_s": self.overhead_s,
+            "stop_s": self.stop_s,
+        }
+        for name, value in given.items():
+            if not value >= 0:
+                raise ConfigError(f"{name} must be at least 0, got {value}")
 
     @property
     def slows_searches(self) -> float:
@@ -47,13 +51,13 @@ class Latencies:
         if isinstance(need, Search):
             return self.overhead_s + self.search_s(len(need.queries))
         if isinstance(need, Extend):
-            return self.overhead_s + (
-                self.extend_s(need) if callable(self.extend_s) else self.extend_s
-            )
+            return self.overhead_s + _seconds(self.extend_s, need)
         if isinstance(need, Ask):
-            return self.overhead_s + (self.ask_s(need) if callable(self.ask_s) else self.ask_s)
+            return self.overhead_s + _seconds(self.ask_s, need)
         if isinstance(need, Guess):
-            return self.overhead_s + (
-                self.guess_s(need) if callable(self.guess_s) else self.guess_s
-            )
+            return self.overhead_s + _seconds(self.guess_s, need)
         return 0.0
+
+
+def _seconds(given: float | Callable[[WorkT], float], need: WorkT) -> float:
+    return given(need) if callable(given) else given

@@ -58,14 +58,16 @@ class Arm:
     replica: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that there is not.
+        """Refuse a schedule that there is not, and speculators that do not go together.
 
         Raises:
-            ConfigError: the message lists those that there are.
+            ConfigError: the message says which there are.
         """
         if self.kind not in get_args(ScheduleKind):
             known = ", ".join(get_args(ScheduleKind))
             raise ConfigError(f"unknown schedule {self.kind!r}; known are {known}")
+        if self.shared and self.replica:
+            raise ConfigError(f"{self.name!r}: with a replica each way has a pool of its own")
 
     @property
     def schedule(self) -> Schedule:

@@ -45,7 +45,7 @@ class HostKnown:
         Args:
             prepare: looks closely at the host's retriever, given its signature and what
                 goes with it; what it makes is kept for as long as the signature is in use, unless
-            it says that it is one call's alone.
+                it says that it is one call's alone.
         """
         self._prepare = prepare
         self._lock = threading.Lock()

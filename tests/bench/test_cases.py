@@ -107,3 +107,9 @@ def test_unknown_schedules_are_refused() -> None:
     """The message lists those that there are."""
     with pytest.raises(ConfigError, match="known are plain, fixed, os3, continuous"):
         Arm(name="a", kind="clever")  # type: ignore[arg-type]
+
+
+def test_a_shared_pool_with_a_replica_is_refused() -> None:
+    """It would be passed over in silence."""
+    with pytest.raises(ConfigError, match="a pool of its own"):
+        Arm(name="a", shared=True, replica=True)

@@ -12,7 +12,6 @@ from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scor
 from ralmspec_plugins.hosts.signatures import frozen, token_of
 from ralmspec_plugins.hosts.stores import chroma
 from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import own_first
 
 _KNOWN = {"k", "filter", "where_document"}
 _METRICS: dict[str | None, Metric] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
@@ -79,19 +78,9 @@ class ChromaSearch:
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
         collection = self._collection
-        own = min(k, self.k)
-        wider = k > own
-        width = max(own, min(k, chroma.reach_of(collection))) if wider else k
-        found = own_first(
-            partial(self._rows, collection),
-            vectors,
-            own,
-            width,
-            lambda row: row.distance,
-            lambda row: row.id,
-            self.again.add,
-        )
-        return [_scored(rows) for rows in found]
+        rows = partial(self._rows, collection)
+        found = chroma.own_rows(collection, rows, vectors, k, self.k, self.again.add)
+        return [_scored(one) for one in found]
 
     def _rows(
         self, collection: Any, vectors: Sequence[Vector], limit: int

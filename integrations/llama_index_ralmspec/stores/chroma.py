@@ -16,7 +16,6 @@ from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.hosts.stores import chroma
 from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import own_first
 from ralmspec_plugins.hosts.tables import Metric
 
 _KNOWN: Final = frozenset({"where", "where_document"})
@@ -74,17 +73,8 @@ class ChromaStore:
 
     def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         """Find the best k rows of each query vector."""
-        own = min(k, self.k)
-        width = max(own, min(k, chroma.reach_of(self._collection))) if k > own else own
-        rows = own_first(
-            self._rows,
-            vectors,
-            own,
-            width,
-            lambda row: row.distance,
-            lambda row: row.id,
-            self.again.add,
-        )
+        collection = self._collection
+        rows = chroma.own_rows(collection, self._rows, vectors, k, self.k, self.again.add)
         return [_found(one) for one in rows]
 
     def _rows(self, vectors: Sequence[Vector], limit: int) -> list[list[chroma.ChromaRow]]:

@@ -5,9 +5,11 @@ search of the same graph, and reads texts and metadata of all hits at once. So a
 query's rows do not depend on the batch. A server may be of another kind.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ralmspec_plugins.hosts.stores.ties import own_first
 
 _EMBEDDED = "chromadb.api.rust.RustBindingsAPI"
 _INCLUDE = ["documents", "metadatas", "distances", "embeddings"]
@@ -71,3 +73,26 @@ def batch_rows(
         [ChromaRow(*row) for row in zip(*(found[name][at] for name in columns), strict=True)]
         for at in range(len(vectors))
     ]
+
+
+def own_rows(
+    collection: Any,
+    rows: Callable[[Sequence[Any], int], list[list[ChromaRow]]],
+    vectors: Sequence[Any],
+    k: int,
+    own_k: int,
+    again: Callable[[], None],
+) -> list[list[ChromaRow]]:
+    """Search wider than the store's own k as far as the first rows stay the store's own.
+
+    Args:
+        collection: what is searched.
+        rows: searches vectors for so many rows.
+        vectors: of the queries.
+        k: how many rows are wanted.
+        own_k: how many the store itself would give.
+        again: called when a second search is made.
+    """
+    own = min(k, own_k)
+    width = max(own, min(k, reach_of(collection))) if k > own else own
+    return own_first(rows, vectors, own, width, lambda row: row.distance, lambda row: row.id, again)
