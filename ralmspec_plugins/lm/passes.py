@@ -15,7 +15,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,18 +25,44 @@ from transformers.cache_utils import DynamicLayer
 from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
 
 
-@dataclass(slots=True)
-class Run:
-    """A key-value cache, the generated tokens that it holds, and the logits behind them."""
+class Tap(Protocol):
+    """Shows a hidden state of a model's last pass, for those who want more than logits."""
 
-    cache: DynamicCache
-    tokens: list[int]
-    logits: Tensor  # [1, vocabulary], float32
+    def taken(self) -> Tensor:
+        """Give the states of the last pass in this thread: [batch, positions, dimension]."""
+        ...
+
+
+@dataclass(slots=True)
+class Last:
+    """What a pass leaves behind of its last positions (one, as a rule), in float32."""
+
+    logits: Tensor  # [positions, vocabulary]
+    hidden: Tensor | None  # [positions, dimension], where a tap shows it
 
     @property
     def nbytes(self) -> int:
-        """The bytes of cache and logits."""
-        return self.logits.nbytes + sum(tensor.nbytes for tensor in _tensors(self.cache))
+        """The bytes of both."""
+        return self.logits.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
+
+
+@dataclass(slots=True)
+class Run:
+    """A key-value cache, the generated tokens that it holds, and what the last pass left."""
+
+    cache: DynamicCache
+    tokens: list[int]
+    last: Last
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits behind the tokens: [1, vocabulary], float32."""
+        return self.last.logits
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of cache, logits and hidden state."""
+        return self.last.nbytes + sum(tensor.nbytes for tensor in _tensors(self.cache))
 
 
 class Passes:
@@ -46,16 +72,15 @@ class Passes:
     token by token, and a cancelled one lets the next begin at once.
     """
 
-    def __init__(self, model: PreTrainedModel, cache_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, cache_bytes: int, tap: Tap | None = None) -> None:
         """Run this model; keep at most `cache_bytes` of caches between segments."""
         parameters = inspect.signature(model.forward).parameters
         self._model: Any = model  # its call is untyped
         self._embedding: Any = model.get_input_embeddings()  # where tokens go in: its device
+        self._tap = tap
         self._lock = threading.Lock()
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
-        self._arguments: dict[str, Any] = {"use_cache": True}
-        if "logits_to_keep" in parameters:
-            self._arguments["logits_to_keep"] = 1
+        self._keeps = "logits_to_keep" in parameters
         self.store = CacheStore(cache_bytes)
 
     def open(self, lineage: Lineage, tokens: Sequence[int]) -> Run:
@@ -70,12 +95,16 @@ class Passes:
 
     def feed(self, run: Run, token: int) -> None:
         """Run one token's pass."""
-        run.logits = self._pass(run.cache, (token,))
+        run.last = self._pass(run.cache, (token,))
         run.tokens.append(token)
 
     def close(self, lineage: Lineage, run: Run) -> None:
         """Keep a run for later; only one whose last pass was completed."""
         self.store.put(lineage, run)
+
+    def read(self, tokens: Sequence[int], keep: int) -> Last:
+        """Run some tokens in one pass, and give what it leaves of the last `keep` positions."""
+        return self._pass(self._empty(), tokens, keep)
 
     def _roll_back(self, run: Run, tokens: Sequence[int], prefilled: int) -> bool:
         """Crop a run to what it has in common with `tokens`; say whether that was possible."""
@@ -96,8 +125,8 @@ class Passes:
             return Run(cache, list(lineage.prefilled), self._pass(cache, behind))
         prefix = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
-        logits = self._pass(cache, behind) if behind else prefix.logits
-        return Run(cache, list(lineage.prefilled), logits)
+        last = self._pass(cache, behind) if behind else prefix.last
+        return Run(cache, list(lineage.prefilled), last)
 
     def _prefix(self, name: Prefix) -> Run:
         run = self.store.find(name, Run)
@@ -110,13 +139,17 @@ class Passes:
     def _empty(self) -> DynamicCache:
         return DynamicCache(config=self._model.config)
 
-    def _pass(self, cache: DynamicCache, tokens: Sequence[int]) -> Tensor:
+    def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1) -> Last:
+        arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True}
+        if self._keeps:
+            arguments["logits_to_keep"] = keep
         with self._lock, torch.inference_mode():
             ids = torch.tensor([tokens], dtype=torch.long, device=self._embedding.weight.device)
-            output = self._model(input_ids=ids, **{self._cache_argument: cache}, **self._arguments)
-            # A copy in float32, as `generate` makes it before it chooses.
-            logits: Tensor = output.logits[:, -1, :].to(torch.float32, copy=True)
-            return logits
+            output = self._model(input_ids=ids, **arguments)
+            hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
+            # Copies in float32, as `generate` makes one of the logits before it chooses.
+            logits: Tensor = output.logits[0, -keep:, :].to(torch.float32, copy=True)
+            return Last(logits, None if hidden is None else hidden.to(torch.float32, copy=True))
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -161,7 +161,7 @@ def _change_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _feed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def feed(self: Passes, run: Run, token: int) -> None:
-        run.logits = self._pass(run.cache, (token, token))
+        run.last = self._pass(run.cache, (token, token))
         run.cache.crop(-1)
         run.tokens.append(token)
 
