@@ -7,7 +7,7 @@ from ralmspec_plugins.events import Commit, Confirmed, Failed, Guessed, Judged, 
 from ralmspec_plugins.needs import Cancel, Done, Extend, Guess, Need, Reported, Work
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.protocols import Workload
-from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
+from ralmspec_plugins.records import Answer, Hits, Query, Retrieved, unscored
 from ralmspec_plugins.stats import Span
 from ralmspec_plugins.steps import Dropped, Failure, InFlight, Step
 
@@ -94,9 +94,7 @@ class Chain:
 
     def visible(self, hits: Hits) -> Hits:
         """Give the hits as `extend` may see them: without scores unless it reads them."""
-        if self.workload.reads_scores:
-            return hits
-        return tuple(hit.unscored() for hit in hits)
+        return hits if self.workload.reads_scores else unscored(hits)
 
     def run_ahead(self, step: Step, guess: Hits) -> None:
         """Have a step written with hits that no search has confirmed yet."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
-from ralmspec_plugins.records import Answer, Query, Request, Retrieved
+from ralmspec_plugins.records import Answer, Query, Request, Retrieved, fixed, unscored
 from ralmspec_plugins.stats import Stats
 
 
@@ -41,9 +41,9 @@ def plain(workload: Workload[Any], request: Request, retriever: Retriever) -> An
     retrieved: list[Retrieved] = []
     try:
         while (query := formed(workload, retriever, state)) is not None:
-            hits = tuple(retriever.search([query])[0])
+            hits = fixed(retriever.search([query])[0])
             retrieved.append(Retrieved(query, hits))
-            seen = hits if workload.reads_scores else tuple(hit.unscored() for hit in hits)
+            seen = hits if workload.reads_scores else unscored(hits)
             state = workload.extend(state, seen, Progress())
         text = workload.text(state)
     finally:

@@ -1,6 +1,6 @@
 """The records that travel through the system: passage, query, hit, request, answer."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -54,7 +54,21 @@ class Hit:
         return Hit(self.passage)
 
 
-Hits: TypeAlias = tuple[Hit, ...]
+Hits: TypeAlias = Sequence[Hit]  # immutable: a tuple, or arrays that say so (`fixed`)
+
+
+def fixed(hits: Hits) -> Hits:
+    """Give hits that nobody can change: those of a list, say, as a tuple.
+
+    Arrays that stand for hits (a thousand neighbours of a token) are left as they are
+    where they are marked by `immutable = True`: no hit is made that nobody looks at.
+    """
+    return hits if getattr(hits, "immutable", False) else tuple(hits)
+
+
+def unscored(hits: Hits) -> Hits:
+    """Give hits without their scores, for a workload that may not see them."""
+    return tuple(hit.unscored() for hit in hits)
 
 
 def passages_of(hits: Hits) -> list[Passage]:

@@ -17,7 +17,7 @@ from ralmspec_plugins.protocols import (
     WideRetriever,
     Workload,
 )
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.records import Hits, Query, fixed
 from ralmspec_plugins.speculation.guesses import Guesses
 from ralmspec_plugins.speculation.pool import PassagePool
 from ralmspec_plugins.speculation.shared import SharedPool
@@ -165,4 +165,4 @@ class Setup:
                 f"the retriever gave {len(wide)} results for {len(queries)} queries; "
                 f"it must give one for each, in order"
             )
-        return [Found(tuple(hits[:k]), tuple(hits)) for hits in wide]
+        return [Found(fixed(hits[:k]), fixed(hits)) for hits in wide]

@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from ralmspec_plugins.needs import Found
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.records import Hit, Hits, Query, fixed
 from ralmspec_plugins.speculation.memo import Memo
 
 _log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class Guesses:
 
 def _checked(hits: Hits) -> Hits:
     """Refuse a guess that is not made of hits; what raises here is no guess."""
-    if not all(isinstance(hit, Hit) for hit in hits):
+    hits = fixed(hits)
+    if isinstance(hits, tuple) and not all(isinstance(hit, Hit) for hit in hits):
         raise TypeError(f"a guess must be a sequence of hits, got {hits!r}")
-    return tuple(hits)
+    return hits
