@@ -1,0 +1,220 @@
+"""A datastore of KNN-LM: for each token of a text, a hidden state and the token that came next.
+
+A folder holds `keys.npy` (float16), `values.npy` (int32), `document_ends.npy`
+(int64) and `about.json`. Entries stand in the order of the text, so the ones
+behind an entry are how its text went on. Nothing is ever pickled.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.knn.datastore_files import FILES, array_digest, read_about
+from ralmspec_plugins.knn.datastore_info import DatastoreInfo
+from ralmspec_plugins.retrieval.loading import Verify
+from ralmspec_plugins.retrieval.passage_file import open_array
+
+Ids: TypeAlias = NDArray[np.int64]
+
+_LARGEST = float(np.finfo(np.float16).max)  # 65504
+
+
+class Datastore:
+    """Keys and values by entry, an entry's id being its row; immutable, for any thread.
+
+    Attributes:
+        keys: float16, memory-mapped when opened from a folder.  # [entries, dimension]
+        values: int32, the token that came next.  # [entries]
+        document_ends: int64, ascending: where each document's entries end, exclusively.
+            # [documents]
+        about: what it was made of.
+        signature: a name of its content: equal for equal keys, values and document ends.
+    """
+
+    def __init__(
+        self,
+        keys: NDArray[np.float16],
+        values: NDArray[np.int32],
+        document_ends: Ids,
+        about: DatastoreInfo,
+        signature: str,
+    ) -> None:
+        """Take over checked arrays; use `open` or `of`."""
+        self.keys = keys
+        self.values = values
+        self.document_ends = document_ends
+        self.about = about
+        self.signature = signature
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: Verify = "sizes") -> Self:
+        """Open a folder that `build_datastore` wrote; keys stay on the disk.
+
+        Args:
+            path: the folder.
+            verify: "sizes" compares lengths and shapes, and reads values and document ends;
+                "digests" reads the keys, too, and so finds a changed byte.
+
+        Raises:
+            ConfigError: another word for `verify`.
+            IndexFileError: it is missing, damaged, of another version, or not one of ours.
+        """
+        folder = Path(path)
+        info, digests = read_about(folder, verify)
+        keys, values, ends = (open_array(folder / name) for name in FILES)
+        problem = _problem(keys, values, ends, info)
+        if problem:
+            raise IndexFileError(
+                f"{folder} is damaged: {problem}; copy it again, or build it again"
+            )
+        return cls(keys, values, ends, info, _signature(digests))
+
+    @classmethod
+    def of(
+        cls,
+        keys: ArrayLike,
+        values: ArrayLike,
+        document_ends: ArrayLike | None = None,
+        about: DatastoreInfo | None = None,
+    ) -> Self:
+        """Make a datastore in memory.
+
+        Args:
+            keys: any floating type; rounded to float16.  # [entries, dimension]
+            values: tokens.  # [entries]
+            document_ends: one document by default.
+            about: as few facts as there are, by default.
+
+        Raises:
+            InputError: they do not fit each other, or a key is not finite in float16.
+        """
+        with np.errstate(over="ignore"):  # becomes infinity, and is refused as that
+            rounded = np.ascontiguousarray(keys, dtype=np.float16)
+        tokens = np.ascontiguousarray(values, dtype=np.int32)
+        ends = np.array([len(tokens)] if document_ends is None else document_ends, dtype=np.int64)
+        check_keys(rounded)
+        if not tokens.size:
+            raise InputError("a datastore needs at least one entry")
+        if about is None:
+            about = DatastoreInfo(
+                dimension=rounded.shape[1],
+                vocabulary=int(tokens.max()) + 1,
+                entries=len(tokens),
+                documents=len(ends),
+            )
+        problem = _problem(rounded, tokens, ends, about)
+        if problem:
+            raise InputError(f"These arrays are no datastore: {problem}")
+        arrays: tuple[NDArray[Any], ...] = (rounded, tokens, ends)
+        for array in arrays:
+            array.flags.writeable = False
+        return cls(rounded, tokens, ends, about, _signature([array_digest(a) for a in arrays]))
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.values)
+
+    def following(self, ids: Ids, n: int) -> Ids:
+        """Give the ids of the next n entries behind each of these, never in another document.
+
+        They come ascending, each once. These are the likely neighbours of the
+        next tokens: a text that is followed is followed for a while (PAPERS 1.8).
+
+        >>> store = Datastore.of(np.eye(6), [1, 2, 3, 4, 5, 6], [4, 6])
+        >>> store.following(np.array([4, 0, 1]), 2).tolist()
+        [1, 2, 3, 5]
+
+        Raises:
+            ConfigError: n is negative.
+            InputError: an id is not one of ours.
+        """
+        if n < 0:
+            raise ConfigError(f"n must be at least 0, got {n}")
+        known = np.unique(np.asarray(ids, dtype=np.int64))
+        if not known.size or not n:
+            return np.empty(0, dtype=np.int64)
+        if known[0] < 0 or known[-1] >= len(self):
+            raise InputError(
+                f"ids must be between 0 and {len(self) - 1}, got {known[0]} to {known[-1]}"
+            )
+        document = np.searchsorted(self.document_ends, known, side="right")
+        stops = np.minimum(known + 1 + n, self.document_ends[document])
+        # Both ends of the runs ascend, so each one's part of its own begins where the last ended.
+        starts = known + 1
+        starts[1:] = np.maximum(starts[1:], stops[:-1])
+        lengths = np.maximum(stops - starts, 0)
+        offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        return offsets + np.arange(len(offsets), dtype=np.int64)
+
+    def check_fits(
+        self,
+        *,
+        dimension: int,
+        vocabulary: int,
+        key_kind: str,
+        tokenizer: str = "",
+        model: str = "",
+    ) -> None:
+        """Refuse a model that was not the one that made the keys; see `DatastoreInfo.check_fits`.
+
+        Raises:
+            ModelError: it does not fit; the message names every field that differs.
+        """
+        self.about.check_fits(
+            dimension=dimension,
+            vocabulary=vocabulary,
+            key_kind=key_kind,
+            tokenizer=tokenizer,
+            model=model,
+        )
+
+
+def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
+    """Refuse keys that float16 cannot hold: infinity would be as near to nothing as to all.
+
+    Args:
+        keys: rounded to float16 already.  # [entries, dimension]
+        first: the first row's entry, for the message.
+
+    Raises:
+        InputError: a key is not finite.
+    """
+    finite = np.isfinite(keys).all(axis=-1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise InputError(
+            f"the key of entry {first + row} is not finite in float16, whose largest number is "
+            f"{_LARGEST:.0f}; use another kind of key (ffn_input is behind a norm, and small), or "
+            "a model whose hidden states are smaller"
+        )
+
+
+def _problem(
+    keys: NDArray[Any], values: NDArray[Any], ends: NDArray[Any], about: DatastoreInfo
+) -> str:
+    """Say what does not fit, or nothing."""
+    shapes: Sequence[tuple[str, NDArray[Any], type, tuple[int, ...]]] = (
+        ("keys", keys, np.float16, (about.entries, about.dimension)),
+        ("values", values, np.int32, (about.entries,)),
+        ("document_ends", ends, np.int64, (about.documents,)),
+    )
+    for name, array, kind, shape in shapes:
+        if array.dtype != kind or array.shape != shape:
+            expected = f"{np.dtype(kind)} of shape {shape}"
+            return f"{name} must be {expected}, got {array.dtype} of shape {array.shape}"
+    if ends[-1] != about.entries or ends[0] < 1 or bool(np.any(np.diff(ends) < 1)):
+        return f"document_ends must ascend from at least 1 to {about.entries}, the last entry's end"
+    least, greatest = int(values.min()), int(values.max())
+    if least < 0 or greatest >= about.vocabulary:
+        return f"values must be tokens below {about.vocabulary}, got {least} to {greatest}"
+    return ""
+
+
+def _signature(digests: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
