@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Any
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -17,7 +16,7 @@ from ralmspec_plugins.errors import (
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
 from ralmspec_plugins.lm.draft import Draft, Origin
-from ralmspec_plugins.lm.prompts import PassageTemplate, encode, framed_tokens
+from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.sentence import sentence_end
 from ralmspec_plugins.protocols import Progress
@@ -30,6 +29,7 @@ except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
 from ralmspec_plugins.lm.choosing import Chooser
+from ralmspec_plugins.lm.limits import context_length, eos_tokens
 from ralmspec_plugins.lm.loading import load
 from ralmspec_plugins.lm.passes import Passes
 
@@ -76,9 +76,8 @@ class HuggingFaceLM:
         self.passage_tokens = passage_tokens
         self._chooser = Chooser(sampling if sampling is not None else Greedy())
         self._passes = Passes(model, cache_bytes)
-        self._eos = _eos_tokens(model)
-        config = model.config.get_text_config(decoder=True)
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._eos = eos_tokens(model)
+        self._context = context_length(model)
         self._owners = itertools.count()
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
         self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
@@ -261,11 +260,7 @@ class HuggingFaceLM:
         return self._chooser.choose(logits, history, draft.origin.seed, len(draft.tokens))
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text = self.tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
+        return decode(self.tokenizer, tokens)
 
     def _encode_passage(self, title: str, text: str) -> tuple[int, ...]:
         shown = self.template.show(Passage("", text, title))
@@ -275,11 +270,3 @@ class HuggingFaceLM:
 
 def _never(draft: Draft) -> bool:  # noqa: ARG001 as `complete` is called
     return False
-
-
-def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:
-    # As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
-    eos: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, list | tuple) else [eos])

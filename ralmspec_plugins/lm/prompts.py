@@ -136,6 +136,15 @@ def encode(
     return tuple(ids)
 
 
+def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
+    """Give the text of some tokens, without special tokens."""
+    text = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text
+
+
 def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", asked: str) -> str:
     if not tokenizer.chat_template:
         raise ModelError(
