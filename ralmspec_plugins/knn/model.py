@@ -1,0 +1,219 @@
+"""Drives a Hugging Face causal model for KNN-LM: a token a pass, and the hidden state of each."""
+
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import (
+    Cancelled,
+    ConfigError,
+    ContextOverflowError,
+    InputError,
+    MissingExtraError,
+)
+from ralmspec_plugins.knn.datastore_info import KeyKind
+from ralmspec_plugins.knn.distribution import Floats
+from ralmspec_plugins.knn.draft import KNNDraft
+from ralmspec_plugins.lm import transcript
+from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
+from ralmspec_plugins.lm.draft import Draft, Origin
+from ralmspec_plugins.lm.prompts import PassageTemplate, decode, framed_tokens
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.records import Request
+
+try:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+except ImportError as missing:
+    raise MissingExtraError("hf", "transformers with torch") from missing
+
+from ralmspec_plugins.knn.hidden import KeyTap
+from ralmspec_plugins.lm.choosing import Chooser
+from ralmspec_plugins.lm.limits import context_length, eos_tokens
+from ralmspec_plugins.lm.passes import Last, Passes
+
+_GIB = 2**30
+_ROWS = 64  # of a window's logits that are worked on at a time, in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model says at some positions of a text that is there already."""
+
+    hidden: NDArray[np.float32]  # [positions, dimension]
+    log_probs: Floats  # of the tokens that really follow  # [positions]
+
+
+class KNNModel:
+    """A causal model that shows a hidden state beside each next-token distribution.
+
+    The compute schedule is that of `lm.passes`: the prompt in one pass, each later
+    token in one of its own. So a state's distribution depends on its tokens alone, and
+    is bit-equal whatever was written, dropped or evicted before. Going back to a state
+    costs no pass: the cache is cropped to what the next token's pass needs. One
+    instance serves any number of requests in any number of threads.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        key_kind: KeyKind = "ffn_input",
+        bos: bool = False,
+        cache_bytes: int = 2 * _GIB,  # as for `HuggingFaceLM`
+    ) -> None:
+        """Drive a loaded model; it is put into evaluation mode.
+
+        Args:
+            model: a causal model, on any device and in any precision.
+            tokenizer: the model's tokenizer.
+            key_kind: which hidden state is shown; the datastore's.
+            bos: whether texts begin with the tokenizer's BOS token; as the datastore's did.
+            cache_bytes: the most memory for caches that are not in use.
+
+        Raises:
+            ConfigError: `bos` with a tokenizer that has none.
+            ModelError: it cannot be said where in this model such a hidden state is.
+        """
+        if bos and tokenizer.bos_token_id is None:
+            raise ConfigError("bos is set, but the tokenizer has no BOS token; leave it out")
+        self.model = model.train(False)
+        self.tokenizer = tokenizer
+        self.bos = bos
+        self.tap = KeyTap(model, key_kind)
+        self.context = context_length(model)
+        self._passes = Passes(model, cache_bytes, self.tap)
+        self._eos = eos_tokens(model)
+        self._owners = itertools.count()
+        self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
+
+    @property
+    def caches(self) -> CacheStore:
+        """The key-value caches kept between tokens."""
+        return self._passes.store
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokenise a text, behind the BOS token where texts begin with it.
+
+        Raises:
+            InputError: it holds half a character, which no tokenizer takes.
+        """
+        with self._tokenizer_lock:
+            begins, tokens = framed_tokens(_AS_IT_IS, self.tokenizer, Request(prompt=text))
+        return begins + tokens if self.bos else tokens
+
+    def begin(self, request: Request) -> KNNDraft:
+        """Read the prompt in one pass.
+
+        Raises:
+            InputError: the prompt is empty, or holds half a character.
+            ContextOverflowError: prompt and text together would exceed the context.
+        """
+        prompt = self.encode(request.prompt)
+        self._check_length(prompt, request.max_tokens)
+        origin = Origin(
+            owner=next(self._owners),
+            head_tokens=(),
+            prompt_tokens=prompt,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            stop=request.stop,
+        )
+        draft = Draft(origin, transcript.begin(prompt))
+        lineage = _lineage(draft)
+        run = self._passes.open(lineage, ())
+        self._passes.close(lineage, run)
+        return _shown(draft, run.last)
+
+    def feed(self, state: KNNDraft, token: int, progress: Progress) -> KNNDraft:
+        """Write a token, and read it in one pass unless it ends the text.
+
+        Raises:
+            Cancelled: `progress` was cancelled.
+        """
+        draft = state.draft.grown(token, self._eos, self._decode)
+        if draft.finished:
+            return KNNDraft(draft)
+        progress.check()
+        lineage = _lineage(draft)
+        run = self._passes.open(lineage, draft.tokens)
+        try:
+            for missing_token in draft.tokens[len(run.tokens) :]:
+                progress.check()
+                self._passes.feed(run, missing_token)
+        except Cancelled:
+            self._passes.close(lineage, run)
+            raise
+        self._passes.close(lineage, run)
+        return _shown(draft, run.last)
+
+    def read(self, tokens: Sequence[int], following: Sequence[int]) -> Reading:
+        """Read a window in one pass; say how likely what follows its last positions is.
+
+        Args:
+            tokens: what is read, at most the model's context.
+            following: the tokens that really follow the last positions, one for each.
+        """
+        last = self._passes.read(tokens, len(following))
+        assert last.hidden is not None
+        with torch.inference_mode():
+            goals = torch.tensor(following, device=last.logits.device)[:, None]
+            parts = [
+                rows.gather(1, goal)[:, 0] - rows.logsumexp(dim=1)
+                for rows, goal in zip(
+                    (part.double() for part in torch.split(last.logits, _ROWS)),
+                    torch.split(goals, _ROWS),
+                    strict=True,
+                )
+            ]
+            return Reading(last.hidden.cpu().numpy(), torch.cat(parts).cpu().numpy())
+
+    def release(self, state: KNNDraft) -> None:
+        """Free the caches of this state's request."""
+        self._passes.store.release(state.draft.origin.owner)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return decode(self.tokenizer, tokens)
+
+    def _check_length(self, prompt: Sequence[int], text: int) -> None:
+        if not prompt:
+            raise InputError("There is nothing to continue: the prompt is empty.")
+        if self.context is not None and len(prompt) + text > self.context:
+            raise ContextOverflowError(
+                f"{len(prompt)} prompt tokens + {text} text tokens = {len(prompt) + text}, but "
+                f"the model's context is {self.context}. Give a shorter prompt or fewer max_tokens."
+            )
+
+
+class LogProbChooser:
+    """Chooses tokens from a mixture's log-probabilities, as `generate` would from logits."""
+
+    def __init__(self, settings: Greedy | Sampling) -> None:
+        """Choose by these settings."""
+        self._chooser = Chooser(settings)
+        self.needs_history = self._chooser.needs_history
+
+    def choose(self, log_probs: Floats, history: Sequence[int], seed: int, position: int) -> int:
+        """Choose the token at a position of the text."""
+        return self._chooser.choose(torch.from_numpy(log_probs)[None], history, seed, position)
+
+
+_AS_IT_IS = PassageTemplate()
+
+
+def _lineage(draft: Draft) -> Lineage:
+    return Lineage(draft.origin.owner, Prefix(()), draft.prompt_tokens, ())
+
+
+def _shown(draft: Draft, last: Last) -> KNNDraft:
+    """Give the state behind the last token, from what its pass left."""
+    assert last.hidden is not None
+    with torch.inference_mode():
+        log_probs = torch.log_softmax(last.logits[0], dim=-1)
+    return KNNDraft(draft, last.hidden[0].cpu().numpy(), log_probs.cpu().numpy())
