@@ -1,6 +1,6 @@
 """The settings of an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ralmspec_plugins.errors import ConfigError
@@ -16,7 +16,8 @@ class Settings:
 
     Without `speculators`, each request gets a passage pool of its own when the
     retriever can be pooled; with `pool`, all requests share it, in as many parts as
-    there are retrievers. Speculators given here are shared by all requests too.
+    there are retrievers. Speculators given here are shared by all requests too; a
+    function that makes them is called for each request, which then has its own.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
@@ -24,7 +25,7 @@ class Settings:
     capacity: int = 1000  # passages in a request's own pool; the ablation of DESIGN 4
     eviction: str = "lru"
     pool: SharedPool | None = None  # brings its own capacity and eviction
-    speculators: Sequence[Speculator] | None = None
+    speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
     memo: Memo | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
 

@@ -50,13 +50,7 @@ class Setup:
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         awide = self.speculate and hasattr(retriever, "asearch_wide")
         self._awide = retriever if awide else None
-        for speculator in self.settings.speculators or ():
-            signature = getattr(speculator, "signature", retriever.signature)
-            if signature != retriever.signature:
-                raise ConfigError(
-                    f"{speculator!r} was made for the retriever {signature!r}, "
-                    f"but this engine's is {retriever.signature!r}: make one for each"
-                )
+        self._check_speculators(self._common_speculators())
 
     def check_process(self) -> None:
         """Refuse to go on in a forked process: it has none of the threads.
@@ -91,8 +85,13 @@ class Setup:
         if not self.speculate:
             return Guesses()
         speculators = self.settings.speculators
+        if speculators is None:
+            speculators = self._own_pool()
+        elif callable(speculators):
+            speculators = speculators()
+            self._check_speculators(speculators)
         return Guesses(
-            self._own_pool() if speculators is None else speculators,
+            speculators,
             memo=self.settings.memo,
             signature=self.retriever.signature,
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
@@ -102,7 +101,24 @@ class Setup:
     def _shares(self) -> bool:
         """Whether what a request finds is remembered for others."""
         settings = self.settings
-        return settings.memo is not None or settings.pool is not None or bool(settings.speculators)
+        if settings.memo is not None or settings.pool is not None:
+            return True
+        return bool(self._common_speculators())
+
+    def _common_speculators(self) -> Sequence[Speculator]:
+        """Give those that all requests share."""
+        speculators = self.settings.speculators
+        return () if speculators is None or callable(speculators) else speculators
+
+    def _check_speculators(self, speculators: Sequence[Speculator]) -> None:
+        ours = self.retriever.signature
+        for speculator in speculators:
+            signature = getattr(speculator, "signature", ours)
+            if signature != ours:
+                raise ConfigError(
+                    f"{speculator!r} was made for the retriever {signature!r}, "
+                    f"but this engine's is {ours!r}: make one for each"
+                )
 
     def _own_pool(self) -> Sequence[Speculator]:
         if not isinstance(self.retriever, PoolableRetriever):

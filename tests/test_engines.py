@@ -332,6 +332,33 @@ def test_a_pool_of_another_retriever_is_refused() -> None:
     pool = PassagePool(WordRetriever(["another store"]))
     with pytest.raises(ConfigError, match="make one for each"):
         Engine(EchoWorkload(), WordRetriever(TEXTS), Settings(speculators=(pool,)))
+    late = Settings(speculators=lambda: (pool,))
+    with (
+        Engine(EchoWorkload(), WordRetriever(TEXTS), late) as engine,
+        pytest.raises(ConfigError, match="make one for each"),
+    ):
+        engine.run(PROMPT)
+
+
+def test_a_function_makes_speculators_for_each_request() -> None:
+    """Each request has its own, and starts knowing nothing of the others."""
+    from ralmspec_plugins import PassagePool
+
+    retriever = WordRetriever(TEXTS)
+    made: list[PassagePool] = []
+
+    def own() -> Sequence[PassagePool]:
+        made.append(PassagePool(retriever))
+        return made[-1:]
+
+    settings = Settings(schedule=FixedStride(stride=3), speculators=own)
+    with Engine(EchoWorkload(), retriever, settings) as engine:
+        one, other, *many = [engine.run(PROMPT), engine.run(PROMPT), *engine.batch([PROMPT] * 3)]
+
+    assert len(made) == 5
+    assert len({id(pool) for pool in made}) == 5
+    assert one.stats.guesses == other.stats.guesses > 0
+    assert {answer.text for answer in many} == {one.text}
 
 
 @pytest.mark.parametrize(

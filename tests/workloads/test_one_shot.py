@@ -17,7 +17,7 @@ HITS = (Hit(Passage("p", "text")),)
 
 def test_public_names() -> None:
     """The list that the package promises."""
-    assert workloads.__all__ == ["Interval", "OneShot", "Sentences"]
+    assert workloads.__all__ == ["KNNLM", "Interval", "OneShot", "Sentences"]
 
 
 def test_it_asks_once_with_the_prompt() -> None:
