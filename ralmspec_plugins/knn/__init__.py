@@ -8,6 +8,7 @@ Nothing here imports torch until a model is driven. The parts:
 - `fingerprints`: tell one tokenizer, and one model, from another.
 """
 
-from ralmspec_plugins.knn.datastore import Datastore, DatastoreInfo
+from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.knn.datastore_info import DatastoreInfo
 
 __all__ = ["Datastore", "DatastoreInfo"]

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from ralmspec_plugins.retrieval.loading import Verify
 from ralmspec_plugins.retrieval.passage_file import open_array
 
 Ids: TypeAlias = NDArray[np.int64]
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _LARGEST = float(np.finfo(np.float16).max)  # 65504
 
@@ -70,9 +71,7 @@ class Datastore:
         keys, values, ends = (open_array(folder / name) for name in FILES)
         problem = _problem(keys, values, ends, info)
         if problem:
-            raise IndexFileError(
-                f"{folder} is damaged: {problem}; copy it again, or build it again"
-            )
+            raise IndexFileError(f"{folder} is damaged: {problem}; build the datastore again")
         return cls(keys, values, ends, info, _signature(digests))
 
     @classmethod
@@ -98,9 +97,12 @@ class Datastore:
             rounded = np.ascontiguousarray(keys, dtype=np.float16)
         tokens = np.ascontiguousarray(values, dtype=np.int32)
         ends = np.array([len(tokens)] if document_ends is None else document_ends, dtype=np.int64)
+        if rounded.ndim != 2 or not tokens.size:
+            raise InputError(
+                "keys must be of shape (entries, dimension), with a value for each and at least "
+                f"one, got keys of shape {rounded.shape} and values of shape {tokens.shape}"
+            )
         check_keys(rounded)
-        if not tokens.size:
-            raise InputError("a datastore needs at least one entry")
         if about is None:
             about = DatastoreInfo(
                 dimension=rounded.shape[1],
@@ -111,10 +113,8 @@ class Datastore:
         problem = _problem(rounded, tokens, ends, about)
         if problem:
             raise InputError(f"These arrays are no datastore: {problem}")
-        arrays: tuple[NDArray[Any], ...] = (rounded, tokens, ends)
-        for array in arrays:
-            array.flags.writeable = False
-        return cls(rounded, tokens, ends, about, _signature([array_digest(a) for a in arrays]))
+        digests = [array_digest(rounded), array_digest(tokens), array_digest(ends)]
+        return cls(_fixed(rounded), _fixed(tokens), _fixed(ends), about, _signature(digests))
 
     def __len__(self) -> int:
         """Count the entries."""
@@ -193,6 +193,13 @@ def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
             f"{_LARGEST:.0f}; use another kind of key (ffn_input is behind a norm, and small), or "
             "a model whose hidden states are smaller"
         )
+
+
+def _fixed(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    """Give a view that cannot be written to; the caller's array stays as it is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _problem(

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.knn.datastore_info import DatastoreInfo
+from ralmspec_plugins.retrieval.growing_file import npy_header
 from ralmspec_plugins.retrieval.loading import Verify
 
 KEYS = "keys.npy"
@@ -29,19 +29,6 @@ def array_digest(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(npy_header(array.dtype.str, array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
-    """Write a .npy header; numpy leaves room in it, so that the number of rows can grow.
-
-    >>> len(npy_header("<f2", (0, 384))) == len(npy_header("<f2", (10**12, 384)))
-    True
-    """
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": kind, "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()
 
 
 def about_bytes(info: DatastoreInfo, folder: Path) -> bytes:

@@ -20,7 +20,7 @@ from ralmspec_plugins.retrieval.building_folder import (
     locked,
     remove,
 )
-from ralmspec_plugins.retrieval.building_journal import JOURNAL, Journal, start_anew
+from ralmspec_plugins.retrieval.building_journal import JOURNAL, Entry, Journal, start_anew
 from ralmspec_plugins.retrieval.building_source import Encoded, Given, Source
 from ralmspec_plugins.retrieval.corpus import batched, check_k, passage_line
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
@@ -138,7 +138,8 @@ class _Build:
         self._source = source
         self._batch_size = batch_size
         self._progress = progress
-        self._journal = Journal.open(folder, {"batch_size": batch_size, **source.identity})
+        settings = {"batch_size": batch_size, **source.identity}
+        self._journal = Journal.open(folder, settings, Entry)
         self._fresh = not self._journal.entries
         self._files = GrowingFiles(folder, self._journal.entries)
         self._seen = SeenIds()

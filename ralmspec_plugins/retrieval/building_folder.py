@@ -5,23 +5,21 @@ journal says when a build is gone on with. They are the finished knowledge
 base's own files: at the end they are linked into it, not copied.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.retrieval.building_journal import Entry, start_anew
+from ralmspec_plugins.retrieval.growing_file import GrowingArray, GrowingFile, digest
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES
 from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.retrieval.replacing import sync_folder
@@ -105,52 +103,33 @@ class GrowingFiles:
     """Passages and vectors on the disk, batch after batch."""
 
     def __init__(self, folder: Path, entries: Sequence[Entry]) -> None:
-        """Go on behind the last entry; whatever lies behind it was not recorded.
+        """Go on behind the last entry.
 
         Raises:
             IndexFileError: the files hold less than what was recorded.
         """
         self._folder = folder
-        self._dimension = entries[-1].dimension if entries else None
         self._ends = [(0, 0), *((entry.passages, entry.lines_end) for entry in entries)]
         passages, lines_end = self._ends[-1]
-        self._cut(PASSAGES, lines_end)
-        self._cut(VECTORS, self._place(passages) if entries else 0)
+        self._lines = GrowingFile(folder / PASSAGES, lines_end)
+        self._vectors = self._array(entries[-1].dimension, passages) if entries else None
 
-    def _cut(self, name: str, size: int) -> None:
-        file = self._folder / name
-        there = file.stat().st_size if file.exists() else 0
-        if there < size:
-            raise start_anew(f"{file} is damaged: {size} bytes were written, {there} are there")
-        if there > size:
-            os.truncate(file, size)
-
-    def _place(self, row: int) -> int:
-        """Say where a row of vectors begins."""
-        assert self._dimension is not None, "no batch has told the dimension"
-        return len(_header(0, self._dimension)) + 4 * row * self._dimension
+    def _array(self, dimension: int, rows: int) -> GrowingArray:
+        return GrowingArray(self._folder / VECTORS, "<f4", (dimension,), rows)
 
     def append(self, lines: Sequence[bytes], vectors: Vectors) -> Entry:
         """Write a batch and see it to the disk; give what the journal must say."""
-        first = self._dimension is None
-        self._dimension = vectors.shape[1]
-        if first:
-            self._add(VECTORS, _header(0, self._dimension))
+        dimension = vectors.shape[1]
+        first = self._vectors is None
+        array = self._vectors = self._vectors or self._array(dimension, 0)
         passages, lines_end = self._ends[-1]
         content = b"".join(lines)
-        numbers = np.ascontiguousarray(vectors, dtype="<f4").data
-        self._add(PASSAGES, content)
-        self._add(VECTORS, numbers)
+        self._lines.add(content)
+        numbers = array.add(vectors)
         if first:
             sync_folder(self._folder)  # their names, too
         self._ends.append((passages + len(lines), lines_end + len(content)))
-        return Entry(*self._ends[-1], _digest(content), _digest(numbers), self._dimension)
-
-    def _add(self, name: str, content: Any) -> None:
-        with (self._folder / name).open("ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        return Entry(*self._ends[-1], digest(content), numbers, dimension)
 
     def check(self, number: int, entry: Entry, lines: Sequence[bytes]) -> Vectors:
         """Compare a recorded batch with the input and with the disk, and give its vectors.
@@ -158,15 +137,16 @@ class GrowingFiles:
         Raises:
             IndexFileError: the passages are others, or the files are not what was written.
         """
+        assert self._vectors is not None, "a batch is recorded, so there is a file"
         first, lines_start = self._ends[number]
         rows = f"passages {first} to {entry.passages - 1}"
-        if _digest(b"".join(lines)) != entry.lines:
+        if digest(b"".join(lines)) != entry.lines:
             raise start_anew(
                 f"{rows} are not those that were encoded before", "give the same to go on"
             )
-        written = _read(self._folder / PASSAGES, lines_start, entry.lines_end)
-        content = _read(self._folder / VECTORS, self._place(first), self._place(entry.passages))
-        if (_digest(written), _digest(content)) != (entry.lines, entry.vectors):
+        written = self._lines.read(lines_start, entry.lines_end)
+        content = self._vectors.read(first, entry.passages)
+        if (digest(written), digest(content)) != (entry.lines, entry.vectors):
             raise start_anew(f"what {self._folder} holds of {rows} is not what was written")
         return np.frombuffer(content, dtype="<f4").reshape(-1, entry.dimension)
 
@@ -179,42 +159,11 @@ class GrowingFiles:
                 yield json.loads(line)["id"]
 
     def finish(self, offsets: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Complete the files: the number of vectors, and what finds and orders passages.
-
-        After a crash at the very end these files may be the target's own already,
-        so none is changed that is complete.
-        """
-        assert self._dimension is not None, "an empty knowledge base was not refused"
-        header = _header(len(places), self._dimension)
-        if _read(self._folder / VECTORS, 0, len(header)) != header:
-            with (self._folder / VECTORS).open("r+b") as file:
-                file.write(header)
-                os.fsync(file.fileno())
+        """Complete the files: the number of vectors, and what finds and orders passages."""
+        assert self._vectors is not None, "an empty knowledge base was not refused"
+        self._vectors.finish(len(places))
         for name, array in ((OFFSETS, offsets), (PLACES, places)):
             (self._folder / name).unlink(missing_ok=True)
             with (self._folder / name).open("wb") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
                 os.fsync(file.fileno())
-
-
-def _read(file: Path, start: int, stop: int) -> bytes:
-    with file.open("rb") as opened:
-        opened.seek(start)
-        return opened.read(stop - start)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _header(rows: int, dimension: int) -> bytes:
-    """Write a .npy header; numpy leaves room in it, so that the number of rows can grow.
-
-    >>> len(_header(0, 384)) == len(_header(10**12, 384))
-    True
-    """
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
-    )
-    return header.getvalue()

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 
@@ -30,18 +30,23 @@ class Entry:
     dimension: int
 
 
-class Journal:
+EntryT = TypeVar("EntryT")  # a dataclass: `Entry`, or what another kind of build records
+
+
+class Journal(Generic[EntryT]):
     """Entries so far, and a file that new ones are appended to."""
 
-    def __init__(self, file: Path, entries: list[Entry], *, finished: bool) -> None:
+    def __init__(self, file: Path, entries: list[EntryT], *, finished: bool) -> None:
         """Go on with a journal; `open` reads one or begins one."""
         self._file = file
         self.entries = entries
         self.finished = finished
 
     @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
-        """Read the folder's journal, or begin one.
+    def open(
+        cls, folder: Path, settings: Mapping[str, Any], kind: type[EntryT]
+    ) -> "Journal[EntryT]":
+        """Read the folder's journal, or begin one, of this kind of entries.
 
         Raises:
             ConfigError: it was begun with other settings.
@@ -57,14 +62,15 @@ class Journal:
         _compare(folder, head, settings)
         finished = bool(rest) and "finished" in rest[-1]
         try:
-            entries = [Entry(**record) for record in (rest[:-1] if finished else rest)]
+            entries = [kind(**record) for record in (rest[:-1] if finished else rest)]
         except TypeError as error:
             raise IndexFileError(f"{file} is damaged ({error}); {_ANEW}") from error
         return cls(file, entries, finished=finished)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: EntryT) -> None:
         """Record a batch, once its files are safely on the disk."""
-        _append(self._file, asdict(entry))
+        record: Any = entry
+        _append(self._file, asdict(record))
         self.entries.append(entry)
 
     def finish(self) -> None:

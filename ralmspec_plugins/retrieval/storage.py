@@ -71,20 +71,27 @@ def removed_afterwards(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(
+    path: str | os.PathLike[str], *, kind: str = "knowledge base", mark: str = "kb.json"
+) -> None:
     """Refuse a place that `save` would refuse, so that it can be known before the work.
 
     Free places, empty folders and saved knowledge bases are accepted.
 
+    Args:
+        path: the place.
+        kind: what may be replaced there, in words.
+        mark: the file that such a folder has.
+
     Raises:
-        IndexFileError: something that is not a knowledge base is in the way.
+        IndexFileError: something else is in the way.
     """
     target = Path(path)
-    if not target.exists() or (target / "kb.json").is_file():
+    if not target.exists() or (target / mark).is_file():
         return
     if not target.is_dir() or any(target.iterdir()):
         raise IndexFileError(
-            f"{target} exists and is not a knowledge base; choose another folder, or remove it"
+            f"{target} exists and is not a {kind}; choose another folder, or remove it"
         )
 
 
