@@ -1,7 +1,7 @@
 """The model of KNN-LM: bit-equal states whatever was dropped, and no pass too many."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,20 +22,6 @@ from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenize
 PROMPT = "The lighthouse keeper counted"
 Plant = Callable[[pytest.MonkeyPatch], None]
 MODELS = ("gpt2", "llama", "llama-bfloat16")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -1,0 +1,160 @@
+"""How well held-out texts are foretold, by the model alone and with its neighbours."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.knn.distribution import Floats, Mixing, log_prob_of, mix
+from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.records import Query
+
+BLOCK = 1024  # PAPERS 6.2: the tokens that a window holds
+STRIDE = 512  # PAPERS 6.2: how far a window goes on, and the least context of later tokens
+BATCH = 64  # queries in one search
+
+
+class Reading(Protocol):
+    """What a model says at some positions of a text."""
+
+    hidden: NDArray[np.float32]  # [positions, dimension]
+    log_probs: Floats  # of the tokens that follow  # [positions]
+
+
+class TextModel(Protocol):
+    """A model that reads whole windows."""
+
+    context: int | None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokenise a text."""
+        ...
+
+    def read(self, tokens: Sequence[int], following: Sequence[int]) -> Reading:
+        """Read a window; tell of its last positions, which these tokens follow."""
+        ...
+
+
+class NeighbourSearch(Protocol):
+    """Finds the neighbours of hidden states."""
+
+    def search(self, queries: Sequence[Query]) -> list[Neighbours]:
+        """Search a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """How likely each token of held-out texts was, under both distributions.
+
+    All tokens but the first of each text are counted, each with at least
+    `block - stride` tokens of context where there are so many. Any weight can be
+    asked for afterwards: searching does not depend on it.
+
+    >>> halves = np.log([0.5, 0.5])
+    >>> foretold = Foretold(halves, np.log([1.0, 0.25]), 1)
+    >>> round(foretold.model_perplexity, 9), round(foretold.perplexity(1.0), 9)
+    (2.0, 2.0)
+    """
+
+    model: Floats = field(repr=False)  # log-probabilities  # [tokens]
+    neighbours: Floats = field(repr=False)  # -inf where no neighbour has the token  # [tokens]
+    texts: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were foretold."""
+        return len(self.model)
+
+    @property
+    def model_perplexity(self) -> float:
+        """Of the model alone."""
+        return _perplexity(self.model)
+
+    def perplexity(self, weight: float) -> float:
+        """Of the mixture in which the neighbours have this share (lambda).
+
+        Raises:
+            ConfigError: the weight is not above 0 and at most 1.
+        """
+        return _perplexity(mix(self.model, self.neighbours, Mixing(weight=weight).weight))
+
+
+def foretell(
+    model: TextModel,
+    search: NeighbourSearch,
+    texts: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    block: int = BLOCK,
+    stride: int = STRIDE,
+) -> Foretold:
+    """Read held-out texts in windows, and search for every token but each text's first.
+
+    Args:
+        model: reads windows; they are cut to its context.
+        search: the datastore's.
+        texts: each by itself; one with fewer than two tokens counts for nothing.
+        temperature: of the distances.
+        block: the tokens that a window holds.
+        stride: how far a window goes on; below `block`.
+
+    Raises:
+        ConfigError: a number is out of range.
+        InputError: there is no token to foretell.
+    """
+    Mixing(temperature=temperature)
+    if not 1 <= stride < block:
+        raise ConfigError(f"stride must be at least 1 and below block, got {stride} and {block}")
+    if model.context is not None and block > model.context:
+        block = model.context
+        stride = min(stride, max(1, block // 2))
+    parts: list[tuple[Floats, Floats]] = []
+    for text in texts:
+        tokens = model.encode(text)
+        for start, first, end in windows(len(tokens), block, stride):
+            following = tokens[first:end]
+            reading = model.read(tokens[start : end - 1], following)
+            parts.append((reading.log_probs, _votes(search, reading, following, temperature)))
+    if not parts:
+        raise InputError("there is no token to foretell: give a text of at least two tokens")
+    own, neighbours = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Foretold(own, neighbours, len(texts))
+
+
+def windows(length: int, block: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a text into windows: where each starts, the first token it foretells, where it ends.
+
+    Each token but the first is foretold once.
+
+    >>> list(windows(10, 6, 3))
+    [(0, 1, 6), (3, 6, 9), (6, 9, 10)]
+    """
+    first = 1
+    for start in range(0, length, stride):
+        end = min(start + block, length)
+        if first < end:
+            yield start, first, end
+            first = end
+
+
+def _votes(
+    search: NeighbourSearch, reading: Reading, following: Sequence[int], temperature: float
+) -> Floats:
+    """Give the log-probabilities that the neighbours give to what follows."""
+    voted = np.empty(len(following))
+    for start in range(0, len(following), BATCH):
+        part = reading.hidden[start : start + BATCH]
+        queries = [Query("", hidden, key=hidden.tobytes()) for hidden in part]
+        for place, near in enumerate(search.search(queries), start=start):
+            voted[place] = log_prob_of(following[place], near, temperature)
+    return voted
+
+
+def _perplexity(log_probs: Floats) -> float:
+    mean = float(log_probs.mean())
+    return math.exp(-mean) if mean > -math.inf else math.inf
