@@ -1,0 +1,268 @@
+"""Build a datastore of KNN-LM: bounded memory, and after a crash it goes on where it was."""
+
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.knn.building_files import Batch, GrowingStore
+from ralmspec_plugins.knn.building_keys import KeyMaker
+from ralmspec_plugins.knn.building_windows import Cutting, Window
+from ralmspec_plugins.knn.datastore import Datastore, check_keys
+from ralmspec_plugins.knn.datastore_files import ABOUT
+from ralmspec_plugins.knn.datastore_info import DatastoreInfo, KeyKind
+from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
+from ralmspec_plugins.lm.limits import context_length
+from ralmspec_plugins.retrieval.building_folder import clear, locked, remove
+from ralmspec_plugins.retrieval.building_journal import JOURNAL, Journal, start_anew
+from ralmspec_plugins.retrieval.corpus import batched
+from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Stage: TypeAlias = Literal["checking", "encoding", "finishing"]
+Watcher: TypeAlias = Callable[[Stage, int], None]
+
+_CONTEXT = 1024  # PAPERS 6.2: windows of 1,024 tokens that go on by 512
+
+
+def build_datastore(
+    texts: Iterable[str],
+    target: str | os.PathLike[str],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    key_kind: KeyKind = "ffn_input",
+    context: int | None = None,
+    stride: int | None = None,
+    bos: bool | None = None,
+    eos: bool = False,
+    batch_size: int = 8,
+    source: str = "",
+    progress: Watcher | None = None,
+    restart: bool = False,
+) -> Datastore:
+    """Build a datastore on the disk, batch by batch, and open it.
+
+    Each token but the first of each text becomes an entry: the hidden state at the
+    token before it is the key, the token the value. A text's first token has an entry
+    only behind a BOS token. Texts are taken as a stream; one text and a batch are in
+    memory, and eight bytes for each text. What is encoded is safe at once, in a
+    hidden folder beside the target: after a crash, a full disk or Ctrl-C the same
+    call on the same machine goes on behind the last whole batch, and gives the same
+    files, to the byte, as one that was never stopped (with as many threads of torch;
+    another number may change a key's last bit). Until the last moment the target
+    stays as it was; then it is replaced as a whole.
+
+    Args:
+        texts: documents, read once, from the beginning each time.
+        target: the folder of the datastore.
+        model: any causal model, on any device and in any precision; put into evaluation mode.
+        tokenizer: the model's tokenizer.
+        key_kind: which hidden state is the key (`KeyTap`).
+        context: tokens of a window; 1,024, or the model's context where that is less.
+        stride: tokens that each window of a long text goes on by; half the context. The rest of
+            the window is there to be looked back at.
+        bos: whether each text begins with the BOS token; as soon as the tokenizer has one.
+        eos: whether each text ends with the EOS token, so that a neighbour can end an answer. Not
+            by default: texts here are often parts of something longer.
+        batch_size: windows in one pass, and lost at most by a crash.
+        source: where the texts are from, in words, for `about.json`.
+        progress: called with a stage and how many entries are through it: "checking" those
+            that an earlier run has encoded, "encoding", "finishing".
+        restart: forget an unfinished build of this target.
+
+    Raises:
+        ConfigError: a number is out of range, or an unfinished build with other settings, or
+            another model or tokenizer.
+        InputError: no entries, or a key that float16 cannot hold.
+        IndexFileError: something else is at the target, somebody else is building it, or an
+            unfinished build was begun with other texts.
+        ModelError: the model has no such hidden state.
+    """
+    place = Path(target).resolve()  # a link keeps leading to it
+    _check_target(place)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    cutting = cutting_for(model, tokenizer, context=context, stride=stride, bos=bos, eos=eos)
+    maker = KeyMaker(model, key_kind)
+    recipe = _Recipe(model, cutting, maker, batch_size, source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place) as folder:
+        if restart:
+            clear(folder)
+        begun = (folder / JOURNAL).exists()
+        build: _Build | None = None
+        try:
+            build = _Build(folder, recipe, progress or _unwatched)
+            build.fill(texts)
+            build.save(place)
+        except BaseException:
+            if build.worthless if build else not begun:
+                remove(folder)
+            raise
+        remove(folder)
+    return Datastore.open(place)
+
+
+def cutting_for(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    bos: bool | None = None,
+    eos: bool = False,
+) -> Cutting:
+    """Say how a build cuts texts, with what is not given as `build_datastore` has it.
+
+    Raises:
+        ConfigError: a number is out of range, or larger than the model's context.
+    """
+    most = context_length(model)
+    if context is None:
+        context = _CONTEXT if most is None else min(_CONTEXT, most)
+    elif most is not None and context > most:
+        raise ConfigError(f"context is {context}, but the model's is {most}; give at most that")
+    return Cutting(
+        tokenizer=tokenizer,
+        context=context,
+        stride=max(1, context // 2) if stride is None else stride,
+        bos=tokenizer.bos_token_id is not None if bos is None else bos,
+        eos=eos,
+    )
+
+
+def _check_target(place: Path) -> None:
+    check_target(place, kind="datastore", mark=ABOUT)
+
+
+def _unwatched(stage: Stage, entries: int) -> None:
+    """Tell nobody."""
+
+
+class _Recipe:
+    """All that a datastore depends on but the texts."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        cutting: Cutting,
+        maker: KeyMaker,
+        batch_size: int,
+        source: str,
+    ) -> None:
+        self.cutting = cutting
+        self.maker = maker
+        self.batch_size = batch_size
+        self._kind = maker.kind
+        self._vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._tokenizer = tokenizer_fingerprint(cutting.tokenizer)
+        self._model = model_fingerprint(model)
+        self._model_name = str(model.config.name_or_path)
+        self._source = source
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name it; compared when a build is gone on with."""
+        return {
+            "batch_size": self.batch_size,
+            "tokenizer": self._tokenizer,
+            "model": self._model,
+            **self.cutting.identity,
+            **self.maker.identity,
+        }
+
+    def about(self, entries: int, documents: int) -> DatastoreInfo:
+        """Describe what came out."""
+        return DatastoreInfo(
+            dimension=self.maker.dimension,
+            vocabulary=self._vocabulary,
+            entries=entries,
+            documents=documents,
+            key_kind=self._kind,
+            tokenizer=self._tokenizer,
+            model=self._model,
+            model_name=self._model_name,
+            source=self._source,
+            **self.cutting.identity,
+        )
+
+
+class _Build:
+    """One attempt at a building folder that is held."""
+
+    def __init__(self, folder: Path, recipe: _Recipe, progress: Watcher) -> None:
+        self._folder = folder
+        self._recipe = recipe
+        self._progress = progress
+        self._journal = Journal.open(folder, recipe.identity, Batch)
+        self._files = GrowingStore(folder, self._journal.entries, recipe.maker.dimension)
+        self._document_ends = array("q")
+
+    @property
+    def worthless(self) -> bool:
+        """Whether a failed attempt leaves nothing behind that was encoded."""
+        return not self._journal.entries
+
+    def fill(self, texts: Iterable[str]) -> None:
+        """Bring all keys and values to the disk, as far as they are not there."""
+        recorded = list(self._journal.entries)
+        windows = self._recipe.cutting.windows(texts)
+        entries = 0
+        for number, some in enumerate(batched(windows, self._recipe.batch_size)):
+            if number < len(recorded):
+                self._files.check(number, recorded[number], some)
+                stage: Stage = "checking"
+            elif self._journal.finished:
+                raise start_anew(
+                    f"the texts make more than the {entries} entries there were before",
+                    "give the same to go on",
+                )
+            else:
+                self._encode(entries, some)
+                stage = "encoding"
+            for window in some:
+                entries += len(window.following)
+                if window.ends_document:
+                    self._document_ends.append(entries)
+            self._progress(stage, entries)
+        self._end(entries)
+
+    def _encode(self, first: int, windows: Sequence[Window]) -> None:
+        keys = self._recipe.maker.keys(windows)
+        check_keys(keys, first)
+        self._journal.add(self._files.append(windows, keys))
+
+    def _end(self, entries: int) -> None:
+        """Make sure that the input is whole before saying so."""
+        if not entries:
+            raise InputError(
+                "there is nothing to store: no text has two tokens or more; give at least one"
+            )
+        before = self._journal.entries[-1].entries
+        if entries < before:
+            raise start_anew(
+                f"the texts make only {entries} of the {before} entries that were encoded before",
+                "give the same to go on",
+            )
+        self._journal.finish()
+
+    def save(self, target: Path) -> None:
+        """Put what is on the disk at the target; nothing large is copied."""
+        self._progress("finishing", 0)
+        entries = self._journal.entries[-1].entries
+        about = self._recipe.about(entries, len(self._document_ends))
+        fresh = self._folder / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
+        fresh.mkdir()
+        with removed_afterwards(fresh):
+            self._files.finish(self._document_ends, about, fresh)
+            _check_target(target)
+            replace(target, fresh)
+        self._progress("finishing", entries)

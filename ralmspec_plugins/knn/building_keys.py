@@ -1,0 +1,68 @@
+"""Runs a model over windows of text, and takes from each pass the keys of a datastore."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import MissingExtraError
+from ralmspec_plugins.knn.building_windows import Window
+from ralmspec_plugins.knn.datastore_info import KeyKind
+
+try:
+    import torch
+    from transformers import PreTrainedModel
+except ImportError as missing:
+    raise MissingExtraError("hf", "transformers with torch") from missing
+
+from ralmspec_plugins.knn.hidden import KeyTap
+
+
+class KeyMaker:
+    """Makes keys, a batch of windows in one pass, padded behind.
+
+    A causal model does not look ahead, so padding is never seen. It does change a
+    number's last bits, as everything that shares a pass does; so a build always
+    makes the same batches. The part that makes logits is not run.
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: KeyKind) -> None:
+        """Make keys with this model; it is put into evaluation mode.
+
+        Raises:
+            ModelError: it cannot be said where in this model such a hidden state is.
+        """
+        whole: Any = model.train(False)  # its functions are untyped
+        self._decoder = whole.get_decoder()
+        self._embedding = whole.get_input_embeddings()  # where tokens go in: its device
+        self._tap = KeyTap(model, kind)
+        self.kind: KeyKind = kind
+        self._precision = str(model.dtype).removeprefix("torch.")
+        self.dimension = self._tap.dimension
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name what the keys' bits depend on besides the weights and the windows."""
+        kind = self._embedding.weight.device.type
+        return {"key_kind": self.kind, "precision": self._precision, "device": kind}
+
+    def keys(self, windows: Sequence[Window]) -> NDArray[np.float16]:
+        """Give the keys of all new positions, window after window.  # [entries, dimension].
+
+        What float16 cannot hold becomes infinity.
+        """
+        longest = max(len(window.tokens) for window in windows)
+        padded = np.zeros((len(windows), longest), dtype=np.int64)
+        for row, window in zip(padded, windows, strict=True):
+            row[: len(window.tokens)] = window.tokens
+        with torch.inference_mode():
+            ids = torch.from_numpy(padded).to(self._embedding.weight.device)
+            self._decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            states = self._tap.taken()
+            rows = [
+                state[len(window.tokens) - len(window.following) : len(window.tokens)]
+                for state, window in zip(states, windows, strict=True)
+            ]
+            keys: NDArray[np.float16] = torch.cat(rows).to(torch.float16).cpu().numpy()
+        return keys
