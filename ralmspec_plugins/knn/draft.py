@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.knn.distribution import LogProbs
+from ralmspec_plugins.knn.distribution import Floats, LogProbs
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Request
@@ -72,6 +72,14 @@ class KNNDraft:
     def settled(self) -> str:
         """The part of `text` that no later token can change."""
         return self.draft.settled
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model says at some positions of a text that is there already."""
+
+    hidden: NDArray[np.float32]  # [positions, dimension]
+    log_probs: Floats  # of the tokens that really follow  # [positions]
 
 
 class TokenModel(Protocol):

@@ -3,10 +3,6 @@
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -17,11 +13,11 @@ from ralmspec_plugins.errors import (
 )
 from ralmspec_plugins.knn.datastore_info import KeyKind
 from ralmspec_plugins.knn.distribution import Floats
-from ralmspec_plugins.knn.draft import KNNDraft
+from ralmspec_plugins.knn.draft import KNNDraft, Reading
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
 from ralmspec_plugins.lm.draft import Draft, Origin
-from ralmspec_plugins.lm.prompts import PassageTemplate, decode, framed_tokens
+from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Request
@@ -39,14 +35,6 @@ from ralmspec_plugins.lm.passes import Last, Passes
 
 _GIB = 2**30
 _ROWS = 64  # of a window's logits that are worked on at a time, in float64
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the model says at some positions of a text that is there already."""
-
-    hidden: NDArray[np.float32]  # [positions, dimension]
-    log_probs: Floats  # of the tokens that really follow  # [positions]
 
 
 class KNNModel:
@@ -85,9 +73,10 @@ class KNNModel:
             raise ConfigError("bos is set, but the tokenizer has no BOS token; leave it out")
         self.model = model.train(False)
         self.tokenizer = tokenizer
-        self.bos = bos
+        self._begins = (int(tokenizer.bos_token_id),) if bos else ()
         self.tap = KeyTap(model, key_kind)
         self.context = context_length(model)
+        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self._passes = Passes(model, cache_bytes, self.tap)
         self._eos = eos_tokens(model)
         self._owners = itertools.count()
@@ -99,14 +88,14 @@ class KNNModel:
         return self._passes.store
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokenise a text, behind the BOS token where texts begin with it.
+        """Tokenise a text as those of the datastore: special tokens in it are mere letters.
 
         Raises:
             InputError: it holds half a character, which no tokenizer takes.
         """
+        check_text(text)
         with self._tokenizer_lock:
-            begins, tokens = framed_tokens(_AS_IT_IS, self.tokenizer, Request(prompt=text))
-        return begins + tokens if self.bos else tokens
+            return self._begins + encode(self.tokenizer, text, literal=True)
 
     def begin(self, request: Request) -> KNNDraft:
         """Read the prompt in one pass.
@@ -115,7 +104,9 @@ class KNNModel:
             InputError: the prompt is empty, or holds half a character.
             ContextOverflowError: prompt and text together would exceed the context.
         """
-        prompt = self.encode(request.prompt)
+        with self._tokenizer_lock:
+            _, tokens = framed_tokens(_AS_IT_IS, self.tokenizer, request)
+        prompt = self._begins + tokens if tokens else ()
         self._check_length(prompt, request.max_tokens)
         origin = Origin(
             owner=next(self._owners),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.distribution import Floats, Mixing, log_prob_of, mix
+from ralmspec_plugins.knn.draft import Reading
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.records import Query
 
@@ -18,20 +18,13 @@ STRIDE = 512  # PAPERS 6.2: how far a window goes on, and the least context of l
 BATCH = 64  # queries in one search
 
 
-class Reading(Protocol):
-    """What a model says at some positions of a text."""
-
-    hidden: NDArray[np.float32]  # [positions, dimension]
-    log_probs: Floats  # of the tokens that follow  # [positions]
-
-
 class TextModel(Protocol):
     """A model that reads whole windows."""
 
     context: int | None
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokenise a text."""
+        """Tokenise a text as the datastore's were."""
         ...
 
     def read(self, tokens: Sequence[int], following: Sequence[int]) -> Reading:

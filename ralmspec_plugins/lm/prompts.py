@@ -84,12 +84,12 @@ def framed_tokens(
         InputError: a text holds half a character, which no tokenizer takes.
         ModelError: as for `prompt_tokens`.
     """
-    _check_text(request.prompt)
+    check_text(request.prompt)
     if template.frame is None:
         return prompt_tokens(template, tokenizer, request.prompt)
     front, behind = template.frame(request)
     for text in (front, behind):
-        _check_text(text)
+        check_text(text)
     head = encode(tokenizer, front)
     begins = tuple(tokenizer.encode("", verbose=False))[:1]  # as the tokenizer begins any text
     if begins == (tokenizer.bos_token_id,) and head[:1] != begins:
@@ -157,7 +157,12 @@ def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", 
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Refuse a text with half a character.
+
+    Raises:
+        InputError: it has one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
