@@ -130,6 +130,11 @@ class DenseCorpus:
         return len(self.passages)
 
     @property
+    def rows_at_once(self) -> int:
+        """How many vectors a scan may ask for at once: all, since a slice costs nothing."""
+        return self.size
+
+    @property
     def dimension(self) -> int:
         """The length of each vector."""
         return int(self.vectors.shape[1])

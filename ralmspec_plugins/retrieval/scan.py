@@ -19,14 +19,14 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.optional import optional
-from ralmspec_plugins.retrieval.ranking import IntArray, Vectors, nominee_bound
+from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
+from ralmspec_plugins.retrieval.shortlist import Shortlist, deal
 
 _FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
 _SECOND_ROWS = 16_384  # raises it
@@ -40,42 +40,58 @@ _BLOCK_SCORES = 1 << 16  # looked through at once; 256 KB, still in the cache
 
 _blas = threading.Lock()  # held by a product that uses all of BLAS's threads
 
-Scan: TypeAlias = Callable[[DenseCorpus, Vectors, int], list[IntArray]]
+
+class SlicedRows(Protocol):
+    """Rows that are given in float32, a slice at a time."""
+
+    def __getitem__(self, rows: slice, /) -> Vectors:
+        """Give these rows; they may be gone when the same thread asks again."""
+        ...
 
 
-class Shortlist:
-    """The rows that may still belong to one query's top k, and the bar for new ones."""
+class Scanned(Protocol):
+    """What a scan must know of what it goes through; a `DenseCorpus` is that."""
 
-    def __init__(self, k: int, error: float) -> None:
-        """Start with everything allowed in."""
-        self._k, self._error = k, error
-        self.fast: Vectors = np.empty(0, dtype=np.float32)
-        self.rows: IntArray = np.empty(0, dtype=np.int64)
-        self.bar = np.float32(-np.inf)
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        ...
 
-    def add(self, rows: IntArray, fast: Vectors) -> None:
-        """Take in rows that passed the bar, raise it, and drop what no longer passes."""
-        self.rows = np.concatenate([self.rows, rows])
-        self.fast = np.concatenate([self.fast, fast])
-        surplus = len(self.fast) - self._k
-        if surplus >= 0:
-            kth = np.partition(self.fast, surplus)[surplus]
-            self.bar = nominee_bound(float(kth), self._error)
-            kept = self.fast >= self.bar
-            self.rows, self.fast = self.rows[kept], self.fast[kept]
+    @property
+    def dimension(self) -> int:
+        """How long each is."""
+        ...
 
-    def merge(self, other: "Shortlist") -> None:
-        """Take in another shortlist, made over other rows for the same query."""
-        self.add(other.rows, other.fast)
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows may be asked for at once, where they take memory."""
+        ...
+
+    @property
+    def vectors(self) -> SlicedRows:
+        """The rows themselves."""
+        ...
+
+    @property
+    def squares(self) -> Vectors | None:
+        """The square of each row's length, for L2."""
+        ...
+
+    def error(self, query: Vectors) -> float:
+        """Bound a float32 kernel's error for this query, over all rows."""
+        ...
 
 
-def scan(corpus: DenseCorpus, queries: Vectors, k: int) -> list[IntArray]:
+Scan: TypeAlias = Callable[[Scanned, Vectors, int], list[IntArray]]
+
+
+def scan(corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
     """Nominate, for each query, all rows that may belong to its true top k."""
-    tile = _TILE_SCORES // len(queries)
+    size, most = corpus.size, corpus.rows_at_once
     blocks = [
-        *cut(range(min(_FIRST_ROWS, corpus.size)), _FIRST_ROWS),
-        *cut(range(_FIRST_ROWS, min(_SECOND_ROWS, corpus.size)), _SECOND_ROWS),
-        *cut(range(_SECOND_ROWS, corpus.size), tile),
+        *cut(range(min(_FIRST_ROWS, size)), min(_FIRST_ROWS, most)),
+        *cut(range(_FIRST_ROWS, min(_SECOND_ROWS, size)), min(_SECOND_ROWS, most)),
+        *cut(range(_SECOND_ROWS, size), min(_TILE_SCORES // len(queries), most)),
     ]
     return [shortlist.rows for shortlist in _shortlists(corpus, queries, k, blocks, 1)]
 
@@ -97,7 +113,7 @@ class InTurn:
             )
         self._alone = threads > 1
 
-    def __call__(self, corpus: DenseCorpus, queries: Vectors, k: int) -> list[IntArray]:
+    def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
         """Nominate, for each query, all rows that may belong to its true top k."""
         with _blas if self._alone else nullcontext():
             return scan(corpus, queries, k)
@@ -132,7 +148,7 @@ class OwnThreads:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="numpy-flat")
 
-    def __call__(self, corpus: DenseCorpus, queries: Vectors, k: int) -> list[IntArray]:
+    def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
         """Nominate, for each query, all rows that may belong to its true top k."""
         share = -(-corpus.size // self._threads)
         shares = [
@@ -145,10 +161,10 @@ class OwnThreads:
         return [shortlist.rows for shortlist in merged]
 
 
-def _scan_share(corpus: DenseCorpus, queries: Vectors, k: int, rows: range) -> list[Shortlist]:
+def _scan_share(corpus: Scanned, queries: Vectors, k: int, rows: range) -> list[Shortlist]:
     tile = _SMALL_PRODUCT // (corpus.dimension * len(queries))
     tile = max(_LEAST_ROWS, min(_SMALL_ROWS, tile - tile % _LEAST_ROWS))
-    tiles = max(1, _BLOCK_SCORES // (tile * len(queries)))
+    tiles = max(1, min(_BLOCK_SCORES // len(queries), corpus.rows_at_once) // tile)
     first = min(rows.start + _FIRST_ROWS, rows.stop)
     blocks = [
         *cut(range(rows.start, first), tile, -(-_FIRST_ROWS // tile)),
@@ -173,7 +189,7 @@ def cut(rows: range, tile: int, tiles: int = 1) -> Iterator[range]:
 
 
 def _shortlists(
-    corpus: DenseCorpus, queries: Vectors, k: int, blocks: Iterable[range], tile: int
+    corpus: Scanned, queries: Vectors, k: int, blocks: Iterable[range], tile: int
 ) -> list[Shortlist]:
     """Go through blocks of rows, each `range(start, stop, rows of a tile)`.
 
@@ -188,17 +204,20 @@ def _shortlists(
     shortlists = [Shortlist(k, corpus.error(query)) for query in queries]
     columns = np.ascontiguousarray(queries.T)  # [dim, queries]
     bars = np.full((tile, len(queries)), -np.inf, dtype=np.float32)
+    waiting = Waiting(shortlists, k)
     for block in blocks:
         fast = _fast_scores(corpus, columns, block)
         passed = np.flatnonzero(fast >= bars[: block.step])
         if len(passed) == fast.size:
-            _share_all(fast, block, shortlists, bars)
-        elif len(passed):
-            _share(passed, fast, block.start, shortlists, bars)
+            _share_all(fast, block, shortlists)
+            bars[:] = [shortlist.bar for shortlist in shortlists]
+        elif len(passed) and waiting.add(passed, fast, block.start):
+            bars[:] = [shortlist.bar for shortlist in shortlists]
+    waiting.share()
     return shortlists
 
 
-def _fast_scores(corpus: DenseCorpus, columns: Vectors, block: range) -> Vectors:
+def _fast_scores(corpus: Scanned, columns: Vectors, block: range) -> Vectors:
     """Score a block in float32; for L2 as 2 x.q - |x|^2, which ranks alike.
 
     numpy goes through stacked matrices in C, without the GIL: one product a tile.
@@ -212,21 +231,36 @@ def _fast_scores(corpus: DenseCorpus, columns: Vectors, block: range) -> Vectors
     return fast
 
 
-def _share_all(fast: Vectors, block: range, shortlists: list[Shortlist], bars: Vectors) -> None:
+def _share_all(fast: Vectors, block: range, shortlists: list[Shortlist]) -> None:
     """Hand each query all rows of a block."""
     rows = np.arange(block.start, block.stop)
     for column, shortlist in enumerate(shortlists):
         shortlist.add(rows, fast[:, :, column].ravel())
-        bars[:, column] = shortlist.bar
 
 
-def _share(
-    passed: IntArray, fast: Vectors, start: int, shortlists: list[Shortlist], bars: Vectors
-) -> None:
-    """Hand each query the rows of a block that passed its bar."""
-    rows, columns = np.divmod(passed, len(shortlists))
-    scores = fast.ravel()[passed]
-    for column in np.unique(columns).tolist():
-        mine = columns == column
-        shortlists[column].add(rows[mine] + start, scores[mine])
-        bars[:, column] = shortlists[column].bar
+class Waiting:
+    """Rows that passed, until there are enough to be worth a round of all shortlists."""
+
+    def __init__(self, shortlists: list[Shortlist], k: int) -> None:
+        """Share them out when there are k for each query, on average."""
+        self._shortlists = shortlists
+        self._enough = k * len(shortlists)
+        self._numbers: list[IntArray] = []
+        self._fast: list[Vectors] = []
+        self._count = 0
+
+    def add(self, passed: IntArray, fast: Vectors, start: int) -> bool:
+        """Take in what passed of a block from this row on; say whether the bars were raised."""
+        self._numbers.append(passed + start * len(self._shortlists))
+        self._fast.append(fast.ravel()[passed])
+        self._count += len(passed)
+        if self._count < self._enough:
+            return False
+        self.share()
+        return True
+
+    def share(self) -> None:
+        """Hand each query its rows."""
+        if self._count:
+            deal(np.concatenate(self._numbers), np.concatenate(self._fast), self._shortlists)
+            self._numbers, self._fast, self._count = [], [], 0

@@ -30,7 +30,8 @@ import numpy as np
 
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, kernel_error
-from ralmspec_plugins.retrieval.scan import Shortlist, cut
+from ralmspec_plugins.retrieval.scan import cut
+from ralmspec_plugins.retrieval.shortlist import Shortlist, deal
 from ralmspec_plugins.retrieval.torch_rows import Form, Rows
 from ralmspec_plugins.retrieval.vectors import norm_of
 
@@ -143,12 +144,7 @@ class TorchKernel:
         if not len(passed):
             return
         scores = fast.reshape(-1)[passed].cpu().numpy()
-        numbers, columns = np.divmod(passed.cpu().numpy(), len(shortlists))
-        order = np.argsort(columns, kind="stable")
-        ends = np.cumsum(np.bincount(columns, minlength=len(shortlists)))[:-1]
-        for shortlist, mine in zip(shortlists, np.split(order, ends), strict=True):
-            if len(mine):
-                shortlist.add(numbers[mine] + rows.start, scores[mine])
+        deal(passed.cpu().numpy() + rows.start * len(shortlists), scores, shortlists)
 
     def _asked(self, queries: Vectors) -> Asked:
         """Bring queries into the form of the rows, and bound each one's error."""
