@@ -1,5 +1,6 @@
 """Keeps the books of one request: counts and the timeline, as completions come in."""
 
+from ralmspec_plugins.costs import Searched
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.meanwhile import Meanwhile
 from ralmspec_plugins.needs import Ask, Done, Extend, Guess, Search, Start, Work
@@ -41,6 +42,11 @@ class Account:
         span = Span(_KINDS[type(need)], done.started_s, done.ended_s, queries, ahead, outcome)
         self._spans.append(span)
         return span
+
+    def search(self, done: Done) -> Searched:
+        """Give what the search that was done last took."""
+        assert isinstance(done.need, Search)
+        return Searched(len(done.need.queries), done.took_s, self.beside_s, done.busy_s)
 
     def began(self, need: Work) -> None:
         """Note that work begins now; a search is a round trip."""

@@ -87,7 +87,7 @@ class AsyncDesk:
         if isinstance(need, Ask) and (hasattr(workload, "aquery") or hasattr(retriever, "aencode")):
             return lambda: self._formed(need.state)
         if isinstance(need, Search) and hasattr(retriever, "asearch"):
-            return lambda: self._search(need.queries)
+            return lambda: self._search(need.queries, widely=need.wide)
         return None
 
     async def _carry_out(self, need: Work) -> None:
@@ -138,14 +138,14 @@ class AsyncDesk:
             encoded = await encode(query)
         return encoded
 
-    async def _search(self, queries: Sequence[Query]) -> list[Found | Exception]:
+    async def _search(self, queries: Sequence[Query], *, widely: bool) -> list[Found | Exception]:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
         try:
-            return list(await self._setup.asearch(queries))
+            return list(await self._setup.asearch(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
                 return [error] * len(queries)
-        return [(await self._search([query]))[0] for query in queries]
+        return [(await self._search([query], widely=widely))[0] for query in queries]
 
     def _hand_in(self, completion: Completion | Broken) -> None:
         """Take a completion from any thread; after the loop has ended nobody waits for it."""

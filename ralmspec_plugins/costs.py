@@ -3,11 +3,22 @@
 import threading
 from bisect import bisect_left
 from collections import deque
+from dataclasses import dataclass
 from statistics import median, median_low
 
 RECENT = 5  # measurements of one kind that are kept
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured anew
 HOPELESS = 0.1  # below this share of right guesses nothing is written ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What was measured of one search."""
+
+    queries: int
+    seconds: float
+    beside_s: float = 0.0  # how long the model wrote meanwhile
+    busy_s: float = 0.0  # how long this process computed meanwhile
 
 
 class BatchCurve:
@@ -130,6 +141,9 @@ class Costs:
 
     GUESSES = 32  # guesses that the guess rate is taken over
     WORTH_GUESSING = 0.05  # of a step: what can be hidden at most must be more than this
+    # Two threads of one Python process that both compute take the lock and the caches from each
+    # other: a step takes 2 to 4 ms longer beside a search of 1 to 5 ms (docs/benchmarks.md).
+    SIDE_BY_SIDE_S = 0.003
     WORTH_WRITING = 0.02  # of a step: what is hidden on average must be more than this
     FADING = 0.97  # what stopping cost is forgotten by, each guess: else nobody would try again
 
@@ -139,6 +153,7 @@ class Costs:
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stop_s = 0.0
+        self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
@@ -151,10 +166,13 @@ class Costs:
         self.contention.wrote(seconds, beside_s)
         self._steps.append(self.contention.alone_s(seconds, beside_s))
 
-    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in how long a search took, and how long the model wrote meanwhile."""
+    def searched(self, search: Searched) -> None:
+        """Take in how long a search took, and what went on meanwhile."""
         self.contention.searched()
-        self.curve.observe(queries, self.contention.alone_s(seconds, beside_s))
+        if search.beside_s <= 0.05 * search.seconds:  # then it computed for the search
+            self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
+        alone_s = self.contention.alone_s(search.seconds, search.beside_s)
+        self.curve.observe(search.queries, alone_s)
 
     def stopped(self, seconds: float) -> None:
         """Take in how long a segment took from the word to stop until it had stopped."""
@@ -182,7 +200,13 @@ class Costs:
         step_s = self.step_s
         if step_s is None or not self.curve.points:
             return True
-        return self.curve(1) >= self.WORTH_GUESSING * step_s
+        return self.curve(1) - self._side_by_side_s >= self.WORTH_GUESSING * step_s
+
+    @property
+    def _side_by_side_s(self) -> float:
+        """What a search costs the model's writing beside it, however short it is."""
+        busy = tuple(self._busy)
+        return self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
 
     def worth_writing(self, least_right: float = HOPELESS) -> bool:
         """Say whether writing on guesses saves more than the wrong ones cost.

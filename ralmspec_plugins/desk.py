@@ -3,8 +3,10 @@
 import contextvars
 import queue
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 from ralmspec_plugins.errors import Cancelled, Closed
 from ralmspec_plugins.job import Job
@@ -50,9 +52,10 @@ class Desk:
     A segment that is no longer needed is asked to stop, and waited for; or, where the
     workload says that its segments may be written side by side, left to itself.
 
-    A request that is answered plainly has nothing done beside anything else. Its work is done
-    in the thread that asks for it, to which a host's objects may be bound (a connection to
-    SQLite is); unless somebody has to look up meanwhile, at a clock or at unfinished text.
+    Work that nothing is done beside is done in the thread that asks for it: a plain request's
+    objects may be bound to that thread (a connection to SQLite is), and a short search or segment
+    takes up to a tenth longer elsewhere. Unless somebody has to look up meanwhile: at a clock, at
+    unfinished text, or whether the request was given up.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Desk:
         self._completed = completed
         self._began_s = began_s
         self._side_by_side: bool = getattr(job.setup.workload, "side_by_side", False)
+        self._out = 0  # completions still to come
         self._on_the_model: dict[Work, _Out] = {}
         self._left: dict[Work, _Left] = {}
 
@@ -71,10 +75,15 @@ class Desk:
         """Give the seconds since the request began."""
         return time.perf_counter() - self._began_s
 
-    def see_to(self, need: Need) -> None:
-        """Start work, or carry out a notice."""
+    def see_to(self, needs: Sequence[Need]) -> None:
+        """Start work, and carry out notices."""
+        work = [need for need in needs if isinstance(need, Start | Ask | Guess | Search | Extend)]
+        for need in needs:
+            self._see_to(need, only=len(work) == 1)
+
+    def _see_to(self, need: Need, *, only: bool) -> None:
         if isinstance(need, Start | Ask | Guess | Search | Extend):
-            self._start(need)
+            self._start(need, alone=only and not self._out and not self._left)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
         else:
@@ -83,24 +92,26 @@ class Desk:
                 wait(left, timeout=self._time_left_s())
             self._job.note(need)
 
-    def _start(self, need: Work) -> None:
+    def _start(self, need: Work, *, alone: bool) -> None:
+        self._out += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
-        if self._at_once(need):
-            context.run(self._job.carry_out, need, self.clock, self._completed.put)
+        carry_out = partial(
+            self._job.carry_out, need, self.clock, self._completed.put, time.process_time
+        )
+        if alone and self._at_once(need):
+            context.run(carry_out)
             return
         try:
-            future = self._threads.submit(
-                context.run, self._job.carry_out, need, self.clock, self._completed.put
-            )
+            future = self._threads.submit(context.run, carry_out)
         except RuntimeError as error:
             raise Closed from error
         if isinstance(need, Start | Ask | Extend):
             self._on_the_model[need] = _Out(future, self.clock())
 
     def _at_once(self, need: Work) -> bool:
-        """Say whether work is done here and now, and not in a thread."""
+        """Say whether work that nothing else is done beside is done here, and not in a thread."""
         job = self._job
-        if job.setup.speculate or job.request.deadline_s is not None:
+        if (job.setup.speculate and job.stoppable) or job.request.deadline_s is not None:
             return False
         return not (isinstance(need, Extend) and job.reports)
 
@@ -147,6 +158,7 @@ class Desk:
     def _note(self, completion: Completion | Broken) -> None:
         if not isinstance(completion, Reported) and completion.need is not None:
             self._on_the_model.pop(completion.need, None)
+            self._out -= 1
 
     def stop(self) -> None:
         """Stop what is being written, and wait until the model is free."""

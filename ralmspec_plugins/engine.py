@@ -60,7 +60,7 @@ class Engine:
             DeadlineExceeded: The request's deadline passed.
             Exception: What the plain loop would have raised.
         """
-        return self._stream(self._setup, as_request(request), reports=False).answer
+        return self._stream(self._setup, as_request(request), reports=False, stoppable=False).answer
 
     @overload
     def batch(
@@ -126,11 +126,17 @@ class Engine:
         return self._stream(self._setup, as_request(request), reports=reports, watched=True)
 
     def _stream(
-        self, setup: Setup, request: Request, *, reports: bool, watched: bool = False
+        self,
+        setup: Setup,
+        request: Request,
+        *,
+        reports: bool,
+        watched: bool = False,
+        stoppable: bool = True,
     ) -> EventStream:
         setup.check_process()
         completed: Completed = queue.SimpleQueue()
-        job = Job(setup, request, reports=reports, watched=watched)
+        job = Job(setup, request, reports=reports, watched=watched, stoppable=stoppable)
         return EventStream(self._drive(job, completed), completed)
 
     def close(self) -> None:
@@ -160,8 +166,7 @@ class Engine:
         try:
             needs = next(job.flow)
             while job.finish is None:
-                for need in needs:
-                    desk.see_to(need)
+                desk.see_to(needs)
                 for event in job.events():
                     shown = len(event.text) if isinstance(event, Settled) else shown
                     yield event

@@ -44,11 +44,21 @@ _ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
 HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
 
 
+def _never_busy() -> float:
+    return 0.0
+
+
 class Job:
     """One request being answered: the loop, and what it needs to have done."""
 
     def __init__(
-        self, setup: Setup, request: Request, *, reports: bool = False, watched: bool = False
+        self,
+        setup: Setup,
+        request: Request,
+        *,
+        reports: bool = False,
+        watched: bool = False,
+        stoppable: bool = True,
     ) -> None:
         """Begin nothing yet.
 
@@ -57,10 +67,12 @@ class Job:
             request: what is to be answered.
             reports: whether unfinished segments are handed in too, for a stream.
             watched: whether all events are kept, not only the settled text.
+            stoppable: whether another thread may give it up at any moment.
         """
         self.setup = setup
         self.request = request
         self.reports = reports
+        self.stoppable = stoppable
         self._kept = _ALL if watched else (Settled,)
         self._events: list[Event] = []
         self.guesses = setup.guesses()
@@ -107,13 +119,21 @@ class Job:
         need: Work,
         clock: Callable[[], float],
         complete: HandIn,
+        busy: Callable[[], float] = _never_busy,
     ) -> None:
-        """Do a piece of work and hand in its completion; errors are handed in, never raised."""
-        started_s = clock()
+        """Do a piece of work and hand in its completion; errors are handed in, never raised.
+
+        Args:
+            need: the work.
+            clock: gives the seconds since the request began.
+            complete: takes the completions.
+            busy: gives the seconds that this process has computed.
+        """
+        started_s, before_s = clock(), busy()
         results: list[Any]
         try:
             if isinstance(need, Search):
-                results = list(self.results(need.queries))
+                results = list(self.results(need.queries, widely=need.wide))
             else:
                 results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
@@ -121,17 +141,17 @@ class Job:
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
             complete(Broken(error, need))
             return
-        for done in completions(need, results, started_s, clock()):
+        for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
-    def results(self, queries: Sequence[Query]) -> list[Found | Exception]:
+    def results(self, queries: Sequence[Query], *, widely: bool) -> list[Found | Exception]:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
         try:
-            return list(self.setup.search(queries))
+            return list(self.setup.search(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
                 return [error] * len(queries)
-        return [self.results([query])[0] for query in queries]
+        return [self.results([query], widely=widely)[0] for query in queries]
 
     def result(
         self,
@@ -160,12 +180,14 @@ class Job:
         return state
 
 
-def completions(need: Work, results: list[Any], started_s: float, ended_s: float) -> list[Done]:
+def completions(
+    need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
+) -> list[Done]:
     """Turn the results of a piece of work into its completions."""
     return [
-        Done(need, None, result, index, started_s, ended_s)
+        Done(need, None, result, index, started_s, ended_s, busy_s)
         if isinstance(result, Exception)
-        else Done(need, result, None, index, started_s, ended_s)
+        else Done(need, result, None, index, started_s, ended_s, busy_s)
         for index, result in enumerate(results)
     ]
 

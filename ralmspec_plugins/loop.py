@@ -125,7 +125,7 @@ class _Loop:
         if done.error is None and self.policy is not None:
             self.guesses.learn(query, done.value)
             if last:
-                self.policy.searched(len(search.queries), done.took_s, self.chain.account.beside_s)
+                self.policy.searched(self.chain.account.search(done))
         for step in self.chain.steps:
             if step.query is None or step.query.key != query.key or step.truth is not None:
                 continue
@@ -284,17 +284,17 @@ class _Loop:
 
     def _search(self) -> bool:
         """Send out pending queries as the policy says; say whether any went."""
-        pending = self.chain.pending()
+        pending, policy = self.chain.pending(), self.policy
         if not pending:
             return False
-        if self.policy is None or self._plainly:
+        if policy is None or self._plainly:
             sizes = [] if self.chain.in_flight else [1]
         else:
             stalled = self.chain.writer is None
-            sizes = self.policy.batches(self.chain.view(stalled=stalled, pending=len(pending)))
+            sizes = policy.batches(self.chain.view(stalled=stalled, pending=len(pending)))
         for size in sizes:
             batch = tuple(dict.fromkeys(pending[:size]))
             pending = [query for query in pending[size:] if query not in batch]
             if batch:
-                self.chain.start(Search(batch))
+                self.chain.start(Search(batch, wide=policy is not None and policy.worth_guessing()))
         return bool(sizes)

@@ -39,6 +39,7 @@ class Search:
     """Search these queries in one round trip."""
 
     queries: tuple[Query, ...]
+    wide: bool = True  # whether the speculators are to learn more than what is verified
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +100,7 @@ class Done:
     index: int = 0  # which of a search's queries
     started_s: float = 0.0
     ended_s: float = 0.0
+    busy_s: float = 0.0  # how long this process computed meanwhile, where that is measured
 
     @property
     def took_s(self) -> float:

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralmspec_plugins.costs import HOPELESS, Costs
+from ralmspec_plugins.costs import HOPELESS, Costs, Searched
 from ralmspec_plugins.stride import best_part, estimate_gamma, optimal_stride, worth_gathering
 
 # The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
@@ -46,8 +46,8 @@ class Policy(Protocol):
         """Take in how long a step took, and how long a search ran meanwhile."""
         ...
 
-    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in how long a search took, and how long the model wrote meanwhile."""
+    def searched(self, search: Searched) -> None:
+        """Take in how long a search took, and what went on meanwhile."""
         ...
 
     def stopped(self, seconds: float) -> None:
@@ -90,9 +90,9 @@ class Rounds:
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
         """Nothing is adapted to it."""
 
-    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
+    def searched(self, search: Searched) -> None:
         """Take it into the curve."""
-        self._costs.searched(queries, seconds, beside_s)
+        self._costs.searched(search)
 
     def stopped(self, seconds: float) -> None:
         """Nothing is adapted to it."""
@@ -136,9 +136,9 @@ class OptimalRounds(Rounds):
         """Take in what a step costs."""
         self._costs.wrote(seconds, beside_s)
 
-    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
+    def searched(self, search: Searched) -> None:
         """Take it into the curve; the round is over."""
-        super().searched(queries, seconds, beside_s)
+        super().searched(search)
         self._over = True
 
     def batches(self, view: View) -> list[int]:
@@ -223,9 +223,9 @@ class Flowing:
         """Take in what a step costs."""
         self._costs.wrote(seconds, beside_s)
 
-    def searched(self, queries: int, seconds: float, beside_s: float = 0.0) -> None:
+    def searched(self, search: Searched) -> None:
         """Take it into the curve, and look anew at what the next one should wait for."""
-        self._costs.searched(queries, seconds, beside_s)
+        self._costs.searched(search)
         self._wait_for = self._worth_waiting_for()
         self._enough = self._worth_gathering()
 

@@ -129,10 +129,10 @@ class Setup:
         pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
         return (pool,)
 
-    def search(self, queries: Sequence[Query]) -> list[Found]:
-        """Search one batch, wider than is verified where that is the same ranking."""
+    def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
+        """Search one batch; `widely`, more than is verified where that is the same ranking."""
         wide = self.wide
-        if wide is None:
+        if wide is None or not widely:
             return self._checked(queries, self.retriever.search(queries), None)
         try:
             found = wide.search_wide(queries, self.settings.width(wide.k))
@@ -152,10 +152,10 @@ class Setup:
     def _complain(self, error: Exception) -> None:
         _log.warning("%r cannot be searched wider: %s", self.retriever, error)
 
-    async def asearch(self, queries: Sequence[Query]) -> list[Found]:
+    async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
         """Do the same with a retriever that is asynchronous."""
         wide: Any = self._awide
-        if wide is None:
+        if wide is None or not widely:
             return self._checked(queries, await self._asearch_plainly(queries), None)
         try:
             found = await wide.asearch_wide(queries, self.settings.width(wide.k))

@@ -163,7 +163,7 @@ def test_a_closed_engine_says_so(run: Callable[..., str]) -> None:
     if run is synchronously:
         workload.engine = engine = Engine(workload, WordRetriever(TEXTS))
         with pytest.raises(Closed, match="was closed before"):
-            engine.run(PROMPT)
+            _ = engine.stream(PROMPT).answer
         return
 
     async def main() -> None:

@@ -1,11 +1,11 @@
-"""Where the plain loop's work is done: in the thread that asks, unless somebody looks up."""
+"""Where work is done that nothing goes on beside: in the thread that asks, if nobody looks up."""
 
 import threading
 from collections.abc import Sequence
 
 import pytest
 
-from ralmspec_plugins import Engine, Settings
+from ralmspec_plugins import Engine, FixedStride, Settings
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Query, Request
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -70,3 +70,34 @@ def test_a_deadline_is_kept_from_here(workload: NotingEcho) -> None:
         engine.run(Request(prompt="whale", deadline_s=60))
 
     assert not here & (retriever.threads | workload.threads)
+
+
+def test_speculation_leaves_the_callers_thread_only_for_what_runs_beside(
+    workload: NotingEcho,
+) -> None:
+    """Rounds without overlap never do two things at once, so they never leave it."""
+    here = {threading.get_ident()}
+    retriever = Noting()
+    with Engine(workload, retriever, Settings(schedule=FixedStride(stride=2))) as engine:
+        engine.run("whale fox red blue")
+
+    assert here == workload.threads
+
+    workload.threads = set()
+    with Engine(workload, retriever, Settings(schedule=FixedStride(overlap=True))) as engine:
+        engine.run("whale fox red blue")
+
+    assert here < workload.threads
+
+
+def test_what_another_thread_may_give_up_is_done_elsewhere(workload: NotingEcho) -> None:
+    """A stream of events can be closed from anywhere, and a batch gives up what is behind."""
+    here = {threading.get_ident()}
+    settings = Settings(schedule=FixedStride(stride=2))
+    with Engine(workload, Noting(), settings) as engine:
+        assert list(engine.events("whale fox", reports=False))
+        assert not here & workload.threads
+
+        engine.batch(["whale", "fox"], max_concurrency=1)
+
+    assert not here & workload.threads

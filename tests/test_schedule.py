@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ralmspec_plugins.costs import BatchCurve, Contention, Costs
+from ralmspec_plugins.costs import BatchCurve, Contention, Costs, Searched
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.policies import Policy, View
 from ralmspec_plugins.schedule import (
@@ -156,7 +156,7 @@ def after_rounds(policy: Policy, *, step_s: float, search_s: float, right: bool)
     for _ in range(6):
         policy.batches(view(pending=1, stalled=True))
         policy.wrote(step_s)
-        policy.searched(1, search_s)
+        policy.searched(Searched(1, search_s))
         policy.judged(right)
         policy.may_write(view(pending=1))
     return policy
@@ -275,7 +275,7 @@ def test_contention_is_forgotten_and_measured_anew() -> None:
     costs = costs_of(alone_s=1.0, beside_s=2.0)
     assert not costs.worth_writing_beside(1)
     for _ in range(Contention.FADING):
-        costs.searched(1, 1.0)
+        costs.searched(Searched(1, 1.0))
 
     assert costs.contention.speed == 1.0
     assert costs.worth_writing_beside(1)
@@ -285,7 +285,7 @@ def test_costs_are_those_of_work_alone() -> None:
     """At half speed a step of 2 seconds beside a search counts as 1, and so does a search."""
     costs = costs_of(alone_s=1.0, beside_s=2.0)
     costs.wrote(2.0, 2.0)
-    costs.searched(1, 6.0, 4.0)
+    costs.searched(Searched(1, 6.0, 4.0))
 
     assert costs.step_s == 1.0
     assert costs.curve(1) == 4.0
@@ -297,8 +297,8 @@ def test_a_search_that_takes_from_the_model_waits_for_a_batch() -> None:
     full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
     for right in (True, True, True, False) * 4:
         full.judged(right)
-    full.searched(1, 20.0)
-    full.searched(64, 21.0)
+    full.searched(Searched(1, 20.0))
+    full.searched(Searched(64, 21.0))
 
     assert policy.batches(view(pending=1)) == [1]
     assert full.batches(view(pending=1)) == []
@@ -375,3 +375,24 @@ def test_a_lane_gathers_before_it_is_taken_by_one_query() -> None:
     assert Continuous(lanes=32).begin(costs).batches(view) == [1]
     assert worth_gathering(1.0, lambda n: 20.0 * n, 0.9) == 1
     assert worth_gathering(1.0, lambda n: 1.2 + 0.2 * n, 0.9) == 1
+
+
+@pytest.mark.parametrize(("busy_s", "worth"), [(0.002, False), (0.0005, True)])
+def test_a_short_search_that_computes_here_is_not_guessed_for(busy_s: float, worth: bool) -> None:
+    """Two threads that compute take more from each other than 2 ms of searching would give."""
+    costs = Costs()
+    costs.wrote(0.01)
+    costs.searched(Searched(1, 0.002, busy_s=busy_s))
+
+    assert worth == costs.worth_guessing()
+
+
+def test_what_is_computed_beside_a_segment_says_nothing_of_the_search() -> None:
+    """It may all have been the model's: only a search without one tells whose it was."""
+    costs = Costs()
+    costs.wrote(0.01)
+    costs.searched(Searched(1, 0.002))
+    for _ in range(8):
+        costs.searched(Searched(1, 0.002, beside_s=0.002, busy_s=0.002))
+
+    assert costs.worth_guessing()

@@ -99,8 +99,8 @@ def test_first_requests_are_predicted(model: LoadedModel, shelves: Shelves) -> N
 @pytest.mark.parametrize(
     ("store", "arm"),
     [
-        (Store(size=60), Arm(name="a")),
-        (Store(size=60, k=2), Arm(name="a", shared=True, capacity=5)),
+        (Store(size=60), Arm(name="a", kind="fixed")),
+        (Store(size=60, k=2), Arm(name="a", kind="fixed", shared=True, capacity=5)),
         (Store(backend="faiss-hnsw"), Arm(name="a", replica=True)),
         (Store(backend="bm25s", size=60), Arm(name="a", kind="fixed", overlap=True)),
         (Store(wait_s=0.001), Arm(name="a", lanes=4)),
