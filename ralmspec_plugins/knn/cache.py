@@ -1,0 +1,187 @@
+"""The local cache of KNN-LM: entries that were neighbours, and those that stand behind them.
+
+One that was a neighbour of this token is seldom one of the next. But where the
+text goes on as a text of the datastore did, the next entries of that text are
+(PAPERS 1.8): so they are taken in as well, and guessed with.
+"""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.knn.datastore import Datastore, Ids
+from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.search_keys import check_hidden, nearest_of
+from ralmspec_plugins.knn.search_widening import widen
+from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.ranking import (
+    Metric,
+    Vectors,
+    exact_scores,
+    kernel_error,
+    nominees,
+)
+from ralmspec_plugins.retrieval.vectors import norm_of
+
+CAPACITY = 16_384
+FOLLOWING = 10  # as in the paper
+
+
+class NeighbourCache:
+    """Guesses the neighbours of a query: the nearest of the entries in here.
+
+    They are ranked as an exact search ranks all entries, to the last bit. So a guess
+    whose true neighbours are all in here is the truth itself.
+
+    One for each request, by default; it may be shared, since it is thread-safe. Its
+    memory grows as it is filled, up to `4 * capacity * dimension` bytes.
+    """
+
+    inline = True  # two milliseconds at the most
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        *,
+        k: int = 1024,
+        following: int = FOLLOWING,
+        followed: int | None = None,
+        capacity: int = CAPACITY,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            datastore: whose entries are guessed.
+            k: how many neighbours a guess has, or all of them while there are fewer.
+            following: how many entries behind each neighbour are taken in, too.
+            followed: of how many of a query's neighbours, the nearest; by default of all, as far
+                as one search's entries then surely fit.
+            capacity: the most entries; the oldest make room. Below k, the farthest neighbours
+                are left out.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        for name, number, least in (
+            ("following", following, 0),
+            ("followed", followed, 0),
+            ("capacity", capacity, 1),
+        ):
+            if number is not None and (
+                isinstance(number, bool) or not isinstance(number, int) or number < least
+            ):
+                raise ConfigError(f"{name} must be at least {least}, got {number!r}")
+        self.k = check_k(k)
+        self.following = following
+        self.followed = followed
+        self.capacity = capacity
+        self._datastore = datastore
+        self._lock = threading.Lock()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        dimension = self._datastore.about.dimension
+        self._ids: Ids = np.empty(self.capacity, dtype=np.int64)
+        self._keys: Vectors = np.empty((self.capacity, dimension), dtype=np.float32)
+        self._squares: Vectors = np.empty(self.capacity, dtype=np.float32)
+        self._present: NDArray[np.bool_] = np.zeros(len(self._datastore), dtype=np.bool_)
+        self._needed = np.zeros(len(self._datastore), dtype=np.bool_)  # all false between calls
+        self._longest = 0.0  # the greatest square that was ever in here
+        self._size = 0
+        self._next = 0  # the slot that is written next: once all are full, the oldest entry's
+
+    @property
+    def size(self) -> int:
+        """How many entries are in here."""
+        return self._size
+
+    def guess(self, query: Query) -> Neighbours | None:
+        """Give the nearest k entries in here; `None` while there are none."""
+        check_hidden(query, self._datastore.about.dimension)
+        hidden: Vectors = np.asarray(query.encoding, dtype=np.float32)
+        with self._lock:
+            if not self._size:
+                return None
+            keys = self._keys[: self._size]
+            fast = keys @ hidden
+            fast *= 2
+            fast -= self._squares[: self._size]
+            longest = float(np.sqrt(self._longest))
+            error = kernel_error(Metric.L2, len(hidden), longest, norm_of(hidden))
+            near = nominees(fast, self.k, error)
+            scores = exact_scores(keys[near], hidden, Metric.L2)
+            ids = self._ids[near]
+        return nearest_of(ids, self._datastore.values[ids], scores, self.k)
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """Take in what a search found, and what stands behind it; all of it is in here then."""
+        ids = _ids_of(hits)[: self.capacity]
+        fitting = (self.capacity - len(ids)) // max(1, self.following)
+        followed = fitting if self.followed is None else min(fitting, self.followed)
+        behind = self._datastore.following(ids[:followed], self.following)
+        behind = behind[np.isin(behind, ids, assume_unique=True, invert=True)]
+        with self._lock:
+            self._insert(self._missing(np.concatenate([ids, behind])))
+
+    def _missing(self, touched: Ids) -> Ids:
+        """Give those that are not in here, or would not be once the missing ones are."""
+        absent = touched[~self._present[touched]]
+        count = len(absent)
+        if self._size + count <= self.capacity:
+            return absent
+        self._needed[touched] = True
+        while True:  # each round may find more of what is needed among the oldest
+            oldest = self._ids[self._overwritten(count)]
+            again = oldest[self._needed[oldest]]
+            if len(absent) + len(again) == count:
+                break
+            count = len(absent) + len(again)
+        self._needed[touched] = False
+        return np.concatenate([absent, again])
+
+    def _overwritten(self, count: int) -> NDArray[np.int64]:
+        """Give the slots that the next so many entries go to, and that are not free."""
+        slots = (self._next + np.arange(count)) % self.capacity
+        return slots[slots < self._size]
+
+    def _insert(self, ids: Ids) -> None:
+        """Write these entries over the oldest."""
+        if not len(ids):
+            return
+        halves = self._datastore.keys[ids]
+        keys = np.empty(halves.shape, dtype=np.float32)
+        widen(halves, keys)
+        squares = np.einsum("ij,ij->i", keys, keys)
+        slots = (self._next + np.arange(len(ids))) % self.capacity
+        self._present[self._ids[self._overwritten(len(ids))]] = False
+        self._present[ids] = True
+        self._ids[slots], self._keys[slots], self._squares[slots] = ids, keys, squares
+        self._longest = max(self._longest, float(squares.max()))
+        self._size = min(self.capacity, self._size + len(ids))
+        self._next = int(slots[-1] + 1) % self.capacity
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._make_room()
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        with self._lock:
+            ids, store = self._ids[: self._size], self._datastore
+            assert self._size <= self.capacity
+            assert self._next == self._size % self.capacity or self._size == self.capacity
+            assert len(np.unique(ids)) == self._size
+            assert np.array_equal(np.flatnonzero(self._present), np.sort(ids))
+            assert np.array_equal(self._keys[: self._size], store.keys[ids].astype(np.float32))
+            assert not self._needed.any()
+            assert bool((self._squares[: self._size] <= self._longest).all())
+
+
+def _ids_of(hits: Hits) -> Ids:
+    if isinstance(hits, Neighbours):
+        return hits.ids
+    return np.array([int(hit.passage.id) for hit in hits], dtype=np.int64)

@@ -1,0 +1,70 @@
+"""The searches of a datastore by name, each loaded only when it is asked for.
+
+| name | finds | needs the extra |
+|---|---|---|
+| exact | the true neighbours: every key is scored | none |
+| hnsw | most of them, along a graph | faiss |
+| ivfpq | most of them, in lists of quantised keys: the least memory | faiss |
+"""
+
+from collections.abc import Hashable, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.records import Query
+
+_HERE = "ralmspec_plugins.knn"
+SEARCHES = {
+    "exact": (f"{_HERE}.exact", "ExactSearch"),
+    "hnsw": (f"{_HERE}.approximate", "HnswSearch"),
+    "ivfpq": (f"{_HERE}.approximate", "IvfPqSearch"),
+}
+
+
+class NeighbourSearch(Protocol):
+    """What every search here is; `exact` ones can be searched wider than k, too."""
+
+    exact: bool
+    pure: bool
+    inline_encode: bool
+    k: int
+    size: int
+    datastore: Datastore
+
+    @property
+    def signature(self) -> Hashable:
+        """Name the datastore's content, the index, and all settings that answers depend on."""
+        ...
+
+    def encode(self, text: str) -> Query:
+        """Refuse a text: queries are hidden states."""
+        ...
+
+    def search(self, queries: Sequence[Query]) -> list[Neighbours]:
+        """Find the neighbours of each query; they do not depend on its batch."""
+        ...
+
+
+def open_search(
+    name: str, datastore: Datastore, *, k: int = 1024, **settings: Any
+) -> NeighbourSearch:
+    """Search a datastore in the way of this name.
+
+    Args:
+        name: one of `SEARCHES`.
+        datastore: what is searched.
+        k: how many neighbours a query gets.
+        settings: what the search itself takes (`memory_bytes`, `threads`, `probes`, ...).
+
+    Raises:
+        ConfigError: an unknown name (the message lists the known ones) or setting.
+        MissingExtraError: the search's library is not installed.
+    """
+    if name not in SEARCHES:
+        raise ConfigError(f"unknown search {name!r}; known are {', '.join(SEARCHES)}")
+    module, kind = SEARCHES[name]
+    search: NeighbourSearch = getattr(import_module(module), kind)(datastore, k=k, **settings)
+    return search
