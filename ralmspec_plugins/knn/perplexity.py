@@ -1,7 +1,7 @@
 """How well held-out texts are foretold, by the model alone and with its neighbours."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,7 +32,7 @@ class TextModel(Protocol):
         ...
 
 
-class NeighbourSearch(Protocol):
+class HiddenSearch(Protocol):
     """Finds the neighbours of hidden states."""
 
     def search(self, queries: Sequence[Query]) -> list[Neighbours]:
@@ -79,12 +79,13 @@ class Foretold:
 
 def foretell(
     model: TextModel,
-    search: NeighbourSearch,
+    search: HiddenSearch,
     texts: Sequence[str],
     *,
     temperature: float = 1.0,
     block: int = BLOCK,
     stride: int = STRIDE,
+    progress: Callable[[int], None] | None = None,
 ) -> Foretold:
     """Read held-out texts in windows, and search for every token but each text's first.
 
@@ -95,6 +96,7 @@ def foretell(
         temperature: of the distances.
         block: the tokens that a window holds.
         stride: how far a window goes on; below `block`.
+        progress: called with the number of tokens that are foretold.
 
     Raises:
         ConfigError: a number is out of range.
@@ -107,12 +109,16 @@ def foretell(
         block = model.context
         stride = min(stride, max(1, block // 2))
     parts: list[tuple[Floats, Floats]] = []
+    done = 0
     for text in texts:
         tokens = model.encode(text)
         for start, first, end in windows(len(tokens), block, stride):
             following = tokens[first:end]
             reading = model.read(tokens[start : end - 1], following)
             parts.append((reading.log_probs, _votes(search, reading, following, temperature)))
+            done += len(following)
+            if progress is not None:
+                progress(done)
     if not parts:
         raise InputError("there is no token to foretell: give a text of at least two tokens")
     own, neighbours = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -136,7 +142,7 @@ def windows(length: int, block: int, stride: int) -> Iterator[tuple[int, int, in
 
 
 def _votes(
-    search: NeighbourSearch, reading: Reading, following: Sequence[int], temperature: float
+    search: HiddenSearch, reading: Reading, following: Sequence[int], temperature: float
 ) -> Floats:
     """Give the log-probabilities that the neighbours give to what follows."""
     voted = np.empty(len(following))

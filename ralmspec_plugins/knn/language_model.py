@@ -1,0 +1,293 @@
+"""KNN-LM ready to use: a model, its datastore, and an engine that looks neighbours up ahead."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from ralmspec_plugins.async_engine import AsyncEngine
+from ralmspec_plugins.async_streams import AsyncAnswerStream
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.engine import THREADS, Engine
+from ralmspec_plugins.errors import Closed
+from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
+from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.knn.distribution import Mixing
+from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
+from ralmspec_plugins.knn.model import KNNModel, LogProbChooser
+from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
+from ralmspec_plugins.knn.search import NeighbourSearch, open_search
+from ralmspec_plugins.lm.loading import load
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.streams import AnswerStream
+from ralmspec_plugins.workloads.knn_lm import KNNLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_GIB = 2**30
+
+
+class Options(TypedDict, total=False):
+    """How a text is continued: the keywords of `KNNLanguageModel.generate` and its like."""
+
+    max_tokens: int
+    seed: int
+    stop: Sequence[str]
+    sampling: Greedy | Sampling | None
+    deadline_s: float | None
+    plain: bool
+
+
+class KNNLanguageModel:
+    """A causal model whose next tokens are voted on by the neighbours in a datastore.
+
+    The text is that of a plain loop that searches for each token before it writes
+    it, greedy or sampled; it only comes sooner (`KNNLM` says why). Thread-safe.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        datastore: Datastore | str | os.PathLike[str],
+        *,
+        k: int = 1024,  # PAPERS 6.1; 8 neighbours have most of its effect
+        weight: float = 0.25,
+        temperature: float = 1.0,
+        search: str | NeighbourSearch = "exact",
+        sampling: Greedy | Sampling | None = None,
+        settings: Settings | None = None,
+        following: int = FOLLOWING,
+        capacity: int = CAPACITY,
+        cache_bytes: int = 2 * _GIB,
+        same_model: bool = True,
+    ) -> None:
+        """Put a loaded model beside its datastore.
+
+        Args:
+            model: a causal model, on any device and in any precision.
+            tokenizer: the model's tokenizer.
+            datastore: built with this model, or the folder of one.
+            k: how many neighbours vote.
+            weight: their share in the mixture (lambda): 0.25 in the model's own domain, about
+                0.65 in another.
+            temperature: of their distances; above 1 the far ones say more.
+            search: how they are found: "exact", "hnsw" or "ivfpq", or an opened search of this
+                datastore, which brings its own k.
+            sampling: how tokens are chosen; greedily by default.
+            settings: how to speculate; by default each request guesses from a cache of its own,
+                and searches are no wider than k.
+            following: how many entries behind each neighbour that cache takes in (PAPERS 1.8).
+            capacity: the most entries in that cache.
+            cache_bytes: the most memory for key-value caches that are not in use.
+            same_model: refuse a model whose weights are not those that made the keys; set it
+                to False for another precision, say.
+
+        Raises:
+            ConfigError: a setting is out of range, or the name of the search is unknown.
+            IndexFileError: the folder holds no datastore, or a damaged one.
+            ModelError: model and datastore do not fit each other.
+        """
+        self.mixing = Mixing(weight=weight, temperature=temperature)
+        store = datastore if isinstance(datastore, Datastore) else Datastore.open(datastore)
+        about = store.about
+        self.datastore = store
+        self.model = KNNModel(
+            model, tokenizer, key_kind=about.key_kind, bos=about.bos, cache_bytes=cache_bytes
+        )
+        store.check_fits(
+            dimension=self.model.tap.dimension,
+            vocabulary=self.model.vocabulary,
+            key_kind=about.key_kind,
+            tokenizer=tokenizer_fingerprint(tokenizer),
+            model=model_fingerprint(model) if same_model else "",
+        )
+        self.retriever: NeighbourSearch = (
+            open_search(search, store, k=k) if isinstance(search, str) else search
+        )
+        self.sampling = sampling if sampling is not None else Greedy()
+        self._following, self._capacity = following, capacity
+        self._settings = self._guessing(settings if settings is not None else Settings())
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-knn")
+        self._engines: dict[tuple[type[Any], Greedy | Sampling, bool], Any] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        datastore: Datastore | str | os.PathLike[str],
+        *,
+        dtype: Any = "auto",
+        device: Any = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a saved model, or one from the hub; code that comes with it is never run.
+
+        Args:
+            path: the model's folder or name.
+            datastore: as above.
+            dtype: the precision; as saved by default.
+            device: where it runs.
+            settings: as for the class itself.
+
+        Raises:
+            ModelError: what is there is no causal model, or does not fit the datastore.
+        """
+        model, tokenizer = load(path, dtype, device)
+        return cls(model, tokenizer, datastore, **settings)
+
+    def generate(self, prompt: str, **options: Unpack[Options]) -> Answer:
+        """Continue a text.
+
+        Args:
+            prompt: the text.
+            options: `max_tokens` (128), `seed` (0) of the draws, `stop` (texts in front of which
+                to end), `sampling` (this model's by default), `deadline_s`, and `plain` (search
+                for one token at a time and guess nothing: the same text, later).
+
+        Returns:
+            The text, the neighbours of each token (`retrieved`), and what it took (`stats`);
+            the tokens are `answer.state.tokens`.
+
+        Raises:
+            InputError: the prompt is empty.
+            ContextOverflowError: prompt and text together would exceed the model's context.
+            DeadlineExceeded: the deadline passed.
+        """
+        asked = _Asked(prompt, **options)
+        return self.engine(asked.sampling, plain=asked.plain).run(asked.request)
+
+    def stream(self, prompt: str, **options: Unpack[Options]) -> AnswerStream:
+        """Continue a text piece by piece, as `generate` does; only text that stays is given out."""
+        asked = _Asked(prompt, **options)
+        return self.engine(asked.sampling, plain=asked.plain).stream(asked.request)
+
+    async def agenerate(self, prompt: str, **options: Unpack[Options]) -> Answer:
+        """Do what `generate` does without holding up the event loop."""
+        asked = _Asked(prompt, **options)
+        return await self.async_engine(asked.sampling, plain=asked.plain).run(asked.request)
+
+    def astream(self, prompt: str, **options: Unpack[Options]) -> AsyncAnswerStream:
+        """Do what `stream` does without holding up the event loop."""
+        asked = _Asked(prompt, **options)
+        return self.async_engine(asked.sampling, plain=asked.plain).stream(asked.request)
+
+    def perplexity(
+        self,
+        texts: Sequence[str],
+        *,
+        block: int = BLOCK,
+        stride: int = STRIDE,
+        progress: Callable[[int], None] | None = None,
+    ) -> Foretold:
+        """Say how well held-out texts are foretold, with the neighbours and without.
+
+        Args:
+            texts: each by itself.
+            block: the tokens that a window holds.
+            stride: how far a window goes on.
+            progress: called with the number of tokens that are foretold.
+        """
+        return foretell(
+            self.model,
+            self.retriever,
+            texts,
+            temperature=self.mixing.temperature,
+            block=block,
+            stride=stride,
+            progress=progress,
+        )
+
+    def engine(self, sampling: Greedy | Sampling | None = None, *, plain: bool = False) -> Engine:
+        """Give the engine that answers: for batches, events, and requests of your own."""
+        engine: Engine = self._engine(Engine, sampling, plain)
+        return engine
+
+    def async_engine(
+        self, sampling: Greedy | Sampling | None = None, *, plain: bool = False
+    ) -> AsyncEngine:
+        """Give the engine that answers on the running event loop."""
+        engine: AsyncEngine = self._engine(AsyncEngine, sampling, plain)
+        return engine
+
+    def close(self) -> None:
+        """Wait for searches that nobody needs any more, and let the threads go."""
+        with self._lock:
+            self._closed = True
+            engines = [engine for engine in self._engines.values() if isinstance(engine, Engine)]
+        for engine in engines:
+            engine.close()
+        self._threads.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _guessing(self, settings: Settings) -> Settings:
+        """Guess from the neighbours' cache, and search no wider than k, unless told otherwise."""
+        if settings.prefetch is None:
+            settings = replace(settings, prefetch=self.retriever.k)
+        if settings.speculators is None and settings.pool is None:
+            settings = replace(settings, speculators=lambda: (self._cache(),))
+        return settings
+
+    def _cache(self) -> NeighbourCache:
+        return NeighbourCache(
+            self.datastore,
+            k=self.retriever.k,
+            following=self._following,
+            capacity=self._capacity,
+        )
+
+    def _engine(self, kind: type[Any], sampling: Greedy | Sampling | None, plain: bool) -> Any:
+        chosen = sampling if sampling is not None else self.sampling
+        key = (kind, chosen, plain)
+        with self._lock:
+            if self._closed:
+                raise Closed("model")
+            if key not in self._engines:
+                workload = KNNLM(self.model, LogProbChooser(chosen), self.mixing)
+                settings = replace(self._settings, speculate=False) if plain else self._settings
+                self._engines[key] = kind(workload, self.retriever, settings, threads=self._threads)
+            return self._engines[key]
+
+
+class _Asked:
+    """One request, and how it is answered."""
+
+    def __init__(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,  # as a `Request`'s
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        sampling: Greedy | Sampling | None = None,
+        deadline_s: float | None = None,
+        plain: bool = False,
+    ) -> None:
+        self.request = Request(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            deadline_s=deadline_s,
+        )
+        self.sampling = sampling
+        self.plain = plain

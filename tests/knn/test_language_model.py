@@ -1,0 +1,306 @@
+"""KNN-LM ready to use: real tiny models through both engines, and what is refused."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, Settings, plain
+from ralmspec_plugins.errors import (
+    Closed,
+    ConfigError,
+    ContextOverflowError,
+    InputError,
+    ModelError,
+)
+from ralmspec_plugins.knn.building import build_datastore
+from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.knn.exact import ExactSearch
+from ralmspec_plugins.knn.language_model import KNNLanguageModel
+from ralmspec_plugins.knn.model import LogProbChooser
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.schedule import Schedule
+from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama
+from ralmspec_plugins.workloads import KNNLM
+
+STORY = "the keeper counted ships that passed island before storm and sells crêpes at night"
+WORDS = STORY.split()
+TEMPERATURE = 30.0  # keys of random models are far apart
+WEIGHTS = (0.1, 0.25, 0.65, 1.0)
+KS = (1, 8, 64, 1024)
+SCHEDULES: tuple[Schedule, ...] = (
+    Continuous(),
+    Continuous(window=4, lanes=2),
+    OptimalStride(),
+    OptimalStride(overlap=True),
+    *(FixedStride(stride=stride, overlap=overlap) for stride in (1, 2, 4, 8) for overlap in (0, 1)),
+)
+SAMPLINGS = (Greedy(), Sampling(temperature=0.8), Greedy(repetition_penalty=1.3))
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Make sentences whose parts come again in others."""
+    dice = random.Random(seed)
+    halves = [" ".join(dice.choices(WORDS, k=6)) for _ in range(6)]
+    return [f"{dice.choice(halves)}, {dice.choice(halves)}." for _ in range(count)]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def network(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_gpt2() if request.param == "gpt2" else tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def store(
+    network: PreTrainedModel, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Datastore:
+    folder = tmp_path_factory.mktemp("store") / "towns"
+    return build_datastore(texts(40, 1), folder, network, tokenizer)
+
+
+@pytest.fixture
+def lm(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> Iterator[KNNLanguageModel]:
+    with KNNLanguageModel(network, tokenizer, store, k=8, temperature=TEMPERATURE) as lm:
+        yield lm
+
+
+def the_plain_loop(lm: KNNLanguageModel, request: Request, sampling: Any = None) -> Answer:
+    """Answer by the definition, without an engine."""
+    chooser = LogProbChooser(sampling if sampling is not None else lm.sampling)
+    return plain(KNNLM(lm.model, chooser, lm.mixing), request, lm.retriever)
+
+
+def check_equal(expected: Answer, actual: Answer) -> None:
+    """Hold tokens, text and the whole record together, to the bit."""
+    assert expected.state.tokens == actual.state.tokens
+    assert expected.text == actual.text
+    assert expected.retrieved == actual.retrieved
+
+
+def check_over(
+    network: PreTrainedModel,
+    tokenizer: Tokenizer,
+    store: Datastore,
+    prompts: int,
+    search: str = "exact",
+) -> int:
+    """Answer prompts under settings that change with each of them, on both engines."""
+    turns = zip(itertools.count(), texts(prompts, 2), strict=False)
+    wrong = 0
+    for number, text in turns:
+        settings = Settings(schedule=SCHEDULES[number % len(SCHEDULES)])
+        sampling = SAMPLINGS[number // 2 % len(SAMPLINGS)]
+        with KNNLanguageModel(
+            network,
+            tokenizer,
+            store,
+            k=KS[number % 4],
+            weight=WEIGHTS[number // 4 % 4],
+            temperature=TEMPERATURE,
+            search=search,
+            settings=settings,
+            following=(10, 1, 5)[number % 3],
+        ) as lm:
+            prompt, seed = " ".join(text.split()[:5]), number
+            request = Request(prompt=prompt, max_tokens=24, seed=seed)
+            expected = the_plain_loop(lm, request, sampling)
+            if number % 2:
+                actual = lm.generate(prompt, max_tokens=24, seed=seed, sampling=sampling)
+            else:
+                asked = lm.agenerate(prompt, max_tokens=24, seed=seed, sampling=sampling)
+                actual = asyncio.run(asked)
+        check_equal(expected, actual)
+        wrong += actual.stats.guesses - actual.stats.guesses_right
+    return wrong
+
+
+def test_every_setting_writes_the_plain_tokens(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """Schedules, k, weights, greedy and drawn, on threads and on asyncio; some guesses wrong."""
+    assert check_over(network, tokenizer, store, 24) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["exact", "hnsw", "ivfpq"])
+def test_every_setting_writes_the_plain_tokens_for_many_prompts(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, search: str
+) -> None:
+    """More than 200 prompts in all, with each search."""
+    if search != "exact":
+        pytest.importorskip("faiss")
+    assert check_over(network, tokenizer, store, 104, search) > 20
+
+
+def test_plain_and_speculative_requests_are_one_text(lm: KNNLanguageModel) -> None:
+    """`plain=True` guesses nothing and gives the same answer, record and all."""
+    plainly = lm.generate("the keeper counted", max_tokens=30, plain=True)
+    ahead = lm.generate("the keeper counted", max_tokens=30)
+
+    check_equal(plainly, ahead)
+    assert (plainly.stats.guesses, plainly.stats.searches) == (0, 30)
+    assert len(ahead.state.tokens) == 30
+    assert [len(step.hits) for step in ahead.retrieved] == [8] * 30
+
+
+def test_it_guesses_and_mostly_right(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """A text that follows the datastore needs fewer searches than tokens."""
+    settings = Settings(schedule=FixedStride(stride=4))
+    with KNNLanguageModel(network, tokenizer, store, k=1, weight=1.0, settings=settings) as lm:
+        answer = lm.generate(texts(40, 1)[0][:30], max_tokens=12)
+
+    assert answer.stats.searches <= 8
+    assert answer.stats.guesses_right >= 6
+
+
+def test_streams_give_the_same_text(lm: KNNLanguageModel) -> None:
+    """In pieces, on threads and on asyncio; the answer is there at the end."""
+    whole = lm.generate("ships that passed", max_tokens=20)
+    stream = lm.stream("ships that passed", max_tokens=20)
+    pieces = list(stream)
+
+    async def gathered() -> tuple[list[str], Answer]:
+        astream = lm.astream("ships that passed", max_tokens=20)
+        return [piece async for piece in astream], astream.answer
+
+    apieces, answer = asyncio.run(gathered())
+
+    assert "".join(pieces) == "".join(apieces) == whole.text
+    assert len(pieces) > 3
+    check_equal(whole, stream.answer)
+    check_equal(whole, answer)
+
+
+def test_batches_give_the_same_texts(lm: KNNLanguageModel) -> None:
+    """Requests that are answered at once share searches, and nothing else."""
+    prompts = [" ".join(text.split()[:4]) for text in texts(6, 3)]
+    alone = [lm.generate(prompt, max_tokens=12) for prompt in prompts]
+    asked = [Request(prompt=prompt, max_tokens=12) for prompt in prompts]
+    together = lm.engine().batch(asked)
+
+    for expected, actual in zip(alone, together, strict=True):
+        check_equal(expected, actual)
+
+
+def test_sampling_is_a_setting_of_each_request(lm: KNNLanguageModel) -> None:
+    """Seeds differ, the same seed does not, and the model's own way stays as it was."""
+    hot = Sampling(temperature=1.5)
+    one, again, other = (
+        lm.generate("the island", max_tokens=16, sampling=hot, seed=seed) for seed in (1, 1, 2)
+    )
+
+    check_equal(one, again)
+    assert one.state.tokens != other.state.tokens
+    check_equal(
+        lm.generate("the island", max_tokens=16),
+        lm.generate("the island", max_tokens=16, sampling=Greedy()),
+    )
+
+
+def test_stop_texts_end_it(lm: KNNLanguageModel) -> None:
+    """One text or several; what is given out ends in front of it."""
+    whole = lm.generate("the keeper counted", max_tokens=30).text
+    mark = whole[10:13]
+    stopped = lm.generate("the keeper counted", max_tokens=30, stop=mark)
+
+    assert stopped.text == whole[: whole.index(mark)]
+    assert stopped.state.draft.ending == "stop"
+
+
+def test_nothing_is_left_behind(lm: KNNLanguageModel) -> None:
+    """No key-value cache outlives its request."""
+    lm.generate("the keeper", max_tokens=8)
+    lm.generate("the keeper", max_tokens=8, plain=True)
+
+    assert len(lm.model.caches) == 0
+
+
+def test_an_opened_search_brings_its_own_k(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """And its settings; the same neighbours are found as by name."""
+    search = ExactSearch(store, k=3, memory_bytes=0)
+    with (
+        KNNLanguageModel(network, tokenizer, store, search=search) as given,
+        KNNLanguageModel(network, tokenizer, store, k=3) as named,
+    ):
+        check_equal(
+            given.generate("the keeper", max_tokens=6), named.generate("the keeper", max_tokens=6)
+        )
+
+
+def test_a_closed_model_says_so(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """Its threads are gone."""
+    lm = KNNLanguageModel(network, tokenizer, store, k=1)
+    lm.close()
+    with pytest.raises(Closed):
+        lm.generate("the keeper", max_tokens=2)
+
+
+def test_prompts_that_cannot_be_continued_are_refused(lm: KNNLanguageModel) -> None:
+    """An empty one, and one that is too long with the text behind it."""
+    with pytest.raises(InputError, match="the prompt is empty"):
+        lm.generate("")
+    with pytest.raises(ContextOverflowError, match="the model's context is 512"):
+        lm.generate("the keeper", max_tokens=600)
+
+
+def test_a_model_that_did_not_make_the_keys_is_refused(
+    tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """Of another dimension, or with other weights; the latter can be asked for."""
+    other = tiny_llama(seed=7)
+    with pytest.raises(ModelError, match="does not fit"):
+        KNNLanguageModel(tiny_llama(hidden=64), tokenizer, store)
+    with pytest.raises(ModelError, match="does not fit: the model's fingerprint is"):
+        KNNLanguageModel(other, tokenizer, store)
+    with KNNLanguageModel(other, tokenizer, store, k=1, same_model=False) as lm:
+        assert lm.generate("the keeper", max_tokens=2).state.tokens
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": 0.0}, {"temperature": -1.0}, {"k": 0}, {"search": "fast"}], ids=repr
+)
+def test_settings_without_a_meaning_are_refused(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, wrong: dict[str, Any]
+) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigError):
+        KNNLanguageModel(network, tokenizer, store, **wrong)
+
+
+def test_perplexity_falls_where_the_datastore_knows_the_text(lm: KNNLanguageModel) -> None:
+    """Texts made of the same halves are foretold far better with it than without."""
+    foretold = lm.perplexity(texts(6, 1))
+
+    assert foretold.tokens > 100
+    assert foretold.perplexity(0.65) < 0.2 * foretold.model_perplexity
+
+
+def test_saved_models_and_stores_are_opened(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, tmp_path: Any
+) -> None:
+    """From their folders, to the same text."""
+    network.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    build_datastore(texts(40, 1), tmp_path / "store", network, tokenizer)
+    with (
+        KNNLanguageModel(network, tokenizer, store, k=8) as loaded,
+        KNNLanguageModel.from_pretrained(tmp_path / "model", tmp_path / "store", k=8) as opened,
+    ):
+        # The weights lie elsewhere in memory, which changes a hidden state's last bits.
+        expected, actual = (one.generate("the keeper", max_tokens=8) for one in (loaded, opened))
+
+    assert expected.state.tokens == actual.state.tokens
