@@ -16,6 +16,7 @@ from ralmspec_plugins.cli.bench import bench
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
 from ralmspec_plugins.cli.index import index
+from ralmspec_plugins.cli.knn import knn
 from ralmspec_plugins.cli.output import complain
 from ralmspec_plugins.errors import RalmSpecError
 
@@ -86,3 +87,4 @@ app.command()(ask)
 app.command()(demo)
 app.command()(diagnose)
 app.command()(bench)
+app.add_typer(knn, name="knn")

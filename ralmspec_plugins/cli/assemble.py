@@ -48,11 +48,11 @@ class Weights:
             ModelError: there is none.
             MissingExtraError: transformers or torch is not installed.
         """
-        name = _demo_model() if path is None else path
+        name = demo_model() if path is None else path
         prompt = DEMO_PROMPT if path is None else "{prompt}"
         self._sampling, self._template = _writing(style, prompt)
         torch: Any = optional("torch", "hf", "torch")
-        _no_bars()
+        no_bars()
         if threads is None and path is None:
             threads = 1  # the demo's model is too small to be shared out
         if threads is not None:
@@ -80,12 +80,17 @@ class Weights:
         lm.write(draft, [Passage("", "Hello")], _WARM_TOKENS, Progress())
 
 
-def _no_bars() -> None:
+def no_bars() -> None:
     """Keep transformers' own progress bars from standing among our messages."""
     optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
 
 
-def _demo_model() -> str:
+def demo_model() -> str:
+    """Give the demo's model.
+
+    Raises:
+        ModelError: it is not in this installation.
+    """
     if not (MODEL / "config.json").is_file():
         raise ModelError(
             f"the demo's model is not in this installation ({MODEL}); "
@@ -114,7 +119,7 @@ def make_encoder(name: str | None) -> Encoder | None:
     from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
 
     optional("sentence_transformers", "embeddings", "sentence-transformers")
-    _no_bars()
+    no_bars()
     return SentenceTransformerEncoder(name)
 
 

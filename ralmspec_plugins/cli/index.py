@@ -5,16 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress
 
 from ralmspec_plugins.cli.assemble import default_backend, make_encoder
+from ralmspec_plugins.cli.bars import bars
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
 from ralmspec_plugins.errors import ConfigError, RalmSpecError
 from ralmspec_plugins.retrieval import (
@@ -74,7 +68,7 @@ def index(
     began_s = time.perf_counter()
     name = _backend(backend)
     _check_target(source, target)
-    with _progress() as progress:
+    with bars() as progress:
         if needs_encoder(name):
             count = _build(
                 _Bars(progress, source, words),
@@ -170,19 +164,6 @@ def _build(bars: _Bars, target: Path, encoder: Any, settings: dict[str, Any]) ->
                 soft_wrap=True,
             )
         raise
-
-
-def _progress() -> Progress:
-    console = notes()
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _report(record: dict[str, Any], as_json: bool) -> None:

@@ -55,7 +55,7 @@ def stream_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> Ite
     if words < 1:
         raise ConfigError(f"words must be at least 1, got {words}")
     root = Path(path)
-    return _stream(root, _files(root), words)
+    return _stream(root, text_files(root), words)
 
 
 def check_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> int:
@@ -119,7 +119,12 @@ def _ends_sentence(word: str) -> bool:
     return word.rstrip("\"')]\u201d\u2019").endswith((".", "!", "?"))
 
 
-def _files(root: Path) -> list[Path]:
+def text_files(root: Path) -> list[Path]:
+    """Give a file, or the files of the known kinds below a folder in the order of their names.
+
+    Raises:
+        InputError: there is none, or one of an unknown kind.
+    """
     if root.is_dir():
         found = [
             file
