@@ -144,7 +144,7 @@ class Costs:
     # Two threads of one Python process that both compute take the lock and the caches from each
     # other: a step takes 2 to 4 ms longer beside a search of 1 to 5 ms (docs/benchmarks.md).
     SIDE_BY_SIDE_S = 0.003
-    WORTH_WRITING = 0.02  # of a step: what is hidden on average must be more than this
+    WORTH_WRITING = 0.05  # of a step: what is hidden on average must be more than this
     FADING = 0.97  # what stopping cost is forgotten by, each guess: else nobody would try again
 
     def __init__(self, curve: BatchCurve | None = None) -> None:
@@ -219,7 +219,7 @@ class Costs:
             return False
         if step_s is None or not self.curve.points:
             return True
-        gain_s = rate * self.curve(1) - (1 - rate) * self._stop_s
+        gain_s = rate * self.curve(1) - (1 - rate) * self._stop_s - self._side_by_side_s
         return gain_s >= self.WORTH_WRITING * step_s
 
     def worth_writing_beside(self, ahead: int) -> bool:

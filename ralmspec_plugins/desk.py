@@ -76,9 +76,13 @@ class Desk:
         return time.perf_counter() - self._began_s
 
     def see_to(self, needs: Sequence[Need]) -> None:
-        """Start work, and carry out notices."""
+        """Start work, and carry out notices.
+
+        What writes comes last: it keeps Python's lock for milliseconds, in which a search
+        would not even begin.
+        """
         work = [need for need in needs if isinstance(need, Start | Ask | Guess | Search | Extend)]
-        for need in needs:
+        for need in sorted(needs, key=_writes):
             self._see_to(need, only=len(work) == 1)
 
     def _see_to(self, need: Need, *, only: bool) -> None:
@@ -173,3 +177,7 @@ class Desk:
                 self._note(self._completed.get(timeout=left_s))
             except queue.Empty:
                 return
+
+
+def _writes(need: Need) -> bool:
+    return isinstance(need, Ask | Guess | Extend)
