@@ -129,8 +129,8 @@ def _short(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _exempt(record: Mapping[str, Any]) -> set[str]:
-    fixed = {arm["name"] for arm in record["case"]["arms"] if arm["kind"] == "fixed"}
-    return {PLAIN_NAME, *fixed}
+    arms = record["case"]["arms"]
+    return {PLAIN_NAME, *(arm["name"] for arm in arms if arm["kind"] in ("fixed", "plain"))}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

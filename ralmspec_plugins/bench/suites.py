@@ -19,6 +19,9 @@ PAPER: Final = (
 )
 """The settings of RaLMSpec's tables: prefetching, OS3, asynchronous verification (PAPERS 1.11)."""
 
+AGAIN: Final = Arm(name="plain again", kind="plain")
+"""What a ratio of 1 looks like on the machine at hand."""
+
 CONTINUOUS: Final = Arm(name="continuous")
 CONTINUOUS_WIDE: Final = Arm(name="continuous, P256", prefetch=256)
 SHARED: Final = Arm(name="continuous, shared pool", shared=True)
@@ -66,30 +69,43 @@ def quick() -> list[Case]:
 
 
 def paper() -> list[Case]:
-    """List RaLMSpec's Table 1, and what is held against the bound: under an hour on two cores."""
-    return [*_table_1(), *_beside(), *_remote()]
+    """List RaLMSpec's Table 1, what is held against the bound, and requests at once.
+
+    Under an hour on two cores.
+    """
+    return [*_table_1(), *_beside(), *_remote(), *_at_once()]
 
 
 def _table_1() -> list[Case]:
     """List exact dense, approximate dense and sparse, each with two sizes of model."""
     stores = {
-        "exact dense": Store(size=1_000_000, place="beside"),
-        "approximate dense": Store(
-            backend="faiss-hnsw", size=100_000, settings=(("search_list", 256),)
+        "exact dense": (Store(size=1_000_000, place="beside"), 5, 1),
+        "approximate dense": (
+            Store(backend="faiss-hnsw", size=100_000, settings=(("search_list", 1024),)),
+            5,
+            2,
         ),
-        "sparse": Store(backend="bm25s", size=200_000),
-        "exact dense, R/G above 10": Store(place="remote", wait_s=1.0),
+        "sparse": (Store(backend="bm25s", size=200_000), 5, 2),
+        "exact dense, R/G above 10": (Store(place="remote", wait_s=1.5), 1, 1),
     }
     return [
-        Case(name=f"{name}, {model}", store=store, model=model, arms=_arms(store))
-        for name, store in stores.items()
+        Case(
+            name=f"{name}, {model}",
+            store=store,
+            model=model,
+            arms=_arms(store),
+            requests=requests,
+            repetitions=repetitions,
+        )
+        for name, (store, requests, repetitions) in stores.items()
         for model in (_SMALL, _LARGE)
     ]
 
 
 def _arms(store: Store) -> tuple[Arm, ...]:
     replica = (REPLICA,) if store.backend == "numpy-flat" else ()
-    return (*PAPER, *OURS, *replica)
+    again = (AGAIN,) if store.place == "here" else ()
+    return (*PAPER, *OURS, *replica, *again)
 
 
 def _beside() -> list[Case]:
@@ -99,8 +115,9 @@ def _beside() -> list[Case]:
             name=f"scan beside, {size:,} passages",
             store=Store(size=size, place="beside"),
             arms=(CONTINUOUS, CONTINUOUS_WIDE),
+            repetitions=1 if size > 1_000_000 else 2,
         )
-        for size in (100_000, 400_000, 2_000_000)
+        for size in (100_000, 200_000, 1_200_000)
     ]
 
 
@@ -112,20 +129,38 @@ def _remote() -> list[Case]:
             store=Store(place="remote", wait_s=wait_s),
             arms=(lanes(CONTINUOUS_WIDE, 32), lanes(REPLICA, 32)),
             requests=5 if wait_s < 0.5 else 2,
-            repetitions=3 if wait_s < 0.5 else 2,
+            repetitions=2 if wait_s < 0.1 else 1,
         )
-        for wait_s in (0.005, 0.02, 0.05, 0.2, 1.0)
+        for wait_s in (0.005, 0.02, 0.06, 0.18, 1.0)
+    ]
+
+
+def _at_once() -> list[Case]:
+    """List requests that are answered at once: one model, one store, merged searches."""
+    return [
+        Case(
+            name=f"8 requests at once, {name}",
+            store=store,
+            arms=(CONTINUOUS, SHARED),
+            requests=8,
+            concurrency=8,
+            repetitions=2,
+        )
+        for name, store in (
+            ("scan beside", Store(size=200_000, place="beside")),
+            ("store 60 ms away", Store(place="remote", wait_s=0.06)),
+        )
     ]
 
 
 def full() -> list[Case]:
-    """List the paper's tables and the ablations that it lacks: some hours on two cores."""
-    return [*paper(), *_ablations()]
+    """List the paper's tables and the ablations: about an hour and a half on two cores."""
+    return [*paper(), *ablations()]
 
 
-def _ablations() -> list[Case]:
+def ablations() -> list[Case]:
     """List strides, pools, prefetching, intervals, windows, lanes, latencies and sizes."""
-    beside = Store(size=400_000, place="beside")
+    beside = Store(size=200_000, place="beside")
     remote = Store(place="remote", wait_s=0.1)
     strides = tuple(
         Arm(name=f"stride {stride}", kind="fixed", stride=stride, prefetch=20)
@@ -141,9 +176,9 @@ def _ablations() -> list[Case]:
     )
     windows = tuple(Arm(name=f"window {size}", window=size) for size in (1, 2, 4, 8, 64))
     several = tuple(Arm(name=f"{count} lanes", lanes=count) for count in (1, 2, 4, 8, 32))
-    return [
+    measured = [
         Case(name="speculation stride", store=beside, arms=(*strides, PAPER[-1], CONTINUOUS)),
-        Case(name="cache size and eviction", store=beside, arms=pools, requests=20, repetitions=1),
+        Case(name="cache size and eviction", store=beside, arms=pools, requests=20),
         Case(name="prefetch", store=beside, arms=prefetches),
         *(
             Case(name=f"interval {tokens}", store=beside, arms=(CONTINUOUS,), interval=tokens)
@@ -156,16 +191,25 @@ def _ablations() -> list[Case]:
                 name=f"latency {1000 * wait_s:g} ms",
                 store=Store(place="remote", wait_s=wait_s),
                 arms=(CONTINUOUS_WIDE, lanes(CONTINUOUS_WIDE, 32), lanes(REPLICA, 32)),
-                requests=3 if wait_s < 1 else 1,
-                repetitions=3 if wait_s < 1 else 1,
+                requests=5 if wait_s < 1 else 1,
             )
             for wait_s in (0.001, 0.01, 0.1, 1.0, 5.0)
         ),
+        *(
+            Case(
+                name=f"{size:,} passages",
+                store=Store(size=size, place="beside"),
+                arms=(PAPER[0], PAPER[-1], CONTINUOUS_WIDE),
+            )
+            for size in (10_000, 50_000, 250_000, 1_000_000)
+        ),
     ]
+    return [case.with_counts(requests=None, repetitions=1) for case in measured]
 
 
 SUITES: Final[Mapping[str, Callable[[], list[Case]]]] = {
     "quick": quick,
     "paper": paper,
+    "ablations": ablations,
     "full": full,
 }

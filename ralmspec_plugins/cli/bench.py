@@ -26,6 +26,7 @@ class SuiteName(StrEnum):
 
     QUICK = "quick"
     PAPER = "paper"
+    ABLATIONS = "ablations"
     FULL = "full"
 
 
