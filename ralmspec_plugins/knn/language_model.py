@@ -1,28 +1,30 @@
 """KNN-LM ready to use: a model, its datastore, and an engine that looks neighbours up ahead."""
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.async_streams import AsyncAnswerStream
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS, Engine
 from ralmspec_plugins.errors import Closed
+from ralmspec_plugins.knn.asked import Asked, Options
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Mixing
-from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
-from ralmspec_plugins.knn.model import KNNModel, LogProbChooser
+from ralmspec_plugins.knn.fitting import fitting_model, fitting_search
+from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
-from ralmspec_plugins.knn.search import NeighbourSearch, open_search
+from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.lm.loading import load
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.records import Answer
 from ralmspec_plugins.streams import AnswerStream
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
@@ -30,17 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _GIB = 2**30
-
-
-class Options(TypedDict, total=False):
-    """How a text is continued: the keywords of `KNNLanguageModel.generate` and its like."""
-
-    max_tokens: int
-    seed: int
-    stop: Sequence[str]
-    sampling: Greedy | Sampling | None
-    deadline_s: float | None
-    plain: bool
 
 
 class KNNLanguageModel:
@@ -89,27 +80,16 @@ class KNNLanguageModel:
                 to False for another precision, say.
 
         Raises:
-            ConfigError: a setting is out of range, or the name of the search is unknown.
+            ConfigError: a setting is out of range, the name of the search is unknown, or an opened
+                one searches another datastore.
             IndexFileError: the folder holds no datastore, or a damaged one.
             ModelError: model and datastore do not fit each other.
         """
         self.mixing = Mixing(weight=weight, temperature=temperature)
         store = datastore if isinstance(datastore, Datastore) else Datastore.open(datastore)
-        about = store.about
         self.datastore = store
-        self.model = KNNModel(
-            model, tokenizer, key_kind=about.key_kind, bos=about.bos, cache_bytes=cache_bytes
-        )
-        store.check_fits(
-            dimension=self.model.tap.dimension,
-            vocabulary=self.model.vocabulary,
-            key_kind=about.key_kind,
-            tokenizer=tokenizer_fingerprint(tokenizer),
-            model=model_fingerprint(model) if same_model else "",
-        )
-        self.retriever: NeighbourSearch = (
-            open_search(search, store, k=k) if isinstance(search, str) else search
-        )
+        self.model = fitting_model(model, tokenizer, store, cache_bytes, same_model=same_model)
+        self.retriever = fitting_search(store, search, k)
         self.sampling = sampling if sampling is not None else Greedy()
         self._following, self._capacity = following, capacity
         self._settings = self._guessing(settings if settings is not None else Settings())
@@ -161,22 +141,22 @@ class KNNLanguageModel:
             ContextOverflowError: prompt and text together would exceed the model's context.
             DeadlineExceeded: the deadline passed.
         """
-        asked = _Asked(prompt, **options)
+        asked = Asked(prompt, **options)
         return self.engine(asked.sampling, plain=asked.plain).run(asked.request)
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> AnswerStream:
         """Continue a text piece by piece, as `generate` does; only text that stays is given out."""
-        asked = _Asked(prompt, **options)
+        asked = Asked(prompt, **options)
         return self.engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
     async def agenerate(self, prompt: str, **options: Unpack[Options]) -> Answer:
         """Do what `generate` does without holding up the event loop."""
-        asked = _Asked(prompt, **options)
+        asked = Asked(prompt, **options)
         return await self.async_engine(asked.sampling, plain=asked.plain).run(asked.request)
 
     def astream(self, prompt: str, **options: Unpack[Options]) -> AsyncAnswerStream:
         """Do what `stream` does without holding up the event loop."""
-        asked = _Asked(prompt, **options)
+        asked = Asked(prompt, **options)
         return self.async_engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
     def perplexity(
@@ -226,6 +206,14 @@ class KNNLanguageModel:
             engine.close()
         self._threads.shutdown(wait=True)
 
+    async def aclose(self) -> None:
+        """Do what `close` does without holding up the event loop, for its engine, too."""
+        with self._lock:
+            engines = [one for one in self._engines.values() if isinstance(one, AsyncEngine)]
+        for engine in engines:
+            await engine.close()
+        await asyncio.to_thread(self.close)
+
     def __enter__(self) -> Self:
         """Use as a context manager."""
         return self
@@ -238,6 +226,19 @@ class KNNLanguageModel:
     ) -> None:
         """Close."""
         self.close()
+
+    async def __aenter__(self) -> Self:
+        """Use as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        await self.aclose()
 
     def _guessing(self, settings: Settings) -> Settings:
         """Guess from the neighbours' cache, and search no wider than k, unless told otherwise."""
@@ -266,28 +267,3 @@ class KNNLanguageModel:
                 settings = replace(self._settings, speculate=False) if plain else self._settings
                 self._engines[key] = kind(workload, self.retriever, settings, threads=self._threads)
             return self._engines[key]
-
-
-class _Asked:
-    """One request, and how it is answered."""
-
-    def __init__(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 128,  # as a `Request`'s
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        sampling: Greedy | Sampling | None = None,
-        deadline_s: float | None = None,
-        plain: bool = False,
-    ) -> None:
-        self.request = Request(
-            prompt=prompt,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            deadline_s=deadline_s,
-        )
-        self.sampling = sampling
-        self.plain = plain

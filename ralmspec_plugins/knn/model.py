@@ -76,7 +76,6 @@ class KNNModel:
         self._begins = (int(tokenizer.bos_token_id),) if bos else ()
         self.tap = KeyTap(model, key_kind)
         self.context = context_length(model)
-        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self._passes = Passes(model, cache_bytes, self.tap)
         self._eos = eos_tokens(model)
         self._owners = itertools.count()

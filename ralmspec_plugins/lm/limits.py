@@ -1,4 +1,4 @@
-"""What a model's own settings say: which tokens end a text, and how long one may be."""
+"""What a model's own settings say: which tokens there are and end a text, how long one may be."""
 
 from typing import Any
 
@@ -21,3 +21,8 @@ def context_length(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     length: int | None = getattr(config, "max_position_embeddings", None)
     return length
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Give the number of tokens that the model gives a probability to."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)

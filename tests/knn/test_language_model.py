@@ -26,7 +26,7 @@ from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.schedule import Schedule
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama
+from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from ralmspec_plugins.workloads import KNNLM
 
 STORY = "the keeper counted ships that passed island before storm and sells crêpes at night"
@@ -192,6 +192,28 @@ def test_batches_give_the_same_texts(lm: KNNLanguageModel) -> None:
         check_equal(expected, actual)
 
 
+def test_asynchronous_batches_give_the_same_texts(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """And closing lets go of what they share."""
+    prompts = [" ".join(text.split()[:4]) for text in texts(4, 3)]
+    asked = [Request(prompt=prompt, max_tokens=12) for prompt in prompts]
+
+    async def together() -> list[Answer]:
+        async with KNNLanguageModel(network, tokenizer, store, k=8) as lm:
+            return list(await lm.async_engine().batch(asked))
+
+    with KNNLanguageModel(network, tokenizer, store, k=8) as lm:
+        for request, actual in zip(asked, asyncio.run(together()), strict=True):
+            check_equal(the_plain_loop(lm, request), actual)
+
+
+def test_unknown_keywords_are_refused(lm: KNNLanguageModel) -> None:
+    """A misspelt one is no silent default."""
+    with pytest.raises(TypeError, match="max_token"):
+        lm.generate("the keeper", max_token=3)  # type: ignore[call-arg]
+
+
 def test_sampling_is_a_setting_of_each_request(lm: KNNLanguageModel) -> None:
     """Seeds differ, the same seed does not, and the model's own way stays as it was."""
     hot = Sampling(temperature=1.5)
@@ -237,6 +259,9 @@ def test_an_opened_search_brings_its_own_k(
         check_equal(
             given.generate("the keeper", max_tokens=6), named.generate("the keeper", max_tokens=6)
         )
+    other = Datastore.of(store.keys, store.values[::-1], store.document_ends, store.about)
+    with pytest.raises(ConfigError, match="is of another datastore"):
+        KNNLanguageModel(network, tokenizer, store, search=ExactSearch(other, k=3))
 
 
 def test_a_closed_model_says_so(
@@ -266,6 +291,8 @@ def test_a_model_that_did_not_make_the_keys_is_refused(
         KNNLanguageModel(tiny_llama(hidden=64), tokenizer, store)
     with pytest.raises(ModelError, match="does not fit: the model's fingerprint is"):
         KNNLanguageModel(other, tokenizer, store)
+    with pytest.raises(ModelError, match="the tokenizer's fingerprint is"):
+        KNNLanguageModel(other, tiny_tokenizer(bos=False), store, same_model=False)
     with KNNLanguageModel(other, tokenizer, store, k=1, same_model=False) as lm:
         assert lm.generate("the keeper", max_tokens=2).state.tokens
 
