@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ralmspec_plugins.cli import options
-from ralmspec_plugins.cli.asking import Asking, Printer, read_questions
+from ralmspec_plugins.cli.asking import Asking, Printer, modes_of, read_questions
 from ralmspec_plugins.cli.assemble import (
     Style,
     Weights,
@@ -16,7 +16,7 @@ from ralmspec_plugins.cli.assemble import (
 )
 from ralmspec_plugins.cli.options import ChatPlace, EvictionName, ScheduleName, WorkloadName
 from ralmspec_plugins.cli.output import notes
-from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, engines
+from ralmspec_plugins.cli.runs import engines
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.records import Request
 from ralmspec_plugins.timeline import check_path
@@ -99,7 +99,7 @@ def ask(
     json: options.Json = False,
 ) -> None:
     """Answer one question, or those of a file, with the text shown while it is written."""
-    modes = _modes(plain, compare)
+    modes = modes_of(plain=plain, compare=compare)
     questions = read_questions(question, file)
     if timeline is not None:
         check_path(timeline)
@@ -136,11 +136,3 @@ def ask(
         failures = asking.all(requests)
     if failures:
         raise typer.Exit(1)
-
-
-def _modes(plain: bool, compare: bool) -> tuple[str, ...]:
-    if plain and compare:
-        raise typer.BadParameter("--compare runs plainly too; give one of --plain and --compare")
-    if compare:
-        return PLAIN, SPECULATIVE
-    return (PLAIN,) if plain else (SPECULATIVE,)

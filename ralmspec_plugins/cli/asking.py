@@ -29,6 +29,19 @@ from ralmspec_plugins.records import Answer, Request
 _SOURCES_SHOWN = 5
 
 
+def modes_of(*, plain: bool, compare: bool) -> tuple[str, ...]:
+    """Say which runs these options ask for.
+
+    Raises:
+        BadParameter: they contradict each other.
+    """
+    if plain and compare:
+        raise typer.BadParameter("--compare runs plainly too; give one of --plain and --compare")
+    if compare:
+        return PLAIN, SPECULATIVE
+    return (PLAIN,) if plain else (SPECULATIVE,)
+
+
 def read_questions(question: str | None, file: Path | None) -> list[str]:
     """Take the question, or read a file of questions.
 

@@ -3,6 +3,8 @@
 import typer
 
 from ralmspec_plugins.cli.knn_build import build
+from ralmspec_plugins.cli.knn_generate import generate
+from ralmspec_plugins.cli.knn_perplexity import perplexity
 
 knn = typer.Typer(
     no_args_is_help=True,
@@ -10,3 +12,5 @@ knn = typer.Typer(
 )
 
 knn.command()(build)
+knn.command()(generate)
+knn.command()(perplexity)

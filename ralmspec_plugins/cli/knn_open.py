@@ -1,0 +1,102 @@
+"""Opens a model beside its datastore, as the options of `ralmspec knn` say."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ralmspec_plugins.cli.assemble import demo_model, no_bars
+from ralmspec_plugins.cli.output import notes
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.knn import Datastore, open_search
+from ralmspec_plugins.knn.search import NeighbourSearch
+from ralmspec_plugins.retrieval.optional import optional
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.knn import KNNLanguageModel
+
+
+class SearchName(StrEnum):
+    """How neighbours are found: a test holds this against `knn.search.SEARCHES`."""
+
+    EXACT = "exact"
+    HNSW = "hnsw"
+    IVFPQ = "ivfpq"
+
+
+Store = Annotated[Path, typer.Argument(help="The folder of a datastore (see: knn build).")]
+K = Annotated[int, typer.Option("--k", min=1, help="Neighbours of each token.")]
+Search = Annotated[SearchName, typer.Option(help="How they are found.")]
+Index = Annotated[
+    Path | None,
+    typer.Option(help="hnsw, ivfpq: the folder of the index, built and saved if it is not there."),
+]
+DistanceTemperature = Annotated[
+    float, typer.Option(help="Of the neighbours' distances: above 1 the far ones say more.")
+]
+AnyModel = Annotated[
+    bool,
+    typer.Option(
+        "--any-model", help="Allow other weights than those that made the keys: a precision, say."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How neighbours are found, and how many."""
+
+    name: SearchName
+    k: int
+    index: Path | None
+
+    def search(self, datastore: Datastore) -> NeighbourSearch:
+        """Open the search, or build its index.
+
+        Raises:
+            ConfigError: an index for a search that has none.
+            MissingExtraError: its library is not installed.
+        """
+        if self.index is None:
+            return open_search(self.name.value, datastore, k=self.k)
+        if self.name is SearchName.EXACT:
+            raise ConfigError("--index belongs to --search hnsw and ivfpq; exact search has none")
+        return open_search(self.name.value, datastore, k=self.k, index=self.index)
+
+
+def open_model(
+    store: Path,
+    model: str | None,
+    threads: int | None,
+    found_by: Finding,
+    **settings: Any,
+) -> "KNNLanguageModel":
+    """Open a datastore, and load its model, or the demo's.
+
+    Args:
+        store: the folder.
+        model: a folder, or a name on the hub; `None` for the demo's.
+        threads: for torch; one for the demo's model unless given.
+        found_by: how neighbours are found.
+        settings: of the `KNNLanguageModel`.
+
+    Raises:
+        IndexFileError: the folder holds no datastore, or a damaged one.
+        ModelError: there is no such model, or it does not fit the datastore.
+        MissingExtraError: transformers or torch is not installed.
+    """
+    datastore = Datastore.open(store)  # what is wrong with it is known before a model is loaded
+    torch: Any = optional("torch", "hf", "torch")
+    no_bars()
+    if threads is None and model is None:
+        threads = 1  # the demo's model is too small to be shared out
+    if threads is not None:
+        torch.set_num_threads(threads)
+    from ralmspec_plugins.knn import KNNLanguageModel
+
+    with notes().status("loading model and datastore"):
+        name = demo_model() if model is None else model
+        search = found_by.search(datastore)
+        return KNNLanguageModel.from_pretrained(name, datastore, search=search, **settings)
