@@ -15,6 +15,7 @@ import numpy as np
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Floats, Mixing
 from ralmspec_plugins.knn.draft import KNNDraft
+from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.draft import Draft, Origin
@@ -45,6 +46,7 @@ class KNNWorld:
     spread: int  # a key's numbers are below this: 2 makes nearly all of them tie
     length: int
     stop: str
+    held: int | None = None  # bytes that the real search may hold; None is the reference
     reads_scores: bool = True
 
     @cached_property
@@ -60,9 +62,11 @@ class KNNWorld:
         return Datastore.of(keys, values, ends)
 
     @cached_property
-    def retriever(self) -> "ExactNeighbours":
-        """Search it exhaustively."""
-        return ExactNeighbours(self.store, self.k)
+    def retriever(self) -> "ExactNeighbours | DrivenSearch":
+        """Search it exhaustively, by the reference or by the real search."""
+        if self.held is None:
+            return ExactNeighbours(self.store, self.k)
+        return DrivenSearch(self.store, k=self.k, memory_bytes=self.held)
 
     @property
     def workload(self) -> KNNLM:
@@ -158,6 +162,15 @@ class ExactNeighbours:
         return [reference.nearest(self._store, query.encoding, width) for query in queries]
 
 
+class DrivenSearch(ExactSearch):
+    """The real search, for a driver that encodes whatever is asked."""
+
+    def encode(self, text: Any) -> Query:
+        """Give back a query that has its encoding already."""
+        assert isinstance(text, Query)
+        return text
+
+
 class PlainCache:
     """The paper's cache written out plainly: what was retrieved, and what follows it."""
 
@@ -224,4 +237,5 @@ def random_world(seed: int) -> KNNWorld:
         spread=dice.choice((2, 3, 6, 6, 40)),
         length=dice.choice((1, 24, 24, 24)),
         stop=dice.choice(("", "", "", "ab", "éd")),
+        held=dice.choice((None, 0, 2**20)),
     )
