@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.knn.building_files import Batch, GrowingStore
+from ralmspec_plugins.knn.building_files import GrowingStore, Portion
 from ralmspec_plugins.knn.building_keys import KeyMaker
-from ralmspec_plugins.knn.building_windows import Cutting, Window
+from ralmspec_plugins.knn.building_windows import Cutting, Window, portions
 from ralmspec_plugins.knn.datastore import Datastore, check_keys
 from ralmspec_plugins.knn.datastore_files import ABOUT
 from ralmspec_plugins.knn.datastore_info import DatastoreInfo, KeyKind
 from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
-from ralmspec_plugins.lm.limits import context_length
+from ralmspec_plugins.lm.limits import context_length, vocabulary_size
 from ralmspec_plugins.retrieval.building_folder import clear, locked, remove
 from ralmspec_plugins.retrieval.building_journal import JOURNAL, Journal, start_anew
-from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.replacing import replace
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards
 
@@ -47,14 +46,14 @@ def build_datastore(
     progress: Watcher | None = None,
     restart: bool = False,
 ) -> Datastore:
-    """Build a datastore on the disk, batch by batch, and open it.
+    """Build a datastore on the disk, portion by portion, and open it.
 
     Each token but the first of each text becomes an entry: the hidden state at the
     token before it is the key, the token the value. A text's first token has an entry
-    only behind a BOS token. Texts are taken as a stream; one text and a batch are in
+    only behind a BOS token. Texts are taken as a stream; one text and a portion are in
     memory, and eight bytes for each text. What is encoded is safe at once, in a
     hidden folder beside the target: after a crash, a full disk or Ctrl-C the same
-    call on the same machine goes on behind the last whole batch, and gives the same
+    call on the same machine goes on behind the last whole portion, and gives the same
     files, to the byte, as one that was never stopped (with as many threads of torch;
     another number may change a key's last bit). Until the last moment the target
     stays as it was; then it is replaced as a whole.
@@ -71,7 +70,9 @@ def build_datastore(
         bos: whether each text begins with the BOS token; as soon as the tokenizer has one.
         eos: whether each text ends with the EOS token, so that a neighbour can end an answer. Not
             by default: texts here are often parts of something longer.
-        batch_size: windows in one pass, and lost at most by a crash.
+        batch_size: windows in one pass. Short ones are gathered until they hold as many tokens as
+            so many full ones, and share passes by their lengths; such a portion is what a crash
+            loses at most.
         source: where the texts are from, in words, for `about.json`.
         progress: called with a stage and how many entries are through it: "checking" those
             that an earlier run has encoded, "encoding", "finishing".
@@ -90,7 +91,7 @@ def build_datastore(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     cutting = cutting_for(model, tokenizer, context=context, stride=stride, bos=bos, eos=eos)
-    maker = KeyMaker(model, key_kind)
+    maker = KeyMaker(model, key_kind, batch_size)
     recipe = _Recipe(model, cutting, maker, batch_size, source)
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place) as folder:
@@ -159,9 +160,10 @@ class _Recipe:
     ) -> None:
         self.cutting = cutting
         self.maker = maker
-        self.batch_size = batch_size
+        self.tokens = batch_size * cutting.context  # of a portion
+        self._batch_size = batch_size
         self._kind = maker.kind
-        self._vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._vocabulary = vocabulary_size(model)
         self._tokenizer = tokenizer_fingerprint(cutting.tokenizer)
         self._model = model_fingerprint(model)
         self._model_name = str(model.config.name_or_path)
@@ -171,7 +173,7 @@ class _Recipe:
     def identity(self) -> dict[str, Any]:
         """Name it; compared when a build is gone on with."""
         return {
-            "batch_size": self.batch_size,
+            "batch_size": self._batch_size,
             "tokenizer": self._tokenizer,
             "model": self._model,
             **self.cutting.identity,
@@ -201,7 +203,7 @@ class _Build:
         self._folder = folder
         self._recipe = recipe
         self._progress = progress
-        self._journal = Journal.open(folder, recipe.identity, Batch)
+        self._journal = Journal.open(folder, recipe.identity, Portion)
         self._files = GrowingStore(folder, self._journal.entries, recipe.maker.dimension)
         self._document_ends = array("q")
 
@@ -215,7 +217,7 @@ class _Build:
         recorded = list(self._journal.entries)
         windows = self._recipe.cutting.windows(texts)
         entries = 0
-        for number, some in enumerate(batched(windows, self._recipe.batch_size)):
+        for number, some in enumerate(portions(windows, self._recipe.tokens)):
             if number < len(recorded):
                 self._files.check(number, recorded[number], some)
                 stage: Stage = "checking"

@@ -1,4 +1,4 @@
-"""The folder where a datastore grows: its arrays, batch after batch, and its end."""
+"""The folder where a datastore grows: its arrays, portion after portion, and its end."""
 
 import os
 import shutil
@@ -26,8 +26,8 @@ from ralmspec_plugins.retrieval.replacing import sync_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch that is on the disk."""
+class Portion:
+    """A portion that is on the disk."""
 
     entries: int  # from the beginning
     windows: str  # SHA-256 of what the model read
@@ -36,45 +36,45 @@ class Batch:
 
 
 class GrowingStore:
-    """Keys and values on the disk; keys are never held for more than a batch."""
+    """Keys and values on the disk; keys are never held for more than a portion."""
 
-    def __init__(self, folder: Path, batches: Sequence[Batch], dimension: int) -> None:
-        """Go on behind the last batch.
+    def __init__(self, folder: Path, portions: Sequence[Portion], dimension: int) -> None:
+        """Go on behind the last portion.
 
         Raises:
             IndexFileError: the files hold less than what was recorded.
         """
         self._folder = folder
-        self._ends = [0, *(batch.entries for batch in batches)]
+        self._ends = [0, *(portion.entries for portion in portions)]
         self._keys = GrowingArray(folder / KEYS, "<f2", (dimension,), self._ends[-1])
         self._values = GrowingArray(folder / VALUES, "<i4", (), self._ends[-1])
         sync_folder(folder)  # their names, too
 
-    def append(self, windows: Sequence[Window], keys: NDArray[np.float16]) -> Batch:
-        """Write a batch and see it to the disk; give what the journal must say."""
+    def append(self, windows: Sequence[Window], keys: NDArray[np.float16]) -> Portion:
+        """Write a portion and see it to the disk; give what the journal must say."""
         entries = self._ends[-1] + len(keys)
-        batch = Batch(
+        portion = Portion(
             entries, digest_of(windows), self._keys.add(keys), self._values.add(_values(windows))
         )
         self._ends.append(entries)
-        return batch
+        return portion
 
-    def check(self, number: int, batch: Batch, windows: Sequence[Window]) -> None:
-        """Compare a recorded batch with the texts and with the disk.
+    def check(self, number: int, portion: Portion, windows: Sequence[Window]) -> None:
+        """Compare a recorded portion with the texts and with the disk.
 
         Raises:
             IndexFileError: the texts are others, or the files are not what was written.
         """
         first = self._ends[number]
-        entries = f"entries {first} to {batch.entries - 1}"
-        if digest_of(windows) != batch.windows:
+        entries = f"entries {first} to {portion.entries - 1}"
+        if digest_of(windows) != portion.windows:
             raise start_anew(
                 f"the texts of {entries} are not those that were read before",
                 "give the same to go on",
             )
-        keys = self._keys.read(first, batch.entries)
-        values = self._values.read(first, batch.entries)
-        if (digest(keys), digest(values)) != (batch.keys, batch.values):
+        keys = self._keys.read(first, portion.entries)
+        values = self._values.read(first, portion.entries)
+        if (digest(keys), digest(values)) != (portion.keys, portion.values):
             raise start_anew(f"what {self._folder} holds of {entries} is not what was written")
 
     def finish(self, document_ends: Any, about: DatastoreInfo, fresh: Path) -> None:

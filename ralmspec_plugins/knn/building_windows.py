@@ -47,6 +47,25 @@ def windows_of(tokens: Tokens, context: int, stride: int) -> Iterator[Window]:
         start += stride
 
 
+def portions(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
+    """Gather windows in order, as many as hold this many tokens together; at least one.
+
+    >>> cut = windows_of(np.arange(12, dtype=np.int32), context=4, stride=4)
+    >>> [[len(window.tokens) for window in portion] for portion in portions(cut, 8)]
+    [[4, 4], [3]]
+    """
+    some: list[Window] = []
+    held = 0
+    for window in windows:
+        if some and held + len(window.tokens) > tokens:
+            yield some
+            some, held = [], 0
+        some.append(window)
+        held += len(window.tokens)
+    if some:
+        yield some
+
+
 def digest_of(windows: Sequence[Window]) -> str:
     """Name what the model reads, and what is written of it."""
     digest = hashlib.sha256()
