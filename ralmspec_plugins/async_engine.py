@@ -18,6 +18,7 @@ from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
 from ralmspec_plugins.streams import rest
+from ralmspec_plugins.turns import short_turns
 
 
 class AsyncEngine:
@@ -164,21 +165,22 @@ class AsyncEngine:
         began_s = time.perf_counter()
         desk = AsyncDesk(job, self._threads, completed, began_s)
         shown = 0
-        try:
-            needs = next(job.flow)
-            while job.finish is None:
-                for need in needs:
-                    desk.see_to(need)
-                for event in job.events():
-                    shown = len(event.text) if isinstance(event, Settled) else shown
-                    yield event
-                if job.finish is None:
-                    needs = job.flow.send(await desk.next_completion())
-        finally:
+        with short_turns(job.setup.switch_interval_s):
             try:
-                await desk.stop()
+                needs = next(job.flow)
+                while job.finish is None:
+                    for need in needs:
+                        desk.see_to(need)
+                    for event in job.events():
+                        shown = len(event.text) if isinstance(event, Settled) else shown
+                        yield event
+                    if job.finish is None:
+                        needs = job.flow.send(await desk.next_completion())
             finally:
-                job.close()
+                try:
+                    await desk.stop()
+                finally:
+                    job.close()
         answer = job.answer(time.perf_counter() - began_s)
         for event in rest(shown, answer):
             yield event

@@ -28,6 +28,7 @@ class Settings:
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
     memo: Memo | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
+    switch_interval_s: float | None = 0.0005  # while running ahead; None: Python's own, 5 ms
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
@@ -35,6 +36,10 @@ class Settings:
             raise ConfigError(f"prefetch must be at least 1, got {self.prefetch}")
         if self.capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {self.capacity}")
+        if self.switch_interval_s is not None and not self.switch_interval_s > 0:
+            raise ConfigError(
+                f"switch_interval_s must be above 0, or None, got {self.switch_interval_s}"
+            )
         if self.pool is not None and self.speculators is not None:
             raise ConfigError(
                 "pool and speculators were both given; put pool.of(retriever) among the speculators"

@@ -16,6 +16,7 @@ from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
 from ralmspec_plugins.streams import AnswerStream, Completed, EventStream, rest
+from ralmspec_plugins.turns import short_turns
 
 THREADS = 256  # idle ones are reused; more are only started while all are busy
 
@@ -163,18 +164,19 @@ class Engine:
         began_s = time.perf_counter()
         desk = Desk(job, self._threads, completed, began_s)
         shown = 0
-        try:
-            needs = next(job.flow)
-            while job.finish is None:
-                desk.see_to(needs)
-                for event in job.events():
-                    shown = len(event.text) if isinstance(event, Settled) else shown
-                    yield event
-                if job.finish is None:
-                    needs = job.flow.send(desk.next_completion())
-        finally:
-            desk.stop()
-            job.close()
+        with short_turns(job.setup.switch_interval_s):
+            try:
+                needs = next(job.flow)
+                while job.finish is None:
+                    desk.see_to(needs)
+                    for event in job.events():
+                        shown = len(event.text) if isinstance(event, Settled) else shown
+                        yield event
+                    if job.finish is None:
+                        needs = job.flow.send(desk.next_completion())
+            finally:
+                desk.stop()
+                job.close()
         answer = job.answer(time.perf_counter() - began_s)
         yield from rest(shown, answer)
         return answer

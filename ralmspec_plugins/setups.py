@@ -52,6 +52,11 @@ class Setup:
         self._awide = retriever if awide else None
         self._check_speculators(self._common_speculators())
 
+    @property
+    def switch_interval_s(self) -> float | None:
+        """How often threads take turns while a request is answered; `None` leaves it be."""
+        return self.settings.switch_interval_s if self.speculate else None
+
     def check_process(self) -> None:
         """Refuse to go on in a forked process: it has none of the threads.
 

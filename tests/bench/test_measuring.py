@@ -101,7 +101,7 @@ def test_first_requests_are_predicted(model: LoadedModel, shelves: Shelves) -> N
     [
         (Store(size=60), Arm(name="a", kind="fixed")),
         (Store(size=60, k=2), Arm(name="a", kind="fixed", shared=True, capacity=5)),
-        (Store(backend="faiss-hnsw"), Arm(name="a", replica=True)),
+        (Store(backend="faiss-hnsw"), Arm(name="a", kind="fixed", replica=True)),
         (Store(backend="bm25s", size=60), Arm(name="a", kind="fixed", overlap=True)),
         (Store(wait_s=0.001), Arm(name="a", lanes=4)),
         (Store(place="remote", wait_s=0.001), Arm(name="a", lanes=4, replica=True)),
