@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -21,6 +21,7 @@ from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
 _QUESTIONS_SEED: Final = 3
+_WARM_UP_STEPS: Final = 4
 Way: TypeAlias = Callable[[Sequence[Request]], list[Answer]]
 
 
@@ -44,7 +45,7 @@ def measure(
 ) -> Measured:
     """Measure a case: plain, A, B, plain, A, B, and so on, for each request and repetition.
 
-    One round, which is not counted, warms up what is set up once. With each repetition
+    One short round, which is not counted, warms up what is set up once. With each repetition
     everything that is learned (pools, costs) begins anew; model caches begin anew with each
     run, so that no way reads passages that another one has read.
 
@@ -60,7 +61,7 @@ def measure(
     requests = requests_of(case, shelves)
     rows: list[Row] = []
     with shelves.opened(case.store) as retriever, _at_rest():
-        _round(_Ways(case, model, shelves, retriever), requests[:1], 1, [])
+        _round(_Ways(case, model, shelves, retriever), [_short(requests[0], case)], 1, [])
         for repetition in range(case.repetitions):
             found: list[Row] = []
             ways = _Ways(case, model, shelves, retriever)
@@ -99,6 +100,11 @@ def _at_rest() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _short(request: Request, case: Case) -> Request:
+    """Give a request of a few steps."""
+    return replace(request, max_tokens=min(_WARM_UP_STEPS, case.steps) * case.interval)
 
 
 class _Ways:

@@ -33,14 +33,15 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str] | None = None)
         pictures: the file that shows a case, by the case's name.
     """
     shown = pictures or {}
-    parts = [f"# Benchmark: {result['suite']}", _surroundings(result), _reading()]
+    parts = [f"# Benchmark: {result['suite']}", surroundings(result), _reading()]
     for record in result["cases"]:
         parts += _case(record, shown)
     parts += [*_foretold(result), "## What falls short", *_short(result)]
     return "\n\n".join(parts) + "\n"
 
 
-def _surroundings(result: Mapping[str, Any]) -> str:
+def surroundings(result: Mapping[str, Any]) -> str:
+    """Say when, on what and with what it was measured."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     models = ", ".join(f"{name} ({count:,} weights)" for name, count in result["models"].items())
     return (

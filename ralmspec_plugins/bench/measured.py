@@ -1,0 +1,226 @@
+"""Puts measured results together as tables: the paper's, the bounds, the ablations."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Final
+
+from ralmspec_plugins.bench.cases import PLAIN_NAME
+from ralmspec_plugins.bench.foretelling import errors
+from ralmspec_plugins.bench.published import published
+from ralmspec_plugins.bench.report import table
+from ralmspec_plugins.bench.simulated.predicting import Prediction
+from ralmspec_plugins.bench.summary import NOT_SLOWER, Summary, regime, summaries
+
+_TABLE_1: Final = ("exact dense", "approximate dense", "sparse")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One way in an ablation.
+
+    Attributes:
+        line: what it is compared along with.
+        x: the setting that was varied.
+        found: what was measured.
+    """
+
+    line: str
+    x: str
+    found: Summary
+
+
+_Records = Sequence[Mapping[str, Any]]
+_Pick = Callable[[_Records], Iterator[Point]]
+
+
+def table_1(result: Mapping[str, Any]) -> str:
+    """Write the paper's Table 1 as measured: ways by stores and models.
+
+    A cell has the speed-up, the share of the bound, and the published numbers for GPT-2 and
+    LLaMA-2-7B; a column's head has R/G and the number of requests.
+    """
+    records = [one for one in result["cases"] if one["case"]["name"].startswith(_TABLE_1)]
+    found = [{one.arm: one for one in summaries(record)} for record in records]
+    ways = list(dict.fromkeys(arm for one in found for arm in one if arm != PLAIN_NAME))
+    heads = []
+    for record, ours in zip(records, found, strict=True):
+        step_s, search_s = regime(record)
+        runs = ours[PLAIN_NAME].runs
+        heads.append(f"{record['case']['name']}: R/G {search_s / step_s:.2g}, n = {runs}")
+    rows = [
+        [way, *(_cell(record, ours, way) for record, ours in zip(records, found, strict=True))]
+        for way in ways
+    ]
+    return table(["", *heads], rows)
+
+
+def _cell(record: Mapping[str, Any], found: Mapping[str, Summary], way: str) -> str:
+    if way not in found:
+        return "-"
+    one = found[way]
+    bound = "" if one.of_bound is None else f", {100 * one.of_bound:.0f} % of the bound"
+    told = published(record["case"]["name"], way)
+    return f"{one.speed_up:.2f}{bound}" + (f" ({told})" if told else "")
+
+
+def against_bound(result: Mapping[str, Any], begins: tuple[str, ...]) -> str:
+    """Write what cases of these names reach, one line for each way, by rising R/G."""
+    head = ["", "R/G", "", "as fast as plain", "95 % of the mean ratio", "of the bound"]
+    head += ["guesses right", "round trips", "thrown away", "n"]
+    rows = [
+        [
+            record["case"]["name"],
+            f"{_ratio(record):.2g}",
+            one.arm,
+            f"{one.speed_up:.2f}",
+            f"{one.interval[0]:.2f} to {one.interval[1]:.2f}",
+            "-" if one.of_bound is None else f"{100 * one.of_bound:.0f} %",
+            *_counts(one),
+        ]
+        for record in sorted(_of(result, begins), key=_ratio)
+        for one in summaries(record)[1:]
+    ]
+    return table(head, rows)
+
+
+def at_once(result: Mapping[str, Any]) -> str:
+    """Write requests a second where several are answered at once."""
+    rows = [
+        [
+            record["case"]["name"],
+            one.arm,
+            f"{one.per_s:.2f}",
+            f"{one.speed_up:.2f}",
+            _rate(one),
+            f"{one.round_trips:.1f}",
+            "-" if one.batch is None else f"{one.batch:.1f}",
+            str(one.runs),
+        ]
+        for record in result["cases"]
+        if record["case"]["concurrency"] > 1
+        for one in summaries(record)
+    ]
+    head = ["", "", "requests a second", "as fast as plain", "guesses right", "round trips"]
+    return table([*head, "batch", "n"], rows)
+
+
+def slower(result: Mapping[str, Any]) -> str:
+    """List the cells in which an adaptive schedule may be slower than the plain loop."""
+    found = []
+    for record in result["cases"]:
+        kinds = {arm["name"]: arm["kind"] for arm in record["case"]["arms"]}
+        found += [
+            [record["case"]["name"], one.arm, f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"]
+            for one in summaries(record)
+            if kinds.get(one.arm) in ("os3", "continuous") and not one.as_fast
+        ]
+    if not found:
+        return f"None: each interval of an adaptive schedule lies above {NOT_SLOWER}."
+    return table(["", "", "95 % of the mean ratio"], found)
+
+
+def predicted(result: Mapping[str, Any]) -> str:
+    """Write predicted against measured seconds of first requests, for each case and way."""
+    rows = []
+    for record in result["cases"]:
+        by_way: dict[str, list[Prediction]] = {}
+        for row in record["rows"]:
+            if "predicted_s" in row:
+                pair = Prediction(row["predicted_s"], row["wall_s"])
+                by_way.setdefault(row["arm"], []).append(pair)
+        for way, pairs in by_way.items():
+            said, took = (
+                fmean(one.predicted_s for one in pairs),
+                fmean(one.measured_s for one in pairs),
+            )
+            error = f"{100 * (said / took - 1):+.0f} %"
+            rows.append([record["case"]["name"], way, f"{said:.2f}", f"{took:.2f}", error])
+    found = errors(result)
+    assert found is not None, "there are no predictions in these results"
+    head = ["", "", "predicted, s", "measured, s", "error"]
+    told = (
+        f"Median error of {found[1]} first requests in {len(rows)} configurations: {found[0]:.1%}."
+    )
+    return f"{told}\n\n{table(head, rows)}"
+
+
+def ablation(result: Mapping[str, Any], name: str) -> str:
+    """Write one ablation as a table."""
+    head = ["", "", "as fast as plain", "95 % of the mean ratio", "saved a request, s"]
+    head += ["guesses right", "round trips", "thrown away", "n"]
+    rows = [
+        [
+            point.line,
+            point.x,
+            f"{point.found.speed_up:.2f}",
+            f"{point.found.interval[0]:.2f} to {point.found.interval[1]:.2f}",
+            f"{point.found.saved_s:.2f}",
+            *_counts(point.found),
+        ]
+        for point in points(result, name)
+    ]
+    return table(head, rows)
+
+
+def points(result: Mapping[str, Any], name: str) -> list[Point]:
+    """Give what an ablation measured, in the order of its table."""
+    return list(ABLATIONS[name](result["cases"]))
+
+
+def _ways(case: str, pattern: str) -> _Pick:
+    """Pick the ways of one case; the pattern says what of their names is line and what is x."""
+
+    def pick(records: _Records) -> Iterator[Point]:
+        for record in records:
+            if record["case"]["name"] != case:
+                continue
+            for one in summaries(record)[1:]:
+                match = re.fullmatch(pattern, one.arm)
+                parts = match.groupdict() if match else {"line": "", "x": one.arm}
+                yield Point(parts.get("line") or "", parts["x"], one)
+
+    return pick
+
+
+def _cases(pattern: str) -> _Pick:
+    """Pick all ways of the cases whose name fits; what the pattern holds is x."""
+
+    def pick(records: _Records) -> Iterator[Point]:
+        for record in records:
+            if match := re.fullmatch(pattern, record["case"]["name"]):
+                for one in summaries(record)[1:]:
+                    yield Point(one.arm, match["x"].replace(",", ""), one)
+
+    return pick
+
+
+ABLATIONS: Final[Mapping[str, _Pick]] = {
+    "stride": _ways("speculation stride", r"stride (?P<x>\d+)"),
+    "cache": _ways("cache size and eviction", r"(?P<line>\w+), (?P<x>\d+)"),
+    "prefetch": _ways("prefetch", r"prefetch (?P<x>\d+)"),
+    "interval": _cases(r"interval (?P<x>\d+)"),
+    "window": _ways("window", r"window (?P<x>\d+)"),
+    "lanes": _ways("lanes", r"(?P<x>\d+) lanes"),
+    "latency": _cases(r"latency (?P<x>\d+) ms"),
+    "passages": _cases(r"(?P<x>[\d,]+) passages"),
+}
+"""The measured ablations by name."""
+
+
+def _of(result: Mapping[str, Any], begins: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    return [one for one in result["cases"] if one["case"]["name"].startswith(begins)]
+
+
+def _ratio(record: Mapping[str, Any]) -> float:
+    step_s, search_s = regime(record)
+    return search_s / step_s
+
+
+def _counts(one: Summary) -> list[str]:
+    return [_rate(one), f"{one.round_trips:.1f}", f"{one.wasted:.1f}", str(one.runs)]
+
+
+def _rate(one: Summary) -> str:
+    return "-" if one.guess_rate is None else f"{100 * one.guess_rate:.0f} %"
