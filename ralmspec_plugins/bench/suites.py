@@ -28,7 +28,7 @@ SHARED: Final = Arm(name="continuous, shared pool", shared=True)
 REPLICA: Final = Arm(name="continuous, replica", replica=True)
 OURS: Final = (CONTINUOUS, CONTINUOUS_WIDE, SHARED)
 
-_SMALL, _LARGE = "random:4x256", "random:8x512"
+_SMALL, _LARGE = "random:4x256", "random:6x384"
 
 
 def lanes(arm: Arm, count: int) -> Arm:
