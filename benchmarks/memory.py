@@ -14,8 +14,6 @@ refuses them more private memory than they may have, which is less than the vect
 import argparse
 import hashlib
 import json
-import os
-import platform
 import random
 import resource
 import shutil
@@ -24,13 +22,12 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import build_index, load, open_retriever
 
@@ -175,24 +172,6 @@ def measured(way: str, options: argparse.Namespace) -> dict[str, Any]:
     for line in output.splitlines():
         told |= json.loads(line)
     return told
-
-
-def surroundings() -> dict[str, Any]:
-    """Say where the numbers come from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {pages / 2**30:.0f} GiB memory",
-        "versions": {"python": platform.python_version(), "numpy": version("numpy")},
-    }
 
 
 def main() -> None:

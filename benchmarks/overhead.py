@@ -8,8 +8,6 @@ The plain loop is subtracted; medians and quartiles of interleaved repetitions.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -30,6 +28,7 @@ from ralmspec_plugins import (
     Settings,
     plain,
 )
+from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.job import Job
 from ralmspec_plugins.needs import Ask, Completion, Extend, Guess, Search, Start
 from ralmspec_plugins.protocols import Progress
@@ -147,9 +146,7 @@ def main() -> int:
         "what": "microseconds a step on top of the plain loop",
         "steps": STEPS,
         "repetitions": REPETITIONS,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        **surroundings(),
         "rows": rows,
     }
     options.result.write_text(json.dumps(result, indent=1) + "\n")
