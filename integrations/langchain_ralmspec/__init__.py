@@ -2,6 +2,7 @@
 
 `SpeculativeRAG` is a retriever and a model as one runnable, `speculate()` makes one of
 a chain that is there already, and `SpeculativeRetriever` is the retriever's part alone.
+`KNNLLM` is KNN-LM as a model of the host.
 """
 
 from ralmspec_plugins.errors import MissingExtraError
@@ -13,11 +14,13 @@ except ImportError as missing:
 
 from langchain_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from langchain_ralmspec.chains import speculate
+from langchain_ralmspec.knn import KNNLLM
 from langchain_ralmspec.reply import Reply, Report, stats_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from langchain_ralmspec.runnable import SpeculativeRAG
 
 __all__ = [
+    "KNNLLM",
     "BatchSearch",
     "Reply",
     "Report",

@@ -1,7 +1,7 @@
 """Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner.
 
 `SpeculativeQueryEngine` is a query engine over a retriever, and `SpeculativeRetriever` is
-the retriever's part alone.
+the retriever's part alone. `KNNLLM` is KNN-LM as a model of the host.
 """
 
 from ralmspec_plugins.errors import MissingExtraError
@@ -13,6 +13,7 @@ except ImportError as missing:
 
 from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.knn import KNNLLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
 from llama_index_ralmspec.responses import stats_of
@@ -20,6 +21,7 @@ from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 from ralmspec_plugins.hosts.reports import Report
 
 __all__ = [
+    "KNNLLM",
     "BatchSearch",
     "GuessEvent",
     "Options",

@@ -1,0 +1,188 @@
+"""KNN-LM as a LangChain model: each token is looked up in a datastore, speculatively."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseLLM
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import ConfigDict, Field, PrivateAttr
+from typing_extensions import override
+
+from ralmspec_plugins.hosts.knn_texts import check_model, known_by, model_name, taken_by
+from ralmspec_plugins.hosts.reports import REPORT
+from ralmspec_plugins.knn.asked import Asked
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.records import Answer
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.knn import KNNLanguageModel
+
+
+class KNNLLM(BaseLLM):
+    """Writes with a `KNNLanguageModel` wherever LangChain takes an `LLM`.
+
+    Texts are those of `KNNLanguageModel.generate`, so those of a plain loop that
+    searches before every token. `stream` gives out only text that stays; `batch`
+    merges the searches of its prompts; `generation_info` has the reason of a text's end
+    and, under "ralmspec", a `Report`: `stats_of(generation_info)` reads it.
+
+    A call takes `stop`, and any of `max_tokens`, `seed`, `sampling`, `deadline_s` and
+    `plain`, for itself alone; any other argument is a `TypeError`. The model is not
+    closed with this object: it may be in use elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    if TYPE_CHECKING:
+        lm: KNNLanguageModel
+    else:
+        lm: Any = Field(repr=False, exclude=True)
+        """What writes, with its datastore."""
+
+    max_tokens: int = 128
+    """The longest text."""
+    seed: int = 0
+    """Of the draws, if it samples: the same prompt and seed give the same text."""
+    stop: tuple[str, ...] = ()
+    """Texts in front of which to end; those of a call take their place."""
+    sampling: Greedy | Sampling | None = None
+    """How tokens are chosen; as the model itself does by default."""
+    deadline_s: float | None = None
+    """Give a text up after so many seconds."""
+    speculate: bool = True
+    """False: search for one token at a time. The same text, later."""
+
+    _known: tuple[Any, dict[str, Any]] | None = PrivateAttr(default=None)
+
+    def __init__(self, **fields: Any) -> None:
+        """Put the settings around a model.
+
+        Raises:
+            ValidationError: a field of another type, or an unknown one.
+            ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
+        """
+        super().__init__(**fields)
+        check_model(self.lm)  # not in a validator: pydantic would wrap its errors
+        Asked("", **self._options(None, {}))
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model was loaded by."""
+        return model_name(self.lm)
+
+    @property
+    @override
+    def _llm_type(self) -> str:
+        return "ralmspec-knn"
+
+    @property
+    @override
+    def _identifying_params(self) -> dict[str, Any]:
+        """Name all that texts depend on: LangChain's caches tell models apart by it."""
+        if self._known is None or self._known[0] is not self.lm:
+            self._known = (self.lm, known_by(self.lm))
+        sampling = self.sampling if self.sampling is not None else self.lm.sampling
+        return {
+            **self._known[1],
+            "sampling": repr(sampling),
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "own_stop": list(self.stop),  # the host puts the call's own under "stop"
+        }
+
+    @override
+    def get_token_ids(self, text: str) -> list[int]:
+        """Tokenise as the model does; the host's way would ask the hub for GPT-2's tokenizer."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return list(self.lm.model.encode(text))
+
+    def _options(self, stop: Sequence[str] | None, given: dict[str, Any]) -> dict[str, Any]:
+        """Lay a call's arguments over the fields."""
+        return {
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "stop": self.stop if stop is None else stop,
+            "sampling": self.sampling,
+            "deadline_s": self.deadline_s,
+            "plain": not self.speculate,
+            **given,
+        }
+
+    @override
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        options = self._options(stop, kwargs)
+        if len(prompts) == 1:
+            return self._result([self.lm.generate(prompts[0], **options)])
+        asked = [Asked(prompt, **options) for prompt in prompts]
+        engine = self.lm.engine(options["sampling"], plain=options["plain"])
+        return self._result(engine.batch([one.request for one in asked]))
+
+    @override
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        options = self._options(stop, kwargs)
+        if len(prompts) == 1:
+            return self._result([await self.lm.agenerate(prompts[0], **options)])
+        asked = [Asked(prompt, **options) for prompt in prompts]
+        engine = self.lm.async_engine(options["sampling"], plain=options["plain"])
+        return self._result(await engine.batch([one.request for one in asked]))
+
+    @override
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        with closing(self.lm.stream(prompt, **self._options(stop, kwargs))) as pieces:
+            for piece in pieces:
+                chunk = GenerationChunk(text=piece)
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield GenerationChunk(text="", generation_info=taken_by(pieces.answer))
+
+    @override
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        async with aclosing(self.lm.astream(prompt, **self._options(stop, kwargs))) as pieces:
+            async for piece in pieces:
+                chunk = GenerationChunk(text=piece)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield GenerationChunk(text="", generation_info=taken_by(pieces.answer))
+
+    def _result(self, answers: Sequence[Answer]) -> LLMResult:
+        """Make the host's result, with tokens counted as its handlers expect them."""
+        made = [Generation(text=one.text, generation_info=taken_by(one)) for one in answers]
+        usages = [(one.generation_info or {})[REPORT]["usage"] for one in made]
+        counted = {
+            "prompt_tokens": sum(one["input_tokens"] for one in usages),
+            "completion_tokens": sum(one["output_tokens"] for one in usages),
+            "total_tokens": sum(one["total_tokens"] for one in usages),
+        }
+        return LLMResult(
+            generations=[[one] for one in made],
+            llm_output={"token_usage": counted, "model_name": self.model_name},
+        )
