@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 from bug import EQUALITY, Bug
+from bugs_knn_datastore import BUGS_KNN_DATASTORE
+from bugs_knn_search import BUGS_KNN_SEARCH
 from bugs_langchain import BUGS_LANGCHAIN
 from bugs_llama_index import BUGS_LLAMA_INDEX
 
@@ -138,8 +140,8 @@ BUGS = (
     Bug(
         "extend sees scores that it says it does not read",
         f"{CORE}/chain.py",
-        "        if self.workload.reads_scores:",
-        "        if hits:",
+        "return hits if self.workload.reads_scores else",
+        "return hits if hits else",
     ),
     Bug(
         "a segment starts before the cancelled one has stopped",
@@ -342,7 +344,7 @@ BUGS = (
     ),
     Bug(
         "what was not recorded stays in a build's files",
-        f"{CORE}/retrieval/building_folder.py",
+        f"{CORE}/retrieval/growing_file.py",
         "if there > size:",
         "if there > size + 10**9:",
         BUILDING,
@@ -350,14 +352,14 @@ BUGS = (
     Bug(
         "a build goes on with other passages",
         f"{CORE}/retrieval/building_folder.py",
-        'if _digest(b"".join(lines)) != entry.lines:',
+        'if digest(b"".join(lines)) != entry.lines:',
         "if False:",
         BUILDING,
     ),
     Bug(
         "a build goes on over damaged files",
         f"{CORE}/retrieval/building_folder.py",
-        "if (_digest(written), _digest(content)) != (entry.lines, entry.vectors):",
+        "if (digest(written), digest(content)) != (entry.lines, entry.vectors):",
         "if False:",
         BUILDING,
     ),
@@ -419,7 +421,7 @@ BUGS = (
     ),
     Bug(
         "a batch is counted before it is safely on the disk",
-        f"{CORE}/retrieval/building_folder.py",
+        f"{CORE}/retrieval/growing_file.py",
         "            file.write(content)\n            file.flush()\n            os.fsync(",
         "            file.write(content)\n            abs(",
         BUILDING,
@@ -580,7 +582,7 @@ BUGS = (
     ),
     Bug(
         "IVF's lists are asked for a whole batch",
-        f"{CORE}/retrieval/faiss_approximate.py",
+        f"{CORE}/retrieval/faiss_queries.py",
         "near = [self.index.quantizer.search(query[None], probes) for query in queries]",
         "near = [self.index.quantizer.search(queries, probes)] if len(queries) else []",
         FAISS,
@@ -594,9 +596,9 @@ BUGS = (
     ),
     Bug(
         "threads answer in another order",
-        f"{CORE}/retrieval/faiss_approximate.py",
-        "lambda q: self._nearest(q[None]), queries)",
-        "lambda q: self._nearest(q[None]), queries[::-1])",
+        f"{CORE}/retrieval/faiss_queries.py",
+        "lambda q: self.nearest(q[None], count), queries)",
+        "lambda q: self.nearest(q[None], count), queries[::-1])",
         FAISS,
     ),
     Bug(
@@ -733,7 +735,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="plant only the bugs whose name has this word")
     word = parser.parse_args().only
-    chosen = [bug for bug in (*BUGS, *BUGS_LANGCHAIN, *BUGS_LLAMA_INDEX) if word in bug.name]
+    bugs = (*BUGS, *BUGS_KNN_DATASTORE, *BUGS_KNN_SEARCH, *BUGS_LANGCHAIN, *BUGS_LLAMA_INDEX)
+    chosen = [bug for bug in bugs if word in bug.name]
     missed = [bug for bug in chosen if not report(bug)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} planted bugs were caught")
     return 1 if missed else 0

@@ -1,10 +1,8 @@
 """Approximate dense search with FAISS: HNSW and IVF indexes, in batches that change nothing."""
 
-import hashlib
-import os
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,11 +14,11 @@ from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.faiss_queries import IndexQueries, index_digest, write_to
 from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
-from ralmspec_plugins.retrieval.fastest import Fastest
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
+from ralmspec_plugins.retrieval.ranking import Metric
 
 
 def _faiss() -> Any:
@@ -33,12 +31,7 @@ class FaissApproximate:
     What is verified comes from a search with this k and these settings. A wider
     search may start with other hits, so there is none (this is no `WideRetriever`).
     What the index returns is scored exactly and ordered as everywhere.
-
-    A query's hits do not depend on its batch: HNSW goes through its graph once a
-    query anyway, and IVF's nearest lists are asked for one query at a time (FAISS
-    would take a matrix product for many, with other last bits, so other lists).
-    Whether several queries are then searched by one call, one after the other, or on
-    several threads, is decided by what each way was measured to take.
+    A query's hits do not depend on its batch (see `IndexQueries`).
     """
 
     exact = False
@@ -77,13 +70,8 @@ class FaissApproximate:
         self.k = check_k(k)
         self.size = corpus.size
         self.inline_encode = corpus.inline_encode
-        self.ways = Fastest()
-        self._by_lists = isinstance(index, self._faiss.IndexIVF)
-        self._threads = ThreadPoolExecutor(
-            os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
-        )
-        # Two graphs over the same corpus may answer differently: the index is digested too.
-        self._digest = digest or self._digested()
+        self.queries = IndexQueries(self._faiss, index)
+        self._digest = digest or index_digest(self._faiss, index)
         self._count = min(recipe.candidates(k), self.size)
         self.signature: Hashable = (recipe.name, k, self._count, self._digest, *corpus.identity)
 
@@ -117,42 +105,12 @@ class FaissApproximate:
         if not queries:
             return []
         matrix = self.corpus.matrix(queries)
-        if len(matrix) == 1:
-            found = self._nearest(matrix)
-        else:
-            found = self.ways.do(
-                len(matrix),
-                {
-                    "batch": lambda: self._nearest(matrix),
-                    "singly": lambda: self._singly(matrix),
-                    "threads": lambda: self._on_threads(matrix),
-                },
-            )
+        _, found = self.queries.search(matrix, self._count)
         ranked = self.corpus.ranked
         return [
             ranked(rows[rows >= 0], query, self.k)
             for rows, query in zip(found, matrix, strict=True)
         ]
-
-    def _nearest(self, queries: Vectors) -> IntArray:
-        """Search by one call.  # [queries, candidates]; -1 where there are fewer."""
-        count = self._count
-        rows: IntArray
-        if not self._by_lists:
-            _, rows = self.index.search(queries, count)
-            return rows
-        probes = self.index.nprobe
-        near = [self.index.quantizer.search(query[None], probes) for query in queries]
-        far = np.concatenate([distances for distances, _ in near])
-        lists = np.concatenate([numbers for _, numbers in near])
-        _, rows = self.index.search_preassigned(queries, count, lists, far)
-        return rows
-
-    def _singly(self, queries: Vectors) -> IntArray:
-        return np.concatenate([self._nearest(query[None]) for query in queries])
-
-    def _on_threads(self, queries: Vectors) -> IntArray:
-        return np.concatenate([*self._threads.map(lambda q: self._nearest(q[None]), queries)])
 
     def table(self, capacity: int) -> DenseTable:
         """Make an empty table for a pool, which may find better passages than the index."""
@@ -167,16 +125,7 @@ class FaissApproximate:
             recipe=self.recipe.settings(),
             index_digest=self._digest,
         )
-        return replace(parts, written={"index.faiss": self._write_to})
-
-    def _write_to(self, write: Callable[[bytes], Any]) -> None:
-        """Write the index piece by piece, so that there is no second one in memory."""
-        self._faiss.write_index(self.index, self._faiss.PyCallbackIOWriter(write))
-
-    def _digested(self) -> str:
-        digest = hashlib.sha256()
-        self._write_to(digest.update)
-        return digest.hexdigest()[:32]
+        return replace(parts, written={"index.faiss": partial(write_to, self._faiss, self.index)})
 
     @classmethod
     def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:

@@ -108,12 +108,12 @@ def test_no_way_of_searching_changes_a_row(name: str, metric: str, vectors: Vect
     queries = clustered(1, 300)
     expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
 
-    assert expected == retriever._nearest(queries).tolist()
-    assert expected == retriever._singly(queries).tolist()
-    assert expected == retriever._on_threads(queries).tolist()
+    ask = retriever.queries
+    for way in (ask.nearest, ask.singly, ask.on_threads):
+        assert expected == way(queries, 5)[1].tolist()
     for size in (2, 7, 64):
         parts = [queries[at : at + size] for at in range(0, 300, size)]
-        assert expected == [row for part in parts for row in retriever._nearest(part).tolist()]
+        assert expected == [row for part in parts for row in ask.nearest(part, 5)[1].tolist()]
 
 
 def between(centres: Vectors, metric: str) -> Vectors:
@@ -143,7 +143,7 @@ def test_a_query_between_two_lists_takes_the_same_in_any_batch(
     queries = between(retriever.index.quantizer.reconstruct_n(0, 40), metric)
     expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
 
-    assert expected == retriever._nearest(queries).tolist()
+    assert expected == retriever.queries.nearest(queries, 5)[1].tolist()
 
 
 def test_too_few_in_the_lists_are_fewer_hits(vectors: Vectors) -> None:
@@ -153,9 +153,8 @@ def test_too_few_in_the_lists_are_fewer_hits(vectors: Vectors) -> None:
         corpus.passages, recipe=Ivf(lists=20, probes=1), vectors=vectors[:300], k=200
     )
     queries = [Query(str(n), vector) for n, vector in enumerate(clustered(6, 20))]
-    for hits, rows in zip(
-        retriever.search(queries), retriever._nearest(retriever.corpus.matrix(queries)), strict=True
-    ):
+    _, found = retriever.queries.nearest(retriever.corpus.matrix(queries), 200)
+    for hits, rows in zip(retriever.search(queries), found, strict=True):
         assert 0 < len(hits) < 200
         assert {hit.passage.id for hit in hits} == {f"{row:05d}" for row in rows if row >= 0}
 
@@ -369,12 +368,13 @@ def test_real_embeddings_keep_to_it_too(name: str) -> None:
     )
     queries = [retriever.encode(text) for text in invented_queries(30)]
     matrix = retriever.corpus.matrix(queries)
-    singly = [retriever._nearest(query[None])[0].tolist() for query in matrix]
+    ask = retriever.queries
+    singly = [ask.nearest(query[None], 5)[1][0].tolist() for query in matrix]
     found = retriever.search(queries)
     truth = NumpyFlat(retriever.corpus, k=5).search(queries)
     right = sum(len({*map(id_of, a)} & {*map(id_of, b)}) for a, b in zip(found, truth, strict=True))
 
-    assert singly == retriever._nearest(matrix).tolist() == retriever._on_threads(matrix).tolist()
+    assert singly == ask.nearest(matrix, 5)[1].tolist() == ask.on_threads(matrix, 5)[1].tolist()
     assert right >= 0.8 * 150
 
 
