@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.knn.search_keys import HELD_BYTES, Keys
+from ralmspec_plugins.knn.search_keys import HELD_BYTES, Keys, hidden_states
 from ralmspec_plugins.records import Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads, Scan
@@ -76,7 +76,7 @@ class ExactSearch:
         if not queries:
             return []
         keys = self.keys
-        matrix = keys.matrix(queries)
+        matrix = hidden_states(queries, keys.dimension)
         found = []
         for start in range(0, len(matrix), _QUERIES_AT_ONCE):
             batch = matrix[start : start + _QUERIES_AT_ONCE]

@@ -19,8 +19,8 @@ from ralmspec_plugins.records import Query
 _HERE = "ralmspec_plugins.knn"
 SEARCHES = {
     "exact": (f"{_HERE}.exact", "ExactSearch"),
-    "hnsw": (f"{_HERE}.approximate", "HnswSearch"),
-    "ivfpq": (f"{_HERE}.approximate", "IvfPqSearch"),
+    "hnsw": (f"{_HERE}.approximate", "hnsw_search"),
+    "ivfpq": (f"{_HERE}.approximate", "ivfpq_search"),
 }
 
 
@@ -57,14 +57,16 @@ def open_search(
         name: one of `SEARCHES`.
         datastore: what is searched.
         k: how many neighbours a query gets.
-        settings: what the search itself takes (`memory_bytes`, `threads`, `probes`, ...).
+        settings: what the search itself takes: `memory_bytes` and `threads` of `ExactSearch`;
+            `index`, `rerank`, `search_list`, `probes` and the like of `approximate_search`.
 
     Raises:
-        ConfigError: an unknown name (the message lists the known ones) or setting.
+        ConfigError: an unknown name (the message lists the known ones), or a setting that is
+            out of range.
         MissingExtraError: the search's library is not installed.
     """
     if name not in SEARCHES:
         raise ConfigError(f"unknown search {name!r}; known are {', '.join(SEARCHES)}")
-    module, kind = SEARCHES[name]
-    search: NeighbourSearch = getattr(import_module(module), kind)(datastore, k=k, **settings)
+    module, maker = SEARCHES[name]
+    search: NeighbourSearch = getattr(import_module(module), maker)(datastore, k=k, **settings)
     return search

@@ -64,16 +64,6 @@ class Keys:
         """Bound a float32 kernel's error for this query, over all keys."""
         return kernel_error(Metric.L2, self.dimension, self.largest_norm, norm_of(query))
 
-    def matrix(self, queries: Sequence[Query]) -> Vectors:
-        """Stack the queries' hidden states.  # [queries, dimension].
-
-        Raises:
-            InputError: a query without one, of another dimension, or with NaN.
-        """
-        for query in queries:
-            check_hidden(query, self.dimension)
-        return np.array([query.encoding for query in queries], dtype=np.float32)
-
     def exact(self, ids: Ids, query: Vectors) -> FloatArray:
         """Give minus the squared distances, in float64, each entry's independent of the others."""
         return exact_scores(self.vectors.take(ids), query, Metric.L2)
@@ -87,6 +77,17 @@ def nearest_of(ids: Ids, values: NDArray[np.int32], scores: FloatArray, k: int) 
     """Give the best k of these entries, by their exact scores, ties by id."""
     best = best_first(scores, ids, k)
     return Neighbours(ids[best], values[best], 0.0 - scores[best])
+
+
+def hidden_states(queries: Sequence[Query], dimension: int) -> Vectors:
+    """Stack the queries' hidden states.  # [queries, dimension].
+
+    Raises:
+        InputError: a query without one, of another dimension, or with NaN.
+    """
+    for query in queries:
+        check_hidden(query, dimension)
+    return np.array([query.encoding for query in queries], dtype=np.float32)
 
 
 def check_hidden(query: Query, dimension: int) -> None:

@@ -1,5 +1,6 @@
 """Exact search gives the true neighbours, to the bit, however it is asked."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,18 @@ def test_the_bound_holds_for_what_the_scan_computes() -> None:
 
     assert off > 0.01
     assert off <= keys.error(hidden)
+
+
+def test_each_thread_has_a_buffer_of_its_own() -> None:
+    """What one thread has had widened stays as it is while another asks for other rows."""
+    store = invented_store(10, 50, 3)
+    rows = Keys(store, memory_bytes=0).vectors
+    mine = rows[0:20]
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(lambda: rows[20:40]).result()
+
+    assert np.array_equal(store.keys[:20].astype(np.float32), mine)
+    assert np.array_equal(store.keys[20:40].astype(np.float32), theirs)
 
 
 def test_all_halves_are_widened_exactly() -> None:
