@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.language_model import KNNLanguageModel
 from ralmspec_plugins.knn.model import LogProbChooser
+from ralmspec_plugins.knn.search import open_search
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.schedule import Schedule
@@ -90,19 +92,24 @@ def check_over(
     tokenizer: Tokenizer,
     store: Datastore,
     prompts: int,
-    search: str = "exact",
+    index: Path | None = None,
 ) -> int:
-    """Answer prompts under settings that change with each of them, on both engines."""
+    """Answer prompts under settings that change with each of them, on both engines.
+
+    With an index, named after its search, neighbours are found by that.
+    """
     turns = zip(itertools.count(), texts(prompts, 2), strict=False)
     wrong = 0
     for number, text in turns:
         settings = Settings(schedule=SCHEDULES[number % len(SCHEDULES)])
         sampling = SAMPLINGS[number // 2 % len(SAMPLINGS)]
+        k = KS[number % 4]
+        search = "exact" if index is None else open_search(index.name, store, k=k, index=index)
         with KNNLanguageModel(
             network,
             tokenizer,
             store,
-            k=KS[number % 4],
+            k=k,
             weight=WEIGHTS[number // 4 % 4],
             temperature=TEMPERATURE,
             search=search,
@@ -129,15 +136,25 @@ def test_every_setting_writes_the_plain_tokens(
     assert check_over(network, tokenizer, store, 24) > 5
 
 
+@pytest.mark.parametrize("search", ["hnsw", "ivfpq"])
+def test_approximate_neighbours_give_their_plain_tokens(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, search: str, tmp_path: Path
+) -> None:
+    """The plain loop over the same search is what is right, whatever it misses."""
+    pytest.importorskip("faiss")
+    assert check_over(network, tokenizer, store, 6, tmp_path / search) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["exact", "hnsw", "ivfpq"])
 def test_every_setting_writes_the_plain_tokens_for_many_prompts(
-    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, search: str
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, search: str, tmp_path: Path
 ) -> None:
     """More than 200 prompts in all, with each search."""
     if search != "exact":
         pytest.importorskip("faiss")
-    assert check_over(network, tokenizer, store, 104, search) > 20
+    index = None if search == "exact" else tmp_path / search
+    assert check_over(network, tokenizer, store, 104, index) > 20
 
 
 def test_plain_and_speculative_requests_are_one_text(lm: KNNLanguageModel) -> None:

@@ -199,9 +199,14 @@ def test_log_probs_are_the_models(network: PreTrainedModel, tokenizer: Tokenizer
 def test_prompts_begin_as_the_datastores_texts(tokenizer: Tokenizer) -> None:
     """With BOS if they did, and without if not."""
     network = tiny_llama()
-    without = KNNModel(network, tokenizer).encode(PROMPT)
+    without, model = KNNModel(network, tokenizer), KNNModel(network, tokenizer, bos=True)
+    tokens, request = without.encode(PROMPT), Request(prompt=PROMPT)
 
-    assert KNNModel(network, tokenizer, bos=True).encode(PROMPT) == (0, *without)
+    assert model.encode(PROMPT) == (0, *tokens)
+    assert without.begin(request).draft.prompt_tokens == tokens
+    assert model.begin(request).draft.prompt_tokens == (0, *tokens)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        model.begin(Request(prompt=""))
     with pytest.raises(ConfigError, match="no BOS token"):
         KNNModel(network, tiny_tokenizer(bos=False), bos=True)
 
