@@ -20,6 +20,7 @@ from bugs_knn_datastore import BUGS_KNN_DATASTORE
 from bugs_knn_search import BUGS_KNN_SEARCH
 from bugs_langchain import BUGS_LANGCHAIN
 from bugs_llama_index import BUGS_LLAMA_INDEX
+from bugs_threads import BUGS_THREADS
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_S = 90.0  # the tests without a bug take a sixth of it
@@ -735,7 +736,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="plant only the bugs whose name has this word")
     word = parser.parse_args().only
-    bugs = (*BUGS, *BUGS_KNN_DATASTORE, *BUGS_KNN_SEARCH, *BUGS_LANGCHAIN, *BUGS_LLAMA_INDEX)
+    bugs = (
+        *BUGS,
+        *BUGS_KNN_DATASTORE,
+        *BUGS_KNN_SEARCH,
+        *BUGS_LANGCHAIN,
+        *BUGS_LLAMA_INDEX,
+        *BUGS_THREADS,
+    )
     chosen = [bug for bug in bugs if word in bug.name]
     missed = [bug for bug in chosen if not report(bug)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} planted bugs were caught")
