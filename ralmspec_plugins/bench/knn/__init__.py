@@ -1,0 +1,1 @@
+"""Benchmarks of KNN-LM: texts and models, measured and simulated runs, and their tables."""
