@@ -1,0 +1,92 @@
+"""The ways in which a text is continued with its neighbours: schedules, and their caches."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from ralmspec_plugins.bench.cases import PLAIN_NAME, Arm, ScheduleKind
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
+from ralmspec_plugins.knn.datastore import Datastore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to run a request.
+
+    Args:
+        name: as it stands in tables.
+        kind: the schedule's.
+        stride: of "fixed".
+        overlap: whether "fixed" and "os3" write on while a batch is out.
+        width: neighbours that a search brings to the cache; k if not given.
+        following: entries behind each neighbour that the cache takes in: n of PAPERS 1.8.
+        followed: of how many of the nearest neighbours; of all if not given.
+        capacity: entries in the cache.
+    """
+
+    name: str
+    kind: ScheduleKind = "continuous"
+    stride: int = 1
+    overlap: bool = False
+    width: int | None = None
+    following: int = FOLLOWING
+    followed: int | None = None
+    capacity: int = CAPACITY
+
+    def settings(self, datastore: Datastore, k: int) -> Settings:
+        """Give the engine's settings; each request guesses from a cache of its own."""
+        if self.kind == "plain":
+            return Settings(speculate=False)
+        arm = Arm(name=self.name, kind=self.kind, stride=self.stride, overlap=self.overlap)
+        return Settings(
+            schedule=arm.schedule,
+            prefetch=max(k, self.width or k),
+            speculators=lambda: (self._cache(datastore, k),),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Give it as JSON takes it, and as `bench.summary` reads it."""
+        return {**asdict(self), "replica": False}
+
+    def _cache(self, datastore: Datastore, k: int) -> NeighbourCache:
+        return NeighbourCache(
+            datastore,
+            k=k,
+            following=self.following,
+            followed=self.followed,
+            capacity=self.capacity,
+        )
+
+
+PLAIN: Final = Way(name=PLAIN_NAME, kind="plain")
+FIXED: Final = tuple(Way(name=f"fixed {s}", kind="fixed", stride=s) for s in (1, 2, 4, 8))
+OS3: Final = Way(name="OS3", kind="os3")  # as in the paper's KNN-LM: without overlap (PAPERS 1.7)
+OS3_ASIDE: Final = Way(name="OS3, overlap", kind="os3", overlap=True)
+CONTINUOUS: Final = Way(name="continuous")
+PAPER: Final = (*FIXED, OS3)
+"""The schedules of the paper's KNN-LM figures."""
+
+
+def best(k: int) -> tuple[Way, ...]:
+    """Give the settings of ours that are tried beside the default, for so many neighbours.
+
+    Where few are looked for, more may be brought along; where many are, taking in and
+    looking through less saves time.
+    """
+    if k <= 64:
+        longer = replace(CONTINUOUS, name="continuous, n = 20", following=20)
+        wide = replace(CONTINUOUS, name="continuous, P(256)", width=256)
+        return (CONTINUOUS, longer, wide)
+    nearest = replace(CONTINUOUS, name="continuous, of the nearest 64", followed=64)
+    small = replace(nearest, name="continuous, of the nearest 64, 4,096 entries", capacity=4096)
+    return (CONTINUOUS, nearest, small)
+
+
+def exact_ways(k: int) -> tuple[Way, ...]:
+    """Give all ways that are measured over an exact search."""
+    return (*PAPER, OS3_ASIDE, *best(k))
+
+
+def approximate_ways(k: int) -> tuple[Way, ...]:
+    """Give the ways that are measured over an approximate search, which is never wider than k."""
+    return (OS3, OS3_ASIDE, *(way for way in best(k) if way.width is None))
