@@ -24,7 +24,9 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 
 def test_there_is_something_to_run() -> None:
     """The tests below have a notebook each."""
-    assert ["langchain_quickstart", "llama_index_quickstart"] == [path.stem for path in NOTEBOOKS]
+    names = ["knn_lm", "langchain_quickstart", "llama_index_quickstart"]
+
+    assert names == [path.stem for path in NOTEBOOKS]
 
 
 @named
