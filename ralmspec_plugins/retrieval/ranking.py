@@ -8,7 +8,7 @@ ascending). Every search, every pool and every batch size so agrees to the bit.
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def metric_of(name: str) -> Metric:
         raise ConfigError(f"unknown metric {name!r}; known are {known}") from None
 
 
-def exact_scores(rows: Vectors, query: Vectors, metric: Metric) -> FloatArray:
+def exact_scores(rows: NDArray[np.floating[Any]], query: Vectors, metric: Metric) -> FloatArray:
     """Score rows in float64, each row's result independent of all others.
 
     An elementwise product, summed along the contiguous row: numpy adds each row
