@@ -1,0 +1,291 @@
+"""Runs KNN-LM's benchmarks part by part; what is done already is not done again."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Final
+
+from ralmspec_plugins.bench.knn.artefacts import TRAINED, Artefacts, prepare
+from ralmspec_plugins.bench.knn.beside import BesideSearch, served
+from ralmspec_plugins.bench.knn.domains import Domain, Prompt, prompts
+from ralmspec_plugins.bench.knn.estimating import estimated_s
+from ralmspec_plugins.bench.knn.learning import Course
+from ralmspec_plugins.bench.knn.measuring import Cell, measure
+from ralmspec_plugins.bench.knn.perplexities import perplexities
+from ralmspec_plugins.bench.knn.profiling import profile
+from ralmspec_plugins.bench.knn.rates import rates
+from ralmspec_plugins.bench.knn.replaying import OfK, Remembered, RememberingModel
+from ralmspec_plugins.bench.knn.results import Results
+from ralmspec_plugins.bench.knn.simulating import simulate
+from ralmspec_plugins.bench.knn.virtual import VirtualRuns
+from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways
+from ralmspec_plugins.knn.exact import ExactSearch
+from ralmspec_plugins.knn.model import KNNModel
+
+Told = Callable[[str], None]
+WEIGHT: Final = 0.25  # lambda in the model's own domain (PAPERS 6.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured.
+
+    Args:
+        models: as `prepare` takes them.
+        entries: of a datastore, about.
+        course: of training.
+        each: prompts of each domain.
+        outside: prompts of none.
+        tokens: of each text.
+        repetitions: of each measured cell.
+        ks: how many neighbours vote.
+        rate_ks: those that guesses are counted for.
+        beside_ks: those that are measured with the search in a process of its own, too.
+        profile_ks: those that a token's parts are timed for.
+        words: of each held-out text whose perplexity is taken.
+        approximate: settings of approximate indexes, by kind.
+    """
+
+    models: tuple[str, ...] = ("demo", TRAINED)
+    entries: int = 600_000
+    course: Course = field(default_factory=Course)
+    each: int = 2
+    outside: int = 2
+    tokens: int = 64
+    repetitions: int = 2
+    ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
+    rate_ks: tuple[int, ...] = (1, 8, 1024)
+    beside_ks: tuple[int, ...] = (8, 1024)
+    profile_ks: tuple[int, ...] = (8, 1024)
+    words: int = 300
+    approximate: tuple[str, ...] = ("hnsw", "ivfpq")
+
+    def prompts(self, domains: Sequence[Domain], data: Path) -> tuple[Prompt, ...]:
+        """Take what is continued."""
+        return tuple(prompts(domains, data, self.each, self.outside))
+
+    def record(self) -> dict[str, Any]:
+        """Give it as JSON takes it; which models are measured may change from run to run."""
+        return {name: value for name, value in asdict(self).items() if name != "models"}
+
+
+SMALL: Final = Scale(
+    models=("random:1x64",),
+    entries=4_000,
+    course=Course(steps=6, batch=2, window=32, every=3),
+    each=1,
+    outside=1,
+    tokens=6,
+    repetitions=1,
+    ks=(1, 8),
+    rate_ks=(8,),
+    beside_ks=(8,),
+    profile_ks=(8,),
+    words=20,
+)
+"""For a trial of a minute; its numbers mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of work whose result is kept under a section and a name."""
+
+    section: str
+    name: str
+    run: Callable[[], Any]
+
+
+class Bench:
+    """All parts over one model, made when they are needed."""
+
+    def __init__(
+        self, name: str, scale: Scale, domains: Sequence[Domain], data: Path, work: Path, told: Told
+    ) -> None:
+        """Measure one model.
+
+        Args:
+            name: "demo", or a drawn one.
+            scale: how much.
+            domains: the texts.
+            data: the shared folder.
+            work: where models, datastores and indexes are kept.
+            told: hears of everything as it is done.
+        """
+        self.name = name
+        self._scale = scale
+        self._domains = domains
+        self._asked = scale.prompts(domains, data)
+        self._work = work / name.replace(":", "-")
+        self._told = told
+        self._remembering: tuple[int, VirtualRuns] | None = None
+
+    @cached_property
+    def made(self) -> Artefacts:
+        """The model and the datastore."""
+        return prepare(
+            self.name,
+            self._domains,
+            self._work,
+            entries=self._scale.entries,
+            course=self._scale.course,
+            watch=lambda stage, done: self._told(f"{self.name}: {stage} {done:,}"),
+        )
+
+    @cached_property
+    def exact(self) -> ExactSearch:
+        """The exact search in this process, on BLAS's own threads."""
+        return ExactSearch(self.made.datastore, k=max(1024, *self._scale.ks))
+
+    @cached_property
+    def _model(self) -> KNNModel:
+        return self.made.model()
+
+    def parts(self) -> Iterator[Part]:
+        """Give all parts, those that take least first."""
+        scale, name = self._scale, self.name
+        yield Part("models", name, self.facts)
+        for asked in self._domains:
+            yield Part("perplexities", f"{name}, {asked.name}", partial(self.foretold, asked))
+        for k in scale.profile_ks:
+            yield Part("profiles", f"{name}, k = {k}", partial(self.profiled, k))
+        for cell in self.cells():
+            yield Part("cells", cell.name, partial(self.measured, cell))
+        for k in scale.ks:  # what is remembered of one k serves both
+            if k in scale.rate_ks:
+                yield Part("rates", f"{name}, k = {k}", partial(self.counted, k))
+            yield Part("simulated", f"{name}, k = {k}", partial(self.simulated, k))
+
+    def build(self) -> None:
+        """Make the model, the datastore and all indexes, as far as they are not there."""
+        for kind in self._scale.approximate:
+            self.made.search(kind, max(self._scale.ks))
+            self._told(f"{self.name}: {kind} is there")
+
+    def facts(self) -> dict[str, Any]:
+        """Say what model and datastore are."""
+        made = self.made
+        return {
+            "parameters": made.loaded.parameters,
+            "entries": len(made.datastore),
+            "dimension": made.datastore.about.dimension,
+            "vocabulary": made.datastore.about.vocabulary,
+            "documents": made.datastore.about.documents,
+            "ends": made.ends,
+            "prompts": [asdict(prompt) for prompt in self._asked],
+            **made.facts,
+        }
+
+    def cell(self, search: str, k: int) -> Cell:
+        """Say what is measured with a search and a k."""
+        ways = exact_ways(k) if search.startswith("exact") else approximate_ways(k)
+        return Cell(
+            model=self.name,
+            search=search,
+            k=k,
+            weight=WEIGHT,
+            tokens=self._scale.tokens,
+            repetitions=self._scale.repetitions,
+            ways=ways,
+        )
+
+    def measured(self, cell: Cell) -> dict[str, Any]:
+        """Measure a cell."""
+        with self.opened(cell.search, cell.k) as search:
+            return measure(
+                cell, self._model, search, self._asked, lambda row: self._told(_line(cell, row))
+            )
+
+    @contextmanager
+    def opened(self, kind: str, k: int) -> Iterator[Any]:
+        """Open a search for as long as a cell lasts."""
+        if kind == "exact":
+            yield OfK(self.exact, k)
+        elif kind == "exact beside":
+            with served(self.made.folder / "datastore") as port:
+                yield BesideSearch(port, self.made.datastore, k)
+        else:
+            yield self.made.search(kind, k)
+
+    def estimated_s(self, cell: Cell) -> float:
+        """Say how long a cell will take; models, datastores and indexes are made if need be."""
+        with self.opened(cell.search, cell.k) as search:
+            prompts = len(self._asked)
+            return estimated_s(cell, self._model, search, self._asked[0], prompts)
+
+    def cells(self) -> Iterator[Cell]:
+        """Give all cells."""
+        scale = self._scale
+        for search in ("exact", *scale.approximate):
+            yield from (self.cell(search, k) for k in scale.ks)
+        yield from (self.cell("exact beside", k) for k in scale.beside_ks)
+
+    def foretold(self, asked: Domain) -> list[dict[str, Any]]:
+        """Foretell held-out texts of a domain."""
+        return perplexities(self.made, asked, self._scale.words, told=self._told)
+
+    def counted(self, k: int) -> list[dict[str, Any]]:
+        """Count guesses."""
+        return rates(self._virtual(k), (k,), told=self._told)
+
+    def simulated(self, k: int) -> list[dict[str, Any]]:
+        """Run in virtual time."""
+        return simulate(self._virtual(k), (k,), told=self._told)
+
+    def profiled(self, k: int) -> dict[str, Any]:
+        """Time the parts of a token."""
+        search = OfK(self.exact, k)
+        return profile(
+            self._model, search, self._asked[:2], weight=WEIGHT, tokens=self._scale.tokens
+        )
+
+    def _virtual(self, k: int) -> VirtualRuns:
+        """Remember what is said and found for one k: another k's texts are others."""
+        if self._remembering is None or self._remembering[0] != k:
+            self._remembering = k, self._fresh_runs(k)
+        return self._remembering[1]
+
+    def _fresh_runs(self, k: int) -> VirtualRuns:
+        width = max(k, *(way.width or k for way in exact_ways(k)))
+        return VirtualRuns(
+            model=RememberingModel(self._model),
+            remembered=Remembered(OfK(self.exact, width)),
+            prompts=self._asked,
+            weight=WEIGHT,
+            tokens=self._scale.tokens,
+        )
+
+
+def run(benches: Sequence[Bench], sections: Sequence[str], results: Results, told: Told) -> None:
+    """Do all parts of these sections that are not there yet.
+
+    Raises:
+        UnequalError: a speculative text is not the plain one.
+    """
+    for bench in benches:
+        for part in bench.parts():
+            if part.section not in sections or results.has(part.section, part.name):
+                continue
+            told(f"{part.section}: {part.name}")
+            results.put(part.section, part.name, part.run())
+
+
+def estimate(benches: Sequence[Bench], results: Results, told: Told) -> float:
+    """Tell how many minutes each cell that is not there yet will take, and all of them."""
+    total_s = 0.0
+    for bench in benches:
+        for cell in bench.cells():
+            if not results.has("cells", cell.name):
+                seconds = bench.estimated_s(cell)
+                total_s += seconds
+                told(f"{cell.name:44} {seconds / 60:6.1f} minutes")
+    told(f"{'all cells':44} {total_s / 60:6.1f} minutes")
+    return total_s
+
+
+def _line(cell: Cell, row: dict[str, Any]) -> str:
+    return (
+        f"{cell.name} {row['place']} {row['arm']}: {row['wall_s']:.2f} s, "
+        f"{row['plain_s'] / row['wall_s']:.2f} times plain"
+    )
