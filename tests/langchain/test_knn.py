@@ -1,7 +1,7 @@
 """KNN-LM as a LangChain model: real tiny models, held against `KNNLanguageModel` run plainly."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,6 +90,22 @@ class HeardAsync(AsyncCallbackHandler):
 def plainly(lm: KNNLanguageModel, prompt: str, **options: Any) -> str:
     """Write by the plain loop."""
     return lm.generate(prompt, plain=True, **{"max_tokens": LENGTH, **options}).text
+
+
+async def beats_beside(work: Awaitable[Any]) -> tuple[Any, int]:
+    """Await something, and count how often another task has its turn meanwhile."""
+    count = 0
+
+    async def beat() -> None:
+        nonlocal count
+        while True:
+            await asyncio.sleep(0.001)
+            count += 1
+
+    beating = asyncio.create_task(beat())
+    given = await work
+    beating.cancel()
+    return given, count
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -184,7 +200,7 @@ async def test_stop_strings_end_a_text(lm: KNNLanguageModel, own: bool) -> None:
     assert whole == llm.invoke(PROMPTS[0], stop=[])
 
 
-def test_a_call_has_settings_of_its_own(lm: KNNLanguageModel) -> None:
+async def test_a_call_has_settings_of_its_own(lm: KNNLanguageModel) -> None:
     """As arguments, bound, and by the config; the object keeps its own."""
     hot = Sampling(temperature=1.5)
     llm = KNNLLM(lm=lm, max_tokens=LENGTH, sampling=hot)
@@ -198,7 +214,9 @@ def test_a_call_has_settings_of_its_own(lm: KNNLanguageModel) -> None:
     assert plainly(lm, PROMPTS[0], max_tokens=4) == llm.invoke(
         PROMPTS[0], max_tokens=4, sampling=lm.sampling, plain=True
     )
-    assert llm.invoke(PROMPTS[0], seed=1) == "".join(llm.stream(PROMPTS[0], seed=1))
+    assert one == "".join(llm.stream(PROMPTS[0], seed=1))
+    assert [one, one] == llm.batch([PROMPTS[0]] * 2, seed=1)
+    assert [other, other] == await llm.abatch([PROMPTS[0]] * 2, seed=2)
     assert (llm.seed, llm.max_tokens) == (0, LENGTH)
 
 
@@ -239,6 +257,14 @@ def test_a_stream_that_is_given_up_leaves_nothing(llm: KNNLLM, lm: KNNLanguageMo
     assert plainly(lm, PROMPTS[0]).startswith("".join(first))
     assert len(lm.model.caches) == 0
     assert plainly(lm, PROMPTS[0]) == llm.invoke(PROMPTS[0])
+
+
+async def test_the_event_loop_stays_free(llm: KNNLLM) -> None:
+    """Others have their turn while a text is written."""
+    _, beside_one = await beats_beside(llm.ainvoke(PROMPTS[0]))
+    _, beside_many = await beats_beside(llm.abatch(list(PROMPTS)))
+
+    assert min(beside_one, beside_many) > 3
 
 
 def test_threads_share_it(llm: KNNLLM, lm: KNNLanguageModel) -> None:

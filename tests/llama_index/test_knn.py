@@ -1,6 +1,7 @@
 """KNN-LM as a LlamaIndex model: real tiny models, held against `KNNLanguageModel` run plainly."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -108,6 +109,22 @@ def events() -> Iterator[Events]:
 def plainly(lm: KNNLanguageModel, prompt: str, **options: Any) -> str:
     """Write by the plain loop."""
     return lm.generate(prompt, plain=True, **{"max_tokens": LENGTH, **options}).text
+
+
+async def beats_beside(work: Awaitable[Any]) -> tuple[Any, int]:
+    """Await something, and count how often another task has its turn meanwhile."""
+    count = 0
+
+    async def beat() -> None:
+        nonlocal count
+        while True:
+            await asyncio.sleep(0.001)
+            count += 1
+
+    beating = asyncio.create_task(beat())
+    given = await work
+    beating.cancel()
+    return given, count
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -318,6 +335,14 @@ def test_a_stream_that_is_given_up_leaves_nothing(llm: KNNLLM, lm: KNNLanguageMo
     assert plainly(lm, PROMPTS[0]).startswith(text)
     assert len(lm.model.caches) == 0
     assert plainly(lm, PROMPTS[0]) == llm.complete(PROMPTS[0]).text
+
+
+async def test_the_event_loop_stays_free(llm: KNNLLM) -> None:
+    """Others have their turn while a text is written, also of a chat."""
+    _, beside_text = await beats_beside(llm.acomplete(PROMPTS[0]))
+    _, beside_chat = await beats_beside(llm.achat([ChatMessage(content="The keeper")]))
+
+    assert min(beside_text, beside_chat) > 3
 
 
 def test_threads_share_it(llm: KNNLLM, lm: KNNLanguageModel) -> None:
