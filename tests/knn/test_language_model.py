@@ -157,13 +157,20 @@ def test_every_setting_writes_the_plain_tokens_for_many_prompts(
     assert check_over(network, tokenizer, store, 104, index) > 20
 
 
-def test_plain_and_speculative_requests_are_one_text(lm: KNNLanguageModel) -> None:
+def test_plain_and_speculative_requests_are_one_text(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
     """`plain=True` guesses nothing and gives the same answer, record and all."""
-    plainly = lm.generate("the keeper counted", max_tokens=30, plain=True)
-    ahead = lm.generate("the keeper counted", max_tokens=30)
+    settings = Settings(schedule=FixedStride(stride=4))
+    with KNNLanguageModel(
+        network, tokenizer, store, k=8, temperature=TEMPERATURE, settings=settings
+    ) as lm:
+        plainly = lm.generate("the keeper counted", max_tokens=30, plain=True)
+        ahead = lm.generate("the keeper counted", max_tokens=30)
 
     check_equal(plainly, ahead)
     assert (plainly.stats.guesses, plainly.stats.searches) == (0, 30)
+    assert ahead.stats.guesses > 0
     assert len(ahead.state.tokens) == 30
     assert [len(step.hits) for step in ahead.retrieved] == [8] * 30
 
