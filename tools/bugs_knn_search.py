@@ -41,8 +41,8 @@ BUGS_KNN_SEARCH = (
     Bug(
         "a kernel's error over keys is taken for smaller than it is",
         f"{KNN}/search_keys.py",
-        "self.largest_norm = float(np.sqrt(largest))",
-        "self.largest_norm = 1e-3 * float(np.sqrt(largest))",
+        "self.largest_norm, norm_of(query))",
+        "0.0, 0.1 * norm_of(query))",
         EXACT,
     ),
     Bug(
