@@ -184,7 +184,7 @@ def test_first_and_last_tokens(
 def test_a_tokenizer_without_bos_has_none_to_give(tmp_path: Path, build: Any) -> None:
     """By default there is none then, and asking for it is an error; so is text that looks so."""
     bare = tiny_tokenizer(bos=False)
-    store = build(tmp_path / "store", ["</s> and <s>"], tokenizer=bare)
+    store = build(tmp_path / "store", ["of </s> and <s>"], tokenizer=bare)
 
     assert not store.about.bos
     assert bare.eos_token_id not in store.values
