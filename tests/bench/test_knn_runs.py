@@ -319,8 +319,8 @@ def test_virtual_time_is_the_latencies(runs: VirtualRuns) -> None:
 
 
 def test_perplexities_are_taken_with_each_domain(made: Artefacts) -> None:
-    """The model alone foretells the same with any datastore; the weights are its shares."""
-    asked = domains()[0]
+    """The model alone foretells the same with any; a text that is in one is foretold with it."""
+    asked = replace(domains()[0], held_out=domains()[0].documents[:1])
     rows = perplexities(made, asked, 12, k=8)
 
     assert [(row["datastore"], row["in_domain"]) for row in rows[::2]] == [
@@ -332,7 +332,7 @@ def test_perplexities_are_taken_with_each_domain(made: Artefacts) -> None:
         next(row for row in rows if row["in_domain"] is kind)["with"]["0.5"]
         for kind in (True, False)
     )
-    assert inside < outside
+    assert inside < outside / 2
 
 
 def test_the_parts_of_a_token_are_timed(made: Artefacts, search: ExactSearch) -> None:
