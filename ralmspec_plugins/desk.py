@@ -180,4 +180,4 @@ class Desk:
 
 
 def _writes(need: Need) -> bool:
-    return isinstance(need, Ask | Guess | Extend)
+    return isinstance(need, Ask | Extend)

@@ -8,7 +8,21 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator  # noqa: E402
+
 import pytest  # noqa: E402
+
+from ralmspec_plugins.costs import Costs  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def guessing_pays() -> Iterator[None]:
+    """Have guesses made over the stores of tests, whose searches are too short to be worth it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Costs, "SIDE_BY_SIDE_S", 0.0)
+        patch.setattr(Costs, "WORTH_GUESSING", 0.0)
+        patch.setattr(Costs, "WORTH_WRITING", 0.0)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
