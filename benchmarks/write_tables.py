@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ralmspec_plugins.bench.report import table
+from ralmspec_plugins.bench import measured as tables
+from ralmspec_plugins.bench.plots import ablation_picture
+from ralmspec_plugins.bench.report import surroundings, table
 from ralmspec_plugins.bench.simulated.tables import (
     ablation_tables,
     crowd_tables,
@@ -21,12 +23,24 @@ from ralmspec_plugins.bench.simulated.tables import (
     detail_tables,
     speed_up_tables,
 )
+from ralmspec_plugins.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "langchain.md", "simulated.md")]
 RESULTS = Path(__file__).parent / "results"
 ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",
              "batching")  # fmt: skip
+PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `ralmspec bench`
+LABELS = {
+    "stride": "guesses per verification",
+    "cache": "passages in the shared pool",
+    "prefetch": "hits that a verification brings to the pool",
+    "interval": "tokens between two retrievals",
+    "window": "unverified steps at once",
+    "lanes": "searches that may be out at a time",
+    "latency": "milliseconds of a search",
+    "passages": "passages",
+}
 SHOWN = ("1", "2", "4", "8", "16", "32")  # batch sizes
 
 
@@ -130,6 +144,17 @@ def round_trips(result: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "overhead": ("overhead.json", overhead),
     "real": ("real_run.json", real),
+    "table 1": (PAPER, tables.table_1),
+    "beside": (PAPER, partial(tables.against_bound, begins=("scan beside",))),
+    "remote": (PAPER, partial(tables.against_bound, begins=("remote",))),
+    "at once": (PAPER, tables.at_once),
+    "slower": (PAPER, tables.slower),
+    "predicted": (PAPER, tables.predicted),
+    "surroundings": (PAPER, surroundings),
+    **{
+        f"measured {name}": (MEASURED, partial(tables.ablation, name=name))
+        for name in tables.ABLATIONS
+    },
     "sim": ("simulate_traces.json", speed_up_tables),
     "sim detail": ("simulate_traces.json", detail_tables),
     "sim demands": ("simulate_traces.json", demand_table),
@@ -146,9 +171,14 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def main() -> None:
-    """Write every table whose results are there."""
+    """Write every table whose results are there, and draw the measured ablations."""
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    if (RESULTS / MEASURED).exists():
+        result = json.loads((RESULTS / MEASURED).read_text())
+        for name, label in LABELS.items():
+            picture = ablation_picture(tables.points(result, name), label)
+            write_whole(RESULTS / f"ablations_{name}.svg", picture)
 
 
 def filled(page: str) -> str:
