@@ -345,12 +345,15 @@ def test_the_host_s_cache_knows_it(lm: KNNLanguageModel) -> None:
     """What was written is not written again, and what was asked otherwise is."""
     cache = InMemoryCache()
     llm, longer = (KNNLLM(lm=lm, max_tokens=tokens, cache=cache) for tokens in (4, 8))
+    whole = plainly(lm, PROMPTS[0], max_tokens=8)
+    stopping = KNNLLM(lm=lm, max_tokens=8, cache=cache, stop=(whole[4:6],))
     heard = Heard()
     texts = [llm.invoke(PROMPTS[0], config={"callbacks": [heard]}) for _ in range(2)]
 
     assert [plainly(lm, PROMPTS[0], max_tokens=4)] * 2 == texts
     assert len(heard.starts) == 1
-    assert plainly(lm, PROMPTS[0], max_tokens=8) == longer.invoke(PROMPTS[0])
+    assert whole == longer.invoke(PROMPTS[0])
+    assert whole[: whole.index(whole[4:6])] == stopping.invoke(PROMPTS[0])
 
 
 def test_it_is_not_serialised(llm: KNNLLM) -> None:
