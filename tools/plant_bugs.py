@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bug import EQUALITY, Bug
 from bugs_knn_datastore import BUGS_KNN_DATASTORE
+from bugs_knn_hosts import BUGS_KNN_HOSTS
 from bugs_knn_model import BUGS_KNN_MODEL
 from bugs_knn_search import BUGS_KNN_SEARCH
 from bugs_langchain import BUGS_LANGCHAIN
@@ -740,6 +741,7 @@ def main() -> int:
     bugs = (
         *BUGS,
         *BUGS_KNN_DATASTORE,
+        *BUGS_KNN_HOSTS,
         *BUGS_KNN_MODEL,
         *BUGS_KNN_SEARCH,
         *BUGS_LANGCHAIN,
