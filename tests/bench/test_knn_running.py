@@ -34,6 +34,7 @@ SCALE = Scale(
     beside_ks=(),
     profile_ks=(4,),
     words=12,
+    threads=None,
     approximate=("hnsw",),
 )
 

@@ -15,6 +15,7 @@ import torch
 
 from ralmspec_plugins.bench.equality import UnequalError
 from ralmspec_plugins.bench.knn.artefacts import Artefacts, prepare
+from ralmspec_plugins.bench.knn.domains import WIKIPEDIA, Prompt, beginning
 from ralmspec_plugins.bench.knn.estimating import estimated_s
 from ralmspec_plugins.bench.knn.measuring import Cell, measure, request_of, workload_of
 from ralmspec_plugins.bench.knn.perplexities import perplexities
@@ -288,6 +289,17 @@ def test_guesses_are_counted(runs: VirtualRuns) -> None:
     assert all(parts == whole for parts, whole in together)
     assert all(0 <= row["rate"] <= 1 for row in rows if row["rate"] is not None)
     assert any(row["guesses"] for row in rows if row["schedule"] == "fixed 4")
+
+
+def test_a_text_that_goes_on_is_guessed_further_ahead(runs: VirtualRuns) -> None:
+    """Where a document is copied, its next ten entries tell more tokens than its next one."""
+    start = Prompt(beginning(domains()[0].documents[0], 12), WIKIPEDIA)
+    copying = replace(runs, prompts=(start,), weight=1.0, tokens=24)
+
+    rows = rates(copying, (1,), schedules=FIXED[3:], following=(1, 10))
+
+    one, ten = (row for row in rows if row["place"] == "all")
+    assert one["rate"] < ten["rate"]
 
 
 def test_simulated_ways_stay_below_the_bound(runs: VirtualRuns) -> None:

@@ -117,7 +117,7 @@ def served(folder: Path) -> Iterator[int]:
 
 def serve(folder: Path) -> None:
     """Answer until whoever started this closes our stdin."""
-    search = ExactSearch(Datastore.open(folder))
+    search = ExactSearch(Datastore.open(folder), threads=1)
     listener = Listener(("127.0.0.1", 0), backlog=16, authkey=_SECRET)
     print(listener.address[1], flush=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -44,6 +44,8 @@ class Scale:
         rate_ks: those that guesses are counted for.
         beside_ks: those that are measured with the search in a process of its own, too.
         profile_ks: those that a token's parts are timed for.
+        threads: of an exact search in this process; `None` leaves them to BLAS, whose batches of
+            two were measured to take five times as long as one query.
         words: of each held-out text whose perplexity is taken.
         approximate: settings of approximate indexes, by kind.
     """
@@ -59,6 +61,7 @@ class Scale:
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)
     profile_ks: tuple[int, ...] = (8, 1024)
+    threads: int | None = 2
     words: int = 300
     approximate: tuple[str, ...] = ("hnsw", "ivfpq")
 
@@ -135,8 +138,9 @@ class Bench:
 
     @cached_property
     def exact(self) -> ExactSearch:
-        """The exact search in this process, on BLAS's own threads."""
-        return ExactSearch(self.made.datastore, k=max(1024, *self._scale.ks))
+        """The exact search in this process."""
+        scale = self._scale
+        return ExactSearch(self.made.datastore, k=max(1024, *scale.ks), threads=scale.threads)
 
     @cached_property
     def _model(self) -> KNNModel:
