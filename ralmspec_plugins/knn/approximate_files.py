@@ -4,27 +4,39 @@
 datastore, and what the other file must be. Nothing is ever pickled.
 """
 
-import hashlib
 import json
 import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ralmspec_plugins.errors import ConfigError, IndexFileError
+from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.knn.approximate_index import BuiltIndex, faiss_library
 from ralmspec_plugins.knn.approximate_recipes import RECIPES
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.retrieval.faiss_queries import write_to
-from ralmspec_plugins.retrieval.loading import Verify
+from ralmspec_plugins.retrieval.recorded import (
+    RecordKind,
+    Verify,
+    check_file,
+    check_verify,
+    file_record,
+    read_record,
+)
 from ralmspec_plugins.retrieval.replacing import replace
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards
 
 _INDEX = "index.faiss"
 _ABOUT = "index.json"
-_FORMAT = "ralmspec-knn-index"
-_VERSION = 1
+_AGAIN = "remove it, and build it again"
+_KIND = RecordKind(
+    missing=f"is no search index: it has no {_ABOUT}",
+    file=_ABOUT,
+    format="ralmspec-knn-index",
+    version=1,
+    again=_AGAIN,
+)
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
@@ -56,24 +68,18 @@ def save_index(built: BuiltIndex, path: str | os.PathLike[str]) -> None:
     fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
     with removed_afterwards(fresh):
         fresh.mkdir(mode=0o700)
-        digest = hashlib.sha256()
         with (fresh / _INDEX).open("wb") as opened:
-
-            def write(piece: bytes) -> None:
-                digest.update(piece)
-                opened.write(piece)
-
-            write_to(faiss_library(), built.index, write)
+            write_to(faiss_library(), built.index, opened.write)
             opened.flush()
             os.fsync(opened.fileno())
         about = {
-            "format": _FORMAT,
-            "version": _VERSION,
+            "format": _KIND.format,
+            "version": _KIND.version,
             "recipe": built.recipe.name,
             "settings": asdict(recipe),
             "digest": built.digest,
             "datastore": built.datastore,
-            "file": {"bytes": (fresh / _INDEX).stat().st_size, "sha256": digest.hexdigest()},
+            "file": file_record(fresh / _INDEX),
         }
         (fresh / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         replace(target, fresh)
@@ -95,14 +101,13 @@ def open_index(
         IndexFileError: it is missing, damaged, of another version, or of another datastore.
         MissingExtraError: FAISS is not installed.
     """
-    if verify not in get_args(Verify):
-        raise ConfigError(f"verify must be one of {', '.join(get_args(Verify))}, got {verify!r}")
+    check_verify(verify)
     folder = Path(path)
-    about = _about(folder)
+    about = read_record(folder, _KIND)
     try:
         recipe = RECIPES[about["recipe"]](**about["settings"])
         digest, belongs_to, file = about["digest"], about["datastore"], about["file"]
-        expected, written = int(file["bytes"]), str(file["sha256"])
+        written = {"bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
     except (KeyError, TypeError, ValueError) as error:
         raise IndexFileError(f"{folder / _ABOUT} is damaged ({error!r}); {_AGAIN}") from error
     if belongs_to != datastore.signature:
@@ -110,44 +115,9 @@ def open_index(
             f"{folder} is an index of another datastore, or of this one before it was built "
             f"again; {_AGAIN}"
         )
-    _check_file(folder / _INDEX, expected, written if verify == "digests" else None)
+    check_file(folder / _INDEX, written, verify, _AGAIN)
     index = _read(folder / _INDEX, datastore)
     return BuiltIndex(index, recipe, digest, belongs_to).tuned(recipe)
-
-
-_AGAIN = "remove it, and build it again"
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    file = folder / _ABOUT
-    if not file.is_file():
-        raise IndexFileError(f"{folder} is no search index: it has no {_ABOUT}")
-    try:
-        about = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise IndexFileError(f"{file} is damaged ({error}); {_AGAIN}") from error
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise IndexFileError(f"{file} was not written by ralmspec_plugins; give another folder")
-    if about.get("version") != _VERSION:
-        raise IndexFileError(
-            f"{file} has version {about.get('version')!r}, but this release reads version "
-            f"{_VERSION}; {_AGAIN}"
-        )
-    return about
-
-
-def _check_file(file: Path, size: int, digest: str | None) -> None:
-    found = file.stat().st_size if file.is_file() else None
-    if found != size:
-        raise IndexFileError(
-            f"{file} is damaged: {size} bytes were written, {found or 'none'} are there; {_AGAIN}"
-        )
-    if digest is not None:
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
-                raise IndexFileError(
-                    f"{file} is damaged: its content is not what was written; {_AGAIN}"
-                )
 
 
 def _read(file: Path, datastore: Datastore) -> Any:

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.knn.datastore_files import FILES, array_digest, read_about
 from ralmspec_plugins.knn.datastore_info import DatastoreInfo
-from ralmspec_plugins.retrieval.loading import Verify
 from ralmspec_plugins.retrieval.passage_file import open_array
+from ralmspec_plugins.retrieval.recorded import Verify
 
 Ids: TypeAlias = NDArray[np.int64]
 ScalarT = TypeVar("ScalarT", bound=np.generic)

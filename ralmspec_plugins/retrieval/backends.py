@@ -21,8 +21,9 @@ from ralmspec_plugins.protocols import PassageTable
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
-from ralmspec_plugins.retrieval.loading import Verify, read
+from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval.recorded import Verify
 
 
 class KnowledgeBase(Protocol):

@@ -25,6 +25,7 @@ from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_line, places_of
 from ralmspec_plugins.retrieval.parts import Parts, WriteTo
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES, PassageFile
+from ralmspec_plugins.retrieval.recorded import file_record
 from ralmspec_plugins.retrieval.replacing import replace
 
 FORMAT = "ralmspec-knowledge-base"
@@ -227,9 +228,7 @@ class _Writer:
             (self._folder / name).hardlink_to(source)
         except OSError:
             return False
-        with source.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        self.files[name] = {"bytes": source.stat().st_size, "sha256": digest}
+        self.files[name] = file_record(source)
         return True
 
 

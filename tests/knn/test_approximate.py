@@ -298,7 +298,7 @@ def _told(**facts: Any) -> Callable[[Path], None]:
     [
         (_truncated, "is damaged: .* bytes were written"),
         (_changed, "content is not what was written"),
-        (lambda folder: (folder / "index.faiss").unlink(), "none are there"),
+        (lambda folder: (folder / "index.faiss").unlink(), "index.faiss is missing"),
         (lambda folder: (folder / "index.json").unlink(), "no search index"),
         (lambda folder: (folder / "index.json").write_text("{"), "is damaged"),
         (_told(version=2), "has version 2, but this release reads version 1"),
