@@ -1,5 +1,6 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,8 @@ def ask(
     model: options.Model = None,
     encoder: options.Encoder = None,
     k: options.K = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not speculate.")] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Run both, and check that all is equal.")
-    ] = False,
+    plain: options.Plain = False,
+    compare: options.Compare = False,
     workload: Annotated[
         WorkloadName, typer.Option(help="Search every few tokens, or once.")
     ] = WorkloadName.INTERVAL,
@@ -49,32 +48,18 @@ def ask(
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
     ] = None,
-    schedule: Annotated[
-        ScheduleName, typer.Option(help="How far to run ahead, and when to search.")
-    ] = ScheduleName.CONTINUOUS,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Guesses for each verification: fixed.")
-    ] = None,
-    lanes: Annotated[
-        int | None, typer.Option(min=1, help="Searches out at a time: continuous.")
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(min=1, help="The most unverified steps (continuous), rounds looked at (os3)."),
-    ] = None,
-    overlap: Annotated[
-        bool | None,
-        typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
-    ] = None,
+    schedule: options.Schedule = ScheduleName.CONTINUOUS,
+    stride: options.Stride = None,
+    lanes: options.Lanes = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
     prefetch: options.Prefetch = None,
     capacity: Annotated[int, typer.Option(min=1, help="Passages in the pool.")] = 1000,
     eviction: Annotated[EvictionName, typer.Option(help="What leaves a full pool.")] = (
         EvictionName.LRU
     ),
-    seed: Annotated[int, typer.Option(help="Of the draws, with a temperature.")] = 0,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
-    ] = 0.0,
+    seed: options.Seed = 0,
+    temperature: options.Temperature = 0.0,
     template: Annotated[
         str | None,
         typer.Option(
@@ -91,9 +76,7 @@ def ask(
             parser=options.duration, metavar="TIME", help="Give a question up after 30s, say."
         ),
     ] = None,
-    timeline: Annotated[
-        Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
-    ] = None,
+    timeline: options.Timeline = None,
     latency: options.Latency = 0.0,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -111,16 +94,9 @@ def ask(
         capacity=capacity,
         eviction=eviction.value,
     )
-    requests = [
-        Request(
-            prompt=text,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=tuple(stop or ()),
-            deadline_s=deadline,
-        )
-        for text in questions
-    ]
+    stops = tuple(stop or ())
+    common = Request(prompt="", max_tokens=max_tokens, seed=seed, stop=stops, deadline_s=deadline)
+    requests = [replace(common, prompt=text) for text in questions]
     store = open_store(kb, encoder, k, latency)
     with notes().status("loading the model"):
         style = Style(temperature=temperature, template=template, chat=chat)

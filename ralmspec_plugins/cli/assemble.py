@@ -29,6 +29,24 @@ class Style:
     chat: ChatPlace | None = None
 
 
+def use_threads(threads: int | None, model: str | None) -> None:
+    """Prepare torch and transformers for a command: quiet, and on so many threads.
+
+    Args:
+        threads: for torch; one for the demo's model unless given, else torch's choice.
+        model: a folder or a name; `None` for the demo's.
+
+    Raises:
+        MissingExtraError: transformers or torch is not installed.
+    """
+    torch: Any = optional("torch", "hf", "torch")
+    no_bars()
+    if threads is None and model is None:
+        threads = 1  # the demo's model is too small to be shared out
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 class Weights:
     """A loaded model, from which each run gets a language model with caches of its own.
 
@@ -51,12 +69,7 @@ class Weights:
         name = demo_model() if path is None else path
         prompt = DEMO_PROMPT if path is None else "{prompt}"
         self._sampling, self._template = _writing(style, prompt)
-        torch: Any = optional("torch", "hf", "torch")
-        no_bars()
-        if threads is None and path is None:
-            threads = 1  # the demo's model is too small to be shared out
-        if threads is not None:
-            torch.set_num_threads(threads)
+        use_threads(threads, path)
         from ralmspec_plugins.lm import HuggingFaceLM
 
         self._kind = HuggingFaceLM

@@ -9,12 +9,11 @@ import typer
 from rich.progress import Progress
 
 from ralmspec_plugins.cli import options
-from ralmspec_plugins.cli.assemble import demo_model, no_bars
+from ralmspec_plugins.cli.assemble import demo_model, use_threads
 from ralmspec_plugins.cli.bars import bars
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
 from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.knn.building_texts import stream_texts
-from ralmspec_plugins.retrieval.optional import optional
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn.building import Stage
@@ -98,12 +97,7 @@ class _Work:
         self._encoded = 0
         self._task: Any = None
         stream_texts(paths)  # what is not there is known before a model is loaded
-        torch: Any = optional("torch", "hf", "torch")
-        no_bars()
-        if threads is None and model is None:
-            threads = 1  # the demo's model is too small to be shared out
-        if threads is not None:
-            torch.set_num_threads(threads)
+        use_threads(threads, model)
         from ralmspec_plugins.lm.loading import load
 
         self._model, self._tokenizer = load(demo_model() if model is None else model, "auto", None)

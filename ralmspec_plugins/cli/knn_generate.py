@@ -1,6 +1,7 @@
 """`ralmspec knn generate`: continue texts with a model and its datastore."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,31 +39,17 @@ def generate(
     distance_temperature: knn_open.DistanceTemperature = 1.0,
     search: knn_open.Search = knn_open.SearchName.EXACT,
     index: knn_open.Index = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not speculate.")] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Run both, and check that all is equal.")
-    ] = False,
+    plain: options.Plain = False,
+    compare: options.Compare = False,
     max_tokens: options.MaxTokens = 128,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the text before this one; may be repeated.")
     ] = None,
-    schedule: Annotated[
-        ScheduleName, typer.Option(help="How far to run ahead, and when to search.")
-    ] = ScheduleName.CONTINUOUS,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Guesses for each verification: fixed.")
-    ] = None,
-    lanes: Annotated[
-        int | None, typer.Option(min=1, help="Searches out at a time: continuous.")
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(min=1, help="The most unverified steps (continuous), rounds looked at (os3)."),
-    ] = None,
-    overlap: Annotated[
-        bool | None,
-        typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
-    ] = None,
+    schedule: options.Schedule = ScheduleName.CONTINUOUS,
+    stride: options.Stride = None,
+    lanes: options.Lanes = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
     prefetch: Annotated[
         int | None,
         typer.Option(min=1, help="Neighbours that a search brings to the cache. [default: k]"),
@@ -71,19 +58,15 @@ def generate(
         int, typer.Option(min=0, help="Entries behind each neighbour that are guessed with.")
     ] = FOLLOWING,
     capacity: Annotated[int, typer.Option(min=1, help="Entries in the cache.")] = CAPACITY,
-    seed: Annotated[int, typer.Option(help="Of the draws, with a temperature.")] = 0,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
-    ] = 0.0,
+    seed: options.Seed = 0,
+    temperature: options.Temperature = 0.0,
     deadline: Annotated[
         float | None,
         typer.Option(
             parser=options.duration, metavar="TIME", help="Give a text up after 30s, say."
         ),
     ] = None,
-    timeline: Annotated[
-        Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
-    ] = None,
+    timeline: options.Timeline = None,
     any_model: knn_open.AnyModel = False,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -99,16 +82,9 @@ def generate(
         ),
         prefetch=prefetch,
     )
-    requests = [
-        Request(
-            prompt=text,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=tuple(stop or ()),
-            deadline_s=deadline,
-        )
-        for text in prompts
-    ]
+    stops = tuple(stop or ())
+    common = Request(prompt="", max_tokens=max_tokens, seed=seed, stop=stops, deadline_s=deadline)
+    requests = [replace(common, prompt=text) for text in prompts]
     with knn_open.open_model(
         datastore,
         model,

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ralmspec_plugins.cli.assemble import demo_model, no_bars
+from ralmspec_plugins.cli.assemble import demo_model, use_threads
 from ralmspec_plugins.cli.output import notes
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn import Datastore, open_search
 from ralmspec_plugins.knn.search import NeighbourSearch
-from ralmspec_plugins.retrieval.optional import optional
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
@@ -88,12 +87,7 @@ def open_model(
         MissingExtraError: transformers or torch is not installed.
     """
     datastore = Datastore.open(store)  # what is wrong with it is known before a model is loaded
-    torch: Any = optional("torch", "hf", "torch")
-    no_bars()
-    if threads is None and model is None:
-        threads = 1  # the demo's model is too small to be shared out
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads, model)
     from ralmspec_plugins.knn import KNNLanguageModel
 
     with notes().status("loading model and datastore"):

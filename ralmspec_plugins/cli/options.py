@@ -91,6 +91,26 @@ Latency = Annotated[
         help="Simulate a remote store: add this to each round trip, such as 50ms.",
     ),
 ]
+Plain = Annotated[bool, typer.Option("--plain", help="Do not speculate.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Run both, and check that all is equal.")]
+Schedule = Annotated[ScheduleName, typer.Option(help="How far to run ahead, and when to search.")]
+Stride = Annotated[int | None, typer.Option(min=1, help="Guesses for each verification: fixed.")]
+Lanes = Annotated[int | None, typer.Option(min=1, help="Searches out at a time: continuous.")]
+Window = Annotated[
+    int | None,
+    typer.Option(min=1, help="The most unverified steps (continuous), rounds looked at (os3)."),
+]
+Overlap = Annotated[
+    bool | None,
+    typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
+]
+Seed = Annotated[int, typer.Option(help="Of the draws, with a temperature.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
+]
+Timeline = Annotated[
+    Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(
