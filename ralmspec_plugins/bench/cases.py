@@ -43,6 +43,7 @@ class Arm:
         eviction: what leaves a full pool.
         shared: whether all requests of a repetition share the pool.
         replica: whether a local index guesses.
+        switch_interval_s: how often Python's threads take turns while a request runs ahead.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Arm:
     eviction: str = "lru"
     shared: bool = False
     replica: bool = False
+    switch_interval_s: float = 0.0005
 
     def __post_init__(self) -> None:
         """Refuse a schedule that there is not, and speculators that do not go together.
@@ -86,7 +88,11 @@ class Arm:
         """
         if self.kind == "plain":
             return Settings(speculate=False)
-        given: dict[str, Any] = {"schedule": self.schedule, "prefetch": self.prefetch}
+        given: dict[str, Any] = {
+            "schedule": self.schedule,
+            "prefetch": self.prefetch,
+            "switch_interval_s": self.switch_interval_s,
+        }
         if self.replica:
             return Settings(**given, speculators=tuple(speculators))
         if self.shared:

@@ -205,6 +205,7 @@ ABLATIONS: Final[Mapping[str, _Pick]] = {
     "lanes": _ways("lanes", r"(?P<x>\d+) lanes"),
     "latency": _cases(r"latency (?P<x>\d+) ms"),
     "passages": _cases(r"(?P<x>[\d,]+) passages"),
+    "turns": _ways("switch interval", r"turns every (?P<x>\d+) us"),
 }
 """The measured ablations by name."""
 

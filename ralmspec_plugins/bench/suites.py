@@ -159,7 +159,7 @@ def full() -> list[Case]:
 
 
 def ablations() -> list[Case]:
-    """List strides, pools, prefetching, intervals, windows, lanes, latencies and sizes."""
+    """List strides, pools, prefetching, intervals, windows, lanes, latencies, sizes, turns."""
     beside = Store(size=200_000, place="beside")
     remote = Store(place="remote", wait_s=0.1)
     strides = tuple(
@@ -176,6 +176,10 @@ def ablations() -> list[Case]:
     )
     windows = tuple(Arm(name=f"window {size}", window=size) for size in (1, 2, 4, 8, 64))
     several = tuple(Arm(name=f"{count} lanes", lanes=count) for count in (1, 2, 4, 8, 32))
+    turns = tuple(
+        Arm(name=f"turns every {us} us", prefetch=256, switch_interval_s=us / 1e6)
+        for us in (100, 500, 1000, 5000)  # the last is Python's own
+    )
     measured = [
         Case(name="speculation stride", store=beside, arms=(*strides, PAPER[-1], CONTINUOUS)),
         Case(name="cache size and eviction", store=beside, arms=pools, requests=20),
@@ -203,6 +207,7 @@ def ablations() -> list[Case]:
             )
             for size in (10_000, 50_000, 250_000, 1_000_000)
         ),
+        Case(name="switch interval", store=Store(size=100_000, place="beside"), arms=turns),
     ]
     return [case.with_counts(requests=None, repetitions=1) for case in measured]
 

@@ -82,6 +82,7 @@ def test_predictions_are_held_against_what_was_measured() -> None:
         ("lanes", "lanes", "32 lanes", "", "32"),
         ("latency", "latency 100 ms", "replica", "replica", "100"),
         ("passages", "250,000 passages", "+PSA", "+PSA", "250000"),
+        ("turns", "switch interval", "turns every 500 us", "", "500"),
     ],
 )
 def test_ablations_are_found_by_their_names(
