@@ -1,20 +1,9 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.lm.reference import Models, Tokenizer
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on two threads, most of all beside another process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
