@@ -11,9 +11,8 @@ part is on the disk before the next one begins, and is not done again.
 `cells` and `profiles` are timed, and want a quiet machine. `perplexities`, `rates` and
 `simulated` are counted, and come out the same on any: `--sections rates simulated`.
 
-Exact search runs where it does in production, in this process, on two threads of its own and
-with torch held to one; `--blas` leaves its threads to BLAS (give another result file then);
-"exact beside" runs it in a process of its own, on a core of its own.
+Exact search runs where it does in production, in this process, on threads of its own, and torch
+is held to one; "exact beside" runs it in a process of its own, on a core of its own.
 Every text is asserted equal to the plain loop's in the same run: tokens, text, queries,
 neighbours and their distances.
 """
@@ -40,8 +39,6 @@ def main() -> None:
     scale = SMALL if options.small else Scale()
     if options.models:
         scale = replace(scale, models=tuple(options.models))
-    if options.blas:
-        scale = replace(scale, threads=None)
     domains = (wikipedia(options.data), python_docs())
     benches = [
         Bench(name, scale, domains, options.data, options.work, _say) for name in scale.models
@@ -76,9 +73,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--prepare", action="store_true", help="fill WORK, and measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="say how long the cells will take")
-    parser.add_argument(
-        "--blas", action="store_true", help="let BLAS have an exact search's threads"
-    )
     parser.add_argument("--small", action="store_true", help="a trial; its numbers mean nothing")
     return parser.parse_args()
 

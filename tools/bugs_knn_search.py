@@ -97,14 +97,14 @@ BUGS_KNN_SEARCH = (
     Bug(
         "an entry that made room still counts as present",
         f"{KNN}/cache.py",
-        "        self._present[self._ids[self._overwritten(len(ids))]] = False\n",
-        "",
+        "self._sorted = np.sort(self._ids[: self._size])",
+        "self._sorted = np.union1d(self._sorted, ids)",
         CACHE,
     ),
     Bug(
         "what is found again makes room all the same",
         f"{KNN}/cache.py",
-        "again = oldest[self._needed[oldest]]",
+        "again = oldest[_among(needed, oldest)]",
         "again = oldest[:0]",
         CACHE,
     ),

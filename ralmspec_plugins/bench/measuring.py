@@ -60,7 +60,7 @@ def measure(
     """
     requests = requests_of(case, shelves)
     rows: list[Row] = []
-    with shelves.opened(case.store) as retriever, _at_rest():
+    with shelves.opened(case.store) as retriever, at_rest():
         _round(_Ways(case, model, shelves, retriever), [_short(requests[0], case)], 1, [])
         for repetition in range(case.repetitions):
             found: list[Row] = []
@@ -93,7 +93,7 @@ def requests_of(case: Case, shelves: Shelves) -> list[Request]:
 
 
 @contextmanager
-def _at_rest() -> Iterator[None]:
+def at_rest() -> Iterator[None]:
     """Keep what there is already out of garbage collections, which then take no time."""
     gc.freeze()
     try:

@@ -11,11 +11,11 @@ import torch
 from ralmspec_plugins.bench.cases import Case
 from ralmspec_plugins.bench.measuring import measure
 from ralmspec_plugins.bench.models import LoadedModel, load_model
+from ralmspec_plugins.bench.reading import read_results
 from ralmspec_plugins.bench.rows import Row
 from ralmspec_plugins.bench.stores import Shelves
 from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.bench.texts import Library, world_library
-from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval import Encoder
 from ralmspec_plugins.whole_file import write_whole
 
@@ -81,10 +81,4 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file holds something else.
     """
-    try:
-        result = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} holds no results of ralmspec bench: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise InputError(f"{path} holds no results of ralmspec bench")
-    return result
+    return read_results(path, FORMAT, "ralmspec bench")

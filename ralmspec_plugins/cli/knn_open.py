@@ -11,6 +11,7 @@ from ralmspec_plugins.cli.assemble import demo_model, use_threads
 from ralmspec_plugins.cli.output import notes
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn import Datastore, open_search
+from ralmspec_plugins.knn.fitting import GUESSED
 from ralmspec_plugins.knn.search import NeighbourSearch
 
 if TYPE_CHECKING:
@@ -25,12 +26,26 @@ class SearchName(StrEnum):
     IVFPQ = "ivfpq"
 
 
+class ReplicaName(StrEnum):
+    """How they are guessed: with a search that takes far less than the exact one."""
+
+    HNSW = "hnsw"
+    IVFPQ = "ivfpq"
+
+
 Store = Annotated[Path, typer.Argument(help="The folder of a datastore (see: knn build).")]
 K = Annotated[int, typer.Option("--k", min=1, help="Neighbours of each token.")]
 Search = Annotated[SearchName, typer.Option(help="How they are found.")]
 Index = Annotated[
     Path | None,
     typer.Option(help="hnsw, ivfpq: the folder of the index, built and saved if it is not there."),
+]
+Replica = Annotated[
+    ReplicaName | None,
+    typer.Option(help="Guess with this search of the same datastore, and not from the cache."),
+]
+ReplicaIndex = Annotated[
+    Path | None, typer.Option(help="The folder of its index, built and saved if it is not there.")
 ]
 DistanceTemperature = Annotated[
     float, typer.Option(help="Of the neighbours' distances: above 1 the far ones say more.")
@@ -45,7 +60,7 @@ AnyModel = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How neighbours are found, and how many."""
+    """How neighbours are found or guessed, and how many."""
 
     name: SearchName
     k: int
@@ -65,11 +80,25 @@ class Finding:
         return open_search(self.name.value, datastore, k=self.k, index=self.index)
 
 
+def replica(name: ReplicaName | None, k: int, index: Path | None) -> Finding | None:
+    """Say how neighbours are guessed, if not from the cache: fewer than are found will do.
+
+    Raises:
+        ConfigError: an index without a search that has one.
+    """
+    if name is None:
+        if index is not None:
+            raise ConfigError("--replica-index belongs to --replica hnsw and ivfpq")
+        return None
+    return Finding(SearchName(name.value), min(k, GUESSED), index)
+
+
 def open_model(
     store: Path,
     model: str | None,
     threads: int | None,
     found_by: Finding,
+    guessed_by: Finding | None = None,
     **settings: Any,
 ) -> "KNNLanguageModel":
     """Open a datastore, and load its model, or the demo's.
@@ -79,6 +108,7 @@ def open_model(
         model: a folder, or a name on the hub; `None` for the demo's.
         threads: for torch; one for the demo's model unless given.
         found_by: how neighbours are found.
+        guessed_by: how they are guessed; from the cache by default.
         settings: of the `KNNLanguageModel`.
 
     Raises:
@@ -92,5 +122,7 @@ def open_model(
 
     with notes().status("loading model and datastore"):
         name = demo_model() if model is None else model
+        if guessed_by is not None:
+            settings["replica"] = guessed_by.search(datastore)
         search = found_by.search(datastore)
         return KNNLanguageModel.from_pretrained(name, datastore, search=search, **settings)

@@ -89,8 +89,7 @@ class NeighbourCache:
         self._ids: Ids = np.empty(self.capacity, dtype=np.int64)
         self._keys: Vectors = np.empty((self.capacity, dimension), dtype=np.float32)
         self._squares: Vectors = np.empty(self.capacity, dtype=np.float32)
-        self._present: NDArray[np.bool_] = np.zeros(len(self._datastore), dtype=np.bool_)
-        self._needed = np.zeros(len(self._datastore), dtype=np.bool_)  # all false between calls
+        self._sorted: Ids = np.empty(0, dtype=np.int64)  # the ids in here, ascending
         self._longest = 0.0  # the greatest square that was ever in here
         self._size = 0
         self._next = 0  # the slot that is written next: once all are full, the oldest entry's
@@ -130,19 +129,17 @@ class NeighbourCache:
 
     def _missing(self, touched: Ids) -> Ids:
         """Give those that are not in here, or would not be once the missing ones are."""
-        absent = touched[~self._present[touched]]
+        absent = touched[~_among(self._sorted, touched)]
         count = len(absent)
         if self._size + count <= self.capacity:
             return absent
-        self._needed[touched] = True
+        needed = np.sort(touched)
         while True:  # each round may find more of what is needed among the oldest
             oldest = self._ids[self._overwritten(count)]
-            again = oldest[self._needed[oldest]]
+            again = oldest[_among(needed, oldest)]
             if len(absent) + len(again) == count:
-                break
+                return np.concatenate([absent, again])
             count = len(absent) + len(again)
-        self._needed[touched] = False
-        return np.concatenate([absent, again])
 
     def _overwritten(self, count: int) -> NDArray[np.int64]:
         """Give the slots that the next so many entries go to, and that are not free."""
@@ -158,12 +155,11 @@ class NeighbourCache:
         widen(halves, keys)
         squares = np.einsum("ij,ij->i", keys, keys)
         slots = (self._next + np.arange(len(ids))) % self.capacity
-        self._present[self._ids[self._overwritten(len(ids))]] = False
-        self._present[ids] = True
         self._ids[slots], self._keys[slots], self._squares[slots] = ids, keys, squares
         self._longest = max(self._longest, float(squares.max()))
         self._size = min(self.capacity, self._size + len(ids))
         self._next = int(slots[-1] + 1) % self.capacity
+        self._sorted = np.sort(self._ids[: self._size])
 
     def clear(self) -> None:
         """Forget everything."""
@@ -177,10 +173,18 @@ class NeighbourCache:
             assert self._size <= self.capacity
             assert self._next == self._size % self.capacity or self._size == self.capacity
             assert len(np.unique(ids)) == self._size
-            assert np.array_equal(np.flatnonzero(self._present), np.sort(ids))
+            assert np.array_equal(self._sorted, np.sort(ids))
             assert np.array_equal(self._keys[: self._size], store.keys[ids].astype(np.float32))
-            assert not self._needed.any()
             assert bool((self._squares[: self._size] <= self._longest).all())
+
+
+def _among(ascending: Ids, ids: Ids) -> NDArray[np.bool_]:
+    """Say of each id whether it is one of these."""
+    if not len(ascending):
+        return np.zeros(len(ids), dtype=np.bool_)
+    places = np.minimum(ascending.searchsorted(ids), len(ascending) - 1)
+    among: NDArray[np.bool_] = ascending[places] == ids
+    return among
 
 
 def _ids_of(hits: Hits) -> Ids:

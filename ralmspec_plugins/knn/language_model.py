@@ -13,18 +13,19 @@ from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.async_streams import AsyncAnswerStream
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS, Engine
-from ralmspec_plugins.errors import Closed
+from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.knn.asked import Asked, Options
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Mixing
-from ralmspec_plugins.knn.fitting import fitting_model, fitting_search
+from ralmspec_plugins.knn.fitting import GUESSED, fitting_model, fitting_search
 from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
 from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.lm.loading import load
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer
+from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.streams import AnswerStream
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
@@ -51,6 +52,7 @@ class KNNLanguageModel:
         weight: float = 0.25,
         temperature: float = 1.0,
         search: str | NeighbourSearch = "exact",
+        replica: str | NeighbourSearch | None = None,
         sampling: Greedy | Sampling | None = None,
         settings: Settings | None = None,
         following: int = FOLLOWING,
@@ -70,6 +72,9 @@ class KNNLanguageModel:
             temperature: of their distances; above 1 the far ones say more.
             search: how they are found: "exact", "hnsw" or "ivfpq", or an opened search of this
                 datastore, which brings its own k.
+            replica: guess with an approximate search of the same datastore, by its name or opened,
+                and with no cache: it is right far more often, and its index takes memory. One
+                opened by its name finds up to 64 neighbours, which choose nearly as 1024 do.
             sampling: how tokens are chosen; greedily by default.
             settings: how to speculate; by default each request guesses from a cache of its own,
                 and searches are no wider than k.
@@ -80,8 +85,8 @@ class KNNLanguageModel:
                 to False for another precision, say.
 
         Raises:
-            ConfigError: a setting is out of range, the name of the search is unknown, or an opened
-                one searches another datastore.
+            ConfigError: a setting is out of range, the name of a search is unknown, an opened one
+                searches another datastore, or there are both a replica and other speculators.
             IndexFileError: the folder holds no datastore, or a damaged one.
             ModelError: model and datastore do not fit each other.
         """
@@ -92,6 +97,11 @@ class KNNLanguageModel:
         self.retriever = fitting_search(store, search, k)
         self.sampling = sampling if sampling is not None else Greedy()
         self._following, self._capacity = following, capacity
+        self.replica: Replica | None = None
+        if replica is not None:
+            cheap: Any = fitting_search(store, replica, min(self.retriever.k, GUESSED))
+            of: Any = self.retriever  # lists of neighbours are lists of hits
+            self.replica = Replica(cheap, of, inline=True)
         self._settings = self._guessing(settings if settings is not None else Settings())
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-knn")
         self._engines: dict[tuple[type[Any], Greedy | Sampling, bool], Any] = {}
@@ -241,7 +251,13 @@ class KNNLanguageModel:
         await self.aclose()
 
     def _guessing(self, settings: Settings) -> Settings:
-        """Guess from the neighbours' cache, and search no wider than k, unless told otherwise."""
+        """Guess from cache or replica, and search no wider than k, unless told otherwise."""
+        if self.replica is not None:
+            if settings.speculators is not None or settings.pool is not None:
+                raise ConfigError(
+                    "replica and speculators were both given; put a Replica among the speculators"
+                )
+            settings = replace(settings, speculators=(self.replica,))
         if settings.prefetch is None:
             settings = replace(settings, prefetch=self.retriever.k)
         if settings.speculators is None and settings.pool is None:

@@ -13,9 +13,14 @@ class Replica:
     as the one whose answers count. It sees the same encoding unless `reencode`.
     """
 
-    inline = False  # a search, if a cheap one
-
-    def __init__(self, retriever: Retriever, of: Retriever, *, reencode: bool = False) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        of: Retriever,
+        *,
+        reencode: bool = False,
+        inline: bool = False,
+    ) -> None:
         """Guess with a retriever.
 
         Args:
@@ -23,7 +28,10 @@ class Replica:
             of: the one guessed for, and no other: no passage of this replica can come
                 before another retriever's user.
             reencode: encode the query's text again, with the cheap one's own encoder.
+            inline: search inside the loop, not in a worker: for one that takes less than a
+                millisecond, beside steps that take little more.
         """
+        self.inline = inline
         self.retriever = retriever
         self.signature: Hashable = of.signature
         self._k: int | None = getattr(of, "k", None)

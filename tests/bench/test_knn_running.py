@@ -1,7 +1,6 @@
 """KNN-LM's benchmarks as a whole: part by part, gone on with, and written as tables."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 
 pytest.importorskip("transformers")
 
-import torch
 
 from ralmspec_plugins.bench.knn.counted_tables import guess_rates, perplexity, simulated
 from ralmspec_plugins.bench.knn.domains import prompts
@@ -34,18 +32,8 @@ SCALE = Scale(
     beside_ks=(),
     profile_ks=(4,),
     words=12,
-    threads=None,
     approximate=("hnsw",),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +168,7 @@ def hand_made(search: str = "exact", k: int = 8) -> dict[str, Any]:
     for place, plain_s, ours_s in (("in domain", 2.0, 0.5), ("out of domain", 4.0, 2.0)):
         rows += [row("plain", place, plain_s, plain_s), row("fixed 2", place, plain_s, plain_s)]
         rows.append(row("continuous", place, ours_s, plain_s))
-    case = {"name": f"m, {search}, k = {k}", "model": "m", "search": search, "k": k}
+    case = {"name": f"m, {search}, k = {k}", "model": "m", "search": search, "k": k, "arms": []}
     cells = {"c": {"found": {"case": case, "rows": rows}}}
     return {"format": FORMAT, **{section: {} for section in SECTIONS}, "cells": cells}
 

@@ -92,6 +92,22 @@ def test_an_index_is_kept(store: Path, model: Path, tmp_path: Path) -> None:
     assert first["tokens"] == second["tokens"]
 
 
+def test_a_replica_guesses(store: Path, model: Path, tmp_path: Path) -> None:
+    """With an index that is kept; the text is the one of the cache."""
+    pytest.importorskip("faiss")
+    command = ("generate", store, PROMPT, "--model", model, "--k", 2, "--max-tokens", 6)
+    stride = ("--schedule", "fixed", "--stride", 3)
+    [cached] = lines(run(*command, *stride))
+    options = (*stride, "--replica", "hnsw", "--replica-index", tmp_path / "hnsw")
+    [first] = lines(run(*command, *options))
+    saved = sorted(file.name for file in (tmp_path / "hnsw").iterdir())
+    [second] = lines(run(*command, *options))
+
+    assert saved
+    assert first["tokens"] == second["tokens"] == cached["tokens"]
+    assert second["stats"]["guesses"] == 6 > cached["stats"]["guesses"]
+
+
 def test_prompts_come_from_a_file(store: Path, model: Path, tmp_path: Path) -> None:
     """One a line; one that is too long for the context is named, and the others are written."""
     file = tmp_path / "prompts.txt"
@@ -167,6 +183,8 @@ def test_held_out_texts_are_measured(store: Path, model: Path, tmp_path: Path) -
         (("generate", "{store}", PROMPT, "--weight", 2), 1, "weight must be above 0"),
         (("generate", "{store}", PROMPT, "--plain", "--compare"), 2, "--compare"),
         (("generate", "{store}", PROMPT, "--index", "x"), 1, "--index belongs to --search hnsw"),
+        (("generate", "{store}", PROMPT, "--replica-index", "x"), 1, "belongs to --replica hnsw"),
+        (("generate", "{store}", PROMPT, "--replica", "exact"), 2, "--replica"),
         (("generate", "{store}"), 2, "--file"),
         (("generate", "{store}", PROMPT, "--search", "fast"), 2, "--search"),
         (("generate", "{store}", PROMPT, "--stride", 3), 1, "--stride does not belong"),

@@ -27,6 +27,7 @@ from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.knn.search import open_search
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads
 from ralmspec_plugins.schedule import Schedule
 from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from ralmspec_plugins.workloads import KNNLM
@@ -115,6 +116,7 @@ def check_over(
             search=search,
             settings=settings,
             following=(10, 1, 5)[number % 3],
+            replica=ExactSearch(store, k=2) if number % 3 == 2 else None,  # often wrong
         ) as lm:
             prompt, seed = " ".join(text.split()[:5]), number
             request = Request(prompt=prompt, max_tokens=24, seed=seed)
@@ -185,6 +187,58 @@ def test_it_guesses_and_mostly_right(
 
     assert answer.stats.searches <= 8
     assert answer.stats.guesses_right >= 6
+
+
+def test_a_replica_guesses_the_first_token_too(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """One that finds the truth is always right, and 16 tokens need 4 searches with a stride of 4.
+
+    A cache has nothing to guess from before the first search.
+    """
+    settings = Settings(schedule=FixedStride(stride=4))
+    with KNNLanguageModel(
+        network, tokenizer, store, k=8, settings=settings, replica=ExactSearch(store, k=8)
+    ) as lm:
+        check_equal(
+            lm.generate("the keeper", max_tokens=16, plain=True),
+            answer := lm.generate("the keeper", max_tokens=16),
+        )
+
+    assert (answer.stats.guesses, answer.stats.guesses_right) == (16, 16)
+    assert answer.stats.searches == 4
+
+
+def test_a_replica_by_its_name_looks_for_fewer_neighbours(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """64 of 1024, or as many as are looked for if that is less."""
+    pytest.importorskip("faiss")
+    for k, fewer in ((1024, 64), (8, 8)):
+        with KNNLanguageModel(network, tokenizer, store, k=k, replica="hnsw") as lm:
+            assert lm.replica is not None
+            assert [fewer, True] == [lm.replica.retriever.k, lm.replica.inline]
+            check_equal(
+                lm.generate("the keeper", max_tokens=6, plain=True),
+                lm.generate("the keeper", max_tokens=6),
+            )
+
+
+def test_a_replica_that_cannot_be_is_refused(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """One of another datastore, and one beside speculators that were given."""
+    other = Datastore.of(store.keys, store.values[::-1], store.document_ends, store.about)
+    with pytest.raises(ConfigError, match="is of another datastore"):
+        KNNLanguageModel(network, tokenizer, store, replica=ExactSearch(other, k=3))
+    with pytest.raises(ConfigError, match="replica and speculators were both given"):
+        KNNLanguageModel(
+            network,
+            tokenizer,
+            store,
+            replica=ExactSearch(store, k=3),
+            settings=Settings(speculators=()),
+        )
 
 
 def test_streams_give_the_same_text(lm: KNNLanguageModel) -> None:
@@ -355,3 +409,20 @@ def test_saved_models_and_stores_are_opened(
         expected, actual = (one.generate("the keeper", max_tokens=8) for one in (loaded, opened))
 
     assert expected.state.tokens == actual.state.tokens
+
+
+def test_an_exact_search_by_its_name_scans_on_threads_of_its_own(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, monkeypatch: Any
+) -> None:
+    """Where the library that holds BLAS to one thread is there; the text is the same."""
+    pytest.importorskip("threadpoolctl")
+    with KNNLanguageModel(network, tokenizer, store, k=3) as threaded:
+        monkeypatch.setattr("ralmspec_plugins.knn.fitting.find_spec", lambda _: None)
+        with KNNLanguageModel(network, tokenizer, store, k=3) as plainly:
+            check_equal(
+                threaded.generate("the keeper", max_tokens=6),
+                plainly.generate("the keeper", max_tokens=6),
+            )
+            scans: list[Any] = [one.retriever for one in (threaded, plainly)]
+
+    assert [OwnThreads, InTurn] == [type(search._scan) for search in scans]

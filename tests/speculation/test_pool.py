@@ -242,7 +242,7 @@ def test_a_replica_guesses_with_its_own_search() -> None:
     replica.learn(queries[0], ())
 
     assert DENSE.search(queries) == [replica.guess(query) for query in queries]
-    assert not replica.inline
+    assert [False, True] == [replica.inline, Replica(rough, of=DENSE, inline=True).inline]
     assert DENSE.signature == replica.signature
 
 

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from ralmspec_plugins.bench.cases import PLAIN_NAME
 from ralmspec_plugins.bench.equality import UnequalError, check_equal
 from ralmspec_plugins.bench.knn.domains import Prompt
 from ralmspec_plugins.bench.knn.ways import PLAIN, Way
+from ralmspec_plugins.bench.measuring import at_rest
 from ralmspec_plugins.bench.rows import Row, row_of
 from ralmspec_plugins.engine import Engine
 from ralmspec_plugins.knn.distribution import Mixing
@@ -18,6 +19,7 @@ from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
 SEARCHES: Final = ("exact", "exact beside", "hnsw", "ivfpq")
@@ -71,6 +73,7 @@ def measure(
     search: NeighbourSearch,
     prompts: Sequence[Prompt],
     watch: Callable[[Row], None] | None = None,
+    replica: NeighbourSearch | None = None,
 ) -> dict[str, Any]:
     """Measure a cell: plain, A, B, plain, A, B, and so on, for each prompt and repetition.
 
@@ -83,6 +86,7 @@ def measure(
         search: of the cell's name and k.
         prompts: what is continued.
         watch: is shown each row.
+        replica: what ways with a replica guess with; less than a millisecond a query.
 
     Returns:
         The cell, and one row for each run, as JSON takes it.
@@ -91,10 +95,10 @@ def measure(
         UnequalError: a text or its neighbours are not the plain loop's.
     """
     rows: list[Row] = []
-    with _at_rest():
+    with at_rest():
         for repetition in range(-1, cell.repetitions):
             asked = prompts if repetition >= 0 else prompts[:1]
-            for row in _round(cell, model, search, asked):
+            for row in _round(cell, model, search, asked, replica):
                 if repetition < 0:
                     continue
                 rows.append({"repetition": repetition, **row})
@@ -128,17 +132,23 @@ def workload_of(model: TokenModel, weight: float) -> KNNLM:
 
 
 def _round(
-    cell: Cell, model: TokenModel, search: NeighbourSearch, prompts: Sequence[Prompt]
+    cell: Cell,
+    model: TokenModel,
+    search: NeighbourSearch,
+    prompts: Sequence[Prompt],
+    replica: NeighbourSearch | None,
 ) -> Iterator[Row]:
     """Run all prompts in all ways, the plain one first."""
     retriever: Any = search  # whose lists of neighbours are lists of hits
+    cheap: Any = replica
+    guesser = None if replica is None else Replica(cheap, retriever, inline=True)
     with ExitStack() as stack:
         engines = {
             way.name: stack.enter_context(
                 Engine(
                     workload_of(model, cell.weight),
                     retriever,
-                    way.settings(search.datastore, cell.k),
+                    way.settings(search.datastore, cell.k, guesser),
                 )
             )
             for way in (PLAIN, *cell.ways)
@@ -152,16 +162,6 @@ def _round(
                 check_same(f"{cell.name}, {name}: {prompt.text}", plain, answer)
                 told = {"request": number, "source": prompt.source, "place": prompt.place}
                 yield {**told, "arm": name, **row_of(answer, plain)}
-
-
-@contextmanager
-def _at_rest() -> Iterator[None]:
-    """Keep what there is already out of garbage collections, which then take no time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def plain_rows(record: dict[str, Any]) -> list[Row]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ralmspec_plugins.bench.reading import read_results
 from ralmspec_plugins.bench.surroundings import surroundings
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.whole_file import write_whole
 
 FORMAT: Final = "ralmspec-knn-bench"
@@ -56,10 +57,4 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file holds something else.
     """
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file} holds no results of KNN-LM's benchmarks: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file} holds no results of KNN-LM's benchmarks")
-    return content
+    return read_results(file, FORMAT, "KNN-LM's benchmarks")

@@ -21,10 +21,13 @@ from ralmspec_plugins.bench.knn.results import Results
 from ralmspec_plugins.bench.knn.simulating import simulate
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns
 from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways
+from ralmspec_plugins.knn.approximate import ApproximateSearch
 from ralmspec_plugins.knn.exact import ExactSearch
+from ralmspec_plugins.knn.fitting import GUESSED, exact_threads
 from ralmspec_plugins.knn.model import KNNModel
 
 Told = Callable[[str], None]
+REPLICA_KIND: Final = "hnsw"
 WEIGHT: Final = 0.25  # lambda in the model's own domain (PAPERS 6.1)
 
 
@@ -44,8 +47,6 @@ class Scale:
         rate_ks: those that guesses are counted for.
         beside_ks: those that are measured with the search in a process of its own, too.
         profile_ks: those that a token's parts are timed for.
-        threads: of an exact search in this process; `None` leaves them to BLAS, whose batches of
-            two were measured to take five times as long as one query.
         words: of each held-out text whose perplexity is taken.
         approximate: settings of approximate indexes, by kind.
     """
@@ -61,7 +62,6 @@ class Scale:
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)
     profile_ks: tuple[int, ...] = (8, 1024)
-    threads: int | None = 2
     words: int = 300
     approximate: tuple[str, ...] = ("hnsw", "ivfpq")
 
@@ -139,8 +139,13 @@ class Bench:
     @cached_property
     def exact(self) -> ExactSearch:
         """The exact search in this process."""
-        scale = self._scale
-        return ExactSearch(self.made.datastore, k=max(1024, *scale.ks), threads=scale.threads)
+        k = max(1024, *self._scale.ks)
+        return ExactSearch(self.made.datastore, k=k, threads=exact_threads())
+
+    @cached_property
+    def replica(self) -> ApproximateSearch:
+        """What guesses for the ways that have a replica."""
+        return self.made.search(REPLICA_KIND, GUESSED)
 
     @cached_property
     def _model(self) -> KNNModel:
@@ -198,7 +203,12 @@ class Bench:
         """Measure a cell."""
         with self.opened(cell.search, cell.k) as search:
             return measure(
-                cell, self._model, search, self._asked, lambda row: self._told(_line(cell, row))
+                cell,
+                self._model,
+                search,
+                self._asked,
+                lambda row: self._told(_line(cell, row)),
+                self.replica,
             )
 
     @contextmanager
@@ -258,6 +268,7 @@ class Bench:
             prompts=self._asked,
             weight=WEIGHT,
             tokens=self._scale.tokens,
+            replica=Remembered(self.replica),
         )
 
 

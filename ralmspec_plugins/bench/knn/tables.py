@@ -158,9 +158,10 @@ def _each(cells: Sequence[Mapping[str, Any]], *names: str) -> Iterator[tuple[str
 def _summaries(cell: Mapping[str, Any], place: str | None = None) -> dict[str, Summary]:
     """Sum up each way of a cell, over the prompts of one place or of all."""
     rows = [row for row in cell["rows"] if place in (None, row["place"])]
+    first = {arm["name"] for arm in cell["case"]["arms"] if arm["replica"]}
     return {
         arm: summary_of(
-            arm, [row for row in rows if row["arm"] == arm], first_guessed=False, at_once=1
+            arm, [row for row in rows if row["arm"] == arm], first_guessed=arm in first, at_once=1
         )
         for arm in dict.fromkeys(row["arm"] for row in rows)
     }

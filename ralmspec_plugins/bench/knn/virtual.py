@@ -11,8 +11,10 @@ from ralmspec_plugins.bench.knn.ways import PLAIN, Way
 from ralmspec_plugins.latencies import Latencies
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.simulation import Simulation
+from ralmspec_plugins.speculation.replica import Replica
 
 ALL_PLACES = "all"
+REPLICA_TAKES = 0.1  # of a token: what a replica's guess takes in virtual time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,7 @@ class VirtualRuns:
         prompts: what is continued.
         weight: the neighbours' share.
         tokens: of each text.
+        replica: what ways with a replica guess with.
     """
 
     model: RememberingModel
@@ -32,6 +35,7 @@ class VirtualRuns:
     prompts: tuple[Prompt, ...]
     weight: float
     tokens: int
+    replica: Remembered | None = None
 
     def plain(self, k: int, latencies: Latencies) -> list[Answer]:
         """Give the plain loop's answers."""
@@ -63,14 +67,25 @@ class VirtualRuns:
             workload_of(self.model, self.weight),
             search,
             latencies,
-            way.settings(search.datastore, k),
+            way.settings(search.datastore, k, self._guesser(search)),
         )
         return simulation.run(request_of(prompt, self.tokens))
+
+    def _guesser(self, of: Any) -> Replica | None:
+        """Guess with the cheap search, which takes virtual time, unlike a cache."""
+        if self.replica is None:
+            return None
+        cheap: Any = remembered_search(self.replica, self.replica.inner.k)
+        return Replica(cheap, of)
 
 
 def virtual_latencies(ratio: float, fixed: float) -> Latencies:
     """Let a token take 1 and a search `ratio`, a share of which does not grow with the batch."""
-    return Latencies(extend_s=1.0, search_s=lambda n: ratio * (fixed + (1 - fixed) * n))
+    return Latencies(
+        extend_s=1.0,
+        search_s=lambda n: ratio * (fixed + (1 - fixed) * n),
+        guess_s=REPLICA_TAKES,
+    )
 
 
 def guess_rate(answers: Sequence[Answer]) -> float | None:

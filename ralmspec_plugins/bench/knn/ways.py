@@ -7,6 +7,7 @@ from ralmspec_plugins.bench.cases import PLAIN_NAME, Arm, ScheduleKind
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.protocols import Speculator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Way:
         following: entries behind each neighbour that the cache takes in: n of PAPERS 1.8.
         followed: of how many of the nearest neighbours; of all if not given.
         capacity: entries in the cache.
+        replica: guess with an approximate search of the same datastore, and without a cache.
     """
 
     name: str
@@ -32,21 +34,31 @@ class Way:
     following: int = FOLLOWING
     followed: int | None = None
     capacity: int = CAPACITY
+    replica: bool = False
 
-    def settings(self, datastore: Datastore, k: int) -> Settings:
-        """Give the engine's settings; each request guesses from a cache of its own."""
+    def settings(self, datastore: Datastore, k: int, replica: Speculator | None = None) -> Settings:
+        """Give the engine's settings; each request guesses from a cache of its own.
+
+        Args:
+            datastore: what is searched.
+            k: how many neighbours vote.
+            replica: what guesses for ways with a replica.
+        """
         if self.kind == "plain":
             return Settings(speculate=False)
+        if not self.replica:
+            replica = None
+        assert replica is not None or not self.replica, f"{self.name} guesses with a replica"
         arm = Arm(name=self.name, kind=self.kind, stride=self.stride, overlap=self.overlap)
         return Settings(
             schedule=arm.schedule,
             prefetch=max(k, self.width or k),
-            speculators=lambda: (self._cache(datastore, k),),
+            speculators=lambda: (self._cache(datastore, k) if replica is None else replica,),
         )
 
     def record(self) -> dict[str, Any]:
         """Give it as JSON takes it, and as `bench.summary` reads it."""
-        return {**asdict(self), "replica": False}
+        return asdict(self)
 
     def _cache(self, datastore: Datastore, k: int) -> NeighbourCache:
         return NeighbourCache(
@@ -63,6 +75,8 @@ FIXED: Final = tuple(Way(name=f"fixed {s}", kind="fixed", stride=s) for s in (1,
 OS3: Final = Way(name="OS3", kind="os3")  # as in the paper's KNN-LM: without overlap (PAPERS 1.7)
 OS3_ASIDE: Final = Way(name="OS3, overlap", kind="os3", overlap=True)
 CONTINUOUS: Final = Way(name="continuous")
+REPLICA: Final = replace(CONTINUOUS, name="continuous, replica", replica=True)
+LONG: Final = Way(name="fixed 32, replica", kind="fixed", stride=32, replica=True)
 PAPER: Final = (*FIXED, OS3)
 """The schedules of the paper's KNN-LM figures."""
 
@@ -76,10 +90,10 @@ def best(k: int) -> tuple[Way, ...]:
     if k <= 64:
         longer = replace(CONTINUOUS, name="continuous, n = 20", following=20)
         wide = replace(CONTINUOUS, name="continuous, P(256)", width=256)
-        return (CONTINUOUS, longer, wide)
+        return (CONTINUOUS, longer, wide, REPLICA, LONG)
     nearest = replace(CONTINUOUS, name="continuous, of the nearest 64", followed=64)
     small = replace(nearest, name="continuous, of the nearest 64, 4,096 entries", capacity=4096)
-    return (CONTINUOUS, nearest, small)
+    return (CONTINUOUS, nearest, small, REPLICA, LONG)
 
 
 def exact_ways(k: int) -> tuple[Way, ...]:
