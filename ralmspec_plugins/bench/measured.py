@@ -107,9 +107,14 @@ def at_once(result: Mapping[str, Any]) -> str:
 
 
 def slower(result: Mapping[str, Any]) -> str:
-    """List the cells in which an adaptive schedule may be slower than the plain loop."""
+    """List the cells in which an adaptive schedule may be slower than the plain loop.
+
+    Those with a store in the model's process are left out: `intervals` has more of them.
+    """
     found = []
     for record in result["cases"]:
+        if record["case"]["store"]["place"] == "here":
+            continue
         kinds = {arm["name"]: arm["kind"] for arm in record["case"]["arms"]}
         found += [
             [record["case"]["name"], one.arm, f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"]
@@ -119,6 +124,27 @@ def slower(result: Mapping[str, Any]) -> str:
     if not found:
         return f"None: each interval of an adaptive schedule lies above {NOT_SLOWER}."
     return table(["", "", "95 % of the mean ratio"], found)
+
+
+def intervals(result: Mapping[str, Any]) -> str:
+    """Write how surely each way is as fast as the plain loop."""
+    head = ["", "R/G", "", "as fast as plain", "95 % of the mean ratio", "guesses right", "n"]
+    rows = []
+    for record in result["cases"]:
+        for one in summaries(record)[1:]:
+            low, high = one.interval
+            rows.append(
+                [
+                    record["case"]["name"],
+                    f"{_ratio(record):.2g}",
+                    one.arm,
+                    f"{one.speed_up:.3f}",
+                    f"{low:.3f} to {high:.3f}",
+                    _rate(one),
+                    str(one.runs),
+                ]
+            )
+    return table(head, rows)
 
 
 def predicted(result: Mapping[str, Any]) -> str:

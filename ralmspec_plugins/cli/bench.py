@@ -27,6 +27,7 @@ class SuiteName(StrEnum):
     QUICK = "quick"
     PAPER = "paper"
     ABLATIONS = "ablations"
+    SLOWER = "slower"
     FULL = "full"
 
 

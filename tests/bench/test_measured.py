@@ -54,8 +54,17 @@ def test_what_may_be_slower_is_listed(kind: str, seconds: float, said: str) -> N
     """Of the adaptive schedules, each whose interval does not lie above 0.97."""
     record = recorded(*rows("a", (4.0, seconds), (6.0, 5.0)))
     record["case"]["arms"][0]["kind"] = kind
+    record["case"]["store"]["place"] = "beside"
+    here = recorded(*rows("a", (4.0, 5.0), (6.0, 5.0)))
 
-    assert said in measured.slower(result(record))
+    assert said in measured.slower(result(record, here))
+
+
+def test_intervals_are_told_of_every_way() -> None:
+    """Hand-worked: 10 s to 5 s, ratios 4 and 1.5."""
+    page = measured.intervals(result(recorded(*rows("a", (4.0, 1.0), (6.0, 4.0)))))
+
+    assert "| sparse, m | 2 | a | 2.000 | 1.500 to 4.000 | " in page
 
 
 def test_predictions_are_held_against_what_was_measured() -> None:
