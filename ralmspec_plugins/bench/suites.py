@@ -116,8 +116,8 @@ def slower() -> list[Case]:
             model=model,
             arms=adaptive,
             requests=20,
-            repetitions=3,
-            steps=8,
+            repetitions=2,
+            steps=10,
         )
         for name, store in _IN_PROCESS.items()
         for model in (_SMALL, _LARGE)
