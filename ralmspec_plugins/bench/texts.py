@@ -18,6 +18,7 @@ from ralmspec_plugins.records import Passage
 PROMPT_WORDS: Final = 24
 _PASSAGE_WORDS: Final = 100  # as in the paper (PAPERS 1.10)
 _WORDS_A_TOKEN: Final = 0.9  # at most: a piece of a trained vocabulary is hardly ever more
+_WORDS_TO_SPARE: Final = 8  # for short scripts, whose words may all be long
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Library:
         Raises:
             InputError: the articles are too short for so many.
         """
-        words_needed = PROMPT_WORDS + int(_WORDS_A_TOKEN * tokens) + 1
+        words_needed = PROMPT_WORDS + int(_WORDS_A_TOKEN * tokens) + _WORDS_TO_SPARE
         made: list[Script] = []
         articles = [article.split() for article in self.articles]
         longest = max((len(words) for words in articles), default=0)
