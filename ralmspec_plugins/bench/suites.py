@@ -139,7 +139,7 @@ def _beside() -> list[Case]:
             arms=(CONTINUOUS, CONTINUOUS_WIDE),
             repetitions=1 if size > 1_000_000 else 2,
         )
-        for size in (100_000, 200_000, 1_200_000)
+        for size in (100_000, 200_000, 2_000_000)
     ]
 
 
