@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.bench import measured as tables
+from ralmspec_plugins.bench.knn.tables import TABLES as KNN_TABLES
 from ralmspec_plugins.bench.plots import ablation_picture
 from ralmspec_plugins.bench.report import surroundings, table
 from ralmspec_plugins.bench.simulated.tables import (
@@ -26,11 +27,14 @@ from ralmspec_plugins.bench.simulated.tables import (
 from ralmspec_plugins.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "langchain.md", "simulated.md")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "langchain", "simulated", "knn_lm")
+]
 RESULTS = Path(__file__).parent / "results"
 ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",
              "batching")  # fmt: skip
 PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `ralmspec bench`
+SLOWER, BESIDE = "slower/results.json", "beside/results.json"
 LABELS = {
     "stride": "guesses per verification",
     "cache": "passages in the shared pool",
@@ -40,6 +44,7 @@ LABELS = {
     "lanes": "searches that may be out at a time",
     "latency": "milliseconds of a search",
     "passages": "passages",
+    "turns": "microseconds between turns of Python's threads",
 }
 SHOWN = ("1", "2", "4", "8", "16", "32")  # batch sizes
 
@@ -56,35 +61,6 @@ def overhead(result: dict[str, Any]) -> str:
         ["schedule", *engines],
         [[name, *(row[engine] for engine in engines)] for name, row in found.items()],
     )
-
-
-def real(result: dict[str, Any]) -> str:
-    """Write the real requests, a table for each place that searches."""
-    head = ["", "seconds", "as fast as plain (95 % interval of the mean)", "of the bound"]
-    head += ["round trips", "guesses right", "segments thrown away"]
-    parts = []
-    for name, place in result.items():
-        if "runs" not in place:
-            continue
-        rows = []
-        for way, run in place["runs"].items():
-            low, high = run["speed_up_interval"]
-            rate = run["guess_rate"]["median"]
-            rows.append(
-                [
-                    way,
-                    f"{run['wall_s']['median']:.2f}",
-                    f"{run['speed_up']['median']:.2f} ({low:.2f} to {high:.2f})",
-                    f"{100 * run['of_bound']['median']:.0f} %",
-                    f"{run['searches']['median']:.0f}",
-                    f"{100 * rate:.0f} %" if rate else "-",
-                    f"{run['wasted_segments']['median']:.0f}",
-                ]
-            )
-        steps = f"{place['steps']} steps of {1000 * place['step_s']:.0f} ms"
-        title = f"**{name[0].upper() + name[1:]}**: {steps}, one search "
-        parts.append(f"{title}{1000 * place['search_s']:.0f} ms.\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
 
 
 def curves(result: dict[str, Any]) -> str:
@@ -143,12 +119,12 @@ def round_trips(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "overhead": ("overhead.json", overhead),
-    "real": ("real_run.json", real),
     "table 1": (PAPER, tables.table_1),
-    "beside": (PAPER, partial(tables.against_bound, begins=("scan beside",))),
+    "beside": (BESIDE, partial(tables.against_bound, begins=("scan beside",))),
     "remote": (PAPER, partial(tables.against_bound, begins=("remote",))),
     "at once": (PAPER, tables.at_once),
     "slower": (PAPER, tables.slower),
+    "intervals": (SLOWER, tables.intervals),
     "predicted": (PAPER, tables.predicted),
     "surroundings": (PAPER, surroundings),
     **{
@@ -167,6 +143,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "merged": ("verifier.json", merged),
     "round trips": ("langchain_round_trips.json", round_trips),
     "llama_index round trips": ("llama_index_round_trips.json", round_trips),
+    **{name: ("knn_lm.json", write) for name, write in KNN_TABLES.items()},
 }
 
 

@@ -176,7 +176,7 @@ def _at_once() -> list[Case]:
 
 
 def full() -> list[Case]:
-    """List everything but the quick ones: about an hour and a half on two cores."""
+    """List everything but the quick ones: about two hours on two cores."""
     return [*paper(), *ablations(), *slower()]
 
 
