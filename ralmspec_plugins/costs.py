@@ -155,6 +155,10 @@ class Costs:
         self._stop_s = 0.0
         self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
+        # Policies ask for these several times a step, so they are worked out when they change.
+        self.step_s: float | None = None  # that a step takes to write, as a rule
+        self.guess_rate = 1.0  # the share of right guesses, two right ones assumed beforehand
+        self._side_by_side_s = 0.0  # what a search costs the writing beside it, however short
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
         """Take in how long a step took, from its question to its last token.
@@ -165,12 +169,15 @@ class Costs:
         """
         self.contention.wrote(seconds, beside_s)
         self._steps.append(self.contention.alone_s(seconds, beside_s))
+        self.step_s = median_low(tuple(self._steps))
 
     def searched(self, search: Searched) -> None:
         """Take in how long a search took, and what went on meanwhile."""
         self.contention.searched()
         if search.beside_s <= 0.05 * search.seconds:  # then it computed for the search
             self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
+            busy = tuple(self._busy)
+            self._side_by_side_s = self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
         alone_s = self.contention.alone_s(search.seconds, search.beside_s)
         self.curve.observe(search.queries, alone_s)
 
@@ -181,19 +188,9 @@ class Costs:
     def judged(self, right: bool) -> None:
         """Take in whether a guess was right."""
         self._guesses.append(right)
-        self._stop_s *= self.FADING
-
-    @property
-    def step_s(self) -> float | None:
-        """The seconds that a step takes to write, as a rule; `None` before the first."""
-        steps = tuple(self._steps)
-        return median_low(steps) if steps else None
-
-    @property
-    def guess_rate(self) -> float:
-        """The share of right guesses, with two right ones assumed beforehand."""
         guesses = tuple(self._guesses)
-        return (sum(guesses) + 2) / (len(guesses) + 2)
+        self.guess_rate = (sum(guesses) + 2) / (len(guesses) + 2)
+        self._stop_s *= self.FADING
 
     def worth_guessing(self) -> bool:
         """Say whether hiding all of the searching would be noticed at all."""
@@ -201,12 +198,6 @@ class Costs:
         if step_s is None or not self.curve.points:
             return True
         return self.curve(1) - self._side_by_side_s >= self.WORTH_GUESSING * step_s
-
-    @property
-    def _side_by_side_s(self) -> float:
-        """What a search costs the model's writing beside it, however short it is."""
-        busy = tuple(self._busy)
-        return self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
 
     def worth_writing(self, least_right: float = HOPELESS) -> bool:
         """Say whether writing on guesses saves more than the wrong ones cost.

@@ -119,4 +119,4 @@ def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes:
     written = round(b(1) / max(a, LEAST_SECONDS) / lanes)
     if written <= 1:
         return 1
-    return min(written, optimal_stride(a, b, gamma))
+    return optimal_stride(a, b, gamma, limit=min(written, MAX_STRIDE))

@@ -36,7 +36,13 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hear_ctrl_c,
     )
+
+
+def _hear_ctrl_c() -> None:
+    """Undo what a shell does to what it runs in the background: ignoring Ctrl-C is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_for(fact: Callable[[], bool]) -> None:
