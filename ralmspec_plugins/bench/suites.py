@@ -153,7 +153,7 @@ def _remote() -> list[Case]:
             requests=5 if wait_s < 0.5 else 2,
             repetitions=2 if wait_s < 0.1 else 1,
         )
-        for wait_s in (0.005, 0.02, 0.06, 0.18, 1.0)
+        for wait_s in (0.005, 0.02, 0.06, 0.18, 0.27, 1.0)
     ]
 
 
