@@ -27,7 +27,8 @@ import torch
 from ralmspec_plugins.bench.knn.domains import python_docs, wikipedia
 from ralmspec_plugins.bench.knn.plots import guess_rate_picture
 from ralmspec_plugins.bench.knn.results import SECTIONS, Results
-from ralmspec_plugins.bench.knn.running import SMALL, Bench, Scale, estimate, run
+from ralmspec_plugins.bench.knn.running import Bench, estimate, run
+from ralmspec_plugins.bench.knn.scale import SMALL, Scale
 from ralmspec_plugins.bench.knn.tables import TABLES
 from ralmspec_plugins.whole_file import write_whole
 

@@ -1,9 +1,8 @@
 """Builds the store of a case, here or in another process, and the replica that guesses for it."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.bench.cases import DENSE, Store
 from ralmspec_plugins.bench.far_away import far_away
-from ralmspec_plugins.bench.service import ServedStore, Service
+from ralmspec_plugins.bench.process import core_for_another
+from ralmspec_plugins.bench.service import ServedStore, service
 from ralmspec_plugins.bench.texts import Library, padded, padded_texts
 from ralmspec_plugins.protocols import PoolableRetriever, Speculator
 from ralmspec_plugins.retrieval import Encoder, NumpyFlat, open_retriever, save
@@ -81,25 +81,11 @@ def _opened(shelves: Shelves, store: Store) -> Iterator[PoolableRetriever]:
         save(NumpyFlat(DenseCorpus(passages, vectors), k=store.k), folder)
         beside = store.place == "beside"
         with (
-            _one_core_each(beside) as core,
-            Service(folder, wait_s=store.wait_s, threads=store.threads, core=core) as service,
+            core_for_another() if beside else nullcontext() as core,
+            service(folder, wait_s=store.wait_s, threads=store.threads, core=core) as address,
         ):
-            yield ServedStore(service.port, here)
+            yield ServedStore(address, here)
 
 
 def _at_distance(built: Any, store: Store) -> Any:
     return far_away(built, store.wait_s) if store.wait_s else built
-
-
-@contextmanager
-def _one_core_each(wanted: bool) -> Iterator[int | None]:
-    """Keep this process off one core, and give that one to the service, where that is possible."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if not wanted or len(cores) < 2:
-        yield None
-        return
-    os.sched_setaffinity(0, set(cores[:-1]))
-    try:
-        yield cores[-1]
-    finally:
-        os.sched_setaffinity(0, set(cores))

@@ -11,8 +11,7 @@ from ralmspec_plugins.cli.assemble import demo_model, use_threads
 from ralmspec_plugins.cli.output import notes
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn import Datastore, open_search
-from ralmspec_plugins.knn.fitting import GUESSED
-from ralmspec_plugins.knn.search import NeighbourSearch
+from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel

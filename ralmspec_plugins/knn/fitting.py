@@ -1,7 +1,5 @@
 """Puts a model and a search beside a datastore, and refuses those that do not fit it."""
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ralmspec_plugins.errors import ConfigError
@@ -14,9 +12,6 @@ from ralmspec_plugins.lm.limits import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-GUESSED = 64  # neighbours that a replica looks for, unless it is given opened
-_MOST_THREADS = 8  # more wait for memory, and for each other at Python's lock
 
 
 def fitting_model(
@@ -52,26 +47,12 @@ def fitting_model(
     )
 
 
-def exact_threads() -> int | None:
-    """Say on how many threads of its own an exact search should scan; `None` for BLAS's."""
-    if find_spec("threadpoolctl") is None:
-        return None
-    known = hasattr(os, "sched_getaffinity")  # not on every system
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
-
-
 def fitting_search(store: Datastore, search: str | NeighbourSearch, k: int) -> NeighbourSearch:
     """Open a search of a datastore by its name, or take one that is open.
-
-    An exact one that is opened here scans on threads of its own, where threadpoolctl is
-    installed: 16 queries then take half as long as on BLAS's (docs/knn_lm.md).
 
     Raises:
         ConfigError: an unknown name, k below 1, or a search of another datastore.
     """
-    if search == "exact":
-        return open_search(search, store, k=k, threads=exact_threads())
     if isinstance(search, str):
         return open_search(search, store, k=k)
     if search.datastore.signature != store.signature:

@@ -18,10 +18,10 @@ from ralmspec_plugins.knn.asked import Asked, Options
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Mixing
-from ralmspec_plugins.knn.fitting import GUESSED, fitting_model, fitting_search
+from ralmspec_plugins.knn.fitting import fitting_model, fitting_search
 from ralmspec_plugins.knn.model import LogProbChooser
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
-from ralmspec_plugins.knn.search import NeighbourSearch
+from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch
 from ralmspec_plugins.lm.loading import load
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer
@@ -71,7 +71,9 @@ class KNNLanguageModel:
                 0.65 in another.
             temperature: of their distances; above 1 the far ones say more.
             search: how they are found: "exact", "hnsw" or "ivfpq", or an opened search of this
-                datastore, which brings its own k.
+                datastore, which brings its own k. "exact" scans on threads of its own and holds
+                numpy's BLAS to one thread in the whole process, where threadpoolctl is installed;
+                `open_search("exact", datastore, k=k, threads=None)` leaves it alone.
             replica: guess with an approximate search of the same datastore, by its name or opened,
                 and with no cache: it is right far more often, and its index takes memory. One
                 opened by its name finds up to 64 neighbours, which choose nearly as 1024 do.

@@ -7,9 +7,11 @@
 | ivfpq | most of them, in lists of quantised keys: the least memory | faiss |
 """
 
+import os
 from collections.abc import Hashable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from importlib.util import find_spec
+from typing import Any, Final, Protocol
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.datastore import Datastore
@@ -22,6 +24,8 @@ SEARCHES = {
     "hnsw": (f"{_HERE}.approximate", "hnsw_search"),
     "ivfpq": (f"{_HERE}.approximate", "ivfpq_search"),
 }
+GUESSED: Final = 64  # neighbours that a replica looks for, unless it is given opened
+_MOST_THREADS: Final = 8  # more wait for memory, and for each other at Python's lock
 
 
 class NeighbourSearch(Protocol):
@@ -57,8 +61,9 @@ def open_search(
         name: one of `SEARCHES`.
         datastore: what is searched.
         k: how many neighbours a query gets.
-        settings: what the search itself takes: `memory_bytes` and `threads` of `ExactSearch`;
-            `index`, `rerank`, `search_list`, `probes` and the like of `approximate_search`.
+        settings: what the search itself takes: `memory_bytes` and `threads` of `ExactSearch`
+            (`own_threads()` unless given); `index`, `rerank`, `search_list`, `probes` and the like
+            of `approximate_search`.
 
     Raises:
         ConfigError: an unknown name (the message lists the known ones), or a setting that is
@@ -67,6 +72,21 @@ def open_search(
     """
     if name not in SEARCHES:
         raise ConfigError(f"unknown search {name!r}; known are {', '.join(SEARCHES)}")
+    if name == "exact":
+        settings.setdefault("threads", own_threads())
     module, maker = SEARCHES[name]
     search: NeighbourSearch = getattr(import_module(module), maker)(datastore, k=k, **settings)
     return search
+
+
+def own_threads() -> int | None:
+    """Say on how many threads of its own an exact search should scan; `None` for BLAS's.
+
+    One for each core where threadpoolctl is installed (extra hf), eight at most; batches gain
+    most by it (docs/benchmarks.md).
+    """
+    if find_spec("threadpoolctl") is None:
+        return None
+    known = hasattr(os, "sched_getaffinity")  # not on every system
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)

@@ -34,8 +34,8 @@ def test_it_finds_what_an_exact_search_finds(folder: Path) -> None:
     here = ExactSearch(store, k=7)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
-    with served(folder) as port:
-        beside = BesideSearch(port, store, 7)
+    with served(folder) as address:
+        beside = BesideSearch(address, store, 7)
         found = beside.search(queries), beside.search_wide(queries[:1], 300)
         with pytest.raises(InputError):
             beside.encode("a text")

@@ -14,7 +14,8 @@ from ralmspec_plugins.bench.knn.counted_tables import guess_rates, perplexity, s
 from ralmspec_plugins.bench.knn.domains import prompts
 from ralmspec_plugins.bench.knn.plots import guess_rate_picture
 from ralmspec_plugins.bench.knn.results import FORMAT, SECTIONS, Results, read
-from ralmspec_plugins.bench.knn.running import Bench, Scale, estimate, run
+from ralmspec_plugins.bench.knn.running import Bench, estimate, run
+from ralmspec_plugins.bench.knn.scale import Scale
 from ralmspec_plugins.bench.knn.tables import TABLES, goals, shares, speed_ups
 from ralmspec_plugins.errors import ConfigError, InputError
 from tests.bench.knn_world import COURSE, MODEL, domains, questions

@@ -1,6 +1,5 @@
 """A store in another process: the same hits, many at once, and nothing left behind."""
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ralmspec_plugins.bench.service import ServedStore, Service
+from ralmspec_plugins.bench.service import ServedStore, service
 from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.records import Hits, Passage
 from ralmspec_plugins.retrieval import HashingEncoder, NumpyFlat, save
@@ -25,17 +24,16 @@ def here() -> NumpyFlat:
 
 
 @pytest.fixture(scope="module")
-def service(here: NumpyFlat, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def served(here: NumpyFlat, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStore]:
     """The same store in another process."""
     folder = tmp_path_factory.mktemp("served") / "kb"
     save(NumpyFlat.build(here.corpus.passages, vectors=here.corpus.vectors, k=2), folder)
-    with Service(folder, wait_s=0.0, threads=1, core=None) as running:
-        yield running
+    with service(folder, wait_s=0.0, threads=1, core=None) as address:
+        yield ServedStore(address, here)
 
 
-def test_hits_are_those_of_a_search_here(here: NumpyFlat, service: Service) -> None:
+def test_hits_are_those_of_a_search_here(here: NumpyFlat, served: ServedStore) -> None:
     """Passages, scores to the bit, vectors for the pool; as wide as asked."""
-    served = ServedStore(service.port, here)
     queries = [here.encode(text) for text in ("red ship", "blue", "the sky")]
 
     assert here.search(queries) == served.search(queries)
@@ -46,9 +44,8 @@ def test_hits_are_those_of_a_search_here(here: NumpyFlat, service: Service) -> N
     )
 
 
-def test_many_ask_at_once(here: NumpyFlat, service: Service) -> None:
+def test_many_ask_at_once(here: NumpyFlat, served: ServedStore) -> None:
     """Each thread has a connection of its own, and its own answers."""
-    served = ServedStore(service.port, here)
     found: dict[int, list[Hits]] = {}
 
     def ask(number: int) -> None:
@@ -67,20 +64,19 @@ def test_many_ask_at_once(here: NumpyFlat, service: Service) -> None:
 
 
 def test_a_closed_service_has_ended(here: NumpyFlat, tmp_path: Path) -> None:
-    """Its process is gone when `close` returns."""
+    """It listened on a local socket, which never waits as TCP does; nobody answers there now."""
     save(here, tmp_path / "kb")
-    service = Service(tmp_path / "kb", wait_s=0.0, threads=1, core=None)
-    process = service._process
+    with service(tmp_path / "kb", wait_s=0.0, threads=1, core=None) as address:
+        assert Path(address).is_socket()
 
-    service.close()
-
-    assert process.poll() is not None
-    with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+    assert not Path(address).parent.exists()
+    with pytest.raises(OSError, match="No such file"):
+        ServedStore(address, here).search([here.encode(TEXTS[0])])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
     """There is no store in an empty folder."""
-    with pytest.raises(RalmSpecError, match="could not be served"):
-        Service(tmp_path, wait_s=0.0, threads=1, core=None)
+    gone = service(tmp_path, wait_s=0.0, threads=1, core=None)
+    with pytest.raises(RalmSpecError, match="could not be served"), gone:
+        pass

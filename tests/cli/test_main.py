@@ -58,6 +58,17 @@ def _interrupted(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
+def test_help_loads_no_library_that_a_command_may_need() -> None:
+    """Each comes with the command that is asked for; `--help` is there at once."""
+    code = (
+        "import sys, ralmspec_plugins.cli.app\n"
+        "sys.exit(str({'torch', 'transformers', 'faiss'} & set(sys.modules) or '') or 0)"
+    )
+    stdout, stderr = _start("-c", code).communicate(timeout=PATIENCE_S)
+
+    assert ("", "") == (stdout, stderr)
+
+
 def test_version(run: Run) -> None:
     """It is the package's."""
     result = run("--version")

@@ -5,20 +5,15 @@ both processes, and its values are looked up here.
 """
 
 import argparse
-import os
 import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from ralmspec_plugins.errors import RalmSpecError
+from ralmspec_plugins.bench.process import Line, answer, core_for_another, keep_to, running
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch, encode_no_text
 from ralmspec_plugins.knn.neighbours import Neighbours
@@ -26,7 +21,6 @@ from ralmspec_plugins.knn.search_keys import hidden_states
 from ralmspec_plugins.records import Query
 
 _HEAD: Final = struct.Struct("<II")  # queries, width
-_SECRET: Final = b"ralmspec-bench"  # on loopback, against taking another program for ours
 
 
 class BesideSearch:
@@ -36,11 +30,11 @@ class BesideSearch:
     pure = True
     inline_encode = True
 
-    def __init__(self, port: int, datastore: Datastore, k: int) -> None:
-        """Ask the process on this port.
+    def __init__(self, address: str, datastore: Datastore, k: int) -> None:
+        """Ask the process at this address.
 
         Args:
-            port: the process's.
+            address: the process's.
             datastore: the one that it searches.
             k: how many neighbours a query gets.
         """
@@ -48,8 +42,7 @@ class BesideSearch:
         self.datastore = datastore
         self.size = len(datastore)
         self.signature: Hashable = ("beside", k, datastore.signature)
-        self._port = port
-        self._own = threading.local()
+        self._line = Line(address)
 
     def encode(self, text: str) -> Query:
         """Refuse a text.
@@ -66,90 +59,48 @@ class BesideSearch:
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Neighbours]:
         """Find the `width` nearest entries of each query in one round trip."""
         hidden = hidden_states(queries, self.datastore.about.dimension)
-        connection = self._connection()
-        connection.send_bytes(_HEAD.pack(len(hidden), width) + hidden.tobytes())
-        return [self._received(connection) for _ in queries]
-
-    def _received(self, connection: Connection) -> Neighbours:
-        ids = np.frombuffer(connection.recv_bytes(), dtype=np.int64)
-        distances = np.frombuffer(connection.recv_bytes(), dtype=np.float64)
-        return Neighbours(ids, self.datastore.values[ids], distances)
-
-    def _connection(self) -> Connection:
-        """Keep one connection a thread."""
-        if not hasattr(self._own, "connection"):
-            self._own.connection = Client(("127.0.0.1", self._port), authkey=_SECRET)
-        connection: Connection = self._own.connection
-        return connection
+        found = self._line.ask(_HEAD.pack(len(hidden), width) + hidden.tobytes())
+        half = len(found) // 2
+        ids = np.frombuffer(found[:half], dtype=np.int64).reshape(len(hidden), -1)
+        distances = np.frombuffer(found[half:], dtype=np.float64).reshape(len(hidden), -1)
+        return [
+            Neighbours(near, self.datastore.values[near], far)
+            for near, far in zip(ids, distances, strict=True)
+        ]
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[int]:
-    """Search a datastore's folder in another process, on a core of its own; give its port.
+def served(folder: Path) -> Iterator[str]:
+    """Search a datastore's folder in another process, on a core of its own; give its address.
 
     Raises:
         RalmSpecError: it did not come up.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    command = [sys.executable, "-m", __name__, str(folder)]
-    if len(cores) > 1:
-        command += [f"--core={cores[-1]}"]
-        os.sched_setaffinity(0, set(cores[:-1]))
-    single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **single}
-    )
-    try:
-        assert process.stdout is not None
-        said = process.stdout.readline().strip()
-        if not said:
-            raise RalmSpecError(f"{folder} could not be served; see the error above")
-        yield int(said)
-    finally:
-        process.terminate()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        if len(cores) > 1:
-            os.sched_setaffinity(0, set(cores))
+    with core_for_another() as core:
+        only = () if core is None else (f"--core={core}",)
+        with running(__name__, str(folder), str(folder), *only) as address:
+            yield address
 
 
-def serve(folder: Path) -> None:
+def serve(address: str, folder: Path) -> None:
     """Answer until whoever started this closes our stdin."""
     search = ExactSearch(Datastore.open(folder), threads=1)
-    listener = Listener(("127.0.0.1", 0), backlog=16, authkey=_SECRET)
-    print(listener.address[1], flush=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        connection = listener.accept()
-        threading.Thread(target=_answer, args=(connection, search), daemon=True).start()
 
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
-def _answer(connection: Connection, search: ExactSearch) -> None:
-    """Answer one connection, question by question."""
-    while True:
-        try:
-            asked = connection.recv_bytes()
-        except EOFError:
-            return
+    def reply(asked: bytes) -> bytes:
         count, width = _HEAD.unpack_from(asked)
         hidden = np.frombuffer(asked, dtype=np.float32, offset=_HEAD.size).reshape(count, -1)
-        for near in search.search_wide([Query("", one) for one in hidden], width):
-            connection.send_bytes(near.ids.tobytes())
-            connection.send_bytes(near.distances.tobytes())
+        found = search.search_wide([Query("", one) for one in hidden], width)
+        ids = b"".join(near.ids.tobytes() for near in found)
+        return ids + b"".join(near.distances.tobytes() for near in found)
+
+    answer(address, reply)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--core", type=int)
     options = parser.parse_args()
-    if options.core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {options.core})
-    serve(options.folder)
+    keep_to(options.core)
+    serve(options.address, options.folder)

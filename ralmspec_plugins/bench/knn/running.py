@@ -2,93 +2,33 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
-from ralmspec_plugins.bench.knn.artefacts import TRAINED, Artefacts, prepare
+from ralmspec_plugins.bench.knn.artefacts import Artefacts, prepare
 from ralmspec_plugins.bench.knn.beside import BesideSearch, served
-from ralmspec_plugins.bench.knn.domains import Domain, Prompt, prompts
+from ralmspec_plugins.bench.knn.domains import Domain
 from ralmspec_plugins.bench.knn.estimating import estimated_s
-from ralmspec_plugins.bench.knn.learning import Course
 from ralmspec_plugins.bench.knn.measuring import Cell, measure
 from ralmspec_plugins.bench.knn.perplexities import perplexities
 from ralmspec_plugins.bench.knn.profiling import profile
 from ralmspec_plugins.bench.knn.rates import rates
 from ralmspec_plugins.bench.knn.replaying import OfK, Remembered, RememberingModel
 from ralmspec_plugins.bench.knn.results import Results
+from ralmspec_plugins.bench.knn.scale import Scale
 from ralmspec_plugins.bench.knn.simulating import simulate
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns
 from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways
 from ralmspec_plugins.knn.approximate import ApproximateSearch
 from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.knn.fitting import GUESSED, exact_threads
 from ralmspec_plugins.knn.model import KNNModel
+from ralmspec_plugins.knn.search import GUESSED, own_threads
 
 Told = Callable[[str], None]
 REPLICA_KIND: Final = "hnsw"
 WEIGHT: Final = 0.25  # lambda in the model's own domain (PAPERS 6.1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """How much is measured.
-
-    Args:
-        models: as `prepare` takes them.
-        entries: of a datastore, about.
-        course: of training.
-        each: prompts of each domain.
-        outside: prompts of none.
-        tokens: of each text.
-        repetitions: of each measured cell.
-        ks: how many neighbours vote.
-        rate_ks: those that guesses are counted for.
-        beside_ks: those that are measured with the search in a process of its own, too.
-        profile_ks: those that a token's parts are timed for.
-        words: of each held-out text whose perplexity is taken.
-        approximate: settings of approximate indexes, by kind.
-    """
-
-    models: tuple[str, ...] = ("demo", TRAINED)
-    entries: int = 600_000
-    course: Course = field(default_factory=Course)
-    each: int = 2
-    outside: int = 2
-    tokens: int = 64
-    repetitions: int = 2
-    ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
-    rate_ks: tuple[int, ...] = (1, 8, 1024)
-    beside_ks: tuple[int, ...] = (8, 1024)
-    profile_ks: tuple[int, ...] = (8, 1024)
-    words: int = 300
-    approximate: tuple[str, ...] = ("hnsw", "ivfpq")
-
-    def prompts(self, domains: Sequence[Domain], data: Path) -> tuple[Prompt, ...]:
-        """Take what is continued."""
-        return tuple(prompts(domains, data, self.each, self.outside))
-
-    def record(self) -> dict[str, Any]:
-        """Give it as JSON takes it; which models are measured may change from run to run."""
-        return {name: value for name, value in asdict(self).items() if name != "models"}
-
-
-SMALL: Final = Scale(
-    models=("random:1x64",),
-    entries=4_000,
-    course=Course(steps=6, batch=2, window=32, every=3),
-    each=1,
-    outside=1,
-    tokens=6,
-    repetitions=1,
-    ks=(1, 8),
-    rate_ks=(8,),
-    beside_ks=(8,),
-    profile_ks=(8,),
-    words=20,
-)
-"""For a trial of a minute; its numbers mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +80,7 @@ class Bench:
     def exact(self) -> ExactSearch:
         """The exact search in this process."""
         k = max(1024, *self._scale.ks)
-        return ExactSearch(self.made.datastore, k=k, threads=exact_threads())
+        return ExactSearch(self.made.datastore, k=k, threads=own_threads())
 
     @cached_property
     def replica(self) -> ApproximateSearch:

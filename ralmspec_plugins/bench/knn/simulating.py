@@ -89,8 +89,9 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """Run every way at every ratio, and hold each text to the plain loop's.
 
-    Guessing, learning and choosing take no virtual time: what is left is what schedule
-    and guesses are worth. The neighbours are the exact ones in every regime.
+    Learning, choosing, and guessing from a cache take no virtual time (a replica's guess takes
+    `REPLICA_TAKES`): what is left is what schedule and guesses are worth. The neighbours are
+    the exact ones in every regime.
 
     Args:
         runs: what is continued.

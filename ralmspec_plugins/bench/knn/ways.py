@@ -46,21 +46,21 @@ class Way:
         """
         if self.kind == "plain":
             return Settings(speculate=False)
-        if not self.replica:
-            replica = None
-        assert replica is not None or not self.replica, f"{self.name} guesses with a replica"
         arm = Arm(name=self.name, kind=self.kind, stride=self.stride, overlap=self.overlap)
         return Settings(
             schedule=arm.schedule,
             prefetch=max(k, self.width or k),
-            speculators=lambda: (self._cache(datastore, k) if replica is None else replica,),
+            speculators=lambda: (self._guesser(datastore, k, replica),),
         )
 
     def record(self) -> dict[str, Any]:
         """Give it as JSON takes it, and as `bench.summary` reads it."""
         return asdict(self)
 
-    def _cache(self, datastore: Datastore, k: int) -> NeighbourCache:
+    def _guesser(self, datastore: Datastore, k: int, replica: Speculator | None) -> Speculator:
+        if self.replica:
+            assert replica is not None, f"{self.name} guesses with a replica, and there is none"
+            return replica
         return NeighbourCache(
             datastore,
             k=k,
