@@ -9,6 +9,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.stride import GAMMA_LIMIT
 
 ScheduleKind: TypeAlias = Literal["plain", "fixed", "os3", "continuous"]
 Place: TypeAlias = Literal["here", "beside", "remote"]
@@ -36,6 +37,7 @@ class Arm:
         kind: the schedule's.
         stride: of "fixed".
         overlap: whether "fixed" and "os3" write on while a batch is out (the paper's +A).
+        gamma_limit: of "os3": the highest guess rate that it believes in.
         lanes: of "continuous".
         window: of "continuous".
         prefetch: hits that a verification brings to the pool (the paper's +P).
@@ -50,6 +52,7 @@ class Arm:
     kind: ScheduleKind = "continuous"
     stride: int = 3
     overlap: bool = False
+    gamma_limit: float = GAMMA_LIMIT
     lanes: int = 1
     window: int = 64
     prefetch: int | None = None
@@ -77,7 +80,7 @@ class Arm:
         if self.kind == "fixed":
             return FixedStride(stride=self.stride, overlap=self.overlap)
         if self.kind == "os3":
-            return OptimalStride(overlap=self.overlap)
+            return OptimalStride(overlap=self.overlap, gamma_limit=self.gamma_limit)
         return Continuous(window=self.window, lanes=self.lanes)
 
     def settings(self, speculators: Sequence[Speculator] = ()) -> Settings:

@@ -8,6 +8,7 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.stride import GAMMA_LIMIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Way:
         kind: the schedule's.
         stride: of "fixed".
         overlap: whether "fixed" and "os3" write on while a batch is out.
+        gamma_limit: of "os3": the highest guess rate that it believes in.
         width: neighbours that a search brings to the cache; k if not given.
         following: entries behind each neighbour that the cache takes in: n of PAPERS 1.8.
         followed: of how many of the nearest neighbours; of all if not given.
@@ -30,6 +32,7 @@ class Way:
     kind: ScheduleKind = "continuous"
     stride: int = 1
     overlap: bool = False
+    gamma_limit: float = GAMMA_LIMIT
     width: int | None = None
     following: int = FOLLOWING
     followed: int | None = None
@@ -46,7 +49,13 @@ class Way:
         """
         if self.kind == "plain":
             return Settings(speculate=False)
-        arm = Arm(name=self.name, kind=self.kind, stride=self.stride, overlap=self.overlap)
+        arm = Arm(
+            name=self.name,
+            kind=self.kind,
+            stride=self.stride,
+            overlap=self.overlap,
+            gamma_limit=self.gamma_limit,
+        )
         return Settings(
             schedule=arm.schedule,
             prefetch=max(k, self.width or k),
@@ -76,6 +85,7 @@ OS3: Final = Way(name="OS3", kind="os3")  # as in the paper's KNN-LM: without ov
 OS3_ASIDE: Final = Way(name="OS3, overlap", kind="os3", overlap=True)
 CONTINUOUS: Final = Way(name="continuous")
 REPLICA: Final = replace(CONTINUOUS, name="continuous, replica", replica=True)
+TRUSTING: Final = replace(OS3, name="OS3, replica", gamma_limit=0.98, replica=True)
 LONG: Final = Way(name="fixed 32, replica", kind="fixed", stride=32, replica=True)
 PAPER: Final = (*FIXED, OS3)
 """The schedules of the paper's KNN-LM figures."""
@@ -90,10 +100,10 @@ def best(k: int) -> tuple[Way, ...]:
     if k <= 64:
         longer = replace(CONTINUOUS, name="continuous, n = 20", following=20)
         wide = replace(CONTINUOUS, name="continuous, P(256)", width=256)
-        return (CONTINUOUS, longer, wide, REPLICA, LONG)
+        return (CONTINUOUS, longer, wide, REPLICA, TRUSTING, LONG)
     nearest = replace(CONTINUOUS, name="continuous, of the nearest 64", followed=64)
     small = replace(nearest, name="continuous, of the nearest 64, 4,096 entries", capacity=4096)
-    return (CONTINUOUS, nearest, small, REPLICA, LONG)
+    return (CONTINUOUS, nearest, small, REPLICA, TRUSTING, LONG)
 
 
 def exact_ways(k: int) -> tuple[Way, ...]:
