@@ -142,4 +142,32 @@ BUGS_KNN_MODEL = (
         "model.read(tokens[start:end], following)",
         HELD_OUT,
     ),
+    Bug(
+        "a replica by its name looks for all neighbours",
+        f"{KNN}/language_model.py",
+        "min(self.retriever.k, GUESSED)",
+        "self.retriever.k",
+        WHOLE,
+    ),
+    Bug(
+        "a replica waits for a worker",
+        f"{KNN}/language_model.py",
+        "Replica(cheap, of, inline=True)",
+        "Replica(cheap, of)",
+        WHOLE,
+    ),
+    Bug(
+        "a replica is built, and the cache guesses",
+        f"{KNN}/language_model.py",
+        "replace(settings, speculators=(self.replica,))",
+        "replace(settings, speculators=None)",
+        WHOLE,
+    ),
+    Bug(
+        "an exact search by its name scans on BLAS's threads",
+        f"{KNN}/search.py",
+        'settings.setdefault("threads", own_threads())',
+        'settings.setdefault("threads", None)',
+        WHOLE,
+    ),
 )

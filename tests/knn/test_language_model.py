@@ -417,7 +417,7 @@ def test_an_exact_search_by_its_name_scans_on_threads_of_its_own(
     """Where the library that holds BLAS to one thread is there; the text is the same."""
     pytest.importorskip("threadpoolctl")
     with KNNLanguageModel(network, tokenizer, store, k=3) as threaded:
-        monkeypatch.setattr("ralmspec_plugins.knn.fitting.find_spec", lambda _: None)
+        monkeypatch.setattr("ralmspec_plugins.knn.search.find_spec", lambda _: None)
         with KNNLanguageModel(network, tokenizer, store, k=3) as plainly:
             check_equal(
                 threaded.generate("the keeper", max_tokens=6),
