@@ -24,7 +24,7 @@ from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Hits, Query, Request
 
-SIZES: Final = (1, 2, 4, 8, 16)
+SIZES: Final = (1, 2, 4, 8, 16, 32)
 _REPEATS: Final = 7
 
 

@@ -16,7 +16,7 @@ class Scale:
 
     Args:
         models: as `prepare` takes them.
-        entries: of a datastore, about.
+        entries: of a datastore, about; of all texts where they give fewer.
         course: of training.
         each: prompts of each domain.
         outside: prompts of none.
@@ -31,7 +31,7 @@ class Scale:
     """
 
     models: tuple[str, ...] = ("demo", TRAINED)
-    entries: int = 600_000
+    entries: int = 1_800_000
     course: Course = field(default_factory=Course)
     each: int = 2
     outside: int = 2
