@@ -28,7 +28,8 @@ from ralmspec_plugins.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "langchain", "simulated", "knn_lm")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("benchmarks", "langchain", "simulated", "knn_lm", "knn_lm_measured")
 ]
 RESULTS = Path(__file__).parent / "results"
 ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",

@@ -28,7 +28,7 @@ from ralmspec_plugins.bench.knn.replaying import (
 )
 from ralmspec_plugins.bench.knn.simulating import REGIMES, simulate
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns, virtual_latencies
-from ralmspec_plugins.bench.knn.ways import CONTINUOUS, FIXED, Way, best, exact_ways
+from ralmspec_plugins.bench.knn.ways import CONTINUOUS, FIXED, Way, caches, simulated_ways
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.building import build_datastore
 from ralmspec_plugins.knn.exact import ExactSearch
@@ -297,7 +297,7 @@ def test_simulated_ways_stay_below_the_bound(runs: VirtualRuns) -> None:
     """N a + b(1) is the least; a stride of one gains nothing."""
     rows = simulate(runs, (4,), regimes=REGIMES[:1])
 
-    assert {row["way"] for row in rows} == {way.name for way in exact_ways(4)}
+    assert {row["way"] for row in rows} == {way.name for way in simulated_ways(4)}
     with_cache = [row for row in rows if not row["way"].endswith("replica")]
     assert all(row["speed_up"] <= row["bound"] + 1e-9 for row in with_cache)
     plainly = TOKENS * (1 + 10.0)
@@ -309,7 +309,7 @@ def test_no_wider_search_is_simulated_where_it_is_approximate(runs: VirtualRuns)
     """A wider approximate search may begin with other neighbours, so there is none."""
     rows = simulate(runs, (4,), regimes=[one for one in REGIMES if one.search != "exact"][:1])
 
-    wide = [way.name for way in best(4) if way.width is not None]
+    wide = [way.name for way in caches(4) if way.width is not None]
     assert wide
     assert not {row["way"] for row in rows} & set(wide)
 
@@ -362,7 +362,7 @@ def test_a_cell_is_estimated(made: Artefacts, search: ExactSearch) -> None:
 def test_ways_have_their_own_names() -> None:
     """For every k; tables tell them apart by name."""
     for k in (1, 8, 64, 256, 1024):
-        names = [way.name for way in exact_ways(k)]
+        names = [way.name for way in simulated_ways(k)]
         assert len(set(names)) == len(names)
 
 

@@ -20,7 +20,7 @@ from ralmspec_plugins.bench.knn.results import Results
 from ralmspec_plugins.bench.knn.scale import Scale
 from ralmspec_plugins.bench.knn.simulating import simulate
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns
-from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways
+from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways, simulated_ways
 from ralmspec_plugins.knn.approximate import ApproximateSearch
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.model import KNNModel
@@ -201,7 +201,7 @@ class Bench:
         return self._remembering[1]
 
     def _fresh_runs(self, k: int) -> VirtualRuns:
-        width = max(k, *(way.width or k for way in exact_ways(k)))
+        width = max(k, *(way.width or k for way in simulated_ways(k)))
         return VirtualRuns(
             model=RememberingModel(self._model),
             remembered=Remembered(OfK(self.exact, width)),

@@ -33,10 +33,10 @@ class Scale:
     models: tuple[str, ...] = ("demo", TRAINED)
     entries: int = 1_800_000
     course: Course = field(default_factory=Course)
-    each: int = 2
+    each: int = 1
     outside: int = 2
     tokens: int = 64
-    repetitions: int = 2
+    repetitions: int = 1
     ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns, guess_rate, virtual_latencies
-from ralmspec_plugins.bench.knn.ways import OS3_ASIDE, PAPER, Way, best
+from ralmspec_plugins.bench.knn.ways import Way, simulated_ways
 from ralmspec_plugins.records import Answer
 
 PUBLISHED: Final[Mapping[str, Mapping[str, float]]] = {
@@ -117,7 +117,7 @@ def simulate(
 
 def _ways(k: int, regime: Regime) -> Iterator[Way]:
     """Give the ways of a regime; an approximate search is never wider than k."""
-    for way in (*PAPER, OS3_ASIDE, *best(k)):
+    for way in simulated_ways(k):
         if regime.search == "exact" or way.width is None:
             yield way
 

@@ -91,8 +91,11 @@ PAPER: Final = (*FIXED, OS3)
 """The schedules of the paper's KNN-LM figures."""
 
 
-def best(k: int) -> tuple[Way, ...]:
-    """Give the settings of ours that are tried beside the default, for so many neighbours.
+REPLICAS: Final = (REPLICA, TRUSTING, LONG)
+
+
+def caches(k: int) -> tuple[Way, ...]:
+    """Give caches of ours beside the default, for so many neighbours; the first is measured, too.
 
     Where few are looked for, more may be brought along; where many are, taking in and
     looking through less saves time.
@@ -100,17 +103,22 @@ def best(k: int) -> tuple[Way, ...]:
     if k <= 64:
         longer = replace(CONTINUOUS, name="continuous, n = 20", following=20)
         wide = replace(CONTINUOUS, name="continuous, P(256)", width=256)
-        return (CONTINUOUS, longer, wide, REPLICA, TRUSTING, LONG)
+        return longer, wide
     nearest = replace(CONTINUOUS, name="continuous, of the nearest 64", followed=64)
     small = replace(nearest, name="continuous, of the nearest 64, 4,096 entries", capacity=4096)
-    return (CONTINUOUS, nearest, small, REPLICA, TRUSTING, LONG)
+    return nearest, small
 
 
 def exact_ways(k: int) -> tuple[Way, ...]:
     """Give all ways that are measured over an exact search."""
-    return (*PAPER, OS3_ASIDE, *best(k))
+    return (*PAPER, OS3_ASIDE, CONTINUOUS, caches(k)[0], *REPLICAS)
 
 
 def approximate_ways(k: int) -> tuple[Way, ...]:
-    """Give the ways that are measured over an approximate search, which is never wider than k."""
-    return (OS3, OS3_ASIDE, *(way for way in best(k) if way.width is None))
+    """Give the ways that are measured over an approximate search."""
+    return (OS3, OS3_ASIDE, CONTINUOUS, caches(k)[0], *REPLICAS)
+
+
+def simulated_ways(k: int) -> tuple[Way, ...]:
+    """Give all ways that are run in virtual time."""
+    return (*PAPER, OS3_ASIDE, CONTINUOUS, *caches(k), *REPLICAS)
