@@ -128,15 +128,15 @@ class Bench:
 
     def cell(self, search: str, k: int) -> Cell:
         """Say what is measured with a search and a k."""
-        ways = exact_ways(k) if search.startswith("exact") else approximate_ways(k)
+        scale, exact = self._scale, search.startswith("exact")
         return Cell(
             model=self.name,
             search=search,
             k=k,
             weight=WEIGHT,
-            tokens=self._scale.tokens,
-            repetitions=self._scale.repetitions,
-            ways=ways,
+            tokens=scale.tokens,
+            repetitions=scale.repetitions if exact else scale.approximate_repetitions,
+            ways=exact_ways(k) if exact else approximate_ways(k),
         )
 
     def measured(self, cell: Cell) -> dict[str, Any]:

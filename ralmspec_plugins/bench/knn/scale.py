@@ -21,7 +21,8 @@ class Scale:
         each: prompts of each domain.
         outside: prompts of none.
         tokens: of each text.
-        repetitions: of each measured cell.
+        repetitions: of each measured cell over an exact search.
+        approximate_repetitions: of each over another, which takes a tenth of the time.
         ks: how many neighbours vote.
         rate_ks: those that guesses are counted for.
         beside_ks: those that are measured with the search in a process of its own, too.
@@ -37,6 +38,7 @@ class Scale:
     outside: int = 2
     tokens: int = 64
     repetitions: int = 1
+    approximate_repetitions: int = 3
     ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)
@@ -61,6 +63,7 @@ SMALL: Final = Scale(
     outside=1,
     tokens=6,
     repetitions=1,
+    approximate_repetitions=1,
     ks=(1, 8),
     rate_ks=(8,),
     beside_ks=(8,),
