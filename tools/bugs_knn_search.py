@@ -97,15 +97,45 @@ BUGS_KNN_SEARCH = (
     Bug(
         "an entry that made room still counts as present",
         f"{KNN}/cache.py",
-        "self._sorted = np.sort(self._ids[: self._size])",
-        "self._sorted = np.union1d(self._sorted, ids)",
+        "        self._slots = np.argsort(self._ids[: self._size])\n"
+        "        self._sorted = self._ids[self._slots]\n",
+        "        self._sorted = np.union1d(self._sorted, missing)\n"
+        "        self._slots = np.arange(len(self._sorted)) % self._size\n",
         CACHE,
     ),
     Bug(
-        "what is found again makes room all the same",
+        "what is found again is no newer for it",
         f"{KNN}/cache.py",
-        "again = oldest[_among(needed, oldest)]",
-        "again = oldest[:0]",
+        "self._brought[self._slots[self._sorted.searchsorted(ids[there])]] = when[there]",
+        "pass",
+        CACHE,
+    ),
+    Bug(
+        "the newest make room",
+        f"{KNN}/cache.py",
+        "np.argpartition(self._brought[: self._size], displaced - 1)[:displaced]",
+        "np.argpartition(-self._brought[: self._size], displaced - 1)[:displaced]",
+        CACHE,
+    ),
+    Bug(
+        "what waits is taken in from the oldest on",
+        f"{KNN}/cache.py",
+        "self._entries(self._waiting.pop())",
+        "self._entries(self._waiting.popleft())",
+        CACHE,
+    ),
+    Bug(
+        "only the last of what waits is taken in",
+        f"{KNN}/cache.py",
+        "while self._waiting and len(known) < self.capacity:",
+        "while self._waiting and not parts:",
+        CACHE,
+    ),
+    Bug(
+        "a cache takes in what nobody asks for",
+        f"{KNN}/cache.py",
+        "            self._waiting.append(hits)\n",
+        "            self._waiting.append(hits)\n            self._take_in()\n",
         CACHE,
     ),
     Bug(
@@ -118,8 +148,8 @@ BUGS_KNN_SEARCH = (
     Bug(
         "an entry that is neighbour and follower is in the cache twice",
         f"{KNN}/cache.py",
-        "        behind = behind[np.isin(behind, ids, assume_unique=True, invert=True)]\n",
-        "",
+        "behind[~_among(np.sort(ids), behind)]",
+        "behind",
         CACHE,
     ),
     Bug(

@@ -6,6 +6,7 @@ text goes on as a text of the datastore did, the next entries of that text are
 """
 
 import threading
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from ralmspec_plugins.retrieval.vectors import norm_of
 
 CAPACITY = 16_384
 FOLLOWING = 10  # as in the paper
+_WAITING = 256  # searches that wait to be taken in; of more, the oldest would hardly stay
 
 
 class NeighbourCache:
@@ -36,11 +38,14 @@ class NeighbourCache:
     They are ranked as an exact search ranks all entries, to the last bit. So a guess
     whose true neighbours are all in here is the truth itself.
 
+    What searches found waits until somebody wants a guess: where nobody does, it costs
+    nothing, and what newer searches would have displaced is never read.
+
     One for each request, by default; it may be shared, since it is thread-safe. Its
     memory grows as it is filled, up to `4 * capacity * dimension` bytes.
     """
 
-    inline = True  # two milliseconds at the most
+    inline = True  # milliseconds, mostly for taking in what waits
 
     def __init__(
         self,
@@ -57,12 +62,11 @@ class NeighbourCache:
             datastore: whose entries are guessed.
             k: how many neighbours a guess has, or all of them while there are fewer.
             following: how many entries behind each neighbour are taken in, too.
-            followed: of how many of a query's neighbours, the nearest; by default of all, as far
-                as one search's entries then surely fit. With the demo model on its world's
-                83,000 tokens (k 1024, stride 4, 138 guesses), all: 91 % were right, 256: 86 %,
-                64: 79 %; without any followers 64 %.
-            capacity: the most entries; the oldest make room. Below k, the farthest neighbours
-                are left out.
+            followed: of how many of a query's neighbours, the nearest; by default of all, as in the
+                paper and as far as one search's entries then surely fit. At k = 1024 fewer leave
+                room for what earlier searches brought (docs/knn_lm_measured.md).
+            capacity: the most entries; those that were brought longest ago make room. Below k, the
+                farthest neighbours are left out.
 
         Raises:
             ConfigError: a number is out of range.
@@ -81,6 +85,7 @@ class NeighbourCache:
         self.followed = followed
         self.capacity = capacity
         self._datastore = datastore
+        self._waiting: deque[Hits] = deque(maxlen=_WAITING)  # the newest last
         self._lock = threading.Lock()
         self._make_room()
 
@@ -89,21 +94,27 @@ class NeighbourCache:
         self._ids: Ids = np.empty(self.capacity, dtype=np.int64)
         self._keys: Vectors = np.empty((self.capacity, dimension), dtype=np.float32)
         self._squares: Vectors = np.empty(self.capacity, dtype=np.float32)
+        self._brought: NDArray[np.int64] = np.empty(self.capacity, dtype=np.int64)  # when, last
+        self._now = 0
         self._sorted: Ids = np.empty(0, dtype=np.int64)  # the ids in here, ascending
+        self._slots: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # of the sorted ids
         self._longest = 0.0  # the greatest square that was ever in here
         self._size = 0
-        self._next = 0  # the slot that is written next: once all are full, the oldest entry's
+        self._waiting.clear()
 
     @property
     def size(self) -> int:
         """How many entries are in here."""
-        return self._size
+        with self._lock:
+            self._take_in()
+            return self._size
 
     def guess(self, query: Query) -> Neighbours | None:
         """Give the nearest k entries in here; `None` while there are none."""
         check_hidden(query, self._datastore.about.dimension)
         hidden: Vectors = np.asarray(query.encoding, dtype=np.float32)
         with self._lock:
+            self._take_in()
             if not self._size:
                 return None
             keys = self._keys[: self._size]
@@ -118,48 +129,59 @@ class NeighbourCache:
         return nearest_of(ids, self._datastore.values[ids], scores, self.k)
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Take in what a search found, and what stands behind it; all of it is in here then."""
+        """Have what a search found, and what stands behind it, in here for the next guess."""
+        with self._lock:
+            self._waiting.append(hits)
+
+    def _take_in(self) -> None:
+        """Take in what waits, as if each had been taken in when it came."""
+        if not self._waiting:
+            return
+        parts, known = [], np.empty(0, dtype=np.int64)
+        while self._waiting and len(known) < self.capacity:
+            entries = self._entries(self._waiting.pop())
+            parts.append(entries[~_among(known, entries)])
+            known = np.sort(np.concatenate([known, parts[-1]]), kind="stable")
+        self._waiting.clear()  # newer ones have taken all the room
+        self._bring(np.concatenate(parts)[: self.capacity])
+
+    def _entries(self, hits: Hits) -> Ids:
+        """Give neighbours, the nearest first, and then what stands behind them."""
         ids = _ids_of(hits)[: self.capacity]
         fitting = (self.capacity - len(ids)) // max(1, self.following)
         followed = fitting if self.followed is None else min(fitting, self.followed)
         behind = self._datastore.following(ids[:followed], self.following)
-        behind = behind[np.isin(behind, ids, assume_unique=True, invert=True)]
-        with self._lock:
-            self._insert(self._missing(np.concatenate([ids, behind])))
+        return np.concatenate([ids, behind[~_among(np.sort(ids), behind)]])
 
-    def _missing(self, touched: Ids) -> Ids:
-        """Give those that are not in here, or would not be once the missing ones are."""
-        absent = touched[~_among(self._sorted, touched)]
-        count = len(absent)
-        if self._size + count <= self.capacity:
-            return absent
-        needed = np.sort(touched)
-        while True:  # each round may find more of what is needed among the oldest
-            oldest = self._ids[self._overwritten(count)]
-            again = oldest[_among(needed, oldest)]
-            if len(absent) + len(again) == count:
-                return np.concatenate([absent, again])
-            count = len(absent) + len(again)
-
-    def _overwritten(self, count: int) -> NDArray[np.int64]:
-        """Give the slots that the next so many entries go to, and that are not free."""
-        slots = (self._next + np.arange(count)) % self.capacity
-        return slots[slots < self._size]
-
-    def _insert(self, ids: Ids) -> None:
-        """Write these entries over the oldest."""
-        if not len(ids):
+    def _bring(self, ids: Ids) -> None:
+        """Have these entries in here, the first as the newest, instead of the oldest."""
+        self._now += len(ids)
+        when = self._now - np.arange(len(ids))
+        there = _among(self._sorted, ids)
+        self._brought[self._slots[self._sorted.searchsorted(ids[there])]] = when[there]
+        missing = ids[~there]
+        if not len(missing):
             return
+        room = min(self._size + len(missing), self.capacity)
+        slots = np.arange(self._size, room)
+        displaced = len(missing) - len(slots)
+        if displaced:
+            oldest = np.argpartition(self._brought[: self._size], displaced - 1)[:displaced]
+            slots = np.concatenate([slots, oldest])
+        self._size = room
+        self._write(slots, missing)
+        self._brought[slots] = when[~there]
+        self._slots = np.argsort(self._ids[: self._size])
+        self._sorted = self._ids[self._slots]
+
+    def _write(self, slots: NDArray[np.int64], ids: Ids) -> None:
+        """Put these entries into these slots."""
         halves = self._datastore.keys[ids]
         keys = np.empty(halves.shape, dtype=np.float32)
         widen(halves, keys)
         squares = np.einsum("ij,ij->i", keys, keys)
-        slots = (self._next + np.arange(len(ids))) % self.capacity
         self._ids[slots], self._keys[slots], self._squares[slots] = ids, keys, squares
         self._longest = max(self._longest, float(squares.max()))
-        self._size = min(self.capacity, self._size + len(ids))
-        self._next = int(slots[-1] + 1) % self.capacity
-        self._sorted = np.sort(self._ids[: self._size])
 
     def clear(self) -> None:
         """Forget everything."""
@@ -171,9 +193,9 @@ class NeighbourCache:
         with self._lock:
             ids, store = self._ids[: self._size], self._datastore
             assert self._size <= self.capacity
-            assert self._next == self._size % self.capacity or self._size == self.capacity
-            assert len(np.unique(ids)) == self._size
+            assert len(np.unique(ids)) == len(np.unique(self._brought[: self._size])) == self._size
             assert np.array_equal(self._sorted, np.sort(ids))
+            assert np.array_equal(self._sorted, ids[self._slots])
             assert np.array_equal(self._keys[: self._size], store.keys[ids].astype(np.float32))
             assert bool((self._squares[: self._size] <= self._longest).all())
 

@@ -56,6 +56,7 @@ class KNNLanguageModel:
         sampling: Greedy | Sampling | None = None,
         settings: Settings | None = None,
         following: int = FOLLOWING,
+        followed: int | None = None,
         capacity: int = CAPACITY,
         cache_bytes: int = 2 * _GIB,
         same_model: bool = True,
@@ -81,6 +82,7 @@ class KNNLanguageModel:
             settings: how to speculate; by default each request guesses from a cache of its own,
                 and searches are no wider than k.
             following: how many entries behind each neighbour that cache takes in (PAPERS 1.8).
+            followed: behind how many of the nearest; by default behind all.
             capacity: the most entries in that cache.
             cache_bytes: the most memory for key-value caches that are not in use.
             same_model: refuse a model whose weights are not those that made the keys; set it
@@ -98,7 +100,7 @@ class KNNLanguageModel:
         self.model = fitting_model(model, tokenizer, store, cache_bytes, same_model=same_model)
         self.retriever = fitting_search(store, search, k)
         self.sampling = sampling if sampling is not None else Greedy()
-        self._following, self._capacity = following, capacity
+        self._following, self._followed, self._capacity = following, followed, capacity
         self.replica: Replica | None = None
         if replica is not None:
             cheap: Any = fitting_search(store, replica, min(self.retriever.k, GUESSED))
@@ -271,6 +273,7 @@ class KNNLanguageModel:
             self.datastore,
             k=self.retriever.k,
             following=self._following,
+            followed=self._followed,
             capacity=self._capacity,
         )
 

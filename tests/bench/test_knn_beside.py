@@ -1,11 +1,13 @@
 """An exact search in a process of its own: the same neighbours, and nothing left behind."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ralmspec_plugins.bench.knn.away import AwaySearch
 from ralmspec_plugins.bench.knn.beside import BesideSearch, served
 from ralmspec_plugins.errors import InputError, RalmSpecError
 from ralmspec_plugins.knn.datastore import Datastore
@@ -50,3 +52,18 @@ def test_what_cannot_be_served_is_said(folder: Path) -> None:
 
     with pytest.raises(RalmSpecError, match="could not be served"), served(folder):
         pass
+
+
+def test_a_search_behind_a_delay_finds_the_same(folder: Path) -> None:
+    """Each round trip waits, whatever its batch; all else is the inner search's."""
+    store = Datastore.open(folder)
+    inner = ExactSearch(store, k=7)
+    away = AwaySearch(inner, delay_s=0.02)
+    queries = [Query("", one) for one in np.eye(4, dtype=np.float32)]
+    began_s = time.perf_counter()
+
+    assert inner.search(queries) == away.search(queries)
+    assert time.perf_counter() - began_s >= 0.02
+    assert (inner.k, inner.exact, inner.signature) == (away.k, away.exact, away.signature)
+    with pytest.raises(InputError):
+        away.encode("a text")

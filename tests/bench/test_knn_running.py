@@ -31,6 +31,7 @@ SCALE = Scale(
     ks=(4,),
     rate_ks=(4,),
     beside_ks=(),
+    away_ks=(4,),
     profile_ks=(4,),
     words=12,
     approximate=("hnsw",),

@@ -73,24 +73,44 @@ def test_an_empty_cache_guesses_nothing() -> None:
 
 
 def test_the_oldest_make_room() -> None:
-    """Capacity 4: a fifth entry takes the place of the first."""
-    store = Datastore.of(np.eye(10), range(10))
-    cache = NeighbourCache(store, k=10, following=0, capacity=4)
-    for ids in ((0, 1), (2, 3), (4,)):
-        cache.learn(anything(store), found(store, *ids))
+    """Capacity 4: a fifth entry takes the place of the one that was farthest in the first search.
 
-    assert {1, 2, 3, 4} == held(cache)
+    Whether it is taken in at once or with the others makes no difference.
+    """
+    store = Datastore.of(np.eye(10), range(10))
+    caches = [NeighbourCache(store, k=10, following=0, capacity=4) for _ in range(2)]
+    for ids in ((0, 1), (2, 3), (4,)):
+        for cache in caches:
+            cache.learn(anything(store), found(store, *ids))
+        held(caches[0])
+
+    assert {0, 2, 3, 4} == held(caches[0]) == held(caches[1])
 
 
 def test_what_a_search_found_is_in_the_cache_afterwards() -> None:
-    """An old entry that is found again stays, though it was its turn to go."""
+    """An old entry that is found again stays, and is the newest then."""
     store = Datastore.of(np.eye(10), range(10))
     cache = NeighbourCache(store, k=10, following=0, capacity=4)
     cache.learn(anything(store), found(store, 0, 1, 2, 3))
-    cache.learn(anything(store), found(store, 0, 8))
+    cache.learn(anything(store), found(store, 3, 8))
 
-    assert {0, 8, 2, 3} == held(cache)
+    assert {3, 8, 0, 1} == held(cache)
+    cache.learn(anything(store), found(store, 9))
+    assert {9, 3, 8, 0} == held(cache)
     cache.check()
+
+
+def test_what_nobody_asks_for_is_not_taken_in() -> None:
+    """Nothing is read for 1,000 searches without a guess, and the last ones count when it comes."""
+    store = Datastore.of(np.eye(10), range(10))
+    cache = NeighbourCache(store, k=10, following=0, capacity=3)
+    for turn in range(1000):
+        cache.learn(anything(store), found(store, turn % 10))
+
+    assert 0 == cache._size
+    assert 256 == len(cache._waiting)
+    assert {7, 8, 9} == held(cache)
+    assert 0 == len(cache._waiting)
 
 
 def test_a_search_larger_than_the_cache_brings_the_nearest() -> None:
@@ -105,32 +125,37 @@ def test_a_search_larger_than_the_cache_brings_the_nearest() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     store=stores,
-    seeds=st.lists(st.integers(0, 2**32), min_size=1, max_size=8),
+    searches=st.lists(st.tuples(st.integers(0, 2**32), st.booleans()), min_size=1, max_size=8),
     k=st.integers(1, 40),
     following=st.integers(0, 12),
     capacity=st.integers(1, 300),
 )
 def test_it_holds_what_a_naive_one_holds(
-    store: Datastore, seeds: list[int], k: int, following: int, capacity: int
+    store: Datastore,
+    searches: list[tuple[int, bool]],
+    k: int,
+    following: int,
+    capacity: int,
 ) -> None:
-    """After each search: what it brought is there, the rest is the newest of what was there.
+    """What was brought last is there, whether there were guesses between the searches or not.
 
     And the guess is that of a sort of all distances, ties by id.
     """
     search = ExactSearch(store, k=k)
     cache = NeighbourCache(store, k=k, following=following, capacity=capacity)
-    newest: dict[int, None] = {}  # in the order in which they came, the oldest first
-    for seed in seeds:
+    newest: dict[int, None] = {}  # in the order in which they were last brought, the oldest first
+    for seed, guesses in searches:
         hidden = invented_hidden(seed, store)
-        if newest:
+        if newest and guesses:
             among = np.array(sorted(newest), dtype=np.int64)
             assert nearest_by_hand(store, hidden, k, among) == cache.guess(asking(hidden))
         [truth] = search.search([asking(hidden)])
         cache.learn(asking(hidden), truth)
-        cache.check()
         _learn_naively(newest, store, truth, following, capacity)
 
-        assert set(newest) == set(cache._ids[: cache.size].tolist())
+        assert not guesses or set(newest) == set(cache._ids[: cache.size].tolist())
+        cache.check()
+    assert set(newest) == set(cache._ids[: cache.size].tolist())
 
 
 def _learn_naively(
@@ -141,15 +166,11 @@ def _learn_naively(
     for entry in ids[: (capacity - len(ids)) // max(1, following)]:
         end = next(end for end in store.document_ends.tolist() if entry < end)
         behind.update(range(entry + 1, min(entry + 1 + following, end)))
-    brought = dict.fromkeys([*ids, *sorted(behind)])
-    oldest = list(newest)
-    fresh = [entry for entry in brought if entry not in newest]
-    while len(newest) + len(fresh) > capacity:
-        gone = oldest.pop(0)
-        del newest[gone]
-        if gone in brought:  # found again: it goes to the end
-            fresh.append(gone)
-    newest.update(dict.fromkeys(fresh))
+    for entry in reversed([*ids, *sorted(behind - set(ids))]):
+        newest.pop(entry, None)
+        newest[entry] = None
+    while len(newest) > capacity:
+        del newest[next(iter(newest))]
 
 
 @settings(max_examples=40, deadline=None)

@@ -116,6 +116,7 @@ def check_over(
             search=search,
             settings=settings,
             following=(10, 1, 5)[number % 3],
+            followed=(None, 1, 2)[number % 3],
             replica=ExactSearch(store, k=2) if number % 3 == 2 else None,  # often wrong
         ) as lm:
             prompt, seed = " ".join(text.split()[:5]), number
@@ -187,6 +188,20 @@ def test_it_guesses_and_mostly_right(
 
     assert answer.stats.searches <= 8
     assert answer.stats.guesses_right >= 6
+
+
+def test_a_cache_is_as_it_was_asked_for(
+    network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
+) -> None:
+    """One for each request, with these settings."""
+    asked = {"following": 3, "followed": 2, "capacity": 50}
+    with KNNLanguageModel(network, tokenizer, store, k=4, **asked) as lm:
+        made = lm._settings.speculators
+        assert callable(made)
+        [first], [second] = made(), made()
+
+    assert first is not second
+    assert asked == {name: getattr(first, name) for name in asked}
 
 
 def test_a_replica_guesses_the_first_token_too(

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from ralmspec_plugins.bench.cases import PLAIN_NAME
 from ralmspec_plugins.bench.equality import UnequalError, check_equal
@@ -22,8 +22,6 @@ from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
-SEARCHES: Final = ("exact", "exact beside", "hnsw", "ivfpq")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -31,7 +29,7 @@ class Cell:
 
     Args:
         model: its name.
-        search: one of `SEARCHES`.
+        search: "exact", "exact beside", an approximate one by its name, or that behind a delay.
         k: how many neighbours vote.
         weight: their share.
         tokens: of each text.

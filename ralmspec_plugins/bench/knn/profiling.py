@@ -1,11 +1,11 @@
-"""Where a token's time goes: the model's pass, the search, guessing, learning, choosing, the loop.
+"""Where a token's time goes: the model's pass, the search, guessing, choosing, the loop.
 
 The parts are timed one by one on the states and neighbours of real texts. What loop and
 threads take is seen in runs in which passes and searches are remembered and take nothing.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -93,7 +93,7 @@ def profile(
         "parts_us": {
             "pass": _us(step.pass_s for step in steps),
             "choosing": _us(_choosing(steps, weight)),
-            **_cache_us(texts, guessing),
+            "guessing": _us(_guessing(texts, guessing)),
         },
         "search_us": {str(size): _search_us(search, steps, size) for size in SIZES},
         "loop_us": {
@@ -129,21 +129,15 @@ def _choosing(steps: Sequence[Step], weight: float) -> Iterable[float]:
         yield time.perf_counter() - began_s
 
 
-def _cache_us(texts: Sequence[Sequence[Step]], settings: Settings) -> dict[str, float]:
-    """Time guessing and learning as each text goes on."""
-    guessing: list[float] = []
-    learning: list[float] = []
+def _guessing(texts: Sequence[Sequence[Step]], settings: Settings) -> Iterator[float]:
+    """Time a guess as each text goes on, with taking in what the last search found."""
     for text in texts:
         made = settings.speculators
         assert callable(made)
         (cache,) = made()
         for step in text:
-            for times, work in (
-                (guessing, partial(cache.guess, step.query)),
-                (learning, partial(cache.learn, step.query, step.found)),
-            ):
-                times.append(_took_s(work))
-    return {"guessing": _us(guessing), "learning": _us(learning)}
+            yield _took_s(partial(cache.guess, step.query))
+            cache.learn(step.query, step.found)
 
 
 def _search_us(search: NeighbourSearch, steps: Sequence[Step], size: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ralmspec_plugins.bench.knn.artefacts import Artefacts, prepare
+from ralmspec_plugins.bench.knn.away import AWAY, AwaySearch
 from ralmspec_plugins.bench.knn.beside import BesideSearch, served
 from ralmspec_plugins.bench.knn.domains import Domain
 from ralmspec_plugins.bench.knn.estimating import estimated_s
@@ -160,7 +161,9 @@ class Bench:
             with served(self.made.folder / "datastore") as port:
                 yield BesideSearch(port, self.made.datastore, k)
         else:
-            yield self.made.search(kind, k)
+            near, _, away = kind.partition(", ")
+            search = self.made.search(near, k)
+            yield AwaySearch(search) if away else search
 
     def estimated_s(self, cell: Cell) -> float:
         """Say how long a cell will take; models, datastores and indexes are made if need be."""
@@ -173,6 +176,7 @@ class Bench:
         scale = self._scale
         for search in ("exact", *scale.approximate):
             yield from (self.cell(search, k) for k in scale.ks)
+        yield from (self.cell(f"{scale.approximate[0]}, {AWAY}", k) for k in scale.away_ks)
         yield from (self.cell("exact beside", k) for k in scale.beside_ks)
 
     def foretold(self, asked: Domain) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Scale:
         ks: how many neighbours vote.
         rate_ks: those that guesses are counted for.
         beside_ks: those that are measured with the search in a process of its own, too.
+        away_ks: those that are measured with the first approximate search behind a delay, too.
         profile_ks: those that a token's parts are timed for.
         words: of each held-out text whose perplexity is taken.
         approximate: settings of approximate indexes, by kind.
@@ -42,6 +43,7 @@ class Scale:
     ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)
+    away_ks: tuple[int, ...] = (8, 1024)
     profile_ks: tuple[int, ...] = (8, 1024)
     words: int = 300
     approximate: tuple[str, ...] = ("hnsw", "ivfpq")
@@ -67,6 +69,7 @@ SMALL: Final = Scale(
     ks=(1, 8),
     rate_ks=(8,),
     beside_ks=(8,),
+    away_ks=(8,),
     profile_ks=(8,),
     words=20,
 )
