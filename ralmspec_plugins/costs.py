@@ -145,7 +145,9 @@ class Costs:
     # other: a step takes 2 to 4 ms longer beside a search of 1 to 5 ms (docs/benchmarks.md).
     SIDE_BY_SIDE_S = 0.003
     WORTH_WRITING = 0.05  # of a step: what is hidden on average must be more than this
-    FADING = 0.97  # what stopping cost is forgotten by, each guess: else nobody would try again
+    # What stopping cost is forgotten by with each guess, and what guessing cost with each search:
+    # else nobody would try again.
+    FADING = 0.97
 
     def __init__(self, curve: BatchCurve | None = None) -> None:
         """Start optimistic: with nothing measured, everything pays."""
@@ -153,6 +155,8 @@ class Costs:
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stop_s = 0.0
+        self._guessing: deque[float] = deque(maxlen=RECENT)
+        self._guess_s = 0.0  # that a guess takes as a rule
         self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
         # Policies ask for these several times a step, so they are worked out when they change.
@@ -174,6 +178,7 @@ class Costs:
     def searched(self, search: Searched) -> None:
         """Take in how long a search took, and what went on meanwhile."""
         self.contention.searched()
+        self._guess_s *= self.FADING
         if search.beside_s <= 0.05 * search.seconds:  # then it computed for the search
             self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
             busy = tuple(self._busy)
@@ -185,6 +190,11 @@ class Costs:
         """Take in how long a segment took from the word to stop until it had stopped."""
         self._stop_s += 0.3 * (seconds - self._stop_s)
 
+    def guessed(self, seconds: float) -> None:
+        """Take in how long the speculators took over a guess."""
+        self._guessing.append(seconds)
+        self._guess_s = median_low(tuple(self._guessing))
+
     def judged(self, right: bool) -> None:
         """Take in whether a guess was right."""
         self._guesses.append(right)
@@ -193,11 +203,14 @@ class Costs:
         self._stop_s *= self.FADING
 
     def worth_guessing(self) -> bool:
-        """Say whether hiding all of the searching would be noticed at all."""
+        """Say whether what right guesses hide would be noticed, beside what all guesses take."""
         step_s = self.step_s
         if step_s is None or not self.curve.points:
             return True
-        return self.curve(1) - self._side_by_side_s >= self.WORTH_GUESSING * step_s
+        most_s = self.curve(1) - self._side_by_side_s
+        if most_s < self.WORTH_GUESSING * step_s:
+            return False
+        return self._guess_s <= self.guess_rate * most_s
 
     def worth_writing(self, least_right: float = HOPELESS) -> bool:
         """Say whether writing on guesses saves more than the wrong ones cost.

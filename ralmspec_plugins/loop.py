@@ -153,6 +153,8 @@ class _Loop:
             step.cost_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
+            if self.policy is not None:
+                self.policy.guessed(done.took_s)
         elif done.error is not None:
             step.failure = Failure(done.error, alone)
         elif isinstance(done.need, Ask):
@@ -259,10 +261,12 @@ class _Loop:
                 return True
         if not step.guessed and self.policy.worth_guessing():
             step.guessed = True
+            began_s = self.guesses.clock()
             step.guess = self.guesses.quick_guess(step.query)
             if step.guess is None and self.guesses.slow:
                 self.chain.write(Guess(step.query), step)
                 return True
+            self.policy.guessed(self.guesses.clock() - began_s)
         if step.guess is None:
             return False
         if not self.policy.may_write(self.chain.view(stalled=False)):

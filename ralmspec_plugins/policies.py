@@ -54,6 +54,10 @@ class Policy(Protocol):
         """Take in how long a segment took to stop after it was told to."""
         ...
 
+    def guessed(self, seconds: float) -> None:
+        """Take in how long the speculators took over a guess."""
+        ...
+
     def judged(self, right: bool) -> None:
         """Take in whether a guess was right, in the order of the steps."""
         ...
@@ -95,6 +99,9 @@ class Rounds:
         self._costs.searched(search)
 
     def stopped(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
+    def guessed(self, seconds: float) -> None:
         """Nothing is adapted to it."""
 
     def judged(self, right: bool) -> None:
@@ -151,6 +158,10 @@ class OptimalRounds(Rounds):
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
         self._costs.stopped(seconds)
+
+    def guessed(self, seconds: float) -> None:
+        """Take in what guessing costs."""
+        self._costs.guessed(seconds)
 
     def judged(self, right: bool) -> None:
         """Note a guess of the round that was verified last."""
@@ -232,6 +243,10 @@ class Flowing:
     def stopped(self, seconds: float) -> None:
         """Take in what a wrong guess costs."""
         self._costs.stopped(seconds)
+
+    def guessed(self, seconds: float) -> None:
+        """Take in what guessing costs."""
+        self._costs.guessed(seconds)
 
     def judged(self, right: bool) -> None:
         """Note a guess."""

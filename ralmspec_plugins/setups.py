@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +31,19 @@ class Setup:
     """What the requests of one engine have in common."""
 
     def __init__(
-        self, workload: Workload[Any], retriever: Retriever, settings: Settings | None
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        settings: Settings | None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Check that the parts fit each other.
+
+        Args:
+            workload: what is written.
+            retriever: what is searched.
+            settings: how.
+            clock: gives the seconds that guesses inside the loop are timed with.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -41,6 +52,7 @@ class Setup:
         self.retriever = retriever
         self.settings = settings or Settings()
         self.costs = Costs()
+        self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
         self._process = os.getpid()
@@ -83,7 +95,7 @@ class Setup:
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
             retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Setup(self.workload, retriever, settings)
+        return Setup(self.workload, retriever, settings, clock=self._clock)
 
     def guesses(self) -> Guesses:
         """Make what one request knows and guesses with."""
@@ -100,6 +112,7 @@ class Setup:
             memo=self.settings.memo,
             signature=self.retriever.signature,
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
+            clock=self._clock,
         )
 
     @property

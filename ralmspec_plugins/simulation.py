@@ -32,8 +32,8 @@ class Simulation:
 
     Searches run side by side as the schedule sends them, the model writes one
     segment at a time, and a segment that is cancelled stops within `stop_s`. With
-    `contention`, searches and the model's work slow each other down. Times in the
-    answer's statistics are simulated.
+    `contention`, searches and the model's work slow each other down. What is done inside the
+    loop takes no time. Times in the answer's statistics are simulated.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Simulation:
         settings: Settings | None = None,
     ) -> None:
         """Put a workload in front of a retriever, both real, with these latencies."""
-        self._setup = Setup(workload, retriever, settings)
+        self._setup = Setup(workload, retriever, settings, clock=lambda: 0.0)
         self._latencies = latencies
 
     def run(self, request: Request | str) -> Answer:

@@ -1,20 +1,27 @@
 """Schedules: the paper's test vectors, the batch curve, and what policies decide."""
 
+import time
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ralmspec_plugins.config import Settings
 from ralmspec_plugins.costs import BatchCurve, Contention, Costs, Searched
+from ralmspec_plugins.engine import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.policies import Policy, View
+from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.schedule import (
     Continuous,
     FixedStride,
     OptimalStride,
+    Schedule,
 )
 from ralmspec_plugins.stride import best_part, estimate_gamma, optimal_stride, worth_gathering
+from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 
 GAMMAS = (0.2, 0.4, 0.6, 0.8, 0.9)
 
@@ -402,3 +409,70 @@ def test_what_is_computed_beside_a_segment_says_nothing_of_the_search(
         costs.searched(Searched(1, 0.002, beside_s=0.002, busy_s=0.002))
 
     assert costs.worth_guessing()
+
+
+@pytest.mark.parametrize(("guess_s", "worth"), [(0.009, False), (0.004, True)])
+def test_guesses_that_take_what_they_hide_are_not_made(guess_s: float, worth: bool) -> None:
+    """Half of them are right, so a guess for a search of 10 ms hides 5 on average."""
+    costs = Costs()
+    costs.wrote(0.01)
+    costs.searched(Searched(1, 0.01))
+    for turn in range(30):
+        costs.judged(right=turn % 2 == 0)
+    costs.guessed(guess_s)
+
+    assert worth == costs.worth_guessing()
+
+
+def test_what_guessing_took_is_forgotten_search_by_search() -> None:
+    """Else one slow guess would be the last; a usual one is, whatever the slowest took."""
+    costs = Costs()
+    costs.wrote(0.01)
+    costs.guessed(0.1)
+    costs.searched(Searched(1, 0.01))
+    assert not costs.worth_guessing()
+    for _ in range(80):
+        costs.searched(Searched(1, 0.01))
+    assert costs.worth_guessing()
+
+    costs.guessed(0.001)
+    costs.guessed(0.001)
+    assert costs.worth_guessing()
+
+
+class NoGuess:
+    """Takes ten times as long as a search, and guesses nothing."""
+
+    def __init__(self, *, inline: bool, signature: Hashable) -> None:
+        self.inline = inline
+        self.signature = signature
+        self.asked = 0
+
+    def guess(self, query: Query) -> Hits | None:
+        self.asked += 1
+        time.sleep(0.05)
+        return None
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """Learn nothing."""
+
+
+class SlowWords(WordRetriever):
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        time.sleep(0.005)
+        return super().search_wide(queries, width)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "inline"),
+    [(Continuous(), True), (OptimalStride(), True), (Continuous(), False)],
+)
+def test_slow_guesses_are_noticed(schedule: Schedule, inline: bool) -> None:
+    """Who guesses in ten times a search's time is asked in the first steps, and then no more."""
+    words = SlowWords(["a passage"])
+    guesser = NoGuess(inline=inline, signature=words.signature)
+    settings = Settings(schedule=schedule, speculators=(guesser,))
+    with Engine(EchoWorkload(), words, settings) as engine:
+        engine.run(" ".join(f"word{number}" for number in range(40)))
+
+    assert 1 <= guesser.asked <= 10

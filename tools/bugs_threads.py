@@ -1,8 +1,9 @@
-"""Bugs of who works in which thread, and of how often threads take turns."""
+"""Bugs of who works in which thread, of how often threads take turns, and of what costs what."""
 
 from bug import Bug
 
 THREADS = "tests/test_plain_threads.py tests/test_turns.py tests/test_schedule.py"
+SCHEDULE = "tests/test_schedule.py"
 CORE = "ralmspec_plugins"
 
 BUGS_THREADS = (
@@ -47,5 +48,33 @@ BUGS_THREADS = (
         "if search.beside_s <= 0.05 * search.seconds:",
         "if search.beside_s >= 0.0:",
         THREADS,
+    ),
+    Bug(
+        "what a guess takes is never counted",
+        f"{CORE}/costs.py",
+        "return self._guess_s <= self.guess_rate * most_s",
+        "return True",
+        SCHEDULE,
+    ),
+    Bug(
+        "what a guess took is never forgotten",
+        f"{CORE}/costs.py",
+        "        self._guess_s *= self.FADING\n",
+        "",
+        SCHEDULE,
+    ),
+    Bug(
+        "guesses inside the loop are not timed",
+        f"{CORE}/loop.py",
+        "            self.policy.guessed(self.guesses.clock() - began_s)\n",
+        "",
+        SCHEDULE,
+    ),
+    Bug(
+        "guesses in a worker are not timed",
+        f"{CORE}/loop.py",
+        "                self.policy.guessed(done.took_s)\n",
+        "                pass\n",
+        SCHEDULE,
     ),
 )

@@ -1,6 +1,7 @@
 """What a request knows already, and who guesses the rest: memo, then speculators in order."""
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
 
@@ -27,6 +28,7 @@ class Guesses:
         memo: Memo | None = None,
         signature: Hashable = None,
         signature_now: Callable[[], Hashable] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Ask these speculators, the first that answers counts.
 
@@ -36,7 +38,9 @@ class Guesses:
             signature: what is remembered there belongs to it.
             signature_now: gives the retriever's at any time: what was found after it has changed
                 is kept from whatever others share.
+            clock: gives the seconds that quick guesses are timed with.
         """
+        self.clock = clock
         self._speculators = tuple(speculators)
         quick = takewhile(lambda speculator: speculator.inline, self._speculators)
         self._quick = tuple(quick)
@@ -60,7 +64,7 @@ class Guesses:
         return bool(self._slow)
 
     def quick_guess(self, query: Query) -> Hits | None:
-        """Give the first guess of the speculators that are asked first and cost nothing."""
+        """Give the first guess of the speculators that are asked first, inside the loop."""
         return self._first_guess(self._quick, query)
 
     def slow_guess(self, query: Query) -> Hits | None:
