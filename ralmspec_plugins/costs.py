@@ -144,6 +144,7 @@ class Costs:
     # Two threads of one Python process that both compute take the lock and the caches from each
     # other: a step takes 2 to 4 ms longer beside a search of 1 to 5 ms (docs/benchmarks.md).
     SIDE_BY_SIDE_S = 0.003
+    QUICK_GUESS_S = 0.0003  # a guess of up to this is never held back: a pool's takes less
     WORTH_WRITING = 0.05  # of a step: what is hidden on average must be more than this
     # What stopping cost is forgotten by with each guess, and what guessing cost with each search:
     # else nobody would try again.
@@ -191,7 +192,7 @@ class Costs:
         self._stop_s += 0.3 * (seconds - self._stop_s)
 
     def guessed(self, seconds: float) -> None:
-        """Take in how long the speculators took over a guess."""
+        """Take in how long a guess inside the loop took."""
         self._guessing.append(seconds)
         self._guess_s = median_low(tuple(self._guessing))
 
@@ -210,7 +211,7 @@ class Costs:
         most_s = self.curve(1) - self._side_by_side_s
         if most_s < self.WORTH_GUESSING * step_s:
             return False
-        return self._guess_s <= self.guess_rate * most_s
+        return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 
     def worth_writing(self, least_right: float = HOPELESS) -> bool:
         """Say whether writing on guesses saves more than the wrong ones cost.

@@ -153,8 +153,6 @@ class _Loop:
             step.cost_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
-            if self.policy is not None:
-                self.policy.guessed(done.took_s)
         elif done.error is not None:
             step.failure = Failure(done.error, alone)
         elif isinstance(done.need, Ask):

@@ -55,7 +55,7 @@ class Policy(Protocol):
         ...
 
     def guessed(self, seconds: float) -> None:
-        """Take in how long the speculators took over a guess."""
+        """Take in how long a guess inside the loop took."""
         ...
 
     def judged(self, right: bool) -> None:
