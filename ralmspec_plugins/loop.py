@@ -265,9 +265,7 @@ class _Loop:
                 self.chain.write(Guess(step.query), step)
                 return True
             self.policy.guessed(self.guesses.clock() - began_s)
-        if step.guess is None:
-            return False
-        if not self.policy.may_write(self.chain.view(stalled=False)):
+        if step.guess is None or not self.policy.may_write(self.chain.view(stalled=False)):
             return False
         self.chain.run_ahead(step, step.guess)
         return True

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from ralmspec_plugins.costs import HOPELESS, Costs
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.policies import Flowing, OptimalRounds, Policy, Rounds
+from ralmspec_plugins.policies import Flowing, Policy
+from ralmspec_plugins.rounds import OptimalRounds, Rounds
 from ralmspec_plugins.stride import GAMMA_LIMIT, MAX_STRIDE
 
 

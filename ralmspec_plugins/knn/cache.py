@@ -168,9 +168,9 @@ class NeighbourCache:
         if displaced:
             oldest = np.argpartition(self._brought[: self._size], displaced - 1)[:displaced]
             slots = np.concatenate([slots, oldest])
-        self._size = room
         self._write(slots, missing)
         self._brought[slots] = when[~there]
+        self._size = room
         self._slots = np.argsort(self._ids[: self._size])
         self._sorted = self._ids[self._slots]
 
