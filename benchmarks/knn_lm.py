@@ -8,8 +8,8 @@ The first time, WORK is filled: the model is trained on the texts and the datast
 indexes are built; each is gone on with after a stop, and later runs only open it. Each
 part is on the disk before the next one begins, and is not done again.
 
-`cells` and `profiles` are timed, and want a quiet machine. `perplexities`, `rates` and
-`simulated` are counted, and come out the same on any: `--sections rates simulated`.
+`cells` and `profiles` are timed, and want a quiet machine. `perplexities`, `rates`,
+`recalls` and `simulated` are counted, and come out the same on any: `--sections rates recalls`.
 
 Exact search runs where it does in production, in this process, on threads of its own, and torch
 is held to one; "exact beside" runs it in a process of its own, on a core of its own.

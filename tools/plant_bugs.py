@@ -600,8 +600,8 @@ BUGS = (
     Bug(
         "threads answer in another order",
         f"{CORE}/retrieval/faiss_queries.py",
-        "lambda q: self.nearest(q[None], count), queries)",
-        "lambda q: self.nearest(q[None], count), queries[::-1])",
+        "lambda query: self._one(query, count, rank), queries)",
+        "lambda query: self._one(query, count, rank), queries[::-1])",
         FAISS,
     ),
     Bug(

@@ -99,10 +99,9 @@ class ApproximateSearch:
         if not queries:
             return []
         hidden = hidden_states(queries, self.datastore.about.dimension)
-        distances, found = self._queries.search(hidden, self._count)
-        return [self._ranked(*of_one) for of_one in zip(hidden, found, distances, strict=True)]
+        return self._queries.ranked(hidden, self._count, self._ranked)
 
-    def _ranked(self, hidden: Vectors, found: Ids, distances: Vectors) -> Neighbours:
+    def _ranked(self, hidden: Vectors, distances: Vectors, found: Ids) -> Neighbours:
         there = found >= 0  # FAISS pads with -1 where it found fewer
         ids = found[there]
         if self.rerank:

@@ -18,7 +18,7 @@ from ralmspec_plugins.retrieval.faiss_queries import IndexQueries, index_digest,
 from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.ranking import Metric
+from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
 
 
 def _faiss() -> Any:
@@ -104,13 +104,10 @@ class FaissApproximate:
         """Find k good passages of each query, in the way that is fastest for so many."""
         if not queries:
             return []
-        matrix = self.corpus.matrix(queries)
-        _, found = self.queries.search(matrix, self._count)
-        ranked = self.corpus.ranked
-        return [
-            ranked(rows[rows >= 0], query, self.k)
-            for rows, query in zip(found, matrix, strict=True)
-        ]
+        return self.queries.ranked(self.corpus.matrix(queries), self._count, self._ranked)
+
+    def _ranked(self, query: Vectors, _: Vectors, rows: IntArray) -> Hits:
+        return self.corpus.ranked(rows[rows >= 0], query, self.k)
 
     def table(self, capacity: int) -> DenseTable:
         """Make an empty table for a pool, which may find better passages than the index."""

@@ -9,16 +9,19 @@ take.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from ralmspec_plugins.retrieval.fastest import Fastest
 from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
 
+RankedT = TypeVar("RankedT")
 Nearest: TypeAlias = tuple[Vectors, IntArray]  # FAISS's scores and rows, -1 where it found fewer
+Rank: TypeAlias = Callable[[Vectors, Vectors, IntArray], RankedT]  # of one query, and its own
 
 
 class IndexQueries:
@@ -33,17 +36,20 @@ class IndexQueries:
             os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
         )
 
-    def search(self, queries: Vectors, count: int) -> Nearest:
-        """Find `count` rows for each query, in the way that is fastest for so many queries."""
+    def ranked(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
+        """Find `count` rows for each query and rank them, in the way that is fastest.
+
+        Args:
+            queries: one a row.
+            count: rows to find for each.
+            rank: makes of a query, FAISS's scores and its rows what is wanted; called on
+                several threads at once where that is faster.
+        """
         if len(queries) == 1:
-            return self.nearest(queries, count)
+            return self.at_once(queries, count, rank)
+        ways = {"batch": self.at_once, "singly": self.singly, "threads": self.on_threads}
         return self.ways.do(
-            len(queries),
-            {
-                "batch": lambda: self.nearest(queries, count),
-                "singly": lambda: self.singly(queries, count),
-                "threads": lambda: self.on_threads(queries, count),
-            },
+            len(queries), {name: partial(way, queries, count, rank) for name, way in ways.items()}
         )
 
     def nearest(self, queries: Vectors, count: int) -> Nearest:
@@ -56,23 +62,25 @@ class IndexQueries:
         lists = np.concatenate([numbers for _, numbers in near])
         return _pair(self.index.search_preassigned(queries, count, lists, far))
 
-    def singly(self, queries: Vectors, count: int) -> Nearest:
-        """Search one after the other."""
-        return _joined(self.nearest(query[None], count) for query in queries)
+    def at_once(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
+        """Search by one call, then rank."""
+        return list(map(rank, queries, *self.nearest(queries, count)))
 
-    def on_threads(self, queries: Vectors, count: int) -> Nearest:
-        """Search on several threads, one query each at a time."""
-        return _joined(self._threads.map(lambda q: self.nearest(q[None], count), queries))
+    def singly(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
+        """Search and rank one after the other."""
+        return [self._one(query, count, rank) for query in queries]
+
+    def on_threads(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
+        """Search and rank on several threads, one query each at a time."""
+        return list(self._threads.map(lambda query: self._one(query, count, rank), queries))
+
+    def _one(self, query: Vectors, count: int, rank: Rank[RankedT]) -> RankedT:
+        return self.at_once(query[None], count, rank)[0]
 
 
 def _pair(found: Any) -> Nearest:
     scores, rows = found
     return scores, rows
-
-
-def _joined(found: Iterable[Nearest]) -> Nearest:
-    scores, rows = zip(*found, strict=True)
-    return np.concatenate(scores), np.concatenate(rows)
 
 
 def write_to(faiss: Any, index: Any, write: Callable[[bytes], Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 
-from ralmspec_plugins.bench.knn.counted_tables import guess_rates, perplexity, simulated
+from ralmspec_plugins.bench.knn.counted_tables import guess_rates, perplexity, recall, simulated
 from ralmspec_plugins.bench.knn.domains import prompts
 from ralmspec_plugins.bench.knn.plots import guess_rate_picture
 from ralmspec_plugins.bench.knn.results import FORMAT, SECTIONS, Results, read
@@ -266,3 +266,13 @@ def test_the_trial_has_prompts(tmp_path: Path) -> None:
 
     assert asked == tuple(prompts(domains(), tmp_path, 1, 2))
     assert len(asked) == 4
+
+
+def test_recall_is_told_by_k() -> None:
+    """Over all places, a column for each k."""
+    parts = {
+        f"m, k = {k}": {"found": [{"k": k, "search": "hnsw", "place": "all", "recall": share}]}
+        for k, share in ((8, 0.975), (64, 0.5))
+    }
+
+    assert recall({"recalls": parts}).splitlines()[-1] == "| m | hnsw | 97.5 % | 50.0 % |"

@@ -20,6 +20,7 @@ from ralmspec_plugins.bench.knn.measuring import Cell, measure, request_of, work
 from ralmspec_plugins.bench.knn.perplexities import perplexities
 from ralmspec_plugins.bench.knn.profiling import SIZES, profile
 from ralmspec_plugins.bench.knn.rates import rates
+from ralmspec_plugins.bench.knn.recalls import recalls
 from ralmspec_plugins.bench.knn.replaying import (
     OfK,
     Remembered,
@@ -95,6 +96,13 @@ class LyingSearch(OfK):
         if len(queries) == 1:
             return found
         return [replace(near, distances=near.distances + 1.0) for near in found]
+
+
+class ForgetfulSearch(OfK):
+    """Finds the second nearest, third nearest, and so on, instead of the nearest ones."""
+
+    def search(self, queries: Sequence[Query]) -> list[Neighbours]:
+        return [near[1:] for near in self.search_wide(queries, self.k + 1)]
 
 
 def cell(**chosen: Any) -> Cell:
@@ -376,3 +384,18 @@ def test_a_ways_cache_is_as_it_says(made: Artefacts) -> None:
     assert (one.k, one.following, one.followed, one.capacity) == (4, 3, 2, 50)
     assert one is not other
     assert settings.width(4) == 20
+
+
+def test_recall_is_the_share_of_true_neighbours(runs: VirtualRuns, search: ExactSearch) -> None:
+    """The exact search finds all of them; one that misses each nearest one of four, three."""
+    asked = {"all": OfK(search, 4), "but one": ForgetfulSearch(search, 4)}
+    rows = recalls(runs, 4, asked)
+
+    assert {("all", 1.0, 1.0), ("but one", 0.75, 0.0)} == {
+        (row["search"], row["recall"], row["all_found"]) for row in rows
+    }
+    places = [prompt.place for prompt in prompts()]
+    assert {row["place"]: row["queries"] for row in rows if row["search"] == "all"} == {
+        **{place: TOKENS * count for place, count in Counter(places).items()},
+        "all": TOKENS * len(places),
+    }

@@ -20,7 +20,7 @@ from ralmspec_plugins.retrieval.faiss_backend import FaissFlat
 from ralmspec_plugins.retrieval.faiss_gpu import on_gpu
 from ralmspec_plugins.retrieval.faiss_recipes import Hnsw, Ivf, IvfPq, Recipe
 from ralmspec_plugins.retrieval.fastest import Fastest
-from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
 from ralmspec_plugins.speculation import PassagePool, Replica
 from ralmspec_plugins.testing_contracts import plain_hits
 
@@ -109,11 +109,16 @@ def test_no_way_of_searching_changes_a_row(name: str, metric: str, vectors: Vect
     expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
 
     ask = retriever.queries
-    for way in (ask.nearest, ask.singly, ask.on_threads):
-        assert expected == way(queries, 5)[1].tolist()
+    for way in (ask.at_once, ask.singly, ask.on_threads):
+        assert expected == way(queries, 5, rows_alone)
     for size in (2, 7, 64):
         parts = [queries[at : at + size] for at in range(0, 300, size)]
         assert expected == [row for part in parts for row in ask.nearest(part, 5)[1].tolist()]
+
+
+def rows_alone(_: Vectors, __: Vectors, rows: IntArray) -> list[int]:
+    """Rank nothing: the rows as FAISS gives them."""
+    return rows.tolist()
 
 
 def between(centres: Vectors, metric: str) -> Vectors:
@@ -374,7 +379,7 @@ def test_real_embeddings_keep_to_it_too(name: str) -> None:
     truth = NumpyFlat(retriever.corpus, k=5).search(queries)
     right = sum(len({*map(id_of, a)} & {*map(id_of, b)}) for a, b in zip(found, truth, strict=True))
 
-    assert singly == ask.nearest(matrix, 5)[1].tolist() == ask.on_threads(matrix, 5)[1].tolist()
+    assert singly == ask.at_once(matrix, 5, rows_alone) == ask.on_threads(matrix, 5, rows_alone)
     assert right >= 0.8 * 150
 
 

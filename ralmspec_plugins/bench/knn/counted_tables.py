@@ -26,6 +26,18 @@ def guess_rates(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def recall(content: Mapping[str, Any]) -> str:
+    """Write the share of true neighbours that the approximate searches find, by k."""
+    rows = [row for row in _rows(content, "recalls") if row["place"] == "all"]
+    ks = list(dict.fromkeys(row["k"] for row in rows))
+    found = {(row["model"], row["search"], row["k"]): row for row in rows}
+    lines = [
+        [model, search, *(_recalled(found.get((model, search, k))) for k in ks)]
+        for model, search in dict.fromkeys((row["model"], row["search"]) for row in rows)
+    ]
+    return table(["", "", *(f"k = {k}" for k in ks)], lines)
+
+
 def perplexity(content: Mapping[str, Any]) -> str:
     """Write perplexities: the model alone, and with each datastore's neighbours by weight."""
     rows = _rows(content, "perplexities")
@@ -110,6 +122,10 @@ def _places(found: Mapping[Any, Mapping[str, Any]], way: str, k: int) -> str:
         f"{found[way, k, place]['speed_up']:.2f}" for place in PLACES if (way, k, place) in found
     ]
     return " / ".join(shown) or "-"
+
+
+def _recalled(row: Mapping[str, Any] | None) -> str:
+    return "-" if row is None else f"{100 * row['recall']:.1f} %"
 
 
 def is_ours(way: str) -> bool:

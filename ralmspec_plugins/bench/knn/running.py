@@ -16,6 +16,7 @@ from ralmspec_plugins.bench.knn.measuring import Cell, measure
 from ralmspec_plugins.bench.knn.perplexities import perplexities
 from ralmspec_plugins.bench.knn.profiling import profile
 from ralmspec_plugins.bench.knn.rates import rates
+from ralmspec_plugins.bench.knn.recalls import recalls
 from ralmspec_plugins.bench.knn.replaying import OfK, Remembered, RememberingModel
 from ralmspec_plugins.bench.knn.results import Results
 from ralmspec_plugins.bench.knn.scale import Scale
@@ -105,6 +106,7 @@ class Bench:
         for k in scale.ks:  # what is remembered of one k serves both
             if k in scale.rate_ks:
                 yield Part("rates", f"{name}, k = {k}", partial(self.counted, k))
+            yield Part("recalls", f"{name}, k = {k}", partial(self.recalled, k))
             yield Part("simulated", f"{name}, k = {k}", partial(self.simulated, k))
 
     def build(self) -> None:
@@ -186,6 +188,11 @@ class Bench:
     def counted(self, k: int) -> list[dict[str, Any]]:
         """Count guesses."""
         return rates(self._virtual(k), (k,), told=self._told)
+
+    def recalled(self, k: int) -> list[dict[str, Any]]:
+        """Count what the approximate searches find."""
+        kinds = self._scale.approximate
+        return recalls(self._virtual(k), k, {kind: self.made.search(kind, k) for kind in kinds})
 
     def simulated(self, k: int) -> list[dict[str, Any]]:
         """Run in virtual time."""

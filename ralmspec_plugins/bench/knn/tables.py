@@ -11,6 +11,7 @@ from ralmspec_plugins.bench.knn.counted_tables import (
     is_ours,
     percent,
     perplexity,
+    recall,
     simulated,
     simulated_goals,
 )
@@ -142,6 +143,7 @@ TABLES: Final[Mapping[str, Callable[[Content], str]]] = {
     "knn details": details,
     "knn shares": shares,
     "knn guesses": guess_rates,
+    "knn recall": recall,
     "knn perplexity": perplexity,
     "knn simulated": simulated,
     "knn simulated goals": simulated_goals,
