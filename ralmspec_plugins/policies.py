@@ -79,7 +79,8 @@ class Flowing:
 
     def may_write(self, view: View) -> bool:
         """Write on within the window, as long as it saves more than wrong guesses cost."""
-        if view.searching and not self._costs.worth_writing_beside(view.ahead):
+        beside = self._costs.worth_writing_beside(view.ahead)
+        if not beside and (view.searching or self._is_due(view)):
             return False
         return view.ahead < self._window and self._costs.worth_writing(self._least_right)
 
@@ -88,8 +89,7 @@ class Flowing:
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
             return []
-        needed = max(self._wait_for, self._trial(view), self._gathered(view))
-        if not view.stalled and view.pending < needed:
+        if not view.stalled and not self._is_due(view):
             return []
         self._trial_from = None
         self._gathering = False
@@ -120,6 +120,12 @@ class Flowing:
     def judged(self, right: bool) -> None:
         """Note a guess."""
         self._costs.judged(right)
+
+    def _is_due(self, view: View) -> bool:
+        """Say whether there is enough for a search to go out now; a step would run beside it."""
+        if not view.pending:
+            return False
+        return view.pending >= max(self._wait_for, self._trial(view), self._gathered(view))
 
     def _trial(self, view: View) -> int:
         """Hold a search back for one whole step, where nobody knows how long one takes alone."""

@@ -315,6 +315,20 @@ def test_a_search_that_takes_from_the_model_waits_for_a_batch() -> None:
     assert full.may_write(view(ahead=1))
 
 
+def test_a_step_that_begins_with_a_search_is_beside_it() -> None:
+    """At half speed it is not begun where a search is about to go out, and else it is."""
+    policy = Continuous().begin(Costs())
+    full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
+    for right in (True, True, True, False) * 4:
+        full.judged(right)
+    full.searched(Searched(1, 20.0))
+    full.searched(Searched(64, 21.0))
+
+    assert full.may_write(view(pending=1, ahead=1))
+    assert not full.may_write(view(pending=60, ahead=1))
+    assert policy.may_write(view(pending=60, ahead=1))
+
+
 @pytest.mark.parametrize("speed", [1.0, 0.8, 0.5])
 def test_a_stride_knows_of_contention(speed: float) -> None:
     """At half speed an overlapped round costs what a synchronous one costs, so strides agree."""

@@ -70,4 +70,11 @@ BUGS_THREADS = (
         "",
         SCHEDULE,
     ),
+    Bug(
+        "a step that begins with a search is not beside it",
+        f"{CORE}/policies.py",
+        "if not beside and (view.searching or self._is_due(view)):",
+        "if not beside and view.searching:",
+        SCHEDULE,
+    ),
 )
