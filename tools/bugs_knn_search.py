@@ -160,6 +160,13 @@ BUGS_KNN_SEARCH = (
         APPROXIMATE,
     ),
     Bug(
+        "a graph is searched less far than is looked for",
+        "ralmspec_plugins/retrieval/faiss_queries.py",
+        "candidates = max(self.index.hnsw.efSearch, count)",
+        "candidates = self.index.hnsw.efSearch",
+        APPROXIMATE,
+    ),
+    Bug(
         "candidates keep the index's distances",
         f"{KNN}/approximate.py",
         "        if self.rerank:\n",

@@ -31,7 +31,9 @@ class IndexQueries:
         """Ask this index."""
         self.index = index
         self.ways = Fastest()
+        self._faiss = faiss
         self._by_lists = isinstance(index, faiss.IndexIVF)
+        self._by_graph = isinstance(index, faiss.IndexHNSW)
         self._threads = ThreadPoolExecutor(
             os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
         )
@@ -53,7 +55,15 @@ class IndexQueries:
         )
 
     def nearest(self, queries: Vectors, count: int) -> Nearest:
-        """Search by one call.  # [queries, count], both."""
+        """Search by one call.  # [queries, count], both.
+
+        Along a graph with a list of candidates that is at least as long as what is looked
+        for: FAISS would stop sooner, and of 1,024 with a list of 64 find half.
+        """
+        if self._by_graph:
+            candidates = max(self.index.hnsw.efSearch, count)
+            longer = self._faiss.SearchParametersHNSW(efSearch=candidates)
+            return _pair(self.index.search(queries, count, params=longer))
         if not self._by_lists:
             return _pair(self.index.search(queries, count))
         probes = self.index.nprobe

@@ -252,6 +252,18 @@ def test_how_it_is_asked_may_change_how_it_was_built_may_not(
         open_search("ivfpq", store, k=4, index=place)
 
 
+def test_a_graph_is_searched_as_far_as_is_looked_for(
+    store: Datastore, queries: list[Query]
+) -> None:
+    """Of 600 with a list of 16, FAISS itself would stop early and find far fewer."""
+    near = hnsw_search(store, k=600, links=8, search_list=16).search(queries)
+    true = ExactSearch(store, k=600).search(queries)
+    pairs = zip(near, true, strict=True)
+    found = sum(len({*a.ids.tolist()} & {*b.ids.tolist()}) for a, b in pairs)
+
+    assert found >= 0.95 * 600 * len(queries)
+
+
 def test_it_is_no_wide_retriever(store: Datastore, built: dict[str, BuiltIndex]) -> None:
     """A wider search may start otherwise, so none is offered; the exact one offers it."""
     assert not isinstance(ApproximateSearch(store, built["hnsw"]), WideRetriever)
