@@ -193,6 +193,7 @@ def test_a_score_lies_within_its_stated_error(
     """The kernel's scores, brought to the true scale, are as near to the truth as it says."""
     dice = np.random.default_rng(seed)
     lengths = row_scale * np.exp(spread * dice.standard_normal((60, 1)))
+    lengths = np.minimum(lengths, LARGEST_NORM / 1e3)  # longer vectors are refused
     vectors = (dice.standard_normal((60, dimension)) * lengths).astype(np.float32)
     asked = (dice.standard_normal((4, dimension)) * query_scale).astype(np.float32)
     if one_sign:
