@@ -76,10 +76,8 @@ class OptimalRounds(Rounds):
         self._over = False
 
     def may_write(self, view: View) -> bool:
-        """Choose the stride at the first decision after a round."""
-        if self._over and not view.searching:
-            self._over = False
-            self._stride = self._choose()
+        """Write until the batch is full, where that saves more than wrong guesses cost."""
+        self._renew(view)
         if view.searching and not self._costs.worth_writing_beside(view.ahead):
             return False
         return super().may_write(view) and self._costs.worth_writing()
@@ -99,6 +97,7 @@ class OptimalRounds(Rounds):
 
     def batches(self, view: View) -> list[int]:
         """Send as any rounds do; what is judged from then on belongs to this round."""
+        self._renew(view)  # a guess that is made in a worker comes too late to be asked about
         sizes = super().batches(view)
         if sizes:
             self._rounds.append([])
@@ -117,6 +116,12 @@ class OptimalRounds(Rounds):
         self._costs.judged(right)
         if self._rounds:
             self._rounds[-1].append(right)
+
+    def _renew(self, view: View) -> None:
+        """Choose the stride at the first decision after a round."""
+        if self._over and not view.searching:
+            self._over = False
+            self._stride = self._choose()
 
     def _choose(self) -> int:
         rounds = [guesses for guesses in self._rounds if guesses]

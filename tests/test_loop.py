@@ -14,6 +14,7 @@ from ralmspec_plugins import (
     Hits,
     Latencies,
     Memo,
+    OptimalStride,
     Passage,
     Query,
     Request,
@@ -383,6 +384,18 @@ def test_contention_that_was_measured_is_allowed_for() -> None:
         walls[measured] = sum(simulation.run("").stats.wall_s for _ in range(20))
 
     assert walls[True] < 0.9 * walls[False]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_optimal_stride_is_found_wherever_guesses_are_made(inline: bool) -> None:
+    """Inside the loop or in a worker: all guesses are right, so many go out together."""
+    guesser = Guesser()
+    guesser.inline = inline
+    settings = Settings(schedule=OptimalStride(overlap=False), speculators=(guesser,))
+    text, stats = simulate(guesser, settings, search_s=40.0)
+
+    assert text == "abcdefgh"
+    assert max(stats.batch_sizes) > 2
 
 
 @pytest.mark.parametrize("contention", [-1.0, float("nan")])

@@ -71,6 +71,13 @@ BUGS_THREADS = (
         SCHEDULE,
     ),
     Bug(
+        "a stride is chosen only where a guess is at hand",
+        f"{CORE}/rounds.py",
+        "        self._renew(view)  # a guess",
+        "        # a guess",
+        "tests/test_loop.py",
+    ),
+    Bug(
         "a step that begins with a search is not beside it",
         f"{CORE}/policies.py",
         "if not beside and (view.searching or self._is_due(view)):",
