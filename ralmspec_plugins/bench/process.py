@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,9 @@ from ralmspec_plugins.errors import RalmSpecError
 _SECRET: Final = b"ralmspec-bench"  # against taking another program for ours
 _READY: Final = b"ready\n"
 _CALLERS: Final = 256  # that may wait to be let in
+_THREADS: Final = Path("/proc/self/task")  # of this process, by their ids; on Linux
+_ANSWERED: Final = b"a"  # before an answer
+_FAILED: Final = b"f"  # before what went wrong
 
 
 @contextmanager
@@ -54,16 +58,19 @@ def running(module: str, what: str, *arguments: str) -> Iterator[str]:
 
 @contextmanager
 def core_for_another() -> Iterator[int | None]:
-    """Keep this process off one core, for another process; None where that is not possible."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    """Keep this process off one core, for another process; None where that is not possible.
+
+    All its threads are kept off it, those that run already and those that begin meanwhile.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if _THREADS.is_dir() else []
     if len(cores) < 2:
         yield None
         return
-    os.sched_setaffinity(0, set(cores[:-1]))
+    _keep_threads_to(cores[:-1])
     try:
         yield cores[-1]
     finally:
-        os.sched_setaffinity(0, set(cores))
+        _keep_threads_to(cores)
 
 
 def keep_to(core: int | None) -> None:
@@ -84,8 +91,9 @@ def answer(address: str, reply: Callable[[bytes], bytes]) -> NoReturn:
         sys.stdout.flush()
         threading.Thread(target=_end_with_parent, daemon=True).start()
         while True:
-            caller = listener.accept()
-            threading.Thread(target=_converse, args=(caller, reply), daemon=True).start()
+            with suppress(AuthenticationError, EOFError, OSError):  # one that hung up or lied
+                caller = listener.accept()
+                threading.Thread(target=_converse, args=(caller, reply), daemon=True).start()
 
 
 class Line:
@@ -97,12 +105,31 @@ class Line:
         self._own = threading.local()
 
     def ask(self, question: bytes) -> bytes:
-        """Ask, and wait for the answer."""
+        """Ask, and wait for the answer.
+
+        Raises:
+            RalmSpecError: the other process could not answer; it goes on.
+            OSError: it has ended.
+            EOFError: it ended meanwhile.
+        """
         if not hasattr(self._own, "connection"):
             self._own.connection = Client(self._address, "AF_UNIX", authkey=_SECRET)
         connection: Connection = self._own.connection
-        connection.send_bytes(question)
-        return connection.recv_bytes()
+        try:
+            connection.send_bytes(question)
+            told = connection.recv_bytes()
+        except BaseException:
+            del self._own.connection  # an answer that comes late is not the next one's
+            raise
+        if told[:1] != _ANSWERED:
+            raise RalmSpecError(f"the process beside could not answer: {told[1:].decode()}")
+        return told[1:]
+
+
+def _keep_threads_to(cores: Sequence[int]) -> None:
+    for thread in _THREADS.iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _end_with_parent() -> None:
@@ -111,6 +138,11 @@ def _end_with_parent() -> None:
 
 
 def _converse(caller: Connection, reply: Callable[[bytes], bytes]) -> None:
-    with suppress(EOFError):
+    with caller, suppress(EOFError, OSError):  # it hung up
         while True:
-            caller.send_bytes(reply(caller.recv_bytes()))
+            question = caller.recv_bytes()
+            try:
+                told = _ANSWERED + reply(question)
+            except Exception as error:  # noqa: BLE001 it is the asker's
+                told = _FAILED + f"{type(error).__name__}: {error}".encode()
+            caller.send_bytes(told)

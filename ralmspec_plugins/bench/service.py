@@ -71,7 +71,9 @@ class ServedStore:
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Search wider in one round trip."""
+        """Search wider in one round trip; there is none for no query."""
+        if not queries:
+            return []
         vectors = np.array([query.encoding for query in queries], dtype=np.float32)
         found = self._line.ask(_HEAD.pack(len(vectors), width) + vectors.tobytes())
         count, wide = _HEAD.unpack_from(found)

@@ -39,6 +39,7 @@ def test_it_finds_what_an_exact_search_finds(folder: Path) -> None:
     with served(folder) as address:
         beside = BesideSearch(address, store, 7)
         found = beside.search(queries), beside.search_wide(queries[:1], 300)
+        assert beside.search([]) == []
         with pytest.raises(InputError):
             beside.encode("a text")
 

@@ -37,6 +37,7 @@ def test_hits_are_those_of_a_search_here(here: NumpyFlat, served: ServedStore) -
     queries = [here.encode(text) for text in ("red ship", "blue", "the sky")]
 
     assert here.search(queries) == served.search(queries)
+    assert served.search([]) == []
     [wide] = served.search_wide(queries[:1], 5)
     assert here.search_wide(queries[:1], 5) == [wide]
     assert all(

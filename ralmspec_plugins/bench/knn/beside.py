@@ -57,7 +57,9 @@ class BesideSearch:
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Neighbours]:
-        """Find the `width` nearest entries of each query in one round trip."""
+        """Find the `width` nearest entries of each query in one round trip; none for no query."""
+        if not queries:
+            return []
         hidden = hidden_states(queries, self.datastore.about.dimension)
         found = self._line.ask(_HEAD.pack(len(hidden), width) + hidden.tobytes())
         half = len(found) // 2
