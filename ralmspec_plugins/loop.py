@@ -261,10 +261,10 @@ class _Loop:
             step.guessed = True
             began_s = self.guesses.clock()
             step.guess = self.guesses.quick_guess(step.query)
+            self.policy.guessed(self.guesses.clock() - began_s)
             if step.guess is None and self.guesses.slow:
                 self.chain.write(Guess(step.query), step)
                 return True
-            self.policy.guessed(self.guesses.clock() - began_s)
         if step.guess is None or not self.policy.may_write(self.chain.view(stalled=False)):
             return False
         self.chain.run_ahead(step, step.guess)

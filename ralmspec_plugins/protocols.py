@@ -194,7 +194,8 @@ class PoolableRetriever(Retriever, Protocol):
 class Speculator(Protocol):
     """Guesses what a search will return. Thread-safe where it is shared.
 
-    `inline`: `guess` costs microseconds and may be called from the loop itself.
+    `inline`: `guess` may be called from the loop itself: it costs microseconds, or no more than
+    a few milliseconds where no event loop runs that others share.
     """
 
     inline: bool

@@ -1,7 +1,7 @@
 """Schedules: the paper's test vectors, the batch curve, and what policies decide."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -488,12 +488,25 @@ class SlowWords(WordRetriever):
         return super().search_wide(queries, width)
 
 
+class NoneFromAWorker(NoGuess):
+    """Guesses nothing, at once, where it holds nobody up."""
+
+    inline = False
+
+    def guess(self, query: Query) -> Hits | None:
+        return None
+
+
+@pytest.mark.parametrize("others", [(), (NoneFromAWorker,)], ids=["alone", "with another"])
 @pytest.mark.parametrize("schedule", [Continuous(), OptimalStride()])
-def test_slow_guesses_are_noticed(schedule: Schedule) -> None:
+def test_slow_guesses_are_noticed(
+    schedule: Schedule, others: tuple[Callable[[Hashable], NoGuess], ...]
+) -> None:
     """Who guesses in ten times a search's time is asked in the first steps, and then no more."""
     words = SlowWords(["a passage"])
     guesser = NoGuess(words.signature)
-    settings = Settings(schedule=schedule, speculators=(guesser,))
+    behind = [make(words.signature) for make in others]
+    settings = Settings(schedule=schedule, speculators=(guesser, *behind))
     with Engine(EchoWorkload(), words, settings) as engine:
         engine.run(" ".join(f"word{number}" for number in range(40)))
 

@@ -501,9 +501,9 @@ BUGS = (
     ),
     Bug(
         "sizes alone are compared always",
-        f"{CORE}/retrieval/loading.py",
-        'if verify == "sizes":',
-        "if verify:",
+        f"{CORE}/retrieval/recorded.py",
+        'if verify == "digests" and ',
+        'if verify == "never" and ',
         STORED,
     ),
     Bug(

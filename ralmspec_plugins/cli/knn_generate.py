@@ -59,6 +59,10 @@ def generate(
     following: Annotated[
         int, typer.Option(min=0, help="Entries behind each neighbour that are guessed with.")
     ] = FOLLOWING,
+    followed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of so many neighbours, the nearest. [default: of all]"),
+    ] = None,
     capacity: Annotated[int, typer.Option(min=1, help="Entries in the cache.")] = CAPACITY,
     seed: options.Seed = 0,
     temperature: options.Temperature = 0.0,
@@ -97,6 +101,7 @@ def generate(
         temperature=distance_temperature,
         settings=settings,
         following=following,
+        followed=followed,
         capacity=capacity,
         same_model=not any_model,
     ) as lm:

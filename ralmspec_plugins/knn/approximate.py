@@ -74,12 +74,16 @@ class ApproximateSearch:
         self.size = len(datastore)
         self._count = min(rerank or k, self.size)
         self._queries = IndexQueries(faiss_library(), built.index)
-        tuning = tuple(getattr(recipe, name) for name in recipe.tuned)
-        self.signature: Hashable = (
+
+    @property
+    def signature(self) -> Hashable:
+        """Name index, content and settings; it changes when the index is tuned."""
+        recipe = self.built.recipe
+        return (
             f"knn-{recipe.name}",
-            (k, rerank, *tuning),
-            built.digest,
-            datastore.signature,
+            (self.k, self.rerank, recipe.tuning(self.built.index)),
+            self.built.digest,
+            self.datastore.signature,
         )
 
     def encode(self, text: str) -> Query:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +29,22 @@ class BuiltIndex:
     datastore: str  # the signature of the one that it belongs to
 
     def tuned(self, recipe: Recipe) -> Self:
-        """Ask this index as a recipe says from now on, also in searches that have it already."""
+        """Ask this index as a recipe says from now on, also in searches that have it already.
+
+        Raises:
+            ConfigError: it was built otherwise than the recipe says.
+        """
+        if type(recipe) is not type(self.recipe):
+            raise ConfigError(
+                f"this is an {self.recipe.name} index, and {recipe.name} was asked for"
+            )
+        for field in fields(recipe):
+            was, wanted = getattr(self.recipe, field.name), getattr(recipe, field.name)
+            if field.name not in recipe.tuned and was != wanted:
+                raise ConfigError(
+                    f"this index was built with {field.name} = {was!r}, and {wanted!r} was asked "
+                    f"for; only {', '.join(recipe.tuned)} can be changed"
+                )
         recipe.tune(self.index)
         return replace(self, recipe=recipe)
 

@@ -34,6 +34,10 @@ class Recipe(Protocol):
         """Set what a built index is asked with."""
         ...
 
+    def tuning(self, index: Any) -> int:
+        """Give what a built index is asked with now."""
+        ...
+
     def candidates(self, k: int) -> int:
         """Say how many entries are measured exactly, unless told otherwise."""
         ...
@@ -79,6 +83,10 @@ class HnswRecipe:
     def tune(self, index: Any) -> None:
         """Set how many candidates a search keeps."""
         index.hnsw.efSearch = self.search_list
+
+    def tuning(self, index: Any) -> int:
+        """Give how many candidates a search keeps."""
+        return int(index.hnsw.efSearch)
 
     def candidates(self, k: int) -> int:
         """Measure what is found, since the graph knows the keys."""
@@ -139,6 +147,10 @@ class IvfPqRecipe:
     def tune(self, index: Any) -> None:
         """Set how many lists a search looks through."""
         index.nprobe = min(self.probes, index.nlist)
+
+    def tuning(self, index: Any) -> int:
+        """Give how many lists a search looks through."""
+        return int(index.nprobe)
 
     def candidates(self, k: int) -> int:
         """Measure more than k where k is small, since quantised keys look alike."""

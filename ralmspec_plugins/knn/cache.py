@@ -11,7 +11,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search_keys import check_hidden, nearest_of
@@ -29,7 +29,7 @@ from ralmspec_plugins.retrieval.vectors import norm_of
 
 CAPACITY = 16_384
 FOLLOWING = 10  # as in the paper
-_WAITING = 256  # searches that wait to be taken in; of more, the oldest would hardly stay
+_WAITING = 256  # searches that wait to be taken in
 
 
 class NeighbourCache:
@@ -38,14 +38,13 @@ class NeighbourCache:
     They are ranked as an exact search ranks all entries, to the last bit. So a guess
     whose true neighbours are all in here is the truth itself.
 
-    What searches found waits until somebody wants a guess: where nobody does, it costs
-    nothing, and what newer searches would have displaced is never read.
+    What searches found waits until somebody wants a guess, or until 256 of them do: where
+    nobody guesses it costs next to nothing, and what newer ones displace is never read.
 
     One for each request, by default; it may be shared, since it is thread-safe. Its
-    memory grows as it is filled, up to `4 * capacity * dimension` bytes.
+    memory grows as it is filled, up to `4 * capacity * dimension` bytes, and half as much
+    again for a moment while entries are taken in.
     """
-
-    inline = True  # milliseconds, mostly for taking in what waits
 
     def __init__(
         self,
@@ -55,6 +54,7 @@ class NeighbourCache:
         following: int = FOLLOWING,
         followed: int | None = None,
         capacity: int = CAPACITY,
+        inline: bool = True,
     ) -> None:
         """Start empty.
 
@@ -67,25 +67,20 @@ class NeighbourCache:
                 room for what earlier searches brought (docs/knn_lm_measured.md).
             capacity: the most entries; those that were brought longest ago make room. Below k, the
                 farthest neighbours are left out.
+            inline: guess inside the loop, not in a worker. It takes milliseconds, mostly for
+                taking in what waits: too long for an event loop that others share.
 
         Raises:
             ConfigError: a number is out of range.
         """
-        for name, number, least in (
-            ("following", following, 0),
-            ("followed", followed, 0),
-            ("capacity", capacity, 1),
-        ):
-            if number is not None and (
-                isinstance(number, bool) or not isinstance(number, int) or number < least
-            ):
-                raise ConfigError(f"{name} must be at least {least}, got {number!r}")
+        check_cache(following, followed, capacity)
+        self.inline = inline
         self.k = check_k(k)
         self.following = following
         self.followed = followed
         self.capacity = capacity
         self._datastore = datastore
-        self._waiting: deque[Hits] = deque(maxlen=_WAITING)  # the newest last
+        self._waiting: deque[Ids] = deque()  # of neighbours, the newest search last
         self._lock = threading.Lock()
         self._make_room()
 
@@ -129,9 +124,21 @@ class NeighbourCache:
         return nearest_of(ids, self._datastore.values[ids], scores, self.k)
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Have what a search found, and what stands behind it, in here for the next guess."""
+        """Have what a search found, and what stands behind it, in here for the next guess.
+
+        Raises:
+            InputError: the datastore has no such entry.
+        """
+        ids = _ids_of(hits)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self._datastore):
+            raise InputError(
+                f"neighbours {ids.min()} to {ids.max()} were found, and this cache's datastore has "
+                f"{len(self._datastore)} entries; guess for a search of the same datastore"
+            )
         with self._lock:
-            self._waiting.append(hits)
+            if len(self._waiting) == _WAITING:
+                self._take_in()
+            self._waiting.append(ids)
 
     def _take_in(self) -> None:
         """Take in what waits, as if each had been taken in when it came."""
@@ -145,9 +152,9 @@ class NeighbourCache:
         self._waiting.clear()  # newer ones have taken all the room
         self._bring(np.concatenate(parts)[: self.capacity])
 
-    def _entries(self, hits: Hits) -> Ids:
+    def _entries(self, neighbours: Ids) -> Ids:
         """Give neighbours, the nearest first, and then what stands behind them."""
-        ids = _ids_of(hits)[: self.capacity]
+        ids = neighbours[: self.capacity]
         fitting = (self.capacity - len(ids)) // max(1, self.following)
         followed = fitting if self.followed is None else min(fitting, self.followed)
         behind = self._datastore.following(ids[:followed], self.following)
@@ -198,6 +205,23 @@ class NeighbourCache:
             assert np.array_equal(self._sorted, ids[self._slots])
             assert np.array_equal(self._keys[: self._size], store.keys[ids].astype(np.float32))
             assert bool((self._squares[: self._size] <= self._longest).all())
+
+
+def check_cache(following: int, followed: int | None, capacity: int) -> None:
+    """Check what a cache is made with.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name, number, least in (
+        ("following", following, 0),
+        ("followed", followed, 0),
+        ("capacity", capacity, 1),
+    ):
+        if number is None and name == "followed":
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ConfigError(f"{name} must be at least {least}, got {number!r}")
 
 
 def _among(ascending: Ids, ids: Ids) -> NDArray[np.bool_]:

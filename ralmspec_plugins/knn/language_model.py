@@ -15,7 +15,7 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS, Engine
 from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.knn.asked import Asked, Options
-from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
+from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache, check_cache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Mixing
 from ralmspec_plugins.knn.fitting import fitting_model, fitting_search
@@ -81,7 +81,8 @@ class KNNLanguageModel:
             sampling: how tokens are chosen; greedily by default.
             settings: how to speculate; by default each request guesses from a cache of its own,
                 and searches are no wider than k.
-            following: how many entries behind each neighbour that cache takes in (PAPERS 1.8).
+            following: how many entries behind each neighbour that cache takes in (PAPERS 1.8);
+                there is none with a replica.
             followed: behind how many of the nearest; by default behind all.
             capacity: the most entries in that cache.
             cache_bytes: the most memory for key-value caches that are not in use.
@@ -94,6 +95,7 @@ class KNNLanguageModel:
             IndexFileError: the folder holds no datastore, or a damaged one.
             ModelError: model and datastore do not fit each other.
         """
+        check_cache(following, followed, capacity)
         self.mixing = Mixing(weight=weight, temperature=temperature)
         store = datastore if isinstance(datastore, Datastore) else Datastore.open(datastore)
         self.datastore = store
@@ -106,7 +108,8 @@ class KNNLanguageModel:
             cheap: Any = fitting_search(store, replica, min(self.retriever.k, GUESSED))
             of: Any = self.retriever  # lists of neighbours are lists of hits
             self.replica = Replica(cheap, of, inline=True)
-        self._settings = self._guessing(settings if settings is not None else Settings())
+            self._aside = Replica(cheap, of)
+        self._settings = self._checked(settings if settings is not None else Settings())
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-knn")
         self._engines: dict[tuple[type[Any], Greedy | Sampling, bool], Any] = {}
         self._lock = threading.Lock()
@@ -254,27 +257,34 @@ class KNNLanguageModel:
         """Close."""
         await self.aclose()
 
-    def _guessing(self, settings: Settings) -> Settings:
-        """Guess from cache or replica, and search no wider than k, unless told otherwise."""
-        if self.replica is not None:
-            if settings.speculators is not None or settings.pool is not None:
-                raise ConfigError(
-                    "replica and speculators were both given; put a Replica among the speculators"
-                )
-            settings = replace(settings, speculators=(self.replica,))
+    def _checked(self, settings: Settings) -> Settings:
+        """Search no wider than k, unless told otherwise; refuse two kinds of guesses."""
+        own = settings.speculators is not None or settings.pool is not None
+        if self.replica is not None and own:
+            raise ConfigError(
+                "replica and speculators were both given; put a Replica among the speculators"
+            )
         if settings.prefetch is None:
             settings = replace(settings, prefetch=self.retriever.k)
-        if settings.speculators is None and settings.pool is None:
-            settings = replace(settings, speculators=lambda: (self._cache(),))
         return settings
 
-    def _cache(self) -> NeighbourCache:
+    def _guessing(self, *, inline: bool) -> Settings:
+        """Guess from cache or replica, unless told otherwise; in workers where others wait."""
+        settings = self._settings
+        if self.replica is not None:
+            return replace(settings, speculators=(self.replica if inline else self._aside,))
+        if settings.speculators is None and settings.pool is None:
+            return replace(settings, speculators=lambda: (self._cache(inline=inline),))
+        return settings
+
+    def _cache(self, *, inline: bool) -> NeighbourCache:
         return NeighbourCache(
             self.datastore,
             k=self.retriever.k,
             following=self._following,
             followed=self._followed,
             capacity=self._capacity,
+            inline=inline,
         )
 
     def _engine(self, kind: type[Any], sampling: Greedy | Sampling | None, plain: bool) -> Any:
@@ -285,6 +295,7 @@ class KNNLanguageModel:
                 raise Closed("model")
             if key not in self._engines:
                 workload = KNNLM(self.model, LogProbChooser(chosen), self.mixing)
-                settings = replace(self._settings, speculate=False) if plain else self._settings
+                settings = self._guessing(inline=kind is Engine)
+                settings = replace(settings, speculate=False) if plain else settings
                 self._engines[key] = kind(workload, self.retriever, settings, threads=self._threads)
             return self._engines[key]

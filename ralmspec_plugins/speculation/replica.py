@@ -24,7 +24,9 @@ class Replica:
         """Guess with a retriever.
 
         Args:
-            retriever: the cheap one. Its k should be at least that of the other.
+            retriever: the cheap one. Its k should be at least that of the other: a guess with
+                fewer hits is right only where a workload compares what hits lead to, as KNN-LM
+                does.
             of: the one guessed for, and no other: no passage of this replica can come
                 before another retriever's user.
             reencode: encode the query's text again, with the cheap one's own encoder.

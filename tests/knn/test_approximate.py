@@ -212,7 +212,9 @@ def test_more_is_asked_for_more(
     store: Datastore, built: dict[str, BuiltIndex], queries: list[Query]
 ) -> None:
     """k may exceed what the nearest lists hold, and the datastore: then there are fewer."""
-    few = ApproximateSearch(store, built["ivfpq"].tuned(IvfPqRecipe(probes=1)), k=2000)
+    few = ApproximateSearch(
+        store, built["ivfpq"].tuned(IvfPqRecipe(lists=40, pieces=8, probes=1)), k=2000
+    )
     for found in few.search(queries):
         assert 0 < len(found) < 2000
         assert found.ids.min() >= 0
@@ -220,6 +222,25 @@ def test_more_is_asked_for_more(
     small = Datastore.of(clustered(3, 40), np.arange(40))
 
     assert 40 == len(open_search("hnsw", small).search(queries[:1])[0])
+
+
+def test_tuning_shows_in_the_signature(store: Datastore, built: dict[str, BuiltIndex]) -> None:
+    """A search whose index is tuned answers otherwise from then on, and says so."""
+    search = ApproximateSearch(store, built["ivfpq"], k=5)
+    before = search.signature
+    built["ivfpq"].tuned(IvfPqRecipe(lists=40, pieces=8, probes=1))
+    tuned = search.signature
+    built["ivfpq"].tuned(MADE["ivfpq"])
+
+    assert before == search.signature != tuned
+
+
+def test_an_index_is_tuned_as_it_was_built(built: dict[str, BuiltIndex]) -> None:
+    """Another kind, or other lists, would have to be built."""
+    with pytest.raises(ConfigError, match="this is an ivfpq index, and hnsw was asked for"):
+        built["ivfpq"].tuned(MADE["hnsw"])
+    with pytest.raises(ConfigError, match=r"built with lists = .*only probes can be changed"):
+        built["ivfpq"].tuned(IvfPqRecipe(lists=3, probes=1))
 
 
 def test_an_index_is_built_once(store: Datastore, queries: list[Query], tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.knn import cache as cache_module
 from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.records import Hit, Passage, Query
 from tests.knn.neighbour_worlds import (
     asking,
     invented_hidden,
@@ -27,6 +28,11 @@ def found(store: Datastore, *ids: int) -> Neighbours:
     """Say that a search found these entries, in this order."""
     entries = np.array(ids, dtype=np.int64)
     return Neighbours(entries, store.values[entries], np.arange(len(ids), dtype=np.float64))
+
+
+def hits_of(*ids: int) -> list[Hit]:
+    """Say the same in hits, of a datastore that may have no such entries."""
+    return [Hit(Passage(str(entry), ""), 0.0) for entry in ids]
 
 
 def anything(store: Datastore) -> Query:
@@ -101,16 +107,37 @@ def test_what_a_search_found_is_in_the_cache_afterwards() -> None:
 
 
 def test_what_nobody_asks_for_is_not_taken_in() -> None:
-    """Nothing is read for 1,000 searches without a guess, and the last ones count when it comes."""
+    """Nothing is read for 256 searches without a guess, and the last ones count when it comes."""
     store = Datastore.of(np.eye(10), range(10))
     cache = NeighbourCache(store, k=10, following=0, capacity=3)
-    for turn in range(1000):
+    for turn in range(256):
         cache.learn(anything(store), found(store, turn % 10))
 
     assert 0 == cache._size
-    assert 256 == len(cache._waiting)
-    assert {7, 8, 9} == held(cache)
+    assert {3, 4, 5} == held(cache)
     assert 0 == len(cache._waiting)
+
+
+def test_no_search_is_lost_however_many_wait() -> None:
+    """Of 1,000 searches of one neighbour each all are in the cache, since there is room."""
+    store = invented_store(1, 1000, 4)
+    cache = NeighbourCache(store, k=1000, following=0)
+    for entry in range(1000):
+        cache.learn(anything(store), found(store, entry))
+
+    assert set(range(1000)) == held(cache)
+    cache.check()
+
+
+def test_what_another_datastore_has_is_refused_at_once() -> None:
+    """And nothing is lost of what this one has."""
+    store = Datastore.of(np.eye(10), range(10))
+    cache = NeighbourCache(store, k=10, following=0)
+    cache.learn(anything(store), found(store, 1, 2))
+    with pytest.raises(InputError, match="neighbours 3 to 10 were found, and this cache's"):
+        cache.learn(anything(store), tuple(hits_of(3, 10)))
+
+    assert {1, 2} == held(cache)
 
 
 def test_a_search_larger_than_the_cache_brings_the_nearest() -> None:
@@ -122,9 +149,10 @@ def test_a_search_larger_than_the_cache_brings_the_nearest() -> None:
     assert {9, 5, 7} == held(cache)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     store=stores,
+    waiting=st.sampled_from([1, 2, 3, 256]),
     searches=st.lists(st.tuples(st.integers(0, 2**32), st.booleans()), min_size=1, max_size=8),
     k=st.integers(1, 40),
     following=st.integers(0, 12),
@@ -132,6 +160,7 @@ def test_a_search_larger_than_the_cache_brings_the_nearest() -> None:
 )
 def test_it_holds_what_a_naive_one_holds(
     store: Datastore,
+    waiting: int,
     searches: list[tuple[int, bool]],
     k: int,
     following: int,
@@ -139,8 +168,20 @@ def test_it_holds_what_a_naive_one_holds(
 ) -> None:
     """What was brought last is there, whether there were guesses between the searches or not.
 
-    And the guess is that of a sort of all distances, ties by id.
+    However many searches may wait. And the guess is that of a sort of all distances, ties by id.
     """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_module, "_WAITING", waiting)
+        check_naively(store, searches, k, following, capacity)
+
+
+def check_naively(
+    store: Datastore,
+    searches: list[tuple[int, bool]],
+    k: int,
+    following: int,
+    capacity: int,
+) -> None:
     search = ExactSearch(store, k=k)
     cache = NeighbourCache(store, k=k, following=following, capacity=capacity)
     newest: dict[int, None] = {}  # in the order in which they were last brought, the oldest first
