@@ -217,4 +217,11 @@ BUGS_KNN_DATASTORE = (
         ".float()",
         NAMES,
     ),
+    Bug(
+        "a datastore's place is cleared of whatever is in it",
+        "ralmspec_plugins/knn/building.py",
+        "    if others:\n",
+        "    if not place:\n",
+        "tests/knn/test_building.py",
+    ),
 )

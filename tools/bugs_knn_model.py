@@ -159,8 +159,22 @@ BUGS_KNN_MODEL = (
     Bug(
         "a replica is built, and the cache guesses",
         f"{KNN}/language_model.py",
-        "replace(settings, speculators=(self.replica,))",
+        "replace(settings, speculators=(self.replica if inline else self._aside,))",
         "replace(settings, speculators=None)",
+        WHOLE,
+    ),
+    Bug(
+        "an event loop waits for guesses",
+        f"{KNN}/language_model.py",
+        "self._guessing(inline=kind is Engine)",
+        "self._guessing(inline=True)",
+        WHOLE,
+    ),
+    Bug(
+        "a cache's settings are not looked at before it is needed",
+        f"{KNN}/language_model.py",
+        "        check_cache(following, followed, capacity)\n",
+        "",
         WHOLE,
     ),
     Bug(

@@ -53,6 +53,7 @@ def ask(
     lanes: options.Lanes = None,
     window: options.Window = None,
     overlap: options.Overlap = None,
+    gamma_limit: options.GammaLimit = None,
     prefetch: options.Prefetch = None,
     capacity: Annotated[int, typer.Option(min=1, help="Passages in the pool.")] = 1000,
     eviction: Annotated[EvictionName, typer.Option(help="What leaves a full pool.")] = (
@@ -88,7 +89,12 @@ def ask(
         check_path(timeline)
     settings = Settings(
         schedule=make_schedule(
-            schedule, stride=stride, lanes=lanes, window=window, overlap=overlap
+            schedule,
+            stride=stride,
+            lanes=lanes,
+            window=window,
+            overlap=overlap,
+            gamma_limit=gamma_limit,
         ),
         prefetch=prefetch,
         capacity=capacity,

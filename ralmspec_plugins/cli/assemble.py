@@ -180,6 +180,7 @@ def make_schedule(
     lanes: int | None = None,
     window: int | None = None,
     overlap: bool | None = None,
+    gamma_limit: float | None = None,
 ) -> Schedule:
     """Make a schedule of the options that were given.
 
@@ -189,16 +190,31 @@ def make_schedule(
     kinds: dict[ScheduleName, tuple[Any, tuple[str, ...]]] = {
         ScheduleName.CONTINUOUS: (Continuous, ("lanes", "window")),
         ScheduleName.FIXED: (FixedStride, ("stride", "overlap")),
-        ScheduleName.OS3: (OptimalStride, ("window", "overlap")),
+        ScheduleName.OS3: (OptimalStride, ("window", "overlap", "gamma_limit")),
     }
     kind, known = kinds[name]
-    options = {"stride": stride, "lanes": lanes, "window": window, "overlap": overlap}
+    options = {
+        "stride": stride,
+        "lanes": lanes,
+        "window": window,
+        "overlap": overlap,
+        "gamma_limit": gamma_limit,
+    }
     given = {key: value for key, value in options.items() if value is not None}
-    foreign = [f"--{key}" for key in given if key not in known]
+    foreign = [_option(key) for key in given if key not in known]
     if foreign:
         raise ConfigError(
             f"{', '.join(foreign)} does not belong to the schedule {name.value!r}, "
-            f"which takes {' and '.join(f'--{key}' for key in known)}"
+            f"which takes {' and '.join(map(_option, known))}"
         )
     schedule: Schedule = kind(**given)
     return schedule
+
+
+def _option(name: str) -> str:
+    """Write a setting's name as an option.
+
+    >>> _option("gamma_limit")
+    '--gamma-limit'
+    """
+    return f"--{name.replace('_', '-')}"

@@ -39,6 +39,7 @@ def generate(
     distance_temperature: knn_open.DistanceTemperature = 1.0,
     search: knn_open.Search = knn_open.SearchName.EXACT,
     index: knn_open.Index = None,
+    rerank: knn_open.Rerank = None,
     replica: knn_open.Replica = None,
     replica_index: knn_open.ReplicaIndex = None,
     plain: options.Plain = False,
@@ -52,18 +53,25 @@ def generate(
     lanes: options.Lanes = None,
     window: options.Window = None,
     overlap: options.Overlap = None,
+    gamma_limit: options.GammaLimit = None,
     prefetch: Annotated[
         int | None,
         typer.Option(min=1, help="Neighbours that a search brings to the cache. [default: k]"),
     ] = None,
     following: Annotated[
-        int, typer.Option(min=0, help="Entries behind each neighbour that are guessed with.")
-    ] = FOLLOWING,
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Entries behind each neighbour that are guessed with. [default: {FOLLOWING}]",
+        ),
+    ] = None,
     followed: Annotated[
         int | None,
         typer.Option(min=0, help="Of so many neighbours, the nearest. [default: of all]"),
     ] = None,
-    capacity: Annotated[int, typer.Option(min=1, help="Entries in the cache.")] = CAPACITY,
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help=f"Entries in the cache. [default: {CAPACITY}]")
+    ] = None,
     seed: options.Seed = 0,
     temperature: options.Temperature = 0.0,
     deadline: Annotated[
@@ -82,9 +90,22 @@ def generate(
     prompts = read_questions(prompt, file)
     if timeline is not None:
         check_path(timeline)
+    cache = knn_open.cache_settings(
+        search,
+        replica,
+        following=following,
+        followed=followed,
+        capacity=capacity,
+        prefetch=prefetch,
+    )
     settings = Settings(
         schedule=make_schedule(
-            schedule, stride=stride, lanes=lanes, window=window, overlap=overlap
+            schedule,
+            stride=stride,
+            lanes=lanes,
+            window=window,
+            overlap=overlap,
+            gamma_limit=gamma_limit,
         ),
         prefetch=prefetch,
     )
@@ -95,15 +116,13 @@ def generate(
         datastore,
         model,
         threads,
-        knn_open.Finding(search, k, index),
+        knn_open.Finding(search, k, index, rerank),
         knn_open.replica(replica, k, replica_index),
         weight=weight,
         temperature=distance_temperature,
         settings=settings,
-        following=following,
-        followed=followed,
-        capacity=capacity,
         same_model=not any_model,
+        **cache,
     ) as lm:
         lm.generate("Hello", max_tokens=_WARM_TOKENS, plain=True)  # no run pays for what is set up
         engines = _engines(lm, modes, temperature)

@@ -39,6 +39,14 @@ Index = Annotated[
     Path | None,
     typer.Option(help="hnsw, ivfpq: the folder of the index, built and saved if it is not there."),
 ]
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="hnsw, ivfpq: of so many that the index finds the k nearest are taken, measured "
+        "exactly; 0 takes the index's own distances. [default: k; ivfpq: 16 k, up to 1024]",
+    ),
+]
 Replica = Annotated[
     ReplicaName | None,
     typer.Option(help="Guess with this search of the same datastore, and not from the cache."),
@@ -64,19 +72,21 @@ class Finding:
     name: SearchName
     k: int
     index: Path | None
+    rerank: int | None = None
 
     def search(self, datastore: Datastore) -> NeighbourSearch:
         """Open the search, or build its index.
 
         Raises:
-            ConfigError: an index for a search that has none.
+            ConfigError: settings of an index for a search that has none.
             MissingExtraError: its library is not installed.
         """
-        if self.index is None:
-            return open_search(self.name.value, datastore, k=self.k)
-        if self.name is SearchName.EXACT:
-            raise ConfigError("--index belongs to --search hnsw and ivfpq; exact search has none")
-        return open_search(self.name.value, datastore, k=self.k, index=self.index)
+        given = {"index": self.index, "rerank": self.rerank}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and self.name is SearchName.EXACT:
+            foreign = " and ".join(f"--{name}" for name in given)
+            raise ConfigError(f"{foreign} belongs to --search hnsw and ivfpq; exact has no index")
+        return open_search(self.name.value, datastore, k=self.k, **given)
 
 
 def replica(name: ReplicaName | None, k: int, index: Path | None) -> Finding | None:
@@ -90,6 +100,32 @@ def replica(name: ReplicaName | None, k: int, index: Path | None) -> Finding | N
             raise ConfigError("--replica-index belongs to --replica hnsw and ivfpq")
         return None
     return Finding(SearchName(name.value), min(k, GUESSED), index)
+
+
+def cache_settings(
+    search: SearchName,
+    replica: ReplicaName | None,
+    *,
+    following: int | None,
+    followed: int | None,
+    capacity: int | None,
+    prefetch: int | None,
+) -> dict[str, int]:
+    """Give those settings of the cache that were given.
+
+    Raises:
+        ConfigError: one that has no effect.
+    """
+    asked = {"following": following, "followed": followed, "capacity": capacity}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if prefetch is not None and search is not SearchName.EXACT:
+        raise ConfigError("--prefetch belongs to --search exact; the others find k, and no more")
+    foreign = [f"--{name}" for name in given] + ["--prefetch"] * (prefetch is not None)
+    if replica is not None and foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)} belongs to the cache, and --replica guesses without one"
+        )
+    return given
 
 
 def open_model(

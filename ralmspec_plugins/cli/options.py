@@ -104,6 +104,13 @@ Overlap = Annotated[
     bool | None,
     typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
 ]
+GammaLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="os3: the highest share of right guesses that it believes in, 0.6 if not "
+        "given (the paper's); 0.98 for a replica."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the draws, with a temperature.")]
 Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")

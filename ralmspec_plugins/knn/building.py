@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.knn.approximate_files import is_saved
 from ralmspec_plugins.knn.building_files import GrowingStore, Portion
 from ralmspec_plugins.knn.building_keys import KeyMaker
 from ralmspec_plugins.knn.building_windows import Cutting, Window, portions
 from ralmspec_plugins.knn.datastore import Datastore, check_keys
-from ralmspec_plugins.knn.datastore_files import ABOUT
+from ralmspec_plugins.knn.datastore_files import ABOUT, FILES
 from ralmspec_plugins.knn.datastore_info import DatastoreInfo, KeyKind
 from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.limits import context_length, vocabulary_size
@@ -56,7 +57,8 @@ def build_datastore(
     call on the same machine goes on behind the last whole portion, and gives the same
     files, to the byte, as one that was never stopped (with as many threads of torch;
     another number may change a key's last bit). Until the last moment the target
-    stays as it was; then it is replaced as a whole.
+    stays as it was; then it is replaced as a whole, and search indexes in it, which
+    were the old one's, are removed.
 
     Args:
         texts: documents, read once, from the beginning each time.
@@ -140,7 +142,20 @@ def cutting_for(
 
 
 def _check_target(place: Path) -> None:
+    """Refuse what must not be replaced; a datastore's indexes go with it, nothing else does."""
     check_target(place, kind="datastore", mark=ABOUT)
+    if not place.is_dir():
+        return
+    others = [
+        entry.name
+        for entry in sorted(place.iterdir())
+        if entry.name not in (*FILES, ABOUT) and not is_saved(entry)
+    ]
+    if others:
+        raise IndexFileError(
+            f"{place} is to be replaced, but holds what belongs to no datastore: "
+            f"{', '.join(others)}; move that away, or give another place"
+        )
 
 
 def _unwatched(stage: Stage, entries: int) -> None:

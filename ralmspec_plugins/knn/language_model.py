@@ -81,8 +81,7 @@ class KNNLanguageModel:
             sampling: how tokens are chosen; greedily by default.
             settings: how to speculate; by default each request guesses from a cache of its own,
                 and searches are no wider than k.
-            following: how many entries behind each neighbour that cache takes in (PAPERS 1.8);
-                there is none with a replica.
+            following: entries behind each neighbour that it takes in; there is none with a replica.
             followed: behind how many of the nearest; by default behind all.
             capacity: the most entries in that cache.
             cache_bytes: the most memory for key-value caches that are not in use.

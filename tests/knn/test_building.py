@@ -567,6 +567,22 @@ def test_something_else_at_the_target_is_left_alone(tmp_path: Path, build: Any) 
     assert ["notes", "store"] == names(tmp_path)
 
 
+def test_what_belongs_to_no_datastore_is_not_removed_with_it(tmp_path: Path, build: Any) -> None:
+    """Its search indexes are of the old keys, and go; a file of somebody's stops it before that."""
+    store = tmp_path / "store"
+    build(store)
+    before = bytes_of(store)
+    for name in ("hnsw", "notes"):
+        (store / name).mkdir()
+    (store / "hnsw" / "index.json").write_text("{}")
+    with pytest.raises(IndexFileError, match="what belongs to no datastore: notes; move that away"):
+        build(store)
+    (store / "notes").rmdir()
+    build(store)
+
+    assert before == bytes_of(store)
+
+
 def test_an_open_datastore_outlives_its_replacement(tmp_path: Path, build: Any) -> None:
     """Who has it open keeps reading what was there."""
     store = build(tmp_path / "store")

@@ -65,7 +65,8 @@ def test_a_text_is_continued(store: Path, model: Path) -> None:
         ("--k", 1, "--weight", 1, "--schedule", "fixed", "--stride", 4),
         ("--temperature", 0.9, "--seed", 5, "--distance-temperature", 20),
         ("--schedule", "os3", "--overlap", "--prefetch", 64, "--k", 8),
-        ("--following", 3, "--capacity", 50, "--window", 4),
+        ("--schedule", "os3", "--no-overlap", "--gamma-limit", 0.95),
+        ("--following", 3, "--followed", 2, "--capacity", 50, "--window", 4),
     ],
     ids=lambda options: " ".join(map(str, options)),
 )
@@ -106,6 +107,41 @@ def test_a_replica_guesses(store: Path, model: Path, tmp_path: Path) -> None:
     assert saved
     assert first["tokens"] == second["tokens"] == cached["tokens"]
     assert second["stats"]["guesses"] == 6 > cached["stats"]["guesses"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--replica", "hnsw", "--followed", 3), "--followed belongs to the cache"),
+        (("--replica", "hnsw", "--capacity", 9, "--prefetch", 64), "--capacity, --prefetch"),
+        (("--search", "hnsw", "--prefetch", 64), "--prefetch belongs to --search exact"),
+        (("--rerank", 64), "--rerank belongs to --search hnsw and ivfpq"),
+        (("--schedule", "fixed", "--gamma-limit", 0.9), "--gamma-limit does not belong"),
+        (("--schedule", "os3", "--gamma-limit", 1.5), "gamma_limit"),
+    ],
+    ids=lambda given: " ".join(map(str, given)) if isinstance(given, tuple) else "",
+)
+def test_options_without_effect_are_refused(
+    store: Path, model: Path, options: tuple[object, ...], message: str
+) -> None:
+    """Nobody believes for an hour that they did something."""
+    result = run("generate", store, PROMPT, "--model", model, *options)
+
+    assert result.exit_code != 0
+    assert message in result.stderr
+
+
+def test_candidates_are_measured_again_as_asked(store: Path, model: Path, tmp_path: Path) -> None:
+    """`--rerank` reaches the search: fewer than k are no candidates."""
+    pytest.importorskip("faiss")
+    command = ("generate", store, PROMPT, "--model", model, "--k", 4, "--max-tokens", 4)
+    approximate = ("--search", "hnsw", "--index", tmp_path / "hnsw")
+    for rerank in (0, 8):
+        assert lines(run(*command, *approximate, "--rerank", rerank))
+    refused = run(*command, *approximate, "--rerank", 2)
+
+    assert refused.exit_code != 0
+    assert "rerank must be 0, or at least k = 4, got 2" in refused.stderr
 
 
 def test_prompts_come_from_a_file(store: Path, model: Path, tmp_path: Path) -> None:

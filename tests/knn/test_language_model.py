@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ralmspec_plugins.errors import (
     ModelError,
 )
 from ralmspec_plugins.knn.building import build_datastore
+from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.language_model import KNNLanguageModel
@@ -29,6 +31,7 @@ from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads
 from ralmspec_plugins.schedule import Schedule
+from ralmspec_plugins.speculation.replica import Replica
 from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from ralmspec_plugins.workloads import KNNLM
 
@@ -40,8 +43,8 @@ KS = (1, 8, 64, 1024)
 SCHEDULES: tuple[Schedule, ...] = (
     Continuous(),
     Continuous(window=4, lanes=2),
-    OptimalStride(),
-    OptimalStride(overlap=True),
+    OptimalStride(overlap=False),
+    OptimalStride(overlap=True, gamma_limit=0.95),
     *(FixedStride(stride=stride, overlap=overlap) for stride in (1, 2, 4, 8) for overlap in (0, 1)),
 )
 SAMPLINGS = (Greedy(), Sampling(temperature=0.8), Greedy(repetition_penalty=1.3))
@@ -54,6 +57,10 @@ def texts(count: int, seed: int) -> list[str]:
     return [f"{dice.choice(halves)}, {dice.choice(halves)}." for _ in range(count)]
 
 
+STORED = texts(60, 1)
+MANY = 208
+
+
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def network(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_gpt2() if request.param == "gpt2" else tiny_llama()
@@ -64,7 +71,7 @@ def store(
     network: PreTrainedModel, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Datastore:
     folder = tmp_path_factory.mktemp("store") / "towns"
-    return build_datastore(texts(40, 1), folder, network, tokenizer)
+    return build_datastore(STORED, folder, network, tokenizer)
 
 
 @pytest.fixture
@@ -88,6 +95,25 @@ def check_equal(expected: Answer, actual: Answer) -> None:
     assert expected.retrieved == actual.retrieved
 
 
+def starts(count: int, dice: random.Random) -> list[str]:
+    """Make starts of texts, no two alike: a piece of one that is stored, and some words."""
+    found: set[str] = set()
+    while len(found) < count:
+        words = dice.choice(STORED).split()
+        first = dice.randrange(len(words) - 3)
+        piece = words[first : first + dice.randint(2, 6)]
+        found.add(" ".join([*piece, *dice.choices(WORDS, k=dice.randint(0, 2))]))
+    return sorted(found, key=lambda _: dice.random())
+
+
+def turns(prompts: int, dice: random.Random) -> Iterator[tuple[str, Schedule, int]]:
+    """Give so many prompts; every schedule meets every k, as far as there are prompts."""
+    pairs = list(itertools.product(SCHEDULES, KS))
+    dice.shuffle(pairs)
+    for prompt, (schedule, k) in zip(starts(prompts, dice), itertools.cycle(pairs), strict=False):
+        yield prompt, schedule, k
+
+
 def check_over(
     network: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -95,47 +121,52 @@ def check_over(
     prompts: int,
     index: Path | None = None,
 ) -> int:
-    """Answer prompts under settings that change with each of them, on both engines.
+    """Answer prompts under settings that are drawn for each of them, on both engines.
 
     With an index, named after its search, neighbours are found by that.
     """
-    turns = zip(itertools.count(), texts(prompts, 2), strict=False)
-    wrong = 0
-    for number, text in turns:
-        settings = Settings(schedule=SCHEDULES[number % len(SCHEDULES)])
-        sampling = SAMPLINGS[number // 2 % len(SAMPLINGS)]
-        k = KS[number % 4]
+    dice, wrong = random.Random(str(index and index.name)), 0
+    for seed, (prompt, schedule, k) in enumerate(turns(prompts, dice)):
         search = "exact" if index is None else open_search(index.name, store, k=k, index=index)
         with KNNLanguageModel(
             network,
             tokenizer,
             store,
             k=k,
-            weight=WEIGHTS[number // 4 % 4],
+            weight=dice.choice(WEIGHTS),
             temperature=TEMPERATURE,
             search=search,
-            settings=settings,
-            following=(10, 1, 5)[number % 3],
-            followed=(None, 1, 2)[number % 3],
-            replica=ExactSearch(store, k=2) if number % 3 == 2 else None,  # often wrong
+            sampling=(sampling := dice.choice(SAMPLINGS)),
+            settings=Settings(schedule=schedule),
+            following=dice.choice((10, 1, 5)),
+            followed=dice.choice((None, 1, 2)),
+            replica=ExactSearch(store, k=2) if dice.random() < 0.3 else None,  # often wrong
         ) as lm:
-            prompt, seed = " ".join(text.split()[:5]), number
             request = Request(prompt=prompt, max_tokens=24, seed=seed)
             expected = the_plain_loop(lm, request, sampling)
-            if number % 2:
-                actual = lm.generate(prompt, max_tokens=24, seed=seed, sampling=sampling)
+            if dice.random() < 0.5:
+                actual = lm.generate(prompt, max_tokens=24, seed=seed)
             else:
-                asked = lm.agenerate(prompt, max_tokens=24, seed=seed, sampling=sampling)
-                actual = asyncio.run(asked)
+                actual = asyncio.run(lm.agenerate(prompt, max_tokens=24, seed=seed))
         check_equal(expected, actual)
         wrong += actual.stats.guesses - actual.stats.guesses_right
     return wrong
+
+
+def test_the_drawn_settings_are_all_there() -> None:
+    """Over 208 prompts with each search; k = 1024 leaves entries out, and no prompt comes twice."""
+    for search in ("exact", "hnsw", "ivfpq"):
+        drawn = list(turns(MANY, random.Random(search)))
+
+        assert len({prompt for prompt, _, _ in drawn}) == MANY
+        assert {(schedule, k) for _, schedule, k in drawn} == set(itertools.product(SCHEDULES, KS))
 
 
 def test_every_setting_writes_the_plain_tokens(
     network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore
 ) -> None:
     """Schedules, k, weights, greedy and drawn, on threads and on asyncio; some guesses wrong."""
+    assert len(store) > max(KS)
     assert check_over(network, tokenizer, store, 24) > 5
 
 
@@ -153,11 +184,11 @@ def test_approximate_neighbours_give_their_plain_tokens(
 def test_every_setting_writes_the_plain_tokens_for_many_prompts(
     network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, search: str, tmp_path: Path
 ) -> None:
-    """More than 200 prompts in all, with each search."""
+    """Of each model so many with each search."""
     if search != "exact":
         pytest.importorskip("faiss")
     index = None if search == "exact" else tmp_path / search
-    assert check_over(network, tokenizer, store, 104, index) > 20
+    assert check_over(network, tokenizer, store, MANY, index) > 20
 
 
 def test_plain_and_speculative_requests_are_one_text(
@@ -184,7 +215,7 @@ def test_it_guesses_and_mostly_right(
     """A text that follows the datastore needs fewer searches than tokens."""
     settings = Settings(schedule=FixedStride(stride=4))
     with KNNLanguageModel(network, tokenizer, store, k=1, weight=1.0, settings=settings) as lm:
-        answer = lm.generate(texts(40, 1)[0][:30], max_tokens=12)
+        answer = lm.generate(STORED[3][:30], max_tokens=12)
 
     assert answer.stats.searches <= 8
     assert answer.stats.guesses_right >= 6
@@ -196,12 +227,42 @@ def test_a_cache_is_as_it_was_asked_for(
     """One for each request, with these settings."""
     asked = {"following": 3, "followed": 2, "capacity": 50}
     with KNNLanguageModel(network, tokenizer, store, k=4, **asked) as lm:
-        made = lm._settings.speculators
+        made = lm._guessing(inline=True).speculators
         assert callable(made)
         [first], [second] = made(), made()
 
     assert first is not second
     assert asked == {name: getattr(first, name) for name in asked}
+
+
+@pytest.mark.parametrize("replica", [False, True])
+def test_an_event_loop_never_waits_for_a_guess(
+    network: PreTrainedModel,
+    tokenizer: Tokenizer,
+    store: Datastore,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    replica: bool,
+) -> None:
+    """Guesses take milliseconds: `agenerate` makes them in workers, `generate` in its own loop."""
+    guessed_on: set[int] = set()
+    kind: Any = Replica if replica else NeighbourCache
+
+    def guess(self: Any, query: Any, made: Any = kind.guess) -> Any:
+        guessed_on.add(threading.get_ident())
+        return made(self, query)
+
+    monkeypatch.setattr(kind, "guess", guess)
+    with KNNLanguageModel(
+        network, tokenizer, store, k=4, replica=ExactSearch(store, k=4) if replica else None
+    ) as lm:
+        expected = lm.generate("the keeper", max_tokens=8)
+        inline, guessed_on = guessed_on, set()
+        check_equal(expected, asyncio.run(lm.agenerate("the keeper", max_tokens=8)))
+
+    assert len(inline) == 1
+    assert guessed_on
+    assert threading.get_ident() not in guessed_on
 
 
 def test_a_replica_guesses_the_first_token_too(
@@ -391,7 +452,17 @@ def test_a_model_that_did_not_make_the_keys_is_refused(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weight": 0.0}, {"temperature": -1.0}, {"k": 0}, {"search": "fast"}], ids=repr
+    "wrong",
+    [
+        {"weight": 0.0},
+        {"temperature": -1.0},
+        {"k": 0},
+        {"search": "fast"},
+        {"following": -1},
+        {"followed": -1},
+        {"capacity": 0},
+    ],
+    ids=repr,
 )
 def test_settings_without_a_meaning_are_refused(
     network: PreTrainedModel, tokenizer: Tokenizer, store: Datastore, wrong: dict[str, Any]
@@ -415,7 +486,7 @@ def test_saved_models_and_stores_are_opened(
     """From their folders, to the same text."""
     network.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    build_datastore(texts(40, 1), tmp_path / "store", network, tokenizer)
+    build_datastore(STORED, tmp_path / "store", network, tokenizer)
     with (
         KNNLanguageModel(network, tokenizer, store, k=8) as loaded,
         KNNLanguageModel.from_pretrained(tmp_path / "model", tmp_path / "store", k=8) as opened,

@@ -11,7 +11,16 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.whole_file import write_whole
 
 FORMAT: Final = "ralmspec-knn-bench"
-SECTIONS: Final = ("models", "cells", "rates", "recalls", "perplexities", "simulated", "profiles")
+SECTIONS: Final = (
+    "models",
+    "cells",
+    "rates",
+    "baselines",
+    "recalls",
+    "perplexities",
+    "simulated",
+    "profiles",
+)
 
 
 class Results:

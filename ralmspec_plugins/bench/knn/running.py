@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from ralmspec_plugins.bench.knn.artefacts import Artefacts, prepare
 from ralmspec_plugins.bench.knn.away import AWAY, AwaySearch
+from ralmspec_plugins.bench.knn.baselines import baselines
 from ralmspec_plugins.bench.knn.beside import BesideSearch, served
-from ralmspec_plugins.bench.knn.domains import Domain
+from ralmspec_plugins.bench.knn.domains import Domain, Prompt
 from ralmspec_plugins.bench.knn.estimating import estimated_s
 from ralmspec_plugins.bench.knn.measuring import Cell, measure
 from ralmspec_plugins.bench.knn.perplexities import perplexities
@@ -22,7 +23,12 @@ from ralmspec_plugins.bench.knn.results import Results
 from ralmspec_plugins.bench.knn.scale import Scale
 from ralmspec_plugins.bench.knn.simulating import simulate
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns
-from ralmspec_plugins.bench.knn.ways import approximate_ways, exact_ways, simulated_ways
+from ralmspec_plugins.bench.knn.ways import (
+    REPLICAS,
+    approximate_ways,
+    exact_ways,
+    simulated_ways,
+)
 from ralmspec_plugins.knn.approximate import ApproximateSearch
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.model import KNNModel
@@ -31,6 +37,7 @@ from ralmspec_plugins.knn.search import GUESSED, own_threads
 Told = Callable[[str], None]
 REPLICA_KIND: Final = "hnsw"
 WEIGHT: Final = 0.25  # lambda in the model's own domain (PAPERS 6.1)
+GOAL: Final = "exact, more prompts"  # with the best ways alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Bench:
         self.name = name
         self._scale = scale
         self._domains = domains
+        self._data = data
         self._asked = scale.prompts(domains, data)
         self._work = work / name.replace(":", "-")
         self._told = told
@@ -106,6 +114,7 @@ class Bench:
         for k in scale.ks:  # what is remembered of one k serves both
             if k in scale.rate_ks:
                 yield Part("rates", f"{name}, k = {k}", partial(self.counted, k))
+                yield Part("baselines", f"{name}, k = {k}", partial(self.held_against, k))
             yield Part("recalls", f"{name}, k = {k}", partial(self.recalled, k))
             yield Part("simulated", f"{name}, k = {k}", partial(self.simulated, k))
 
@@ -139,8 +148,14 @@ class Bench:
             weight=WEIGHT,
             tokens=scale.tokens,
             repetitions=scale.repetitions if exact else scale.approximate_repetitions,
-            ways=exact_ways(k) if exact else approximate_ways(k),
+            ways=REPLICAS if search == GOAL else exact_ways(k) if exact else approximate_ways(k),
         )
+
+    def prompts(self, cell: Cell) -> tuple[Prompt, ...]:
+        """Say what is continued in a cell."""
+        if cell.search == GOAL:
+            return self._scale.goal_prompts(self._domains, self._data)
+        return self._asked
 
     def measured(self, cell: Cell) -> dict[str, Any]:
         """Measure a cell."""
@@ -149,7 +164,7 @@ class Bench:
                 cell,
                 self._model,
                 search,
-                self._asked,
+                self.prompts(cell),
                 lambda row: self._told(_line(cell, row)),
                 self.replica,
             )
@@ -157,7 +172,7 @@ class Bench:
     @contextmanager
     def opened(self, kind: str, k: int) -> Iterator[Any]:
         """Open a search for as long as a cell lasts."""
-        if kind == "exact":
+        if kind in {"exact", GOAL}:
             yield OfK(self.exact, k)
         elif kind == "exact beside":
             with served(self.made.folder / "datastore") as port:
@@ -170,7 +185,7 @@ class Bench:
     def estimated_s(self, cell: Cell) -> float:
         """Say how long a cell will take; models, datastores and indexes are made if need be."""
         with self.opened(cell.search, cell.k) as search:
-            prompts = len(self._asked)
+            prompts = len(self.prompts(cell))
             return estimated_s(cell, self._model, search, self._asked[0], prompts)
 
     def cells(self) -> Iterator[Cell]:
@@ -180,6 +195,7 @@ class Bench:
             yield from (self.cell(search, k) for k in scale.ks)
         yield from (self.cell(f"{scale.approximate[0]}, {AWAY}", k) for k in scale.away_ks)
         yield from (self.cell("exact beside", k) for k in scale.beside_ks)
+        yield from (self.cell(GOAL, k) for k in scale.goal_ks)
 
     def foretold(self, asked: Domain) -> list[dict[str, Any]]:
         """Foretell held-out texts of a domain."""
@@ -188,6 +204,10 @@ class Bench:
     def counted(self, k: int) -> list[dict[str, Any]]:
         """Count guesses."""
         return rates(self._virtual(k), (k,), told=self._told)
+
+    def held_against(self, k: int) -> list[dict[str, Any]]:
+        """Count guesses that cost nothing beside them."""
+        return baselines(self._virtual(k), k, told=self._told)
 
     def recalled(self, k: int) -> list[dict[str, Any]]:
         """Count what the approximate searches find."""

@@ -20,10 +20,13 @@ class Scale:
         course: of training.
         each: prompts of each domain.
         outside: prompts of none.
+        goal_each: prompts of each domain where a goal is measured, with the best ways alone.
+        goal_outside: prompts of none there.
         tokens: of each text.
         repetitions: of each measured cell over an exact search.
         approximate_repetitions: of each over another, which takes a tenth of the time.
         ks: how many neighbours vote.
+        goal_ks: those that goals are measured for.
         rate_ks: those that guesses are counted for.
         beside_ks: those that are measured with the search in a process of its own, too.
         away_ks: those that are measured with the first approximate search behind a delay, too.
@@ -37,10 +40,13 @@ class Scale:
     course: Course = field(default_factory=Course)
     each: int = 1
     outside: int = 2
+    goal_each: int = 4
+    goal_outside: int = 4
     tokens: int = 64
     repetitions: int = 1
     approximate_repetitions: int = 3
     ks: tuple[int, ...] = (1, 8, 64, 256, 1024)
+    goal_ks: tuple[int, ...] = (1, 8, 1024)
     rate_ks: tuple[int, ...] = (1, 8, 1024)
     beside_ks: tuple[int, ...] = (8, 1024)
     away_ks: tuple[int, ...] = (8, 1024)
@@ -51,6 +57,10 @@ class Scale:
     def prompts(self, domains: Sequence[Domain], data: Path) -> tuple[Prompt, ...]:
         """Take what is continued."""
         return tuple(prompts(domains, data, self.each, self.outside))
+
+    def goal_prompts(self, domains: Sequence[Domain], data: Path) -> tuple[Prompt, ...]:
+        """Take what is continued where a goal is measured."""
+        return tuple(prompts(domains, data, self.goal_each, self.goal_outside))
 
     def record(self) -> dict[str, Any]:
         """Give it as JSON takes it; which models are measured may change from run to run."""
@@ -63,10 +73,13 @@ SMALL: Final = Scale(
     course=Course(steps=6, batch=2, window=32, every=3),
     each=1,
     outside=1,
+    goal_each=1,
+    goal_outside=1,
     tokens=6,
     repetitions=1,
     approximate_repetitions=1,
     ks=(1, 8),
+    goal_ks=(8,),
     rate_ks=(8,),
     beside_ks=(8,),
     away_ks=(8,),

@@ -8,6 +8,7 @@ from ralmspec_plugins.bench.knn.away import AWAY
 from ralmspec_plugins.bench.knn.counted_tables import (
     PLACES,
     guess_rates,
+    guesses_for_nothing,
     is_ours,
     percent,
     perplexity,
@@ -15,25 +16,29 @@ from ralmspec_plugins.bench.knn.counted_tables import (
     simulated,
     simulated_goals,
 )
+from ralmspec_plugins.bench.knn.results import SECTIONS
+from ralmspec_plugins.bench.knn.running import GOAL
 from ralmspec_plugins.bench.report import table
 from ralmspec_plugins.bench.summary import Summary, regime, summary_of
 
 Content: TypeAlias = Mapping[str, Any]
 MEASURED_GOALS: Final[Mapping[str, tuple[tuple[int, float], ...]]] = {
-    "exact": ((1, 4.0), (8, 4.0), (1024, 2.5)),
+    GOAL: ((1, 4.0), (8, 4.0), (1024, 2.5)),
     "exact beside": ((8, 4.0), (1024, 2.5)),
     f"hnsw, {AWAY}": ((8, 1.5), (1024, 1.5)),
     "hnsw": ((1, 1.5), (8, 1.5), (64, 1.5), (256, 1.5), (1024, 1.5)),
     "ivfpq": ((1, 1.5), (8, 1.5), (64, 1.5), (256, 1.5), (1024, 1.5)),
 }
 """What issue 7 wants of our best setting, by search and k."""
+_ENOUGH: Final = 3  # runs, below which there is no interval of their ratios
 _SPANS: Final = ("wall_s", "writing_s", "wasted_s", "searching_s", "both_s")
 
 
 def speed_ups(content: Content) -> str:
     """Write how many times as fast as plain each way is, by k: a table for each search and place.
 
-    A cell has the ratio of summed seconds, and the 95 % interval of the mean ratio.
+    A cell has the ratio of summed seconds, and the 95 % interval of the mean ratio where
+    there are more than two runs.
     """
     parts = []
     for model, search in _each(_cells(content), "model", "search"):
@@ -101,7 +106,10 @@ def shares(content: Content) -> str:
 
 
 def goals(content: Content) -> str:
-    """Write what our best setting reaches where issue 7 names a number, over all prompts."""
+    """Write what our best setting reaches where issue 7 names a number, over all prompts.
+
+    A goal is reached where the whole 95 % interval of the mean ratio lies above it.
+    """
     rows = []
     for cell in _cells(content):
         case = cell["case"]
@@ -113,9 +121,25 @@ def goals(content: Content) -> str:
             (one for name, one in found.items() if is_ours(name)),
             key=lambda one: one.speed_up,
         )
-        said = "reached" if best.speed_up >= wanted else "missed"
+        said = "reached" if best.interval[0] >= wanted else "missed"
+        if said == "missed" and best.speed_up >= wanted:
+            said = "reached on average"
         rows.append([case["name"], f"{wanted:g}", _speed_up(best), best.arm, _bound(found), said])
     return table(["", "wanted", "our best", "which is", "bound", ""], rows)
+
+
+def origins(content: Content) -> str:
+    """Write which parts were measured or counted when, and by which commit of this project."""
+    lines = []
+    for section in SECTIONS:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, part in content[section].items():
+            told = part["surroundings"]
+            groups.setdefault((told["date"][:10], told["commit"] or "-"), []).append(name)
+        for (date, commit), names in groups.items():
+            all_of_it = len(names) == len(content[section])
+            lines.append([section, date, commit, "all" if all_of_it else "; ".join(names)])
+    return table(["section", "date", "commit", "parts"], lines)
 
 
 def profiles(content: Content) -> str:
@@ -143,11 +167,13 @@ TABLES: Final[Mapping[str, Callable[[Content], str]]] = {
     "knn details": details,
     "knn shares": shares,
     "knn guesses": guess_rates,
+    "knn baselines": guesses_for_nothing,
     "knn recall": recall,
     "knn perplexity": perplexity,
     "knn simulated": simulated,
     "knn simulated goals": simulated_goals,
     "knn profile": profiles,
+    "knn origins": origins,
 }
 """The tables by the marks that they stand between."""
 
@@ -175,6 +201,8 @@ def _summaries(cell: Mapping[str, Any], place: str | None = None) -> dict[str, S
 def _speed_up(one: Summary | None) -> str:
     if one is None:
         return "-"
+    if one.runs < _ENOUGH:
+        return f"{one.speed_up:.2f}"
     return f"{one.speed_up:.2f} ({one.interval[0]:.2f} to {one.interval[1]:.2f})"
 
 

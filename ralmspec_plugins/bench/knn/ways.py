@@ -3,12 +3,30 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+import numpy as np
+
 from ralmspec_plugins.bench.cases import PLAIN_NAME, Arm, ScheduleKind
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
+from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.stride import GAMMA_LIMIT
+
+
+class NoNeighbours:
+    """Guesses that nobody votes: right where neighbours do not change the model's choice."""
+
+    inline = True
+
+    def guess(self, query: Query) -> Neighbours:
+        """Give no neighbours."""
+        nobody = np.empty(0, dtype=np.int64)
+        return Neighbours(nobody, nobody.astype(np.int32), nobody.astype(np.float64))
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """Learn nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +44,8 @@ class Way:
         followed: of how many of the nearest neighbours; of all if not given.
         capacity: entries in the cache.
         replica: guess with an approximate search of the same datastore, and without a cache.
+        alone: guess with no neighbours at all, that is, what the model alone would choose.
+        lanes: of "continuous": searches at a time.
     """
 
     name: str
@@ -38,6 +58,8 @@ class Way:
     followed: int | None = None
     capacity: int = CAPACITY
     replica: bool = False
+    alone: bool = False
+    lanes: int = 1
 
     def settings(self, datastore: Datastore, k: int, replica: Speculator | None = None) -> Settings:
         """Give the engine's settings; each request guesses from a cache of its own.
@@ -55,6 +77,7 @@ class Way:
             stride=self.stride,
             overlap=self.overlap,
             gamma_limit=self.gamma_limit,
+            lanes=self.lanes,
         )
         return Settings(
             schedule=arm.schedule,
@@ -67,6 +90,8 @@ class Way:
         return asdict(self)
 
     def _guesser(self, datastore: Datastore, k: int, replica: Speculator | None) -> Speculator:
+        if self.alone:
+            return NoNeighbours()
         if self.replica:
             assert replica is not None, f"{self.name} guesses with a replica, and there is none"
             return replica
@@ -92,6 +117,13 @@ PAPER: Final = (*FIXED, OS3)
 
 
 REPLICAS: Final = (REPLICA, TRUSTING, LONG)
+LANES: Final = replace(REPLICA, name="continuous, replica, 4 lanes", lanes=4)
+BASELINES: Final = (
+    Way(name="the model alone", kind="fixed", stride=8, alone=True),
+    Way(name="cache", kind="fixed", stride=8),
+    Way(name="replica", kind="fixed", stride=8, replica=True),
+)
+"""What guesses are held against: how often a guess is right that takes nothing to make."""
 
 
 def caches(k: int) -> tuple[Way, ...]:
@@ -121,4 +153,4 @@ def approximate_ways(k: int) -> tuple[Way, ...]:
 
 def simulated_ways(k: int) -> tuple[Way, ...]:
     """Give all ways that are run in virtual time."""
-    return (*PAPER, OS3_ASIDE, CONTINUOUS, *caches(k), *REPLICAS)
+    return (*PAPER, OS3_ASIDE, CONTINUOUS, *caches(k), *REPLICAS, LANES)
