@@ -38,8 +38,9 @@ class BuiltIndex:
             raise ConfigError(
                 f"this is an {self.recipe.name} index, and {recipe.name} was asked for"
             )
-        for field in fields(recipe):
-            was, wanted = getattr(self.recipe, field.name), getattr(recipe, field.name)
+        asked: Any = recipe
+        for field in fields(asked):
+            was, wanted = getattr(self.recipe, field.name), getattr(asked, field.name)
             if field.name not in recipe.tuned and was != wanted:
                 raise ConfigError(
                     f"this index was built with {field.name} = {was!r}, and {wanted!r} was asked "
