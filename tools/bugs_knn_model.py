@@ -164,6 +164,20 @@ BUGS_KNN_MODEL = (
         WHOLE,
     ),
     Bug(
+        "a tap that goes breaks another's pass",
+        f"{KNN}/hidden.py",
+        "        if kwargs is not None:\n",
+        "        if kwargs.keys() is not None:\n",
+        "tests/knn/test_hidden.py",
+    ),
+    Bug(
+        "a tap that comes breaks another's pass",
+        f"{KNN}/hidden.py",
+        'self._of_thread.__dict__.get("states")',
+        "self._of_thread.states",
+        "tests/knn/test_hidden.py",
+    ),
+    Bug(
         "an event loop waits for guesses",
         f"{KNN}/language_model.py",
         "self._guessing(inline=kind is Engine)",

@@ -81,7 +81,11 @@ class KeyTap:
 
 
 class _Caught:
-    """The states of each thread's last pass, and the hooks that bring them here."""
+    """The states of each thread's last pass, and the hooks that bring them here.
+
+    A tap may come or go in the middle of another thread's pass. Torch then calls one of the
+    hooks without the other, or without the keywords: nobody asks for the states of that pass.
+    """
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
@@ -95,14 +99,17 @@ class _Caught:
         states: Tensor | None = self._of_thread.__dict__.pop("states", None)
         return states
 
-    def ffn_input(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def ffn_input(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Keep what goes into a feed-forward part, which comes first whatever else does."""
-        self._of_thread.states = args[0] if args else next(iter(kwargs.values()))
+        if kwargs is not None:
+            self._of_thread.states = args[0] if args else next(iter(kwargs.values()))
 
     def unflatten(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Give back its shape to what a layer (OPT's) made one row for each position of."""
-        states = self._of_thread.states
-        if states.dim() == 2:
+        states: Tensor | None = self._of_thread.__dict__.get("states")
+        if states is not None and states.dim() == 2:
             whole = output[0] if isinstance(output, tuple) else output
             self._of_thread.states = states.view(*whole.shape[:2], -1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ralmspec_plugins.errors import ConfigError, ModelError
-from ralmspec_plugins.knn.hidden import KeyTap
+from ralmspec_plugins.knn.hidden import KeyTap, _feed_forward, _last_layer
 
 _TOKENS = torch.tensor([[5, 7, 11, 13, 17], [19, 23, 29, 31, 37]])
 _LLAMA_LIKE: dict[str, Any] = {
@@ -260,3 +260,36 @@ def test_bad_kinds_and_models_are_refused(llama: Any) -> None:
         KeyTap(llama, "query")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="makes no logits"):
         KeyTap(llama.model, "output")
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "opt, norms behind"])
+def test_a_tap_may_go_in_the_middle_of_a_pass(name: str) -> None:
+    """Torch still calls its hook, without the keywords that it was registered with."""
+    model = build(name)
+    expected = _run(model).logits
+    taps: list[KeyTap] = []
+    feed_forward = _feed_forward(_last_layer(model))
+    feed_forward.register_forward_pre_hook(lambda *_: taps.clear())
+    taps.append(KeyTap(model))
+
+    assert torch.equal(expected, _run(model).logits)
+    assert taps == []
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "opt, norms behind"])
+def test_a_tap_may_come_in_the_middle_of_a_pass(name: str) -> None:
+    """Its layer's hook is called and the one before it was not: that pass has no states."""
+    model = build(name)
+    expected = _run(model).logits
+    taps: list[KeyTap] = []
+    layer = _last_layer(model)
+    come = _feed_forward(layer).register_forward_hook(lambda *_: taps.append(KeyTap(model)))
+    layer.register_forward_hook(lambda *_: None)  # without any, Torch looks for none
+
+    assert torch.equal(expected, _run(model).logits)
+    [tap] = taps
+    with pytest.raises(ModelError, match="no pass"):
+        tap.taken()
+    come.remove()
+    _run(model)
+    assert tap.taken().shape == (*_TOKENS.shape, tap.dimension)
