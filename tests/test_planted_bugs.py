@@ -1,4 +1,4 @@
-"""The bugs that `tools/plant_bugs.py` plants: each is of the code as it is."""
+"""The bugs that `tools/plant_bugs.py` plants: each is of the code as it is, and listed."""
 
 import sys
 from pathlib import Path
@@ -34,3 +34,10 @@ def test_each_has_a_name_of_its_own(bugs: tuple[Any, ...]) -> None:
     names = [bug.name for bug in bugs]
 
     assert len(names) == len(set(names))
+
+
+def test_each_is_listed(bugs: tuple[Any, ...]) -> None:
+    """The page tells what the tests were seen to notice."""
+    page = (ROOT / "docs" / "planted_bugs.md").read_text()
+
+    assert [bug.name for bug in bugs if f"\n- {bug.name}\n" not in page] == []
