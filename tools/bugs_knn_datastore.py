@@ -171,8 +171,8 @@ BUGS_KNN_DATASTORE = (
     Bug(
         "OPT's flattened states stay flat",
         f"{KNN}/hidden.py",
-        "        if states.dim() == 2:",
-        "        if states.dim() == 9:",
+        "states.dim() == 2:",
+        "states.dim() == 9:",
         HIDDEN,
     ),
     Bug(
