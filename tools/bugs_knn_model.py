@@ -159,8 +159,8 @@ BUGS_KNN_MODEL = (
     Bug(
         "a replica is built, and the cache guesses",
         f"{KNN}/language_model.py",
-        "replace(settings, speculators=(self.replica if inline else self._aside,))",
-        "replace(settings, speculators=None)",
+        "speculators=(self.replica if inline else aside,)",
+        "speculators=None",
         WHOLE,
     ),
     Bug(

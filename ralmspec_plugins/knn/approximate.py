@@ -170,18 +170,11 @@ def _as_asked(
     built: BuiltIndex, recipe: Recipe, settings: dict[str, Any], folder: Path
 ) -> BuiltIndex:
     """Tune an opened index; refuse one that was built otherwise than was asked for."""
-    if built.recipe.name != recipe.name:
-        raise ConfigError(
-            f"{folder} is an {built.recipe.name} index, and {recipe.name} was asked for; give "
-            "another place for it"
-        )
-    tuning = {name: value for name, value in settings.items() if name in recipe.tuned}
-    for name in settings.keys() - tuning.keys():
-        was, wanted = getattr(built.recipe, name), getattr(recipe, name)
-        if was != wanted:
-            raise ConfigError(
-                f"{folder} was built with {name} = {was!r}, and {wanted!r} was asked for; leave "
-                "the setting out, or give another place"
-            )
-    as_built: Any = built.recipe
-    return built.tuned(replace(as_built, **tuning))
+    asked: Any = recipe
+    if type(built.recipe) is type(recipe):
+        as_built: Any = built.recipe
+        asked = replace(as_built, **settings)  # what was not asked for stays
+    try:
+        return built.tuned(asked)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}; or give another place") from error

@@ -36,7 +36,7 @@ class BuiltIndex:
         """
         if type(recipe) is not type(self.recipe):
             raise ConfigError(
-                f"this is an {self.recipe.name} index, and {recipe.name} was asked for"
+                f"this is an {self.recipe.name} index, and {recipe.name} was asked for; build one"
             )
         asked: Any = recipe
         for field in fields(asked):

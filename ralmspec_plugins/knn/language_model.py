@@ -81,7 +81,7 @@ class KNNLanguageModel:
             sampling: how tokens are chosen; greedily by default.
             settings: how to speculate; by default each request guesses from a cache of its own,
                 and searches are no wider than k.
-            following: entries behind each neighbour that it takes in; there is none with a replica.
+            following: entries behind each neighbour that this cache takes in (none by a replica).
             followed: behind how many of the nearest; by default behind all.
             capacity: the most entries in that cache.
             cache_bytes: the most memory for key-value caches that are not in use.
@@ -107,7 +107,6 @@ class KNNLanguageModel:
             cheap: Any = fitting_search(store, replica, min(self.retriever.k, GUESSED))
             of: Any = self.retriever  # lists of neighbours are lists of hits
             self.replica = Replica(cheap, of, inline=True)
-            self._aside = Replica(cheap, of)
         self._settings = self._checked(settings if settings is not None else Settings())
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-knn")
         self._engines: dict[tuple[type[Any], Greedy | Sampling, bool], Any] = {}
@@ -269,12 +268,13 @@ class KNNLanguageModel:
 
     def _guessing(self, *, inline: bool) -> Settings:
         """Guess from cache or replica, unless told otherwise; in workers where others wait."""
-        settings = self._settings
         if self.replica is not None:
-            return replace(settings, speculators=(self.replica if inline else self._aside,))
-        if settings.speculators is None and settings.pool is None:
-            return replace(settings, speculators=lambda: (self._cache(inline=inline),))
-        return settings
+            of: Any = self.retriever
+            aside = Replica(self.replica.retriever, of)
+            return replace(self._settings, speculators=(self.replica if inline else aside,))
+        if self._settings.speculators is None and self._settings.pool is None:
+            return replace(self._settings, speculators=lambda: (self._cache(inline=inline),))
+        return self._settings
 
     def _cache(self, *, inline: bool) -> NeighbourCache:
         return NeighbourCache(
