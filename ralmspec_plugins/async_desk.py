@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ralmspec_plugins.async_streams import Completed
+from ralmspec_plugins.async_streams import AsyncCompletionQueue
 from ralmspec_plugins.desk import GRACE_S
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.job import Job, completions
@@ -34,7 +34,7 @@ class AsyncDesk:
     """Has one request's work done in tasks and keeps track of what is out."""
 
     def __init__(
-        self, job: Job, threads: ThreadPoolExecutor, completed: Completed, began_s: float
+        self, job: Job, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue, began_s: float
     ) -> None:
         """Begin with nothing out."""
         self._job = job

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.async_desk import AsyncDesk
-from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream, Completed
+from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream, AsyncCompletionQueue
 from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS
@@ -135,7 +135,7 @@ class AsyncEngine:
         self, setup: Setup, request: Request, *, reports: bool, watched: bool = False
     ) -> AsyncEventStream:
         setup.check_process()
-        completed: Completed = asyncio.Queue()
+        completed: AsyncCompletionQueue = asyncio.Queue()
         job = Job(setup, request, reports=reports, watched=watched)
         return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
 
@@ -159,7 +159,7 @@ class AsyncEngine:
         await self.close()
 
     async def _drive(
-        self, job: Job, completed: Completed, finish: Callable[[Answer], None]
+        self, job: Job, completed: AsyncCompletionQueue, finish: Callable[[Answer], None]
     ) -> AsyncGenerator[Event, None]:
         """Run one request's loop in the caller's task, its work in others."""
         began_s = time.perf_counter()

@@ -9,7 +9,7 @@ from ralmspec_plugins.events import Event, Settled
 from ralmspec_plugins.needs import Broken, Completion
 from ralmspec_plugins.records import Answer
 
-Completed: TypeAlias = "asyncio.Queue[Completion | Broken]"
+AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Broken]"
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -18,7 +18,7 @@ class AsyncEventStream(AsyncIterator[Event]):
     def __init__(
         self,
         drive: Callable[[Callable[[Answer], None]], AsyncGenerator[Event, None]],
-        completed: Completed,
+        completed: AsyncCompletionQueue,
     ) -> None:
         """Give out what `drive` yields, and keep the answer that it finishes with."""
         self._events = drive(self._finish)

@@ -25,7 +25,7 @@ from ralmspec_plugins.needs import (
     Start,
     Work,
 )
-from ralmspec_plugins.streams import Completed
+from ralmspec_plugins.streams import CompletionQueue
 
 GRACE_S = 5.0  # how long an unwanted segment may take to notice, when a request is given up
 
@@ -59,7 +59,7 @@ class Desk:
     """
 
     def __init__(
-        self, job: Job, threads: ThreadPoolExecutor, completed: Completed, began_s: float
+        self, job: Job, threads: ThreadPoolExecutor, completed: CompletionQueue, began_s: float
     ) -> None:
         """Begin with nothing out."""
         self._job = job

@@ -15,7 +15,7 @@ from ralmspec_plugins.job import Job, as_request
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.setups import Setup
-from ralmspec_plugins.streams import AnswerStream, Completed, EventStream, rest
+from ralmspec_plugins.streams import AnswerStream, CompletionQueue, EventStream, rest
 from ralmspec_plugins.turns import short_turns
 
 THREADS = 256  # idle ones are reused; more are only started while all are busy
@@ -136,7 +136,7 @@ class Engine:
         stoppable: bool = True,
     ) -> EventStream:
         setup.check_process()
-        completed: Completed = queue.SimpleQueue()
+        completed: CompletionQueue = queue.SimpleQueue()
         job = Job(setup, request, reports=reports, watched=watched, stoppable=stoppable)
         return EventStream(self._drive(job, completed), completed)
 
@@ -159,7 +159,7 @@ class Engine:
         """Close."""
         self.close()
 
-    def _drive(self, job: Job, completed: Completed) -> Generator[Event, None, Answer]:
+    def _drive(self, job: Job, completed: CompletionQueue) -> Generator[Event, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
         began_s = time.perf_counter()
         desk = Desk(job, self._threads, completed, began_s)

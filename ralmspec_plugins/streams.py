@@ -9,13 +9,13 @@ from ralmspec_plugins.events import Event, Settled
 from ralmspec_plugins.needs import Broken, Completion
 from ralmspec_plugins.records import Answer
 
-Completed: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
+CompletionQueue: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
 
 
 class EventStream(Iterator[Event]):
     """What happens while a request is answered; `answer` is there after the last event."""
 
-    def __init__(self, events: Generator[Event, None, Answer], completed: Completed) -> None:
+    def __init__(self, events: Generator[Event, None, Answer], completed: CompletionQueue) -> None:
         """Give out these events; `completed` is what they are waited for at."""
         self._events = events
         self._completed = completed

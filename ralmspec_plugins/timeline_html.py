@@ -20,7 +20,7 @@ from ralmspec_plugins.timeline import (
 
 _GUTTER, _WIDTH, _RIGHT = 96, 1000, 24  # names of lanes, the plot, and room for the last tick
 _TITLE, _GAP, _AXIS = 30, 14, 26  # a band's name, between bands, the axis
-_HEIGHTS = {MODEL_LANE: 30, ASK_LANE: 7}
+_SVG_HEIGHTS = {MODEL_LANE: 30, ASK_LANE: 7}
 _SEARCH, _SEARCH_THIN, _MANY = 16, 8, 12  # a search lane; the same where there are many
 _LEAST = 0.6  # a bar is never drawn narrower
 _LETTER = 7.0  # the width of a digit in a bar
@@ -71,7 +71,7 @@ def page(bands: Sequence[Band], title: str, note: str) -> str:
             f"<title>{shown}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<h1>{shown}</h1>\n<p>{escape(headline(bands))}.</p>\n{warning}",
             f'<figure class="wide" style="margin: 1rem 0">{_plot(bands)}</figure>',
-            _legend(bands),
+            _svg_legend(bands),
             f'<div class="wide">{_table(bands)}</div>',
             '<p class="soft">Each run begins at 0. Rest the pointer on a bar for its times.</p>',
             "</body>\n</html>\n",
@@ -84,7 +84,7 @@ def _plot(bands: Sequence[Band]) -> str:
     until_s = end_s(bands)
     parts, top = [], 0.0
     for band in bands:
-        drawn, top = _band(band, top, until_s)
+        drawn, top = _svg_band(band, top, until_s)
         parts.append(drawn)
     width = _GUTTER + _WIDTH + _RIGHT
     description = "; ".join(f"{band.name}: {_said(band)}" for band in bands)
@@ -114,7 +114,7 @@ def _axis(until_s: float, bottom: float) -> str:
     return "".join(parts)
 
 
-def _band(band: Band, top: float, until_s: float) -> tuple[str, float]:
+def _svg_band(band: Band, top: float, until_s: float) -> tuple[str, float]:
     """Draw one run; give the drawing and where the next one begins."""
     parts = [f'<text class="name" x="0" y="{top + 18:.0f}">{escape(band.name)}</text>']
     tops = _lane_tops(band, top + _TITLE)
@@ -126,7 +126,7 @@ def _band(band: Band, top: float, until_s: float) -> tuple[str, float]:
             f'<rect class="lane" x="{_GUTTER}" y="{y}" width="{_WIDTH}" height="{height}"/>'
             f'<text x="{_GUTTER - 8}" y="{y + height / 2 + 4}" text-anchor="end">{name}</text>'
         )
-    parts += [_bar(bar, tops[bar.lane], heights[bar.lane], until_s) for bar in band.bars]
+    parts += [_svg_bar(bar, tops[bar.lane], heights[bar.lane], until_s) for bar in band.bars]
     bottom = tops[-1] + heights[-1]
     first_s = band.stats.first_text_s
     if first_s is not None:
@@ -147,10 +147,10 @@ def _lane_tops(band: Band, top: float) -> list[float]:
 
 
 def _height(lane: int, lanes: int) -> int:
-    return _HEIGHTS.get(lane, _SEARCH_THIN if lanes > _MANY else _SEARCH)
+    return _SVG_HEIGHTS.get(lane, _SEARCH_THIN if lanes > _MANY else _SEARCH)
 
 
-def _bar(bar: Bar, y: float, height: float, until_s: float) -> str:
+def _svg_bar(bar: Bar, y: float, height: float, until_s: float) -> str:
     x = _x(bar.started_s, until_s)
     width = max(_LEAST, _x(bar.ended_s, until_s) - x)
     place = f'x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}"'
@@ -170,7 +170,7 @@ def _x(time_s: float, until_s: float) -> float:
     return _GUTTER + _WIDTH * time_s / until_s
 
 
-def _legend(bands: Sequence[Band]) -> str:
+def _svg_legend(bands: Sequence[Band]) -> str:
     items = [
         _entry(f'<rect class="{look}" width="22" height="13"/>', LOOKS[look])
         for look in looks_used(bands)

@@ -26,7 +26,7 @@ _COLOURS = {  # those of the page in a light room; told apart by colour-blind ey
     "search": "#128a6a",
     "ask": "#a05fb0",
 }
-_HEIGHTS = {MODEL_LANE: 1.6, ASK_LANE: 0.4}  # in search lanes
+_FIGURE_HEIGHTS = {MODEL_LANE: 1.6, ASK_LANE: 0.4}  # in search lanes
 _BETWEEN, _NAME = 0.2, 2.2
 _INCHES, _LANE_INCHES, _HEAD_INCHES = 12.0, 0.24, 1.9
 _DOTS = 150
@@ -59,7 +59,7 @@ def picture(bands: Sequence[Band], title: str, note: str, kind: str) -> bytes:
         _draw(axes, band, top, factor, until_s)
     _name_lanes(axes, bands, tops)
     axes.set_title("\n".join(filter(None, (title, headline(bands), note))), loc="left", fontsize=11)
-    _legend(figure, bands)
+    _figure_legend(figure, bands)
     content = io.BytesIO()
     figure.savefig(content, format=kind, facecolor="white")
     return content.getvalue()
@@ -74,14 +74,14 @@ def _tops(bands: Sequence[Band]) -> tuple[list[list[float]], float]:
         tops.append([])
         for lane in range(band.lanes):
             tops[-1].append(at)
-            at += _HEIGHTS.get(lane, 1.0) + _BETWEEN
+            at += _FIGURE_HEIGHTS.get(lane, 1.0) + _BETWEEN
     return tops, at + _BETWEEN
 
 
 def _draw(axes: Any, band: Band, tops: Sequence[float], factor: float, until_s: float) -> None:
     axes.text(0, tops[0] - 1.1, band.name, fontweight="bold", fontsize=10)
     for bar in band.bars:
-        height = _HEIGHTS.get(bar.lane, 1.0)
+        height = _FIGURE_HEIGHTS.get(bar.lane, 1.0)
         start, width = bar.started_s * factor, (bar.ended_s - bar.started_s) * factor
         axes.broken_barh([(start, width)], (tops[bar.lane], height), **_look(bar))
         if bar.label and bar.ended_s - bar.started_s > _LABEL_SHARE * until_s * len(bar.label):
@@ -123,13 +123,13 @@ def _name_lanes(axes: Any, bands: Sequence[Band], tops: Sequence[Sequence[float]
     shown = {MODEL_LANE: "model", ASK_LANE: "questions", SEARCH_LANE: "searches"}
     for band, lanes in zip(bands, tops, strict=True):
         for lane in range(min(band.lanes, SEARCH_LANE + 1)):
-            places.append(lanes[lane] + _HEIGHTS.get(lane, 1.0) / 2)
+            places.append(lanes[lane] + _FIGURE_HEIGHTS.get(lane, 1.0) / 2)
             names.append(shown[lane])
     axes.set_yticks(places, names, fontsize=9)
     axes.tick_params(axis="y", length=0)
 
 
-def _legend(figure: Any, bands: Sequence[Band]) -> None:
+def _figure_legend(figure: Any, bands: Sequence[Band]) -> None:
     patch = optional("matplotlib.patches", "plots", "matplotlib").Patch
     entries = [patch(facecolor=_COLOURS[look], label=LOOKS[look]) for look in looks_used(bands)]
     if any(bar.ahead for band in bands for bar in band.bars):

@@ -1,7 +1,6 @@
 """One call of a host's model, by any of its eight methods, and what is read from its output."""
 
 from collections.abc import (
-    Callable,
     Mapping,
     Sequence,
 )
@@ -15,9 +14,9 @@ from llama_index.core.llms import LLM
 from ralmspec_plugins.hosts.closable import aclosable, closable
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import Usage, Written
+from ralmspec_plugins.hosts.text_lm import Show
 from ralmspec_plugins.protocols import Progress
 
-Show: TypeAlias = Callable[[Written], None]
 Reply: TypeAlias = ChatResponse | CompletionResponse
 
 _ASKED = ("prompt_tokens", "input_tokens", "prompt_eval_count")

@@ -50,7 +50,7 @@ class _Known:
         return found
 
 
-_known = _Known()
+_node_ids = _Known()
 
 
 def ids_of(listed: Any) -> Ids | None:
@@ -59,7 +59,7 @@ def ids_of(listed: Any) -> Ids | None:
     A list that is still what it was is named in the time that it takes to see that. One that
     was not seen for long may get a new name: a cache misses, no more.
     """
-    return _known.ids(listed) if type(listed) is list else None
+    return _node_ids.ids(listed) if type(listed) is list else None
 
 
 def _same(ours: list[str], theirs: list[str]) -> bool:

@@ -83,7 +83,7 @@ def build(
         "bytes": sum(file.stat().st_size for file in out.iterdir()),
         "seconds": round(time.perf_counter() - began_s, 3),
     }
-    _report(record, json)
+    _report_build(record, json)
 
 
 class _Work:
@@ -146,7 +146,7 @@ class _Work:
         self._progress.update(self._task, completed=entries, description=stage)
 
 
-def _report(record: dict[str, Any], as_json: bool) -> None:
+def _report_build(record: dict[str, Any], as_json: bool) -> None:
     if as_json or not on_terminal():
         write_json(record)
         return

@@ -64,7 +64,7 @@ def perplexity(
         "model": foretold.model_perplexity,
         "interpolated": {str(one): _finite(foretold.perplexity(one)) for one in weights},
     }
-    _report(record, json)
+    _report_perplexity(record, json)
 
 
 def _finite(perplexity: float) -> float | None:
@@ -72,7 +72,7 @@ def _finite(perplexity: float) -> float | None:
     return perplexity if math.isfinite(perplexity) else None
 
 
-def _report(record: dict[str, Any], as_json: bool) -> None:
+def _report_perplexity(record: dict[str, Any], as_json: bool) -> None:
     if as_json or not on_terminal():
         write_json(record)
         return

@@ -24,7 +24,7 @@ from ralmspec_plugins.retrieval.recorded import (
     file_record,
     read_record,
 )
-from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.replacing import atomic_replace
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards
 
 _INDEX = "index.faiss"
@@ -82,7 +82,7 @@ def save_index(built: BuiltIndex, path: str | os.PathLike[str]) -> None:
             "file": file_record(fresh / _INDEX),
         }
         (fresh / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        replace(target, fresh)
+        atomic_replace(target, fresh)
 
 
 def open_index(

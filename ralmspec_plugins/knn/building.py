@@ -19,7 +19,7 @@ from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_finge
 from ralmspec_plugins.lm.limits import context_length, vocabulary_size
 from ralmspec_plugins.retrieval.building_folder import clear, locked, remove
 from ralmspec_plugins.retrieval.building_journal import JOURNAL, Journal, start_anew
-from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.replacing import atomic_replace
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards
 
 if TYPE_CHECKING:
@@ -281,5 +281,5 @@ class _Build:
         with removed_afterwards(fresh):
             self._files.finish(self._document_ends, about, fresh)
             _check_target(target)
-            replace(target, fresh)
+            atomic_replace(target, fresh)
         self._progress("finishing", entries)

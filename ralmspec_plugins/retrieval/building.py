@@ -27,7 +27,7 @@ from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
 from ralmspec_plugins.retrieval.encoding import BATCH
 from ralmspec_plugins.retrieval.passage_file import PASSAGE_FILES, PassageFile, open_array
 from ralmspec_plugins.retrieval.ranking import Metric, metric_of
-from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.replacing import atomic_replace
 from ralmspec_plugins.retrieval.seen_ids import SeenIds, places_by_merging
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards, write
 
@@ -224,5 +224,5 @@ class _Build:
         with removed_afterwards(fresh):
             write(parts, fresh, there)
             check_target(target)
-            replace(target, fresh)
+            atomic_replace(target, fresh)
         self._progress("indexing", count)

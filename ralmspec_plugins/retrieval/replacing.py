@@ -11,7 +11,7 @@ _HERE = -100  # AT_FDCWD: paths are given as they are
 _EXCHANGE = 2  # RENAME_EXCHANGE
 
 
-def replace(target: Path, fresh: Path) -> None:
+def atomic_replace(target: Path, fresh: Path) -> None:
     """Give a finished folder its name; what had the name before is removed.
 
     Where the system can exchange two folders in one step (Linux, most file

@@ -26,7 +26,7 @@ from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_l
 from ralmspec_plugins.retrieval.parts import Parts, WriteTo
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES, PassageFile
 from ralmspec_plugins.retrieval.recorded import file_record
-from ralmspec_plugins.retrieval.replacing import replace
+from ralmspec_plugins.retrieval.replacing import atomic_replace
 
 FORMAT = "ralmspec-knowledge-base"
 VERSION = 2  # 1 had no offsets and no places
@@ -60,7 +60,7 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
         fresh.mkdir(mode=0o700)
         write(retriever.parts(), fresh, {})
         check_target(target)  # again: writing can take minutes, and others may have come
-        replace(target, fresh)
+        atomic_replace(target, fresh)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 
-from ralmspec_plugins.bench.knn.baselines import WEIGHTS
+from ralmspec_plugins.bench.knn.baselines import SIMULATED_WEIGHTS
 from ralmspec_plugins.bench.knn.counted_tables import (
     guess_rates,
     guesses_for_nothing,
@@ -257,12 +257,12 @@ def test_guesses_are_held_against_none(content: dict[str, Any]) -> None:
     rows = part["found"]
 
     assert {(row["weight"], row["guess"]) for row in rows} == {
-        (weight, way.name) for weight in WEIGHTS for way in BASELINES
+        (weight, way.name) for weight in SIMULATED_WEIGHTS for way in BASELINES
     }
     assert all(0 <= row["rate"] <= 1 for row in rows)
     written = guesses_for_nothing(content)
     assert "| k | weight |  | the model alone | cache | replica |" in written
-    assert len(written.splitlines()) == 2 + len(WEIGHTS) * len(
+    assert len(written.splitlines()) == 2 + len(SIMULATED_WEIGHTS) * len(
         {row["place"] for row in rows} - {"all"}
     )
 

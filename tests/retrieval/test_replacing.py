@@ -7,7 +7,7 @@ from threading import Event, Thread
 import pytest
 
 from ralmspec_plugins.retrieval import replacing
-from ralmspec_plugins.retrieval.replacing import exchange, replace
+from ralmspec_plugins.retrieval.replacing import exchange, atomic_replace
 
 
 def made(folder: Path, text: str) -> Path:
@@ -39,7 +39,7 @@ def test_the_new_folder_is_there_and_the_old_one_gone(
     for text in ("first", "second"):
         fresh = made(tmp_path / "fresh", text)
         fresh.chmod(0o700)
-        replace(target, fresh)
+        atomic_replace(target, fresh)
 
         assert text == (target / "kb.json").read_text()
         assert 0o755 == target.stat().st_mode & 0o777
@@ -64,7 +64,7 @@ def test_the_name_is_never_missing(tmp_path: Path) -> None:
     watcher.start()
     try:
         for number in range(200):
-            replace(target, made(tmp_path / f"fresh-{number}", "whole"))
+            atomic_replace(target, made(tmp_path / f"fresh-{number}", "whole"))
     finally:
         done.set()
         watcher.join()

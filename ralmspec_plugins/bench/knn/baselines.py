@@ -11,14 +11,14 @@ from typing import Any, Final
 from ralmspec_plugins.bench.knn.virtual import VirtualRuns, guess_rate, virtual_latencies
 from ralmspec_plugins.bench.knn.ways import BASELINES
 
-WEIGHTS: Final = (0.25, 0.65)  # in the model's own domain, and in another (PAPERS 6.1)
+SIMULATED_WEIGHTS: Final = (0.25, 0.65)  # in the model's own domain, and in another (PAPERS 6.1)
 
 
 def baselines(
     runs: VirtualRuns,
     k: int,
     *,
-    weights: Sequence[float] = WEIGHTS,
+    weights: Sequence[float] = SIMULATED_WEIGHTS,
     told: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Count, at a stride of 8; every text is asserted equal to the plain loop's.

@@ -12,7 +12,7 @@ from ralmspec_plugins.knn.distribution import Floats
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.perplexity import Foretold, foretell
 
-WEIGHTS: Final = (0.1, 0.25, 0.5)
+PERPLEXITY_WEIGHTS: Final = (0.1, 0.25, 0.5)
 TEMPERATURES: Final = (1.0, 10.0)
 _USUAL: Final = 0.25
 
@@ -62,7 +62,7 @@ def perplexities(
                     "tokens": foretold.tokens,
                     "documents": foretold.texts,
                     "alone": foretold.model_perplexity,
-                    "with": {str(weight): foretold.perplexity(weight) for weight in WEIGHTS},
+                    "with": {str(weight): foretold.perplexity(weight) for weight in PERPLEXITY_WEIGHTS},
                     "saved_nats": _saved(foretold, _USUAL),
                 }
             )

@@ -151,8 +151,8 @@ def _latencies() -> Iterator[Point]:
     """Vary what a search takes beside a step of 25 ms, local with one lane and remote with 32."""
     for latency_s in LATENCIES_S:
         one = latency_s / STEP_S
-        local = Regime("local", _line(one * 0.975, one * 0.025), STEP_S, "")
-        remote = Regime("remote", _line(one, 0.0), STEP_S, "")
+        local = Regime("local", _linear_cost(one * 0.975, one * 0.025), STEP_S, "")
+        remote = Regime("remote", _linear_cost(one, 0.0), STEP_S, "")
         for line, regime, arm in (
             ("one lane, b(n) = (0.975 + 0.025 n) b(1)", local, replace(OURS, prefetch=256)),
             ("32 lanes, each search the same", remote, replace(OURS, prefetch=256, lanes=32)),
@@ -180,7 +180,7 @@ def _sizes(curves: Mapping[str, Any]) -> Iterator[Point]:
                 yield Point(ablation="passages", line=line, x=size, arm=arm, regime=regime)
 
 
-def _line(fixed: float, each: float) -> Callable[[int], float]:
+def _linear_cost(fixed: float, each: float) -> Callable[[int], float]:
     return lambda n: fixed + each * n
 
 

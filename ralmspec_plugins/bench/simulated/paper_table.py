@@ -43,7 +43,7 @@ def paper_cells(
         for arm in arms:
             for mode in follows:
                 cells.append(_cell(both, regime, arm, mode, steps))
-                told(_line(cells[-1]))
+                told(_cell_line(cells[-1]))
     return cells
 
 
@@ -65,7 +65,7 @@ def _cell(both: Both, regime: Regime, arm: Arm, mode: Follows, steps: int) -> di
     }
 
 
-def _line(cell: dict[str, Any]) -> str:
+def _cell_line(cell: dict[str, Any]) -> str:
     places = [cell[place] for place in ("in_knowledge_base", "left_out") if cell[place]]
     shown = " / ".join(f"{place['speed_up']:.2f}" for place in places)
     published = "" if cell["published"] is None else f"published {cell['published']:.2f}"

@@ -1,0 +1,276 @@
+"""The planted bugs: each is one replacement in the loop, schedules, caches or model runner."""
+
+from dataclasses import dataclass
+
+EQUALITY = "tests/test_equality.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One replacement that makes the code wrong."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str = EQUALITY
+
+
+BUGS = (
+    Bug(
+        "a guess is never compared with the truth",
+        "ralmspec_plugins/chain.py",
+        "if self._agree(step, step.used, truth):",
+        "if truth is not None:",
+    ),
+    Bug(
+        "passages are compared by their ids alone",
+        "ralmspec_plugins/chain.py",
+        "guess == truth if agree is None",
+        "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
+    ),
+    Bug(
+        "a segment written on a wrong guess is kept",
+        "ralmspec_plugins/chain.py",
+        "        step.rewrite(truth)\n",
+        "        step.used = truth\n",
+    ),
+    Bug(
+        "the steps after a wrong guess are not dropped",
+        "ralmspec_plugins/chain.py",
+        "        self.drop(position + 1)\n",
+        "",
+    ),
+    Bug(
+        "a verified step is committed before the ones in front of it",
+        "ralmspec_plugins/chain.py",
+        "            step = self.steps.pop(0)\n",
+        "            ready = [n for n, s in enumerate(self.steps) if s.verified and s.written]\n"
+        "            step = self.steps.pop(max(ready))\n",
+    ),
+    Bug(
+        "the record keeps the guess, with its scores",
+        "ralmspec_plugins/chain.py",
+        "Retrieved(step.query, step.truth)",
+        "Retrieved(step.query, step.guess or step.truth)",
+    ),
+    Bug(
+        "a dropped question is taken back at another position",
+        "ralmspec_plugins/steps.py",
+        "found = self._find(self._queries, lambda: self._workload.query_key(before))",
+        "found = next(iter(self._queries.values()), _ABSENT)",
+    ),
+    Bug(
+        "a dropped segment is taken back under another cache history",
+        "tests/worlds.py",
+        "history = state.prefilled_at if state.front == hits else None",
+        "history = None",
+    ),
+    Bug(
+        "a dropped segment is taken back for other passages",
+        "tests/worlds.py",
+        "return state.rounds, state.text, hits, history",
+        "return state.rounds, state.text, history",
+    ),
+    Bug(
+        "a query's result is given to another query of its batch",
+        "ralmspec_plugins/loop.py",
+        "query = search.queries[done.index]",
+        "query = search.queries[0]",
+    ),
+    Bug(
+        "an error on a guess is raised before the guess is confirmed",
+        "ralmspec_plugins/chain.py",
+        "return head.failure if head.verified or not head.asked else None",
+        "return head.failure",
+    ),
+    Bug(
+        "an error counts although other work was running",
+        "ralmspec_plugins/loop.py",
+        "        if failure.alone:",
+        "        if failure:",
+    ),
+    Bug(
+        "an error of one query fails its whole batch",
+        "ralmspec_plugins/job.py",
+        "if len(queries) == 1 or isinstance(error, Overloaded):",
+        "if queries:",
+        "tests/test_equality.py tests/test_engines.py",
+    ),
+    Bug(
+        "a failed speculator fails the request",
+        "ralmspec_plugins/speculation/guesses.py",
+        "                self._complain(speculator)\n                continue",
+        "                raise",
+    ),
+    Bug(
+        "an unverified segment is streamed",
+        "ralmspec_plugins/chain.py",
+        "        if self.steps and self.steps[0].verified:\n"
+        "            self._confirmed(self.steps[0])",
+        "        if self.steps:",
+    ),
+    Bug(
+        "text that a stop string may still cut is streamed",
+        "ralmspec_plugins/chain.py",
+        "text = self.workload.settled(state)",
+        "text = self.workload.text(state)",
+    ),
+    Bug(
+        "extend sees scores that it says it does not read",
+        "ralmspec_plugins/chain.py",
+        "return hits if self.workload.reads_scores else",
+        "return hits if hits else",
+    ),
+    Bug(
+        "a segment starts before the cancelled one has stopped",
+        "ralmspec_plugins/chain.py",
+        "self.writer = None if isinstance(need, Guess) else (need, None)",
+        "self.writer = None",
+    ),
+    Bug(
+        "what is committed differs from what the answer records",
+        "ralmspec_plugins/chain.py",
+        "self.out.append(Commit(self.retrieved[-1], step.after))",
+        "self.out.append(Commit(self.retrieved[0], step.after))",
+    ),
+    Bug(
+        "a step is confirmed twice",
+        "ralmspec_plugins/chain.py",
+        "step.confirmed = True",
+        "step.confirmed = False",
+    ),
+    Bug(
+        "a failed request does not say whose search it was",
+        "ralmspec_plugins/chain.py",
+        "search.error is not error",
+        "search.error is error",
+    ),
+    Bug(
+        "what a left segment comes to is taken for news",
+        "ralmspec_plugins/desk.py",
+        "left.done is not completion",
+        "left.done is None",
+        "tests/test_events.py",
+    ),
+    Bug(
+        "a left segment is not waited for before its like is run alone",
+        "ralmspec_plugins/desk.py",
+        "if isinstance(need, Release):",
+        "if isinstance(need, Search):",
+        "tests/test_events.py",
+    ),
+    Bug(
+        "a text that comes otherwise the second time is given out",
+        "ralmspec_plugins/chain.py",
+        "if step.broke_off is None:",
+        "if step.written or step.broke_off is None:",
+        "tests/test_events.py",
+    ),
+    Bug(
+        "a segment of a server is waited for",
+        "ralmspec_plugins/desk.py",
+        "if self._side_by_side and isinstance(need, Extend)",
+        "if not need and isinstance(need, Extend)",
+        "tests/test_events.py",
+    ),
+    Bug(
+        "the memo answers for another store",
+        "ralmspec_plugins/speculation/memo.py",
+        "(signature, query.key)",
+        "query.key",
+        "tests/speculation",
+    ),
+    Bug(
+        "a shared pool is one for all tenants",
+        "ralmspec_plugins/speculation/shared.py",
+        "self._parts.get(retriever.signature)",
+        "next(iter(self._parts.values()), None)",
+        "tests/test_tenants.py",
+    ),
+    Bug(
+        "searches of two signatures are merged",
+        "ralmspec_plugins/verifier.py",
+        "group = self.signature, width\n",
+        "group = 0, width\n",
+        "tests/merging tests/test_batch.py",
+    ),
+    Bug(
+        "an error of a shared search is everybody's",
+        "ralmspec_plugins/merging/calls.py",
+        "if not self.is_one_call:\n",
+        "if False:\n",
+        "tests/merging tests/test_batch.py",
+    ),
+    Bug(
+        "the hidden state is that of the first position",
+        "ralmspec_plugins/lm/passes.py",
+        "self._tap.taken()[0, -keep:, :]",
+        "self._tap.taken()[0, :keep, :]",
+        "tests/knn/test_model.py",
+    ),
+    Bug(
+        "wrong tokens stay in the key-value cache",
+        "ralmspec_plugins/lm/passes.py",
+        "        run.cache.crop(keep - len(run.tokens))\n",
+        "",
+        "tests/knn/test_model.py",
+    ),
+    Bug(
+        "what guessing takes is not counted where a worker guesses, too",
+        "ralmspec_plugins/loop.py",
+        "            self.policy.guessed(self.guesses.clock() - began_s)\n            if",
+        "            if not self.guesses.slow:\n"
+        "                self.policy.guessed(self.guesses.clock() - began_s)\n            if",
+        "tests/test_schedule.py",
+    ),
+    Bug(
+        "a search that waits is taken for one that computes here",
+        "ralmspec_plugins/costs.py",
+        "search.busy_s >= 0.5 * search.seconds > 0.0",
+        "search.busy_s <= 0.5 * search.seconds",
+        "tests/test_plain_threads.py tests/test_turns.py tests/test_schedule.py",
+    ),
+    Bug(
+        "what the model computed is taken for the search's",
+        "ralmspec_plugins/costs.py",
+        "if search.beside_s <= 0.05 * search.seconds:",
+        "if search.beside_s >= 0.0:",
+        "tests/test_plain_threads.py tests/test_turns.py tests/test_schedule.py",
+    ),
+    Bug(
+        "what a guess takes is never counted",
+        "ralmspec_plugins/costs.py",
+        "return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)",
+        "return True",
+        "tests/test_schedule.py",
+    ),
+    Bug(
+        "what a guess took is never forgotten",
+        "ralmspec_plugins/costs.py",
+        "        self._guess_s *= self.FADING\n",
+        "",
+        "tests/test_schedule.py",
+    ),
+    Bug(
+        "guesses inside the loop are not timed",
+        "ralmspec_plugins/loop.py",
+        "            self.policy.guessed(self.guesses.clock() - began_s)\n",
+        "",
+        "tests/test_schedule.py",
+    ),
+    Bug(
+        "a stride is chosen only where a guess is at hand",
+        "ralmspec_plugins/rounds.py",
+        "        self._renew(view)  # a guess",
+        "        # a guess",
+        "tests/test_loop.py",
+    ),
+    Bug(
+        "a step that begins with a search is not beside it",
+        "ralmspec_plugins/policies.py",
+        "if not beside and (view.searching or self._is_due(view)):",
+        "if not beside and view.searching:",
+        "tests/test_schedule.py",
+    ),
+)
