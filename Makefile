@@ -35,6 +35,7 @@ plant-bugs: $(VENV)/.hosts $(VENV)/.lucene ## plant bugs one at a time and see e
 	$(BIN)/python tools/plant_bugs.py
 
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
+	$(BIN)/python -m benchmarks quick
 	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.json
 	$(BIN)/python benchmarks/batch_curves.py
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from batch_curves_data import clustered_vectors
 
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Engine, Hits, PassagePool, Replica, Request, Settings, plain
-from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import NumpyFlat

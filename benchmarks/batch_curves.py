@@ -30,7 +30,7 @@ from typing import Any
 import faiss
 from batch_curves_data import clustered_vectors, zipf_texts
 
-from ralmspec_plugins.bench.surroundings import surroundings
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, open_retriever

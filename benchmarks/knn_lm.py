@@ -24,12 +24,9 @@ from pathlib import Path
 
 import torch
 
-from ralmspec_plugins.bench.knn.domains import python_docs, wikipedia
-from ralmspec_plugins.bench.knn.plots import guess_rate_picture
-from ralmspec_plugins.bench.knn.results import SECTIONS, Results
-from ralmspec_plugins.bench.knn.running import Bench, estimate, run
-from ralmspec_plugins.bench.knn.scale import SMALL, Scale
-from ralmspec_plugins.bench.knn.tables import TABLES
+from benchmarks.knn.inputs import python_docs, wikipedia
+from benchmarks.knn.run import SECTIONS, SMALL, Bench, Results, Scale, estimate, run
+from benchmarks.knn.tables import TABLES, guess_rate_picture
 from ralmspec_plugins.whole_file import write_whole
 
 

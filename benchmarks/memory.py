@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ralmspec_plugins.bench.surroundings import surroundings
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import build_index, load, open_retriever
 

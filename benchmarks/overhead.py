@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins import (
     AsyncEngine,
     Continuous,
@@ -28,7 +29,6 @@ from ralmspec_plugins import (
     Settings,
     plain,
 )
-from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.job import Job
 from ralmspec_plugins.needs import Ask, Completion, Extend, Guess, Search, Start
 from ralmspec_plugins.protocols import Progress

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Memo, SharedPool
-from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.hosts.known import HostStats
 
 QUESTIONS = 100

@@ -11,11 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from ralmspec_plugins.bench.simulated.ablations import points
-from ralmspec_plugins.bench.simulated.paper_table import HELD_TO, Both
-from ralmspec_plugins.bench.simulated.plots import draw_ablations
-from ralmspec_plugins.bench.simulated.traces import load_traces
-from ralmspec_plugins.bench.surroundings import surroundings
+from benchmarks.harness.results import surroundings
+from benchmarks.simulated.studies import HELD_TO, Both, points
+from benchmarks.simulated.tables import draw_ablations
+from benchmarks.simulated.traces import load_traces
 
 CURVES = Path(__file__).parent / "results" / "batch_curves.json"
 

@@ -12,10 +12,10 @@ import json
 import time
 from pathlib import Path
 
-from ralmspec_plugins.bench.simulated.crowds import COUNTS, crowd_rows, services
-from ralmspec_plugins.bench.simulated.plots import draw_crowds
-from ralmspec_plugins.bench.simulated.traces import load_traces
-from ralmspec_plugins.bench.surroundings import surroundings
+from benchmarks.harness.results import surroundings
+from benchmarks.simulated.studies import COUNTS, crowd_rows, services
+from benchmarks.simulated.tables import draw_crowds
+from benchmarks.simulated.traces import load_traces
 
 CURVES = Path(__file__).parent / "results" / "batch_curves.json"
 

@@ -3,7 +3,7 @@
 Everything is simulated: the loop, the pool and the schedules are the real ones, the
 durations are given. The queries are those of a real article being written, the
 passages are ranked by real MiniLM vectors, k = 1. What follows a rewrite is
-simulated in three ways (`ralmspec_plugins.bench.simulated.traces.Follows`).
+simulated in three ways (`benchmarks.simulated.traces.Follows`).
 
     python benchmarks/simulate_traces.py ../shared/data benchmarks/results/simulate_traces.json
 
@@ -16,9 +16,9 @@ import json
 import sys
 from pathlib import Path
 
-from ralmspec_plugins.bench.simulated.paper_table import HELD_TO, STEPS, Both, paper_cells, verdicts
-from ralmspec_plugins.bench.simulated.traces import load_traces
-from ralmspec_plugins.bench.surroundings import surroundings
+from benchmarks.harness.results import surroundings
+from benchmarks.simulated.studies import HELD_TO, STEPS, Both, paper_cells, verdicts
+from benchmarks.simulated.traces import load_traces
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from batch_curves_data import unit_vectors
 
+from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Engine, Request, Verifier, plain
-from ralmspec_plugins.bench.surroundings import surroundings
 from ralmspec_plugins.protocols import Retriever
 from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.dense import DenseCorpus

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ralmspec_plugins.bench import measured as tables
-from ralmspec_plugins.bench.knn.tables import TABLES as KNN_TABLES
-from ralmspec_plugins.bench.plots import ablation_picture
-from ralmspec_plugins.bench.report import surroundings, table
-from ralmspec_plugins.bench.simulated.tables import (
+from benchmarks.harness import tables
+from benchmarks.harness.report import surroundings, table
+from benchmarks.harness.tables import ablation_picture
+from benchmarks.knn.tables import TABLES as KNN_TABLES
+from benchmarks.simulated.tables import (
     ablation_tables,
     crowd_tables,
     demand_table,
@@ -34,7 +34,7 @@ PAGES = [
 RESULTS = Path(__file__).parent / "results"
 ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",
              "batching")  # fmt: skip
-PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `ralmspec bench`
+PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `python -m benchmarks`
 SLOWER, BESIDE = "slower/results.json", "beside/results.json"
 LABELS = {
     "stride": "guesses per verification",

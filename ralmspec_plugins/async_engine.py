@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.async_desk import AsyncDesk
-from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncEventStream, AsyncCompletionQueue
+from ralmspec_plugins.async_streams import AsyncAnswerStream, AsyncCompletionQueue, AsyncEventStream
 from ralmspec_plugins.batching import AT_ONCE, Together, aanswer_all, check_concurrency
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine import THREADS

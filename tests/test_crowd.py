@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.simulated.crowd import Attended, Crowd
 from ralmspec_plugins import (
     AsyncEngine,
     Continuous,
@@ -15,7 +16,6 @@ from ralmspec_plugins import (
     Simulation,
     Verifier,
 )
-from ralmspec_plugins.crowd import Attended, Crowd
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress

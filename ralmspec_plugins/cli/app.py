@@ -5,6 +5,8 @@ command line, 130 Ctrl-C. Only our own bugs show a traceback.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,6 @@ from typer.core import TyperGroup
 
 from ralmspec_plugins import __version__
 from ralmspec_plugins.cli.ask import ask
-from ralmspec_plugins.cli.bench import bench
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
 from ralmspec_plugins.cli.index import index
@@ -28,18 +29,27 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        try:
+        with explained_errors():
             return super().invoke(ctx)
-        except RalmSpecError as error:
-            complain(str(error))
-        except KeyboardInterrupt:
-            complain("stopped")
-            raise typer.Exit(INTERRUPTED) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # whoever read our output has seen enough: typer ends quietly
-            complain(_explained(error))
-        raise typer.Exit(1)
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn an error that a user can cause into a message on stderr and an exit code."""
+    try:
+        yield
+    except RalmSpecError as error:
+        complain(str(error))
+    except KeyboardInterrupt:
+        complain("stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # the reader of our output has closed it: typer ends without a message
+        complain(_explained(error))
+    else:
+        return
+    raise typer.Exit(1)
 
 
 def _explained(error: OSError) -> str:
@@ -86,5 +96,4 @@ app.command()(index)
 app.command()(ask)
 app.command()(demo)
 app.command()(diagnose)
-app.command()(bench)
 app.add_typer(knn, name="knn")

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.rule import Rule
 
 from ralmspec_plugins import timeline
-from ralmspec_plugins.bench.equality import check_equal
 from ralmspec_plugins.cli.assemble import added
 from ralmspec_plugins.cli.output import (
     answer_record,
@@ -22,6 +21,7 @@ from ralmspec_plugins.cli.output import (
     write_json,
 )
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, speed_up
+from ralmspec_plugins.diagnosis import check_equal
 from ralmspec_plugins.engine import Engine
 from ralmspec_plugins.errors import InputError, RalmSpecError
 from ralmspec_plugins.records import Answer, Request

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ralmspec_plugins.bench.far_away import far_away
 from ralmspec_plugins.cli.options import ChatPlace, ScheduleName, WorkloadName
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.demo import MODEL
+from ralmspec_plugins.diagnosis import far_away
 from ralmspec_plugins.errors import ConfigError, MissingExtraError, ModelError
 from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
 from ralmspec_plugins.records import Passage, Request

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ralmspec_plugins.bench.python_docs import library_passages
+from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, count_facts, make_world
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.records import Passage

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ralmspec_plugins.bench.bounds import (
+from ralmspec_plugins.cli import options
+from ralmspec_plugins.cli.asking import readable
+from ralmspec_plugins.cli.assemble import Style, Weights, make_workload, open_store
+from ralmspec_plugins.cli.options import WorkloadName
+from ralmspec_plugins.cli.output import notes, on_terminal, screen, seconds, write_json
+from ralmspec_plugins.cli.runs import PLAIN, engines
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.diagnosis import (
     Bounds,
     StepTimes,
     batch_curve,
@@ -16,13 +23,6 @@ from ralmspec_plugins.bench.bounds import (
     typical_step,
     verdict,
 )
-from ralmspec_plugins.cli import options
-from ralmspec_plugins.cli.asking import readable
-from ralmspec_plugins.cli.assemble import Style, Weights, make_workload, open_store
-from ralmspec_plugins.cli.options import WorkloadName
-from ralmspec_plugins.cli.output import notes, on_terminal, screen, seconds, write_json
-from ralmspec_plugins.cli.runs import PLAIN, engines
-from ralmspec_plugins.config import Settings
 from ralmspec_plugins.protocols import Retriever, WideRetriever
 from ralmspec_plugins.records import Answer, Passage, Request
 

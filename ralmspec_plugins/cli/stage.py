@@ -11,13 +11,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ralmspec_plugins.bench.equality import check_equal
 from ralmspec_plugins.cli.assemble import Weights, added, at_distance, make_workload
 from ralmspec_plugins.cli.corpora import Corpus
 from ralmspec_plugins.cli.options import WorkloadName
 from ralmspec_plugins.cli.output import guesses_right, printable, seconds, stats_record
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, engines
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.diagnosis import check_equal
 from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.retrieval import KnowledgeBase
 from ralmspec_plugins.schedule import Continuous

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import Stats
-from ralmspec_plugins.bench.equality import UnequalError, check_equal
 from ralmspec_plugins.cli import asking, options, runs
+from ralmspec_plugins.diagnosis import UnequalError, check_equal
 from ralmspec_plugins.records import Answer
 from ralmspec_plugins.speculation import POLICIES
 from tests.cli.conftest import Run, lines

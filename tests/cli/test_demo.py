@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ralmspec_plugins.bench.python_docs import library_passages
 from ralmspec_plugins.cli import demo as module
 from ralmspec_plugins.cli import stage
 from ralmspec_plugins.cli.corpora import Corpus, world_corpus
+from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.records import Passage
 from tests.cli.conftest import Run, lines

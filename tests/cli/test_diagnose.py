@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import Passage, Request
-from ralmspec_plugins.bench.bounds import SIZES, Bounds, batch_curve, step_times, verdict
 from ralmspec_plugins.cli import diagnose as module
+from ralmspec_plugins.diagnosis import SIZES, Bounds, batch_curve, step_times, verdict
 from ralmspec_plugins.testing import WordRetriever
 from tests.cli.conftest import Run, lines
 

@@ -82,7 +82,7 @@ def test_help_names_the_commands(run: Run) -> None:
         result = run(*arguments)
 
         assert code == result.exit_code
-        assert all(name in result.output for name in ("index", "ask", "demo", "diagnose", "bench"))
+        assert all(name in result.output for name in ("index", "ask", "demo", "diagnose"))
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

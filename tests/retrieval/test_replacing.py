@@ -7,7 +7,7 @@ from threading import Event, Thread
 import pytest
 
 from ralmspec_plugins.retrieval import replacing
-from ralmspec_plugins.retrieval.replacing import exchange, atomic_replace
+from ralmspec_plugins.retrieval.replacing import atomic_replace, exchange
 
 
 def made(folder: Path, text: str) -> Path:

@@ -1,0 +1,27 @@
+"""`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
+
+Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
+"""
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from benchmarks.harness.cli import bench
+from ralmspec_plugins.cli.app import explained_errors
+
+
+class _Suite(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        with explained_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+app.command(cls=_Suite)(bench)
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")
