@@ -29,11 +29,11 @@ from batch_curves_data import clustered_vectors
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Engine, Hits, PassagePool, Replica, Request, Settings, plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import NumpyFlat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.faiss_approximate import FaissApproximate
 from ralmspec_plugins.retrieval.faiss_recipes import RECIPES
+from ralmspec_plugins.types import Passage, Query
 
 RESULTS = Path(__file__).parent / "results" / "approximate_roles.json"
 CAPACITY = 1000

@@ -32,9 +32,9 @@ from batch_curves_data import clustered_vectors, zipf_texts
 
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, open_retriever
 from ralmspec_plugins.retrieval.backends import needs_encoder
+from ralmspec_plugins.types import Hits, Passage, Query
 
 RESULTS = Path(__file__).parent / "results" / "batch_curves.json"
 MOST = 32

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins import PassagePool
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.lucene import LuceneRetriever
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
+from ralmspec_plugins.types import Passage, Query
 
 K = (1, 4, 10)
 PREFETCH = (0, 20, 256)  # 0: no wider than k

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.results import surroundings
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import build_index, load, open_retriever
+from ralmspec_plugins.types import Passage
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 MIB = 1 << 20

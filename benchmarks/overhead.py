@@ -29,11 +29,10 @@ from ralmspec_plugins import (
     Settings,
     plain,
 )
-from ralmspec_plugins.job import Job
-from ralmspec_plugins.needs import Ask, Completion, Extend, Guess, Search, Start
+from ralmspec_plugins.effects import Ask, Completion, Extend, Guess, Search, Start
+from ralmspec_plugins.engine.session import Job, Setup
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.schedule import Schedule
-from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.scheduling.schedules import Schedule
 
 STEPS = 400
 REPETITIONS = 15

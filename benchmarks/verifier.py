@@ -27,10 +27,10 @@ from batch_curves_data import unit_vectors
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Engine, Request, Verifier, plain
 from ralmspec_plugins.protocols import Retriever
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.testing import EchoWorkload
+from ralmspec_plugins.types import Hits, Passage, Query
 
 CALLERS = (1, 4, 16, 64)
 STEPS = 8  # retrievals of one request

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.schedule import Continuous, Schedule
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from ralmspec_plugins.protocols import (
     Retriever,
     WideRetriever,
 )
-from ralmspec_plugins.records import Answer, Hits, Passage, Query, Request
 from ralmspec_plugins.retrieval import KnowledgeBase
+from ralmspec_plugins.types import Answer, Hits, Passage, Query, Request
 
 SIZES = (1, 2, 4, 8, 16)
 _REPEATS = 7

@@ -7,9 +7,7 @@ whatever order they finish. What it computes is what `plain()` computes.
 from collections.abc import Generator
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.chain import Chain
-from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.needs import (
+from ralmspec_plugins.effects import (
     Ask,
     Cancel,
     Completion,
@@ -25,12 +23,13 @@ from ralmspec_plugins.needs import (
     Start,
     Work,
 )
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import formed
-from ralmspec_plugins.policies import Policy
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.records import Request
-from ralmspec_plugins.speculation.guesses import Guesses
-from ralmspec_plugins.steps import Failure, Step
+from ralmspec_plugins.scheduling.policy import Policy
+from ralmspec_plugins.speculators.cascade import Guesses
+from ralmspec_plugins.steps import Chain, Failure, Step
+from ralmspec_plugins.types import Request
 
 MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
 

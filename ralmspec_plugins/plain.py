@@ -4,8 +4,7 @@ from typing import Any
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
-from ralmspec_plugins.records import Answer, Query, Request, Retrieved, fixed, unscored
-from ralmspec_plugins.stats import Stats
+from ralmspec_plugins.types import Answer, Query, Request, Retrieved, Stats, fixed, unscored
 
 
 def formed(workload: Workload[Any], retriever: Retriever, state: Any) -> Query | None:

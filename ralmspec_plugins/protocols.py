@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.records import Hit, Hits, Passage, Query, Request
+from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
 
 StateT = TypeVar("StateT")
 

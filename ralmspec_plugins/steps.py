@@ -5,10 +5,27 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.needs import Search, Work
+from ralmspec_plugins.effects import (
+    Cancel,
+    Commit,
+    Confirmed,
+    Done,
+    Extend,
+    Failed,
+    Guess,
+    Guessed,
+    Judged,
+    Need,
+    Reported,
+    RolledBack,
+    Search,
+    Settled,
+    Work,
+)
+from ralmspec_plugins.metrics import Account
 from ralmspec_plugins.protocols import Workload
-from ralmspec_plugins.records import Hits, Query
-from ralmspec_plugins.stats import Span
+from ralmspec_plugins.scheduling.policy import Policy, View
+from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, unscored
 
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
@@ -178,3 +195,253 @@ class InFlight:
     def alone(self, need: Work) -> bool:
         """Say whether nothing else was in flight since this work started."""
         return self._alone is need
+
+
+# The chain of steps that are not committed yet: confirmed, committed, dropped, written again.
+
+
+class Chain:
+    """What one request has come to: the last committed state, and the steps after it.
+
+    At most one of the steps is being asked or written at a time (`writer`), since
+    each needs the one before it. A writer that was stopped keeps the place until
+    it really has: then it is nobody's (`writer[1]` is `None`).
+    """
+
+    def __init__(self, workload: Workload[Any], policy: Policy | None) -> None:
+        """Start before the first state."""
+        self.workload = workload
+        self.policy = policy
+        self.account = Account()
+        self.in_flight = InFlight()
+        self.dropped = Dropped(workload)
+        self.root: Any = None  # the last committed state
+        self.steps: list[Step] = []
+        self.retrieved: list[Retrieved] = []
+        self.writer: tuple[Work, Step | None] | None = None
+        self.ran_ahead = False  # since memory was last freed
+        self.stopping_s = 0.0  # when a writer was last told to stop
+        self.settled = ""
+        self.contradiction: Failure | None = None  # a text that was settled did not come again
+        self.out: list[Need] = []  # what the engine is to do next
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is committed, and the answer found to be complete."""
+        return bool(self.steps) and self.steps[0].ends
+
+    def answer(self) -> Answer:
+        """Give the final text, its record and its statistics."""
+        for need in self.in_flight:
+            self.account.unfinished(need)
+        text = self.workload.text(self.root)
+        return Answer(text, tuple(self.retrieved), self.root, self.account.stats())
+
+    def start(self, need: Work) -> None:
+        """Have a piece of work started."""
+        self.in_flight.start(need)
+        self.ran_ahead |= isinstance(need, Extend) and need.ahead
+        self.account.began(need)
+        self.out.append(need)
+
+    def write(self, need: Work, step: Step) -> None:
+        """Have a step asked, guessed or written."""
+        self.writer = (need, step)
+        self.start(need)
+
+    def pending(self) -> list[Query]:
+        """Give the queries that have to go out, in the order of the steps."""
+        searching = self.in_flight.searching
+        return [
+            step.query
+            for step in self.steps
+            if step.query is not None
+            and step.truth is None
+            and step.search_failure is None
+            and step.query.key not in searching
+        ]
+
+    def view(self, *, stalled: bool, pending: int | None = None) -> View:
+        """Tell a policy what it may know; `pending` where it has been counted already."""
+        return View(
+            pending=len(self.pending()) if pending is None else pending,
+            searching=self.in_flight.searches,
+            in_flight=len(self.in_flight.searching),
+            ahead=sum(step.ahead for step in self.steps),
+            stalled=stalled,
+        )
+
+    def confirmed_failure(self) -> Failure | None:
+        """Give the failure of the first step, if the plain loop would have come to it."""
+        if not self.steps or self.contradiction is not None:
+            return self.contradiction
+        head = self.steps[0]
+        if head.truth is None and head.search_failure is not None:
+            return head.search_failure
+        return head.failure if head.verified or not head.asked else None
+
+    def visible(self, hits: Hits) -> Hits:
+        """Give the hits as `extend` may see them: without scores unless it reads them."""
+        return hits if self.workload.reads_scores else unscored(hits)
+
+    def run_ahead(self, step: Step, guess: Hits) -> None:
+        """Have a step written with hits that no search has confirmed yet."""
+        assert step.query is not None
+        step.used = self.visible(guess)
+        self.out.append(Guessed(step.query, guess))
+
+    def failed(self, error: Exception) -> Failed:
+        """Say what the request comes to, and whose search it was if it was a search's error."""
+        head = self.steps[0] if self.steps else None
+        search = None if head is None else head.search_failure
+        if head is None or search is None or search.error is not error:
+            return Failed(error)
+        return Failed(error, head.query)
+
+    def confirm(self) -> None:
+        """Hold the steps against what the searches found; commit what is verified."""
+        for position, step in enumerate(self.steps):
+            if step.truth is not None and not step.verified and not self._verify(position, step):
+                break
+        self._commit()
+
+    def _verify(self, position: int, step: Step) -> bool:
+        """Hold one step against the truth; say whether what follows it stands."""
+        assert step.truth is not None
+        truth = self.visible(step.truth)
+        if step.guess is not None:
+            self._judge(step, self._agree(step, self.visible(step.guess), truth))
+        step.verified = True
+        if step.used is None:
+            step.used = truth
+            if self.writer is not None and self.writer[1] is step:
+                self._stop_writer()  # a guess that nobody waits for any more
+            return True
+        if self._agree(step, step.used, truth):
+            return True
+        self.roll_back(position)
+        step.rewrite(truth)
+        return False
+
+    def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
+        """Compare; what cannot be compared (an array in a passage's metadata) differs."""
+        agree = getattr(self.workload, "agree", None)
+        try:
+            return bool(guess == truth if agree is None else agree(step.before, guess, truth))
+        except Exception:  # noqa: BLE001 the plain loop compares nothing, so it must not matter
+            return False
+
+    def _judge(self, step: Step, right: bool) -> None:
+        assert step.query is not None
+        self.out.append(Judged(step.query, right))
+        self.account.judged(right)
+        if self.policy is not None:
+            self.policy.judged(right)
+
+    def _commit(self) -> None:
+        """Commit the verified steps at the head; settle what the next one has so far."""
+        while self.steps and self.steps[0].verified and self.steps[0].written:
+            self._confirmed(self.steps[0])
+            if self._contradicts(self.steps[0], self.steps[0].after, whole=True):
+                return
+            step = self.steps.pop(0)
+            self.root = step.after
+            self.account.segments += 1
+            self.account.remembered += step.remembered
+            self.account.taken_back += step.taken_back
+            self.out.append(Commit(self.retrieved[-1], step.after))
+            self._settle(step.after)
+        if self.steps and self.steps[0].verified:
+            self._confirmed(self.steps[0])
+            head, partial = self.steps[0], self.steps[0].partial
+            if partial is not None and not self._contradicts(head, partial, whole=False):
+                head.shown |= self._settle(partial)
+
+    def _contradicts(self, step: Step, state: Any, *, whole: bool) -> bool:
+        """Say whether a step that is written once more takes back what was settled before."""
+        if step.broke_off is None:
+            return False
+        text = self.workload.settled(state)
+        if text.startswith(self.settled) or (not whole and self.settled.startswith(text)):
+            return False
+        self.contradiction = Failure(step.broke_off, alone=True)
+        return True
+
+    def _confirmed(self, step: Step) -> None:
+        """Enter what the step in front has retrieved in the record, once."""
+        if step.confirmed:
+            return
+        assert step.query is not None
+        assert step.truth is not None
+        step.confirmed = True
+        self.retrieved.append(Retrieved(step.query, step.truth))
+        self.out.append(Confirmed(self.retrieved[-1]))
+
+    def _settle(self, state: Any) -> bool:
+        """Settle what is new of a text, if anything is; say so."""
+        text = self.workload.settled(state)
+        if len(text) <= len(self.settled):
+            return False
+        self.settled = text
+        self.account.text()
+        self.out.append(Settled(text, state))
+        return True
+
+    def roll_back(self, position: int) -> None:
+        """Give up the segment at this position, and drop all steps behind it."""
+        segments = sum(step.used is not None for step in self.steps[position:])
+        self.out.append(RolledBack(segments))
+        self.drop(position + 1)
+        self._give_up(self.steps[position])
+
+    def drop(self, position: int) -> None:
+        """Drop the steps from this position on; what they found out is remembered."""
+        for step in self.steps[position:]:
+            self._give_up(step)
+        del self.steps[position:]
+
+    def reset(self, step: Step) -> None:
+        """Undo what a step came to, except for hits that are known to be right."""
+        if step.shown and step.failure is not None:
+            step.broke_off = step.failure.error
+        self._give_up(step)
+        step.failure = step.search_failure = None
+        step.rewrite(step.used if step.verified else None)
+
+    def _give_up(self, step: Step) -> None:
+        """Give up a step's segment, written or being written."""
+        self.dropped.keep(step)
+        self.account.drop(step.span)
+        if self.writer is not None and self.writer[1] is step:
+            self._stop_writer()
+
+    def _stop_writer(self) -> None:
+        """Stop what is being asked or written; its place is free when it has stopped."""
+        assert self.writer is not None
+        need = self.writer[0]
+        if isinstance(need, Extend):
+            need.progress.cancel()
+        self.out.append(Cancel(need))
+        self.stopping_s = self.account.now_s
+        self.writer = None if isinstance(need, Guess) else (need, None)
+
+    def writing(self, need: Work) -> Step | None:
+        """Give the step that this work is for, unless that was dropped since."""
+        return self.writer[1] if self.writer is not None and self.writer[0] is need else None
+
+    def reported(self, report: Reported) -> None:
+        """Take in what an unfinished segment has so far."""
+        self.account.now_s = max(self.account.now_s, report.at_s)
+        step = self.writing(report.need)
+        if step is not None:
+            step.partial = report.state
+
+    def stopped(self, done: Done, span: Span) -> None:
+        """Take in that a writer whose step was dropped has stopped, whole or not."""
+        self.account.drop(span)
+        if not isinstance(done.need, Extend):
+            return
+        if self.policy is not None:
+            self.policy.stopped(max(0.0, done.ended_s - self.stopping_s))
+        if done.error is None:
+            self.dropped.keep_segment(done.need.state, done.need.hits, done.value, span)

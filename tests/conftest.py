@@ -12,7 +12,7 @@ from collections.abc import Iterator  # noqa: E402
 
 import pytest  # noqa: E402
 
-from ralmspec_plugins.costs import Costs  # noqa: E402
+from ralmspec_plugins.scheduling.cost_model import Costs  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,27 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.events import Commit, Confirmed, Failed, Settled
-from ralmspec_plugins.job import Job
-from ralmspec_plugins.needs import (
+from ralmspec_plugins.effects import (
     Ask,
     Cancel,
+    Commit,
     Completion,
+    Confirmed,
     Done,
     Extend,
+    Failed,
     Guess,
     Need,
     Notice,
     Reported,
     Search,
+    Settled,
     Start,
     Work,
 )
+from ralmspec_plugins.engine.session import Job, Setup
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Retriever
-from ralmspec_plugins.records import Answer, Hits, Query, Retrieved
-from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.types import Answer, Hits, Query, Retrieved
 from tests.worlds import World, WorldError, WorldState
 
 

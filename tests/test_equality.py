@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.pool import PassagePool
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.query_cache import Memo
 from tests.drivers import Outcome, Seen, drive, plainly
 from tests.worlds import Oracle, World, random_world, worlds
 

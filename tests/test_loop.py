@@ -23,7 +23,7 @@ from ralmspec_plugins import (
 )
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.stats import Outcome, Span, Stats
+from ralmspec_plugins.types import Outcome, Span, Stats
 
 STEPS = 8
 

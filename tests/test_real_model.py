@@ -23,7 +23,7 @@ from ralmspec_plugins import (  # noqa: E402
 )
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM  # noqa: E402
 from ralmspec_plugins.lm.sampling import Greedy, Sampling  # noqa: E402
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer  # noqa: E402
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer  # noqa: E402
 from ralmspec_plugins.workloads import Interval  # noqa: E402
 from tests.workloads.test_with_a_model import StaleSpeculator, TurningRetriever  # noqa: E402
 

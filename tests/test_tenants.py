@@ -23,14 +23,14 @@ from ralmspec_plugins import (
     Verifier,
     plain,
 )
+from ralmspec_plugins.effects import Notice
+from ralmspec_plugins.engine.session import Job
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.job import Job
-from ralmspec_plugins.needs import Notice
 from ralmspec_plugins.protocols import Progress, Retriever
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever
-from ralmspec_plugins.speculation.guesses import Guesses
+from ralmspec_plugins.speculators.cascade import Guesses
 from ralmspec_plugins.testing import EchoWorkload, Lines
+from ralmspec_plugins.types import Hits, Passage, Query
 
 TENANTS = ("canary-ada", "canary-bob")
 WORDS = [f"topic{number}" for number in range(12)]

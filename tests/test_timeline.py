@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins import Stats
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
-from ralmspec_plugins.stats import Outcome, Span
 from ralmspec_plugins.timeline import check_path, lanes_of, layout, ticks, write
+from ralmspec_plugins.types import Outcome, Span
 
 FAST = Stats(
     wall_s=1.0,

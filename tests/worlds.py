@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Hits, Passage, Query, Request
+from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
 
 END = "."
 LETTERS = "abé\N{GRINNING FACE}"

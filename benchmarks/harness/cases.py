@@ -7,9 +7,9 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculation.shared import SharedPool
-from ralmspec_plugins.stride import GAMMA_LIMIT
+from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.speculators.passage_cache import SharedPool
 
 ScheduleKind: TypeAlias = Literal["plain", "fixed", "os3", "continuous"]
 Place: TypeAlias = Literal["here", "beside", "remote"]

@@ -27,12 +27,12 @@ from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
 from ralmspec_plugins.lm.caches import Lineage
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import PoolableRetriever, Speculator
-from ralmspec_plugins.records import Passage, Request
 from ralmspec_plugins.retrieval import Encoder, NumpyFlat, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.encoding import encode_all
-from ralmspec_plugins.speculation.pool import PassagePool
-from ralmspec_plugins.speculation.replica import Replica
+from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.replica import Replica
+from ralmspec_plugins.types import Passage, Request
 
 PROMPT_WORDS: Final = 24
 _PASSAGE_WORDS: Final = 100  # as in the paper (PAPERS 1.10)

@@ -18,10 +18,10 @@ from benchmarks.harness.results import Row, read_results, row_of, surroundings
 from benchmarks.simulated.predict import foretellable, foretold
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.diagnosis import check_equal
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.lm import HuggingFaceLM
-from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.retrieval import Encoder
+from ralmspec_plugins.types import Answer, Request
 from ralmspec_plugins.whole_file import write_whole
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 

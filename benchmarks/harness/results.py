@@ -13,8 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from ralmspec_plugins.diagnosis import Bounds
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Answer
-from ralmspec_plugins.stats import Outcome, Span
+from ralmspec_plugins.types import Answer, Outcome, Span
 
 _PACKAGES: Final = (
     *("ralmspec-plugins", "numpy", "torch", "transformers", "faiss-cpu", "faiss-gpu", "bm25s"),

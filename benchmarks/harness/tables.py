@@ -11,7 +11,7 @@ from benchmarks.harness.cases import PLAIN_NAME
 from benchmarks.harness.report import NOT_SLOWER, Summary, regime, summaries, table
 from benchmarks.published import published
 from benchmarks.simulated.predict import Prediction, errors
-from ralmspec_plugins.timeline_picture import figure_class
+from ralmspec_plugins.timeline import figure_class
 
 _TABLE_1: Final = ("exact dense", "approximate dense", "sparse")
 

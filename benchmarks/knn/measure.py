@@ -16,7 +16,7 @@ from benchmarks.knn.inputs import Prompt
 from benchmarks.knn.ways import FIXED, PLAIN, Way
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.diagnosis import UnequalError, check_equal
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import Mixing, interpolate
 from ralmspec_plugins.knn.draft import Choices, KNNDraft, TokenModel
@@ -26,8 +26,8 @@ from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Answer, Hits, Query, Request
-from ralmspec_plugins.speculation.replica import Replica
+from ralmspec_plugins.speculators.replica import Replica
+from ralmspec_plugins.types import Answer, Hits, Query, Request
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
 

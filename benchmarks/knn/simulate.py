@@ -21,15 +21,14 @@ from benchmarks.knn.measure import (
     workload_of,
 )
 from benchmarks.knn.ways import BASELINES, CONTINUOUS, FIXED, OS3, PLAIN, Way, simulated_ways
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.knn.distribution import Floats
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.perplexity import Foretold, foretell
 from ralmspec_plugins.knn.search import NeighbourSearch
-from ralmspec_plugins.latencies import Latencies
-from ralmspec_plugins.records import Answer, Query
-from ralmspec_plugins.simulation import Simulation
-from ralmspec_plugins.speculation.replica import Replica
+from ralmspec_plugins.speculators.replica import Replica
+from ralmspec_plugins.types import Answer, Query
 
 # Continues prompts in virtual time, with what the model and the datastore really say.
 

@@ -9,7 +9,7 @@ from benchmarks.harness.tables import svg
 from benchmarks.knn.run import GOAL, SECTIONS
 from benchmarks.knn.simulate import GOALS, PUBLISHED
 from benchmarks.knn.ways import AWAY
-from ralmspec_plugins.timeline_picture import figure_class
+from ralmspec_plugins.timeline import figure_class
 
 # Writes what was counted or simulated of KNN-LM as Markdown tables.
 

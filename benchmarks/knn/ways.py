@@ -21,8 +21,8 @@ from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search import NeighbourSearch
 from ralmspec_plugins.knn.search_keys import hidden_states
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.records import Hits, Query
-from ralmspec_plugins.stride import GAMMA_LIMIT
+from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT
+from ralmspec_plugins.types import Hits, Query
 
 
 class NoNeighbours:

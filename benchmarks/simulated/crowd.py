@@ -8,13 +8,9 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from ralmspec_plugins.batching.queue import Batch, Call, Line, Way
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.job import Job, as_request
-from ralmspec_plugins.latencies import Latencies
-from ralmspec_plugins.merging.calls import Batch, Call, Way
-from ralmspec_plugins.merging.line import Line
-from ralmspec_plugins.needs import (
+from ralmspec_plugins.effects import (
     Ask,
     Broken,
     Cancel,
@@ -27,9 +23,11 @@ from ralmspec_plugins.needs import (
     Start,
     Work,
 )
+from ralmspec_plugins.engine.session import Job, Setup, as_request
+from ralmspec_plugins.engine.simulation import Latencies
+from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.records import Answer, Request
-from ralmspec_plugins.setups import Setup
+from ralmspec_plugins.types import Answer, Request
 
 # The work of a crowd by the virtual time at which it will be done; lines for what must wait.
 

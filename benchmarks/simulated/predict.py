@@ -13,13 +13,11 @@ from benchmarks.harness.inputs import Shelves
 from benchmarks.harness.results import Row
 from benchmarks.simulated.traces import Follows
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.effects import Ask, Extend
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.latencies import Latencies
-from ralmspec_plugins.needs import Ask, Extend
 from ralmspec_plugins.protocols import Progress, Retriever
-from ralmspec_plugins.records import Answer, Hits, Query, Request
-from ralmspec_plugins.simulation import Simulation
-from ralmspec_plugins.stats import Stats
+from ralmspec_plugins.types import Answer, Hits, Query, Request, Stats
 
 
 @dataclass(frozen=True, slots=True)

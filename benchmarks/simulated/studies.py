@@ -18,8 +18,8 @@ from benchmarks.published import (
 from benchmarks.simulated.crowd import Attended, Crowd
 from benchmarks.simulated.predict import curve_through
 from benchmarks.simulated.traces import Follows, Ran, Traces, TraceWorkload, World, run_arm
+from ralmspec_plugins.engine.simulation import Latencies
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.latencies import Latencies
 
 # RaLMSpec's Table 1 in virtual time, with ours beside it, and what is demanded of ours.
 

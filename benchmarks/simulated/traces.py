@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.cases import Arm
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.latencies import Latencies
 from ralmspec_plugins.protocols import Progress, Speculator
-from ralmspec_plugins.records import Answer, Hit, Hits, Passage, Query, Request
-from ralmspec_plugins.simulation import Simulation
-from ralmspec_plugins.speculation.pool import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.types import Answer, Hit, Hits, Passage, Query, Request
 
 WIDEST = 256  # the paper's widest prefetch (PAPERS 1.10)
 

@@ -13,7 +13,7 @@ from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.asked import Asked, Origin, asked_of
 from ralmspec_plugins.hosts.batch_search import Scored
-from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.types import Hit, Hits, Query
 
 __all__ = ("Asked", "Calls", "Origin", "asked_of", "calling", "hits_of", "single_hits")
 

@@ -10,8 +10,8 @@ from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
 from langchain_ralmspec.prompting import Prompting, continued
 from langchain_ralmspec.recording import Event
-from ralmspec_plugins.events import Commit
-from ralmspec_plugins.records import Request, passages_of
+from ralmspec_plugins.effects import Commit
+from ralmspec_plugins.types import Request, passages_of
 
 
 class DirectRuns:

@@ -23,7 +23,7 @@ from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import Look, check_way
 from ralmspec_plugins.hosts.retriever import HostSearch
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.types import Hits, Query
 
 _NO_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
 

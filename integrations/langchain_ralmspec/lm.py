@@ -13,7 +13,7 @@ from langchain_ralmspec.prompting import Prompting
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step
 from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.hosts.text_lm import TextLM, first_step
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 
 class HostLM(TextLM[Sequence[Passage]]):

@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.data import copied_where_possible
 from ralmspec_plugins.hosts.passages import HostPassage, host_passage
-from ralmspec_plugins.records import Hit, Passage
+from ralmspec_plugins.types import Hit, Passage
 
 _OWN_FIELDS = ("id", "metadata", "page_content")
 

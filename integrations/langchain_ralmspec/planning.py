@@ -17,7 +17,7 @@ from ralmspec_plugins.hosts.text_calls import Step, merged, stops
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 from ralmspec_plugins.hosts.text_lm import Show
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 
 @dataclass(frozen=True, slots=True)

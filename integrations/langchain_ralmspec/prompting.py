@@ -14,7 +14,7 @@ from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.passages import document_of
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.passages import HostPassage
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 DEFAULT_PROMPT = PromptTemplate.from_template(
     "Answer the question with what is said in the context.\n\n"

@@ -12,7 +12,7 @@ from ralmspec_plugins import Answer, Retrieved, Stats
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
-from ralmspec_plugins.records import Passage, passages_of
+from ralmspec_plugins.types import Passage, passages_of
 
 Output: TypeAlias = Literal["reply", "answer"]
 _OWN: Final = ("context", "answer", REPORT)

@@ -36,8 +36,8 @@ from ralmspec_plugins.hosts.answering import Answering, Call
 from ralmspec_plugins.hosts.native import BatchMode
 from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
 from ralmspec_plugins.hosts.verdicts import check_pairs
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
 
 THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as the host's own `batch` takes
 

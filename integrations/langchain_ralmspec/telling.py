@@ -17,10 +17,10 @@ from langchain_ralmspec.passages import document_of
 from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.silence import Silenced
 from langchain_ralmspec.voice import Voice
-from ralmspec_plugins import events as happened
+from ralmspec_plugins import effects
 from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.hosts.text_draft import draft_of
-from ralmspec_plugins.records import Hit, Query, Retrieved
+from ralmspec_plugins.types import Hit, Query, Retrieved
 
 
 class Telling:
@@ -59,7 +59,7 @@ class Telling:
 
     # Events of the core, to calls of handlers
 
-    def tell(self, event: happened.Event) -> None:
+    def tell(self, event: effects.Event) -> None:
         """Tell what an event means for the host.
 
         Raises:
@@ -72,10 +72,10 @@ class Telling:
         if (recording := _recording(event)) is not None:
             live = self._live_of(recording)
             recording.release(live.emit)
-            if isinstance(event, happened.Commit):
+            if isinstance(event, effects.Commit):
                 live.committed()
 
-    async def atell(self, event: happened.Event) -> None:
+    async def atell(self, event: effects.Event) -> None:
         """Do the same on an event loop.
 
         Raises:
@@ -88,7 +88,7 @@ class Telling:
         if (recording := _recording(event)) is not None:
             live = self._live_of(recording)
             await recording.arelease(live.aemit)
-            if isinstance(event, happened.Commit):
+            if isinstance(event, effects.Commit):
                 await live.acommitted()
 
     def failed(self, error: BaseException) -> None:
@@ -118,10 +118,10 @@ class Telling:
             self._live[id(recording)] = recording, Live(self._hearing(self._llm), former)
         return self._live[id(recording)][1]
 
-    def _heard_by(self, event: happened.Event) -> list[BaseCallbackHandler]:
-        if isinstance(event, happened.Confirmed | happened.Failed):
+    def _heard_by(self, event: effects.Event) -> list[BaseCallbackHandler]:
+        if isinstance(event, effects.Confirmed | effects.Failed):
             return self._hearing(self._retriever)
-        if isinstance(event, happened.Commit):
+        if isinstance(event, effects.Commit):
             return self._hearing(self._llm) if self._direct is not None else []
         return self._manager.handlers
 
@@ -130,22 +130,22 @@ class Telling:
         config = self._context.config
         return CallbackManager.configure(config.get("callbacks"), part.handlers(config)).handlers
 
-    def _meant(self, event: happened.Event) -> Iterator[Event]:
-        if isinstance(event, happened.Confirmed):
+    def _meant(self, event: effects.Event) -> Iterator[Event]:
+        if isinstance(event, effects.Confirmed):
             yield from self._retrieved(event.retrieved)
-        elif isinstance(event, happened.Failed) and event.query is not None:
+        elif isinstance(event, effects.Failed) and event.query is not None:
             yield from self._not_retrieved(event.query, event.error)
-        elif isinstance(event, happened.Commit) and self._direct is not None:
+        elif isinstance(event, effects.Commit) and self._direct is not None:
             manager = self._manager
             tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
             about = {"parent_run_id": manager.parent_run_id, "tags": tags, "metadata": metadata}
             yield from self._direct.told(event, about)
-        elif isinstance(event, happened.Guessed):
+        elif isinstance(event, effects.Guessed):
             ids = [hit.passage.id for hit in event.hits]
             yield self._custom("ralmspec.guess", {"documents": ids})
-        elif isinstance(event, happened.Judged):
+        elif isinstance(event, effects.Judged):
             yield self._custom("ralmspec.verify", {"right": event.right})
-        elif isinstance(event, happened.RolledBack):
+        elif isinstance(event, effects.RolledBack):
             yield self._custom("ralmspec.rollback", {"segments": event.segments})
 
     def _custom(self, name: str, data: dict[str, Any]) -> Event:
@@ -213,9 +213,9 @@ class Telling:
             yield Event(event.name, event.args, kwargs)
 
 
-def _recording(event: happened.Event) -> Recording | None:
+def _recording(event: effects.Event) -> Recording | None:
     """Find the recording of the call that wrote a state which is, or will be, committed."""
-    if not isinstance(event, happened.Commit | happened.Settled):
+    if not isinstance(event, effects.Commit | effects.Settled):
         return None
     found = getattr(draft_of(event.state), "recording", None)
     return found if isinstance(found, Recording) else None

@@ -25,8 +25,8 @@ from ralmspec_plugins.hosts.known import HostStats
 from ralmspec_plugins.hosts.runtime import Engines, Runtime
 from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
-from ralmspec_plugins.records import Request
-from ralmspec_plugins.schedule import Continuous
+from ralmspec_plugins.scheduling.schedules import Continuous
+from ralmspec_plugins.types import Request
 
 _log = logging.getLogger(__name__)
 _TEMPLATES: Final = ("text_qa_template", "summary_template")

@@ -17,7 +17,7 @@ from ralmspec_plugins.hosts.direct_prompt import UNCUT, split_template
 from ralmspec_plugins.hosts.sampling import sampling
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM

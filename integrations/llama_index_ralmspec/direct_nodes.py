@@ -13,8 +13,8 @@ from llama_index_ralmspec.quiet_call import QuietCall, quiet_call
 from llama_index_ralmspec.recording import Recording
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Passage, Request
-from ralmspec_plugins.workloads.reports import Reports
+from ralmspec_plugins.types import Hits, Passage, Request
+from ralmspec_plugins.workloads.base import Reports
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM

@@ -10,8 +10,8 @@ from llama_index_instrumentation import get_dispatcher
 
 from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.prompting import Prompting
-from ralmspec_plugins.events import Commit
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.effects import Commit
+from ralmspec_plugins.types import Request
 
 
 class DirectRuns:

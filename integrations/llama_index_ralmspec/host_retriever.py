@@ -18,7 +18,7 @@ from ralmspec_plugins.hosts.batch_search import Scored, Vector
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import BatchMode, Look, check_way
 from ralmspec_plugins.hosts.retriever import HostSearch
-from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.types import Hit, Hits, Query
 
 
 class HostRetriever(HostSearch["_Called"]):

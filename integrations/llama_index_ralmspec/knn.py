@@ -27,7 +27,7 @@ from ralmspec_plugins.hosts.knn_texts import check_model, model_name, taken_by
 from ralmspec_plugins.hosts.reports import REPORT
 from ralmspec_plugins.knn.asked import Asked
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Answer
+from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel

@@ -14,7 +14,7 @@ from llama_index_ralmspec.quiet_call import quiet_call
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step, stops
 from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.hosts.text_lm import TextLM, first_step
-from ralmspec_plugins.records import Hits
+from ralmspec_plugins.types import Hits
 
 
 class HostLM(TextLM[Hits]):

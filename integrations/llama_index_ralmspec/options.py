@@ -15,9 +15,9 @@ from ralmspec_plugins.hosts.speculation import (
     is_one_shot,
 )
 from ralmspec_plugins.hosts.text_calls import Bound, Continuation
-from ralmspec_plugins.schedule import Schedule
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.scheduling.schedules import Schedule
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)

@@ -24,7 +24,7 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.data import copied_where_possible
 from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.records import Hit, Hits, Passage
+from ralmspec_plugins.types import Hit, Hits, Passage
 
 ModelT = TypeVar("ModelT", bound=BaseComponent)
 

@@ -18,7 +18,7 @@ from ralmspec_plugins.hosts.text_calls import Step
 from ralmspec_plugins.hosts.text_draft import Written
 from ralmspec_plugins.hosts.text_lm import Show
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits
+from ralmspec_plugins.types import Hits
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.errors import Cancelled, Closed
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Request
+from ralmspec_plugins.types import Hits, Request
 
 ResultT = TypeVar("ResultT")
 

@@ -15,10 +15,9 @@ from llama_index_ralmspec.assembly import Assembly
 from llama_index_ralmspec.call_context import HostContext, asking, copied
 from llama_index_ralmspec.responses import Responses
 from llama_index_ralmspec.telling import Telling
-from ralmspec_plugins.async_streams import AsyncEventStream
-from ralmspec_plugins.events import Event
+from ralmspec_plugins.effects import Event
+from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
 from ralmspec_plugins.hosts.following import afollowed, followed
-from ralmspec_plugins.streams import EventStream
 
 
 class RequestRun:

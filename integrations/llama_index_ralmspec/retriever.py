@@ -22,9 +22,9 @@ from ralmspec_plugins.hosts.native import BatchMode, check_way
 from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
 from ralmspec_plugins.hosts.side_by_side import aeach, each
 from ralmspec_plugins.hosts.verdicts import agreeing, check_pairs
-from ralmspec_plugins.records import Hits
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.types import Hits
 
 Asked: TypeAlias = str | QueryBundle
 THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as Python's own pools of threads

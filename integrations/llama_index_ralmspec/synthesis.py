@@ -24,7 +24,7 @@ from ralmspec_plugins.hosts.text_calls import Step
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 from ralmspec_plugins.hosts.text_lm import Show, TextLM
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits
+from ralmspec_plugins.types import Hits
 
 # The host's own synthesizers: of a node they see the content, and never the score; of the query
 # the text; and they keep nothing between two calls.

@@ -21,10 +21,10 @@ from llama_index_ralmspec.recording import Recording, broken_of
 from llama_index_ralmspec.replay import Replay
 from llama_index_ralmspec.twins import Find, twin
 from llama_index_ralmspec.unawaited import unawaited
-from ralmspec_plugins import events as happened
+from ralmspec_plugins import effects
 from ralmspec_plugins.hosts.asked import Asked, Origin
 from ralmspec_plugins.hosts.text_draft import draft_of
-from ralmspec_plugins.records import Hit, Query, Retrieved
+from ralmspec_plugins.types import Hit, Query, Retrieved
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -53,26 +53,26 @@ class Telling:
         self._read = False  # whether the response has been given back
         self._unanswered: Query | None = None  # whose search the request's error comes from
 
-    def tell(self, event: happened.Event) -> None:
+    def tell(self, event: effects.Event) -> None:
         """Tell one event of the engine."""
         unawaited(self.atell(event))
 
-    async def atell(self, event: happened.Event) -> None:
+    async def atell(self, event: effects.Event) -> None:
         """Tell one event; of an asynchronous request, as the host's asynchronous methods do."""
-        if isinstance(event, happened.Confirmed):
+        if isinstance(event, effects.Confirmed):
             await self._tell_retrieval(event.retrieved)
-        elif isinstance(event, happened.Guessed | happened.Judged | happened.RolledBack):
+        elif isinstance(event, effects.Guessed | effects.Judged | effects.RolledBack):
             if _heard():
                 _dispatcher.event(_own(event))
-        elif isinstance(event, happened.Commit):
+        elif isinstance(event, effects.Commit):
             self._retrieved = event.retrieved
             await self._hand_on(recording_of(event.state), whole=True)
             self._open = False
             if self._direct is not None:
                 self._direct.tell(event)
-        elif isinstance(event, happened.Settled):
+        elif isinstance(event, effects.Settled):
             await self._hand_on(recording_of(event.state))
-        elif isinstance(event, happened.Failed):
+        elif isinstance(event, effects.Failed):
             self._unanswered = event.query
 
     def ended(self) -> None:
@@ -177,12 +177,12 @@ class Telling:
                 raise
 
 
-def _own(event: happened.Guessed | happened.Judged | happened.RolledBack) -> OwnEvent:
+def _own(event: effects.Guessed | effects.Judged | effects.RolledBack) -> OwnEvent:
     """Make an event of ours."""
-    if isinstance(event, happened.Guessed):
+    if isinstance(event, effects.Guessed):
         ids = [hit.passage.id for hit in event.hits]
         return GuessEvent(query_str=event.query.text, node_ids=ids)
-    if isinstance(event, happened.Judged):
+    if isinstance(event, effects.Judged):
         return VerificationEvent(query_str=event.query.text, right=event.right)
     return RollbackEvent(segments=event.segments)
 

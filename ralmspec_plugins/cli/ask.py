@@ -19,8 +19,8 @@ from ralmspec_plugins.cli.options import ChatPlace, EvictionName, ScheduleName, 
 from ralmspec_plugins.cli.output import notes
 from ralmspec_plugins.cli.runs import engines
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.records import Request
 from ralmspec_plugins.timeline import check_path
+from ralmspec_plugins.types import Request
 
 
 def ask(

@@ -22,9 +22,9 @@ from ralmspec_plugins.cli.output import (
 )
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, speed_up
 from ralmspec_plugins.diagnosis import check_equal
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import InputError, RalmSpecError
-from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.types import Answer, Request
 
 _SOURCES_SHOWN = 5
 

@@ -10,10 +10,10 @@ from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.diagnosis import far_away
 from ralmspec_plugins.errors import ConfigError, MissingExtraError, ModelError
 from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
-from ralmspec_plugins.records import Passage, Request
 from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, load
 from ralmspec_plugins.retrieval.optional import optional
-from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.types import Passage, Request
 from ralmspec_plugins.workloads import Interval, OneShot
 
 _WARM_TOKENS = 4

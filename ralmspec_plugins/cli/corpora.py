@@ -8,7 +8,7 @@ from pathlib import Path
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, count_facts, make_world
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 QUESTIONS_SEED = 1
 _FAVOURITES = (

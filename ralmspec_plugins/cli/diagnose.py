@@ -24,7 +24,7 @@ from ralmspec_plugins.diagnosis import (
     verdict,
 )
 from ralmspec_plugins.protocols import Retriever, WideRetriever
-from ralmspec_plugins.records import Answer, Passage, Request
+from ralmspec_plugins.types import Answer, Passage, Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from ralmspec_plugins.cli.options import ScheduleName
 from ralmspec_plugins.cli.output import in_short, stats_record, write_json
 from ralmspec_plugins.cli.runs import PLAIN, speed_up
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING
-from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.timeline import check_path
+from ralmspec_plugins.types import Answer, Request
 
 _WARM_TOKENS = 2
 

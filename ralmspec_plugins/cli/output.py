@@ -10,8 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ralmspec_plugins.records import Answer
-from ralmspec_plugins.stats import Stats
+from ralmspec_plugins.types import Answer, Stats
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MEASURED = ("guess_rate", "search_s", "write_s", "overlap_s")

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.records import Answer, Request
+from ralmspec_plugins.types import Answer, Request
 
 PLAIN, SPECULATIVE = "plain", "speculative"
 

@@ -18,10 +18,9 @@ from ralmspec_plugins.cli.output import guesses_right, printable, seconds, stats
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, engines
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.diagnosis import check_equal
-from ralmspec_plugins.records import Answer, Request
 from ralmspec_plugins.retrieval import KnowledgeBase
-from ralmspec_plugins.schedule import Continuous
-from ralmspec_plugins.stats import Stats
+from ralmspec_plugins.scheduling.schedules import Continuous
+from ralmspec_plugins.types import Answer, Request, Stats
 
 _REFRESH_S = 0.05  # drawing more often would take time from the model
 

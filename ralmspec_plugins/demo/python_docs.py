@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.ingest import split_text
+from ralmspec_plugins.types import Passage
 
 _NO_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "ensurepip"}
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -9,9 +9,9 @@ from ralmspec_plugins.hosts.native import Look
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.serving import Place, Serving, Way
 from ralmspec_plugins.hosts.side_by_side import aeach, each
-from ralmspec_plugins.records import Hits, Query
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.types import Hits, Query
 
 
 @dataclass(frozen=True, slots=True)

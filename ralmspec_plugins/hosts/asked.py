@@ -6,7 +6,7 @@ from typing import Any
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.batch_search import Vector
-from ralmspec_plugins.records import Hit, Hits, Query
+from ralmspec_plugins.types import Hit, Hits, Query
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Final
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.prompts import PassageTemplate
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 UNCUT: Final = 2**31  # tokens of a passage that are shown: hosts show them whole
 _PLACE: Final = "[[ralmspec:passages]]"  # stands for them while the prompt is filled in

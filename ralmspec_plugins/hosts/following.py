@@ -12,7 +12,7 @@ from collections.abc import (
 )
 from typing import Any, Protocol, TypeVar
 
-from ralmspec_plugins.events import Event
+from ralmspec_plugins.effects import Event
 
 PieceT = TypeVar("PieceT")
 

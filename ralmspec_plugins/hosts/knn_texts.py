@@ -7,7 +7,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.classes import qualified_name
 from ralmspec_plugins.hosts.reports import REPORT, Report, report_of
 from ralmspec_plugins.hosts.text_draft import Usage
-from ralmspec_plugins.records import Answer
+from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel

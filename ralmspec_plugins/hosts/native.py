@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.asked import Asked
 from ralmspec_plugins.hosts.batch_search import BatchSearch, Scored, Vector
-from ralmspec_plugins.records import Hits
+from ralmspec_plugins.types import Hits
 
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
 BATCH_MODES: Final = ("exact", "probed", "off")

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ralmspec_plugins.hosts.canonical import encoded
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 _SCALARS = frozenset({str, int, bool, type(None)})  # equal ones of one type are the same
 _LONG = 16  # from here on a list may be an embedding

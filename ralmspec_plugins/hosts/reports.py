@@ -6,8 +6,7 @@ from typing import Any, Final, TypedDict
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.hosts.text_draft import Usage, draft_of
-from ralmspec_plugins.records import Answer
-from ralmspec_plugins.stats import Outcome, Span, Stats
+from ralmspec_plugins.types import Answer, Outcome, Span, Stats
 
 REPORT: Final = "ralmspec"  # the key of the report in a host's reply
 

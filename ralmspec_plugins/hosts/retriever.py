@@ -12,7 +12,7 @@ from ralmspec_plugins.hosts.known import HostKnown, HostStats
 from ralmspec_plugins.hosts.native import Look, Native
 from ralmspec_plugins.hosts.side_by_side import aeach, all_or_first_error, each
 from ralmspec_plugins.hosts.tables import HostTable
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.types import Hits, Query
 
 
 class Host(Protocol):

@@ -8,11 +8,11 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
-from ralmspec_plugins.async_engine import AsyncEngine
+from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import THREADS, Engine
+from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.threads import THREADS, Engine
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.verifier import Verifier
 
 _MOST: Final = 64  # engines that are kept: one for each user's store and for each setting in use
 

@@ -9,10 +9,10 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
+from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.hosts.native import BatchMode, Look
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.verifier import Verifier
 
 _log = logging.getLogger(__name__)
 

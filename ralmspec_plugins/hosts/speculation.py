@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.native import Look
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.runtime import Engines, Parts, Runtime
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
-from ralmspec_plugins.schedule import Continuous, Schedule
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.replica import Replica
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.scheduling.cost_model import HOPELESS
+from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
 WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]

@@ -7,8 +7,8 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.records import Hit, Query
-from ralmspec_plugins.speculation.proxy import Bm25ProxyTable
+from ralmspec_plugins.speculators.proxy import Bm25ProxyTable
+from ralmspec_plugins.types import Hit, Query
 
 Metric: TypeAlias = Literal["cosine", "ip", "l2"]
 Floats: TypeAlias = NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import Any
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sentence import no_end_before, sentence_end
 from ralmspec_plugins.lm.transcript import INCOMPLETE, settled_length, stop_position
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 # A word, or a character of a script that has no spaces, stands in for a token.
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -9,7 +9,7 @@ from ralmspec_plugins.hosts import text_draft
 from ralmspec_plugins.hosts.text_calls import Step, taken
 from ralmspec_plugins.hosts.text_draft import Streamed, TextDraft, Written
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 GivenT = TypeVar("GivenT")  # what is written with: passages, or hits for one that reads them
 GivenInT = TypeVar("GivenInT", contravariant=True)

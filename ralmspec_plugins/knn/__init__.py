@@ -14,7 +14,7 @@ imports torch until one of them is asked for. The parts:
 - `perplexity`: measures how well held-out texts are foretold;
 - `language_model`: all of it together.
 
-The workload itself is `ralmspec_plugins.workloads.KNNLM`.
+The workload itself is `ralmspec_plugins.knn.workload.KNNLM`.
 """
 
 from importlib import import_module

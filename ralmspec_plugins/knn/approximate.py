@@ -21,10 +21,10 @@ from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.exact import encode_no_text
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search_keys import hidden_states, nearest_of
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.faiss_queries import IndexQueries
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors, exact_scores
+from ralmspec_plugins.types import Query
 
 
 class ApproximateSearch:

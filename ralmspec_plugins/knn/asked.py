@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 
 class Options(TypedDict, total=False):

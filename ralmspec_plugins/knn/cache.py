@@ -16,7 +16,6 @@ from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search_keys import check_hidden, nearest_of
 from ralmspec_plugins.knn.search_widening import widen
-from ralmspec_plugins.records import Hits, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.ranking import (
     Metric,
@@ -26,6 +25,7 @@ from ralmspec_plugins.retrieval.ranking import (
     nominees,
 )
 from ralmspec_plugins.retrieval.vectors import norm_of
+from ralmspec_plugins.types import Hits, Query
 
 CAPACITY = 16_384
 FOLLOWING = 10  # as in the paper

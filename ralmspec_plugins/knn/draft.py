@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ralmspec_plugins.knn.distribution import Floats, LogProbs
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Request
+from ralmspec_plugins.types import Hits, Request
 
 Hidden: TypeAlias = NDArray[np.float32]  # [dimension]
 

@@ -6,9 +6,9 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search_keys import HELD_BYTES, Keys, hidden_states
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads, Scan
+from ralmspec_plugins.types import Query
 
 _QUERIES_AT_ONCE = 64
 

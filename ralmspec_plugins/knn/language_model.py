@@ -9,10 +9,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from ralmspec_plugins.async_engine import AsyncEngine
-from ralmspec_plugins.async_streams import AsyncAnswerStream
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import THREADS, Engine
+from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
+from ralmspec_plugins.engine.threads import THREADS, Engine
 from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.knn.asked import Asked, Options
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache, check_cache
@@ -24,9 +24,8 @@ from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
 from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch
 from ralmspec_plugins.lm.loading import load
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.records import Answer
-from ralmspec_plugins.speculation.replica import Replica
-from ralmspec_plugins.streams import AnswerStream
+from ralmspec_plugins.speculators.replica import Replica
+from ralmspec_plugins.types import Answer
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 try:
     import torch

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn.datastore import Ids
-from ralmspec_plugins.records import Hit, Passage
 from ralmspec_plugins.retrieval.ranking import FloatArray
+from ralmspec_plugins.types import Hit, Passage
 
 Tokens: TypeAlias = NDArray[np.int32]
 

@@ -11,7 +11,7 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.distribution import Floats, Mixing, log_prob_of, mix
 from ralmspec_plugins.knn.draft import Reading
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 
 BLOCK = 1024  # PAPERS 6.2: the tokens that a window holds
 STRIDE = 512  # PAPERS 6.2: how far a window goes on, and the least context of later tokens

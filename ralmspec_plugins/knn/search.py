@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 
 _HERE = "ralmspec_plugins.knn"
 SEARCHES = {

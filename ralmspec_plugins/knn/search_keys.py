@@ -11,7 +11,6 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search_widening import widen
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
     FloatArray,
@@ -22,6 +21,7 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
 )
 from ralmspec_plugins.retrieval.vectors import norm_of, squared_norms
+from ralmspec_plugins.types import Query
 
 _ROWS_AT_ONCE = 4096
 _NUMBERS_AT_ONCE = 1 << 18  # widened at once: 1 MB, which a core's cache holds

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.transcript import Decode, Transcript, settled_length, stop_position
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 Ending: TypeAlias = Literal["eos", "stop", "length"]
 

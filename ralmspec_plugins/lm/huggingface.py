@@ -20,7 +20,7 @@ from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.sentence import sentence_end
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 try:
     import torch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ralmspec_plugins.errors import ConfigError, InputError, ModelError
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.protocols import PassageTable
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
 from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.recorded import Verify
+from ralmspec_plugins.types import Hits, Passage, Query
 
 
 class KnowledgeBase(Protocol):

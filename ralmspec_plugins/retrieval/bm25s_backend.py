@@ -14,13 +14,13 @@ from typing import Any, Self
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Hit, Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import best_first, row_numbers
 from ralmspec_plugins.retrieval.score_matrix import ScoreMatrix
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.backends import KnowledgeBase, load, needs_encoder, open_retriever
 from ralmspec_plugins.retrieval.building_folder import (
     VECTORS,
@@ -30,6 +29,7 @@ from ralmspec_plugins.retrieval.ranking import Metric, metric_of
 from ralmspec_plugins.retrieval.replacing import atomic_replace
 from ralmspec_plugins.retrieval.seen_ids import SeenIds, places_by_merging
 from ralmspec_plugins.retrieval.storage import check_target, removed_afterwards, write
+from ralmspec_plugins.types import Passage
 
 Stage: TypeAlias = Literal["checking", "encoding", "indexing"]
 Watcher: TypeAlias = Callable[[Stage, int], None]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.building_journal import start_anew
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_name
 from ralmspec_plugins.retrieval.encoding import check_batch, encode_batch
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors
 from ralmspec_plugins.retrieval.vectors import norm_of, normalise, squared_norms
+from ralmspec_plugins.types import Passage
 
 _SAME_ENCODER = 0.01  # relative; far above what batches and devices differ by
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.passage_file import PassageFile
+from ralmspec_plugins.types import Passage
 
 Item = TypeVar("Item")
 _ROWS_AT_ONCE = 16_384

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Hit, Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.dense_table import DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_name
@@ -30,6 +29,7 @@ from ralmspec_plugins.retrieval.vectors import (
     squared_norms,
     unit_rows,
 )
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Hit, Query
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
     Metric,
@@ -15,6 +14,7 @@ from ralmspec_plugins.retrieval.ranking import (
     nominees,
 )
 from ralmspec_plugins.retrieval.vectors import norm_of
+from ralmspec_plugins.types import Hit, Query
 
 
 class DenseTable:

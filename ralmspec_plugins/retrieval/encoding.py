@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.encoders import Encoder, encode_passages, encoder_name
 from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.types import Passage
 
 BATCH = 256  # passages encoded together, always from a multiple of it: the same bits each time
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
@@ -19,6 +18,7 @@ from ralmspec_plugins.retrieval.faiss_recipes import RECIPES, Hnsw, Recipe
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
+from ralmspec_plugins.types import Hits, Passage, Query
 
 
 def _faiss() -> Any:

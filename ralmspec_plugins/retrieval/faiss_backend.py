@@ -6,7 +6,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
@@ -15,6 +14,7 @@ from ralmspec_plugins.retrieval.faiss_gpu import MOST_ON_GPU, GpuScan, on_gpu
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, certified_top_k
+from ralmspec_plugins.types import Hits, Passage, Query
 
 
 def _faiss(device: str | None) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.seen_ids import SeenIds
+from ralmspec_plugins.types import Passage
 
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _WORDS = 100  # a passage's length in the papers (PAPERS 1.10), as in DPR's Wikipedia

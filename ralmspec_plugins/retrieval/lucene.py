@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 
 from ralmspec_plugins.errors import IndexFileError, InputError
-from ralmspec_plugins.records import Hit, Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.lucene_bm25 import LuceneTable, QueryTerms, terms_of
@@ -34,6 +33,7 @@ from ralmspec_plugins.retrieval.lucene_jvm import (
 from ralmspec_plugins.retrieval.lucene_passages import FoundPassages, indexed_text
 from ralmspec_plugins.retrieval.lucene_prebuilt import prebuilt_folder
 from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 __all__ = ["LuceneRetriever", "LuceneSettings", "start_java"]
 

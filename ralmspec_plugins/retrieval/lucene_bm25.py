@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Hit, Query
 from ralmspec_plugins.retrieval.ranking import Vectors, row_numbers
+from ralmspec_plugins.types import Hit, Query
 
 _SMALL = 24  # lengths below are kept as they are, above with four leading bits
 

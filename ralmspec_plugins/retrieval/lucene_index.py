@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.lucene_bm25 import Statistics
 from ralmspec_plugins.retrieval.lucene_calls import function, method, norms_at
 from ralmspec_plugins.retrieval.lucene_jvm import is_java_error, java_class, java_threads
+from ralmspec_plugins.types import Passage
 
 _TEXTS_AT_ONCE = 2048
 _INDEXING_MB = 256  # of Java's memory, before a segment is written; Anserini's 4096 passes -Xmx

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import places_of
 from ralmspec_plugins.retrieval.lucene_bm25 import PassageTerms
 from ralmspec_plugins.retrieval.lucene_index import Found, LuceneIndex, LuceneSettings
+from ralmspec_plugins.types import Passage
 
 _KEPT = 16_384  # the most that are kept, some 5 KB each
 

@@ -6,7 +6,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
@@ -14,6 +13,7 @@ from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import Metric
 from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads, Scan, check_threads
+from ralmspec_plugins.types import Hits, Passage, Query
 
 _QUERIES_AT_ONCE = 64
 

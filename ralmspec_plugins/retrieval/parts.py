@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
+from ralmspec_plugins.types import Passage
 
 WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 PASSAGES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"

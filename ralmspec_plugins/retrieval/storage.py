@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_line, places_of
 from ralmspec_plugins.retrieval.parts import Parts, WriteTo
 from ralmspec_plugins.retrieval.passage_file import OFFSETS, PASSAGES, PLACES, PassageFile
 from ralmspec_plugins.retrieval.recorded import file_record
 from ralmspec_plugins.retrieval.replacing import atomic_replace
+from ralmspec_plugins.types import Passage
 
 FORMAT = "ralmspec-knowledge-base"
 VERSION = 2  # 1 had no offsets and no places

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.dense_table import DenseTable
@@ -16,6 +15,7 @@ from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
 from ralmspec_plugins.retrieval.torch_kernel import TorchKernel
+from ralmspec_plugins.types import Hits, Passage, Query
 
 Precision = Literal["float32", "half"]
 

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Request, read_by
+from ralmspec_plugins.types import Hits, Request, read_by
 
 DraftT = TypeVar("DraftT")
 

@@ -8,7 +8,7 @@ from ralmspec_plugins.knn.distribution import Floats, Mixing, interpolate
 from ralmspec_plugins.knn.draft import KNNDraft, TokenModel
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Query, Request
+from ralmspec_plugins.types import Hits, Query, Request
 
 
 class TokenChooser(Protocol):

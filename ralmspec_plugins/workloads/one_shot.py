@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Query, Request, read_by
-from ralmspec_plugins.workloads.reports import Reports
+from ralmspec_plugins.types import Hits, Query, Request, read_by
+from ralmspec_plugins.workloads.base import Reports
 
 DraftT = TypeVar("DraftT")
 

@@ -7,8 +7,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Progress
-from ralmspec_plugins.records import Hits, Passage, Request, read_by
-from ralmspec_plugins.workloads.reports import Reports
+from ralmspec_plugins.types import Hits, Passage, Request, read_by
+from ralmspec_plugins.workloads.base import Reports
 
 DraftT = TypeVar("DraftT")
 

@@ -12,7 +12,7 @@ from ralmspec_plugins.errors import InputError, RalmSpecError
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.datastore_files import ABOUT, FILES, about_bytes
 from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 from tests.benchmarks.knn_world import COURSE, MODEL, domains, prompts
 
 TOKENS = 6

@@ -16,9 +16,8 @@ from benchmarks.harness.measure import measure, read, run
 from benchmarks.harness.results import bounds_of
 from ralmspec_plugins.diagnosis import Bounds, UnequalError
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Answer, Passage
 from ralmspec_plugins.retrieval import HashingEncoder
-from ralmspec_plugins.stats import Span, Stats
+from ralmspec_plugins.types import Answer, Passage, Span, Stats
 from ralmspec_plugins.whole_file import write_whole
 
 WORDS = "the keeper of a lighthouse counted ships and storms by night".split()  # noqa: SIM905

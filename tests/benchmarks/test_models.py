@@ -10,8 +10,8 @@ from benchmarks.harness.inputs import LoadedModel, load_model
 from ralmspec_plugins import Engine, FixedStride, Request, Settings
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Passage
 from ralmspec_plugins.workloads import Interval
 
 TEXT = "the lighthouse keeper counted the ships, and a storm came over the island at night"

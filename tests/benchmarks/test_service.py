@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.harness.process import ServedStore, service
 from ralmspec_plugins.errors import RalmSpecError
-from ralmspec_plugins.records import Hits, Passage
 from ralmspec_plugins.retrieval import HashingEncoder, NumpyFlat, save
+from ralmspec_plugins.types import Hits, Passage
 
 ENCODER = HashingEncoder(dimension=16)
 TEXTS = [f"the {colour} {thing}" for colour in ("red", "blue") for thing in ("fox", "ship", "sky")]

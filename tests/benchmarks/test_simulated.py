@@ -50,7 +50,7 @@ from benchmarks.simulated.traces import (
 from ralmspec_plugins import PassagePool
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 STEPS = 12
 PASSAGES = 40

@@ -14,11 +14,10 @@ from benchmarks.simulated.predict import (
     step_times,
 )
 from ralmspec_plugins import Continuous, Latencies, Settings, Simulation
+from ralmspec_plugins.effects import Extend
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.needs import Extend
-from ralmspec_plugins.records import Answer, Hits
-from ralmspec_plugins.stats import Span, Stats
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
+from ralmspec_plugins.types import Answer, Hits, Span, Stats
 
 TEXTS = ["red fox", "blue whale", "green tree"]
 ASKED = "red fox red whale blue tree green tree red"

@@ -15,7 +15,7 @@ from benchmarks.harness.inputs import (
     python_library,
 )
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 WORDS = [f"word{number}" for number in range(500)]
 

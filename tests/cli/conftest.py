@@ -67,7 +67,7 @@ def kb(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with random weights, as `save_pretrained` leaves it."""
-    from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+    from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 
     path = tmp_path_factory.mktemp("model") / "tiny"
     tiny_llama(context=256).save_pretrained(path)

@@ -9,8 +9,8 @@ import pytest
 from ralmspec_plugins import Stats
 from ralmspec_plugins.cli import asking, options, runs
 from ralmspec_plugins.diagnosis import UnequalError, check_equal
-from ralmspec_plugins.records import Answer
-from ralmspec_plugins.speculation import POLICIES
+from ralmspec_plugins.speculators import POLICIES
+from ralmspec_plugins.types import Answer
 from tests.cli.conftest import Run, lines
 
 QUICK = ("--max-tokens", 24, "--threads", 1)

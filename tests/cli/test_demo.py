@@ -10,7 +10,7 @@ from ralmspec_plugins.cli import stage
 from ralmspec_plugins.cli.corpora import Corpus, world_corpus
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 from tests.cli.conftest import Run, lines
 
 SMALL = Corpus(

@@ -10,7 +10,7 @@ from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import Cut, Look, Native, all_of
 from ralmspec_plugins.hosts.retriever import HostSearch
-from ralmspec_plugins.records import Hit, Hits, Passage, Query
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 
 @dataclass

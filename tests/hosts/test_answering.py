@@ -11,9 +11,9 @@ from ralmspec_plugins.hosts.answering import Answering, Call
 from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
 from ralmspec_plugins.hosts.verdicts import agreeing
-from ralmspec_plugins.records import Hits, passages_of
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.types import Hits, passages_of
 from tests.hosts.number_store import NumberHost, NumberSearch, NumberStore, searching
 
 Make = Callable[..., Answering]

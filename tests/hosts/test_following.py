@@ -7,11 +7,11 @@ from contextlib import aclosing, closing
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Request, Settings
-from ralmspec_plugins.events import Confirmed, Event, Settled
+from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.hosts.following import afollowed, followed
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
+from ralmspec_plugins.types import Hits
 
 RETRIEVER = WordRetriever(["the fox is red", "the sea is wide", "the day is long"])
 

@@ -7,15 +7,15 @@ from functools import partial
 import pytest
 
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.engine.session import Setup
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.asked import asked_of
 from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.hosts.known import HostKnown
 from ralmspec_plugins.hosts.native import Look, check_way
 from ralmspec_plugins.hosts.retriever import HostSearch
-from ralmspec_plugins.records import Hits, Query
-from ralmspec_plugins.setups import Setup
 from ralmspec_plugins.testing import EchoWorkload
+from ralmspec_plugins.types import Hits, Query
 from tests.hosts.number_store import (
     NumberHost,
     NumberSearch,

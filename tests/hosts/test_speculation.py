@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import Request
-from ralmspec_plugins.costs import HOPELESS
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.direct_prompt import split_template
 from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
@@ -18,10 +17,11 @@ from ralmspec_plugins.hosts.speculation import (
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.records import Passage
-from ralmspec_plugins.schedule import Continuous, FixedStride
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.scheduling.cost_model import HOPELESS
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride
+from ralmspec_plugins.speculators.passage_cache import SharedPool
 from ralmspec_plugins.testing import EchoWorkload
+from ralmspec_plugins.types import Passage
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 from tests.hosts.number_store import NumberHost, NumberStore, searching
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.hosts.tables import HostTable, Metric
-from ralmspec_plugins.records import Hit, Passage, Query
-from ralmspec_plugins.speculation.pool import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassagePool
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Hit, Passage, Query
 
 
 def table(metric: Metric | None) -> HostTable:

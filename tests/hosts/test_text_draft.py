@@ -17,7 +17,7 @@ from ralmspec_plugins.hosts.text_draft import (
     tail,
     whole,
 )
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 TEXTS = st.text(st.sampled_from("ab. \n!?\"')5é漢。」🙂\ud83d\ufffd"), max_size=12)
 

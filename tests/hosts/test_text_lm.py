@@ -11,7 +11,7 @@ from ralmspec_plugins.hosts.text_calls import Step, check_step
 from ralmspec_plugins.hosts.text_draft import TextDraft, Written
 from ralmspec_plugins.hosts.text_lm import Show, TextLM, first_step
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 TEXT = "It rains. It pours. The old man is snoring."
 

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

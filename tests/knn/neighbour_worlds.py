@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.types import Query
 
 KINDS = ["spread", "grid", "copies", "far"]
 

@@ -19,7 +19,7 @@ from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.knn.search import open_search
 from ralmspec_plugins.protocols import WideRetriever
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 from tests.knn.neighbour_worlds import asking, nearest_by_hand
 
 faiss = pytest.importorskip("faiss")

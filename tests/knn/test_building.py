@@ -23,7 +23,7 @@ from ralmspec_plugins.knn.building_keys import KeyMaker
 from ralmspec_plugins.lm.prompts import encode
 from ralmspec_plugins.retrieval.building_folder import folder_of
 from ralmspec_plugins.retrieval.building_journal import JOURNAL
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 TEXTS = (
     "The lighthouse keeper counted the ships that passed the island before the storm.",
@@ -275,7 +275,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from tests.knn.test_building import SETTINGS, TEXTS
 from ralmspec_plugins.knn.building import build_datastore
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 
 def build(target, dies_at):
     torch.set_num_threads(1)

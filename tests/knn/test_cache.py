@@ -14,7 +14,7 @@ from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.records import Hit, Passage, Query
+from ralmspec_plugins.types import Hit, Passage, Query
 from tests.knn.neighbour_worlds import (
     asking,
     invented_hidden,

@@ -14,7 +14,7 @@ from ralmspec_plugins.knn import Datastore, building
 from ralmspec_plugins.knn.building_texts import stream_texts
 from ralmspec_plugins.knn.datastore_info import KEY_KINDS
 from ralmspec_plugins.lm.prompts import encode
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 
 
 def run(*arguments: object) -> Result:

@@ -14,8 +14,8 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.schedule import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculation.memo import Memo
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.speculators.query_cache import Memo
 from tests.drivers import drive
 from tests.knn.worlds import DrivenSearch, KNNWorld, PlainCache, WrongNeighbours, random_world
 

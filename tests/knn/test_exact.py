@@ -13,7 +13,7 @@ from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.search_keys import Keys
 from ralmspec_plugins.knn.search_widening import widen
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 from tests.knn.neighbour_worlds import (
     KINDS,
     asking,

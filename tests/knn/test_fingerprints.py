@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ralmspec_plugins.knn.fingerprints import model_fingerprint, tokenizer_fingerprint
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 
 def test_a_tokenizer_keeps_its_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

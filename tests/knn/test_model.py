@@ -16,8 +16,8 @@ from ralmspec_plugins.knn.model import KNNModel, LogProbChooser
 from ralmspec_plugins.lm.passes import Passes
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Request
 
 PROMPT = "The lighthouse keeper counted"
 Plant = Callable[[pytest.MonkeyPatch], None]

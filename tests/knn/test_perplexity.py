@@ -13,8 +13,8 @@ from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.distribution import interpolate
 from ralmspec_plugins.knn.model import KNNModel
 from ralmspec_plugins.knn.perplexity import Foretold, foretell, windows
-from ralmspec_plugins.records import Query
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_tokenizer
+from ralmspec_plugins.types import Query
 from tests.knn.worlds import ExactNeighbours
 
 TEXTS = (

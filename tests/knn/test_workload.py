@@ -12,8 +12,8 @@ from ralmspec_plugins.knn.distribution import Floats, Mixing, interpolate
 from ralmspec_plugins.knn.draft import KNNDraft
 from ralmspec_plugins.knn.neighbours import Neighbours
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Passage
-from ralmspec_plugins.workloads import KNNLM
+from ralmspec_plugins.types import Hit, Passage
+from ralmspec_plugins.workloads.knn_lm import KNNLM
 from tests.knn.worlds import (
     KNNWorld,
     PlainCache,

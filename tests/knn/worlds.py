@@ -21,7 +21,7 @@ from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.sampling import draw
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Query, Request
+from ralmspec_plugins.types import Query, Request
 from ralmspec_plugins.workloads.knn_lm import KNNLM
 from tests.knn import reference
 from tests.worlds import WorldError

@@ -9,8 +9,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.prompts import PromptTemplate
 
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Query
 
 PROMPT = PromptTemplate.from_template("Context:\n{context}\n\nQuestion: {input}\nAnswer:")
 TEXTS = (

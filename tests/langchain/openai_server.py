@@ -11,7 +11,7 @@ from typing import Any
 from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 
 _TO_THE_END = 64  # tokens, where a request sets no bound
 

@@ -12,15 +12,15 @@ from langchain_ralmspec.prompting import Prompting
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, pipeline
 
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Passage, Request
 from ralmspec_plugins.workloads import Interval
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain.fake_models import WordLLM

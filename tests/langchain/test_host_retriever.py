@@ -24,8 +24,8 @@ from langchain_ralmspec.stores.in_memory import InMemorySearch
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
-from ralmspec_plugins.records import Hits, Query
-from ralmspec_plugins.speculation import PassagePool
+from ralmspec_plugins.speculators import PassagePool
+from ralmspec_plugins.types import Hits, Query
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box, filled, nameless
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions
 

@@ -22,7 +22,7 @@ from ralmspec_plugins import FixedStride, Settings
 from ralmspec_plugins.errors import ConfigError, ContextOverflowError, DeadlineExceeded, InputError
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.lm import Sampling
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 from tests.langchain.stores.worlds import WordEmbeddings
 
 TEXTS = [

@@ -9,15 +9,15 @@ from langchain_openai import ChatOpenAI, OpenAI
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.prompting import Prompting
 
-from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Request
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain.by_hand import PROMPT, prompted, searching

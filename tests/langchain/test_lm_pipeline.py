@@ -9,11 +9,11 @@ from langchain_ralmspec.prompting import Prompting
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Request
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain.by_hand import PROMPT, searching, sentences_by_hand, tokens_by_hand

@@ -23,7 +23,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.hosts.text_calls import came_to_an_end
 from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 from tests.langchain.fake_models import WordChat, WordLLM
 
 pytestmark = pytest.mark.filterwarnings(  # ChatHuggingFace looks whether it stands on one of them

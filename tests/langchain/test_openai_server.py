@@ -8,7 +8,7 @@ from langchain_openai import ChatOpenAI, OpenAI
 from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
+from ralmspec_plugins.types import Request
 from tests.langchain.openai_server import Served, serving
 
 PROMPT = "Osk is a town.\n\nTell the story of Osk.\n"

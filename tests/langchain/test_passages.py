@@ -9,7 +9,7 @@ from langchain_ralmspec.passages import document_of, passage_of
 from pydantic import PrivateAttr
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 
 class Annotated(Document):

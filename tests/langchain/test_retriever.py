@@ -26,7 +26,7 @@ from langchain_ralmspec.runnable import SpeculativeRAG
 from langchain_ralmspec.verdicts import Verdict
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.speculation import Memo, SharedPool
+from ralmspec_plugins.speculators import Memo, SharedPool
 from tests.langchain.conftest import (
     BLACK_BOXES,
     CountingStore,

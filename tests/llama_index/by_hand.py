@@ -10,8 +10,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, Te
 from llama_index_ralmspec.passages import nodes_of, passage_of
 
 from ralmspec_plugins.hosts.passages import HostPassage
-from ralmspec_plugins.records import Query
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Query
 
 PROMPT = PromptTemplate("Context:\n{context_str}\n\nQuestion: {query_str}\nAnswer:")
 TEXTS = (

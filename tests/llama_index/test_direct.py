@@ -18,14 +18,14 @@ from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.prompting import Prompting
 from transformers import GenerationConfig
 
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.effects import Commit
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.events import Commit
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Hits, Passage, Request, passages_of
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Hit, Hits, Passage, Request, passages_of
 from ralmspec_plugins.workloads import Interval
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.llama_index.by_hand import (

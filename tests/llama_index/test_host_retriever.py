@@ -27,7 +27,7 @@ from llama_index_ralmspec.passages import hits_of, nodes_of
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.hosts.asked import Origin
-from ralmspec_plugins.records import Hits, Query
+from ralmspec_plugins.types import Hits, Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
 from tests.llama_index.contract import below, topic
 from tests.llama_index.worlds import WordEmbedding, batches, corpus, questions

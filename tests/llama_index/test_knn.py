@@ -33,7 +33,7 @@ from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputErro
 from ralmspec_plugins.hosts.reports import stats_in
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.lm import Sampling
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 from tests.llama_index.worlds import WordEmbedding
 
 TEXTS = [

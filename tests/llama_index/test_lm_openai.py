@@ -16,16 +16,16 @@ from llama_index_ralmspec.passages import nodes_of, passage_of
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.synthesis import SynthesizerLM
 
-from ralmspec_plugins.async_engine import AsyncEngine
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.hosts.text_draft import Usage
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Query, Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Hits, Query, Request
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain.openai_server import Served, serving

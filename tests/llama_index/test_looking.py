@@ -20,7 +20,7 @@ from llama_index_ralmspec.passages import hits_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever
 from pydantic import PrivateAttr
 
-from ralmspec_plugins.records import Query
+from ralmspec_plugins.types import Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
 from tests.llama_index.contract import topic
 from tests.llama_index.worlds import WordEmbedding, corpus

@@ -22,7 +22,7 @@ from llama_index_ralmspec.passages import hits_of, node_of, nodes_of, passage_of
 from pydantic import PrivateAttr
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 
 class Annotated(TextNode):

@@ -16,7 +16,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine
 
 from ralmspec_plugins import FixedStride, Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,

@@ -29,8 +29,8 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index_ralmspec.retriever import SpeculativeRetriever
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.speculation.memo import Memo
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.query_cache import Memo
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed, searches
 from tests.llama_index.contract import topic
 from tests.llama_index.worlds import batches, questions

@@ -34,11 +34,11 @@ from llama_index_ralmspec.passages import nodes_of
 from llama_index_ralmspec.synthesis import SynthesizerLM
 from pydantic import BaseModel
 
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Hits, Request
+from ralmspec_plugins.types import Hit, Hits, Request
 from ralmspec_plugins.workloads import OneShot
 from tests.llama_index.by_hand import QUESTIONS, made_passages, made_retriever
 from tests.llama_index.fake_llms import AsyncWordLLM, HostDownError, WordChat, WordLLM

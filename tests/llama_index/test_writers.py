@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from ralmspec_plugins import FixedStride, Memo
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculation.shared import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPool
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,

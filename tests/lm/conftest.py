@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.lm.reference import Models, Tokenizer
 
 

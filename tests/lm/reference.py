@@ -12,7 +12,7 @@ from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage
+from ralmspec_plugins.types import Passage
 
 PASSAGES = (
     Passage("ships", "the ships that passed the island", "Lighthouse"),

@@ -9,8 +9,8 @@ from transformers import DynamicCache, PreTrainedModel
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Request
-from ralmspec_plugins.testing_models import tiny_llama
+from ralmspec_plugins.testing.models import tiny_llama
+from ralmspec_plugins.types import Request
 from tests.lm.reference import FRONTS, Models, Tokenizer
 
 PENALTY = 1.3

@@ -13,8 +13,8 @@ import ralmspec_plugins.lm
 from ralmspec_plugins.errors import InputError, ModelError
 from ralmspec_plugins.lm import HuggingFaceLM, Sampling
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
-from ralmspec_plugins.testing_models import tiny_llama
+from ralmspec_plugins.testing.models import tiny_llama
+from ralmspec_plugins.types import Passage, Request
 from tests.lm.reference import Tokenizer
 
 REQUEST = Request(prompt="The keeper", max_tokens=12)

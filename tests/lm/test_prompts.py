@@ -7,8 +7,8 @@ from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputErro
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.prompts import PassageTemplate, prompt_tokens
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
-from ralmspec_plugins.testing_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Passage, Request
 from tests.lm.reference import Tokenizer
 
 SHIP = Passage("1", "A ship.", "Sea")

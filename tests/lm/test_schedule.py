@@ -18,8 +18,8 @@ from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.passes import Passes, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
-from ralmspec_plugins.testing_models import tiny_llama
+from ralmspec_plugins.testing.models import tiny_llama
+from ralmspec_plugins.types import Passage, Request
 from tests.lm.reference import (
     FRONTS,
     PASSAGES,

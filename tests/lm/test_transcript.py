@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from ralmspec_plugins.lm import transcript
 from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.transcript import settled_length, stop_position
-from ralmspec_plugins.testing_models import tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_tokenizer
 
 BYTES = tiny_tokenizer()
 PROMPT = (40, 41, 42)

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, MissingExtraError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import BACKENDS, HashingEncoder, load, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import Vectors
-from ralmspec_plugins.testing_contracts import (
+from ralmspec_plugins.testing.contracts import (
+    DenseContract,
     RetrieverContract,
     invented_passages,
     invented_queries,
     plain_hits,
 )
-from ralmspec_plugins.testing_dense import DenseContract
+from ralmspec_plugins.types import Passage, Query
 
 
 def needed(name: str) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import (
     HashingEncoder,
     build_index,
@@ -31,7 +30,8 @@ from ralmspec_plugins.retrieval import (
 )
 from ralmspec_plugins.retrieval.building_folder import folder_of
 from ralmspec_plugins.retrieval.building_journal import JOURNAL
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
+from ralmspec_plugins.types import Passage
 
 PASSAGES = invented_passages(50)
 SETTINGS = {"batch_size": 8, "k": 3}

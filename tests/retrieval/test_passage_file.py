@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import NumpyFlat, load, open_retriever, passage_file, save
 from ralmspec_plugins.retrieval.corpus import batched, fingerprint, places_of
 from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.passage_file import PassageFile
-from ralmspec_plugins.testing_contracts import invented_passages
+from ralmspec_plugins.testing.contracts import invented_passages
+from ralmspec_plugins.types import Passage
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.ranking import (
@@ -20,6 +19,7 @@ from ralmspec_plugins.retrieval.ranking import (
     nominees,
 )
 from ralmspec_plugins.retrieval.vectors import normalised
+from ralmspec_plugins.types import Passage, Query
 
 METRICS = list(Metric)
 

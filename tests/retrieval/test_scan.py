@@ -9,7 +9,7 @@ from ralmspec_plugins.retrieval import HashingEncoder, NumpyFlat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
 from ralmspec_plugins.retrieval.scan import scan
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 
 
 @pytest.mark.parametrize(("blas_threads", "most"), [(2, 1), (1, 4)])

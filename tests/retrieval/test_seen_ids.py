@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.records import Passage
 from ralmspec_plugins.retrieval import seen_ids
 from ralmspec_plugins.retrieval.corpus import places_of
 from ralmspec_plugins.retrieval.seen_ids import SeenIds, places_by_merging
+from ralmspec_plugins.types import Passage
 
 some_ids = st.text(st.characters(), max_size=3)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import (
     HashingEncoder,
     dense,
@@ -22,7 +21,8 @@ from ralmspec_plugins.retrieval import (
 )
 from ralmspec_plugins.retrieval.loading import read
 from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.testing_contracts import invented_passages, invented_queries
+from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
+from ralmspec_plugins.types import Passage, Query
 
 PASSAGES = invented_passages(30)
 TEXTS = invented_queries(4)

@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.records import Passage, Query
 from ralmspec_plugins.retrieval import load, open_retriever, save, torch_kernel, torch_rows
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric, Vectors, exact_scores
 from ralmspec_plugins.retrieval.torch_flat import TorchFlat, narrowed
-from ralmspec_plugins.testing_contracts import invented_passages, plain_hits
-from ralmspec_plugins.testing_dense import DenseContract
+from ralmspec_plugins.testing.contracts import DenseContract, invented_passages, plain_hits
+from ralmspec_plugins.types import Passage, Query
 
 torch = pytest.importorskip("torch")
 

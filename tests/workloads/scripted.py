@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Passage, Request
+from ralmspec_plugins.types import Passage, Request
 
 
 class ScriptedLM:

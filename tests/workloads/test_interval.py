@@ -5,8 +5,8 @@ import pytest
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Passage, Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Hit, Passage, Request
 from ralmspec_plugins.workloads import Interval
 from tests.workloads.scripted import ScriptedLM
 

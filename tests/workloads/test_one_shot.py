@@ -6,8 +6,8 @@ from ralmspec_plugins import workloads
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Passage, Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Hit, Passage, Request
 from ralmspec_plugins.workloads import OneShot
 from tests.workloads.scripted import ScriptedLM
 
@@ -17,7 +17,7 @@ HITS = (Hit(Passage("p", "text")),)
 
 def test_public_names() -> None:
     """The list that the package promises."""
-    assert workloads.__all__ == ["KNNLM", "Interval", "OneShot", "Sentences"]
+    assert workloads.__all__ == ["Interval", "OneShot", "Sentences"]
 
 
 def test_it_asks_once_with_the_prompt() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from ralmspec_plugins import Engine, FixedStride, Settings, SharedPool
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hits, Request
 from ralmspec_plugins.testing import WordRetriever
+from ralmspec_plugins.types import Hits, Request
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 from tests.workloads.scripted import ScriptedLM
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.sentence import sentence_end
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.records import Hit, Passage, Request
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Hit, Passage, Request
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.workloads.scripted import ScriptedLM
 

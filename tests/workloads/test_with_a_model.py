@@ -5,14 +5,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine import Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.records import Hits, Query, Request
-from ralmspec_plugins.schedule import Continuous, FixedStride
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.testing_models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+from ralmspec_plugins.types import Hits, Query, Request
 from ralmspec_plugins.workloads import Interval, OneShot
 
 REQUEST = Request(prompt="The keeper counted ships", max_tokens=32, seed=3, stop=("storm is",))

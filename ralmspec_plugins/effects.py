@@ -1,0 +1,194 @@
+"""What the loop asks its engine for, and what the engine reports back.
+
+`Start`, `Ask`, `Guess`, `Search` and `Extend` are work: each is completed by one
+`Done` (a `Search` by one for each of its queries), in any order. The others are
+notices and need no completion.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Answer, Hits, Query, Request, Retrieved
+
+# What `Engine.events` and `AsyncEngine.events` tell while a request is answered.
+#
+# A step of the answer is told in this order: `Confirmed`, any number of `Settled`, and
+# `Commit`; at its end more text may settle. The steps come one after the other, as in
+# the plain loop. `Guessed`, `Judged` and `RolledBack` tell of speculation, and may stand
+# anywhere. A request that fails ends with `Failed`.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guessed:
+    """A step is written ahead of its search, with these hits."""
+
+    query: Query
+    hits: Hits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The search for a query that was guessed has answered."""
+
+    query: Query
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolledBack:
+    """So many segments, written or being written, stand behind a wrong guess and are dropped."""
+
+    segments: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confirmed:
+    """The next step of the answer has its real hits; what is written with them is to come."""
+
+    retrieved: Retrieved
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """This step is part of the answer."""
+
+    retrieved: Retrieved
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """The text from the beginning that nothing can change any more.
+
+    `state` is what it was taken from: a committed one, or an unfinished segment's.
+    """
+
+    text: str
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """The request comes to this error, as the plain loop does."""
+
+    error: Exception
+    query: Query | None = None  # whose search it was; `None` where asking or writing failed
+
+
+Event: TypeAlias = Guessed | Judged | RolledBack | Confirmed | Commit | Settled | Failed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Turn the request into the first state."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """Form and encode the next query of a state, or find that the answer is complete."""
+
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guess:
+    """Ask the speculators that are too slow to be asked inside the loop."""
+
+    query: Query
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """Search these queries in one round trip."""
+
+    queries: tuple[Query, ...]
+    wide: bool = True  # whether the speculators are to learn more than what is verified
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extend:
+    """Write the next segment."""
+
+    state: Any
+    hits: Hits
+    ahead: bool = False  # no search has confirmed these hits yet
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cancel:
+    """Stop this work if it can be stopped; it must still be completed, as cancelled or as done."""
+
+    need: "Work"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Release:
+    """Free the memory kept for this request's states, now: `workload.release(state)`."""
+
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finish:
+    """The request is over: with an answer, or with the error that the plain loop comes to."""
+
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+Work: TypeAlias = Start | Ask | Guess | Search | Extend
+Notice: TypeAlias = Cancel | Release | Event | Finish
+Need: TypeAlias = Work | Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One query's result: the hits that are verified against, and those prefetched with them."""
+
+    hits: Hits
+    wide: Hits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """A piece of work, or one query of a search, has been completed.
+
+    Times are seconds on the engine's clock since the request began.
+    """
+
+    need: Work
+    value: Any = None
+    error: Exception | None = None
+    index: int = 0  # which of a search's queries
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    busy_s: float = 0.0  # how long this process computed meanwhile, where that is measured
+
+    @property
+    def took_s(self) -> float:
+        """How long it took."""
+        return self.ended_s - self.started_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reported:
+    """An unfinished segment: what an `Extend` has written so far."""
+
+    need: Extend
+    state: Any
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Broken:
+    """Ends a request at once, past its loop: it was given up, or a part raised no `Exception`."""
+
+    error: BaseException
+    need: Work | None = None  # whose it is
+
+
+Completion: TypeAlias = Done | Reported

@@ -1,0 +1,144 @@
+"""Many requests at once: answered side by side, given back in order, given up together."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Protocol
+
+from ralmspec_plugins.batching.verifier import Verifier
+from ralmspec_plugins.engine.session import Setup
+from ralmspec_plugins.errors import Cancelled, ConfigError
+from ralmspec_plugins.types import Answer, Request
+
+AT_ONCE = 16  # requests, unless the caller says otherwise
+
+
+class Together:
+    """What the batches of one engine share, made when the first one comes. Thread-safe."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Keep the setup of single requests until then."""
+        self._single = setup
+        self._setup: Setup | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def setup(self) -> Setup:
+        """The setup of requests that are answered at once."""
+        with self._lock:
+            if self._setup is None:
+                self._setup = self._single.together()
+            return self._setup
+
+    def close(self) -> None:
+        """Let the verifier's threads go, unless the verifier was the caller's."""
+        with self._lock:
+            retriever = None if self._setup is None else self._setup.retriever
+        if isinstance(retriever, Verifier) and retriever is not self._single.retriever:
+            retriever.close()
+
+
+class Stream(Protocol):
+    """A request being answered in threads."""
+
+    @property
+    def answer(self) -> Answer:
+        """Wait for the answer."""
+        ...
+
+    def close(self) -> None:
+        """Give the request up, from any thread."""
+        ...
+
+
+def check_concurrency(max_concurrency: int, requests: int) -> int:
+    """Give how many requests there are to be answered at a time.
+
+    Raises:
+        ConfigError: none.
+    """
+    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
+        raise ConfigError(f"max_concurrency must be a whole number, got {max_concurrency!r}")
+    if max_concurrency < 1:
+        raise ConfigError(f"max_concurrency must be at least 1, got {max_concurrency}")
+    return max(1, min(max_concurrency, requests))
+
+
+def answer_all(
+    begin: Callable[[Request], Stream],
+    requests: Sequence[Request],
+    workers: int,
+    *,
+    return_exceptions: bool,
+) -> list[Answer | Exception]:
+    """Answer requests side by side in threads.
+
+    Raises:
+        Exception: the first error, in the requests' order, unless they are to be returned.
+    """
+    streams: list[Stream] = []
+    given_up = threading.Event()
+
+    def answered(request: Request) -> Answer:
+        if given_up.is_set():
+            raise Cancelled("another request of this batch has failed")
+        stream = begin(request)
+        streams.append(stream)
+        if given_up.is_set():  # meanwhile, perhaps before the stream was in the list
+            stream.close()
+        return stream.answer
+
+    answers: list[Answer | Exception] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="ralmspec-batch") as threads:
+        futures = [threads.submit(copy_context().run, answered, request) for request in requests]
+        try:
+            for future in futures:
+                try:
+                    answers.append(future.result())
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    answers.append(error)
+        except BaseException:
+            given_up.set()
+            for stream in tuple(streams):
+                stream.close()
+            raise
+    return answers
+
+
+async def aanswer_all(
+    answer: Callable[[Request], Awaitable[Answer]],
+    requests: Sequence[Request],
+    workers: int,
+    *,
+    return_exceptions: bool,
+) -> list[Answer | Exception]:
+    """Answer requests side by side in tasks.
+
+    Raises:
+        Exception: the first error, in the requests' order, unless they are to be returned.
+    """
+    gate = asyncio.Semaphore(workers)
+
+    async def answered(request: Request) -> Answer:
+        async with gate:
+            return await answer(request)
+
+    tasks = [asyncio.create_task(answered(request)) for request in requests]
+    answers: list[Answer | Exception] = []
+    try:
+        for task in tasks:
+            try:
+                answers.append(await task)
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                answers.append(error)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return answers

@@ -1,0 +1,389 @@
+"""What the requests of one engine have in common: parts that fit each other, and what is shared."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.batching.verifier import Verifier
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.effects import (
+    Ask,
+    Broken,
+    Commit,
+    Completion,
+    Confirmed,
+    Done,
+    Event,
+    Extend,
+    Failed,
+    Finish,
+    Found,
+    Guess,
+    Guessed,
+    Judged,
+    Notice,
+    Release,
+    Reported,
+    RolledBack,
+    Search,
+    Settled,
+    Start,
+    Work,
+)
+from ralmspec_plugins.errors import ConfigError, InputError, Overloaded
+from ralmspec_plugins.loop import speculate
+from ralmspec_plugins.plain import formed
+from ralmspec_plugins.protocols import (
+    PoolableRetriever,
+    Retriever,
+    Speculator,
+    WideRetriever,
+    Workload,
+)
+from ralmspec_plugins.scheduling.cost_model import Costs
+from ralmspec_plugins.speculators.cascade import Guesses
+from ralmspec_plugins.speculators.passage_cache import PassagePool, SharedPool
+from ralmspec_plugins.types import Answer, Hits, Query, Request, fixed
+
+_log = logging.getLogger(__name__)
+
+
+class Setup:
+    """What the requests of one engine have in common."""
+
+    def __init__(
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        settings: Settings | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Check that the parts fit each other.
+
+        Args:
+            workload: what is written.
+            retriever: what is searched.
+            settings: how.
+            clock: gives the seconds that guesses inside the loop are timed with.
+
+        Raises:
+            ConfigError: A shared speculator belongs to another retriever.
+        """
+        self.workload = workload
+        self.retriever = retriever
+        self.settings = settings or Settings()
+        self.costs = Costs()
+        self._clock = clock
+        self.speculate = self.settings.speculate
+        self._pure = getattr(retriever, "pure", True)
+        self._process = os.getpid()
+        if self.speculate and not self._pure:
+            _log.warning("%r is not pure: its requests are answered plainly", retriever)
+            self.speculate = False
+        self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
+        awide = self.speculate and hasattr(retriever, "asearch_wide")
+        self._awide = retriever if awide else None
+        self._check_speculators(self._common_speculators())
+
+    @property
+    def switch_interval_s(self) -> float | None:
+        """How often threads take turns while a request is answered; `None` leaves it be."""
+        return self.settings.switch_interval_s if self.speculate else None
+
+    def check_process(self) -> None:
+        """Refuse to go on in a forked process: it has none of the threads.
+
+        Raises:
+            ConfigError: The process was forked since this was made.
+        """
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "this engine was made before the process forked, and its threads are not here; "
+                "make an engine in each worker process"
+            )
+
+    def together(self) -> "Setup":
+        """Make the setup of requests that are answered at once: one verifier and one pool.
+
+        A memo is shared only where the caller gave one, since only he knows that the index
+        does not change. What is not pure is not merged either.
+        """
+        settings, retriever = self.settings, self.retriever
+        if not self._pure:
+            return self
+        if settings.speculators is None and settings.pool is None:
+            pool = SharedPool(capacity=settings.capacity, eviction=settings.eviction)
+            settings = replace(settings, pool=pool)
+        if not isinstance(retriever, Verifier):
+            retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
+        return Setup(self.workload, retriever, settings, clock=self._clock)
+
+    def guesses(self) -> Guesses:
+        """Make what one request knows and guesses with."""
+        if not self.speculate:
+            return Guesses()
+        speculators = self.settings.speculators
+        if speculators is None:
+            speculators = self._own_pool()
+        elif callable(speculators):
+            speculators = speculators()
+            self._check_speculators(speculators)
+        return Guesses(
+            speculators,
+            memo=self.settings.memo,
+            signature=self.retriever.signature,
+            signature_now=(lambda: self.retriever.signature) if self._shares else None,
+            clock=self._clock,
+        )
+
+    @property
+    def _shares(self) -> bool:
+        """Whether what a request finds is remembered for others."""
+        settings = self.settings
+        if settings.memo is not None or settings.pool is not None:
+            return True
+        return bool(self._common_speculators())
+
+    def _common_speculators(self) -> Sequence[Speculator]:
+        """Give those that all requests share."""
+        speculators = self.settings.speculators
+        return () if speculators is None or callable(speculators) else speculators
+
+    def _check_speculators(self, speculators: Sequence[Speculator]) -> None:
+        ours = self.retriever.signature
+        for speculator in speculators:
+            signature = getattr(speculator, "signature", ours)
+            if signature != ours:
+                raise ConfigError(
+                    f"{speculator!r} was made for the retriever {signature!r}, "
+                    f"but this engine's is {ours!r}: make one for each"
+                )
+
+    def _own_pool(self) -> Sequence[Speculator]:
+        if not isinstance(self.retriever, PoolableRetriever):
+            return ()
+        settings = self.settings
+        if settings.pool is not None:
+            return (settings.pool.of(self.retriever),)
+        pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
+        return (pool,)
+
+    def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
+        """Search one batch; `widely`, more than is verified where that is the same ranking."""
+        wide = self.wide
+        if wide is None or not widely:
+            return self._checked(queries, self.retriever.search(queries), None)
+        try:
+            found = wide.search_wide(queries, self.settings.width(wide.k))
+        except Overloaded:  # says nothing about wide searches
+            raise
+        except Exception as error:  # noqa: BLE001 only what the plain search does counts
+            return self._narrow(queries, error)
+        return self._checked(queries, found, wide.k)
+
+    def _narrow(self, queries: Sequence[Query], error: Exception) -> list[Found]:
+        """Search as wide as is verified; if only that works, it is searched so from now on."""
+        found = self._checked(queries, self.retriever.search(queries), None)
+        self._complain(error)
+        self.wide = None
+        return found
+
+    def _complain(self, error: Exception) -> None:
+        _log.warning("%r cannot be searched wider: %s", self.retriever, error)
+
+    async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
+        """Do the same with a retriever that is asynchronous."""
+        wide: Any = self._awide
+        if wide is None or not widely:
+            return self._checked(queries, await self._asearch_plainly(queries), None)
+        try:
+            found = await wide.asearch_wide(queries, self.settings.width(wide.k))
+        except Overloaded:
+            raise
+        except Exception as error:  # noqa: BLE001 only what the plain search does counts
+            plainly = self._checked(queries, await self._asearch_plainly(queries), None)
+            self._complain(error)
+            self._awide = None
+            return plainly
+        return self._checked(queries, found, wide.k)
+
+    async def _asearch_plainly(self, queries: Sequence[Query]) -> list[Hits]:
+        retriever: Any = self.retriever
+        found: list[Hits] = await retriever.asearch(queries)
+        return found
+
+    @staticmethod
+    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[Found]:
+        """Refuse a retriever's answer that does not have one result for each query."""
+        if len(wide) != len(queries):
+            raise InputError(
+                f"the retriever gave {len(wide)} results for {len(queries)} queries; "
+                f"it must give one for each, in order"
+            )
+        return [Found(fixed(hits[:k]), fixed(hits)) for hits in wide]
+
+
+# One request being answered: its loop, and the code that carries out what the loop needs.
+#
+# What the engines share. An engine decides where and when the work is done.
+
+
+_ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
+
+HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
+
+
+def _never_busy() -> float:
+    return 0.0
+
+
+class Job:
+    """One request being answered: the loop, and what it needs to have done."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        request: Request,
+        *,
+        reports: bool = False,
+        watched: bool = False,
+        stoppable: bool = True,
+    ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            setup: what the engine's requests have in common.
+            request: what is to be answered.
+            reports: whether unfinished segments are handed in too, for a stream.
+            watched: whether all events are kept, not only the settled text.
+            stoppable: whether another thread may give it up at any moment.
+        """
+        self.setup = setup
+        self.request = request
+        self.reports = reports
+        self.stoppable = stoppable
+        self._kept = _ALL if watched else (Settled,)
+        self._events: list[Event] = []
+        self.guesses = setup.guesses()
+        policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
+        self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
+        self.finish: Finish | None = None
+        self._state: Any = None
+        self._closed = False
+
+    def note(self, notice: Notice) -> None:
+        """Keep up with the loop, and free memory where it asks for it."""
+        if isinstance(notice, self._kept):
+            self._events.append(notice)
+        if isinstance(notice, Commit):
+            self._state = notice.state
+        elif isinstance(notice, Release):
+            self.setup.workload.release(notice.state)
+        elif isinstance(notice, Finish):
+            self.finish = notice
+
+    def events(self) -> list[Event]:
+        """Take what has happened since this was last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def answer(self, wall_s: float) -> Answer:
+        """Give the answer of a finished request, or raise what it came to."""
+        assert self.finish is not None
+        if self.finish.error is not None:
+            raise self.finish.error
+        assert self.finish.answer is not None
+        answer = self.finish.answer
+        return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
+
+    def close(self) -> None:
+        """End the loop, and free what is kept for this request's states."""
+        self.flow.close()
+        self._closed = True
+        if self._state is not None:
+            self.setup.workload.release(self._state)
+
+    def carry_out(
+        self,
+        need: Work,
+        clock: Callable[[], float],
+        complete: HandIn,
+        busy: Callable[[], float] = _never_busy,
+    ) -> None:
+        """Do a piece of work and hand in its completion; errors are handed in, never raised.
+
+        Args:
+            need: the work.
+            clock: gives the seconds since the request began.
+            complete: takes the completions.
+            busy: gives the seconds that this process has computed.
+        """
+        started_s, before_s = clock(), busy()
+        results: list[Any]
+        try:
+            if isinstance(need, Search):
+                results = list(self.results(need.queries, widely=need.wide))
+            else:
+                results = [self.result(need, clock, complete)]
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
+            results = [error]
+        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+            complete(Broken(error, need))
+            return
+        for done in completions(need, results, started_s, clock(), busy() - before_s):
+            complete(done)
+
+    def results(self, queries: Sequence[Query], *, widely: bool) -> list[Found | Exception]:
+        """Search a batch; if that fails, each query singly, so that errors are each one's own."""
+        try:
+            return list(self.setup.search(queries, widely=widely))
+        except Exception as error:  # noqa: BLE001 the loop decides whether it counts
+            if len(queries) == 1 or isinstance(error, Overloaded):
+                return [error] * len(queries)
+        return [self.results([query], widely=widely)[0] for query in queries]
+
+    def result(
+        self,
+        need: Work,
+        clock: Callable[[], float],
+        complete: HandIn,
+    ) -> Any:
+        """Do a piece of work other than a search; what it raises is raised."""
+        workload = self.setup.workload
+        if isinstance(need, Extend):
+            if self.reports:
+                need.progress.connect(lambda state: complete(Reported(need, state, clock())))
+            return workload.extend(need.state, need.hits, need.progress)
+        if isinstance(need, Ask):
+            return formed(workload, self.setup.retriever, need.state)
+        if isinstance(need, Guess):
+            return self.guesses.slow_guess(need.query)
+        assert isinstance(need, Start)
+        return self.begun(workload.start(need.request))
+
+    def begun(self, state: Any) -> Any:
+        """Note the first state; one that comes when nobody waits any more is freed at once."""
+        self._state = state
+        if self._closed:
+            self.setup.workload.release(state)
+        return state
+
+
+def completions(
+    need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
+) -> list[Done]:
+    """Turn the results of a piece of work into its completions."""
+    return [
+        Done(need, None, result, index, started_s, ended_s, busy_s)
+        if isinstance(result, Exception)
+        else Done(need, result, None, index, started_s, ended_s, busy_s)
+        for index, result in enumerate(results)
+    ]
+
+
+def as_request(request: Request | str) -> Request:
+    """Take a prompt for a request with default settings."""
+    return Request(prompt=request) if isinstance(request, str) else request

@@ -1,0 +1,154 @@
+"""Keeps the books of one request: counts and the timeline, as completions come in."""
+
+from collections import deque
+
+from ralmspec_plugins.effects import Ask, Done, Extend, Guess, Search, Start, Work
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.scheduling.cost_model import Searched
+from ralmspec_plugins.types import Outcome, Span, Stats
+
+# How long a piece of work ran beside work of the other kind: a search, or the model's writing.
+
+
+_KEPT = 64  # intervals of each kind: a long search overlaps many short segments
+
+
+class Meanwhile:
+    """Remembers when searches and segments ran.
+
+    >>> from ralmspec_plugins.types import Query
+    >>> from ralmspec_plugins.protocols import Progress
+    >>> search, extend = Search((Query("a"),)), Extend(None, (), Progress())
+    >>> meanwhile = Meanwhile()
+    >>> meanwhile.began(search, 0.0), meanwhile.began(extend, 1.0)
+    (None, None)
+    >>> meanwhile.ended(Done(extend, None, started_s=1.0, ended_s=3.0))  # the search is still out
+    2.0
+    >>> meanwhile.ended(Done(search, None, started_s=0.0, ended_s=8.0))
+    2.0
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing running."""
+        self._running: dict[Work, float] = {}
+        self._over: dict[bool, deque[tuple[float, float]]] = {
+            kind: deque(maxlen=_KEPT) for kind in (True, False)
+        }
+
+    def began(self, need: Work, at_s: float) -> None:
+        """Note that a search or a segment begins."""
+        if isinstance(need, Search | Extend):
+            self._running[need] = at_s
+
+    def ended(self, done: Done) -> float:
+        """Give the seconds that a search or a segment ran beside the other kind, at most all."""
+        need = done.need
+        if not isinstance(need, Search | Extend):
+            return 0.0
+        self._running.pop(need, None)
+        search, beside_s = isinstance(need, Search), 0.0
+        for other, began_s in self._running.items():
+            if isinstance(other, Search) != search:
+                beside_s += done.ended_s - max(began_s, done.started_s)
+        for began_s, ended_s in reversed(self._over[not search]):
+            if ended_s <= done.started_s:
+                break  # those before have ended earlier still
+            beside_s += max(0.0, min(ended_s, done.ended_s) - max(began_s, done.started_s))
+        self._over[search].append((done.started_s, done.ended_s))
+        return min(beside_s, done.took_s)
+
+
+_KINDS = {Start: "start", Ask: "ask", Guess: "guess", Search: "search", Extend: "extend"}
+
+
+class Account:
+    """Counts what happened; `now_s` is the time of the last completion."""
+
+    def __init__(self) -> None:
+        """Start with empty books."""
+        self.now_s = 0.0
+        self.first_text_s: float | None = None
+        self.batches: list[int] = []
+        self.remembered = 0
+        self.segments = 0
+        self.guesses = 0
+        self.guesses_right = 0
+        self.taken_back = 0
+        self.retries = 0
+        self._spans: list[Span] = []
+        self._sent_s: dict[Search, float] = {}
+        self._meanwhile = Meanwhile()
+        self.beside_s = 0.0  # how long the work that was done last ran beside the other kind
+
+    def done(self, done: Done) -> Span:
+        """Enter a completed piece of work in the timeline."""
+        self.now_s = max(self.now_s, done.ended_s)
+        self.beside_s = self._meanwhile.ended(done)
+        need: Work = done.need
+        outcome = Outcome.KEPT
+        if done.error is not None:
+            stopped = isinstance(done.error, Cancelled)
+            outcome = Outcome.CANCELLED if stopped else Outcome.FAILED
+        queries = len(need.queries) if isinstance(need, Search) else 0
+        ahead = isinstance(need, Extend) and need.ahead
+        span = Span(_KINDS[type(need)], done.started_s, done.ended_s, queries, ahead, outcome)
+        self._spans.append(span)
+        return span
+
+    def search(self, done: Done) -> Searched:
+        """Give what the search that was done last took."""
+        assert isinstance(done.need, Search)
+        return Searched(len(done.need.queries), done.took_s, self.beside_s, done.busy_s)
+
+    def began(self, need: Work) -> None:
+        """Note that work begins now; a search is a round trip."""
+        self._meanwhile.began(need, self.now_s)
+        if isinstance(need, Search):
+            self.batches.append(len(need.queries))
+            self._sent_s[need] = self.now_s
+
+    def unfinished(self, need: Work) -> None:
+        """Enter a search that is still out, and that nobody waits for any more."""
+        if isinstance(need, Search):
+            began_s, queries = self._sent_s[need], len(need.queries)
+            span = Span("search", began_s, self.now_s, queries, outcome=Outcome.CANCELLED)
+            self._spans.append(span)
+
+    def judged(self, right: bool) -> None:
+        """Count a guess that a search confirmed or refuted."""
+        self.guesses += 1
+        self.guesses_right += right
+
+    def drop(self, span: Span | None) -> None:
+        """Mark a segment as not being part of the answer."""
+        if span is not None and span.outcome is Outcome.KEPT:
+            span.outcome = Outcome.DROPPED
+
+    def take_back(self, span: Span | None) -> None:
+        """Mark a dropped segment as part of the answer after all."""
+        if span is not None and span.outcome is Outcome.DROPPED:
+            span.outcome = Outcome.KEPT
+
+    def text(self) -> None:
+        """Note that settled text can be shown."""
+        if self.first_text_s is None:
+            self.first_text_s = self.now_s
+
+    def stats(self) -> Stats:
+        """Close the books."""
+        extends = [span for span in self._spans if span.kind == "extend"]
+        return Stats(
+            wall_s=self.now_s,
+            first_text_s=self.first_text_s,
+            searches=len(self.batches),
+            queries=sum(self.batches),
+            batch_sizes=tuple(self.batches),
+            remembered=self.remembered,
+            segments=self.segments,
+            wasted_segments=sum(span.outcome is not Outcome.KEPT for span in extends),
+            guesses=self.guesses,
+            guesses_right=self.guesses_right,
+            taken_back=self.taken_back,
+            retries=self.retries,
+            timeline=tuple(self._spans),
+        )

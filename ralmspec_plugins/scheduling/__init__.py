@@ -1,0 +1,1 @@
+"""When to guess, how far to run ahead and when to search: schedules, policies and their costs."""

@@ -1,0 +1,266 @@
+"""The policies of the paper's schedules: so many guesses, one batch that verifies them, repeat."""
+
+from collections import deque
+from collections.abc import Callable
+from itertools import accumulate, repeat
+from operator import mul
+
+from ralmspec_plugins.scheduling.cost_model import Costs, Searched
+from ralmspec_plugins.scheduling.policy import View
+
+# RaLMSpec's optimal speculation stride (OS3) and batch sizes as pure functions (PAPERS 1.6).
+
+
+GAMMA_LIMIT = 0.6  # the paper's cap on the estimated guess rate (PAPERS 1.6)
+MAX_STRIDE = 64  # the paper's search for a stride has no bound (PAPERS 1.6)
+LEAST_SECONDS = 1e-9  # a free model or retriever: keeps ratios finite
+
+
+def optimal_stride(
+    a: float,
+    b: float | Callable[[int], float],
+    gamma: float,
+    *,
+    overlap: bool = False,
+    speed: float = 1.0,
+    limit: int = MAX_STRIDE,
+    slack: float = 0.0,
+) -> int:
+    """Find the stride with the most verified steps a second (RaLMSpec's OS3, PAPERS 1.6).
+
+    A round of stride s verifies (1 - gamma^s) / (1 - gamma) steps on average and
+    takes s a + b(s), or with overlap, if all of its guesses are right,
+    (s - 1) a + max(a, b(s)). Where writing and searching slow each other down to a
+    share v of their speed (the paper has v = 1), the shorter of a and b(s) takes 1 / v
+    times as long, and the longer one goes on alone.
+
+    Args:
+        a: Seconds to write one step.
+        b: Seconds to verify one batch: a constant, or a function of its size.
+        gamma: Probability that one guess is right.
+        overlap: Whether one more step is written during the verification.
+        speed: Of writing and searching while both are going on, as a share of their own.
+        limit: The largest stride to consider.
+        slack: Share of the best rate that may be given up for a longer stride.
+
+    >>> [optimal_stride(1, 40, gamma) for gamma in (0.2, 0.4, 0.6, 0.8, 0.9)]
+    [3, 4, 6, 11, 19]
+    """
+    a = max(a, LEAST_SECONDS)
+    gamma = min(max(gamma, 0.0), 1.0 - 1e-9)
+
+    rates: list[float] = []
+    best = 0.0
+    for stride in range(1, limit + 1):
+        verify = max(b(stride) if callable(b) else b, LEAST_SECONDS)
+        latency = stride * a + verify
+        right = gamma**stride
+        if overlap:
+            both = max(a, verify) + min(a, verify) * (1 / speed - 1)
+            latency = right * ((stride - 1) * a + both) + (1 - right) * latency
+        rates.append((1 - right) / ((1 - gamma) * latency))
+        best = max(best, rates[-1])
+        if 1 / ((1 - gamma) * latency) < best * (1 - slack):
+            break  # no longer round can verify enough: its latency is higher still
+    enough = best * (1 - slack)
+    return max(stride for stride, rate in enumerate(rates, start=1) if rate >= enough)
+
+
+def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_LIMIT) -> float:
+    """Estimate how often a guess is right from whole rounds (PAPERS 1.6).
+
+    The maximum-likelihood estimate of a geometric stop: right guesses over right
+    guesses plus rounds that had a wrong one, at most `limit`.
+
+    >>> round(estimate_gamma([3, 4, 3, 2], [4, 4, 4, 4], limit=0.9), 3)
+    0.8
+    """
+    right = sum(matches)
+    wrong = sum(match < stride for match, stride in zip(matches, strides, strict=True))
+    return min(right / (right + wrong), limit) if right + wrong else limit
+
+
+def best_part(pending: int, b: Callable[[int], float], gamma: float, *, worth: float = 1.0) -> int:
+    """Choose in parts of which size to search `pending` queries, one part after the other.
+
+    A part is searched only if all guesses before it were right, so parts of m take
+    b(m) + gamma^m b(m) + gamma^2m b(m) + ... seconds, the last one less. One search for
+    all saves most where batches are nearly free; single ones find a wrong guess soonest.
+
+    Args:
+        pending: how many there are.
+        b: seconds of a search by its size.
+        gamma: probability that one guess is right.
+        worth: how many times single searches must take, so that parts are preferred to them:
+            a part's first query waits for its last one.
+
+    >>> best_part(31, lambda n: 39 + n, 0.95)
+    31
+    >>> best_part(31, lambda n: 39 + n, 0.7)
+    8
+    >>> best_part(31, lambda n: n, 0.95)
+    1
+    """
+    seconds = [max(b(size), LEAST_SECONDS) for size in range(1, pending + 1)]
+    right = list(accumulate(repeat(min(max(gamma, 0.0), 1.0), pending), mul, initial=1.0))
+
+    def takes(part: int) -> float:
+        whole, rest = divmod(pending, part)
+        total = seconds[part - 1] * sum(right[: whole * part : part])
+        return total + (right[whole * part] * seconds[rest - 1] if rest else 0.0)
+
+    best = min(range(1, pending + 1), key=lambda part: (takes(part), -part))
+    return best if takes(1) > worth * takes(best) else 1
+
+
+def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes: int = 1) -> int:
+    """Choose how many queries a search should have, where the model goes on writing meanwhile.
+
+    While a search of b(1) is out, b(1) / a steps are written. So one that starts with fewer
+    keeps its lane from what comes next, at every start and after every wrong guess. More than
+    OS3's stride is never worth it: then a wrong guess is found too late.
+
+    >>> [worth_gathering(1.0, lambda n: 39 + n, gamma) for gamma in (0.6, 0.9, 0.99)]
+    [5, 14, 40]
+    """
+    written = round(b(1) / max(a, LEAST_SECONDS) / lanes)
+    if written <= 1:
+        return 1
+    return optimal_stride(a, b, gamma, limit=min(written, MAX_STRIDE))
+
+
+# The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
+# steps is flat around its best: of strides that differ by less than this the longest is
+# taken (docs/decisions/0003).
+STRIDE_SLACK = 0.01
+
+
+class Rounds:
+    """Speculate `stride` steps, verify them in one batch, repeat.
+
+    A round is one step with verified hits and stride - 1 on guesses; the last
+    query's guess is not written on before the batch is out (PAPERS 1.12).
+    """
+
+    def __init__(self, costs: Costs, *, overlap: bool, stride: int) -> None:
+        self._costs = costs
+        self._overlap = overlap
+        self._stride = stride
+
+    def worth_guessing(self) -> bool:
+        """Guess always: a fixed stride is a reproduction."""
+        return True
+
+    def may_write(self, view: View) -> bool:
+        """Write until the batch is full; during a search one step more, if they may overlap."""
+        if view.searching:
+            return self._overlap and view.ahead < view.in_flight
+        return view.pending < self._stride
+
+    def batches(self, view: View) -> list[int]:
+        """Send a full batch, or what there is when nothing can be written."""
+        if view.searching or not view.pending:
+            return []
+        return [view.pending] if view.stalled or view.pending >= self._stride else []
+
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+        """Nothing is adapted to it."""
+
+    def searched(self, search: Searched) -> None:
+        """Take it into the curve."""
+        self._costs.searched(search)
+
+    def stopped(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
+    def guessed(self, seconds: float) -> None:
+        """Nothing is adapted to it."""
+
+    def judged(self, right: bool) -> None:
+        """Nothing is adapted to it."""
+
+
+class OptimalRounds(Rounds):
+    """Rounds whose stride is chosen anew when one has been verified."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        *,
+        overlap: bool,
+        window: int,
+        gamma_limit: float,
+        max_stride: int,
+    ) -> None:
+        super().__init__(costs, overlap=overlap, stride=1)
+        self._gamma_limit = gamma_limit
+        self._max_stride = max_stride
+        self._rounds: deque[list[bool]] = deque(maxlen=window)
+        self._over = False
+
+    def may_write(self, view: View) -> bool:
+        """Write until the batch is full, where that saves more than wrong guesses cost."""
+        self._renew(view)
+        if view.searching and not self._costs.worth_writing_beside(view.ahead):
+            return False
+        return super().may_write(view) and self._costs.worth_writing()
+
+    def worth_guessing(self) -> bool:
+        """Guess where hiding a search would be noticed."""
+        return self._costs.worth_guessing()
+
+    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+        """Take in what a step costs."""
+        self._costs.wrote(seconds, beside_s)
+
+    def searched(self, search: Searched) -> None:
+        """Take it into the curve; the round is over."""
+        super().searched(search)
+        self._over = True
+
+    def batches(self, view: View) -> list[int]:
+        """Send as any rounds do; what is judged from then on belongs to this round."""
+        self._renew(view)  # a guess that is made in a worker comes too late to be asked about
+        sizes = super().batches(view)
+        if sizes:
+            self._rounds.append([])
+        return sizes
+
+    def stopped(self, seconds: float) -> None:
+        """Take in what a wrong guess costs."""
+        self._costs.stopped(seconds)
+
+    def guessed(self, seconds: float) -> None:
+        """Take in what guessing costs."""
+        self._costs.guessed(seconds)
+
+    def judged(self, right: bool) -> None:
+        """Note a guess of the round that was verified last."""
+        self._costs.judged(right)
+        if self._rounds:
+            self._rounds[-1].append(right)
+
+    def _renew(self, view: View) -> None:
+        """Choose the stride at the first decision after a round."""
+        if self._over and not view.searching:
+            self._over = False
+            self._stride = self._choose()
+
+    def _choose(self) -> int:
+        rounds = [guesses for guesses in self._rounds if guesses]
+        if self._costs.step_s is None or not rounds:
+            return self._stride
+        gamma = estimate_gamma(
+            [sum(guesses) for guesses in rounds],
+            [len(guesses) for guesses in rounds],
+            self._gamma_limit,
+        )
+        return optimal_stride(
+            self._costs.step_s,
+            self._costs.curve,
+            gamma,
+            overlap=self._overlap,
+            speed=self._costs.contention.speed,
+            limit=self._max_stride,
+            slack=STRIDE_SLACK,
+        )

@@ -1,0 +1,111 @@
+"""What a request knows already, and who guesses the rest: memo, then speculators in order."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from itertools import takewhile
+
+from ralmspec_plugins.effects import Found
+from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.types import Hit, Hits, Query, fixed
+
+_log = logging.getLogger(__name__)
+
+
+class Guesses:
+    """The memo and the speculators of one request, asked in this order.
+
+    What was really found for a query is known exactly: for the length of the
+    request always, and longer where a shared memo is given. An error inside a
+    speculator means no guess.
+    """
+
+    def __init__(
+        self,
+        speculators: Sequence[Speculator] = (),
+        *,
+        memo: Memo | None = None,
+        signature: Hashable = None,
+        signature_now: Callable[[], Hashable] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Ask these speculators, the first that answers counts.
+
+        Args:
+            speculators: in the order in which they are asked.
+            memo: remembers longer than the request.
+            signature: what is remembered there belongs to it.
+            signature_now: gives the retriever's at any time: what was found after it has changed
+                is kept from whatever others share.
+            clock: gives the seconds that quick guesses are timed with.
+        """
+        self.clock = clock
+        self._speculators = tuple(speculators)
+        quick = takewhile(lambda speculator: speculator.inline, self._speculators)
+        self._quick = tuple(quick)
+        self._slow = self._speculators[len(self._quick) :]
+        self._memo = memo
+        self._signature = signature
+        self._signature_now = signature_now
+        self._complained = False
+        self._found: dict[Hashable, Hits] = {}
+
+    def known(self, query: Query) -> Hits | None:
+        """Give the real hits of a query that was searched before."""
+        hits = self._found.get(query.key)
+        if hits is None and self._memo is not None:
+            hits = self._memo.known(self._signature, query)
+        return hits
+
+    @property
+    def slow(self) -> bool:
+        """Whether there are speculators left that must not be asked inside the loop."""
+        return bool(self._slow)
+
+    def quick_guess(self, query: Query) -> Hits | None:
+        """Give the first guess of the speculators that are asked first, inside the loop."""
+        return self._first_guess(self._quick, query)
+
+    def slow_guess(self, query: Query) -> Hits | None:
+        """Give the first guess of the others."""
+        return self._first_guess(self._slow, query)
+
+    def _first_guess(self, speculators: Sequence[Speculator], query: Query) -> Hits | None:
+        for speculator in speculators:
+            try:
+                hits = speculator.guess(query)
+                hits = None if hits is None else _checked(hits)
+            except Exception:  # noqa: BLE001 an error here means no guess, whatever it is
+                self._complain(speculator)
+                continue
+            if hits is not None:
+                return hits
+        return None
+
+    def learn(self, query: Query, found: Found) -> None:
+        """Take in what a search found, whether its step is still there or not."""
+        self._found[query.key] = found.hits
+        if self._signature_now is not None and self._signature_now() != self._signature:
+            return
+        if self._memo is not None:
+            self._memo.learn(self._signature, query, found.hits)
+        for speculator in self._speculators:
+            try:
+                speculator.learn(query, found.wide)
+            except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
+                self._complain(speculator)
+
+    def _complain(self, speculator: Speculator) -> None:
+        """Log a speculator's error, once for each request."""
+        if not self._complained:
+            _log.warning("%r failed; its guesses are passed over", speculator, exc_info=True)
+        self._complained = True
+
+
+def _checked(hits: Hits) -> Hits:
+    """Refuse a guess that is not made of hits; what raises here is no guess."""
+    hits = fixed(hits)
+    if isinstance(hits, tuple) and not all(isinstance(hit, Hit) for hit in hits):
+        raise TypeError(f"a guess must be a sequence of hits, got {hits!r}")
+    return hits

@@ -1,0 +1,95 @@
+"""Remember what real searches returned: not a guess, but the answer itself."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.types import Hits, Query
+
+
+class Memo:
+    """Query to real hits, the least recently used forgotten first. Thread-safe.
+
+    Entries are kept apart by the retriever's signature, so nothing found for one
+    user, filter or k is ever given to another. To be shared between requests only
+    where the index does not change, or changes may be seen `ttl_s` late.
+
+    >>> memo = Memo(capacity=1)
+    >>> memo.learn("index", Query("a"), ())
+    >>> memo.known("index", Query("a")), memo.known("other", Query("a"))
+    ((), None)
+    """
+
+    def __init__(
+        self,
+        capacity: int = 10_000,
+        ttl_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            capacity: how many queries are remembered.
+            ttl_s: seconds from the search after which it is forgotten; `None` for never.
+            clock: where the time comes from.
+
+        Raises:
+            ConfigError: a capacity or a time to live that lets nothing stay.
+        """
+        if capacity < 1:
+            raise ConfigError(f"capacity must be at least 1, got {capacity}")
+        if ttl_s is not None and not ttl_s > 0:
+            raise ConfigError(f"ttl_s must be above 0, got {ttl_s}")
+        self.capacity = capacity
+        self.ttl_s = ttl_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        # (signature, query key) -> hits and when they were found; the last used at the end
+        self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
+        return Memo, (self.capacity, self.ttl_s, self._clock)
+
+    @property
+    def size(self) -> int:
+        """How many queries are remembered, those past their time included."""
+        return len(self._entries)
+
+    def known(self, signature: Hashable, query: Query) -> Hits | None:
+        """Give the real hits of a query, or `None` if they are not known."""
+        key = (signature, query.key)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            hits, found_s = entry
+            if self.ttl_s is not None and self._clock() - found_s >= self.ttl_s:
+                del self._entries[key]
+                return None
+            self._entries.move_to_end(key)
+            return hits
+
+    def learn(self, signature: Hashable, query: Query, hits: Hits) -> None:
+        """Remember exactly what `search` returned: k hits, not the prefetched ones."""
+        key = (signature, query.key)
+        with self._lock:
+            self._entries[key] = (hits, self._clock())
+            self._entries.move_to_end(key)
+            if len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything, for when the index has changed."""
+        with self._lock:
+            self._entries.clear()
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        with self._lock:
+            assert len(self._entries) <= self.capacity
+            now_s = self._clock()
+            assert all(found_s <= now_s for _, found_s in self._entries.values())

@@ -1,0 +1,119 @@
+"""The memo gives back exactly what was found, for as long as it may."""
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators import Memo
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
+
+CAPACITY, TTL_S = 3, 5.0
+keys = st.tuples(st.sampled_from(["ann", "bob"]), st.sampled_from("abcd"))
+
+
+def hits_of(name: str) -> Hits:
+    return (Hit(Passage(name, name), 1.0),)
+
+
+class MemoMachine(RuleBasedStateMachine):
+    """A memo beside a plain model of it: a list in order of use, with times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.memo = Memo(CAPACITY, TTL_S, clock=lambda: self.now_s)
+        self.model: OrderedDict[tuple[str, str], tuple[Hits, float]] = OrderedDict()
+
+    @rule(key=keys, answer=st.sampled_from("xyz"))
+    def learn(self, key: tuple[str, str], answer: str) -> None:
+        self.memo.learn(key[0], Query(key[1]), hits_of(answer))
+        self.model.pop(key, None)
+        self.model[key] = (hits_of(answer), self.now_s)
+        if len(self.model) > CAPACITY:
+            self.model.popitem(last=False)
+
+    @rule(key=keys)
+    def known(self, key: tuple[str, str]) -> None:
+        found = self.memo.known(key[0], Query(key[1]))
+        hits, found_s = self.model.get(key, (None, 0.0))
+        if hits is not None and self.now_s - found_s >= TTL_S:
+            del self.model[key]
+            hits = None
+        if hits is not None:
+            self.model.move_to_end(key)
+
+        assert hits == found
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @precondition(lambda self: self.memo.size > 1)
+    @rule()
+    def clear(self) -> None:
+        self.memo.clear()
+        self.model.clear()
+
+    @invariant()
+    def holds(self) -> None:
+        self.memo.check()
+        assert len(self.model) == self.memo.size
+
+
+MemoMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestMemoAgainstItsModel = MemoMachine.TestCase
+
+
+def test_nothing_crosses_signatures() -> None:
+    """One tenant's hits are unknown to every other, even for the same words."""
+    memo = Memo()
+    memo.learn(("store", "ann"), Query("salary"), hits_of("secret"))
+
+    assert memo.known(("store", "bob"), Query("salary")) is None
+
+
+def test_an_empty_answer_is_an_answer() -> None:
+    """No hits were found, and that is known."""
+    memo = Memo()
+    memo.learn("index", Query("a"), ())
+
+    assert memo.known("index", Query("a")) == ()
+
+
+def test_queries_are_told_apart_by_their_key() -> None:
+    """The key, not the text, decides what is the same query."""
+    memo = Memo()
+    memo.learn("index", Query("a", key=(1,)), hits_of("x"))
+
+    assert memo.known("index", Query("a")) is None
+    assert hits_of("x") == memo.known("index", Query("other", key=(1,)))
+
+
+def test_many_threads_leave_it_whole() -> None:
+    """Eight threads at once break no invariant and never see another query's hits."""
+    memo = Memo(capacity=10)
+
+    def work(seed: int) -> bool:
+        right = True
+        for step in range(300):
+            name = str((seed * 7 + step * 13) % 25)
+            memo.learn("index", Query(name), hits_of(name))
+            found = memo.known("index", Query(name))
+            right = right and found in (None, hits_of(name))
+        return right
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(8)))
+    memo.check()
+
+
+@pytest.mark.parametrize("wrong", [{"capacity": 0}, {"ttl_s": 0.0}, {"ttl_s": float("nan")}])
+def test_settings_that_keep_nothing_are_refused(wrong: dict[str, float]) -> None:
+    """A memo that can remember nothing is a mistake."""
+    with pytest.raises(ConfigError, match="must be"):
+        Memo(**wrong)  # type: ignore[arg-type]
