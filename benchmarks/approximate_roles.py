@@ -31,8 +31,7 @@ from ralmspec_plugins import Engine, Hits, PassagePool, Replica, Request, Settin
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval import NumpyFlat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.faiss_approximate import FaissApproximate
-from ralmspec_plugins.retrieval.faiss_recipes import RECIPES
+from ralmspec_plugins.retrieval.faiss_ann import RECIPES, FaissApproximate
 from ralmspec_plugins.types import Passage, Query
 
 RESULTS = Path(__file__).parent / "results" / "approximate_roles.json"

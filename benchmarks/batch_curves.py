@@ -33,7 +33,7 @@ from batch_curves_data import clustered_vectors, zipf_texts
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import BACKENDS, open_retriever
-from ralmspec_plugins.retrieval.backends import needs_encoder
+from ralmspec_plugins.retrieval.registry import needs_encoder
 from ralmspec_plugins.types import Hits, Passage, Query
 
 RESULTS = Path(__file__).parent / "results" / "batch_curves.json"

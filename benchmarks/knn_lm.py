@@ -27,7 +27,7 @@ import torch
 from benchmarks.knn.inputs import python_docs, wikipedia
 from benchmarks.knn.run import SECTIONS, SMALL, Bench, Results, Scale, estimate, run
 from benchmarks.knn.tables import TABLES, guess_rate_picture
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 
 def main() -> None:

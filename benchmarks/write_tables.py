@@ -24,7 +24,7 @@ from benchmarks.simulated.tables import (
     detail_tables,
     speed_up_tables,
 )
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -14,8 +14,8 @@ from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.storage.files import write_whole
 from ralmspec_plugins.types import Outcome, Span, Stats
-from ralmspec_plugins.whole_file import write_whole
 
 PICTURES = (".png", ".svg")
 MODEL_LANE, ASK_LANE, SEARCH_LANE = 0, 1, 2

@@ -205,14 +205,14 @@ BUGS = (
     ),
     Bug(
         "the hidden state is that of the first position",
-        "ralmspec_plugins/lm/passes.py",
+        "ralmspec_plugins/lm/kv_cache.py",
         "self._tap.taken()[0, -keep:, :]",
         "self._tap.taken()[0, :keep, :]",
         "tests/knn/test_model.py",
     ),
     Bug(
         "wrong tokens stay in the key-value cache",
-        "ralmspec_plugins/lm/passes.py",
+        "ralmspec_plugins/lm/kv_cache.py",
         "        run.cache.crop(keep - len(run.tokens))\n",
         "",
         "tests/knn/test_model.py",

@@ -15,7 +15,7 @@ from ralmspec_plugins.cli.output import notes, on_terminal, seconds, write_json
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.retrieval.optional import optional
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 _RESULTS, _PAGE = "results.json", "report.md"
 

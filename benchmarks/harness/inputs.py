@@ -24,12 +24,12 @@ from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.diagnosis import far_away
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
-from ralmspec_plugins.lm.caches import Lineage
-from ralmspec_plugins.lm.draft import Draft
+from ralmspec_plugins.lm.kv_cache import Lineage
+from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import PoolableRetriever, Speculator
 from ralmspec_plugins.retrieval import Encoder, NumpyFlat, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.encoding import encode_all
+from ralmspec_plugins.retrieval.encoders import encode_all
 from ralmspec_plugins.speculators.passage_cache import PassagePool
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import Passage, Request

@@ -21,8 +21,8 @@ from ralmspec_plugins.diagnosis import check_equal
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.lm import HuggingFaceLM
 from ralmspec_plugins.retrieval import Encoder
+from ralmspec_plugins.retrieval.storage.files import write_whole
 from ralmspec_plugins.types import Answer, Request
-from ralmspec_plugins.whole_file import write_whole
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
 _QUESTIONS_SEED: Final = 3

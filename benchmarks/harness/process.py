@@ -23,7 +23,7 @@ import numpy as np
 
 from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.retrieval import NumpyFlat, load
-from ralmspec_plugins.retrieval.dense_table import DenseTable
+from ralmspec_plugins.retrieval.dense import DenseTable
 from ralmspec_plugins.types import Hits, Query
 
 _SECRET: Final = b"ralmspec-bench"  # against taking another program for ours

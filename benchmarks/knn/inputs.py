@@ -16,13 +16,13 @@ from benchmarks.harness.inputs import LoadedModel, load_model
 from benchmarks.knn.train import Course, held_out_perplexity, learn, token_stream
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.knn.approximate import ApproximateSearch, approximate_search
-from ralmspec_plugins.knn.approximate_recipes import RECIPES
-from ralmspec_plugins.knn.building import build_datastore
+from ralmspec_plugins.knn.ann_index import RECIPES
+from ralmspec_plugins.knn.ann_search import ApproximateSearch, approximate_search
+from ralmspec_plugins.knn.build import build_datastore
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.model import KNNModel
 from ralmspec_plugins.lm.prompts import encode
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 # The texts of KNN-LM's benchmarks: what a datastore is made of, and what is held out.
 

@@ -18,17 +18,15 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.diagnosis import UnequalError, check_equal
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.distribution import Mixing, interpolate
-from ralmspec_plugins.knn.draft import Choices, KNNDraft, TokenModel
-from ralmspec_plugins.knn.exact import ExactSearch, encode_no_text
+from ralmspec_plugins.knn.interpolation import Mixing, interpolate
 from ralmspec_plugins.knn.model import LogProbChooser
-from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.knn.search import NeighbourSearch
+from ralmspec_plugins.knn.search import ExactSearch, Neighbours, NeighbourSearch, encode_no_text
+from ralmspec_plugins.knn.state import Choices, KNNDraft, TokenModel
+from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import Answer, Hits, Query, Request
-from ralmspec_plugins.workloads.knn_lm import KNNLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,13 +35,12 @@ from benchmarks.knn.ways import (
     simulated_ways,
 )
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.knn.approximate import ApproximateSearch
-from ralmspec_plugins.knn.draft import TokenModel
-from ralmspec_plugins.knn.exact import ExactSearch
+from ralmspec_plugins.knn.ann_search import ApproximateSearch
 from ralmspec_plugins.knn.model import KNNModel
-from ralmspec_plugins.knn.search import GUESSED, own_threads
+from ralmspec_plugins.knn.search import GUESSED, ExactSearch, own_threads
+from ralmspec_plugins.knn.state import TokenModel
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 # How much KNN-LM's benchmarks measure.
 

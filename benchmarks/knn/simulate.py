@@ -22,11 +22,9 @@ from benchmarks.knn.measure import (
 )
 from benchmarks.knn.ways import BASELINES, CONTINUOUS, FIXED, OS3, PLAIN, Way, simulated_ways
 from ralmspec_plugins.engine.simulation import Latencies, Simulation
-from ralmspec_plugins.knn.distribution import Floats
-from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.interpolation import Floats
 from ralmspec_plugins.knn.perplexity import Foretold, foretell
-from ralmspec_plugins.knn.search import NeighbourSearch
+from ralmspec_plugins.knn.search import ExactSearch, Neighbours, NeighbourSearch
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import Answer, Query
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.perplexity import windows
 from ralmspec_plugins.lm.prompts import encode
-from ralmspec_plugins.whole_file import write_whole
+from ralmspec_plugins.retrieval.storage.files import write_whole
 
 _CHECKPOINT: Final = "course.safetensors"
 _MODEL, _FIRST, _SECOND = "model.", "first.", "second."  # of the checkpoint's names

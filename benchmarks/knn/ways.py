@@ -16,10 +16,13 @@ from benchmarks.harness.process import Line, answer, core_for_another, keep_to, 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.exact import ExactSearch, encode_no_text
-from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.knn.search import NeighbourSearch
-from ralmspec_plugins.knn.search_keys import hidden_states
+from ralmspec_plugins.knn.search import (
+    ExactSearch,
+    Neighbours,
+    NeighbourSearch,
+    encode_no_text,
+    hidden_states,
+)
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT
 from ralmspec_plugins.types import Hits, Query

@@ -11,7 +11,7 @@ from llama_index_ralmspec.passages import passage_of
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.quiet_call import QuietCall, quiet_call
 from llama_index_ralmspec.recording import Recording
-from ralmspec_plugins.lm.draft import Draft
+from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits, Passage, Request
 from ralmspec_plugins.workloads.base import Reports

@@ -129,7 +129,7 @@ def make_encoder(name: str | None) -> Encoder | None:
     """
     if name is None or name == "hashing":
         return None if name is None else HashingEncoder()
-    from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
+    from ralmspec_plugins.retrieval.encoders import SentenceTransformerEncoder
 
     optional("sentence_transformers", "embeddings", "sentence-transformers")
     no_bars()

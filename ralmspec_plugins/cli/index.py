@@ -20,10 +20,10 @@ from ralmspec_plugins.retrieval import (
     save,
     stream_passages,
 )
-from ralmspec_plugins.retrieval.backends import needs_encoder
-from ralmspec_plugins.retrieval.building import Stage
 from ralmspec_plugins.retrieval.ingest import check_passages
-from ralmspec_plugins.retrieval.storage import check_target
+from ralmspec_plugins.retrieval.registry import needs_encoder
+from ralmspec_plugins.retrieval.storage.builder import Stage
+from ralmspec_plugins.retrieval.storage.format import check_target
 
 
 def index(

@@ -13,10 +13,10 @@ from ralmspec_plugins.cli.assemble import demo_model, use_threads
 from ralmspec_plugins.cli.bars import bars
 from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
 from ralmspec_plugins.errors import RalmSpecError
-from ralmspec_plugins.knn.building_texts import stream_texts
+from ralmspec_plugins.retrieval.ingest import stream_texts
 
 if TYPE_CHECKING:
-    from ralmspec_plugins.knn.building import Stage
+    from ralmspec_plugins.knn.build import Stage
     from ralmspec_plugins.knn.datastore import Datastore
 
 
@@ -98,13 +98,13 @@ class _Work:
         self._task: Any = None
         stream_texts(paths)  # what is not there is known before a model is loaded
         use_threads(threads, model)
-        from ralmspec_plugins.lm.loading import load
+        from ralmspec_plugins.lm.huggingface import load
 
         self._model, self._tokenizer = load(demo_model() if model is None else model, "auto", None)
 
     def count(self, cutting: dict[str, Any]) -> None:
         """Read all texts once, so that what is wrong with one is known before the work."""
-        from ralmspec_plugins.knn.building import cutting_for
+        from ralmspec_plugins.knn.build import cutting_for
 
         task = self._progress.add_task("reading", total=None)
         cut = cutting_for(self._model, self._tokenizer, **cutting)
@@ -113,7 +113,7 @@ class _Work:
 
     def build(self, target: Path, settings: dict[str, Any]) -> "Datastore":
         """Build, and where this is stopped, say how to go on."""
-        from ralmspec_plugins.knn.building import build_datastore
+        from ralmspec_plugins.knn.build import build_datastore
 
         try:
             return build_datastore(

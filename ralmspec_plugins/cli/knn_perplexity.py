@@ -9,9 +9,9 @@ import typer
 from ralmspec_plugins.cli import knn_open, options
 from ralmspec_plugins.cli.bars import bars
 from ralmspec_plugins.cli.output import on_terminal, plural, screen, write_json
-from ralmspec_plugins.knn.building_texts import stream_texts
-from ralmspec_plugins.knn.distribution import Mixing
+from ralmspec_plugins.knn.interpolation import Mixing
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE
+from ralmspec_plugins.retrieval.ingest import stream_texts
 
 
 def perplexity(

@@ -40,7 +40,7 @@ def known_by(lm: "KNNLanguageModel") -> dict[str, Any]:
     How it speculates is not in it, since that changes no text. This reads some of each
     weight, which takes up to a second: keep it.
     """
-    from ralmspec_plugins.knn.fingerprints import model_fingerprint
+    from ralmspec_plugins.knn.model import model_fingerprint
 
     network = lm.model.model
     return {

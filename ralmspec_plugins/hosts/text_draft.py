@@ -5,8 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.lm.sentence import no_end_before, sentence_end
-from ralmspec_plugins.lm.transcript import INCOMPLETE, settled_length, stop_position
+from ralmspec_plugins.lm.text import (
+    INCOMPLETE,
+    no_end_before,
+    sentence_end,
+    settled_length,
+    stop_position,
+)
 from ralmspec_plugins.types import Request
 
 # A word, or a character of a script that has no spaces, stands in for a token.

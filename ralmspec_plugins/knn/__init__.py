@@ -3,32 +3,29 @@
 `build_datastore` makes the datastore, `KNNLanguageModel` writes with it. Nothing here
 imports torch until one of them is asked for. The parts:
 
-- `datastore`: keys (hidden states) and values (next tokens) on the disk;
-- `building`: makes a datastore of any texts with any causal Hugging Face model;
-- `hidden`: finds the hidden state that is the key;
-- `fingerprints`: tell one tokenizer, and one model, from another;
-- `search`: finds a hidden state's neighbours, exactly or approximately;
-- `cache`: guesses them from what follows the last ones;
-- `distribution`: mixes what they vote for with what the model says;
-- `model`: drives the model a token at a time;
-- `perplexity`: measures how well held-out texts are foretold;
+- `datastore`: keys (hidden states) and values (next tokens) on disk;
+- `build`, `windows`: make a datastore from any texts with any causal Hugging Face model;
+- `hidden_states`: finds the hidden state that is the key of a position;
+- `search`, `ann_search`, `ann_index`: the neighbours of a hidden state, exact or approximate;
+- `cache`: guesses them from the entries that follow earlier neighbours;
+- `interpolation`: mixes the neighbours' distribution with the model's;
+- `model`: drives the model one token at a time;
+- `state`: a draft and what the model said at its last position;
+- `workload`: one step per token on the speculative loop;
+- `perplexity`: perplexity of held-out texts;
 - `language_model`: all of it together.
-
-The workload itself is `ralmspec_plugins.knn.workload.KNNLM`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ralmspec_plugins.knn.cache import NeighbourCache
-from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.datastore_info import DatastoreInfo
-from ralmspec_plugins.knn.distribution import Mixing
-from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.knn.search import open_search
+from ralmspec_plugins.knn.datastore import Datastore, DatastoreInfo
+from ralmspec_plugins.knn.interpolation import Mixing
+from ralmspec_plugins.knn.search import Neighbours, open_search
 
 if TYPE_CHECKING:
-    from ralmspec_plugins.knn.building import build_datastore
+    from ralmspec_plugins.knn.build import build_datastore
     from ralmspec_plugins.knn.language_model import KNNLanguageModel
 
 __all__ = [
@@ -42,7 +39,7 @@ __all__ = [
     "open_search",
 ]
 
-_WITH_TORCH = {"KNNLanguageModel": "language_model", "build_datastore": "building"}
+_WITH_TORCH = {"KNNLanguageModel": "language_model", "build_datastore": "build"}
 
 
 def __getattr__(name: str) -> Any:

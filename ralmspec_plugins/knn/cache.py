@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
-from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.knn.search_keys import check_hidden, nearest_of
-from ralmspec_plugins.knn.search_widening import widen
+from ralmspec_plugins.knn.search import Neighbours, check_hidden, nearest_of, widen
 from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.dense import norm_of
 from ralmspec_plugins.retrieval.ranking import (
     Metric,
     Vectors,
@@ -24,7 +23,6 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
     nominees,
 )
-from ralmspec_plugins.retrieval.vectors import norm_of
 from ralmspec_plugins.types import Hits, Query
 
 CAPACITY = 16_384

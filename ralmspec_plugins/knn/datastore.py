@@ -6,19 +6,164 @@ behind an entry are how its text went on. Nothing is ever pickled.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.knn.datastore_files import FILES, array_digest, read_about
-from ralmspec_plugins.knn.datastore_info import DatastoreInfo
-from ralmspec_plugins.retrieval.passage_file import open_array
-from ralmspec_plugins.retrieval.recorded import Verify
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, ModelError
+from ralmspec_plugins.retrieval.storage.files import open_array
+from ralmspec_plugins.retrieval.storage.format import (
+    RecordKind,
+    Verify,
+    check_file,
+    check_verify,
+    file_record,
+    read_record,
+)
+from ralmspec_plugins.retrieval.storage.journal import npy_header
+
+# What a datastore says about itself, and whether a model fits it.
+
+
+KeyKind: TypeAlias = Literal["ffn_input", "output"]
+KEY_KINDS: tuple[KeyKind, ...] = get_args(KeyKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoreInfo:
+    """The facts in a datastore's `about.json`; an empty text means that it is not known."""
+
+    dimension: int  # of a key
+    vocabulary: int  # values are below this
+    entries: int
+    documents: int  # those with at least one entry
+    key_kind: KeyKind = "ffn_input"
+    tokenizer: str = ""  # fingerprint
+    model: str = ""  # fingerprint
+    model_name: str = ""
+    context: int = 0  # tokens that a window of the building pass held
+    stride: int = 0  # tokens that each window went on by
+    bos: bool = False  # whether each document began with the tokenizer's BOS token
+    eos: bool = False  # whether each document ended with the tokenizer's EOS token
+    source: str = ""  # where the texts came from, in words
+
+    def __post_init__(self) -> None:
+        """Refuse what no datastore can be.
+
+        Raises:
+            InputError: a number is out of range, or the kind of keys is unknown.
+        """
+        for name in ("dimension", "vocabulary", "entries", "documents"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, got {number!r}")
+        if self.key_kind not in KEY_KINDS:
+            raise InputError(f"key_kind must be one of {', '.join(KEY_KINDS)}: {self.key_kind!r}")
+
+    def check_fits(
+        self,
+        *,
+        dimension: int,
+        vocabulary: int,
+        key_kind: str,
+        tokenizer: str = "",
+        model: str = "",
+    ) -> None:
+        """Refuse a model whose hidden states or tokens mean something else than those in here.
+
+        A fingerprint that is empty, here or there, is not compared: give no
+        `model` to use another precision or a fine-tuned descendant on purpose.
+
+        Args:
+            dimension: of the model's keys.
+            vocabulary: how many tokens the model gives a probability to.
+            key_kind: which hidden state is asked with.
+            tokenizer: `tokenizer_fingerprint(...)`.
+            model: `model_fingerprint(...)`.
+
+        Raises:
+            ModelError: it does not fit; the message names every field that differs.
+        """
+        problems = [
+            f"{name} is {got!r} and must be {expected!r}"
+            for name, got, expected in (
+                ("the dimension of the model's keys", dimension, self.dimension),
+                ("the model's vocabulary", vocabulary, self.vocabulary),
+                ("the kind of keys", key_kind, self.key_kind),
+            )
+            if got != expected
+        ]
+        problems += [
+            f"the {name}'s fingerprint is {got} and must be {expected}"
+            for name, got, expected in (
+                ("tokenizer", tokenizer, self.tokenizer),
+                ("model", model, self.model),
+            )
+            if got and expected and got != expected
+        ]
+        if problems:
+            made_with = f" ({self.model_name})" if self.model_name else ""
+            raise ModelError(
+                f"The datastore does not fit: {'; '.join(problems)}. Use the model and tokenizer "
+                f"that it was built with{made_with}, or build one with yours: ralmspec knn build"
+            )
+
+
+# The files of a datastore's folder: their names, and the checks before they are used.
+
+
+KEYS = "keys.npy"
+VALUES = "values.npy"
+DOCUMENT_ENDS = "document_ends.npy"
+FILES = (KEYS, VALUES, DOCUMENT_ENDS)
+ABOUT = "about.json"
+_KIND = RecordKind(
+    missing=f"is no datastore: it has no {ABOUT}; make one with ralmspec knn build",
+    file=ABOUT,
+    format="ralmspec-knn-datastore",
+    version=1,
+    again="build the datastore again",
+)
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """Give the SHA-256 of the .npy file that would hold an array."""
+    digest = hashlib.sha256(npy_header(array.dtype.str, array.shape))
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def about_bytes(info: DatastoreInfo, folder: Path) -> bytes:
+    """Write `about.json` of the finished files in a folder, reading each once."""
+    files = {name: file_record(folder / name) for name in FILES}
+    head = {"format": _KIND.format, "version": _KIND.version}
+    record = {**head, "about": asdict(info), "files": files}
+    return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def read_about(folder: Path, verify: Verify) -> tuple[DatastoreInfo, list[str]]:
+    """Read `about.json`, and check the files that it names; give their digests, too.
+
+    Raises:
+        ConfigError: another word for `verify`.
+        IndexFileError: the folder is missing, damaged, of another version, or not one of ours.
+    """
+    check_verify(verify)
+    record = read_record(folder, _KIND)
+    try:
+        info, files = DatastoreInfo(**record["about"]), record["files"]
+        for name in FILES:
+            check_file(folder / name, files[name], verify, _KIND.again)
+        return info, [str(files[name]["sha256"]) for name in FILES]
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise IndexFileError(f"{folder / ABOUT} is damaged ({error!r}); {_KIND.again}") from error
+
 
 Ids: TypeAlias = NDArray[np.int64]
 ScalarT = TypeVar("ScalarT", bound=np.generic)

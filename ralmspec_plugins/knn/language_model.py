@@ -7,29 +7,126 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.engine.threads import THREADS, Engine
 from ralmspec_plugins.errors import Closed, ConfigError
-from ralmspec_plugins.knn.asked import Asked, Options
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache, check_cache
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.distribution import Mixing
-from ralmspec_plugins.knn.fitting import fitting_model, fitting_search
-from ralmspec_plugins.knn.model import LogProbChooser
+from ralmspec_plugins.knn.hidden_states import KeyTap
+from ralmspec_plugins.knn.interpolation import Mixing
+from ralmspec_plugins.knn.model import (
+    KNNModel,
+    LogProbChooser,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
-from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch
-from ralmspec_plugins.lm.loading import load
+from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch, open_search
+from ralmspec_plugins.knn.workload import KNNLM
+from ralmspec_plugins.lm.huggingface import load, vocabulary_size
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.speculators.replica import Replica
-from ralmspec_plugins.types import Answer
-from ralmspec_plugins.workloads.knn_lm import KNNLM
+from ralmspec_plugins.types import Answer, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# One request to a `KNNLanguageModel`, made of its keywords.
+
+
+class Options(TypedDict, total=False):
+    """How a text is continued: the keywords of `KNNLanguageModel.generate` and its like."""
+
+    max_tokens: int
+    seed: int
+    stop: str | Sequence[str]
+    sampling: Greedy | Sampling | None
+    deadline_s: float | None
+    plain: bool
+
+
+class Asked:
+    """A request, and how it is answered."""
+
+    def __init__(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,  # as a `Request`'s
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        sampling: Greedy | Sampling | None = None,
+        deadline_s: float | None = None,
+        plain: bool = False,
+    ) -> None:
+        """Take the keywords; an unknown one is a `TypeError`.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        self.request = Request(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            deadline_s=deadline_s,
+        )
+        self.sampling = sampling
+        self.plain = plain
+
+
+# Puts a model and a search beside a datastore, and refuses those that do not fit it.
+
+
+def fitting_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    store: Datastore,
+    cache_bytes: int,
+    *,
+    same_model: bool,
+) -> KNNModel:
+    """Drive a model as it was driven when it made a datastore's keys.
+
+    Args:
+        model: a causal model.
+        tokenizer: its tokenizer.
+        store: the datastore.
+        cache_bytes: the most memory for key-value caches that are not in use.
+        same_model: refuse weights that did not make the keys.
+
+    Raises:
+        ModelError: they do not fit each other; the message names what differs.
+    """
+    about = store.about
+    store.check_fits(
+        dimension=KeyTap(model, about.key_kind).dimension,
+        vocabulary=vocabulary_size(model),
+        key_kind=about.key_kind,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        model=model_fingerprint(model) if same_model else "",
+    )
+    return KNNModel(
+        model, tokenizer, key_kind=about.key_kind, bos=about.bos, cache_bytes=cache_bytes
+    )
+
+
+def fitting_search(store: Datastore, search: str | NeighbourSearch, k: int) -> NeighbourSearch:
+    """Open a search of a datastore by its name, or take one that is open.
+
+    Raises:
+        ConfigError: an unknown name, k below 1, or a search of another datastore.
+    """
+    if isinstance(search, str):
+        return open_search(search, store, k=k)
+    if search.datastore.signature != store.signature:
+        raise ConfigError("the search that was given is of another datastore; open one of this")
+    return search
+
 
 _GIB = 2**30
 

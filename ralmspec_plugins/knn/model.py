@@ -1,8 +1,11 @@
 """Drives a Hugging Face causal model for KNN-LM: a token a pass, and the hidden state of each."""
 
+import hashlib
 import itertools
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -11,16 +14,6 @@ from ralmspec_plugins.errors import (
     InputError,
     MissingExtraError,
 )
-from ralmspec_plugins.knn.datastore_info import KeyKind
-from ralmspec_plugins.knn.distribution import Floats
-from ralmspec_plugins.knn.draft import KNNDraft, Reading
-from ralmspec_plugins.lm import transcript
-from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
-from ralmspec_plugins.lm.draft import Draft, Origin
-from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
-from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Request
 
 try:
     import torch
@@ -28,10 +21,19 @@ try:
 except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
-from ralmspec_plugins.knn.hidden import KeyTap
-from ralmspec_plugins.lm.choosing import Chooser
-from ralmspec_plugins.lm.limits import context_length, eos_tokens
-from ralmspec_plugins.lm.passes import Last, Passes
+from ralmspec_plugins.knn.datastore import KeyKind
+from ralmspec_plugins.knn.hidden_states import KeyTap
+from ralmspec_plugins.knn.interpolation import Floats
+from ralmspec_plugins.knn.state import KNNDraft, Reading
+from ralmspec_plugins.lm import text as lm_text
+from ralmspec_plugins.lm.huggingface import context_length, eos_tokens
+from ralmspec_plugins.lm.kv_cache import CacheStore, Last, Lineage, Passes, Prefix
+from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Request
 
 _GIB = 2**30
 _ROWS = 64  # of a window's logits that are worked on at a time, in float64
@@ -115,7 +117,7 @@ class KNNModel:
             seed=request.seed,
             stop=request.stop,
         )
-        draft = Draft(origin, transcript.begin(prompt))
+        draft = Draft(origin, lm_text.begin(prompt))
         lineage = _lineage(draft)
         run = self._passes.open(lineage, ())
         self._passes.close(lineage, run)
@@ -207,3 +209,55 @@ def _shown(draft: Draft, last: Last) -> KNNDraft:
     with torch.inference_mode():
         log_probs = torch.log_softmax(last.logits[0], dim=-1)
     return KNNDraft(draft, last.hidden[0].cpu().numpy(), log_probs.cpu().numpy())
+
+
+# Tells one tokenizer, and one model, from another, so that a datastore meets its own.
+
+
+_SAMPLE = 1024  # numbers of each weight
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Name a tokenizer by all that decides which tokens a text becomes.
+
+    That is vocabulary, merges, normalisation, added tokens, and which tokens begin
+    and end a text. What a call may change is left out (padding, truncation), and the
+    padding token, which many set as they like.
+    """
+    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
+    content: dict[str, Any]
+    if fast is not None:
+        content = json.loads(fast.to_str())
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:  # in Python: its vocabulary must do for its rules
+        content = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    text = json.dumps([content, ends], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_fingerprint(model: "PreTrainedModel") -> str:
+    """Name a model by its type and its weights.
+
+    Of each weight its shape and up to 1,024 numbers, spread over all of it: training
+    moves nearly all of them, and so a large model is named in a second. They are
+    rounded to bfloat16, so that a model has one name in float32 and in bfloat16; in
+    float16 it has another. The rest of the configuration is left out, since each
+    release of transformers writes another one of the same model.
+    """
+    digest = hashlib.sha256(str(model.config.model_type).encode())
+    for part in _samples(model):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _samples(model: Any) -> Iterator[bytes]:
+    """Give each weight's shape, and some of its numbers as bytes."""
+    for weight in model.parameters():  # a shared one comes once
+        yield repr(tuple(weight.shape)).encode()
+        if weight.is_meta:  # its numbers are on a disk
+            continue
+        numbers = weight.detach().flatten()
+        step = max(1, len(numbers) // _SAMPLE)
+        yield numbers[::step][:_SAMPLE].bfloat16().float().cpu().numpy().tobytes()

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.knn.distribution import Floats, Mixing, log_prob_of, mix
-from ralmspec_plugins.knn.draft import Reading
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.interpolation import Floats, Mixing, log_prob_of, mix
+from ralmspec_plugins.knn.search import Neighbours
+from ralmspec_plugins.knn.state import Reading
 from ralmspec_plugins.types import Query
 
 BLOCK = 1024  # PAPERS 6.2: the tokens that a window holds

@@ -5,9 +5,9 @@ Nothing here imports torch until `HuggingFaceLM` is asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM

@@ -5,6 +5,8 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -12,26 +14,112 @@ from ralmspec_plugins.errors import (
     ContextOverflowError,
     InputError,
     MissingExtraError,
+    ModelError,
 )
-from ralmspec_plugins.lm import transcript
-from ralmspec_plugins.lm.caches import CacheStore, Lineage, Prefix
-from ralmspec_plugins.lm.draft import Draft, Origin
-from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
-from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.lm.sentence import sentence_end
-from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Passage, Request
 
 try:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
-from ralmspec_plugins.lm.choosing import Chooser
-from ralmspec_plugins.lm.limits import context_length, eos_tokens
-from ralmspec_plugins.lm.loading import load
-from ralmspec_plugins.lm.passes import Passes
+from ralmspec_plugins.lm import text as lm_text
+from ralmspec_plugins.lm.kv_cache import CacheStore, Lineage, Passes, Prefix
+from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.text import sentence_end
+from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.retrieval.optional import no_progress_bar
+from ralmspec_plugins.types import Passage, Request
+
+# Loads a local or hub model, and says clearly what is wrong if it is none.
+
+
+def load(
+    path: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal model and its tokenizer from a directory or the hub; no remote code is run.
+
+    Raises:
+        ModelError: there is no such directory, it holds no model, or not a causal one.
+    """
+    name = os.fspath(path)
+    _check_directory(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with no_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"{name!r} cannot be loaded as a causal model: {problem}") from problem
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{name!r} has no weights for {len(missing)} parts of a causal model "
+            f"({missing[0]}, ...): it was saved from another kind of model. "
+            "Give a causal language model."
+        )
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name!r} is an encoder-decoder model; a causal one is needed.")
+    if device is not None:
+        model = model.to(device)
+    return model, tokenizer
+
+
+def _check_directory(name: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{name!r} holds no model: there is no config.json in it. "
+                "Give the directory that save_pretrained() wrote."
+            )
+    elif path.exists():
+        raise ModelError(f"{name!r} is a file; give the directory of a saved model.")
+    elif path.is_absolute() or name.startswith(("~", ".")) or name.count("/") > 1:
+        raise ModelError(f"There is no directory {name!r}.")
+
+
+# What a model's own settings say: which tokens there are and end a text, how long one may be.
+
+
+def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """Give the tokens that end a text.
+
+    As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
+    """
+    eos: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Give the most tokens that the model can look at, if it has such a limit."""
+    config = model.config.get_text_config(decoder=True)
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    return length
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Give the number of tokens that the model gives a probability to."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
 
 _GIB = 2**30
 
@@ -130,7 +218,7 @@ class HuggingFaceLM:
             seed=request.seed,
             stop=request.stop,
         )
-        return Draft(origin, transcript.begin(prompt))
+        return Draft(origin, lm_text.begin(prompt))
 
     def write(
         self, draft: Draft, passages: Sequence[Passage], tokens: int, progress: Progress
@@ -172,7 +260,7 @@ class HuggingFaceLM:
     def tail(self, draft: Draft, tokens: int) -> str:
         """Give the last tokens of prompt and text, as text without broken characters."""
         text = self._decode((draft.prompt_tokens + draft.tokens)[-tokens:])
-        return text.strip(transcript.INCOMPLETE)
+        return text.strip(lm_text.INCOMPLETE)
 
     def text(self, draft: Draft) -> str:
         """Give what was written, without the prompt, cut before a stop string."""

@@ -1,16 +1,18 @@
 """Passages as a whole: ids checked and put in order, and one fingerprint of everything."""
 
 import hashlib
+import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval.passage_file import PassageFile
+from ralmspec_plugins.retrieval.storage.files import PassageFile
 from ralmspec_plugins.types import Passage
 
 Item = TypeVar("Item")
@@ -103,3 +105,93 @@ def passage_line(passage: Passage) -> str:
         raise InputError(
             f"the metadata of passage {passage.id!r} cannot be written as JSON: {error}"
         ) from error
+
+
+# Find ids that occur twice, and the order of all ids, with a few bytes of memory for each.
+
+
+_RUN = 1 << 18  # ids sorted in memory at a time
+_PART = "sorted-ids-"
+
+
+class SeenIds:
+    """Remembers ids by 64 bits of their hash: eight bytes for each, however long they are.
+
+    Two ids can share a hash (a chance of one in a hundred thousand with twenty
+    million ids), so what it names are suspects: the caller looks them up.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._runs: list[NDArray[np.int64]] = []  # each sorted, each over twice as long as the next
+
+    def add(self, ids: Sequence[str]) -> set[str]:
+        """Take in ids, and name those that may have been there already, or twice among these."""
+        hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+        fresh = np.sort(hashes)
+        suspects = set(fresh[1:][fresh[1:] == fresh[:-1]].tolist())
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, fresh), len(run) - 1)
+            suspects.update(fresh[run[at] == fresh].tolist())
+        self._keep(fresh)
+        if not suspects:
+            return set()
+        return {name for name, code in zip(ids, hashes.tolist(), strict=True) if code in suspects}
+
+    def _keep(self, fresh: NDArray[np.int64]) -> None:
+        """Merge runs of about the same length, so that there are few."""
+        if len(fresh):
+            self._runs.append(fresh)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            both = np.concatenate([self._runs.pop(), self._runs.pop()])
+            both.sort()
+            self._runs.append(both)
+
+
+def places_by_merging(ids: Iterable[str], folder: Path) -> NDArray[np.int64]:
+    """Give each id its place in their order, as `places_of` does, sorting on the disk.
+
+    Args:
+        ids: in the order of rows.
+        folder: for sorted parts, of which there are none below 262,144 ids; they are removed
+            afterwards, and so are those that a killed process left.
+
+    Raises:
+        InputError: an id occurs twice.
+    """
+    for stale in folder.glob(f"{_PART}*"):
+        stale.unlink()
+    files: list[Path] = []
+    count = 0
+    run: list[tuple[str, int]] = []
+    for some in batched(ids, _RUN):
+        if run:
+            files.append(_written(run, folder / f"{_PART}{len(files):05d}"))
+        run = sorted(zip(some, range(count, count + len(some)), strict=True))
+        count += len(some)
+    places = np.empty(count, dtype=np.int64)
+    before: tuple[str, int] | None = None
+    for place, (name, row) in enumerate(heapq.merge(*map(_read, files), run)):
+        if before is not None and before[0] == name:
+            raise InputError(
+                f"two passages have the id {name!r} (rows {before[1]} and {row}); "
+                "ids must be unique"
+            )
+        places[row] = place
+        before = name, row
+    for file in files:
+        file.unlink()
+    return places
+
+
+def _written(run: list[tuple[str, int]], file: Path) -> Path:
+    with file.open("w", encoding="ascii") as lines:
+        lines.writelines(json.dumps(pair) + "\n" for pair in run)
+    return file
+
+
+def _read(file: Path) -> Iterator[tuple[str, int]]:
+    with file.open(encoding="ascii") as lines:
+        for line in lines:
+            name, row = json.loads(line)
+            yield name, row

@@ -1,6 +1,6 @@
 """What all dense retrievers share: passages with vectors, their metric and their ranking."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.retrieval.corpus import fingerprint, kept, places_of
-from ralmspec_plugins.retrieval.dense_table import DenseTable
-from ralmspec_plugins.retrieval.encoders import Encoder, encoder_name
-from ralmspec_plugins.retrieval.encoding import encode_all
+from ralmspec_plugins.retrieval.encoders import Encoder, encode_all, encoder_name
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
     FloatArray,
@@ -21,15 +19,129 @@ from ralmspec_plugins.retrieval.ranking import (
     exact_scores,
     kernel_error,
     metric_of,
-)
-from ralmspec_plugins.retrieval.vectors import (
-    norm_of,
-    normalise,
-    normalised,
-    squared_norms,
-    unit_rows,
+    nominees,
 )
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
+
+# Lengths of vectors: measured in float64, checked, and scaled to 1.
+
+
+_NUMBERS_AT_ONCE = 1 << 20  # 8 MB of float64, however long the rows are
+
+
+def norm_of(vector: Vectors) -> float:
+    """Give a vector's length, in float64."""
+    wide = vector.astype(np.float64)
+    return float(np.sqrt(wide.dot(wide)))
+
+
+def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
+    """Square each row's length, in float64.  # [rows].
+
+    Args:
+        vectors: may be memory-mapped; only a few rows are copied at a time.
+        first_row: the number of the first, for the message.
+
+    Raises:
+        InputError: a row holds NaN or infinity, or is too long for float32 products.
+    """
+    squares = np.empty(len(vectors))
+    for rows in _blocks(vectors):
+        wide = vectors[rows].astype(np.float64)
+        squares[rows] = np.einsum("ij,ij->i", wide, wide)
+    bad = np.flatnonzero(~(squares < LARGEST_NORM**2))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(vectors)} vectors hold NaN, infinite or huge entries; the first "
+            f"is in row {first_row + bad[0]}"
+        )
+    return squares
+
+
+def unit_rows(squares: FloatArray) -> NDArray[np.bool_]:
+    """Say which squared lengths are those of vectors of length 1, or 0."""
+    rows: NDArray[np.bool_] = (np.abs(squares - 1) < 1e-5) | (squares == 0)
+    return rows
+
+
+def normalised(vectors: Vectors) -> Vectors:
+    """Scale each row to length 1; zero rows, and rows of length 1, stay as they are."""
+    return normalise(vectors, squared_norms(vectors), np.empty(vectors.shape, dtype=np.float32))
+
+
+def normalise(vectors: Vectors, squares: FloatArray, out: Vectors) -> Vectors:
+    """Scale as `normalised` does, into `out`, which may be `vectors` itself.
+
+    A row's result depends on that row alone. Beyond `out`, no more than a few
+    rows are held in memory.
+    """
+    lengths = np.where(unit_rows(squares), 1, np.sqrt(squares))
+    for rows in _blocks(vectors):
+        out[rows] = vectors[rows] / lengths[rows, None]  # divided in float64
+    return out
+
+
+def _blocks(vectors: Vectors) -> Iterator[slice]:
+    rows = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
+    for start in range(0, len(vectors), rows):
+        yield slice(start, start + rows)
+
+
+# The vectors of a pool's passages, ranked as a search over all passages ranks them.
+
+
+class DenseTable:
+    """The vectors of a pool's passages, ranked as the retriever ranks its own."""
+
+    def __init__(self, metric: Metric, dimension: int, capacity: int) -> None:
+        """Make room for `capacity` passages."""
+        self._metric = metric
+        self._vectors = np.zeros((capacity, dimension), dtype=np.float32)
+        self._squares = np.zeros(capacity, dtype=np.float32)
+        self._norms = np.zeros(capacity)
+        self._ids = [""] * capacity
+
+    def put(self, slot: int, hit: Hit) -> None:
+        """Remember a passage's vector under a slot number.
+
+        Raises:
+            InputError: the hit does not carry a vector of the right dimension.
+        """
+        vector = np.asarray(hit.features)
+        if vector.shape != self._vectors.shape[1:]:
+            raise InputError(
+                f"the hit {hit.passage.id!r} carries no vector of {self._vectors.shape[1]} "
+                "dimensions; a pool takes hits of its own retriever only"
+            )
+        norm = norm_of(vector)
+        if not norm < LARGEST_NORM:
+            raise InputError(
+                f"the vector of {hit.passage.id!r} holds NaN, infinite or huge entries"
+            )
+        self._vectors[slot] = vector
+        self._squares[slot] = norm * norm
+        self._norms[slot] = norm
+        self._ids[slot] = hit.passage.id
+
+    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Give the best k of these slots with exact scores; `range(n)` is the fastest."""
+        if not len(slots) or k < 1:
+            return []
+        whole = isinstance(slots, range) and slots.step == 1
+        chosen = slice(slots[0], slots[-1] + 1) if whole else np.asarray(slots, dtype=np.int64)
+        rows: Vectors = self._vectors[chosen]
+        vector: Vectors = query.encoding
+        fast = rows @ vector
+        if self._metric is Metric.L2:
+            fast = 2 * fast - self._squares[chosen]
+        largest = float(self._norms[chosen].max())
+        error = kernel_error(self._metric, len(vector), largest, norm_of(vector))
+        near = nominees(fast, k, error)
+        scores = exact_scores(rows[near], vector, self._metric).tolist()
+        found = [(slots[at], score) for at, score in zip(near.tolist(), scores, strict=True)]
+        if len(found) > 1:
+            found.sort(key=lambda pair: (-pair[1], self._ids[pair[0]]))
+        return found[:k]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,17 +8,22 @@ always encoded alone, DESIGN 6).
 """
 
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, InputError, ModelError
+from ralmspec_plugins.retrieval.corpus import batched
+from ralmspec_plugins.retrieval.optional import no_progress_bar, optional
 from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.types import Passage
 
 Encoder: TypeAlias = Callable[[str], ArrayLike]
 
@@ -26,10 +31,10 @@ _WORD = re.compile(r"\w+")
 _KNOWN = {
     "hashing": ("ralmspec_plugins.retrieval.encoders", "HashingEncoder"),
     "sentence-transformers": (
-        "ralmspec_plugins.retrieval.sentence_transformer_encoder",
+        "ralmspec_plugins.retrieval.encoders",
         "SentenceTransformerEncoder",
     ),
-    "huggingface": ("ralmspec_plugins.retrieval.huggingface_encoder", "HuggingFaceEncoder"),
+    "huggingface": ("ralmspec_plugins.retrieval.encoders", "HuggingFaceEncoder"),
 }
 
 
@@ -116,3 +121,216 @@ def encode_passages(encoder: Encoder, texts: Sequence[str]) -> Vectors:
             f"shape {vectors.shape}"
         )
     return vectors
+
+
+# Encode many passages a batch at a time, always in the same batches.
+
+
+BATCH = 256  # passages encoded together, always from a multiple of it: the same bits each time
+
+
+def encode_batch(encoder: Encoder, passages: Sequence[Passage]) -> Vectors:
+    """Encode some passages together, title before text.  # [passages, dim]."""
+    texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
+    return encode_passages(encoder, texts)
+
+
+def encode_all(encoder: Encoder, passages: Sequence[Passage], batch_size: int = BATCH) -> Vectors:
+    """Encode all passages, a batch at a time into one array.  # [passages, dim].
+
+    Raises:
+        InputError: the encoder gave unusable vectors, or of another length in a later batch.
+    """
+    vectors: Vectors | None = None
+    start = 0
+    for some in batched(passages, batch_size):
+        rows = encode_batch(encoder, some)
+        if vectors is None:
+            vectors = np.empty((len(passages), rows.shape[1]), dtype=np.float32)
+        check_batch(encoder, rows, (len(some), vectors.shape[1]))
+        vectors[start : start + len(some)] = rows
+        start += len(some)
+    assert vectors is not None, "an empty knowledge base was not refused"
+    return vectors
+
+
+def check_batch(encoder: Encoder, rows: Vectors, shape: tuple[int, int]) -> None:
+    """Refuse a batch of another shape.
+
+    Raises:
+        InputError: the encoder changes its mind.
+    """
+    if rows.shape != shape:
+        raise InputError(
+            f"the encoder {encoder_name(encoder)} gave an array of shape {rows.shape} for "
+            f"{shape[0]} texts, and vectors of {shape[1]} dimensions before"
+        )
+
+
+# Encode with a Hugging Face model and one of the usual poolings.
+
+
+Pooling = Literal["mean", "cls", "last"]
+
+
+class HuggingFaceEncoder:
+    """A model's last hidden states, pooled over the text; named by its weights.
+
+    Pooling is "mean" over the text's tokens, "cls" (the first token: DPR, BGE)
+    or "last" (decoder models).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pooling: Pooling = "mean",
+        max_tokens: int = 512,
+        device: str = "cpu",
+        query_prefix: str = "",
+        passage_prefix: str = "",
+        batch_size: int = 32,
+    ) -> None:
+        """Load a model and its tokenizer.
+
+        Args:
+            path: a folder, or a name on the hub.
+            pooling: how token vectors become one.
+            max_tokens: longer texts are cut.
+            device: where it runs.
+            query_prefix: put in front of queries.
+            passage_prefix: put in front of passages.
+            batch_size: how many passages are encoded at once.
+
+        Raises:
+            ConfigError: an unknown pooling.
+            MissingExtraError: torch or transformers is not installed.
+            ModelError: the model cannot be loaded.
+        """
+        if pooling not in get_args(Pooling):
+            known = ", ".join(get_args(Pooling))
+            raise ConfigError(f"unknown pooling {pooling!r}; known are {known}")
+        self._torch = optional("torch", "hf", "torch")
+        transformers = optional("transformers", "hf", "transformers")
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
+            with no_progress_bar():
+                model = transformers.AutoModel.from_pretrained(os.fspath(path))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no usable Hugging Face model at {path}: {error}") from error
+        self._model: Any = model.eval().to(device)
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.padding_side = "right"
+        self._pooling, self._device = pooling, device
+        self._max_tokens, self._batch_size = max_tokens, batch_size
+        self._prefixes = (query_prefix, passage_prefix)
+        digest = weights_digest(self._model.state_dict())
+        options = f"{max_tokens}-{query_prefix!r}-{passage_prefix!r}"
+        self.name = f"huggingface-{digest}-{pooling}-{options}"
+        self.settings = {
+            "kind": "huggingface",
+            "path": str(Path(path).absolute()) if Path(path).exists() else os.fspath(path),
+            "pooling": pooling,
+            "max_tokens": max_tokens,
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+        }
+
+    def __call__(self, text: str) -> Vectors:
+        """Encode one query alone."""
+        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
+        return vector
+
+    def many(self, texts: Sequence[str]) -> Vectors:
+        """Encode passages in batches.  # [texts, dim]."""
+        marked = [self._prefixes[1] + text for text in texts]
+        size = self._batch_size
+        batches = [self._encode(marked[at : at + size]) for at in range(0, len(marked), size)]
+        return np.concatenate(batches)
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        tokens = self._tokenizer(
+            texts,
+            padding=len(texts) > 1,
+            truncation=True,
+            max_length=self._max_tokens,
+            return_tensors="pt",
+        ).to(self._device)
+        with self._torch.inference_mode():
+            hidden = self._model(**tokens).last_hidden_state  # [texts, tokens, dim]
+        mask = tokens["attention_mask"]
+        if self._pooling == "cls":
+            pooled = hidden[:, 0]
+        elif self._pooling == "last":
+            rows = self._torch.arange(len(texts), device=self._device)
+            pooled = hidden[rows, mask.sum(dim=1) - 1]
+        else:
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        return np.asarray(pooled.float().cpu().numpy(), dtype=np.float32)
+
+
+# Encode with a sentence-transformers model.
+
+
+class SentenceTransformerEncoder:
+    """Queries one at a time, passages in batches; named by its weights, wherever they lie."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        query_prefix: str = "",
+        passage_prefix: str = "",
+        batch_size: int = 32,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            path: a folder, or a name on the hub.
+            device: where it runs.
+            query_prefix: put in front of queries, as E5 and BGE models want.
+            passage_prefix: put in front of passages.
+            batch_size: how many passages are encoded at once.
+
+        Raises:
+            MissingExtraError: sentence-transformers is not installed.
+            ModelError: the model cannot be loaded.
+        """
+        package = optional("sentence_transformers", "embeddings", "sentence-transformers")
+        try:
+            with no_progress_bar():
+                self._model: Any = package.SentenceTransformer(os.fspath(path), device=device)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no sentence-transformers model at {path}: {error}") from error
+        self._prefixes = (query_prefix, passage_prefix)
+        self._batch_size = batch_size
+        digest = weights_digest(self._model.state_dict())
+        self.name = f"sentence-transformers-{digest}-{query_prefix!r}-{passage_prefix!r}"
+        self.settings = {
+            "kind": "sentence-transformers",
+            "path": _absolute(path),
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+        }
+
+    def __call__(self, text: str) -> Vectors:
+        """Encode one query alone."""
+        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
+        return vector
+
+    def many(self, texts: Sequence[str]) -> Vectors:
+        """Encode passages in batches.  # [texts, dim]."""
+        return self._encode([self._prefixes[1] + text for text in texts])
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        encoded = self._model.encode(
+            texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(encoded, dtype=np.float32)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return str(Path(path).absolute()) if Path(path).exists() else os.fspath(path)

@@ -1,19 +1,277 @@
 """Exact dense search with numpy alone: float32 products nominate, float64 scores decide."""
 
-from collections.abc import Hashable, Sequence
-from typing import Self
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.corpus import check_k
-from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.dense_table import DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
-from ralmspec_plugins.retrieval.parts import Parts
-from ralmspec_plugins.retrieval.ranking import Metric
-from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads, Scan, check_threads
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Shortlist, Vectors, deal
+from ralmspec_plugins.retrieval.storage.format import Parts
 from ralmspec_plugins.types import Hits, Passage, Query
+
+# Nominate rows for an exact ranking: tiles of float32 products, held against a rising bar.
+#
+# A tile of rows times all queries is one matrix product, and picking from it one
+# comparison with each query's bar: after the first tiles hardly any row passes,
+# so nothing is ever sorted or partitioned but a handful of numbers.
+#
+# `scan` leaves the threads to BLAS, so its tiles are large: each is one wait for
+# all threads. `OwnThreads` gives each thread its share of the rows and BLAS one
+# thread: tiles are then small enough to stay in a core's cache, and no thread
+# ever waits for another. Both nominate with the same error bound, which holds
+# for any order of summation, so what is ranked afterwards is the same.
+
+
+_FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
+_SECOND_ROWS = 16_384  # raises it
+_TILE_SCORES = 1 << 20  # 4 MB; each tile is one wait for all BLAS threads, so few are better
+
+# For own threads, measured by benchmarks/batch_curves.py.
+_SMALL_PRODUCT = 1_000_000  # multiplications; up to here OpenBLAS multiplies without packing
+_SMALL_ROWS = 128  # 192 KB of 384 dimensions: a fraction of a core's L2 cache
+_LEAST_ROWS = 16
+_BLOCK_SCORES = 1 << 16  # looked through at once; 256 KB, still in the cache
+
+_blas = threading.Lock()  # held by a product that uses all of BLAS's threads
+
+
+class SlicedRows(Protocol):
+    """Rows that are given in float32, a slice at a time."""
+
+    def __getitem__(self, rows: slice, /) -> Vectors:
+        """Give these rows; they may be gone when the same thread asks again."""
+        ...
+
+
+class Scanned(Protocol):
+    """What a scan must know of what it goes through; a `DenseCorpus` is that."""
+
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """How long each is."""
+        ...
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows may be asked for at once, where they take memory."""
+        ...
+
+    @property
+    def vectors(self) -> SlicedRows:
+        """The rows themselves."""
+        ...
+
+    @property
+    def squares(self) -> Vectors | None:
+        """The square of each row's length, for L2."""
+        ...
+
+    def error(self, query: Vectors) -> float:
+        """Bound a float32 kernel's error for this query, over all rows."""
+        ...
+
+
+Scan: TypeAlias = Callable[[Scanned, Vectors, int], list[IntArray]]
+
+
+def scan(corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
+    """Nominate, for each query, all rows that may belong to its true top k."""
+    size, most = corpus.size, corpus.rows_at_once
+    blocks = [
+        *cut(range(min(_FIRST_ROWS, size)), min(_FIRST_ROWS, most)),
+        *cut(range(_FIRST_ROWS, min(_SECOND_ROWS, size)), min(_SECOND_ROWS, most)),
+        *cut(range(_SECOND_ROWS, size), min(_TILE_SCORES // len(queries), most)),
+    ]
+    return [shortlist.rows for shortlist in _shortlists(corpus, queries, k, blocks, 1)]
+
+
+class InTurn:
+    """The same scan, one at a time in the whole process, where BLAS has threads of its own.
+
+    Such a product uses all cores; several at once take from each other, and at 16
+    callers were measured 14 times slower than one after the other.
+    """
+
+    def __init__(self) -> None:
+        """See how many threads BLAS has; several are assumed if threadpoolctl is not installed."""
+        threads = os.cpu_count() or 1
+        if find_spec("threadpoolctl") is not None:
+            info = import_module("threadpoolctl").threadpool_info()
+            threads = max(
+                (one["num_threads"] for one in info if one["user_api"] == "blas"), default=1
+            )
+        self._alone = threads > 1
+
+    def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
+        """Nominate, for each query, all rows that may belong to its true top k."""
+        with _blas if self._alone else nullcontext():
+            return scan(corpus, queries, k)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that cannot be, and one that lacks its library.
+
+    Raises:
+        ConfigError: fewer than one.
+        MissingExtraError: threadpoolctl is not installed.
+    """
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
+    optional("threadpoolctl", "threads", "threadpoolctl")
+
+
+class OwnThreads:
+    """The same scan on threads of our own, each over its share of the rows.
+
+    They start with the first search, serve concurrent searches in turn, and
+    end when nobody holds the scan any more.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Hold BLAS to one thread, in the whole process and for good."""
+        check_threads(threads)
+        control = optional("threadpoolctl", "threads", "threadpoolctl")
+        control.threadpool_limits(limits=1, user_api="blas")
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="numpy-flat")
+
+    def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
+        """Nominate, for each query, all rows that may belong to its true top k."""
+        share = -(-corpus.size // self._threads)
+        shares = [
+            range(start, min(start + share, corpus.size)) for start in range(0, corpus.size, share)
+        ]
+        merged, *others = self._pool.map(partial(_scan_share, corpus, queries, k), shares)
+        for shortlists in others:
+            for shortlist, other in zip(merged, shortlists, strict=True):
+                shortlist.merge(other)
+        return [shortlist.rows for shortlist in merged]
+
+
+def _scan_share(corpus: Scanned, queries: Vectors, k: int, rows: range) -> list[Shortlist]:
+    tile = _SMALL_PRODUCT // (corpus.dimension * len(queries))
+    tile = max(_LEAST_ROWS, min(_SMALL_ROWS, tile - tile % _LEAST_ROWS))
+    tiles = max(1, min(_BLOCK_SCORES // len(queries), corpus.rows_at_once) // tile)
+    first = min(rows.start + _FIRST_ROWS, rows.stop)
+    blocks = [
+        *cut(range(rows.start, first), tile, -(-_FIRST_ROWS // tile)),
+        *cut(range(first, rows.stop), tile, tiles),
+    ]
+    return _shortlists(corpus, queries, k, blocks, tile)
+
+
+def cut(rows: range, tile: int, tiles: int = 1) -> Iterator[range]:
+    """Cut rows into blocks of whole tiles; what remains at the end is a shorter tile.
+
+    >>> list(cut(range(10, 25), tile=2, tiles=3))
+    [range(10, 16, 2), range(16, 22, 2), range(22, 24, 2), range(24, 25)]
+    """
+    start = rows.start
+    while start < rows.stop:
+        left = rows.stop - start
+        tile = min(tile, left)
+        stop = start + tile * min(tiles, left // tile)
+        yield range(start, stop, tile)
+        start = stop
+
+
+def _shortlists(
+    corpus: Scanned, queries: Vectors, k: int, blocks: Iterable[range], tile: int
+) -> list[Shortlist]:
+    """Go through blocks of rows, each `range(start, stop, rows of a tile)`.
+
+    Args:
+        corpus: whose rows.
+        queries: all of them at once.  # [queries, dim]
+        k: how many rows are wanted for each.
+        blocks: without gaps; all queries' bars are set by the first, so it should be short.
+        tile: how often the bars are repeated, so that comparing runs over more
+            than a few scores at a time: the rows of a tile, or 1.
+    """
+    shortlists = [Shortlist(k, corpus.error(query)) for query in queries]
+    columns = np.ascontiguousarray(queries.T)  # [dim, queries]
+    bars = np.full((tile, len(queries)), -np.inf, dtype=np.float32)
+    waiting = Waiting(shortlists, k)
+    for block in blocks:
+        fast = _fast_scores(corpus, columns, block)
+        passed = np.flatnonzero(fast >= bars[: block.step])
+        if len(passed) == fast.size:
+            _share_all(fast, block, shortlists)
+            bars[:] = [shortlist.bar for shortlist in shortlists]
+        elif len(passed) and waiting.add(passed, fast, block.start):
+            bars[:] = [shortlist.bar for shortlist in shortlists]
+    waiting.share()
+    return shortlists
+
+
+def _fast_scores(corpus: Scanned, columns: Vectors, block: range) -> Vectors:
+    """Score a block in float32; for L2 as 2 x.q - |x|^2, which ranks alike.
+
+    numpy goes through stacked matrices in C, without the GIL: one product a tile.
+    """
+    stack = len(block), block.step
+    rows = corpus.vectors[block.start : block.stop].reshape(*stack, -1)
+    fast: Vectors = rows @ columns  # [tiles, rows, queries]
+    if corpus.squares is not None:
+        fast *= 2
+        fast -= corpus.squares[block.start : block.stop].reshape(*stack, 1)
+    return fast
+
+
+def _share_all(fast: Vectors, block: range, shortlists: list[Shortlist]) -> None:
+    """Hand each query all rows of a block."""
+    rows = np.arange(block.start, block.stop)
+    for column, shortlist in enumerate(shortlists):
+        shortlist.add(rows, fast[:, :, column].ravel())
+
+
+class Waiting:
+    """Rows that passed, until there are enough to be worth a round of all shortlists."""
+
+    def __init__(self, shortlists: list[Shortlist], k: int) -> None:
+        """Share them out when there are k for each query, on average."""
+        self._shortlists = shortlists
+        self._enough = k * len(shortlists)
+        self._numbers: list[IntArray] = []
+        self._fast: list[Vectors] = []
+        self._count = 0
+
+    def add(self, passed: IntArray, fast: Vectors, start: int) -> bool:
+        """Take in what passed of a block from this row on; say whether the bars were raised."""
+        self._numbers.append(passed + start * len(self._shortlists))
+        self._fast.append(fast.ravel()[passed])
+        self._count += len(passed)
+        if self._count < self._enough:
+            return False
+        self.share()
+        return True
+
+    def share(self) -> None:
+        """Hand each query its rows."""
+        if self._count:
+            deal(np.concatenate(self._numbers), np.concatenate(self._fast), self._shortlists)
+            self._numbers, self._fast, self._count = [], [], 0
+
 
 _QUERIES_AT_ONCE = 64
 

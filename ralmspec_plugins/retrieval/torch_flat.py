@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.corpus import check_k
-from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.dense_table import DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
-from ralmspec_plugins.retrieval.parts import Parts
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
+from ralmspec_plugins.retrieval.storage.format import Parts
 from ralmspec_plugins.retrieval.torch_kernel import TorchKernel
 from ralmspec_plugins.types import Hits, Passage, Query
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
+from ralmspec_plugins.retrieval.dense import normalised
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, exact_scores, metric_of
-from ralmspec_plugins.retrieval.vectors import normalised
 from ralmspec_plugins.speculators.passage_cache import PassagePool
 from ralmspec_plugins.types import Hits, Passage, Query
 

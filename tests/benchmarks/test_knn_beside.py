@@ -9,9 +9,8 @@ import pytest
 
 from benchmarks.knn.ways import AwaySearch, BesideSearch, served
 from ralmspec_plugins.errors import InputError, RalmSpecError
-from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.datastore_files import ABOUT, FILES, about_bytes
-from ralmspec_plugins.knn.exact import ExactSearch
+from ralmspec_plugins.knn.datastore import ABOUT, FILES, Datastore, about_bytes
+from ralmspec_plugins.knn.search import ExactSearch
 from ralmspec_plugins.types import Query
 
 

@@ -38,9 +38,8 @@ from benchmarks.knn.simulate import (
 from benchmarks.knn.ways import CONTINUOUS, FIXED, Way, caches, simulated_ways
 from ralmspec_plugins.diagnosis import UnequalError
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.knn.building import build_datastore
-from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.build import build_datastore
+from ralmspec_plugins.knn.search import ExactSearch, Neighbours
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Query

@@ -17,8 +17,8 @@ from benchmarks.harness.results import bounds_of
 from ralmspec_plugins.diagnosis import Bounds, UnequalError
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval import HashingEncoder
+from ralmspec_plugins.retrieval.storage.files import write_whole
 from ralmspec_plugins.types import Answer, Passage, Span, Stats
-from ralmspec_plugins.whole_file import write_whole
 
 WORDS = "the keeper of a lighthouse counted ships and storms by night".split()  # noqa: SIM905
 TEXT = " ".join(WORDS[(at * at + at // 7) % len(WORDS)] for at in range(400))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.cli import index as module
-from ralmspec_plugins.retrieval import building, building_source, load
-from ralmspec_plugins.retrieval.encoding import encode_batch
+from ralmspec_plugins.retrieval import load
+from ralmspec_plugins.retrieval.encoders import encode_batch
+from ralmspec_plugins.retrieval.storage import builder
 from tests.cli.conftest import Run, lines, names
 
 
@@ -168,8 +169,8 @@ def test_a_full_disk_loses_nothing(
 
 def _stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException, batches: int) -> None:
     """Let the encoder fail after so many batches."""
-    monkeypatch.setattr(building.build_index, "__kwdefaults__", {**DEFAULTS, "batch_size": 8})
-    encode = building_source.encode_batch
+    monkeypatch.setattr(builder.build_index, "__kwdefaults__", {**DEFAULTS, "batch_size": 8})
+    encode = builder.encode_batch
     count = iter(range(1000))
 
     def failing(encoder: Any, passages: Any) -> Any:
@@ -177,10 +178,10 @@ def _stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException, batches: in
             raise error
         return encode(encoder, passages)
 
-    monkeypatch.setattr(building_source, "encode_batch", failing)
+    monkeypatch.setattr(builder, "encode_batch", failing)
 
 
-DEFAULTS = dict(building.build_index.__kwdefaults__ or {})
+DEFAULTS = dict(builder.build_index.__kwdefaults__ or {})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_stopped_build_goes_on(
     with monkeypatch.context() as patch:
         _stopping(patch, error, 3)
         stopped = run(*command)
-        patch.setattr(building_source, "encode_batch", encode_batch)
+        patch.setattr(builder, "encode_batch", encode_batch)
         again = run(*command)
     assert run(*command[:2], tmp_path / "whole", *command[3:]).exit_code == 0
 
@@ -221,7 +222,7 @@ def test_another_input_is_refused_until_restarted(
     with monkeypatch.context() as patch:
         _stopping(patch, KeyboardInterrupt(), 3)
         assert run(*command).exit_code == 130
-        patch.setattr(building_source, "encode_batch", encode_batch)
+        patch.setattr(builder, "encode_batch", encode_batch)
         mixed = run(*command, "--words", 5)
         restarted = run(*command, "--words", 5, "--restart")
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.search import Neighbours
 from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.types import Query
 

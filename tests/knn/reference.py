@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.search import Neighbours
 
 
 def dense_mixture(

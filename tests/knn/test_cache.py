@@ -12,8 +12,7 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn import cache as cache_module
 from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.search import ExactSearch, Neighbours
 from ralmspec_plugins.types import Hit, Passage, Query
 from tests.knn.neighbour_worlds import (
     asking,

@@ -11,7 +11,7 @@ from ralmspec_plugins.cli.app import app
 from ralmspec_plugins.cli.knn_open import SearchName
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.knn.search import SEARCHES
-from ralmspec_plugins.lm.loading import load
+from ralmspec_plugins.lm.huggingface import load
 from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 
 TEXTS = [

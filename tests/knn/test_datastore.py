@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, ModelError
 from ralmspec_plugins.knn import Datastore, DatastoreInfo
-from ralmspec_plugins.knn.building import build_datastore
-from ralmspec_plugins.knn.datastore_files import npy_header
+from ralmspec_plugins.knn.build import build_datastore
+from ralmspec_plugins.knn.datastore import npy_header
 
 _TEXTS = ("The keeper counted the ships.", "A storm passed the island.")
 

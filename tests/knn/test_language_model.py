@@ -20,20 +20,19 @@ from ralmspec_plugins.errors import (
     InputError,
     ModelError,
 )
-from ralmspec_plugins.knn.building import build_datastore
+from ralmspec_plugins.knn.build import build_datastore
 from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.exact import ExactSearch
 from ralmspec_plugins.knn.language_model import KNNLanguageModel
 from ralmspec_plugins.knn.model import LogProbChooser
-from ralmspec_plugins.knn.search import open_search
+from ralmspec_plugins.knn.search import ExactSearch, open_search
+from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.retrieval.scan import InTurn, OwnThreads
+from ralmspec_plugins.retrieval.numpy_flat import InTurn, OwnThreads
 from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from ralmspec_plugins.types import Answer, Request
-from ralmspec_plugins.workloads.knn_lm import KNNLM
 
 STORY = "the keeper counted ships that passed island before storm and sells crêpes at night"
 WORDS = STORY.split()

@@ -10,10 +10,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ralmspec_plugins.errors import Cancelled, ConfigError, ContextOverflowError, InputError
-from ralmspec_plugins.knn.draft import KNNDraft
-from ralmspec_plugins.knn.hidden import KeyTap
+from ralmspec_plugins.knn.hidden_states import KeyTap
 from ralmspec_plugins.knn.model import KNNModel, LogProbChooser
-from ralmspec_plugins.lm.passes import Passes
+from ralmspec_plugins.knn.state import KNNDraft
+from ralmspec_plugins.lm.kv_cache import Passes
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.search import Neighbours
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request, fixed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.distribution import interpolate
+from ralmspec_plugins.knn.interpolation import interpolate
 from ralmspec_plugins.knn.model import KNNModel
 from ralmspec_plugins.knn.perplexity import Foretold, foretell, windows
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_tokenizer

@@ -8,12 +8,12 @@ import pytest
 
 from ralmspec_plugins import Engine, FixedStride, Settings, plain
 from ralmspec_plugins.errors import Cancelled, InputError
-from ralmspec_plugins.knn.distribution import Floats, Mixing, interpolate
-from ralmspec_plugins.knn.draft import KNNDraft
-from ralmspec_plugins.knn.neighbours import Neighbours
+from ralmspec_plugins.knn.interpolation import Floats, Mixing, interpolate
+from ralmspec_plugins.knn.search import Neighbours
+from ralmspec_plugins.knn.state import KNNDraft
+from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hit, Passage
-from ralmspec_plugins.workloads.knn_lm import KNNLM
 from tests.knn.worlds import (
     KNNWorld,
     PlainCache,

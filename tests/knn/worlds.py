@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.distribution import Floats, Mixing
-from ralmspec_plugins.knn.draft import KNNDraft
-from ralmspec_plugins.knn.exact import ExactSearch
-from ralmspec_plugins.knn.neighbours import Neighbours
-from ralmspec_plugins.lm import transcript
-from ralmspec_plugins.lm.draft import Draft, Origin
+from ralmspec_plugins.knn.interpolation import Floats, Mixing
+from ralmspec_plugins.knn.search import ExactSearch, Neighbours
+from ralmspec_plugins.knn.state import KNNDraft
+from ralmspec_plugins.knn.workload import KNNLM
+from ralmspec_plugins.lm import text as lm_text
 from ralmspec_plugins.lm.sampling import draw
+from ralmspec_plugins.lm.state import Draft, Origin
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Query, Request
-from ralmspec_plugins.workloads.knn_lm import KNNLM
 from tests.knn import reference
 from tests.worlds import WorldError
 
@@ -110,7 +109,7 @@ class ScriptedModel:
     def begin(self, request: Request) -> KNNDraft:
         prompt = tuple(LETTERS.index(letter) for letter in request.prompt)
         origin = Origin(0, (), prompt, request.max_tokens, request.seed, request.stop)
-        return self._shown(Draft(origin, transcript.begin(prompt)))
+        return self._shown(Draft(origin, lm_text.begin(prompt)))
 
     def feed(self, state: KNNDraft, token: int, progress: Progress) -> KNNDraft:
         draft = state.draft.grown(token, {EOS}, _decode)

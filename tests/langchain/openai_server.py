@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Request
 

@@ -7,10 +7,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from ralmspec_plugins.lm.choosing import Chooser
-from ralmspec_plugins.lm.draft import Draft, Origin
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.prompts import PassageTemplate
+from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.token_sampler import Chooser
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Passage
 

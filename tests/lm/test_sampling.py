@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ralmspec_plugins.errors import ConfigError, ModelError
-from ralmspec_plugins.lm.choosing import Chooser
 from ralmspec_plugins.lm.sampling import Greedy, Sampling, draw
+from ralmspec_plugins.lm.token_sampler import Chooser
 
 SCORES = np.array([1.5, 0.2, -np.inf, 0.9, -1.0, 2.1])
 

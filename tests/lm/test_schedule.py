@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, PreTrainedModel
 
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.lm.caches import CacheStore, Lineage
-from ralmspec_plugins.lm.draft import Draft
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
-from ralmspec_plugins.lm.passes import Passes, Run
+from ralmspec_plugins.lm.kv_cache import CacheStore, Lineage, Passes, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_llama
 from ralmspec_plugins.types import Passage, Request
@@ -156,7 +155,7 @@ def _prefill_on_the_same_passages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _change_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ralmspec_plugins.lm.passes._copied", lambda cache: cache)
+    monkeypatch.setattr("ralmspec_plugins.lm.kv_cache._copied", lambda cache: cache)
 
 
 def _feed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,13 @@ import pytest
 
 from ralmspec_plugins.errors import ConfigError, InputError, ModelError
 from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save
-from ralmspec_plugins.retrieval.encoders import encode_passages, encoder_from, encoder_name
-from ralmspec_plugins.retrieval.huggingface_encoder import HuggingFaceEncoder
-from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
+from ralmspec_plugins.retrieval.encoders import (
+    HuggingFaceEncoder,
+    SentenceTransformerEncoder,
+    encode_passages,
+    encoder_from,
+    encoder_name,
+)
 from ralmspec_plugins.types import Passage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "fox", "blue", "dog", "query:", "passage:"]

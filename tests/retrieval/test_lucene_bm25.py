@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval.lucene_bm25 import (
+from ralmspec_plugins.retrieval.lucene.bm25 import (
     LuceneTable,
     PassageTerms,
     QueryTerms,
     Statistics,
     decoded_length,
 )
-from ralmspec_plugins.retrieval.lucene_index import LuceneSettings, cleaned
+from ralmspec_plugins.retrieval.lucene.index import LuceneSettings, cleaned
 from ralmspec_plugins.types import Hit, Passage, Query
 
 ALPHABET = [f"w{number}" for number in range(12)]

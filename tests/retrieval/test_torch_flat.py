@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval import load, open_retriever, save, torch_kernel, torch_rows
+from ralmspec_plugins.retrieval import load, open_retriever, save, torch_kernel
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
@@ -41,7 +41,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_kernel, "_FIRST_ROWS", 8)
     monkeypatch.setattr(torch_kernel, "_SECOND_ROWS", 40)
     monkeypatch.setattr(torch_kernel, "_TILE_SCORES", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr(torch_rows, "STAGE_BYTES", 4096)
+    monkeypatch.setattr(torch_kernel, "STAGE_BYTES", 4096)
 
 
 def random_vectors(seed: int, *shape: int) -> Vectors:
@@ -288,7 +288,7 @@ def test_searches_do_not_share_their_staging(device: str, precision: Any) -> Non
     expected = [NumpyFlat(corpus, k=5).search(batch) for batch in batches]
     with ThreadPoolExecutor(8) as threads:
         assert expected == list(threads.map(flat.search, batches))
-    assert 1 <= len(flat._kernel.rows._free) <= torch_rows._STREAMED
+    assert 1 <= len(flat._kernel.rows._free) <= torch_kernel._STREAMED
 
 
 def test_a_float32_look_drops_most_nominees_and_no_true_one() -> None:
@@ -394,8 +394,8 @@ def test_a_stage_is_filled_only_when_nobody_uses_it() -> None:
     cuda = FakeCuda()
     fake = SimpleNamespace(cuda=cuda, empty=lambda shape, **_named: torch.empty(shape))
     host = torch.arange(30, dtype=torch.float32).view(10, 3)
-    form = torch_rows.Form(torch.float32, 1)
-    stages = torch_rows._CudaStages(fake, host, form, torch.device("cuda"), (4, 3))
+    form = torch_kernel.Form(torch.float32, 1)
+    stages = torch_kernel._CudaStages(fake, host, form, torch.device("cuda"), (4, 3))
     for rows, tile in stages.tiles([range(4), range(4, 8), range(8, 10)]):
         cuda.log.append(f"multiply {rows.start}")
         assert torch.equal(tile, 2 * host[rows.start : rows.stop])

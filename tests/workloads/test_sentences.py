@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
-from ralmspec_plugins.lm.sentence import sentence_end
+from ralmspec_plugins.lm.text import sentence_end
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import WordRetriever

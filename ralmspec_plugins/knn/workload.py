@@ -1,0 +1,113 @@
+"""KNN-LM: each token is chosen with the help of the nearest neighbours of a hidden state."""
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.knn.interpolation import Floats, Mixing, interpolate
+from ralmspec_plugins.knn.search import Neighbours
+from ralmspec_plugins.knn.state import KNNDraft, TokenModel
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Hits, Query, Request
+
+
+class TokenChooser(Protocol):
+    """Chooses the next token from log-probabilities: the most likely one, or by a draw."""
+
+    needs_history: bool  # whether the tokens before it matter
+
+    def choose(self, log_probs: Floats, history: Sequence[int], seed: int, position: int) -> int:
+        """Choose the token at a position of the text; a draw is keyed by seed and position."""
+        ...
+
+
+class KNNLM:
+    """Search for every token, and mix what the neighbours continue with into the choice.
+
+    This is the KNN-LM workload of RaLMSpec (PAPERS 1.8; Khandelwal et al., PAPERS
+    6). A step is a token, the query is the model's hidden state, and the hits
+    are the datastore's nearest entries, whose values vote for the next token.
+
+    Verification is relaxed, as in the paper: a guess is right when it chooses the
+    token that the real neighbours choose, since the token is all that later steps
+    depend on. The record holds the real neighbours in every case. When a guess was
+    wrong, the verification itself says which token is right, so it costs only the
+    passes behind the wrong one.
+
+    Draws are keyed by seed and position, so that is as true of sampled texts.
+    """
+
+    inline_query = True
+    reads_scores = True
+
+    def __init__(
+        self, model: TokenModel, chooser: TokenChooser, mixing: Mixing | None = None
+    ) -> None:
+        """Write with a model, and choose by this rule from this mixture."""
+        self.model = model
+        self.chooser = chooser
+        self.mixing = mixing if mixing is not None else Mixing()
+
+    def start(self, request: Request) -> KNNDraft:
+        """Read the prompt."""
+        return self.model.begin(request)
+
+    def query(self, state: KNNDraft) -> Query | None:
+        """Ask with the hidden state, whose bytes say which queries are the same."""
+        if state.hidden is None:
+            return None
+        return Query("", state.hidden, key=state.hidden.tobytes())
+
+    def extend(self, state: KNNDraft, hits: Hits, progress: Progress) -> KNNDraft:
+        """Choose the next token, and read it in one pass unless it ends the text."""
+        progress.check()
+        return self.model.feed(state, self.chosen(state, hits), progress)
+
+    def agree(self, state: KNNDraft, guess: Hits, hits: Hits) -> bool:
+        """Say whether the guess chooses the token that the real neighbours choose."""
+        return guess is hits or self.chosen(state, guess) == self.chosen(state, hits)
+
+    def chosen(self, state: KNNDraft, hits: Hits) -> int:
+        """Choose the token behind a state that has not ended, under these hits."""
+        return state.choices.of(hits, lambda: self._choose(state, hits))
+
+    def _choose(self, state: KNNDraft, hits: Hits) -> int:
+        assert state.log_probs is not None, "a finished text has no next token"
+        mixing, draft = self.mixing, state.draft
+        near = _neighbours(hits)
+        mixed = interpolate(state.log_probs, near, mixing.weight, mixing.temperature)
+        history = draft.prompt_tokens + draft.tokens if self.chooser.needs_history else ()
+        return self.chooser.choose(mixed, history, draft.origin.seed, len(draft.tokens))
+
+    def text(self, state: KNNDraft) -> str:
+        """Give what was written, without the prompt."""
+        return state.text
+
+    def settled(self, state: KNNDraft) -> str:
+        """Give the part of the text that no later token can change."""
+        return state.settled
+
+    def query_key(self, state: KNNDraft) -> Hashable | None:
+        """Say nothing: forming a query anew costs no more than looking it up."""
+        return None
+
+    def extend_key(self, state: KNNDraft, hits: Hits) -> Hashable | None:
+        """Say nothing, so that dropped segments are not kept.
+
+        What was dropped never comes again: it stood behind a wrong token, and a text
+        is its tokens. Keeping 512 of them would cost 100 MB with GPT-2's vocabulary.
+        """
+        return None
+
+    def release(self, state: KNNDraft) -> None:
+        """Free the model's caches for this request."""
+        self.model.release(state)
+
+
+def _neighbours(hits: Hits) -> Neighbours:
+    if not isinstance(hits, Neighbours):
+        raise InputError(
+            f"KNN-LM needs a retriever that finds neighbours, got {type(hits).__name__}; "
+            "use one over a Datastore (ralmspec_plugins.knn)"
+        )
+    return hits

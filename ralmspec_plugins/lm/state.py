@@ -1,0 +1,98 @@
+"""The state of a language model that is driven by tokens."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.text import Decode, Transcript, settled_length, stop_position
+from ralmspec_plugins.types import Passage
+
+Ending: TypeAlias = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a request fixed: the tokens around the passages, and how to end and to draw.
+
+    `owner` tells the caches of two requests apart. It is no part of the value:
+    the same request, begun twice, gives equal drafts.
+    """
+
+    owner: int = field(compare=False, repr=False)
+    head_tokens: tuple[int, ...]  # in front of the passages
+    prompt_tokens: tuple[int, ...]  # behind them
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Everything written so far, and what the compute schedule needs to go on.
+
+    The key-value cache of a draft is a function of `passages`, `prefilled_at`
+    and `tokens`: the passages by themselves in one pass, the prompt with the
+    first `prefilled_at` tokens in another, then one pass for each token but the
+    last, whose pass belongs to the next segment (DESIGN 6).
+    """
+
+    origin: Origin
+    transcript: Transcript = field(repr=False)
+    tokens: tuple[int, ...] = ()
+    passages: tuple[Passage, ...] | None = None  # without metadata; None before the first segment
+    prefilled_at: int = 0
+    ending: Ending | None = None
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """The tokens behind the passages and in front of the text."""
+        return self.origin.prompt_tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self.ending is not None
+
+    @property
+    def text(self) -> str:
+        """What was written, without the prompt, cut before a stop string."""
+        return self.transcript.text + self.transcript.pending
+
+    @property
+    def settled(self) -> str:
+        """The part of `text` that no later token can change."""
+        text = self.transcript.text
+        return text if self.finished else text[: settled_length(text, self.origin.stop)]
+
+    def placed(self, passages: Sequence[Passage]) -> "Draft":
+        """Put passages in front: the same ones keep the cache, others have all prefilled anew."""
+        front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
+        if front == self.passages:
+            return self
+        return replace(self, passages=front, prefilled_at=len(self.tokens))
+
+    def allowed(self, tokens: int) -> int:
+        """Count how many of these tokens may still be written."""
+        if tokens < 1:
+            raise ConfigError(f"tokens must be at least 1, got {tokens}")
+        return min(tokens, self.origin.max_tokens - len(self.tokens))
+
+    def grown(self, token: int, eos: Container[int], decode: Decode) -> "Draft":
+        """Write one token, and see whether it ends the text."""
+        tokens = (*self.tokens, token)
+        transcript, ending = self.transcript, _ending(token, len(tokens), self.origin, eos)
+        if ending != "eos":
+            transcript = transcript.add(token, decode)
+        if ending is not None:
+            transcript = transcript.close()
+        stop = stop_position(transcript.text, len(self.transcript.text), self.origin.stop)
+        if stop is not None:
+            transcript, ending = transcript.cut(stop), "stop"
+        return replace(self, transcript=transcript, tokens=tokens, ending=ending)
+
+
+def _ending(token: int, length: int, origin: Origin, eos: Container[int]) -> Ending | None:
+    if token in eos:
+        return "eos"
+    return "length" if length == origin.max_tokens else None

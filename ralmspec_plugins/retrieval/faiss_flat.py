@@ -1,0 +1,212 @@
+"""Exact dense search with FAISS, over flat vectors, on the CPU or a GPU."""
+
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable, norm_of
+from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.ranking import (
+    IntArray,
+    Metric,
+    Vectors,
+    certified_top_k,
+    kernel_error,
+)
+from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.types import Hits, Passage, Query
+
+# FAISS's exact scan on a GPU, which only Meta's `faiss-gpu` builds have.
+
+
+MOST_ON_GPU = 2048  # FAISS's limit for k on a GPU; beyond it the CPU searches
+_ROUNDOFF = 2.0**-22  # of sums in float32 on a GPU, four times that of a CPU for good measure
+_ROWS_AT_ONCE = 1 << 18
+
+
+def on_gpu(faiss: Any, device: str | None) -> bool:
+    """Decide where to search, and refuse a GPU that FAISS cannot use.
+
+    Raises:
+        ConfigError: an unknown device, FAISS's CPU build, or no GPU.
+    """
+    if device not in ("cpu", "gpu", None):
+        raise ConfigError(f"unknown device {device!r} for FAISS; known are 'cpu', 'gpu' and None")
+    built = hasattr(faiss, "StandardGpuResources")
+    there = faiss.get_num_gpus() if built else 0
+    if device == "gpu" and not built:
+        raise ConfigError(
+            "device='gpu' needs a GPU build of FAISS, but the installed one is for the CPU; run "
+            "pip uninstall faiss-cpu, then pip install 'ralmspec-plugins[faiss-gpu]'"
+        )
+    if device == "gpu" and not there:
+        raise ConfigError(
+            "device='gpu' was asked for, and FAISS is built for it, but it sees no GPU; check "
+            "the driver (nvidia-smi), or give device='cpu'"
+        )
+    return device != "cpu" and there > 0
+
+
+class GpuScan:
+    """All vectors on the first GPU, in float32. One search at a time: FAISS's is not thread-safe.
+
+    FAISS leaves TensorFloat-32 off, and float16 is not asked for, so the scores are
+    sums of float32 products, as `kernel_error` supposes.
+    """
+
+    def __init__(self, faiss: Any, corpus: DenseCorpus) -> None:
+        """Copy the vectors to the GPU."""
+        self._corpus = corpus
+        self._lock = threading.Lock()
+        self._resources = faiss.StandardGpuResources()
+        config = faiss.GpuIndexFlatConfig()
+        config.useFloat16 = False
+        by_distance = corpus.metric is Metric.L2
+        kind = faiss.GpuIndexFlatL2 if by_distance else faiss.GpuIndexFlatIP
+        self._index = kind(self._resources, corpus.dimension, config)
+        for start in range(0, corpus.size, _ROWS_AT_ONCE):
+            self._index.add(corpus.vectors[start : start + _ROWS_AT_ONCE])
+
+    def nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
+        """Give each query's best rows with their fast scores, best first.  # [queries, count]."""
+        with self._lock:
+            fast, rows = self._index.search(queries, count)
+        return (-fast if self._corpus.metric is Metric.L2 else fast), rows
+
+    def error(self, query: Vectors) -> float:
+        """Bound the scan's error for this query, over all rows."""
+        corpus = self._corpus
+        norms = corpus.largest_norm, norm_of(query)
+        return kernel_error(corpus.metric, corpus.dimension, *norms, _ROUNDOFF)
+
+
+def _faiss(device: str | None) -> Any:
+    name = "faiss-gpu" if device == "gpu" else "faiss"
+    return optional("faiss", name, "faiss-gpu" if device == "gpu" else "faiss-cpu")
+
+
+class FaissFlat:
+    """Exact search by FAISS's own scan, then ranked as every exact retriever here ranks.
+
+    On the CPU the vectors are searched where they are, also memory-mapped: no index
+    is made. On a GPU (the extra `faiss-gpu`) all of them are copied there, in
+    float32; hits, scores and signature are the same. The device is not saved: a
+    loaded knowledge base gets it by `FaissFlat(loaded.corpus, k=loaded.k, device="gpu")`.
+
+    FAISS gives a batch no advantage below some 128,000 / dimension queries, unless
+    `lower_blas_threshold` is set (GROUND.md) - which changes all of FAISS in this
+    process, so nothing here does it unasked.
+    """
+
+    exact = True
+    pure = True
+
+    def __init__(
+        self,
+        corpus: DenseCorpus,
+        *,
+        k: int = 1,
+        device: str | None = "cpu",
+        lower_blas_threshold: bool = False,
+    ) -> None:
+        """Search a corpus.
+
+        Args:
+            corpus: the passages and their vectors.
+            k: how many passages a query gets.
+            device: "cpu", "gpu", or None for the GPU if FAISS can use one.
+            lower_blas_threshold: let batches through BLAS, for the whole process.
+
+        Raises:
+            ConfigError: k or device cannot be used; a GPU is asked for and FAISS has none.
+            MissingExtraError: FAISS is not installed.
+        """
+        self._faiss = _faiss(device)
+        self._gpu = GpuScan(self._faiss, corpus) if on_gpu(self._faiss, device) else None
+        self.corpus = corpus
+        self.k = check_k(k)
+        self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
+        self.signature: Hashable = ("faiss-flat", k, *corpus.identity)
+        if lower_blas_threshold:
+            self._faiss.cvar.distance_compute_blas_threshold = 3 * corpus.dimension
+
+    @classmethod
+    def build(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None = None,
+        *,
+        vectors: NDArray[np.float32] | None = None,
+        k: int = 1,
+        metric: str = Metric.IP,
+        device: str | None = "cpu",
+        lower_blas_threshold: bool = False,
+    ) -> Self:
+        """Encode the passages, unless their vectors are given, and search them."""
+        on_gpu(_faiss(device), device)  # before hours of encoding
+        corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
+        return cls(corpus, k=k, device=device, lower_blas_threshold=lower_blas_threshold)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass."""
+        return self.corpus.encode(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        return self.search_wide(queries, self.k)
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query."""
+        if not queries:
+            return []
+        matrix = self.corpus.matrix(queries)
+        first = min(self.size, check_k(width) + max(8, width // 4))
+        fast, rows = self._nearest(matrix, first)
+        return [self._certified(matrix[at], width, rows[at], fast[at]) for at in range(len(matrix))]
+
+    def _certified(self, query: Vectors, width: int, rows: IntArray, fast: Vectors) -> Hits:
+        def candidates(count: int) -> tuple[IntArray, Vectors]:
+            if count == len(rows):
+                return rows, fast
+            more_fast, more_rows = self._nearest(query[None], count)
+            return more_rows[0], more_fast[0]
+
+        corpus = self.corpus
+        best, scores = certified_top_k(
+            candidates,
+            lambda chosen: corpus.exact(chosen, query),
+            corpus.places,
+            width,
+            self._gpu.error(query) if self._gpu else corpus.error(query),
+        )
+        return corpus.hits(best, scores)
+
+    def _nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
+        if self._gpu and count <= MOST_ON_GPU:
+            return self._gpu.nearest(queries, count)
+        if self.corpus.metric is Metric.L2:
+            far, rows = self._faiss.knn(queries, self.corpus.vectors, count)
+            return -far, rows
+        inner = self._faiss.METRIC_INNER_PRODUCT
+        fast, rows = self._faiss.knn(queries, self.corpus.vectors, count, metric=inner)
+        return fast, rows
+
+    def table(self, capacity: int) -> DenseTable:
+        """Make an empty table for a pool."""
+        return self.corpus.table(capacity)
+
+    def parts(self) -> Parts:
+        """Give what must be saved."""
+        return Parts.of_dense("faiss-flat", self.corpus, self.k)
+
+    @classmethod
+    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+        """Make the retriever again from what was saved."""
+        return cls(parts.dense(encoder), k=k)

