@@ -34,7 +34,7 @@ from round_trips import (
     main,
 )
 
-from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.workloads import Interval
 
 WANTED = 3.0

@@ -39,7 +39,7 @@ from round_trips import (
     main,
 )
 
-from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.workloads import Interval
 
 WANTED = 4.0

@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins import Memo, SharedPool
-from ralmspec_plugins.hosts.known import HostStats
+from ralmspec_plugins.adapters.retriever_state import HostStats
 
 QUESTIONS = 100
 STEPS = 32

@@ -52,7 +52,7 @@ from langchain_ralmspec import (
 )
 from ralmspec_plugins import Memo, SharedPool, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
-from ralmspec_plugins.hosts.signatures import token_of
+from ralmspec_plugins.adapters.fingerprint import token_of
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
 

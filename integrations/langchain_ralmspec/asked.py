@@ -10,9 +10,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_ralmspec.call_configs import unheard
 from langchain_ralmspec.passages import passage_of
 from langchain_ralmspec.recording import Recording
+from ralmspec_plugins.adapters.batch_search import Scored
+from ralmspec_plugins.adapters.retriever_state import Asked, Origin, asked_of
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.asked import Asked, Origin, asked_of
-from ralmspec_plugins.hosts.batch_search import Scored
 from ralmspec_plugins.types import Hit, Hits, Query
 
 __all__ = ("Asked", "Calls", "Origin", "asked_of", "calling", "hits_of", "single_hits")

@@ -18,17 +18,17 @@ from langchain_ralmspec.prompting import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT
 from langchain_ralmspec.silence import silenced
 from langchain_ralmspec.voice import Voice, voice_of
 from ralmspec_plugins import Answer, Continuous, Request
-from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.runtime import Engines
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.speculation import (
+from ralmspec_plugins.adapters.engines import (
+    Engines,
     Speculation,
     WorkloadName,
     is_one_shot,
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.hosts.text_draft import draft_of
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.retriever_state import HostStats
+from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.protocols import LanguageModel
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ from typing import Final, Protocol, TypeAlias
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.stores import BATCH_SEARCHES
-from ralmspec_plugins.hosts import batch_search as hosts
-from ralmspec_plugins.hosts.batch_search import Registry, Scored, Vector
-from ralmspec_plugins.hosts.classes import qualified_name
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters import batch_search as hosts
+from ralmspec_plugins.adapters.batch_search import Metric, Registry, Scored, Vector
+from ralmspec_plugins.adapters.fingerprint import qualified_name
 
 __all__ = (
     "BatchSearch",

@@ -21,7 +21,7 @@ from langchain_core.tracers.stdout import ConsoleCallbackHandler, FunctionCallba
 from langsmith.run_helpers import tracing_context
 
 from langchain_ralmspec.recording import Recorder, Recording, recorder_like
-from ralmspec_plugins.hosts.failures import Failures
+from ralmspec_plugins.adapters.events import Failures
 
 
 class _Mute(ConsoleCallbackHandler):

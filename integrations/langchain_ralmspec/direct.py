@@ -8,9 +8,8 @@ from langchain_core.runnables import Runnable
 
 from langchain_ralmspec.models import inside_pipeline, unwrapped
 from langchain_ralmspec.prompting import Prompting
+from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.direct_prompt import UNCUT, split_template
-from ralmspec_plugins.hosts.sampling import sampling
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 
 if TYPE_CHECKING:

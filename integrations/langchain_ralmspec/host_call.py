@@ -16,10 +16,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_ralmspec.models import Unwrapped
-from ralmspec_plugins.hosts.closable import aclosable, closable
-from ralmspec_plugins.hosts.text_calls import came_to_an_end
-from ralmspec_plugins.hosts.text_draft import Usage, Written
-from ralmspec_plugins.hosts.text_lm import Show
+from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.text_model import Show, came_to_an_end
+from ralmspec_plugins.adapters.text_state import Usage, Written
 from ralmspec_plugins.protocols import Progress
 
 

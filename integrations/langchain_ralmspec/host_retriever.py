@@ -19,10 +19,9 @@ from langchain_ralmspec.looking import (
     reached,
     users_config,
 )
-from ralmspec_plugins.hosts.batch_search import Scored
-from ralmspec_plugins.hosts.known import HostKnown
-from ralmspec_plugins.hosts.native import Look, check_way
-from ralmspec_plugins.hosts.retriever import HostSearch
+from ralmspec_plugins.adapters.batch_search import Scored
+from ralmspec_plugins.adapters.retriever import HostSearch
+from ralmspec_plugins.adapters.retriever_state import HostKnown, Look, check_way
 from ralmspec_plugins.types import Hits, Query
 
 _NO_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})

@@ -28,10 +28,17 @@ from langchain_core.runnables.configurable import (
 )
 from langchain_core.vectorstores import VectorStore
 
+from ralmspec_plugins.adapters.fingerprint import (
+    MOST,
+    attributes,
+    class_names,
+    frozen,
+    held,
+    package_of,
+    parts,
+    token_of,
+)
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import class_names, package_of
-from ralmspec_plugins.hosts.parts import MOST, attributes, held, parts
-from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 # Those that write on each call, or ask a sampling model: not the same answer twice.
 IMPURE: Final = frozenset(

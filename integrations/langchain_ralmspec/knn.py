@@ -10,8 +10,8 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from ralmspec_plugins.hosts.knn_texts import check_model, known_by, model_name, taken_by
-from ralmspec_plugins.hosts.reports import REPORT
+from ralmspec_plugins.adapters.events import REPORT
+from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name, taken_by
 from ralmspec_plugins.knn.language_model import Asked
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Answer

@@ -10,9 +10,8 @@ from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.models import Abilities
 from langchain_ralmspec.planning import Plan, arguments_for
 from langchain_ralmspec.prompting import Prompting
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step
-from ralmspec_plugins.hosts.text_draft import TextDraft
-from ralmspec_plugins.hosts.text_lm import TextLM, first_step
+from ralmspec_plugins.adapters.text_model import Bound, Continuation, Step, TextLM, first_step
+from ralmspec_plugins.adapters.text_state import TextDraft
 from ralmspec_plugins.types import Passage
 
 

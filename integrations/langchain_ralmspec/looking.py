@@ -12,13 +12,10 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
 from langchain_ralmspec.inside import Concrete, concrete, is_hosts_own, is_pure, settings_of
+from ralmspec_plugins.adapters.batch_search import Scored
+from ralmspec_plugins.adapters.fingerprint import copied, frozen, is_data, qualified_name, token_of
+from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native, all_of
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.asked import Asked
-from ralmspec_plugins.hosts.batch_search import Scored
-from ralmspec_plugins.hosts.classes import qualified_name
-from ralmspec_plugins.hosts.data import copied, is_data
-from ralmspec_plugins.hosts.native import BatchMode, Look, Native, all_of
-from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 __all__ = (
     "BatchMode",

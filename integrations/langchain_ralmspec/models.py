@@ -14,9 +14,8 @@ from langchain_core.runnables.base import RunnableBinding
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
-from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import class_names, qualified_name
-from ralmspec_plugins.hosts.text_calls import (
+from ralmspec_plugins.adapters.fingerprint import class_names, qualified_name
+from ralmspec_plugins.adapters.text_model import (
     Bound,
     Bounded,
     Continuation,
@@ -25,6 +24,7 @@ from ralmspec_plugins.hosts.text_calls import (
     merged,
     stated,
 )
+from ralmspec_plugins.errors import ConfigError
 
 # Fields that bound the output, where the call takes an argument of the same name.
 _BOUND_FIELDS = (

@@ -12,9 +12,9 @@ from typing import Any
 
 from langchain_core.documents import Document
 
+from ralmspec_plugins.adapters.documents import HostPassage, host_passage
+from ralmspec_plugins.adapters.fingerprint import copied_where_possible
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.data import copied_where_possible
-from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.types import Hit, Passage
 
 _OWN_FIELDS = ("id", "metadata", "page_content")

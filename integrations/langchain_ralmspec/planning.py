@@ -13,9 +13,8 @@ from langchain_ralmspec.host_call import HostCall
 from langchain_ralmspec.models import Abilities, Unwrapped
 from langchain_ralmspec.prompting import Prompting, continued
 from langchain_ralmspec.recording import Recording
-from ralmspec_plugins.hosts.text_calls import Step, merged, stops
-from ralmspec_plugins.hosts.text_draft import TextDraft, Written
-from ralmspec_plugins.hosts.text_lm import Show
+from ralmspec_plugins.adapters.text_model import Show, Step, merged, stops
+from ralmspec_plugins.adapters.text_state import TextDraft, Written
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Passage
 

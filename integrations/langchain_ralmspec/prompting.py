@@ -12,8 +12,8 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.passages import document_of
+from ralmspec_plugins.adapters.documents import HostPassage
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.passages import HostPassage
 from ralmspec_plugins.types import Passage, Request
 
 DEFAULT_PROMPT = PromptTemplate.from_template(

@@ -9,9 +9,9 @@ from typing_extensions import TypedDict
 
 from langchain_ralmspec.passages import document_of
 from ralmspec_plugins import Answer, Retrieved, Stats
+from ralmspec_plugins.adapters.documents import HostPassage
+from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.passages import HostPassage
-from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
 from ralmspec_plugins.types import Passage, passages_of
 
 Output: TypeAlias = Literal["reply", "answer"]
@@ -21,7 +21,7 @@ _OWN: Final = ("context", "answer", REPORT)
 class Report(TypedDict):
     """What an answer took: under the key "ralmspec" of a reply.
 
-    `ralmspec_plugins.hosts.reports.Report`, as pydantic can read it in an output schema;
+    `ralmspec_plugins.adapters.events.Report`, as pydantic can read it in an output schema;
     `stats_of` makes a `Stats` of it again.
     """
 

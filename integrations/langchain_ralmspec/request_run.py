@@ -12,9 +12,9 @@ from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.reply import Pieces, question_of, variables_of
 from langchain_ralmspec.telling import Telling
 from ralmspec_plugins import Request
+from ralmspec_plugins.adapters.events import afollowed, followed
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.following import afollowed, followed
 
 _SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
 

@@ -32,10 +32,15 @@ from langchain_ralmspec.retriever_runs import (
     started,
 )
 from langchain_ralmspec.verdicts import Verdict, verdicts
-from ralmspec_plugins.hosts.answering import Answering, Call
-from ralmspec_plugins.hosts.native import BatchMode
-from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
-from ralmspec_plugins.hosts.verdicts import check_pairs
+from ralmspec_plugins.adapters.retriever_service import (
+    Answering,
+    Call,
+    RetrieverStats,
+    Serving,
+    Way,
+    check_pairs,
+)
+from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.speculators.passage_cache import SharedPool
 from ralmspec_plugins.speculators.query_cache import Memo
 

@@ -22,7 +22,7 @@ from langchain_core.runnables.config import ensure_config, patch_config
 
 from langchain_ralmspec.asked import Calls
 from langchain_ralmspec.passages import documents_of
-from ralmspec_plugins.hosts.side_by_side import all_or_first_error
+from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.types import Hits
 
 Run: TypeAlias = CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun

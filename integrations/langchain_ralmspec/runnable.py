@@ -19,11 +19,9 @@ from langchain_ralmspec.assembly import Assembly
 from langchain_ralmspec.reply import Output, Reply, given_out, whole
 from langchain_ralmspec.request_run import RequestRun
 from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
-from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.native import BatchMode
-from ralmspec_plugins.hosts.runtime import Runtime
-from ralmspec_plugins.hosts.speculation import OwnPool, WorkloadMaker, WorkloadName
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation
+from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
+from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
+from ralmspec_plugins.adapters.text_model import Bound, Continuation
 
 Question: TypeAlias = str | dict[str, Any]
 Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answer"`, the answer's

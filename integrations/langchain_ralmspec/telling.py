@@ -18,8 +18,8 @@ from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.silence import Silenced
 from langchain_ralmspec.voice import Voice
 from ralmspec_plugins import effects
-from ralmspec_plugins.hosts.passages import HostPassage
-from ralmspec_plugins.hosts.text_draft import draft_of
+from ralmspec_plugins.adapters.documents import HostPassage
+from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.types import Hit, Query, Retrieved
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from langchain_core.documents import Document
 
 from langchain_ralmspec.passages import passage_of
-from ralmspec_plugins.hosts.verdicts import agreeing
+from ralmspec_plugins.adapters.retriever_service import agreeing
 
 
 @dataclass(frozen=True, slots=True)

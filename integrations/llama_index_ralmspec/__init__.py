@@ -18,7 +18,7 @@ from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
 from llama_index_ralmspec.responses import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
-from ralmspec_plugins.hosts.reports import Report
+from ralmspec_plugins.adapters.events import Report
 
 __all__ = [
     "KNNLLM",

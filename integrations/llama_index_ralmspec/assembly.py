@@ -21,10 +21,9 @@ from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.recording import Recording, recorded
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
-from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.runtime import Engines, Runtime
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.speculation import most_tokens, workload_of
+from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.scheduling.schedules import Continuous
 from ralmspec_plugins.types import Request
 

@@ -1,7 +1,7 @@
 """Native batch search of LlamaIndex's vector stores: which adapter fits which retriever.
 
 The host's stores take one embedding a call, so each is reached by a small adapter for
-exactly known classes and settings (`ralmspec_plugins.hosts.batch_search`). What no adapter
+exactly known classes and settings (`ralmspec_plugins.adapters.batch_search`). What no adapter
 knows is searched through the host, query by query.
 """
 
@@ -10,14 +10,14 @@ from typing import Final
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 
 from llama_index_ralmspec.stores import BATCH_SEARCHES
-from ralmspec_plugins.hosts.batch_search import (
+from ralmspec_plugins.adapters.batch_search import (
     BatchSearch,
     Factory,
+    Metric,
     Registry,
     Scored,
     Vector,
 )
-from ralmspec_plugins.hosts.tables import Metric
 
 ENTRY_POINTS: Final = "ralmspec_plugins.llama_index_batch_search"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from llama_index.core.llms import LLM
 
-from ralmspec_plugins.hosts.text_calls import Bound, Bounded, merged, stated
+from ralmspec_plugins.adapters.text_model import Bound, Bounded, merged, stated
 
 # Fields that bound the output, where the call takes an argument of the same name.
 _FIELDS: Final = (

@@ -11,8 +11,8 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.recording import Recording, Recordings
+from ralmspec_plugins.adapters.events import Failures
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.failures import Failures
 
 # Whose request it is that is worked for; the retrievers of an engine serve many.
 asking: ContextVar["HostContext | None"] = ContextVar("ralmspec_asking", default=None)

@@ -12,9 +12,8 @@ from llama_index_ralmspec.models import hugging_face
 from llama_index_ralmspec.passages import node_of
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompting import Prompting
+from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.direct_prompt import UNCUT, split_template
-from ralmspec_plugins.hosts.sampling import sampling
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Passage

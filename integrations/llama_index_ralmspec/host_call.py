@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms import LLM
 
-from ralmspec_plugins.hosts.closable import aclosable, closable
-from ralmspec_plugins.hosts.text_calls import came_to_an_end
-from ralmspec_plugins.hosts.text_draft import Usage, Written
-from ralmspec_plugins.hosts.text_lm import Show
+from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.text_model import Show, came_to_an_end
+from ralmspec_plugins.adapters.text_state import Usage, Written
 from ralmspec_plugins.protocols import Progress
 
 Reply: TypeAlias = ChatResponse | CompletionResponse

@@ -12,12 +12,17 @@ from llama_index_ralmspec.call_context import copied, left_on_query
 from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
 from llama_index_ralmspec.passages import hits_of, passage_of
 from llama_index_ralmspec.recording import Recording, searched
+from ralmspec_plugins.adapters.batch_search import Scored, Vector
+from ralmspec_plugins.adapters.retriever import HostSearch
+from ralmspec_plugins.adapters.retriever_state import (
+    BatchMode,
+    HostKnown,
+    Look,
+    Origin,
+    asked_of,
+    check_way,
+)
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.asked import Origin, asked_of
-from ralmspec_plugins.hosts.batch_search import Scored, Vector
-from ralmspec_plugins.hosts.known import HostKnown
-from ralmspec_plugins.hosts.native import BatchMode, Look, check_way
-from ralmspec_plugins.hosts.retriever import HostSearch
 from ralmspec_plugins.types import Hit, Hits, Query
 
 

@@ -9,8 +9,7 @@ from llama_index.core.indices.vector_store.retrievers import VectorIndexRetrieve
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from ralmspec_plugins.hosts.batch_search import Scored, Vector
-from ralmspec_plugins.hosts.tables import Metric, ScoreOf
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, ScoreOf, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class StoreSearch(Protocol):
     """Searches one vector store for many query vectors, with the settings of one retriever.
 
     A store whose client has an asynchronous batch call also has `aquery_many`. One whose
-    scores follow from its metric has `score_of` (`ralmspec_plugins.hosts.tables.ScoreOf`):
+    scores follow from its metric has `score_of` (`ralmspec_plugins.adapters.batch_search.ScoreOf`):
     pools show such scores with their guesses.
     """
 

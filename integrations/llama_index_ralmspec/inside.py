@@ -15,10 +15,16 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from ralmspec_plugins.hosts.classes import class_names, package_of
-from ralmspec_plugins.hosts.parts import MOST, attributes, held
-from ralmspec_plugins.hosts.parts import parts as walked
-from ralmspec_plugins.hosts.signatures import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import (
+    MOST,
+    attributes,
+    class_names,
+    frozen,
+    held,
+    package_of,
+    token_of,
+)
+from ralmspec_plugins.adapters.fingerprint import parts as walked
 
 # Those that write on each call: a query is a statement to them.
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})

@@ -23,8 +23,8 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from typing_extensions import override
 
-from ralmspec_plugins.hosts.knn_texts import check_model, model_name, taken_by
-from ralmspec_plugins.hosts.reports import REPORT
+from ralmspec_plugins.adapters.events import REPORT
+from ralmspec_plugins.adapters.local_model import check_model, model_name, taken_by
 from ralmspec_plugins.knn.language_model import Asked
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Answer

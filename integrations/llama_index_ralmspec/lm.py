@@ -11,9 +11,15 @@ from llama_index_ralmspec.planning import Plan
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.quiet_call import quiet_call
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step, stops
-from ralmspec_plugins.hosts.text_draft import TextDraft
-from ralmspec_plugins.hosts.text_lm import TextLM, first_step
+from ralmspec_plugins.adapters.text_model import (
+    Bound,
+    Continuation,
+    Step,
+    TextLM,
+    first_step,
+    stops,
+)
+from ralmspec_plugins.adapters.text_state import TextDraft
 from ralmspec_plugins.types import Hits
 
 

@@ -15,14 +15,18 @@ from llama_index_ralmspec.batch_search import batch_search_of
 from llama_index_ralmspec.inside import is_hosts_own, is_pure, settings_of
 from llama_index_ralmspec.node_ids import ids_of
 from llama_index_ralmspec.recording import Recording, searched
+from ralmspec_plugins.adapters.batch_search import Scored, Vector
+from ralmspec_plugins.adapters.fingerprint import (
+    MOST,
+    copied_where_possible,
+    frozen,
+    is_data,
+    overridden,
+    qualified_name,
+    token_of,
+)
+from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.asked import Asked
-from ralmspec_plugins.hosts.batch_search import Scored, Vector
-from ralmspec_plugins.hosts.classes import overridden, qualified_name
-from ralmspec_plugins.hosts.data import copied_where_possible, is_data
-from ralmspec_plugins.hosts.native import BatchMode, Look, Native
-from ralmspec_plugins.hosts.parts import MOST
-from ralmspec_plugins.hosts.signatures import frozen, token_of
 
 _SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
 _IDS: Final = ("_node_ids", "_doc_ids")

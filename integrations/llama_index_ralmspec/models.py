@@ -11,9 +11,9 @@ from typing import Any, Final
 from llama_index.core.llms import LLM
 
 from llama_index_ralmspec.bounds import Way, way_of
+from ralmspec_plugins.adapters.fingerprint import class_names, qualified_name
+from ralmspec_plugins.adapters.text_model import Bound, Continuation, Step, check_step
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import class_names, qualified_name
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation, Step, check_step
 
 _HUGGING_FACE: Final = "llama_index.llms.huggingface.base.HuggingFaceLLM"
 _STRUCTURED: Final = "llama_index.core.llms.structured_llm.StructuredLLM"

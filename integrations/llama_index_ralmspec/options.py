@@ -5,16 +5,16 @@ from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
-from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.native import BatchMode
-from ralmspec_plugins.hosts.speculation import (
+from ralmspec_plugins.adapters.engines import (
     OwnPool,
     Speculation,
     WorkloadMaker,
     WorkloadName,
     is_one_shot,
 )
-from ralmspec_plugins.hosts.text_calls import Bound, Continuation
+from ralmspec_plugins.adapters.retriever_state import BatchMode
+from ralmspec_plugins.adapters.text_model import Bound, Continuation
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPool
 from ralmspec_plugins.speculators.query_cache import Memo

@@ -20,10 +20,9 @@ from llama_index.core.schema import (
     TextNode,
 )
 
+from ralmspec_plugins.adapters.documents import HostPassage, host_passage
+from ralmspec_plugins.adapters.fingerprint import copied_where_possible, token_of
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.hosts.data import copied_where_possible
-from ralmspec_plugins.hosts.passages import HostPassage, host_passage
-from ralmspec_plugins.hosts.signatures import token_of
 from ralmspec_plugins.types import Hit, Hits, Passage
 
 ModelT = TypeVar("ModelT", bound=BaseComponent)

@@ -14,9 +14,8 @@ from llama_index_ralmspec.models import Abilities
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompting import Prompting, continued
 from llama_index_ralmspec.quiet_call import QuietCall, in_a_loop_of_its_own
-from ralmspec_plugins.hosts.text_calls import Step
-from ralmspec_plugins.hosts.text_draft import Written
-from ralmspec_plugins.hosts.text_lm import Show
+from ralmspec_plugins.adapters.text_model import Show, Step
+from ralmspec_plugins.adapters.text_state import Written
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits
 

@@ -8,7 +8,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_ralmspec.passages import nodes_of, passage_of
 from llama_index_ralmspec.recording import Recording, recorded
-from ralmspec_plugins.hosts.classes import overridden, qualified_name
+from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.types import Hits, passages_of
 
 _NODE: Final = "llama_index.core.postprocessor.node"

@@ -19,10 +19,10 @@ from llama_index.core.schema import QueryBundle
 from llama_index_ralmspec.assembly import Assembly, key_of
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.request_run import RequestRun
+from ralmspec_plugins.adapters.engines import Runtime
+from ralmspec_plugins.adapters.fingerprint import overridden
+from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import overridden
-from ralmspec_plugins.hosts.known import HostStats
-from ralmspec_plugins.hosts.runtime import Runtime
 
 # What the host's query engine calls while it answers, and this one does not.
 _UNCALLED: Final = (

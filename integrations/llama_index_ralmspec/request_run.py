@@ -15,9 +15,9 @@ from llama_index_ralmspec.assembly import Assembly
 from llama_index_ralmspec.call_context import HostContext, asking, copied
 from llama_index_ralmspec.responses import Responses
 from llama_index_ralmspec.telling import Telling
+from ralmspec_plugins.adapters.events import afollowed, followed
 from ralmspec_plugins.effects import Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
-from ralmspec_plugins.hosts.following import afollowed, followed
 
 
 class RequestRun:

@@ -15,9 +15,9 @@ from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec.call_context import HostContext
 from llama_index_ralmspec.telling import recording_of
+from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
+from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Commit, Event, Settled
-from ralmspec_plugins.hosts.reports import REPORT, report_of, stats_in
-from ralmspec_plugins.hosts.text_draft import draft_of
 from ralmspec_plugins.types import Answer, Stats
 
 _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)

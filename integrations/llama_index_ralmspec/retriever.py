@@ -16,12 +16,18 @@ from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.looking import check_retriever
 from llama_index_ralmspec.passages import nodes_of, passage_of
 from llama_index_ralmspec.twins import Find, twin
+from ralmspec_plugins.adapters.retriever import aeach, each
+from ralmspec_plugins.adapters.retriever_service import (
+    Answering,
+    Call,
+    RetrieverStats,
+    Serving,
+    Way,
+    agreeing,
+    check_pairs,
+)
+from ralmspec_plugins.adapters.retriever_state import BatchMode, check_way
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.answering import Answering, Call
-from ralmspec_plugins.hosts.native import BatchMode, check_way
-from ralmspec_plugins.hosts.serving import RetrieverStats, Serving, Way
-from ralmspec_plugins.hosts.side_by_side import aeach, each
-from ralmspec_plugins.hosts.verdicts import agreeing, check_pairs
 from ralmspec_plugins.speculators.passage_cache import SharedPool
 from ralmspec_plugins.speculators.query_cache import Memo
 from ralmspec_plugins.types import Hits

@@ -18,11 +18,10 @@ from llama_index.core.schema import NodeWithScore
 from llama_index_ralmspec import models
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.quiet_call import QuietCall, in_a_loop_of_its_own, quiet_call
-from ralmspec_plugins.hosts.classes import overridden, qualified_name
-from ralmspec_plugins.hosts.closable import closable
-from ralmspec_plugins.hosts.text_calls import Step
-from ralmspec_plugins.hosts.text_draft import TextDraft, Written
-from ralmspec_plugins.hosts.text_lm import Show, TextLM
+from ralmspec_plugins.adapters.events import closable
+from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
+from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
+from ralmspec_plugins.adapters.text_state import TextDraft, Written
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits
 

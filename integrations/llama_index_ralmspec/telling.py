@@ -22,8 +22,8 @@ from llama_index_ralmspec.replay import Replay
 from llama_index_ralmspec.twins import Find, twin
 from llama_index_ralmspec.unawaited import unawaited
 from ralmspec_plugins import effects
-from ralmspec_plugins.hosts.asked import Asked, Origin
-from ralmspec_plugins.hosts.text_draft import draft_of
+from ralmspec_plugins.adapters.retriever_state import Asked, Origin
+from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.types import Hit, Query, Retrieved
 
 _dispatcher = get_dispatcher(__name__)

@@ -12,9 +12,9 @@ from langchain_ralmspec.prompting import Prompting
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, pipeline
 
+from ralmspec_plugins.adapters.documents import HostPassage, host_passage
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.passages import HostPassage, host_passage
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress

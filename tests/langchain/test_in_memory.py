@@ -12,7 +12,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_ralmspec.batch_search import batch_search_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
 
-from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.adapters.retriever_state import BatchMode
 from tests.langchain.stores.contract import StoreContract
 from tests.langchain.stores.worlds import WordEmbeddings, corpus
 

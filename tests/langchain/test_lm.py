@@ -12,10 +12,10 @@ from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.prompting import Prompting
 
+from ralmspec_plugins.adapters.documents import host_passage
+from ralmspec_plugins.adapters.text_state import Usage
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.hosts.passages import host_passage
-from ralmspec_plugins.hosts.text_draft import Usage
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import WordRetriever

@@ -15,9 +15,9 @@ from langchain_ralmspec.call_configs import HostContext
 from langchain_ralmspec.lm import HostLM
 from langchain_ralmspec.prompting import Prompting
 
+from ralmspec_plugins.adapters.text_state import TextDraft
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import WordRetriever

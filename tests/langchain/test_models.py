@@ -19,9 +19,9 @@ from langchain_ralmspec.models import Abilities, abilities, unwrapped
 from langchain_ralmspec.planning import arguments_for
 from pydantic import Field
 
+from ralmspec_plugins.adapters.text_model import came_to_an_end
+from ralmspec_plugins.adapters.text_state import TextDraft
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.text_calls import came_to_an_end
-from ralmspec_plugins.hosts.text_draft import TextDraft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Request
 from tests.langchain.fake_models import WordChat, WordLLM

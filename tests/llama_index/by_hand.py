@@ -9,7 +9,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec.passages import nodes_of, passage_of
 
-from ralmspec_plugins.hosts.passages import HostPassage
+from ralmspec_plugins.adapters.documents import HostPassage
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Query
 

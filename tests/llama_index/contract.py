@@ -17,7 +17,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index_ralmspec.batch_search import batch_search_of
 from llama_index_ralmspec.host_retriever import HostRetriever
 
-from ralmspec_plugins.hosts.batch_search import BatchSearch
+from ralmspec_plugins.adapters.batch_search import BatchSearch
 from tests.llama_index.worlds import WordEmbedding, batches, questions
 
 

@@ -25,8 +25,8 @@ from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batc
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.passages import hits_of, nodes_of
 
+from ralmspec_plugins.adapters.retriever_state import Origin
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.hosts.asked import Origin
 from ralmspec_plugins.types import Hits, Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
 from tests.llama_index.contract import below, topic

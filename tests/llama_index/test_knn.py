@@ -29,8 +29,8 @@ from llama_index_ralmspec import KNNLLM, SpeculativeQueryEngine
 from pydantic import PrivateAttr
 
 from ralmspec_plugins import FixedStride, Settings
+from ralmspec_plugins.adapters.events import stats_in
 from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputError
-from ralmspec_plugins.hosts.reports import stats_in
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.lm import Sampling
 from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer

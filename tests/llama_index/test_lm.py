@@ -13,9 +13,9 @@ from llama_index_ralmspec.lm import HostLM
 from llama_index_ralmspec.prompting import Prompting
 
 from ralmspec_plugins import AsyncEngine
+from ralmspec_plugins.adapters.text_state import Usage
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.hosts.text_draft import Usage
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hit, Hits, Request

@@ -16,11 +16,11 @@ from llama_index_ralmspec.passages import nodes_of, passage_of
 from llama_index_ralmspec.prompting import Prompting
 from llama_index_ralmspec.synthesis import SynthesizerLM
 
+from ralmspec_plugins.adapters.text_state import Usage
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.hosts.text_draft import Usage
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress

@@ -24,10 +24,10 @@ from llama_index_ralmspec.lm import HostLM
 from llama_index_ralmspec.models import Abilities, abilities
 from llama_index_ralmspec.prompting import continued
 
+from ralmspec_plugins.adapters.fingerprint import class_names
+from ralmspec_plugins.adapters.text_model import came_to_an_end
+from ralmspec_plugins.adapters.text_state import Usage
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.hosts.classes import class_names
-from ralmspec_plugins.hosts.text_calls import came_to_an_end
-from ralmspec_plugins.hosts.text_draft import Usage
 from tests.llama_index.fake_llms import AsyncWordLLM, WordChat, WordLLM
 
 OPENAI: Mapping[str, Any] = {"api_key": "none", "api_base": "http://localhost:1/v1", "model": "m"}

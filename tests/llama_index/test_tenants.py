@@ -12,7 +12,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever
 
 from ralmspec_plugins import FixedStride, Memo, SharedPool
-from ralmspec_plugins.hosts.asked import Origin
+from ralmspec_plugins.adapters.retriever_state import Origin
 from tests.llama_index.engine_parts import QUESTIONS, WordLLM, an_index, seen_nodes
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="ada")

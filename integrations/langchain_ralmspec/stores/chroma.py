@@ -9,9 +9,9 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
-from ralmspec_plugins.hosts.stores import chroma
-from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.stores import chroma
+from ralmspec_plugins.adapters.stores.common import Tally
 
 _KNOWN = {"k", "filter", "where_document"}
 _METRICS: dict[str | None, Metric] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}

@@ -11,10 +11,15 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from numpy.typing import NDArray
 
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
-from ralmspec_plugins.hosts.stores.certificate import certain
-from ralmspec_plugins.hosts.stores.faiss import FaissRows, flat_metric, flat_search, plain_search
-from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.stores.faiss import (
+    FaissRows,
+    certain,
+    flat_metric,
+    flat_search,
+    plain_search,
+)
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 from ralmspec_plugins.retrieval.ranking import Vectors, exact_scores
 

@@ -10,7 +10,7 @@ from langchain_core.vectorstores import utils as host
 from numpy.typing import NDArray
 
 from langchain_ralmspec.batch_search import DEFAULT_K, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 
 _KNOWN: Final = frozenset({"k", "filter"})
 

@@ -10,10 +10,10 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
-from ralmspec_plugins.hosts.stores import lance
-from ralmspec_plugins.hosts.stores.certificate import certain
-from ralmspec_plugins.hosts.stores.tally import Tally
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.stores import lancedb
+from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.stores.faiss import certain
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 
 _KNOWN = {"k", "filter", "name", "prefilter", "query_type", "metrics", "fts"}
@@ -97,8 +97,8 @@ class LanceSearch:
         own = min(k, self.k)
         if self.certified and not self._scanned(table):  # it has got an index meanwhile
             return [self._single(vector, own) for vector in vectors]
-        limit = lance.with_margin(k) if self.certified else k
-        found = lance.batch_rows(
+        limit = lancedb.with_margin(k) if self.certified else k
+        found = lancedb.batch_rows(
             table,
             self.store._vector_key,  # noqa: SLF001
             vectors,
@@ -120,7 +120,7 @@ class LanceSearch:
     def _certified(self, vector: Vector, rows: Any, limit: int, own: int, k: int) -> list[Scored]:
         column = self.store._vector_key  # noqa: SLF001
         query = np.asarray(vector, dtype=np.float32)
-        found = lance.candidates(rows, column, own, limit) if len(rows) else None
+        found = lancedb.candidates(rows, column, own, limit) if len(rows) else None
         if found is not None and certain(query, found, own, ScanMetric.L2):
             return self._scored(rows.slice(0, k))
         return self._single(vector, own)
@@ -128,7 +128,7 @@ class LanceSearch:
     def _scored(self, rows: Any) -> list[Scored]:
         """Make documents of rows as the wrapper does."""
         documents: list[Document] = self.store.results_to_docs(rows)
-        vectors = lance.vectors_of(rows, self.store._vector_key)  # noqa: SLF001
+        vectors = lancedb.vectors_of(rows, self.store._vector_key)  # noqa: SLF001
         return [Scored(document, row) for document, row in zip(documents, vectors, strict=True)]
 
     def _single(self, vector: Vector, own: int) -> list[Scored]:
@@ -144,4 +144,4 @@ class LanceSearch:
         return narrowed
 
     def _scanned(self, table: Any) -> bool:
-        return lance.scans(table, self.store._vector_key)  # noqa: SLF001
+        return lancedb.scans(table, self.store._vector_key)  # noqa: SLF001

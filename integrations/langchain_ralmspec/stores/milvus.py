@@ -8,8 +8,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
-from ralmspec_plugins.hosts.stores.milvus import batch_hits
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.stores.milvus import batch_hits
 
 _OPTIONS = {"param", "expr", "timeout"}
 _METRICS: dict[str, Metric] = {"L2": "l2", "IP": "ip", "COSINE": "cosine"}

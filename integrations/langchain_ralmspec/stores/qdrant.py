@@ -7,10 +7,9 @@ from typing import Any
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.hosts.signatures import frozen, token_of
-from ralmspec_plugins.hosts.stores import qdrant
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import own_first
+from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.stores import qdrant
+from ralmspec_plugins.adapters.stores.common import Tally, own_first
 
 _OPTIONS = {"filter", "search_params", "offset", "score_threshold", "consistency"}
 _METRICS: dict[str, Metric] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}

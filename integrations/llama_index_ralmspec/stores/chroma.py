@@ -12,11 +12,10 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores import chroma
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores import chroma
+from ralmspec_plugins.adapters.stores.common import Tally
 
 _KNOWN: Final = frozenset({"where", "where_document"})
 _METRICS: Final[dict[str | None, Metric]] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}

@@ -10,12 +10,10 @@ from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores.faiss import alike_search, flat_metric
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import own_first
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores.common import Tally, own_first
+from ralmspec_plugins.adapters.stores.faiss import alike_search, flat_metric
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 from ralmspec_plugins.retrieval.ranking import Vectors
 

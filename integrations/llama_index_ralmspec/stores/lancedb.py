@@ -13,12 +13,11 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores import lance
-from ralmspec_plugins.hosts.stores.certificate import certain
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores import lancedb
+from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.stores.faiss import certain
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 
 _KNOWN: Final = frozenset({"where"})
@@ -52,7 +51,7 @@ class LanceStore:
     @property
     def exact(self) -> bool:
         """Whether the table is scanned, and not searched by an index."""
-        return lance.scans(self.store._table, self.store.vector_column_name)  # noqa: SLF001
+        return lancedb.scans(self.store._table, self.store.vector_column_name)  # noqa: SLF001
 
     @property
     def wide(self) -> bool:
@@ -79,9 +78,9 @@ class LanceStore:
         """Find the best k rows of each query vector; what lies behind the own k is for pools."""
         if not self.exact:  # it has got an index meanwhile
             return [self._single(vector) for vector in vectors]
-        own, limit = min(k, self.k), lance.with_margin(k)
+        own, limit = min(k, self.k), lancedb.with_margin(k)
         table, column = self.store.table, self.store.vector_column_name
-        found = lance.batch_rows(table, column, vectors, limit, self._where(), True, None)
+        found = lancedb.batch_rows(table, column, vectors, limit, self._where(), True, None)
         return [
             self._certified(vector, rows, limit, own, k)
             for vector, rows in zip(vectors, found, strict=True)
@@ -90,7 +89,7 @@ class LanceStore:
     def _certified(self, vector: Vector, rows: Any, limit: int, own: int, k: int) -> Found:
         column = self.store.vector_column_name
         query = np.asarray(vector, dtype=np.float32)
-        found = lance.candidates(rows, column, own, limit) if len(rows) else None
+        found = lancedb.candidates(rows, column, own, limit) if len(rows) else None
         if found is not None and certain(query, found, own, ScanMetric.L2):
             return self._found(rows.slice(0, k))
         return self._single(vector)
@@ -105,7 +104,7 @@ class LanceStore:
             nodes.append(node)
         similarities = self._module._to_llama_similarities(table)  # noqa: SLF001
         result = VectorStoreQueryResult(nodes, similarities, table["id"].tolist())
-        return Found(result, list(lance.vectors_of(rows, column)))
+        return Found(result, list(lancedb.vectors_of(rows, column)))
 
     def _single(self, vector: Vector) -> Found:
         """Ask one query as the host does; it says with an error where nothing is found."""

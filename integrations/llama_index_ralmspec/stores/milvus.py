@@ -9,10 +9,9 @@ from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores.milvus import abatch_hits, batch_hits
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores.milvus import abatch_hits, batch_hits
 
 _SEARCH: Final = "milvus_search_config"
 _PARTITIONS: Final = "milvus_partition_names"

@@ -11,8 +11,8 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 
-from ralmspec_plugins.hosts.batch_search import Vector
-from ralmspec_plugins.hosts.signatures import frozen
+from ralmspec_plugins.adapters.batch_search import Vector
+from ralmspec_plugins.adapters.fingerprint import frozen
 
 
 @dataclass(frozen=True, slots=True)

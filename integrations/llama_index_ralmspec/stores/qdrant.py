@@ -9,12 +9,10 @@ from llama_index.core.indices.vector_store.retrievers import VectorIndexRetrieve
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores import qdrant
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import own_first, put_first, tied
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores import qdrant
+from ralmspec_plugins.adapters.stores.common import Tally, own_first, put_first, tied
 
 _KNOWN: Final = frozenset({"qdrant_filters", "search_params"})
 _METRICS: Final[dict[str, Metric]] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}

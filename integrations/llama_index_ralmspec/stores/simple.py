@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 
 from llama_index_ralmspec.index_search import Found, IndexSearch
 from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
-from ralmspec_plugins.hosts.batch_search import BatchSearch, Vector
-from ralmspec_plugins.hosts.signatures import token_of
-from ralmspec_plugins.hosts.stores.rows import Floats, RowCache, Rows
-from ralmspec_plugins.hosts.stores.tally import Tally
-from ralmspec_plugins.hosts.stores.ties import decided
-from ralmspec_plugins.hosts.tables import Metric
+from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.stores.common import Floats, RowCache, Rows, Tally, decided
 
 _SIMILARITY: Final = "default_similarity_fn"  # as the host's module calls it
 

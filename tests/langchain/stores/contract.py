@@ -10,7 +10,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
 
-from ralmspec_plugins.hosts.native import BatchMode
+from ralmspec_plugins.adapters.retriever_state import BatchMode
 from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
 
 

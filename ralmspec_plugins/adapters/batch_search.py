@@ -1,0 +1,306 @@
+"""Native batch search of vector stores: what an adapter offers, and which one fits a store.
+
+Hosts' own batch methods do not batch (they run single calls in threads, where they
+have any), so each store is reached by a small adapter for exactly known classes and
+settings. What no adapter knows is searched through the host, query by query.
+"""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators.proxy import Bm25ProxyTable
+from ralmspec_plugins.types import Hit, Query
+
+# Ranks a pool's passages by the host's vectors where they are known, and by words where not.
+
+
+Metric: TypeAlias = Literal["cosine", "ip", "l2"]
+Floats: TypeAlias = NDArray[np.float64]
+# Makes the host's score of the metric's value: a cosine, a product, or a squared distance.
+ScoreOf: TypeAlias = Callable[[float], float]
+_TINY: Final = 1e-300  # a zero vector's cosine is 0, as hosts have it, not NaN
+
+
+class HostTable:
+    """The passages of a pool over a host's store.
+
+    It ranks with the store's metric as long as every passage and the query bring a
+    vector; one that does not, and it ranks by words from then on. What it ranks
+    wrongly (the store's ties are its own) costs a guess, never truth.
+
+    Where it is known how the host makes scores, guesses have such ones, right but for the
+    last bits: whatever looks at scores behind a retriever sees sensible ones. Ranked by
+    words, they are NaN.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | None,
+        vector_of: Callable[[Hit], Any],
+        query_vector_of: Callable[[Query], Any],
+        score_of: ScoreOf | None = None,
+        kept: Callable[[Hit], Hit] | None = None,
+    ) -> None:
+        """Start empty; grows with the pool.
+
+        Args:
+            metric: how the store ranks; `None`: by words.
+            vector_of: gives a passage's vector, or `None`.
+            query_vector_of: gives a query's, or `None`.
+            score_of: makes the host's scores; `None`: it gives none, or others.
+            kept: gives of a hit what the pool keeps of it; `None`: all of it.
+        """
+        if kept is not None:
+            self.kept = kept
+        self.scored = score_of is not None
+        self._score_of = score_of
+        self._metric = metric
+        self._vector_of = vector_of
+        self._query_vector_of = query_vector_of
+        self._hits: dict[int, Hit] = {}
+        self._vectors: Floats = np.zeros((0, 0))
+        self._squares: Floats = np.zeros(0)
+        self._words: Bm25ProxyTable | None = None
+
+    def put(self, slot: int, hit: Hit) -> None:
+        """Remember a passage under a slot number, over whatever was there."""
+        self._hits[slot] = hit
+        if self._words is not None:
+            self._words.put(slot, hit)
+        elif self._metric is None or not self._keep(slot, self._vector_of(hit)):
+            self._by_words()
+
+    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Give the best k of these slots, best first, ties by passage id."""
+        vector = None if self._words is not None else self._query_vector_of(query)
+        if vector is None:
+            ranked = self._by_words().rank(query, slots, k)
+            return [(slot, math.nan) for slot, _ in ranked] if self.scored else ranked
+        asked: Floats = np.asarray(vector, dtype=np.float64)
+        scores = self._scores(asked, np.asarray(slots))
+        best = np.argsort(-scores, kind="stable")[: k + 1]  # one more, to see a tie at the end
+        if len(best) > k and scores[best[k - 1]] == scores[best[k]]:
+            best = np.flatnonzero(scores >= scores[best[k]])
+        found = [(slots[at], float(scores[at])) for at in best.tolist()]
+        ranked = sorted(found, key=lambda pair: (-pair[1], self._hits[pair[0]].passage.id))[:k]
+        if self._score_of is None:
+            return ranked
+        return [(slot, self._shown(score, asked, self._score_of)) for slot, score in ranked]
+
+    def _shown(self, score: float, query: Floats, score_of: ScoreOf) -> float:
+        """Make the host's score of one that only ranks, which leaves out the query's own norm."""
+        square = float(query @ query)
+        if self._metric == "l2":
+            return score_of(max(square - score, 0.0))
+        if self._metric == "cosine":
+            return score_of(score / math.sqrt(max(square, _TINY)))
+        return score_of(score)
+
+    def _keep(self, slot: int, vector: Any) -> bool:
+        """Store a vector; say whether it is one."""
+        if vector is None:
+            return False
+        row: Floats = np.asarray(vector, dtype=np.float64)
+        if row.ndim != 1 or (len(self._vectors) and row.shape != self._vectors.shape[1:]):
+            return False
+        if not np.isfinite(row).all():
+            return False
+        if slot >= len(self._vectors):
+            grown = np.zeros((max(64, 2 * slot), len(row)))
+            squares = np.zeros(len(grown))
+            if len(self._vectors):
+                grown[: len(self._vectors)] = self._vectors
+                squares[: len(self._squares)] = self._squares
+            self._vectors, self._squares = grown, squares
+        self._vectors[slot] = row
+        self._squares[slot] = row @ row
+        return True
+
+    def _scores(self, query: Floats, slots: NDArray[np.int64]) -> Floats:
+        products: Floats = self._vectors[slots] @ query
+        if self._metric == "ip":
+            return products
+        if self._metric == "l2":
+            return 2 * products - self._squares[slots]
+        return products / np.sqrt(np.maximum(self._squares[slots], _TINY))
+
+    def _by_words(self) -> Bm25ProxyTable:
+        """Rank by words from now on."""
+        if self._words is None:
+            self._words = Bm25ProxyTable()
+            for slot, hit in self._hits.items():
+                self._words.put(slot, hit)
+            self._vectors, self._squares = np.zeros((0, 0)), np.zeros(0)
+        return self._words
+
+
+_log = logging.getLogger(__name__)
+
+Vector: TypeAlias = Any  # as the embedder gave it: a list of floats, or an array [dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A document that a batch search found.
+
+    `document` is the host's own object, perhaps the store's very own: whoever makes
+    hits of it copies it. `vector` is the document's own, where the store gives it
+    cheaply: pools rank with it. `score` is, to the bit, the one that the host gives
+    for the same search alone; `None` where that cannot be had.
+    """
+
+    document: Any
+    vector: Vector | None = None
+    score: float | None = None
+
+
+class BatchSearch(Protocol):
+    """Searches many query vectors in one call, with the settings of one retriever.
+
+    The documents are exactly those of the retriever's own single calls: order,
+    content, metadata, ids. They may be the store's own objects; callers copy.
+
+    `name`: the store, for logs and the exactness table.
+    `exact`: by construction a query's result does not depend on the batch; others
+    are used with `batch="probed"` only.
+    `wide`: the first k of a wider search are exactly the search for k.
+    `metric`: how a pool ranks by the documents' vectors; `None` if it cannot.
+    `k`: how many documents the retriever's settings ask for.
+    `signature`: store, collection, filter, parameters: all that the answers depend on,
+    besides k and the embedder (`ralmspec_plugins.adapters.fingerprint` makes tokens of objects).
+
+    An adapter whose store has an asynchronous batch call also has `asearch`, with
+    the same arguments; otherwise `search` runs in a thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name the store."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether a query's result is independent of its batch by construction."""
+        ...
+
+    @property
+    def wide(self) -> bool:
+        """Whether the first k of a wider search are exactly the search for k."""
+        ...
+
+    @property
+    def metric(self) -> Metric | None:
+        """How a pool ranks by vectors."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """How many documents the retriever's settings ask for."""
+        ...
+
+    @property
+    def signature(self) -> Hashable:
+        """All that the answers depend on, besides k and the embedder."""
+        ...
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query vector, best first."""
+        ...
+
+
+SearchT = TypeVar("SearchT")
+Factory: TypeAlias = Callable[[Any], SearchT | None]
+
+
+class Registry(Generic[SearchT]):
+    """Which function makes the batch search of which store class, for one host. Thread-safe.
+
+    Known are those that were registered, those that come with the integration, and
+    those that other packages offer as entry points, in this order.
+    """
+
+    def __init__(self, group: str, own: Mapping[str, str]) -> None:
+        """Load nothing yet.
+
+        Args:
+            group: the entry points' group, where other packages offer batch searches.
+            own: "module:function", by the qualified names of the stores' classes.
+        """
+        self._group = group
+        self._own = own
+        self._lock = threading.RLock()
+        self._factories: dict[str, Factory[SearchT] | None] = {}  # None: there is none
+
+    def register(self, class_name: str, factory: Factory[SearchT]) -> None:
+        """Have a store class searched by what this factory makes.
+
+        Args:
+            class_name: "package.module.ClassName", so that no store has to be imported.
+                Subclasses are not meant: they may have changed anything.
+            factory: makes the batch search of a retriever; gives `None` for settings that
+                it does not know, so that they are searched through the host.
+
+        Raises:
+            ConfigError: the name is not a qualified one.
+        """
+        if "." not in class_name.strip("."):
+            raise ConfigError(
+                f"class_name must be a qualified name such as 'package.module.ClassName', "
+                f"got {class_name!r}"
+            )
+        with self._lock:
+            self._factories[class_name] = factory
+
+    def search_of(self, retriever: Any, store: object) -> SearchT | None:
+        """Give the batch search that is exactly a retriever's own search, or `None`.
+
+        `None` too where somebody has put his own methods on the retriever or its
+        store: what they do cannot be known.
+
+        Args:
+            retriever: the host's, as the store's factory wants it.
+            store: the vector store that it searches.
+        """
+        if overridden(retriever) or overridden(store):
+            return None
+        name = qualified_name(type(store))
+        factory = self._factory_of(name)
+        if factory is None:
+            return None
+        try:
+            return factory(retriever)
+        except Exception:  # noqa: BLE001 the host's own way is always there
+            _log.warning("the batch search of %s failed; it is not used again", name, exc_info=True)
+            with self._lock:
+                self._factories[name] = None
+            return None
+
+    def _factory_of(self, name: str) -> Factory[SearchT] | None:
+        with self._lock:
+            if name not in self._factories:
+                loaded = map(self._loaded, self._sources(name))
+                self._factories[name] = next(filter(None, loaded), None)
+            return self._factories[name]
+
+    def _sources(self, name: str) -> list[EntryPoint]:
+        """List who offers a batch search for a class, the integration itself first."""
+        own = [EntryPoint(name, self._own[name], self._group)] if name in self._own else []
+        return [*own, *entry_points(group=self._group, name=name)]
+
+    def _loaded(self, source: EntryPoint) -> Factory[SearchT] | None:
+        try:
+            factory: Factory[SearchT] = source.load()
+        except Exception:  # noqa: BLE001 as above
+            _log.warning("%s cannot be loaded; it is passed over", source, exc_info=True)
+            return None
+        return factory

@@ -1,0 +1,176 @@
+"""A host's document as a passage: compared by value, its original kept for giving back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from ralmspec_plugins.adapters.fingerprint import encoded
+from ralmspec_plugins.types import Passage
+
+_SCALARS = frozenset({str, int, bool, type(None)})  # equal ones of one type are the same
+_LONG = 16  # from here on a list may be an embedding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostPassage(Passage):
+    """A passage that stands for a document of the host.
+
+    Two are equal when id, content and metadata are, by value and with their types
+    (NaN equals NaN, arrays are compared whole). What has no value that can be read
+    must say itself that it is equal.
+
+    `source` is a private copy of the host's own object, and is never handed out
+    itself; `more` is what else counts, such as the fields of a document's subclass.
+    `ordered`: the order of keys counts, as where a host shows metadata as they stand.
+    Make one with `host_passage`.
+    """
+
+    source: Any = field(default=None, compare=False, repr=False, kw_only=True)
+    more: Any = field(default=None, repr=False, kw_only=True)
+    ordered: bool = field(default=False, repr=False, kw_only=True)
+    _digest: "Digest | None" = field(default=None, init=False, repr=False)  # made when asked for
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by value; what cannot be compared is not equal."""
+        if not isinstance(other, HostPassage):
+            return NotImplemented
+        if self is other:
+            return True
+        if self.id != other.id or self.text != other.text or self.ordered != other.ordered:
+            return False
+        if _plainly(self, other):
+            return True
+        if self.digest != other.digest:
+            return False
+        return self.digest.whole or (
+            _same(self.metadata, other.metadata) and _same(self.source, other.source)
+        )
+
+    def __hash__(self) -> int:
+        """Hash by the parts that are always plain."""
+        return hash((self.id, self.text))
+
+    @property
+    def digest(self) -> "Digest":
+        """A short name for the passage's value."""
+        if self._digest is None:
+            values = self.id, self.text, self.metadata, self.more
+            found = digest_of(*values, ordered=self.ordered)
+            object.__setattr__(self, "_digest", found)
+            return found
+        return self._digest
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A short name for a value; `whole` if equal names mean equal values."""
+
+    text: str
+    whole: bool
+
+
+def digest_of(*values: object, ordered: bool = False) -> Digest:
+    """Make the digest of these values together, whatever they are nested of.
+
+    >>> digest_of("a", {"page": 1}).text == digest_of("a", {"page": 1.0}).text
+    False
+    """
+    unread: list[object] = []
+
+    def name_only(value: object) -> bytes:
+        if isinstance(value, type):
+            return f"{value.__module__}.{value.__qualname__}".encode()
+        unread.append(value)
+        return b""
+
+    whole = encoded(values, name_only, ordered=ordered)
+    return Digest(blake2b(whole, digest_size=16).hexdigest(), whole=not unread)
+
+
+def host_passage(
+    *,
+    id: str | None,  # noqa: A002 the record's own word
+    text: str,
+    metadata: Mapping[str, Any],
+    source: Any,
+    more: Any = None,
+    ordered: bool = False,
+) -> HostPassage:
+    """Make the passage of a document.
+
+    A document without an id gets one from its value, so that the same document is
+    the same passage each time it is found.
+
+    Args:
+        id: the document's own id, if it has one.
+        text: its content.
+        metadata: by reference; it belongs to `source`.
+        source: a private copy of the host's document.
+        more: what else counts for equality.
+        ordered: whether the order of keys counts.
+    """
+    if id is None:
+        id = digest_of(None, text, metadata, more, ordered=ordered).text  # noqa: A001
+    return HostPassage(id, text, metadata=metadata, source=source, more=more, ordered=ordered)
+
+
+def _plainly(ours: HostPassage, theirs: HostPassage) -> bool:
+    try:
+        return _alike(ours.metadata, theirs.metadata) and _alike(ours.more, theirs.more)
+    except RecursionError:  # something that contains itself
+        return False
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether both are the same plain values in the same order.
+
+    `False` also where that takes a closer look. Nothing is compared that is not of the same
+    type, and no 0.0 with a -0.0.
+    """
+    kind = type(ours)
+    if ours is theirs:
+        return True
+    if kind is not type(theirs):
+        return False
+    if kind in _SCALARS:
+        return bool(ours == theirs)
+    if kind is float:
+        return bool(ours == theirs) and math.copysign(1, ours) == math.copysign(1, theirs)
+    if kind in (list, tuple):
+        return len(ours) == len(theirs) and (
+            _same_floats(ours, theirs) or all(map(_alike, ours, theirs))
+        )
+    if kind is dict:
+        return _alike(list(ours), list(theirs)) and _alike(
+            list(ours.values()), list(theirs.values())
+        )
+    return _plain_record(kind) and _alike(vars(ours), vars(theirs)) and _nothing_else(ours, theirs)
+
+
+def _same_floats(ours: Any, theirs: Any) -> bool:
+    """Whether both are the same floats, as embeddings are: told quickly, since they are long."""
+    return (
+        len(ours) > _LONG
+        and {*map(type, ours), *map(type, theirs)} == {float}
+        and bool(ours == theirs)
+        and 0.0 not in ours
+    )
+
+
+def _plain_record(kind: type) -> bool:
+    """Whether all that there is to an object of this class are its fields: a pydantic model."""
+    return hasattr(kind, "__pydantic_fields__")
+
+
+def _nothing_else(*models: Any) -> bool:
+    names = "__pydantic_private__", "__pydantic_extra__"
+    return not any(getattr(model, name, None) for model in models for name in names)
+
+
+def _same(ours: object, theirs: object) -> bool:
+    try:
+        return bool(ours == theirs)
+    except Exception:  # noqa: BLE001 arrays among objects: an unknown value equals nothing
+        return False
