@@ -12,12 +12,12 @@ try:
 except ImportError as missing:
     raise MissingExtraError("langchain", "langchain-core") from missing
 
-from langchain_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
 from langchain_ralmspec.chains import speculate
 from langchain_ralmspec.knn import KNNLLM
-from langchain_ralmspec.reply import Reply, Report, stats_of
+from langchain_ralmspec.rag import SpeculativeRAG
+from langchain_ralmspec.response import Reply, Report, stats_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
-from langchain_ralmspec.runnable import SpeculativeRAG
+from langchain_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
 __all__ = [
     "KNNLLM",

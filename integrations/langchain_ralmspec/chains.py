@@ -26,9 +26,9 @@ from langchain_core.runnables import (
 from langchain_core.runnables.passthrough import RunnableAssign, RunnablePick
 from langchain_core.runnables.utils import accepts_config, accepts_run_manager
 
-from langchain_ralmspec.inside import concrete
-from langchain_ralmspec.models import unwrapped
-from langchain_ralmspec.runnable import SpeculativeRAG
+from langchain_ralmspec.capabilities import unwrapped
+from langchain_ralmspec.inspection import concrete
+from langchain_ralmspec.rag import SpeculativeRAG
 from ralmspec_plugins.errors import ConfigError
 
 _TAKES_A_KEY: Final = lambda x: x["key"]  # noqa: E731 its code is what is compared

@@ -1,28 +1,82 @@
 """Any retriever of LangChain's as a retriever of the core's: the same documents, in batches."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from langchain_core.callbacks import CallbackManager
+from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
-from langchain_ralmspec.asked import Asked, Calls, calling, hits_of, single_hits
-from langchain_ralmspec.inside import Concrete
-from langchain_ralmspec.looking import (
-    BatchMode,
+from langchain_ralmspec.configs import unheard
+from langchain_ralmspec.documents import passage_of
+from langchain_ralmspec.inspection import (
+    Concrete,
     check_retriever,
     look_at,
     prepared,
     reached,
     users_config,
 )
+from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.retriever import HostSearch
-from ralmspec_plugins.adapters.retriever_state import HostKnown, Look, check_way
-from ralmspec_plugins.types import Hits, Query
+from ralmspec_plugins.adapters.retriever_state import (
+    Asked,
+    BatchMode,
+    HostKnown,
+    Look,
+    Origin,
+    asked_of,
+    check_way,
+)
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.types import Hit, Hits, Query
+
+# In whose name LangChain's retrievers are called, and the hits of what they give.
+
+
+# Gives the config of one call of the host, and whatever records that call's events.
+Calls: TypeAlias = Callable[[], tuple[RunnableConfig, Any]]
+
+
+@contextmanager
+def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
+    """Make the config of one call of the host: that of the query's own caller, else by `calls`.
+
+    A call that belongs to nobody's run is not heard by handlers from the context either.
+    """
+    config, recording = (asked_of(query).calls or calls)()
+    manager = config.get("callbacks")
+    alone = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
+    nobodys = isinstance(recording, Recording) or alone
+    with unheard(config) if nobodys else nullcontext():
+        yield config, recording
+
+
+def hits_of(found: Sequence[Scored]) -> Hits:
+    """Make the hits of what a batch search found."""
+    return tuple(Hit(passage_of(one.document), None, Origin(one.vector)) for one in found)
+
+
+def single_hits(documents: Any, recording: Any) -> Hits:
+    """Make the hits of what one call of the host gave.
+
+    Raises:
+        InputError: it gave something else than documents.
+    """
+    if not isinstance(documents, list):
+        raise InputError(
+            f"a retriever must give a list of documents, got {type(documents).__name__}"
+        )
+    # Hits are remembered, and their recording with them: only where it tells more than
+    # that these documents were found.
+    inside = recording if isinstance(recording, Recording) and recording.tells_more else None
+    origin = Origin(None, inside)
+    return tuple(Hit(passage_of(document), None, origin) for document in documents)
+
 
 _NO_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
 

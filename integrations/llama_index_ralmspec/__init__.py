@@ -11,13 +11,13 @@ try:
 except ImportError as missing:
     raise MissingExtraError("llama-index", "llama-index-core") from missing
 
-from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
-from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.callbacks import GuessEvent, RollbackEvent, VerificationEvent
 from llama_index_ralmspec.knn import KNNLLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
-from llama_index_ralmspec.responses import stats_of
+from llama_index_ralmspec.response import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
+from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 from ralmspec_plugins.adapters.events import Report
 
 __all__ = [

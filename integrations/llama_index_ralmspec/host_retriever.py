@@ -7,10 +7,17 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_ralmspec.awaiting import in_thread, stops_the_loop
-from llama_index_ralmspec.call_context import copied, left_on_query
-from llama_index_ralmspec.looking import At, check_retriever, look_at, prepared, special
-from llama_index_ralmspec.passages import hits_of, passage_of
+from llama_index_ralmspec.documents import hits_of, passage_of
+from llama_index_ralmspec.host_calls import copied, left_on_query
+from llama_index_ralmspec.inspection import (
+    At,
+    check_retriever,
+    in_thread,
+    look_at,
+    prepared,
+    special,
+    stops_the_loop,
+)
 from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.adapters.batch_search import Scored, Vector
 from ralmspec_plugins.adapters.retriever import HostSearch

@@ -6,7 +6,7 @@ from typing import Any, Final
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_ralmspec.passages import nodes_of, passage_of
+from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.types import Hits, passages_of

@@ -16,9 +16,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, ResponseMode
 from llama_index.core.schema import QueryBundle
 
-from llama_index_ralmspec.assembly import Assembly, key_of
 from llama_index_ralmspec.options import NAMES, Options
-from llama_index_ralmspec.request_run import RequestRun
+from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
 from ralmspec_plugins.adapters.retriever_state import HostStats

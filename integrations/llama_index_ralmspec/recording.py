@@ -10,15 +10,208 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, Final, Protocol, TypeAlias
+from uuid import uuid4
 from weakref import WeakSet
 
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.base import global_stack_trace
+from llama_index.core.callbacks.schema import LEAF_EVENTS
+from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
+from llama_index_instrumentation.dispatcher import Dispatcher
 
-from llama_index_ralmspec.renaming import renamed
-from llama_index_ralmspec.wrapping import Call, kept_by
+# Wraps the few methods by which LlamaIndex tells, so that what they tell can be kept back.
+#
+# Dispatchers and callback managers are global, or held by the host's models and retrievers:
+# no argument of a call says who is to hear of it. So their methods are wrapped once for the
+# process. While a keeper is set in the context it decides what becomes of a telling; for
+# everybody else the methods do what they did.
+
+
+_TELLING: Final[dict[type, tuple[str, ...]]] = {
+    Dispatcher: ("event", "aevent", "span_enter", "span_exit", "span_drop"),
+    CallbackManager: ("on_event_start", "on_event_end", "start_trace", "end_trace"),
+}
+_OURS: Final = "_ralmspec_wrapper"  # the wrapper itself: a copy of its attributes is another's
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a method that tells: of a dispatcher, or of a callback manager."""
+
+    name: str
+    teller: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Keeper(Protocol):
+    """Decides what becomes of what is told."""
+
+    def take(self, call: Call) -> Call | None:
+        """Keep a call back; or give what is to be told at once in its place."""
+        ...
+
+
+_keeper: ContextVar[Keeper | None] = ContextVar("ralmspec_keeper", default=None)
+_install_lock = threading.Lock()
+
+
+@contextmanager
+def kept_by(keeper: Keeper) -> Iterator[None]:
+    """Have all that is told in here, or in tasks and threads begun here, go to a keeper."""
+    _install()
+    token = _keeper.set(keeper)
+    try:
+        yield
+    finally:
+        _keeper.reset(token)
+
+
+def _install() -> None:
+    """Wrap the methods that tell: of new classes too, and again where somebody undid it.
+
+    A class that overrides one of them is wrapped outside of its own code, which runs when
+    the call is told, and not when it is kept back.
+    """
+    if not any(_unwrapped()):
+        return
+    with _install_lock:
+        for kind, name in list(_unwrapped()):
+            setattr(kind, name, _kept_back(name, vars(kind)[name]))
+
+
+def _unwrapped() -> Iterator[tuple[type, str]]:
+    """Find the methods that tell and are not wrapped, in all classes that there are."""
+    for base, names in _TELLING.items():
+        for kind in _kinds(base):
+            own = vars(kind)
+            for name in names:
+                if name in own and getattr(own[name], _OURS, None) is not own[name]:
+                    yield kind, name
+
+
+def _kinds(base: type) -> Iterator[type]:
+    yield base
+    kinds: list[type] = base.__subclasses__()
+    for kind in kinds:
+        yield from _kinds(kind)
+
+
+def _kept_back(name: str, host: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method that tells."""
+    if name == "aevent":
+        return _akept_back(host)
+
+    @wraps(host)
+    def tell(self: Any, *args: Any, **kwargs: Any) -> Any:
+        keeper = _keeper.get()
+        if keeper is None:
+            return host(self, *args, **kwargs)
+        call = _call(name, self, args, kwargs)
+        due = keeper.take(call)
+        if due is None:
+            return call.kwargs["event_id"] if name == "on_event_start" else None
+        _make_ready(due)
+        return host(self, *due.args, **due.kwargs)
+
+    setattr(tell, _OURS, tell)
+    return tell
+
+
+def _akept_back(host: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the asynchronous one."""
+
+    @wraps(host)
+    async def tell(self: Any, *args: Any, **kwargs: Any) -> Any:
+        keeper = _keeper.get()
+        if keeper is None:
+            return await host(self, *args, **kwargs)
+        due = keeper.take(Call("aevent", self, args, kwargs))
+        if due is None:
+            return None
+        return await host(self, *due.args, **due.kwargs)
+
+    setattr(tell, _OURS, tell)
+    return tell
+
+
+def _call(name: str, teller: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Name a call; the start of a callback event gets the id that the host goes on with."""
+    if name != "on_event_start":
+        return Call(name, teller, args, kwargs)
+    told = dict(zip(("event_type", "payload", "event_id", "parent_id"), args, strict=False))
+    told |= kwargs
+    event_id = told.get("event_id") or str(uuid4())
+    given = {"payload": told.get("payload"), "parent_id": told.get("parent_id")}
+    return Call(name, teller, (told.pop("event_type"),), {**given, **told, "event_id": event_id})
+
+
+def _make_ready(due: Call) -> None:
+    """Have a callback event on the stack of those that are open when its end is told.
+
+    Its start may have been kept back: then it was not put there, and the host would
+    take off another one.
+    """
+    if due.name != "on_event_end":
+        return
+    told = dict(zip(("event_type", "payload", "event_id"), due.args, strict=False)) | due.kwargs
+    stack, event_id = global_stack_trace.get(), told.get("event_id")
+    if told.get("event_type") not in LEAF_EVENTS and stack[-1:] != [event_id]:
+        global_stack_trace.set([*stack, str(event_id)])
+
+
+# Gives what was recorded the ids of spans, events and callbacks under which it is told.
+
+
+IdOf: TypeAlias = Callable[[str | None], str | None]
+_NAMED = ("id_", "parent_id", "event_id")
+
+
+def renamed(call: Call, id_of: IdOf, **changed: Any) -> Call:
+    """Give a call with other ids.
+
+    Args:
+        call: what was recorded.
+        id_of: gives the id that stands for one of the recording's.
+        changed: fields of an event that are others, too; it is copied then.
+    """
+    event = event_of(call)
+    if event is None:
+        kwargs = dict(call.kwargs)
+        for name in _NAMED:
+            if name in kwargs:
+                kwargs[name] = id_of(kwargs[name])
+        return replace(call, kwargs=kwargs)
+    span = id_of(event.span_id)
+    if changed:
+        event = event.model_copy(update={"span_id": span, **changed})
+    elif span != event.span_id:
+        event.span_id = span
+    others = {name: value for name, value in call.kwargs.items() if name != "event"}
+    return replace(call, args=(event, *call.args[1:]), kwargs=others)
+
+
+def event_of(call: Call) -> BaseEvent | None:
+    """Give the event that a dispatcher was to tell, in a call that tells one."""
+    if call.name not in ("event", "aevent"):
+        return None
+    found = call.args[0] if call.args else call.kwargs.get("event")
+    return found if isinstance(found, BaseEvent) else None
+
+
+def ids_in(call: Call) -> list[str | None]:
+    """List the ids of a call's runs."""
+    event = event_of(call)
+    if event is not None:
+        return [event.span_id]
+    return [call.kwargs.get("id_"), call.kwargs.get("event_id")]
+
 
 # What `retrieve` tells by itself: its span and that of `_retrieve`, a start and an end.
 _OF_A_RETRIEVAL: Final = {"span_enter": 2, "event": 2, "on_event_start": 1}

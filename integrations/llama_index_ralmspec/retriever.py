@@ -12,10 +12,10 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.host_retriever import HostRetriever
-from llama_index_ralmspec.looking import check_retriever
-from llama_index_ralmspec.passages import nodes_of, passage_of
-from llama_index_ralmspec.twins import Find, twin
+from llama_index_ralmspec.inspection import check_retriever
+from llama_index_ralmspec.replay import Find, twin
 from ralmspec_plugins.adapters.retriever import aeach, each
 from ralmspec_plugins.adapters.retriever_service import (
     Answering,

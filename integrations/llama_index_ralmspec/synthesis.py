@@ -15,9 +15,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
-from llama_index_ralmspec import models
+from llama_index_ralmspec import capabilities
+from llama_index_ralmspec.host_calls import QuietCall, in_a_loop_of_its_own, quiet_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
-from llama_index_ralmspec.quiet_call import QuietCall, in_a_loop_of_its_own, quiet_call
 from ralmspec_plugins.adapters.events import closable
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
@@ -70,7 +70,7 @@ class SynthesizerLM(TextLM[Hits]):
         """
         writer = _Writer(synthesizer, Postprocessing(postprocessors))
         if side_by_side is None:
-            side_by_side = models.is_remote(writer.llm) and not writer.processing.unknown
+            side_by_side = capabilities.is_remote(writer.llm) and not writer.processing.unknown
         super().__init__(writer, whole=True, side_by_side=side_by_side)
         self._own = writer
 
@@ -86,7 +86,7 @@ class _Writer:
     def __init__(self, synthesizer: BaseSynthesizer, processing: Postprocessing) -> None:
         self._synthesizer = synthesizer
         self.processing = processing
-        self.llm = models.inner(getattr(synthesizer, "_llm", None))
+        self.llm = capabilities.inner(getattr(synthesizer, "_llm", None))
         self._sees_scores = not is_known(synthesizer)
 
     @property
@@ -97,7 +97,9 @@ class _Writer:
     def _model_awaits(self) -> bool:
         if self.llm is None:
             return False
-        return models.awaits(self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete")
+        return capabilities.awaits(
+            self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete"
+        )
 
     @property
     def reads_scores(self) -> bool:

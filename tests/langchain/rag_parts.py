@@ -28,8 +28,8 @@ from langchain_core.outputs import (
 )
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_ralmspec.rag import SpeculativeRAG
 from langchain_ralmspec.recording import IGNORED_BY
-from langchain_ralmspec.runnable import SpeculativeRAG
 from pydantic import Field
 
 from ralmspec_plugins.workloads import Interval, Sentences

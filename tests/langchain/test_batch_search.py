@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetriever
-from langchain_ralmspec.batch_search import (
+from langchain_ralmspec.documents import documents_of
+from langchain_ralmspec.host_retriever import HostRetriever
+from langchain_ralmspec.stores.registry import (
     ENTRY_POINTS,
     BatchSearch,
     Metric,
@@ -18,8 +20,6 @@ from langchain_ralmspec.batch_search import (
     qualified_name,
     register_batch_search,
 )
-from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.passages import documents_of
 
 from ralmspec_plugins.errors import ConfigError
 from tests.langchain.conftest import filled

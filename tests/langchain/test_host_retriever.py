@@ -15,12 +15,11 @@ from langchain_core.language_models import FakeListLLM
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
-from langchain_ralmspec.asked import Origin
-from langchain_ralmspec.batch_search import Scored, qualified_name, register_batch_search
-from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.passages import documents_of
+from langchain_ralmspec.documents import documents_of
+from langchain_ralmspec.host_retriever import HostRetriever, Origin
 from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.stores.in_memory import InMemorySearch
+from langchain_ralmspec.stores.registry import Scored, qualified_name, register_batch_search
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever

@@ -9,8 +9,8 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
-from langchain_ralmspec.batch_search import batch_search_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.stores.registry import batch_search_of
 
 from ralmspec_plugins.adapters.retriever_state import BatchMode
 from tests.langchain.stores.contract import StoreContract

@@ -9,9 +9,9 @@ pytest.importorskip("psycopg")
 pytest.importorskip("langchain_postgres")
 
 from langchain_postgres import PGVector
-from langchain_ralmspec.batch_search import batch_search_of
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.stores.registry import batch_search_of
 
 from tests.langchain.postgres_server import postgres
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions

@@ -20,7 +20,7 @@ from langchain_core.runnables import (
 )
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.runnables.utils import AddableDict
-from langchain_ralmspec.runnable import SpeculativeRAG
+from langchain_ralmspec.rag import SpeculativeRAG
 
 from ralmspec_plugins import FixedStride, Memo, SharedPool
 from ralmspec_plugins.errors import ConfigError

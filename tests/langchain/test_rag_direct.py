@@ -11,7 +11,7 @@ from langchain_ralmspec import SpeculativeRAG
 
 from tests.langchain.rag_parts import plain_values
 from tests.langchain.stores.worlds import WordEmbeddings
-from tests.langchain.test_direct import chat, made
+from tests.langchain.test_local_model import chat, made
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.langchain-community. is being sunset:DeprecationWarning"

@@ -17,7 +17,7 @@ from langchain_core.output_parsers import (
 )
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables.utils import AddableDict
-from langchain_ralmspec.runnable import SpeculativeRAG
+from langchain_ralmspec.rag import SpeculativeRAG
 from pydantic import BaseModel
 
 from ralmspec_plugins import Memo

@@ -21,9 +21,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_ralmspec.retriever import SpeculativeRetriever
-from langchain_ralmspec.runnable import SpeculativeRAG
-from langchain_ralmspec.verdicts import Verdict
+from langchain_ralmspec.rag import SpeculativeRAG
+from langchain_ralmspec.retriever import SpeculativeRetriever, Verdict
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.speculators import Memo, SharedPool

@@ -7,7 +7,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
-from llama_index_ralmspec.passages import nodes_of, passage_of
+from llama_index_ralmspec.documents import nodes_of, passage_of
 
 from ralmspec_plugins.adapters.documents import HostPassage
 from ralmspec_plugins.testing import WordRetriever

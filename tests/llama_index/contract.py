@@ -14,8 +14,8 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQueryMode,
 )
-from llama_index_ralmspec.batch_search import batch_search_of
 from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.stores.registry import batch_search_of
 
 from ralmspec_plugins.adapters.batch_search import BatchSearch
 from tests.llama_index.worlds import WordEmbedding, batches, questions

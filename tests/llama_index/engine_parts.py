@@ -29,7 +29,7 @@ from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import NodeWithScore, TextNode
-from llama_index_ralmspec.events import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.callbacks import GuessEvent, RollbackEvent, VerificationEvent
 
 _WORDS = (
     *("the", "old", "red", "fox", "green", "river", "stone", "bridge", "runs", "over"),

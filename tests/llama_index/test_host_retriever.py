@@ -20,10 +20,10 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, TextN
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_index_ralmspec.awaiting import stops_the_loop
-from llama_index_ralmspec.batch_search import BatchSearch, Scored, register_batch_search
+from llama_index_ralmspec.documents import hits_of, nodes_of
 from llama_index_ralmspec.host_retriever import HostRetriever
-from llama_index_ralmspec.passages import hits_of, nodes_of
+from llama_index_ralmspec.inspection import stops_the_loop
+from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
 from ralmspec_plugins.adapters.retriever_state import Origin
 from ralmspec_plugins.errors import ConfigError, InputError

@@ -24,10 +24,9 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import root_manager
 from llama_index_instrumentation.dispatcher import Dispatcher
 from llama_index_ralmspec import SpeculativeQueryEngine
-from llama_index_ralmspec.call_context import HostContext
+from llama_index_ralmspec.host_calls import HostContext
 from llama_index_ralmspec.recording import Recording, recorded, searched
-from llama_index_ralmspec.replay import Replay
-from llama_index_ralmspec.unawaited import unawaited
+from llama_index_ralmspec.replay import Replay, unawaited
 
 from tests.llama_index.engine_parts import QUESTIONS, AsyncWordLLM, WordLLM, an_index, hearing
 

@@ -50,7 +50,7 @@ class TestFaiss(StoreContract):
 
     def test_filters_are_left_to_the_host(self, index: VectorStoreIndex) -> None:
         """The store refuses them, with its own error."""
-        from llama_index_ralmspec.batch_search import batch_search_of
+        from llama_index_ralmspec.stores.registry import batch_search_of
 
         assert batch_search_of(index.as_retriever(filters=topic("t1"))) is None
 

@@ -9,7 +9,7 @@ import pytest
 from chromadb.config import Settings
 from llama_index.core import VectorStoreIndex
 from llama_index.vector_stores.chroma import ChromaVectorStore
-from llama_index_ralmspec.batch_search import batch_search_of
+from llama_index_ralmspec.stores.registry import batch_search_of
 
 from tests.llama_index.contract import StoreContract, topic
 from tests.llama_index.test_stores import indexed

@@ -8,8 +8,8 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.vector_stores.milvus import MilvusVectorStore
+from llama_index_ralmspec.documents import hits_of
 from llama_index_ralmspec.host_retriever import HostRetriever
-from llama_index_ralmspec.passages import hits_of
 
 from tests.llama_index.contract import StoreContract, topic
 from tests.llama_index.test_stores import SOME, indexed

@@ -62,7 +62,7 @@ class TestQdrantEuclid(TestQdrant):
 
 def test_the_asynchronous_client_is_asked_where_the_host_asks_it() -> None:
     """In local mode each client has its own points: batches find those of the awaited one."""
-    from llama_index_ralmspec.batch_search import batch_search_of
+    from llama_index_ralmspec.stores.registry import batch_search_of
 
     embedding = WordEmbedding()
 

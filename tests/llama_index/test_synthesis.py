@@ -29,8 +29,8 @@ from llama_index.core.response_synthesizers.context_only import ContextOnly
 from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index_ralmspec.call_context import HostContext
-from llama_index_ralmspec.passages import nodes_of
+from llama_index_ralmspec.documents import nodes_of
+from llama_index_ralmspec.host_calls import HostContext
 from llama_index_ralmspec.synthesis import SynthesizerLM
 from pydantic import BaseModel
 

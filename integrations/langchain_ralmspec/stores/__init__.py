@@ -1,7 +1,7 @@
 """Which function makes the batch search of which vector store, by names: no store is imported.
 
 The functions get a `VectorStoreRetriever` and give a `BatchSearch`, or `None`
-for settings that they do not know (`langchain_ralmspec.batch_search`).
+for settings that they do not know (`langchain_ralmspec.stores.registry`).
 """
 
 BATCH_SEARCHES = {

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
+from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 from ralmspec_plugins.adapters.stores import chroma
 from ralmspec_plugins.adapters.stores.common import Tally

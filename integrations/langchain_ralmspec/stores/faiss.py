@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 from numpy.typing import NDArray
 
-from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
+from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 from ralmspec_plugins.adapters.stores.common import Tally
 from ralmspec_plugins.adapters.stores.faiss import (

@@ -9,7 +9,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetrieve
 from langchain_core.vectorstores import utils as host
 from numpy.typing import NDArray
 
-from langchain_ralmspec.batch_search import DEFAULT_K, Metric, Scored, Vector
+from langchain_ralmspec.stores.registry import DEFAULT_K, Metric, Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 
 _KNOWN: Final = frozenset({"k", "filter"})

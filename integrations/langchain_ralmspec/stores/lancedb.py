@@ -9,7 +9,7 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_ralmspec.batch_search import BatchSearch, Metric, Scored, Vector
+from langchain_ralmspec.stores.registry import BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 from ralmspec_plugins.adapters.stores import lancedb
 from ralmspec_plugins.adapters.stores.common import Tally

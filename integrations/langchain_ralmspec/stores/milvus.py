@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_ralmspec.batch_search import DEFAULT_K, BatchSearch, Metric, Scored, Vector
+from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import frozen, token_of
 from ralmspec_plugins.adapters.stores.milvus import batch_hits
 

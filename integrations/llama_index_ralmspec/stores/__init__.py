@@ -1,7 +1,7 @@
 """Which function makes the batch search of which vector store, by names: no store is imported.
 
 The functions get a `VectorIndexRetriever` and give a `BatchSearch`, or `None` for
-settings that they do not know (`llama_index_ralmspec.batch_search`).
+settings that they do not know (`llama_index_ralmspec.stores.registry`).
 """
 
 from typing import Final

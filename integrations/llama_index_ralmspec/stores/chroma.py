@@ -10,8 +10,7 @@ from llama_index.core.indices.vector_store.retrievers import VectorIndexRetrieve
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from llama_index_ralmspec.index_search import Found, IndexSearch
-from llama_index_ralmspec.stores.narrowing import Narrowing, narrowing
+from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
 from ralmspec_plugins.adapters.fingerprint import token_of
 from ralmspec_plugins.adapters.stores import chroma

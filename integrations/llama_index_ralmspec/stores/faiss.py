@@ -8,8 +8,7 @@ import numpy as np
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from llama_index_ralmspec.index_search import Found, IndexSearch
-from llama_index_ralmspec.stores.narrowing import narrowing
+from llama_index_ralmspec.stores.base import Found, IndexSearch, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
 from ralmspec_plugins.adapters.fingerprint import token_of
 from ralmspec_plugins.adapters.stores.common import Tally, own_first

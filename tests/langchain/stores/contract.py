@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
-from langchain_ralmspec.batch_search import BatchSearch, batch_search_of
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.stores.registry import BatchSearch, batch_search_of
 
 from ralmspec_plugins.adapters.retriever_state import BatchMode
 from tests.langchain.stores.worlds import WordEmbeddings, batches, questions
@@ -33,6 +33,7 @@ class StoreContract:
     wide = True
     metric = "l2"
     coarse_dimension = 6  # few enough for many ties
+    coarse_signs = False  # coarse vectors have exact lengths and cosines
     queries = 200  # in each test of the first k
     wide_queries = 60
     awaits = True  # whether the host's own store works in a new event loop
@@ -42,7 +43,9 @@ class StoreContract:
     @classmethod
     def embeddings(cls, request: pytest.FixtureRequest) -> WordEmbeddings:
         return WordEmbeddings(
-            coarse=request.param, dimension=cls.coarse_dimension if request.param else 24
+            coarse=request.param,
+            dimension=cls.coarse_dimension if request.param else 24,
+            signs=request.param and cls.coarse_signs,
         )
 
     @pytest.mark.parametrize(

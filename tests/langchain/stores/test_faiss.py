@@ -8,7 +8,7 @@ import pytest
 from langchain_community.docstore.in_memory import InMemoryDocstore
 from langchain_community.vectorstores import FAISS
 from langchain_community.vectorstores.utils import DistanceStrategy
-from langchain_ralmspec.batch_search import batch_search_of
+from langchain_ralmspec.stores.registry import batch_search_of
 
 from tests.langchain.stores.contract import StoreContract
 from tests.langchain.stores.worlds import WordEmbeddings, corpus, questions

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from lancedb.index import IvfPq
 from langchain_community.vectorstores import LanceDB
-from langchain_ralmspec.batch_search import batch_search_of
+from langchain_ralmspec.stores.registry import batch_search_of
 
 from tests.langchain.stores.contract import StoreContract
 from tests.langchain.stores.worlds import WordEmbeddings, corpus

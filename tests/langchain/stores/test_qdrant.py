@@ -22,8 +22,9 @@ class QdrantContract(StoreContract):
     nothing: ClassVar[dict[str, Any]] = {"filter": topic("none")}
     distance: models.Distance
     # The local mode's scores of one and the same query change from call to call in the last
-    # bits, and in six dimensions with them the order of ties: it differs from itself.
-    coarse_dimension = 24
+    # bits, and with them the order of ties: it differs from itself, unless they are exact.
+    coarse_dimension = 64
+    coarse_signs = True
     score_error = 1e-6
     queries = 100
     wide_queries = 30

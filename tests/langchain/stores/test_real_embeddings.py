@@ -9,7 +9,7 @@ from langchain_chroma import Chroma
 from langchain_community.vectorstores import FAISS, LanceDB
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from langchain_ralmspec.batch_search import batch_search_of
+from langchain_ralmspec.stores.registry import batch_search_of
 
 from tests.langchain.stores.worlds import corpus, questions
 

@@ -44,11 +44,14 @@ class WordEmbeddings(Embeddings):
     """Sums a fixed random vector for each word, so that shared words make texts similar.
 
     `coarse`: whole numbers in few dimensions, so that many different texts score alike.
+    `signs`: of them only the signs, in 4^n dimensions: lengths and cosines are exact in float32,
+    so that ties are ties wherever a library's kernel rounds.
     Queries get another vector than passages of the same text, as with some real models.
     """
 
     dimension: int = 24
     coarse: bool = False
+    signs: bool = False
     queries: int = 0
     _known: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -62,7 +65,9 @@ class WordEmbeddings(Embeddings):
     def _vector(self, text: str) -> list[float]:
         words = text.split() or [""]
         total = np.sum([self._word(word) for word in words], axis=0)
-        if not self.coarse:
+        if self.signs:
+            total = np.where(total < 0, -1.0, 1.0)
+        elif not self.coarse:
             total = total / np.linalg.norm(total)
         return [float(value) for value in total.astype(np.float32)]
 

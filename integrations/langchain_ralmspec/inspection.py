@@ -1,0 +1,411 @@
+"""Looks at a host's retriever: what its answers depend on, and how it may be searched."""
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, Final
+
+from langchain_core.documents import (
+    BaseDocumentCompressor,
+    BaseDocumentTransformer,
+    Document,
+)
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableConfig,
+    RunnableLambda,
+)
+from langchain_core.runnables.config import ensure_config, merge_configs, run_in_executor
+from langchain_core.runnables.configurable import (
+    DynamicRunnable,
+    RunnableConfigurableAlternatives,
+    RunnableConfigurableFields,
+)
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+
+from langchain_ralmspec.stores.registry import BatchSearch, batch_search_of
+from ralmspec_plugins.adapters.batch_search import Scored
+from ralmspec_plugins.adapters.fingerprint import (
+    MOST,
+    attributes,
+    class_names,
+    copied,
+    frozen,
+    held,
+    is_data,
+    package_of,
+    parts,
+    qualified_name,
+    token_of,
+)
+from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native, all_of
+from ralmspec_plugins.errors import ConfigError
+
+# What a host's retriever is made of: the concrete one behind its wrappings, and what is in it.
+
+
+# Those that write on each call, or ask a sampling model: not the same answer twice.
+IMPURE: Final = frozenset(
+    f"{package}.retrievers.{place}"
+    for package in ("langchain", "langchain_classic", "langchain_community")
+    for place in (
+        "time_weighted_retriever.TimeWeightedVectorStoreRetriever",
+        "multi_query.MultiQueryRetriever",
+    )
+)
+_DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
+_PARTS: Final = (Runnable, BaseDocumentCompressor, BaseDocumentTransformer)
+_WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not looked into any further
+_CODE: Final = (*_PARTS, VectorStore, FunctionType, MethodType, partial)
+_HOSTS: Final = frozenset({"langchain", "langgraph"})  # packages, and those named after them
+
+
+@dataclass(frozen=True, slots=True)
+class Concrete:
+    """A retriever without its wrappings, and what they say about its calls."""
+
+    runnable: Runnable[Any, Any]
+    config: RunnableConfig
+    kwargs: Mapping[str, Any]
+
+
+def concrete(
+    runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
+) -> Concrete:
+    """Find the retriever that a call with this config and these arguments would reach.
+
+    Only wrappings that pass a call on and do nothing else are taken off: bindings
+    (`bind`, `with_config`), configurable fields and alternatives. Retries, fallbacks
+    and listeners stay.
+    """
+    while True:
+        kind = type(runnable)
+        if isinstance(runnable, DynamicRunnable) and kind in _DYNAMIC:
+            runnable, config = runnable.prepare(config)
+        elif isinstance(runnable, RunnableBinding) and kind is RunnableBinding:
+            if runnable.config_factories:
+                return Concrete(runnable, config, kwargs)
+            config = merge_configs(runnable.config, config)
+            kwargs = {**runnable.kwargs, **kwargs}
+            runnable = runnable.bound
+        else:
+            return Concrete(runnable, ensure_config(config), kwargs)
+
+
+def is_pure(runnable: Runnable[Any, Any]) -> bool:
+    """Whether nothing in a retriever is known to answer differently, or to write, when asked again.
+
+    Any language model in it counts as such, wherever it is.
+    """
+    return not any(
+        isinstance(part, BaseLanguageModel) or class_names(part) & IMPURE
+        for part in parts(runnable, _direct, (Document,))
+    )
+
+
+def is_hosts_own(at: Concrete) -> bool:
+    """Whether all code that says what a retriever finds is LangChain's.
+
+    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
+    that can be seen of its retriever keeps one's answers from another one's then. An embedder
+    only ranks: what there is to be found is not its affair.
+    """
+    return not any(
+        isinstance(part, _CODE) and package_of(part).partition("_")[0] not in _HOSTS
+        for whole in (at.runnable, dict(at.kwargs))
+        for part in parts(whole, _direct, (Document,))
+    )
+
+
+def _direct(part: object) -> list[Any]:
+    """List what may hold a retriever or a model, one level down."""
+    if isinstance(part, RunnableLambda):
+        return [*attributes(part).values(), *part.deps]
+    if isinstance(part, VectorStore):
+        return [part.embeddings]
+    return list(attributes(part).values()) if isinstance(part, Runnable) else held(part)
+
+
+def settings_of(runnable: Runnable[Any, Any]) -> Hashable:
+    """Name a black box by all that it and its parts hold, as they are now.
+
+    Every attribute counts, public or not, whenever it was set: which of them an answer
+    depends on, nobody can see. A retriever is named by them alone, since configurable
+    fields make a new one for each call.
+    """
+    if isinstance(runnable, BaseRetriever):
+        return token_of(type(runnable)), frozen(attributes(runnable), MOST, _read)
+    return frozen(runnable, MOST, _read)
+
+
+def _read(value: object) -> Mapping[str, Any] | None:
+    """Read all of what a retriever is made of; stores, embedders and models are only themselves."""
+    if isinstance(value, _WHOLE):
+        return {}
+    return attributes(value) if isinstance(value, _PARTS) else None
+
+
+def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> Runnable[Any, Any]:
+    """Give a retriever that heeds a k: as an argument of each call, or as a field of its own.
+
+    Args:
+        runnable: the retriever, perhaps wrapped.
+        inner: the concrete one in it.
+        k: how many documents it is to give.
+
+    Raises:
+        ConfigError: it cannot, or the k lets nothing through.
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if isinstance(inner, BaseRetriever) and not inner._expects_other_args:  # noqa: SLF001
+        whole: Any = inner
+        own = getattr(inner, "k", None)
+        if own is None or runnable is not inner:
+            raise ConfigError(
+                f"{type(inner).__name__} takes no k at its calls; set it where it is made"
+            )
+        changed: Runnable[Any, Any] = whole.model_copy(update={"k": k})
+        return inner if own == k else changed
+    return runnable
+
+
+_THRESHOLD: Final = "similarity_score_threshold"
+_NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
+_RECORDS: Final = frozenset({"qdrant_client"})
+_NO_METADATA_LIKE: Final = ("__", "checkpoint_", "langgraph_", "ls_")
+_NO_METADATA: Final = frozenset(
+    {
+        *("thread_id", "run_id", "run_attempt", "assistant_id", "graph_id", "lc_versions"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryEmbedder:
+    """A store's embedder, called as the store's own searches call it."""
+
+    embedder: Embeddings
+    own_async: bool = True  # the store's asynchronous search is not its other one in a thread
+
+    def embed(self, text: str) -> Asked:
+        """Embed a query."""
+        return Asked(self.embedder.embed_query(text))
+
+    async def aembed(self, text: str) -> Asked:
+        """Embed a query by the method that the store's own asynchronous search calls."""
+        if self.own_async:
+            try:
+                return Asked(await self.embedder.aembed_query(text))
+            except NotImplementedError:  # it has the other one only
+                pass
+        return Asked(await run_in_executor(None, self.embedder.embed_query, text))
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceCut:
+    """Keeps the documents that `similarity_score_threshold` lets through."""
+
+    search: BatchSearch
+    threshold: Any  # the least relevance; `None`: there is none
+
+    def __call__(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+        """Keep what the retriever would; `None` for what only the retriever itself can say."""
+        relevance = self.search.relevance()
+        if relevance is None:
+            return [None for _ in found]
+        return [self._relevant(documents, relevance) for documents in found]
+
+    def _relevant(
+        self, documents: list[Scored], relevance: Callable[[float], float]
+    ) -> list[Scored] | None:
+        own, rest = documents[: self.search.k], documents[self.search.k :]
+        values = [None if one.score is None else relevance(one.score) for one in own]
+        if any(value is None or value < 0.0 or value > 1.0 for value in values):
+            return None  # the store warns about these
+        if self.threshold is None:
+            return documents
+        kept = [one for one, value in zip(own, values, strict=True) if value >= self.threshold]
+        if len(kept) < len(own):
+            return kept
+        for one in rest:
+            if one.score is None or not relevance(one.score) >= self.threshold:
+                break
+            kept.append(one)
+        return kept
+
+
+def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of `configurable` values what a host makes anew for each run."""
+    return {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
+
+
+def users_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of metadata what a host makes anew for each run."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key not in _NO_METADATA and not str(key).startswith(_NO_METADATA_LIKE)
+    }
+
+
+def users_config(config: RunnableConfig) -> RunnableConfig:
+    """Give of a config what a retriever may read, and what may be kept for later calls."""
+    return RunnableConfig(
+        configurable=users_values(config.get("configurable") or {}),
+        tags=list(config.get("tags") or ()),
+        metadata=users_metadata(config.get("metadata") or {}),
+    )
+
+
+def signature_of(at: Concrete) -> Hashable:
+    """Name all that a retriever's answers depend on, as it is now.
+
+    What is bound to it counts as what a call says. A black box may also read tags and
+    metadata of its config; a vector store is not given them.
+    """
+    runnable = at.runnable
+    if type(runnable) is not VectorStoreRetriever:
+        config = frozen(dict(users_config(at.config)))
+        return "langchain", settings_of(runnable), frozen(dict(at.kwargs)), config
+    users = frozen(users_values(at.config.get("configurable") or {}))
+    store = runnable.vectorstore
+    return (
+        "langchain",
+        qualified_name(type(store)),
+        token_of(store),
+        runnable.search_type,
+        frozen({**runnable.search_kwargs, **at.kwargs}),
+        token_of(store.embeddings),
+        users,
+    )
+
+
+def look_at(
+    runnable: Runnable[Any, Any],
+    config: RunnableConfig,
+    kwargs: Mapping[str, Any],
+) -> tuple[Hashable, Concrete]:
+    """Find the retriever that a call would reach, and name all that its answers depend on.
+
+    Of a vector store's retriever it is a copy, whose settings nobody changes meanwhile.
+    """
+    at = _fixed(concrete(runnable, config, kwargs))
+    return signature_of(at), at
+
+
+def reached(
+    look: Look, runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
+) -> Concrete:
+    """Give what a single call goes to: with the settings of the look, where they can be kept."""
+    if look.fixed is None:
+        return Concrete(runnable, config, kwargs)
+    at = concrete(runnable, config, kwargs)
+    return Concrete(look.fixed.runnable, at.config, look.fixed.kwargs)
+
+
+def check_retriever(retriever: object) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        ConfigError: it is no runnable.
+    """
+    if not isinstance(retriever, Runnable):
+        raise ConfigError(
+            f"a retriever must be a LangChain Runnable, got {type(retriever).__name__}"
+        )
+
+
+def _fixed(at: Concrete) -> Concrete:
+    if type(at.runnable) is not VectorStoreRetriever:
+        return at
+    update = {"search_kwargs": _copies(at.runnable.search_kwargs)}
+    return Concrete(at.runnable.model_copy(update=update), at.config, _copies(at.kwargs))
+
+
+def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy settings; what is code, or cannot be copied, is shared."""
+    return {
+        name: copied(value) if is_data(value, _RECORDS) else value
+        for name, value in settings.items()
+    }
+
+
+def prepared(signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | None) -> Look:
+    """Find out what can be done with a retriever.
+
+    Args:
+        signature: what its answers depend on.
+        at: the retriever, kept to its settings.
+        mode: which batch searches are used.
+        pure: what the user says of it, if anything.
+    """
+    pure = is_pure(at.runnable) if pure is None else pure
+    native = native_of(at, mode) if pure else None
+    k = k_of(at) if native is None else native.search.k
+    fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
+    return Look(signature, native, k, pure, fixed, native is not None or is_hosts_own(at))
+
+
+def native_of(at: Concrete, mode: BatchMode) -> Native | None:
+    """Give the batch search of a retriever, if there is one that is just like it.
+
+    A batch is searched in the context of one of its callers. So there is none where code
+    takes part in the search, such as a callable filter: what it reads from a `ContextVar`
+    would be that caller's.
+    """
+    retriever = at.runnable
+    if mode == "off" or type(retriever) is not VectorStoreRetriever:
+        return None
+    with_relevance = retriever.search_type == _THRESHOLD
+    if retriever.search_type not in ("similarity", _THRESHOLD):
+        return None
+    embedder = retriever.vectorstore.embeddings
+    if not isinstance(embedder, Embeddings):
+        return None
+    settings = {**retriever.search_kwargs, **at.kwargs}
+    if not is_data(settings, _records_of(retriever.vectorstore)):
+        return None
+    if with_relevance and _own_relevance(retriever.vectorstore):
+        return None
+    threshold = settings.pop("score_threshold", None) if with_relevance else None
+    plain = retriever.model_copy(update={"search_type": "similarity", "search_kwargs": settings})
+    search = batch_search_of(plain)
+    if search is None or not (search.exact or mode == "probed"):
+        return None
+    if with_relevance and search.relevance() is None:
+        return None  # nothing could be told from a batch
+    way = "asimilarity_search_with_score" if with_relevance else "asimilarity_search"
+    own_async = getattr(type(retriever.vectorstore), way) is not getattr(VectorStore, way)
+    cut = RelevanceCut(search, threshold) if with_relevance else all_of
+    return Native(search, QueryEmbedder(embedder, own_async), cut)
+
+
+def _records_of(store: object) -> frozenset[str]:
+    """Name the packages whose records are data: the store's own, and its client's."""
+    return _RECORDS | {type(store).__module__.partition(".")[0]}
+
+
+def _own_relevance(store: object) -> bool:
+    """Whether somebody's own function makes the relevances of a store."""
+    names = "override_relevance_score_fn", "relevance_score_fn"
+    return any(getattr(store, name, None) is not None for name in names)
+
+
+def k_of(at: Concrete) -> int | None:
+    """Say how many documents a retriever gives, where it says so itself."""
+    runnable = at.runnable
+    settings: dict[str, Any] = {}
+    if isinstance(runnable, VectorStoreRetriever):
+        default = inspect.signature(runnable.vectorstore.similarity_search).parameters.get("k")
+        settings = {"k": getattr(default, "default", None), **runnable.search_kwargs}
+    elif hasattr(runnable, "k"):
+        settings = {"k": runnable.k}
+    k = {**settings, **at.kwargs}.get("k")
+    return k if type(k) is int and k >= 1 else None

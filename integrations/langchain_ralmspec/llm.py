@@ -1,0 +1,383 @@
+"""A LangChain model as the core's `LanguageModel`: each segment is one call of the host's own."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.globals import get_llm_cache
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import LLMResult
+from langchain_core.prompt_values import PromptValue, StringPromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config, merge_configs
+
+from langchain_ralmspec import capabilities
+from langchain_ralmspec.capabilities import Abilities, Unwrapped
+from langchain_ralmspec.configs import HostContext, unheard
+from langchain_ralmspec.prompts import Prompting, continued
+from langchain_ralmspec.recording import Recording
+from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.text_model import (
+    Bound,
+    Continuation,
+    Show,
+    Step,
+    TextLM,
+    came_to_an_end,
+    first_step,
+    merged,
+    stops,
+)
+from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Passage
+
+# One call of a host's model, by any of its four methods, and what is read from its output.
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A call of a host's model: what it is given, and with which settings.
+
+    Args:
+        llm: the model as the user gave it, wrappers included.
+        inner: what stands inside of the wrappers, where that is a model that gives a bare
+            text, which does not say why it ended.
+        value: what it is given.
+        arguments: how far it is to write, where to stop.
+        config: the host's own; None takes over what is around this call.
+        recording: of the events of this call, for the draft that it writes.
+    """
+
+    llm: Runnable[Any, Any]
+    inner: Unwrapped | None
+    value: Any
+    arguments: Mapping[str, Any]
+    config: RunnableConfig | None = None
+    recording: Any = None
+
+    def invoke(self) -> Written:
+        """Call it and wait."""
+        end, config = self._listening()
+        output = self.llm.invoke(self.value, config, **self.arguments)
+        if (again := self._cached(end)) is not None:
+            end.read(again.model.generate_prompt([_prompt(self.value)], **again.arguments))
+        return self._written(output, end)
+
+    async def ainvoke(self) -> Written:
+        """Call it and await it."""
+        end, config = self._listening()
+        output = await self.llm.ainvoke(self.value, config, **self.arguments)
+        if (again := self._cached(end)) is not None:
+            prompts = [_prompt(self.value)]
+            end.read(await again.model.agenerate_prompt(prompts, **again.arguments))
+        return self._written(output, end)
+
+    def stream(self, progress: Progress, show: Show) -> Written:
+        """Have it stream, and show what came so far, again with each piece.
+
+        The stream is read to its end even where enough has come: the host's own end
+        event depends on it.
+
+        Raises:
+            Cancelled: `progress` was cancelled; the stream is closed.
+        """
+        end, config = self._listening()
+        came = _Came(self.recording)
+        with closing(closable(self.llm.stream(self.value, config, **self.arguments))) as chunks:
+            for chunk in chunks:
+                progress.check()
+                show(came.with_one_more(chunk))
+        return self._written(came.output, end)
+
+    async def astream(self, progress: Progress, show: Show) -> Written:
+        """Have it stream on an event loop, in the same way.
+
+        Raises:
+            Cancelled: `progress` was cancelled; the stream is closed.
+        """
+        end, config = self._listening()
+        came = _Came(self.recording)
+        chunks = aclosable(self.llm.astream(self.value, config, **self.arguments))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                progress.check()
+                show(came.with_one_more(chunk))
+        return self._written(came.output, end)
+
+    def _listening(self) -> "tuple[_End, RunnableConfig | None]":
+        end = _End()
+        if self.inner is None:
+            return end, self.config
+        return end, merge_configs(ensure_config(self.config), RunnableConfig(callbacks=[end]))
+
+    def _cached(self, end: "_End") -> Unwrapped | None:
+        """Say how to ask the host's cache again, if it answered: its hits have no events.
+
+        How a text ended must not depend on whether it was in the cache.
+        """
+        if self.inner is None or end.heard:
+            return None
+        cache = getattr(self.inner.model, "cache", None)
+        if cache is False or (not cache and get_llm_cache() is None):
+            return None
+        arguments = {**self.inner.arguments, **self.arguments, "callbacks": []}
+        return Unwrapped(self.inner.model, arguments, dynamic=False)
+
+    def _written(self, output: Any, end: "_End") -> Written:
+        ended, usage = end.ended, Usage()
+        if isinstance(output, BaseMessage):
+            ended = came_to_an_end(output.response_metadata)
+        if isinstance(output, AIMessage) and output.usage_metadata is not None:
+            counted = output.usage_metadata
+            usage = Usage(
+                counted["input_tokens"], counted["output_tokens"], counted["total_tokens"]
+            )
+        return Written(text_of(output), ended, usage, output, self.recording)
+
+
+def text_of(output: Any) -> str:
+    """Give the text of a model's output: of content blocks, the text blocks alone."""
+    if isinstance(output, BaseMessage):
+        return str(output.text)
+    return output if isinstance(output, str) else str(output)
+
+
+class _Came:
+    """What a stream has given so far."""
+
+    def __init__(self, recording: Any) -> None:
+        self._chunks: list[Any] = []
+        self._text = ""
+        self._recording = recording
+
+    def with_one_more(self, chunk: Any) -> Written:
+        self._chunks.append(chunk)
+        if isinstance(chunk, str | BaseMessage):  # another thing's text is known at the end
+            self._text += text_of(chunk)
+        return Written(self._text, recording=self._recording)
+
+    @property
+    def output(self) -> Any:
+        """The sum of the chunks, as hosts make it; a text of nothing where none came."""
+        if self._chunks and isinstance(self._chunks[0], str):
+            return "".join(self._chunks)
+        if len(self._chunks) > 1 and all(type(one) is AIMessageChunk for one in self._chunks):
+            first: Any = self._chunks[0]
+            return first + self._chunks[1:]  # all at once, as hosts do: two by two is n * n
+        return reduce(add, self._chunks) if self._chunks else ""
+
+
+class _End(BaseCallbackHandler):
+    """Reads from a call's end event why it ended."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.heard = False
+        self.ended: bool | None = None
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        self.read(response)
+
+    def read(self, response: LLMResult) -> None:
+        self.heard = True
+        for generations in response.generations[:1]:
+            for generation in generations[:1]:
+                self.ended = came_to_an_end(generation.generation_info)
+
+
+def _prompt(value: PromptValue | str) -> PromptValue:
+    return StringPromptValue(text=value) if isinstance(value, str) else value
+
+
+# How one call of a host's model is planned: what it is given, how far it is to write.
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call: the draft that it continues, what it is told, and who hears of it."""
+
+    llm: Runnable[Any, Any]
+    inner: Unwrapped
+    known: Abilities
+    prompting: Prompting
+    draft: TextDraft
+    step: Step
+    arguments: Mapping[str, Any]
+    context: HostContext | None = None
+    config: RunnableConfig | None = None
+    recording: Recording | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have what runs inside tell only the handlers of the call's own config.
+
+        What it raises is noted, for the case that it counts: then its events do too.
+        """
+        if self.context is None or self.config is None or self.recording is None:
+            yield
+            return
+        try:
+            with unheard(self.config):
+                yield
+        except Exception as error:
+            self.context.failures.note(error, self.recording)
+            raise
+
+    def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
+        """Call the model, as a stream where somebody listens and it can be listened to."""
+        value = self.prompting.value(self.draft.origin, self.prompting.context(given))
+        call = self._call(value)
+        if self.known.streams and progress.wanted:
+            return call.stream(progress, show)
+        return call.invoke()
+
+    async def awrite(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
+        """Do the same by the host's asynchronous methods."""
+        value = await self.prompting.avalue(self.draft.origin, self.prompting.context(given))
+        call = self._call(value)
+        if self.known.streams and progress.wanted:
+            return await call.astream(progress, show)
+        return await call.ainvoke()
+
+    def _call(self, value: PromptValue) -> HostCall:
+        """Make the call that continues the draft behind this prompt."""
+        told = (self.arguments, self.config, self.recording)
+        text = self.draft.text
+        if self.step == "whole":
+            return HostCall(self.llm, None, value, *told)
+        if not self.known.chat:
+            shown = value.to_string() + text if text else value
+            return HostCall(self.llm, self.inner, shown, *told)
+        messages, continues = continued(value, text, self.known.mark)
+        arguments = self.arguments
+        if continues and self.known.continuation:
+            base = {**self.inner.arguments, **arguments}
+            arguments = {**arguments, **merged(base, self.known.continuation)}
+        return HostCall(self.llm, None, messages, arguments, self.config, self.recording)
+
+
+def arguments_for(
+    draft: TextDraft,
+    step: Step,
+    bound: int,
+    sentence_stop: str | None,
+    inner: Unwrapped,
+    known: Abilities,
+) -> dict[str, Any]:
+    """Give the arguments that tell a model how far to write, and where to stop."""
+    arguments: dict[str, Any] = {}
+    stop = stops(draft, step, sentence_stop)
+    if stop and known.takes_stop:
+        arguments["stop"] = stop
+    if step in ("tokens", "sentence") and known.bound is not None:
+        arguments.update(merged(inner.arguments, known.bound(bound)))
+    return arguments
+
+
+class HostLM(TextLM[Sequence[Passage]]):
+    """Continues a text by calls of a LangChain model, with documents in its prompt.
+
+    What is right is the loop that a user would write by hand with the same objects:
+    prompt and text so far go in, at most n tokens come out and are appended. A
+    string model continues its text, a chat model its own last message.
+    """
+
+    def __init__(
+        self,
+        llm: Runnable[Any, Any],
+        prompting: Prompting | None = None,
+        *,
+        whole: bool = False,
+        sentence_stop: str | None = None,
+        bound: Bound | None = None,
+        continuation: Continuation | None = None,
+        side_by_side: bool | None = None,
+    ) -> None:
+        """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and their kind.
+
+        Args:
+            llm: the model. With `whole`, any runnable that takes a prompt.
+            prompting: how documents and inputs become a prompt.
+            whole: write the whole answer in one call, the host's own, with no bound.
+            sentence_stop: for models that cannot be told how far to write, but where to
+                stop: the mark that ends a sentence, such as ".".
+            bound: how the model is told to write at most n tokens: the argument's name,
+                or a function from n to the arguments of the call. By default by its class.
+            continuation: that a chat model continues a trailing assistant message: "assistant",
+                or the arguments that make it. By default by its class.
+            side_by_side: whether several calls may run at a time. By default by its class.
+
+        Raises:
+            ConfigError: the model cannot write step by step; or not in the ways asked for.
+        """
+        step = first_step(whole=whole, sentence_stop=sentence_stop)
+        prompting = Prompting() if prompting is None else prompting
+        writer = _Writer(llm, prompting, bound, continuation, side_by_side)
+        capabilities.check(writer.known, step)
+        super().__init__(
+            writer,
+            whole=whole,
+            sentence_stop=sentence_stop,
+            side_by_side=writer.known.side_by_side,
+        )
+
+
+class _Writer:
+    """A model, or a model in its wrappings, and the prompt that it is given."""
+
+    def __init__(
+        self,
+        llm: Runnable[Any, Any],
+        prompting: Prompting,
+        bound: Bound | None,
+        continuation: Continuation | None,
+        side_by_side: bool | None,
+    ) -> None:
+        self._llm = llm
+        self._prompting = prompting
+        self._stated = (bound, continuation, side_by_side)
+        self._inner, self.known = self._look(None)
+
+    @property
+    def awaits(self) -> bool:
+        return self.known.native_async
+
+    def call(self, draft: TextDraft, step: Step, bound: int, sentence_stop: str | None) -> Plan:
+        """Plan one call.
+
+        Raises:
+            ConfigError: its config chooses a model that cannot write in such steps.
+        """
+        context: HostContext | None = draft.origin.context
+        config, recording = (None, None) if context is None else context.call()
+        inner, known = self._inner, self.known
+        if inner.dynamic:
+            inner, known = self._look(config)
+            capabilities.check(known, step)
+        arguments = arguments_for(draft, step, bound, sentence_stop, inner, known)
+        parts = (self._llm, inner, known, self._prompting)
+        return Plan(*parts, draft, step, arguments, context, config, recording)
+
+    def write_key(self, draft: TextDraft, given: Sequence[Passage], tokens: int) -> Hashable:
+        """Hold the draft and what the model would see of the passages."""
+        try:
+            return draft, self._prompting.context(given), tokens
+        except Exception:  # noqa: BLE001 raised again where it counts, by the call itself
+            return object()
+
+    def same(self, one: Sequence[Passage], other: Sequence[Passage]) -> bool:
+        return self._prompting.same_passages(one, other)
+
+    def _look(self, config: RunnableConfig | None) -> tuple[capabilities.Unwrapped, Abilities]:
+        bound, continuation, side_by_side = self._stated
+        inner = capabilities.unwrapped(self._llm, config)
+        known = capabilities.abilities(
+            inner, bound=bound, continuation=continuation, side_by_side=side_by_side
+        )
+        return inner, known

@@ -1,0 +1,108 @@
+"""Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable
+
+from langchain_ralmspec.capabilities import inside_pipeline, unwrapped
+from langchain_ralmspec.prompts import Prompting
+from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+_TOKENISING = ("prefix", "add_special_tokens", "truncation", "tokenizer_encode_kwargs")
+
+
+def direct_lm(
+    llm: Runnable[Any, Any],
+    prompting: Prompting | None = None,
+    *,
+    cache_bytes: int | None = None,
+) -> "HuggingFaceLM":
+    """Make a model that writes by tokens of a `HuggingFacePipeline`, or of a chat model over one.
+
+    The prompt is the host's, chat template included, split at the place of the
+    documents; tokens are chosen by the pipeline's own settings. (What a `format_docs`
+    says of no documents at all is left out.) What is right is
+    then the plain loop over this model: a loop over the host's wrapper turns text
+    into tokens anew at each step, which may split it in other ways, and it draws
+    other random numbers where it samples.
+
+    Raises:
+        ConfigError: there is no text-generation pipeline inside, or it has settings that
+            cannot be kept to; the message names them.
+    """
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+    inner = unwrapped(llm)
+    wrapper = inside_pipeline(inner.model)
+    if wrapper is None or inner.dynamic:
+        raise ConfigError(
+            "direct=True needs a HuggingFacePipeline, or a ChatHuggingFace over one, not behind "
+            f"configurable alternatives, got {type(llm).__name__} over "
+            f"{type(inner.model).__name__}; without it the host's own calls are used"
+        )
+    pipeline = wrapper.pipeline
+    if getattr(pipeline, "task", None) != "text-generation":
+        raise ConfigError(
+            f"direct=True needs a pipeline for 'text-generation', got {pipeline.task!r}"
+        )
+    parts = Prompting() if prompting is None else prompting
+    shown = _shown_by(inner.model)
+    options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+    return HuggingFaceLM(
+        pipeline.model,
+        pipeline.tokenizer,
+        sampling=sampling_of(pipeline, inner.arguments.get("pipeline_kwargs") or {}),
+        template=split_template(
+            lambda request, context: shown(parts.value(request, context)),
+            parts.context,
+            separator=parts.separator,
+            together=parts.format_docs is not None,
+            variable=parts.document_variable,
+        ),
+        passage_tokens=UNCUT,
+        **options,
+    )
+
+
+def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Sampling:
+    """Read how a pipeline chooses tokens, given the arguments that are bound into its calls.
+
+    Raises:
+        ConfigError: it has settings that cannot be kept to.
+    """
+    before = pipeline._preprocess_params  # noqa: SLF001 there is no public way
+    return sampling(
+        _settings(pipeline, arguments),
+        pipeline.model.generation_config.eos_token_id,
+        "the pipeline",
+        unfit=[name for name in _TOKENISING if before.get(name) is not None],
+    )
+
+
+def _settings(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay together what `generate` would: the model's own, the pipeline's, and the call's."""
+    given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 as above
+    prepare: Callable[..., dict[str, Any]] | None
+    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # transformers >= 5.20
+    if prepare is not None:
+        given = prepare(given)
+    configs = (pipeline.model, pipeline, given.pop("generation_config", None))
+    settings: dict[str, Any] = {}
+    for place in configs:
+        config = getattr(place, "generation_config", place)
+        if hasattr(config, "to_diff_dict"):
+            settings.update(config.to_diff_dict())
+    return {**settings, **given}
+
+
+def _shown_by(model: Any) -> Callable[[PromptValue], str]:
+    if hasattr(model, "_to_chat_prompt"):
+        return lambda value: str(model._to_chat_prompt(value.to_messages()))  # noqa: SLF001
+    return lambda value: value.to_string()

@@ -1,0 +1,366 @@
+"""The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
+
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
+from contextlib import aclosing
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_core.documents import Document
+from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.output_parsers import BaseOutputParser
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.utils import AddableDict
+
+from langchain_ralmspec.callbacks import DirectRuns, Telling, Voice, voice_of
+from langchain_ralmspec.capabilities import unwrapped
+from langchain_ralmspec.configs import HostContext, heard_by, shared_call, silenced, wants_stream
+from langchain_ralmspec.host_retriever import HostRetriever
+from langchain_ralmspec.inspection import users_config
+from langchain_ralmspec.llm import HostLM
+from langchain_ralmspec.local_model import direct_lm
+from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
+from langchain_ralmspec.response import Pieces, question_of, variables_of
+from ralmspec_plugins import (
+    Answer,
+    Continuous,
+    FixedStride,
+    Memo,
+    OptimalStride,
+    Request,
+    SharedPool,
+)
+from ralmspec_plugins.adapters.engines import (
+    Engines,
+    Runtime,
+    Speculation,
+    WorkloadMaker,
+    WorkloadName,
+    is_one_shot,
+    most_tokens,
+    workload_of,
+)
+from ralmspec_plugins.adapters.events import afollowed, followed
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
+from ralmspec_plugins.adapters.text_model import Bound, Continuation
+from ralmspec_plugins.adapters.text_state import draft_of
+from ralmspec_plugins.effects import Confirmed, Event, Settled
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.protocols import LanguageModel
+
+# What engines depend on, besides the retriever.
+_OF_ENGINES: Final = (
+    *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
+    *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
+    *("batching", "side_by_side", "pure"),
+)
+_PLAIN: Final = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSettings:
+    """The fields of a `SpeculativeRAG` that its parts are made from, under the same names."""
+
+    retriever: Runnable[Any, Any]
+    llm: Runnable[Any, Any]
+    prompt: BasePromptTemplate[Any] | None
+    document_prompt: BasePromptTemplate[Any] | None
+    document_separator: str
+    document_variable_name: str
+    question_key: str
+    format_docs: Callable[[list[Document]], str] | None
+    output_parser: BaseOutputParser[Any] | None
+    workload: WorkloadName | WorkloadMaker | None
+    direct: bool
+    bound: Bound | None
+    continuation: Continuation | None
+    sentence_stop: str | None
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    seed: int
+    deadline_s: float | None
+    speculate: bool
+    schedule: Continuous | OptimalStride | FixedStride | None
+    prefetch: int | None
+    pool: SharedPool | None
+    memo: Memo | None
+    replica: BaseRetriever | None
+    batching: BatchMode
+    side_by_side: int
+    pure: bool | None
+    runtime: Runtime
+
+
+class Assembly:
+    """What the fields of a runnable come to; everything that can be refused is refused here."""
+
+    def __init__(self, settings: PipelineSettings) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: they do not fit each other; the message says what to do.
+        """
+        self._settings = settings
+        self.llm = silenced(settings.llm)
+        self.retriever = silenced(settings.retriever)
+        self._prompting = Prompting(
+            prompt=settings.prompt or DEFAULT_PROMPT,
+            document_prompt=settings.document_prompt or DEFAULT_DOCUMENT_PROMPT,
+            separator=settings.document_separator,
+            format_docs=settings.format_docs,
+            document_variable=settings.document_variable_name,
+        )
+        by_default: WorkloadName = "interval" if settings.direct else "sentences"
+        self._workload = workload_of(settings.workload or by_default, self._lm())
+        of_host = (settings.retriever, settings.batching, settings.side_by_side, settings.pure)
+        self._host = settings.runtime.host(tuple(map(_identity, of_host)), self._made_host)
+        self._replica = None
+        if settings.replica is not None:
+            self._replica = Context().run(HostRetriever, settings.replica)  # as the other
+        self._key = tuple(_identity(getattr(settings, name)) for name in _OF_ENGINES)
+        self._speculation = _speculation(settings)
+        schedule = settings.schedule or Continuous()
+        self._speculation.settings(self._host, schedule, self._replica)  # refuse early
+
+    def _made_host(self) -> HostRetriever:
+        """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
+        settings = self._settings
+        return Context().run(
+            HostRetriever,
+            self.retriever.runnable,
+            batch=settings.batching,
+            side_by_side=settings.side_by_side,
+            pure=settings.pure,
+        )
+
+    @property
+    def question_key(self) -> str:
+        """Where the question stands in a dict, and in the prompt."""
+        return self._settings.question_key
+
+    @property
+    def request_settings(self) -> dict[str, Any]:
+        """What a request has unless its call says otherwise."""
+        settings = self._settings
+        return {
+            "stop": settings.stop,
+            "max_tokens": most_tokens(self._workload)
+            if settings.max_tokens is None
+            else settings.max_tokens,
+            "seed": settings.seed,
+            "deadline_s": settings.deadline_s,
+        }
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far."""
+        return self._host.stats
+
+    def direct_runs(self, request: Request) -> DirectRuns | None:
+        """Give what tells of a directly driven model's segments, which no call has written."""
+        if not self._settings.direct:
+            return None
+        model = unwrapped(self.llm.runnable).model
+        return DirectRuns(request, self._prompting, model, self._workload.text)
+
+    def voice(self, config: RunnableConfig) -> Voice:
+        """Say how the retriever announces itself in a call with this config."""
+        return voice_of(self.retriever.runnable, config)
+
+    def followed(self, config: RunnableConfig) -> bool:
+        """Whether somebody hears of a model's tokens while it writes, also when it is invoked."""
+        if wants_stream(config):
+            return True
+        if not (heard_by(config) or self.llm.listeners):
+            return False
+        model = unwrapped(self.llm.runnable, config).model
+        return getattr(model, "streaming", False) is True
+
+    @property
+    def text_is_answer(self) -> bool:
+        """Whether the answer is the text itself, so that it can be given out as it comes."""
+        if self._settings.output_parser is not None:
+            return False
+        return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
+
+    def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
+        """Make what a request answers, where that is not its text.
+
+        Raises:
+            Exception: the output parser's own.
+        """
+        parser = self._settings.output_parser
+        output = self._output(answer)
+        return output if parser is None else parser.invoke(output, config)
+
+    async def amade_of(self, answer: Answer, config: RunnableConfig) -> Any:
+        """Do the same on an event loop.
+
+        Raises:
+            Exception: the output parser's own.
+        """
+        parser = self._settings.output_parser
+        output = self._output(answer)
+        return output if parser is None else await parser.ainvoke(output, config)
+
+    def _output(self, answer: Answer) -> Any:
+        """Give what a parser gets: of one call what it gave, of many their text."""
+        message = getattr(draft_of(answer.state), "message", None)
+        if message is None or not is_one_shot(self._settings.workload):
+            return answer.text
+        plain = self._settings.output_parser is None and isinstance(message, str | BaseMessage)
+        return answer.text if plain else message
+
+    def engines(self, config: RunnableConfig) -> Engines:
+        """Give the engines for a call with this config."""
+        host, runtime = self._host_for(config), self._settings.runtime
+        return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
+
+    def _host_for(self, config: RunnableConfig) -> HostRetriever:
+        """Give the retriever for a call: of its config, only what sets the retriever up.
+
+        It is kept for later calls, so nothing else of this one may stay with it: neither
+        handlers that the context would add, nor what LangGraph makes for each run. A black
+        box may also read tags and metadata; they are part of what keeps calls apart then.
+        """
+        chosen = users_config(config)
+        host = self._called(chosen)
+        if not host.looked_into:
+            return host
+        return self._called(RunnableConfig(configurable=chosen["configurable"]))
+
+    def _called(self, config: RunnableConfig) -> HostRetriever:
+        return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
+
+    def _lm(self) -> LanguageModel[Any]:
+        settings = self._settings
+        if settings.direct:
+            return direct_lm(settings.llm, self._prompting)
+        return HostLM(
+            self.llm.runnable,
+            self._prompting,
+            whole=is_one_shot(settings.workload),
+            sentence_stop=settings.sentence_stop,
+            bound=settings.bound,
+            continuation=settings.continuation,
+        )
+
+
+def _speculation(settings: PipelineSettings) -> Speculation:
+    return Speculation(
+        speculate=settings.speculate,
+        schedule=settings.schedule,
+        prefetch=settings.prefetch,
+        pool=settings.pool,
+        memo=settings.memo,
+        side_by_side=settings.side_by_side,
+        calls_cost=not settings.direct,
+    )
+
+
+def _gives_text(llm: Runnable[Any, Any]) -> bool:
+    """Whether a runnable says of itself that it gives a text or a message."""
+    try:
+        return bool(llm.OutputType in (str, AnyMessage))
+    except TypeError:  # it says nothing
+        return False
+
+
+def _identity(value: Any) -> Hashable:
+    """Tell plain values by their value, and objects by which they are."""
+    return value if isinstance(value, _PLAIN) else token_of(value)
+
+
+# One request: what happens in the engine, told to the host's handlers and given out in pieces.
+
+
+_SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
+
+
+class RequestRun:
+    """Answers one question."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        value: str | Mapping[str, Any],
+        config: RunnableConfig,
+        settings: Mapping[str, Any],
+        *,
+        asynchronous: bool = False,
+    ) -> None:
+        """Look at the question, and begin nothing yet.
+
+        Args:
+            assembly: the runnable's parts.
+            value: the question.
+            config: LangChain's, with the callbacks of this request's own run.
+            settings: of the request, for this call alone.
+            asynchronous: whether it is answered on an event loop.
+
+        Raises:
+            InputError: there is no question.
+            ConfigError: an unknown setting, or one without a meaning.
+        """
+        question, given = question_of(value, assembly.question_key)
+        variables = variables_of(question, given, assembly.question_key)
+        context = HostContext(config, variables, asynchronous)
+        self._request = _request(assembly, question, context, settings)
+        self._engines = assembly.engines(config)
+        self._telling = Telling(
+            context,
+            assembly.voice(config),
+            assembly.llm,
+            assembly.retriever,
+            assembly.direct_runs(self._request),
+        )
+        self._assembly, self._config = assembly, config
+        self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
+
+    def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
+        """Give the reply in pieces; `reports`: follow the model while it writes."""
+        yield self._pieces.begin()
+        events = self._engines.sync.events(self._request, reports=reports)
+        yield from followed(events, self._telling, self._shown)
+        made, answer = None, events.answer
+        if not self._assembly.text_is_answer:
+            made = self._assembly.made_of(answer, self._config)
+        yield from self._pieces.end(answer, made)
+
+    async def apieces(self, *, reports: bool) -> AsyncGenerator[AddableDict, None]:
+        """Do the same on an event loop."""
+        yield self._pieces.begin()
+        events = self._engines.asynchronous.events(self._request, reports=reports)
+        async with aclosing(afollowed(events, self._telling, self._shown)) as pieces:
+            async for piece in pieces:
+                yield piece
+        made, answer = None, events.answer
+        if not self._assembly.text_is_answer:
+            made = await self._assembly.amade_of(answer, self._config)
+        for piece in self._pieces.end(answer, made):
+            yield piece
+
+    def _shown(self, event: Event) -> Iterator[AddableDict]:
+        if isinstance(event, Confirmed):
+            yield from self._pieces.retrieved(event.retrieved)
+        elif isinstance(event, Settled):
+            yield from self._pieces.settled(event.text)
+
+
+def _request(
+    assembly: Assembly, question: str, context: HostContext, settings: Mapping[str, Any]
+) -> Request:
+    unknown = [name for name in settings if name not in _SETTINGS]
+    if unknown:
+        raise ConfigError(
+            f"unknown settings {unknown} of a call; known are {', '.join(_SETTINGS)}. "
+            "What the model is to be called with is bound to the model: llm.bind(...)"
+        )
+    chosen = {**assembly.request_settings, **settings}
+    stop = chosen.pop("stop") or ()
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Request(prompt=question, context=context, stop=stop, **chosen)

@@ -1,0 +1,300 @@
+"""A retriever and a model as one LangChain runnable that speculates."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, closing
+from copy import deepcopy
+from dataclasses import fields
+from functools import partial
+from typing import Any, Self, TypeAlias
+
+from langchain_core.documents import Document
+from langchain_core.output_parsers import BaseOutputParser
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
+from typing_extensions import override
+
+from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
+from langchain_ralmspec.response import Output, Reply, given_out, whole
+from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
+from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
+from ralmspec_plugins.adapters.text_model import Bound, Continuation
+
+Question: TypeAlias = str | dict[str, Any]
+Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answer"`, the answer's
+
+
+class SpeculativeRAG(RunnableSerializable[Question, Given]):
+    """Answers questions over a retriever with a model, retrieving again and again, speculatively.
+
+    The answer is that of the loop which a user would write by hand with the same
+    objects; it comes sooner. Goes where any runnable goes: `|`, `with_retry`,
+    `RunnableParallel`, a LangGraph node. Takes a question, or a dict with `input` (or
+    `question`); gives a dict with the input's keys, `context` (the documents of all
+    retrievals, each once, in order of use), `answer`, and `ralmspec` (a `Report`).
+
+    >>> from langchain_core.embeddings import DeterministicFakeEmbedding
+    >>> from langchain_core.language_models import FakeListLLM
+    >>> from langchain_core.vectorstores import InMemoryVectorStore
+    >>> store = InMemoryVectorStore.from_texts(["red fox"], DeterministicFakeEmbedding(size=8))
+    >>> llm = FakeListLLM(responses=["The fox is red."])
+    >>> rag = SpeculativeRAG.from_llm(llm, store.as_retriever(), workload="one_shot")
+    >>> reply = rag.invoke("What colour is the fox?")
+    >>> reply["answer"], [document.page_content for document in reply["context"]]
+    ('The fox is red.', ['red fox'])
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
+
+    retriever: Runnable[Any, Any]
+    """Any retriever; vector stores are looked into (docs/langchain.md)."""
+    llm: Runnable[Any, Any]
+    """A `BaseLLM` or `BaseChatModel`; for `workload="one_shot"` any runnable."""
+
+    prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
+    """What the model is given: with `context`, and `input` or `question`."""
+    document_prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
+    """How a document is shown; its text alone by default."""
+    document_separator: str = "\n\n"
+    document_variable_name: str = "context"
+    question_key: str = "input"
+    """Where the question stands in a dict; the prompt may have it by this name too."""
+    output: Output = "reply"
+    """What comes back: all of it, or the answer alone."""
+    format_docs: Callable[[list[Document]], str] | None = None
+    """Shows all documents, instead of `document_prompt` and `document_separator`."""
+    output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
+    """Makes `answer` of the whole text; the text itself by default."""
+
+    workload: WorkloadName | WorkloadMaker | None = None
+    """"sentences" (the default: a sentence a step), "interval" (a few tokens a step; the default
+    of `direct`), "one_shot" (one retrieval, one call), or what makes one of a model, such as
+    `functools.partial(Interval, interval=8)`."""
+    direct: bool = False
+    """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
+    bound: Bound | None = None
+    """How the model is told to write at most n tokens; known of the usual classes."""
+    continuation: Continuation | None = None
+    """That the chat model continues its own last message, and with which arguments."""
+    sentence_stop: str | None = None
+    """Ends sentences by this stop string, for models that cannot be bounded."""
+    max_tokens: int | None = None
+    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    deadline_s: float | None = None
+
+    speculate: bool = True
+    """False: the plain loop."""
+    schedule: Continuous | OptimalStride | FixedStride | None = None
+    """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
+    prefetch: int | None = None
+    """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
+    at most, or 2 k."""
+    pool: SharedPool | None = Field(default_factory=OwnPool)
+    """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
+    own classes search. None: one for each request."""
+    memo: Memo | None = None
+    """Answers of former searches, trusted: only where the index does not change meanwhile."""
+    replica: BaseRetriever | None = None
+    """A cheap retriever over the same documents that guesses for an expensive one."""
+    batching: BatchMode = "exact"
+    """Which stores are searched in batches: "exact", "probed" or "off" (docs/langchain.md)."""
+    side_by_side: int = 8
+    """Single calls of the retriever at a time."""
+    pure: bool | None = None
+    """Whether the retriever finds the same for the same query; found out by its class."""
+
+    runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
+    """Threads and what was learned; shared by the copies that LangChain makes."""
+
+    _assembly: Assembly = PrivateAttr()
+
+    def __init__(self, **values: Any) -> None:
+        """Put the parts together.
+
+        Raises:
+            ValidationError: a field of another type, or an unknown one.
+            ConfigError: the parts do not fit each other; the message says what to do.
+        """
+        super().__init__(**values)
+        self._assembly = self._assemble()  # not in a validator: pydantic would wrap its errors
+
+    def _assemble(self) -> Assembly:
+        settings = {field.name: getattr(self, field.name) for field in fields(PipelineSettings)}
+        return Assembly(PipelineSettings(**settings))
+
+    @classmethod
+    def from_llm(
+        cls,
+        llm: Runnable[Any, Any],
+        retriever: Runnable[Any, Any],
+        prompt: BasePromptTemplate[Any] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Put a model behind a retriever.
+
+        Raises:
+            ConfigError: the parts do not fit each other; the message says what to do.
+        """
+        return cls(llm=llm, retriever=retriever, prompt=prompt, **settings)
+
+    @property
+    @override
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        parts = (self.retriever, self.llm)
+        return get_unique_config_specs(spec for part in parts for spec in part.config_specs)
+
+    @property
+    @override
+    def InputType(self) -> Any:
+        return Question
+
+    @property
+    @override
+    def OutputType(self) -> Any:
+        return Reply if self.output == "reply" else Any
+
+    @override
+    def invoke(self, input: Question, config: RunnableConfig | None = None, **kwargs: Any) -> Given:
+        """Answer a question.
+
+        Args:
+            input: a question, or a dict with `input` or `question`.
+            config: LangChain's.
+            kwargs: `stop`, `max_tokens`, `seed` or `deadline_s`, for this call alone.
+
+        Raises:
+            InputError: there is no question.
+            Exception: what the plain loop would have raised.
+        """
+        return self._call_with_config(partial(self._invoke, settings=kwargs), input, config)
+
+    @override
+    async def ainvoke(
+        self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Given:
+        """Answer a question on an event loop."""
+        answer = partial(self._ainvoke, settings=kwargs)
+        return await self._acall_with_config(answer, input, config)
+
+    @override
+    def stream(
+        self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Given]:
+        """Answer piece by piece: input, documents as they are confirmed, text as it is settled."""
+        pieces = partial(self._transform, settings=kwargs)
+        yield from self._transform_stream_with_config(iter([input]), pieces, config)
+
+    @override
+    async def astream(
+        self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Given]:
+        """Answer piece by piece on an event loop."""
+
+        async def inputs() -> AsyncIterator[Question]:
+            yield input
+
+        pieces = partial(self._atransform, settings=kwargs)
+        given: Any = self._atransform_stream_with_config(inputs(), pieces, config)
+        async with aclosing(given):  # or its runs stay open until it is collected
+            async for piece in given:
+                yield piece
+
+    @override
+    def batch(
+        self,
+        inputs: list[Question],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Given]:
+        """Answer many questions at once: their searches are merged, and they share a pool."""
+        together = self._together()
+        return super(SpeculativeRAG, together).batch(
+            inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Question],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Given]:
+        """Answer many questions at once on an event loop."""
+        together = self._together()
+        return await super(SpeculativeRAG, together).abatch(
+            inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far: round trips, and queries in them."""
+        return self._assembly.stats
+
+    def close(self) -> None:
+        """Wait for searches that nobody needs any more, and let the threads go.
+
+        Without it they end when nobody holds the runnable any more.
+        """
+        self.runtime.close()
+
+    @override
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied._assembly = copied._assemble()  # noqa: SLF001 its own class
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return type(self)(**deepcopy(self._set_fields(), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._set_fields()), ()
+
+    def _set_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def _together(self) -> "SpeculativeRAG":
+        return self if self.pool is not None else self.model_copy(update={"pool": SharedPool()})
+
+    def _invoke(
+        self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
+    ) -> Given:
+        run = RequestRun(self._assembly, value, config, settings)
+        return whole(run.pieces(reports=self._assembly.followed(config)), self.output)
+
+    async def _ainvoke(
+        self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
+    ) -> Given:
+        run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
+        pieces = run.apieces(reports=self._assembly.followed(config))
+        return whole([piece async for piece in pieces], self.output)
+
+    def _transform(
+        self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
+    ) -> Iterator[Given]:
+        for value in values:
+            run = RequestRun(self._assembly, value, config, settings)
+            with closing(run.pieces(reports=True)) as pieces:
+                yield from given_out(pieces, self.output)
+
+    async def _atransform(
+        self,
+        values: AsyncIterator[Question],
+        config: RunnableConfig,
+        *,
+        settings: Mapping[str, Any],
+    ) -> AsyncIterator[Given]:
+        async for value in values:
+            run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
+            async with aclosing(run.apieces(reports=True)) as pieces:
+                async for piece in pieces:
+                    for part in given_out([piece], self.output):
+                        yield part

@@ -1,0 +1,144 @@
+"""A request's question and what comes back: input, context, answer, in pieces that add up."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+from langchain_core.documents import Document
+from langchain_core.runnables.utils import AddableDict
+from typing_extensions import TypedDict
+
+from langchain_ralmspec.documents import document_of
+from ralmspec_plugins import Answer, Retrieved, Stats
+from ralmspec_plugins.adapters.documents import HostPassage
+from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
+from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.types import Passage, passages_of
+
+Output: TypeAlias = Literal["reply", "answer"]
+_OWN: Final = ("context", "answer", REPORT)
+
+
+class Report(TypedDict):
+    """What an answer took: under the key "ralmspec" of a reply.
+
+    `ralmspec_plugins.adapters.events.Report`, as pydantic can read it in an output schema;
+    `stats_of` makes a `Stats` of it again.
+    """
+
+    stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
+    queries: list[str]  # what was asked of the retriever, in order
+    usage: dict[str, int] | None  # of the calls that made the answer; those dropped are not in it
+
+
+class Reply(TypedDict):
+    """What comes back, beside the other keys of the input."""
+
+    input: str
+    context: list[Document]
+    answer: Any  # a text, or what the output parser makes of it
+    ralmspec: Report
+
+
+def question_of(value: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
+    """Find the question in an input, and what else is to be given back and to the prompt.
+
+    Args:
+        value: a question, or a dict with one.
+        key: where it stands in a dict; else it may stand under "input" or "question".
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(value, str):
+        return value, {key: value}
+    names = list(dict.fromkeys((key, "input", "question")))
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"the input must be a text or a dict with {' or '.join(map(repr, names))}, "
+            f"got {type(value).__name__}"
+        )
+    question = next((value[name] for name in names if name in value), None)
+    if not isinstance(question, str):
+        raise InputError(
+            f"the input must have a text under {' or '.join(map(repr, names))}, "
+            f"got the keys {list(value)}" + (f" and {question!r}" if question is not None else "")
+        )
+    return question, dict(value)
+
+
+def variables_of(question: str, given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Give what a prompt may ask for: the input's keys, and the question under its usual names."""
+    return {"input": question, "question": question, key: question, **given}
+
+
+class Pieces:
+    """Turns what happens into the pieces of a reply; their sum is the reply."""
+
+    def __init__(self, given: Mapping[str, Any], *, text_is_answer: bool) -> None:
+        """Begin with the input, as it was given.
+
+        What stands in the input where the reply will is replaced, as in the host's chains.
+        """
+        self._given = {key: value for key, value in given.items() if key not in _OWN}
+        self._text_is_answer = text_is_answer
+        self._seen: dict[str, list[Passage]] = {}  # passages of earlier steps, by id
+        self._began = False
+        self._shown = 0
+
+    def begin(self) -> AddableDict:
+        """Give the input back."""
+        return AddableDict(self._given)
+
+    def retrieved(self, step: Retrieved) -> Iterator[AddableDict]:
+        """Give the documents of a step that no earlier step has given."""
+        found = passages_of(step.hits)
+        new = [one for one in found if one not in self._seen.get(one.id, ())]
+        for passage in new:
+            self._seen.setdefault(passage.id, []).append(passage)
+        first, self._began = not self._began, True
+        if new or first:
+            documents = [document_of(one) for one in new if isinstance(one, HostPassage)]
+            yield AddableDict(context=documents)
+
+    def settled(self, text: str) -> Iterator[AddableDict]:
+        """Give what is new of the text, if the answer is to be a text."""
+        if self._text_is_answer and len(text) > self._shown:
+            piece = text[self._shown :]
+            self._shown = len(text)
+            yield AddableDict(answer=piece)
+
+    def end(self, answer: Answer, made: Any) -> Iterator[AddableDict]:
+        """Give what is still missing, and the report; `made` is an answer that is no text."""
+        if not self._began:
+            yield AddableDict(context=[])
+        if not self._text_is_answer:
+            yield AddableDict(answer=made)
+        elif not self._shown:
+            yield AddableDict(answer="")
+        yield AddableDict({REPORT: report_of(answer)})
+
+
+def stats_of(reply: Mapping[str, Any]) -> Stats:
+    """Make the statistics of a reply an object again, for its computed numbers and pictures.
+
+    Raises:
+        InputError: the reply has no report.
+    """
+    return stats_in(reply, "a reply of SpeculativeRAG")
+
+
+def whole(pieces: Iterable[AddableDict], output: Output) -> Any:
+    """Add pieces up, and leave of the reply what is asked for."""
+    reply = AddableDict()
+    for piece in pieces:
+        reply = reply + piece
+    return dict(reply) if output == "reply" else reply["answer"]
+
+
+def given_out(pieces: Iterable[AddableDict], output: Output) -> Iterator[Any]:
+    """Leave of each piece what is asked for."""
+    for piece in pieces:
+        if output == "reply":
+            yield piece
+        elif "answer" in piece:
+            yield piece["answer"]

@@ -1,0 +1,308 @@
+"""What a LlamaIndex model can do: bound its output, continue a message, run beside itself.
+
+Models are recognised by the qualified names of their classes, so that no provider's
+package is imported here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any, Final
+
+from llama_index.core.llms import LLM
+
+from ralmspec_plugins.adapters.fingerprint import class_names, qualified_name
+from ralmspec_plugins.adapters.text_model import (
+    Bound,
+    Bounded,
+    Continuation,
+    Step,
+    check_step,
+    merged,
+    stated,
+)
+from ralmspec_plugins.errors import ConfigError
+
+# Tells a LlamaIndex model how far to write and where to stop.
+#
+# Few models heed the arguments of a call. Some overrule them by their own settings,
+# others know their settings alone: these are called through a copy with settings of
+# its own, which shares everything else, the connections to a server included.
+
+
+# Fields that bound the output, where the call takes an argument of the same name.
+_FIELDS: Final = (
+    "max_tokens",
+    "max_new_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "num_predict",
+)
+_OPENAI: Final = "llama_index.llms.openai.base.OpenAI"
+_OPENAI_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a class of models is told of its bound and of stop strings.
+
+    Args:
+        setting: the model's own setting that is the bound.
+        arguments: from the bound to further arguments.
+        place: the setting that holds the arguments; `None` for the call itself.
+        stop: the argument that takes stop strings; `None` where there is none.
+        instead: what such arguments are in place of, where they are settings.
+        clients: what makes the connection to a server, and the asynchronous one, when
+            they are first needed.
+    """
+
+    setting: str | None = None
+    arguments: Bounded | None = None
+    place: str | None = None
+    stop: str | None = "stop"
+    instead: Sequence[str] = ()
+    clients: tuple[str, str] | None = None
+
+    @property
+    def bounds(self) -> bool:
+        """Whether there is any way to tell the bound."""
+        return self.setting is not None or self.arguments is not None
+
+
+_WAYS: Final[Mapping[str, Way]] = {
+    _OPENAI: Way(
+        "max_tokens",
+        place="additional_kwargs",
+        instead=_OPENAI_BOUNDS,
+        clients=("_get_client", "_get_aclient"),
+    ),
+    "llama_index.llms.huggingface.base.HuggingFaceLLM": Way("max_new_tokens", stop=None),
+    "llama_index.core.llms.mock.MockLLM": Way("max_tokens", stop=None),
+    "llama_index.llms.llama_cpp.base.LlamaCPP": Way(
+        arguments=stated("max_tokens"), place="generate_kwargs"
+    ),
+    "llama_index.llms.ollama.base.Ollama": Way(
+        arguments=stated("num_predict"),
+        place="additional_kwargs",
+        clients=("client", "async_client"),
+    ),
+    "llama_index.llms.anthropic.base.Anthropic": Way(
+        arguments=stated("max_tokens"), stop="stop_sequences"
+    ),
+    "llama_index.llms.vllm.base.Vllm": Way(arguments=stated("max_tokens")),
+}
+
+
+def way_of(llm: LLM, names: frozenset[str], bound: Bound | None) -> Way:
+    """Say how a model is told, by its class or by what the user says of its bound."""
+    way = next((_WAYS[name] for name in _WAYS if name in names), None)
+    if way is None:
+        fields = type(llm).model_fields
+        known = next((name for name in _FIELDS if name in fields), None)
+        way = Way(arguments=None if known is None else stated(known))
+    if bound is None or bound == way.setting:
+        return way
+    return replace(way, setting=None, arguments=stated(bound))
+
+
+def told(
+    llm: LLM,
+    way: Way,
+    *,
+    tokens: int | None = None,
+    stop: Sequence[str] = (),
+    further: Mapping[str, Any] | None = None,
+    asynchronous: bool = False,
+) -> tuple[LLM, dict[str, Any]]:
+    """Give the model to call, and the arguments of the call.
+
+    Args:
+        llm: the model as the user has it.
+        way: how it is told.
+        tokens: the bound, if there is one.
+        stop: stop strings, passed on where the model takes any.
+        further: arguments besides, as for a message that is continued.
+        asynchronous: whether the call is to be awaited.
+    """
+    arguments: dict[str, Any] = {}
+    if tokens is not None and way.arguments is not None:
+        arguments.update(way.arguments(tokens))
+    if stop and way.stop is not None:
+        arguments[way.stop] = list(stop)
+    arguments = {**arguments, **merged(arguments, further or {})}
+    settings: dict[str, Any] = {}
+    if tokens is not None and way.setting is not None:
+        settings[way.setting] = tokens
+    if way.place is not None:
+        settings.update(_placed(llm, way, arguments, bounded=tokens is not None))
+        arguments = {}
+    own = {name: value for name, value in settings.items() if getattr(llm, name) != value}
+    if not own:
+        return llm, arguments
+    if way.clients is not None and getattr(llm, "reuse_client", True):
+        _connect(llm, way.clients[asynchronous])
+    return llm.model_copy(update=own), arguments
+
+
+def _placed(llm: LLM, way: Way, arguments: Mapping[str, Any], *, bounded: bool) -> dict[str, Any]:
+    """Give the settings with arguments laid over those that a setting holds."""
+    assert way.place is not None
+    held: dict[str, Any] = getattr(llm, way.place) or {}
+    if not bounded:
+        return {way.place: {**held, **merged(held, arguments)}}
+    held = {name: value for name, value in held.items() if name not in way.instead}
+    unset = [] if way.setting is not None else way.instead  # a stated bound stands for it
+    settings: dict[str, Any] = {name: None for name in unset if name in type(llm).model_fields}
+    return {**settings, way.place: {**held, **merged(held, arguments)}}
+
+
+def _connect(llm: LLM, client: str) -> None:
+    """Have the model make its own connection, so that its copies share it."""
+    found = getattr(llm, client)
+    if isinstance(found, MethodType):
+        found()
+
+
+_HUGGING_FACE: Final = "llama_index.llms.huggingface.base.HuggingFaceLLM"
+_STRUCTURED: Final = "llama_index.core.llms.structured_llm.StructuredLLM"
+# Chat models that complete one text, which shows the messages: it can be written on.
+_CHATS_BY_PROMPT: Final = frozenset(
+    {
+        "llama_index.core.llms.custom.CustomLLM.chat",
+        f"{_HUGGING_FACE}.chat",
+        "llama_index.llms.llama_cpp.base.LlamaCPP.chat",
+    }
+)
+# Chat models that continue a trailing message of the assistant. Of Anthropic's models the
+# newest refuse one: their error is what the caller then gets.
+_CONTINUES: Final = frozenset(
+    {"llama_index.llms.anthropic.base.Anthropic", "llama_index.llms.ollama.base.Ollama"}
+)
+_REMOTE: Final = frozenset(
+    f"llama_index.llms.{name}"
+    for name in (
+        *("ai21", "anthropic", "azure_inference", "azure_openai", "baseten", "bedrock"),
+        *("bedrock_converse", "cerebras", "cohere", "dashscope", "databricks", "deepinfra"),
+        *("deepseek", "featherlessai", "fireworks", "gemini", "gigachat", "google_genai"),
+        *("groq", "huggingface_api", "ibm", "litellm", "llama_api", "lmstudio", "localai"),
+        *("mistralai", "nebius", "novita", "nvidia", "oci_genai", "ollama", "openai"),
+        *("openai_like", "openrouter", "perplexity", "sambanovasystems", "siliconflow"),
+        *("together", "upstage", "vertex", "xinference", "yi", "zhipuai"),
+    )
+)
+# Where asynchronous methods are the synchronous ones, which hold up the event loop.
+_BLOCKING: Final = frozenset(
+    {
+        "llama_index.core.llms.custom",
+        *(f"llama_index.llms.{name}.base" for name in ("bedrock", "langchain", "vllm")),
+    }
+)
+
+_INSTEAD: Final = (
+    "(OpenAILike against vLLM, transformers serve or llama.cpp: continuation="
+    "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
+    "api.openai.com cannot). Otherwise use workload='one_shot'; for a local HuggingFaceLLM, "
+    "direct=True."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What is known about a model."""
+
+    name: str
+    chat: bool  # it is given messages
+    by_prompt: bool  # messages are shown to it as one text, which it completes
+    way: Way  # how it is told to write at most n tokens, and where to stop
+    continuation: Mapping[str, Any] | None  # the arguments with which a message is continued
+    side_by_side: bool = False  # several calls may run at a time
+    streams: bool = True
+    native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
+    parses: bool = False  # it reads its own output, as a whole
+
+
+def abilities(
+    llm: LLM,
+    *,
+    bound: Bound | None = None,
+    continuation: Continuation | None = None,
+    side_by_side: bool | None = None,
+) -> Abilities:
+    """Say what a model can do, by its class and by what the user says.
+
+    Args:
+        llm: the model.
+        bound: the argument that bounds its output, or a function from the number of
+            tokens to the arguments of the call.
+        continuation: "assistant" for a chat model that continues a trailing assistant
+            message, or the arguments of a call that make it do so.
+        side_by_side: whether several calls may run at a time.
+    """
+    names = class_names(llm)
+    parses = llm.output_parser is not None or _STRUCTURED in names
+    chat = bool(llm.metadata.is_chat_model)
+    by_prompt = chat and continuation is None and _defined(llm, "chat") in _CHATS_BY_PROMPT
+    arguments: Mapping[str, Any] | None = {} if names & _CONTINUES else None
+    if continuation is not None:
+        arguments = {} if continuation == "assistant" else continuation
+    return Abilities(
+        name=qualified_name(type(llm)),
+        chat=chat,
+        by_prompt=by_prompt,
+        way=way_of(llm, names, bound),
+        continuation=arguments,
+        side_by_side=is_remote(llm) if side_by_side is None else side_by_side,
+        # Its stream comes from a thread that goes on when nobody listens any more.
+        streams=_HUGGING_FACE not in names and not parses,
+        native_async=awaits(llm, "achat" if chat and not by_prompt else "acomplete"),
+        parses=parses,
+    )
+
+
+def check(known: Abilities, step: Step) -> None:
+    """Refuse a model that cannot write in such steps.
+
+    Raises:
+        ConfigError: it cannot; the message says what to do.
+    """
+    if step != "whole" and known.parses:
+        raise ConfigError(
+            f"{known.name} parses its output, which must be whole for that, so it cannot write "
+            "step by step. Use workload='one_shot', or the model without its output parser."
+        )
+    check_step(
+        known.name,
+        step,
+        bounded=known.way.bounds,
+        takes_stop=known.way.stop is not None,
+        continues=not known.chat or known.by_prompt or known.continuation is not None,
+        instead=_INSTEAD,
+    )
+
+
+def hugging_face(llm: Any) -> bool:
+    """Say whether this is a `HuggingFaceLLM`."""
+    return _HUGGING_FACE in class_names(llm)
+
+
+def inner(llm: Any) -> Any:
+    """Give the model that makes the calls of this one: what a structured one stands on."""
+    return llm.llm if _STRUCTURED in class_names(llm) else llm
+
+
+def is_remote(llm: Any) -> bool:
+    """Say whether a model's calls go to a server, which takes several at a time."""
+    packages = {".".join(name.split(".")[:3]) for name in class_names(inner(llm))}
+    return bool(packages & _REMOTE)
+
+
+def awaits(llm: Any, method: str) -> bool:
+    """Say whether a model's asynchronous method is one: not its synchronous twin."""
+    kind = type(inner(llm))
+    return getattr(getattr(kind, method, None), "__module__", None) not in (None, *_BLOCKING)
+
+
+def _defined(llm: Any, method: str) -> str:
+    """Name a method by where it was defined."""
+    found = getattr(type(llm), method)
+    return f"{found.__module__}.{found.__qualname__}"

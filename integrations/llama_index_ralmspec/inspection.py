@@ -1,0 +1,479 @@
+"""Looks at a host's retriever: what its answers depend on, and how it may be searched."""
+
+import asyncio
+import dis
+import inspect
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import is_
+from types import CodeType, FunctionType, MethodType
+from typing import Any, Final, TypeVar
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts.mixin import PromptMixin
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle
+from llama_index.core.tools import BaseTool
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+
+from llama_index_ralmspec.recording import Recording, searched
+from llama_index_ralmspec.stores.registry import batch_search_of
+from ralmspec_plugins.adapters.batch_search import Scored, Vector
+from ralmspec_plugins.adapters.fingerprint import (
+    MOST,
+    attributes,
+    class_names,
+    copied_where_possible,
+    frozen,
+    held,
+    is_data,
+    overridden,
+    package_of,
+    qualified_name,
+    token_of,
+)
+from ralmspec_plugins.adapters.fingerprint import parts as walked
+from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native
+from ralmspec_plugins.errors import ConfigError
+
+# What a host's retriever is made of: parts in parts, what they are set to, what they may do.
+
+
+# Those that write on each call: a query is a statement to them.
+IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
+_ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and their parts
+_WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
+_CODE: Final = (*_ASKED, BasePydanticVectorStore, FunctionType, MethodType, partial)
+_HOSTS: Final = frozenset({"llama_index", "llama_index_ralmspec"})
+_NO_SETTINGS: Final = frozenset({"callback_manager"})  # who hears of a call
+
+
+def is_pure(retriever: BaseRetriever) -> bool:
+    """Whether nothing in a retriever is known to answer differently, or to write, when asked again.
+
+    Any language model in it counts as such, wherever it is.
+    """
+    return not any(
+        isinstance(part, BaseLLM) or class_names(part) & IMPURE for part in parts(retriever)
+    )
+
+
+def is_hosts_own(retriever: BaseRetriever) -> bool:
+    """Whether all code that says what a retriever finds is LlamaIndex'.
+
+    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
+    that can be seen of its retriever keeps one's answers from another one's then. An embedder
+    only ranks: what there is to be found is not its affair.
+    """
+    return not any(
+        isinstance(part, _CODE) and package_of(part) not in _HOSTS for part in parts(retriever)
+    )
+
+
+def parts(whole: object) -> Iterator[object]:
+    """Walk through the parts of a retriever, itself first, each once.
+
+    Its vector stores, embedders and language models are the last of a branch; indexes and
+    document stores, which hold no part that is called, are not walked through.
+    """
+    return walked(whole, _inside, besides=(BaseNode, NodeWithScore))
+
+
+def _inside(part: object) -> list[Any]:
+    """List what may hold a retriever or a model, one level down."""
+    if isinstance(part, _WHOLE):
+        return []
+    if isinstance(part, QueryFusionRetriever) and part.num_queries <= 1:
+        return [value for name, value in vars(part).items() if name != "_llm"]  # it is not asked
+    if isinstance(part, _ASKED):
+        return list(attributes(part).values())
+    if isinstance(part, dict | list) and len(part) > MOST:  # of nodes; or one retriever for each
+        items = list(part.values() if isinstance(part, dict) else part)
+        return items if isinstance(items[0], _ASKED) else []
+    return held(part)
+
+
+def settings_of(retriever: BaseRetriever) -> tuple[tuple[str, bytes], ...]:
+    """Name the parts of a retriever, and all that each of them holds, as it is now.
+
+    Every attribute counts, whatever it is called and whenever it was set: which of them an
+    answer depends on, nobody can see. So a part that counts its calls in a number is
+    another one after each of them; one that counts in an object of its own is not.
+    """
+    return tuple(
+        (token_of(part), frozen(_settings(part), MOST, _named))
+        for part in parts(retriever)
+        if isinstance(part, _ASKED)
+    )
+
+
+def _settings(part: object) -> dict[str, Any]:
+    return {name: one for name, one in attributes(part).items() if name not in _NO_SETTINGS}
+
+
+def _named(value: object) -> Mapping[str, Any] | None:
+    """Read nothing of a part: it is named for itself, or not looked into."""
+    return {} if isinstance(value, (*_ASKED, *_WHOLE)) else None
+
+
+# Lists of node ids: a retriever carries along those of its whole index.
+#
+# `index.as_retriever()` lists the ids of all nodes that the index holds. To read twenty
+# thousand of them at each call, as other settings are read, would take longer than a search.
+
+
+_KEPT: Final = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ids:
+    """A list of ids as it was: a copy that nobody changes, and a name for its value."""
+
+    name: int
+    values: list[str]
+    listed: list[str]  # the list itself, kept so that no other one gets its place in memory
+
+
+class _Known:
+    """The lists that were seen last, by place and by value. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._by_place: OrderedDict[int, Ids] = OrderedDict()
+        self._by_value: OrderedDict[tuple[str, ...], int] = OrderedDict()
+
+    def ids(self, listed: list[str]) -> Ids | None:
+        with self._lock:
+            known = self._by_place.get(id(listed))
+            if known is not None and known.listed is listed and _same(known.values, listed):
+                self._by_place.move_to_end(id(listed))
+                return known
+        values = list(listed)
+        if set(map(type, values)) - {str}:
+            return None
+        with self._lock:
+            name = self._by_value.setdefault(tuple(values), next(self._numbers))
+            found = self._by_place[id(listed)] = Ids(name, values, listed)
+            for kept in (self._by_place, self._by_value):
+                if len(kept) > _KEPT:
+                    kept.popitem(last=False)
+        return found
+
+
+_node_ids = _Known()
+
+
+def ids_of(listed: Any) -> Ids | None:
+    """Name a list of ids by its value as it is now; `None` for anything else.
+
+    A list that is still what it was is named in the time that it takes to see that. One that
+    was not seen for long may get a new name: a cache misses, no more.
+    """
+    return _node_ids.ids(listed) if type(listed) is list else None
+
+
+def _same(ours: list[str], theirs: list[str]) -> bool:
+    return len(ours) == len(theirs) and all(map(is_, ours, theirs))
+
+
+# Tells coroutines that wait from those that compute: the second kind would stop the event loop.
+#
+# Most of the host's retrievers, stores and embedders have asynchronous methods that call the
+# synchronous ones. These run in a thread, each with an event loop of its own. What really
+# waits stays where it is: its connections belong to the caller's loop.
+
+
+ResultT = TypeVar("ResultT")
+_WAITS: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT", "BEFORE_ASYNC_WITH"})
+
+
+def awaits(function: Callable[..., Any]) -> bool:
+    """Say whether a coroutine function awaits anything; yes, where its code cannot be read.
+
+    >>> async def waits() -> None:
+    ...     await asyncio.sleep(0)
+    >>> async def computes() -> int:
+    ...     return 1
+    >>> awaits(waits), awaits(computes)
+    (True, False)
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return not isinstance(code, CodeType) or _awaits(code)
+
+
+@lru_cache(maxsize=1024)
+def _awaits(code: CodeType) -> bool:
+    return any(step.opname in _WAITS for step in dis.get_instructions(code))
+
+
+def stops_the_loop(retriever: BaseRetriever) -> bool:
+    """Say whether a retriever's own coroutine is to run in a thread.
+
+    It is, where some part of it computes instead of waiting, and none has connections that
+    belong to the caller's event loop. A retriever that awaits may only await what it is made
+    of; one that is made of nothing else awaits something of its own.
+    """
+    computing = False
+    for part in parts(retriever):
+        if getattr(part, "keeps_the_loop", False):
+            return False
+        waits = _waits(part)
+        if waits and (not isinstance(part, BaseRetriever) or _made_of_nothing(part)):
+            return False
+        computing |= waits is False
+    return computing
+
+
+def _made_of_nothing(retriever: BaseRetriever) -> bool:
+    """Say whether a retriever holds no other part that is called."""
+    return all(part is retriever or _waits(part) is None for part in parts(retriever))
+
+
+def _waits(part: object) -> bool | None:
+    """Say whether a part waits; `None`: it is none that is called."""
+    if isinstance(part, BaseLLM):
+        return True
+    if isinstance(part, BaseEmbedding):
+        return embeds_waiting(part)
+    if isinstance(part, BasePydanticVectorStore):
+        return awaits(type(part).aquery)
+    if isinstance(part, VectorIndexRetriever):
+        return True  # its store and its embedder say more
+    if isinstance(part, BaseRetriever):
+        return awaits(type(part)._aretrieve)  # noqa: SLF001 what the host's users write
+    return None
+
+
+def embeds_waiting(model: BaseEmbedding) -> bool:
+    """Say whether an embedder waits for its vectors, as one of a server does."""
+    return awaits(type(model)._aget_query_embedding)  # noqa: SLF001 what its authors write
+
+
+async def in_thread(call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+    """Run a coroutine in a thread and an event loop of its own, in a copy of this context."""
+    return await asyncio.to_thread(lambda: asyncio.run(call()))
+
+
+_SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
+_IDS: Final = ("_node_ids", "_doc_ids")
+_NUMBERS: Final = ("_similarity_top_k", "_alpha", "_sparse_top_k", "_hybrid_top_k")
+_RECORDS: Final = frozenset({"llama_index", "qdrant_client"})  # packages whose models are data
+_MODE: Final = "_vector_store_query_mode"
+_SIZED: Final = "llama_index.retrievers.bm25.base.BM25Retriever"
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """A retriever as one call finds it, and the query that has more to it than its text."""
+
+    retriever: BaseRetriever
+    special: QueryBundle | None
+
+
+def special(bundle: QueryBundle | None) -> QueryBundle | None:
+    """Give a query back if it says more than its text: an embedding, strings for it, an image.
+
+    So does one of another class, or one that its caller has put something on.
+    """
+    if bundle is None:
+        return None
+    more = {name: value for name, value in vars(bundle).items() if value is not None}
+    return None if type(bundle) is QueryBundle and more.keys() == {"query_str"} else bundle
+
+
+def check_retriever(retriever: object) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        ConfigError: it is no retriever of the host's.
+    """
+    if not isinstance(retriever, BaseRetriever):
+        raise ConfigError(
+            f"a retriever must be a LlamaIndex BaseRetriever, got {type(retriever).__name__}; "
+            "of an index, give index.as_retriever()"
+        )
+
+
+def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashable, At]:
+    """Name all that a retriever's answers depend on, as it is now.
+
+    What is looked into goes with a copy of it whose settings nobody changes meanwhile.
+    """
+    about = None if query is None else frozen(query)
+    if not _known(retriever):
+        return ("llama_index", settings_of(retriever), about), At(retriever, query)
+    fixed, named = _fixed(retriever)
+    own: dict[str, Any] = vars(fixed)
+    store = own["_vector_store"]
+    signature = (
+        "llama_index",
+        qualified_name(type(store)),
+        *map(token_of, (store, own["_index"], own["_docstore"], own["_embed_model"])),
+        frozen([own[name] for name in ("_filters", "_kwargs", *_NUMBERS, _MODE)]),
+        *named,
+        frozen(own["object_map"], MOST),
+        about,
+    )
+    return signature, At(fixed, query)
+
+
+def prepared(
+    signature: Hashable, at: At, *, mode: BatchMode, pure: bool | None, heard: bool
+) -> Look:
+    """Look closely at a retriever: what is found out holds as long as the signature does."""
+    good = is_pure(at.retriever) if pure is None else pure
+    native = native_of(at, mode, heard=heard) if good else None
+    k = k_of(at.retriever) if native is None else native.search.k
+    fixed = at.retriever if _known(at.retriever) else None
+    own = native is not None or is_hosts_own(at.retriever)
+    return Look(signature, native, k, good, fixed, own, passing=at.special is not None)
+
+
+def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
+    """Give the batch search of a retriever, if there is one that is just like it.
+
+    A batch is searched in the context of one of its callers. So there is none where code
+    takes part in the search: what it reads from a `ContextVar` would be that caller's.
+    """
+    retriever = at.retriever
+    if mode == "off" or not isinstance(retriever, VectorIndexRetriever) or not _known(retriever):
+        return None
+    own: dict[str, Any] = vars(retriever)
+    embedder = own["_embed_model"]
+    if not isinstance(embedder, BaseEmbedding) or not retriever._needs_embedding():  # noqa: SLF001
+        return None
+    if not all(_is_plain(own[name]) for name in _SETTINGS):
+        return None
+    search = batch_search_of(retriever)
+    if search is None or not (search.exact or mode == "probed"):
+        return None
+    leads_on = bool(retriever.object_map)
+    return Native(search, QueryEmbedder(embedder, at.special, heard), Handed(retriever), leads_on)
+
+
+def k_of(retriever: BaseRetriever) -> int | None:
+    """Say how many nodes a retriever gives, where it says so itself."""
+    k: Any = None
+    if isinstance(retriever, VectorIndexRetriever):
+        if retriever._vector_store_query_mode == "default":  # noqa: SLF001
+            k = retriever.similarity_top_k
+    elif type(retriever) is QueryFusionRetriever:
+        k = retriever.similarity_top_k
+    elif qualified_name(type(retriever)) == _SIZED:
+        k = vars(retriever).get("similarity_top_k")
+    return k if type(k) is int and k >= 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryEmbedder:
+    """A retriever's embedder, called as the retriever itself calls it.
+
+    `heard`: what the embedder tells is heard at once; otherwise it is kept with the vector.
+    """
+
+    embedder: BaseEmbedding
+    special: QueryBundle | None
+    heard: bool
+
+    def embed(self, text: str) -> Asked:
+        """Embed a query; one that has nothing to embed has no vector."""
+        vector, strings = self._given(text)
+        if vector is not None or not strings:
+            return Asked(vector)
+        if self.heard:
+            return Asked(self.embedder.get_agg_embedding_from_queries(strings))
+        recording = Recording()
+        with searched(recording, text):
+            vector = self.embedder.get_agg_embedding_from_queries(strings)
+        return Asked(vector, recording=recording if len(recording) else None)
+
+    async def aembed(self, text: str) -> Asked:
+        """Embed a query by the asynchronous method, in a thread if that would not wait."""
+        vector, strings = self._given(text)
+        if vector is not None or not strings:
+            return Asked(vector)
+        if self.heard:
+            return Asked(await self._aembed(strings))
+        recording = Recording()
+        with searched(recording, text):
+            vector = await self._aembed(strings)
+        return Asked(vector, recording=recording if len(recording) else None)
+
+    async def _aembed(self, strings: list[str]) -> Vector:
+        if embeds_waiting(self.embedder):
+            return await self.embedder.aget_agg_embedding_from_queries(strings)
+        return await in_thread(lambda: self.embedder.aget_agg_embedding_from_queries(strings))
+
+    def _given(self, text: str) -> tuple[Vector | None, list[str]]:
+        """Give the vector that the query brings along, or the strings that it is made of."""
+        bundle = self.special
+        if bundle is None or bundle.query_str != text:
+            bundle = QueryBundle(text)
+        vector = None if bundle.embedding is None else list(bundle.embedding)
+        return vector, list(bundle.embedding_strs)
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What a retriever hands on of its store's results: each node once.
+
+    What a node stands for is retrieved from by the retriever itself.
+    """
+
+    retriever: VectorIndexRetriever
+
+    def __call__(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+        """Keep the first of each node; `None` where the retriever goes on into one."""
+        return [self._once(nodes) for nodes in found]
+
+    def _once(self, nodes: list[Scored]) -> list[Scored] | None:
+        if any(self._leads_on(one.document) for one in nodes):
+            return None
+        first: dict[str, Scored] = {}
+        for at, one in enumerate(nodes):
+            first.setdefault(one.document.node_id, one)
+            if at + 1 == self.retriever.similarity_top_k and len(first) <= at:
+                break  # nothing behind them belongs to them
+        return list(first.values())
+
+    def _leads_on(self, node: Any) -> bool:
+        if not isinstance(node, IndexNode):
+            return False
+        return node.obj is not None or self.retriever.object_map.get(node.index_id) is not None
+
+
+def _is_plain(value: Any) -> bool:
+    return ids_of(value) is not None or is_data(value, _RECORDS)
+
+
+def _known(retriever: BaseRetriever) -> bool:
+    return type(retriever) is VectorIndexRetriever and not overridden(retriever)
+
+
+def _fixed(retriever: BaseRetriever) -> tuple[BaseRetriever, list[Hashable]]:
+    """Copy a retriever with its settings, and name its lists of ids, which are read once.
+
+    What is code, or cannot be copied, is shared.
+    """
+    made = object.__new__(type(retriever))
+    own = vars(made)
+    own.update(vars(retriever))
+    for name in ("_filters", "_kwargs"):
+        if is_data(own[name], _RECORDS):
+            own[name] = copied_where_possible(own[name])
+    named: list[Hashable] = []
+    for name in _IDS:
+        ids = ids_of(own[name])
+        named.append(frozen(own[name]) if ids is None else ids.name)
+        own[name] = copied_where_possible(own[name]) if ids is None else ids.values
+    own["object_map"] = dict(own["object_map"])
+    return made, named

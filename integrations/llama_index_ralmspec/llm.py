@@ -1,0 +1,359 @@
+"""A LlamaIndex model as the core's `LanguageModel`: each segment is one call of the host's own."""
+
+from collections.abc import (
+    Hashable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractContextManager, aclosing, closing
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.llms import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore
+
+from llama_index_ralmspec import capabilities
+from llama_index_ralmspec.capabilities import Abilities, told
+from llama_index_ralmspec.host_calls import QuietCall, in_a_loop_of_its_own, quiet_call
+from llama_index_ralmspec.postprocessing import Postprocessing, valued
+from llama_index_ralmspec.prompts import Prompting, continued
+from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.text_model import (
+    Bound,
+    Continuation,
+    Show,
+    Step,
+    TextLM,
+    came_to_an_end,
+    first_step,
+    stops,
+)
+from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Hits
+
+# One call of a host's model, by any of its eight methods, and what is read from its output.
+
+
+Reply: TypeAlias = ChatResponse | CompletionResponse
+
+_ASKED = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_WRITTEN = ("completion_tokens", "output_tokens", "eval_count")
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A call of a host's model: what it is given, and with which arguments.
+
+    Args:
+        llm: the model, with the settings of this call.
+        given: a text that is completed as it is, or the messages of a chat.
+        arguments: how far it is to write, where to stop.
+        recording: of the events of this call, for the draft that it writes.
+    """
+
+    llm: LLM
+    given: str | Sequence[ChatMessage]
+    arguments: Mapping[str, Any]
+    recording: Any = None
+
+    def invoke(self) -> Written:
+        """Call it and wait."""
+        reply: Reply
+        if isinstance(self.given, str):
+            reply = self.llm.complete(self.given, formatted=True, **self.arguments)
+        else:
+            reply = self.llm.chat(self.given, **self.arguments)
+        return self._written(text_of(reply), [reply])
+
+    async def ainvoke(self) -> Written:
+        """Call it and await it."""
+        reply: Reply
+        if isinstance(self.given, str):
+            reply = await self.llm.acomplete(self.given, formatted=True, **self.arguments)
+        else:
+            reply = await self.llm.achat(self.given, **self.arguments)
+        return self._written(text_of(reply), [reply])
+
+    def stream(self, progress: Progress, show: Show) -> Written:
+        """Have it stream, and show what came so far, again with each piece.
+
+        The stream is read to its end even where enough has come: the host's own end
+        event depends on it.
+
+        Raises:
+            Cancelled: `progress` was cancelled; the stream is closed.
+        """
+        replies: Any
+        if isinstance(self.given, str):
+            replies = self.llm.stream_complete(self.given, formatted=True, **self.arguments)
+        else:
+            replies = self.llm.stream_chat(self.given, **self.arguments)
+        came: list[Reply] = []
+        text = ""
+        with closing(closable(replies)) as pieces:
+            for reply in pieces:
+                progress.check()
+                came.append(reply)
+                text += reply.delta or ""
+                show(Written(text, recording=self.recording))
+        return self._written(text, came)
+
+    async def astream(self, progress: Progress, show: Show) -> Written:
+        """Have it stream on an event loop, in the same way.
+
+        Raises:
+            Cancelled: `progress` was cancelled; the stream is closed.
+        """
+        replies: Any
+        if isinstance(self.given, str):
+            replies = await self.llm.astream_complete(self.given, formatted=True, **self.arguments)
+        else:
+            replies = await self.llm.astream_chat(self.given, **self.arguments)
+        came: list[Reply] = []
+        text = ""
+        async with aclosing(aclosable(replies)) as pieces:
+            async for reply in pieces:
+                progress.check()
+                came.append(reply)
+                text += reply.delta or ""
+                show(Written(text, recording=self.recording))
+        return self._written(text, came)
+
+    def _written(self, text: str, came: Sequence[Reply]) -> Written:
+        """Read why it ended and what it counted: from the last reply that says so."""
+        said = (self._ended(reply) for reply in reversed(came))
+        ended = next((one for one in said if one is not None), None)
+        counts = (usage_of(reply) for reply in reversed(came))
+        usage = next((one for one in counts if one != Usage()), Usage())
+        return Written(text, ended, usage, came[-1] if came else None, self.recording)
+
+    def _ended(self, reply: Reply) -> bool | None:
+        ended = came_to_an_end(said_of(reply))
+        tokens = reply.raw.get("model_output") if isinstance(reply.raw, Mapping) else None
+        if ended is not None or tokens is None:
+            return ended
+        return _last_is_an_end(self.llm, tokens)
+
+
+def text_of(reply: Reply) -> str:
+    """Give the text of a model's reply: of content blocks, the text blocks alone."""
+    if isinstance(reply, ChatResponse):
+        return reply.message.content or ""
+    return reply.text
+
+
+def said_of(reply: Reply) -> dict[str, Any]:
+    """Gather what goes with a reply, wherever its server puts it."""
+    raw = reply.raw
+    places = [reply.additional_kwargs, raw, _get(raw, "delta")]
+    for name in ("choices", "candidates"):
+        found = _get(raw, name)
+        if isinstance(found, Sequence) and found:
+            places.append(found[0])
+    if isinstance(reply, ChatResponse):
+        places.append(reply.message.additional_kwargs)
+    names = ("finish_reason", "stop_reason", "done_reason")
+    said = ((name, _get(place, name)) for place in places for name in names)
+    return {name: value for name, value in said if value is not None}
+
+
+def usage_of(reply: Reply) -> Usage:
+    """Read the tokens that a reply counts; none where it does not say."""
+    for place in (reply.additional_kwargs, _get(reply.raw, "usage"), reply.raw):
+        asked, written = _count(place, _ASKED), _count(place, _WRITTEN)
+        if asked or written:
+            return Usage(asked, written, _count(place, ("total_tokens",)) or asked + written)
+    return Usage()
+
+
+def _count(place: Any, names: Sequence[str]) -> int:
+    found = next((value for name in names if (value := _get(place, name)) is not None), 0)
+    return found if isinstance(found, int) else 0
+
+
+def _get(place: Any, name: str) -> Any:
+    """Look a name up in a mapping or in an object: hosts give either."""
+    return place.get(name) if isinstance(place, Mapping) else getattr(place, name, None)
+
+
+def _last_is_an_end(llm: Any, tokens: Any) -> bool:
+    """Say whether a local Hugging Face model's last token ends its texts."""
+    own = llm._model.generation_config.eos_token_id  # noqa: SLF001 there is no public way
+    ends = llm.generate_kwargs.get("eos_token_id", own)
+    listed = ends if isinstance(ends, list) else [ends]
+    return int(tokens[0][-1]) in (*listed, *llm.stopping_ids)
+
+
+# How one call of a host's model is planned: what it is given, how far it is to write.
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call: the text that it continues, how far, and who hears of it."""
+
+    llm: LLM
+    known: Abilities
+    prompting: Prompting
+    processing: Postprocessing
+    text: str
+    step: Step
+    bound: int
+    stop: Sequence[str]
+    quiet: QuietCall
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Have nobody hear of what runs inside but the recording."""
+        return self.quiet.alone()
+
+    def write(self, given: Hits, progress: Progress, show: Show) -> Written:
+        """Call the model, as a stream where somebody listens and it can be listened to."""
+        if self.quiet.asynchronous:
+            return in_a_loop_of_its_own(self.awrite(given, progress, show))
+        call = self._call(self.quiet.nodes(given, self.processing), awaited=False)
+        if self.known.streams and progress.wanted:
+            return self._read(call.stream(progress, show))
+        return self._read(call.invoke())
+
+    async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
+        """Do the same by the host's asynchronous methods."""
+        call = self._call(await self.quiet.anodes(given, self.processing), awaited=True)
+        if self.known.native_async:
+            return await self._awritten(call, progress, show)
+        return await self.quiet.beside(
+            lambda: in_a_loop_of_its_own(self._awritten(call, progress, show)), progress
+        )
+
+    async def _awritten(self, call: HostCall, progress: Progress, show: Show) -> Written:
+        if self.known.streams and progress.wanted:
+            return self._read(await call.astream(progress, show))
+        return self._read(await call.ainvoke())
+
+    def _call(self, nodes: list[NodeWithScore], *, awaited: bool) -> HostCall:
+        """Make the call that continues the text behind these nodes."""
+        shown, continues = self._shown(nodes)
+        llm, arguments = told(
+            self.llm,
+            self.known.way,
+            tokens=self.bound if self.step in ("tokens", "sentence") else None,
+            stop=self.stop,
+            further=self.known.continuation if continues else None,
+            asynchronous=awaited,
+        )
+        return HostCall(llm, shown, arguments, self.quiet.recording)
+
+    def _shown(self, nodes: list[NodeWithScore]) -> tuple[str | list[ChatMessage], bool]:
+        """Give what is to be written on, and whether that is a message of the model's own."""
+        question, context = self.quiet.bundle.query_str, self.prompting.context(nodes)
+        if not self.known.chat or self.known.by_prompt:
+            return self.prompting.shown(self.llm, question, context) + self.text, False
+        return continued(self.prompting.messages(self.llm, question, context), self.text)
+
+    def _read(self, written: Written) -> Written:
+        """Have the model's own parser read a text that is whole."""
+        if not self.known.parses:
+            return written
+        text = self.llm._parse_output(written.text)  # noqa: SLF001 what `predict` does
+        return replace(written, text=text)
+
+
+class HostLM(TextLM[Hits]):
+    """Continues a text by calls of a LlamaIndex model, with nodes in its prompt.
+
+    What is right is the loop that a user would write by hand with the same objects:
+    prompt and text so far go in, at most n tokens come out and are appended. A model
+    that completes texts continues its prompt, with `complete(..., formatted=True)`; so
+    does a chat model that shows its messages as one text (`messages_to_prompt`); any
+    other chat model continues its own last message.
+    """
+
+    reads_hits = True
+
+    def __init__(
+        self,
+        llm: LLM,
+        prompting: Prompting | None = None,
+        *,
+        postprocessors: Sequence[BaseNodePostprocessor] = (),
+        whole: bool = False,
+        sentence_stop: str | None = None,
+        bound: Bound | None = None,
+        continuation: Continuation | None = None,
+        side_by_side: bool | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            llm: the model.
+            prompting: how nodes and question become a prompt.
+            postprocessors: of the nodes, before they are shown; they are given the
+                request's own question.
+            whole: write the whole answer in one call, with no bound.
+            sentence_stop: for models that cannot be told how far to write, but where to
+                stop: the mark that ends a sentence, such as ".".
+            bound: how the model is told to write at most n tokens: the argument's name,
+                or a function from n to the arguments of the call. By default by its class.
+            continuation: that a chat model continues a trailing assistant message: "assistant",
+                or the arguments that make it. By default by its class.
+            side_by_side: whether several calls may run at a time. By default by its class.
+
+        Raises:
+            ConfigError: the model cannot write step by step; or not in the ways asked for.
+        """
+        step = first_step(whole=whole, sentence_stop=sentence_stop)
+        known = capabilities.abilities(
+            llm, bound=bound, continuation=continuation, side_by_side=side_by_side
+        )
+        capabilities.check(known, step)
+        prompting = Prompting() if prompting is None else prompting
+        writer = _Writer(llm, known, prompting, Postprocessing(postprocessors))
+        super().__init__(
+            writer,
+            whole=whole,
+            sentence_stop=sentence_stop,
+            side_by_side=known.side_by_side
+            and (side_by_side is not None or not writer.processing.unknown),
+        )
+        self._own = writer
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anything that is called may look at the nodes' scores."""
+        return self._own.reads_scores
+
+
+class _Writer:
+    """A model, the prompt that it is given, and what is done to the nodes before."""
+
+    def __init__(
+        self, llm: LLM, known: Abilities, prompting: Prompting, processing: Postprocessing
+    ) -> None:
+        self._llm = llm
+        self._known = known
+        self._prompting = prompting
+        self.processing = processing
+
+    @property
+    def awaits(self) -> bool:
+        return self._known.native_async or bool(self.processing.postprocessors)
+
+    @property
+    def reads_scores(self) -> bool:
+        return self._prompting.format_nodes is not None or self.processing.reads_scores
+
+    def call(self, draft: TextDraft, step: Step, bound: int, sentence_stop: str | None) -> Plan:
+        """Plan one call."""
+        parts = (self._llm, self._known, self._prompting, self.processing)
+        stop = stops(draft, step, sentence_stop)
+        return Plan(*parts, draft.text, step, bound, stop, quiet_call(draft.origin))
+
+    def write_key(self, draft: TextDraft, given: Hits, tokens: int) -> Hashable:
+        """Hold the draft and the nodes, with their scores if anybody looks at them."""
+        return draft, valued(given, scores=self.reads_scores), tokens
+
+    def same(self, one: Hits, other: Hits) -> bool:
+        if self._prompting.format_nodes is not None and one != other:
+            return False
+        return self.processing.same(one, other)

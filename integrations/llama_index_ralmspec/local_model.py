@@ -1,0 +1,238 @@
+"""Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llama_index.core.llms import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore
+
+from llama_index_ralmspec.capabilities import hugging_face
+from llama_index_ralmspec.documents import node_of, passage_of
+from llama_index_ralmspec.host_calls import QuietCall, quiet_call
+from llama_index_ralmspec.postprocessing import Postprocessing, valued
+from llama_index_ralmspec.prompts import Prompting
+from llama_index_ralmspec.recording import Recording
+from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.prompts import PassageTemplate
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.types import Hits, Passage, Request
+from ralmspec_plugins.workloads.base import Reports
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+# Node postprocessors in front of a model that is driven directly.
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessedDraft:
+    """A draft of the model, whose request it is, and what was told of its nodes."""
+
+    inner: Draft
+    request: Request
+    recording: Recording | None = field(default=None, compare=False, repr=False)
+
+
+_Grown: TypeAlias = Callable[[Draft], ProcessedDraft]
+_Write: TypeAlias = Callable[[Draft, Sequence[Passage], int, Progress], Draft]
+
+
+class ProcessedLM:
+    """Continues a text with what postprocessors leave of the nodes."""
+
+    reads_hits = True
+
+    def __init__(self, lm: "HuggingFaceLM", processing: Postprocessing) -> None:
+        """Put these postprocessors in front of a model."""
+        self.lm = lm
+        self.processing = processing
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether a postprocessor may look at scores."""
+        return self.processing.reads_scores
+
+    def begin(self, request: Request) -> ProcessedDraft:
+        """Tokenise the prompt."""
+        return ProcessedDraft(self.lm.begin(request), request)
+
+    def write(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Continue a draft by at most this many tokens.
+
+        Raises:
+            ContextOverflowError: nodes, prompt and text exceed the context.
+            Cancelled: `progress` was cancelled while writing.
+            Exception: what a postprocessor raises.
+        """
+        shown, grown = self._shown(draft, hits)
+        return grown(self.lm.write(draft.inner, shown, tokens, Reports(progress, grown)))
+
+    def write_sentence(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Continue a draft to the end of its next sentence.
+
+        Raises:
+            ContextOverflowError: nodes, prompt and text exceed the context.
+            Cancelled: `progress` was cancelled while writing.
+            Exception: what a postprocessor raises.
+        """
+        shown, grown = self._shown(draft, hits)
+        return grown(self.lm.write_sentence(draft.inner, shown, tokens, Reports(progress, grown)))
+
+    async def awrite(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Do what `write` does; postprocessors are awaited, the model writes in a thread."""
+        return await self._awritten(self.lm.write, draft, hits, tokens, progress)
+
+    async def awrite_sentence(
+        self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        """Do the same to the end of the next sentence."""
+        return await self._awritten(self.lm.write_sentence, draft, hits, tokens, progress)
+
+    def finished(self, draft: ProcessedDraft) -> bool:
+        """Say whether the draft has ended."""
+        return self.lm.finished(draft.inner)
+
+    def tail(self, draft: ProcessedDraft, tokens: int) -> str:
+        """Give the last tokens of prompt and text, as text."""
+        return self.lm.tail(draft.inner, tokens)
+
+    def text(self, draft: ProcessedDraft) -> str:
+        """Give what was written, without the prompt."""
+        return self.lm.text(draft.inner)
+
+    def settled(self, draft: ProcessedDraft) -> str:
+        """Give the part of `text` that no later token can change."""
+        return self.lm.settled(draft.inner)
+
+    def text_key(self, draft: ProcessedDraft) -> Hashable:
+        """Hold prompt and tokens, and whether they end there."""
+        return self.lm.text_key(draft.inner)
+
+    def write_key(self, draft: ProcessedDraft, hits: Hits, tokens: int) -> Hashable:
+        """Hold the draft and the nodes, with their scores if a postprocessor looks at them."""
+        return draft, valued(hits, scores=self.reads_scores), tokens
+
+    def same_passages(self, one: Hits, other: Hits) -> bool:
+        """Say whether the model is shown the same of both."""
+        return self.processing.same(one, other)
+
+    def release(self, draft: ProcessedDraft) -> None:
+        """Free the caches of this draft's request."""
+        self.lm.release(draft.inner)
+
+    def _shown(self, draft: ProcessedDraft, hits: Hits) -> tuple[list[Passage], _Grown]:
+        """Process the nodes; give what is left, and what makes a draft of the model's own."""
+        quiet = quiet_call(draft.request)
+        with quiet.alone():
+            nodes = quiet.nodes(hits, self.processing)
+        return _passages(nodes), _grown(draft, quiet)
+
+    async def _awritten(
+        self, write: _Write, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
+    ) -> ProcessedDraft:
+        quiet = quiet_call(draft.request)
+        with quiet.alone():
+            nodes = await quiet.anodes(hits, self.processing)
+        shown, grown = _passages(nodes), _grown(draft, quiet)
+        reports = Reports(progress, grown)
+        return await quiet.beside(
+            lambda: grown(write(draft.inner, shown, tokens, reports)), progress
+        )
+
+
+def _passages(nodes: Sequence[NodeWithScore]) -> list[Passage]:
+    return [passage_of(one.node) for one in nodes]
+
+
+def _grown(draft: ProcessedDraft, quiet: QuietCall) -> _Grown:
+    return partial(ProcessedDraft, request=draft.request, recording=quiet.recording)
+
+
+def direct_lm(
+    llm: LLM,
+    prompting: Prompting | None = None,
+    postprocessors: Sequence[BaseNodePostprocessor] = (),
+    *,
+    cache_bytes: int | None = None,
+) -> "HuggingFaceLM | ProcessedLM":
+    """Make a model that writes by tokens of the one in a `HuggingFaceLLM`.
+
+    The prompt is the host's, with its system prompt, its wrappers and its chat template,
+    split at the place of the nodes; tokens are chosen by the wrapper's own settings. What
+    is right is then the plain loop over this model: a loop over the host's wrapper turns
+    text into tokens anew at each step, which may split it in other ways, and it draws
+    other random numbers where it samples.
+
+    Raises:
+        ConfigError: it is no `HuggingFaceLLM`, or it has settings that cannot be kept to;
+            the message names them.
+    """
+    if not hugging_face(llm):
+        raise ConfigError(
+            f"direct=True needs a HuggingFaceLLM, got {type(llm).__name__}; "
+            "without it the host's own calls are used"
+        )
+    from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+
+    wrapper: Any = llm
+    options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+    made = HuggingFaceLM(
+        wrapper._model,  # noqa: SLF001 there is no public way
+        wrapper._tokenizer,  # noqa: SLF001 as above
+        sampling=sampling_of(wrapper),
+        template=_template(Prompting() if prompting is None else prompting, llm),
+        passage_tokens=UNCUT,
+        **options,
+    )
+    return ProcessedLM(made, Postprocessing(postprocessors)) if postprocessors else made
+
+
+def sampling_of(llm: Any) -> Greedy | Sampling:
+    """Read how a `HuggingFaceLLM` chooses tokens.
+
+    Raises:
+        ConfigError: it has settings that cannot be kept to.
+    """
+    eos = llm._model.generation_config.eos_token_id  # noqa: SLF001 there is no public way
+    ends = {*eos} if isinstance(eos, list | tuple) else {eos}
+    unfit = []
+    if not set(llm.stopping_ids) <= ends:
+        unfit.append("stopping_ids (set them as eos_token_id of the model's generation_config)")
+    if llm.output_parser is not None:
+        unfit.append("output_parser (a text that is written step by step cannot be parsed)")
+    return sampling(_settings(llm), eos, "the HuggingFaceLLM", unfit=unfit)
+
+
+def _settings(llm: Any) -> Mapping[str, Any]:
+    """Lay together what `generate` would: the model's own settings, and those of the call."""
+    given = dict(llm.generate_kwargs)
+    settings: dict[str, Any] = {}
+    for config in (llm._model.generation_config, given.pop("generation_config", None)):  # noqa: SLF001
+        if config is not None:
+            settings.update(config.to_diff_dict())
+    return {**settings, **given}
+
+
+def _template(prompting: Prompting, llm: LLM) -> PassageTemplate:
+    def context(passages: Sequence[Passage]) -> str:
+        return prompting.context([NodeWithScore(node=node_of(passage)) for passage in passages])
+
+    return split_template(
+        lambda request, shown: prompting.shown(llm, request.prompt, shown),
+        context,
+        separator=prompting.separator,
+        together=prompting.format_nodes is not None,
+        variable="context_str",
+    )

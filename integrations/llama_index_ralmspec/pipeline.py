@@ -1,0 +1,308 @@
+"""The parts of a `SpeculativeQueryEngine`, made of the host's and held against each other."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Hashable, Iterator, Sequence
+from contextlib import aclosing, closing
+from contextvars import Context
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    StreamingResponse,
+)
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import QueryBundle
+
+from llama_index_ralmspec.callbacks import DirectRuns, Telling
+from llama_index_ralmspec.host_calls import HostContext, asking, copied
+from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.llm import HostLM
+from llama_index_ralmspec.options import Options
+from llama_index_ralmspec.postprocessing import Postprocessing
+from llama_index_ralmspec.prompts import Prompting
+from llama_index_ralmspec.recording import Recording, recorded
+from llama_index_ralmspec.response import Responses
+from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
+from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
+from ralmspec_plugins.adapters.events import afollowed, followed
+from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.retriever_state import HostStats
+from ralmspec_plugins.effects import Event
+from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
+from ralmspec_plugins.scheduling.schedules import Continuous
+from ralmspec_plugins.types import Request
+
+_log = logging.getLogger(__name__)
+_TEMPLATES: Final = ("text_qa_template", "summary_template")
+
+
+class Assembly:
+    """What a retriever, a synthesizer, postprocessors and options come to."""
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        synthesizer: BaseSynthesizer,
+        postprocessors: Sequence[BaseNodePostprocessor],
+        options: Options,
+        runtime: Runtime,
+    ) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: they do not fit each other; the message says what to do.
+        """
+        self.retriever, self.synthesizer = retriever, synthesizer
+        self.options, self._runtime = options, runtime
+        self._postprocessors = tuple(postprocessors)
+        self.key = key_of(retriever, synthesizer, postprocessors)
+        self._workload = workload_of(options.workload, self._lm())
+        self._host = self._hosts(retriever)
+        self._replica = None if options.replica is None else self._hosts(options.replica)
+        speculation = options.speculation(guesses=self.guesses)
+        speculation.settings(self._host, options.schedule or Continuous(), self._replica)
+        if options.speculate and options.guess_through is None and not self.guesses:
+            _log.warning(
+                "nothing is written on guesses: it is not known of %s that nothing is kept there "
+                "between two calls. If so, say guess_through=True; or False, for no warning",
+                ", ".join(self._unknown()),
+            )
+
+    def _hosts(self, retriever: BaseRetriever) -> HostRetriever:
+        """Make the host's retriever, in nobody's context: none of its spans stay with it."""
+        options = self.options
+        return Context().run(
+            partial(
+                HostRetriever,
+                retriever,
+                batch=options.batching,
+                side_by_side=options.side_by_side,
+                pure=options.pure,
+            )
+        )
+
+    def _lm(self) -> Any:  # they read hits, where the protocol says passages
+        options = self.options
+        if options.one_shot:
+            return SynthesizerLM(self.synthesizer, self._postprocessors)
+        llm = self.synthesizer._llm  # noqa: SLF001 the host has no other name for it
+        prompting = self._prompting()
+        if options.direct:
+            from llama_index_ralmspec.local_model import direct_lm
+
+            return direct_lm(llm, prompting, self._postprocessors)
+        return HostLM(
+            llm,
+            prompting,
+            postprocessors=self._postprocessors,
+            sentence_stop=options.sentence_stop,
+            bound=options.bound,
+            continuation=options.continuation,
+        )
+
+    def _prompting(self) -> Prompting:
+        template = template_of(self.synthesizer)
+        return Prompting() if template is None else Prompting(text_qa_template=template)
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far."""
+        return self._host.stats
+
+    def direct_runs(self, request: Request) -> DirectRuns | None:
+        """Give what tells of a directly driven model's segments, which no call has written."""
+        if not self.options.direct:
+            return None
+        llm = self.synthesizer._llm  # noqa: SLF001
+        return DirectRuns(request, self._prompting(), llm, self._workload.text)
+
+    def request(self, context: HostContext) -> Request:
+        """Make the request for a query."""
+        options = self.options
+        longest = options.max_tokens
+        return Request(
+            prompt=context.bundle.query_str,
+            max_tokens=most_tokens(self._workload) if longest is None else longest,
+            seed=options.seed,
+            stop=options.stops,
+            deadline_s=options.deadline_s,
+            context=context,
+        )
+
+    @property
+    def guesses(self) -> bool:
+        """Whether the host's parts may run on guesses, in any order and number."""
+        options = self.options
+        if not options.speculate or options.guess_through is not None:
+            return options.speculate and bool(options.guess_through)
+        return not self._unknown()
+
+    def _unknown(self) -> list[str]:
+        """Name the parts that are given nodes, and may do more than what these say."""
+        unknown = Postprocessing(self._postprocessors).unknown
+        if self.options.one_shot and not is_known(self.synthesizer):
+            unknown.append(self.synthesizer)
+        return [type(one).__name__ for one in unknown]
+
+    def engines(self, bundle: QueryBundle) -> Engines:
+        """Give the engines for a query."""
+        options, guesses = self.options, self.guesses
+        return options.speculation(guesses=guesses).engines(
+            self._runtime,
+            (token_of(options), self.key, guesses),
+            self._host.for_call(bundle),
+            self._workload,
+            self._replica,
+        )
+
+
+def key_of(
+    retriever: BaseRetriever,
+    synthesizer: BaseSynthesizer,
+    postprocessors: Sequence[BaseNodePostprocessor],
+) -> Hashable:
+    """Name the host's parts: engines are made anew where one of them is another."""
+    llm, template = getattr(synthesizer, "_llm", None), template_of(synthesizer)
+    parts = (retriever, synthesizer, llm, template, *postprocessors)
+    return tuple(token_of(part) for part in parts)
+
+
+def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
+    """Give the prompt with which a synthesizer shows nodes and question to the model."""
+    with recorded(Recording()):  # the host tells of that, too
+        prompts = synthesizer._get_prompts()  # noqa: SLF001 the public one gives copies
+    return next((prompts[name] for name in _TEMPLATES if name in prompts), None)
+
+
+# One query: what happens in the engine, told to the host's handlers and made a response.
+
+
+class RequestRun:
+    """Answers one query."""
+
+    def __init__(
+        self, assembly: Assembly, bundle: QueryBundle, *, asynchronous: bool = False
+    ) -> None:
+        """Look at the query, and begin nothing yet.
+
+        Args:
+            assembly: the query engine's parts.
+            bundle: the query.
+            asynchronous: whether it is answered on an event loop.
+        """
+        # Read once: chat engines switch it on for one query, and off when they have its stream.
+        streaming = bool(getattr(assembly.synthesizer, "_streaming", False))
+        options = assembly.options
+        given = copied(bundle)
+        self._engines = assembly.engines(given)
+        context = HostContext(
+            given,
+            asynchronous,
+            streaming,
+            own=bundle if options.one_shot else None,
+            alone=not assembly.guesses,
+            retriever=assembly.retriever,
+            threads=self._engines.threads,
+        )
+        self._context = context
+        self._streaming = streaming
+        self._request = assembly.request(context)
+        self._telling = Telling(context, assembly.retriever, assembly.direct_runs(self._request))
+        self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
+
+    def response(self) -> RESPONSE_TYPE:
+        """Answer it; what streams is given back when its first text is settled.
+
+        Raises:
+            Exception: what the host's own loop would have raised.
+        """
+        pieces = self._pieces(self._engines.sync.events(self._request, reports=self._streaming))
+        next(pieces)  # from here on there is a response, and closing it ends the request
+        made = self._responses.response
+        self._telling.given_back()
+        if isinstance(made, StreamingResponse):
+            return replace(made, response_gen=pieces)
+        for _ in pieces:
+            pass
+        return made
+
+    def _pieces(self, events: EventStream) -> Generator[str, None, None]:
+        asked = _Asked(events, self._context)
+        with closing(followed(asked, self._telling, self._responses.shown)) as pieces:
+            yield from pieces
+        self._telling.ended()
+        yield from self._responses.ended(events.answer)
+
+    async def aresponse(self) -> RESPONSE_TYPE:
+        """Answer it on an event loop.
+
+        Raises:
+            Exception: what the host's own loop would have raised.
+        """
+        engine = self._engines.asynchronous
+        pieces = self._apieces(engine.events(self._request, reports=self._streaming))
+        await anext(pieces)
+        made = self._responses.response
+        self._telling.given_back()
+        if isinstance(made, AsyncStreamingResponse):
+            return replace(made, response_gen=pieces)
+        async for _ in pieces:
+            pass
+        return made
+
+    async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
+        asked = _AsyncAsked(events, self._context)
+        async with aclosing(afollowed(asked, self._telling, self._responses.shown)) as pieces:
+            async for piece in pieces:
+                yield piece
+        await self._telling.aended()
+        for piece in self._responses.ended(events.answer):
+            yield piece
+
+
+class _Asked:
+    """A request's events; its retriever knows whose it is while the next one is made."""
+
+    def __init__(self, events: EventStream, context: HostContext) -> None:
+        self._events = events
+        self._context = context
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        token = asking.set(self._context)
+        try:
+            return next(self._events)
+        finally:
+            asking.reset(token)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _AsyncAsked:
+    """The same on an event loop."""
+
+    def __init__(self, events: AsyncEventStream, context: HostContext) -> None:
+        self._events = events
+        self._context = context
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        token = asking.set(self._context)
+        try:
+            return await anext(self._events)
+        finally:
+            asking.reset(token)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
