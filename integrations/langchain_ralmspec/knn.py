@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ralmspec_plugins.adapters.events import REPORT
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name, taken_by
-from ralmspec_plugins.knn.language_model import Asked
+from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Answer
 
@@ -65,7 +65,7 @@ class KNNLLM(BaseLLM):
         """
         super().__init__(**fields)
         check_model(self.lm)  # not in a validator: pydantic would wrap its errors
-        Asked("", **self._options(None, {}))
+        KNNRequest("", **self._options(None, {}))
 
     @property
     def model_name(self) -> str:
@@ -122,7 +122,7 @@ class KNNLLM(BaseLLM):
         options = self._options(stop, kwargs)
         if len(prompts) == 1:
             return self._result([self.lm.generate(prompts[0], **options)])
-        asked = [Asked(prompt, **options) for prompt in prompts]
+        asked = [KNNRequest(prompt, **options) for prompt in prompts]
         engine = self.lm.engine(options["sampling"], plain=options["plain"])
         return self._result(engine.batch([one.request for one in asked]))
 
@@ -137,7 +137,7 @@ class KNNLLM(BaseLLM):
         options = self._options(stop, kwargs)
         if len(prompts) == 1:
             return self._result([await self.lm.agenerate(prompts[0], **options)])
-        asked = [Asked(prompt, **options) for prompt in prompts]
+        asked = [KNNRequest(prompt, **options) for prompt in prompts]
         engine = self.lm.async_engine(options["sampling"], plain=options["plain"])
         return self._result(await engine.batch([one.request for one in asked]))
 

@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from ralmspec_plugins.adapters.events import REPORT
 from ralmspec_plugins.adapters.local_model import check_model, model_name, taken_by
-from ralmspec_plugins.knn.language_model import Asked
+from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Answer
 
@@ -109,7 +109,7 @@ class KNNLLM(CustomLLM):
             **{name: value for name, value in host.items() if value is not None},
         )
         self._lm = lm
-        Asked("", **self._options({}))
+        KNNRequest("", **self._options({}))
 
     @property
     def lm(self) -> "KNNLanguageModel":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
@@ -25,59 +25,16 @@ from ralmspec_plugins.knn.model import (
     tokenizer_fingerprint,
 )
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
+from ralmspec_plugins.knn.request import KNNRequest, RequestOptions
 from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch, open_search
 from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.lm.huggingface import load, vocabulary_size
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.speculators.replica import Replica
-from ralmspec_plugins.types import Answer, Request
+from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# One request to a `KNNLanguageModel`, made of its keywords.
-
-
-class Options(TypedDict, total=False):
-    """How a text is continued: the keywords of `KNNLanguageModel.generate` and its like."""
-
-    max_tokens: int
-    seed: int
-    stop: str | Sequence[str]
-    sampling: Greedy | Sampling | None
-    deadline_s: float | None
-    plain: bool
-
-
-class Asked:
-    """A request, and how it is answered."""
-
-    def __init__(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 128,  # as a `Request`'s
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
-        sampling: Greedy | Sampling | None = None,
-        deadline_s: float | None = None,
-        plain: bool = False,
-    ) -> None:
-        """Take the keywords; an unknown one is a `TypeError`.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        self.request = Request(
-            prompt=prompt,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            deadline_s=deadline_s,
-        )
-        self.sampling = sampling
-        self.plain = plain
-
 
 # Puts a model and a search beside a datastore, and refuses those that do not fit it.
 
@@ -234,7 +191,7 @@ class KNNLanguageModel:
         model, tokenizer = load(path, dtype, device)
         return cls(model, tokenizer, datastore, **settings)
 
-    def generate(self, prompt: str, **options: Unpack[Options]) -> Answer:
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
         """Continue a text.
 
         Args:
@@ -252,22 +209,22 @@ class KNNLanguageModel:
             ContextOverflowError: prompt and text together would exceed the model's context.
             DeadlineExceeded: the deadline passed.
         """
-        asked = Asked(prompt, **options)
+        asked = KNNRequest(prompt, **options)
         return self.engine(asked.sampling, plain=asked.plain).run(asked.request)
 
-    def stream(self, prompt: str, **options: Unpack[Options]) -> AnswerStream:
+    def stream(self, prompt: str, **options: Unpack[RequestOptions]) -> AnswerStream:
         """Continue a text piece by piece, as `generate` does; only text that stays is given out."""
-        asked = Asked(prompt, **options)
+        asked = KNNRequest(prompt, **options)
         return self.engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
-    async def agenerate(self, prompt: str, **options: Unpack[Options]) -> Answer:
+    async def agenerate(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
         """Do what `generate` does without holding up the event loop."""
-        asked = Asked(prompt, **options)
+        asked = KNNRequest(prompt, **options)
         return await self.async_engine(asked.sampling, plain=asked.plain).run(asked.request)
 
-    def astream(self, prompt: str, **options: Unpack[Options]) -> AsyncAnswerStream:
+    def astream(self, prompt: str, **options: Unpack[RequestOptions]) -> AsyncAnswerStream:
         """Do what `stream` does without holding up the event loop."""
-        asked = Asked(prompt, **options)
+        asked = KNNRequest(prompt, **options)
         return self.async_engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
     def perplexity(

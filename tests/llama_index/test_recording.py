@@ -28,6 +28,7 @@ from llama_index_ralmspec.host_calls import HostContext
 from llama_index_ralmspec.recording import Recording, recorded, searched
 from llama_index_ralmspec.replay import Replay, unawaited
 
+from ralmspec_plugins import FixedStride
 from tests.llama_index.engine_parts import QUESTIONS, AsyncWordLLM, WordLLM, an_index, hearing
 
 _dispatcher = get_dispatcher(__name__)
@@ -266,7 +267,8 @@ def test_a_callback_manager_of_a_users_class_hears_the_committed_calls_alone() -
     """Its own methods run for what the host tells it, not for guesses; of new classes too."""
     llm = WordLLM()
     host = RetrieverQueryEngine.from_args(an_index().as_retriever(similarity_top_k=3), llm=llm)
-    with SpeculativeQueryEngine.wrap(host) as ours:
+    settings = {"schedule": FixedStride(stride=2), "prefetch": 3}  # some guesses are wrong
+    with SpeculativeQueryEngine.wrap(host, **settings) as ours:
         ours.query("Before the class is there?")
 
         class New(Own):
