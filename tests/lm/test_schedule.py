@@ -183,12 +183,21 @@ def test_a_planted_fault_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     plant: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    """The comparison with the straight run is sharp enough to see each of these faults."""
-    plant(monkeypatch)
-    lm = HuggingFaceLM(models["llama", "bfloat16"], tokenizer)
+    """The comparison with the straight run is sharp enough to see each of these faults.
 
-    with pytest.raises(AssertionError):
-        check_against_straight_run(lm, lm.begin(LONGER), ROUND_TRIP)
+    In one precision at least: on some processors, kernels for another number of rows
+    give a small model's bfloat16 results the same bits.
+    """
+    plant(monkeypatch)
+    caught = []
+    for dtype in ("float32", "bfloat16"):
+        lm = HuggingFaceLM(models["llama", dtype], tokenizer)
+        try:
+            check_against_straight_run(lm, lm.begin(LONGER), ROUND_TRIP)
+        except AssertionError:
+            caught.append(dtype)
+
+    assert caught
 
 
 def _mistral() -> PreTrainedModel:
