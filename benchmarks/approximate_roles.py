@@ -27,7 +27,7 @@ import numpy as np
 from batch_curves_data import clustered_vectors
 
 from benchmarks.harness.results import surroundings
-from ralmspec_plugins import Engine, Hits, PassagePool, Replica, Request, Settings, plain
+from ralmspec_plugins import Engine, Hits, PassageCache, Replica, Request, Settings, plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval import NumpyFlat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
@@ -106,7 +106,7 @@ def pool_guesses(
     """Walk the traces: guess, compare, learn. A better guess has a higher sum of scores."""
     right, better = [], []
     for trace, truth, lessons in zip(traces, truths, taught, strict=True):
-        pool = PassagePool(retriever, capacity=CAPACITY)
+        pool = PassageCache(retriever, capacity=CAPACITY)
         for query, hits, lesson in zip(trace, truth, lessons, strict=True):
             guess = pool.guess(query)
             right.append(guess == hits)
@@ -200,7 +200,7 @@ def requests(
         )
     for name, rates in guesses.items():
         # None: guessing could not pay, so the engine made no guess
-        result[name]["guesses_right"] = round(statistics.mean(rates), 3) if rates else None
+        result[name]["accepted"] = round(statistics.mean(rates), 3) if rates else None
     return result
 
 

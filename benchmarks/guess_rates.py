@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ralmspec_plugins import PassagePool
+from ralmspec_plugins import PassageCache
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.lucene import LuceneRetriever
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
@@ -85,7 +85,7 @@ def dense(passages: Sequence[Passage], vectors: np.ndarray) -> tuple[Make, Ask]:
 
 def follow(retriever: Any, queries: Sequence[Query], k: int, prefetch: int, count: Count) -> None:
     """Take one request through its queries."""
-    pool = PassagePool(retriever, capacity=CAPACITY, k=k)
+    pool = PassageCache(retriever, capacity=CAPACITY, k=k)
     for step, query in enumerate(queries):
         held = {hit.passage.id for hit in pool._hits}
         guess = pool.guess(query)

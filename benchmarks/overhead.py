@@ -29,8 +29,8 @@ from ralmspec_plugins import (
     Settings,
     plain,
 )
-from ralmspec_plugins.effects import Ask, Completion, Extend, Guess, Search, Start
-from ralmspec_plugins.engine.session import Job, Setup
+from ralmspec_plugins.effects import Completion, Extend, FormQuery, Guess, Search, Start
+from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.schedules import Schedule
 
@@ -104,12 +104,12 @@ class FreeGuesser:
 
 def run_inline(settings: Settings) -> None:
     """Drive the loop in this thread: each need is carried out when it is asked for."""
-    job = Job(Setup(FreeWorkload(), FreeRetriever(), settings), Request(prompt=""))
+    job = RequestContext(Session(FreeWorkload(), FreeRetriever(), settings), Request(prompt=""))
     completed: list[Completion] = []
     needs = next(job.flow)
     while True:
         for need in needs:
-            if isinstance(need, Start | Ask | Guess | Search | Extend):
+            if isinstance(need, Start | FormQuery | Guess | Search | Extend):
                 job.carry_out(need, time.perf_counter, completed.append)
             else:
                 job.note(need)

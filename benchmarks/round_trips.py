@@ -27,7 +27,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.harness.results import surroundings
-from ralmspec_plugins import Memo, SharedPool
+from ralmspec_plugins import QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.retriever_state import HostStats
 
 QUESTIONS = 100
@@ -155,11 +155,14 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
     """List how ours is set up, and what the row is called."""
     yield "plain", {"speculate": False, "pool": None}
     yield "looked into, cold", {"pool": None}
-    yield "looked into, shared pool", {"pool": SharedPool()}
-    yield "looked into, warm memo", {"pool": SharedPool(), "memo": Memo(), "warm": True}
+    yield "looked into, shared pool", {"pool": SharedPassageCache()}
+    yield (
+        "looked into, warm memo",
+        {"pool": SharedPassageCache(), "memo": QueryCache(), "warm": True},
+    )
     yield "black box, cold", {"pool": None, "batching": "off"}
     yield "black box, one at a time", {"pool": None, "batching": "off", "side_by_side": 1}
-    yield "black box, shared pool", {"pool": SharedPool(), "batching": "off"}
+    yield "black box, shared pool", {"pool": SharedPassageCache(), "batching": "off"}
 
 
 def count(
@@ -176,7 +179,7 @@ def count(
             answer, stats = ours.answer(question)
             assert answer == wanted, (name, question)
             wasted += stats["wasted_segments"]
-            guesses, right = guesses + stats["guesses"], right + stats["guesses_right"]
+            guesses, right = guesses + stats["guesses"], right + stats["accepted"]
         after = ours.stats
     return {
         "row": name,
@@ -185,7 +188,7 @@ def count(
         "model_calls": wire.calls - calls,
         "wasted_calls": wasted,
         "guesses": guesses,
-        "guesses_right": right,
+        "accepted": right,
     }
 
 

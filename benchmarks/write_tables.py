@@ -112,7 +112,7 @@ def round_trips(result: dict[str, Any]) -> str:
                 f"{plain[row['k']] / trips:.1f}" if trips else "-",
                 f"{row['model_calls']:,}",
                 f"{row['wasted_calls']:,}",
-                f"{100 * row['guesses_right'] / guesses:.0f} %" if guesses else "-",
+                f"{100 * row['accepted'] / guesses:.0f} %" if guesses else "-",
             ]
         )
     return table(head, rows)

@@ -50,9 +50,9 @@ from langchain_ralmspec import (
     speculate,
     stats_of,
 )
-from ralmspec_plugins import Memo, SharedPool, timeline
+from ralmspec_plugins import QueryCache, SharedPassageCache, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
 
@@ -259,7 +259,7 @@ class RemoteSearch:
     def __init__(self, store, k):
         self._store = store
         self.k = k
-        self.signature = ("remote", token_of(store))
+        self.signature = ("remote", object_id(store))
 
     def relevance(self):
         return None
@@ -362,10 +362,10 @@ assert text == replies["remote, plain"]["answer"]
 #
 # `SpeculativeRetriever` goes where a retriever goes, in an agent's tool for example.
 # It gives exactly what the wrapped one gives.
-# `batch` is one round trip, and a `Memo`, which you give it only if the index does not change meanwhile, answers what was asked before.
+# `batch` is one round trip, and a `QueryCache`, which you give it only if the index does not change meanwhile, answers what was asked before.
 
 # %%
-sooner = SpeculativeRetriever(retriever=remote, memo=Memo(ttl_s=600), pool=SharedPool())
+sooner = SpeculativeRetriever(retriever=remote, memo=QueryCache(ttl_s=600), pool=SharedPassageCache())
 
 assert sooner.batch(questions) == [remote.invoke(one) for one in questions]
 assert sooner.invoke(questions[0]) == remote.invoke(questions[0])
@@ -386,7 +386,7 @@ print("guessed right" if verdict.right else "guessed wrong")
 # ## What to look at
 #
 # - `searches` and `queries`: round trips, and the queries in them; `batch_sizes` has them one by one.
-# - `guesses_right` of `guesses`: few of them right, and a larger `prefetch`, or a `replica`, may help.
+# - `accepted` of `guesses`: few of them right, and a larger `prefetch`, or a `replica`, may help.
 # - `segments` and `wasted_segments`: what was written for the answer, and what was thrown away. With a paid model the latter costs money.
 # - `search_s`, `write_s`, `overlap_s`: where the time went, and how much of it was at once.
 

@@ -56,7 +56,7 @@ from llama_index_ralmspec import (
     stats_of,
 )
 from llama_index_ralmspec.stores.simple import simple_search
-from ralmspec_plugins import Memo, SharedPool, timeline
+from ralmspec_plugins import QueryCache, SharedPassageCache, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
@@ -383,10 +383,10 @@ assert str(router.query(question)) == responses["remote, plain"].response
 #
 # `SpeculativeRetriever` goes where a retriever goes.
 # It gives exactly what the wrapped one gives, with its scores.
-# `retrieve_batch` is one round trip, and a `Memo`, which you give it only if the index does not change meanwhile, answers what was asked before.
+# `retrieve_batch` is one round trip, and a `QueryCache`, which you give it only if the index does not change meanwhile, answers what was asked before.
 
 # %%
-sooner = SpeculativeRetriever(remote, memo=Memo(ttl_s=600), pool=SharedPool())
+sooner = SpeculativeRetriever(remote, memo=QueryCache(ttl_s=600), pool=SharedPassageCache())
 
 assert sooner.retrieve_batch(questions) == [remote.retrieve(one) for one in questions]
 assert sooner.retrieve(questions[0]) == remote.retrieve(questions[0])
@@ -443,7 +443,7 @@ assert len(right) == stats_of(response).guesses
 # ## What to look at
 #
 # - `searches` and `queries`: round trips, and the queries in them; `batch_sizes` has them one by one.
-# - `guesses_right` of `guesses`: few of them right, and a larger `prefetch`, or a `replica`, may help.
+# - `accepted` of `guesses`: few of them right, and a larger `prefetch`, or a `replica`, may help.
 # - `segments` and `wasted_segments`: what was written for the answer, and what was thrown away. With a paid model the latter costs money.
 # - `search_s`, `write_s`, `overlap_s`: where the time went, and how much of it was at once.
 

@@ -17,8 +17,8 @@ from ralmspec_plugins.engine.streams import (
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride
-from ralmspec_plugins.speculators.passage_cache import PassagePool, SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import (
     Answer,
@@ -47,16 +47,16 @@ __all__ = [
     "Hit",
     "Hits",
     "Latencies",
-    "Memo",
     "OptimalStride",
     "Passage",
-    "PassagePool",
+    "PassageCache",
     "Query",
+    "QueryCache",
     "Replica",
     "Request",
     "Retrieved",
     "Settings",
-    "SharedPool",
+    "SharedPassageCache",
     "Simulation",
     "Stats",
     "Verifier",

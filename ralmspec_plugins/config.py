@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,9 @@ class Settings:
     prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k), DESIGN 4
     capacity: int = 1000  # passages in a request's own pool; the ablation of DESIGN 4
     eviction: str = "lru"
-    pool: SharedPool | None = None  # brings its own capacity and eviction
+    pool: SharedPassageCache | None = None  # brings its own capacity and eviction
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
-    memo: Memo | None = None  # across requests: only where the index does not change
+    memo: QueryCache | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
     switch_interval_s: float | None = 0.0005  # while running ahead; None: Python's own, 5 ms
 

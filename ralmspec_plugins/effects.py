@@ -1,7 +1,7 @@
 """What the loop asks its engine for, and what the engine reports back.
 
-`Start`, `Ask`, `Guess`, `Search` and `Extend` are work: each is completed by one
-`Done` (a `Search` by one for each of its queries), in any order. The others are
+`Start`, `FormQuery`, `Guess`, `Search` and `Extend` are work: each is completed by one
+`Completed` (a `Search` by one for each of its queries), in any order. The others are
 notices and need no completion.
 """
 
@@ -87,7 +87,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ask:
+class FormQuery:
     """Form and encode the next query of a state, or find that the answer is complete."""
 
     state: Any
@@ -140,13 +140,13 @@ class Finish:
     error: Exception | None = None
 
 
-Work: TypeAlias = Start | Ask | Guess | Search | Extend
+Work: TypeAlias = Start | FormQuery | Guess | Search | Extend
 Notice: TypeAlias = Cancel | Release | Event | Finish
 Need: TypeAlias = Work | Notice
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """One query's result: the hits that are verified against, and those prefetched with them."""
 
     hits: Hits
@@ -154,7 +154,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Done:
+class Completed:
     """A piece of work, or one query of a search, has been completed.
 
     Times are seconds on the engine's clock since the request began.
@@ -175,7 +175,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reported:
+class PartialOutput:
     """An unfinished segment: what an `Extend` has written so far."""
 
     need: Extend
@@ -184,11 +184,11 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Broken:
+class Aborted:
     """Ends a request at once, past its loop: it was given up, or a part raised no `Exception`."""
 
     error: BaseException
     need: Work | None = None  # whose it is
 
 
-Completion: TypeAlias = Done | Reported
+Completion: TypeAlias = Completed | PartialOutput

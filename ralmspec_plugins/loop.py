@@ -8,18 +8,18 @@ from collections.abc import Generator
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.effects import (
-    Ask,
     Cancel,
+    Completed,
     Completion,
-    Done,
     Extend,
     Finish,
-    Found,
+    FormQuery,
     Guess,
     Need,
+    PartialOutput,
     Release,
-    Reported,
     Search,
+    SearchResult,
     Start,
     Work,
 )
@@ -27,8 +27,8 @@ from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import formed
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.policy import Policy
-from ralmspec_plugins.speculators.cascade import Guesses
-from ralmspec_plugins.steps import Chain, Failure, Step
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
+from ralmspec_plugins.steps import Failure, SpeculationWindow, Step
 from ralmspec_plugins.types import Request
 
 MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
@@ -40,7 +40,7 @@ def speculate(
     workload: Workload[Any],
     request: Request,
     retriever: Retriever,
-    guesses: Guesses,
+    guesses: SpeculatorCascade,
     policy: Policy | None,
 ) -> Flow:
     """Answer a request as `plain()` does, with guesses ahead of the searches.
@@ -71,10 +71,10 @@ class _Loop:
         self,
         workload: Workload[Any],
         retriever: Retriever,
-        guesses: Guesses,
+        guesses: SpeculatorCascade,
         policy: Policy | None,
     ) -> None:
-        self.chain = Chain(workload, policy)
+        self.chain = SpeculationWindow(workload, policy)
         self.workload = workload
         self.retriever = retriever
         self.guesses = guesses
@@ -106,14 +106,14 @@ class _Loop:
 
     def take(self, completion: Completion) -> None:
         """Take in one completion."""
-        if isinstance(completion, Reported):
+        if isinstance(completion, PartialOutput):
             self.chain.reported(completion)
         elif isinstance(completion.need, Search):
             self._take_search(completion, completion.need)
         else:
             self._take_work(completion)
 
-    def _take_search(self, done: Done, search: Search) -> None:
+    def _take_search(self, done: Completed, search: Search) -> None:
         query = search.queries[done.index]
         alone = len(search.queries) == 1 and self._alone(search)
         last = self.chain.in_flight.complete(search, done.index)
@@ -129,12 +129,12 @@ class _Loop:
             if step.query is None or step.query.key != query.key or step.truth is not None:
                 continue
             if done.error is None:
-                found: Found = done.value
+                found: SearchResult = done.value
                 step.truth = found.hits
             else:
                 step.search_failure = Failure(done.error, alone and step is self.chain.steps[0])
 
-    def _take_work(self, done: Done) -> None:
+    def _take_work(self, done: Completed) -> None:
         """Take in what asking, guessing or writing came to."""
         chain, step = self.chain, self.chain.writing(done.need)
         alone = self._alone(done.need) and bool(chain.steps) and step is chain.steps[0]
@@ -154,7 +154,7 @@ class _Loop:
             step.guess = None if done.error is not None else done.value
         elif done.error is not None:
             step.failure = Failure(done.error, alone)
-        elif isinstance(done.need, Ask):
+        elif isinstance(done.need, FormQuery):
             step.asked, step.query = True, done.value
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
@@ -235,7 +235,7 @@ class _Loop:
             step.asked, step.query = True, known[0]
             return
         if not self.inline_ask:
-            self.chain.write(Ask(step.before), step)
+            self.chain.write(FormQuery(step.before), step)
             return
         try:
             step.query = formed(self.workload, self.retriever, step.before)
@@ -259,7 +259,7 @@ class _Loop:
         if not step.guessed and self.policy.worth_guessing():
             step.guessed = True
             began_s = self.guesses.clock()
-            step.guess = self.guesses.quick_guess(step.query)
+            step.guess = self.guesses.guess_inline(step.query)
             self.policy.guessed(self.guesses.clock() - began_s)
             if step.guess is None and self.guesses.slow:
                 self.chain.write(Guess(step.query), step)
@@ -276,7 +276,7 @@ class _Loop:
             self.chain.write(Extend(step.before, step.used, ahead=not step.verified), step)
             return
         step.after, step.span = known
-        step.written = step.taken_back = True
+        step.written = step.reused = True
         self.chain.account.take_back(step.span)
 
     # Searching

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from ralmspec_plugins.effects import Ask, Done, Extend, Guess, Search, Start, Work
+from ralmspec_plugins.effects import Completed, Extend, FormQuery, Guess, Search, Start, Work
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.scheduling.cost_model import Searched
 from ralmspec_plugins.types import Outcome, Span, Stats
@@ -13,7 +13,7 @@ from ralmspec_plugins.types import Outcome, Span, Stats
 _KEPT = 64  # intervals of each kind: a long search overlaps many short segments
 
 
-class Meanwhile:
+class OverlapTracker:
     """Remembers when searches and segments ran.
 
     >>> from ralmspec_plugins.types import Query
@@ -40,7 +40,7 @@ class Meanwhile:
         if isinstance(need, Search | Extend):
             self._running[need] = at_s
 
-    def ended(self, done: Done) -> float:
+    def ended(self, done: Completed) -> float:
         """Give the seconds that a search or a segment ran beside the other kind, at most all."""
         need = done.need
         if not isinstance(need, Search | Extend):
@@ -58,10 +58,10 @@ class Meanwhile:
         return min(beside_s, done.took_s)
 
 
-_KINDS = {Start: "start", Ask: "ask", Guess: "guess", Search: "search", Extend: "extend"}
+_KINDS = {Start: "start", FormQuery: "ask", Guess: "guess", Search: "search", Extend: "extend"}
 
 
-class Account:
+class MetricsRecorder:
     """Counts what happened; `now_s` is the time of the last completion."""
 
     def __init__(self) -> None:
@@ -72,15 +72,15 @@ class Account:
         self.remembered = 0
         self.segments = 0
         self.guesses = 0
-        self.guesses_right = 0
-        self.taken_back = 0
+        self.accepted = 0
+        self.reused = 0
         self.retries = 0
         self._spans: list[Span] = []
         self._sent_s: dict[Search, float] = {}
-        self._meanwhile = Meanwhile()
+        self._meanwhile = OverlapTracker()
         self.beside_s = 0.0  # how long the work that was done last ran beside the other kind
 
-    def done(self, done: Done) -> Span:
+    def done(self, done: Completed) -> Span:
         """Enter a completed piece of work in the timeline."""
         self.now_s = max(self.now_s, done.ended_s)
         self.beside_s = self._meanwhile.ended(done)
@@ -95,7 +95,7 @@ class Account:
         self._spans.append(span)
         return span
 
-    def search(self, done: Done) -> Searched:
+    def search(self, done: Completed) -> Searched:
         """Give what the search that was done last took."""
         assert isinstance(done.need, Search)
         return Searched(len(done.need.queries), done.took_s, self.beside_s, done.busy_s)
@@ -114,10 +114,10 @@ class Account:
             span = Span("search", began_s, self.now_s, queries, outcome=Outcome.CANCELLED)
             self._spans.append(span)
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Count a guess that a search confirmed or refuted."""
         self.guesses += 1
-        self.guesses_right += right
+        self.accepted += accepted
 
     def drop(self, span: Span | None) -> None:
         """Mark a segment as not being part of the answer."""
@@ -147,8 +147,8 @@ class Account:
             segments=self.segments,
             wasted_segments=sum(span.outcome is not Outcome.KEPT for span in extends),
             guesses=self.guesses,
-            guesses_right=self.guesses_right,
-            taken_back=self.taken_back,
+            accepted=self.accepted,
+            reused=self.reused,
             retries=self.retries,
             timeline=tuple(self._spans),
         )

@@ -8,23 +8,23 @@ from typing import Any, TypeAlias
 from ralmspec_plugins.effects import (
     Cancel,
     Commit,
+    Completed,
     Confirmed,
-    Done,
     Extend,
     Failed,
     Guess,
     Guessed,
     Judged,
     Need,
-    Reported,
+    PartialOutput,
     RolledBack,
     Search,
     Settled,
     Work,
 )
-from ralmspec_plugins.metrics import Account
+from ralmspec_plugins.metrics import MetricsRecorder
 from ralmspec_plugins.protocols import Workload
-from ralmspec_plugins.scheduling.policy import Policy, View
+from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, unscored
 
 _ABSENT: Any = object()
@@ -66,7 +66,7 @@ class Step:
     cost_s: float = 0.0  # of asking and guessing
     span: Span | None = None  # of the work that wrote it
     remembered: bool = False  # its hits were known without a search
-    taken_back: bool = False  # its segment was a dropped one
+    reused: bool = False  # its segment was a dropped one
     confirmed: bool = False  # said so
     shown: bool = False  # some of its unfinished text was settled
     broke_off: Exception | None = None  # what it raised when some of its text was settled already
@@ -85,11 +85,11 @@ class Step:
         """Forget the segment; write it again with these hits, or choose anew if `None`."""
         self.used = hits
         self.written = False
-        self.taken_back = False
+        self.reused = False
         self.after = self.partial = self.failure = self.span = None
 
 
-class Dropped:
+class RollbackCache:
     """Questions and segments of dropped steps, by all that they depended on.
 
     After a rewrite the text often comes out the same as the dropped one's. Then
@@ -200,7 +200,7 @@ class InFlight:
 # The chain of steps that are not committed yet: confirmed, committed, dropped, written again.
 
 
-class Chain:
+class SpeculationWindow:
     """What one request has come to: the last committed state, and the steps after it.
 
     At most one of the steps is being asked or written at a time (`writer`), since
@@ -212,9 +212,9 @@ class Chain:
         """Start before the first state."""
         self.workload = workload
         self.policy = policy
-        self.account = Account()
+        self.account = MetricsRecorder()
         self.in_flight = InFlight()
-        self.dropped = Dropped(workload)
+        self.dropped = RollbackCache(workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
@@ -261,9 +261,9 @@ class Chain:
             and step.query.key not in searching
         ]
 
-    def view(self, *, stalled: bool, pending: int | None = None) -> View:
+    def view(self, *, stalled: bool, pending: int | None = None) -> SchedulerState:
         """Tell a policy what it may know; `pending` where it has been counted already."""
-        return View(
+        return SchedulerState(
             pending=len(self.pending()) if pending is None else pending,
             searching=self.in_flight.searches,
             in_flight=len(self.in_flight.searching),
@@ -334,9 +334,9 @@ class Chain:
     def _judge(self, step: Step, right: bool) -> None:
         assert step.query is not None
         self.out.append(Judged(step.query, right))
-        self.account.judged(right)
+        self.account.record_outcome(right)
         if self.policy is not None:
-            self.policy.judged(right)
+            self.policy.record_outcome(right)
 
     def _commit(self) -> None:
         """Commit the verified steps at the head; settle what the next one has so far."""
@@ -348,7 +348,7 @@ class Chain:
             self.root = step.after
             self.account.segments += 1
             self.account.remembered += step.remembered
-            self.account.taken_back += step.taken_back
+            self.account.reused += step.reused
             self.out.append(Commit(self.retrieved[-1], step.after))
             self._settle(step.after)
         if self.steps and self.steps[0].verified:
@@ -429,14 +429,14 @@ class Chain:
         """Give the step that this work is for, unless that was dropped since."""
         return self.writer[1] if self.writer is not None and self.writer[0] is need else None
 
-    def reported(self, report: Reported) -> None:
+    def reported(self, report: PartialOutput) -> None:
         """Take in what an unfinished segment has so far."""
         self.account.now_s = max(self.account.now_s, report.at_s)
         step = self.writing(report.need)
         if step is not None:
             step.partial = report.state
 
-    def stopped(self, done: Done, span: Span) -> None:
+    def stopped(self, done: Completed, span: Span) -> None:
         """Take in that a writer whose step was dropped has stopped, whole or not."""
         self.account.drop(span)
         if not isinstance(done.need, Extend):

@@ -206,7 +206,7 @@ def headline(bands: Sequence[Band]) -> str:
 def numbers(stats: Stats) -> dict[str, str]:
     """Give a run's headline numbers by name."""
     first = "-" if stats.first_text_s is None else f"{stats.first_text_s:.3f} s"
-    right = f"{stats.guesses_right} of {stats.guesses}" if stats.guesses else "-"
+    right = f"{stats.accepted} of {stats.guesses}" if stats.guesses else "-"
     return {
         "time": f"{stats.wall_s:.3f} s",
         "first text": first,

@@ -44,15 +44,15 @@ class Stats:
     segments: int = 0  # committed steps
     wasted_segments: int = 0  # begun, and not part of the answer
     guesses: int = 0  # guesses that a search confirmed or refuted
-    guesses_right: int = 0
-    taken_back: int = 0  # dropped segments that became part of the answer after all
+    accepted: int = 0
+    reused: int = 0  # dropped segments that became part of the answer after all
     retries: int = 0  # failed speculative work that was run once more alone
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 
     @property
     def guess_rate(self) -> float | None:
         """The share of guesses that were right, or `None` if none was made."""
-        return self.guesses_right / self.guesses if self.guesses else None
+        return self.accepted / self.guesses if self.guesses else None
 
     @property
     def search_s(self) -> float:

@@ -7,24 +7,24 @@ from typing import Any
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
     Cancel,
     Commit,
+    Completed,
     Completion,
     Confirmed,
-    Done,
     Extend,
     Failed,
+    FormQuery,
     Guess,
     Need,
     Notice,
-    Reported,
+    PartialOutput,
     Search,
     Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.session import Job, Setup
+from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Retriever
@@ -124,8 +124,10 @@ def drive(
         seed: Decides the order, which cancellations come too late, and the haste.
         haste: Share of work beside other work that fails for that reason alone.
     """
-    setup = Setup(world.workload, world.retriever, settings)
-    run = _Run(Job(setup, world.request, reports=True), world, random.Random(seed), haste)
+    setup = Session(world.workload, world.retriever, settings)
+    run = _Run(
+        RequestContext(setup, world.request, reports=True), world, random.Random(seed), haste
+    )
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:
@@ -138,12 +140,14 @@ def drive(
 
 
 class _Run:
-    def __init__(self, job: Job, world: World, dice: random.Random, haste: float) -> None:
+    def __init__(
+        self, job: RequestContext, world: World, dice: random.Random, haste: float
+    ) -> None:
         self.job = job
         self.world = world
         self.dice = dice
         self.haste = haste
-        self.out: list[Done | Reported] = []
+        self.out: list[Completed | PartialOutput] = []
         self.seen = Seen()
         self.now_s = 0.0
         self.pace = 1.0
@@ -166,7 +170,7 @@ class _Run:
         elif isinstance(need, Cancel):
             if self.dice.random() < 0.5:
                 self.out = [self._stopped(one, need.need) for one in self.out]
-        elif isinstance(need, Start | Ask | Guess | Search | Extend):
+        elif isinstance(need, Start | FormQuery | Guess | Search | Extend):
             self._start(need)
         else:
             self._look_at(need)
@@ -185,11 +189,11 @@ class _Run:
 
     def _start(self, need: Work) -> None:
         """Work it out now; it is handed in when the dice say so."""
-        if isinstance(need, Ask | Extend):
-            assert not any(isinstance(one.need, Ask | Extend) for one in self.out), (
+        if isinstance(need, FormQuery | Extend):
+            assert not any(isinstance(one.need, FormQuery | Extend) for one in self.out), (
                 "the model has one thing to do at a time"
             )
-        busy = any(isinstance(one, Done) for one in self.out)
+        busy = any(isinstance(one, Completed) for one in self.out)
         self.pace = 10.0 if isinstance(need, Search) else 1.0
         self.job.carry_out(need, self.clock, self.out.append)
         if busy and self.dice.random() < self.haste:
@@ -221,14 +225,14 @@ class _Run:
 
     @staticmethod
     def _stopped(one: Completion, need: Work) -> Completion:
-        if isinstance(one, Done) and one.need is need:
-            return Done(need, None, Cancelled("stopped"), one.index)
+        if isinstance(one, Completed) and one.need is need:
+            return Completed(need, None, Cancelled("stopped"), one.index)
         return one
 
     @staticmethod
     def _hasty(one: Completion, need: Work) -> Completion:
-        if isinstance(one, Done) and one.need is need:
-            return Done(need, None, HasteError("too much at once"), one.index)
+        if isinstance(one, Completed) and one.need is need:
+            return Completed(need, None, HasteError("too much at once"), one.index)
         return one
 
     def pick(self) -> Completion:
@@ -238,6 +242,6 @@ class _Run:
             key = (id(one.need), one.index) if isinstance(one.need, Search) else id(one.need)
             first.setdefault(key, place)
         completion = self.out.pop(self.dice.choice(list(first.values())))
-        if isinstance(completion, Done) and isinstance(completion.error, WorldError):
+        if isinstance(completion, Completed) and isinstance(completion.error, WorldError):
             self.seen.errors.append(repr(completion.error))
         return completion

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculators.passage_cache import PassagePool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import PassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import Outcome, Seen, drive, plainly
 from tests.worlds import Oracle, World, random_world, worlds
 
@@ -32,7 +32,7 @@ def random_schedule(dice: random.Random) -> Schedule:
 def random_settings(world: World, dice: random.Random) -> Settings:
     """Throw the dice for settings: a pool of any size, an oracle that is often wrong, a memo."""
     eviction = dice.choice(("lru", "lfu", "fifo"))
-    pool = PassagePool(world.retriever, capacity=dice.randint(1, 12), eviction=eviction)
+    pool = PassageCache(world.retriever, capacity=dice.randint(1, 12), eviction=eviction)
     oracle = Oracle(world, dice.choice((0.1, 0.3, 0.5, 0.7)), inline=dice.random() < 0.5)
     speculators = (*[(oracle,)] * 9, *[(oracle, pool)] * 5, (pool, oracle), None, ())
     return Settings(
@@ -41,7 +41,7 @@ def random_settings(world: World, dice: random.Random) -> Settings:
         capacity=dice.randint(1, 12),
         eviction=eviction,
         speculators=dice.choice(speculators),
-        memo=dice.choice((None, None, Memo())),
+        memo=dice.choice((None, None, QueryCache())),
         speculate=dice.random() < 0.97,
     )
 

@@ -13,10 +13,10 @@ from ralmspec_plugins import (
     Hit,
     Hits,
     Latencies,
-    Memo,
     OptimalStride,
     Passage,
     Query,
+    QueryCache,
     Request,
     Settings,
     Simulation,
@@ -126,7 +126,7 @@ def test_the_first_guess_hides_the_first_search() -> None:
 
     assert text == "abcdefgh"
     assert stats.wall_s == STEPS - 1 + 4.0
-    assert stats.guesses == stats.guesses_right == STEPS
+    assert stats.guesses == stats.accepted == STEPS
     assert stats.wasted_segments == 0
 
 
@@ -156,9 +156,9 @@ def test_a_wrong_guess_is_written_again() -> None:
     text, stats = simulate(guesser, Settings(schedule=Continuous(lanes=STEPS)))
 
     assert text == "abcdefgh"
-    assert stats.guesses - stats.guesses_right == 1
+    assert stats.guesses - stats.accepted == 1
     assert stats.wasted_segments > 0
-    assert stats.taken_back == 0
+    assert stats.reused == 0
 
 
 def test_dropped_steps_are_taken_back_when_the_text_is_the_same() -> None:
@@ -168,7 +168,7 @@ def test_dropped_steps_are_taken_back_when_the_text_is_the_same() -> None:
         guesser, Settings(schedule=Continuous(lanes=STEPS)), workload=Counting(False)
     )
 
-    assert stats.taken_back > 0
+    assert stats.reused > 0
     assert stats.wasted_segments == 2
 
 
@@ -211,7 +211,7 @@ def test_an_error_of_the_plain_loops_own_is_raised_at_once() -> None:
 
 def test_a_shared_memo_answers_without_a_search() -> None:
     """The second request asks the same questions: all of them are remembered."""
-    memo, retriever = Memo(), Numbered()
+    memo, retriever = QueryCache(), Numbered()
     settings = Settings(memo=memo)
     simulate(Guesser(), settings, retriever=retriever)
     searched = len(retriever.searched)
@@ -323,7 +323,7 @@ def test_what_cannot_be_compared_differs() -> None:
     text, stats = simulate(Marking(), Settings(), retriever=Marked())
 
     assert text == "abcdefgh"
-    assert stats.guesses_right == 0
+    assert stats.accepted == 0
 
 
 class Crowded(Counting):
@@ -411,7 +411,16 @@ def test_the_public_names_are_these() -> None:
     assert set(ralmspec_plugins.__all__) == {
         *("Answer", "AnswerStream", "AsyncAnswerStream", "AsyncEngine"),
         *("AsyncEventStream", "Continuous", "Engine", "EventStream"),
-        *("FixedStride", "Hit", "Hits", "Latencies", "Memo", "OptimalStride", "Passage"),
-        *("PassagePool", "Query", "Replica", "Request", "Retrieved", "Settings", "Simulation"),
-        *("SharedPool", "Stats", "Verifier", "VerifierStats", "plain"),
+        *("FixedStride", "Hit", "Hits", "Latencies", "QueryCache", "OptimalStride", "Passage"),
+        *(
+            "PassageCache",
+            "Query",
+            "QueryCache",
+            "Replica",
+            "Request",
+            "Retrieved",
+            "Settings",
+            "Simulation",
+        ),
+        *("SharedPassageCache", "Stats", "Verifier", "VerifierStats", "plain"),
     }

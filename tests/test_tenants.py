@@ -16,19 +16,19 @@ from ralmspec_plugins import (
     AsyncEngine,
     Continuous,
     Engine,
-    Memo,
+    QueryCache,
     Request,
     Settings,
-    SharedPool,
+    SharedPassageCache,
     Verifier,
     plain,
 )
 from ralmspec_plugins.effects import Notice
-from ralmspec_plugins.engine.session import Job
+from ralmspec_plugins.engine.session import RequestContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever
-from ralmspec_plugins.speculators.cascade import Guesses
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.testing import EchoWorkload, Lines
 from ralmspec_plugins.types import Hits, Passage, Query
 
@@ -109,19 +109,19 @@ def in_tasks(
 def owners(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Tenant]:
     """Note each guess and each event for the tenant whose signature it was made under."""
     tenants: dict[Any, Tenant] = {}
-    guess, note = Guesses.quick_guess, Job.note
+    guess, note = SpeculatorCascade.guess_inline, RequestContext.note
 
-    def watched_guess(self: Guesses, query: Query) -> Hits | None:
+    def watched_guess(self: SpeculatorCascade, query: Query) -> Hits | None:
         hits = guess(self, query)
         tenants[self._signature].guessed += [hit.passage.text for hit in hits or ()]
         return hits
 
-    def watched_note(self: Job, notice: Notice) -> None:
+    def watched_note(self: RequestContext, notice: Notice) -> None:
         tenants[self.setup.retriever.signature].events.append(notice)
         note(self, notice)
 
-    monkeypatch.setattr(Guesses, "quick_guess", watched_guess)
-    monkeypatch.setattr(Job, "note", watched_note)
+    monkeypatch.setattr(SpeculatorCascade, "guess_inline", watched_guess)
+    monkeypatch.setattr(RequestContext, "note", watched_note)
     return tenants
 
 
@@ -131,7 +131,7 @@ def test_no_canary_crosses_between_tenants(run: Run, owners: dict[Any, Tenant]) 
     tenants = {name: Tenant(name) for name in TENANTS}
     owners |= {tenant.retriever.signature: tenant for tenant in tenants.values()}
     first, second = TENANTS
-    settings = Settings(schedule=Continuous(window=8), pool=SharedPool(), memo=Memo())
+    settings = Settings(schedule=Continuous(window=8), pool=SharedPassageCache(), memo=QueryCache())
     with Verifier(tenants[first].retriever) as verifier:
         retrievers: dict[str, Retriever] = {
             first: verifier,
@@ -155,7 +155,7 @@ def test_the_watch_sees_a_canary_that_crosses(owners: dict[Any, Tenant]) -> None
     """Were the pool one for all, the other tenant's passages would be seen in the guesses."""
     ada, bob = (Tenant(name) for name in TENANTS)
     owners |= {ada.retriever.signature: ada, bob.retriever.signature: bob}
-    pool = SharedPool()
+    pool = SharedPassageCache()
     leaky = pool.of(ada.retriever)
     leaky.signature = bob.retriever.signature
     for query in map(ada.retriever.encode, WORDS):
@@ -171,7 +171,7 @@ def test_the_watch_sees_a_canary_that_crosses(owners: dict[Any, Tenant]) -> None
 def test_parts_of_a_shared_pool_are_forgotten_in_turn() -> None:
     """Of more tenants than parts, the one that was away the longest starts anew."""
     ada, bob = (Tenant(name).retriever for name in TENANTS)
-    pool = SharedPool(parts=1)
+    pool = SharedPassageCache(parts=1)
     query = ada.encode(WORDS[0])
     pool.of(ada).learn(query, ada.search([query])[0])
     assert pool.of(ada).size == 1
@@ -184,7 +184,7 @@ def test_parts_of_a_shared_pool_are_forgotten_in_turn() -> None:
 def test_a_cleared_pool_knows_nothing() -> None:
     """After a change of the index everything is forgotten."""
     ada = Tenant(TENANTS[0]).retriever
-    pool = SharedPool()
+    pool = SharedPassageCache()
     query = ada.encode(WORDS[0])
     pool.of(ada).learn(query, ada.search([query])[0])
     pool.clear()
@@ -199,4 +199,4 @@ def test_a_cleared_pool_knows_nothing() -> None:
 def test_a_pool_without_room_is_refused(settings: dict[str, Any]) -> None:
     """Settings are checked where they are given."""
     with pytest.raises(ConfigError):
-        SharedPool(**settings)
+        SharedPassageCache(**settings)

@@ -23,7 +23,7 @@ FAST = Stats(
     segments=3,
     wasted_segments=2,
     guesses=3,
-    guesses_right=2,
+    accepted=2,
     timeline=(
         Span("start", 0.0, 0.01),
         Span("ask", 0.01, 0.02),

@@ -9,7 +9,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 
 ScheduleKind: TypeAlias = Literal["plain", "fixed", "os3", "continuous"]
 Place: TypeAlias = Literal["here", "beside", "remote"]
@@ -99,7 +99,7 @@ class Arm:
         if self.replica:
             return Settings(**given, speculators=tuple(speculators))
         if self.shared:
-            pool = SharedPool(capacity=self.capacity, eviction=self.eviction)
+            pool = SharedPassageCache(capacity=self.capacity, eviction=self.eviction)
             return Settings(**given, pool=pool)
         return Settings(**given, capacity=self.capacity, eviction=self.eviction)
 

@@ -24,13 +24,13 @@ from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.diagnosis import far_away
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
-from ralmspec_plugins.lm.kv_cache import Lineage
+from ralmspec_plugins.lm.kv_cache import PrefillSchedule
 from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import PoolableRetriever, Speculator
 from ralmspec_plugins.retrieval import Encoder, NumpyFlat, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.encoders import encode_all
-from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import Passage, Request
 
@@ -300,7 +300,7 @@ class TraceLM(HuggingFaceLM):
         self._scripts.pop(draft.origin.owner - _KEPT, None)
         return draft
 
-    def _next_token(self, draft: Draft, lineage: Lineage, logits: torch.Tensor) -> int:
+    def _next_token(self, draft: Draft, lineage: PrefillSchedule, logits: torch.Tensor) -> int:
         super()._next_token(draft, lineage, logits)  # choosing is part of the cost
         return self._scripts[draft.origin.owner][len(draft.tokens)]
 
@@ -337,7 +337,7 @@ class Shelves:
         index = open_retriever(
             REPLICA, passages, encoder=self.encoder, vectors=self.vectors, k=retriever.k
         )
-        pool = PassagePool(retriever, capacity=capacity, eviction=eviction)
+        pool = PassageCache(retriever, capacity=capacity, eviction=eviction)
         return pool, Replica(index, of=retriever)
 
 

@@ -101,7 +101,7 @@ def summary_of(
     ratios = [row["plain_s"] / row["wall_s"] for row in rows]
     bound = "bound_guessed_s" if first_guessed else "bound_s"
     guesses, trips = sum(row["guesses"] for row in rows), sum(row["round_trips"] for row in rows)
-    right = sum(row["guesses_right"] for row in rows)
+    right = sum(row["accepted"] for row in rows)
     wasted_s = fmean(row["wasted_s"] for row in rows)
     writing_s = fmean(row["writing_s"] for row in rows)
     return Summary(

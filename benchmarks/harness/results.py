@@ -117,7 +117,7 @@ def row_of(answer: Answer, plain: Answer) -> Row:
         "queries": stats.queries,
         "batch_sizes": list(stats.batch_sizes),
         "guesses": stats.guesses,
-        "guesses_right": stats.guesses_right,
+        "accepted": stats.accepted,
         "wasted_segments": stats.wasted_segments,
         "writing_s": stats.write_s,
         "wasted_s": sum(_seconds(span) for span in wasted if span.kind == "extend"),

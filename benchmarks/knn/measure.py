@@ -19,7 +19,7 @@ from ralmspec_plugins.diagnosis import UnequalError, check_equal
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.interpolation import Mixing, interpolate
-from ralmspec_plugins.knn.model import LogProbChooser
+from ralmspec_plugins.knn.model import LogProbSampler
 from ralmspec_plugins.knn.search import ExactSearch, Neighbours, NeighbourSearch, encode_no_text
 from ralmspec_plugins.knn.state import Choices, KNNDraft, TokenModel
 from ralmspec_plugins.knn.workload import KNNLM
@@ -132,7 +132,7 @@ def check_same(prompt: str, plain: Answer, answer: Answer) -> None:
 
 def workload_of(model: TokenModel, weight: float) -> KNNLM:
     """Write greedily with this share of the neighbours."""
-    return KNNLM(model, LogProbChooser(Greedy()), Mixing(weight=weight))
+    return KNNLM(model, LogProbSampler(Greedy()), Mixing(weight=weight))
 
 
 def _round(

@@ -109,7 +109,7 @@ def virtual_latencies(ratio: float, fixed: float) -> Latencies:
 def guess_rate(answers: Sequence[Answer]) -> float | None:
     """Give the share of right guesses; `None` where none was made."""
     guesses = sum(answer.stats.guesses for answer in answers)
-    right = sum(answer.stats.guesses_right for answer in answers)
+    right = sum(answer.stats.accepted for answer in answers)
     return right / guesses if guesses else None
 
 

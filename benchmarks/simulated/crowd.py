@@ -8,22 +8,22 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.batching.queue import Batch, Call, Line, Way
+from ralmspec_plugins.batching.queue import Batch, PendingCall, RequestQueue, SearchFn
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
-    Broken,
+    Aborted,
     Cancel,
+    Completed,
     Completion,
-    Done,
     Extend,
+    FormQuery,
     Guess,
     Need,
     Search,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.session import Job, Setup, as_request
+from ralmspec_plugins.engine.session import RequestContext, Session, as_request
 from ralmspec_plugins.engine.simulation import Latencies
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
@@ -32,16 +32,16 @@ from ralmspec_plugins.types import Answer, Request
 # The work of a crowd by the virtual time at which it will be done; lines for what must wait.
 
 
-class Member:
+class SimulatedClient:
     """One request of a crowd."""
 
-    def __init__(self, setup: Setup, request: Request, arrived_s: float) -> None:
+    def __init__(self, setup: Session, request: Request, arrived_s: float) -> None:
         """Arrive at this time of the crowd's clock."""
         self.setup = setup
         self.request = request
         self.arrived_s = arrived_s
         self.ended_s = 0.0
-        self.job: Job | None = None  # from its arrival to its answer
+        self.job: RequestContext | None = None  # from its arrival to its answer
         self.answer: Answer | None = None
         self.out: dict[Work, Out] = {}
 
@@ -57,17 +57,17 @@ class Member:
 class Out:
     """A piece of work that is out: what it comes to, and where it waits."""
 
-    member: Member
+    member: SimulatedClient
     need: Work
-    dones: list[Done] = field(default_factory=list)
-    call: Call | None = None  # of a search, in the line or being searched
+    dones: list[Completed] = field(default_factory=list)
+    call: PendingCall | None = None  # of a search, in the line or being searched
     written: bool = False  # by a server, now
 
 
-Event: TypeAlias = Member | Out | Batch  # somebody arrives; work is done; a search ends
+Event: TypeAlias = SimulatedClient | Out | Batch  # somebody arrives; work is done; a search ends
 
 
-class CrowdTime:
+class EventSimulator:
     """Where a crowd is attended to: one clock, one line for searches, one for the servers."""
 
     def __init__(
@@ -79,15 +79,15 @@ class CrowdTime:
         self._now_s = 0.0
         self._due: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
-        self._line = Line(capacity=1 << 62)  # nobody is refused
+        self._line = RequestQueue(capacity=1 << 62)  # nobody is refused
         self._free = lanes
         self._max_batch = max_batch
-        self._outs: dict[Call, Out] = {}
+        self._outs: dict[PendingCall, Out] = {}
         self._idle = writers
         self._to_write: deque[Out] = deque()
         self._context = Context()  # nothing runs in it; calls want one
 
-    def attend(self, members: Sequence[Member]) -> None:
+    def run(self, members: Sequence[SimulatedClient]) -> None:
         """Answer all of them."""
         for member in members:
             self._push(member.arrived_s, member)
@@ -104,8 +104,8 @@ class CrowdTime:
         heapq.heappush(self._due, (due_s, next(self._order), event))
 
     def _happen(self, event: Event) -> None:
-        if isinstance(event, Member):
-            event.job = Job(event.setup, event.request)
+        if isinstance(event, SimulatedClient):
+            event.job = RequestContext(event.setup, event.request)
             self._see_to(event, next(event.job.flow))
         elif isinstance(event, Batch):
             self._searched(event)
@@ -113,11 +113,11 @@ class CrowdTime:
             self._let_go(event)
             self._complete(event, event.dones)
 
-    def _see_to(self, member: Member, needs: Sequence[Need]) -> None:
+    def _see_to(self, member: SimulatedClient, needs: Sequence[Need]) -> None:
         job = member.job
         assert job is not None
         for need in needs:
-            if isinstance(need, Start | Ask | Guess | Search | Extend):
+            if isinstance(need, Start | FormQuery | Guess | Search | Extend):
                 self._start(member, job, need)
             elif isinstance(need, Cancel):
                 self._cancel(member, need.need)
@@ -126,15 +126,15 @@ class CrowdTime:
         if job.finish is not None:
             self._finish(member, job)
 
-    def _start(self, member: Member, job: Job, need: Work) -> None:
+    def _start(self, member: SimulatedClient, job: RequestContext, need: Work) -> None:
         """Do the work now; it is completed when its time has passed."""
-        handed_in: list[Completion | Broken] = []
+        handed_in: list[Completion | Aborted] = []
         job.carry_out(need, lambda: self._now_s - member.arrived_s, handed_in.append)
         out = member.out[need] = Out(member, need)
         for done in handed_in:
-            if isinstance(done, Broken):
+            if isinstance(done, Aborted):
                 raise done.error
-            if isinstance(done, Done):
+            if isinstance(done, Completed):
                 out.dones.append(done)
         if isinstance(need, Search):
             self._line_up(out, need)
@@ -147,7 +147,7 @@ class CrowdTime:
     # Searching
 
     def _line_up(self, out: Out, search: Search) -> None:
-        out.call = Call(
+        out.call = PendingCall(
             group=out.member.group,
             way=_NO_WAY,
             queries=search.queries,
@@ -160,7 +160,7 @@ class CrowdTime:
         self._search()
 
     def _search(self) -> None:
-        """Start searches while lanes are free and calls wait, as `Lanes` does."""
+        """Start searches while lanes are free and calls wait, as `Dispatcher` does."""
         while self._free and (batch := self._line.next_batch(self._max_batch)):
             self._free -= 1
             self.batch_sizes.append(batch.size)
@@ -197,7 +197,7 @@ class CrowdTime:
 
     # Completing
 
-    def _complete(self, out: Out, dones: Sequence[Done]) -> None:
+    def _complete(self, out: Out, dones: Sequence[Completed]) -> None:
         member, job = out.member, out.member.job
         if member.out.pop(out.need, None) is None or job is None:
             return
@@ -208,7 +208,7 @@ class CrowdTime:
             if member.job is None:
                 return
 
-    def _cancel(self, member: Member, need: Work) -> None:
+    def _cancel(self, member: SimulatedClient, need: Work) -> None:
         """Have work completed as cancelled, as soon as it can stop."""
         out = member.out.pop(need, None)
         if out is None:
@@ -226,7 +226,7 @@ class CrowdTime:
             out.call.given_up = True
             self._line.leave(out.call)
 
-    def _finish(self, member: Member, job: Job) -> None:
+    def _finish(self, member: SimulatedClient, job: RequestContext) -> None:
         """Note the answer; what is still out for this request is let go."""
         if member.job is None:
             return
@@ -244,12 +244,12 @@ def _nobody() -> None:
     """Wake nobody: there are no threads."""
 
 
-_NO_WAY = Way(None)
+_NO_WAY = SearchFn(None)
 _CANCELLED = Cancelled("this work is no longer needed")
 
 
 @dataclass(frozen=True, slots=True)
-class Attended:
+class LoadResult:
     """What a crowd of requests came to; all times are simulated."""
 
     answers: tuple[Answer, ...]  # in the order of the requests; their times begin as they arrive
@@ -272,7 +272,7 @@ class Attended:
         return sum(self.batch_sizes) / max(1, len(self.batch_sizes))
 
 
-class Crowd:
+class LoadSimulation:
     """Answers many requests at once in virtual time: real results, given durations.
 
     Each request has a loop of its own, as on an engine; all have one clock. Searches
@@ -304,7 +304,7 @@ class Crowd:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if latencies.contention or latencies.slows_searches:
             raise ConfigError("a crowd has no contention; give curves measured under load instead")
-        self._setup = Setup(workload, retriever, settings, clock=lambda: 0.0)
+        self._setup = Session(workload, retriever, settings, clock=lambda: 0.0)
         self._latencies = latencies
         self._lanes = lanes
         self._max_batch = max_batch
@@ -312,7 +312,7 @@ class Crowd:
 
     def run(
         self, requests: Sequence[Request | str], arrivals_s: Sequence[float] | None = None
-    ) -> Attended:
+    ) -> LoadResult:
         """Answer requests that arrive at these times, all at 0 unless told.
 
         Raises:
@@ -323,12 +323,12 @@ class Crowd:
         if len(arrivals) != len(requests):
             raise ConfigError(f"{len(requests)} requests came at {len(arrivals)} times")
         members = [
-            Member(self._setup, as_request(request), at_s)
+            SimulatedClient(self._setup, as_request(request), at_s)
             for request, at_s in zip(requests, arrivals, strict=True)
         ]
-        time = CrowdTime(self._latencies, self._lanes, self._max_batch, self._writers)
-        time.attend(members)
-        return Attended(
+        time = EventSimulator(self._latencies, self._lanes, self._max_batch, self._writers)
+        time.run(members)
+        return LoadResult(
             tuple(member.answer for member in members if member.answer is not None),
             tuple(member.ended_s for member in members),
             tuple(time.batch_sizes),

@@ -13,7 +13,7 @@ from benchmarks.harness.inputs import Shelves
 from benchmarks.harness.results import Row
 from benchmarks.simulated.traces import Follows
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.effects import Ask, Extend
+from ralmspec_plugins.effects import Extend, FormQuery
 from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Progress, Retriever
@@ -179,7 +179,7 @@ class Replay:
         self._times = list(times)
         self._follows = follows
 
-    def ask_s(self, need: Ask) -> float:
+    def ask_s(self, need: FormQuery) -> float:
         """Give what asking took."""
         state: Replayed = need.state
         over = state.steps >= len(self._times)

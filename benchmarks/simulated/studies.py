@@ -15,7 +15,7 @@ from benchmarks.published import (
     Regime,
     published_for,
 )
-from benchmarks.simulated.crowd import Attended, Crowd
+from benchmarks.simulated.crowd import LoadResult, LoadSimulation
 from benchmarks.simulated.predict import curve_through
 from benchmarks.simulated.traces import Follows, Ran, Traces, TraceWorkload, World, run_arm
 from ralmspec_plugins.engine.simulation import Latencies
@@ -362,7 +362,7 @@ def _remote(latency_s: float) -> Service:
 
 def attend(
     traces: Traces, service: Service, arm: Arm, count: int, *, steps: int = 32, seed: int = 0
-) -> Attended:
+) -> LoadResult:
     """Answer `count` requests, which come during the time that one takes plainly.
 
     Each has a pool of its own, unless the arm shares it; every answer is held to the plain
@@ -370,7 +370,7 @@ def attend(
     """
     workload = TraceWorkload(traces, Follows.REWRITING, steps=steps)
     latencies = Latencies(extend_s=service.step_s, search_s=service.curve)
-    crowd = Crowd(
+    crowd = LoadSimulation(
         workload,
         traces,
         latencies,
@@ -412,7 +412,7 @@ def crowd_rows(
     return rows
 
 
-def _row(service: Service, arm: Arm, attended: Attended) -> dict[str, Any]:
+def _row(service: Service, arm: Arm, attended: LoadResult) -> dict[str, Any]:
     waits = attended.latencies_s
     stats = [answer.stats for answer in attended.answers]
     return {
@@ -427,9 +427,7 @@ def _row(service: Service, arm: Arm, attended: Attended) -> dict[str, Any]:
         "mean_batch": attended.mean_batch,
         "queries": sum(attended.batch_sizes),
         "wasted_segments": sum(one.wasted_segments for one in stats) / len(stats),
-        "guess_rate": _rate(
-            sum(one.guesses_right for one in stats), sum(one.guesses for one in stats)
-        ),
+        "guess_rate": _rate(sum(one.accepted for one in stats), sum(one.guesses for one in stats)),
     }
 
 

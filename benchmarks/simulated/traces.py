@@ -16,7 +16,7 @@ from benchmarks.harness.cases import Arm
 from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import Progress, Speculator
-from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.types import Answer, Hit, Hits, Passage, Query, Request
 
 WIDEST = 256  # the paper's widest prefetch (PAPERS 1.10)
@@ -377,7 +377,7 @@ def run_arm(world: World, arm: Arm, *, order: list[int] | None = None) -> Ran:
 def _simulation(world: World, arm: Arm, workload: TraceWorkload, seed: int) -> Simulation:
     own: tuple[Speculator, ...] = ()
     if arm.replica:
-        pool = PassagePool(world.traces, capacity=arm.capacity, eviction=arm.eviction)
+        pool = PassageCache(world.traces, capacity=arm.capacity, eviction=arm.eviction)
         own = (pool, NoisyReplica(world.traces, seed))
     return Simulation(workload, world.traces, world.latencies, arm.settings(own))
 
@@ -404,7 +404,7 @@ def _summed(world: World, arm: Arm, answers: list[Answer]) -> Ran:
         middle=median(plain_s / one.wall_s for one in stats),
         saved=plain_s - total_s / count,
         bound=plain_s / bound_s,
-        guess_rate=sum(one.guesses_right for one in stats) / guesses if guesses else None,
+        guess_rate=sum(one.accepted for one in stats) / guesses if guesses else None,
         round_trips=searches / count,
         mean_batch=sum(one.queries for one in stats) / searches,
         wasted_segments=sum(one.wasted_segments for one in stats) / count,

@@ -24,13 +24,13 @@ from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
-    Asked,
     BatchMode,
-    HostKnown,
-    Look,
-    Origin,
-    asked_of,
+    HitPayload,
+    QueryPayload,
+    RetrieverSnapshot,
+    RetrieverState,
     check_way,
+    payload_of,
 )
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Hit, Hits, Query
@@ -48,7 +48,7 @@ def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
 
     A call that belongs to nobody's run is not heard by handlers from the context either.
     """
-    config, recording = (asked_of(query).calls or calls)()
+    config, recording = (payload_of(query).calls or calls)()
     manager = config.get("callbacks")
     alone = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
     nobodys = isinstance(recording, Recording) or alone
@@ -58,7 +58,7 @@ def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
 
 def hits_of(found: Sequence[Scored]) -> Hits:
     """Make the hits of what a batch search found."""
-    return tuple(Hit(passage_of(one.document), None, Origin(one.vector)) for one in found)
+    return tuple(Hit(passage_of(one.document), None, HitPayload(one.vector)) for one in found)
 
 
 def single_hits(documents: Any, recording: Any) -> Hits:
@@ -74,7 +74,7 @@ def single_hits(documents: Any, recording: Any) -> Hits:
     # Hits are remembered, and their recording with them: only where it tells more than
     # that these documents were found.
     inside = recording if isinstance(recording, Recording) and recording.tells_more else None
-    origin = Origin(None, inside)
+    origin = HitPayload(None, inside)
     return tuple(Hit(passage_of(document), None, origin) for document in documents)
 
 
@@ -123,7 +123,7 @@ class HostRetriever(HostSearch["_Called"]):
         """
         check_way(batch, side_by_side)
         check_retriever(retriever)
-        known = HostKnown(partial(prepared, mode=batch, pure=pure))
+        known = RetrieverState(partial(prepared, mode=batch, pure=pure))
         super().__init__(_Called(retriever, config, kwargs, calls), known, side_by_side)
 
     def for_call(
@@ -131,7 +131,7 @@ class HostRetriever(HostSearch["_Called"]):
         config: RunnableConfig | None,
         kwargs: Mapping[str, Any] = _NO_KWARGS,
         calls: Calls | None = None,
-        look: Look | None = None,
+        look: RetrieverSnapshot | None = None,
     ) -> "HostRetriever":
         """Give the same retriever for a call with another config; what is known is shared.
 
@@ -166,13 +166,13 @@ class _Called:
     def look_at(self) -> tuple[Hashable, Concrete]:
         return look_at(self.retriever, self._config, self._kwargs)
 
-    def single(self, look: Look, query: Query) -> Hits:
+    def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         with calling(query, self.calls) as (config, recording):
             at = reached(look, self.retriever, config, self._kwargs)
             documents = at.runnable.invoke(query.text, at.config, **at.kwargs)
         return single_hits(documents, recording)
 
-    async def asingle(self, look: Look, query: Query) -> Hits:
+    async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         with calling(query, self.calls) as (config, recording):
             at = reached(look, self.retriever, config, self._kwargs)
             documents = await at.runnable.ainvoke(query.text, at.config, **at.kwargs)
@@ -185,4 +185,4 @@ class _Called:
         return _Called(self.retriever, users_config(self._config), self._kwargs, None)
 
     def unheard(self, query: Query) -> Query:
-        return Query(query.text, Asked(None, self._quietly))
+        return Query(query.text, QueryPayload(None, self._quietly))

@@ -36,15 +36,21 @@ from ralmspec_plugins.adapters.fingerprint import (
     attributes,
     class_names,
     copied,
-    frozen,
     held,
     is_data,
+    object_id,
     package_of,
     parts,
     qualified_name,
-    token_of,
+    value_fingerprint,
 )
-from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native, all_of
+from ralmspec_plugins.adapters.retriever_state import (
+    BatchMode,
+    Native,
+    QueryPayload,
+    RetrieverSnapshot,
+    all_of,
+)
 from ralmspec_plugins.errors import ConfigError
 
 # What a host's retriever is made of: the concrete one behind its wrappings, and what is in it.
@@ -140,8 +146,8 @@ def settings_of(runnable: Runnable[Any, Any]) -> Hashable:
     fields make a new one for each call.
     """
     if isinstance(runnable, BaseRetriever):
-        return token_of(type(runnable)), frozen(attributes(runnable), MOST, _read)
-    return frozen(runnable, MOST, _read)
+        return object_id(type(runnable)), value_fingerprint(attributes(runnable), MOST, _read)
+    return value_fingerprint(runnable, MOST, _read)
 
 
 def _read(value: object) -> Mapping[str, Any] | None:
@@ -194,18 +200,18 @@ class QueryEmbedder:
     embedder: Embeddings
     own_async: bool = True  # the store's asynchronous search is not its other one in a thread
 
-    def embed(self, text: str) -> Asked:
+    def embed(self, text: str) -> QueryPayload:
         """Embed a query."""
-        return Asked(self.embedder.embed_query(text))
+        return QueryPayload(self.embedder.embed_query(text))
 
-    async def aembed(self, text: str) -> Asked:
+    async def aembed(self, text: str) -> QueryPayload:
         """Embed a query by the method that the store's own asynchronous search calls."""
         if self.own_async:
             try:
-                return Asked(await self.embedder.aembed_query(text))
+                return QueryPayload(await self.embedder.aembed_query(text))
             except NotImplementedError:  # it has the other one only
                 pass
-        return Asked(await run_in_executor(None, self.embedder.embed_query, text))
+        return QueryPayload(await run_in_executor(None, self.embedder.embed_query, text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,17 +278,17 @@ def signature_of(at: Concrete) -> Hashable:
     """
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
-        config = frozen(dict(users_config(at.config)))
-        return "langchain", settings_of(runnable), frozen(dict(at.kwargs)), config
-    users = frozen(users_values(at.config.get("configurable") or {}))
+        config = value_fingerprint(dict(users_config(at.config)))
+        return "langchain", settings_of(runnable), value_fingerprint(dict(at.kwargs)), config
+    users = value_fingerprint(users_values(at.config.get("configurable") or {}))
     store = runnable.vectorstore
     return (
         "langchain",
         qualified_name(type(store)),
-        token_of(store),
+        object_id(store),
         runnable.search_type,
-        frozen({**runnable.search_kwargs, **at.kwargs}),
-        token_of(store.embeddings),
+        value_fingerprint({**runnable.search_kwargs, **at.kwargs}),
+        object_id(store.embeddings),
         users,
     )
 
@@ -301,7 +307,10 @@ def look_at(
 
 
 def reached(
-    look: Look, runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
+    look: RetrieverSnapshot,
+    runnable: Runnable[Any, Any],
+    config: RunnableConfig,
+    kwargs: Mapping[str, Any],
 ) -> Concrete:
     """Give what a single call goes to: with the settings of the look, where they can be kept."""
     if look.fixed is None:
@@ -337,7 +346,9 @@ def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepared(signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | None) -> Look:
+def prepared(
+    signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | None
+) -> RetrieverSnapshot:
     """Find out what can be done with a retriever.
 
     Args:
@@ -350,7 +361,9 @@ def prepared(signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | No
     native = native_of(at, mode) if pure else None
     k = k_of(at) if native is None else native.search.k
     fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
-    return Look(signature, native, k, pure, fixed, native is not None or is_hosts_own(at))
+    return RetrieverSnapshot(
+        signature, native, k, pure, fixed, native is not None or is_hosts_own(at)
+    )
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:

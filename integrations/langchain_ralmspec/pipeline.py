@@ -27,10 +27,10 @@ from ralmspec_plugins import (
     Answer,
     Continuous,
     FixedStride,
-    Memo,
     OptimalStride,
+    QueryCache,
     Request,
-    SharedPool,
+    SharedPassageCache,
 )
 from ralmspec_plugins.adapters.engines import (
     Engines,
@@ -42,8 +42,8 @@ from ralmspec_plugins.adapters.engines import (
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.adapters.events import afollowed, followed
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
@@ -86,8 +86,8 @@ class PipelineSettings:
     speculate: bool
     schedule: Continuous | OptimalStride | FixedStride | None
     prefetch: int | None
-    pool: SharedPool | None
-    memo: Memo | None
+    pool: SharedPassageCache | None
+    memo: QueryCache | None
     replica: BaseRetriever | None
     batching: BatchMode
     side_by_side: int
@@ -272,7 +272,7 @@ def _gives_text(llm: Runnable[Any, Any]) -> bool:
 
 def _identity(value: Any) -> Hashable:
     """Tell plain values by their value, and objects by which they are."""
-    return value if isinstance(value, _PLAIN) else token_of(value)
+    return value if isinstance(value, _PLAIN) else object_id(value)
 
 
 # One request: what happens in the engine, told to the host's handlers and given out in pieces.
@@ -325,7 +325,7 @@ class RequestRun:
         """Give the reply in pieces; `reports`: follow the model while it writes."""
         yield self._pieces.begin()
         events = self._engines.sync.events(self._request, reports=reports)
-        yield from followed(events, self._telling, self._shown)
+        yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
@@ -335,7 +335,7 @@ class RequestRun:
         """Do the same on an event loop."""
         yield self._pieces.begin()
         events = self._engines.asynchronous.events(self._request, reports=reports)
-        async with aclosing(afollowed(events, self._telling, self._shown)) as pieces:
+        async with aclosing(adrive_events(events, self._telling, self._shown)) as pieces:
             async for piece in pieces:
                 yield piece
         made, answer = None, events.answer

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
 from langchain_ralmspec.response import Output, Reply, given_out, whole
-from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
@@ -94,10 +94,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     prefetch: int | None = None
     """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
     at most, or 2 k."""
-    pool: SharedPool | None = Field(default_factory=OwnPool)
+    pool: SharedPassageCache | None = Field(default_factory=OwnPool)
     """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
     own classes search. None: one for each request."""
-    memo: Memo | None = None
+    memo: QueryCache | None = None
     """Answers of former searches, trusted: only where the index does not change meanwhile."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
@@ -262,7 +262,11 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
     def _together(self) -> "SpeculativeRAG":
-        return self if self.pool is not None else self.model_copy(update={"pool": SharedPool()})
+        return (
+            self
+            if self.pool is not None
+            else self.model_copy(update={"pool": SharedPassageCache()})
+        )
 
     def _invoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]

@@ -24,17 +24,17 @@ from langchain_ralmspec.host_retriever import Calls, HostRetriever
 from langchain_ralmspec.inspection import concrete, heeding
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
-    Answering,
-    Call,
+    RetrieverCall,
+    RetrieverConfig,
+    RetrieverService,
     RetrieverStats,
-    Serving,
-    Way,
+    ServiceState,
     agreeing,
     check_pairs,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits
 
 # The run of each input of a retriever's batch, as handlers and traces see it.
@@ -219,10 +219,10 @@ class SpeculativeRetriever(BaseRetriever):
     retriever: Runnable[Any, Any]
     """The retriever that answers: any runnable from a text to documents."""
 
-    memo: Memo | None = None
+    memo: QueryCache | None = None
     """Remembers answers, with a size and a time to live; only if the index does not change."""
 
-    pool: SharedPool | None = None
+    pool: SharedPassageCache | None = None
     """Collects what was found, for `guess`."""
 
     batching: BatchMode = "exact"
@@ -243,7 +243,7 @@ class SpeculativeRetriever(BaseRetriever):
     k: int | None = None
     """How many documents to give, instead of what the retriever says."""
 
-    serving: Serving = Field(default_factory=Serving, exclude=True, repr=False)
+    serving: ServiceState = Field(default_factory=ServiceState, exclude=True, repr=False)
     """What is running; shared by the copies that configurable fields make."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -271,16 +271,16 @@ class SpeculativeRetriever(BaseRetriever):
             return inner._get_ls_params(**kwargs)  # noqa: SLF001 there is no other way
         return super()._get_ls_params(**kwargs)
 
-    def _way(self) -> Way[HostRetriever]:
+    def _way(self) -> RetrieverConfig[HostRetriever]:
         numbers = self.max_batch, self.lanes, self.side_by_side
-        return Way(HostRetriever, self.retriever, self.batching, *numbers, self.pure)
+        return RetrieverConfig(HostRetriever, self.retriever, self.batching, *numbers, self.pure)
 
-    def _answering(self) -> Answering:
-        return Answering(self.serving, self._way(), self.memo, self.pool)
+    def _answering(self) -> RetrieverService:
+        return RetrieverService(self.serving, self._way(), self.memo, self.pool)
 
     def _call(
         self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], run: Run | None = None
-    ) -> Call:
+    ) -> RetrieverCall:
         """Take a question; runs of the wrapped retriever become children of this one's."""
         passed = {} if self.k is None else {"k": self.k}
         passed |= {key: value for key, value in kwargs.items() if key != "run_id"}

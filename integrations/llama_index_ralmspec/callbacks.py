@@ -23,7 +23,7 @@ from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.recording import Recording, broken_of
 from llama_index_ralmspec.replay import Find, Replay, twin, unawaited
 from ralmspec_plugins import effects
-from ralmspec_plugins.adapters.retriever_state import Asked, Origin
+from ralmspec_plugins.adapters.retriever_state import HitPayload, QueryPayload
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Commit
 from ralmspec_plugins.types import Hit, Query, Request, Retrieved
@@ -316,7 +316,7 @@ def recording_of(state: Any) -> Recording | None:
 def recorded_inside(hits: Sequence[Hit]) -> Recording | None:
     """Give the recording of the call that found these hits, if it was kept."""
     origins = (hit.features for hit in hits)
-    found = next((one.recording for one in origins if isinstance(one, Origin)), None)
+    found = next((one.recording for one in origins if isinstance(one, HitPayload)), None)
     return found if isinstance(found, Recording) else None
 
 
@@ -339,7 +339,7 @@ def _found(query: Query, hits: Sequence[Hit], left: Callable[[], None]) -> Find:
 
     async def find(asynchronous: bool) -> list[NodeWithScore]:
         asked = query.encoding
-        if isinstance(asked, Asked) and isinstance(asked.recording, Recording):
+        if isinstance(asked, QueryPayload) and isinstance(asked.recording, Recording):
             await Replay(asked.recording, asynchronous=asynchronous).hand_on()
         left()
         return nodes_of(hits)

@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 
 from ralmspec_plugins.adapters.documents import HostPassage, host_passage
-from ralmspec_plugins.adapters.fingerprint import copied_where_possible, token_of
+from ralmspec_plugins.adapters.fingerprint import copied_where_possible, object_id
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Hit, Hits, Passage
 
@@ -154,7 +154,7 @@ def _more(node: BaseNode) -> tuple[type, Mapping[str, Any]]:
     """Give what makes a node's value besides id, content and metadata."""
     own = {name: value for name, value in node.__dict__.items() if name not in _OWN_FIELDS}
     if isinstance(node, IndexNode):
-        own["obj"] = None if node.obj is None else token_of(node.obj)
+        own["obj"] = None if node.obj is None else object_id(node.obj)
     for name in ("__pydantic_extra__", "__pydantic_private__"):
         if rest := getattr(node, name, None):
             own[name] = rest

@@ -23,11 +23,11 @@ from ralmspec_plugins.adapters.batch_search import Scored, Vector
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
     BatchMode,
-    HostKnown,
-    Look,
-    Origin,
-    asked_of,
+    HitPayload,
+    RetrieverSnapshot,
+    RetrieverState,
     check_way,
+    payload_of,
 )
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Hit, Hits, Query
@@ -72,10 +72,12 @@ class HostRetriever(HostSearch["_Called"]):
         """
         check_way(batch, side_by_side)
         check_retriever(retriever)
-        known = HostKnown(partial(prepared, mode=batch, pure=pure, heard=heard))
+        known = RetrieverState(partial(prepared, mode=batch, pure=pure, heard=heard))
         super().__init__(_Called(retriever, None, heard), known, side_by_side)
 
-    def for_call(self, bundle: QueryBundle | None, look: Look | None = None) -> "HostRetriever":
+    def for_call(
+        self, bundle: QueryBundle | None, look: RetrieverSnapshot | None = None
+    ) -> "HostRetriever":
         """Give the same retriever for one request; what is known is shared.
 
         Args:
@@ -90,7 +92,7 @@ class HostRetriever(HostSearch["_Called"]):
     def encode(self, text: str, calls: Any = None) -> Query:
         """Form the query of a text, embedded as the retriever would."""
         query = super().encode(text, calls)
-        self._host.embedding = vector = asked_of(query).vector
+        self._host.embedding = vector = payload_of(query).vector
         if vector is not None:  # the host's synchronous call writes it into the query
             left_on_query(self._host.retriever, text, {"embedding": list(vector)})
         return query
@@ -117,7 +119,7 @@ class _Called:
     def look_at(self) -> tuple[Hashable, At]:
         return look_at(self.retriever, self.calls)
 
-    def single(self, look: Look, query: Query) -> Hits:
+    def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
         if self.heard and look.native is None:
             hits = single_hits(retriever.retrieve(bundle), None)
@@ -129,7 +131,7 @@ class _Called:
         self._left(look, query, bundle)
         return single_hits(nodes, recording)
 
-    async def asingle(self, look: Look, query: Query) -> Hits:
+    async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
         if self.heard and look.native is None:
             return single_hits(await _aretrieved(retriever, bundle), None)
@@ -139,25 +141,27 @@ class _Called:
         self._left(look, query, bundle)
         return single_hits(nodes, recording)
 
-    def _left(self, look: Look, query: Query, bundle: QueryBundle) -> None:
+    def _left(self, look: RetrieverSnapshot, query: Query, bundle: QueryBundle) -> None:
         """Hand on what a black box has put on its query; of others the embedding is known."""
         if look.native is None:
             left_on_query(self.retriever, query.text, vars(bundle))
 
-    def _reached(self, look: Look) -> BaseRetriever:
+    def _reached(self, look: RetrieverSnapshot) -> BaseRetriever:
         """Give what a call goes to: with the settings of the look, where they can be kept."""
         reached: BaseRetriever = self.retriever if look.fixed is None else look.fixed
         return reached
 
     def _bundle(self, query: Query) -> QueryBundle:
         """Make a bundle for one call, into which the host may write."""
-        own = asked_of(query).calls or self.calls
+        own = payload_of(query).calls or self.calls
         if isinstance(own, QueryBundle) and own.query_str == query.text:
             return copied(own)
         return QueryBundle(query.text)
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
-        return tuple(Hit(passage_of(one.document), one.score, Origin(one.vector)) for one in found)
+        return tuple(
+            Hit(passage_of(one.document), one.score, HitPayload(one.vector)) for one in found
+        )
 
     def nobodys(self) -> "_Called":
         return _Called(self.retriever, self.calls, heard=False)
@@ -180,7 +184,7 @@ def single_hits(nodes: Any, recording: Recording | None) -> Hits:
     # Hits are remembered, and their recording with them: only where it tells more than
     # that these nodes were found.
     inside = recording if recording is not None and recording.tells_more else None
-    origin = Origin(None, inside)
+    origin = HitPayload(None, inside)
     return hits_of(nodes, origin)
 
 

@@ -32,16 +32,21 @@ from ralmspec_plugins.adapters.fingerprint import (
     attributes,
     class_names,
     copied_where_possible,
-    frozen,
     held,
     is_data,
+    object_id,
     overridden,
     package_of,
     qualified_name,
-    token_of,
+    value_fingerprint,
 )
 from ralmspec_plugins.adapters.fingerprint import parts as walked
-from ralmspec_plugins.adapters.retriever_state import Asked, BatchMode, Look, Native
+from ralmspec_plugins.adapters.retriever_state import (
+    BatchMode,
+    Native,
+    QueryPayload,
+    RetrieverSnapshot,
+)
 from ralmspec_plugins.errors import ConfigError
 
 # What a host's retriever is made of: parts in parts, what they are set to, what they may do.
@@ -109,7 +114,7 @@ def settings_of(retriever: BaseRetriever) -> tuple[tuple[str, bytes], ...]:
     another one after each of them; one that counts in an object of its own is not.
     """
     return tuple(
-        (token_of(part), frozen(_settings(part), MOST, _named))
+        (object_id(part), value_fingerprint(_settings(part), MOST, _named))
         for part in parts(retriever)
         if isinstance(part, _ASKED)
     )
@@ -308,7 +313,7 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
 
     What is looked into goes with a copy of it whose settings nobody changes meanwhile.
     """
-    about = None if query is None else frozen(query)
+    about = None if query is None else value_fingerprint(query)
     if not _known(retriever):
         return ("llama_index", settings_of(retriever), about), At(retriever, query)
     fixed, named = _fixed(retriever)
@@ -317,10 +322,10 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
     signature = (
         "llama_index",
         qualified_name(type(store)),
-        *map(token_of, (store, own["_index"], own["_docstore"], own["_embed_model"])),
-        frozen([own[name] for name in ("_filters", "_kwargs", *_NUMBERS, _MODE)]),
+        *map(object_id, (store, own["_index"], own["_docstore"], own["_embed_model"])),
+        value_fingerprint([own[name] for name in ("_filters", "_kwargs", *_NUMBERS, _MODE)]),
         *named,
-        frozen(own["object_map"], MOST),
+        value_fingerprint(own["object_map"], MOST),
         about,
     )
     return signature, At(fixed, query)
@@ -328,14 +333,14 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
 
 def prepared(
     signature: Hashable, at: At, *, mode: BatchMode, pure: bool | None, heard: bool
-) -> Look:
+) -> RetrieverSnapshot:
     """Look closely at a retriever: what is found out holds as long as the signature does."""
     good = is_pure(at.retriever) if pure is None else pure
     native = native_of(at, mode, heard=heard) if good else None
     k = k_of(at.retriever) if native is None else native.search.k
     fixed = at.retriever if _known(at.retriever) else None
     own = native is not None or is_hosts_own(at.retriever)
-    return Look(signature, native, k, good, fixed, own, passing=at.special is not None)
+    return RetrieverSnapshot(signature, native, k, good, fixed, own, passing=at.special is not None)
 
 
 def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
@@ -384,29 +389,29 @@ class QueryEmbedder:
     special: QueryBundle | None
     heard: bool
 
-    def embed(self, text: str) -> Asked:
+    def embed(self, text: str) -> QueryPayload:
         """Embed a query; one that has nothing to embed has no vector."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
-            return Asked(vector)
+            return QueryPayload(vector)
         if self.heard:
-            return Asked(self.embedder.get_agg_embedding_from_queries(strings))
+            return QueryPayload(self.embedder.get_agg_embedding_from_queries(strings))
         recording = Recording()
         with searched(recording, text):
             vector = self.embedder.get_agg_embedding_from_queries(strings)
-        return Asked(vector, recording=recording if len(recording) else None)
+        return QueryPayload(vector, recording=recording if len(recording) else None)
 
-    async def aembed(self, text: str) -> Asked:
+    async def aembed(self, text: str) -> QueryPayload:
         """Embed a query by the asynchronous method, in a thread if that would not wait."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
-            return Asked(vector)
+            return QueryPayload(vector)
         if self.heard:
-            return Asked(await self._aembed(strings))
+            return QueryPayload(await self._aembed(strings))
         recording = Recording()
         with searched(recording, text):
             vector = await self._aembed(strings)
-        return Asked(vector, recording=recording if len(recording) else None)
+        return QueryPayload(vector, recording=recording if len(recording) else None)
 
     async def _aembed(self, strings: list[str]) -> Vector:
         if embeds_waiting(self.embedder):
@@ -473,7 +478,7 @@ def _fixed(retriever: BaseRetriever) -> tuple[BaseRetriever, list[Hashable]]:
     named: list[Hashable] = []
     for name in _IDS:
         ids = ids_of(own[name])
-        named.append(frozen(own[name]) if ids is None else ids.name)
+        named.append(value_fingerprint(own[name]) if ids is None else ids.name)
         own[name] = copied_where_possible(own[name]) if ids is None else ids.values
     own["object_map"] = dict(own["object_map"])
     return made, named

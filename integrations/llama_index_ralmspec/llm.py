@@ -308,7 +308,7 @@ class HostLM(TextLM[Hits]):
         )
         capabilities.check(known, step)
         prompting = Prompting() if prompting is None else prompting
-        writer = _Writer(llm, known, prompting, Postprocessing(postprocessors))
+        writer = _ModelWriter(llm, known, prompting, Postprocessing(postprocessors))
         super().__init__(
             writer,
             whole=whole,
@@ -324,7 +324,7 @@ class HostLM(TextLM[Hits]):
         return self._own.reads_scores
 
 
-class _Writer:
+class _ModelWriter:
     """A model, the prompt that it is given, and what is done to the nodes before."""
 
     def __init__(

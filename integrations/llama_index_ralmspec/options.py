@@ -16,8 +16,8 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.schedules import Schedule
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -66,8 +66,8 @@ class Options:
     guess_through: bool | None = None
     schedule: Schedule | None = None
     prefetch: int | None = None
-    pool: SharedPool | Literal["own"] | None = "own"
-    memo: Memo | None = None
+    pool: SharedPassageCache | Literal["own"] | None = "own"
+    memo: QueryCache | None = None
     replica: BaseRetriever | None = None
     batching: BatchMode = "exact"
     side_by_side: int = 8
@@ -82,8 +82,8 @@ class Options:
         """
         if self.pool == "own":
             object.__setattr__(self, "pool", OwnPool())
-        elif self.pool is not None and not isinstance(self.pool, SharedPool):
-            raise ConfigError(f"pool must be a SharedPool or None, got {self.pool!r}")
+        elif self.pool is not None and not isinstance(self.pool, SharedPassageCache):
+            raise ConfigError(f"pool must be a SharedPassageCache or None, got {self.pool!r}")
         if self.guess_through is False and self.replica is not None:
             raise ConfigError(
                 "a replica makes guesses, and guess_through=False has nothing run on any: leave "
@@ -127,7 +127,7 @@ class Options:
         Args:
             guesses: whether the host's parts may run on guesses.
         """
-        pool = self.pool if isinstance(self.pool, SharedPool) else None
+        pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
             speculate=self.speculate,
             schedule=self.schedule,

@@ -30,8 +30,8 @@ from llama_index_ralmspec.recording import Recording, recorded
 from llama_index_ralmspec.response import Responses
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
-from ralmspec_plugins.adapters.events import afollowed, followed
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.effects import Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
@@ -155,7 +155,7 @@ class Assembly:
         options, guesses = self.options, self.guesses
         return options.speculation(guesses=guesses).engines(
             self._runtime,
-            (token_of(options), self.key, guesses),
+            (object_id(options), self.key, guesses),
             self._host.for_call(bundle),
             self._workload,
             self._replica,
@@ -170,7 +170,7 @@ def key_of(
     """Name the host's parts: engines are made anew where one of them is another."""
     llm, template = getattr(synthesizer, "_llm", None), template_of(synthesizer)
     parts = (retriever, synthesizer, llm, template, *postprocessors)
-    return tuple(token_of(part) for part in parts)
+    return tuple(object_id(part) for part in parts)
 
 
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
@@ -234,7 +234,7 @@ class RequestRun:
 
     def _pieces(self, events: EventStream) -> Generator[str, None, None]:
         asked = _Asked(events, self._context)
-        with closing(followed(asked, self._telling, self._responses.shown)) as pieces:
+        with closing(drive_events(asked, self._telling, self._responses.shown)) as pieces:
             yield from pieces
         self._telling.ended()
         yield from self._responses.ended(events.answer)
@@ -258,7 +258,7 @@ class RequestRun:
 
     async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
         asked = _AsyncAsked(events, self._context)
-        async with aclosing(afollowed(asked, self._telling, self._responses.shown)) as pieces:
+        async with aclosing(adrive_events(asked, self._telling, self._responses.shown)) as pieces:
             async for piece in pieces:
                 yield piece
         await self._telling.aended()

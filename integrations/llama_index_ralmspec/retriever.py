@@ -18,18 +18,18 @@ from llama_index_ralmspec.inspection import check_retriever
 from llama_index_ralmspec.replay import Find, twin
 from ralmspec_plugins.adapters.retriever import aeach, each
 from ralmspec_plugins.adapters.retriever_service import (
-    Answering,
-    Call,
+    RetrieverCall,
+    RetrieverConfig,
+    RetrieverService,
     RetrieverStats,
-    Serving,
-    Way,
+    ServiceState,
     agreeing,
     check_pairs,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode, check_way
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits
 
 Asked: TypeAlias = str | QueryBundle
@@ -62,8 +62,8 @@ class SpeculativeRetriever(BaseRetriever):
     def __init__(
         self,
         retriever: BaseRetriever,
-        memo: Memo | None = None,
-        pool: SharedPool | None = None,
+        memo: QueryCache | None = None,
+        pool: SharedPassageCache | None = None,
         batching: BatchMode = "exact",
         max_batch: int = 64,
         lanes: int = 1,
@@ -104,9 +104,11 @@ class SpeculativeRetriever(BaseRetriever):
         )
         numbers = max_batch, lanes, side_by_side
         search = partial(HostRetriever, heard=True)
-        way: Way[HostRetriever] = Way(search, retriever, batching, *numbers, pure)
-        self._serving = Serving()
-        self._answering = Answering(self._serving, way, memo, pool)
+        way: RetrieverConfig[HostRetriever] = RetrieverConfig(
+            search, retriever, batching, *numbers, pure
+        )
+        self._serving = ServiceState()
+        self._answering = RetrieverService(self._serving, way, memo, pool)
         self._way = way
 
     @property
@@ -230,7 +232,7 @@ class SpeculativeRetriever(BaseRetriever):
         check_pairs(queries, guesses)
         return _verdicts(guesses, await self.aretrieve_batch(queries))
 
-    def _calls(self, bundles: Sequence[QueryBundle]) -> list[Call]:
+    def _calls(self, bundles: Sequence[QueryBundle]) -> list[RetrieverCall]:
         return [self._answering.call(one.query_str, self._host(one)) for one in bundles]
 
     def _get_prompts(self) -> PromptDictType:
@@ -286,7 +288,7 @@ def _giving(answer: Hits | Exception) -> Find:
     return give
 
 
-def _merged(calls: Sequence[Call]) -> bool:
+def _merged(calls: Sequence[RetrieverCall]) -> bool:
     """Whether these are searched together: all are looked into."""
     return all(call.look.native is not None for call in calls)
 

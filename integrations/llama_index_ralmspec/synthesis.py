@@ -68,7 +68,7 @@ class SynthesizerLM(TextLM[Hits]):
             side_by_side: whether several calls may run at a time. By default if the
                 model's class is known to call a server.
         """
-        writer = _Writer(synthesizer, Postprocessing(postprocessors))
+        writer = _SynthesisWriter(synthesizer, Postprocessing(postprocessors))
         if side_by_side is None:
             side_by_side = capabilities.is_remote(writer.llm) and not writer.processing.unknown
         super().__init__(writer, whole=True, side_by_side=side_by_side)
@@ -80,7 +80,7 @@ class SynthesizerLM(TextLM[Hits]):
         return self._own.reads_scores
 
 
-class _Writer:
+class _SynthesisWriter:
     """A synthesizer, and what is done to the nodes before."""
 
     def __init__(self, synthesizer: BaseSynthesizer, processing: Postprocessing) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from ralmspec_plugins.adapters.fingerprint import encoded
+from ralmspec_plugins.adapters.fingerprint import canonical_bytes
 from ralmspec_plugins.types import Passage
 
 _SCALARS = frozenset({str, int, bool, type(None)})  # equal ones of one type are the same
@@ -85,7 +85,7 @@ def digest_of(*values: object, ordered: bool = False) -> Digest:
         unread.append(value)
         return b""
 
-    whole = encoded(values, name_only, ordered=ordered)
+    whole = canonical_bytes(values, name_only, ordered=ordered)
     return Digest(blake2b(whole, digest_size=16).hexdigest(), whole=not unread)
 
 

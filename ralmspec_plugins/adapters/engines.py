@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from ralmspec_plugins.adapters.retriever import HostSearch
-from ralmspec_plugins.adapters.retriever_state import Look
+from ralmspec_plugins.adapters.retriever_state import RetrieverSnapshot
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.threads import THREADS, Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
-from ralmspec_plugins.scheduling.cost_model import HOPELESS
+from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
 
@@ -157,7 +157,7 @@ _MOST_PREFETCHED: Final = 80  # 20 k for a k of 4
 _WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
 
 
-class OwnPool(SharedPool):
+class OwnPool(SharedPassageCache):
     """The pool of an integration's object, where its user gave none.
 
     Requests share it only where the host's own code alone says what is found. Other code may
@@ -188,8 +188,8 @@ class Speculation:
     speculate: bool = True
     schedule: Schedule | None = None
     prefetch: int | None = None
-    pool: SharedPool | None = None
-    memo: Memo | None = None
+    pool: SharedPassageCache | None = None
+    memo: QueryCache | None = None
     side_by_side: int = 8
     calls_cost: bool = True
     guesses: bool = True
@@ -226,7 +226,7 @@ class Speculation:
         name = key, host.signature
         return runtime.engines(name, host, parts, merged, kept=not look.passing)
 
-    def _pool(self, look: Look) -> SharedPool | None:
+    def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
         """Give the pool that a call shares with others: one of settings that come again."""
         if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):
             return None
@@ -237,7 +237,10 @@ class Speculation:
         if self.schedule is not None:
             return self.schedule
         lanes = 1 if looked_into else self.side_by_side
-        return Continuous(lanes=lanes, least_right=_WORTH_A_CALL if self.calls_cost else HOPELESS)
+        return Continuous(
+            lanes=lanes,
+            min_acceptance_rate=_WORTH_A_CALL if self.calls_cost else MIN_ACCEPTANCE_RATE,
+        )
 
     def merged_lanes(self, schedule: Schedule, *, looked_into: bool, pure: bool) -> int | None:
         """Say how many merged searches may be out at a time; `None` to merge none.

@@ -47,7 +47,7 @@ class AsyncEvents(Protocol):
         ...
 
 
-class Telling(Protocol):
+class EventSink(Protocol):
     """What tells a host's handlers of one request."""
 
     def tell(self, event: Event) -> None:
@@ -67,8 +67,8 @@ class Telling(Protocol):
         ...
 
 
-def followed(
-    events: Events, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
+def drive_events(
+    events: Events, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
 ) -> Generator[PieceT, None, None]:
     """Tell each event, and give the pieces that it makes.
 
@@ -87,8 +87,8 @@ def followed(
         raise
 
 
-async def afollowed(
-    events: AsyncEvents, telling: Telling, show: Callable[[Event], Iterable[PieceT]]
+async def adrive_events(
+    events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
 ) -> AsyncGenerator[PieceT, None]:
     """Do the same on an event loop; what is being told is told to its end.
 

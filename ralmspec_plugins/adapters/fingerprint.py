@@ -48,7 +48,7 @@ def as_any(value: object) -> None:
     """Read an object as any other."""
 
 
-def encoded(
+def canonical_bytes(
     value: object,
     opaque: Opaque,
     most: int | None = None,
@@ -216,7 +216,7 @@ class _Tokens:
 _tokens = _Tokens()
 
 
-def token_of(value: object) -> str:
+def object_id(value: object) -> str:
     """Name a live object: itself and no other, as long as the process lives.
 
     What is inside the object is not looked at: a store that gets new documents
@@ -227,16 +227,16 @@ def token_of(value: object) -> str:
     (True, False)
     """
     if isinstance(value, MethodType):  # made anew at each look
-        return f"{token_of(value.__self__)}.{token_of(value.__func__)}"
+        return f"{object_id(value.__self__)}.{object_id(value.__func__)}"
     return f"{type(value).__name__}#{_tokens.number(value)}"
 
 
-def frozen(value: object, most: int | None = None, read: Read = as_any) -> bytes:
+def value_fingerprint(value: object, most: int | None = None, read: Read = as_any) -> bytes:
     """Give a key for a value as it is now: equal values, equal keys, and never otherwise.
 
     The order of dictionaries and sets does not count, types do: 1, 1.0, True and
     "1" are four things. Plain values, containers, arrays, dataclasses and pydantic
-    models are taken by value; functions and all other objects by `token_of`.
+    models are taken by value; functions and all other objects by `object_id`.
 
     >>> frozen({"k": 4, "filter": {"user": 1}}) == frozen({"filter": {"user": 1}, "k": 4})
     True
@@ -245,15 +245,15 @@ def frozen(value: object, most: int | None = None, read: Read = as_any) -> bytes
 
     Args:
         value: any.
-        most: containers of more items are taken by `token_of` too, where reading them all
+        most: containers of more items are taken by `object_id` too, where reading them all
             would take too long; `None`: all are read.
         read: says what counts of an object besides its token; `None` for what is read as above.
     """
-    return encoded(value, _by_token, most, read=read)
+    return canonical_bytes(value, _by_token, most, read=read)
 
 
 def _by_token(value: object) -> bytes:
-    return token_of(value).encode()
+    return object_id(value).encode()
 
 
 # Knows classes of hosts by their qualified names, so that none has to be imported.

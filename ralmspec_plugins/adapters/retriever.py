@@ -10,11 +10,11 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ralmspec_plugins.adapters.batch_search import HostTable, Scored
 from ralmspec_plugins.adapters.retriever_state import (
-    Asked,
-    HostKnown,
     HostStats,
-    Look,
     Native,
+    QueryPayload,
+    RetrieverSnapshot,
+    RetrieverState,
     filled,
     hit_vector,
     query_vector,
@@ -115,16 +115,16 @@ class Host(Protocol):
     def look_at(self) -> tuple[Hashable, Any]:
         """Name all that answers depend on, as it is now.
 
-        What goes with it is what `HostKnown` prepares: the retriever, with settings that
+        What goes with it is what `RetrieverState` prepares: the retriever, with settings that
         nobody changes meanwhile where that is possible.
         """
         ...
 
-    def single(self, look: Look, query: Query) -> Hits:
+    def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         """Ask one query exactly as the host does, with the settings of the look."""
         ...
 
-    async def asingle(self, look: Look, query: Query) -> Hits:
+    async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         """Do the same by the host's asynchronous method, without holding up the event loop."""
         ...
 
@@ -157,7 +157,11 @@ class HostSearch(Generic[HostT]):
     """
 
     def __init__(
-        self, host: HostT, known: HostKnown, side_by_side: int, look: Look | None = None
+        self,
+        host: HostT,
+        known: RetrieverState,
+        side_by_side: int,
+        look: RetrieverSnapshot | None = None,
     ) -> None:
         """Search this host's retriever.
 
@@ -176,7 +180,7 @@ class HostSearch(Generic[HostT]):
             self.search_wide = self._search_wide
             self.asearch_wide = self._asearch_wide
 
-    def beside(self, host: HostT, look: Look | None = None) -> Self:
+    def beside(self, host: HostT, look: RetrieverSnapshot | None = None) -> Self:
         """Give the same retriever for a call of its own; what is known is shared.
 
         `look` has the settings, where they are those of a call that goes on.
@@ -186,11 +190,11 @@ class HostSearch(Generic[HostT]):
         HostSearch.__init__(other, host, self._known, self._side_by_side, fixed)
         return other
 
-    def nobodys(self, look: Look) -> Self:
+    def nobodys(self, look: RetrieverSnapshot) -> Self:
         """Give the same retriever in nobody's name, kept to a look."""
         return self.beside(self._host.nobodys(), look)
 
-    def look(self) -> Look:
+    def look(self) -> RetrieverSnapshot:
         """Look at the retriever as it is now, or was when its call began."""
         if self._fixed is not None:
             return self._known.trusted(self._fixed)
@@ -235,7 +239,7 @@ class HostSearch(Generic[HostT]):
 
     def unencoded(self, text: str) -> Query:
         """Form the query of a text without its vector, to be asked alone or remembered."""
-        return Query(text, Asked(calls=self._host.calls))
+        return Query(text, QueryPayload(calls=self._host.calls))
 
     def encode(self, text: str, calls: Any = None) -> Query:
         """Form the query of a text, embedded as the store would.
@@ -245,13 +249,13 @@ class HostSearch(Generic[HostT]):
             calls: how this query's calls of the host are made; the caller's unless given.
         """
         native = self.look().native
-        asked = Asked() if native is None else native.embedder.embed(text)
+        asked = QueryPayload() if native is None else native.embedder.embed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     async def aencode(self, text: str, calls: Any = None) -> Query:
         """Do the same as the store's own asynchronous search does it."""
         native = self.look().native
-        asked = Asked() if native is None else await native.embedder.aembed(text)
+        asked = QueryPayload() if native is None else await native.embedder.aembed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     def table(self, capacity: int) -> HostTable:
@@ -302,22 +306,26 @@ class HostSearch(Generic[HostT]):
             )
         return [None if own is None else self._host.hits_of(own) for own in native.cut(found)]
 
-    def _agrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
+    def _agrees(
+        self, look: RetrieverSnapshot, queries: Sequence[Query], hits: list[Hits | None]
+    ) -> bool:
         """Compare one query of a batch with the host's own search."""
         at = self._known.probe(len(queries))
         return self._same(look, hits[at], self._single(look, self._host.unheard(queries[at])))
 
-    def _same(self, look: Look, hits: Hits | None, truth: Hits) -> bool:
+    def _same(self, look: RetrieverSnapshot, hits: Hits | None, truth: Hits) -> bool:
         if hits is None or hits == truth:
             return True
         self._known.distrust(look)
         return False
 
-    def _singly(self, look: Look, queries: Sequence[Query], width: int | None) -> list[Hits]:
+    def _singly(
+        self, look: RetrieverSnapshot, queries: Sequence[Query], width: int | None
+    ) -> list[Hits]:
         found = each(lambda one: self._single(look, one), queries, self._side_by_side)
         return look.beginning(all_or_first_error(found), width)
 
-    def _single(self, look: Look, query: Query) -> Hits:
+    def _single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         with self._watched(look):
             hits = self._host.single(look, query)
         self._known.note_single(look, len(hits))
@@ -348,22 +356,26 @@ class HostSearch(Generic[HostT]):
             return filled(hits, await self._asingly(look, rest, width))
         return await self._asingly(look, queries, width)
 
-    async def _aagrees(self, look: Look, queries: Sequence[Query], hits: list[Hits | None]) -> bool:
+    async def _aagrees(
+        self, look: RetrieverSnapshot, queries: Sequence[Query], hits: list[Hits | None]
+    ) -> bool:
         at = self._known.probe(len(queries))
         truth = await self._asingle(look, self._host.unheard(queries[at]))
         return self._same(look, hits[at], truth)
 
-    async def _asingly(self, look: Look, queries: Sequence[Query], width: int | None) -> list[Hits]:
+    async def _asingly(
+        self, look: RetrieverSnapshot, queries: Sequence[Query], width: int | None
+    ) -> list[Hits]:
         found = await aeach(lambda query: self._asingle(look, query), queries, self._side_by_side)
         return look.beginning(all_or_first_error(found), width)
 
-    async def _asingle(self, look: Look, query: Query) -> Hits:
+    async def _asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         with self._watched(look):
             hits = await self._host.asingle(look, query)
         self._known.note_single(look, len(hits))
         return hits
 
-    def _watched(self, look: Look) -> AbstractContextManager[None]:
+    def _watched(self, look: RetrieverSnapshot) -> AbstractContextManager[None]:
         """See to a call of a black box that could be remembered."""
         if look.fixed is not None or not look.pure:
             return nullcontext()

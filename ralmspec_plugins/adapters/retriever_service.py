@@ -9,14 +9,14 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever import HostSearch, aeach, each
-from ralmspec_plugins.adapters.retriever_state import BatchMode, Look
+from ralmspec_plugins.adapters.retriever_state import BatchMode, RetrieverSnapshot
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits, Query
 
 # What all calls of one retriever in front of a host's share: a line to the store, and counts.
@@ -31,7 +31,7 @@ SearchT = TypeVar("SearchT", bound=HostSearch[Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Way(Generic[SearchT]):
+class RetrieverConfig(Generic[SearchT]):
     """How a retriever is wrapped: the fields of a `SpeculativeRetriever` that matter here.
 
     `search` makes of the host's retriever one that the core searches, given the settings
@@ -50,11 +50,11 @@ class Way(Generic[SearchT]):
     def key(self) -> Hashable:
         """Name the way; a retriever is only itself."""
         numbers = self.max_batch, self.lanes, self.side_by_side
-        return token_of(self.retriever), self.batching, numbers, self.pure
+        return object_id(self.retriever), self.batching, numbers, self.pure
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BatchGroup:
     """Where the calls of one set of settings meet."""
 
     host: HostSearch[Any]  # nobody's in particular, and so with nobody's handlers
@@ -71,7 +71,7 @@ class RetrieverStats:
     queries: int = 0  # in all of these calls
 
 
-class Serving:
+class ServiceState:
     """The running side of a `SpeculativeRetriever`. Thread-safe.
 
     No part of the retriever's value: all are equal, and a copy (pickled, deep)
@@ -89,21 +89,21 @@ class Serving:
         self._process = os.getpid()
         self._hosts: OrderedDict[Hashable, Any] = OrderedDict()  # the last used at the end
         self._lines: OrderedDict[Hashable, Verifier] = OrderedDict()
-        self._places: OrderedDict[Hashable, Place] = OrderedDict()
+        self._places: OrderedDict[Hashable, BatchGroup] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["Serving"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["ServiceState"], tuple[()]]:
         """Travel as a new one."""
-        return Serving, ()
+        return ServiceState, ()
 
     def __eq__(self, other: object) -> bool:
         """Be no part of a retriever's value."""
-        return isinstance(other, Serving)
+        return isinstance(other, ServiceState)
 
     def __hash__(self) -> int:
         """Agree with that."""
-        return hash(Serving)
+        return hash(ServiceState)
 
-    def host(self, way: Way[SearchT]) -> SearchT:
+    def host(self, way: RetrieverConfig[SearchT]) -> SearchT:
         """Give the wrapped retriever as the core searches it."""
         if self._process != os.getpid():  # forked: the threads are not here
             self._reset()
@@ -120,18 +120,20 @@ class Serving:
         host: SearchT = self._kept(self._hosts, way.key, make, _WAYS)
         return host
 
-    def place(self, way: Way[Any], asked: HostSearch[Any], look: Look) -> Place:
+    def place(
+        self, way: RetrieverConfig[Any], asked: HostSearch[Any], look: RetrieverSnapshot
+    ) -> BatchGroup:
         """Give the place for all calls of one signature; `asked` is the first's own retriever."""
 
-        def make() -> Place:
+        def make() -> BatchGroup:
             host = Context().run(asked.nobodys, look)
-            return Place(host, self._line(way).beside(host))
+            return BatchGroup(host, self._line(way).beside(host))
 
         if look.passing:
             return make()
         return self._kept(self._places, (way.key, look.signature), make, _PLACES)
 
-    def _line(self, way: Way[Any]) -> Verifier:
+    def _line(self, way: RetrieverConfig[Any]) -> Verifier:
         def make() -> Verifier:
             return Verifier(self.host(way), lanes=way.lanes, max_batch=way.max_batch)
 
@@ -193,13 +195,13 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RetrieverCall:
     """One question with its caller's settings; its retriever as it is at this moment."""
 
     text: str
     host: HostSearch[Any]
-    look: Look
-    place: Place
+    look: RetrieverSnapshot
+    place: BatchGroup
 
     @property
     def unencoded(self) -> Query:
@@ -208,7 +210,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class RetrieverService:
     """Finds what the wrapped retriever finds. Thread-safe.
 
     What is looked into goes through one line in front of the store, where calls
@@ -216,12 +218,12 @@ class Answering:
     would call it: nothing is gained by waiting for others.
     """
 
-    serving: Serving
-    way: Way[Any]
-    memo: Memo | None
-    pool: SharedPool | None
+    serving: ServiceState
+    way: RetrieverConfig[Any]
+    memo: QueryCache | None
+    pool: SharedPassageCache | None
 
-    def call(self, text: str, host: HostSearch[Any]) -> Call:
+    def call(self, text: str, host: HostSearch[Any]) -> RetrieverCall:
         """Take a question; nothing is searched yet.
 
         Args:
@@ -231,18 +233,18 @@ class Answering:
         look = host.look()
         if not look.pure:
             self.serving.warn_once(self.way.retriever)
-        return Call(text, host, look, self.serving.place(self.way, host, look))
+        return RetrieverCall(text, host, look, self.serving.place(self.way, host, look))
 
-    def answer(self, call: Call) -> Hits:
+    def answer(self, call: RetrieverCall) -> Hits:
         """Answer one question."""
         hits = self._asked(call)
         return self._fresh(call) if hits is None else hits
 
-    def _fresh(self, call: Call) -> Hits:
+    def _fresh(self, call: RetrieverCall) -> Hits:
         query = call.unencoded if call.look.native is None else call.host.encode(call.text)
         return self._search(call, [query])[0]
 
-    def answers(self, calls: Sequence[Call], at_once: int) -> list[Hits | Exception]:
+    def answers(self, calls: Sequence[RetrieverCall], at_once: int) -> list[Hits | Exception]:
         """Answer many questions, each with its hits or its own error."""
         answers: dict[int, Hits | Exception] = {}
         for place in self._by_place(calls, answers):
@@ -250,7 +252,7 @@ class Answering:
         return [answers[at] for at in range(len(calls))]
 
     def _by_place(
-        self, calls: Sequence[Call], answers: dict[int, Hits | Exception]
+        self, calls: Sequence[RetrieverCall], answers: dict[int, Hits | Exception]
     ) -> list[list[int]]:
         """Answer what is remembered, and list the rest by where it is searched."""
         places: dict[Hashable, list[int]] = {}
@@ -264,7 +266,7 @@ class Answering:
 
     def _answer_place(
         self,
-        asked: Sequence[tuple[int, Call]],
+        asked: Sequence[tuple[int, RetrieverCall]],
         answers: dict[int, Hits | Exception],
         at_once: int,
     ) -> None:
@@ -280,7 +282,7 @@ class Answering:
             found = each(lambda query: self._search(calls[0], [query])[0], good, at_once)
         answers.update(_in_place(numbers, queries, found))
 
-    def _search(self, call: Call, queries: Sequence[Query]) -> list[Hits]:
+    def _search(self, call: RetrieverCall, queries: Sequence[Query]) -> list[Hits]:
         """Search queries of one signature, and learn what was found."""
         searcher: Any = call.host if call.look.native is None else call.place.line
         width = self._width(call, searcher)
@@ -290,7 +292,7 @@ class Answering:
             found = searcher.search_wide(queries, width)
         return self._learned(call, queries, found, width)
 
-    def _asked(self, call: Call) -> Hits | None:
+    def _asked(self, call: RetrieverCall) -> Hits | None:
         """Count a question; answer it if the memo can."""
         hits = None
         if self.memo is not None and call.look.pure:
@@ -298,14 +300,14 @@ class Answering:
         self.serving.note(remembered=hits is not None)
         return hits
 
-    def _width(self, call: Call, searcher: Any) -> int | None:
+    def _width(self, call: RetrieverCall, searcher: Any) -> int | None:
         """Say how wide to search for the pool's sake, where a wider search is the same one."""
         if call.look.k is None or self._pool(call) is None or not hasattr(searcher, "search_wide"):
             return None
         return Settings().width(call.look.k)
 
     def _learned(
-        self, call: Call, queries: Sequence[Query], found: list[Hits], width: int | None
+        self, call: RetrieverCall, queries: Sequence[Query], found: list[Hits], width: int | None
     ) -> list[Hits]:
         """Remember, and give back what was asked for."""
         exactly = [hits if width is None else hits[: call.look.k] for hits in found]
@@ -321,40 +323,42 @@ class Answering:
                 pool.of(call.place.host).learn(query, wide)
         return exactly
 
-    def _pool(self, call: Call) -> SharedPool | None:
+    def _pool(self, call: RetrieverCall) -> SharedPassageCache | None:
         """Give the pool for a call, unless nobody else could use what it finds."""
         return self.pool if call.look.pure and not call.look.passing else None
 
-    def guess(self, call: Call) -> Hits | None:
+    def guess(self, call: RetrieverCall) -> Hits | None:
         """Say what a search is expected to find, without one."""
         known, pool = self._known(call), self._pool(call)
         if known is not None or pool is None:
             return known
         return pool.of(call.place.host).guess(call.host.encode(call.text))
 
-    def _known(self, call: Call) -> Hits | None:
+    def _known(self, call: RetrieverCall) -> Hits | None:
         if self.memo is None or not call.look.pure:
             return None
         return self.memo.known(call.look.signature, call.unencoded)
 
-    async def aguess(self, call: Call) -> Hits | None:
+    async def aguess(self, call: RetrieverCall) -> Hits | None:
         """Do what `guess` does with the embedder's asynchronous method."""
         known, pool = self._known(call), self._pool(call)
         if known is not None or pool is None:
             return known
         return pool.of(call.place.host).guess(await call.host.aencode(call.text))
 
-    async def aanswer(self, call: Call) -> Hits:
+    async def aanswer(self, call: RetrieverCall) -> Hits:
         """Answer one question, by the host's asynchronous methods."""
         hits = self._asked(call)
         return await self._afresh(call) if hits is None else hits
 
-    async def _afresh(self, call: Call) -> Hits:
+    async def _afresh(self, call: RetrieverCall) -> Hits:
         native = call.look.native is not None
         query = await call.host.aencode(call.text) if native else call.unencoded
         return (await self._asearch(call, [query]))[0]
 
-    async def aanswers(self, calls: Sequence[Call], at_once: int) -> list[Hits | Exception]:
+    async def aanswers(
+        self, calls: Sequence[RetrieverCall], at_once: int
+    ) -> list[Hits | Exception]:
         """Answer many questions, each with its hits or its own error."""
         answers: dict[int, Hits | Exception] = {}
         for place in self._by_place(calls, answers):
@@ -363,7 +367,7 @@ class Answering:
 
     async def _aanswer_place(
         self,
-        asked: Sequence[tuple[int, Call]],
+        asked: Sequence[tuple[int, RetrieverCall]],
         answers: dict[int, Hits | Exception],
         at_once: int,
     ) -> None:
@@ -383,7 +387,7 @@ class Answering:
             found = await aeach(alone, good, at_once)
         answers.update(_in_place(numbers, queries, found))
 
-    async def _asearch(self, call: Call, queries: Sequence[Query]) -> list[Hits]:
+    async def _asearch(self, call: RetrieverCall, queries: Sequence[Query]) -> list[Hits]:
         searcher: Any = call.host if call.look.native is None else call.place.line
         width = self._width(call, searcher)
         if width is None:

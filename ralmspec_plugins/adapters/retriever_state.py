@@ -17,7 +17,7 @@ from ralmspec_plugins.types import Hit, Hits, Query
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryPayload:
     """What a query carries: its vector, and how calls of the host are made for it.
 
     So a batch may hold the queries of many callers, and each caller's handlers
@@ -35,22 +35,22 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class HitPayload:
     """What a hit carries: the document's vector, and what recorded the call that found it."""
 
     vector: Vector | None = None
     recording: Any = None
 
 
-def asked_of(query: Query) -> Asked:
+def payload_of(query: Query) -> QueryPayload:
     """Give what a query carries; nothing, for one that a workload has made of a text.
 
     Raises:
         InputError: it was not made for a host's retriever.
     """
     if query.encoding is None:
-        return Asked()
-    if not isinstance(query.encoding, Asked):
+        return QueryPayload()
+    if not isinstance(query.encoding, QueryPayload):
         raise InputError(
             f"a host's retriever searches texts, but the query {query.text!r} has an "
             "encoding of its own; make it with the retriever's encode(text)"
@@ -60,20 +60,20 @@ def asked_of(query: Query) -> Asked:
 
 def query_vector(query: Query) -> Vector | None:
     """Give a query's vector, if it has one."""
-    return asked_of(query).vector
+    return payload_of(query).vector
 
 
 def hit_vector(hit: Hit) -> Vector | None:
     """Give the vector of a hit's document, if it is known."""
-    return hit.features.vector if isinstance(hit.features, Origin) else None
+    return hit.features.vector if isinstance(hit.features, HitPayload) else None
 
 
 def unrecorded(hit: Hit) -> Hit:
     """Give a hit without what recorded its search: that may be long, and a guess is never told."""
     origin = hit.features
-    if not isinstance(origin, Origin) or origin.recording is None:
+    if not isinstance(origin, HitPayload) or origin.recording is None:
         return hit
-    return Hit(hit.passage, hit.score, Origin(origin.vector))
+    return Hit(hit.passage, hit.score, HitPayload(origin.vector))
 
 
 def filled(hits: Sequence[Hits | None], rest: Sequence[Hits]) -> list[Hits]:
@@ -97,11 +97,11 @@ Cut: TypeAlias = Callable[[Sequence[list[Scored]]], list[list[Scored] | None]]
 class Embedder(Protocol):
     """Embeds queries by the methods that the host's own search calls."""
 
-    def embed(self, text: str) -> Asked:
+    def embed(self, text: str) -> QueryPayload:
         """Embed a query; what it carries is its vector, and what was recorded of the call."""
         ...
 
-    async def aembed(self, text: str) -> Asked:
+    async def aembed(self, text: str) -> QueryPayload:
         """Do it as the host's own asynchronous search does, without holding up the event loop."""
         ...
 
@@ -139,7 +139,7 @@ class Native:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RetrieverSnapshot:
     """A host's retriever as it is now.
 
     Args:
@@ -204,7 +204,7 @@ _log = logging.getLogger(__name__)
 _WATCHED: Final = 3  # calls; an attribute that the first one makes is no reason to complain
 
 
-class Steadiness:
+class ChangeDetector:
     """Compares what a black box was before and after its first calls. Thread-safe.
 
     All its attributes are part of its signature, since nobody knows on which of them its
@@ -263,10 +263,10 @@ class HostStats:
         return self.batched_queries + self.single_calls
 
 
-class HostKnown:
+class RetrieverState:
     """The memory of a host retriever, for all its users and settings. Thread-safe."""
 
-    def __init__(self, prepare: Callable[[Hashable, Any], Look]) -> None:
+    def __init__(self, prepare: Callable[[Hashable, Any], RetrieverSnapshot]) -> None:
         """Know nothing yet.
 
         Args:
@@ -276,13 +276,15 @@ class HostKnown:
         """
         self._prepare = prepare
         self._lock = threading.Lock()
-        self._looks: OrderedDict[Hashable, Look] = OrderedDict()  # the last used at the end
+        self._looks: OrderedDict[Hashable, RetrieverSnapshot] = (
+            OrderedDict()
+        )  # the last used at the end
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # of the latest results
         self._probes = 0
         self._stats = HostStats()
-        self.steadiness = Steadiness()
+        self.steadiness = ChangeDetector()
 
-    def look(self, signature: Hashable, at: Any) -> Look:
+    def look(self, signature: Hashable, at: Any) -> RetrieverSnapshot:
         """Give what is known of a retriever as it is now."""
         with self._lock:
             known = self._looks.get(signature)
@@ -293,12 +295,12 @@ class HostKnown:
         self._keep(self._looks, look, look)
         return look
 
-    def trusted(self, look: Look) -> Look:
+    def trusted(self, look: RetrieverSnapshot) -> RetrieverSnapshot:
         """Give what is known now of these settings: a batch may have differed meanwhile."""
         with self._lock:
             return self._looks.get(look.signature, look)
 
-    def distrust(self, look: Look) -> None:
+    def distrust(self, look: RetrieverSnapshot) -> None:
         """Search these settings one by one from now on: a batch gave something else."""
         _log.warning(
             "batches of %s differ from single searches; it is searched query by query from now on",
@@ -312,12 +314,12 @@ class HostKnown:
             self._probes += 1
             return self._probes * _STEP % size
 
-    def latest_size(self, look: Look) -> int | None:
+    def latest_size(self, look: RetrieverSnapshot) -> int | None:
         """Say how many documents the latest result had that had any."""
         with self._lock:
             return self._sizes.get(look.signature)
 
-    def note_single(self, look: Look, found: int) -> None:
+    def note_single(self, look: RetrieverSnapshot, found: int) -> None:
         """Count a single call."""
         with self._lock:
             old = self._stats
@@ -339,7 +341,9 @@ class HostKnown:
         with self._lock:
             return self._stats
 
-    def _keep(self, where: OrderedDict[Hashable, ValueT], look: Look, value: ValueT) -> None:
+    def _keep(
+        self, where: OrderedDict[Hashable, ValueT], look: RetrieverSnapshot, value: ValueT
+    ) -> None:
         if look.passing:
             return
         with self._lock:

@@ -134,7 +134,7 @@ Show: TypeAlias = Callable[[Written], None]
 Awaited: TypeAlias = Callable[[TextDraft, GivenT, int, Progress], Awaitable[TextDraft]]
 
 
-class Call(Protocol[GivenInT]):
+class ModelCall(Protocol[GivenInT]):
     """One call of a host's model, planned for one segment of a draft."""
 
     def alone(self) -> AbstractContextManager[None]:
@@ -170,7 +170,7 @@ class Writer(Protocol[GivenInT]):
 
     def call(
         self, draft: TextDraft, step: Step, bound: int, sentence_stop: str | None
-    ) -> Call[GivenInT]:
+    ) -> ModelCall[GivenInT]:
         """Plan one call.
 
         Args:

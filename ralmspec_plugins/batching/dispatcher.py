@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar
 from statistics import median, quantiles
 
-from ralmspec_plugins.batching.queue import Batch, Call, Line, Way
+from ralmspec_plugins.batching.queue import Batch, PendingCall, RequestQueue, SearchFn
 from ralmspec_plugins.errors import Closed, ConfigError, Overloaded
 from ralmspec_plugins.types import Hits, Query, VerifierStats
 
@@ -21,7 +21,7 @@ from ralmspec_plugins.types import Hits, Query, VerifierStats
 _WAITS_KEPT = 4096  # of the latest calls, for median and quantile
 
 
-class Tally:
+class Counters:
     """Counts calls by what became of them, searches by their size, and how long calls waited."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ def _p95(waits_s: Sequence[float]) -> float:
 
 
 # Whose searches this code is part of: what it asks of them itself cannot wait for a lane.
-_inside: "ContextVar[tuple[Lanes, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
+_inside: "ContextVar[tuple[Dispatcher, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
 
 
-class Lanes:
+class Dispatcher:
     """At most `lanes` searches at a time; whatever waits when one ends goes into the next.
 
     There is no timer. Thread-safe, also for several event loops at once. An
@@ -75,16 +75,18 @@ class Lanes:
         self._max_batch = max_batch
         forever = patience_s is None or patience_s > threading.TIMEOUT_MAX
         self._patience_s = None if forever else patience_s
-        self._line = Line(max_waiting)
+        self._line = RequestQueue(max_waiting)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="ralmspec-verifier")
         self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not begun yet
-        self._gone: deque[tuple[Call, str]] = deque()  # whose callers have gone, not seen to yet
+        self._gone: deque[tuple[PendingCall, str]] = (
+            deque()
+        )  # whose callers have gone, not seen to yet
         self._closed = False
         self._process = os.getpid()
-        self._tally = Tally()
+        self._tally = Counters()
 
-    def search(self, group: Hashable, way: Way, queries: Sequence[Query]) -> list[Hits] | None:
+    def search(self, group: Hashable, way: SearchFn, queries: Sequence[Query]) -> list[Hits] | None:
         """Have queries searched with others', and wait in this thread.
 
         Returns:
@@ -109,7 +111,7 @@ class Lanes:
         return _outcome(call)
 
     async def asearch(
-        self, group: Hashable, way: Way, queries: Sequence[Query]
+        self, group: Hashable, way: SearchFn, queries: Sequence[Query]
     ) -> list[Hits] | None:
         """Do the same without holding up the event loop."""
         if self in _inside.get():
@@ -135,14 +137,16 @@ class Lanes:
         return _outcome(call)
 
     def _join(
-        self, group: Hashable, way: Way, queries: Sequence[Query], wake: Callable[[], None]
-    ) -> Call:
+        self, group: Hashable, way: SearchFn, queries: Sequence[Query], wake: Callable[[], None]
+    ) -> PendingCall:
         if os.getpid() != self._process:
             raise ConfigError(
                 "this verifier was made before the process forked, and its threads are not here; "
                 "make one in each worker process"
             )
-        call = Call(group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake)
+        call = PendingCall(
+            group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake
+        )
         with self._lock:
             if self._closed:
                 raise Closed("verifier")
@@ -162,7 +166,7 @@ class Lanes:
             out = any(batch.way.loop is loop for batch in self._awaited)
             return out or self._line.waits_on(loop)
 
-    def _refuse_if_outside(self, call: Call) -> None:
+    def _refuse_if_outside(self, call: PendingCall) -> None:
         with self._lock:
             if self._line.outside(call):
                 raise Overloaded(
@@ -171,7 +175,7 @@ class Lanes:
                     "a time, or allow more (max_waiting, patience_s, lanes)"
                 )
 
-    def _give_up(self, call: Call, error: BaseException) -> None:
+    def _give_up(self, call: PendingCall, error: BaseException) -> None:
         """Take a call out of the line; stop a search that nobody else waits for."""
         self._gone.append((call, "refused" if isinstance(error, Overloaded) else "given_up"))
         if isinstance(error, GeneratorExit):
@@ -192,10 +196,10 @@ class Lanes:
                 if task and batch.unwanted and gone in batch.calls:
                     _cancel(task)
 
-    def _fill(self) -> list[Call]:
+    def _fill(self) -> list[PendingCall]:
         """Start searches while lanes are free and calls wait; list the calls that this ended."""
         self._see_off()
-        ended: list[Call] = []
+        ended: list[PendingCall] = []
         for stranded, task in tuple(self._awaited.items()):
             if stranded.way.stopped:
                 ended += self._settle(stranded, None)
@@ -277,7 +281,9 @@ class Lanes:
             ended = [call for call in batch.calls if call.ended] + self._fill()
         _wake(ended)
 
-    def _settle(self, batch: Batch, outcome: list[Hits] | BaseException | None) -> list[Call]:
+    def _settle(
+        self, batch: Batch, outcome: list[Hits] | BaseException | None
+    ) -> list[PendingCall]:
         """Note an outcome, or that there is none; list the calls that have to search alone."""
         self._free += 1
         self._awaited.pop(batch, None)
@@ -310,13 +316,13 @@ class Lanes:
             return self._tally.stats(waiting=self._line.size, running=self._lanes - self._free)
 
 
-def _outcome(call: Call) -> list[Hits] | None:
+def _outcome(call: PendingCall) -> list[Hits] | None:
     if call.error is not None:
         raise call.error
     return None if call.disturbed else [call.found[at] for at in range(len(call.queries))]
 
 
-def _wake(ended: Sequence[Call]) -> None:
+def _wake(ended: Sequence[PendingCall]) -> None:
     for call in ended:
         call.wake()
 

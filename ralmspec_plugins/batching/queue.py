@@ -24,7 +24,7 @@ AsyncSearchCall: TypeAlias = Callable[[Sequence[Query]], Awaitable[list[Hits]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class SearchFn:
     """How a search is carried out: in a thread, or awaited on an event loop."""
 
     search: SearchCall | None
@@ -38,7 +38,7 @@ class Way:
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Call:
+class PendingCall:
     """One caller's search, and what has been found for it so far.
 
     It ends with hits for every query, or with the error of a search that was
@@ -49,7 +49,7 @@ class Call:
     """
 
     group: Hashable  # calls of one group may be merged
-    way: Way
+    way: SearchFn
     queries: Sequence[Query]
     came_s: float
     wake: Callable[[], None]  # tells the caller, from any thread, that the call has ended
@@ -79,10 +79,10 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CallPart:
     """A part of a call in a batch, at one of the call's tries."""
 
-    call: Call
+    call: PendingCall
     places: range
     tries: int
 
@@ -96,16 +96,16 @@ class Piece:
 class Batch:
     """The queries of one search: a piece of each of some calls of a group."""
 
-    pieces: list[Piece]
+    pieces: list[CallPart]
     given: bool = False  # its outcome, to its callers
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[PendingCall]:
         """The calls that it serves."""
         return [piece.call for piece in self.pieces]
 
     @property
-    def way(self) -> Way:
+    def way(self) -> SearchFn:
         """How it is searched: the first call's way, since a group's ways are alike."""
         return self.pieces[0].call.way
 
@@ -143,7 +143,7 @@ class Batch:
             )
         return list(found)  # where it is lazy, its errors come here
 
-    def give(self, outcome: list[Hits] | BaseException) -> list[Call]:
+    def give(self, outcome: list[Hits] | BaseException) -> list[PendingCall]:
         """Note in each call what was found for it; list those that must be searched again."""
         self.given = True
         current = [piece.call for piece in self.pieces if not piece.stale]
@@ -160,7 +160,7 @@ class Batch:
             call.error = outcome
         return []
 
-    def let_go(self) -> list[Call]:
+    def let_go(self) -> list[PendingCall]:
         """Have each caller search alone; list the calls that this disturbed."""
         self.given = True
         disturbed = [piece.call for piece in self.pieces if not piece.stale]
@@ -173,16 +173,16 @@ class _Group:
     """The calls of one group: in the line, at its door, and to be searched again."""
 
     def __init__(self) -> None:
-        self.calls: OrderedDict[Call, None] = OrderedDict()
-        self.door: OrderedDict[Call, None] = OrderedDict()
-        self.again: deque[list[Call]] = deque()
+        self.calls: OrderedDict[PendingCall, None] = OrderedDict()
+        self.door: OrderedDict[PendingCall, None] = OrderedDict()
+        self.again: deque[list[PendingCall]] = deque()
         self.size = 0  # queries in the line
 
-    def everybody(self) -> Iterator[Call]:
+    def everybody(self) -> Iterator[PendingCall]:
         return chain(self.calls, self.door, *self.again)
 
 
-class Line:
+class RequestQueue:
     """The calls that wait, at most `capacity` queries of each group; the others at its door.
 
     A call larger than the capacity is let in when its group's line is empty.
@@ -209,13 +209,13 @@ class Line:
         """How many queries stand in the line, in all groups."""
         return sum(group.size for group in self._groups.values())
 
-    def join(self, call: Call) -> None:
+    def join(self, call: PendingCall) -> None:
         """Take a call in, or let it wait at the door."""
         group = self._groups.setdefault(call.group, _Group())
         group.door[call] = None
         self._let_in(group)
 
-    def leave(self, call: Call) -> bool:
+    def leave(self, call: PendingCall) -> bool:
         """Take a call out that nobody waits for any more; say whether it was still waiting."""
         group = self._groups.get(call.group)
         if group is None or (call not in group.door and call not in group.calls):
@@ -229,7 +229,7 @@ class Line:
         self._forget_if_empty(call.group)
         return True
 
-    def repeat(self, calls: Sequence[Call]) -> None:
+    def repeat(self, calls: Sequence[PendingCall]) -> None:
         """Have calls of one group searched again, in two halves: so a bad one is soon alone."""
         for call in calls:
             self.leave(call)
@@ -239,7 +239,7 @@ class Line:
             if half:
                 self._groups.setdefault(calls[0].group, _Group()).again.append(list(half))
 
-    def outside(self, call: Call) -> bool:
+    def outside(self, call: PendingCall) -> bool:
         """Whether a call still waits at the door."""
         group = self._groups.get(call.group)
         return group is not None and call in group.door
@@ -268,7 +268,9 @@ class Line:
             count += 1
         if calls[count:]:
             group.again.appendleft(calls[count:])
-        return Batch([Piece(call, range(len(call.queries)), call.tries) for call in calls[:count]])
+        return Batch(
+            [CallPart(call, range(len(call.queries)), call.tries) for call in calls[:count]]
+        )
 
     def _fresh(self, group: _Group, most: int) -> Batch:
         """Give every call its share of the room, and then what is left of it to the first."""
@@ -283,7 +285,7 @@ class Line:
                 room -= more
         batch = Batch([])
         for call, count in counts.items():
-            batch.pieces.append(Piece(call, range(call.taken, call.taken + count), call.tries))
+            batch.pieces.append(CallPart(call, range(call.taken, call.taken + count), call.tries))
             call.taken += count
             group.size -= count
             if call.waiting:
@@ -297,7 +299,7 @@ class Line:
         firsts = (next(group.everybody()) for group in self._groups.values())
         return any(call.way.loop is loop for call in firsts)
 
-    def empty(self) -> list[Call]:
+    def empty(self) -> list[PendingCall]:
         """Send everybody away, those at the door too."""
         sent_off = [call for group in self._groups.values() for call in group.everybody()]
         self._groups.clear()

@@ -5,8 +5,8 @@ from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from ralmspec_plugins.batching.dispatcher import Lanes
-from ralmspec_plugins.batching.queue import Way
+from ralmspec_plugins.batching.dispatcher import Dispatcher
+from ralmspec_plugins.batching.queue import SearchFn
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
 from ralmspec_plugins.types import Hits, Query, VerifierStats
@@ -75,9 +75,9 @@ class Verifier:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         if patience_s is not None and not (isinstance(patience_s, int | float) and patience_s >= 0):
             raise ConfigError(f"patience_s must be at least 0, or None, got {patience_s!r}")
-        self._take_over(retriever, Lanes(lanes, max_batch, max_waiting, patience_s))
+        self._take_over(retriever, Dispatcher(lanes, max_batch, max_waiting, patience_s))
 
-    def _take_over(self, retriever: Retriever, lanes: Lanes) -> None:
+    def _take_over(self, retriever: Retriever, lanes: Dispatcher) -> None:
         self.retriever: Retriever = retriever
         try:
             hash(self.signature)
@@ -135,7 +135,7 @@ class Verifier:
         if not queries:
             return []
         group = self.signature, width
-        found = self._lanes.search(group, Way(search), queries)
+        found = self._lanes.search(group, SearchFn(search), queries)
         return list(search(queries)) if found is None else found
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
@@ -163,10 +163,10 @@ class Verifier:
         group = self.signature, width
         if asearch is None:
             assert search is not None
-            found = await self._lanes.asearch(group, Way(search), queries)
+            found = await self._lanes.asearch(group, SearchFn(search), queries)
             return list(await asyncio.to_thread(search, queries)) if found is None else found
         loop = asyncio.get_running_loop()
-        way = Way(None, asearch, loop)
+        way = SearchFn(None, asearch, loop)
         found = await self._lanes.asearch((*group, id(loop)), way, queries)
         return list(await asearch(queries)) if found is None else found
 

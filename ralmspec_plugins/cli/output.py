@@ -101,9 +101,9 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing[:-1]}ies" if thing.endswith("y") else f"{count:,} {thing}s"
 
 
-def guesses_right(stats: Stats) -> str:
+def accepted(stats: Stats) -> str:
     """Say how many guesses were right."""
-    return f"{stats.guesses_right} of {stats.guesses}" if stats.guesses else "-"
+    return f"{stats.accepted} of {stats.guesses}" if stats.guesses else "-"
 
 
 def in_short(stats: Stats) -> str:
@@ -113,6 +113,6 @@ def in_short(stats: Stats) -> str:
         f"{plural(stats.searches, 'round trip')} for {plural(stats.queries, 'query')}",
     ]
     if stats.guesses:
-        parts.append(f"{guesses_right(stats)} guesses right")
+        parts.append(f"{accepted(stats)} guesses right")
         parts.append(f"{plural(stats.wasted_segments, 'segment')} thrown away")
     return ", ".join(parts)

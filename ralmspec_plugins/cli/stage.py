@@ -14,7 +14,7 @@ from rich.text import Text
 from ralmspec_plugins.cli.assemble import Weights, added, at_distance, make_workload
 from ralmspec_plugins.cli.corpora import Corpus
 from ralmspec_plugins.cli.options import WorkloadName
-from ralmspec_plugins.cli.output import guesses_right, printable, seconds, stats_record
+from ralmspec_plugins.cli.output import accepted, printable, seconds, stats_record
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, engines
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.diagnosis import check_equal
@@ -129,7 +129,7 @@ class Stage:
 
 def _in_brief(stats: Stats) -> str:
     brief = f"{seconds(stats.wall_s)}, {stats.searches} round trips"
-    return f"{brief}, {guesses_right(stats)} right" if stats.guesses else brief
+    return f"{brief}, {accepted(stats)} right" if stats.guesses else brief
 
 
 class _Panels:
@@ -197,7 +197,7 @@ def table(result: Result) -> Table:
             seconds(result.total_s(mode)),
             str(result.total(mode, "queries")),
             str(result.total(mode, "searches")),
-            f"{result.total(mode, 'guesses_right')} of {guesses}" if guesses else "-",
+            f"{result.total(mode, 'accepted')} of {guesses}" if guesses else "-",
         ]
         if result.asked:
             row.append(f"{result.right[mode]} of {result.asked}")

@@ -11,30 +11,35 @@ from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
-    Broken,
+    Aborted,
     Cancel,
     Completion,
     Event,
     Extend,
-    Found,
+    FormQuery,
     Guess,
     Need,
-    Reported,
+    PartialOutput,
     Search,
+    SearchResult,
     Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.batch import AT_ONCE, Together, aanswer_all, check_concurrency
-from ralmspec_plugins.engine.session import Job, Setup, as_request, completions
+from ralmspec_plugins.engine.batch import (
+    DEFAULT_CONCURRENCY,
+    BatchSession,
+    aanswer_all,
+    check_concurrency,
+)
+from ralmspec_plugins.engine.session import RequestContext, Session, as_request, completions
 from ralmspec_plugins.engine.streams import (
     AsyncAnswerStream,
     AsyncCompletionQueue,
     AsyncEventStream,
     rest,
 )
-from ralmspec_plugins.engine.threads import GRACE_S, THREADS, short_turns
+from ralmspec_plugins.engine.threads import GRACE_S, THREADS, thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.plain import usable
 from ralmspec_plugins.protocols import Retriever, Workload
@@ -43,11 +48,15 @@ from ralmspec_plugins.types import Answer, Query, Request
 # Has one request's work done in asyncio tasks, and in threads where it is not asynchronous.
 
 
-class AsyncDesk:
+class AsyncExecutor:
     """Has one request's work done in tasks and keeps track of what is out."""
 
     def __init__(
-        self, job: Job, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue, began_s: float
+        self,
+        job: RequestContext,
+        threads: ThreadPoolExecutor,
+        completed: AsyncCompletionQueue,
+        began_s: float,
     ) -> None:
         """Begin with nothing out."""
         self._job = job
@@ -67,7 +76,7 @@ class AsyncDesk:
         """Start work, or carry out a notice."""
         if isinstance(need, Cancel):
             self._cancel(need.need)
-        elif not isinstance(need, Start | Ask | Guess | Search | Extend):
+        elif not isinstance(need, Start | FormQuery | Guess | Search | Extend):
             self._job.note(need)
         else:
             task = self._loop.create_task(self._carry_out(need))
@@ -92,12 +101,14 @@ class AsyncDesk:
         if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
             if self._job.reports:
                 need.progress.connect(
-                    lambda state: self._hand_in(Reported(need, state, self.clock()))
+                    lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
                 )
             return lambda: write(need.state, need.hits, need.progress)
         if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
             return lambda: start(need.request)
-        if isinstance(need, Ask) and (hasattr(workload, "aquery") or hasattr(retriever, "aencode")):
+        if isinstance(need, FormQuery) and (
+            hasattr(workload, "aquery") or hasattr(retriever, "aencode")
+        ):
             return lambda: self._formed(need.state)
         if isinstance(need, Search) and hasattr(retriever, "asearch"):
             return lambda: self._search(need.queries, widely=need.wide)
@@ -111,7 +122,7 @@ class AsyncDesk:
             try:
                 await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
             except Closed as error:
-                self._hand_in(Broken(error, need))
+                self._hand_in(Aborted(error, need))
             return
         results: list[Any]
         try:
@@ -121,13 +132,13 @@ class AsyncDesk:
                 self._job.begun(result)
         except asyncio.CancelledError as error:
             if need not in self._told_to_stop:
-                self._hand_in(Broken(error))
+                self._hand_in(Aborted(error))
                 return
             results = _stopped(need)
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
-            self._hand_in(Broken(error))
+            self._hand_in(Aborted(error))
             return
         self._hand_in_all(need, results, started_s)
 
@@ -151,7 +162,9 @@ class AsyncDesk:
             encoded = await encode(query)
         return encoded
 
-    async def _search(self, queries: Sequence[Query], *, widely: bool) -> list[Found | Exception]:
+    async def _search(
+        self, queries: Sequence[Query], *, widely: bool
+    ) -> list[SearchResult | Exception]:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
         try:
             return list(await self._setup.asearch(queries, widely=widely))
@@ -160,7 +173,7 @@ class AsyncDesk:
                 return [error] * len(queries)
         return [(await self._search([query], widely=widely))[0] for query in queries]
 
-    def _hand_in(self, completion: Completion | Broken) -> None:
+    def _hand_in(self, completion: Completion | Aborted) -> None:
         """Take a completion from any thread; after the loop has ended nobody waits for it."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
@@ -189,7 +202,7 @@ class AsyncDesk:
         except TimeoutError:
             request.check_deadline(float("inf"))
             raise
-        if isinstance(completion, Broken):
+        if isinstance(completion, Aborted):
             raise completion.error
         return completion
 
@@ -198,7 +211,7 @@ class AsyncDesk:
         for need, task in tuple(self._tasks.items()):
             if isinstance(need, Extend):
                 need.progress.cancel()
-            on_the_model = isinstance(need, Start | Ask | Extend)
+            on_the_model = isinstance(need, Start | FormQuery | Extend)
             if not on_the_model or self._awaitable(need) is not None:
                 self._told_to_stop.add(need)
                 task.cancel()
@@ -239,8 +252,8 @@ class AsyncEngine:
         Raises:
             ConfigError: The settings do not fit the retriever.
         """
-        self._setup = Setup(workload, retriever, settings)
-        self._together: Together = Together(self._setup)
+        self._setup = Session(workload, retriever, settings)
+        self._together: BatchSession = BatchSession(self._setup)
         self._owns_threads = threads is None
         self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
@@ -253,7 +266,7 @@ class AsyncEngine:
         """
         return await self._run(self._setup, as_request(request))
 
-    async def _run(self, setup: Setup, request: Request) -> Answer:
+    async def _run(self, setup: Session, request: Request) -> Answer:
         stream = self._stream(setup, request, reports=False)
         async for _ in stream:
             pass
@@ -280,7 +293,7 @@ class AsyncEngine:
         self,
         requests: Sequence[Request | str],
         *,
-        max_concurrency: int = AT_ONCE,
+        max_concurrency: int = DEFAULT_CONCURRENCY,
         return_exceptions: bool = False,
     ) -> Sequence[Answer | Exception]:
         """Answer many requests at once, their searches merged into common batches.
@@ -323,11 +336,11 @@ class AsyncEngine:
         return self._stream(self._setup, as_request(request), reports=reports, watched=True)
 
     def _stream(
-        self, setup: Setup, request: Request, *, reports: bool, watched: bool = False
+        self, setup: Session, request: Request, *, reports: bool, watched: bool = False
     ) -> AsyncEventStream:
         setup.check_process()
         completed: AsyncCompletionQueue = asyncio.Queue()
-        job = Job(setup, request, reports=reports, watched=watched)
+        job = RequestContext(setup, request, reports=reports, watched=watched)
         return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
 
     async def close(self) -> None:
@@ -350,13 +363,13 @@ class AsyncEngine:
         await self.close()
 
     async def _drive(
-        self, job: Job, completed: AsyncCompletionQueue, finish: Callable[[Answer], None]
+        self, job: RequestContext, completed: AsyncCompletionQueue, finish: Callable[[Answer], None]
     ) -> AsyncGenerator[Event, None]:
         """Run one request's loop in the caller's task, its work in others."""
         began_s = time.perf_counter()
-        desk = AsyncDesk(job, self._threads, completed, began_s)
+        desk = AsyncExecutor(job, self._threads, completed, began_s)
         shown = 0
-        with short_turns(job.setup.switch_interval_s):
+        with thread_switch_interval(job.setup.switch_interval_s):
             try:
                 needs = next(job.flow)
                 while job.finish is None:

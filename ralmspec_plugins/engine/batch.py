@@ -8,28 +8,28 @@ from contextvars import copy_context
 from typing import Protocol
 
 from ralmspec_plugins.batching.verifier import Verifier
-from ralmspec_plugins.engine.session import Setup
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.types import Answer, Request
 
-AT_ONCE = 16  # requests, unless the caller says otherwise
+DEFAULT_CONCURRENCY = 16  # requests, unless the caller says otherwise
 
 
-class Together:
+class BatchSession:
     """What the batches of one engine share, made when the first one comes. Thread-safe."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Session) -> None:
         """Keep the setup of single requests until then."""
         self._single = setup
-        self._setup: Setup | None = None
+        self._setup: Session | None = None
         self._lock = threading.Lock()
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> Session:
         """The setup of requests that are answered at once."""
         with self._lock:
             if self._setup is None:
-                self._setup = self._single.together()
+                self._setup = self._single.for_batch()
             return self._setup
 
     def close(self) -> None:

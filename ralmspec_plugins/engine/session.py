@@ -10,25 +10,25 @@ from typing import Any, TypeAlias
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
-    Broken,
+    Aborted,
     Commit,
+    Completed,
     Completion,
     Confirmed,
-    Done,
     Event,
     Extend,
     Failed,
     Finish,
-    Found,
+    FormQuery,
     Guess,
     Guessed,
     Judged,
     Notice,
+    PartialOutput,
     Release,
-    Reported,
     RolledBack,
     Search,
+    SearchResult,
     Settled,
     Start,
     Work,
@@ -44,14 +44,14 @@ from ralmspec_plugins.protocols import (
     Workload,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
-from ralmspec_plugins.speculators.cascade import Guesses
-from ralmspec_plugins.speculators.passage_cache import PassagePool, SharedPool
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
+from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
 from ralmspec_plugins.types import Answer, Hits, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
 
 
-class Setup:
+class Session:
     """What the requests of one engine have in common."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Setup:
                 "make an engine in each worker process"
             )
 
-    def together(self) -> "Setup":
+    def for_batch(self) -> "Session":
         """Make the setup of requests that are answered at once: one verifier and one pool.
 
         A memo is shared only where the caller gave one, since only he knows that the index
@@ -115,23 +115,23 @@ class Setup:
         if not self._pure:
             return self
         if settings.speculators is None and settings.pool is None:
-            pool = SharedPool(capacity=settings.capacity, eviction=settings.eviction)
+            pool = SharedPassageCache(capacity=settings.capacity, eviction=settings.eviction)
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
             retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Setup(self.workload, retriever, settings, clock=self._clock)
+        return Session(self.workload, retriever, settings, clock=self._clock)
 
-    def guesses(self) -> Guesses:
+    def guesses(self) -> SpeculatorCascade:
         """Make what one request knows and guesses with."""
         if not self.speculate:
-            return Guesses()
+            return SpeculatorCascade()
         speculators = self.settings.speculators
         if speculators is None:
             speculators = self._own_pool()
         elif callable(speculators):
             speculators = speculators()
             self._check_speculators(speculators)
-        return Guesses(
+        return SpeculatorCascade(
             speculators,
             memo=self.settings.memo,
             signature=self.retriever.signature,
@@ -168,10 +168,10 @@ class Setup:
         settings = self.settings
         if settings.pool is not None:
             return (settings.pool.of(self.retriever),)
-        pool = PassagePool(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
+        pool = PassageCache(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
         return (pool,)
 
-    def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
+    def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch; `widely`, more than is verified where that is the same ranking."""
         wide = self.wide
         if wide is None or not widely:
@@ -184,7 +184,7 @@ class Setup:
             return self._narrow(queries, error)
         return self._checked(queries, found, wide.k)
 
-    def _narrow(self, queries: Sequence[Query], error: Exception) -> list[Found]:
+    def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search as wide as is verified; if only that works, it is searched so from now on."""
         found = self._checked(queries, self.retriever.search(queries), None)
         self._complain(error)
@@ -194,7 +194,7 @@ class Setup:
     def _complain(self, error: Exception) -> None:
         _log.warning("%r cannot be searched wider: %s", self.retriever, error)
 
-    async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[Found]:
+    async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Do the same with a retriever that is asynchronous."""
         wide: Any = self._awide
         if wide is None or not widely:
@@ -216,14 +216,14 @@ class Setup:
         return found
 
     @staticmethod
-    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[Found]:
+    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[SearchResult]:
         """Refuse a retriever's answer that does not have one result for each query."""
         if len(wide) != len(queries):
             raise InputError(
                 f"the retriever gave {len(wide)} results for {len(queries)} queries; "
                 f"it must give one for each, in order"
             )
-        return [Found(fixed(hits[:k]), fixed(hits)) for hits in wide]
+        return [SearchResult(fixed(hits[:k]), fixed(hits)) for hits in wide]
 
 
 # One request being answered: its loop, and the code that carries out what the loop needs.
@@ -233,19 +233,19 @@ class Setup:
 
 _ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
 
-HandIn: TypeAlias = Callable[[Completion | Broken], None]  # takes what comes, from any thread
+HandIn: TypeAlias = Callable[[Completion | Aborted], None]  # takes what comes, from any thread
 
 
 def _never_busy() -> float:
     return 0.0
 
 
-class Job:
+class RequestContext:
     """One request being answered: the loop, and what it needs to have done."""
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Session,
         request: Request,
         *,
         reports: bool = False,
@@ -331,12 +331,12 @@ class Job:
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
-            complete(Broken(error, need))
+            complete(Aborted(error, need))
             return
         for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
-    def results(self, queries: Sequence[Query], *, widely: bool) -> list[Found | Exception]:
+    def results(self, queries: Sequence[Query], *, widely: bool) -> list[SearchResult | Exception]:
         """Search a batch; if that fails, each query singly, so that errors are each one's own."""
         try:
             return list(self.setup.search(queries, widely=widely))
@@ -355,12 +355,12 @@ class Job:
         workload = self.setup.workload
         if isinstance(need, Extend):
             if self.reports:
-                need.progress.connect(lambda state: complete(Reported(need, state, clock())))
+                need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
             return workload.extend(need.state, need.hits, need.progress)
-        if isinstance(need, Ask):
+        if isinstance(need, FormQuery):
             return formed(workload, self.setup.retriever, need.state)
         if isinstance(need, Guess):
-            return self.guesses.slow_guess(need.query)
+            return self.guesses.guess_async(need.query)
         assert isinstance(need, Start)
         return self.begun(workload.start(need.request))
 
@@ -374,12 +374,12 @@ class Job:
 
 def completions(
     need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
-) -> list[Done]:
+) -> list[Completed]:
     """Turn the results of a piece of work into its completions."""
     return [
-        Done(need, None, result, index, started_s, ended_s, busy_s)
+        Completed(need, None, result, index, started_s, ended_s, busy_s)
         if isinstance(result, Exception)
-        else Done(need, result, None, index, started_s, ended_s, busy_s)
+        else Completed(need, result, None, index, started_s, ended_s, busy_s)
         for index, result in enumerate(results)
     ]
 

@@ -8,19 +8,19 @@ from typing import Any, TypeVar
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
-    Broken,
+    Aborted,
     Cancel,
+    Completed,
     Completion,
-    Done,
     Extend,
+    FormQuery,
     Guess,
     Need,
     Search,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.session import Job, Setup, as_request
+from ralmspec_plugins.engine.session import RequestContext, Session, as_request
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Answer, Request
@@ -28,7 +28,7 @@ from ralmspec_plugins.types import Answer, Request
 # How long each kind of work takes in virtual time.
 
 
-WorkT = TypeVar("WorkT", Ask, Extend, Guess)
+WorkT = TypeVar("WorkT", FormQuery, Extend, Guess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Latencies:
 
     extend_s: float | Callable[[Extend], float] = 1.0
     search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
-    ask_s: float | Callable[[Ask], float] = 0.0
+    ask_s: float | Callable[[FormQuery], float] = 0.0
     guess_s: float | Callable[[Guess], float] = 0.0
     overhead_s: float = 0.0  # what the engine itself takes to hand out a piece of work
     stop_s: float = 0.0  # until a segment that is told to stop has stopped, at most
@@ -73,7 +73,7 @@ class Latencies:
             return self.overhead_s + self.search_s(len(need.queries))
         if isinstance(need, Extend):
             return self.overhead_s + _seconds(self.extend_s, need)
-        if isinstance(need, Ask):
+        if isinstance(need, FormQuery):
             return self.overhead_s + _seconds(self.ask_s, need)
         if isinstance(need, Guess):
             return self.overhead_s + _seconds(self.guess_s, need)
@@ -101,7 +101,7 @@ class Simulation:
         settings: Settings | None = None,
     ) -> None:
         """Put a workload in front of a retriever, both real, with these latencies."""
-        self._setup = Setup(workload, retriever, settings, clock=lambda: 0.0)
+        self._setup = Session(workload, retriever, settings, clock=lambda: 0.0)
         self._latencies = latencies
 
     def run(self, request: Request | str) -> Answer:
@@ -111,7 +111,7 @@ class Simulation:
             Exception: What the plain loop would have raised.
         """
         wanted = as_request(request)
-        job = Job(self._setup, wanted)
+        job = RequestContext(self._setup, wanted)
         clock = _VirtualTime(job, self._latencies)
         try:
             needs = next(job.flow)
@@ -130,17 +130,17 @@ class Simulation:
 class _VirtualTime:
     """The work that is out, by the virtual time at which it will be done."""
 
-    def __init__(self, job: Job, latencies: Latencies) -> None:
+    def __init__(self, job: RequestContext, latencies: Latencies) -> None:
         self._job = job
         self._latencies = latencies
         self.now_s = 0.0
-        self._due: list[tuple[float, int, Done]] = []
+        self._due: list[tuple[float, int, Completed]] = []
         self._order = itertools.count()
         self._both = False  # whether a search and something else are going on
         self._slower = 1.0 + latencies.contention, 1.0 + latencies.slows_searches
 
     def see_to(self, need: Need) -> None:
-        if isinstance(need, Start | Ask | Guess | Search | Extend):
+        if isinstance(need, Start | FormQuery | Guess | Search | Extend):
             self._start(need)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
@@ -149,14 +149,14 @@ class _VirtualTime:
 
     def _start(self, need: Work) -> None:
         """Do the work now; it is completed when its time has passed."""
-        handed_in: list[Completion | Broken] = []
+        handed_in: list[Completion | Aborted] = []
         self._job.carry_out(need, lambda: self.now_s, handed_in.append)
         pace = self._slower[isinstance(need, Search)] if self._both else 1.0
         ends_s = self.now_s + pace * self._latencies.of(need)
         for done in handed_in:
-            if isinstance(done, Broken):
+            if isinstance(done, Aborted):
                 raise done.error
-            if isinstance(done, Done):  # reports are passed over: a segment is one moment here
+            if isinstance(done, Completed):  # reports are passed over: a segment is one moment here
                 self._push(ends_s, done)
         self._keep_pace()
 
@@ -175,7 +175,7 @@ class _VirtualTime:
             ]
             heapq.heapify(self._due)
 
-    def _push(self, due_s: float, done: Done) -> None:
+    def _push(self, due_s: float, done: Completed) -> None:
         heapq.heappush(self._due, (due_s, next(self._order), done))
 
     def _cancel(self, need: Work) -> None:
@@ -189,7 +189,7 @@ class _VirtualTime:
                 heapq.heappush(self._due, (due_s, order, done))
         self._keep_pace()
 
-    def next_completion(self) -> Done:
+    def next_completion(self) -> Completed:
         """Go on to the next moment at which something is completed."""
         self.now_s, _, done = heapq.heappop(self._due)
         self._keep_pace()

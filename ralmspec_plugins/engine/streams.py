@@ -5,11 +5,11 @@ import queue
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any, TypeAlias
 
-from ralmspec_plugins.effects import Broken, Completion, Event, Settled
+from ralmspec_plugins.effects import Aborted, Completion, Event, Settled
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Answer
 
-CompletionQueue: TypeAlias = "queue.SimpleQueue[Completion | Broken]"
+CompletionQueue: TypeAlias = "queue.SimpleQueue[Completion | Aborted]"
 
 
 class EventStream(Iterator[Event]):
@@ -42,7 +42,7 @@ class EventStream(Iterator[Event]):
         try:
             self._events.close()
         except ValueError:  # it is running, in another thread
-            self._completed.put(Broken(Cancelled("this stream was closed")))
+            self._completed.put(Aborted(Cancelled("this stream was closed")))
 
     @property
     def answer(self) -> Answer:
@@ -95,7 +95,7 @@ def rest(shown: int, answer: Answer) -> Iterator[Any]:
 # An answer while it comes, on asyncio: its pieces of text, or all events of its request.
 
 
-AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Broken]"
+AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Aborted]"
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -126,7 +126,7 @@ class AsyncEventStream(AsyncIterator[Event]):
         try:
             await self._events.aclose()
         except RuntimeError:  # it is running, in another task
-            self._completed.put_nowait(Broken(Cancelled("this stream was closed")))
+            self._completed.put_nowait(Aborted(Cancelled("this stream was closed")))
 
     @property
     def answer(self) -> Answer:

@@ -15,24 +15,29 @@ from typing import Any, Literal, Self, overload
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
-    Ask,
-    Broken,
+    Aborted,
     Cancel,
+    Completed,
     Completion,
-    Done,
     Event,
     Extend,
+    FormQuery,
     Guess,
     Need,
+    PartialOutput,
     Release,
-    Reported,
     Search,
     Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.batch import AT_ONCE, Together, answer_all, check_concurrency
-from ralmspec_plugins.engine.session import Job, Setup, as_request
+from ralmspec_plugins.engine.batch import (
+    DEFAULT_CONCURRENCY,
+    BatchSession,
+    answer_all,
+    check_concurrency,
+)
+from ralmspec_plugins.engine.session import RequestContext, Session, as_request
 from ralmspec_plugins.engine.streams import AnswerStream, CompletionQueue, EventStream, rest
 from ralmspec_plugins.errors import Cancelled, Closed
 from ralmspec_plugins.protocols import Retriever, Workload
@@ -57,10 +62,10 @@ class _Left:
     """Work that nobody waits for, and what it was completed with."""
 
     future: Future[None]
-    done: Done
+    done: Completed
 
 
-class Desk:
+class ThreadExecutor:
     """Hands one request's work to threads.
 
     A segment that is no longer needed is asked to stop, and waited for; or, where the
@@ -73,7 +78,11 @@ class Desk:
     """
 
     def __init__(
-        self, job: Job, threads: ThreadPoolExecutor, completed: CompletionQueue, began_s: float
+        self,
+        job: RequestContext,
+        threads: ThreadPoolExecutor,
+        completed: CompletionQueue,
+        began_s: float,
     ) -> None:
         """Begin with nothing out."""
         self._job = job
@@ -95,12 +104,14 @@ class Desk:
         What writes comes last: it keeps Python's lock for milliseconds, in which a search
         would not even begin.
         """
-        work = [need for need in needs if isinstance(need, Start | Ask | Guess | Search | Extend)]
+        work = [
+            need for need in needs if isinstance(need, Start | FormQuery | Guess | Search | Extend)
+        ]
         for need in sorted(needs, key=_writes):
             self._see_to(need, only=len(work) == 1)
 
     def _see_to(self, need: Need, *, only: bool) -> None:
-        if isinstance(need, Start | Ask | Guess | Search | Extend):
+        if isinstance(need, Start | FormQuery | Guess | Search | Extend):
             self._start(need, alone=only and not self._out and not self._left)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
@@ -123,7 +134,7 @@ class Desk:
             future = self._threads.submit(context.run, carry_out)
         except RuntimeError as error:
             raise Closed from error
-        if isinstance(need, Start | Ask | Extend):
+        if isinstance(need, Start | FormQuery | Extend):
             self._on_the_model[need] = _Out(future, self.clock())
 
     def _at_once(self, need: Work) -> bool:
@@ -138,7 +149,7 @@ class Desk:
         if self._side_by_side and isinstance(need, Extend) and need in self._on_the_model:
             out = self._on_the_model.pop(need)
             error = Cancelled("this work is no longer needed")
-            done = Done(need, None, error, started_s=out.began_s, ended_s=self.clock())
+            done = Completed(need, None, error, started_s=out.began_s, ended_s=self.clock())
             self._left[need] = _Left(out.future, done)
             self._completed.put(done)
 
@@ -160,7 +171,7 @@ class Desk:
             if not self._late(completion):
                 break
         self._note(completion)
-        if isinstance(completion, Broken):
+        if isinstance(completion, Aborted):
             raise completion.error
         return completion
 
@@ -168,13 +179,13 @@ class Desk:
         deadline_s = self._job.request.deadline_s
         return None if deadline_s is None else max(0.0, deadline_s - self.clock())
 
-    def _late(self, completion: Completion | Broken) -> bool:
+    def _late(self, completion: Completion | Aborted) -> bool:
         """Say whether this comes from work that was left to itself, and is completed already."""
         left = None if completion.need is None else self._left.get(completion.need)
         return left is not None and left.done is not completion
 
-    def _note(self, completion: Completion | Broken) -> None:
-        if not isinstance(completion, Reported) and completion.need is not None:
+    def _note(self, completion: Completion | Aborted) -> None:
+        if not isinstance(completion, PartialOutput) and completion.need is not None:
             self._on_the_model.pop(completion.need, None)
             self._out -= 1
 
@@ -194,7 +205,7 @@ class Desk:
 
 
 def _writes(need: Need) -> bool:
-    return isinstance(need, Ask | Extend)
+    return isinstance(need, FormQuery | Extend)
 
 
 # Lets Python's threads take turns more often while requests run ahead (docs/decisions/0009).
@@ -206,7 +217,7 @@ _before_s = 0.0  # the interpreter's own interval, to go back to
 
 
 @contextmanager
-def short_turns(interval_s: float | None) -> Iterator[None]:
+def thread_switch_interval(interval_s: float | None) -> Iterator[None]:
     """Have the interpreter switch threads at least this often; `None` leaves it as it is.
 
     A thread that comes back from waiting (for a store's answer, a line, a lock) gets Python's
@@ -289,8 +300,8 @@ class Engine:
         Raises:
             ConfigError: The settings do not fit the retriever.
         """
-        self._setup = Setup(workload, retriever, settings)
-        self._together: Together = Together(self._setup)
+        self._setup = Session(workload, retriever, settings)
+        self._together: BatchSession = BatchSession(self._setup)
         self._owns_threads = threads is None
         self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
@@ -324,7 +335,7 @@ class Engine:
         self,
         requests: Sequence[Request | str],
         *,
-        max_concurrency: int = AT_ONCE,
+        max_concurrency: int = DEFAULT_CONCURRENCY,
         return_exceptions: bool = False,
     ) -> Sequence[Answer | Exception]:
         """Answer many requests at once, their searches merged into common batches.
@@ -368,7 +379,7 @@ class Engine:
 
     def _stream(
         self,
-        setup: Setup,
+        setup: Session,
         request: Request,
         *,
         reports: bool,
@@ -377,7 +388,7 @@ class Engine:
     ) -> EventStream:
         setup.check_process()
         completed: CompletionQueue = queue.SimpleQueue()
-        job = Job(setup, request, reports=reports, watched=watched, stoppable=stoppable)
+        job = RequestContext(setup, request, reports=reports, watched=watched, stoppable=stoppable)
         return EventStream(self._drive(job, completed), completed)
 
     def close(self) -> None:
@@ -399,12 +410,14 @@ class Engine:
         """Close."""
         self.close()
 
-    def _drive(self, job: Job, completed: CompletionQueue) -> Generator[Event, None, Answer]:
+    def _drive(
+        self, job: RequestContext, completed: CompletionQueue
+    ) -> Generator[Event, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
         began_s = time.perf_counter()
-        desk = Desk(job, self._threads, completed, began_s)
+        desk = ThreadExecutor(job, self._threads, completed, began_s)
         shown = 0
-        with short_turns(job.setup.switch_interval_s):
+        with thread_switch_interval(job.setup.switch_interval_s):
             try:
                 needs = next(job.flow)
                 while job.finish is None:

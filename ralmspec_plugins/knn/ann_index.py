@@ -38,7 +38,7 @@ _LONGEST_CODE = 64  # bytes, as in Khandelwal et al. (PAPERS 6.1)
 _REFINED = 1024  # quantised candidates that are measured exactly at no great cost
 
 
-class Recipe(Protocol):
+class KeyIndexRecipe(Protocol):
     """The settings of an index: those it is built with, and those it is asked with."""
 
     name: ClassVar[str]
@@ -211,11 +211,11 @@ class BuiltIndex:
     """An index over a datastore's keys; its entry n is the datastore's."""
 
     index: Any
-    recipe: Recipe
+    recipe: KeyIndexRecipe
     digest: str  # of the index as it was built: two graphs over the same keys may differ
     datastore: str  # the signature of the one that it belongs to
 
-    def tuned(self, recipe: Recipe) -> Self:
+    def tuned(self, recipe: KeyIndexRecipe) -> Self:
         """Ask this index as a recipe says from now on, also in searches that have it already.
 
         Raises:
@@ -246,7 +246,7 @@ def faiss_library() -> Any:
     return optional("faiss", "faiss", "faiss-cpu")
 
 
-def build_index(datastore: Datastore, recipe: Recipe, *, threads: int = 1) -> BuiltIndex:
+def build_index(datastore: Datastore, recipe: KeyIndexRecipe, *, threads: int = 1) -> BuiltIndex:
     """Build an index of a datastore's keys, with some thousands of them in memory at a time.
 
     Args:

@@ -13,7 +13,7 @@ from ralmspec_plugins.knn.ann_index import (
     BuiltIndex,
     HnswRecipe,
     IvfPqRecipe,
-    Recipe,
+    KeyIndexRecipe,
     build_index,
     check_place,
     faiss_library,
@@ -155,7 +155,7 @@ def approximate_search(
         MissingExtraError: FAISS is not installed.
     """
     check_k(k)
-    recipe: Recipe = kind(**settings)
+    recipe: KeyIndexRecipe = kind(**settings)
     if index is not None and is_saved(index):
         built = _as_asked(open_index(index, datastore), recipe, settings, Path(index))
         return ApproximateSearch(datastore, built, k=k, rerank=rerank)
@@ -169,7 +169,7 @@ def approximate_search(
 
 
 def _as_asked(
-    built: BuiltIndex, recipe: Recipe, settings: dict[str, Any], folder: Path
+    built: BuiltIndex, recipe: KeyIndexRecipe, settings: dict[str, Any], folder: Path
 ) -> BuiltIndex:
     """Tune an opened index; refuse one that was built otherwise than was asked for."""
     asked: Any = recipe

@@ -27,7 +27,7 @@ from ralmspec_plugins.knn.datastore import (
     KeyKind,
     check_keys,
 )
-from ralmspec_plugins.knn.hidden_states import KeyTap
+from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.knn.windows import Cutting, GrowingStore, Portion, Window, portions
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
@@ -63,7 +63,7 @@ class KeyMaker:
         whole: Any = model.train(False)  # its functions are untyped
         self._decoder = whole.get_decoder()
         self._embedding = whole.get_input_embeddings()  # where tokens go in: its device
-        self._tap = KeyTap(model, kind)
+        self._tap = KeyHook(model, kind)
         self.kind: KeyKind = kind
         self._together = together
         self._precision = str(model.dtype).removeprefix("torch.")
@@ -145,7 +145,7 @@ def build_datastore(
         target: the folder of the datastore.
         model: any causal model, on any device and in any precision; put into evaluation mode.
         tokenizer: the model's tokenizer.
-        key_kind: which hidden state is the key (`KeyTap`).
+        key_kind: which hidden state is the key (`KeyHook`).
         context: tokens of a window; 1,024, or the model's context where that is less.
         stride: tokens that each window of a long text goes on by; half the context. The rest of
             the window is there to be looked back at.
@@ -180,9 +180,9 @@ def build_datastore(
         if restart:
             clear(folder)
         begun = (folder / JOURNAL).exists()
-        build: _Build | None = None
+        build: _DatastoreBuild | None = None
         try:
-            build = _Build(folder, recipe, progress or _unwatched)
+            build = _DatastoreBuild(folder, recipe, progress or _unwatched)
             build.fill(texts)
             build.save(place)
         except BaseException:
@@ -291,7 +291,7 @@ class _Recipe:
         )
 
 
-class _Build:
+class _DatastoreBuild:
     """One attempt at a building folder that is held."""
 
     def __init__(self, folder: Path, recipe: _Recipe, progress: Watcher) -> None:

@@ -17,7 +17,7 @@ except ImportError as missing:
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc1")
 
 
-class KeyTap:
+class KeyHook:
     """Shows a hidden state of a model's passes; the model computes what it would without.
 
     Two kinds of keys:

@@ -16,11 +16,11 @@ from ralmspec_plugins.engine.threads import THREADS, Engine
 from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache, check_cache
 from ralmspec_plugins.knn.datastore import Datastore
-from ralmspec_plugins.knn.hidden_states import KeyTap
+from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.interpolation import Mixing
 from ralmspec_plugins.knn.model import (
     KNNModel,
-    LogProbChooser,
+    LogProbSampler,
     model_fingerprint,
     tokenizer_fingerprint,
 )
@@ -61,7 +61,7 @@ def fitting_model(
     """
     about = store.about
     store.check_fits(
-        dimension=KeyTap(model, about.key_kind).dimension,
+        dimension=KeyHook(model, about.key_kind).dimension,
         vocabulary=vocabulary_size(model),
         key_kind=about.key_kind,
         tokenizer=tokenizer_fingerprint(tokenizer),
@@ -346,7 +346,7 @@ class KNNLanguageModel:
             if self._closed:
                 raise Closed("model")
             if key not in self._engines:
-                workload = KNNLM(self.model, LogProbChooser(chosen), self.mixing)
+                workload = KNNLM(self.model, LogProbSampler(chosen), self.mixing)
                 settings = self._guessing(inline=kind is Engine)
                 settings = replace(settings, speculate=False) if plain else settings
                 self._engines[key] = kind(workload, self.retriever, settings, threads=self._threads)

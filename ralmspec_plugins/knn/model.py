@@ -22,16 +22,16 @@ except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
 from ralmspec_plugins.knn.datastore import KeyKind
-from ralmspec_plugins.knn.hidden_states import KeyTap
+from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.interpolation import Floats
 from ralmspec_plugins.knn.state import KNNDraft, Reading
 from ralmspec_plugins.lm import text as lm_text
 from ralmspec_plugins.lm.huggingface import context_length, eos_tokens
-from ralmspec_plugins.lm.kv_cache import CacheStore, Last, Lineage, Passes, Prefix
+from ralmspec_plugins.lm.kv_cache import CacheStore, Last, ModelRunner, PrefillSchedule, Prefix
 from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.lm.state import Draft, Origin
-from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.lm.state import Draft, DraftOrigin
+from ralmspec_plugins.lm.token_sampler import TokenSampler
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Request
 
@@ -76,9 +76,9 @@ class KNNModel:
         self.model = model.train(False)
         self.tokenizer = tokenizer
         self._begins = (int(tokenizer.bos_token_id),) if bos else ()
-        self.tap = KeyTap(model, key_kind)
+        self.tap = KeyHook(model, key_kind)
         self.context = context_length(model)
-        self._passes = Passes(model, cache_bytes, self.tap)
+        self._passes = ModelRunner(model, cache_bytes, self.tap)
         self._eos = eos_tokens(model)
         self._owners = itertools.count()
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
@@ -109,7 +109,7 @@ class KNNModel:
             _, tokens = framed_tokens(_AS_IT_IS, self.tokenizer, request)
         prompt = self._begins + tokens if tokens else ()
         self._check_length(prompt, request.max_tokens)
-        origin = Origin(
+        origin = DraftOrigin(
             owner=next(self._owners),
             head_tokens=(),
             prompt_tokens=prompt,
@@ -183,12 +183,12 @@ class KNNModel:
             )
 
 
-class LogProbChooser:
+class LogProbSampler:
     """Chooses tokens from a mixture's log-probabilities, as `generate` would from logits."""
 
     def __init__(self, settings: Greedy | Sampling) -> None:
         """Choose by these settings."""
-        self._chooser = Chooser(settings)
+        self._chooser = TokenSampler(settings)
         self.needs_history = self._chooser.needs_history
 
     def choose(self, log_probs: Floats, history: Sequence[int], seed: int, position: int) -> int:
@@ -199,8 +199,8 @@ class LogProbChooser:
 _AS_IT_IS = PassageTemplate()
 
 
-def _lineage(draft: Draft) -> Lineage:
-    return Lineage(draft.origin.owner, Prefix(()), draft.prompt_tokens, ())
+def _lineage(draft: Draft) -> PrefillSchedule:
+    return PrefillSchedule(draft.origin.owner, Prefix(()), draft.prompt_tokens, ())
 
 
 def _shown(draft: Draft, last: Last) -> KNNDraft:

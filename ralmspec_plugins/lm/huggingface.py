@@ -30,12 +30,12 @@ except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
 from ralmspec_plugins.lm import text as lm_text
-from ralmspec_plugins.lm.kv_cache import CacheStore, Lineage, Passes, Prefix
+from ralmspec_plugins.lm.kv_cache import CacheStore, ModelRunner, PrefillSchedule, Prefix
 from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
-from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.lm.token_sampler import TokenSampler
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval.optional import no_progress_bar
 from ralmspec_plugins.types import Passage, Request
@@ -162,8 +162,8 @@ class HuggingFaceLM:
         self.tokenizer = tokenizer
         self.template = template if template is not None else PassageTemplate()
         self.passage_tokens = passage_tokens
-        self._chooser = Chooser(sampling if sampling is not None else Greedy())
-        self._passes = Passes(model, cache_bytes)
+        self._chooser = TokenSampler(sampling if sampling is not None else Greedy())
+        self._passes = ModelRunner(model, cache_bytes)
         self._eos = eos_tokens(model)
         self._context = context_length(model)
         self._owners = itertools.count()
@@ -210,7 +210,7 @@ class HuggingFaceLM:
         """
         with self._tokenizer_lock:
             head, prompt = framed_tokens(self.template, self.tokenizer, request)
-        origin = Origin(
+        origin = DraftOrigin(
             owner=next(self._owners),
             head_tokens=head,
             prompt_tokens=prompt,
@@ -323,14 +323,14 @@ class HuggingFaceLM:
         self._passes.close(lineage, run)
         return draft
 
-    def _lineage(self, draft: Draft) -> Lineage:
+    def _lineage(self, draft: Draft) -> PrefillSchedule:
         passages = draft.passages or ()
         parts = [self._passage_ids(passage.title, passage.text) for passage in passages]
         prefix = draft.origin.head_tokens + tuple(itertools.chain.from_iterable(parts))
         prefilled = draft.tokens[: draft.prefilled_at]
-        return Lineage(draft.origin.owner, Prefix(prefix), draft.prompt_tokens, prefilled)
+        return PrefillSchedule(draft.origin.owner, Prefix(prefix), draft.prompt_tokens, prefilled)
 
-    def _check_context(self, lineage: Lineage, goal: int) -> None:
+    def _check_context(self, lineage: PrefillSchedule, goal: int) -> None:
         prefix, prompt = len(lineage.prefix.tokens), len(lineage.prompt)
         if not prefix + prompt:
             raise InputError("There is nothing to continue: the prompt is empty.")
@@ -341,7 +341,7 @@ class HuggingFaceLM:
                 "Ask for fewer or shorter passages (k, passage_tokens) or fewer max_tokens."
             )
 
-    def _next_token(self, draft: Draft, lineage: Lineage, logits: torch.Tensor) -> int:
+    def _next_token(self, draft: Draft, lineage: PrefillSchedule, logits: torch.Tensor) -> int:
         history: Sequence[int] = ()
         if self._chooser.needs_history:
             history = lineage.prefix.tokens + lineage.prompt + draft.tokens

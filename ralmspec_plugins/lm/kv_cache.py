@@ -1,7 +1,7 @@
 """Runs a model's passes by the one compute schedule that makes tokens bit-equal (DESIGN 6).
 
 The same tokens fed in other portions give logits that differ in the last bits.
-So which tokens share a pass is fixed by a `Lineage` and never by what happened:
+So which tokens share a pass is fixed by a `PrefillSchedule` and never by what happened:
 
 1. the prefix (passages) alone in one pass;
 2. the prompt, with the tokens generated before these passages came, in one pass;
@@ -36,7 +36,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
+class PrefillSchedule:
     """Names the cache of one text behind one prefix, from its prefill on.
 
     All that its content depends on is in the name, so a cache found under it
@@ -49,7 +49,7 @@ class Lineage:
     prefilled: tuple[int, ...]  # the generated tokens that went into the prefill pass
 
 
-Name: TypeAlias = Prefix | Lineage
+Name: TypeAlias = Prefix | PrefillSchedule
 
 
 class Sized(Protocol):
@@ -126,7 +126,7 @@ class CacheStore:
         """Drop every lineage of a request."""
         with self._lock:
             for name in list(self._entries):
-                if isinstance(name, Lineage) and name.owner == owner:
+                if isinstance(name, PrefillSchedule) and name.owner == owner:
                     self._remove(name)
 
     def check(self) -> None:
@@ -141,7 +141,7 @@ class CacheStore:
         return entry
 
 
-class Tap(Protocol):
+class HiddenStateHook(Protocol):
     """Shows a hidden state of a model's last pass, for those who want more than logits."""
 
     def taken(self) -> Tensor:
@@ -181,14 +181,16 @@ class Run:
         return self.last.nbytes + sum(tensor.nbytes for tensor in _tensors(self.cache))
 
 
-class Passes:
+class ModelRunner:
     """Owns a model and its caches.
 
     The lock is held for one pass at a time, so several requests take turns
     token by token, and a cancelled one lets the next begin at once.
     """
 
-    def __init__(self, model: PreTrainedModel, cache_bytes: int, tap: Tap | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache_bytes: int, tap: HiddenStateHook | None = None
+    ) -> None:
         """Run this model; keep at most `cache_bytes` of caches between segments."""
         parameters = inspect.signature(model.forward).parameters
         self._model: Any = model  # its call is untyped
@@ -199,7 +201,7 @@ class Passes:
         self._keeps = "logits_to_keep" in parameters
         self.store = CacheStore(cache_bytes)
 
-    def open(self, lineage: Lineage, tokens: Sequence[int]) -> Run:
+    def open(self, lineage: PrefillSchedule, tokens: Sequence[int]) -> Run:
         """Take out a lineage's cache with at most these tokens in it, or make it anew.
 
         The caller feeds the tokens that are missing, and gives the run back with `close`.
@@ -214,7 +216,7 @@ class Passes:
         run.last = self._pass(run.cache, (token,))
         run.tokens.append(token)
 
-    def close(self, lineage: Lineage, run: Run) -> None:
+    def close(self, lineage: PrefillSchedule, run: Run) -> None:
         """Keep a run for later; only one whose last pass was completed."""
         self.store.put(lineage, run)
 
@@ -234,7 +236,7 @@ class Passes:
         del run.tokens[keep:]
         return True
 
-    def _prefill(self, lineage: Lineage) -> Run:
+    def _prefill(self, lineage: PrefillSchedule) -> Run:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
             cache = self._empty()

@@ -12,7 +12,7 @@ Ending: TypeAlias = Literal["eos", "stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class DraftOrigin:
     """What a request fixed: the tokens around the passages, and how to end and to draw.
 
     `owner` tells the caches of two requests apart. It is no part of the value:
@@ -37,7 +37,7 @@ class Draft:
     last, whose pass belongs to the next segment (DESIGN 6).
     """
 
-    origin: Origin
+    origin: DraftOrigin
     transcript: Transcript = field(repr=False)
     tokens: tuple[int, ...] = ()
     passages: tuple[Passage, ...] | None = None  # without metadata; None before the first segment
@@ -92,7 +92,7 @@ class Draft:
         return replace(self, transcript=transcript, tokens=tokens, ending=ending)
 
 
-def _ending(token: int, length: int, origin: Origin, eos: Container[int]) -> Ending | None:
+def _ending(token: int, length: int, origin: DraftOrigin, eos: Container[int]) -> Ending | None:
     if token in eos:
         return "eos"
     return "length" if length == origin.max_tokens else None

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 from ralmspec_plugins.lm.sampling import Greedy, Sampling, draw
 
 
-class Chooser:
+class TokenSampler:
     """Chooses a token from a model's logits, as `generate` would.
 
     `needs_history` says whether the tokens before it matter (a repetition

@@ -19,7 +19,7 @@ from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import Vectors, best_first, row_numbers
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # The score of every word in every passage, and sums over a query's words.
@@ -212,10 +212,10 @@ class Bm25Retriever:
         """Make an empty table, which scores with the whole corpus's statistics."""
         return Bm25Table(self, self._matrix, capacity)
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
         matrix = self._matrix
-        return Parts(
+        return IndexArtifacts(
             "bm25s",
             {"k": self.k, "fingerprint": self._print, "bm25": asdict(self._settings)},
             self.passages,
@@ -226,7 +226,7 @@ class Bm25Retriever:
     @classmethod
     def from_parts(
         cls,
-        parts: Parts,
+        parts: IndexArtifacts,
         encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
         k: int,
     ) -> Self:

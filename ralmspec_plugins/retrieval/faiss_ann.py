@@ -22,7 +22,7 @@ from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # Of several ways to the same result, take the one that was measured to be the fastest.
@@ -35,7 +35,7 @@ _RECENT = 5  # measurements of a way that are kept
 _AGAIN = 50  # works after which another way is tried once more: load and machine change
 
 
-class Fastest:
+class Autotuner:
     """Learns, for each size of work, which way takes the least time. Thread-safe.
 
     Sizes are taken together by powers of two (2, 3 to 4, 5 to 8, ...). All ways must
@@ -105,7 +105,7 @@ class IndexQueries:
     def __init__(self, faiss: Any, index: Any) -> None:
         """Ask this index."""
         self.index = index
-        self.ways = Fastest()
+        self.ways = Autotuner()
         self._faiss = faiss
         self._by_lists = isinstance(index, faiss.IndexIVF)
         self._by_graph = isinstance(index, faiss.IndexHNSW)
@@ -186,7 +186,7 @@ def index_digest(faiss: Any, index: Any) -> str:
 _POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to learn from
 
 
-class Recipe(Protocol):
+class IndexRecipe(Protocol):
     """The settings of an approximate index, and how to make it."""
 
     @property
@@ -320,14 +320,14 @@ class IvfPq:
         return _probing(index, self.probes)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {
+RECIPES: dict[str, Callable[..., IndexRecipe]] = {
     "faiss-hnsw": Hnsw,
     "faiss-ivf": Ivf,
     "faiss-ivfpq": IvfPq,
 }
 
 
-def _at_least_one(recipe: Recipe) -> None:
+def _at_least_one(recipe: IndexRecipe) -> None:
     for name, value in recipe.settings().items():
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -363,7 +363,7 @@ class FaissApproximate:
         self,
         corpus: DenseCorpus,
         index: Any,
-        recipe: Recipe,
+        recipe: IndexRecipe,
         *,
         k: int = 1,
         digest: str | None = None,
@@ -403,7 +403,7 @@ class FaissApproximate:
         passages: Sequence[Passage],
         encoder: Encoder | None = None,
         *,
-        recipe: Recipe | None = None,
+        recipe: IndexRecipe | None = None,
         vectors: NDArray[np.float32] | None = None,
         k: int = 1,
         metric: str = Metric.IP,
@@ -435,9 +435,9 @@ class FaissApproximate:
         """Make an empty table for a pool, which may find better passages than the index."""
         return self.corpus.table(capacity)
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        parts = Parts.of_dense(
+        parts = IndexArtifacts.of_dense(
             self.recipe.name,
             self.corpus,
             self.k,
@@ -447,7 +447,7 @@ class FaissApproximate:
         return replace(parts, written={"index.faiss": partial(write_to, self._faiss, self.index)})
 
     @classmethod
-    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
         """Make the retriever again from what was saved.
 
         Raises:

@@ -19,7 +19,7 @@ from ralmspec_plugins.retrieval.ranking import (
     certified_top_k,
     kernel_error,
 )
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # FAISS's exact scan on a GPU, which only Meta's `faiss-gpu` builds have.
@@ -202,11 +202,11 @@ class FaissFlat:
         """Make an empty table for a pool."""
         return self.corpus.table(capacity)
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        return Parts.of_dense("faiss-flat", self.corpus, self.k)
+        return IndexArtifacts.of_dense("faiss-flat", self.corpus, self.k)
 
     @classmethod
-    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
         """Make the retriever again from what was saved."""
         return cls(parts.dense(encoder), k=k)

@@ -19,7 +19,7 @@ from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Shortlist, Vectors, deal
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # Nominate rows for an exact ranking: tiles of float32 products, held against a rising bar.
@@ -351,11 +351,11 @@ class NumpyFlat:
         """Make an empty table for a pool."""
         return self.corpus.table(capacity)
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        return Parts.of_dense("numpy-flat", self.corpus, self.k)
+        return IndexArtifacts.of_dense("numpy-flat", self.corpus, self.k)
 
     @classmethod
-    def from_parts(cls, parts: Parts, encoder: Encoder | None, k: int) -> Self:
+    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
         """Make the retriever again from what was saved."""
         return cls(parts.dense(encoder), k=k)

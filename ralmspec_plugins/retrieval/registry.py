@@ -26,7 +26,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,
     OWN,
     VERSION,
-    Parts,
+    IndexArtifacts,
     RecordKind,
     Verify,
     check_file,
@@ -48,7 +48,7 @@ _KIND = RecordKind(
 )
 
 
-def read(path: str | os.PathLike[str], verify: Verify = "digests") -> Parts:
+def read(path: str | os.PathLike[str], verify: Verify = "digests") -> IndexArtifacts:
     """Read a folder and check it; passages and arrays stay on the disk, memory-mapped.
 
     A backend's own files are checked as all others, and given as paths.
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str], verify: Verify = "digests") -> Parts:
             arrays[name.removesuffix(".npy")] = open_array(folder / name)
         else:
             blobs[name] = (folder / name).read_bytes()
-    return Parts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
+    return IndexArtifacts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class KnowledgeBase(Protocol):
         """Make an empty table for a pool."""
         ...
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
         ...
 

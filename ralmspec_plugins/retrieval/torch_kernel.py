@@ -60,7 +60,7 @@ class Form:
         return rows.mul(2.0**self.exponent).to(self.dtype) if self.exponent else rows.to(self.dtype)
 
 
-class Rows:
+class DeviceRows:
     """All rows in one form, as tiles on the device.
 
     The first `resident` rows stay there. The others come through two staging
@@ -212,7 +212,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryColumns:
     """A batch of queries as the kernel takes them."""
 
     columns: Any  # [dim, queries], of contiguous queries: on CPUs up to four times as fast
@@ -236,7 +236,7 @@ class TorchKernel:
         self._mixed = half and self._cuda and _mixed_products(torch, device)
         self._copy = _half_copy(torch, corpus) if half else _plain_copy(torch, corpus)
         form = self._copy.form
-        self.rows = Rows(torch, corpus.vectors, form, device, limit)
+        self.rows = DeviceRows(torch, corpus.vectors, form, device, limit)
         self._squares: Any = None
         if corpus.metric is Metric.L2:
             squares = _scaled_squares(corpus, form.exponent)
@@ -280,7 +280,7 @@ class TorchKernel:
             ranges += [range(part.start, part.stop) for part in cut(range(start, stop), most)]
         return ranges
 
-    def _scores(self, rows: range, tile: Any, asked: Asked) -> Any:
+    def _scores(self, rows: range, tile: Any, asked: QueryColumns) -> Any:
         """Score a tile in float32; for L2 as 2 x.q - |x|^2, which ranks alike."""
         torch = self._torch
         if self._mixed:
@@ -302,7 +302,7 @@ class TorchKernel:
         scores = fast.reshape(-1)[passed].cpu().numpy()
         deal(passed.cpu().numpy() + rows.start * len(shortlists), scores, shortlists)
 
-    def _asked(self, queries: Vectors) -> Asked:
+    def _asked(self, queries: Vectors) -> QueryColumns:
         """Bring queries into the form of the rows, and bound each one's error."""
         torch, copy, metric = self._torch, self._copy, self._corpus.metric
         exponents = np.zeros(len(queries), dtype=np.int64)
@@ -320,7 +320,7 @@ class TorchKernel:
         factors = np.ones(len(queries), dtype=np.float32)
         if metric is Metric.L2:
             factors = np.ldexp(factors, exponents - copy.form.exponent)
-        return Asked(
+        return QueryColumns(
             columns.to(self._device).T,
             torch.from_numpy(factors).to(self._device),
             errors,

@@ -1,22 +1,27 @@
 """The policy of `Continuous`: keep the lanes and the model busy."""
 
-from ralmspec_plugins.scheduling.cost_model import HOPELESS, Costs, Searched
+from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE, Costs, Searched
 from ralmspec_plugins.scheduling.os3 import best_part, optimal_stride, worth_gathering
-from ralmspec_plugins.scheduling.policy import View
+from ralmspec_plugins.scheduling.policy import SchedulerState
 
 # A batch's first query waits for its last one. So a batch must verify this many times the
 # steps a second that single queries do.
 WORTH_BATCHING = 1.15
 
 
-class Flowing:
+class ContinuousPolicy:
     """Keep the lanes and the model busy."""
 
     def __init__(
-        self, costs: Costs, *, window: int, lanes: int, least_right: float = HOPELESS
+        self,
+        costs: Costs,
+        *,
+        window: int,
+        lanes: int,
+        min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
     ) -> None:
         self._costs = costs
-        self._least_right = least_right
+        self._least_right = min_acceptance_rate
         self._window = window
         self._lanes = lanes
         self._wait_for = self._worth_waiting_for()  # queries, before a search
@@ -28,14 +33,14 @@ class Flowing:
         """Guess where hiding a search would be noticed."""
         return self._costs.worth_guessing()
 
-    def may_write(self, view: View) -> bool:
+    def may_write(self, view: SchedulerState) -> bool:
         """Write on within the window, as long as it saves more than wrong guesses cost."""
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):
             return False
         return view.ahead < self._window and self._costs.worth_writing(self._least_right)
 
-    def batches(self, view: View) -> list[int]:
+    def batches(self, view: SchedulerState) -> list[int]:
         """Give each free lane a query, or a share of them when there are more."""
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
@@ -68,17 +73,17 @@ class Flowing:
         """Take in what guessing costs."""
         self._costs.guessed(seconds)
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Note a guess."""
-        self._costs.judged(right)
+        self._costs.record_outcome(accepted)
 
-    def _is_due(self, view: View) -> bool:
+    def _is_due(self, view: SchedulerState) -> bool:
         """Say whether there is enough for a search to go out now; a step would run beside it."""
         if not view.pending:
             return False
         return view.pending >= max(self._wait_for, self._trial(view), self._gathered(view))
 
-    def _trial(self, view: View) -> int:
+    def _trial(self, view: SchedulerState) -> int:
         """Hold a search back for one whole step, where nobody knows how long one takes alone."""
         if not self._costs.contention.unknown or view.searching:
             return 1
@@ -110,7 +115,7 @@ class Flowing:
         enough = worth_gathering(costs.step_s, costs.curve, costs.guess_rate, lanes=self._lanes)
         return min(enough, self._window)
 
-    def _gathered(self, view: View) -> int:
+    def _gathered(self, view: SchedulerState) -> int:
         """Say how many queries a search needs now: one that is begun with half of them can start.
 
         So what was written during the last search is searched at once; only at the start and

@@ -8,7 +8,7 @@ from statistics import median, median_low
 
 RECENT = 5  # measurements of one kind that are kept
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured anew
-HOPELESS = 0.1  # below this share of right guesses nothing is written ahead
+MIN_ACCEPTANCE_RATE = 0.1  # below this share of right guesses nothing is written ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,9 @@ class Costs:
         self._guessing.append(seconds)
         self._guess_s = median_low(tuple(self._guessing))
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Take in whether a guess was right."""
-        self._guesses.append(right)
+        self._guesses.append(accepted)
         guesses = tuple(self._guesses)
         self.guess_rate = (sum(guesses) + 2) / (len(guesses) + 2)
         self._stop_s *= self.FADING
@@ -213,14 +213,14 @@ class Costs:
             return False
         return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 
-    def worth_writing(self, least_right: float = HOPELESS) -> bool:
+    def worth_writing(self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE) -> bool:
         """Say whether writing on guesses saves more than the wrong ones cost.
 
         Args:
-            least_right: the share of right guesses below which it never does.
+            min_acceptance_rate: the share of right guesses below which it never does.
         """
         rate, step_s = self.guess_rate, self.step_s
-        if len(self._guesses) >= 8 and rate < least_right:
+        if len(self._guesses) >= 8 and rate < min_acceptance_rate:
             return False
         if step_s is None or not self.curve.points:
             return True

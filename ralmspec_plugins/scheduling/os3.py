@@ -6,7 +6,7 @@ from itertools import accumulate, repeat
 from operator import mul
 
 from ralmspec_plugins.scheduling.cost_model import Costs, Searched
-from ralmspec_plugins.scheduling.policy import View
+from ralmspec_plugins.scheduling.policy import SchedulerState
 
 # RaLMSpec's optimal speculation stride (OS3) and batch sizes as pure functions (PAPERS 1.6).
 
@@ -135,7 +135,7 @@ def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes:
 STRIDE_SLACK = 0.01
 
 
-class Rounds:
+class FixedStridePolicy:
     """Speculate `stride` steps, verify them in one batch, repeat.
 
     A round is one step with verified hits and stride - 1 on guesses; the last
@@ -151,13 +151,13 @@ class Rounds:
         """Guess always: a fixed stride is a reproduction."""
         return True
 
-    def may_write(self, view: View) -> bool:
+    def may_write(self, view: SchedulerState) -> bool:
         """Write until the batch is full; during a search one step more, if they may overlap."""
         if view.searching:
             return self._overlap and view.ahead < view.in_flight
         return view.pending < self._stride
 
-    def batches(self, view: View) -> list[int]:
+    def batches(self, view: SchedulerState) -> list[int]:
         """Send a full batch, or what there is when nothing can be written."""
         if view.searching or not view.pending:
             return []
@@ -176,11 +176,11 @@ class Rounds:
     def guessed(self, seconds: float) -> None:
         """Nothing is adapted to it."""
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Nothing is adapted to it."""
 
 
-class OptimalRounds(Rounds):
+class OS3Policy(FixedStridePolicy):
     """Rounds whose stride is chosen anew when one has been verified."""
 
     def __init__(
@@ -198,7 +198,7 @@ class OptimalRounds(Rounds):
         self._rounds: deque[list[bool]] = deque(maxlen=window)
         self._over = False
 
-    def may_write(self, view: View) -> bool:
+    def may_write(self, view: SchedulerState) -> bool:
         """Write until the batch is full, where that saves more than wrong guesses cost."""
         self._renew(view)
         if view.searching and not self._costs.worth_writing_beside(view.ahead):
@@ -218,7 +218,7 @@ class OptimalRounds(Rounds):
         super().searched(search)
         self._over = True
 
-    def batches(self, view: View) -> list[int]:
+    def batches(self, view: SchedulerState) -> list[int]:
         """Send as any rounds do; what is judged from then on belongs to this round."""
         self._renew(view)  # a guess that is made in a worker comes too late to be asked about
         sizes = super().batches(view)
@@ -234,13 +234,13 @@ class OptimalRounds(Rounds):
         """Take in what guessing costs."""
         self._costs.guessed(seconds)
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Note a guess of the round that was verified last."""
-        self._costs.judged(right)
+        self._costs.record_outcome(accepted)
         if self._rounds:
-            self._rounds[-1].append(right)
+            self._rounds[-1].append(accepted)
 
-    def _renew(self, view: View) -> None:
+    def _renew(self, view: SchedulerState) -> None:
         """Choose the stride at the first decision after a round."""
         if self._over and not view.searching:
             self._over = False

@@ -7,7 +7,7 @@ from ralmspec_plugins.scheduling.cost_model import Searched
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SchedulerState:
     """What a policy may know of the loop at the moment of a decision."""
 
     pending: int  # steps whose query waits to go out; equal queries go out once
@@ -24,11 +24,11 @@ class Policy(Protocol):
         """Say whether the speculators should be asked at all."""
         ...
 
-    def may_write(self, view: View) -> bool:
+    def may_write(self, view: SchedulerState) -> bool:
         """Say whether the next step may be written on its guess."""
         ...
 
-    def batches(self, view: View) -> list[int]:
+    def batches(self, view: SchedulerState) -> list[int]:
         """Give the sizes of the searches to start now, over the pending queries in order."""
         ...
 
@@ -48,6 +48,6 @@ class Policy(Protocol):
         """Take in how long a guess inside the loop took."""
         ...
 
-    def judged(self, right: bool) -> None:
+    def record_outcome(self, accepted: bool) -> None:
         """Take in whether a guess was right, in the order of the steps."""
         ...

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.scheduling.continuous import Flowing
-from ralmspec_plugins.scheduling.cost_model import HOPELESS, Costs
-from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT, MAX_STRIDE, OptimalRounds, Rounds
+from ralmspec_plugins.scheduling.continuous import ContinuousPolicy
+from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE, Costs
+from ralmspec_plugins.scheduling.os3 import GAMMA_LIMIT, MAX_STRIDE, FixedStridePolicy, OS3Policy
 from ralmspec_plugins.scheduling.policy import Policy
 
 
@@ -42,7 +42,7 @@ class FixedStride:
 
     def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return Rounds(costs, overlap=self.overlap, stride=self.stride)
+        return FixedStridePolicy(costs, overlap=self.overlap, stride=self.stride)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class OptimalStride:
 
     def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return OptimalRounds(
+        return OS3Policy(
             costs,
             overlap=self.overlap,
             window=self.window,
@@ -82,17 +82,21 @@ class Continuous:
     last search. With several, each query starts when it is born.
 
     A wrong guess costs a segment that is thrown away. Where the model would only have
-    waited that costs no time; where its calls are paid for, raise `least_right`.
+    waited that costs no time; where its calls are paid for, raise `min_acceptance_rate`.
     """
 
     window: int = 64  # the most unverified steps at once
     lanes: int = 1  # searches that may be out at a time
-    least_right: float = HOPELESS  # share of right guesses below which nothing is written ahead
+    min_acceptance_rate: float = (
+        MIN_ACCEPTANCE_RATE  # share of right guesses below which nothing is written ahead
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that could never search or write."""
-        if not 0.0 <= self.least_right <= 1.0:
-            raise ConfigError(f"least_right must be between 0 and 1, got {self.least_right}")
+        if not 0.0 <= self.min_acceptance_rate <= 1.0:
+            raise ConfigError(
+                f"min_acceptance_rate must be between 0 and 1, got {self.min_acceptance_rate}"
+            )
         if self.window < 1:
             raise ConfigError(f"window must be at least 1, got {self.window}")
         if self.lanes < 1:
@@ -100,4 +104,9 @@ class Continuous:
 
     def begin(self, costs: Costs) -> Policy:
         """Make the policy for one request."""
-        return Flowing(costs, window=self.window, lanes=self.lanes, least_right=self.least_right)
+        return ContinuousPolicy(
+            costs,
+            window=self.window,
+            lanes=self.lanes,
+            min_acceptance_rate=self.min_acceptance_rate,
+        )

@@ -1,17 +1,17 @@
 """What guesses the hits of a search before they are there: memo, pool and replica."""
 
-from ralmspec_plugins.speculators.passage_cache import POLICIES, PassagePool, SharedPool
+from ralmspec_plugins.speculators.passage_cache import POLICIES, PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.proxy import Bm25ProxyTable, EmbeddingProxyTable, ProxyTable
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
 
 __all__ = [
     "POLICIES",
     "Bm25ProxyTable",
     "EmbeddingProxyTable",
-    "Memo",
-    "PassagePool",
+    "PassageCache",
     "ProxyTable",
+    "QueryCache",
     "Replica",
-    "SharedPool",
+    "SharedPassageCache",
 ]

@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
 
-from ralmspec_plugins.effects import Found
+from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.protocols import Speculator
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hit, Hits, Query, fixed
 
 _log = logging.getLogger(__name__)
 
 
-class Guesses:
+class SpeculatorCascade:
     """The memo and the speculators of one request, asked in this order.
 
     What was really found for a query is known exactly: for the length of the
@@ -25,7 +25,7 @@ class Guesses:
         self,
         speculators: Sequence[Speculator] = (),
         *,
-        memo: Memo | None = None,
+        memo: QueryCache | None = None,
         signature: Hashable = None,
         signature_now: Callable[[], Hashable] | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -63,11 +63,11 @@ class Guesses:
         """Whether there are speculators left that must not be asked inside the loop."""
         return bool(self._slow)
 
-    def quick_guess(self, query: Query) -> Hits | None:
+    def guess_inline(self, query: Query) -> Hits | None:
         """Give the first guess of the speculators that are asked first, inside the loop."""
         return self._first_guess(self._quick, query)
 
-    def slow_guess(self, query: Query) -> Hits | None:
+    def guess_async(self, query: Query) -> Hits | None:
         """Give the first guess of the others."""
         return self._first_guess(self._slow, query)
 
@@ -83,7 +83,7 @@ class Guesses:
                 return hits
         return None
 
-    def learn(self, query: Query, found: Found) -> None:
+    def learn(self, query: Query, found: SearchResult) -> None:
         """Take in what a search found, whether its step is still there or not."""
         self._found[query.key] = found.hits
         if self._signature_now is not None and self._signature_now() != self._signature:

@@ -124,7 +124,7 @@ def eviction_of(name: str) -> Eviction:
     return POLICIES[name]()
 
 
-class PassagePool:
+class PassageCache:
     """Guesses the best k of at most `capacity` passages that searches have returned.
 
     With an exact retriever the guess is right whenever the true k passages are in
@@ -285,7 +285,7 @@ def _own_table(retriever: Retriever, capacity: int) -> PassageTable:
 # A passage pool for many requests, in parts: one for each retriever, knowing no other.
 
 
-class SharedPool:
+class SharedPassageCache:
     """One pool for each signature: what one tenant's searches found is never another's guess.
 
     Requests over retrievers of the same signature share what they find, so a
@@ -293,7 +293,7 @@ class SharedPool:
 
     >>> from ralmspec_plugins.testing import WordRetriever
     >>> ours, theirs = WordRetriever(["red fox"]), WordRetriever(["red flag"])
-    >>> pool = SharedPool()
+    >>> pool = SharedPassageCache()
     >>> query = ours.encode("red")
     >>> pool.of(ours).learn(query, ours.search([query])[0])
     >>> pool.of(ours).size, pool.of(theirs).size
@@ -317,19 +317,19 @@ class SharedPool:
         self.capacity = capacity
         self._eviction = eviction
         self._most = parts
-        self._parts: OrderedDict[Hashable, PassagePool] = OrderedDict()  # the last used at the end
+        self._parts: OrderedDict[Hashable, PassageCache] = OrderedDict()  # the last used at the end
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled empty: hosts copy the parts of a chain."""
         return _made, (self.capacity, self._eviction, self._most)
 
-    def of(self, retriever: Retriever) -> PassagePool:
+    def of(self, retriever: Retriever) -> PassageCache:
         """Give the part that belongs to a retriever's signature."""
         with self._lock:
             part = self._parts.get(retriever.signature)
             if part is None:
-                part = PassagePool(retriever, capacity=self.capacity, eviction=self._eviction)
+                part = PassageCache(retriever, capacity=self.capacity, eviction=self._eviction)
                 self._parts[retriever.signature] = part
             self._parts.move_to_end(retriever.signature)
             if len(self._parts) > self._most:
@@ -350,5 +350,5 @@ class SharedPool:
                 part.check()
 
 
-def _made(capacity: int, eviction: str, parts: int) -> SharedPool:
-    return SharedPool(capacity=capacity, eviction=eviction, parts=parts)
+def _made(capacity: int, eviction: str, parts: int) -> SharedPassageCache:
+    return SharedPassageCache(capacity=capacity, eviction=eviction, parts=parts)

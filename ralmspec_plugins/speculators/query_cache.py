@@ -10,14 +10,14 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Hits, Query
 
 
-class Memo:
+class QueryCache:
     """Query to real hits, the least recently used forgotten first. Thread-safe.
 
     Entries are kept apart by the retriever's signature, so nothing found for one
     user, filter or k is ever given to another. To be shared between requests only
     where the index does not change, or changes may be seen `ttl_s` late.
 
-    >>> memo = Memo(capacity=1)
+    >>> memo = QueryCache(capacity=1)
     >>> memo.learn("index", Query("a"), ())
     >>> memo.known("index", Query("a")), memo.known("other", Query("a"))
     ((), None)
@@ -52,7 +52,7 @@ class Memo:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
-        return Memo, (self.capacity, self.ttl_s, self._clock)
+        return QueryCache, (self.capacity, self.ttl_s, self._clock)
 
     @property
     def size(self) -> int:

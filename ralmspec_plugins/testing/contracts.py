@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
 from ralmspec_plugins.retrieval.dense import normalised
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, exact_scores, metric_of
-from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.types import Hits, Passage, Query
 
 _WORDS = [f"{first}{last}" for first in ("kor", "mal", "tis", "ven") for last in "abcdefghijklmnop"]
@@ -201,7 +201,7 @@ class RetrieverContract:
         if not (self.exact and isinstance(retriever, PoolableRetriever)):
             return
         truths = retriever.search(queries)
-        pool = PassagePool(retriever, capacity=100)
+        pool = PassageCache(retriever, capacity=100)
         for query, truth in zip(queries, truths, strict=True):
             pool.learn(query, truth)
             pool.check()

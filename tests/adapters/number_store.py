@@ -8,14 +8,14 @@ from typing import Any
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
-    Asked,
     Cut,
-    HostKnown,
-    Look,
+    HitPayload,
     Native,
-    Origin,
+    QueryPayload,
+    RetrieverSnapshot,
+    RetrieverState,
     all_of,
-    asked_of,
+    payload_of,
 )
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
@@ -58,15 +58,15 @@ class NumberSearch:
 class NumberEmbedder:
     """Reads a number; the asynchronous way leaves a mark."""
 
-    def embed(self, text: str) -> Asked:
-        return Asked(float(text))
+    def embed(self, text: str) -> QueryPayload:
+        return QueryPayload(float(text))
 
-    async def aembed(self, text: str) -> Asked:
-        return Asked(float(text), recording="awaited")
+    async def aembed(self, text: str) -> QueryPayload:
+        return QueryPayload(float(text), recording="awaited")
 
 
 def hit_of(number: float, score: float) -> Hit:
-    return Hit(Passage(str(number), f"the number {number}"), score, Origin(number))
+    return Hit(Passage(str(number), f"the number {number}"), score, HitPayload(number))
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class NumberHost:
     def look_at(self) -> tuple[Hashable, int]:
         return ("numbers", self.store.k), self.store.k
 
-    def single(self, look: Look, query: Query) -> Hits:
-        self.store.singles.append((query.text, asked_of(query).calls))
+    def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
+        self.store.singles.append((query.text, payload_of(query).calls))
         number = float(query.text)
         if number != number:
             raise ArithmeticError("the store knows no such number")
         k = self.store.k if look.fixed is None else look.fixed
         return tuple(hit_of(*one) for one in self.store.nearest(number, k))
 
-    async def asingle(self, look: Look, query: Query) -> Hits:
+    async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         return self.single(look, query)
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
@@ -101,7 +101,7 @@ class NumberHost:
         return replace(self, calls="nobody")
 
     def unheard(self, query: Query) -> Query:
-        return Query(query.text, Asked(calls="unheard"))
+        return Query(query.text, QueryPayload(calls="unheard"))
 
 
 def prepared(
@@ -114,9 +114,9 @@ def prepared(
     cut: Cut = all_of,
     fixed: bool = True,
     **more: bool,
-) -> Look:
+) -> RetrieverSnapshot:
     native = None if search is None else Native(search(store, k), NumberEmbedder(), cut)
-    return Look(signature, native, k, pure, k if fixed else None, **more)
+    return RetrieverSnapshot(signature, native, k, pure, k if fixed else None, **more)
 
 
 def searching(
@@ -127,5 +127,5 @@ def searching(
     **options: Any,
 ) -> HostSearch[NumberHost]:
     """Make the core's retriever over a store; without `search` it is a black box."""
-    known = HostKnown(partial(prepared, store=store, search=search, **options))
+    known = RetrieverState(partial(prepared, store=store, search=search, **options))
     return HostSearch(NumberHost(store), known, side_by_side)

@@ -17,9 +17,9 @@ from ralmspec_plugins.adapters.engines import (
 from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
 from ralmspec_plugins.adapters.local_model import split_template
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.scheduling.cost_model import HOPELESS
+from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride
-from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Passage
 from ralmspec_plugins.workloads import Interval, OneShot, Sentences
@@ -49,7 +49,7 @@ def test_calls_that_cost_are_not_made_on_weak_guesses() -> None:
 
     assert isinstance(paid, Continuous)
     assert isinstance(own, Continuous)
-    assert HOPELESS == own.least_right < paid.least_right
+    assert MIN_ACCEPTANCE_RATE == own.min_acceptance_rate < paid.min_acceptance_rate
     assert Speculation(schedule=given).schedule_for(looked_into=True) is given
 
 
@@ -86,7 +86,7 @@ def test_who_shares_a_pool(hosts_own: bool, passing: bool, shared: list[bool]) -
     """Over code of others only one that was given; in settings of one call's own, none."""
     host = searching(NumberStore([0.1, 0.5], k=1), hosts_own=hosts_own, passing=passing)
     given = []
-    for pool in (OwnPool(), SharedPool()):
+    for pool in (OwnPool(), SharedPassageCache()):
         runtime, speculation = Runtime(), Speculation(pool=pool)
         engines = speculation.engines(runtime, "key", host, EchoWorkload())
         given.append(engines.sync._setup.settings.pool is pool)

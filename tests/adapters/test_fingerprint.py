@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, PrivateAttr
 
-from ralmspec_plugins.adapters.fingerprint import attributes, frozen, package_of, token_of
+from ralmspec_plugins.adapters.fingerprint import (
+    attributes,
+    object_id,
+    package_of,
+    value_fingerprint,
+)
 
 
 class Thing:
@@ -43,13 +48,13 @@ class SlottedSetting:
 def test_a_token_is_one_objects_alone() -> None:
     """An object keeps its token; one that took its place in memory gets another."""
     kept = Thing()
-    first = token_of(kept)
+    first = object_id(kept)
     tokens = set()
     for _ in range(1000):
-        tokens.add(token_of(Thing()))
+        tokens.add(object_id(Thing()))
     gc.collect()
 
-    assert token_of(kept) == first
+    assert object_id(kept) == first
     assert len(tokens) == 1000
     assert first not in tokens
 
@@ -57,7 +62,7 @@ def test_a_token_is_one_objects_alone() -> None:
 @pytest.mark.parametrize("make", [Slotted, list, dict, object])
 def test_objects_without_weak_references_have_tokens_too(make: Any) -> None:
     """They are kept alive for it, so that nothing else is taken for them."""
-    tokens = {token_of(make()) for _ in range(100)}
+    tokens = {object_id(make()) for _ in range(100)}
 
     assert len(tokens) == 100
 
@@ -66,8 +71,8 @@ def test_bound_methods_are_named_by_their_objects() -> None:
     """A method is made anew at each look, and is the same nevertheless."""
     one, other = Thing(), Thing()
 
-    assert token_of(one.method) == token_of(one.method)
-    assert token_of(one.method) != token_of(other.method)
+    assert object_id(one.method) == object_id(one.method)
+    assert object_id(one.method) != object_id(other.method)
 
 
 def test_threads_agree_on_a_token() -> None:
@@ -75,7 +80,7 @@ def test_threads_agree_on_a_token() -> None:
     for _ in range(50):
         thing, tokens = Thing(), []
         threads = [
-            threading.Thread(target=lambda: tokens.append(token_of(thing)))  # noqa: B023
+            threading.Thread(target=lambda: tokens.append(object_id(thing)))  # noqa: B023
             for _ in range(8)
         ]
         for thread in threads:
@@ -108,20 +113,20 @@ def test_settings_are_keys_by_value() -> None:
         {"filter": {"must": [{"key": "a"}]}},
     ]
 
-    assert len({frozen(value) for value in different}) == len(different)
-    assert frozen({"k": 4, "a": {1, 2}}) == frozen({"a": {2, 1}, "k": 4})
-    assert frozen(Filter(must=[1])) == frozen(Filter(must=[1]))
-    assert frozen(Setting(1)) == frozen(Setting(1))
-    assert frozen(SlottedSetting(1)) == frozen(SlottedSetting(1))
+    assert len({value_fingerprint(value) for value in different}) == len(different)
+    assert value_fingerprint({"k": 4, "a": {1, 2}}) == value_fingerprint({"a": {2, 1}, "k": 4})
+    assert value_fingerprint(Filter(must=[1])) == value_fingerprint(Filter(must=[1]))
+    assert value_fingerprint(Setting(1)) == value_fingerprint(Setting(1))
+    assert value_fingerprint(SlottedSetting(1)) == value_fingerprint(SlottedSetting(1))
 
 
 def test_a_change_in_place_is_another_key() -> None:
     """What is mutated is not what it was."""
     settings = {"filter": Filter(must=[1])}
-    before = frozen(settings)
+    before = value_fingerprint(settings)
     settings["filter"].must.append(2)
 
-    assert frozen(settings) != before
+    assert value_fingerprint(settings) != before
 
 
 def test_what_a_model_keeps_in_private_is_not_looked_at() -> None:
@@ -132,11 +137,11 @@ def test_what_a_model_keeps_in_private_is_not_looked_at() -> None:
         _calls: int = PrivateAttr(default=0)
 
     one, other = Counting(), Counting()
-    before = frozen(one)
+    before = value_fingerprint(one)
     one._calls += 1
 
-    assert frozen(one) == before
-    assert frozen(other) != before
+    assert value_fingerprint(one) == before
+    assert value_fingerprint(other) != before
 
 
 def test_the_caller_may_know_better_what_counts() -> None:
@@ -153,14 +158,14 @@ def test_the_caller_may_know_better_what_counts() -> None:
 
     one, whole = Counting(), Filter(must=[1])
     values: list[Any] = [one, {"in": [Setting(1, {"it": one})]}]
-    before = [frozen(value, read=read) for value in values]
-    closed = frozen([whole], read=read)
+    before = [value_fingerprint(value, read=read) for value in values]
+    closed = value_fingerprint([whole], read=read)
     one._calls += 1
     whole.must.append(2)
 
-    assert not set(before) & {frozen(value, read=read) for value in values}
-    assert closed == frozen([whole], read=read)
-    assert closed != frozen([Filter(must=[1])], read=read)
+    assert not set(before) & {value_fingerprint(value, read=read) for value in values}
+    assert closed == value_fingerprint([whole], read=read)
+    assert closed != value_fingerprint([Filter(must=[1])], read=read)
 
 
 def test_attributes_are_all_that_an_object_has_for_itself() -> None:
@@ -186,7 +191,13 @@ def test_attributes_are_all_that_an_object_has_for_itself() -> None:
 
 def test_the_package_of_code() -> None:
     """Of a function, a method, a class' instance, and what is wrapped in partials."""
-    given: list[Any] = [package_of, Thing().method, Thing(), partial(partial(frozen), most=3), []]
+    given: list[Any] = [
+        package_of,
+        Thing().method,
+        Thing(),
+        partial(partial(value_fingerprint), most=3),
+        [],
+    ]
 
     assert ["ralmspec_plugins", "tests", "tests", "ralmspec_plugins", "builtins"] == [
         package_of(one) for one in given
@@ -197,6 +208,6 @@ def test_large_containers_may_be_left_closed() -> None:
     """Beyond the bound a container is only itself."""
     large = list(range(100))
 
-    assert frozen(large) == frozen(list(large))
-    assert frozen(large, 64) == frozen(large, 64)
-    assert frozen(large, 64) != frozen(list(large), 64)
+    assert value_fingerprint(large) == value_fingerprint(list(large))
+    assert value_fingerprint(large, 64) == value_fingerprint(large, 64)
+    assert value_fingerprint(large, 64) != value_fingerprint(list(large), 64)

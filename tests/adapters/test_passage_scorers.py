@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.adapters.batch_search import HostTable, Metric
-from ralmspec_plugins.speculators.passage_cache import PassagePool
+from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Hit, Passage, Query
 
@@ -97,7 +97,7 @@ def test_guesses_carry_no_scores() -> None:
         def table(self, capacity: int) -> Any:
             return table("ip")
 
-    pool = PassagePool(Host(["a"]))
+    pool = PassageCache(Host(["a"]))
     pool.learn(Query("q"), (hit("a", [1.0]),))
     guess = pool.guess(Query("q", [1.0]))
 

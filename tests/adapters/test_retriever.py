@@ -8,9 +8,14 @@ import pytest
 
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.retriever import HostSearch
-from ralmspec_plugins.adapters.retriever_state import HostKnown, Look, asked_of, check_way
+from ralmspec_plugins.adapters.retriever_state import (
+    RetrieverSnapshot,
+    RetrieverState,
+    check_way,
+    payload_of,
+)
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.engine.session import Setup
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hits, Query
@@ -104,7 +109,7 @@ def test_what_a_batch_cannot_say_is_asked_alone() -> None:
 class Doubling(NumberHost):
     """A host whose documents stand for two each: a single call gives twice as many."""
 
-    def single(self, look: Look, query: Query) -> Hits:
+    def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         hits = super().single(look, query)
         return (*hits, *(hit_of(hit.score - 1000, hit.score - 1) for hit in hits))
 
@@ -112,7 +117,7 @@ class Doubling(NumberHost):
 async def test_what_gives_more_than_k_is_not_searched_wider() -> None:
     """A wider search is cut at k: the engines go on with the plain one, and lose nothing."""
     store = made(k=3)
-    known = HostKnown(partial(prepared, store=store, search=NumberSearch, cut=leaving_all))
+    known = RetrieverState(partial(prepared, store=store, search=NumberSearch, cut=leaving_all))
     host = HostSearch(Doubling(store), known, 2)
     queries = [host.encode(text) for text in questions(3)]
     expected = host.search(queries)
@@ -122,7 +127,7 @@ async def test_what_gives_more_than_k_is_not_searched_wider() -> None:
         host.search_wide(queries, 20)
     with pytest.raises(InputError, match="3 documents gave 6"):
         await host.asearch_wide(queries, 20)
-    setup = Setup(EchoWorkload(), host, Settings(pool=None))
+    setup = Session(EchoWorkload(), host, Settings(pool=None))
     assert expected == [found.hits for found in setup.search(queries)]
     assert expected == [found.hits for found in await setup.asearch(queries)]
 
@@ -178,10 +183,10 @@ async def test_queries_carry_whose_they_are() -> None:
     host = searching(made()).beside(NumberHost(made(), "ada"))
     queries = [host.encode("1"), host.encode("1", "bob"), await host.aencode("1")]
 
-    assert ["ada", "bob", "ada"] == [asked_of(query).calls for query in queries]
-    assert [None, None, "awaited"] == [asked_of(query).recording for query in queries]
-    assert asked_of(host.unencoded("1")).vector is None
-    assert "ada" == asked_of(host.unencoded("1")).calls
+    assert ["ada", "bob", "ada"] == [payload_of(query).calls for query in queries]
+    assert [None, None, "awaited"] == [payload_of(query).recording for query in queries]
+    assert payload_of(host.unencoded("1")).vector is None
+    assert "ada" == payload_of(host.unencoded("1")).calls
     with pytest.raises(InputError, match="encode"):
         host.search([Query("1", encoding=[1.0])])
 

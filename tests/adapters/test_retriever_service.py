@@ -9,19 +9,19 @@ import pytest
 
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_service import (
-    Answering,
-    Call,
+    RetrieverCall,
+    RetrieverConfig,
+    RetrieverService,
     RetrieverStats,
-    Serving,
-    Way,
+    ServiceState,
     agreeing,
 )
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits, passages_of
 from tests.adapters.number_store import NumberHost, NumberSearch, NumberStore, searching
 
-Make = Callable[..., Answering]
+Make = Callable[..., RetrieverService]
 
 
 def retriever(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
@@ -34,19 +34,21 @@ def retriever(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
 def make() -> Iterator[Make]:
     servings = []
 
-    def answering(store: NumberStore, memo: Any = None, pool: Any = None, **way: Any) -> Answering:
-        serving = Serving()
+    def answering(
+        store: NumberStore, memo: Any = None, pool: Any = None, **way: Any
+    ) -> RetrieverService:
+        serving = ServiceState()
         servings.append(serving)
         numbers: dict[str, Any] = {"max_batch": 64, "lanes": 1, "side_by_side": 2, "pure": None}
         fields = {"batching": "exact", **numbers, **way}
-        return Answering(serving, Way(retriever, store, **fields), memo, pool)
+        return RetrieverService(serving, RetrieverConfig(retriever, store, **fields), memo, pool)
 
     yield answering
     for serving in servings:
         serving.close()
 
 
-def call(answering: Answering, text: str, name: str = "ada") -> Call:
+def call(answering: RetrieverService, text: str, name: str = "ada") -> RetrieverCall:
     host = answering.serving.host(answering.way)
     return answering.call(text, host.beside(NumberHost(answering.way.retriever, name)))
 
@@ -87,7 +89,7 @@ async def test_each_question_has_its_own_error(make: Make) -> None:
 
 def test_a_memo_answers_what_was_asked_before(make: Make) -> None:
     """Without a call of the store; not under other settings."""
-    inner, memo = store(), Memo()
+    inner, memo = store(), QueryCache()
     answering = make(inner, memo)
     first = answering.answer(call(answering, "0.1"))
     again = answering.answer(call(answering, "0.1"))
@@ -104,13 +106,13 @@ def test_a_memo_answers_what_was_asked_before(make: Make) -> None:
 
 def test_nothing_is_remembered_that_was_found_under_other_settings(make: Make) -> None:
     """A black box may change while it is asked: what it found then belongs to neither."""
-    inner, memo = store(), Memo()
+    inner, memo = store(), QueryCache()
 
     def black_box(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
         return searching(store, None, fixed=False)
 
-    way = Way(black_box, inner, "off", 64, 1, 2, None)
-    answering = Answering(make(inner).serving, way, memo, None)
+    way = RetrieverConfig(black_box, inner, "off", 64, 1, 2, None)
+    answering = RetrieverService(make(inner).serving, way, memo, None)
     asked = call(answering, "0.1")
     inner.k = 1
     answering.answer(asked)
@@ -123,7 +125,7 @@ def test_nothing_is_remembered_that_was_found_under_other_settings(make: Make) -
 async def test_a_guess_is_what_is_known(make: Make) -> None:
     """From the pool, which a wider search has filled; from the memo, exactly; else none."""
     inner = store()
-    answering = make(inner, pool=SharedPool())
+    answering = make(inner, pool=SharedPassageCache())
     assert answering.guess(call(answering, "0.1")) is None
     answering.answer(call(answering, "0.15"))
     guess = answering.guess(call(answering, "0.9"))
@@ -140,8 +142,8 @@ def test_what_is_not_pure_is_passed_straight_through(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is remembered or guessed, and it is said once."""
-    inner, memo = store(), Memo()
-    answering = make(inner, memo, SharedPool(), pure=False, batching="off")
+    inner, memo = store(), QueryCache()
+    answering = make(inner, memo, SharedPassageCache(), pure=False, batching="off")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             answering.answer(call(answering, "0.1"))
@@ -165,7 +167,7 @@ def test_what_is_kept_for_others_is_nobodys(make: Make) -> None:
 
 def test_a_serving_is_no_part_of_a_value() -> None:
     """Copies start afresh, and all are equal."""
-    serving = Serving()
+    serving = ServiceState()
     serving.note(remembered=False)
     copy = deepcopy(serving)
 

@@ -5,17 +5,19 @@ from collections import Counter
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ralmspec_plugins.batching.queue import Batch, Call, Line, Way
+from ralmspec_plugins.batching.queue import Batch, PendingCall, RequestQueue, SearchFn
 from ralmspec_plugins.types import Query
 
 
-def call(group: str, count: int) -> Call:
+def call(group: str, count: int) -> PendingCall:
     """Make a call that nobody waits for."""
     queries = [Query(f"{group}{place}") for place in range(count)]
-    return Call(group=group, way=Way(None), queries=queries, came_s=0.0, wake=lambda: None)
+    return PendingCall(
+        group=group, way=SearchFn(None), queries=queries, came_s=0.0, wake=lambda: None
+    )
 
 
-def drained(line: Line, most: int) -> list[Batch]:
+def drained(line: RequestQueue, most: int) -> list[Batch]:
     """Take batches until nobody waits."""
     batches = []
     while (batch := line.next_batch(most)) is not None:
@@ -24,7 +26,7 @@ def drained(line: Line, most: int) -> list[Batch]:
     return batches
 
 
-def parts(batch: Batch) -> list[tuple[Call, range]]:
+def parts(batch: Batch) -> list[tuple[PendingCall, range]]:
     """List what a batch has of each call."""
     return [(piece.call, piece.places) for piece in batch.pieces]
 
@@ -34,10 +36,10 @@ class LineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.line = Line(capacity=10)
-        self.inside: list[Call] = []
+        self.line = RequestQueue(capacity=10)
+        self.inside: list[PendingCall] = []
         self.taken: Counter[tuple[int, int]] = Counter()
-        self.calls: list[Call] = []
+        self.calls: list[PendingCall] = []
         self.left: set[int] = set()
 
     @rule(group=st.sampled_from("abc"), count=st.integers(1, 14))
@@ -94,7 +96,7 @@ TestLineMachine = LineMachine.TestCase
 
 def test_a_small_call_does_not_wait_for_a_large_one() -> None:
     """One query behind five hundred is in the first batch of eight."""
-    line = Line(capacity=1000)
+    line = RequestQueue(capacity=1000)
     large, small = call("a", 500), call("a", 1)
     line.join(large)
     line.join(small)
@@ -106,7 +108,7 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
 
 def test_calls_take_turns_when_there_are_more_than_a_batch_holds() -> None:
     """Of five large calls and batches of two, each is served again after the others."""
-    line = Line(capacity=1000)
+    line = RequestQueue(capacity=1000)
     calls = [call("a", 4) for _ in range(5)]
     for one in calls:
         line.join(one)
@@ -118,7 +120,7 @@ def test_calls_take_turns_when_there_are_more_than_a_batch_holds() -> None:
 
 def test_groups_take_turns() -> None:
     """A group with a thousand queries does not keep another one waiting for more than a batch."""
-    line = Line(capacity=2000)
+    line = RequestQueue(capacity=2000)
     line.join(call("a", 1000))
     line.join(call("b", 10))
     groups = [batch.calls[0].group for batch in drained(line, 5)]
@@ -128,7 +130,7 @@ def test_groups_take_turns() -> None:
 
 def test_the_door_opens_in_order() -> None:
     """A large call at the door is not passed by small ones that would fit."""
-    line = Line(capacity=4)
+    line = RequestQueue(capacity=4)
     calls = [call("a", count) for count in (3, 4, 1)]
     for one in calls:
         line.join(one)
@@ -140,7 +142,7 @@ def test_the_door_opens_in_order() -> None:
 
 def test_a_call_larger_than_the_line_is_let_in_alone() -> None:
     """A capacity is no limit to what one caller may ask."""
-    line = Line(capacity=2)
+    line = RequestQueue(capacity=2)
     line.join(call("a", 5))
 
     assert line.size == 5
@@ -149,7 +151,7 @@ def test_a_call_larger_than_the_line_is_let_in_alone() -> None:
 
 def test_a_call_that_leaves_the_door_makes_way() -> None:
     """When a large call gives up at the door, the small one behind it comes in."""
-    line = Line(capacity=4)
+    line = RequestQueue(capacity=4)
     calls = [call("a", count) for count in (3, 4, 1)]
     for one in calls:
         line.join(one)
@@ -161,7 +163,7 @@ def test_a_call_that_leaves_the_door_makes_way() -> None:
 
 def test_a_failed_batch_is_searched_again_in_halves() -> None:
     """Of five calls the bad one is alone after three rounds, and only it gets the error."""
-    line = Line(capacity=10)
+    line = RequestQueue(capacity=10)
     calls = [call("a", 1) for _ in range(5)]
     for one in calls:
         line.join(one)
@@ -184,7 +186,7 @@ def test_a_piece_of_a_call_that_fails_is_no_error_of_the_call() -> None:
 
     What the other half's search then brings is too late to count.
     """
-    line = Line(capacity=10)
+    line = RequestQueue(capacity=10)
     one = call("a", 4)
     line.join(one)
     half, rest = drained(line, 2)
@@ -202,7 +204,7 @@ def test_a_piece_of_a_call_that_fails_is_no_error_of_the_call() -> None:
 
 def test_both_halves_of_a_call_that_fail_repeat_it_once() -> None:
     """The second failure belongs to a try that is over."""
-    line = Line(capacity=10)
+    line = RequestQueue(capacity=10)
     one = call("a", 4)
     line.join(one)
     for half in drained(line, 2):
@@ -214,7 +216,7 @@ def test_both_halves_of_a_call_that_fail_repeat_it_once() -> None:
 
 def test_who_gives_up_is_not_searched_again() -> None:
     """Of a failed pair one has gone: only the other is repeated."""
-    line = Line(capacity=10)
+    line = RequestQueue(capacity=10)
     calls = [call("a", 1), call("a", 1), call("a", 1)]
     for one in calls:
         line.join(one)
@@ -227,7 +229,7 @@ def test_who_gives_up_is_not_searched_again() -> None:
 
 def test_one_groups_flood_keeps_no_other_group_at_its_door() -> None:
     """The line of each group has its own capacity."""
-    line = Line(capacity=4)
+    line = RequestQueue(capacity=4)
     flood = [call("a", 2) for _ in range(50)]
     for one in flood:
         line.join(one)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.simulated.crowd import Attended, Crowd
+from benchmarks.simulated.crowd import LoadResult, LoadSimulation
 from ralmspec_plugins import (
     AsyncEngine,
     Continuous,
@@ -45,10 +45,10 @@ def extend_s(words: Sequence[str]) -> float:
     return 0.431 + 0.0173 * int(words[-1]) + 0.00171 * len(words)
 
 
-def crowd(settings: Settings, count: int, **chosen: int) -> Attended:
+def crowd(settings: Settings, count: int, **chosen: int) -> LoadResult:
     latencies = Latencies(extend_s=lambda need: extend_s(need.state[0]), search_s=b)
     arrivals = [0.0931 * n for n in range(count)]
-    simulated = Crowd(EchoWorkload(), WordRetriever(TEXTS), latencies, settings, **chosen)
+    simulated = LoadSimulation(EchoWorkload(), WordRetriever(TEXTS), latencies, settings, **chosen)
     return simulated.run(questions(count), arrivals)
 
 
@@ -151,7 +151,9 @@ def test_a_crowd_never_changes_an_answer(writers: int | None) -> None:
             expected = Outcome.failed(error)
         latencies = Latencies(extend_s=1.0, search_s=b, ask_s=0.1, guess_s=0.01, stop_s=0.2)
         settings = Settings(schedule=Continuous(lanes=2))
-        simulated = Crowd(world.workload, world.retriever, latencies, settings, writers=writers)
+        simulated = LoadSimulation(
+            world.workload, world.retriever, latencies, settings, writers=writers
+        )
         try:
             answers = simulated.run([world.request] * 4, [0.0, 0.3, 0.5, 7.0]).answers
             actual = [Outcome.of(answer) for answer in answers]
@@ -172,7 +174,7 @@ def test_servers_write_one_segment_at_a_time() -> None:
     """
     latencies = Latencies(extend_s=4.0, search_s=lambda _: 1.0)
     parts = EchoWorkload(), WordRetriever(TEXTS), latencies, Settings(speculate=False)
-    attended = Crowd(*parts, writers=1).run(questions(2))
+    attended = LoadSimulation(*parts, writers=1).run(questions(2))
 
     assert attended.wall_s == 1 + 16 * 4
     assert attended.batch_sizes == (1,) * 16
@@ -185,7 +187,7 @@ def test_a_crowd_of_one_is_a_simulation_of_one() -> None:
     parts = EchoWorkload(), WordRetriever(TEXTS), latencies, settings
     [asked] = questions(1)
     expected = Simulation(*parts).run(asked)
-    attended = Crowd(*parts, lanes=4).run([asked], [8.0])
+    attended = LoadSimulation(*parts, lanes=4).run([asked], [8.0])
 
     assert expected.stats.batch_sizes == attended.answers[0].stats.batch_sizes
     assert expected.stats.wall_s == pytest.approx(attended.latencies_s[0])
@@ -204,7 +206,7 @@ def test_a_deadline_ends_a_crowd() -> None:
     """A request that is late raises, as on an engine."""
     asked = Request(prompt="red fox", deadline_s=3.0)
     with pytest.raises(DeadlineExceeded):
-        Crowd(EchoWorkload(), WordRetriever(TEXTS), Latencies(search_s=b)).run([asked])
+        LoadSimulation(EchoWorkload(), WordRetriever(TEXTS), Latencies(search_s=b)).run([asked])
 
 
 def test_what_has_no_meaning_is_refused() -> None:
@@ -212,8 +214,8 @@ def test_what_has_no_meaning_is_refused() -> None:
     parts = EchoWorkload(), WordRetriever(TEXTS)
     for chosen in ({"lanes": 0}, {"max_batch": 0}, {"writers": 0}):
         with pytest.raises(ConfigError, match=next(iter(chosen))):
-            Crowd(*parts, Latencies(), **chosen)
+            LoadSimulation(*parts, Latencies(), **chosen)
     with pytest.raises(ConfigError, match="contention"):
-        Crowd(*parts, Latencies(contention=0.5))
+        LoadSimulation(*parts, Latencies(contention=0.5))
     with pytest.raises(ConfigError, match="2 requests came at 1 times"):
-        Crowd(*parts, Latencies()).run(["red", "fox"], [0.0])
+        LoadSimulation(*parts, Latencies()).run(["red", "fox"], [0.0])

@@ -182,7 +182,7 @@ def row(arm: str, place: str, wall_s: float, plain_s: float) -> dict[str, Any]:
         "step_s": 0.1,
         "search_s": 0.1,
         "guesses": 8,
-        "guesses_right": 6,
+        "accepted": 6,
         "round_trips": 3,
         "queries": 10,
         "wasted_segments": 2,

@@ -14,7 +14,7 @@ ROW = {
     "round_trips": 4,
     "queries": 8,
     "guesses": 4,
-    "guesses_right": 3,
+    "accepted": 3,
     "wasted_segments": 2,
     "writing_s": 1.0,
     "searches": [[1, 0.5]],

@@ -47,7 +47,7 @@ from benchmarks.simulated.traces import (
     load_traces,
     run_arm,
 )
-from ralmspec_plugins import PassagePool
+from ralmspec_plugins import PassageCache
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.types import Passage, Request
@@ -103,7 +103,7 @@ def test_what_is_hidden_is_never_found(both: Both) -> None:
 def test_a_pool_of_all_hits_guesses_right() -> None:
     """A pool ranks as the search does, to the bit."""
     walk = traces(k=2)
-    pool = PassagePool(walk, capacity=PASSAGES)
+    pool = PassageCache(walk, capacity=PASSAGES)
     for step in range(STEPS):
         query = walk.encode(f"1.{step}")
         pool.learn(query, walk.search_wide([query], 20)[0])

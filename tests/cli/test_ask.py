@@ -38,7 +38,7 @@ def test_an_answer_is_one_object(run: Run, base: tuple[object, ...]) -> None:
     assert record["stats"]["segments"] == 6
     assert record["stats"].keys() >= {
         *("wall_s", "first_text_s", "searches", "queries", "batch_sizes", "remembered"),
-        *("segments", "wasted_segments", "guesses", "guesses_right", "taken_back", "retries"),
+        *("segments", "wasted_segments", "guesses", "accepted", "reused", "retries"),
         *("guess_rate", "search_s", "write_s", "overlap_s"),
     }
 

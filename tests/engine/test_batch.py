@@ -13,14 +13,14 @@ from ralmspec_plugins import (
     Answer,
     AsyncEngine,
     Engine,
-    Memo,
+    QueryCache,
     Request,
     Settings,
-    SharedPool,
+    SharedPassageCache,
     Verifier,
     plain,
 )
-from ralmspec_plugins.engine.session import Setup
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, Overloaded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -119,7 +119,7 @@ def test_a_batch_never_changes_an_answer(
         world = random_world(seed)
         settings = random_settings(world, random.Random(seed))
         if seed % 2:
-            settings = Settings(schedule=settings.schedule, pool=SharedPool(capacity=8))
+            settings = Settings(schedule=settings.schedule, pool=SharedPassageCache(capacity=8))
 
         assert plainly(world) == run(world, settings), f"seed {seed}"
 
@@ -152,12 +152,12 @@ def test_the_requests_of_a_batch_share_a_pool() -> None:
         first, second = engine.batch(["thing1 thing2", "thing1 thing2"], max_concurrency=1)
 
     assert 1 == first.stats.guesses
-    assert 2 == second.stats.guesses_right
+    assert 2 == second.stats.accepted
 
 
 def test_a_memo_is_shared_only_where_it_was_given() -> None:
     """Without leave nothing is known beforehand; with it nothing is searched twice."""
-    for memo, searches in ((None, 2), (Memo(), 1)):
+    for memo, searches in ((None, 2), (QueryCache(), 1)):
         store = Slow(TEXTS)
         with Engine(EchoWorkload(), store, Settings(memo=memo)) as engine:
             engine.batch(["thing1", "thing1"], max_concurrency=1)
@@ -330,14 +330,14 @@ class Overfull(WordRetriever):
 
 def test_no_room_once_does_not_end_prefetching() -> None:
     """A search that found no room is searched wider again next time, not narrower for ever."""
-    setup = Setup(EchoWorkload(), Overfull(TEXTS), None)
+    setup = Session(EchoWorkload(), Overfull(TEXTS), None)
     query = [Query("thing1")]
     with pytest.raises(Overloaded):
         setup.search(query)
     assert len(setup.search(query)[0].wide) == 20
 
     async def main() -> int:
-        setup = Setup(EchoWorkload(), Overfull(TEXTS), None)
+        setup = Session(EchoWorkload(), Overfull(TEXTS), None)
         with pytest.raises(Overloaded):
             await setup.asearch(query)
         return len((await setup.asearch(query))[0].wide)
@@ -348,4 +348,4 @@ def test_no_room_once_does_not_end_prefetching() -> None:
 def test_pool_and_speculators_exclude_each_other() -> None:
     """Both at once would leave it open who guesses."""
     with pytest.raises(ConfigError, match="pool and speculators"):
-        Settings(pool=SharedPool(), speculators=())
+        Settings(pool=SharedPassageCache(), speculators=())

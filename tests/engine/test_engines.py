@@ -327,9 +327,9 @@ def test_an_impure_retriever_is_run_plainly(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_pool_of_another_retriever_is_refused() -> None:
     """Nothing crosses signatures, guesses included."""
-    from ralmspec_plugins import PassagePool
+    from ralmspec_plugins import PassageCache
 
-    pool = PassagePool(WordRetriever(["another store"]))
+    pool = PassageCache(WordRetriever(["another store"]))
     with pytest.raises(ConfigError, match="make one for each"):
         Engine(EchoWorkload(), WordRetriever(TEXTS), Settings(speculators=(pool,)))
     late = Settings(speculators=lambda: (pool,))
@@ -342,13 +342,13 @@ def test_a_pool_of_another_retriever_is_refused() -> None:
 
 def test_a_function_makes_speculators_for_each_request() -> None:
     """Each request has its own, and starts knowing nothing of the others."""
-    from ralmspec_plugins import PassagePool
+    from ralmspec_plugins import PassageCache
 
     retriever = WordRetriever(TEXTS)
-    made: list[PassagePool] = []
+    made: list[PassageCache] = []
 
-    def own() -> Sequence[PassagePool]:
-        made.append(PassagePool(retriever))
+    def own() -> Sequence[PassageCache]:
+        made.append(PassageCache(retriever))
         return made[-1:]
 
     settings = Settings(schedule=FixedStride(stride=3), speculators=own)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Settings
-from ralmspec_plugins.engine.threads import short_turns
+from ralmspec_plugins.engine.threads import thread_switch_interval
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -86,8 +86,8 @@ def test_a_failed_request_puts_it_back(usual: float) -> None:
 
 def test_the_shortest_of_all_requests_counts(usual: float) -> None:
     """Each may end first; what is left is what the others want."""
-    with short_turns(0.001):
-        with short_turns(0.0002):
+    with thread_switch_interval(0.001):
+        with thread_switch_interval(0.0002):
             assert sys.getswitchinterval() == pytest.approx(0.0002)
         assert sys.getswitchinterval() == pytest.approx(0.001)
     assert usual == pytest.approx(sys.getswitchinterval())
@@ -95,7 +95,7 @@ def test_the_shortest_of_all_requests_counts(usual: float) -> None:
 
 def test_what_somebody_else_sets_meanwhile_stays() -> None:
     """It is his process, too."""
-    with short_turns(0.001):
+    with thread_switch_interval(0.001):
         sys.setswitchinterval(0.003)
 
     assert sys.getswitchinterval() == pytest.approx(0.003)
@@ -106,7 +106,7 @@ def test_many_threads_put_it_back(usual: float) -> None:
 
     def often() -> None:
         for number in range(200):
-            with short_turns(0.0001 * (1 + number % 7)):
+            with thread_switch_interval(0.0001 * (1 + number % 7)):
                 pass
 
     threads = [threading.Thread(target=often) for _ in range(8)]

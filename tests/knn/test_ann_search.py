@@ -14,7 +14,7 @@ from ralmspec_plugins.knn.ann_index import (
     BuiltIndex,
     HnswRecipe,
     IvfPqRecipe,
-    Recipe,
+    KeyIndexRecipe,
     build_index,
     open_index,
     save_index,
@@ -29,7 +29,7 @@ from tests.knn.neighbour_worlds import asking, nearest_by_hand
 faiss = pytest.importorskip("faiss")
 
 SIZE, DIMENSION = 3000, 16
-MADE: dict[str, Recipe] = {
+MADE: dict[str, KeyIndexRecipe] = {
     "hnsw": HnswRecipe(links=8),
     "hnsw-8bit": HnswRecipe(links=8, storage="8bit"),
     "ivfpq": IvfPqRecipe(lists=40, probes=4, pieces=8),

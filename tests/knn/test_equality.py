@@ -15,7 +15,7 @@ from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import drive
 from tests.knn.worlds import DrivenSearch, KNNWorld, PlainCache, WrongNeighbours, random_world
 
@@ -48,7 +48,7 @@ def random_settings(world: KNNWorld, dice: random.Random) -> Settings:
         schedule=random_schedule(dice),
         prefetch=dice.choice((world.k, world.k, 3 * world.k)),
         speculators=dice.choice(((cache,), (cache,), (wrong,), (wrong, cache), (cache, wrong))),
-        memo=dice.choice((None, None, None, Memo())),
+        memo=dice.choice((None, None, None, QueryCache())),
     )
 
 
@@ -71,7 +71,7 @@ def compare(world: Any, order: int, counts: Counter[str]) -> None:
     counts["tokens"] += len(actual.state.tokens)
     counts["wrong guess changed the text"] += seen.changed_text
     counts["guesses"] += actual.stats.guesses
-    counts["right"] += actual.stats.guesses_right
+    counts["right"] += actual.stats.accepted
 
 
 def over_many(examples: int) -> Counter[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ralmspec_plugins.errors import ConfigError, ModelError
-from ralmspec_plugins.knn.hidden_states import KeyTap, _feed_forward, _last_layer
+from ralmspec_plugins.knn.hidden_states import KeyHook, _feed_forward, _last_layer
 
 _TOKENS = torch.tensor([[5, 7, 11, 13, 17], [19, 23, 29, 31, 37]])
 _LLAMA_LIKE: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_ffn_input_is_what_the_last_layer_makes_its_output_of(named: tuple[str, 
     """In each family the key is the normed input of the last feed-forward part, worked by hand."""
     name, model = named
     expected, made, out = _expected(name, model)
-    tap = KeyTap(model)  # behind what was worked by hand, with the model's own parts
+    tap = KeyHook(model)  # behind what was worked by hand, with the model's own parts
     _run(model)
     actual = tap.taken()
 
@@ -152,7 +152,7 @@ def test_ffn_input_is_what_the_last_layer_makes_its_output_of(named: tuple[str, 
 def test_output_is_what_the_logits_are_made_of(named: tuple[str, Any]) -> None:
     """The model's own matrix makes just its logits of the output keys."""
     _, model = named
-    tap = KeyTap(model, "output")
+    tap = KeyHook(model, "output")
     expected = _run(model).logits
     states = tap.taken()
     with torch.inference_mode():
@@ -166,7 +166,7 @@ def test_output_is_what_the_logits_are_made_of(named: tuple[str, Any]) -> None:
 def test_a_tap_changes_nothing(kind: Any, gpt2: PreTrainedModel) -> None:
     """Logits are bit-equal with and without a tap."""
     before = _run(gpt2).logits
-    tap = KeyTap(gpt2, kind)
+    tap = KeyHook(gpt2, kind)
     after = _run(gpt2).logits
 
     assert torch.equal(before, after)
@@ -176,7 +176,7 @@ def test_a_tap_changes_nothing(kind: Any, gpt2: PreTrainedModel) -> None:
 @pytest.mark.parametrize("kind", ["ffn_input", "output"])
 def test_only_the_last_pass_is_given(kind: Any, llama: PreTrainedModel) -> None:
     """A pass over other tokens replaces what the one before it left."""
-    tap = KeyTap(llama, kind)
+    tap = KeyHook(llama, kind)
     _run(llama)
     expected = tap.taken()
     _run(llama, _TOKENS + 1)
@@ -190,7 +190,7 @@ def test_only_the_last_pass_is_given(kind: Any, llama: PreTrainedModel) -> None:
 
 def test_threads_do_not_see_each_others_passes(llama: PreTrainedModel) -> None:
     """Another thread's pass leaves this thread's states as they are."""
-    tap = KeyTap(llama)
+    tap = KeyHook(llama)
     _run(llama)
     with ThreadPoolExecutor(1) as other:
         other.submit(_run, llama, _TOKENS + 1).result()
@@ -204,7 +204,7 @@ def test_threads_do_not_see_each_others_passes(llama: PreTrainedModel) -> None:
 
 def test_taps_of_both_kinds_stand_side_by_side(gpt2: PreTrainedModel) -> None:
     """Each tap of a model gives its own states."""
-    first, second = KeyTap(gpt2), KeyTap(gpt2, "output")
+    first, second = KeyHook(gpt2), KeyHook(gpt2, "output")
     _run(gpt2)
 
     assert not torch.equal(first.taken(), second.taken())
@@ -220,7 +220,7 @@ def test_a_dropped_tap_leaves_the_model() -> None:
         )
 
     model = build("llama")
-    tap: KeyTap | None = KeyTap(model)
+    tap: KeyHook | None = KeyHook(model)
     tapped = hooks(model)
     del tap
     gc.collect()
@@ -232,7 +232,7 @@ def test_a_dropped_tap_leaves_the_model() -> None:
 def test_a_tapped_model_can_be_copied(twin: Callable[[Any], Any]) -> None:
     """The copy works, and its passes are not seen by the original's tap."""
     model = build("opt")
-    tap = KeyTap(model)
+    tap = KeyHook(model)
     expected = _run(model).logits
     tap.taken()
     actual = _run(twin(model)).logits
@@ -250,16 +250,16 @@ def test_a_model_without_feed_forward_parts_is_refused() -> None:
     model = transformers.MambaForCausalLM(config).train(False)
 
     with pytest.raises(ModelError, match=r"MambaForCausalLM .* 0 of its parts .* 'output'"):
-        KeyTap(model)
-    assert KeyTap(model, "output").dimension == 32
+        KeyHook(model)
+    assert KeyHook(model, "output").dimension == 32
 
 
 def test_bad_kinds_and_models_are_refused(llama: Any) -> None:
     """An unknown kind lists the known ones; a model without logits has no output keys."""
     with pytest.raises(ConfigError, match="ffn_input, output, got 'query'"):
-        KeyTap(llama, "query")  # type: ignore[arg-type]
+        KeyHook(llama, "query")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="makes no logits"):
-        KeyTap(llama.model, "output")
+        KeyHook(llama.model, "output")
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "opt, norms behind"])
@@ -267,10 +267,10 @@ def test_a_tap_may_go_in_the_middle_of_a_pass(name: str) -> None:
     """Torch still calls its hook, without the keywords that it was registered with."""
     model = build(name)
     expected = _run(model).logits
-    taps: list[KeyTap] = []
+    taps: list[KeyHook] = []
     feed_forward = _feed_forward(_last_layer(model))
     feed_forward.register_forward_pre_hook(lambda *_: taps.clear())
-    taps.append(KeyTap(model))
+    taps.append(KeyHook(model))
 
     assert torch.equal(expected, _run(model).logits)
     assert taps == []
@@ -281,9 +281,9 @@ def test_a_tap_may_come_in_the_middle_of_a_pass(name: str) -> None:
     """Its layer's hook is called and the one before it was not: that pass has no states."""
     model = build(name)
     expected = _run(model).logits
-    taps: list[KeyTap] = []
+    taps: list[KeyHook] = []
     layer = _last_layer(model)
-    come = _feed_forward(layer).register_forward_hook(lambda *_: taps.append(KeyTap(model)))
+    come = _feed_forward(layer).register_forward_hook(lambda *_: taps.append(KeyHook(model)))
     layer.register_forward_hook(lambda *_: None)  # without any, Torch looks for none
 
     assert torch.equal(expected, _run(model).logits)

@@ -24,7 +24,7 @@ from ralmspec_plugins.knn.build import build_datastore
 from ralmspec_plugins.knn.cache import NeighbourCache
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.language_model import KNNLanguageModel
-from ralmspec_plugins.knn.model import LogProbChooser
+from ralmspec_plugins.knn.model import LogProbSampler
 from ralmspec_plugins.knn.search import ExactSearch, open_search
 from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -83,7 +83,7 @@ def lm(
 
 def the_plain_loop(lm: KNNLanguageModel, request: Request, sampling: Any = None) -> Answer:
     """Answer by the definition, without an engine."""
-    chooser = LogProbChooser(sampling if sampling is not None else lm.sampling)
+    chooser = LogProbSampler(sampling if sampling is not None else lm.sampling)
     return plain(KNNLM(lm.model, chooser, lm.mixing), request, lm.retriever)
 
 
@@ -148,7 +148,7 @@ def check_over(
             else:
                 actual = asyncio.run(lm.agenerate(prompt, max_tokens=24, seed=seed))
         check_equal(expected, actual)
-        wrong += actual.stats.guesses - actual.stats.guesses_right
+        wrong += actual.stats.guesses - actual.stats.accepted
     return wrong
 
 
@@ -217,7 +217,7 @@ def test_it_guesses_and_mostly_right(
         answer = lm.generate(STORED[3][:30], max_tokens=12)
 
     assert answer.stats.searches <= 8
-    assert answer.stats.guesses_right >= 6
+    assert answer.stats.accepted >= 6
 
 
 def test_a_cache_is_as_it_was_asked_for(
@@ -280,7 +280,7 @@ def test_a_replica_guesses_the_first_token_too(
             answer := lm.generate("the keeper", max_tokens=16),
         )
 
-    assert (answer.stats.guesses, answer.stats.guesses_right) == (16, 16)
+    assert (answer.stats.guesses, answer.stats.accepted) == (16, 16)
     assert answer.stats.searches == 4
 
 

@@ -10,10 +10,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ralmspec_plugins.errors import Cancelled, ConfigError, ContextOverflowError, InputError
-from ralmspec_plugins.knn.hidden_states import KeyTap
-from ralmspec_plugins.knn.model import KNNModel, LogProbChooser
+from ralmspec_plugins.knn.hidden_states import KeyHook
+from ralmspec_plugins.knn.model import KNNModel, LogProbSampler
 from ralmspec_plugins.knn.state import KNNDraft
-from ralmspec_plugins.lm.kv_cache import Passes
+from ralmspec_plugins.lm.kv_cache import ModelRunner
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -48,7 +48,7 @@ def straight(
     network: PreTrainedModel, prompt: tuple[int, ...], tokens: tuple[int, ...]
 ) -> tuple[bytes, bytes]:
     """Run prompt and tokens with nothing of ours but the tap; give hidden state and log-probs."""
-    tap, cache, model = KeyTap(network), DynamicCache(config=network.config), network
+    tap, cache, model = KeyHook(network), DynamicCache(config=network.config), network
     settings = {"past_key_values": cache, "logits_to_keep": 1}
     with torch.inference_mode():
         for portion in (prompt, *[(token,) for token in tokens]):
@@ -234,18 +234,18 @@ def test_impossible_tokens_are_never_drawn() -> None:
     log_probs[[3, 17, 30]] = np.log([0.2, 0.5, 0.3])
     settings = [Sampling(), Sampling(temperature=2.0, top_k=2), Sampling(top_p=0.6)]
     drawn = {
-        LogProbChooser(one).choose(log_probs, (), seed, position)
+        LogProbSampler(one).choose(log_probs, (), seed, position)
         for one, seed, position in itertools.product(settings, range(20), range(5))
     }
 
     assert drawn == {3, 17, 30}
-    assert LogProbChooser(Greedy()).choose(log_probs, (), 0, 0) == 17
+    assert LogProbSampler(Greedy()).choose(log_probs, (), 0, 0) == 17
 
 
 def test_a_repetition_penalty_sees_the_history() -> None:
     """The likeliest token loses to the next one once it has been written."""
     log_probs = np.log([0.4, 0.35, 0.25])
-    chooser = LogProbChooser(Greedy(repetition_penalty=2.0))
+    chooser = LogProbSampler(Greedy(repetition_penalty=2.0))
 
     assert chooser.needs_history
     assert chooser.choose(log_probs, (1,), 0, 0) == 0
@@ -253,8 +253,8 @@ def test_a_repetition_penalty_sees_the_history() -> None:
 
 
 def _wrong_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = KeyTap.taken
-    monkeypatch.setattr(KeyTap, "taken", lambda self: taken(self).flip(1))
+    taken = KeyHook.taken
+    monkeypatch.setattr(KeyHook, "taken", lambda self: taken(self).flip(1))
 
 
 def _forget_to_crop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def _forget_to_crop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _keep_the_wrong_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Passes, "_roll_back", lambda *_: True)
+    monkeypatch.setattr(ModelRunner, "_roll_back", lambda *_: True)
 
 
 @pytest.mark.parametrize("plant", [_wrong_position, _forget_to_crop, _keep_the_wrong_tokens])

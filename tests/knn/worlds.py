@@ -19,7 +19,7 @@ from ralmspec_plugins.knn.state import KNNDraft
 from ralmspec_plugins.knn.workload import KNNLM
 from ralmspec_plugins.lm import text as lm_text
 from ralmspec_plugins.lm.sampling import draw
-from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Query, Request
 from tests.knn import reference
@@ -108,7 +108,7 @@ class ScriptedModel:
 
     def begin(self, request: Request) -> KNNDraft:
         prompt = tuple(LETTERS.index(letter) for letter in request.prompt)
-        origin = Origin(0, (), prompt, request.max_tokens, request.seed, request.stop)
+        origin = DraftOrigin(0, (), prompt, request.max_tokens, request.seed, request.stop)
         return self._shown(Draft(origin, lm_text.begin(prompt)))
 
     def feed(self, state: KNNDraft, token: int, progress: Progress) -> KNNDraft:

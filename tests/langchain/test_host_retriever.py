@@ -16,14 +16,14 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 from langchain_ralmspec.documents import documents_of
-from langchain_ralmspec.host_retriever import HostRetriever, Origin
+from langchain_ralmspec.host_retriever import HitPayload, HostRetriever
 from langchain_ralmspec.recording import Event, Recording
 from langchain_ralmspec.stores.in_memory import InMemorySearch
 from langchain_ralmspec.stores.registry import Scored, qualified_name, register_batch_search
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
-from ralmspec_plugins.speculators import PassagePool
+from ralmspec_plugins.speculators import PassageCache
 from ralmspec_plugins.types import Hits, Query
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box, filled, nameless
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions
@@ -168,7 +168,7 @@ def test_a_pool_over_a_store_guesses_as_the_store_ranks(store: InMemoryVectorSto
     """With all passages pooled, nearly every guess is right (ties are the store's own)."""
     host = HostRetriever(store.as_retriever(search_kwargs={"k": 4}))
     assert isinstance(host, PoolableRetriever)
-    pool = PassagePool(host)
+    pool = PassageCache(host)
     first = host.encode("river stone")
     pool.learn(first, host.search_wide([first], 400)[0])
     queries = [host.encode(text) for text in questions(100)[3:]]
@@ -565,8 +565,8 @@ def test_each_query_is_called_with_its_callers_config() -> None:
 
     assert sorted(heard) == [("ada", ["ada"]), ("bob", ["bob"])]
     assert [hits[0].features for hits in found] == [
-        Origin(None, recordings["ada"]),
-        Origin(None, None),
+        HitPayload(None, recordings["ada"]),
+        HitPayload(None, None),
     ]
 
 

@@ -163,7 +163,7 @@ def test_a_result_says_what_it_took(llm: KNNLLM, lm: KNNLanguageModel) -> None:
     read = len(written.state.draft.prompt_tokens)
 
     assert [LENGTH, LENGTH] == [stats_of(info).segments for info in infos]
-    assert 0 < stats.guesses_right < stats.guesses
+    assert 0 < stats.accepted < stats.guesses
     assert infos[0]["finish_reason"] == "length"
     usage = {"input_tokens": read, "output_tokens": LENGTH, "total_tokens": read + LENGTH}
     assert infos[0]["ralmspec"]["usage"] == usage

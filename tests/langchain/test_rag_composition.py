@@ -22,7 +22,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.runnables.utils import AddableDict
 from langchain_ralmspec.rag import SpeculativeRAG
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.errors import ConfigError
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
@@ -294,7 +294,7 @@ def test_it_is_a_tool(rag: Any, expected: dict[str, Any]) -> None:
 
 def test_copies_answer_by_their_own_fields(expected: dict[str, Any]) -> None:
     """`model_copy(update=...)` and `deepcopy` have parts of their own; fields are frozen."""
-    rag = rag_of(HashLLM(), HashRetriever(documents=documents()), pool=SharedPool())
+    rag = rag_of(HashLLM(), HashRetriever(documents=documents()), pool=SharedPassageCache())
     other = HashRetriever(documents=documents(3, mark="other"))
     for copied in (rag.model_copy(), copy.copy(rag), copy.deepcopy(rag), rag.model_copy(deep=True)):
         assert values(expected) == values(copied.invoke(QUESTION))
@@ -368,7 +368,7 @@ class Telltale(BaseRetriever):
 async def test_a_black_box_reads_its_callers_metadata_and_tags() -> None:
     """What it finds by them is each caller's own, and its custom events are his."""
     hand = by_hand(HashLLM(), Telltale(), "interval")
-    rag = rag_of(HashLLM(), Telltale(), "interval", memo=Memo(), pool=SharedPool())
+    rag = rag_of(HashLLM(), Telltale(), "interval", memo=QueryCache(), pool=SharedPassageCache())
     for user in ("ada", "bob", "ada"):
         logs = Log(), Log(), Log()
         configs: list[Any] = [
@@ -391,7 +391,7 @@ def test_a_search_brings_no_more_than_the_pool_can_use(
     k: int, prefetch: int | None, brought: int
 ) -> None:
     """20 k documents, up to 80: each costs a copy. What is asked for is what comes."""
-    pool = SharedPool()
+    pool = SharedPassageCache()
     store = vector_store(documents(200)).as_retriever(search_kwargs={"k": k})
     rag = rag_of(HashLLM(), store, "one_shot", pool=pool, prefetch=prefetch)
     rag.invoke(QUESTION)

@@ -16,7 +16,7 @@ from langchain_core.documents import Document
 from langchain_core.globals import set_debug, set_llm_cache, set_verbose
 from langchain_core.runnables import ConfigurableField
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -46,7 +46,7 @@ def retriever_of(kind: str) -> Any:
 async def test_many_at_once_get_what_each_gets_alone(kind: str, workload: str) -> None:
     """32 threads, 32 tasks, one batch, over one pool and memo: the answers of the loop by hand."""
     llm, retriever = HashLLM(), retriever_of(kind)
-    rag = rag_of(llm, retriever, workload, memo=Memo(), pool=SharedPool(capacity=8))
+    rag = rag_of(llm, retriever, workload, memo=QueryCache(), pool=SharedPassageCache(capacity=8))
     expected = [values(by_hand(llm, retriever, workload).invoke(one)) for one in MANY]
     logs = [Log() for _ in MANY]
     with ThreadPoolExecutor(32) as threads:
@@ -88,7 +88,7 @@ def test_tenants_never_see_each_other(how: str) -> None:
         .configurable_fields(search_kwargs=ConfigurableField(id="search_kwargs"))
     )
     llm = HashLLM()
-    rag = rag_of(llm, retriever, memo=Memo(), pool=SharedPool())
+    rag = rag_of(llm, retriever, memo=QueryCache(), pool=SharedPassageCache())
     hand = by_hand(llm, retriever, "sentences")
 
     def of(document: Document, tenant: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from langchain_core.runnables import Runnable
 
-from ralmspec_plugins import Continuous, FixedStride, OptimalStride, SharedPool
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, SharedPassageCache
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stride of 3": {"schedule": FixedStride(stride=3)},
     "stride of 2, overlapping": {"schedule": FixedStride(stride=2, overlap=True)},
     "best stride": {"schedule": OptimalStride(overlap=True)},
-    "tiny pool": {"pool": SharedPool(capacity=1)},
+    "tiny pool": {"pool": SharedPassageCache(capacity=1)},
     "no pool": {"pool": None},
     "lying replica": LYING,
     "lying replica, one lane": {**LYING, "schedule": Continuous(lanes=1)},
@@ -95,5 +95,5 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, retriever: str
     stats = [rag.invoke(question)["ralmspec"]["stats"] for question in QUESTIONS]
 
     assert sum(stat["guesses"] for stat in stats) > 0
-    assert sum(stat["guesses"] - stat["guesses_right"] for stat in stats) > 10
+    assert sum(stat["guesses"] - stat["accepted"] for stat in stats) > 10
     rag.close()

@@ -102,7 +102,7 @@ def test_custom_events_tell_of_guesses_verdicts_and_rollbacks() -> None:
 
     assert {"ralmspec.guess", "ralmspec.verify", "ralmspec.rollback"} == {n for n, _ in customs}
     assert report["stats"]["guesses"] == len(verdicts)
-    assert report["stats"]["guesses_right"] == sum(verdicts)
+    assert report["stats"]["accepted"] == sum(verdicts)
     rag.close()
 
 

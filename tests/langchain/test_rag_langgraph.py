@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -187,7 +187,7 @@ async def test_in_an_agent_the_retriever_s_layer_gives_the_same(retriever: Any) 
         with pytest.warns(DeprecationWarning, match="create_react_agent"):
             return langgraph_agents.create_react_agent(ToolCaller(), [tool])
 
-    layer = SpeculativeRetriever(retriever=retriever, memo=Memo(), pool=SharedPool())
+    layer = SpeculativeRetriever(retriever=retriever, memo=QueryCache(), pool=SharedPassageCache())
     plain, ours = agent(retriever), agent(layer)
     for question in (*QUESTIONS[:3], QUESTIONS[0]):
         inputs: Any = {"messages": [("user", question)]}

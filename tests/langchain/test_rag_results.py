@@ -20,7 +20,7 @@ from langchain_core.runnables.utils import AddableDict
 from langchain_ralmspec.rag import SpeculativeRAG
 from pydantic import BaseModel
 
-from ralmspec_plugins import Memo
+from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError, InputError
 from tests.langchain.by_hand import PROMPT
 from tests.langchain.rag_loops import by_hand
@@ -255,7 +255,7 @@ def test_a_documents_prompt_that_asks_too_much_fails_as_the_hosts_does() -> None
 
 def test_documents_are_the_callers_own() -> None:
     """What a caller does to the documents of a reply is not seen in the next one."""
-    rag = rag_of(HashLLM(), vector_store(documents()).as_retriever(), memo=Memo())
+    rag = rag_of(HashLLM(), vector_store(documents()).as_retriever(), memo=QueryCache())
     first = rag.invoke(QUESTION)
     before = plain_values(first["context"])
     for document in first["context"]:

@@ -26,7 +26,7 @@ from langchain_ralmspec import SpeculativeRAG
 from qdrant_client import models
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from ralmspec_plugins import Continuous, FixedStride, OptimalStride, SharedPool
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, SharedPassageCache
 from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.workloads import Interval
 from tests.langchain.rag_parts import PROMPT, digest, plain_values
@@ -189,7 +189,7 @@ def test_random_requests_are_answered_as_by_hand(name: str, requests: int, tmp_p
     """Text and documents of many requests, one by one and in batches, on every schedule."""
     llm, dice, done = Drifting(), random.Random(3), 0
     ways = STORES[name](tmp_path)
-    pools = (SharedPool(), SharedPool(capacity=5), None)
+    pools = (SharedPassageCache(), SharedPassageCache(capacity=5), None)
     schedules = (Continuous(), FixedStride(stride=3, overlap=True), OptimalStride(), None)
     for seed, retriever in enumerate(ways):
         asked = questions(requests // len(ways) + 3, seed=seed)

@@ -25,7 +25,7 @@ from langchain_ralmspec.rag import SpeculativeRAG
 from langchain_ralmspec.retriever import SpeculativeRetriever, Verdict
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.speculators import Memo, SharedPool
+from ralmspec_plugins.speculators import QueryCache, SharedPassageCache
 from tests.langchain.conftest import (
     BLACK_BOXES,
     CountingStore,
@@ -95,7 +95,7 @@ def test_threads_at_once_get_what_they_would_alone(store: InMemoryVectorStore, m
     """32 threads, each with questions of its own, and with merged searches."""
     retriever = store.as_retriever()
     ours = SpeculativeRetriever(
-        retriever=retriever, memo=Memo() if memo else None, pool=SharedPool()
+        retriever=retriever, memo=QueryCache() if memo else None, pool=SharedPassageCache()
     )
     asked = questions(200)
     expected = [copy.deepcopy(retriever.invoke(text)) for text in asked]
@@ -130,7 +130,7 @@ def test_a_batch_is_one_search(store: InMemoryVectorStore) -> None:
 def test_arguments_of_the_call_are_passed_on(store: InMemoryVectorStore) -> None:
     """`invoke(query, k=2)` and the field `k` do what they do at the host, and are kept apart."""
     retriever = store.as_retriever()
-    ours = SpeculativeRetriever(retriever=retriever, memo=Memo())
+    ours = SpeculativeRetriever(retriever=retriever, memo=QueryCache())
     three = SpeculativeRetriever(retriever=retriever, k=3)
     only = {"filter": lambda document: document.metadata["topic"] == "t2"}
     for kwargs in ({}, {"k": 2}, {"k": 400}, only):
@@ -162,7 +162,7 @@ class TestMemo:
     def test_what_was_found_is_not_searched_again(self, store: InMemoryVectorStore) -> None:
         """Neither singly nor in a batch, and not embedded either."""
         embedder: Any = store.embeddings
-        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo())
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=QueryCache())
         first = ours.batch(["river", "stone"])
         again = [ours.invoke("river"), *ours.batch(["stone"])]
 
@@ -181,7 +181,7 @@ class TestMemo:
     def test_the_time_to_live_and_clear(self, counting: CountingStore) -> None:
         """After its time, or when it is cleared, an answer is searched again."""
         now_s = [0.0]
-        memo = Memo(ttl_s=10, clock=lambda: now_s[0])
+        memo = QueryCache(ttl_s=10, clock=lambda: now_s[0])
         ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=memo)
         searches = []
         for moment_s in (0.0, 9.0, 11.0):
@@ -196,7 +196,7 @@ class TestMemo:
     def test_poison_does_not_stay(self) -> None:
         """Whatever callers or the host do to documents, the next caller gets them clean."""
         box = WordSearch(documents=nameless())
-        ours = SpeculativeRetriever(retriever=box, memo=Memo())
+        ours = SpeculativeRetriever(retriever=box, memo=QueryCache())
         expected = copy.deepcopy(box.invoke("river"))
         for _ in range(2):
             for document in [*ours.invoke("river"), *ours.batch(["river"])[0]]:
@@ -258,7 +258,9 @@ class TestUsers:
 
     def test_a_memo_never_crosses(self) -> None:
         """Black boxes that read the config, asked by two users in threads, in turns."""
-        ours = SpeculativeRetriever(retriever=PerUser(), memo=Memo(), pool=SharedPool())
+        ours = SpeculativeRetriever(
+            retriever=PerUser(), memo=QueryCache(), pool=SharedPassageCache()
+        )
 
         def ask(user: str) -> list[Document]:
             return ours.invoke("notes", {"configurable": {"user": user}})
@@ -274,7 +276,7 @@ class TestUsers:
         def find(text: str, config: RunnableConfig) -> list[Document]:
             return [Document(f"{text} of {config['configurable']['tenant']}")]
 
-        memo, pool, box = Memo(), SharedPool(), RunnableLambda(find)
+        memo, pool, box = QueryCache(), SharedPassageCache(), RunnableLambda(find)
         ada, bob = (
             SpeculativeRetriever(
                 retriever=box.with_config(configurable={"tenant": one}), memo=memo, pool=pool
@@ -292,7 +294,9 @@ class TestUsers:
         def find(text: str, config: RunnableConfig) -> list[Document]:
             return [Document(f"{text} of {config['metadata']['tenant']}")]
 
-        ours = SpeculativeRetriever(retriever=RunnableLambda(find), memo=Memo(), pool=SharedPool())
+        ours = SpeculativeRetriever(
+            retriever=RunnableLambda(find), memo=QueryCache(), pool=SharedPassageCache()
+        )
         configs: list[RunnableConfig] = [{"metadata": {"tenant": one}} for one in ("ada", "bob")]
         found = [ours.invoke("notes", one)[0].page_content for one in configs]
 
@@ -313,10 +317,12 @@ class TestUsers:
         outer: Any = inner
         if kind == "black box":
             outer = Around(inner=inner, before=lambda: embedder.hook())
-        ours: Any = SpeculativeRetriever(retriever=outer, memo=Memo(), pool=SharedPool())
+        ours: Any = SpeculativeRetriever(
+            retriever=outer, memo=QueryCache(), pool=SharedPassageCache()
+        )
         if what == "rag":
             llm = FakeListLLM(responses=["x"])
-            ours = SpeculativeRAG(retriever=outer, llm=llm, workload="one_shot", memo=Memo())
+            ours = SpeculativeRAG(retriever=outer, llm=llm, workload="one_shot", memo=QueryCache())
         embedder.hook = lambda: inner.search_kwargs.update(filter=filters["b"])
         ours.invoke("river")
         embedder.hook = lambda: None
@@ -371,7 +377,7 @@ class TestUsers:
         fields = store.as_retriever().configurable_fields(
             search_kwargs=ConfigurableField(id="search")
         )
-        ours = SpeculativeRetriever(retriever=fields, memo=Memo(), pool=SharedPool())
+        ours = SpeculativeRetriever(retriever=fields, memo=QueryCache(), pool=SharedPassageCache())
 
         def only(topic: str) -> Any:
             return lambda document: document.metadata["topic"] == topic
@@ -400,7 +406,9 @@ class TestGuessAndVerify:
     def test_guesses_come_from_memo_and_pool(self, store: InMemoryVectorStore) -> None:
         """No search is made for a guess, and without memo and pool there is none."""
         nothing = SpeculativeRetriever(retriever=store.as_retriever())
-        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo(), pool=SharedPool())
+        ours = SpeculativeRetriever(
+            retriever=store.as_retriever(), memo=QueryCache(), pool=SharedPassageCache()
+        )
         before = ours.guess("river")
         found = ours.invoke("river")
         after, near = ours.guess("river"), ours.guess("river stone")
@@ -433,7 +441,7 @@ class TestGuessAndVerify:
 
     def test_a_pool_guesses_what_it_has_seen(self, store: InMemoryVectorStore) -> None:
         """Filled by wider searches, it is right about many questions that are alike."""
-        ours = SpeculativeRetriever(retriever=store.as_retriever(), pool=SharedPool())
+        ours = SpeculativeRetriever(retriever=store.as_retriever(), pool=SharedPassageCache())
         ours.batch(SHORT[:60])
         verdicts = ours.verify(SHORT[60:], [ours.guess(text) for text in SHORT[60:]])
 
@@ -531,7 +539,7 @@ class TestErrors:
 
     def test_a_store_that_goes_down(self, counting: CountingStore) -> None:
         """The host's error, call by call; afterwards all is as before."""
-        ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=Memo())
+        ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=QueryCache())
         counting.down = True
         failed = ours.batch(["river", "stone"], return_exceptions=True)
         with pytest.raises(ConnectionError):
@@ -590,9 +598,9 @@ def test_what_is_not_pure_is_passed_straight_through(
         calls.append(text)
         return [Document(f"{text} {len(calls)}")]
 
-    memo = Memo()
+    memo = QueryCache()
     ours = SpeculativeRetriever(
-        retriever=RunnableLambda(search), memo=memo, pool=SharedPool(), pure=False
+        retriever=RunnableLambda(search), memo=memo, pool=SharedPassageCache(), pure=False
     )
     with caplog.at_level(logging.WARNING):
         found = [ours.invoke("a"), ours.invoke("a"), *ours.batch(["a"])]
@@ -641,7 +649,7 @@ class TestAsAPart:
         """A copy answers alike and starts with nothing."""
         box = WordSearch(documents=nameless())
         ours = SpeculativeRetriever(
-            retriever=box, max_batch=8, memo=Memo(7, 8.0), pool=SharedPool(capacity=9)
+            retriever=box, max_batch=8, memo=QueryCache(7, 8.0), pool=SharedPassageCache(capacity=9)
         )
         expected = ours.invoke("river")
         copies: list[Any] = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
@@ -664,7 +672,9 @@ class TestAsAPart:
 
     def test_nobodys_handlers_are_kept(self, store: InMemoryVectorStore) -> None:
         """A caller's handlers can go when his call is over, also one from inside a chain."""
-        ours = SpeculativeRetriever(retriever=store.as_retriever(), memo=Memo(), pool=SharedPool())
+        ours = SpeculativeRetriever(
+            retriever=store.as_retriever(), memo=QueryCache(), pool=SharedPassageCache()
+        )
         runs = Runs()
         chain = RunnableLambda(lambda text: ours.batch([text, "stone"]))
         chain.invoke("river", {"callbacks": [runs]})

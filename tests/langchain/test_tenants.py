@@ -14,7 +14,7 @@ from langchain_ralmspec import SpeculativeRetriever
 from langchain_ralmspec.host_retriever import HostRetriever
 from pydantic import PrivateAttr
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box
 from tests.langchain.rag_parts import QUESTIONS, HashLLM, rag_of
 from tests.langchain.stores.worlds import WordEmbeddings
@@ -106,7 +106,7 @@ def test_no_tenant_sees_anothers_documents_in_a_prompt(kind: Any) -> None:
 @pytest.mark.parametrize("layer", ["rag", "retriever"])
 def test_a_memo_follows_a_login(kind: Any, layer: str) -> None:
     """What was set by a method, under a name of its own, is part of what is remembered."""
-    inner, memo = kind(), Memo()
+    inner, memo = kind(), QueryCache()
     ours: Any = SpeculativeRetriever(retriever=inner, memo=memo)
     if layer == "rag":
         ours = rag_of(HashLLM(), inner, "one_shot", memo=memo)
@@ -183,7 +183,7 @@ def test_code_of_others_may_read_whose_turn_it_is(store: InMemoryVectorStore) ->
 def test_a_shared_pool_that_was_given_stays() -> None:
     """Who gives one says that it may be shared: a second call guesses with the first one's."""
     guesses = []
-    for pool in ({}, {"pool": SharedPool()}):
+    for pool in ({}, {"pool": SharedPassageCache()}):
         rag = rag_of(HashLLM(), FromContext(), "one_shot", schedule=EAGER["schedule"], **pool)
         rag.invoke(QUESTIONS[0])
         guesses.append(rag.invoke(QUESTIONS[1])["ralmspec"]["stats"]["guesses"])

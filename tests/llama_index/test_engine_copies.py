@@ -14,7 +14,7 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index_ralmspec import SpeculativeQueryEngine
 
-from ralmspec_plugins import Memo, SharedPool
+from ralmspec_plugins import QueryCache, SharedPassageCache
 from ralmspec_plugins.errors import Closed, ConfigError
 from tests.llama_index.engine_parts import QUESTIONS, AsyncWordLLM, WordLLM, an_index, nodes, seen
 
@@ -37,7 +37,7 @@ def test_a_copy_answers_as_the_original(way: str, used: bool) -> None:
     index = VectorStoreIndex(nodes(), embed_model=MockEmbedding(8))
     host = index.as_query_engine(llm=MockLLM(max_tokens=6), similarity_top_k=2)
     expected = [seen(host.query(question)) for question in QUESTIONS]
-    with SpeculativeQueryEngine.wrap(host, pool=SharedPool(), memo=Memo()) as engine:
+    with SpeculativeQueryEngine.wrap(host, pool=SharedPassageCache(), memo=QueryCache()) as engine:
         if used:
             engine.query(QUESTIONS[0])
         with COPIES[way](engine) as other:
@@ -47,7 +47,7 @@ def test_a_copy_answers_as_the_original(way: str, used: bool) -> None:
 
 def test_a_deep_copy_shares_nothing() -> None:
     """Neither pool nor memo, threads nor counts: as the host's copy has its own index."""
-    with SpeculativeQueryEngine.wrap(a_host(), memo=Memo()) as engine:
+    with SpeculativeQueryEngine.wrap(a_host(), memo=QueryCache()) as engine:
         engine.query(QUESTIONS[0])
         other = copy.deepcopy(engine)
 

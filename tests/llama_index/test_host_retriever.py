@@ -25,7 +25,7 @@ from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import stops_the_loop
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
-from ralmspec_plugins.adapters.retriever_state import Origin
+from ralmspec_plugins.adapters.retriever_state import HitPayload
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.types import Hits, Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
@@ -120,7 +120,7 @@ def test_what_runs_inside_a_black_box_is_kept_with_its_hits() -> None:
     [plain] = words.search([words.encode("river stone")])
 
     assert {type(hit.features.recording).__name__ for hit in inside} == {"Recording"}
-    assert {hit.features for hit in plain} == {Origin()}
+    assert {hit.features for hit in plain} == {HitPayload()}
 
 
 def test_a_wider_search_begins_with_the_narrow_one(index: VectorStoreIndex) -> None:

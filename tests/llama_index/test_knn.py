@@ -201,7 +201,7 @@ async def test_a_response_says_what_it_took(llm: KNNLLM) -> None:
 
         assert (LENGTH, "length") == (stats.segments, raw["finish_reason"])
         assert LENGTH == raw["usage"]["output_tokens"]
-        assert 0 < stats.guesses_right < stats.guesses
+        assert 0 < stats.accepted < stats.guesses
     assert all(one.raw is None for one in streamed[:-1])
 
 

@@ -14,7 +14,7 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_ralmspec import SpeculativeQueryEngine
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from tests.llama_index.contract import topic
 from tests.llama_index.engine_parts import Heard, hearing, seen
 from tests.llama_index.rag_parts import (
@@ -68,8 +68,8 @@ async def test_many_at_once_get_and_hear_what_each_does_alone(kind: str, workloa
         AsyncHashLLM(),
         retriever_of(kind),
         workload,
-        memo=Memo(),
-        pool=SharedPool(capacity=8),
+        memo=QueryCache(),
+        pool=SharedPassageCache(capacity=8),
         replica=LIAR,
         schedule=FixedStride(stride=2),
     )
@@ -110,7 +110,7 @@ def test_tenants_never_see_each_other() -> None:
     for node in nodes:
         node.metadata["topic"] = node.node_id.split("-")[0]
     index = VectorStoreIndex(nodes, embed_model=WordEmbedding())
-    llm, pool, memo = HashLLM(), SharedPool(), Memo()
+    llm, pool, memo = HashLLM(), SharedPassageCache(), QueryCache()
     engines = {
         tenant: pair(
             llm,
@@ -141,7 +141,9 @@ def test_tenants_never_see_each_other() -> None:
 
 async def test_several_event_loops_share_one_engine() -> None:
     """Loops in three threads, and the caller's own: answers as by hand, nothing hangs."""
-    hand, ours = pair(AsyncHashLLM(), retriever_of("looked into"), "sentences", pool=SharedPool())
+    hand, ours = pair(
+        AsyncHashLLM(), retriever_of("looked into"), "sentences", pool=SharedPassageCache()
+    )
     expected = [seen(await hand.aquery(question)) for question in MANY[:6]]
 
     async def ask_all() -> list[Any]:

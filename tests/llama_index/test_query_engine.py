@@ -15,8 +15,8 @@ from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine
 
-from ralmspec_plugins import FixedStride, Memo
-from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins import FixedStride, QueryCache
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,
@@ -99,7 +99,7 @@ def test_each_response_mode_is_the_hosts(
     """The host's own synthesizer writes: sync, with whatever was guessed from earlier queries."""
     llm = WordLLM(window=700)
     host = hosts(index, llm, response_mode=mode)
-    ours = SpeculativeQueryEngine.wrap(host, schedule=schedule, pool=SharedPool())
+    ours = SpeculativeQueryEngine.wrap(host, schedule=schedule, pool=SharedPassageCache())
     engines.append(ours)
     for question in QUESTIONS:
         expected = seen(host.query(question))
@@ -129,7 +129,7 @@ def test_postprocessors_see_the_hosts_scores(
     """What is cut off, reordered or shown of the scores is as with the host, to the last digit."""
     host = hosts(index, WordLLM(), node_postprocessors=PROCESSORS[name])
     ours = SpeculativeQueryEngine.wrap(host, schedule=FixedStride(stride=2))
-    remembering = SpeculativeQueryEngine.wrap(host, memo=Memo())
+    remembering = SpeculativeQueryEngine.wrap(host, memo=QueryCache())
     engines += [ours, remembering]
     for question in [*QUESTIONS, *QUESTIONS[:2]]:
         expected = seen(host.query(question))
@@ -272,7 +272,7 @@ def test_what_a_caller_puts_on_a_query_reaches_the_retriever_and_keeps_calls_apa
 ) -> None:
     """Also with a memo: nobody gets what another one's query has found."""
     host = RetrieverQueryEngine.from_args(ByTenant(), llm=WordLLM())
-    ours = SpeculativeQueryEngine.wrap(host, memo=Memo())
+    ours = SpeculativeQueryEngine.wrap(host, memo=QueryCache())
     engines.append(ours)
     for tenant in ("ada", "bob", "ada"):
         theirs, own = QueryBundle("What is it?"), QueryBundle("What is it?")

@@ -21,7 +21,7 @@ from llama_index_ralmspec import (
     VerificationEvent,
 )
 
-from ralmspec_plugins import FixedStride, Memo
+from ralmspec_plugins import FixedStride, QueryCache
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,
@@ -217,7 +217,7 @@ def test_a_memo_tells_nobody_elses_tags() -> None:
     index = an_index()
     host = RetrieverQueryEngine.from_args(Own(index, similarity_top_k=3), llm=WordLLM())
     tags: list[dict[str, Any]] = []
-    with SpeculativeQueryEngine.wrap(host, memo=Memo()) as ours:
+    with SpeculativeQueryEngine.wrap(host, memo=QueryCache()) as ours:
         for user in ({"user": "ada", "only_ada": 1}, {"user": "bob"}):
             with hearing() as heard, instrument_tags(user):
                 ours.query(QUESTIONS[0])

@@ -7,7 +7,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.postprocessor import SimilarityPostprocessor
 
-from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from tests.llama_index.engine_parts import seen
 from tests.llama_index.rag_parts import (
     MODELS,
@@ -28,9 +28,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stride of 3": {"schedule": FixedStride(stride=3)},
     "stride of 2, overlapping": {"schedule": FixedStride(stride=2, overlap=True)},
     "best stride": {"schedule": OptimalStride(overlap=True)},
-    "tiny pool": {"pool": SharedPool(capacity=1)},
+    "tiny pool": {"pool": SharedPassageCache(capacity=1)},
     "no pool": {"pool": None},
-    "memo": {"memo": Memo()},
+    "memo": {"memo": QueryCache()},
     "lying replica": LYING,
     "lying replica, one lane": {**LYING, "schedule": Continuous(lanes=1)},
     "lying replica, stride of 3": {**LYING, "schedule": FixedStride(stride=3)},
@@ -122,6 +122,6 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str) -> None:
             with ours_cut:
                 assert seen(cut.query(question)) == seen(ours_cut.query(question))
         reports = [ours.query(question).metadata["ralmspec"] for question in QUESTIONS]
-        wrong = [one["stats"]["guesses"] - one["stats"]["guesses_right"] for one in reports]
+        wrong = [one["stats"]["guesses"] - one["stats"]["accepted"] for one in reports]
 
     assert sum(wrong) > 10

@@ -20,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
 
-from ralmspec_plugins import Continuous, FixedStride, Memo, OptimalStride, SharedPool
+from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from tests.llama_index.engine_parts import AsyncWordLLM, WordLLM, seen, seen_nodes
 from tests.llama_index.rag_parts import MODELS, QUESTIONS, HashLLM, HashRetriever, made_nodes, pair
 from tests.llama_index.store_worlds import PROCESSORS, SIZE, STORES
@@ -46,8 +46,8 @@ class Setups:
     """Engines in random settings; some share a pool or a memo, whatever they search."""
 
     dice: random.Random
-    pool: SharedPool = field(default_factory=SharedPool)
-    memo: Memo = field(default_factory=Memo)
+    pool: SharedPassageCache = field(default_factory=SharedPassageCache)
+    memo: QueryCache = field(default_factory=QueryCache)
     first: bool = True
 
     def next(self, retriever: BaseRetriever) -> tuple[RetrieverQueryEngine, SpeculativeQueryEngine]:
@@ -71,7 +71,7 @@ class Setups:
             return {**LYING, "schedule": SCHEDULES[-1], "guess_through": True}
         return {
             "schedule": self.dice.choice(SCHEDULES),
-            "pool": self.dice.choice((self.pool, self.pool, SharedPool(capacity=5), None)),
+            "pool": self.dice.choice((self.pool, self.pool, SharedPassageCache(capacity=5), None)),
             "memo": self.dice.choice((self.memo, None, None)),
             "replica": self.dice.choice((None, retriever, LIAR, LIAR)),
             "guess_through": self.dice.choice((True, True, None)),  # all processors are pure
@@ -119,7 +119,7 @@ def count(counted: Counter[str], report: Any) -> None:
     """Count a request; one that came to an error has no report."""
     counted["requests"] += 1
     if report is not None:
-        guesses, right = report["stats"]["guesses"], report["stats"]["guesses_right"]
+        guesses, right = report["stats"]["guesses"], report["stats"]["accepted"]
         counted["answers"] += 1
         counted["steps"] += len(report["queries"])
         counted["right"] += right
@@ -278,7 +278,7 @@ def test_real_vectors(minilm: BaseEmbedding, workload: str) -> None:
     index = VectorStoreIndex(made_nodes(40), storage_context=context, embed_model=minilm)
     retriever = index.as_retriever(similarity_top_k=2)
     cut = (SimilarityPostprocessor(similarity_cutoff=0.2),)
-    small: dict[str, Any] = {"pool": SharedPool(capacity=8), "prefetch": 2}
+    small: dict[str, Any] = {"pool": SharedPassageCache(capacity=8), "prefetch": 2}
     hand, ours = pair(
         HashLLM(), retriever, workload, processors=cut, schedule=FixedStride(), **small
     )
@@ -287,7 +287,7 @@ def test_real_vectors(minilm: BaseEmbedding, workload: str) -> None:
         for question in QUESTIONS[:6]:
             expected, response = hand.query(question), ours.query(question)
             stats = stats_of(response)
-            guesses, right = guesses + stats.guesses, right + stats.guesses_right
+            guesses, right = guesses + stats.guesses, right + stats.accepted
 
             assert seen(expected) == seen(response)
     assert 0 < right < guesses

@@ -29,8 +29,8 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index_ralmspec.retriever import SpeculativeRetriever
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.speculators.passage_cache import SharedPool
-from ralmspec_plugins.speculators.query_cache import Memo
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed, searches
 from tests.llama_index.contract import topic
 from tests.llama_index.worlds import batches, questions
@@ -54,7 +54,9 @@ def test_every_method_gives_what_the_wrapped_one_gives(
     wrapped = index.as_retriever(similarity_top_k=4) if name == "index" else black_box(name)
     texts = asked(8)
     expected = truth(wrapped, texts)
-    retriever = SpeculativeRetriever(wrapped, Memo(100) if memo else None, SharedPool(capacity=100))
+    retriever = SpeculativeRetriever(
+        wrapped, QueryCache(100) if memo else None, SharedPassageCache(capacity=100)
+    )
 
     async def together() -> tuple[Any, Any]:
         alone = await asyncio.gather(*map(retriever.aretrieve, texts))
@@ -75,7 +77,10 @@ def test_threads_at_once_get_what_they_would_alone(index: VectorStoreIndex) -> N
     wrapped = index.as_retriever(similarity_top_k=4)
     texts = asked(40)
     expected = truth(wrapped, texts)
-    with SpeculativeRetriever(wrapped, Memo(100)) as retriever, ThreadPoolExecutor(8) as threads:
+    with (
+        SpeculativeRetriever(wrapped, QueryCache(100)) as retriever,
+        ThreadPoolExecutor(8) as threads,
+    ):
         found = list(threads.map(retriever.retrieve, texts))
 
     assert expected == found
@@ -96,7 +101,7 @@ def test_tasks_at_once_share_searches(index: VectorStoreIndex) -> None:
 
 def test_a_batch_is_one_search(index: VectorStoreIndex) -> None:
     """Of all queries that are not remembered."""
-    retriever = SpeculativeRetriever(index.as_retriever(), Memo(100))
+    retriever = SpeculativeRetriever(index.as_retriever(), QueryCache(100))
     texts = list(dict.fromkeys(asked(20)))
     retriever.retrieve(texts[0])
     retriever.retrieve_batch(texts)
@@ -110,7 +115,7 @@ class TestMemo:
     def test_it_is_not_searched_again_until_it_is_cleared(self, counting: VectorStoreIndex) -> None:
         """Without a memo it is; a change of settings is another search."""
         wrapped: Any = counting.as_retriever()
-        retriever = SpeculativeRetriever(wrapped, Memo(10))
+        retriever = SpeculativeRetriever(wrapped, QueryCache(10))
         plain, store = SpeculativeRetriever(wrapped), id(counting.vector_store)
         before = searches.get(store, 0)
         counts = []
@@ -128,7 +133,7 @@ class TestMemo:
     def test_poison_does_not_stay(self) -> None:
         """Whatever is done to nodes that were handed out, or that the host keeps."""
         wrapped: Any = black_box("words")
-        retriever = SpeculativeRetriever(wrapped, Memo(10))
+        retriever = SpeculativeRetriever(wrapped, QueryCache(10))
         given = retriever.retrieve("river stone")
         expected = copy.deepcopy(given)
         for one in (*given, *wrapped.found):
@@ -140,7 +145,7 @@ class TestMemo:
     def test_queries_with_embeddings_of_their_own_keep_apart(self, index: VectorStoreIndex) -> None:
         """The same text with other strings is another question."""
         wrapped = index.as_retriever()
-        retriever = SpeculativeRetriever(wrapped, Memo(10))
+        retriever = SpeculativeRetriever(wrapped, QueryCache(10))
         bundles = [QueryBundle("river"), QueryBundle("river", custom_embedding_strs=["comet"])]
         expected = [copy.deepcopy(wrapped.retrieve(copy.deepcopy(one))) for one in bundles]
 
@@ -161,7 +166,7 @@ class TestMemo:
                 wrapped._filters.filters[0].value = "t2"
                 return found
 
-        retriever = SpeculativeRetriever(Changes(wrapped), Memo(10))
+        retriever = SpeculativeRetriever(Changes(wrapped), QueryCache(10))
         retriever.retrieve("river")
         [expected] = truth(wrapped, ["river"])
 
@@ -173,7 +178,9 @@ class TestGuessAndVerify:
 
     def test_guesses_come_from_memo_and_pool(self, index: VectorStoreIndex) -> None:
         """The memo knows; the pool takes the best of what it has seen; else there is none."""
-        retriever = SpeculativeRetriever(index.as_retriever(), Memo(10), SharedPool(capacity=400))
+        retriever = SpeculativeRetriever(
+            index.as_retriever(), QueryCache(10), SharedPassageCache(capacity=400)
+        )
         nothing = retriever.guess("river")
         expected = retriever.retrieve("river")
         known, near = retriever.guess("river"), retriever.guess("river river")
@@ -324,7 +331,7 @@ def test_what_is_not_pure_is_passed_straight_through(
 ) -> None:
     """Nothing of it is remembered or guessed, and that is said once."""
     fusion = QueryFusionRetriever([index.as_retriever()], MockLLM(), num_queries=2)
-    retriever = SpeculativeRetriever(fusion, Memo(10), SharedPool(capacity=10))
+    retriever = SpeculativeRetriever(fusion, QueryCache(10), SharedPassageCache(capacity=10))
     retriever.retrieve("river")
     retriever.retrieve("river")
 
@@ -379,7 +386,7 @@ class TestAsAPart:
 
         plain, merging = index.as_retriever(similarity_top_k=4), black_box("auto merging")
         host = made(plain, merging)
-        ours = made(SpeculativeRetriever(plain, Memo(100)), merging)
+        ours = made(SpeculativeRetriever(plain, QueryCache(100)), merging)
         texts = [QueryBundle(text) for text in asked(6)]
 
         async def awaited(one: Any) -> list[Any]:

@@ -11,8 +11,8 @@ from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever
 
-from ralmspec_plugins import FixedStride, Memo, SharedPool
-from ralmspec_plugins.adapters.retriever_state import Origin
+from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
+from ralmspec_plugins.adapters.retriever_state import HitPayload
 from tests.llama_index.engine_parts import QUESTIONS, WordLLM, an_index, seen_nodes
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="ada")
@@ -90,7 +90,7 @@ def test_no_tenant_sees_anothers_nodes_in_a_prompt(
 def test_a_shared_pool_that_was_given_stays(engines: list[SpeculativeQueryEngine]) -> None:
     """Who gives one says that it may be shared: a second query guesses with the first one's."""
     guesses = []
-    for pool in ({}, {"pool": SharedPool()}):
+    for pool in ({}, {"pool": SharedPassageCache()}):
         engine = SpeculativeQueryEngine.from_args(
             FromContext(), llm=WordLLM(prompts=[]), schedule=EAGER, **pool
         )
@@ -106,7 +106,7 @@ def test_a_pool_keeps_nothing_that_a_guess_does_not_need(
 ) -> None:
     """What a black box told of its search is told, or remembered by a memo, but never pooled."""
     fusion = QueryFusionRetriever([an_index().as_retriever()], MockLLM(), num_queries=1)
-    memo, pool = Memo(), SharedPool()
+    memo, pool = QueryCache(), SharedPassageCache()
     engine = SpeculativeQueryEngine.from_args(fusion, llm=WordLLM(prompts=[]), memo=memo, pool=pool)
     engines.append(engine)
     engine.query(QUESTIONS[0])
@@ -114,14 +114,14 @@ def test_a_pool_keeps_nothing_that_a_guess_does_not_need(
     [part] = pool._parts.values()
 
     assert {type(hit.features.recording).__name__ for hit in remembered} == {"Recording"}
-    assert {hit.features for hit in part._hits} == {Origin()}
+    assert {hit.features for hit in part._hits} == {HitPayload()}
     assert set(remembered) <= set(part._hits)
 
 
 @pytest.mark.parametrize("layer", ["engine", "retriever"])
 def test_a_memo_follows_a_login(layer: str, engines: list[SpeculativeQueryEngine]) -> None:
     """What was set by a method, under a name of its own, is part of what is remembered."""
-    inner, memo = LoggedIn(), Memo()
+    inner, memo = LoggedIn(), QueryCache()
     engine = SpeculativeQueryEngine.from_args(inner, llm=WordLLM(prompts=[]), memo=memo)
     engines.append(engine)
     retriever = SpeculativeRetriever(inner, memo=memo)
@@ -140,7 +140,7 @@ class TestQueriesOfTheirOwn:
 
     def test_they_push_nobody_out(self, engines: list[SpeculativeQueryEngine]) -> None:
         """A hundred of them leave what is kept for others as it was, and answer as the host's."""
-        index, pool = an_index(), SharedPool(parts=2)
+        index, pool = an_index(), SharedPassageCache(parts=2)
         engine = SpeculativeQueryEngine.from_index(index, llm=WordLLM(prompts=[]), pool=pool)
         layer = SpeculativeRetriever(index.as_retriever(), pool=pool)
         engines.append(engine)

@@ -21,9 +21,9 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
 from pydantic import ValidationError
 
-from ralmspec_plugins import FixedStride, Memo
+from ralmspec_plugins import FixedStride, QueryCache
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculators.passage_cache import SharedPool
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from tests.llama_index.engine_parts import (
     QUESTIONS,
     AsyncWordLLM,
@@ -137,7 +137,9 @@ def pair(
     host = RetrieverQueryEngine.from_args(
         retriever, llm=WordLLM(), node_postprocessors=list(processors)
     )
-    return host, SpeculativeQueryEngine.wrap(host, **{"pool": SharedPool(), **AHEAD, **options})
+    return host, SpeculativeQueryEngine.wrap(
+        host, **{"pool": SharedPassageCache(), **AHEAD, **options}
+    )
 
 
 def answers(engine: Any, questions: Any = QUESTIONS) -> list[tuple[Any, ...]]:
@@ -263,7 +265,7 @@ def test_users_may_have_all_of_them_wait(index: VectorStoreIndex) -> None:
 def test_the_memo_answers_nevertheless(index: VectorStoreIndex) -> None:
     """It is trusted: the second time nothing is searched, and the postprocessor runs once."""
     seeing = Seeing(given=[])
-    host, ours = pair(index.as_retriever(similarity_top_k=3), seeing, memo=Memo())
+    host, ours = pair(index.as_retriever(similarity_top_k=3), seeing, memo=QueryCache())
     expected = [*answers(host), *answers(host)]
     usual = len(seeing.given)
     seeing.given.clear()
@@ -299,7 +301,7 @@ def test_who_guesses_nothing_is_told_why(
 
 def test_what_a_search_puts_on_the_query_is_seen_behind_it(retriever: BaseRetriever) -> None:
     """Postprocessors see the embedding, and so does who gave the query."""
-    for memo in (None, Memo()):
+    for memo in (None, QueryCache()):
         seeing = Seeing(given=[])
         host, ours = pair(retriever, seeing, memo=memo)
         theirs, own = QueryBundle(QUESTIONS[0]), QueryBundle(QUESTIONS[0])
@@ -474,7 +476,7 @@ def test_each_call_has_a_query_of_its_own(index: VectorStoreIndex) -> None:
             expected, got = host.query(question), ours.query(question)
 
             assert str(expected) == str(got)
-            assert 1 == stats_of(got).guesses - stats_of(got).guesses_right
+            assert 1 == stats_of(got).guesses - stats_of(got).accepted
 
 
 class Halved(BaseRetriever):

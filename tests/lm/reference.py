@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.prompts import PassageTemplate
-from ralmspec_plugins.lm.state import Draft, Origin
-from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.lm.state import Draft, DraftOrigin
+from ralmspec_plugins.lm.token_sampler import TokenSampler
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Passage
 
@@ -49,12 +49,12 @@ class StraightRun:
         model: PreTrainedModel,
         tokenizer: Tokenizer,
         template: PassageTemplate,
-        chooser: Chooser,
+        chooser: TokenSampler,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._template, self._chooser = template, chooser
 
-    def write(self, origin: Origin, tokens: Sequence[int], history: History) -> Written:
+    def write(self, origin: DraftOrigin, tokens: Sequence[int], history: History) -> Written:
         """Continue `tokens` by the last segment of `history`: (passages, length) of each segment.
 
         Gives the tokens and the logits that each was chosen from.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.lm.kv_cache import CacheStore, Lineage, Prefix
+from ralmspec_plugins.lm.kv_cache import CacheStore, PrefillSchedule, Prefix
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Entry:
     nbytes: int
 
 
-def _lineage(owner: int, text: int = 0) -> Lineage:
-    return Lineage(owner, Prefix((1, 2)), (3,), (text,))
+def _lineage(owner: int, text: int = 0) -> PrefillSchedule:
+    return PrefillSchedule(owner, Prefix((1, 2)), (3,), (text,))
 
 
 def test_the_oldest_goes_first() -> None:

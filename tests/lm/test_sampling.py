@@ -8,7 +8,7 @@ import torch
 
 from ralmspec_plugins.errors import ConfigError, ModelError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling, draw
-from ralmspec_plugins.lm.token_sampler import Chooser
+from ralmspec_plugins.lm.token_sampler import TokenSampler
 
 SCORES = np.array([1.5, 0.2, -np.inf, 0.9, -1.0, 2.1])
 
@@ -39,9 +39,9 @@ def test_a_draw_depends_on_seed_and_position_only() -> None:
 def test_settings_restrict_as_in_transformers() -> None:
     """With top_k=3 and then top_p, only the tokens that both leave are ever drawn."""
     logits = torch.from_numpy(SCORES).float()[None]
-    three = {Chooser(Sampling(top_k=3)).choose(logits, (), 1, i) for i in range(200)}
-    likely = {Chooser(Sampling(top_p=0.5)).choose(logits, (), 1, i) for i in range(200)}
-    cold = {Chooser(Sampling(temperature=0.01)).choose(logits, (), 1, i) for i in range(200)}
+    three = {TokenSampler(Sampling(top_k=3)).choose(logits, (), 1, i) for i in range(200)}
+    likely = {TokenSampler(Sampling(top_p=0.5)).choose(logits, (), 1, i) for i in range(200)}
+    cold = {TokenSampler(Sampling(temperature=0.01)).choose(logits, (), 1, i) for i in range(200)}
 
     assert three == {0, 3, 5}
     assert likely == {0, 5}
@@ -51,12 +51,12 @@ def test_settings_restrict_as_in_transformers() -> None:
 def test_repetition_penalty_counts_the_history() -> None:
     """The most likely token, once seen, is divided by the penalty and loses its place."""
     logits = torch.tensor([[2.0, 1.5, 1.0]])
-    chooser = Chooser(Greedy(repetition_penalty=1.5))
+    chooser = TokenSampler(Greedy(repetition_penalty=1.5))
 
     assert chooser.choose(logits, (2,), 0, 0) == 0
     assert chooser.choose(logits, (0,), 0, 0) == 1
     assert chooser.needs_history
-    assert not Chooser(Sampling()).needs_history
+    assert not TokenSampler(Sampling()).needs_history
 
 
 def test_a_model_that_returns_nan_is_named() -> None:

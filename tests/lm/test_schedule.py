@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
-from ralmspec_plugins.lm.kv_cache import CacheStore, Lineage, Passes, Run
+from ralmspec_plugins.lm.kv_cache import CacheStore, ModelRunner, PrefillSchedule, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
@@ -132,8 +132,10 @@ def _forget_to_crop(monkeypatch: pytest.MonkeyPatch) -> None:
 def _reuse_other_passages(monkeypatch: pytest.MonkeyPatch) -> None:
     take = CacheStore.take
 
-    def careless(self: CacheStore, name: Lineage, kind: type[Run]) -> Run | None:
-        found = (n for n in self._entries if isinstance(n, Lineage) and n.owner == name.owner)
+    def careless(self: CacheStore, name: PrefillSchedule, kind: type[Run]) -> Run | None:
+        found = (
+            n for n in self._entries if isinstance(n, PrefillSchedule) and n.owner == name.owner
+        )
         return take(self, next(found, name), kind)
 
     monkeypatch.setattr(CacheStore, "take", careless)
@@ -159,12 +161,12 @@ def _change_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _feed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def feed(self: Passes, run: Run, token: int) -> None:
+    def feed(self: ModelRunner, run: Run, token: int) -> None:
         run.last = self._pass(run.cache, (token, token))
         run.cache.crop(-1)
         run.tokens.append(token)
 
-    monkeypatch.setattr(Passes, "feed", feed)
+    monkeypatch.setattr(ModelRunner, "feed", feed)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ralmspec_plugins.lm import text as lm_text
-from ralmspec_plugins.lm.state import Draft, Origin
+from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import settled_length, stop_position
 from ralmspec_plugins.testing.models import tiny_tokenizer
 
@@ -45,7 +45,7 @@ def _grow(
     stop: tuple[str, ...] = (),
 ) -> list[Draft]:
     """Give the draft after each token, as a model would have it."""
-    origin = Origin(0, (), tuple(prompt), len(tokens), 0, stop)
+    origin = DraftOrigin(0, (), tuple(prompt), len(tokens), 0, stop)
     drafts = [Draft(origin, lm_text.begin(prompt))]
     for token in tokens:
         if not drafts[-1].finished:

@@ -14,17 +14,24 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval import NumpyFlat, faiss_flat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
-from ralmspec_plugins.retrieval.faiss_ann import FaissApproximate, Fastest, Hnsw, Ivf, IvfPq, Recipe
+from ralmspec_plugins.retrieval.faiss_ann import (
+    Autotuner,
+    FaissApproximate,
+    Hnsw,
+    IndexRecipe,
+    Ivf,
+    IvfPq,
+)
 from ralmspec_plugins.retrieval.faiss_flat import FaissFlat, on_gpu
 from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
-from ralmspec_plugins.speculators import PassagePool, Replica
+from ralmspec_plugins.speculators import PassageCache, Replica
 from ralmspec_plugins.testing.contracts import plain_hits
 from ralmspec_plugins.types import Hits, Passage, Query
 
 faiss = pytest.importorskip("faiss")
 
 SIZE, DIMENSION = 3000, 32
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, IndexRecipe] = {
     "hnsw": Hnsw(links=8, search_list=16),
     "ivf": Ivf(lists=40, probes=3),
     "ivfpq": IvfPq(lists=40, probes=3, pieces=8, refine=1),
@@ -135,7 +142,7 @@ def between(centres: Vectors, metric: str) -> Vectors:
     "recipe", [Ivf(lists=40, probes=1), IvfPq(lists=40, probes=1, pieces=8, refine=1)]
 )
 def test_a_query_between_two_lists_takes_the_same_in_any_batch(
-    recipe: Recipe, metric: str, vectors: Vectors
+    recipe: IndexRecipe, metric: str, vectors: Vectors
 ) -> None:
     """Where the last bit decides which list is the nearest, the batch has no say."""
     corpus = corpus_of(vectors, metric)
@@ -230,7 +237,7 @@ class Clock:
 def test_the_fastest_way_is_taken_for_each_size() -> None:
     """Each way is tried thrice; then the best is taken, separately for small and large works."""
     clock = Clock()
-    ways = Fastest(clock)
+    ways = Autotuner(clock)
     small = {"batch": clock.way("batch", 3.0), "singly": clock.way("singly", 2.0)}
     large = {"batch": clock.way("batch", 3.0), "singly": clock.way("singly", 16.0)}
     taken = [ways.do(2, small) for _ in range(30)]
@@ -244,7 +251,7 @@ def test_the_fastest_way_is_taken_for_each_size() -> None:
 def test_one_slow_run_does_not_decide_and_a_change_is_noticed() -> None:
     """The median forgives the first, cold run; a way that has become faster is found again."""
     clock = Clock()
-    ways = Fastest(clock)
+    ways = Autotuner(clock)
     cold = {"batch": clock.way("batch", 100.0), "singly": clock.way("singly", 2.0)}
     warm = {"batch": clock.way("batch", 1.0), "singly": clock.way("singly", 2.0)}
     ways.do(2, cold)
@@ -264,7 +271,7 @@ def test_a_way_that_fails_is_not_measured() -> None:
     def fails() -> str:
         raise OSError("gone")
 
-    ways = Fastest()
+    ways = Autotuner()
     with pytest.raises(OSError, match="gone"):
         ways.do(1, {"only": fails})
     assert ways.best(1) is None
@@ -313,7 +320,7 @@ def answers_are_plain(retriever: Any, speculators: Sequence[Any]) -> int:
             for prompt in ("17", "403", "2999"):
                 expected = plain(Wander(), Request(prompt=prompt), retriever)
                 answer = engine.run(prompt)
-                wrong += answer.stats.guesses - answer.stats.guesses_right
+                wrong += answer.stats.guesses - answer.stats.accepted
 
                 assert expected == answer
     return wrong
@@ -329,7 +336,7 @@ def test_a_pool_that_knows_better_than_the_index_is_only_a_wrong_guess(
     index finds: such guesses must be found wrong.
     """
     retriever = made(name, vectors, k=4)
-    pool = PassagePool(retriever, capacity=SIZE)
+    pool = PassageCache(retriever, capacity=SIZE)
     exact = NumpyFlat(retriever.corpus, k=SIZE)
     for hits in exact.search([retriever.encode("0")]):
         pool.learn(retriever.encode("0"), hits)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ralmspec_plugins import Engine, PassagePool, plain
+from ralmspec_plugins import Engine, PassageCache, plain
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval import load, open_retriever, save
 from ralmspec_plugins.testing import EchoWorkload
@@ -172,7 +172,7 @@ def test_a_pool_scores_as_the_search_does_to_the_bit(many: Any) -> None:
 def test_a_query_of_unknown_or_stop_words_finds_nothing() -> None:
     """No passage shares a term with it, and a pool says so, too."""
     retriever = open_retriever("lucene", invented_passages(20), k=2)
-    pool = PassagePool(retriever)
+    pool = PassageCache(retriever)
     known = retriever.encode(invented_queries(1)[0])
     pool.learn(known, retriever.search([known])[0])
     for text in ("the of and", "unheard", "", "...", "\ud800", "\0"):
@@ -219,7 +219,7 @@ def test_any_text_is_searched_and_pooled(text: str) -> None:
     retriever = open_retriever("lucene", passages, k=3)
     query = retriever.encode(text)
     truth = retriever.search([query])[0]
-    pool = PassagePool(retriever)
+    pool = PassageCache(retriever)
     pool.learn(query, truth)
     pool.learn(query, retriever.search([retriever.encode("filler")])[0])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ralmspec_plugins import PassagePool
+from ralmspec_plugins import PassageCache
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval import load, open_retriever, save
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, plain_hits
@@ -55,7 +55,7 @@ def test_an_index_of_anserinis_is_opened_where_it_lies(
     opened = LuceneRetriever.open(tmp_path / "ix", k=3)
     query = opened.encode(TEXTS[0])
     truth = opened.search([query])[0]
-    pool = PassagePool(opened)
+    pool = PassageCache(opened)
     pool.learn(query, opened.search_wide([query], 20)[0])
 
     assert opened._index._vectors == ("storeDocvectors" in stored)

@@ -14,7 +14,7 @@ from ralmspec_plugins.retrieval import HashingEncoder, dense, load, open_retriev
 from ralmspec_plugins.retrieval.registry import read
 from ralmspec_plugins.retrieval.storage import files
 from ralmspec_plugins.retrieval.storage import format as storage_format
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage, Query
 
@@ -324,8 +324,8 @@ class WithFiles:
             (folder / Path(name).name).write_bytes(content)
         self.sources = {name: folder / Path(name).name for name in self.content}
 
-    def parts(self) -> Parts:
-        return Parts("own", {}, PASSAGES, files=self.sources)
+    def parts(self) -> IndexArtifacts:
+        return IndexArtifacts("own", {}, PASSAGES, files=self.sources)
 
 
 def test_a_backends_own_files_are_copied_and_given_as_paths(tmp_path: Path) -> None:
@@ -366,12 +366,12 @@ def test_own_files_can_be_written_piece_by_piece(tmp_path: Path) -> None:
     class Writing:
         pieces: Sequence[Any] = (b"one ", memoryview(b"two"), b"")
 
-        def parts(self) -> Parts:
+        def parts(self) -> IndexArtifacts:
             def write_to(write: Callable[[bytes], Any]) -> None:
                 for piece in self.pieces:
                     write(piece)
 
-            return Parts("own", {}, PASSAGES, written={"own/x.bin": write_to})
+            return IndexArtifacts("own", {}, PASSAGES, written={"own/x.bin": write_to})
 
     save(Writing(), tmp_path / "kb")
 
@@ -408,7 +408,7 @@ def test_a_folder_that_appears_while_saving_is_left_alone(
     """What somebody else puts at the target during the writing stays; nothing of ours is left."""
     write = storage_format.write
 
-    def write_and_be_overtaken(parts: Parts, folder: Path, there: dict[str, Path]) -> None:
+    def write_and_be_overtaken(parts: IndexArtifacts, folder: Path, there: dict[str, Path]) -> None:
         write(parts, folder, there)
         (tmp_path / "kb").mkdir()
         (tmp_path / "kb" / "thesis.txt").write_text("years of work")

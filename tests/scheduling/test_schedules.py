@@ -18,7 +18,7 @@ from ralmspec_plugins.scheduling.os3 import (
     optimal_stride,
     worth_gathering,
 )
-from ralmspec_plugins.scheduling.policy import Policy, View
+from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
 from ralmspec_plugins.scheduling.schedules import (
     Continuous,
     FixedStride,
@@ -132,8 +132,8 @@ def view(
     in_flight: int = 0,
     ahead: int = 0,
     stalled: bool = False,
-) -> View:
-    return View(pending, searching, in_flight, ahead, stalled)
+) -> SchedulerState:
+    return SchedulerState(pending, searching, in_flight, ahead, stalled)
 
 
 def test_a_fixed_stride_waits_for_its_batch() -> None:
@@ -169,7 +169,7 @@ def after_rounds(policy: Policy, *, step_s: float, search_s: float, right: bool)
         policy.batches(view(pending=1, stalled=True))
         policy.wrote(step_s)
         policy.searched(Searched(1, search_s))
-        policy.judged(right)
+        policy.record_outcome(right)
         policy.may_write(view(pending=1))
     return policy
 
@@ -223,29 +223,33 @@ def test_hopeless_guesses_are_not_written_on() -> None:
     """After many wrong guesses nothing runs ahead; after some right ones it does again."""
     policy = Continuous().begin(Costs())
     for _ in range(32):
-        policy.judged(right=False)
+        policy.record_outcome(accepted=False)
     hopeless = policy.may_write(view())
     for _ in range(8):
-        policy.judged(right=True)
+        policy.record_outcome(accepted=True)
 
     assert not hopeless
     assert policy.may_write(view())
 
 
-@pytest.mark.parametrize(("least_right", "written"), [(0.1, True), (0.3, True), (0.5, False)])
-def test_the_share_of_right_guesses_that_is_asked_for(least_right: float, *, written: bool) -> None:
+@pytest.mark.parametrize(
+    ("min_acceptance_rate", "written"), [(0.1, True), (0.3, True), (0.5, False)]
+)
+def test_the_share_of_right_guesses_that_is_asked_for(
+    min_acceptance_rate: float, *, written: bool
+) -> None:
     """With two guesses in five right, a schedule that asks for half of them waits."""
-    policy = Continuous(least_right=least_right).begin(Costs())
+    policy = Continuous(min_acceptance_rate=min_acceptance_rate).begin(Costs())
     for number in range(30):
-        policy.judged(right=number % 5 < 2)
+        policy.record_outcome(accepted=number % 5 < 2)
 
     assert written == policy.may_write(view())
 
 
 def test_a_share_is_between_nothing_and_all() -> None:
     """Anything else is refused."""
-    with pytest.raises(ConfigError, match="least_right"):
-        Continuous(least_right=1.5)
+    with pytest.raises(ConfigError, match="min_acceptance_rate"):
+        Continuous(min_acceptance_rate=1.5)
 
 
 def costs_of(*, alone_s: float, beside_s: float) -> Costs:
@@ -308,7 +312,7 @@ def test_a_search_that_takes_from_the_model_waits_for_a_batch() -> None:
     policy = Continuous().begin(Costs())
     full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
     for right in (True, True, True, False) * 4:
-        full.judged(right)
+        full.record_outcome(right)
     full.searched(Searched(1, 20.0))
     full.searched(Searched(64, 21.0))
 
@@ -325,7 +329,7 @@ def test_a_step_that_begins_with_a_search_is_beside_it() -> None:
     policy = Continuous().begin(Costs())
     full = Continuous().begin(costs_of(alone_s=1.0, beside_s=2.0))
     for right in (True, True, True, False) * 4:
-        full.judged(right)
+        full.record_outcome(right)
     full.searched(Searched(1, 20.0))
     full.searched(Searched(64, 21.0))
 
@@ -389,9 +393,9 @@ def test_a_lane_gathers_before_it_is_taken_by_one_query() -> None:
     costs = Costs(curve)
     for _ in range(40):
         costs.wrote(1.0)
-        costs.judged(right=True)
+        costs.record_outcome(accepted=True)
     policy = Continuous().begin(costs)
-    view = View(pending=1, searching=0, in_flight=0, ahead=1, stalled=False)
+    view = SchedulerState(pending=1, searching=0, in_flight=0, ahead=1, stalled=False)
 
     assert policy.batches(view) == []
     assert policy.batches(replace(view, pending=19)) == []
@@ -437,7 +441,7 @@ def test_guesses_that_take_what_they_hide_are_not_made(guess_s: float, worth: bo
     costs.wrote(0.01)
     costs.searched(Searched(1, 0.01))
     for turn in range(30):
-        costs.judged(right=turn % 2 == 0)
+        costs.record_outcome(accepted=turn % 2 == 0)
     costs.guessed(guess_s)
 
     assert worth == costs.worth_guessing()

@@ -17,7 +17,7 @@ from ralmspec_plugins.speculators import (
     POLICIES,
     Bm25ProxyTable,
     EmbeddingProxyTable,
-    PassagePool,
+    PassageCache,
     Replica,
 )
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, refused
@@ -46,7 +46,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def start(self, retriever: Any, capacity: int, eviction: str) -> None:
         self.retriever = retriever
-        self.pool = PassagePool(retriever, capacity=capacity, eviction=eviction)
+        self.pool = PassageCache(retriever, capacity=capacity, eviction=eviction)
 
     @rule(text=st.sampled_from(TEXTS), width=st.sampled_from([2, 5, 30]))
     def learn(self, text: str, width: int) -> None:
@@ -86,7 +86,7 @@ TestPoolAgainstTheRanking = PoolMachine.TestCase
 def test_lru_forgets_what_is_neither_guessed_nor_found() -> None:
     """Of two old passages, the one that was guessed since stays."""
     retriever = open_retriever("numpy-flat", PASSAGES, HashingEncoder(16), k=1)
-    pool = PassagePool(retriever, capacity=2)
+    pool = PassageCache(retriever, capacity=2)
     first, second, third = (retriever.encode(text) for text in TEXTS[:3])
     for query in (first, second):
         pool.learn(query, retriever.search([query])[0])
@@ -101,13 +101,13 @@ def test_lru_forgets_what_is_neither_guessed_nor_found() -> None:
 def test_a_pool_with_too_little_makes_no_guess() -> None:
     """Fewer than k passages: none, unless the knowledge base has no more."""
     query = DENSE.encode(TEXTS[0])
-    pool = PassagePool(DENSE)
+    pool = PassageCache(DENSE)
     assert pool.guess(query) is None
     pool.learn(query, ranked(DENSE, query)[:1])
     assert pool.guess(query) is None
 
     tiny = open_retriever("numpy-flat", PASSAGES[:1], HashingEncoder(16), k=2)
-    small = PassagePool(tiny)
+    small = PassageCache(tiny)
     small.learn(query, tiny.search([query])[0])
 
     assert tiny.search([query])[0] == small.guess(query)
@@ -115,7 +115,7 @@ def test_a_pool_with_too_little_makes_no_guess() -> None:
 
 def test_a_pool_belongs_to_one_signature() -> None:
     """Its signature is the retriever's; hits of a retriever with other features are refused."""
-    pool = PassagePool(DENSE)
+    pool = PassageCache(DENSE)
     query = SPARSE.encode(TEXTS[0])
 
     assert DENSE.signature == pool.signature
@@ -127,7 +127,7 @@ def test_a_pool_belongs_to_one_signature() -> None:
 def test_a_refused_hit_leaves_a_full_pool_whole() -> None:
     """An error while learning breaks nothing that was learned before."""
     query = DENSE.encode(TEXTS[0])
-    pool = PassagePool(DENSE, capacity=2)
+    pool = PassageCache(DENSE, capacity=2)
     pool.learn(query, DENSE.search([query])[0])
     bad = Hit(Passage("bad", "no vector"), 1.0)
 
@@ -138,7 +138,7 @@ def test_a_refused_hit_leaves_a_full_pool_whole() -> None:
 
 def test_a_changed_passage_is_ranked_anew() -> None:
     """A text that changed under its id replaces the old one, in the ranking too."""
-    pool = PassagePool(BlackBox(), table=Bm25ProxyTable(), k=1)
+    pool = PassageCache(BlackBox(), table=Bm25ProxyTable(), k=1)
     pool.learn(Query("q"), (Hit(Passage("a", "red")), Hit(Passage("b", "blue"))))
     pool.learn(Query("q"), (Hit(Passage("a", "green")),))
 
@@ -148,7 +148,7 @@ def test_a_changed_passage_is_ranked_anew() -> None:
 
 def test_shared_by_threads_it_stays_whole() -> None:
     """Eight threads learning and guessing: every guess is the ranking of some passages held."""
-    pool = PassagePool(DENSE, capacity=10)
+    pool = PassageCache(DENSE, capacity=10)
     queries = [DENSE.encode(text) for text in TEXTS]
     scores = {
         query.text: {h.passage.id: h.score for h in ranked(DENSE, query)} for query in queries
@@ -188,15 +188,15 @@ class BlackBox:
 def test_settings_that_make_no_pool_are_refused(wrong: dict[str, Any]) -> None:
     """No room, an unknown policy, nothing to guess."""
     with pytest.raises(ConfigError):
-        PassagePool(DENSE, **wrong)
+        PassageCache(DENSE, **wrong)
 
 
 def test_a_black_box_needs_a_table() -> None:
     """Whose metric is not known cannot rank a pool; the error says what can."""
     with pytest.raises(ConfigError, match="Bm25ProxyTable"):
-        PassagePool(BlackBox(), k=1)
+        PassageCache(BlackBox(), k=1)
     with pytest.raises(ConfigError, match="give k="):
-        PassagePool(BlackBox(), table=Bm25ProxyTable())
+        PassageCache(BlackBox(), table=Bm25ProxyTable())
 
 
 def test_proxies_guess_without_scores() -> None:
@@ -205,8 +205,8 @@ def test_proxies_guess_without_scores() -> None:
         Hit(Passage(str(n), text), 0.5, [float(n == 1), 1.0])
         for n, text in enumerate(["red fox", "blue dog", "blue"])
     )
-    words = PassagePool(BlackBox(), table=Bm25ProxyTable(), k=2, capacity=3)
-    vectors = PassagePool(
+    words = PassageCache(BlackBox(), table=Bm25ProxyTable(), k=2, capacity=3)
+    vectors = PassageCache(
         BlackBox(),
         table=EmbeddingProxyTable(
             lambda query: [float(len(query.text)), 0.0], lambda h: h.features

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculators import Memo
+from ralmspec_plugins.speculators import QueryCache
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 CAPACITY, TTL_S = 3, 5.0
@@ -26,7 +26,7 @@ class MemoMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.memo = Memo(CAPACITY, TTL_S, clock=lambda: self.now_s)
+        self.memo = QueryCache(CAPACITY, TTL_S, clock=lambda: self.now_s)
         self.model: OrderedDict[tuple[str, str], tuple[Hits, float]] = OrderedDict()
 
     @rule(key=keys, answer=st.sampled_from("xyz"))
@@ -71,7 +71,7 @@ TestMemoAgainstItsModel = MemoMachine.TestCase
 
 def test_nothing_crosses_signatures() -> None:
     """One tenant's hits are unknown to every other, even for the same words."""
-    memo = Memo()
+    memo = QueryCache()
     memo.learn(("store", "ann"), Query("salary"), hits_of("secret"))
 
     assert memo.known(("store", "bob"), Query("salary")) is None
@@ -79,7 +79,7 @@ def test_nothing_crosses_signatures() -> None:
 
 def test_an_empty_answer_is_an_answer() -> None:
     """No hits were found, and that is known."""
-    memo = Memo()
+    memo = QueryCache()
     memo.learn("index", Query("a"), ())
 
     assert memo.known("index", Query("a")) == ()
@@ -87,7 +87,7 @@ def test_an_empty_answer_is_an_answer() -> None:
 
 def test_queries_are_told_apart_by_their_key() -> None:
     """The key, not the text, decides what is the same query."""
-    memo = Memo()
+    memo = QueryCache()
     memo.learn("index", Query("a", key=(1,)), hits_of("x"))
 
     assert memo.known("index", Query("a")) is None
@@ -96,7 +96,7 @@ def test_queries_are_told_apart_by_their_key() -> None:
 
 def test_many_threads_leave_it_whole() -> None:
     """Eight threads at once break no invariant and never see another query's hits."""
-    memo = Memo(capacity=10)
+    memo = QueryCache(capacity=10)
 
     def work(seed: int) -> bool:
         right = True
@@ -116,4 +116,4 @@ def test_many_threads_leave_it_whole() -> None:
 def test_settings_that_keep_nothing_are_refused(wrong: dict[str, float]) -> None:
     """A memo that can remember nothing is a mistake."""
     with pytest.raises(ConfigError, match="must be"):
-        Memo(**wrong)  # type: ignore[arg-type]
+        QueryCache(**wrong)  # type: ignore[arg-type]

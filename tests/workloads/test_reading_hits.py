@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ralmspec_plugins import Engine, FixedStride, Settings, SharedPool
+from ralmspec_plugins import Engine, FixedStride, Settings, SharedPassageCache
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Hits, Request
@@ -63,13 +63,13 @@ def test_a_guess_with_other_scores_is_wrong_only_where_they_are_read() -> None:
             return table
 
     for reads_scores, wrong in ((True, True), (False, False)):
-        pool = SharedPool()
+        pool = SharedPassageCache()
         settings = Settings(schedule=FixedStride(stride=2), pool=pool)
         lm = Scorer(reads_scores=reads_scores)
         with Engine(Interval(lm, interval=1), Off(TEXTS, k=2), settings) as engine:
             engine.run("red fox")
             answer = engine.run(Request(prompt="red fox", max_tokens=8))
-        assert (answer.stats.guesses_right < answer.stats.guesses) is wrong
+        assert (answer.stats.accepted < answer.stats.guesses) is wrong
 
 
 def test_passages_go_to_models_that_do_not_ask_for_hits() -> None:

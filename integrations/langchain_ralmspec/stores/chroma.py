@@ -9,9 +9,9 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
 from ralmspec_plugins.adapters.stores import chroma
-from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.stores.common import TieCounter
 
 _KNOWN = {"k", "filter", "where_document"}
 _METRICS: dict[str | None, Metric] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
@@ -43,7 +43,9 @@ class ChromaSearch:
     filter: Any
     where_document: Any
     name: str = "Chroma"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -63,9 +65,9 @@ class ChromaSearch:
     @property
     def signature(self) -> Hashable:
         """The client, the collection, and what narrows the search."""
-        client = token_of(self.store._client)  # noqa: SLF001
-        narrowed = frozen([self.filter, self.where_document])
-        return ("Chroma", token_of(self.store), client, str(self._collection.id), narrowed)
+        client = object_id(self.store._client)  # noqa: SLF001
+        narrowed = value_fingerprint([self.filter, self.where_document])
+        return ("Chroma", object_id(self.store), client, str(self._collection.id), narrowed)
 
     def relevance(self) -> Callable[[float], float] | None:
         """Give the store's own function; it knows no other distances."""

@@ -11,13 +11,13 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from numpy.typing import NDArray
 
 from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
-from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
+from ralmspec_plugins.adapters.stores.common import TieCounter
 from ralmspec_plugins.adapters.stores.faiss import (
     FaissRows,
-    certain,
     flat_metric,
     flat_search,
+    is_clear_of_ties,
     plain_search,
 )
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
@@ -57,7 +57,9 @@ class FaissSearch:
     filter: Any
     score_threshold: float | None
     name: str = "FAISS"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -82,8 +84,8 @@ class FaissSearch:
     @property
     def signature(self) -> Hashable:
         """The store, its index, and what narrows the search."""
-        rest = frozen([self.fetch_k, self.filter, self.score_threshold])
-        return ("FAISS", token_of(self.store), token_of(self.store.index), rest)
+        rest = value_fingerprint([self.fetch_k, self.filter, self.score_threshold])
+        return ("FAISS", object_id(self.store), object_id(self.store.index), rest)
 
     def relevance(self) -> Callable[[float], float] | None:
         """Scores depend on the kernel in the last bits, so thresholds go one by one."""
@@ -133,7 +135,9 @@ class FaissSearch:
         read = passing[own - 1] + 1 if len(passing) >= own else width
         kept = [found[at] for at in passing]
         cut = self._cut(metric)
-        if certain(query, rows.candidates(read if cut is None else width), read, metric, cut):
+        if is_clear_of_ties(
+            query, rows.candidates(read if cut is None else width), read, metric, cut
+        ):
             return kept[:k]
         return self._single(vector, own, kept)[:k]
 

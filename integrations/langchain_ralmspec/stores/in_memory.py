@@ -10,7 +10,7 @@ from langchain_core.vectorstores import utils as host
 from numpy.typing import NDArray
 
 from langchain_ralmspec.stores.registry import DEFAULT_K, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
 
 _KNOWN: Final = frozenset({"k", "filter"})
 
@@ -34,7 +34,7 @@ class InMemorySearch:
         self._store = store
         self._accept = accept
         self.k = k
-        self.signature: Hashable = ("in-memory", token_of(store), frozen(accept))
+        self.signature: Hashable = ("in-memory", object_id(store), value_fingerprint(accept))
 
     def relevance(self) -> None:
         """Have none: the store knows no relevances, and says so when it is asked for them."""

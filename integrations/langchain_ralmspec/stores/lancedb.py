@@ -10,10 +10,10 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.stores.registry import BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
 from ralmspec_plugins.adapters.stores import lancedb
-from ralmspec_plugins.adapters.stores.common import Tally
-from ralmspec_plugins.adapters.stores.faiss import certain
+from ralmspec_plugins.adapters.stores.common import TieCounter
+from ralmspec_plugins.adapters.stores.faiss import is_clear_of_ties
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 
 _KNOWN = {"k", "filter", "name", "prefilter", "query_type", "metrics", "fts"}
@@ -64,7 +64,9 @@ class LanceSearch:
     metric: Metric
     certified: bool
     name: str = "LanceDB"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -81,7 +83,7 @@ class LanceSearch:
         """The store, its table, and what narrows the search."""
         store = self.store
         table = (self.settings.get("name") or store._table_name, store._vector_key)  # noqa: SLF001
-        return ("LanceDB", token_of(store), table, frozen(self.settings))
+        return ("LanceDB", object_id(store), table, value_fingerprint(self.settings))
 
     def table(self) -> Any:
         """Open the table, as the wrapper does for each search."""
@@ -121,7 +123,7 @@ class LanceSearch:
         column = self.store._vector_key  # noqa: SLF001
         query = np.asarray(vector, dtype=np.float32)
         found = lancedb.candidates(rows, column, own, limit) if len(rows) else None
-        if found is not None and certain(query, found, own, ScanMetric.L2):
+        if found is not None and is_clear_of_ties(query, found, own, ScanMetric.L2):
             return self._scored(rows.slice(0, k))
         return self._single(vector, own)
 

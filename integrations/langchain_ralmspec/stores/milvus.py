@@ -8,7 +8,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
 from ralmspec_plugins.adapters.stores.milvus import batch_hits
 
 _OPTIONS = {"param", "expr", "timeout"}
@@ -58,7 +58,7 @@ class MilvusSearch:
         """The client, the collection, and what narrows the search."""
         store = self.store
         place = (store.collection_name, store._vector_field)  # noqa: SLF001
-        return ("Milvus", token_of(store.client), place, frozen(self.options))
+        return ("Milvus", object_id(store.client), place, value_fingerprint(self.options))
 
     def relevance(self) -> Callable[[float], float] | None:
         """Scores may depend on the batch in the last bits, so thresholds go one by one."""

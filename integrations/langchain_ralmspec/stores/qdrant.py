@@ -7,9 +7,9 @@ from typing import Any
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_ralmspec.stores.registry import DEFAULT_K, BatchSearch, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen, token_of
+from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
 from ralmspec_plugins.adapters.stores import qdrant
-from ralmspec_plugins.adapters.stores.common import Tally, own_first
+from ralmspec_plugins.adapters.stores.common import TieCounter, own_first
 
 _OPTIONS = {"filter", "search_params", "offset", "score_threshold", "consistency"}
 _METRICS: dict[str, Metric] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
@@ -40,7 +40,9 @@ class QdrantSearch:
     k: int
     options: dict[str, Any]
     name: str = "Qdrant"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
     exact: bool = True
 
     @property
@@ -59,7 +61,7 @@ class QdrantSearch:
         store = self.store
         place = (store.collection_name, store.vector_name)
         keys = (store.content_payload_key, store.metadata_payload_key)
-        return ("Qdrant", token_of(store.client), place, keys, _frozen_options(self.options))
+        return ("Qdrant", object_id(store.client), place, keys, _frozen_options(self.options))
 
     def relevance(self) -> Callable[[float], float] | None:
         """Give the store's own function; it knows no other distances."""
@@ -104,4 +106,4 @@ def _frozen_options(options: dict[str, Any]) -> Hashable:
         name: value.model_dump() if hasattr(value, "model_dump") else value
         for name, value in options.items()
     }
-    return frozen(plain)
+    return value_fingerprint(plain)

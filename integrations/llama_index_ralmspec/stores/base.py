@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from ralmspec_plugins.adapters.batch_search import Metric, Scored, ScoreOf, Vector
-from ralmspec_plugins.adapters.fingerprint import frozen
+from ralmspec_plugins.adapters.fingerprint import value_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class Narrowing:
     @property
     def key(self) -> bytes:
         """Name what narrows the search, by value."""
-        return frozen([self.filters, self.node_ids, self.doc_ids, dict(self.kwargs)])
+        return value_fingerprint([self.filters, self.node_ids, self.doc_ids, dict(self.kwargs)])
 
 
 def narrowing(

@@ -12,9 +12,9 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.stores import chroma
-from ralmspec_plugins.adapters.stores.common import Tally
+from ralmspec_plugins.adapters.stores.common import TieCounter
 
 _KNOWN: Final = frozenset({"where", "where_document"})
 _METRICS: Final[dict[str | None, Metric]] = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
@@ -36,7 +36,9 @@ class ChromaStore:
     store: Any
     settings: Narrowing
     name: str = "Chroma"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -61,8 +63,8 @@ class ChromaStore:
     @property
     def signature(self) -> Hashable:
         """The client, the collection, and what narrows the search."""
-        client = token_of(self._collection._client)  # noqa: SLF001
-        return "Chroma", token_of(self.store), client, str(self._collection.id), self.settings.key
+        client = object_id(self._collection._client)  # noqa: SLF001
+        return "Chroma", object_id(self.store), client, str(self._collection.id), self.settings.key
 
     def score_of(self, value: float) -> float:
         """Make a similarity of a distance: of 1 less a cosine or product, or of a square."""

@@ -10,8 +10,8 @@ from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
-from ralmspec_plugins.adapters.stores.common import Tally, own_first
+from ralmspec_plugins.adapters.fingerprint import object_id
+from ralmspec_plugins.adapters.stores.common import TieCounter, own_first
 from ralmspec_plugins.adapters.stores.faiss import alike_search, flat_metric
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 from ralmspec_plugins.retrieval.ranking import Vectors
@@ -34,7 +34,9 @@ class FaissStore:
     store: Any
     k: int
     name: str = "FAISS"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -55,7 +57,7 @@ class FaissStore:
     @property
     def signature(self) -> Hashable:
         """The store and its index: it takes no settings."""
-        return ("FAISS", token_of(self.store), token_of(self._index))
+        return ("FAISS", object_id(self.store), object_id(self._index))
 
     def score_of(self, value: float) -> float:
         """Show a product or a squared distance as it is."""

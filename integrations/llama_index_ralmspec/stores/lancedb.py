@@ -13,10 +13,10 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.stores import lancedb
-from ralmspec_plugins.adapters.stores.common import Tally
-from ralmspec_plugins.adapters.stores.faiss import certain
+from ralmspec_plugins.adapters.stores.common import TieCounter
+from ralmspec_plugins.adapters.stores.faiss import is_clear_of_ties
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 
 _KNOWN: Final = frozenset({"where"})
@@ -45,7 +45,9 @@ class LanceStore:
     settings: Narrowing
     name: str = "LanceDB"
     metric: Metric = "l2"  # what a scan ranks by where nobody says otherwise
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
 
     @property
     def exact(self) -> bool:
@@ -66,8 +68,8 @@ class LanceStore:
     def signature(self) -> Hashable:
         """The store, its table, and what narrows the search."""
         store = self.store
-        place = token_of(store._table), store.vector_column_name  # noqa: SLF001
-        return "LanceDB", token_of(store), place, self.settings.key
+        place = object_id(store._table), store.vector_column_name  # noqa: SLF001
+        return "LanceDB", object_id(store), place, self.settings.key
 
     def score_of(self, value: float) -> float:
         """Make a similarity of a squared distance."""
@@ -89,7 +91,7 @@ class LanceStore:
         column = self.store.vector_column_name
         query = np.asarray(vector, dtype=np.float32)
         found = lancedb.candidates(rows, column, own, limit) if len(rows) else None
-        if found is not None and certain(query, found, own, ScanMetric.L2):
+        if found is not None and is_clear_of_ties(query, found, own, ScanMetric.L2):
             return self._found(rows.slice(0, k))
         return self._single(vector)
 

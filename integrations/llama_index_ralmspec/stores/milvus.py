@@ -9,7 +9,7 @@ from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.stores.milvus import abatch_hits, batch_hits
 
 _SEARCH: Final = "milvus_search_config"
@@ -50,7 +50,7 @@ class MilvusStore:
     @property
     def signature(self) -> Hashable:
         """The store, its collection, and what narrows the search."""
-        return "Milvus", token_of(self.store), self.store.collection_name, self.settings.key
+        return "Milvus", object_id(self.store), self.store.collection_name, self.settings.key
 
     def score_of(self, value: float) -> float:
         """Show the value of the metric as it is."""

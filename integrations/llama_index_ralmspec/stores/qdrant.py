@@ -9,9 +9,9 @@ from llama_index.core.indices.vector_store.retrievers import VectorIndexRetrieve
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
+from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.stores import qdrant
-from ralmspec_plugins.adapters.stores.common import Tally, own_first, put_first, tied
+from ralmspec_plugins.adapters.stores.common import TieCounter, own_first, put_first, tied
 
 _KNOWN: Final = frozenset({"qdrant_filters", "search_params"})
 _METRICS: Final[dict[str, Metric]] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
@@ -38,7 +38,9 @@ class QdrantStore:
     store: Any
     settings: Narrowing
     name: str = "Qdrant"
-    again: Tally = field(default_factory=Tally, compare=False)  # calls besides the batches
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # calls besides the batches
     exact: bool = True
 
     @property
@@ -60,7 +62,7 @@ class QdrantStore:
     @property
     def signature(self) -> Hashable:
         """The store, its collection, and what narrows the search."""
-        return "Qdrant", token_of(self.store), self.store.collection_name, self.settings.key
+        return "Qdrant", object_id(self.store), self.store.collection_name, self.settings.key
 
     def score_of(self, value: float) -> float:
         """Show a cosine or product as it is, and a distance not squared."""

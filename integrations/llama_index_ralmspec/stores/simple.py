@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import token_of
-from ralmspec_plugins.adapters.stores.common import Floats, RowCache, Rows, Tally, decided
+from ralmspec_plugins.adapters.fingerprint import object_id
+from ralmspec_plugins.adapters.stores.common import Floats, RowCache, RowTable, TieCounter, decided
 
 _SIMILARITY: Final = "default_similarity_fn"  # as the host's module calls it
 
@@ -43,7 +43,9 @@ class SimpleStore:
     exact: bool = True  # what is scored for a query is its own
     wide: bool = True
     metric: Metric = "cosine"
-    again: Tally = field(default_factory=Tally, compare=False)  # queries that the store answered
+    again: TieCounter = field(
+        default_factory=TieCounter, compare=False
+    )  # queries that the store answered
 
     @property
     def k(self) -> int:
@@ -54,7 +56,7 @@ class SimpleStore:
     def signature(self) -> Hashable:
         """The store, its data, and what narrows the search."""
         narrowed = replace(self.settings, doc_ids=None).key  # the store does not heed these
-        return "SimpleVectorStore", token_of(self.store), token_of(self.store.data), narrowed
+        return "SimpleVectorStore", object_id(self.store), object_id(self.store.data), narrowed
 
     def score_of(self, value: float) -> float:
         """Show a cosine as it is."""
@@ -118,7 +120,7 @@ class _Scores:
         self,
         vector: Vector,
         ids: Sequence[str],
-        rows: Rows,
+        rows: RowTable,
         kept: NDArray[np.int64],
         rough: Floats,
     ) -> None:

@@ -89,7 +89,7 @@ _SMALLEST, _LARGEST = 1e-100, 1e100  # of norms whose squares and products are h
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowTable:
     """Vectors as an array [rows, dimension], with their norms."""
 
     lists: Sequence[Any]
@@ -152,9 +152,9 @@ class RowCache:
     def __init__(self) -> None:
         """Keep nothing yet."""
         self._lock = threading.RLock()  # a garbage collection may come to `forget` under it
-        self._known: dict[int, tuple[weakref.ref[Any], Rows]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], RowTable]] = {}
 
-    def rows(self, owner: object, lists: Sequence[Any]) -> Rows:
+    def rows(self, owner: object, lists: Sequence[Any]) -> RowTable:
         """Give the rows of these lists, laid out anew where they changed.
 
         Raises:
@@ -178,7 +178,7 @@ class RowCache:
         return rows
 
 
-def laid_out(lists: Sequence[Any]) -> Rows:
+def laid_out(lists: Sequence[Any]) -> RowTable:
     """Make the array of some vectors.
 
     Raises:
@@ -188,13 +188,13 @@ def laid_out(lists: Sequence[Any]) -> Rows:
     if table.ndim != 2 or table.dtype != np.float64:
         raise ValueError(f"not rows of floats: an array of {table.dtype}, shape {table.shape}")
     with np.errstate(all="ignore"):
-        return Rows(list(lists), table, np.linalg.norm(table, axis=1))
+        return RowTable(list(lists), table, np.linalg.norm(table, axis=1))
 
 
 # Counts the calls of a store that a batch search makes besides the batch itself.
 
 
-class Tally:
+class TieCounter:
     """A number that several threads add to."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ from ralmspec_plugins.retrieval.ranking import (
 
 
 MARGIN = 8  # rows fetched behind the k-th, so that what was not fetched is clearly worse
-_LARGEST_DIMENSION = 8192  # up to here `reach` holds
+_LARGEST_DIMENSION = 8192  # up to here `tie_margin` holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Candidates:
     largest_norm: float | None = None
 
 
-def certain(
+def is_clear_of_ties(
     query: Vectors,
     found: Candidates,
     k: int,
@@ -101,12 +101,12 @@ def _clear_of_the_rest(
     if largest is None:
         if metric is not Metric.L2:
             return False
-        largest = reach(query_norm, last)
+        largest = tie_margin(query_norm, last)
     rest = kernel_error(metric, dimension, largest, query_norm)
     return found.worst + 2 * rest < last - error
 
 
-def reach(query_norm: float, last: float) -> float:
+def tie_margin(query_norm: float, last: float) -> float:
     """Bound the norms of the rows that may come before a row of this L2 score.
 
     A row whose norm exceeds the query's by r, with r at least 2 D (D the last one's

@@ -177,7 +177,7 @@ class LuceneSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LuceneHit:
     """A passage that a search found: its number in the index, its score, and its id."""
 
     number: int
@@ -284,14 +284,14 @@ class LuceneIndex:
         by_id = field("id", types_of.STRING_VAL)
         self._order = java_class(f"{_LUCENE}.search.Sort")(field.FIELD_SCORE, by_id)
 
-    def search(self, text: str, width: int) -> list[Found]:
+    def search(self, text: str, width: int) -> list[LuceneHit]:
         """Find the best passages that share a term with a text, best first, ties by id."""
         with _told(f"search {self.folder}"):
             query = self._query(_FIELD, self._analyzer, cleaned(text))
             found = _json(self._search(query, width, self._order, True))["scoreDocs"]
         scores = np.array([one["score"] for one in found], dtype=np.float32).tolist()
         return [
-            Found(one["doc"], score, one["fields"][1])
+            LuceneHit(one["doc"], score, one["fields"][1])
             for one, score in zip(found, scores, strict=True)
         ]
 

@@ -26,7 +26,7 @@ from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.lucene.bm25 import LuceneTable, PassageTerms, QueryTerms, terms_of
 from ralmspec_plugins.retrieval.lucene.index import (
-    Found,
+    LuceneHit,
     LuceneIndex,
     LuceneSettings,
     build_index,
@@ -38,7 +38,7 @@ from ralmspec_plugins.retrieval.lucene.jvm import (
     java_threads,
     soon_in_java,
 )
-from ralmspec_plugins.retrieval.storage.format import Parts
+from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # What is known of the passages that searches found: the passage, and its terms for a pool.
@@ -85,7 +85,7 @@ class FoundPassages:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Known] = OrderedDict()
 
-    def known(self, wanted: Mapping[int, Found]) -> dict[int, Known]:
+    def known(self, wanted: Mapping[int, LuceneHit]) -> dict[int, Known]:
         """Give what is known of found passages, by number; within `in_java` only."""
         known: dict[int, Known] = {}
         with self._lock:
@@ -100,7 +100,7 @@ class FoundPassages:
                 self._kept.popitem(last=False)
         return known | fresh
 
-    def _read(self, founds: Sequence[Found]) -> dict[int, Known]:
+    def _read(self, founds: Sequence[LuceneHit]) -> dict[int, Known]:
         if not founds:
             return {}
         passages = [self._passage(one.id) for one in founds]
@@ -296,7 +296,7 @@ class LuceneRetriever:
         self._closing()
         in_java(lambda: None)
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give what must be saved.
 
         Raises:
@@ -315,12 +315,12 @@ class LuceneRetriever:
             "fingerprint": self._print,
             "lucene": asdict(self._settings),
         }
-        return Parts("lucene", settings, self._passages, files=files)
+        return IndexArtifacts("lucene", settings, self._passages, files=files)
 
     @classmethod
     def from_parts(
         cls,
-        parts: Parts,
+        parts: IndexArtifacts,
         encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
         k: int,
     ) -> Self:

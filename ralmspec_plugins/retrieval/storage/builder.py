@@ -284,9 +284,9 @@ def build_index(
         if restart:
             clear(folder)
         begun = (folder / JOURNAL).exists()
-        build: _Build | None = None
+        build: _IndexBuild | None = None
         try:
-            build = _Build(folder, source, batch_size, progress or _unwatched)
+            build = _IndexBuild(folder, source, batch_size, progress or _unwatched)
             build.fill(passages)
             build.save(place, backend, metric, settings)
         except BaseException as error:
@@ -321,7 +321,7 @@ def _rehearse(backend: str, metric: str, batch_size: int, settings: dict[str, An
     raise AssertionError(f"{backend} made a knowledge base of nothing")
 
 
-class _Build:
+class _IndexBuild:
     """One attempt at a building folder that is held."""
 
     def __init__(self, folder: Path, source: Source, batch_size: int, progress: Watcher) -> None:

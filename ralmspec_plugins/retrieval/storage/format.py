@@ -42,7 +42,7 @@ WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class IndexArtifacts:
     """A retriever taken apart. Settings are plain JSON values.
 
     `files` are for what is too large for memory, or is opened by a library of
@@ -62,7 +62,7 @@ class Parts:
     written: Mapping[str, WriteTo] = field(default_factory=dict)
 
     @classmethod
-    def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "Parts":
+    def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "IndexArtifacts":
         """Take a dense corpus apart."""
         settings = {
             "k": k,
@@ -270,7 +270,7 @@ _BYTES_AT_ONCE = 1 << 20
 class Saveable(Protocol):
     """A retriever that can be taken apart."""
 
-    def parts(self) -> Parts:
+    def parts(self) -> IndexArtifacts:
         """Give everything that must be saved."""
         ...
 
@@ -372,7 +372,7 @@ class _Recorder:
                 os.fsync(self._file.fileno())
 
 
-def write(parts: Parts, folder: Path, there: Mapping[str, Path]) -> None:
+def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> None:
     """Write a knowledge base into an empty folder.
 
     Args:

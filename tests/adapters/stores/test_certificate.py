@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ralmspec_plugins.adapters.stores.faiss import MARGIN, Candidates, certain, reach
+from ralmspec_plugins.adapters.stores.faiss import MARGIN, Candidates, is_clear_of_ties, tie_margin
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors
 
 Kernel = Callable[[Vectors, Vectors], Vectors]
@@ -86,7 +86,7 @@ def test_what_is_certain_is_so_in_every_kernel(metric: Metric) -> None:
                 ]
                 same = all(other == order[:k].tolist() for other in others)
                 differing += not same
-                if certain(query, found, k, metric):
+                if is_clear_of_ties(query, found, k, metric):
                     certain_ones += 1
                     assert same
                 else:
@@ -103,7 +103,7 @@ def test_clear_rankings_are_certain() -> None:
     best = np.argsort(-(rows @ query))[:10]
     found = Candidates(rows[best], float((rows @ query)[best[-1]]), 1.2)
 
-    assert certain(query, found, 4, Metric.IP)
+    assert is_clear_of_ties(query, found, 4, Metric.IP)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_clear_rankings_are_certain() -> None:
 )
 def test_doubtful_cases(found: Candidates) -> None:
     """Duplicates, NaN, and rows left out of which too little is known: not certain."""
-    assert not certain(np.ones(4, dtype=np.float32), found, 2, Metric.IP)
+    assert not is_clear_of_ties(np.ones(4, dtype=np.float32), found, 2, Metric.IP)
 
 
 def test_a_score_at_the_threshold_is_doubtful() -> None:
@@ -128,12 +128,12 @@ def test_a_score_at_the_threshold_is_doubtful() -> None:
     query = np.array([1.0, 0.0], dtype=np.float32)
     found = Candidates(rows, None)
 
-    assert certain(query, found, 2, Metric.IP, threshold=0.7)
-    assert not certain(query, found, 2, Metric.IP, threshold=0.5)
+    assert is_clear_of_ties(query, found, 2, Metric.IP, threshold=0.7)
+    assert not is_clear_of_ties(query, found, 2, Metric.IP, threshold=0.5)
 
 
 def test_rows_beyond_reach_never_come_first() -> None:
-    """A row of a larger norm than `reach` is farther in any kernel, its error included."""
+    """A row of a larger norm than `tie_margin` is farther in any kernel, its error included."""
     random = np.random.default_rng(5)
     for _ in range(200):
         query = random.standard_normal(64).astype(np.float32) * np.float32(random.choice([1, 50]))
@@ -143,7 +143,7 @@ def test_rows_beyond_reach_never_come_first() -> None:
         far = random.standard_normal(64).astype(np.float32)
         if random.random() < 0.5:
             far = query.copy()  # the same direction: the nearest that a long row can be
-        far *= np.float32(reach(norm, float(last)) * 1.0001 / np.linalg.norm(far))
+        far *= np.float32(tie_margin(norm, float(last)) * 1.0001 / np.linalg.norm(far))
         scores = [kernel(far[None], query)[0] for kernel in KERNELS[Metric.L2]]
         own = [kernel(near[None], query)[0] for kernel in KERNELS[Metric.L2]]
 
