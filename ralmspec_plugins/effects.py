@@ -1,10 +1,11 @@
-"""What the loop asks its engine for, and what the engine reports back.
+"""What the loop asks its engine for, what the engine reports back, and what is in flight.
 
 `Start`, `FormQuery`, `Guess`, `Search` and `Extend` are work: each is completed by one
 `Completed` (a `Search` by one for each of its queries), in any order. The others are
 notices and need no completion.
 """
 
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -192,3 +193,47 @@ class Aborted:
 
 
 Completion: TypeAlias = Completed | PartialOutput
+
+
+class InFlight:
+    """The work that has been started and not completed."""
+
+    def __init__(self) -> None:
+        """Start with nothing in flight."""
+        self._open: dict[Work, int] = {}  # work -> completions still to come
+        self._alone: Work | None = None
+        self.searching: dict[Hashable, Search] = {}  # query key -> the search it is out with
+        self.searches = 0
+
+    def __bool__(self) -> bool:
+        """Whether anything is in flight."""
+        return bool(self._open)
+
+    def __iter__(self) -> Iterator[Work]:
+        """Go through what is in flight, oldest first."""
+        return iter(tuple(self._open))
+
+    def start(self, need: Work) -> None:
+        """Note that this work starts."""
+        self._alone = None if self._open else need
+        if isinstance(need, Search):
+            self.searching.update((query.key, need) for query in need.queries)
+            self.searches += 1
+        self._open[need] = len(need.queries) if isinstance(need, Search) else 1
+
+    def complete(self, need: Work, index: int) -> bool:
+        """Note a completion; say whether it was this work's last one."""
+        if isinstance(need, Search):
+            key = need.queries[index].key
+            if self.searching.get(key) is need:
+                del self.searching[key]
+        self._open[need] -= 1
+        if self._open[need]:
+            return False
+        del self._open[need]
+        self.searches -= isinstance(need, Search)
+        return True
+
+    def alone(self, need: Work) -> bool:
+        """Say whether nothing else was in flight since this work started."""
+        return self._alone is need

@@ -1,4 +1,4 @@
-"""Keeps the books of one request: counts and the timeline, as completions come in."""
+"""Metrics of one request: counts, the timeline, and how much work ran in parallel."""
 
 from collections import deque
 
@@ -19,12 +19,12 @@ class OverlapTracker:
     >>> from ralmspec_plugins.types import Query
     >>> from ralmspec_plugins.protocols import Progress
     >>> search, extend = Search((Query("a"),)), Extend(None, (), Progress())
-    >>> meanwhile = Meanwhile()
-    >>> meanwhile.began(search, 0.0), meanwhile.began(extend, 1.0)
+    >>> overlap = OverlapTracker()
+    >>> overlap.began(search, 0.0), overlap.began(extend, 1.0)
     (None, None)
-    >>> meanwhile.ended(Done(extend, None, started_s=1.0, ended_s=3.0))  # the search is still out
+    >>> overlap.ended(Completed(extend, None, started_s=1.0, ended_s=3.0))  # the search runs on
     2.0
-    >>> meanwhile.ended(Done(search, None, started_s=0.0, ended_s=8.0))
+    >>> overlap.ended(Completed(search, None, started_s=0.0, ended_s=8.0))
     2.0
     """
 
@@ -77,13 +77,13 @@ class MetricsRecorder:
         self.retries = 0
         self._spans: list[Span] = []
         self._sent_s: dict[Search, float] = {}
-        self._meanwhile = OverlapTracker()
+        self._overlap = OverlapTracker()
         self.beside_s = 0.0  # how long the work that was done last ran beside the other kind
 
     def done(self, done: Completed) -> Span:
         """Enter a completed piece of work in the timeline."""
         self.now_s = max(self.now_s, done.ended_s)
-        self.beside_s = self._meanwhile.ended(done)
+        self.beside_s = self._overlap.ended(done)
         need: Work = done.need
         outcome = Outcome.KEPT
         if done.error is not None:
@@ -102,7 +102,7 @@ class MetricsRecorder:
 
     def began(self, need: Work) -> None:
         """Note that work begins now; a search is a round trip."""
-        self._meanwhile.began(need, self.now_s)
+        self._overlap.began(need, self.now_s)
         if isinstance(need, Search):
             self.batches.append(len(need.queries))
             self._sent_s[need] = self.now_s

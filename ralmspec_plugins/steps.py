@@ -1,7 +1,7 @@
-"""The records of the loop: a step, why it failed, what is kept of dropped ones, what is out."""
+"""The window of steps that are not committed: what is verified, rolled back, and done next."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,24 +12,29 @@ from ralmspec_plugins.effects import (
     Confirmed,
     Extend,
     Failed,
+    FormQuery,
     Guess,
     Guessed,
+    InFlight,
     Judged,
     Need,
     PartialOutput,
     RolledBack,
-    Search,
     Settled,
+    Start,
     Work,
 )
 from ralmspec_plugins.metrics import MetricsRecorder
-from ralmspec_plugins.protocols import Workload
+from ralmspec_plugins.plain import formed
+from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, unscored
 
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
-KEPT_DROPPED = 512  # dropped questions and segments that are remembered for a request
+KEPT_DROPPED = 512  # dropped queries and segments that are kept for a request
+MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class RollbackCache:
 
     After a rewrite the text often comes out the same as the dropped one's. Then
     what followed is still right, and is taken back here piece by piece instead of
-    being asked and written again (DESIGN 3, reconvergence). The keys are the
+    being asked and written again (reconvergence). The keys are the
     workload's promise that equal keys mean equal results, to the last bit.
     """
 
@@ -104,17 +109,17 @@ class RollbackCache:
         self._queries: OrderedDict[Hashable, Query | None] = OrderedDict()
         self._segments: OrderedDict[Hashable, tuple[Any, Span | None]] = OrderedDict()
 
-    def keep(self, step: Step) -> None:
+    def put(self, step: Step) -> None:
         """Remember what a step that is being dropped had found out."""
         if step.asked:
             before = step.before
-            self._keep(self._queries, lambda: self._workload.query_key(before), step.query)
+            self._put(self._queries, lambda: self._workload.query_key(before), step.query)
         if step.written and step.used is not None:
-            self.keep_segment(step.before, step.used, step.after, step.span)
+            self.put_segment(step.before, step.used, step.after, step.span)
 
-    def keep_segment(self, before: Any, hits: Hits, after: Any, span: Span | None) -> None:
+    def put_segment(self, before: Any, hits: Hits, after: Any, span: Span | None) -> None:
         """Remember a segment, and the span in which it was written."""
-        self._keep(self._segments, lambda: self._workload.extend_key(before, hits), (after, span))
+        self._put(self._segments, lambda: self._workload.extend_key(before, hits), (after, span))
 
     def query(self, before: Any) -> tuple[Query | None] | None:
         """Give the question from this state in a tuple, if it is known."""
@@ -135,7 +140,7 @@ class RollbackCache:
     # or compared (an array in a passage's metadata) must only mean writing again.
 
     @staticmethod
-    def _keep(table: OrderedDict[Hashable, Any], make: _Key, value: Any) -> None:
+    def _put(table: OrderedDict[Hashable, Any], make: _Key, value: Any) -> None:
         try:
             key = make()
             if key is not None:
@@ -153,77 +158,41 @@ class RollbackCache:
             return _ABSENT
 
 
-class InFlight:
-    """The work that has been started and not completed."""
-
-    def __init__(self) -> None:
-        """Start with nothing in flight."""
-        self._open: dict[Work, int] = {}  # work -> completions still to come
-        self._alone: Work | None = None
-        self.searching: dict[Hashable, Search] = {}  # query key -> the search it is out with
-        self.searches = 0
-
-    def __bool__(self) -> bool:
-        """Whether anything is in flight."""
-        return bool(self._open)
-
-    def __iter__(self) -> Iterator[Work]:
-        """Go through what is in flight, oldest first."""
-        return iter(tuple(self._open))
-
-    def start(self, need: Work) -> None:
-        """Note that this work starts."""
-        self._alone = None if self._open else need
-        if isinstance(need, Search):
-            self.searching.update((query.key, need) for query in need.queries)
-            self.searches += 1
-        self._open[need] = len(need.queries) if isinstance(need, Search) else 1
-
-    def complete(self, need: Work, index: int) -> bool:
-        """Note a completion; say whether it was this work's last one."""
-        if isinstance(need, Search):
-            key = need.queries[index].key
-            if self.searching.get(key) is need:
-                del self.searching[key]
-        self._open[need] -= 1
-        if self._open[need]:
-            return False
-        del self._open[need]
-        self.searches -= isinstance(need, Search)
-        return True
-
-    def alone(self, need: Work) -> bool:
-        """Say whether nothing else was in flight since this work started."""
-        return self._alone is need
-
-
-# The chain of steps that are not committed yet: confirmed, committed, dropped, written again.
-
-
 class SpeculationWindow:
-    """What one request has come to: the last committed state, and the steps after it.
+    """The last committed state of a request, and the steps after it.
 
-    At most one of the steps is being asked or written at a time (`writer`), since
-    each needs the one before it. A writer that was stopped keeps the place until
-    it really has: then it is nobody's (`writer[1]` is `None`).
+    A reorder buffer: steps are written in order, verified in any order, and committed
+    in order. At most one step is formed, guessed for or written at a time (`writer`), since
+    each needs the one before it. A writer that was cancelled keeps the place until
+    it has really stopped; until then it belongs to no step (`writer[1]` is `None`).
     """
 
-    def __init__(self, workload: Workload[Any], policy: Policy | None) -> None:
-        """Start before the first state."""
+    def __init__(
+        self,
+        workload: Workload[Any],
+        retriever: Retriever,
+        cascade: SpeculatorCascade,
+        policy: Policy | None,
+    ) -> None:
+        """Start before the first state; without a policy nothing runs ahead."""
         self.workload = workload
+        self.retriever = retriever
+        self.cascade = cascade
         self.policy = policy
-        self.account = MetricsRecorder()
+        self.metrics = MetricsRecorder()
         self.in_flight = InFlight()
-        self.dropped = RollbackCache(workload)
+        self.rollback = RollbackCache(workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
         self.writer: tuple[Work, Step | None] | None = None
+        self.alone: Step | None = None  # the step that is run alone
         self.ran_ahead = False  # since memory was last freed
-        self.stopping_s = 0.0  # when a writer was last told to stop
+        self.stopping_s = 0.0  # when a writer was last cancelled
         self.settled = ""
         self.contradiction: Failure | None = None  # a text that was settled did not come again
         self.out: list[Need] = []  # what the engine is to do next
+        self._form_inline = workload.inline_query and getattr(retriever, "inline_encode", False)
 
     @property
     def complete(self) -> bool:
@@ -233,15 +202,15 @@ class SpeculationWindow:
     def answer(self) -> Answer:
         """Give the final text, its record and its statistics."""
         for need in self.in_flight:
-            self.account.unfinished(need)
+            self.metrics.unfinished(need)
         text = self.workload.text(self.root)
-        return Answer(text, tuple(self.retrieved), self.root, self.account.stats())
+        return Answer(text, tuple(self.retrieved), self.root, self.metrics.stats())
 
     def start(self, need: Work) -> None:
         """Have a piece of work started."""
         self.in_flight.start(need)
         self.ran_ahead |= isinstance(need, Extend) and need.ahead
-        self.account.began(need)
+        self.metrics.began(need)
         self.out.append(need)
 
     def write(self, need: Work, step: Step) -> None:
@@ -260,6 +229,10 @@ class SpeculationWindow:
             and step.search_failure is None
             and step.query.key not in searching
         ]
+
+    def ran_alone(self, need: Work) -> bool:
+        """Whether work ran as in the plain loop: nothing in parallel with it, nothing kept."""
+        return self.in_flight.alone(need) and not self.ran_ahead
 
     def view(self, *, stalled: bool, pending: int | None = None) -> SchedulerState:
         """Tell a policy what it may know; `pending` where it has been counted already."""
@@ -334,7 +307,7 @@ class SpeculationWindow:
     def _judge(self, step: Step, right: bool) -> None:
         assert step.query is not None
         self.out.append(Judged(step.query, right))
-        self.account.record_outcome(right)
+        self.metrics.record_outcome(right)
         if self.policy is not None:
             self.policy.record_outcome(right)
 
@@ -346,9 +319,9 @@ class SpeculationWindow:
                 return
             step = self.steps.pop(0)
             self.root = step.after
-            self.account.segments += 1
-            self.account.remembered += step.remembered
-            self.account.reused += step.reused
+            self.metrics.segments += 1
+            self.metrics.remembered += step.remembered
+            self.metrics.reused += step.reused
             self.out.append(Commit(self.retrieved[-1], step.after))
             self._settle(step.after)
         if self.steps and self.steps[0].verified:
@@ -383,7 +356,7 @@ class SpeculationWindow:
         if len(text) <= len(self.settled):
             return False
         self.settled = text
-        self.account.text()
+        self.metrics.text()
         self.out.append(Settled(text, state))
         return True
 
@@ -410,8 +383,8 @@ class SpeculationWindow:
 
     def _give_up(self, step: Step) -> None:
         """Give up a step's segment, written or being written."""
-        self.dropped.keep(step)
-        self.account.drop(step.span)
+        self.rollback.put(step)
+        self.metrics.drop(step.span)
         if self.writer is not None and self.writer[1] is step:
             self._stop_writer()
 
@@ -422,26 +395,149 @@ class SpeculationWindow:
         if isinstance(need, Extend):
             need.progress.cancel()
         self.out.append(Cancel(need))
-        self.stopping_s = self.account.now_s
+        self.stopping_s = self.metrics.now_s
         self.writer = None if isinstance(need, Guess) else (need, None)
+
+    # Completions
 
     def writing(self, need: Work) -> Step | None:
         """Give the step that this work is for, unless that was dropped since."""
         return self.writer[1] if self.writer is not None and self.writer[0] is need else None
 
-    def reported(self, report: PartialOutput) -> None:
+    def record_partial(self, report: PartialOutput) -> None:
         """Take in what an unfinished segment has so far."""
-        self.account.now_s = max(self.account.now_s, report.at_s)
+        self.metrics.now_s = max(self.metrics.now_s, report.at_s)
         step = self.writing(report.need)
         if step is not None:
             step.partial = report.state
 
-    def stopped(self, done: Completed, span: Span) -> None:
+    def record_search(self, done: Completed, query: Query, *, alone: bool) -> None:
+        """Give every step that waits for a query its hits, or the error of its search."""
+        for step in self.steps:
+            if step.query is None or step.query.key != query.key or step.truth is not None:
+                continue
+            if done.error is None:
+                step.truth = done.value.hits
+            else:
+                step.search_failure = Failure(done.error, alone and step is self.steps[0])
+
+    def record_work(self, done: Completed, *, alone: bool) -> None:
+        """Take in the first state, a query, a guess or a segment."""
+        step = self.writing(done.need)
+        alone = alone and bool(self.steps) and step is self.steps[0]
+        self.in_flight.complete(done.need, 0)
+        span = self.metrics.done(done)
+        if self.writer is not None and self.writer[0] is done.need:
+            self.writer = None
+        if isinstance(done.need, Start):
+            self.root = done.value
+        elif step is None:
+            self._stopped(done, span)
+        else:
+            self._advance(step, done, span, alone)
+
+    def _advance(self, step: Step, done: Completed, span: Span, alone: bool) -> None:
+        """Take a step to its next stage."""
+        if not isinstance(done.need, Extend):
+            step.cost_s += done.took_s
+        if isinstance(done.need, Guess):
+            step.guess = None if done.error is not None else done.value
+        elif done.error is not None:
+            step.failure = Failure(done.error, alone)
+        elif isinstance(done.need, FormQuery):
+            step.asked, step.query = True, done.value
+        else:
+            step.written, step.after, step.partial, step.span = True, done.value, None, span
+            if self.policy is not None:
+                self.policy.wrote(step.cost_s + done.took_s, self.metrics.beside_s)
+
+    def _stopped(self, done: Completed, span: Span) -> None:
         """Take in that a writer whose step was dropped has stopped, whole or not."""
-        self.account.drop(span)
+        self.metrics.drop(span)
         if not isinstance(done.need, Extend):
             return
         if self.policy is not None:
             self.policy.stopped(max(0.0, done.ended_s - self.stopping_s))
         if done.error is None:
-            self.dropped.keep_segment(done.need.state, done.need.hits, done.value, span)
+            self.rollback.put_segment(done.need.state, done.need.hits, done.value, span)
+
+    @property
+    def plainly(self) -> bool:
+        """Whether nothing may run ahead now."""
+        if self.policy is None or self.metrics.retries >= MOST_RETRIES:
+            return True
+        return self.alone is not None and self.alone in self.steps
+
+    # Planning: the next query, its hits, its segment
+
+    def plan(self) -> bool:
+        """Take the last step as far as it goes; return whether anything changed."""
+        moved = False
+        while self.writer is None:
+            if not self.steps or self.steps[-1].written:
+                if self.steps and self.plainly:
+                    break
+                self.steps.append(Step(self.steps[-1].after if self.steps else self.root))
+            step = self.steps[-1]
+            if step.failure is not None or step.ends or not self._further(step):
+                break
+            moved = True
+        return moved
+
+    def _further(self, step: Step) -> bool:
+        """Take the last step one stage further; return whether anything changed."""
+        if not step.asked:
+            self._form_query(step)
+        elif step.used is not None:
+            self._extend(step)
+        else:
+            return self._choose(step)
+        return True
+
+    def _form_query(self, step: Step) -> None:
+        if (known := self.rollback.query(step.before)) is not None:
+            step.asked, step.query = True, known[0]
+            return
+        if not self._form_inline:
+            self.write(FormQuery(step.before), step)
+            return
+        try:
+            step.query = formed(self.workload, self.retriever, step.before)
+            step.asked = True
+        except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
+            quiet = not self.in_flight and not self.ran_ahead
+            step.failure = Failure(error, quiet and step is self.steps[0])
+
+    def _choose(self, step: Step) -> bool:
+        """Find the hits to write with: the truth if it is known, else a guess."""
+        assert step.query is not None
+        if self.policy is None or self.plainly:
+            return False
+        if step.truth is None:
+            step.truth = self.cascade.known(step.query)
+            if step.truth is not None:
+                step.remembered = True
+                step.used, step.verified = self.visible(step.truth), True
+                return True
+        if not step.guessed and self.policy.worth_guessing():
+            step.guessed = True
+            began_s = self.cascade.clock()
+            step.guess = self.cascade.guess_inline(step.query)
+            self.policy.guessed(self.cascade.clock() - began_s)
+            if step.guess is None and self.cascade.slow:
+                self.write(Guess(step.query), step)
+                return True
+        if step.guess is None or not self.policy.may_write(self.view(stalled=False)):
+            return False
+        self.run_ahead(step, step.guess)
+        return True
+
+    def _extend(self, step: Step) -> None:
+        assert step.used is not None
+        known = self.rollback.segment(step.before, step.used)
+        if known is None:
+            self.write(Extend(step.before, step.used, ahead=not step.verified), step)
+            return
+        step.after, step.span = known
+        step.written = step.reused = True
+        self.metrics.take_back(step.span)

@@ -76,8 +76,8 @@ BUGS = (
     Bug(
         "a query's result is given to another query of its batch",
         "ralmspec_plugins/loop.py",
-        "query = search.queries[done.index]",
-        "query = search.queries[0]",
+        "window, query = self.window, search.queries[done.index]",
+        "window, query = self.window, search.queries[0]",
     ),
     Bug(
         "an error on a guess is raised before the guess is confirmed",
@@ -219,10 +219,10 @@ BUGS = (
     ),
     Bug(
         "what guessing takes is not counted where a worker guesses, too",
-        "ralmspec_plugins/loop.py",
-        "            self.policy.guessed(self.guesses.clock() - began_s)\n            if",
-        "            if not self.guesses.slow:\n"
-        "                self.policy.guessed(self.guesses.clock() - began_s)\n            if",
+        "ralmspec_plugins/steps.py",
+        "            self.policy.guessed(self.cascade.clock() - began_s)\n            if",
+        "            if not self.cascade.slow:\n"
+        "                self.policy.guessed(self.cascade.clock() - began_s)\n            if",
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
@@ -255,8 +255,8 @@ BUGS = (
     ),
     Bug(
         "guesses inside the loop are not timed",
-        "ralmspec_plugins/loop.py",
-        "            self.policy.guessed(self.guesses.clock() - began_s)\n",
+        "ralmspec_plugins/steps.py",
+        "            self.policy.guessed(self.cascade.clock() - began_s)\n",
         "",
         "tests/scheduling/test_schedules.py",
     ),

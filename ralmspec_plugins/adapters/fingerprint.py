@@ -61,7 +61,7 @@ def canonical_bytes(
     Everything stands behind its type and its length, so nothing that one value
     contains can be taken for another one. Sets have no order, dictionaries only if asked.
 
-    >>> encoded(["ab", "c"], lambda _: b"") == encoded(["a", "bc"], lambda _: b"")
+    >>> canonical_bytes(["ab", "c"], lambda _: b"") == canonical_bytes(["a", "bc"], lambda _: b"")
     False
 
     Args:
@@ -223,7 +223,7 @@ def object_id(value: object) -> str:
     keeps its name.
 
     >>> store, other = {1}, {1}
-    >>> token_of(store) == token_of(store), token_of(store) == token_of(other)
+    >>> object_id(store) == object_id(store), object_id(store) == object_id(other)
     (True, False)
     """
     if isinstance(value, MethodType):  # made anew at each look
@@ -238,9 +238,10 @@ def value_fingerprint(value: object, most: int | None = None, read: Read = as_an
     "1" are four things. Plain values, containers, arrays, dataclasses and pydantic
     models are taken by value; functions and all other objects by `object_id`.
 
-    >>> frozen({"k": 4, "filter": {"user": 1}}) == frozen({"filter": {"user": 1}, "k": 4})
+    >>> one = value_fingerprint({"k": 4, "filter": {"user": 1}})
+    >>> one == value_fingerprint({"filter": {"user": 1}, "k": 4})
     True
-    >>> frozen(1) == frozen(True)
+    >>> value_fingerprint(1) == value_fingerprint(True)
     False
 
     Args:

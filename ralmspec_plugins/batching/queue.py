@@ -189,12 +189,15 @@ class RequestQueue:
     Not thread-safe: whoever uses it holds a lock. What it does for one batch
     takes time by the size of the batch, not of the line.
 
-    >>> from ralmspec_plugins.batching.queue import Way
+    >>> from ralmspec_plugins.batching.queue import PendingCall, RequestQueue, SearchFn
     >>> from ralmspec_plugins.types import Query
-    >>> line = Line(capacity=8)
+    >>> line = RequestQueue(capacity=8)
     >>> for words in ("abcde", "x"):
     ...     queries = [Query(word) for word in words]
-    ...     line.join(Call(group="", way=Way(None), queries=queries, came_s=0, wake=print))
+    ...     call = PendingCall(
+    ...         group="", way=SearchFn(None), queries=queries, came_s=0, wake=print
+    ...     )
+    ...     line.join(call)
     >>> [query.text for query in line.next_batch(3).queries]
     ['a', 'b', 'x']
     """

@@ -115,7 +115,7 @@ def tie_margin(query_norm: float, last: float) -> float:
     any kernel puts it beyond 0.78 r^2. The last one's own distance and error are at most
     D^2 + gamma (2 |q| + D)^2 <= 0.25 r^2 + 420 gamma r^2 < 0.46 r^2.
 
-    >>> reach(1.0, -0.25)
+    >>> tie_margin(1.0, -0.25)
     2.0
     """
     return query_norm + max(2 * float(np.sqrt(max(-last, 0.0))), query_norm / 10)
