@@ -20,9 +20,9 @@ from ralmspec_plugins.retrieval import (
     save,
     stream_passages,
 )
+from ralmspec_plugins.retrieval.builder import Stage
 from ralmspec_plugins.retrieval.ingest import check_passages
 from ralmspec_plugins.retrieval.registry import needs_encoder
-from ralmspec_plugins.retrieval.storage.builder import Stage
 from ralmspec_plugins.retrieval.storage.format import check_target
 
 

@@ -227,7 +227,7 @@ def thread_switch_interval(interval_s: float | None) -> Iterator[None]:
     else has set it meanwhile.
 
     >>> before = sys.getswitchinterval()
-    >>> with short_turns(0.001):
+    >>> with thread_switch_interval(0.001):
     ...     round(sys.getswitchinterval(), 6)
     0.001
     >>> sys.getswitchinterval() == before

@@ -23,9 +23,9 @@ from ralmspec_plugins.knn.ann_index import (
 )
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.search import Neighbours, encode_no_text, hidden_states, nearest_of
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.faiss_ann import IndexQueries
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors, exact_scores
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Query
 
 

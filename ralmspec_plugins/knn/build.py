@@ -31,7 +31,7 @@ from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.knn.windows import Cutting, GrowingStore, Portion, Window, portions
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
-from ralmspec_plugins.retrieval.corpus import batched
+from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.retrieval.storage.files import atomic_replace
 from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards
 from ralmspec_plugins.retrieval.storage.journal import (

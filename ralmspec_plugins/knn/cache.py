@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.search import Neighbours, check_hidden, nearest_of, widen
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import norm_of
 from ralmspec_plugins.retrieval.ranking import (
     Metric,
@@ -23,6 +22,7 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
     nominees,
 )
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hits, Query
 
 CAPACITY = 16_384

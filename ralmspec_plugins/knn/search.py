@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import norm_of, squared_norms
 from ralmspec_plugins.retrieval.numpy_flat import InTurn, OwnThreads, Scan
 from ralmspec_plugins.retrieval.ranking import (
@@ -32,6 +31,7 @@ from ralmspec_plugins.retrieval.ranking import (
     exact_scores,
     kernel_error,
 )
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hit, Passage, Query
 
 # The neighbours of a query as arrays that read as hits: a thousand of them cost one record.

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval.corpus import fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.encoders import Encoder, encode_all, encoder_name
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
@@ -21,6 +20,7 @@ from ralmspec_plugins.retrieval.ranking import (
     metric_of,
     nominees,
 )
+from ralmspec_plugins.retrieval.storage.corpus import fingerprint, kept, places_of
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # Lengths of vectors: measured in float64, checked, and scaled to 1.

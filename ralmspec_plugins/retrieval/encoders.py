@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ralmspec_plugins.errors import ConfigError, InputError, ModelError
-from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.optional import no_progress_bar, optional
 from ralmspec_plugins.retrieval.ranking import Vectors
+from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.types import Passage
 
 Encoder: TypeAlias = Callable[[str], ArrayLike]

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
@@ -41,7 +41,7 @@ class Autotuner:
     Sizes are taken together by powers of two (2, 3 to 4, 5 to 8, ...). All ways must
     give the same result: which one is taken depends on the clock.
 
-    >>> ways = Fastest()
+    >>> ways = Autotuner()
     >>> {ways.do(2, {"once": lambda: 4, "twice": lambda: 2 + 2}) for _ in range(20)}
     {4}
     """

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable, norm_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
@@ -19,6 +18,7 @@ from ralmspec_plugins.retrieval.ranking import (
     certified_top_k,
     kernel_error,
 )
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval.corpus import SeenIds, batched
+from ralmspec_plugins.retrieval.storage.corpus import SeenIds, batched
 from ralmspec_plugins.types import Passage
 
 _SUFFIXES = (".txt", ".md", ".jsonl")

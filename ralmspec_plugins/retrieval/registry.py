@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.protocols import PassageTable
-from ralmspec_plugins.retrieval.corpus import check_k
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.retrieval.storage.files import PASSAGE_FILES, PassageFile, open_array
 from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,

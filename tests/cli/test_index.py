@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.cli import index as module
-from ralmspec_plugins.retrieval import load
+from ralmspec_plugins.retrieval import builder, load
 from ralmspec_plugins.retrieval.encoders import encode_batch
-from ralmspec_plugins.retrieval.storage import builder
 from tests.cli.conftest import Run, lines, names
 
 

@@ -22,12 +22,12 @@ from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval import (
     HashingEncoder,
     build_index,
-    corpus,
+    builder,
     load,
     open_retriever,
     save,
 )
-from ralmspec_plugins.retrieval.storage import builder
+from ralmspec_plugins.retrieval.storage import corpus
 from ralmspec_plugins.retrieval.storage.journal import JOURNAL, folder_of
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.retrieval import NumpyFlat, load, open_retriever, save
-from ralmspec_plugins.retrieval.corpus import batched, fingerprint, places_of
 from ralmspec_plugins.retrieval.registry import read
 from ralmspec_plugins.retrieval.storage import files
+from ralmspec_plugins.retrieval.storage.corpus import batched, fingerprint, places_of
 from ralmspec_plugins.retrieval.storage.files import PassageFile
 from ralmspec_plugins.testing.contracts import invented_passages
 from ralmspec_plugins.types import Passage

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.retrieval import corpus
-from ralmspec_plugins.retrieval.corpus import SeenIds, places_by_merging, places_of
+from ralmspec_plugins.retrieval.storage import corpus
+from ralmspec_plugins.retrieval.storage.corpus import SeenIds, places_by_merging, places_of
 from ralmspec_plugins.types import Passage
 
 some_ids = st.text(st.characters(), max_size=3)

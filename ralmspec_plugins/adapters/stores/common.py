@@ -131,7 +131,7 @@ class RowTable:
         A product of dimension d, in any order of adding, is wrong by d u |a| |b| at most, and
         each norm by (d / 2 + 1) u: so a cosine by (2 d + 8) u, and two of them by twice that.
 
-        >>> Rows([], np.zeros((0, 384)), np.zeros(0)).error < 2e-13
+        >>> RowTable([], np.zeros((0, 384)), np.zeros(0)).error < 2e-13
         True
         """
         dimension = int(self.table.shape[1])

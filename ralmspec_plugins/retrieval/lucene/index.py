@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, MissingExtraError
-from ralmspec_plugins.retrieval.corpus import batched
 from ralmspec_plugins.retrieval.lucene.bm25 import Statistics
 from ralmspec_plugins.retrieval.lucene.jvm import (
     classes,
@@ -31,6 +30,7 @@ from ralmspec_plugins.retrieval.lucene.jvm import (
     start_java,
 )
 from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.types import Passage
 
 # Java's methods as Python functions that threads can share.

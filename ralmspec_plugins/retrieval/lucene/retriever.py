@@ -22,7 +22,6 @@ from typing import Any, Self
 import numpy as np
 
 from ralmspec_plugins.errors import IndexFileError, InputError
-from ralmspec_plugins.retrieval.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.lucene.bm25 import LuceneTable, PassageTerms, QueryTerms, terms_of
 from ralmspec_plugins.retrieval.lucene.index import (
@@ -38,6 +37,7 @@ from ralmspec_plugins.retrieval.lucene.jvm import (
     java_threads,
     soon_in_java,
 )
+from ralmspec_plugins.retrieval.storage.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 

@@ -22,10 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
-from ralmspec_plugins.retrieval.corpus import batched, passage_blocks, passage_line, places_of
 from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
 from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
 from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
+from ralmspec_plugins.retrieval.storage.corpus import (
+    batched,
+    passage_blocks,
+    passage_line,
+    places_of,
+)
 from ralmspec_plugins.retrieval.storage.files import (
     OFFSETS,
     PASSAGES,

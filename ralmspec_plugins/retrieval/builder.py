@@ -11,13 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
-from ralmspec_plugins.retrieval.corpus import (
-    SeenIds,
-    batched,
-    check_k,
-    passage_line,
-    places_by_merging,
-)
 from ralmspec_plugins.retrieval.dense import norm_of, normalise, squared_norms
 from ralmspec_plugins.retrieval.encoders import (
     BATCH,
@@ -29,6 +22,13 @@ from ralmspec_plugins.retrieval.encoders import (
 )
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors, metric_of
 from ralmspec_plugins.retrieval.registry import KnowledgeBase, load, needs_encoder, open_retriever
+from ralmspec_plugins.retrieval.storage.corpus import (
+    SeenIds,
+    batched,
+    check_k,
+    passage_line,
+    places_by_merging,
+)
 from ralmspec_plugins.retrieval.storage.files import (
     PASSAGE_FILES,
     PassageFile,
