@@ -1,11 +1,11 @@
 """Retrievers: exact and approximate, dense and sparse, all ranked by one rule."""
 
+from ralmspec_plugins.retrieval.artifacts import save
 from ralmspec_plugins.retrieval.builder import build_index
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
 from ralmspec_plugins.retrieval.ingest import read_passages, stream_passages
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.registry import BACKENDS, KnowledgeBase, load, open_retriever
-from ralmspec_plugins.retrieval.storage.format import save
 
 __all__ = [
     "BACKENDS",

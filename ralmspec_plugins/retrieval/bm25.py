@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import Vectors, best_first, row_numbers
 from ralmspec_plugins.retrieval.storage.corpus import check_k, fingerprint, kept, places_of
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # The score of every word in every passage, and sums over a query's words.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
+from ralmspec_plugins.retrieval.artifacts import write
 from ralmspec_plugins.retrieval.dense import norm_of, normalise, squared_norms
 from ralmspec_plugins.retrieval.encoders import (
     BATCH,
@@ -35,7 +36,7 @@ from ralmspec_plugins.retrieval.storage.files import (
     atomic_replace,
     open_array,
 )
-from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards, write
+from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards
 from ralmspec_plugins.retrieval.storage.journal import (
     JOURNAL,
     VECTORS,

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
 from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # Of several ways to the same result, take the one that was measured to be the fastest.

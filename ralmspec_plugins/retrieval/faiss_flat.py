@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable, norm_of
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
@@ -19,7 +20,6 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
 )
 from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # FAISS's exact scan on a GPU, which only Meta's `faiss-gpu` builds have.

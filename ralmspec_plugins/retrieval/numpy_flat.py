@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Shortlist, Vectors, deal
 from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hits, Passage, Query
 
 # Nominate rows for an exact ranking: tiles of float32 products, held against a rising bar.

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.protocols import PassageTable
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.retrieval.storage.files import PASSAGE_FILES, PassageFile, open_array
@@ -26,7 +27,6 @@ from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,
     OWN,
     VERSION,
-    IndexArtifacts,
     RecordKind,
     Verify,
     check_file,

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
 from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.retrieval.torch_kernel import TorchKernel
 from ralmspec_plugins.types import Hits, Passage, Query
 

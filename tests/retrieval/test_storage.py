@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
-from ralmspec_plugins.retrieval import HashingEncoder, dense, load, open_retriever, save
+from ralmspec_plugins.retrieval import HashingEncoder, artifacts, dense, load, open_retriever, save
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.registry import read
 from ralmspec_plugins.retrieval.storage import files
-from ralmspec_plugins.retrieval.storage import format as storage_format
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage, Query
 
@@ -40,7 +39,7 @@ def left_behind(kb: Path) -> list[str]:
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
     """Let the n-th write to any file raise."""
-    write = storage_format._Recorder.write
+    write = artifacts._Recorder.write
     count = iter(range(10_000))
 
     def failing(self: Any, data: Any) -> int:
@@ -48,7 +47,7 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseExceptio
             raise error
         return write(self, data)
 
-    monkeypatch.setattr(storage_format._Recorder, "write", failing)
+    monkeypatch.setattr(artifacts._Recorder, "write", failing)
 
 
 @pytest.mark.parametrize("at", range(8))
@@ -157,7 +156,7 @@ def edit_manifest(kb: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def rewrite(kb: Path, name: str, content: bytes) -> None:
     """Put another content in a file, and its true checksum in the manifest."""
     (kb / name).write_bytes(content)
-    with storage_format._Recorder(kb / name) as file:
+    with artifacts._Recorder(kb / name) as file:
         file.write(content)
     edit_manifest(kb, lambda manifest: manifest["files"].__setitem__(name, file.entry))
 
@@ -406,14 +405,14 @@ def test_a_folder_that_appears_while_saving_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What somebody else puts at the target during the writing stays; nothing of ours is left."""
-    write = storage_format.write
+    write = artifacts.write
 
     def write_and_be_overtaken(parts: IndexArtifacts, folder: Path, there: dict[str, Path]) -> None:
         write(parts, folder, there)
         (tmp_path / "kb").mkdir()
         (tmp_path / "kb" / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr(storage_format, "write", write_and_be_overtaken)
+    monkeypatch.setattr(artifacts, "write", write_and_be_overtaken)
     with pytest.raises(IndexFileError, match="not a knowledge base"):
         save(open_retriever("numpy-flat", PASSAGES), tmp_path / "kb")
 

@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from ralmspec_plugins.errors import IndexFileError, InputError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.lucene.bm25 import LuceneTable, PassageTerms, QueryTerms, terms_of
 from ralmspec_plugins.retrieval.lucene.index import (
@@ -38,7 +39,6 @@ from ralmspec_plugins.retrieval.lucene.jvm import (
     soon_in_java,
 )
 from ralmspec_plugins.retrieval.storage.corpus import check_k, fingerprint, kept, places_of
-from ralmspec_plugins.retrieval.storage.format import IndexArtifacts
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # What is known of the passages that searches found: the passage, and its terms for a pool.

@@ -1,0 +1,346 @@
+"""What a retriever is saved as, and how: passages, arrays, settings and files.
+
+A folder holds `kb.json` (format, version, backend, settings, and each file's
+size and SHA-256), the passages' three files (`storage/files.py`), the backend's
+arrays as `.npy`, and files that only the backend can read. Nothing is ever
+pickled. It is written beside its final place and renamed: whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import IndexFileError
+from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
+from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
+from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
+from ralmspec_plugins.retrieval.storage.corpus import (
+    batched,
+    passage_blocks,
+    passage_line,
+    places_of,
+)
+from ralmspec_plugins.retrieval.storage.files import (
+    OFFSETS,
+    PASSAGES,
+    PLACES,
+    PassageFile,
+    atomic_replace,
+)
+from ralmspec_plugins.retrieval.storage.format import (
+    FORMAT,
+    OWN,
+    VERSION,
+    check_target,
+    file_record,
+    plain_name,
+    removed_afterwards,
+)
+from ralmspec_plugins.types import Passage
+
+WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexArtifacts:
+    """A retriever taken apart. Settings are plain JSON values.
+
+    `files` are for what is too large for memory, or is opened by a library of
+    its own: the names say where they shall lie in the saved folder ("index.bin",
+    or "lucene/segments_1" in a folder of theirs), the values where they lie now.
+    They are copied when saved, and when loaded given back as checked paths.
+    `written` are such files that do not lie anywhere yet: each value is called
+    with a function, and writes the file to it piece by piece.
+    """
+
+    backend: str
+    settings: Mapping[str, Any]
+    passages: Sequence[Passage]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    written: Mapping[str, WriteTo] = field(default_factory=dict)
+
+    @classmethod
+    def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "IndexArtifacts":
+        """Take a dense corpus apart."""
+        settings = {
+            "k": k,
+            "metric": corpus.metric.value,
+            "dimension": corpus.dimension,
+            "fingerprint": corpus.print,
+            "largest_norm": corpus.largest_norm,
+            "encoder": encoder_name(corpus.encoder),
+            "encoder_settings": getattr(corpus.encoder, "settings", None),
+            **extra,
+        }
+        arrays = {"vectors": corpus.vectors}
+        if corpus.squares is not None:
+            arrays["squares"] = corpus.squares
+        return cls(backend, settings, corpus.passages, arrays)
+
+    def dense(self, encoder: Encoder | None) -> DenseCorpus:
+        """Put a dense corpus together again, its encoder made anew where that is possible.
+
+        Raises:
+            IndexFileError: another encoder than the saved one, or vectors that do not fit.
+        """
+        vectors = self.array("vectors")
+        dimension = self.setting("dimension")
+        if vectors.shape != (len(self.passages), dimension):
+            raise IndexFileError(
+                f"vectors.npy has shape {vectors.shape}, but kb.json says "
+                f"{(len(self.passages), dimension)}; build the knowledge base again"
+            )
+        metric = self.setting("metric")
+        return DenseCorpus(
+            self.passages,
+            vectors,
+            self._encoder(encoder),
+            metric,
+            measured=self._measured(metric),
+        )
+
+    def _measured(self, metric: str) -> Measured:
+        largest = self.setting("largest_norm")
+        if not isinstance(largest, float) or not 0 <= largest < LARGEST_NORM:
+            raise IndexFileError(
+                f"kb.json says that the longest vector has the length {largest!r}; build it again"
+            )
+        squares = self.array("squares") if metric == Metric.L2 else None
+        if squares is not None and (
+            squares.shape != (len(self.passages),) or squares.dtype != np.float32
+        ):
+            raise IndexFileError(
+                f"squares.npy is a {squares.dtype} array of shape {squares.shape}, but there are "
+                f"{len(self.passages)} passages; build the knowledge base again"
+            )
+        return Measured(self.setting("fingerprint"), largest, squares)
+
+    def _encoder(self, given: Encoder | None) -> Encoder | None:
+        saved = self.setting("encoder")
+        settings = self.settings.get("encoder_settings")
+        if given is None:
+            return encoder_from(settings) if settings else None
+        name = encoder_name(given)
+        if settings and name != saved:
+            raise IndexFileError(
+                f"this knowledge base was encoded by {saved!r}, got the encoder {name!r}; "
+                "give the same encoder, or build it again"
+            )
+        return given
+
+    def setting(self, name: str) -> Any:
+        """Give a setting.
+
+        Raises:
+            IndexFileError: kb.json lacks it.
+        """
+        if name not in self.settings:
+            raise IndexFileError(f"kb.json lacks the setting {name!r}; build the index again")
+        return self.settings[name]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Give an array.
+
+        Raises:
+            IndexFileError: it was not saved.
+        """
+        if name not in self.arrays:
+            raise IndexFileError(f"the knowledge base lacks {name}.npy; build it again")
+        return self.arrays[name]
+
+    def blob(self, name: str) -> bytes:
+        """Give a file's bytes.
+
+        Raises:
+            IndexFileError: it was not saved.
+        """
+        if name not in self.blobs:
+            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
+        return self.blobs[name]
+
+    def file(self, name: str) -> Path:
+        """Give the place of a file, which is not read.
+
+        Raises:
+            IndexFileError: it was not saved.
+        """
+        if name not in self.files:
+            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
+        return self.files[name]
+
+
+_LINES_AT_ONCE = 4096
+
+
+_BYTES_AT_ONCE = 1 << 20
+
+
+class Saveable(Protocol):
+    """A retriever that can be taken apart."""
+
+    def parts(self) -> IndexArtifacts:
+        """Give everything that must be saved."""
+        ...
+
+
+def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
+    """Save a retriever's knowledge base, replacing one that is already there.
+
+    Whatever goes wrong on the way (a full disk, Ctrl-C), the old folder stays
+    as it was and nothing else is left behind.
+
+    Raises:
+        IndexFileError: something that is not a knowledge base is in the way.
+    """
+    target = Path(path).resolve()  # a link keeps leading to it
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
+    with removed_afterwards(fresh):  # made inside: it may be stopped as soon as it is there
+        fresh.mkdir(mode=0o700)
+        write(retriever.parts(), fresh, {})
+        check_target(target)  # again: writing can take minutes, and others may have come
+        atomic_replace(target, fresh)
+
+
+class _Recorder:
+    """A file that counts and digests what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self._bytes += len(memoryview(data).cast("B"))
+        return self._file.write(data)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *problem: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> None:
+    """Write a knowledge base into an empty folder.
+
+    Args:
+        parts: what to write.
+        folder: where.
+        there: by name, files on this disk that hold just what would be written; they
+            are linked instead.
+    """
+    writer = _Writer(folder, there)
+    writer.passages(parts.passages)
+    for name, array in parts.arrays.items():
+        writer.array(f"{name}.npy", array)
+    for name, blob in parts.blobs.items():
+        with writer.recorder(name) as file:
+            file.write(blob)
+    for name, source in parts.files.items():
+        writer.own(name, partial(_copy, source, name))
+    for name, write_to in parts.written.items():
+        writer.own(name, write_to)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "backend": parts.backend,
+        "passages": len(parts.passages),
+        "settings": dict(parts.settings),
+        "files": writer.files,
+    }
+    with _Recorder(folder / "kb.json") as file:
+        file.write(json.dumps(manifest, indent=2).encode())
+
+
+class _Writer:
+    """Writes a folder's files and keeps the list of them for kb.json."""
+
+    def __init__(self, folder: Path, there: Mapping[str, Path]) -> None:
+        self._folder = folder
+        self._there = there
+        self.files: dict[str, Any] = {}
+
+    @contextmanager
+    def recorder(self, name: str) -> Iterator[_Recorder]:
+        with _Recorder(self._folder / name) as file:
+            yield file
+        self.files[name] = file.entry
+
+    def passages(self, passages: Sequence[Passage]) -> None:
+        if self._link(PASSAGES):
+            assert isinstance(passages, PassageFile), "only saved passages lie on the disk already"
+            offsets = passages.offsets
+        elif isinstance(passages, PassageFile):
+            offsets = passages.offsets
+            with self.recorder(PASSAGES) as file:
+                for block in passage_blocks(passages):
+                    file.write(block)
+        else:
+            lengths = []
+            with self.recorder(PASSAGES) as file:
+                for some in batched(passages, _LINES_AT_ONCE):
+                    lines = [passage_line(passage).encode() for passage in some]
+                    lengths.append(np.fromiter(map(len, lines), dtype=np.int64))
+                    file.write(b"".join(lines))
+            offsets = np.concatenate([[0], np.concatenate(lengths).cumsum()])
+        self.array(OFFSETS, offsets)
+        self.array(PLACES, places_of(passages))
+
+    def array(self, name: str, array: NDArray[Any]) -> None:
+        if not self._link(name):
+            with self.recorder(name) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+    def own(self, name: str, write_to: WriteTo) -> None:
+        """Let a backend's own file be written."""
+        assert plain_name(name), f"a backend calls its file {name!r}"
+        (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with self.recorder(name) as file:
+            write_to(file.write)
+        self.files[name]["kind"] = OWN
+
+    def _link(self, name: str) -> bool:
+        """Link a file that is there already, if it is and the file system can."""
+        source = self._there.get(name)
+        if source is None:
+            return False
+        try:
+            (self._folder / name).hardlink_to(source)
+        except OSError:
+            return False
+        self.files[name] = file_record(source)
+        return True
+
+
+def _copy(source: Path, name: str, write: Callable[[bytes], object]) -> None:
+    """Copy a file, piece by piece."""
+    try:
+        with source.open("rb") as opened:
+            while piece := opened.read(_BYTES_AT_ONCE):
+                write(piece)
+    except FileNotFoundError as error:
+        raise IndexFileError(
+            f"{source} is gone, so {name} cannot be saved; build the index again"
+        ) from error
