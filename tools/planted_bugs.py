@@ -180,7 +180,7 @@ BUGS = (
         "ralmspec_plugins/speculators/query_cache.py",
         "(signature, query.key)",
         "query.key",
-        "tests/speculation",
+        "tests/speculators",
     ),
     Bug(
         "a shared pool is one for all tenants",
@@ -194,14 +194,14 @@ BUGS = (
         "ralmspec_plugins/batching/verifier.py",
         "group = self.signature, width\n",
         "group = 0, width\n",
-        "tests/merging tests/engine/test_batch.py",
+        "tests/batching tests/engine/test_batch.py",
     ),
     Bug(
         "an error of a shared search is everybody's",
         "ralmspec_plugins/batching/queue.py",
         "if not self.is_one_call:\n",
         "if False:\n",
-        "tests/merging tests/engine/test_batch.py",
+        "tests/batching tests/engine/test_batch.py",
     ),
     Bug(
         "the hidden state is that of the first position",

@@ -128,7 +128,7 @@ class HuggingFaceLM:
     """Continues a text with passages in front of it, on one model, bit for bit reproducibly.
 
     Whatever was written, dropped and written again before, a draft's next
-    tokens depend only on the draft (module `passes` says why). One instance
+    tokens depend only on the draft (module `kv_cache` says why). One instance
     serves any number of requests in any number of threads: they take turns
     token by token.
     """

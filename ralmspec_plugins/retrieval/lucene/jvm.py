@@ -137,7 +137,7 @@ def java_threads() -> int:
 def java_class(name: str) -> Any:
     """Look up a Java class by its full name; call it within `in_java` only.
 
-    pyjnius reads a class in many calls, which two threads would mix up (see `lucene_calls`).
+    pyjnius reads a class in many calls, which two threads would mix up (see `index`).
     """
     with classes:
         return optional("jnius", "lucene", "pyjnius").autoclass(name)
