@@ -18,7 +18,7 @@ from langchain_ralmspec.inspection import (
     look_at,
     prepared,
     reached,
-    users_config,
+    setup_of,
 )
 from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.adapters.batch_search import Scored
@@ -182,7 +182,7 @@ class _Called:
         return hits_of(found)
 
     def nobodys(self) -> "_Called":
-        return _Called(self.retriever, users_config(self._config), self._kwargs, None)
+        return _Called(self.retriever, setup_of(self._config), self._kwargs, None)
 
     def unheard(self, query: Query) -> Query:
         return Query(query.text, QueryPayload(None, self._quietly))

@@ -1,10 +1,10 @@
 """Looks at a host's retriever: what its answers depend on, and how it may be searched."""
 
 import inspect
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any, Final
 
 from langchain_core.documents import (
@@ -29,6 +29,7 @@ from langchain_core.runnables.configurable import (
 )
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
+from langchain_ralmspec.stores import BATCH_SEARCHES
 from langchain_ralmspec.stores.registry import BatchSearch, batch_search_of
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.fingerprint import (
@@ -38,7 +39,9 @@ from ralmspec_plugins.adapters.fingerprint import (
     copied,
     held,
     is_data,
+    is_known,
     object_id,
+    overridden,
     package_of,
     parts,
     qualified_name,
@@ -68,8 +71,16 @@ IMPURE: Final = frozenset(
 _DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
 _PARTS: Final = (Runnable, BaseDocumentCompressor, BaseDocumentTransformer)
 _WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not looked into any further
-_CODE: Final = (*_PARTS, VectorStore, FunctionType, MethodType, partial)
-_HOSTS: Final = frozenset({"langchain", "langgraph"})  # packages, and those named after them
+_RETRIEVERS: Final = frozenset({"langchain_core.vectorstores.base.VectorStoreRetriever"})
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)  # of documents, ids and vectors
+# Packages whose objects a known store holds: its client, its index, its settings.
+_CLIENTS: Final = frozenset(
+    {
+        *("chromadb", "faiss", "lancedb", "pymilvus", "qdrant_client"),
+        *("langchain_chroma", "langchain_community", "langchain_core", "langchain_milvus"),
+        *("langchain_qdrant",),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +127,32 @@ def is_pure(runnable: Runnable[Any, Any]) -> bool:
 
 
 def is_hosts_own(at: Concrete) -> bool:
-    """Whether all code that says what a retriever finds is LangChain's.
+    """Whether only known code says what a retriever finds, so that its signature names it all.
 
-    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
-    that can be seen of its retriever keeps one's answers from another one's then. An embedder
-    only ranks: what there is to be found is not its affair.
+    That is a list of what is known, not of what is not: a `VectorStoreRetriever` over a store of
+    `BATCH_SEARCHES`, whose settings are data, and which holds nothing but data, an embedder
+    and objects of its own client. Any other code may read elsewhere, in a `ContextVar` or a
+    database, whose turn it is. An embedder only ranks: what there is to be found does not
+    depend on it.
     """
-    return not any(
-        isinstance(part, _CODE) and package_of(part).partition("_")[0] not in _HOSTS
-        for whole in (at.runnable, dict(at.kwargs))
-        for part in parts(whole, _direct, (Document,))
+    retriever = at.runnable
+    if not isinstance(retriever, VectorStoreRetriever) or not is_known(retriever, _RETRIEVERS):
+        return False
+    store = retriever.vectorstore
+    return (
+        is_known(store, BATCH_SEARCHES)
+        and is_data({**retriever.search_kwargs, **at.kwargs}, _records_of(store))
+        and all(map(_holds_no_code, attributes(store).values()))
     )
+
+
+def _holds_no_code(value: object) -> bool:
+    """Whether an attribute of a known store is data, an embedder, or an object of its client."""
+    if isinstance(value, Embeddings) or type(value) in _CONTAINERS or is_data(value):
+        return True
+    if getattr(sys.modules.get(type(value).__module__), type(value).__qualname__, None) is None:
+        return package_of(value) in _CLIENTS and isinstance(value, FunctionType)
+    return package_of(type(value)) in _CLIENTS and not overridden(value)
 
 
 def _direct(part: object) -> list[Any]:
@@ -183,14 +209,10 @@ def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> 
 
 
 _THRESHOLD: Final = "similarity_score_threshold"
-_NO_VALUES: Final = ("__", "checkpoint_")  # LangGraph's own, made anew for each run
 _RECORDS: Final = frozenset({"qdrant_client"})
-_NO_METADATA_LIKE: Final = ("__", "checkpoint_", "langgraph_", "ls_")
-_NO_METADATA: Final = frozenset(
-    {
-        *("thread_id", "run_id", "run_attempt", "assistant_id", "graph_id", "lc_versions"),
-    }
-)
+_OF_ONE_RUN: Final = ("__pregel", "checkpoint_ns", "checkpoint_id", "langgraph_checkpoint_ns")
+# Packages whose embedders read nothing of a call's config or context.
+_EMBEDDERS: Final = frozenset({"langchain_core", "langchain_huggingface", "langchain_openai"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,41 +269,42 @@ class RelevanceCut:
         return kept
 
 
-def users_values(configurable: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of `configurable` values what a host makes anew for each run."""
-    return {key: value for key, value in configurable.items() if not key.startswith(_NO_VALUES)}
+def of_one_run(config: RunnableConfig) -> bool:
+    """Whether a config holds what a host makes for each run, such as LangGraph's runtime.
+
+    A retriever may read that too. So it is part of the signature, and nothing is kept for it.
+    """
+    keys = (*(config.get("configurable") or ()), *(config.get("metadata") or ()))
+    return any(str(key).startswith(_OF_ONE_RUN) for key in keys)
 
 
-def users_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of metadata what a host makes anew for each run."""
-    return {
-        key: value
-        for key, value in metadata.items()
-        if key not in _NO_METADATA and not str(key).startswith(_NO_METADATA_LIKE)
-    }
-
-
-def users_config(config: RunnableConfig) -> RunnableConfig:
-    """Give of a config what a retriever may read, and what may be kept for later calls."""
-    return RunnableConfig(
-        configurable=users_values(config.get("configurable") or {}),
+def setup_of(config: RunnableConfig) -> RunnableConfig:
+    """Give all of a config that a retriever may read, without who hears of the call."""
+    found = RunnableConfig(
+        configurable=dict(config.get("configurable") or {}),
         tags=list(config.get("tags") or ()),
-        metadata=users_metadata(config.get("metadata") or {}),
+        metadata=dict(config.get("metadata") or {}),
     )
+    if config.get("max_concurrency") is not None:
+        found["max_concurrency"] = config["max_concurrency"]
+    if "recursion_limit" in config:
+        found["recursion_limit"] = config["recursion_limit"]
+    return found
 
 
 def signature_of(at: Concrete) -> Hashable:
     """Name all that a retriever's answers depend on, as it is now.
 
-    What is bound to it counts as what a call says. A black box may also read tags and
-    metadata of its config; a vector store is not given them.
+    What is bound to it counts as what a call says. A black box may read all of its config; a
+    vector store is given none of it, and a known one is named by its settings alone.
     """
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
-        config = value_fingerprint(dict(users_config(at.config)))
+        config = value_fingerprint(dict(setup_of(at.config)))
         return "langchain", settings_of(runnable), value_fingerprint(dict(at.kwargs)), config
-    users = value_fingerprint(users_values(at.config.get("configurable") or {}))
     store = runnable.vectorstore
+    reads_nothing = is_hosts_own(at) and package_of(type(store.embeddings)) in _EMBEDDERS
+    read = {} if reads_nothing else dict(setup_of(at.config))
     return (
         "langchain",
         qualified_name(type(store)),
@@ -289,7 +312,7 @@ def signature_of(at: Concrete) -> Hashable:
         runnable.search_type,
         value_fingerprint({**runnable.search_kwargs, **at.kwargs}),
         object_id(store.embeddings),
-        users,
+        value_fingerprint(read),
     )
 
 
@@ -362,7 +385,13 @@ def prepared(
     k = k_of(at) if native is None else native.search.k
     fixed = at if isinstance(at.runnable, VectorStoreRetriever) else None
     return RetrieverSnapshot(
-        signature, native, k, pure, fixed, native is not None or is_hosts_own(at)
+        signature,
+        native,
+        k,
+        pure,
+        fixed,
+        hosts_own=native is not None or is_hosts_own(at),
+        passing=fixed is None and of_one_run(at.config),
     )
 
 

@@ -18,7 +18,7 @@ from langchain_ralmspec.callbacks import DirectRuns, Telling, Voice, voice_of
 from langchain_ralmspec.capabilities import unwrapped
 from langchain_ralmspec.configs import HostContext, heard_by, shared_call, silenced, wants_stream
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.inspection import users_config
+from langchain_ralmspec.inspection import setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import direct_lm
 from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
@@ -221,17 +221,12 @@ class Assembly:
         return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
-        """Give the retriever for a call: of its config, only what sets the retriever up.
+        """Give the retriever for a call, with all of its config but who hears of it.
 
-        It is kept for later calls, so nothing else of this one may stay with it: neither
-        handlers that the context would add, nor what LangGraph makes for each run. A black
-        box may also read tags and metadata; they are part of what keeps calls apart then.
+        It may be kept for later calls, which are equal in all that the signature names; so
+        neither this call's handlers nor those of its context stay with it.
         """
-        chosen = users_config(config)
-        host = self._called(chosen)
-        if not host.looked_into:
-            return host
-        return self._called(RunnableConfig(configurable=chosen["configurable"]))
+        return self._called(setup_of(config))
 
     def _called(self, config: RunnableConfig) -> HostRetriever:
         return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))

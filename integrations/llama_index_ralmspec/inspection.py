@@ -8,9 +8,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import is_
-from types import CodeType, FunctionType, MethodType
+from types import CodeType
 from typing import Any, Final, TypeVar
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -25,6 +25,7 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from llama_index_ralmspec.recording import Recording, searched
+from llama_index_ralmspec.stores import BATCH_SEARCHES
 from llama_index_ralmspec.stores.registry import batch_search_of
 from ralmspec_plugins.adapters.batch_search import Scored, Vector
 from ralmspec_plugins.adapters.fingerprint import (
@@ -34,9 +35,9 @@ from ralmspec_plugins.adapters.fingerprint import (
     copied_where_possible,
     held,
     is_data,
+    is_known,
     object_id,
     overridden,
-    package_of,
     qualified_name,
     value_fingerprint,
 )
@@ -56,8 +57,16 @@ from ralmspec_plugins.errors import ConfigError
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
 _ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and their parts
 _WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
-_CODE: Final = (*_ASKED, BasePydanticVectorStore, FunctionType, MethodType, partial)
-_HOSTS: Final = frozenset({"llama_index", "llama_index_ralmspec"})
+_RETRIEVERS: Final = frozenset(
+    {
+        "llama_index.core.indices.vector_store.retrievers.retriever.VectorIndexRetriever",
+        "llama_index.core.indices.vector_store.retrievers.VectorIndexRetriever",
+    }
+)
+_DOCSTORES: Final = frozenset(
+    {"llama_index.core.storage.docstore.simple_docstore.SimpleDocumentStore"}
+)
+_KV_STORES: Final = frozenset({"llama_index.core.storage.kvstore.simple_kvstore.SimpleKVStore"})
 _NO_SETTINGS: Final = frozenset({"callback_manager"})  # who hears of a call
 
 
@@ -72,14 +81,23 @@ def is_pure(retriever: BaseRetriever) -> bool:
 
 
 def is_hosts_own(retriever: BaseRetriever) -> bool:
-    """Whether all code that says what a retriever finds is LlamaIndex'.
+    """Whether only known code says what a retriever finds, so that its signature names it all.
 
-    Other code may read elsewhere, in a `ContextVar` or a database, whose turn it is; nothing
-    that can be seen of its retriever keeps one's answers from another one's then. An embedder
-    only ranks: what there is to be found is not its affair.
+    That is a list of what is known, not of what is not: exactly LlamaIndex' own retriever of
+    a vector index, its settings data, over a known store and its own document store. Any other
+    code may read elsewhere, in a `ContextVar` or a database, whose turn it is. An embedder
+    only ranks: what there is to be found does not depend on it.
     """
-    return not any(
-        isinstance(part, _CODE) and package_of(part) not in _HOSTS for part in parts(retriever)
+    if not is_known(retriever, _RETRIEVERS):
+        return False
+    own = vars(retriever)
+    docstore = own["_docstore"]
+    return (
+        is_known(own["_vector_store"], BATCH_SEARCHES)
+        and is_known(docstore, _DOCSTORES)
+        and is_known(getattr(docstore, "_kvstore", None), _KV_STORES)
+        and all(_is_plain(own[name]) for name in _SETTINGS)
+        and not own["object_map"]
     )
 
 

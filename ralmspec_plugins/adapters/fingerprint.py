@@ -7,6 +7,7 @@ import enum
 import fractions
 import itertools
 import pathlib
+import sys
 import threading
 import uuid
 import weakref
@@ -278,6 +279,43 @@ def overridden(instance: object) -> bool:
     """Whether a method of the class is hidden by an attribute of the instance."""
     own = getattr(instance, "__dict__", {})
     return any(isinstance(getattr(type(instance), name, None), FunctionType) for name in own)
+
+
+def is_known(value: object, names: Container[str]) -> bool:
+    """Whether a value is of exactly a known class, with the methods that its package ships.
+
+    The class must be the one that its module has under its name, none of its methods replaced
+    on the instance, and none on the class by a function of another package.
+
+    >>> is_known(partial(print), {"functools.partial"}), is_known(partial(print), {"x.Other"})
+    (True, False)
+
+    Args:
+        value: any.
+        names: qualified names of classes, whose code is known.
+    """
+    kind = type(value)
+    if qualified_name(kind) not in names or overridden(value):
+        return False
+    if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
+        return False
+    makers = _MAKERS | {kind.__module__.partition(".")[0]}
+    methods = (method for method in vars(kind).values() if isinstance(method, FunctionType))
+    return all(_home_of(method) in makers for method in methods)
+
+
+# Packages whose decorators and metaclasses make methods of other packages' classes.
+_MAKERS: Final = frozenset(
+    {
+        *("abc", "contextlib", "dataclasses", "functools", "typing", "typing_extensions"),
+        *("langchain_core", "llama_index", "llama_index_instrumentation", "pydantic"),
+    }
+)
+
+
+def _home_of(method: FunctionType) -> str:
+    """Name the top-level package in which a function was written, whatever it says of itself."""
+    return str(method.__globals__.get("__name__", "")).partition(".")[0]
 
 
 def package_of(thing: Any) -> str:

@@ -25,7 +25,7 @@ class WorkloadName(StrEnum):
 
 
 class EvictionName(StrEnum):
-    """What leaves a full pool: a test holds this against `speculation.POLICIES`."""
+    """What leaves a full pool: a test holds this against `speculators.POLICIES`."""
 
     LRU = "lru"
     LFU = "lfu"

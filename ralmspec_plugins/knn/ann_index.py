@@ -27,6 +27,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     check_target,
     check_verify,
     file_record,
+    opened_whole,
     read_record,
     removed_afterwards,
 )
@@ -373,6 +374,10 @@ def open_index(
     """
     check_verify(verify)
     folder = Path(path)
+    return opened_whole(folder, lambda: _open_once(folder, datastore, verify))
+
+
+def _open_once(folder: Path, datastore: Datastore, verify: Verify) -> BuiltIndex:
     about = read_record(folder, _KIND)
     try:
         recipe = RECIPES[about["recipe"]](**about["settings"])

@@ -24,6 +24,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     check_file,
     check_verify,
     file_record,
+    opened_whole,
     read_record,
 )
 from ralmspec_plugins.retrieval.storage.journal import npy_header
@@ -211,7 +212,12 @@ class Datastore:
             ConfigError: another word for `verify`.
             IndexFileError: it is missing, damaged, of another version, or not one of ours.
         """
+        check_verify(verify)
         folder = Path(path)
+        return opened_whole(folder, lambda: cls._open_once(folder, verify))
+
+    @classmethod
+    def _open_once(cls, folder: Path, verify: Verify) -> Self:
         info, digests = read_about(folder, verify)
         keys, values, ends = (open_array(folder / name) for name in FILES)
         problem = _problem(keys, values, ends, info)

@@ -93,13 +93,22 @@ def weights_digest(weights: Mapping[str, Any]) -> str:
 def encoder_from(settings: Mapping[str, Any]) -> Encoder:
     """Make an encoder again from the settings saved with a knowledge base.
 
+    A file never causes a download: of a model only a folder of this machine is loaded.
+
     Raises:
-        InputError: the kind of encoder is not one of those known here.
+        InputError: the kind of encoder is not one of those known here, or its model is not a
+            folder of this machine.
     """
     options = dict(settings)
     kind = options.pop("kind", None)
     if kind not in _KNOWN:
         raise InputError(f"unknown encoder kind {kind!r}; known are {', '.join(sorted(_KNOWN))}")
+    if kind != "hashing" and not Path(str(options.get("path"))).is_dir():
+        raise InputError(
+            f"the knowledge base names the {kind} encoder {options.get('path')!r}, which is not a "
+            "folder here; a file's model is never downloaded. Load it yourself and give it: "
+            "load(path, encoder=...)"
+        )
     module, name = _KNOWN[kind]
     encoder: Encoder = getattr(import_module(module), name)(**options)
     return encoder
@@ -213,9 +222,13 @@ class HuggingFaceEncoder:
         self._torch = optional("torch", "hf", "torch")
         transformers = optional("transformers", "hf", "transformers")
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                os.fspath(path), trust_remote_code=False
+            )
             with no_progress_bar():
-                model = transformers.AutoModel.from_pretrained(os.fspath(path))
+                model = transformers.AutoModel.from_pretrained(
+                    os.fspath(path), trust_remote_code=False
+                )
         except (OSError, ValueError) as error:
             raise ModelError(f"no usable Hugging Face model at {path}: {error}") from error
         self._model: Any = model.eval().to(device)
@@ -302,7 +315,9 @@ class SentenceTransformerEncoder:
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
         try:
             with no_progress_bar():
-                self._model: Any = package.SentenceTransformer(os.fspath(path), device=device)
+                self._model: Any = package.SentenceTransformer(
+                    os.fspath(path), device=device, trust_remote_code=False
+                )
         except (OSError, ValueError) as error:
             raise ModelError(f"no sentence-transformers model at {path}: {error}") from error
         self._prefixes = (query_prefix, passage_prefix)

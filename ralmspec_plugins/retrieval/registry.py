@@ -31,6 +31,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     Verify,
     check_file,
     check_verify,
+    opened_whole,
     plain_name,
     read_record,
 )
@@ -65,6 +66,10 @@ def read(path: str | os.PathLike[str], verify: Verify = "digests") -> IndexArtif
     """
     check_verify(verify)
     folder = Path(path)
+    return opened_whole(folder, lambda: _read_once(folder, verify))
+
+
+def _read_once(folder: Path, verify: Verify) -> IndexArtifacts:
     manifest = _manifest(folder)
     for name, expected in manifest["files"].items():
         _check_file(folder, name, expected, verify)
@@ -184,10 +189,18 @@ def load(
     Raises:
         IndexFileError: the folder is missing, damaged or foreign, or the encoder another one.
     """
-    parts = read(path, verify)
+    check_verify(verify)
+    folder = Path(path)
+    return opened_whole(folder, lambda: _load_once(folder, encoder, k, verify))
+
+
+def _load_once(
+    folder: Path, encoder: Encoder | None, k: int | None, verify: Verify
+) -> KnowledgeBase:
+    parts = _read_once(folder, verify)
     if parts.backend not in BACKENDS:
         raise IndexFileError(
-            f"{os.fspath(path)} was saved by the unknown backend {parts.backend!r}; known are "
+            f"{folder} was saved by the unknown backend {parts.backend!r}; known are "
             f"{', '.join(BACKENDS)}"
         )
     chosen = check_k(parts.setting("k") if k is None else k)

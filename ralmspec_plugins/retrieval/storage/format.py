@@ -8,14 +8,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from ralmspec_plugins.errors import ConfigError, IndexFileError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, RalmSpecError
 
+_MOST_ATTEMPTS = 50
+OpenedT = TypeVar("OpenedT")
 Verify: TypeAlias = Literal["digests", "sizes"]
 
 
@@ -69,6 +72,49 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
             f"{kind.version}; {kind.again}, or use the release that wrote it"
         )
     return record
+
+
+def opened_whole(folder: Path, open_once: Callable[[], OpenedT]) -> OpenedT:
+    """Open a folder's files as one, also while another folder takes its name.
+
+    A folder is replaced as a whole, in one step, but its files are opened one by one. So what
+    was opened counts only if the name led to the same folder before and after;
+    otherwise all of it is opened again. What is returned is the old or the new one.
+
+    Args:
+        folder: what is opened.
+        open_once: opens and checks all of its files.
+
+    Raises:
+        IndexFileError: what `open_once` raises, of a folder that stayed; or it is replaced
+            again and again.
+    """
+    for attempt in range(_MOST_ATTEMPTS):
+        before = _identity(folder)
+        try:
+            opened = open_once()
+        except (RalmSpecError, OSError, ValueError):
+            if before is not None and _identity(folder) == before:
+                raise
+            if before is None and attempt:
+                raise
+        else:
+            if before is not None and _identity(folder) == before:
+                return opened
+        time.sleep(0.001 * attempt)
+    raise IndexFileError(
+        f"{folder} was replaced {_MOST_ATTEMPTS} times while it was opened; open it again when "
+        "its writer has finished"
+    )
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """Tell one folder under a name from the next; a rename changes the last number."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def file_record(file: Path) -> dict[str, Any]:
