@@ -146,6 +146,12 @@ def is_hosts_own(at: Concrete) -> bool:
     )
 
 
+def _reads_nothing(embedder: object) -> bool:
+    """Whether an embedder is exactly as one of the known packages ships it."""
+    kind = type(embedder)
+    return package_of(kind) in _EMBEDDERS and is_known(embedder, {qualified_name(kind)})
+
+
 def _holds_no_code(value: object) -> bool:
     """Whether an attribute of a known store is data, an embedder, or an object of its client."""
     if isinstance(value, Embeddings) or type(value) in _CONTAINERS or is_data(value):
@@ -212,7 +218,14 @@ _THRESHOLD: Final = "similarity_score_threshold"
 _RECORDS: Final = frozenset({"qdrant_client"})
 _OF_ONE_RUN: Final = ("__pregel", "checkpoint_ns", "checkpoint_id", "langgraph_checkpoint_ns")
 # Packages whose embedders read nothing of a call's config or context.
-_EMBEDDERS: Final = frozenset({"langchain_core", "langchain_huggingface", "langchain_openai"})
+_EMBEDDERS: Final = frozenset(
+    {
+        *("langchain_aws", "langchain_cohere", "langchain_community", "langchain_core"),
+        *("langchain_google_genai", "langchain_google_vertexai", "langchain_huggingface"),
+        *("langchain_mistralai", "langchain_nomic", "langchain_ollama", "langchain_openai"),
+        *("langchain_voyageai",),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +316,7 @@ def signature_of(at: Concrete) -> Hashable:
         config = value_fingerprint(dict(setup_of(at.config)))
         return "langchain", settings_of(runnable), value_fingerprint(dict(at.kwargs)), config
     store = runnable.vectorstore
-    reads_nothing = is_hosts_own(at) and package_of(type(store.embeddings)) in _EMBEDDERS
+    reads_nothing = is_hosts_own(at) and _reads_nothing(store.embeddings)
     read = {} if reads_nothing else dict(setup_of(at.config))
     return (
         "langchain",
@@ -390,7 +403,7 @@ def prepared(
         k,
         pure,
         fixed,
-        hosts_own=native is not None or is_hosts_own(at),
+        hosts_own=is_hosts_own(at),
         passing=fixed is None and of_one_run(at.config),
     )
 

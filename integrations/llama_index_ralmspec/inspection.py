@@ -357,7 +357,7 @@ def prepared(
     native = native_of(at, mode, heard=heard) if good else None
     k = k_of(at.retriever) if native is None else native.search.k
     fixed = at.retriever if _known(at.retriever) else None
-    own = native is not None or is_hosts_own(at.retriever)
+    own = is_hosts_own(at.retriever)
     return RetrieverSnapshot(signature, native, k, good, fixed, own, passing=at.special is not None)
 
 

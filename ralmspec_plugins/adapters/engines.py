@@ -160,9 +160,9 @@ _WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made
 class OwnPool(SharedPassageCache):
     """The pool of an integration's object, where its user gave none.
 
-    Requests share it only where the host's own code alone says what is found. Other code may
+    Requests share it only over exactly known classes with plain settings. Other code may
     read whose turn it is in places that no signature names: then each request has a pool of
-    its own, lest one tenant's passages be shown to the model of another.
+    its own, so that no passage of one tenant is shown to the model of another.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:

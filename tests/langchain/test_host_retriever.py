@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import CallbackManager
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import FakeListLLM
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableConfig, RunnableLambda
@@ -222,12 +223,22 @@ class TestSignature:
 
         assert len({host.signature for host in different}) == len(different)
 
-    def test_the_hosts_own_values_do_not(self, store: InMemoryVectorStore) -> None:
-        """What LangGraph makes anew for each run is nobody's setting."""
+    def test_a_known_store_reads_no_config(self) -> None:
+        """What LangGraph makes anew for each run, and a tenant's name, are not its settings."""
+        store = InMemoryVectorStore(DeterministicFakeEmbedding(size=4))
         plain = HostRetriever(store.as_retriever())
-        config = {"configurable": {"__pregel_task_id": "a", "checkpoint_ns": "b"}}
+        for key in ("__pregel_task_id", "checkpoint_ns", "thread_id", "tenant"):
+            config: RunnableConfig = {"configurable": {key: "a"}, "metadata": {key: "a"}}
 
-        assert HostRetriever(store.as_retriever(), config=config).signature == plain.signature
+            assert HostRetriever(store.as_retriever(), config=config).signature == plain.signature
+
+    def test_an_embedder_of_a_users_may_read_it(self, store: InMemoryVectorStore) -> None:
+        """Then all of the config counts."""
+        plain = HostRetriever(store.as_retriever())
+        for key in ("__pregel_task_id", "checkpoint_ns", "thread_id", "tenant"):
+            config: RunnableConfig = {"configurable": {key: "a"}}
+
+            assert HostRetriever(store.as_retriever(), config=config).signature != plain.signature
 
     def test_what_is_bound_counts(self) -> None:
         """A tenant, tags and metadata that `with_config` binds to a black box are settings."""
@@ -245,22 +256,18 @@ class TestSignature:
         assert len({host.signature for host in hosts}) == len(hosts)
         assert HostRetriever(bound[2]).signature == hosts[2].signature
 
-    def test_metadata_of_runs_does_not_count(self, store: InMemoryVectorStore) -> None:
-        """What hosts write into it for each run; a store that is looked into reads none at all."""
-        box, looked_into = RunnableLambda(lambda _: []), store.as_retriever()
-        runs: RunnableConfig = {
-            "metadata": {
-                **dict.fromkeys(("thread_id", "run_id", "run_attempt", "assistant_id"), "a"),
-                **dict.fromkeys(("graph_id", "lc_versions", "ls_provider", "__run"), "a"),
-                **dict.fromkeys(("langgraph_step", "checkpoint_ns"), "a"),
-            }
-        }
-        own: RunnableConfig = {"metadata": {"user": "ada"}, "tags": ["a"]}
+    def test_metadata_of_any_name_counts(self) -> None:
+        """A black box may read it, whatever it is called; what is new in each run is not kept."""
+        box = RunnableLambda(lambda _: [])
+        names = ("thread_id", "run_id", "run_attempt", "assistant_id", "graph_id", "lc_versions")
+        names += ("ls_provider", "__run", "langgraph_step", "checkpoint_ns")
+        configs: list[RunnableConfig] = [{"metadata": {name: "a"}} for name in names]
+        hosts = [HostRetriever(box, config=config) for config in configs]
 
-        assert HostRetriever(box, config=runs).signature == HostRetriever(box).signature
-        assert (
-            HostRetriever(looked_into, config=own).signature == HostRetriever(looked_into).signature
-        )
+        assert len({host.signature for host in hosts}) == len(names)
+        assert ["checkpoint_ns"] == [
+            name for name, host in zip(names, hosts, strict=True) if host.look().passing
+        ]
 
     def test_configurable_black_boxes_keep_it(self) -> None:
         """LangChain makes a new retriever for each call; equal settings are the same one."""

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, FakeListLLM
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.prompts import PromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig, RunnablePassthrough
 from langchain_core.tools import create_retriever_tool
-from langchain_ralmspec import SpeculativeRetriever, stats_of
+from langchain_ralmspec import SpeculativeRetriever, speculate, stats_of
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
@@ -231,3 +236,40 @@ async def test_in_a_graph_s_node_the_retriever_s_layer_gives_the_same(retriever:
             expected = [one async for one in graph(retriever).astream(inputs, stream_mode=mode)]
             assert expected == [one async for one in graph(layer).astream(inputs, stream_mode=mode)]
     layer.close()
+
+
+class Said(TypedDict, total=False):
+    q: str
+    a: str
+
+
+class Tells(BaseRetriever):
+    """Tells the run that it is in what it searches for."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        get_stream_writer()({"searching": query})
+        return [Document(f"text about {query}")]
+
+
+@pytest.mark.parametrize("speculate_ahead", [True, False])
+def test_a_retriever_may_use_the_run_that_it_is_in(speculate_ahead: bool) -> None:
+    """What LangGraph puts into a config for a run reaches the retriever, as in the plain chain."""
+    chain = (
+        {"context": Tells() | (lambda documents: documents[0].page_content),
+         "question": RunnablePassthrough()}
+        | PromptTemplate.from_template("{context} {question}")
+        | FakeListLLM(responses=["answer"])
+        | StrOutputParser()
+    )  # fmt: skip
+
+    def told(runnable: Any) -> list[Any]:
+        graph = StateGraph(Said).add_node("n", lambda state: {"a": runnable.invoke(state["q"])})
+        compiled = graph.add_edge(START, "n").compile()
+        return list(compiled.stream({"q": "fox"}, stream_mode="custom"))
+
+    expected = told(chain)
+
+    assert [{"searching": "fox"}] == expected
+    assert expected == told(speculate(chain, speculate=speculate_ahead))
