@@ -57,7 +57,7 @@ class Cell:
         return f"{self.model}, {self.search}, k = {self.k}"
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON takes it, and as `bench.summary` reads it."""
+        """Give it as JSON takes it, and as `harness.report` reads it."""
         return {
             "name": self.name,
             "model": self.model,

@@ -99,7 +99,7 @@ class Way:
         )
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON takes it, and as `bench.summary` reads it."""
+        """Give it as JSON takes it, and as `harness.report` reads it."""
         return asdict(self)
 
     def _guesser(self, datastore: Datastore, k: int, replica: Speculator | None) -> Speculator:

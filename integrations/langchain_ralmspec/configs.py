@@ -96,9 +96,8 @@ def wants_stream(config: RunnableConfig) -> bool:
 def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
     """Make the config of a call whose result others may get too: under nobody's run.
 
-    Only what sets the call up is kept: its `configurable` values, and such tags and
-    metadata as keep calls apart. The run above it is nobody's, but there is one, as the
-    host's custom events need.
+    What sets the call up is kept: its `configurable` values, tags, metadata and limits. The run
+    above it is nobody's, but there is one, as the host's custom events need.
     """
     recording = Recording()
     manager = CallbackManager(handlers=[], parent_run_id=uuid4())
@@ -109,6 +108,10 @@ def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
     )
     if "configurable" in config:
         quiet["configurable"] = config["configurable"]
+    if "max_concurrency" in config:
+        quiet["max_concurrency"] = config["max_concurrency"]
+    if "recursion_limit" in config:
+        quiet["recursion_limit"] = config["recursion_limit"]
     return quiet, recording
 
 

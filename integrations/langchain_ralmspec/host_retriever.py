@@ -153,6 +153,7 @@ class _Called:
         self.retriever = retriever
         self._config = ensure_config(config)
         self._kwargs = dict(kwargs)
+        self._own = object()  # names this call alone
         self.calls: Calls = calls or self._quietly
 
     def _quietly(self) -> tuple[RunnableConfig, Any]:
@@ -164,7 +165,7 @@ class _Called:
         return config, None
 
     def look_at(self) -> tuple[Hashable, Concrete]:
-        return look_at(self.retriever, self._config, self._kwargs)
+        return look_at(self.retriever, self._config, self._kwargs, self._own)
 
     def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         with calling(query, self.calls) as (config, recording):

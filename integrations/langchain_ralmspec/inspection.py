@@ -1,12 +1,12 @@
 """Looks at a host's retriever: what its answers depend on, and how it may be searched."""
 
 import inspect
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Final
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.documents import (
     BaseDocumentCompressor,
     BaseDocumentTransformer,
@@ -34,6 +34,7 @@ from langchain_ralmspec.stores.registry import BatchSearch, batch_search_of
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.fingerprint import (
     MOST,
+    as_called,
     attributes,
     class_names,
     copied,
@@ -154,11 +155,16 @@ def _reads_nothing(embedder: object) -> bool:
 
 def _holds_no_code(value: object) -> bool:
     """Whether an attribute of a known store is data, an embedder, or an object of its client."""
-    if isinstance(value, Embeddings) or type(value) in _CONTAINERS or is_data(value):
+    kind = type(value)
+    if isinstance(value, Embeddings) or kind in _CONTAINERS or is_data(value):
         return True
-    if getattr(sys.modules.get(type(value).__module__), type(value).__qualname__, None) is None:
-        return package_of(value) in _CLIENTS and isinstance(value, FunctionType)
-    return package_of(type(value)) in _CLIENTS and not overridden(value)
+    package = package_of(value)
+    if package not in _CLIENTS or isinstance(value, FunctionType | MethodType):
+        return package in _CLIENTS
+    if not is_known(value, {qualified_name(kind)}):
+        return False
+    own = attributes(value).values() if package.startswith("langchain") else ()
+    return all(type(one) in _CONTAINERS or is_data(one) for one in own)
 
 
 def _direct(part: object) -> list[Any]:
@@ -216,6 +222,7 @@ def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> 
 
 _THRESHOLD: Final = "similarity_score_threshold"
 _RECORDS: Final = frozenset({"qdrant_client"})
+_APART: Final = object()
 _OF_ONE_RUN: Final = ("__pregel", "checkpoint_ns", "checkpoint_id", "langgraph_checkpoint_ns")
 # Packages whose embedders read nothing of a call's config or context.
 _EMBEDDERS: Final = frozenset(
@@ -282,21 +289,34 @@ class RelevanceCut:
         return kept
 
 
-def of_one_run(config: RunnableConfig) -> bool:
-    """Whether a config holds what a host makes for each run, such as LangGraph's runtime.
+def of_one_run(config: RunnableConfig, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call brings what no later call can be known to bring again.
 
-    A retriever may read that too. So it is part of the signature, and nothing is kept for it.
+    That is what a host makes for each run, such as LangGraph's runtime, and every object that
+    is not plain data. A retriever may read it; so nothing is kept for it, or shared.
     """
-    keys = (*(config.get("configurable") or ()), *(config.get("metadata") or ()))
-    return any(str(key).startswith(_OF_ONE_RUN) for key in keys)
+    setup = setup_of(config)
+    keys = (*setup["configurable"], *setup["metadata"])
+    if any(str(key).startswith(_OF_ONE_RUN) for key in keys):
+        return True
+    try:
+        return not is_data([dict(setup), dict(kwargs)], _RECORDS)
+    except RecursionError:
+        return True
 
 
 def setup_of(config: RunnableConfig) -> RunnableConfig:
-    """Give all of a config that a retriever may read, without who hears of the call."""
+    """Give all of a config that a retriever may read, without who hears of the call.
+
+    Metadata and tags also come from the callback manager of the run around the call.
+    """
+    tags, metadata = list(config.get("tags") or ()), dict(config.get("metadata") or {})
+    manager = config.get("callbacks")
+    if isinstance(manager, BaseCallbackManager):
+        tags = list(dict.fromkeys([*manager.tags, *manager.inheritable_tags, *tags]))
+        metadata = {**manager.metadata, **manager.inheritable_metadata, **metadata}
     found = RunnableConfig(
-        configurable=dict(config.get("configurable") or {}),
-        tags=list(config.get("tags") or ()),
-        metadata=dict(config.get("metadata") or {}),
+        configurable=dict(config.get("configurable") or {}), tags=tags, metadata=metadata
     )
     if config.get("max_concurrency") is not None:
         found["max_concurrency"] = config["max_concurrency"]
@@ -305,7 +325,7 @@ def setup_of(config: RunnableConfig) -> RunnableConfig:
     return found
 
 
-def signature_of(at: Concrete) -> Hashable:
+def signature_of(at: Concrete, own: Hashable = None) -> Hashable:
     """Name all that a retriever's answers depend on, as it is now.
 
     What is bound to it counts as what a call says. A black box may read all of its config; a
@@ -313,11 +333,15 @@ def signature_of(at: Concrete) -> Hashable:
     """
     runnable = at.runnable
     if type(runnable) is not VectorStoreRetriever:
-        config = value_fingerprint(dict(setup_of(at.config)))
-        return "langchain", settings_of(runnable), value_fingerprint(dict(at.kwargs)), config
+        if of_one_run(at.config, at.kwargs):
+            return "langchain", settings_of(runnable), own
+        called = as_called([dict(setup_of(at.config)), dict(at.kwargs)])
+        return "langchain", settings_of(runnable), called
     store = runnable.vectorstore
-    reads_nothing = is_hosts_own(at) and _reads_nothing(store.embeddings)
-    read = {} if reads_nothing else dict(setup_of(at.config))
+    read: Hashable = b""
+    if not (is_hosts_own(at) and _reads_nothing(store.embeddings)):
+        one_run = of_one_run(at.config, at.kwargs)
+        read = own if one_run else as_called(dict(setup_of(at.config)))
     return (
         "langchain",
         qualified_name(type(store)),
@@ -325,7 +349,8 @@ def signature_of(at: Concrete) -> Hashable:
         runnable.search_type,
         value_fingerprint({**runnable.search_kwargs, **at.kwargs}),
         object_id(store.embeddings),
-        value_fingerprint(read),
+        read,
+        overridden(runnable) or overridden(store),
     )
 
 
@@ -333,13 +358,15 @@ def look_at(
     runnable: Runnable[Any, Any],
     config: RunnableConfig,
     kwargs: Mapping[str, Any],
+    own: Hashable,
 ) -> tuple[Hashable, Concrete]:
     """Find the retriever that a call would reach, and name all that its answers depend on.
 
     Of a vector store's retriever it is a copy, whose settings nobody changes meanwhile.
+    `own` stands for this call alone, where it brings what no other call can be known to bring.
     """
     at = _fixed(concrete(runnable, config, kwargs))
-    return signature_of(at), at
+    return signature_of(at, own), at
 
 
 def reached(
@@ -404,7 +431,7 @@ def prepared(
         pure,
         fixed,
         hosts_own=is_hosts_own(at),
-        passing=fixed is None and of_one_run(at.config),
+        passing=signature_of(at, _APART) != signature_of(at),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import is_
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Final, TypeVar
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -38,6 +38,7 @@ from ralmspec_plugins.adapters.fingerprint import (
     is_known,
     object_id,
     overridden,
+    package_of,
     qualified_name,
     value_fingerprint,
 )
@@ -62,6 +63,11 @@ _RETRIEVERS: Final = frozenset(
         "llama_index.core.indices.vector_store.retrievers.retriever.VectorIndexRetriever",
         "llama_index.core.indices.vector_store.retrievers.VectorIndexRetriever",
     }
+)
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)  # of nodes, ids and vectors
+# Packages whose objects a known store holds: its client, its index, its settings.
+_CLIENTS: Final = frozenset(
+    {"chromadb", "faiss", "fsspec", "lancedb", "llama_index", "pymilvus", "qdrant_client"}
 )
 _DOCSTORES: Final = frozenset(
     {"llama_index.core.storage.docstore.simple_docstore.SimpleDocumentStore"}
@@ -91,14 +97,29 @@ def is_hosts_own(retriever: BaseRetriever) -> bool:
     if not is_known(retriever, _RETRIEVERS):
         return False
     own = vars(retriever)
-    docstore = own["_docstore"]
+    store, docstore = own["_vector_store"], own["_docstore"]
     return (
-        is_known(own["_vector_store"], BATCH_SEARCHES)
+        is_known(store, BATCH_SEARCHES)
+        and all(map(_holds_no_code, attributes(store).values()))
         and is_known(docstore, _DOCSTORES)
         and is_known(getattr(docstore, "_kvstore", None), _KV_STORES)
         and all(_is_plain(own[name]) for name in _SETTINGS)
         and not own["object_map"]
     )
+
+
+def _holds_no_code(value: object) -> bool:
+    """Whether an attribute of a known store is data, or its client's object as it is shipped."""
+    kind = type(value)
+    if kind in _CONTAINERS or is_data(value, _RECORDS):
+        return True
+    package = package_of(value)
+    if package not in _CLIENTS or isinstance(value, FunctionType | MethodType):
+        return package in _CLIENTS
+    if not is_known(value, {qualified_name(kind)}):
+        return False
+    own = attributes(value).values() if package == "llama_index" else ()
+    return all(type(one) in _CONTAINERS or is_data(one, _RECORDS) for one in own)
 
 
 def parts(whole: object) -> Iterator[object]:

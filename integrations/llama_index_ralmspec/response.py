@@ -14,11 +14,12 @@ from llama_index.core.base.response.schema import (
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec.callbacks import recording_of
+from llama_index_ralmspec.documents import nodes_of
 from llama_index_ralmspec.host_calls import HostContext
 from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
 from ralmspec_plugins.adapters.text_state import draft_of
-from ralmspec_plugins.effects import Commit, Event, Settled
-from ralmspec_plugins.types import Answer, Stats
+from ralmspec_plugins.effects import Commit, Confirmed, Event, Settled
+from ralmspec_plugins.types import Answer, Hits, Stats
 
 _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
 _WITH_METADATA: Final = (Response, PydanticResponse, *_STREAMS)
@@ -47,6 +48,7 @@ class Responses:
         self._response: Any = _UNMADE
         self._nodes: list[NodeWithScore] = []
         self._metadata: dict[str, Any] = {}
+        self._hits: Hits = ()  # of the latest confirmed step
         self._shown = 0
 
     @property
@@ -58,6 +60,8 @@ class Responses:
 
     def shown(self, event: Event) -> Iterator[str]:
         """Take in what happens; give the new text if the response streams."""
+        if isinstance(event, Confirmed | Commit):
+            self._hits = event.retrieved.hits
         if isinstance(event, Commit):
             self._used(event)
         if not self._context.streaming or not isinstance(event, Settled | Commit):
@@ -119,9 +123,13 @@ class Responses:
             self._used_by(event.state)
 
     def _used_by(self, state: Any) -> None:
-        """Add the nodes that a step has used, and their metadata as the host gives it."""
+        """Add the nodes that a step has used, and their metadata as the host gives it.
+
+        A model driven directly without postprocessors records nothing: it is given what the
+        step's search found.
+        """
         recording = recording_of(state)
-        for node in [] if recording is None else recording.used:
+        for node in nodes_of(self._hits) if recording is None else recording.used:
             if node.node.node_id not in self._metadata:
                 self._nodes.append(node)
                 self._metadata[node.node.node_id] = node.node.metadata

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
+from ralmspec_plugins.adapters.fingerprint import overridden, patched, qualified_name
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.proxy import Bm25ProxyTable
 from ralmspec_plugins.types import Hit, Query
@@ -271,7 +271,7 @@ class Registry(Generic[SearchT]):
             retriever: the host's, as the store's factory wants it.
             store: the vector store that it searches.
         """
-        if overridden(retriever) or overridden(store):
+        if any(overridden(one) or patched(type(one)) for one in (retriever, store)):
             return None
         name = qualified_name(type(store))
         factory = self._factory_of(name)

@@ -12,7 +12,7 @@ import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from copy import deepcopy
 from functools import cached_property, partial
@@ -254,6 +254,15 @@ def value_fingerprint(value: object, most: int | None = None, read: Read = as_an
     return canonical_bytes(value, _by_token, most, read=read)
 
 
+def as_called(value: object) -> bytes:
+    """Give a key for what a call brings: the order of dictionaries counts, a black box may read it.
+
+    >>> as_called({"a": 1, "b": 2}) == as_called({"b": 2, "a": 1})
+    False
+    """
+    return canonical_bytes(value, _by_token, ordered=True)
+
+
 def _by_token(value: object) -> bytes:
     return object_id(value).encode()
 
@@ -284,8 +293,8 @@ def overridden(instance: object) -> bool:
 def is_known(value: object, names: Container[str]) -> bool:
     """Whether a value is of exactly a known class, with the methods that its package ships.
 
-    The class must be the one that its module has under its name, none of its methods replaced
-    on the instance, and none on the class by a function of another package.
+    The class must be the one that its module has under its name, and none of its methods
+    replaced: neither on the instance, nor on the class or one that it comes from.
 
     >>> is_known(partial(print), {"functools.partial"}), is_known(partial(print), {"x.Other"})
     (True, False)
@@ -299,23 +308,61 @@ def is_known(value: object, names: Container[str]) -> bool:
         return False
     if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
         return False
-    makers = _MAKERS | {kind.__module__.partition(".")[0]}
-    methods = (method for method in vars(kind).values() if isinstance(method, FunctionType))
-    return all(_home_of(method) in makers for method in methods)
+    return not patched(kind)
 
 
+def patched(kind: type) -> bool:
+    """Whether a method of a class, or of one that it comes from, was written elsewhere.
+
+    >>> class Own:
+    ...     def run(self) -> None: ...
+    >>> patched(Own)
+    False
+    >>> Own.run = deepcopy
+    >>> patched(Own)
+    True
+    """
+    attributes_now = [dict(vars(parent)) for parent in kind.__mro__]
+    known = _shipped.get(kind)
+    if known is None or known[0] != attributes_now:
+        known = _shipped[kind] = (attributes_now, _written_elsewhere(kind))
+    return known[1]
+
+
+def _written_elsewhere(kind: type) -> bool:
+    packages = {parent.__module__.partition(".")[0] for parent in kind.__mro__}
+    return any(
+        home not in packages and home not in _MAKERS
+        for parent in kind.__mro__
+        for method in vars(parent).values()
+        for home in _homes_of(method)
+    )
+
+
+# What was found out of a class, and the attributes that it and its parents had then.
+_shipped: MutableMapping[type, tuple[list[dict[str, Any]], bool]] = weakref.WeakKeyDictionary()
 # Packages whose decorators and metaclasses make methods of other packages' classes.
 _MAKERS: Final = frozenset(
     {
-        *("abc", "contextlib", "dataclasses", "functools", "typing", "typing_extensions"),
-        *("langchain_core", "llama_index", "llama_index_instrumentation", "pydantic"),
+        *("_collections_abc", "abc", "asyncio", "collections", "contextlib", "dataclasses"),
+        *("deprecated", "enum", "functools", "typing", "typing_extensions", "warnings", "wrapt"),
+        *("dataclasses_json", "langchain_core", "llama_index", "llama_index_instrumentation"),
+        *("pydantic", "tenacity"),
     }
 )
 
 
-def _home_of(method: FunctionType) -> str:
-    """Name the top-level package in which a function was written, whatever it says of itself."""
-    return str(method.__globals__.get("__name__", "")).partition(".")[0]
+def _homes_of(method: object) -> Iterator[str]:
+    """Name the top-level packages in which a method's functions were written.
+
+    Decorators hold the function that they were given, and descriptors their functions.
+    """
+    for name in ("__func__", "fget", "fset", "func", "__wrapped__"):
+        inner = getattr(method, name, None)
+        if inner is not None and inner is not method:
+            yield from _homes_of(inner)
+    if isinstance(method, FunctionType):
+        yield str(method.__globals__.get("__name__", "")).partition(".")[0]
 
 
 def package_of(thing: Any) -> str:
@@ -444,8 +491,8 @@ def _is_data(value: Any, packages: Container[str], inside: tuple[int, ...]) -> b
             _is_data(key, packages, inside) and _is_data(one, packages, inside)
             for key, one in value.items()
         )
-    if kind is np.ndarray or isinstance(value, np.generic):
-        return not value.dtype.hasobject
+    if kind is np.ndarray or (isinstance(value, np.generic) and kind.__module__ == "numpy"):
+        return not value.dtype.hasobject and value.dtype.metadata is None
     if kind.__module__.partition(".")[0] not in packages or callable(value):
         return False
     if isinstance(value, enum.Enum):

@@ -1,7 +1,7 @@
 """How far to run ahead, and when to search: fixed stride, OS3, continuous.
 
 A schedule is a frozen setting; `begin()` makes the policy that decides for one
-request. Decisions are taken from a `View` of the loop and from what was measured:
+request. Decisions are taken from a `SchedulerState` of the loop and from what was measured:
 how long a step takes to write, what a batch of n queries costs, and how often
 guesses were right.
 """

@@ -1,12 +1,14 @@
 """Whatever tells tenants apart: nothing of one reaches another's answer or prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import pytest
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
-from langchain_core.documents import Document
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.callbacks import CallbackManager, CallbackManagerForRetrieverRun
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import FakeListLLM
 from langchain_core.retrievers import BaseRetriever
@@ -187,3 +189,121 @@ def test_a_thread_id_does_not_cut_a_known_store_off() -> None:
         sooner.invoke("q", {"configurable": {"thread_id": thread}})
 
     assert sooner.stats.remembered == 1
+
+
+class Same(BaseDocumentCompressor):
+    """Passes all documents on."""
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Any = None
+    ) -> Sequence[Document]:
+        return documents
+
+
+def test_metadata_of_the_run_around_it_keeps_calls_apart() -> None:
+    """An outer retriever hands its metadata down through its callback manager alone."""
+    inner = SpeculativeRetriever(retriever=ByMetadata(key="tenant"), memo=QueryCache())
+    outer = ContextualCompressionRetriever(base_compressor=Same(), base_retriever=inner)
+    found = [
+        outer.invoke("q", {"metadata": {"tenant": who}})[0].page_content for who in TENANTS * 2
+    ]
+
+    assert [f"secret of {who}" for who in TENANTS * 2] == found
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_managers_metadata_and_limits_reach_the_retriever(speculate: bool) -> None:
+    """`inheritable_metadata`, `max_concurrency` and `recursion_limit`, as in the plain chain."""
+    seen: list[Any] = []
+
+    def find(query: str, config: RunnableConfig) -> list[Document]:
+        seen.append((config.get("max_concurrency"), config.get("recursion_limit")))
+        return [Document("text")]
+
+    llm = FakeListLLM(responses=["One."])
+    limits = SpeculativeRAG.from_llm(
+        llm, RunnableLambda(find), workload="one_shot", speculate=speculate
+    )
+    limits.invoke("q", {"max_concurrency": 3, "recursion_limit": 7})
+    rag = SpeculativeRAG.from_llm(
+        llm, ByMetadata(key="tenant"), workload="one_shot", speculate=speculate
+    )
+    found = [
+        rag.invoke(
+            "q",
+            {"callbacks": CallbackManager(handlers=[], inheritable_metadata={"tenant": who})},
+        )["context"][0].page_content
+        for who in TENANTS
+    ]
+
+    assert {(3, 7)} == set(seen)
+    assert [f"secret of {who}" for who in TENANTS] == found
+
+
+class Marked(np.ndarray):
+    """An array that says whose it is where no array does."""
+
+    who: str
+
+
+def marked(who: str) -> Marked:
+    array = np.zeros(3).view(Marked)
+    array.who = who
+    return array
+
+
+def in_another_order(who: str) -> dict[str, int]:
+    return {who: 1, **dict.fromkeys((other for other in TENANTS if other != who), 1)}
+
+
+@pytest.mark.parametrize("make", [marked, in_another_order])
+def test_values_that_only_look_alike_keep_calls_apart(make: Callable[[str], Any]) -> None:
+    """A black box may read of a value what no fingerprint does."""
+
+    def find(query: str, config: RunnableConfig) -> list[Document]:
+        user = config["configurable"]["user"]
+        return [Document("secret of " + (next(iter(user)) if isinstance(user, dict) else user.who))]
+
+    rag = SpeculativeRAG.from_llm(
+        FakeListLLM(responses=["One."]), RunnableLambda(find), workload="one_shot",
+        memo=QueryCache(),
+    )  # fmt: skip
+    found = [
+        rag.invoke("q", {"configurable": {"user": make(who)}})["context"][0].page_content
+        for who in TENANTS * 2
+    ]
+
+    assert [f"secret of {who}" for who in TENANTS * 2] == found
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", ["store", "retriever", "parent"])
+def test_a_method_replaced_on_a_class_is_run(
+    kind: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first call or after it: answers are those of the replaced method."""
+    store = a_store()
+    retriever = store.as_retriever(search_kwargs={"k": 18})
+    rag = SpeculativeRAG.from_llm(
+        PromptKeeper(responses=["One. "], prompts=[]), retriever, workload="one_shot"
+    )
+    if late:
+        rag.invoke("before")
+    owner, name = {
+        "store": (InMemoryVectorStore, "similarity_search"),
+        "retriever": (VectorStoreRetriever, "_get_relevant_documents"),
+        "parent": (BaseRetriever, "invoke"),
+    }[kind]
+    whole = getattr(owner, name)
+
+    def mine(self: Any, *args: Any, **kwargs: Any) -> list[Document]:
+        found = whole(self, *args, **kwargs)
+        return [one for one in found if one.metadata["who"] == CURRENT.get()]
+
+    monkeypatch.setattr(owner, name, mine)
+    for number in range(6):
+        tenant = TENANTS[number % 3]
+        CURRENT.set(tenant)
+        reply = rag.invoke(f"question {number}")
+
+        assert {one.metadata["who"] for one in reply["context"]} == {tenant}

@@ -96,7 +96,7 @@ def opened_whole(folder: Path, open_once: Callable[[], OpenedT]) -> OpenedT:
         except (RalmSpecError, OSError, ValueError):
             if before is not None and _identity(folder) == before:
                 raise
-            if before is None and attempt:
+            if before is None and _identity(folder) is None and not _moved_aside(folder):
                 raise
         else:
             if before is not None and _identity(folder) == before:
@@ -106,6 +106,11 @@ def opened_whole(folder: Path, open_once: Callable[[], OpenedT]) -> OpenedT:
         f"{folder} was replaced {_MOST_ATTEMPTS} times while it was opened; open it again when "
         "its writer has finished"
     )
+
+
+def _moved_aside(folder: Path) -> bool:
+    """Whether a folder is just being replaced by two renames, where there is no exchange."""
+    return any(folder.parent.glob(f".{folder.name}.old-*"))
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:
