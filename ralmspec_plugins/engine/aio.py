@@ -367,22 +367,22 @@ class AsyncEngine:
     ) -> AsyncGenerator[Event, None]:
         """Run one request's loop in the caller's task, its work in others."""
         began_s = time.perf_counter()
-        desk = AsyncExecutor(job, self._threads, completed, began_s)
+        executor = AsyncExecutor(job, self._threads, completed, began_s)
         shown = 0
         with thread_switch_interval(job.setup.switch_interval_s):
             try:
                 needs = next(job.flow)
                 while job.finish is None:
                     for need in needs:
-                        desk.see_to(need)
+                        executor.see_to(need)
                     for event in job.events():
                         shown = len(event.text) if isinstance(event, Settled) else shown
                         yield event
                     if job.finish is None:
-                        needs = job.flow.send(await desk.next_completion())
+                        needs = job.flow.send(await executor.next_completion())
             finally:
                 try:
-                    await desk.stop()
+                    await executor.stop()
                 finally:
                     job.close()
         answer = job.answer(time.perf_counter() - began_s)

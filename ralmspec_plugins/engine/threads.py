@@ -415,20 +415,20 @@ class Engine:
     ) -> Generator[Event, None, Answer]:
         """Run one request's loop in the caller's thread, its work in others."""
         began_s = time.perf_counter()
-        desk = ThreadExecutor(job, self._threads, completed, began_s)
+        executor = ThreadExecutor(job, self._threads, completed, began_s)
         shown = 0
         with thread_switch_interval(job.setup.switch_interval_s):
             try:
                 needs = next(job.flow)
                 while job.finish is None:
-                    desk.see_to(needs)
+                    executor.see_to(needs)
                     for event in job.events():
                         shown = len(event.text) if isinstance(event, Settled) else shown
                         yield event
                     if job.finish is None:
-                        needs = job.flow.send(desk.next_completion())
+                        needs = job.flow.send(executor.next_completion())
             finally:
-                desk.stop()
+                executor.stop()
                 job.close()
         answer = job.answer(time.perf_counter() - began_s)
         yield from rest(shown, answer)
