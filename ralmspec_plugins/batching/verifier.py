@@ -89,6 +89,8 @@ class Verifier:
         self._lanes = lanes
         # As plain attributes, and only what is there: protocols ask for no more than that.
         own: Any = retriever
+        if hasattr(own, "k"):
+            self.k: int = own.k  # from Python 3.12 on, protocols see no __getattr__
         if isinstance(retriever, WideRetriever):
             self.search_wide = self._search_wide
         if isinstance(retriever, PoolableRetriever):
