@@ -222,7 +222,6 @@ def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> 
 
 _THRESHOLD: Final = "similarity_score_threshold"
 _RECORDS: Final = frozenset({"qdrant_client"})
-_APART: Final = object()
 _OF_ONE_RUN: Final = ("__pregel", "checkpoint_ns", "checkpoint_id", "langgraph_checkpoint_ns")
 # Packages whose embedders read nothing of a call's config or context.
 _EMBEDDERS: Final = frozenset(
@@ -331,17 +330,10 @@ def signature_of(at: Concrete, own: Hashable = None) -> Hashable:
     What is bound to it counts as what a call says. A black box may read all of its config; a
     vector store is given none of it, and a known one is named by its settings alone.
     """
-    runnable = at.runnable
+    runnable, called = at.runnable, _called(at, own)
     if type(runnable) is not VectorStoreRetriever:
-        if of_one_run(at.config, at.kwargs):
-            return "langchain", settings_of(runnable), own
-        called = as_called([dict(setup_of(at.config)), dict(at.kwargs)])
         return "langchain", settings_of(runnable), called
     store = runnable.vectorstore
-    read: Hashable = b""
-    if not (is_hosts_own(at) and _reads_nothing(store.embeddings)):
-        one_run = of_one_run(at.config, at.kwargs)
-        read = own if one_run else as_called(dict(setup_of(at.config)))
     return (
         "langchain",
         qualified_name(type(store)),
@@ -349,8 +341,27 @@ def signature_of(at: Concrete, own: Hashable = None) -> Hashable:
         runnable.search_type,
         value_fingerprint({**runnable.search_kwargs, **at.kwargs}),
         object_id(store.embeddings),
-        read,
+        called,
         overridden(runnable) or overridden(store),
+    )
+
+
+def _called(at: Concrete, own: Hashable) -> Hashable:
+    """Name what a call brings; `own` where no later call can be known to bring it again."""
+    if reads_no_config(at):
+        return b""
+    if of_one_run(at.config, at.kwargs):
+        return own
+    return as_called([dict(setup_of(at.config)), dict(at.kwargs)])
+
+
+def reads_no_config(at: Concrete) -> bool:
+    """Whether no code that a search runs may read its call's config: all of it is known."""
+    runnable = at.runnable
+    return (
+        isinstance(runnable, VectorStoreRetriever)
+        and is_hosts_own(at)
+        and _reads_nothing(runnable.vectorstore.embeddings)
     )
 
 
@@ -431,7 +442,7 @@ def prepared(
         pure,
         fixed,
         hosts_own=is_hosts_own(at),
-        passing=signature_of(at, _APART) != signature_of(at),
+        passing=not reads_no_config(at) and of_one_run(at.config, at.kwargs),
     )
 
 
