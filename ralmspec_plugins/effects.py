@@ -92,6 +92,7 @@ class FormQuery:
     """Form and encode the next query of a state, or find that the answer is complete."""
 
     state: Any
+    speculative: bool = False  # a step before it may be rolled back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +108,7 @@ class Search:
 
     queries: tuple[Query, ...]
     wide: bool = True  # whether the speculators are to learn more than what is verified
+    speculative: bool = False  # a step before one of the queries may be rolled back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +118,7 @@ class Extend:
     state: Any
     hits: Hits
     ahead: bool = False  # no search has confirmed these hits yet
+    speculative: bool = False  # these hits, or those of a step before, may be wrong
     progress: Progress = field(default_factory=Progress)
 
 

@@ -4,12 +4,18 @@ They are protocols, not base classes: anything with these methods fits.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from contextvars import ContextVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
 
 StateT = TypeVar("StateT")
+
+# Whether the work that is being done may be discarded: it stands behind a guess that no search
+# has confirmed yet. Engines set it around each query, search and segment, in the thread or task
+# that does the work, for adapters that report calls to their host.
+speculative: Final[ContextVar[bool]] = ContextVar("ralmspec_speculative", default=False)
 
 
 class Progress:

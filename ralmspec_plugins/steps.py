@@ -1,8 +1,9 @@
 """The window of steps that are not committed: what is verified, rolled back, and done next."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.effects import (
@@ -229,6 +230,12 @@ class SpeculationWindow:
             and step.search_failure is None
             and step.query.key not in searching
         ]
+
+    def asked_behind_guess(self, queries: Sequence[Query]) -> bool:
+        """Return whether a step that asks one of these stands behind hits that are not verified."""
+        keys = {query.key for query in queries}
+        asking = (one for one in self.steps if one.query is not None and one.query.key in keys)
+        return any(self.behind_guess(step) for step in asking)
 
     def ran_alone(self, need: Work) -> bool:
         """Whether work ran as in the plain loop: nothing in parallel with it, nothing kept."""
@@ -484,6 +491,10 @@ class SpeculationWindow:
             moved = True
         return moved
 
+    def behind_guess(self, step: Step) -> bool:
+        """Return whether a step before this one is written on hits that are not verified."""
+        return any(not one.verified for one in takewhile(lambda one: one is not step, self.steps))
+
     def _further(self, step: Step) -> bool:
         """Take the last step one stage further; return whether anything changed."""
         if not step.asked:
@@ -499,7 +510,7 @@ class SpeculationWindow:
             step.asked, step.query = True, known[0]
             return
         if not self._form_inline:
-            self.write(FormQuery(step.before), step)
+            self.write(FormQuery(step.before, speculative=self.behind_guess(step)), step)
             return
         try:
             step.query = formed(self.workload, self.retriever, step.before)
@@ -536,7 +547,9 @@ class SpeculationWindow:
         assert step.used is not None
         known = self.rollback.segment(step.before, step.used)
         if known is None:
-            self.write(Extend(step.before, step.used, ahead=not step.verified), step)
+            ahead = not step.verified
+            speculative = ahead or self.behind_guess(step)
+            self.write(Extend(step.before, step.used, ahead, speculative), step)
             return
         step.after, step.span = known
         step.written = step.reused = True

@@ -50,7 +50,8 @@ class Options:
         batching: which stores are searched in batches: "exact", "probed" or "off".
         side_by_side: single calls of the retriever at a time.
         pure: whether the retriever finds the same for the same query; found out by its class.
-        report: whether `metadata["ralmspec"]` of a response has a `Report`.
+        report: whether `metadata["ralmspec"]` of a response has its `Report`, beside the sources'
+            metadata; `stats_of(response)` has its numbers in any case.
     """
 
     workload: WorkloadName | WorkloadMaker = "one_shot"
@@ -72,7 +73,7 @@ class Options:
     batching: BatchMode = "exact"
     side_by_side: int = 8
     pure: bool | None = None
-    report: bool = True
+    report: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.

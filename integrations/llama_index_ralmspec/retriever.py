@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
@@ -12,10 +11,10 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_ralmspec.callbacks import tell_retrieval
 from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import check_retriever
-from llama_index_ralmspec.replay import Find, twin
 from ralmspec_plugins.adapters.retriever import aeach, each
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
@@ -103,9 +102,8 @@ class SpeculativeRetriever(BaseRetriever):
             verbose=getattr(retriever, "_verbose", False),
         )
         numbers = max_batch, lanes, side_by_side
-        search = partial(HostRetriever, heard=True)
         way: RetrieverConfig[HostRetriever] = RetrieverConfig(
-            search, retriever, batching, *numbers, pure
+            HostRetriever, retriever, batching, *numbers, pure
         )
         self._serving = ServiceState()
         self._answering = RetrieverService(self._serving, way, memo, pool)
@@ -160,11 +158,10 @@ class SpeculativeRetriever(BaseRetriever):
         """
         bundles = [_bundle(query) for query in queries]
         calls, at_once = self._calls(bundles), self._way.side_by_side
-        if not _merged(calls):  # so that what is told inside stands inside
+        if not _merged(calls):
             outcomes = each(self.retrieve, bundles, at_once)
         else:
-            answers = self._answering.answers(calls, at_once)
-            outcomes = each(self._told, list(zip(bundles, answers, strict=True)), 1)
+            outcomes = _retrieved(calls, self._answering.answers(calls, at_once))
         return _outcomes(outcomes, return_exceptions=return_exceptions)
 
     async def aretrieve_batch(
@@ -180,20 +177,8 @@ class SpeculativeRetriever(BaseRetriever):
         if not _merged(calls):
             outcomes = await aeach(self.aretrieve, bundles, at_once)
         else:
-            answers = await self._answering.aanswers(calls, at_once)
-            outcomes = await aeach(self._atold, list(zip(bundles, answers, strict=True)), 1)
+            outcomes = _retrieved(calls, await self._answering.aanswers(calls, at_once))
         return _outcomes(outcomes, return_exceptions=return_exceptions)
-
-    def _told(self, found: tuple[QueryBundle, Hits | Exception]) -> list[NodeWithScore]:
-        """Tell of a search that was made with others, as if it had been made alone."""
-        bundle, answer = found
-        nodes: list[NodeWithScore] = twin(self, _giving(answer)).retrieve(bundle)
-        return nodes
-
-    async def _atold(self, found: tuple[QueryBundle, Hits | Exception]) -> list[NodeWithScore]:
-        bundle, answer = found
-        nodes: list[NodeWithScore] = await twin(self, _giving(answer)).aretrieve(bundle)
-        return nodes
 
     def guess(self, query: Asked) -> list[NodeWithScore] | None:
         """Say what `retrieve` is expected to give, without a search; `None`: nothing is known.
@@ -277,15 +262,18 @@ def _bundle(query: Asked) -> QueryBundle:
     return QueryBundle(query) if isinstance(query, str) else query
 
 
-def _giving(answer: Hits | Exception) -> Find:
-    """Make a search that has been made: it gives its nodes, or fails as it did."""
-
-    async def give(asynchronous: bool) -> list[NodeWithScore]:  # noqa: ARG001
+def _retrieved(
+    calls: Sequence[RetrieverCall], answers: Sequence[Hits | Exception]
+) -> list[list[NodeWithScore] | Exception]:
+    """Return the nodes of searches that were made together, and tell an event for each."""
+    outcomes: list[list[NodeWithScore] | Exception] = []
+    for call, answer in zip(calls, answers, strict=True):
         if isinstance(answer, Exception):
-            raise answer
-        return nodes_of(answer)
-
-    return give
+            outcomes.append(answer)
+        else:
+            tell_retrieval(call.text, answer)
+            outcomes.append(nodes_of(answer))
+    return outcomes
 
 
 def _merged(calls: Sequence[RetrieverCall]) -> bool:

@@ -1,7 +1,7 @@
 """The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
 
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,13 +16,13 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec import capabilities
-from llama_index_ralmspec.host_calls import QuietCall, in_a_loop_of_its_own, quiet_call
+from llama_index_ralmspec.host_calls import CallRecord, RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from ralmspec_plugins.adapters.events import closable
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
-from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.protocols import Progress, speculative
 from ralmspec_plugins.types import Hits
 
 # The host's own synthesizers: of a node they see the content, and never the score; of the query
@@ -47,8 +47,8 @@ class SynthesizerLM(TextLM[Hits]):
     """Writes the whole answer as the host's `RetrieverQueryEngine` does, from nodes on.
 
     The nodes are postprocessed, and the synthesizer is given what is left of them.
-    Its response is the draft's `message`, whole or streaming; a stream is read here,
-    and each piece is reported. For workloads that ask once.
+    Its response is the draft's `message`, whole or streaming; a stream made ahead is read
+    here, and each piece is reported. For workloads that retrieve once.
     """
 
     reads_hits = True
@@ -113,8 +113,8 @@ class _SynthesisWriter:
         sentence_stop: str | None,
     ) -> "_Synthesis":
         """Plan one call."""
-        quiet = quiet_call(draft.origin)
-        return _Synthesis(self._synthesizer, self.processing, quiet, self._model_awaits)
+        call = request_call(draft.origin)
+        return _Synthesis(self._synthesizer, self.processing, call, self._model_awaits)
 
     def write_key(
         self,
@@ -137,22 +137,25 @@ class _Synthesis:
 
     synthesizer: BaseSynthesizer
     processing: Postprocessing
-    quiet: QuietCall
+    call: RequestCall
     awaits: bool  # whether the model does
 
     def alone(self) -> AbstractContextManager[None]:
-        """Have nobody hear of what runs inside but the recording."""
-        return self.quiet.alone()
+        """Change nothing: the host's handlers are told when things happen."""
+        return nullcontext()
 
     def write(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Make a response, and read it if it streams."""
-        if self.quiet.asynchronous:
-            return in_a_loop_of_its_own(self.awrite(given, progress, show))
-        nodes = self.quiet.nodes(given, self.processing)
+        """Make a response; one that streams is read where it is made ahead."""
+        if self.call.asynchronous:
+            return in_own_loop(self.awrite(given, progress, show))
+        return self.call.run(lambda: self._written(given, progress, show))
+
+    def _written(self, given: Hits, progress: Progress, show: Show) -> Written:
+        nodes = self.call.nodes(given, self.processing)
         progress.check()
-        response = self._told().synthesize(query=self.quiet.bundle, nodes=nodes)
-        reading = _Reading(response, self.quiet, progress, show)
-        if isinstance(response, StreamingResponse):
+        response = self._configured().synthesize(query=self.call.bundle, nodes=nodes)
+        reading = _Reading(response, self.call.record, progress, show)
+        if isinstance(response, StreamingResponse) and not reading.unread:
             with closing(closable(response.response_gen)) as pieces:
                 for piece in pieces:
                     reading.take(piece)
@@ -160,31 +163,34 @@ class _Synthesis:
 
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
         """Do the same by the host's asynchronous methods."""
-        nodes = await self.quiet.anodes(given, self.processing)
+        return await self.call.arun(lambda: self._awritten(given, progress, show))
+
+    async def _awritten(self, given: Hits, progress: Progress, show: Show) -> Written:
+        nodes = await self.call.anodes(given, self.processing)
         progress.check()
         if self.awaits:
-            return await self._awritten(nodes, progress, show)
-        return await self.quiet.beside(
-            lambda: in_a_loop_of_its_own(self._awritten(nodes, progress, show)), progress
+            return await self._asynthesized(nodes, progress, show)
+        return await self.call.in_thread(
+            lambda: in_own_loop(self._asynthesized(nodes, progress, show)), progress
         )
 
-    async def _awritten(
+    async def _asynthesized(
         self, nodes: list[NodeWithScore], progress: Progress, show: Show
     ) -> Written:
-        response = await self._told().asynthesize(query=self.quiet.bundle, nodes=nodes)
-        reading = _Reading(response, self.quiet, progress, show)
-        if isinstance(response, AsyncStreamingResponse):
+        response = await self._configured().asynthesize(query=self.call.bundle, nodes=nodes)
+        reading = _Reading(response, self.call.record, progress, show)
+        if isinstance(response, AsyncStreamingResponse) and not reading.unread:
             async with aclosing(response.response_gen):
                 async for piece in response.response_gen:
                     reading.take(piece)
         return reading.end()
 
-    def _told(self) -> BaseSynthesizer:
-        """Give the synthesizer as it was when the request began: streaming, or not.
+    def _configured(self) -> BaseSynthesizer:
+        """Return the synthesizer as it was when the request began: streaming, or not.
 
         Chat engines switch it on for one query, and off again while that is answered.
         """
-        context = self.quiet.context
+        context = self.call.context
         streaming = bool(getattr(self.synthesizer, "_streaming", False))
         if context is None or context.streaming == streaming:
             return self.synthesizer
@@ -194,12 +200,18 @@ class _Synthesis:
 
 
 class _Reading:
-    """Reads what a response says: at once, or piece by piece."""
+    """Reads the text of a response: at once, or piece by piece.
 
-    def __init__(self, response: Any, quiet: QuietCall, progress: Progress, show: Show) -> None:
-        quiet.recording.begun = len(quiet.recording)
+    A stream that is made after its search is left to the caller, as the host leaves it: the
+    model is called when the caller reads, and its errors are raised there.
+    """
+
+    def __init__(self, response: Any, record: CallRecord, progress: Progress, show: Show) -> None:
+        streams = isinstance(response, StreamingResponse | AsyncStreamingResponse)
+        record.response = response
+        record.unread = self.unread = streams and not speculative.get()
         self._response = response
-        self._recording = quiet.recording
+        self._record = record
         self._progress = progress
         self._show = show
         self._text = ""
@@ -217,6 +229,8 @@ class _Reading:
     def end(self) -> Written:
         """Give the whole text."""
         response = self._response
+        if self.unread:
+            return self._written()
         if isinstance(response, StreamingResponse | AsyncStreamingResponse):
             response.response_txt = self._text
         elif isinstance(response, PydanticResponse):
@@ -226,4 +240,4 @@ class _Reading:
         return self._written()
 
     def _written(self) -> Written:
-        return Written(self._text, message=self._response, recording=self._recording)
+        return Written(self._text, message=self._response, recording=self._record)

@@ -226,6 +226,19 @@ class Speculation:
         name = key, host.signature
         return runtime.engines(name, host, parts, merged, kept=not look.passing)
 
+    def can_guess(self, look: RetrieverSnapshot, replica: Retriever | None) -> bool:
+        """Whether anything can be known of a request's first search before it returns.
+
+        Args:
+            look: the retriever as it is now.
+            replica: a near copy of it, that guesses.
+        """
+        if not self.speculate or not look.pure:
+            return False
+        if self.memo is not None:
+            return True
+        return self.guesses and (replica is not None or self._pool(look) is not None)
+
     def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
         """Give the pool that a call shares with others: one of settings that come again."""
         if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):

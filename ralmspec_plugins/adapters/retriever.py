@@ -237,6 +237,10 @@ class HostSearch(Generic[HostT]):
         """What has reached the host, for all callers together."""
         return self._known.stats
 
+    def note_call(self, found: int) -> None:
+        """Count a call of the host's retriever that its caller made, and how much it found."""
+        self._known.note_single(self.look(), found)
+
     def unencoded(self, text: str) -> Query:
         """Form the query of a text without its vector, to be asked alone or remembered."""
         return Query(text, QueryPayload(calls=self._host.calls))

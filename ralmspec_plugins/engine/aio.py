@@ -32,7 +32,13 @@ from ralmspec_plugins.engine.batch import (
     aanswer_all,
     check_concurrency,
 )
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request, completions
+from ralmspec_plugins.engine.session import (
+    RequestContext,
+    Session,
+    as_request,
+    completions,
+    may_be_discarded,
+)
 from ralmspec_plugins.engine.streams import (
     AsyncAnswerStream,
     AsyncCompletionQueue,
@@ -42,7 +48,7 @@ from ralmspec_plugins.engine.streams import (
 from ralmspec_plugins.engine.threads import GRACE_S, THREADS, thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.plain import usable
-from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.protocols import Retriever, Workload, speculative
 from ralmspec_plugins.types import Answer, Query, Request
 
 # Has one request's work done in asyncio tasks, and in threads where it is not asynchronous.
@@ -117,6 +123,7 @@ class AsyncExecutor:
     async def _carry_out(self, need: Work) -> None:
         """Do a piece of work and hand in its completion, as cancelled if the task was."""
         started_s = self.clock()
+        speculative.set(speculative.get() or may_be_discarded(need))  # in this task's own context
         work = self._awaitable(need)
         if work is None:
             try:

@@ -42,6 +42,7 @@ from ralmspec_plugins.protocols import (
     Speculator,
     WideRetriever,
     Workload,
+    speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
@@ -323,6 +324,7 @@ class RequestContext:
         """
         started_s, before_s = clock(), busy()
         results: list[Any]
+        token = speculative.set(speculative.get() or may_be_discarded(need))
         try:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
@@ -333,6 +335,8 @@ class RequestContext:
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
             complete(Aborted(error, need))
             return
+        finally:
+            speculative.reset(token)
         for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
@@ -370,6 +374,11 @@ class RequestContext:
         if self._closed:
             self.setup.workload.release(state)
         return state
+
+
+def may_be_discarded(need: Work) -> bool:
+    """Return whether work stands behind a guess that no search has confirmed yet."""
+    return isinstance(need, FormQuery | Search | Extend) and need.speculative
 
 
 def completions(
