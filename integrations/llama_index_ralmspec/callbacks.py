@@ -6,7 +6,7 @@ before it is known whether it counts runs under the instrument tag `SPECULATIVE`
 `SpeculativeCall.ahead`; `CommitEvent` and `RollbackEvent` say later which of these spans counted.
 """
 
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -87,8 +87,8 @@ class CommitEvent(BaseEvent):
 
     Attributes:
         query_str: its query.
-        span_ids: the spans of the calls made ahead that wrote it; empty where it was written
-            after its search, by calls without the tag.
+        span_ids: the spans of the calls made ahead that it rests on: of its query's embedding,
+            of an opaque retriever, of what wrote it. Calls without the tag always count.
     """
 
     query_str: str
@@ -122,15 +122,21 @@ OwnEvent: TypeAlias = GuessEvent | VerificationEvent | RetrievalEvent | CommitEv
 
 
 class _Record(Protocol):
-    span_id: str | None
+    span_id: str | None  # of the span around the calls, where they are made ahead
 
 
 class SpeculativeCall:
     """The span around calls of the host that are made ahead; nothing around other calls."""
 
-    def __init__(self, record: _Record | None = None) -> None:
-        """Take what notes the span's id."""
+    def __init__(self, record: _Record, spans: list[str] | None = None) -> None:
+        """Take what notes the span's id.
+
+        Args:
+            record: of these calls.
+            spans: the ids of all calls made ahead for the request, to which it is added.
+        """
         self._record = record
+        self._spans = spans
 
     def run(self, call: Callable[[], ResultT]) -> ResultT:
         """Make a call, in a tagged span if it is made ahead."""
@@ -161,8 +167,10 @@ class SpeculativeCall:
         return await call()
 
     def _note(self) -> None:
-        if self._record is not None:
-            self._record.span_id = active_span_id.get()
+        span_id = active_span_id.get()
+        self._record.span_id = span_id
+        if self._spans is not None and span_id is not None:
+            self._spans.append(span_id)
 
 
 @contextmanager
@@ -176,16 +184,16 @@ class Telling:
     """Tells one request's own events, one after the other, in its context."""
 
     def __init__(
-        self, made_ahead: Callable[[], list[str]], span_of: Callable[[Any], str | None]
+        self, spans: Sequence[str], records_of: Callable[[effects.Commit], Iterable[_Record]]
     ) -> None:
         """Begin with nothing told.
 
         Args:
-            made_ahead: lists the span ids of the calls made ahead so far.
-            span_of: returns the span id of the call that wrote a state, if it was made ahead.
+            spans: the ids of the spans of all calls made ahead so far.
+            records_of: lists the records of the calls that a committed step rests on.
         """
-        self._made_ahead = made_ahead
-        self._span_of = span_of
+        self._spans = spans
+        self._records_of = records_of
         self._committed: set[str] = set()
 
     def tell(self, event: effects.Event) -> None:
@@ -214,12 +222,12 @@ class Telling:
         if isinstance(event, effects.Confirmed):
             return _retrieval(event.retrieved.query.text, event.retrieved.hits)
         if isinstance(event, effects.Commit):
-            span = self._span_of(event.state)
-            spans = [] if span is None else [span]
+            ids = {record.span_id for record in self._records_of(event)}
+            spans = [one for one in self._spans if one in ids]
             self._committed.update(spans)
             return CommitEvent(query_str=event.retrieved.query.text, span_ids=spans)
         if isinstance(event, effects.RolledBack):
-            open_spans = [one for one in self._made_ahead() if one not in self._committed]
+            open_spans = [one for one in self._spans if one not in self._committed]
             return RollbackEvent(segments=event.segments, span_ids=open_spans)
         return None
 

@@ -53,7 +53,7 @@ class CallRecord:
                 node.score = hit.score
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class HostContext:
     """A request's query as its caller gave it, and the calls of the host made for it.
 
@@ -69,7 +69,9 @@ class HostContext:
         alone: whether no call is made on a guess: then there is but one.
         retriever: the one whose search counts.
         threads: where calls are made that would block the event loop.
-        records: of all calls begun, in order.
+        records: of the calls that write, in order.
+        begun: whether a response that streams has been returned: it is fed from here.
+        spans: the ids of the spans of all calls made ahead, in order.
     """
 
     bundle: QueryBundle
@@ -79,6 +81,8 @@ class HostContext:
     retriever: BaseRetriever | None = None
     threads: Executor | None = None
     records: list[CallRecord] = field(default_factory=list)
+    begun: bool = False
+    spans: list[str] = field(default_factory=list)
 
     def query(self) -> QueryBundle:
         """Return the query for one call of the host."""
@@ -100,9 +104,16 @@ class HostContext:
             )
         vars(self.bundle).update(written)
 
-    def made_ahead(self) -> list[str]:
-        """List the ids of the spans of all calls that were made ahead."""
-        return [one.span_id for one in self.records if one.span_id is not None]
+
+def search_call() -> tuple[CallRecord, SpeculativeCall]:
+    """Begin a call that embeds a query or searches, for the current request if there is one."""
+    record, context = CallRecord(), current_request.get()
+    return record, SpeculativeCall(record, None if context is None else context.spans)
+
+
+def kept(record: CallRecord) -> CallRecord | None:
+    """Return the record of a call made ahead, to be kept with what it found; of others nothing."""
+    return None if record.span_id is None else record
 
 
 def note_query(retriever: BaseRetriever, text: str, written: Mapping[str, Any]) -> None:
@@ -136,11 +147,15 @@ class RequestCall:
 
     def run(self, call: Callable[[], ResultT]) -> ResultT:
         """Make the calls; those made ahead stand in a span of their own and are tagged."""
-        return SpeculativeCall(self.record).run(call)
+        return self._ahead.run(call)
 
     async def arun(self, call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Do the same with a coroutine."""
-        return await SpeculativeCall(self.record).arun(call)
+        return await self._ahead.arun(call)
+
+    @property
+    def _ahead(self) -> SpeculativeCall:
+        return SpeculativeCall(self.record, None if self.context is None else self.context.spans)
 
     def nodes(self, hits: Hits, processing: Postprocessing) -> list[NodeWithScore]:
         """Return the nodes of these hits, postprocessed."""

@@ -7,9 +7,8 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_ralmspec.callbacks import SpeculativeCall
 from llama_index_ralmspec.documents import hits_of, passage_of
-from llama_index_ralmspec.host_calls import copied, note_query
+from llama_index_ralmspec.host_calls import CallRecord, copied, kept, note_query, search_call
 from llama_index_ralmspec.inspection import (
     At,
     blocks_loop,
@@ -117,15 +116,17 @@ class _Called:
 
     def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
-        nodes = SpeculativeCall().run(lambda: retriever.retrieve(bundle))
+        record, call = search_call()
+        nodes = call.run(lambda: retriever.retrieve(bundle))
         self._note(look, query, bundle)
-        return single_hits(nodes)
+        return single_hits(nodes, record)
 
     async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
-        nodes = await SpeculativeCall().arun(lambda: _aretrieved(retriever, bundle))
+        record, call = search_call()
+        nodes = await call.arun(lambda: _aretrieved(retriever, bundle))
         self._note(look, query, bundle)
-        return single_hits(nodes)
+        return single_hits(nodes, record)
 
     def _note(self, look: RetrieverSnapshot, query: Query, bundle: QueryBundle) -> None:
         """Hand on what an opaque retriever has written into its query."""
@@ -157,7 +158,7 @@ class _Called:
         return query
 
 
-def single_hits(nodes: Any) -> Hits:
+def single_hits(nodes: Any, record: CallRecord) -> Hits:
     """Make the hits of what one call of the host returned.
 
     Raises:
@@ -168,7 +169,7 @@ def single_hits(nodes: Any) -> Hits:
             f"a retriever must give a list of NodeWithScore, got {type(nodes).__name__}: "
             f"{nodes!r:.200}"
         )
-    return hits_of(nodes)
+    return hits_of(nodes, HitPayload(None, kept(record)))
 
 
 async def _aretrieved(retriever: BaseRetriever, bundle: QueryBundle) -> list[NodeWithScore]:

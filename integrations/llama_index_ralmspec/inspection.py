@@ -21,8 +21,8 @@ from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBun
 from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from llama_index_ralmspec.callbacks import SpeculativeCall
 from llama_index_ralmspec.capabilities import awaits
+from llama_index_ralmspec.host_calls import kept, search_call
 from llama_index_ralmspec.stores import BATCH_SEARCHES
 from llama_index_ralmspec.stores.registry import batch_search_of
 from ralmspec_plugins.adapters.batch_search import Scored, Vector
@@ -415,15 +415,19 @@ class QueryEmbedder:
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
+        record, call = search_call()
         embed = self.embedder.get_agg_embedding_from_queries
-        return QueryPayload(SpeculativeCall().run(lambda: embed(strings)))
+        vector = call.run(lambda: embed(strings))
+        return QueryPayload(vector, recording=kept(record))
 
     async def aembed(self, text: str) -> QueryPayload:
         """Embed a query by the asynchronous method, in a thread if that would not wait."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
-        return QueryPayload(await SpeculativeCall().arun(lambda: self._aembed(strings)))
+        record, call = search_call()
+        vector = await call.arun(lambda: self._aembed(strings))
+        return QueryPayload(vector, recording=kept(record))
 
     async def _aembed(self, strings: list[str]) -> Vector:
         if waits(type(self.embedder), "_aget_query_embedding"):

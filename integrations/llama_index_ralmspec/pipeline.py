@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Hashable, Iterator, Sequence
 from contextlib import aclosing, closing
 from contextvars import Context
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.callbacks import Telling
-from llama_index_ralmspec.host_calls import HostContext, copied, current_request
+from llama_index_ralmspec.host_calls import CallRecord, HostContext, copied, current_request
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.llm import HostLM
 from llama_index_ralmspec.options import Options
@@ -29,10 +28,10 @@ from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.response import Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
-from ralmspec_plugins.adapters.events import aclosable, adrive_events, closable, drive_events
+from ralmspec_plugins.adapters.events import adrive_events, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
-from ralmspec_plugins.effects import Event
+from ralmspec_plugins.effects import Commit, Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
 from ralmspec_plugins.scheduling.schedules import Continuous
 from ralmspec_plugins.types import Request
@@ -225,7 +224,7 @@ class RequestRun:
         self._context = context
         self._streaming = streaming
         self._request = assembly.request(context)
-        self._telling = Telling(context.made_ahead, _span_of)
+        self._telling = Telling(context.spans, records_of)
         self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
 
     def response(self) -> RESPONSE_TYPE:
@@ -238,7 +237,7 @@ class RequestRun:
         next(pieces)  # from here on there is a response, and closing it ends the request
         made = self._responses.response
         if isinstance(made, StreamingResponse) and made is not self._responses.unread:
-            return replace(made, response_gen=pieces)
+            return self._responses.streaming(pieces)
         for _ in pieces:
             pass
         return made
@@ -248,10 +247,6 @@ class RequestRun:
         with closing(drive_events(current, self._telling, self._responses.shown)) as pieces:
             yield from pieces
         yield from self._responses.ended(events.answer)
-        late = self._responses.late
-        if late is not None:
-            with closing(closable(late.response_gen)) as pieces:
-                yield from pieces
 
     async def aresponse(self) -> RESPONSE_TYPE:
         """Answer it on an event loop.
@@ -264,7 +259,7 @@ class RequestRun:
         await anext(pieces)
         made = self._responses.response
         if isinstance(made, AsyncStreamingResponse) and made is not self._responses.unread:
-            return replace(made, response_gen=pieces)
+            return self._responses.streaming(pieces)
         async for _ in pieces:
             pass
         return made
@@ -276,16 +271,14 @@ class RequestRun:
                 yield piece
         for piece in self._responses.ended(events.answer):
             yield piece
-        late = self._responses.late
-        if late is not None:
-            async with aclosing(aclosable(late.response_gen)) as pieces:
-                async for piece in pieces:
-                    yield piece
 
 
-def _span_of(state: Any) -> str | None:
-    record = record_of(state)
-    return None if record is None else record.span_id
+def records_of(event: Commit) -> list[CallRecord]:
+    """List the records of the calls that a committed step rests on: embedding, search, writing."""
+    payloads = [event.retrieved.query.encoding, *(hit.features for hit in event.retrieved.hits)]
+    found = [getattr(one, "recording", None) for one in payloads]
+    found.append(record_of(event.state))
+    return [one for one in found if isinstance(one, CallRecord)]
 
 
 class _Current:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
+from weakref import ref
 
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
@@ -51,7 +52,7 @@ class Responses:
         self._hits: Hits = ()  # of the latest confirmed step
         self._right = False  # whether that was guessed
         self._shown = 0
-        self._begun = False
+        self._returned: ref[Any] | None = None
         self.unread: Any = None  # the host's response, if its stream is left to the caller
 
     @property
@@ -73,18 +74,13 @@ class Responses:
             self._used(event)
         if not self._context.streaming or (self._response is _UNMADE and not self._begins(event)):
             return
-        if not self._begun:
-            self._begun = True
+        if not self._context.begun:
+            self._context.begun = True
             yield BEGUN
         if isinstance(event, Settled) and len(event.text) > self._shown:
             piece = event.text[self._shown :]
             self._shown = len(event.text)
             yield piece
-
-    @property
-    def late(self) -> Any:
-        """The host's stream that is still to be read into one that was begun, if there is one."""
-        return self.unread if self.unread is not self._response else None
 
     def ended(self, answer: Answer) -> Iterator[str]:
         """Complete the response with the whole answer."""
@@ -96,9 +92,22 @@ class Responses:
                 self._response = message
             else:
                 self._response = Response(answer.text, self._nodes, self._metadata)
-        put_report(self._response, report_of(answer), in_metadata=self._report)
-        if not self._begun:
-            yield BEGUN
+        if self._context.begun:
+            returned = None if self._returned is None else self._returned()
+            if returned is not None:
+                _attach(returned, report_of(answer), in_metadata=self._report)
+            return
+        made = put_report(self._response, report_of(answer), in_metadata=self._report)
+        self.unread = None if self.unread is None else made
+        self._response = made
+        yield BEGUN
+
+    def streaming(self, pieces: Any) -> RESPONSE_TYPE:
+        """Return the response with the text that it streams; the report comes with its end."""
+        made: Any = replace(self._response, response_gen=pieces)
+        self._returned = ref(made)  # the caller's alone: a stream that is let go ends at once
+        returned: RESPONSE_TYPE = made
+        return returned
 
     def _begins(self, event: Event) -> bool:
         """Make the response that streams as soon as its nodes are known; say whether it is made."""
@@ -145,16 +154,27 @@ def record_of(state: Any) -> CallRecord | None:
     return found if isinstance(found, CallRecord) else None
 
 
-def put_report(response: Any, report: Report, *, in_metadata: bool) -> None:
-    """Attach a report to a response, for `stats_of`.
+def put_report(response: Any, report: Report, *, in_metadata: bool) -> Any:
+    """Return a response with its report attached, for `stats_of`.
 
-    It stands in an attribute which is no field: a response with it equals one without.
+    It stands in an attribute which is no field: a response with it equals one without. Where
+    the metadata get it too, the response is a copy: a synthesizer may keep the one it returned.
     """
     if not isinstance(response, (Response, PydanticResponse, *_STREAMS)):
-        return
-    vars(response)[_REPORT] = report
+        return response
+    if in_metadata:
+        # The host's `PydanticResponse` cannot be copied by copy().
+        made = object.__new__(type(response))
+        vars(made).update(vars(response))
+        response = made
+    _attach(response, report, in_metadata=in_metadata)
+    return response
+
+
+def _attach(response: Any, report: Report, *, in_metadata: bool) -> None:
     if in_metadata:
         response.metadata = {**(response.metadata or {}), REPORT: report}
+    vars(response)[_REPORT] = report
 
 
 class PlainRun:
@@ -183,8 +203,8 @@ class PlainRun:
             timeline=(Span("search", 0.0, found_s, 1), Span("extend", found_s, wall_s, 0)),
         )
         answer = Answer("", (Retrieved(Query(self._query), ()),), None, stats)
-        put_report(response, report_of(answer), in_metadata=self._in_metadata)
-        return response
+        made: RESPONSE_TYPE = put_report(response, report_of(answer), in_metadata=self._in_metadata)
+        return made
 
 
 def stats_of(response: RESPONSE_TYPE) -> Stats:

@@ -16,7 +16,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec import capabilities
-from llama_index_ralmspec.host_calls import CallRecord, RequestCall, in_own_loop, request_call
+from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from ralmspec_plugins.adapters.events import closable
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
@@ -154,7 +154,7 @@ class _Synthesis:
         nodes = self.call.nodes(given, self.processing)
         progress.check()
         response = self._configured().synthesize(query=self.call.bundle, nodes=nodes)
-        reading = _Reading(response, self.call.record, progress, show)
+        reading = _Reading(response, self.call, progress, show)
         if isinstance(response, StreamingResponse) and not reading.unread:
             with closing(closable(response.response_gen)) as pieces:
                 for piece in pieces:
@@ -178,7 +178,7 @@ class _Synthesis:
         self, nodes: list[NodeWithScore], progress: Progress, show: Show
     ) -> Written:
         response = await self._configured().asynthesize(query=self.call.bundle, nodes=nodes)
-        reading = _Reading(response, self.call.record, progress, show)
+        reading = _Reading(response, self.call, progress, show)
         if isinstance(response, AsyncStreamingResponse) and not reading.unread:
             async with aclosing(response.response_gen):
                 async for piece in response.response_gen:
@@ -206,12 +206,13 @@ class _Reading:
     model is called when the caller reads, and its errors are raised there.
     """
 
-    def __init__(self, response: Any, record: CallRecord, progress: Progress, show: Show) -> None:
+    def __init__(self, response: Any, call: RequestCall, progress: Progress, show: Show) -> None:
         streams = isinstance(response, StreamingResponse | AsyncStreamingResponse)
-        record.response = response
-        record.unread = self.unread = streams and not speculative.get()
+        begun = call.context is not None and call.context.begun
+        self._record = call.record
+        self._record.response = response
+        self._record.unread = self.unread = streams and not begun and not speculative.get()
         self._response = response
-        self._record = record
         self._progress = progress
         self._show = show
         self._text = ""

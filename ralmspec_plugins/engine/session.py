@@ -377,8 +377,10 @@ class RequestContext:
 
 
 def may_be_discarded(need: Work) -> bool:
-    """Return whether work stands behind a guess that no search has confirmed yet."""
-    return isinstance(need, FormQuery | Search | Extend) and need.speculative
+    """Return whether work makes a guess, or stands behind one that no search has confirmed."""
+    if isinstance(need, FormQuery | Search | Extend):
+        return need.speculative
+    return isinstance(need, Guess)
 
 
 def completions(
