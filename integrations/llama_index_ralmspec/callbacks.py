@@ -223,9 +223,9 @@ class Telling:
             return _retrieval(event.retrieved.query.text, event.retrieved.hits)
         if isinstance(event, effects.Commit):
             ids = {record.span_id for record in self._records_of(event)}
-            spans = [one for one in self._spans if one in ids]
-            self._committed.update(spans)
-            return CommitEvent(query_str=event.retrieved.query.text, span_ids=spans)
+            named = [one for one in self._spans if one in ids]
+            self._committed.update(named)
+            return CommitEvent(query_str=event.retrieved.query.text, span_ids=named)
         if isinstance(event, effects.RolledBack):
             open_spans = [one for one in self._spans if one not in self._committed]
             return RollbackEvent(segments=event.segments, span_ids=open_spans)

@@ -63,7 +63,8 @@ async def aborted(engine):
 
 
 texts = []
-for options in ({}, {"streaming": True}, {"workload": "sentences", "max_tokens": 6, "bound": "max_tokens"}):
+SENTENCES = {"workload": "sentences", "max_tokens": 6, "bound": "max_tokens"}
+for options in ({}, {"streaming": True}, SENTENCES):
     ours = SpeculativeQueryEngine.from_index(index, llm=Words(), **options)
     with ours:
         for question in "abca":
