@@ -21,12 +21,13 @@ from llama_index.core.schema import QueryBundle
 from llama_index_ralmspec.callbacks import Telling
 from llama_index_ralmspec.host_calls import CallRecord, HostContext, copied, current_request
 from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.inspection import blocks_loop
 from llama_index_ralmspec.llm import HostLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.response import Responses, record_of
-from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
+from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
 from ralmspec_plugins.adapters.events import adrive_events, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
@@ -60,6 +61,7 @@ class Assembly:
         self.options, self._runtime = options, runtime
         self._postprocessors = tuple(postprocessors)
         self.key = key_of(retriever, synthesizer, postprocessors)
+        self._blocks_loop = blocks_loop(retriever) or model_blocks_loop(synthesizer)
         self._workload = workload_of(options.workload, self._lm())
         self._host = self._hosts(retriever)
         self._replica = None if options.replica is None else self._hosts(options.replica)
@@ -145,11 +147,12 @@ class Assembly:
             unknown.append(self.synthesizer)
         return [type(one).__name__ for one in unknown]
 
-    def engines(self, bundle: QueryBundle) -> Engines | None:
+    def engines(self, bundle: QueryBundle, *, asynchronous: bool = False) -> Engines | None:
         """Return the engines for a query; `None` where the host's own engine answers it.
 
         It does where there is one retrieval, and nothing that could be known before it: then the
         host's parts run in the caller's thread and context, as if this package were not there.
+        Parts that would block the caller's event loop run in the engine's threads nevertheless.
         """
         options, guesses = self.options, self.guesses
         host = self._host.for_call(bundle)
@@ -157,6 +160,7 @@ class Assembly:
         if (
             options.one_shot
             and options.deadline_s is None
+            and not (asynchronous and self._blocks_loop)
             and not speculation.can_guess(host.look(), self._replica)
         ):
             return None

@@ -235,7 +235,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
             assembly = self._assembled()
-            engines = assembly.engines(query_bundle)
+            engines = assembly.engines(query_bundle, asynchronous=True)
             if engines is None:
                 response = await self._asynthesized(query_bundle)
             else:

@@ -43,6 +43,14 @@ def is_known(synthesizer: BaseSynthesizer) -> bool:
     return qualified_name(type(synthesizer)) in _KNOWN and not overridden(synthesizer)
 
 
+def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:
+    """Whether the asynchronous methods of a synthesizer's model are its synchronous ones."""
+    llm = capabilities.inner(getattr(synthesizer, "_llm", None))
+    if llm is None:
+        return False
+    return not capabilities.awaits(llm, "achat" if llm.metadata.is_chat_model else "acomplete")
+
+
 class SynthesizerLM(TextLM[Hits]):
     """Writes the whole answer as the host's `RetrieverQueryEngine` does, from nodes on.
 
@@ -87,19 +95,12 @@ class _SynthesisWriter:
         self._synthesizer = synthesizer
         self.processing = processing
         self.llm = capabilities.inner(getattr(synthesizer, "_llm", None))
+        self._model_awaits = self.llm is not None and not model_blocks_loop(synthesizer)
         self._sees_scores = not is_known(synthesizer)
 
     @property
     def awaits(self) -> bool:
         return self._model_awaits or bool(self.processing.postprocessors)
-
-    @property
-    def _model_awaits(self) -> bool:
-        if self.llm is None:
-            return False
-        return capabilities.awaits(
-            self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete"
-        )
 
     @property
     def reads_scores(self) -> bool:

@@ -127,11 +127,12 @@ def over(retriever: BaseRetriever, llm: Any, *processors: Any, **arguments: Any)
     )
 
 
-async def test_postprocessors_stay_on_the_callers_loop() -> None:
+@pytest.mark.parametrize("guess_through", [None, True])
+async def test_postprocessors_stay_on_the_callers_loop(guess_through: bool | None) -> None:
     """Also where the model would block it, which writes in a thread then."""
     host = over(an_index().as_retriever(), Blocking(prompts=[]), Bound())
     plain = over(an_index().as_retriever(), WordLLM(), Bound())
-    with SpeculativeQueryEngine.wrap(host, guess_through=True) as ours:
+    with SpeculativeQueryEngine.wrap(host, guess_through=guess_through) as ours:
         for question in [*QUESTIONS, *QUESTIONS]:
             expected = seen(await plain.aquery(question))
 

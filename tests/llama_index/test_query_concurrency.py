@@ -177,7 +177,7 @@ async def test_query_works_inside_a_running_event_loop(workload: str) -> None:
         assert [one[1] for one in expected] == texts
 
 
-@pytest.mark.parametrize("workload", ["sentences", "interval"])
+@pytest.mark.parametrize("workload", WORKLOADS)
 async def test_the_event_loop_is_not_blocked(workload: str) -> None:
     """While a store without asynchronous methods sleeps, and a model in a thread, others run."""
     gate = threading.Event()
