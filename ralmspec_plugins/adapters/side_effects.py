@@ -1,0 +1,88 @@
+"""Notices models whose calls leave traces: they draw from process-wide random state, or count."""
+
+import logging
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+_log = logging.getLogger(__name__)
+
+_PLAIN: Final = (bool, int, float, str, bytes, tuple)
+
+
+class SideEffects:
+    """Compares what a model's calls may change, before and after each. Thread-safe.
+
+    A call that is discarded must not be noticed by a later one. One that drew random numbers
+    from Python's, NumPy's or torch's process-wide generators changes what the next call
+    draws, and one of a model that counts its calls, or takes its answers from a queue, what
+    the next one says. Once a call was seen to do so, no call is made ahead any more.
+
+    >>> import random
+    >>> class Dice:
+    ...     def complete(self) -> float:
+    ...         return random.random()
+    >>> dice = Dice()
+    >>> effects = SideEffects(dice)
+    >>> with effects.watched():
+    ...     _ = dice.complete()
+    >>> effects.found
+    'it draws from process-wide random state'
+    """
+
+    def __init__(self, model: object) -> None:
+        """Watch the calls of a model."""
+        self._model = model
+        self._lock = threading.Lock()
+        self.found: str | None = None
+        self.observed = False  # whether a call has been watched to its end
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch one call."""
+        if self.found is not None:
+            yield
+            return
+        numbers, attributes = _random_state(), _plain_attributes(self._model)
+        try:
+            yield
+        finally:
+            if _random_state() != numbers:
+                self._note("it draws from process-wide random state")
+            elif _plain_attributes(self._model) != attributes:
+                self._note("its calls change its attributes")
+            self.observed = True
+
+    def _note(self, what: str) -> None:
+        with self._lock:
+            first, self.found = self.found is None, what
+        if first:
+            _log.warning(
+                "nothing is written on guesses: %s keeps something between two calls (%s), so a "
+                "call that is discarded would change a later one. guess_through=True says that "
+                "this makes no difference",
+                type(self._model).__name__,
+                what,
+            )
+
+
+def _random_state() -> list[object]:
+    """Return the states of the random generators that are shared by a process."""
+    states: list[object] = [random.getstate()]
+    numpy: Any = sys.modules.get("numpy.random")
+    if numpy is not None:
+        kind, keys, position, has_gauss, gauss = numpy.get_state()
+        states += [kind, keys.tobytes(), position, has_gauss, gauss]
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_rng_state"):
+        states.append(torch.get_rng_state().numpy().tobytes())
+    return states
+
+
+def _plain_attributes(model: object) -> dict[str, object]:
+    """Return the attributes of a model that are plain values."""
+    held = {**getattr(model, "__dict__", {}), **(getattr(model, "__pydantic_private__", None) or {})}
+    return {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
