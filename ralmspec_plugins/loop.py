@@ -78,10 +78,13 @@ class _Loop:
         while moved and not window.complete and self.error is None:
             window.confirm()
             moved = not self._rescue() and (window.plan() | self._search())
+        if self.error is None and window.complete:
+            try:
+                window.out.append(Finish(window.answer()))
+            except Exception as error:  # noqa: BLE001 the plain loop raises it too
+                self.error = error
         if self.error is not None:
             window.out += [window.failed(self.error), Finish(error=self.error)]
-        elif window.complete:
-            window.out.append(Finish(window.answer()))
         return self.error is not None or window.complete
 
     # Completions

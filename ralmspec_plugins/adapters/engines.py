@@ -13,7 +13,8 @@ from ralmspec_plugins.adapters.retriever_state import RetrieverSnapshot
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
-from ralmspec_plugins.engine.threads import THREADS, Engine
+from ralmspec_plugins.engine.base import THREADS
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE

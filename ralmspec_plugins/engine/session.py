@@ -272,13 +272,16 @@ class RequestContext:
         self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
+        self._shown = 0  # characters of settled text
         self._closed = False
 
     def note(self, notice: Notice) -> None:
         """Keep up with the loop, and free memory where it asks for it."""
         if isinstance(notice, self._kept):
             self._events.append(notice)
-        if isinstance(notice, Commit):
+        if isinstance(notice, Settled):
+            self._shown = len(notice.text)
+        elif isinstance(notice, Commit):
             self._state = notice.state
         elif isinstance(notice, Release):
             self.setup.workload.release(notice.state)
@@ -290,14 +293,28 @@ class RequestContext:
         events, self._events = self._events, []
         return events
 
-    def answer(self, wall_s: float) -> Answer:
-        """Give the answer of a finished request, or raise what it came to."""
+    def outcome(self, wall_s: float) -> Answer | Exception:
+        """Return the answer of a finished request, or the error that it came to."""
         assert self.finish is not None
-        if self.finish.error is not None:
-            raise self.finish.error
-        assert self.finish.answer is not None
         answer = self.finish.answer
+        if answer is None:
+            assert self.finish.error is not None
+            return self.finish.error
         return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
+
+    def answer(self, wall_s: float) -> Answer:
+        """Return the answer of a finished request, or raise what it came to."""
+        outcome = self.outcome(wall_s)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def rest(self) -> list[Event]:
+        """Settle what is left of a complete answer's text."""
+        answer = None if self.finish is None else self.finish.answer
+        if answer is None or len(answer.text) <= self._shown:
+            return []
+        return [Settled(answer.text, answer.state)]
 
     def close(self) -> None:
         """End the loop, and free what is kept for this request's states."""
