@@ -114,7 +114,7 @@ class DirectRuns:
         """Tell one segment's call, by the host's own code around `complete`."""
         draft = getattr(event.state, "draft", event.state)
         recording = getattr(draft, "recording", None)  # of postprocessors, where there are any
-        nodes = nodes_of(event.retrieved.hits) if recording is None else recording.used
+        nodes = nodes_of(event.hits) if recording is None else recording.used
         prompt = self._prompting.shown(
             self._llm, self._request.prompt, self._prompting.context(nodes)
         )

@@ -61,7 +61,7 @@ class Responses:
     def shown(self, event: Event) -> Iterator[str]:
         """Take in what happens; give the new text if the response streams."""
         if isinstance(event, Confirmed | Commit):
-            self._hits = event.retrieved.hits
+            self._hits = event.hits
         if isinstance(event, Commit):
             self._used(event)
         if not self._context.streaming or not isinstance(event, Settled | Commit):

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, overload
 from ralmspec_plugins.effects import (
     Aborted,
     Completion,
+    Encode,
     Event,
     Extend,
     FormQuery,
@@ -31,7 +32,6 @@ from ralmspec_plugins.engine.streams import (
 )
 from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
-from ralmspec_plugins.plain import usable
 from ralmspec_plugins.types import Answer, Query, Request
 
 
@@ -68,19 +68,19 @@ class AsyncExecutor(Executor):
 
     def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
         """Return what can be awaited for this work; `None` if it takes a thread."""
-        workload, retriever = self._setup.workload, self._setup.retriever
-        if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
-            if self._job.reports:
-                need.progress.connect(
-                    lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
-                )
-            return lambda: write(need.state, need.hits, need.progress)
-        if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
+        parts, retriever = self._setup.parts, self._setup.retriever
+        if isinstance(need, FormQuery | Extend) and self._job.reports:
+            need.progress.connect(
+                lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
+            )
+        if isinstance(need, Extend) and (write := parts.aextend):
+            return lambda: write.call(need.state, need.hits, need.progress, need.carried)
+        if isinstance(need, FormQuery) and parts.aquery:
+            return lambda: parts.aform(need.state, need.progress)
+        if isinstance(need, Start) and (start := getattr(parts.workload, "astart", None)):
             return lambda: start(need.request)
-        if isinstance(need, FormQuery) and (
-            hasattr(workload, "aquery") or hasattr(retriever, "aencode")
-        ):
-            return lambda: self._formed(need.state)
+        if isinstance(need, Encode) and hasattr(retriever, "aencode"):
+            return lambda: parts.aencode(need.query.text)
         if isinstance(need, Search) and hasattr(retriever, "asearch"):
             return lambda: self._search(need.queries, widely=need.wide)
         return None
@@ -116,22 +116,6 @@ class AsyncExecutor(Executor):
     def _hand_in_all(self, need: Work, results: list[Any], started_s: float) -> None:
         for done in completions(need, results, started_s, self.clock()):
             self._completed.put_nowait(done)
-
-    async def _formed(self, state: Any) -> Query | None:
-        """Form and encode a query, awaiting what can be awaited."""
-        workload, retriever = self._setup.workload, self._setup.retriever
-        ask = getattr(workload, "aquery", None)
-        encode = getattr(retriever, "aencode", None)
-        query: str | Query | None
-        query = await (ask(state) if ask else self._in_thread(workload.query, state))
-        if not isinstance(query, str):
-            return usable(query)
-        encoded: Query
-        if encode is None:
-            encoded = await self._in_thread(retriever.encode, query)
-        else:
-            encoded = await encode(query)
-        return encoded
 
     async def _search(
         self, queries: Sequence[Query], *, widely: bool
@@ -177,7 +161,7 @@ class AsyncExecutor(Executor):
     async def stop(self) -> None:
         """Cancel all that is out; wait until the model is free and all tasks have ended."""
         for need, task in tuple(self._tasks.items()):
-            if isinstance(need, Extend):
+            if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
             on_the_model = isinstance(need, Start | FormQuery | Extend)
             if not on_the_model or self._awaitable(need) is not None:

@@ -15,6 +15,7 @@ from ralmspec_plugins.effects import (
     Completed,
     Completion,
     Confirmed,
+    Encode,
     Event,
     Extend,
     Failed,
@@ -33,9 +34,9 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
-from ralmspec_plugins.errors import ConfigError, InputError, Overloaded
+from ralmspec_plugins.errors import ConfigError, Overloaded
 from ralmspec_plugins.loop import speculate
-from ralmspec_plugins.plain import formed
+from ralmspec_plugins.parts import Parts, results
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
     Retriever,
@@ -46,7 +47,7 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
-from ralmspec_plugins.types import Answer, Hits, Query, Request, fixed
+from ralmspec_plugins.types import Answer, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Session:
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
         """
+        self.parts = Parts(workload, retriever)
         self.workload = workload
         self.retriever = retriever
         self.settings = settings or Settings()
@@ -175,18 +177,17 @@ class Session:
         """Search one batch; `widely`, more than is verified where that is the same ranking."""
         wide = self.wide
         if wide is None or not widely:
-            return self._checked(queries, self.retriever.search(queries), None)
+            return _found(self.retriever.search(queries), queries)
         try:
-            found = wide.search_wide(queries, self.settings.width(wide.k))
+            return _found(wide.search_wide(queries, self.settings.width(wide.k)), queries, wide.k)
         except Overloaded:  # says nothing about wide searches
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
-        return self._checked(queries, found, wide.k)
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search as wide as is verified; if only that works, it is searched so from now on."""
-        found = self._checked(queries, self.retriever.search(queries), None)
+        found = _found(self.retriever.search(queries), queries)
         self._complain(error)
         self.wide = None
         return found
@@ -197,33 +198,26 @@ class Session:
     async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Do the same with a retriever that is asynchronous."""
         wide: Any = self._awide
+        plainly: Any = self.retriever
         if wide is None or not widely:
-            return self._checked(queries, await self._asearch_plainly(queries), None)
+            return _found(await plainly.asearch(queries), queries)
         try:
             found = await wide.asearch_wide(queries, self.settings.width(wide.k))
+            return _found(found, queries, wide.k)
         except Overloaded:
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
-            plainly = self._checked(queries, await self._asearch_plainly(queries), None)
+            narrow = _found(await plainly.asearch(queries), queries)
             self._complain(error)
             self._awide = None
-            return plainly
-        return self._checked(queries, found, wide.k)
+            return narrow
 
-    async def _asearch_plainly(self, queries: Sequence[Query]) -> list[Hits]:
-        retriever: Any = self.retriever
-        found: list[Hits] = await retriever.asearch(queries)
-        return found
 
-    @staticmethod
-    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[SearchResult]:
-        """Refuse a retriever's answer that does not have one result for each query."""
-        if len(wide) != len(queries):
-            raise InputError(
-                f"the retriever gave {len(wide)} results for {len(queries)} queries; "
-                f"it must give one for each, in order"
-            )
-        return [SearchResult(fixed(hits[:k]), fixed(hits)) for hits in wide]
+def _found(found: Any, queries: Sequence[Query], k: int | None = None) -> list[SearchResult]:
+    """Return the results of a search that was wider than k, or just as wide."""
+    if k is None:
+        return [SearchResult(hits, hits) for hits in results(found, queries)]
+    return [SearchResult(fixed(hits[:k]), hits) for hits in results(found, queries)]
 
 
 # One request being answered: its loop, and the code that carries out what the loop needs.
@@ -269,7 +263,7 @@ class RequestContext:
         self._events: list[Event] = []
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
-        self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
+        self.flow = speculate(setup.parts, request, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
         self._shown = 0  # characters of settled text
@@ -369,17 +363,19 @@ class RequestContext:
         complete: HandIn,
     ) -> Any:
         """Do a piece of work other than a search; what it raises is raised."""
-        workload = self.setup.workload
+        parts = self.setup.parts
+        if isinstance(need, FormQuery | Extend) and self.reports:
+            need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
         if isinstance(need, Extend):
-            if self.reports:
-                need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
-            return workload.extend(need.state, need.hits, need.progress)
+            return parts.extend(need.state, need.hits, need.progress, need.carried)
         if isinstance(need, FormQuery):
-            return formed(workload, self.setup.retriever, need.state)
+            return parts.form(need.state, need.progress)
+        if isinstance(need, Encode):
+            return parts.encode(need.query.text)
         if isinstance(need, Guess):
-            return self.guesses.guess_async(need.query)
+            return self.guesses.guess_async(need.query, encoded=need.encoded)
         assert isinstance(need, Start)
-        return self.begun(workload.start(need.request))
+        return self.begun(parts.workload.start(need.request))
 
     def begun(self, state: Any) -> Any:
         """Note the first state; one that comes when nobody waits any more is freed at once."""

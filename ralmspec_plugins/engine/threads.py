@@ -100,11 +100,12 @@ class ThreadExecutor(Executor):
         job = self._job
         if (job.setup.speculate and job.stoppable) or job.request.deadline_s is not None:
             return False
-        return not (isinstance(need, Extend) and job.reports)
+        return not (isinstance(need, FormQuery | Extend) and job.reports)
 
     def _cancel(self, need: Work) -> None:
         """Leave a segment to itself; else it notices by its progress, and nothing else can be."""
-        if self._side_by_side and isinstance(need, Extend) and need in self._on_the_model:
+        writes = isinstance(need, FormQuery | Extend)
+        if self._side_by_side and writes and need in self._on_the_model:
             out = self._on_the_model.pop(need)
             error = Cancelled("this work is no longer needed")
             done = Completed(need, None, error, started_s=out.began_s, ended_s=self.clock())
@@ -144,7 +145,7 @@ class ThreadExecutor(Executor):
     def stop(self) -> None:
         """Stop what is being written, and wait until the model is free."""
         for need in self._on_the_model:
-            if isinstance(need, Extend):
+            if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
         if self._side_by_side:
             return

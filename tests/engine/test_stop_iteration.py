@@ -87,7 +87,7 @@ def test_the_plain_loop_raises_it(where: str, error: type[Exception]) -> None:
     """The definition; so does the simulation."""
     workload, retriever = parts(where, error)
     with pytest.raises(error, match=f"of {where}"):
-        plain(workload, Request(prompt=PROMPT), retriever)
+        plain(workload, retriever, Request(prompt=PROMPT))
     with pytest.raises(error, match=f"of {where}"):
         Simulation(workload, retriever, Latencies()).run(PROMPT)
 
