@@ -151,8 +151,12 @@ class MetricsRecorder:
         if self.first_text_s is None:
             self.first_text_s = self.now_s
 
-    def stats(self) -> Stats:
-        """Close the books."""
+    def stats(self, unguessed: str | None = None) -> Stats:
+        """Sum up.
+
+        Args:
+            unguessed: why no segment was begun on a guess, if none was.
+        """
         extends = [span for span in self._spans if span.kind == "extend"]
         return Stats(
             wall_s=self.now_s,
@@ -167,6 +171,7 @@ class MetricsRecorder:
             guesses=self.guesses,
             accepted=self.accepted,
             reused=self.reused,
+            unguessed=unguessed,
             retries=self.retries,
             timeline=tuple(self._spans),
         )

@@ -1,7 +1,7 @@
-"""The parts of an engine: a workload and a retriever, called with as much as they take."""
+"""The parts of an engine: what workload and retriever must have, and what they may leave out."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -24,15 +24,16 @@ class Parts:
         Raises:
             ConfigError: a method is missing.
         """
+        _check(workload, _WORKLOAD, "derive it from TextWorkload (ralmspec_plugins.workloads)")
         self.workload: Any = workload
-        self.retriever = retriever
+        self.retriever = complete(retriever)
         self.inline_query: bool = workload.inline_query
-        self.inline_encode: bool = getattr(retriever, "inline_encode", False)
-        self.encode_lanes = _lanes(retriever)
-        self._query = _Asking(workload.query)
-        self._extend = _Writing(workload.extend)
-        self.aquery = _optional(workload, "aquery", _Asking)
-        self.aextend = _optional(workload, "aextend", _Writing)
+        self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
+        self.encode_lanes = _lanes(self.retriever)
+        self._query = _Asking(getattr(workload, "query", None))
+        self._extend = _Writing(getattr(workload, "extend", None))
+        self.aquery = _Asking(method) if (method := getattr(workload, "aquery", None)) else None
+        self.aextend = _Writing(method) if (method := getattr(workload, "aextend", None)) else None
 
     def form(self, state: Any, progress: Progress) -> Formed:
         """Form the next query of a state.
@@ -85,6 +86,86 @@ class Parts:
         """Do the same with a retriever that has `aencode`."""
         retriever: Any = self.retriever
         return encoded(await retriever.aencode(text))
+
+
+# What the parts must have. What is only awaited (`aextend`) may stand for the other.
+
+_WORKLOAD = (
+    *("start", "query", "extend", "text", "settled", "query_key", "extend_key", "release"),
+    *("inline_query", "reads_scores"),
+)
+
+
+def _check(part: object, names: Sequence[str], remedy: str) -> None:
+    missing = [name for name in names if not hasattr(part, name) and not hasattr(part, f"a{name}")]
+    if missing:
+        raise ConfigError(f"{type(part).__name__} has no {', '.join(missing)}; {remedy}")
+
+
+def complete(retriever: Retriever) -> Retriever:
+    """Return a retriever that has all that an engine needs; itself if it has.
+
+    A retriever without `encode` is asked with the text as it is, and one without a `signature`
+    shares nothing with any other.
+
+    Raises:
+        ConfigError: it has no `search`.
+    """
+    _check(retriever, ("search",), "a retriever needs search(queries)")
+    if hasattr(retriever, "signature") and hasattr(retriever, "encode"):
+        return retriever
+    return _Completed(retriever)
+
+
+class _Identity:
+    """The signature of a retriever that has none: equal to no other's, while it is remembered."""
+
+    def __init__(self, retriever: object) -> None:
+        self._retriever = retriever
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self._retriever is other._retriever
+
+    def __hash__(self) -> int:
+        return id(self._retriever)
+
+    def __repr__(self) -> str:
+        return f"<this {type(self._retriever).__name__}>"
+
+
+class _Completed:
+    """A retriever with what it leaves out."""
+
+    _OFFERED = ("search", "asearch", "search_wide", "asearch_wide", "k", "table", "aencode")
+
+    def __init__(self, retriever: Any) -> None:
+        self._retriever = retriever
+        self._identity = _Identity(retriever)
+        for name in self._OFFERED:  # as plain attributes: protocols see no __getattr__
+            if hasattr(retriever, name):
+                setattr(self, name, getattr(retriever, name))
+        if not hasattr(retriever, "encode") and not hasattr(retriever, "aencode"):
+            self.inline_encode = True
+
+    @property
+    def signature(self) -> Hashable:
+        own: Hashable = getattr(self._retriever, "signature", self._identity)
+        return own
+
+    def encode(self, text: str) -> Query:
+        make = getattr(self._retriever, "encode", None)
+        return Query(text) if make is None else make(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        raise NotImplementedError(f"{self!r} can only be awaited; use AsyncEngine")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._retriever, name)
+
+    def __repr__(self) -> str:
+        return repr(self._retriever)
 
 
 def encoded(query: Any) -> Query:
@@ -168,8 +249,8 @@ def _lanes(retriever: Retriever) -> int:
 class _Asking:
     """A workload's `query` or `aquery`."""
 
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
+    def __init__(self, method: Callable[..., Any] | None) -> None:
+        self._method: Any = method
         self._reports = "progress" in _parameters(method)[0]
 
     def call(self, state: Any, progress: Progress) -> Any:
@@ -179,8 +260,8 @@ class _Asking:
 class _Writing:
     """A workload's `extend` or `aextend`."""
 
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
+    def __init__(self, method: Callable[..., Any] | None) -> None:
+        self._method: Any = method
         names, several = _parameters(method)
         self.carries = "carried" in names
         self._by_place = several or len([name for name in names if name != "carried"]) > 2
@@ -193,13 +274,10 @@ class _Writing:
         return self._method(*given, carried=carried) if self.carries else self._method(*given)
 
 
-def _optional(workload: object, name: str, kind: Callable[[Callable[..., Any]], Any]) -> Any:
-    method = getattr(workload, name, None)
-    return None if method is None else kind(method)
-
-
-def _parameters(method: Callable[..., Any]) -> tuple[list[str], bool]:
+def _parameters(method: Callable[..., Any] | None) -> tuple[list[str], bool]:
     """Return the names of a method's parameters, and whether it takes any number of them."""
+    if method is None:
+        return [], True
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):  # of a built-in: nothing is known

@@ -235,6 +235,7 @@ class SpeculationWindow:
         self.contradiction: Failure | None = None  # a text that was settled did not come again
         self.out: list[Need] = []  # what the engine is to do next
         self._cancelled: set[Encode] = set()
+        self._asked_for_guess = self._had_guess = self._began_ahead = False  # for statistics
 
     @property
     def complete(self) -> bool:
@@ -246,7 +247,18 @@ class SpeculationWindow:
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.workload.text(self.root)
-        return Answer(text, tuple(self.retrieved), self.root, self.metrics.stats())
+        stats = self.metrics.stats(self._unguessed())
+        return Answer(text, tuple(self.retrieved), self.root, stats)
+
+    def _unguessed(self) -> str | None:
+        """Return why no segment was begun on a guess; `None` if one was, or nothing searched."""
+        if self._began_ahead or not self.metrics.batches or self.policy is None:
+            return None
+        if not self.cascade.speculates:
+            return "no speculators were given"
+        if self._had_guess:
+            return "writing on guesses would not have paid"
+        return "no speculator had a guess" if self._asked_for_guess else "guessing would not pay"
 
     def start(self, need: Work) -> None:
         """Have a piece of work started."""
@@ -317,6 +329,7 @@ class SpeculationWindow:
         """Have a step written with hits that no search has confirmed yet."""
         assert isinstance(step.query, Query)
         step.used = self.visible(guess)
+        self._began_ahead = True
         self.out.append(Guessed(step.query, guess))
 
     def failed(self, error: Exception) -> Failed:
@@ -676,14 +689,17 @@ class SpeculationWindow:
                 step.used, step.verified = self.visible(step.truth), True
                 return True
         if not step.guessed and self.policy.worth_guessing():
-            step.guessed = True
+            step.guessed = self._asked_for_guess = True
             began_s = cascade.clock()
             step.guess = cascade.guess_inline(query, encoded=step.encoded)
             self.policy.guessed(cascade.clock() - began_s)
             if step.guess is None and cascade.slow(encoded=step.encoded):
                 self.write(Guess(query, step.encoded), step)
                 return True
-        if step.guess is None or not self.policy.may_write(self.view(stalled=False)):
+        if step.guess is None:
+            return False
+        self._had_guess = True
+        if not self.policy.may_write(self.view(stalled=False)):
             return False
         self.run_ahead(step, step.guess)
         return True

@@ -47,6 +47,7 @@ class Stats:
     guesses: int = 0  # guesses that a search confirmed or refuted
     accepted: int = 0
     reused: int = 0  # dropped segments that became part of the answer after all
+    unguessed: str | None = None  # why no segment was begun on a guess; `None` if one was
     retries: int = 0  # failed speculative work that was run once more alone
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 

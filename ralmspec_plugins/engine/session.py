@@ -75,16 +75,21 @@ class Session:
         """
         self.parts = Parts(workload, retriever)
         self.workload = workload
-        self.retriever = retriever
+        self.retriever = retriever = self.parts.retriever
         self.settings = settings or Settings()
         self.costs = Costs()
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
         self._process = os.getpid()
-        if self.speculate and not self._pure:
+        self._told = False
+        self.unguessed: str | None = None  # why nothing is ever guessed
+        if not self.speculate:
+            self.unguessed = "speculation is switched off"
+        elif not self._pure:
             _log.warning("%r is not pure: its requests are answered plainly", retriever)
-            self.speculate = False
+            self.speculate, self._told = False, True
+            self.unguessed = "the retriever is not pure"
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         awide = self.speculate and hasattr(retriever, "asearch_wide")
         self._awide = retriever if awide else None
@@ -110,13 +115,15 @@ class Session:
     def for_batch(self) -> "Session":
         """Make the setup of requests that are answered at once: one verifier and one pool.
 
-        A memo is shared only where the caller gave one, since only he knows that the index
-        does not change. What is not pure is not merged either.
+        An opaque retriever may answer each request in the name of another user, so its requests
+        keep passage caches of their own. A memo is shared only where the caller gave one, who
+        alone knows that the index does not change. What is not pure is not merged either.
         """
         settings, retriever = self.settings, self.retriever
         if not self._pure:
             return self
-        if settings.speculators is None and settings.pool is None:
+        own = settings.speculators is None and settings.pool is None
+        if own and isinstance(retriever, PoolableRetriever):
             pool = SharedPassageCache(capacity=settings.capacity, eviction=settings.eviction)
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
@@ -164,9 +171,13 @@ class Session:
                     f"but this engine's is {ours!r}: make one for each"
                 )
 
+    def tell_unguessed(self, why: str) -> None:
+        """Log once why nothing was guessed."""
+        if not self._told:
+            self._told = True
+            _log.info("%r: nothing is guessed: %s", self.retriever, why)
+
     def _own_pool(self) -> Sequence[Speculator]:
-        if not isinstance(self.retriever, PoolableRetriever):
-            return ()
         settings = self.settings
         if settings.pool is not None:
             return (settings.pool.of(self.retriever),)
@@ -294,7 +305,10 @@ class RequestContext:
         if answer is None:
             assert self.finish.error is not None
             return self.finish.error
-        return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
+        unguessed = self.setup.unguessed or answer.stats.unguessed
+        if unguessed is not None:
+            self.setup.tell_unguessed(unguessed)
+        return replace(answer, stats=replace(answer.stats, wall_s=wall_s, unguessed=unguessed))
 
     def answer(self, wall_s: float) -> Answer:
         """Return the answer of a finished request, or raise what it came to."""

@@ -75,6 +75,11 @@ class SpeculatorCascade:
         """Take in what a text was encoded to, whether its step is still there or not."""
         self._encoded[text] = query
 
+    @property
+    def speculates(self) -> bool:
+        """Whether there is any speculator."""
+        return bool(self._speculators)
+
     def slow(self, *, encoded: bool = True) -> bool:
         """Say whether there are speculators left that must not be asked inside the loop."""
         return len(self._quick[encoded]) < len(self._asked[encoded])

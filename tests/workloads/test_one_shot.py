@@ -17,7 +17,10 @@ HITS = (Hit(Passage("p", "text")),)
 
 def test_public_names() -> None:
     """The list that the package promises."""
-    assert workloads.__all__ == ["Interval", "OneShot", "Sentences"]
+    assert set(workloads.__all__) == {
+        *("DraftWorkload", "Interval", "OneShot", "Sentences", "TextState", "TextWorkload"),
+        *("WORKLOADS", "workload_of"),
+    }
 
 
 def test_it_asks_once_with_the_prompt() -> None:
