@@ -172,9 +172,9 @@ def requests(
     guesses: dict[str, list[float]] = {"exact, replica": [], "approximate, pool": []}
     with Engine(workload, exact, replica) as front, Engine(workload, approximate) as verified:
         true = {
-            "exact, replica": {p: plain(workload, Request(prompt=p), exact) for p in prompts},
+            "exact, replica": {p: plain(workload, exact, Request(prompt=p)) for p in prompts},
             "approximate, pool": {
-                p: plain(workload, Request(prompt=p), approximate) for p in prompts
+                p: plain(workload, approximate, Request(prompt=p)) for p in prompts
             },
         }
 
@@ -190,9 +190,9 @@ def requests(
 
         result: dict[str, Any] = seconds(
             {
-                "exact, plain": lambda p: plain(workload, Request(prompt=p), exact),
+                "exact, plain": lambda p: plain(workload, exact, Request(prompt=p)),
                 "exact, replica": checked("exact, replica", front),
-                "approximate, plain": lambda p: plain(workload, Request(prompt=p), approximate),
+                "approximate, plain": lambda p: plain(workload, approximate, Request(prompt=p)),
                 "approximate, pool": checked("approximate, pool", verified),
             },
             prompts,

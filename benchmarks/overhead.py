@@ -29,7 +29,7 @@ from ralmspec_plugins import (
     Settings,
     plain,
 )
-from ralmspec_plugins.effects import Completion, Extend, FormQuery, Guess, Search, Start
+from ralmspec_plugins.effects import Completion, Work
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.schedules import Schedule
@@ -109,7 +109,7 @@ def run_inline(settings: Settings) -> None:
     needs = next(job.flow)
     while True:
         for need in needs:
-            if isinstance(need, Start | FormQuery | Guess | Search | Extend):
+            if isinstance(need, Work):
                 job.carry_out(need, time.perf_counter, completed.append)
             else:
                 job.note(need)
@@ -172,7 +172,7 @@ def measure(schedule: Schedule) -> dict[str, list[float]]:
     with Engine(FreeWorkload(), FreeRetriever(), settings) as engine:
         engine.run(request)
         for _ in range(REPETITIONS):
-            base = timed(lambda: plain(FreeWorkload(), request, FreeRetriever()))
+            base = timed(lambda: plain(FreeWorkload(), FreeRetriever(), request))
             measured["inline"].append(timed(lambda: run_inline(settings)) - base)
             measured["threads"].append(timed(lambda: engine.run(request)) - base)
             measured["asyncio"].append(asyncio.run(in_tasks())[0] - base)

@@ -171,7 +171,7 @@ def requests(store: NumpyFlat, callers: int, repetitions: int) -> dict[str, dict
     """Answer n requests at once, merged and not."""
     prompts = [" ".join(f"{request}.{step}" for step in range(STEPS)) for request in range(callers)]
     workload = EchoWorkload()
-    truth = [plain(workload, Request(prompt=prompt), store).text for prompt in prompts]
+    truth = [plain(workload, store, Request(prompt=prompt)).text for prompt in prompts]
 
     def batched() -> list[Any]:
         with Engine(workload, store) as fresh:  # whose pool knows nothing of earlier repetitions
@@ -184,7 +184,7 @@ def requests(store: NumpyFlat, callers: int, repetitions: int) -> dict[str, dict
     return side_by_side(
         {
             "plain, alone": lambda: in_threads(
-                callers, lambda prompt: plain(workload, Request(prompt=prompt), store), prompts
+                callers, lambda prompt: plain(workload, store, Request(prompt=prompt)), prompts
             ),
             "speculative, alone": singly,
             "speculative, merged": batched,

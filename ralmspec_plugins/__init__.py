@@ -21,7 +21,9 @@ from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassa
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import (
+    NO_RETRIEVAL,
     Answer,
+    Formed,
     Hit,
     Hits,
     Passage,
@@ -35,6 +37,7 @@ from ralmspec_plugins.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "NO_RETRIEVAL",
     "Answer",
     "AnswerStream",
     "AsyncAnswerStream",
@@ -44,6 +47,7 @@ __all__ = [
     "Engine",
     "EventStream",
     "FixedStride",
+    "Formed",
     "Hit",
     "Hits",
     "Latencies",

@@ -14,10 +14,12 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 class Settings:
     """How an engine speculates. The defaults suit a local retriever.
 
-    Without `speculators`, each request gets a passage pool of its own when the
-    retriever can be pooled; with `pool`, all requests share it, in as many parts as
-    there are retrievers. Speculators given here are shared by all requests too; a
-    function that makes them is called for each request, which then has its own.
+    Without `speculators`, each request gets a passage cache of its own, ranked by the
+    retriever's own table if it has one, else by the vectors of former queries or by words;
+    with `pool`, all requests share it, in as many parts as there are retrievers. Any number
+    of speculators can be given instead: they are asked in their order, the first guess is
+    used, and all of them learn. Those given here are shared by all requests; a function
+    that makes them is called for each request, which then has its own.
     """
 
     schedule: Schedule = field(default_factory=Continuous)

@@ -144,7 +144,7 @@ def step_times(
 
 def typical_step(answers: Sequence[Answer]) -> float:
     """Give the mean seconds of a step in plain runs: its question and its writing."""
-    kinds = ("ask", "extend")
+    kinds = ("ask", "encode", "extend")
     steps = sum(answer.stats.segments for answer in answers)
     spans = [span for answer in answers for span in answer.stats.timeline if span.kind in kinds]
     return fmean([span.ended_s - span.started_s for span in spans]) * len(spans) / max(1, steps)

@@ -1,6 +1,6 @@
 """What the loop asks its engine for, what the engine reports back, and what is in flight.
 
-`Start`, `FormQuery`, `Guess`, `Search` and `Extend` are work: each is completed by one
+`Start`, `FormQuery`, `Encode`, `Guess`, `Search` and `Extend` are work: each is completed by one
 `Completed` (a `Search` by one for each of its queries), in any order. The others are
 notices and need no completion.
 """
@@ -16,8 +16,10 @@ from ralmspec_plugins.types import Answer, Hits, Query, Request, Retrieved
 #
 # A step of the answer is told in this order: `Confirmed`, any number of `Settled`, and
 # `Commit`; at its end more text may settle. The steps come one after the other, as in
-# the plain loop. `Guessed`, `Judged` and `RolledBack` tell of speculation, and may stand
-# anywhere. A request that fails ends with `Failed`.
+# the plain loop. A step without retrieval has no `Confirmed`. Text that a model wrote while
+# it formed a query settles before the query's `Confirmed`. `Guessed`, `Judged` and
+# `RolledBack` tell of speculation, and may stand anywhere. A request that fails ends with
+# `Failed`.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +51,23 @@ class Confirmed:
 
     retrieved: Retrieved
 
+    @property
+    def hits(self) -> Hits:
+        """What is written with."""
+        return self.retrieved.hits
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """This step is part of the answer."""
 
-    retrieved: Retrieved
+    retrieved: Retrieved | None  # `None` if it needed no retrieval
     state: Any
+
+    @property
+    def hits(self) -> Hits:
+        """What it was written with."""
+        return () if self.retrieved is None else self.retrieved.hits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +86,7 @@ class Failed:
     """The request comes to this error, as the plain loop does."""
 
     error: Exception
-    query: Query | None = None  # whose search it was; `None` where asking or writing failed
+    query: Query | None = None  # whose search it was; `None` where anything else failed
 
 
 Event: TypeAlias = Guessed | Judged | RolledBack | Confirmed | Commit | Settled | Failed
@@ -89,9 +101,18 @@ class Start:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FormQuery:
-    """Form and encode the next query of a state, or find that the answer is complete."""
+    """Form the next query of a state, or find that the answer is complete."""
 
     state: Any
+    progress: Progress = field(default_factory=Progress)
+    speculative: bool = False  # a step before it may be rolled back
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encode:
+    """Encode the query of a text."""
+
+    query: Query
     speculative: bool = False  # a step before it may be rolled back
 
 
@@ -100,6 +121,7 @@ class Guess:
     """Ask the speculators that are too slow to be asked inside the loop."""
 
     query: Query
+    encoded: bool = True  # if not, only those that guess by the text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +142,7 @@ class Extend:
     ahead: bool = False  # no search has confirmed these hits yet
     speculative: bool = False  # these hits, or those of a step before, may be wrong
     progress: Progress = field(default_factory=Progress)
+    carried: Any = None  # what forming the query computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +167,7 @@ class Finish:
     error: Exception | None = None
 
 
-Work: TypeAlias = Start | FormQuery | Guess | Search | Extend
+Work: TypeAlias = Start | FormQuery | Encode | Guess | Search | Extend
 Notice: TypeAlias = Cancel | Release | Event | Finish
 Need: TypeAlias = Work | Notice
 
@@ -180,9 +203,9 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartialOutput:
-    """An unfinished segment: what an `Extend` has written so far."""
+    """An unfinished segment or query: what has been written so far."""
 
-    need: Extend
+    need: FormQuery | Extend
     state: Any
     at_s: float = 0.0
 
@@ -207,6 +230,7 @@ class InFlight:
         self._alone: Work | None = None
         self.searching: dict[Hashable, Search] = {}  # query key -> the search it is out with
         self.searches = 0
+        self.encoding: dict[str, Encode] = {}  # text -> what encodes it
 
     def __bool__(self) -> bool:
         """Whether anything is in flight."""
@@ -222,6 +246,8 @@ class InFlight:
         if isinstance(need, Search):
             self.searching.update((query.key, need) for query in need.queries)
             self.searches += 1
+        elif isinstance(need, Encode):
+            self.encoding[need.query.text] = need
         self._open[need] = len(need.queries) if isinstance(need, Search) else 1
 
     def complete(self, need: Work, index: int) -> bool:
@@ -230,6 +256,8 @@ class InFlight:
             key = need.queries[index].key
             if self.searching.get(key) is need:
                 del self.searching[key]
+        elif isinstance(need, Encode):
+            del self.encoding[need.query.text]
         self._open[need] -= 1
         if self._open[need]:
             return False

@@ -5,12 +5,13 @@ whatever order they finish. What it computes is what `plain()` computes.
 """
 
 from collections.abc import Generator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ralmspec_plugins.effects import (
     Cancel,
     Completed,
     Completion,
+    Encode,
     Finish,
     Need,
     PartialOutput,
@@ -19,7 +20,7 @@ from ralmspec_plugins.effects import (
     Start,
 )
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.steps import SpeculationWindow
@@ -29,18 +30,17 @@ Flow: TypeAlias = Generator[list[Need], Completion, None]
 
 
 def speculate(
-    workload: Workload[Any],
+    parts: Parts,
     request: Request,
-    retriever: Retriever,
     cascade: SpeculatorCascade,
     policy: Policy | None,
 ) -> Flow:
     """Answer a request as `plain()` does, with guesses ahead of the searches.
 
     Args:
-        workload: When to ask, what to ask, what the hits do.
+        parts: The workload, and the retriever that encodes queries where that is done inside
+            the loop; searches are needs.
         request: What is to be answered.
-        retriever: Encodes queries where that is done inside the loop; searches are needs.
         cascade: What is known already, and what guesses the rest.
         policy: How far to run ahead; `None` runs nothing ahead and remembers nothing.
 
@@ -48,7 +48,7 @@ def speculate(
         The needs and notices to carry out now; it is sent one completion at a time. The
         last list ends with `Finish`; nothing has to be waited for after it.
     """
-    window = SpeculationWindow(workload, retriever, cascade, policy)
+    window = SpeculationWindow(parts, cascade, policy)
     loop = _Loop(window)
     window.start(Start(request))
     loop.take((yield loop.outgoing()))
@@ -77,11 +77,14 @@ class _Loop:
         window, moved = self.window, True
         while moved and not window.complete and self.error is None:
             window.confirm()
-            moved = not self._rescue() and (window.plan() | self._search())
+            moved = not self._rescue() and (window.plan() | window.encode() | self._search())
+        if self.error is None and window.complete:
+            try:
+                window.out.append(Finish(window.answer()))
+            except Exception as error:  # noqa: BLE001 the plain loop raises it too
+                self.error = error
         if self.error is not None:
             window.out += [window.failed(self.error), Finish(error=self.error)]
-        elif window.complete:
-            window.out.append(Finish(window.answer()))
         return self.error is not None or window.complete
 
     # Completions
@@ -93,6 +96,10 @@ class _Loop:
             window.record_partial(completion)
         elif isinstance(completion.need, Search):
             self._take_search(completion, completion.need)
+        elif isinstance(completion.need, Encode):
+            stopped = self.draining and isinstance(completion.error, Cancelled)
+            alone = window.ran_alone(completion.need)
+            window.record_encoding(completion, alone=alone, stopped=stopped)
         else:
             window.record_work(completion, alone=window.ran_alone(completion.need))
             if isinstance(completion.need, Start):
@@ -156,7 +163,7 @@ class _Loop:
         if policy is None or window.plainly:
             sizes = [] if window.in_flight else [1]
         else:
-            stalled = window.writer is None
+            stalled = window.writer is None and not window.encoding
             sizes = policy.batches(window.view(stalled=stalled, pending=len(pending)))
         for size in sizes:
             batch = tuple(dict.fromkeys(pending[:size]))

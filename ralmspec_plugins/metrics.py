@@ -2,7 +2,16 @@
 
 from collections import deque
 
-from ralmspec_plugins.effects import Completed, Extend, FormQuery, Guess, Search, Start, Work
+from ralmspec_plugins.effects import (
+    Completed,
+    Encode,
+    Extend,
+    FormQuery,
+    Guess,
+    Search,
+    Start,
+    Work,
+)
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.scheduling.cost_model import Searched
 from ralmspec_plugins.types import Outcome, Span, Stats
@@ -58,7 +67,14 @@ class OverlapTracker:
         return min(beside_s, done.took_s)
 
 
-_KINDS = {Start: "start", FormQuery: "ask", Guess: "guess", Search: "search", Extend: "extend"}
+_KINDS = {
+    Start: "start",
+    FormQuery: "ask",
+    Encode: "encode",
+    Guess: "guess",
+    Search: "search",
+    Extend: "extend",
+}
 
 
 class MetricsRecorder:
@@ -71,6 +87,7 @@ class MetricsRecorder:
         self.batches: list[int] = []
         self.remembered = 0
         self.segments = 0
+        self.without_retrieval = 0
         self.guesses = 0
         self.accepted = 0
         self.reused = 0
@@ -134,8 +151,12 @@ class MetricsRecorder:
         if self.first_text_s is None:
             self.first_text_s = self.now_s
 
-    def stats(self) -> Stats:
-        """Close the books."""
+    def stats(self, unguessed: str | None = None) -> Stats:
+        """Sum up.
+
+        Args:
+            unguessed: why no segment was begun on a guess, if none was.
+        """
         extends = [span for span in self._spans if span.kind == "extend"]
         return Stats(
             wall_s=self.now_s,
@@ -145,10 +166,12 @@ class MetricsRecorder:
             batch_sizes=tuple(self.batches),
             remembered=self.remembered,
             segments=self.segments,
+            without_retrieval=self.without_retrieval,
             wasted_segments=sum(span.outcome is not Outcome.KEPT for span in extends),
             guesses=self.guesses,
             accepted=self.accepted,
             reused=self.reused,
+            unguessed=unguessed,
             retries=self.retries,
             timeline=tuple(self._spans),
         )

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
+from ralmspec_plugins.types import Formed, Hit, Hits, NoRetrieval, Passage, Query, Request
 
 StateT = TypeVar("StateT")
 
@@ -19,10 +19,10 @@ speculative: Final[ContextVar[bool]] = ContextVar("ralmspec_speculative", defaul
 
 
 class Progress:
-    """The line between a segment being written and whoever waits for it.
+    """The connection between a segment, or a query, being written and the loop that needs it.
 
-    A model calls `check()` between tokens and so stops when its segment is no
-    longer needed, and `report(state)` with what it has so far, so that a
+    A model calls `check()` between tokens and so stops when its text is no
+    longer needed, and `report(state)` with the state so far, so that a
     segment whose passages are verified can be streamed before it is whole.
     Neither is an obligation: a segment that reports nothing is streamed when
     it is finished.
@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the segment is no longer needed."""
+        """Whether what is being written is no longer needed."""
         return self._cancelled
 
     @property
@@ -52,12 +52,12 @@ class Progress:
         self._report = report
 
     def check(self) -> None:
-        """Raise `Cancelled` when the segment is no longer needed."""
+        """Raise `Cancelled` when what is being written is no longer needed."""
         if self._cancelled:
             raise Cancelled("this segment is no longer needed")
 
     def report(self, state: Any) -> None:
-        """Hand on the unfinished segment."""
+        """Hand on the state with the unfinished text."""
         if self._report is not None and not self._cancelled:
             self._report(state)
 
@@ -69,12 +69,15 @@ class Workload(Protocol[StateT]):
     depend on. Sources, scores and statistics are no part of it: the loop keeps
     them (docs/decisions/0001).
 
+    `TextWorkload` (`ralmspec_plugins.workloads`) has a default for all of it but
+    `query` and `extend`.
+
     `inline_query`: `query()` is pure and costs microseconds, and may be called
     from the loop itself instead of from a worker.
     `reads_scores`: `extend()` looks at the scores of its hits; where it does
     not, it is handed hits without them, and scores need not agree.
 
-    Optional, where they are there: `aextend()` and the like for `AsyncEngine`;
+    Optional, where they are there: `astart()`, `aquery()` and `aextend()` for `AsyncEngine`;
     `agree(state, guess, hits)` says whether a guess is as good as the real hits for
     all that `extend` reads; `side_by_side` says that a segment that is no longer
     needed may be left to itself while the next one is written: a call of a server.
@@ -87,15 +90,23 @@ class Workload(Protocol[StateT]):
         """Turn a request into the first state."""
         ...
 
-    def query(self, state: StateT) -> str | Query | None:
+    def query(self, state: StateT) -> str | Query | NoRetrieval | Formed | None:
         """Say what to ask next, or `None` when the answer is complete.
 
-        A text is encoded by the retriever; a `Query` is searched as it is.
+        A text is encoded by the retriever; a `Query` is searched as it is. `NO_RETRIEVAL`
+        says that this step needs no search: `extend` is handed no hits. A `Formed` brings
+        what forming the query computed on to `extend`, with any of these.
+
+        A query that a model writes takes a parameter `progress`: it is then cancelled like a
+        segment when its step is dropped, and what it reports is streamed like a segment's.
         """
         ...
 
     def extend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
         """Write the next segment from a state and its hits.
+
+        What `query` returned in `Formed(..., carried)` is handed to a parameter `carried`.
+        `progress` can be left out.
 
         Raises:
             Cancelled: `progress` was cancelled while writing.
@@ -113,7 +124,8 @@ class Workload(Protocol[StateT]):
     def query_key(self, state: StateT) -> Hashable | None:
         """Hold everything that `query(state)` can depend on; `None` if that cannot be said.
 
-        Equal keys promise equal queries, so a dropped step's query is taken back.
+        Equal keys promise equal queries, and that what they carry is interchangeable, so a
+        dropped step's query is taken back.
         """
         ...
 
@@ -135,7 +147,13 @@ class Retriever(Protocol):
     """Answers a query the same way throughout a request, and without side effects.
 
     `signature` names everything its answers depend on (store, collection, k,
-    filter, user, embedder): memos and pools are partitioned by it.
+    filter, user, embedder): query caches and passage caches are partitioned by it.
+
+    Optional, where they are there: `inline_encode` says that `encode` costs microseconds, and
+    may be called from the loop itself instead of from a worker; `encode_lanes` how many
+    encodings may run at a time (1 unless it says so: a local encoder uses the whole machine, a
+    hosted one serves many calls); `unencoded(text)` forms the query of a text as it stands
+    before it is encoded, with the same key; `aencode()` and `asearch()` for `AsyncEngine`.
     """
 
     @property
@@ -202,6 +220,9 @@ class Speculator(Protocol):
 
     `inline`: `guess` may be called from the loop itself: it costs microseconds, or no more than
     a few milliseconds where no event loop runs that others share.
+
+    Optional: `by_text` says that `guess` reads the query's text and no encoding. Speculators
+    that stand before all others that need it are asked while the query is being encoded.
     """
 
     inline: bool

@@ -4,13 +4,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ralmspec_plugins.effects import (
     Cancel,
     Commit,
     Completed,
     Confirmed,
+    Encode,
     Extend,
     Failed,
     FormQuery,
@@ -25,12 +26,22 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.metrics import MetricsRecorder
-from ralmspec_plugins.plain import formed
-from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.parts import Parts
+from ralmspec_plugins.protocols import Progress, Workload
 from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
-from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, unscored
+from ralmspec_plugins.types import (
+    Answer,
+    Formed,
+    Hits,
+    NoRetrieval,
+    Query,
+    Retrieved,
+    Span,
+    unscored,
+)
 
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
@@ -50,30 +61,35 @@ class Failure:
 class Step:
     """One turn of ask, search and extend, from a state to the next.
 
-    The stages, in order: `asked` (the query is known; none means that the answer
-    is complete), `used` set (the hits to write with are chosen), `written` (the
-    next state is known). `truth` is set when the search has answered, at any
-    stage; the step is `verified` when `used` is what `truth` says.
+    The stages, in order: `asked` (the query is known; `None` means that the answer
+    is complete), `encoded` (the query can be searched), `used` set (the hits to write
+    with are chosen; a guess may come before the encoding), `written` (the next state is
+    known). `truth` is set when the search has answered, at any stage; the step is
+    `verified` when `used` is what `truth` says. One without retrieval is born verified.
     """
 
     before: Any
     asked: bool = False
-    query: Query | None = None
-    guessed: bool = False  # the speculators were asked
+    query: Query | NoRetrieval | None = None
+    encoded: bool = False
+    carried: Any = None  # what forming the query computed
+    guessed: bool = False  # the speculators that can be asked now were asked
     guess: Hits | None = None
     truth: Hits | None = None
     used: Hits | None = None
     verified: bool = False
     written: bool = False
     after: Any = None
-    partial: Any = None  # an unfinished segment
+    partial: Any = None  # with an unfinished segment or query
     failure: Failure | None = None  # of asking or writing
+    encode_failure: Failure | None = None
     search_failure: Failure | None = None
-    cost_s: float = 0.0  # of asking and guessing
+    cost_s: float = 0.0  # of asking, encoding and guessing
     span: Span | None = None  # of the work that wrote it
     remembered: bool = False  # its hits were known without a search
     reused: bool = False  # its segment was a dropped one
     confirmed: bool = False  # said so
+    entry: Retrieved | None = None  # in the record
     shown: bool = False  # some of its unfinished text was settled
     broke_off: Exception | None = None  # what it raised when some of its text was settled already
 
@@ -81,6 +97,22 @@ class Step:
     def ends(self) -> bool:
         """Whether this step found that the answer is complete."""
         return self.asked and self.query is None
+
+    @property
+    def unencoded(self) -> Query | None:
+        """Its query, while it waits for its encoding."""
+        query = self.query
+        if self.encoded or self.truth is not None or self.encode_failure is not None:
+            return None
+        return query if isinstance(query, Query) else None
+
+    def take(self, asked: "Asked") -> None:
+        """Take in a query; a step without retrieval is verified with it."""
+        self.asked = True
+        self.query, self.encoded, self.carried = asked
+        if isinstance(self.query, NoRetrieval):
+            self.truth = self.used = ()
+            self.verified = True
 
     @property
     def ahead(self) -> bool:
@@ -95,6 +127,14 @@ class Step:
         self.after = self.partial = self.failure = self.span = None
 
 
+class Asked(NamedTuple):
+    """What forming a query came to."""
+
+    query: Query | NoRetrieval | None
+    encoded: bool
+    carried: Any
+
+
 class RollbackCache:
     """Questions and segments of dropped steps, by all that they depended on.
 
@@ -107,25 +147,28 @@ class RollbackCache:
     def __init__(self, workload: Workload[Any]) -> None:
         """Remember for one request."""
         self._workload = workload
-        self._queries: OrderedDict[Hashable, Query | None] = OrderedDict()
+        self._queries: OrderedDict[Hashable, Asked] = OrderedDict()
         self._segments: OrderedDict[Hashable, tuple[Any, Span | None]] = OrderedDict()
 
     def put(self, step: Step) -> None:
         """Remember what a step that is being dropped had found out."""
         if step.asked:
-            before = step.before
-            self._put(self._queries, lambda: self._workload.query_key(before), step.query)
+            self.put_query(step.before, Asked(step.query, step.encoded, step.carried))
         if step.written and step.used is not None:
             self.put_segment(step.before, step.used, step.after, step.span)
+
+    def put_query(self, before: Any, asked: Asked) -> None:
+        """Remember a question, and what forming it computed."""
+        self._put(self._queries, lambda: self._workload.query_key(before), asked)
 
     def put_segment(self, before: Any, hits: Hits, after: Any, span: Span | None) -> None:
         """Remember a segment, and the span in which it was written."""
         self._put(self._segments, lambda: self._workload.extend_key(before, hits), (after, span))
 
-    def query(self, before: Any) -> tuple[Query | None] | None:
-        """Give the question from this state in a tuple, if it is known."""
+    def query(self, before: Any) -> Asked | None:
+        """Give the question from this state, if it is known."""
         found = self._find(self._queries, lambda: self._workload.query_key(before))
-        return None if found is _ABSENT else (found,)
+        return None if found is _ABSENT else found
 
     def segment(self, before: Any, hits: Hits) -> tuple[Any, Span | None] | None:
         """Give the next state from this one with these hits, and its span, if it is known."""
@@ -170,19 +213,18 @@ class SpeculationWindow:
 
     def __init__(
         self,
-        workload: Workload[Any],
-        retriever: Retriever,
+        parts: Parts,
         cascade: SpeculatorCascade,
         policy: Policy | None,
     ) -> None:
         """Start before the first state; without a policy nothing runs ahead."""
-        self.workload = workload
-        self.retriever = retriever
+        self.parts = parts
+        self.workload = parts.workload
         self.cascade = cascade
         self.policy = policy
         self.metrics = MetricsRecorder()
         self.in_flight = InFlight()
-        self.rollback = RollbackCache(workload)
+        self.rollback = RollbackCache(self.workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
@@ -193,7 +235,8 @@ class SpeculationWindow:
         self.settled = ""
         self.contradiction: Failure | None = None  # a text that was settled did not come again
         self.out: list[Need] = []  # what the engine is to do next
-        self._form_inline = workload.inline_query and getattr(retriever, "inline_encode", False)
+        self._cancelled: set[Encode] = set()
+        self._asked_for_guess = self._had_guess = self._began_ahead = False  # for statistics
 
     @property
     def complete(self) -> bool:
@@ -205,7 +248,18 @@ class SpeculationWindow:
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.workload.text(self.root)
-        return Answer(text, tuple(self.retrieved), self.root, self.metrics.stats())
+        stats = self.metrics.stats(self._unguessed())
+        return Answer(text, tuple(self.retrieved), self.root, stats)
+
+    def _unguessed(self) -> str | None:
+        """Return why no segment was begun on a guess; `None` if one was, or nothing searched."""
+        if self._began_ahead or not self.metrics.batches or self.policy is None:
+            return None
+        if not self.cascade.speculates:
+            return "no speculators were given"
+        if self._had_guess:
+            return "writing on guesses would not have paid"
+        return "no speculator had a guess" if self._asked_for_guess else "guessing would not pay"
 
     def start(self, need: Work) -> None:
         """Have a piece of work started."""
@@ -225,7 +279,8 @@ class SpeculationWindow:
         return [
             step.query
             for step in self.steps
-            if step.query is not None
+            if isinstance(step.query, Query)
+            and step.encoded
             and step.truth is None
             and step.search_failure is None
             and step.query.key not in searching
@@ -234,8 +289,17 @@ class SpeculationWindow:
     def asked_behind_guess(self, queries: Sequence[Query]) -> bool:
         """Return whether a step that asks one of these stands behind hits that are not verified."""
         keys = {query.key for query in queries}
-        asking = (one for one in self.steps if one.query is not None and one.query.key in keys)
-        return any(self.behind_guess(step) for step in asking)
+        return any(
+            isinstance(step.query, Query) and step.query.key in keys and self.behind_guess(step)
+            for step in self.steps
+        )
+
+    @property
+    def encoding(self) -> bool:
+        """Whether a step waits for its query's encoding."""
+        if self.parts.inline_encode:
+            return False
+        return any(step.unencoded is not None for step in self.steps)
 
     def ran_alone(self, need: Work) -> bool:
         """Whether work ran as in the plain loop: nothing in parallel with it, nothing kept."""
@@ -243,8 +307,12 @@ class SpeculationWindow:
 
     def view(self, *, stalled: bool, pending: int | None = None) -> SchedulerState:
         """Tell a policy what it may know; `pending` where it has been counted already."""
+        if pending is None:
+            pending = len(self.pending())
+            if not self.parts.inline_encode:
+                pending += sum(step.unencoded is not None for step in self.steps)
         return SchedulerState(
-            pending=len(self.pending()) if pending is None else pending,
+            pending=pending,
             searching=self.in_flight.searches,
             in_flight=len(self.in_flight.searching),
             ahead=sum(step.ahead for step in self.steps),
@@ -256,8 +324,10 @@ class SpeculationWindow:
         if not self.steps or self.contradiction is not None:
             return self.contradiction
         head = self.steps[0]
-        if head.truth is None and head.search_failure is not None:
-            return head.search_failure
+        if head.truth is None:
+            before_writing = head.encode_failure or head.search_failure
+            if before_writing is not None:
+                return before_writing
         return head.failure if head.verified or not head.asked else None
 
     def visible(self, hits: Hits) -> Hits:
@@ -266,8 +336,9 @@ class SpeculationWindow:
 
     def run_ahead(self, step: Step, guess: Hits) -> None:
         """Have a step written with hits that no search has confirmed yet."""
-        assert step.query is not None
+        assert isinstance(step.query, Query)
         step.used = self.visible(guess)
+        self._began_ahead = True
         self.out.append(Guessed(step.query, guess))
 
     def failed(self, error: Exception) -> Failed:
@@ -276,6 +347,7 @@ class SpeculationWindow:
         search = None if head is None else head.search_failure
         if head is None or search is None or search.error is not error:
             return Failed(error)
+        assert isinstance(head.query, Query)
         return Failed(error, head.query)
 
     def confirm(self) -> None:
@@ -312,7 +384,7 @@ class SpeculationWindow:
             return False
 
     def _judge(self, step: Step, right: bool) -> None:
-        assert step.query is not None
+        assert isinstance(step.query, Query)
         self.out.append(Judged(step.query, right))
         self.metrics.record_outcome(right)
         if self.policy is not None:
@@ -327,15 +399,22 @@ class SpeculationWindow:
             step = self.steps.pop(0)
             self.root = step.after
             self.metrics.segments += 1
+            self.metrics.without_retrieval += step.entry is None
             self.metrics.remembered += step.remembered
             self.metrics.reused += step.reused
-            self.out.append(Commit(self.retrieved[-1], step.after))
+            self.out.append(Commit(step.entry, step.after))
             self._settle(step.after)
-        if self.steps and self.steps[0].verified:
-            self._confirmed(self.steps[0])
-            head, partial = self.steps[0], self.steps[0].partial
-            if partial is not None and not self._contradicts(head, partial, whole=False):
-                head.shown |= self._settle(partial)
+        if self.steps:
+            head = self.steps[0]
+            if head.verified:
+                self._confirmed(head)
+            if head.partial is not None and (head.verified or not head.asked):
+                self._show(head, head.partial)
+
+    def _show(self, head: Step, partial: Any) -> None:
+        """Settle what the first step, whose hits are right, has so far."""
+        if not self._contradicts(head, partial, whole=False):
+            head.shown |= self._settle(partial)
 
     def _contradicts(self, step: Step, state: Any, *, whole: bool) -> bool:
         """Say whether a step that is written once more takes back what was settled before."""
@@ -351,11 +430,14 @@ class SpeculationWindow:
         """Enter what the step in front has retrieved in the record, once."""
         if step.confirmed:
             return
+        step.confirmed = True
+        if isinstance(step.query, NoRetrieval):
+            return
         assert step.query is not None
         assert step.truth is not None
-        step.confirmed = True
-        self.retrieved.append(Retrieved(step.query, step.truth))
-        self.out.append(Confirmed(self.retrieved[-1]))
+        step.entry = Retrieved(step.query, step.truth)
+        self.retrieved.append(step.entry)
+        self.out.append(Confirmed(step.entry))
 
     def _settle(self, state: Any) -> bool:
         """Settle what is new of a text, if anything is; say so."""
@@ -385,7 +467,7 @@ class SpeculationWindow:
         if step.shown and step.failure is not None:
             step.broke_off = step.failure.error
         self._give_up(step)
-        step.failure = step.search_failure = None
+        step.failure = step.encode_failure = step.search_failure = None
         step.rewrite(step.used if step.verified else None)
 
     def _give_up(self, step: Step) -> None:
@@ -399,7 +481,7 @@ class SpeculationWindow:
         """Stop what is being asked or written; its place is free when it has stopped."""
         assert self.writer is not None
         need = self.writer[0]
-        if isinstance(need, Extend):
+        if isinstance(need, FormQuery | Extend):
             need.progress.cancel()
         self.out.append(Cancel(need))
         self.stopping_s = self.metrics.now_s
@@ -412,7 +494,7 @@ class SpeculationWindow:
         return self.writer[1] if self.writer is not None and self.writer[0] is need else None
 
     def record_partial(self, report: PartialOutput) -> None:
-        """Take in what an unfinished segment has so far."""
+        """Take in what an unfinished segment or query has so far."""
         self.metrics.now_s = max(self.metrics.now_s, report.at_s)
         step = self.writing(report.need)
         if step is not None:
@@ -421,12 +503,39 @@ class SpeculationWindow:
     def record_search(self, done: Completed, query: Query, *, alone: bool) -> None:
         """Give every step that waits for a query its hits, or the error of its search."""
         for step in self.steps:
-            if step.query is None or step.query.key != query.key or step.truth is not None:
+            asked = step.query
+            if not isinstance(asked, Query) or not step.encoded or step.truth is not None:
+                continue
+            if asked is not query and asked.key != query.key:
                 continue
             if done.error is None:
                 step.truth = done.value.hits
             else:
                 step.search_failure = Failure(done.error, alone and step is self.steps[0])
+
+    def record_encoding(self, done: Completed, *, alone: bool, stopped: bool) -> None:
+        """Give every step that waits for a query's encoding that query, or the error."""
+        assert isinstance(done.need, Encode)
+        text = done.need.query.text
+        stopped |= done.need in self._cancelled and isinstance(done.error, Cancelled)
+        self._cancelled.discard(done.need)
+        self.in_flight.complete(done.need, 0)
+        self.metrics.done(done)
+        if done.error is None:
+            self.cascade.note_encoded(text, done.value)
+        elif stopped:
+            return  # a step that waits for it now asks again
+        for step in self.steps:
+            query = step.unencoded
+            if query is None or query.text != text:
+                continue
+            if done.error is not None:
+                step.encode_failure = Failure(done.error, alone and step is self.steps[0])
+                continue
+            step.query, step.encoded = done.value, True
+            if step.used is None:  # a guess that was made by the text alone is kept
+                step.cost_s += done.took_s
+                step.guessed = step.guessed and step.guess is not None
 
     def record_work(self, done: Completed, *, alone: bool) -> None:
         """Take in the first state, a query, a guess or a segment."""
@@ -452,7 +561,7 @@ class SpeculationWindow:
         elif done.error is not None:
             step.failure = Failure(done.error, alone)
         elif isinstance(done.need, FormQuery):
-            step.asked, step.query = True, done.value
+            self._take(step, done.value, alone=alone)
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
@@ -461,6 +570,8 @@ class SpeculationWindow:
     def _stopped(self, done: Completed, span: Span) -> None:
         """Take in that a writer whose step was dropped has stopped, whole or not."""
         self.metrics.drop(span)
+        if isinstance(done.need, FormQuery) and done.error is None:
+            self.rollback.put_query(done.need.state, self._asked(done.value))
         if not isinstance(done.need, Extend):
             return
         if self.policy is not None:
@@ -507,38 +618,101 @@ class SpeculationWindow:
 
     def _form_query(self, step: Step) -> None:
         if (known := self.rollback.query(step.before)) is not None:
-            step.asked, step.query = True, known[0]
+            step.take(known)
             return
-        if not self._form_inline:
+        if not self.parts.inline_query:
             self.write(FormQuery(step.before, speculative=self.behind_guess(step)), step)
             return
+        alone = not self.in_flight and not self.ran_ahead and step is self.steps[0]
         try:
-            step.query = formed(self.workload, self.retriever, step.before)
-            step.asked = True
+            formed = self.parts.form(step.before, Progress())
         except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
-            quiet = not self.in_flight and not self.ran_ahead
-            step.failure = Failure(error, quiet and step is self.steps[0])
+            step.failure = Failure(error, alone)
+        else:
+            self._take(step, formed, alone=alone)
+
+    def _take(self, step: Step, formed: Formed, *, alone: bool) -> None:
+        """Take in a query that was formed, and encode it if that costs nothing."""
+        if isinstance(formed.query, str) and self.parts.inline_encode:
+            step.take(Asked(Query(formed.query), False, formed.carried))
+            self._encode_inline(step, formed.query, alone=alone)
+        else:
+            step.take(self._asked(formed))
+
+    def _asked(self, formed: Formed) -> Asked:
+        query = formed.query
+        if not isinstance(query, str):
+            return Asked(query, isinstance(query, Query), formed.carried)
+        encoded = self.cascade.encoded(query)
+        if encoded is not None:
+            return Asked(encoded, True, formed.carried)
+        return Asked(self.parts.unencoded(query), False, formed.carried)
+
+    # Encoding
+
+    def _encode_inline(self, step: Step, text: str, *, alone: bool) -> None:
+        try:
+            step.query = self.parts.encode(text)
+        except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
+            step.encode_failure = Failure(error, alone)
+        else:
+            step.encoded = True
+
+    def encode(self) -> bool:
+        """Start encodings while there are lanes, the first steps first; return whether any did.
+
+        One that no step waits for any more is cancelled.
+        """
+        if self.parts.inline_encode:
+            return self._encode_rest()
+        waiting = [query for step in self.steps if (query := step.unencoded) is not None]
+        texts = {query.text for query in waiting}
+        for text, need in self.in_flight.encoding.items():
+            if text not in texts and need not in self._cancelled:
+                self._cancelled.add(need)
+                self.out.append(Cancel(need))
+        started = False
+        for query in waiting:
+            if len(self.in_flight.encoding) >= self.parts.encode_lanes:
+                break
+            if query.text not in self.in_flight.encoding:
+                self.start(Encode(query, self.asked_behind_guess([query])))
+                started = True
+        return started
+
+    def _encode_rest(self) -> bool:
+        """Encode what a step that is run once more could not encode before."""
+        query = self.steps[0].unencoded if self.steps else None
+        if query is None:
+            return False
+        alone = not self.in_flight and not self.ran_ahead
+        self._encode_inline(self.steps[0], query.text, alone=alone)
+        return True
 
     def _choose(self, step: Step) -> bool:
         """Find the hits to write with: the truth if it is known, else a guess."""
-        assert step.query is not None
-        if self.policy is None or self.plainly:
+        query, cascade = step.query, self.cascade
+        assert isinstance(query, Query)
+        if self.policy is None or self.plainly or step.encode_failure is not None:
             return False
         if step.truth is None:
-            step.truth = self.cascade.known(step.query)
+            step.truth = cascade.known(query) if step.encoded else cascade.known_by_text(query)
             if step.truth is not None:
                 step.remembered = True
                 step.used, step.verified = self.visible(step.truth), True
                 return True
         if not step.guessed and self.policy.worth_guessing():
-            step.guessed = True
-            began_s = self.cascade.clock()
-            step.guess = self.cascade.guess_inline(step.query)
-            self.policy.guessed(self.cascade.clock() - began_s)
-            if step.guess is None and self.cascade.slow:
-                self.write(Guess(step.query), step)
+            step.guessed = self._asked_for_guess = True
+            began_s = cascade.clock()
+            step.guess = cascade.guess_inline(query, encoded=step.encoded)
+            self.policy.guessed(cascade.clock() - began_s)
+            if step.guess is None and cascade.slow(encoded=step.encoded):
+                self.write(Guess(query, step.encoded), step)
                 return True
-        if step.guess is None or not self.policy.may_write(self.view(stalled=False)):
+        if step.guess is None:
+            return False
+        self._had_guess = True
+        if not self.policy.may_write(self.view(stalled=False)):
             return False
         self.run_ahead(step, step.guess)
         return True
@@ -549,7 +723,8 @@ class SpeculationWindow:
         if known is None:
             ahead = not step.verified
             speculative = ahead or self.behind_guess(step)
-            self.write(Extend(step.before, step.used, ahead, speculative), step)
+            need = Extend(step.before, step.used, ahead, speculative, carried=step.carried)
+            self.write(need, step)
             return
         step.after, step.span = known
         step.written = step.reused = True

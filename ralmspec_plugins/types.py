@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, TypeAlias
+from enum import Enum, StrEnum
+from typing import Any, Final, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 
@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 class Span:
     """One piece of work on the engine's clock, which starts at 0 with the request."""
 
-    kind: str  # "start", "ask", "guess", "search" or "extend"
+    kind: str  # "start", "ask", "encode", "guess", "search" or "extend"
     started_s: float
     ended_s: float
     queries: int = 0  # in a search: how many queries shared its round trip
@@ -42,10 +42,12 @@ class Stats:
     batch_sizes: tuple[int, ...] = ()  # queries in each round trip, in order
     remembered: int = 0  # committed steps whose hits were known without a search
     segments: int = 0  # committed steps
+    without_retrieval: int = 0  # committed steps that needed no search
     wasted_segments: int = 0  # begun, and not part of the answer
     guesses: int = 0  # guesses that a search confirmed or refuted
     accepted: int = 0
     reused: int = 0  # dropped segments that became part of the answer after all
+    unguessed: str | None = None  # why no segment was begun on a guess; `None` if one was
     retries: int = 0  # failed speculative work that was run once more alone
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 
@@ -133,6 +135,31 @@ class Query:
         """Fall back to the text as the key."""
         if self.key is None:
             object.__setattr__(self, "key", self.text)
+
+
+class NoRetrieval(Enum):
+    """The type of `NO_RETRIEVAL`."""
+
+    NO_RETRIEVAL = "NO_RETRIEVAL"
+
+    def __repr__(self) -> str:
+        """Be shown by its name."""
+        return self.value
+
+
+NO_RETRIEVAL: Final = NoRetrieval.NO_RETRIEVAL  # in place of a query: this step needs no search
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """What a workload's `query` may return where forming the query computed more than the query.
+
+    `carried` (a look-ahead sentence, say) is handed on to `extend` with the query's hits, in
+    its parameter `carried`. It has to follow from what `query_key` holds.
+    """
+
+    query: "str | Query | NoRetrieval | None"
+    carried: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,22 +12,21 @@ from ralmspec_plugins.effects import (
     Completed,
     Completion,
     Confirmed,
+    Encode,
     Extend,
     Failed,
     FormQuery,
-    Guess,
     Need,
     Notice,
     PartialOutput,
     Search,
     Settled,
-    Start,
     Work,
 )
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.protocols import Retriever
+from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved
 from tests.worlds import World, WorldError, WorldState
 
@@ -70,6 +69,11 @@ class Seen:
     streamed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     changed_text: bool = False  # a wrong guess whose segment differs from the right one
+    unretrieved: int = 0  # committed steps without retrieval
+    cancelled_queries: int = 0  # that were being formed when their step was dropped
+    cancelled_encodings: int = 0
+    carried: int = 0  # segments that were handed a look-ahead
+    before_encoding: int = 0  # segments that were begun before their query was encoded
     committed: list[Retrieved] = field(default_factory=list)
     confirmed: list[Retrieved] = field(default_factory=list)
     failed: Failed | None = None
@@ -85,7 +89,7 @@ def plainly(world: World) -> Outcome:
     """Answer with the plain loop."""
     watched = _Watched(world.retriever)
     try:
-        return Outcome.of(plain(world.workload, world.request, watched))
+        return Outcome.of(plain(world.workload, watched, world.request))
     except WorldError as error:
         return Outcome.failed(error, watched.found, watched.failed)
 
@@ -165,16 +169,24 @@ class _Run:
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
-            assert len(self.seen.confirmed) > 0, "text before its passages"
+            before = self.world.unretrieved or self.world.carries
+            assert before or len(self.seen.confirmed) > 0, "text before its passages"
             self.seen.streamed.append(need.text)
         elif isinstance(need, Cancel):
+            self._look_at_cancelled(need.need)
             if self.dice.random() < 0.5:
                 self.out = [self._stopped(one, need.need) for one in self.out]
-        elif isinstance(need, Start | FormQuery | Guess | Search | Extend):
+        elif isinstance(need, Work):
             self._start(need)
         else:
             self._look_at(need)
             self.job.note(need)
+
+    def _look_at_cancelled(self, need: Work) -> None:
+        if isinstance(need, FormQuery | Extend):
+            assert need.progress.cancelled, "its writer is not told"
+        self.seen.cancelled_queries += isinstance(need, FormQuery)
+        self.seen.cancelled_encodings += isinstance(need, Encode)
 
     def _look_at(self, need: Notice) -> None:
         seen = self.seen
@@ -182,6 +194,10 @@ class _Run:
             assert len(seen.confirmed) == len(seen.committed), "confirmed before the last commit"
             seen.confirmed.append(need.retrieved)
         elif isinstance(need, Commit):
+            if need.retrieved is None:
+                seen.unretrieved += 1
+                assert need.hits == ()
+                return
             seen.committed.append(need.retrieved)
             assert seen.confirmed[-1] is need.retrieved
         elif isinstance(need, Failed):
@@ -193,6 +209,14 @@ class _Run:
             assert not any(isinstance(one.need, FormQuery | Extend) for one in self.out), (
                 "the model has one thing to do at a time"
             )
+        out = [one.need for one in self.out]
+        if isinstance(need, Encode):
+            assert sum(isinstance(one, Encode) for one in out) < self.world.encode_lanes
+        elif isinstance(need, Extend):
+            self.seen.carried += need.carried is not None
+            self.seen.before_encoding += need.ahead and any(
+                isinstance(one, Encode) and one.query.text == self._asked(need) for one in out
+            )
         busy = any(isinstance(one, Completed) for one in self.out)
         self.pace = 10.0 if isinstance(need, Search) else 1.0
         self.job.carry_out(need, self.clock, self.out.append)
@@ -201,6 +225,13 @@ class _Run:
         if isinstance(need, Extend):
             self._look(need)
 
+    def _asked(self, need: Extend) -> Any:
+        """Form the query that a segment is written for once more."""
+        try:
+            return self.job.setup.parts.form(need.state, Progress()).query
+        except WorldError:
+            return None
+
     def clock(self) -> float:
         """Let some time pass at each look, a search taking longer than a segment as a rule."""
         self.now_s += self.dice.choice([0.0, 1.0, 1.0, 30.0]) * self.pace
@@ -208,17 +239,17 @@ class _Run:
 
     def _look(self, need: Extend) -> None:
         """See whether this segment was written on a wrong guess that changed its text."""
-        workload = self.job.setup.workload
+        parts, query = self.job.setup.parts, self._asked(need)
+        if not isinstance(query, str):
+            return
         try:
-            query = workload.query(need.state)
-            truth = self.job.setup.retriever.search([self.job.setup.retriever.encode(query)])[0]
+            truth = parts.retriever.search([parts.retriever.encode(query)])[0]
             if not self.world.reads_scores:
                 truth = tuple(hit.unscored() for hit in truth)
             if truth == need.hits:
                 return
-            fresh = type(need.progress)()
-            right = workload.extend(need.state, truth, fresh)
-            wrong = workload.extend(need.state, need.hits, fresh)
+            right = parts.extend(need.state, truth, Progress(), need.carried)
+            wrong = parts.extend(need.state, need.hits, Progress(), need.carried)
         except WorldError:
             return
         self.seen.changed_text |= right.text != wrong.text

@@ -65,7 +65,7 @@ def test_no_token_differs(dtype: torch.dtype, sampling: Greedy | Sampling, k: in
     rolled_back = 0
     for seed, prompt in enumerate(PROMPTS):
         request = Request(prompt=prompt, max_tokens=20, seed=seed)
-        expected = plain(Interval(lm), request, retriever)
+        expected = plain(Interval(lm), retriever, request)
         settings = Settings(schedule=next(SCHEDULES), speculators=[StaleSpeculator()])
         with Engine(Interval(lm), retriever, settings) as engine:
             actual = engine.run(request)

@@ -111,8 +111,10 @@ def owners(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Tenant]:
     tenants: dict[Any, Tenant] = {}
     guess, note = SpeculatorCascade.guess_inline, RequestContext.note
 
-    def watched_guess(self: SpeculatorCascade, query: Query) -> Hits | None:
-        hits = guess(self, query)
+    def watched_guess(
+        self: SpeculatorCascade, query: Query, *, encoded: bool = True
+    ) -> Hits | None:
+        hits = guess(self, query, encoded=encoded)
         tenants[self._signature].guessed += [hit.passage.text for hit in hits or ()]
         return hits
 
@@ -144,7 +146,7 @@ def test_no_canary_crosses_between_tenants(run: Run, owners: dict[Any, Tenant]) 
         assert tenant.guessed, "nothing was guessed, so nothing was tried"
         assert tenant.events
         expected = [
-            plain(EchoWorkload(), Request(prompt=prompt), tenant.retriever).text
+            plain(EchoWorkload(), tenant.retriever, Request(prompt=prompt)).text
             for prompt in PROMPTS * 2
         ]
         assert expected == [answer.text for answer in answers[name]]

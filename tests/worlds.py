@@ -14,7 +14,16 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
+from ralmspec_plugins.types import (
+    NO_RETRIEVAL,
+    Formed,
+    Hit,
+    Hits,
+    NoRetrieval,
+    Passage,
+    Query,
+    Request,
+)
 
 END = "."
 LETTERS = "abé\N{GRINNING FACE}"
@@ -47,6 +56,11 @@ class World:
     extend_errors: float
     long_passages: float
     stop: str  # "" for none
+    encoder: str = "inline"  # "slow": in a worker; "keyed": as well, with keys that are no texts
+    encode_lanes: int = 1
+    encode_errors: float = 0.0
+    unretrieved: float = 0.0  # share of steps that need no search
+    carries: float = 0.0  # share of queries that are formed with a look-ahead
 
     def too_long(self, passage: Passage) -> bool:
         """Say whether a passage breaks the writing; such a passage never scores."""
@@ -54,7 +68,7 @@ class World:
 
     @property
     def workload(self) -> "WorldWorkload":
-        return WorldWorkload(self)
+        return CarryingWorkload(self) if self.carries else WorldWorkload(self)
 
     @property
     def retriever(self) -> "WorldRetriever":
@@ -87,19 +101,27 @@ class WorldWorkload:
     def start(self, request: Request) -> WorldState:
         return WorldState()
 
-    def query(self, state: WorldState) -> str | None:
+    def query(self, state: WorldState) -> Any:
+        return self._query(state)
+
+    def _query(self, state: WorldState) -> str | NoRetrieval | None:
         world = self.world
         if state.whole:
             return None
         asked = self.query_key(state)
         if roll(world.seed, "ask fails", asked) < world.ask_errors:
             raise WorldError(f"no question after {asked!r}")
+        if roll(world.seed, "unretrieved", asked) < world.unretrieved:
+            return NO_RETRIEVAL
         return f"q{int(roll(world.seed, 'query', asked) * world.queries)}"
 
     def query_key(self, state: WorldState) -> Hashable:
         return state.rounds, state.text[-6:] or "start", state.whole
 
     def extend(self, state: WorldState, hits: Hits, progress: Progress) -> WorldState:
+        return self._extend(state, hits, progress, "")
+
+    def _extend(self, state: WorldState, hits: Hits, progress: Progress, ahead: str) -> WorldState:
         progress.check()
         key = self.extend_key(state, hits)
         if roll(self.world.seed, "extend fails", key) < self.world.extend_errors:
@@ -109,7 +131,7 @@ class WorldWorkload:
         if self.world.shape == "rewrite":
             return self._rewritten(state, key)
         kept = self._kept(state, hits)
-        segment = self._segment(state, key)
+        segment = ahead + self._segment(state, key)
         for count in range(1, len(segment)):
             partial = self._ended(kept, state.text + segment[:count])
             if not partial.whole:
@@ -166,6 +188,33 @@ class WorldWorkload:
         """Nothing is kept."""
 
 
+class CarryingWorkload(WorldWorkload):
+    """Forms queries as a model would: cancelled and reported, with a look-ahead that is kept."""
+
+    def query(self, state: WorldState, progress: Progress) -> Any:
+        progress.check()
+        asked = self._query(state)
+        key = self.query_key(state)
+        if asked is None or roll(self.world.seed, "carries", key) >= self.world.carries:
+            return asked
+        ahead = self._ahead(key)
+        for count in range(1, len(ahead) + 1):
+            partial = self._ended(state, state.text + ahead[:count])
+            if not partial.whole and self.world.shape != "rewrite":
+                progress.report(partial)
+        progress.check()
+        return Formed(asked, ahead)
+
+    def _ahead(self, key: Hashable) -> str:
+        die = roll(self.world.seed, "ahead", key)
+        return LETTERS[int(die * len(LETTERS))] * (1 + int(die * 10) % 2)
+
+    def extend(
+        self, state: WorldState, hits: Hits, progress: Progress, carried: str | None = None
+    ) -> WorldState:
+        return self._extend(state, hits, progress, carried or "")
+
+
 def held_back(text: str, stop: str) -> int:
     """Count the last letters that may be the beginning of the stop string."""
     most = min(len(stop) - 1, len(text))
@@ -175,10 +224,10 @@ def held_back(text: str, stop: str) -> int:
 class WorldRetriever:
     """Ranks by a die with few faces, so that scores tie; some queries find nothing, or fail."""
 
-    inline_encode = True
-
     def __init__(self, world: World) -> None:
         self.world = world
+        self.inline_encode = world.encoder == "inline"
+        self.encode_lanes = world.encode_lanes
         self.k = world.k
         self.signature = ("world", world)
         # Every third passage is a duplicate in text of the one before it.
@@ -188,7 +237,12 @@ class WorldRetriever:
         self.texts = [passage.text for passage in self.passages]
 
     def encode(self, text: str) -> Query:
-        return Query(text)
+        if roll(self.world.seed, "encode fails", text) < self.world.encode_errors:
+            raise WorldError(f"no encoding of {text}")
+        if self.world.encoder == "inline":
+            return Query(text)
+        key = ("key", text) if self.world.encoder == "keyed" else None
+        return Query(text, ("of", text), key)
 
     def score(self, query: Query, passage: Passage) -> float:
         if self.world.too_long(passage):
@@ -202,6 +256,8 @@ class WorldRetriever:
         return [self._ranked(query)[:width] for query in queries]
 
     def _ranked(self, query: Query) -> Hits:
+        if self.world.encoder != "inline":
+            assert query.encoding == ("of", query.text)
         if roll(self.world.seed, "search fails", query.text) < self.world.search_errors:
             raise WorldError(f"no search for {query.text}")
         if roll(self.world.seed, "empty", query.text) < 0.05:
@@ -234,15 +290,18 @@ class WorldTable:
 class Oracle:
     """Guesses right as often as it is told, and is wrong in every way there is otherwise."""
 
-    def __init__(self, world: World, right: float, *, inline: bool) -> None:
-        self._retriever = WorldRetriever(replace(world, search_errors=0.0))
+    def __init__(self, world: World, right: float, *, inline: bool, by_text: bool = False) -> None:
+        self._retriever = WorldRetriever(replace(world, search_errors=0.0, encoder="inline"))
         self._right = right
+        self._encodes = world.encoder != "inline"
         self.inline = inline
+        self.by_text = by_text
         self.signature = ("world", world)
         self._asked = 0
 
     def guess(self, query: Query) -> Hits | None:
         self._asked += 1
+        assert self.by_text or not self._encodes or query.encoding is not None
         truth = self._retriever.search([query])[0]
         die = roll("guess", self._asked, query.text)
         if die < self._right:
@@ -266,6 +325,21 @@ class Oracle:
 
 def random_world(seed: int) -> World:
     """Throw the dice for a world; one in five has failures on the true branch."""
+    world, dice = simple_world(seed), random.Random(f"effects {seed}")
+    errors = (*[0.0] * 8, 0.03, 0.06, 0.1)
+    ahead = world.shape in ("interval", "written query")
+    return replace(
+        world,
+        encoder=dice.choice((*["inline"] * 4, *["slow"] * 4, "keyed")),
+        encode_lanes=dice.choice((1, 1, 2, 5)),
+        encode_errors=dice.choice(errors),
+        unretrieved=dice.choice((0.0, 0.0, 0.1, 0.3)),
+        carries=dice.choice((0.0, 0.0, 0.3, 0.8)) if ahead else 0.0,
+    )
+
+
+def simple_world(seed: int) -> World:
+    """Throw the dice for a world that encodes in the loop, always searches and carries nothing."""
     dice = random.Random(seed)
     rare = (*[0.0] * 17, 0.02, 0.1)
     passages = dice.choice((1, 6, *[12] * 16))

@@ -157,8 +157,8 @@ BUGS = (
     Bug(
         "a left segment is not waited for before its like is run alone",
         "ralmspec_plugins/engine/threads.py",
-        "if isinstance(need, Release):",
-        "if isinstance(need, Search):",
+        "if isinstance(notice, Release):",
+        "if isinstance(notice, int):",
         "tests/engine/test_events.py",
     ),
     Bug(

@@ -134,7 +134,7 @@ def bounds_of(plain: Answer) -> Bounds:
     spans = plain.stats.timeline
     steps = max(1, plain.stats.segments)
     searches = [_seconds(span) for span in spans if span.kind == "search"]
-    writing = sum(_seconds(span) for span in spans if span.kind in ("ask", "extend"))
+    writing = sum(_seconds(span) for span in spans if span.kind in ("ask", "encode", "extend"))
     return Bounds(steps=steps, step_s=writing / steps, search_s=fmean(searches or [0.0]))
 
 

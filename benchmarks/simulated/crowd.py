@@ -16,11 +16,8 @@ from ralmspec_plugins.effects import (
     Completed,
     Completion,
     Extend,
-    FormQuery,
-    Guess,
     Need,
     Search,
-    Start,
     Work,
 )
 from ralmspec_plugins.engine.session import RequestContext, Session, as_request
@@ -117,7 +114,7 @@ class EventSimulator:
         job = member.job
         assert job is not None
         for need in needs:
-            if isinstance(need, Start | FormQuery | Guess | Search | Extend):
+            if isinstance(need, Work):
                 self._start(member, job, need)
             elif isinstance(need, Cancel):
                 self._cancel(member, need.need)

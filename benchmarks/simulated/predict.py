@@ -114,13 +114,24 @@ def step_times(answer: Answer) -> list[StepTime]:
         kind: median(ours) if (ours := _chosen(took, changed, kind)) else None
         for kind in (True, False)
     }
+    asked = _asked(answer.stats)
     times = []
     for at in range(steps):
         other = usual[not changed[at]]
         both = {changed[at]: took[at], not changed[at]: took[at] if other is None else other}
-        ask_s = asks[at].ended_s - asks[at].started_s if asks else 0.0
-        times.append(StepTime(ask_s, both[False], both[True]))
+        times.append(StepTime(asked[at], both[False], both[True]))
     return times
+
+
+def _asked(stats: Stats) -> list[float]:
+    """Give what asking took in front of each segment, encoding included, and behind the last."""
+    asked = [0.0]
+    for span in sorted(stats.timeline, key=lambda span: span.started_s):
+        if span.kind in ("ask", "encode"):
+            asked[-1] += span.ended_s - span.started_s
+        elif span.kind == "extend":
+            asked.append(0.0)
+    return asked
 
 
 def predict(answer: Answer, retriever: Retriever, settings: Settings, setting: Setting) -> Stats:
@@ -133,10 +144,8 @@ def predict(answer: Answer, retriever: Retriever, settings: Settings, setting: S
         InputError: the answer is not that of a plain run.
     """
     times = step_times(answer)
-    asks = [span for span in answer.stats.timeline if span.kind == "ask"]
-    last_ask_s = asks[-1].ended_s - asks[-1].started_s if len(asks) > len(times) else 0.0
     queries = [step.query for step in answer.retrieved]
-    workload = Replay(queries, times, setting.follows, last_ask_s)
+    workload = Replay(queries, times, setting.follows, _asked(answer.stats)[-1])
     latencies = Latencies(
         extend_s=workload.extend_s,
         ask_s=workload.ask_s,

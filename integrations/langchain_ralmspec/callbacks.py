@@ -97,7 +97,7 @@ class DirectRuns:
             event: the segment's step.
             about: the run's parent, tags and metadata.
         """
-        context = self._prompting.context(passages_of(event.retrieved.hits))
+        context = self._prompting.context(passages_of(event.hits))
         value = self._prompting.value(self._request, context)
         text = self._text(event.state)
         piece = text[len(self._shown) :]

@@ -86,7 +86,7 @@ class CommitEvent(BaseEvent):
     """A step has become part of the answer.
 
     Attributes:
-        query_str: its query.
+        query_str: its query; empty if it needed no retrieval.
         span_ids: the spans of the calls made ahead that it rests on: of its query's embedding,
             of an opaque retriever, of what wrote it. Calls without the tag always count.
     """
@@ -222,10 +222,11 @@ class Telling:
         if isinstance(event, effects.Confirmed):
             return _retrieval(event.retrieved.query.text, event.retrieved.hits)
         if isinstance(event, effects.Commit):
-            ids = {record.span_id for record in self._records_of(event)}
-            named = [one for one in self._spans if one in ids]
+            rests_on = {record.span_id for record in self._records_of(event)}
+            named = [one for one in self._spans if one in rests_on]
             self._committed.update(named)
-            return CommitEvent(query_str=event.retrieved.query.text, span_ids=named)
+            query = "" if event.retrieved is None else event.retrieved.query.text
+            return CommitEvent(query_str=query, span_ids=named)
         if isinstance(event, effects.RolledBack):
             open_spans = [one for one in self._spans if one not in self._committed]
             return RollbackEvent(segments=event.segments, span_ids=open_spans)

@@ -279,7 +279,9 @@ class RequestRun:
 
 def records_of(event: Commit) -> list[CallRecord]:
     """List the records of the calls that a committed step rests on: embedding, search, writing."""
-    payloads = [event.retrieved.query.encoding, *(hit.features for hit in event.retrieved.hits)]
+    payloads = [hit.features for hit in event.hits]
+    if event.retrieved is not None:
+        payloads.append(event.retrieved.query.encoding)
     found = [getattr(one, "recording", None) for one in payloads]
     found.append(record_of(event.state))
     return [one for one in found if isinstance(one, CallRecord)]

@@ -67,7 +67,7 @@ class Responses:
         if isinstance(event, Judged):
             self._right = event.right
         if isinstance(event, Confirmed | Commit):
-            self._hits = event.retrieved.hits
+            self._hits = event.hits
         if isinstance(event, Settled | Commit) and (record := record_of(event.state)) is not None:
             record.score(self._hits)
         if isinstance(event, Commit):

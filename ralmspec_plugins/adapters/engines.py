@@ -3,25 +3,38 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import RetrieverSnapshot
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
-from ralmspec_plugins.engine.threads import THREADS, Engine
-from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.protocols import LanguageModel, Retriever, Workload
+from ralmspec_plugins.engine.base import THREADS
+from ralmspec_plugins.engine.threads import Engine
+from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
-from ralmspec_plugins.workloads import Interval, OneShot, Sentences
+from ralmspec_plugins.workloads import OneShot, Sentences
+from ralmspec_plugins.workloads.registry import WorkloadMaker, WorkloadName, workload_of
+
+__all__ = [
+    "Engines",
+    "OwnPool",
+    "Runtime",
+    "Speculation",
+    "WorkloadMaker",
+    "WorkloadName",
+    "is_one_shot",
+    "most_tokens",
+    "workload_of",
+]
 
 # What the calls of one host's object share: verifiers in front of stores, engines, threads.
 
@@ -144,14 +157,6 @@ class Runtime:
             threads.shutdown(wait=True)
 
 
-WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
-WorkloadMaker: TypeAlias = Callable[[LanguageModel[Any]], Workload[Any]]
-
-_WORKLOADS: Final[Mapping[str, WorkloadMaker]] = {
-    "one_shot": OneShot,
-    "sentences": Sentences,  # type: ignore[dict-item]  # models say themselves whether they can
-    "interval": Interval,
-}
 _MOST_TOKENS: Final = 256
 _MOST_PREFETCHED: Final = 80  # 20 k for a k of 4
 _WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
@@ -297,21 +302,6 @@ class Speculation:
             speculate=self.speculate,
             speculators=(*pools, Replica(replica, of=retriever, reencode=True)),
         )
-
-
-def workload_of(chosen: WorkloadName | WorkloadMaker, lm: LanguageModel[Any]) -> Workload[Any]:
-    """Make a workload, given its name or what makes it.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if not isinstance(chosen, str):
-        return chosen(lm)
-    if chosen not in _WORKLOADS:
-        raise ConfigError(
-            f"unknown workload {chosen!r}; known are {', '.join(get_args(WorkloadName))}"
-        )
-    return _WORKLOADS[chosen](lm)
 
 
 def is_one_shot(chosen: object) -> bool:

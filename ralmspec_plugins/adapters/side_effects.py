@@ -84,5 +84,6 @@ def _random_state() -> list[object]:
 
 def _plain_attributes(model: object) -> dict[str, object]:
     """Return the attributes of a model that are plain values."""
-    held = {**getattr(model, "__dict__", {}), **(getattr(model, "__pydantic_private__", None) or {})}
+    private = getattr(model, "__pydantic_private__", None) or {}
+    held = {**getattr(model, "__dict__", {}), **private}
     return {name: value for name, value in held.items() if isinstance(value, _PLAIN)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TypeAlias
 
-from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.parts import results
 from ralmspec_plugins.types import Hits, Query
 
 # A caller's search while it waits and is searched, and the batches that it is searched in.
@@ -136,12 +136,7 @@ class Batch:
         Raises:
             InputError: there are more or fewer.
         """
-        if len(found) != self.size:
-            raise InputError(
-                f"the retriever gave {len(found)} results for {self.size} queries; it must give "
-                "one for each, in order"
-            )
-        return list(found)  # where it is lazy, its errors come here
+        return results(found, self.queries)
 
     def give(self, outcome: list[Hits] | BaseException) -> list[PendingCall]:
         """Note in each call what was found for it; list those that must be searched again."""

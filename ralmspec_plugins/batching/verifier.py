@@ -8,6 +8,7 @@ from typing import Any, Self
 from ralmspec_plugins.batching.dispatcher import Dispatcher
 from ralmspec_plugins.batching.queue import SearchFn
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.parts import complete
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
 from ralmspec_plugins.types import Hits, Query, VerifierStats
 
@@ -78,6 +79,7 @@ class Verifier:
         self._take_over(retriever, Dispatcher(lanes, max_batch, max_waiting, patience_s))
 
     def _take_over(self, retriever: Retriever, lanes: Dispatcher) -> None:
+        retriever = complete(retriever)
         self.retriever: Retriever = retriever
         try:
             hash(self.signature)

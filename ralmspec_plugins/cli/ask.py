@@ -15,7 +15,13 @@ from ralmspec_plugins.cli.assemble import (
     make_workload,
     open_store,
 )
-from ralmspec_plugins.cli.options import ChatPlace, EvictionName, ScheduleName, WorkloadName
+from ralmspec_plugins.cli.options import (
+    WORKLOAD_NAMES,
+    ChatPlace,
+    EvictionName,
+    ScheduleName,
+    workload_name,
+)
 from ralmspec_plugins.cli.output import notes
 from ralmspec_plugins.cli.runs import engines
 from ralmspec_plugins.config import Settings
@@ -40,8 +46,13 @@ def ask(
     plain: options.Plain = False,
     compare: options.Compare = False,
     workload: Annotated[
-        WorkloadName, typer.Option(help="Search every few tokens, or once.")
-    ] = WorkloadName.INTERVAL,
+        str,
+        typer.Option(
+            parser=workload_name,
+            metavar=f"[{'|'.join(WORKLOAD_NAMES)}]",
+            help="Search every few tokens, every sentence, or once.",
+        ),
+    ] = "interval",
     interval: options.Interval = 4,
     query_tokens: options.QueryTokens = 32,
     max_tokens: options.MaxTokens = 128,

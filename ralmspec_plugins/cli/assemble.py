@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ralmspec_plugins.cli.options import ChatPlace, ScheduleName, WorkloadName
+from ralmspec_plugins.cli.options import ChatPlace, ScheduleName
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.diagnosis import far_away
@@ -14,7 +14,7 @@ from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, l
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.types import Passage, Request
-from ralmspec_plugins.workloads import Interval, OneShot
+from ralmspec_plugins.workloads import workload_of
 
 _WARM_TOKENS = 4
 DEMO_PROMPT = "{prompt}\n"  # its prompts are lines
@@ -165,12 +165,10 @@ def added(latency_s: float) -> str:
 
 
 def make_workload(
-    name: WorkloadName, lm: LanguageModel[Any], interval: int, query_tokens: int
+    name: Any, lm: LanguageModel[Any], interval: int, query_tokens: int
 ) -> Workload[Any]:
     """Put a workload around a model."""
-    if name is WorkloadName.ONE_SHOT:
-        return OneShot(lm)
-    return Interval(lm, interval=interval, query_tokens=query_tokens)
+    return workload_of(name, lm, interval=interval, query_tokens=query_tokens)
 
 
 def make_schedule(

@@ -10,7 +10,6 @@ from rich.table import Table
 from ralmspec_plugins.cli import options
 from ralmspec_plugins.cli.asking import readable
 from ralmspec_plugins.cli.assemble import Style, Weights, make_workload, open_store
-from ralmspec_plugins.cli.options import WorkloadName
 from ralmspec_plugins.cli.output import notes, on_terminal, screen, seconds, write_json
 from ralmspec_plugins.cli.runs import PLAIN, engines
 from ralmspec_plugins.config import Settings
@@ -102,7 +101,7 @@ def _plainly(
 ) -> Answer:
     """Answer once by the plain loop, with empty caches."""
     lm = weights.language_model()
-    workload = make_workload(WorkloadName.INTERVAL, lm, interval, query_tokens)
+    workload = make_workload("interval", lm, interval, query_tokens)
     with engines((PLAIN,), lambda: workload, store, settings) as opened:
         return opened[PLAIN].run(request)
 

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ralmspec_plugins.workloads import WORKLOADS
+
+WORKLOAD_NAMES = tuple(sorted(name.replace("_", "-") for name in WORKLOADS))
 _UNITS = (("ms", 0.001), ("s", 1.0), ("", 1.0))  # "ms" before "s", which it ends with
 
 
@@ -15,13 +18,6 @@ class ScheduleName(StrEnum):
     CONTINUOUS = "continuous"
     FIXED = "fixed"
     OS3 = "os3"
-
-
-class WorkloadName(StrEnum):
-    """The workloads by name."""
-
-    INTERVAL = "interval"
-    ONE_SHOT = "one-shot"
 
 
 class EvictionName(StrEnum):
@@ -58,6 +54,17 @@ def duration(text: str | float) -> float:
                 return value
             break
     raise typer.BadParameter(f"{text!r} is not a time; give for example 50ms or 1.5s")
+
+
+def workload_name(text: str) -> str:
+    """Read the name of a workload.
+
+    >>> workload_name("one-shot")
+    'one-shot'
+    """
+    if text not in WORKLOAD_NAMES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(WORKLOAD_NAMES)}")
+    return text
 
 
 Kb = Annotated[Path, typer.Option("--kb", help="A saved knowledge base (see: ralmspec index).")]

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from ralmspec_plugins.cli.assemble import Weights, added, at_distance, make_workload
 from ralmspec_plugins.cli.corpora import Corpus
-from ralmspec_plugins.cli.options import WorkloadName
 from ralmspec_plugins.cli.output import accepted, printable, seconds, stats_record
 from ralmspec_plugins.cli.runs import PLAIN, SPECULATIVE, answered, engines
 from ralmspec_plugins.config import Settings
@@ -98,7 +97,7 @@ class Stage:
         retriever = at_distance(store, act.latency_s, said=self._console is not None)
 
         def workload() -> Any:
-            return make_workload(WorkloadName.INTERVAL, self._weights.language_model(), 4, 32)
+            return make_workload("interval", self._weights.language_model(), 4, 32)
 
         with engines((PLAIN, SPECULATIVE), workload, retriever, settings) as opened:
             for number, request in enumerate(requests):

@@ -3,35 +3,26 @@
 import asyncio
 import contextlib
 import contextvars
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
     Aborted,
-    Cancel,
     Completion,
+    Encode,
     Event,
     Extend,
     FormQuery,
-    Guess,
-    Need,
     PartialOutput,
     Search,
     SearchResult,
-    Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.batch import (
-    DEFAULT_CONCURRENCY,
-    BatchSession,
-    aanswer_all,
-    check_concurrency,
-)
+from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
+from ralmspec_plugins.engine.batch import aanswer_all
 from ralmspec_plugins.engine.session import (
     RequestContext,
     Session,
@@ -43,51 +34,32 @@ from ralmspec_plugins.engine.streams import (
     AsyncAnswerStream,
     AsyncCompletionQueue,
     AsyncEventStream,
-    rest,
+    Outcome,
 )
-from ralmspec_plugins.engine.threads import GRACE_S, THREADS, thread_switch_interval
+from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
-from ralmspec_plugins.plain import usable
-from ralmspec_plugins.protocols import Retriever, Workload, speculative
+from ralmspec_plugins.protocols import speculative
 from ralmspec_plugins.types import Answer, Query, Request
 
-# Has one request's work done in asyncio tasks, and in threads where it is not asynchronous.
 
-
-class AsyncExecutor:
-    """Has one request's work done in tasks and keeps track of what is out."""
+class AsyncExecutor(Executor):
+    """Has one request's work done in tasks, and in threads where it is not asynchronous."""
 
     def __init__(
-        self,
-        job: RequestContext,
-        threads: ThreadPoolExecutor,
-        completed: AsyncCompletionQueue,
-        began_s: float,
+        self, job: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
     ) -> None:
         """Begin with nothing out."""
-        self._job = job
+        super().__init__(job, threads)
         self._setup = job.setup
-        self._threads = threads
-        self._began_s = began_s
         self._loop = asyncio.get_running_loop()
         self._completed = completed
         self._tasks: dict[Work, asyncio.Task[None]] = {}
         self._told_to_stop: set[Work] = set()
 
-    def clock(self) -> float:
-        """Give the seconds since the request began."""
-        return time.perf_counter() - self._began_s
-
-    def see_to(self, need: Need) -> None:
-        """Start work, or carry out a notice."""
-        if isinstance(need, Cancel):
-            self._cancel(need.need)
-        elif not isinstance(need, Start | FormQuery | Guess | Search | Extend):
-            self._job.note(need)
-        else:
-            task = self._loop.create_task(self._carry_out(need))
-            self._tasks[need] = task
-            task.add_done_callback(lambda task: self._ended(need, task))
+    def _start(self, need: Work, *, only: bool) -> None:
+        task = self._loop.create_task(self._carry_out(need))
+        self._tasks[need] = task
+        task.add_done_callback(lambda task: self._ended(need, task))
 
     def _ended(self, need: Work, task: asyncio.Task[None]) -> None:
         """Forget a task; complete the work of one that was cancelled before it began."""
@@ -102,20 +74,20 @@ class AsyncExecutor:
             self._tasks[need].cancel()
 
     def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
-        """Give what can be awaited for this work; `None` if it takes a thread."""
-        workload, retriever = self._setup.workload, self._setup.retriever
-        if isinstance(need, Extend) and (write := getattr(workload, "aextend", None)):
-            if self._job.reports:
-                need.progress.connect(
-                    lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
-                )
-            return lambda: write(need.state, need.hits, need.progress)
-        if isinstance(need, Start) and (start := getattr(workload, "astart", None)):
+        """Return what can be awaited for this work; `None` if it takes a thread."""
+        parts, retriever = self._setup.parts, self._setup.retriever
+        if isinstance(need, FormQuery | Extend) and self._job.reports:
+            need.progress.connect(
+                lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
+            )
+        if isinstance(need, Extend) and (write := parts.aextend):
+            return lambda: write.call(need.state, need.hits, need.progress, need.carried)
+        if isinstance(need, FormQuery) and parts.aquery:
+            return lambda: parts.aform(need.state, need.progress)
+        if isinstance(need, Start) and (start := getattr(parts.workload, "astart", None)):
             return lambda: start(need.request)
-        if isinstance(need, FormQuery) and (
-            hasattr(workload, "aquery") or hasattr(retriever, "aencode")
-        ):
-            return lambda: self._formed(need.state)
+        if isinstance(need, Encode) and hasattr(retriever, "aencode"):
+            return lambda: parts.aencode(need.query.text)
         if isinstance(need, Search) and hasattr(retriever, "asearch"):
             return lambda: self._search(need.queries, widely=need.wide)
         return None
@@ -153,22 +125,6 @@ class AsyncExecutor:
         for done in completions(need, results, started_s, self.clock()):
             self._completed.put_nowait(done)
 
-    async def _formed(self, state: Any) -> Query | None:
-        """Form and encode a query, awaiting what can be awaited."""
-        workload, retriever = self._setup.workload, self._setup.retriever
-        ask = getattr(workload, "aquery", None)
-        encode = getattr(retriever, "aencode", None)
-        query: str | Query | None
-        query = await (ask(state) if ask else self._in_thread(workload.query, state))
-        if not isinstance(query, str):
-            return usable(query)
-        encoded: Query
-        if encode is None:
-            encoded = await self._in_thread(retriever.encode, query)
-        else:
-            encoded = await encode(query)
-        return encoded
-
     async def _search(
         self, queries: Sequence[Query], *, widely: bool
     ) -> list[SearchResult | Exception]:
@@ -181,7 +137,7 @@ class AsyncExecutor:
         return [(await self._search([query], widely=widely))[0] for query in queries]
 
     def _hand_in(self, completion: Completion | Aborted) -> None:
-        """Take a completion from any thread; after the loop has ended nobody waits for it."""
+        """Take a completion from any thread; after the loop has ended none is waited for."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
 
@@ -200,14 +156,11 @@ class AsyncExecutor:
             DeadlineExceeded: The deadline passed.
             BaseException: A part raised what is no `Exception`, or the stream was closed.
         """
-        request = self._job.request
-        request.check_deadline(self.clock())
-        left_s = None if request.deadline_s is None else request.deadline_s - self.clock()
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(self._time_left_s()):
                 completion = await self._completed.get()
         except TimeoutError:
-            request.check_deadline(float("inf"))
+            self._job.request.check_deadline(float("inf"))
             raise
         if isinstance(completion, Aborted):
             raise completion.error
@@ -216,7 +169,7 @@ class AsyncExecutor:
     async def stop(self) -> None:
         """Cancel all that is out; wait until the model is free and all tasks have ended."""
         for need, task in tuple(self._tasks.items()):
-            if isinstance(need, Extend):
+            if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
             on_the_model = isinstance(need, Start | FormQuery | Extend)
             if not on_the_model or self._awaitable(need) is not None:
@@ -227,12 +180,12 @@ class AsyncExecutor:
 
 
 def _stopped(need: Work) -> list[Any]:
-    """Give the results of work that was cancelled."""
+    """Return the results of work that was cancelled."""
     count = len(need.queries) if isinstance(need, Search) else 1
     return [Cancelled("this work is no longer needed")] * count
 
 
-class AsyncEngine:
+class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
     """Answers requests on the running event loop, without blocking it.
 
     Where the workload has `astart`, `aquery` or `aextend`, or the retriever
@@ -240,44 +193,23 @@ class AsyncEngine:
     task that is no longer needed is cancelled.
     """
 
-    def __init__(
-        self,
-        workload: Workload[Any],
-        retriever: Retriever,
-        settings: Settings | None = None,
-        *,
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
-        """Put a workload in front of a retriever.
-
-        Args:
-            workload: when to ask, what to ask, what the hits do.
-            retriever: what is searched.
-            settings: how to speculate.
-            threads: where work is done, for engines that share them; the caller lets them go.
-
-        Raises:
-            ConfigError: The settings do not fit the retriever.
-        """
-        self._setup = Session(workload, retriever, settings)
-        self._together: BatchSession = BatchSession(self._setup)
-        self._owns_threads = threads is None
-        self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
+    _pieces = AsyncAnswerStream
 
     async def run(self, request: Request | str) -> Answer:
         """Answer a request.
 
         Raises:
             DeadlineExceeded: The request's deadline passed.
-            Exception: What the plain loop would have raised.
+            Exception: What the plain loop would have raised; a `StopIteration` as a
+                `RuntimeError` from it, since no coroutine can raise one.
         """
-        return await self._run(self._setup, as_request(request))
+        outcome = await self._outcome(self._setup, as_request(request))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    async def _run(self, setup: Session, request: Request) -> Answer:
-        stream = self._stream(setup, request, reports=False)
-        async for _ in stream:
-            pass
-        return stream.answer
+    async def _outcome(self, setup: Session, request: Request) -> Outcome:
+        return await self._stream(setup, request, reports=False).outcome()
 
     @overload
     async def batch(
@@ -303,55 +235,23 @@ class AsyncEngine:
         max_concurrency: int = DEFAULT_CONCURRENCY,
         return_exceptions: bool = False,
     ) -> Sequence[Answer | Exception]:
-        """Answer many requests at once, their searches merged into common batches.
-
-        Each answer is the one that `run` gives. All batches of an engine share one
-        `Verifier` and one passage pool.
-
-        Args:
-            requests: the requests; a deadline counts from the moment that its request begins.
-            max_concurrency: how many are answered at a time.
-            return_exceptions: give back what a request raised in the place of its answer.
+        """Answer many requests at once, as `Engine.batch` does.
 
         Raises:
             ConfigError: `max_concurrency` is below 1.
             Exception: what the first request (in order) that fails has raised; those behind it
                 are given up. Only without `return_exceptions`.
         """
-        asked = [as_request(request) for request in requests]
-        workers = check_concurrency(max_concurrency, len(asked))
-        setup = self._together.setup
+        setup, asked, workers = self._batch(requests, max_concurrency)
         return await aanswer_all(
-            lambda request: self._run(setup, request),
+            lambda request: self._outcome(setup, request),
             asked,
             workers,
             return_exceptions=return_exceptions,
         )
 
-    def stream(self, request: Request | str) -> "AsyncAnswerStream":
-        """Answer a request piece by piece; only text that stays is given out."""
-        return AsyncAnswerStream(self._stream(self._setup, as_request(request), reports=True))
-
-    def events(self, request: Request | str, *, reports: bool = True) -> AsyncEventStream:
-        """Answer a request, and tell everything that happens on the way.
-
-        Args:
-            request: what is to be answered.
-            reports: whether a segment is followed while it is written, so that its text
-                settles bit by bit and not at once.
-        """
-        return self._stream(self._setup, as_request(request), reports=reports, watched=True)
-
-    def _stream(
-        self, setup: Session, request: Request, *, reports: bool, watched: bool = False
-    ) -> AsyncEventStream:
-        setup.check_process()
-        completed: AsyncCompletionQueue = asyncio.Queue()
-        job = RequestContext(setup, request, reports=reports, watched=watched)
-        return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
-
     async def close(self) -> None:
-        """Wait for searches in threads that nobody needs any more, and let the threads go."""
+        """Wait for searches in threads that are no longer needed, and let the threads go."""
         await asyncio.to_thread(self._together.close)
         if self._owns_threads:
             await asyncio.to_thread(self._threads.shutdown, wait=True)
@@ -369,30 +269,36 @@ class AsyncEngine:
         """Close."""
         await self.close()
 
+    def _events(self, job: RequestContext) -> AsyncEventStream:
+        completed: AsyncCompletionQueue = asyncio.Queue()
+        return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
+
     async def _drive(
-        self, job: RequestContext, completed: AsyncCompletionQueue, finish: Callable[[Answer], None]
+        self,
+        job: RequestContext,
+        completed: AsyncCompletionQueue,
+        finish: Callable[[Outcome], None],
     ) -> AsyncGenerator[Event, None]:
         """Run one request's loop in the caller's task, its work in others."""
-        began_s = time.perf_counter()
-        executor = AsyncExecutor(job, self._threads, completed, began_s)
-        shown = 0
-        with thread_switch_interval(job.setup.switch_interval_s):
-            try:
+        executor = AsyncExecutor(job, self._threads, completed)
+        try:
+            with thread_switch_interval(job.setup.switch_interval_s):
                 needs = next(job.flow)
                 while job.finish is None:
-                    for need in needs:
-                        executor.see_to(need)
+                    executor.see_to(needs)
                     for event in job.events():
-                        shown = len(event.text) if isinstance(event, Settled) else shown
                         yield event
                     if job.finish is None:
                         needs = job.flow.send(await executor.next_completion())
+        except Exception as error:  # noqa: BLE001 raised by the stream
+            finish(error)
+            return
+        finally:
+            try:
+                await executor.stop()
             finally:
-                try:
-                    await executor.stop()
-                finally:
-                    job.close()
-        answer = job.answer(time.perf_counter() - began_s)
-        for event in rest(shown, answer):
+                job.close()
+        outcome = job.outcome(executor.clock())
+        for event in job.rest():
             yield event
-        finish(answer)
+        finish(outcome)

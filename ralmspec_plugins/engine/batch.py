@@ -110,7 +110,7 @@ def answer_all(
 
 
 async def aanswer_all(
-    answer: Callable[[Request], Awaitable[Answer]],
+    answer: Callable[[Request], Awaitable[Answer | Exception]],
     requests: Sequence[Request],
     workers: int,
     *,
@@ -123,7 +123,7 @@ async def aanswer_all(
     """
     gate = asyncio.Semaphore(workers)
 
-    async def answered(request: Request) -> Answer:
+    async def answered(request: Request) -> Answer | Exception:
         async with gate:
             return await answer(request)
 
@@ -131,12 +131,10 @@ async def aanswer_all(
     answers: list[Answer | Exception] = []
     try:
         for task in tasks:
-            try:
-                answers.append(await task)
-            except Exception as error:
-                if not return_exceptions:
-                    raise
-                answers.append(error)
+            outcome = await task
+            if isinstance(outcome, Exception) and not return_exceptions:
+                raise outcome
+            answers.append(outcome)
     finally:
         for task in tasks:
             task.cancel()

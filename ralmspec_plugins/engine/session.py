@@ -15,6 +15,7 @@ from ralmspec_plugins.effects import (
     Completed,
     Completion,
     Confirmed,
+    Encode,
     Event,
     Extend,
     Failed,
@@ -33,9 +34,9 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
-from ralmspec_plugins.errors import ConfigError, InputError, Overloaded
+from ralmspec_plugins.errors import ConfigError, Overloaded
 from ralmspec_plugins.loop import speculate
-from ralmspec_plugins.plain import formed
+from ralmspec_plugins.parts import Parts, results
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
     Retriever,
@@ -47,7 +48,7 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
-from ralmspec_plugins.types import Answer, Hits, Query, Request, fixed
+from ralmspec_plugins.types import Answer, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
 
@@ -73,17 +74,23 @@ class Session:
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
         """
+        self.parts = Parts(workload, retriever)
         self.workload = workload
-        self.retriever = retriever
+        self.retriever = retriever = self.parts.retriever
         self.settings = settings or Settings()
         self.costs = Costs()
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
         self._process = os.getpid()
-        if self.speculate and not self._pure:
+        self._told = False
+        self.unguessed: str | None = None  # why nothing is ever guessed
+        if not self.speculate:
+            self.unguessed = "speculation is switched off"
+        elif not self._pure:
             _log.warning("%r is not pure: its requests are answered plainly", retriever)
-            self.speculate = False
+            self.speculate, self._told = False, True
+            self.unguessed = "the retriever is not pure"
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         awide = self.speculate and hasattr(retriever, "asearch_wide")
         self._awide = retriever if awide else None
@@ -109,13 +116,15 @@ class Session:
     def for_batch(self) -> "Session":
         """Make the setup of requests that are answered at once: one verifier and one pool.
 
-        A memo is shared only where the caller gave one, since only he knows that the index
-        does not change. What is not pure is not merged either.
+        An opaque retriever may answer each request in the name of another user, so its requests
+        keep passage caches of their own. A memo is shared only where the caller gave one, who
+        alone knows that the index does not change. What is not pure is not merged either.
         """
         settings, retriever = self.settings, self.retriever
         if not self._pure:
             return self
-        if settings.speculators is None and settings.pool is None:
+        own = settings.speculators is None and settings.pool is None
+        if own and isinstance(retriever, PoolableRetriever):
             pool = SharedPassageCache(capacity=settings.capacity, eviction=settings.eviction)
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
@@ -163,9 +172,13 @@ class Session:
                     f"but this engine's is {ours!r}: make one for each"
                 )
 
+    def tell_unguessed(self, why: str) -> None:
+        """Log once why nothing was guessed."""
+        if not self._told:
+            self._told = True
+            _log.info("%r: nothing is guessed: %s", self.retriever, why)
+
     def _own_pool(self) -> Sequence[Speculator]:
-        if not isinstance(self.retriever, PoolableRetriever):
-            return ()
         settings = self.settings
         if settings.pool is not None:
             return (settings.pool.of(self.retriever),)
@@ -176,18 +189,17 @@ class Session:
         """Search one batch; `widely`, more than is verified where that is the same ranking."""
         wide = self.wide
         if wide is None or not widely:
-            return self._checked(queries, self.retriever.search(queries), None)
+            return _found(self.retriever.search(queries), queries)
         try:
-            found = wide.search_wide(queries, self.settings.width(wide.k))
+            return _found(wide.search_wide(queries, self.settings.width(wide.k)), queries, wide.k)
         except Overloaded:  # says nothing about wide searches
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
-        return self._checked(queries, found, wide.k)
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search as wide as is verified; if only that works, it is searched so from now on."""
-        found = self._checked(queries, self.retriever.search(queries), None)
+        found = _found(self.retriever.search(queries), queries)
         self._complain(error)
         self.wide = None
         return found
@@ -198,33 +210,26 @@ class Session:
     async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Do the same with a retriever that is asynchronous."""
         wide: Any = self._awide
+        plainly: Any = self.retriever
         if wide is None or not widely:
-            return self._checked(queries, await self._asearch_plainly(queries), None)
+            return _found(await plainly.asearch(queries), queries)
         try:
             found = await wide.asearch_wide(queries, self.settings.width(wide.k))
+            return _found(found, queries, wide.k)
         except Overloaded:
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
-            plainly = self._checked(queries, await self._asearch_plainly(queries), None)
+            narrow = _found(await plainly.asearch(queries), queries)
             self._complain(error)
             self._awide = None
-            return plainly
-        return self._checked(queries, found, wide.k)
+            return narrow
 
-    async def _asearch_plainly(self, queries: Sequence[Query]) -> list[Hits]:
-        retriever: Any = self.retriever
-        found: list[Hits] = await retriever.asearch(queries)
-        return found
 
-    @staticmethod
-    def _checked(queries: Sequence[Query], wide: list[Hits], k: int | None) -> list[SearchResult]:
-        """Refuse a retriever's answer that does not have one result for each query."""
-        if len(wide) != len(queries):
-            raise InputError(
-                f"the retriever gave {len(wide)} results for {len(queries)} queries; "
-                f"it must give one for each, in order"
-            )
-        return [SearchResult(fixed(hits[:k]), fixed(hits)) for hits in wide]
+def _found(found: Any, queries: Sequence[Query], k: int | None = None) -> list[SearchResult]:
+    """Return the results of a search that was wider than k, or just as wide."""
+    if k is None:
+        return [SearchResult(hits, hits) for hits in results(found, queries)]
+    return [SearchResult(fixed(hits[:k]), hits) for hits in results(found, queries)]
 
 
 # One request being answered: its loop, and the code that carries out what the loop needs.
@@ -270,16 +275,19 @@ class RequestContext:
         self._events: list[Event] = []
         self.guesses = setup.guesses()
         policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
-        self.flow = speculate(setup.workload, request, setup.retriever, self.guesses, policy)
+        self.flow = speculate(setup.parts, request, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
+        self._shown = 0  # characters of settled text
         self._closed = False
 
     def note(self, notice: Notice) -> None:
         """Keep up with the loop, and free memory where it asks for it."""
         if isinstance(notice, self._kept):
             self._events.append(notice)
-        if isinstance(notice, Commit):
+        if isinstance(notice, Settled):
+            self._shown = len(notice.text)
+        elif isinstance(notice, Commit):
             self._state = notice.state
         elif isinstance(notice, Release):
             self.setup.workload.release(notice.state)
@@ -291,14 +299,31 @@ class RequestContext:
         events, self._events = self._events, []
         return events
 
-    def answer(self, wall_s: float) -> Answer:
-        """Give the answer of a finished request, or raise what it came to."""
+    def outcome(self, wall_s: float) -> Answer | Exception:
+        """Return the answer of a finished request, or the error that it came to."""
         assert self.finish is not None
-        if self.finish.error is not None:
-            raise self.finish.error
-        assert self.finish.answer is not None
         answer = self.finish.answer
-        return replace(answer, stats=replace(answer.stats, wall_s=wall_s))
+        if answer is None:
+            assert self.finish.error is not None
+            return self.finish.error
+        unguessed = self.setup.unguessed or answer.stats.unguessed
+        if unguessed is not None:
+            self.setup.tell_unguessed(unguessed)
+        return replace(answer, stats=replace(answer.stats, wall_s=wall_s, unguessed=unguessed))
+
+    def answer(self, wall_s: float) -> Answer:
+        """Return the answer of a finished request, or raise what it came to."""
+        outcome = self.outcome(wall_s)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def rest(self) -> list[Event]:
+        """Settle what is left of a complete answer's text."""
+        answer = None if self.finish is None else self.finish.answer
+        if answer is None or len(answer.text) <= self._shown:
+            return []
+        return [Settled(answer.text, answer.state)]
 
     def close(self) -> None:
         """End the loop, and free what is kept for this request's states."""
@@ -356,17 +381,19 @@ class RequestContext:
         complete: HandIn,
     ) -> Any:
         """Do a piece of work other than a search; what it raises is raised."""
-        workload = self.setup.workload
+        parts = self.setup.parts
+        if isinstance(need, FormQuery | Extend) and self.reports:
+            need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
         if isinstance(need, Extend):
-            if self.reports:
-                need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
-            return workload.extend(need.state, need.hits, need.progress)
+            return parts.extend(need.state, need.hits, need.progress, need.carried)
         if isinstance(need, FormQuery):
-            return formed(workload, self.setup.retriever, need.state)
+            return parts.form(need.state, need.progress)
+        if isinstance(need, Encode):
+            return parts.encode(need.query.text)
         if isinstance(need, Guess):
-            return self.guesses.guess_async(need.query)
+            return self.guesses.guess_async(need.query, encoded=need.encoded)
         assert isinstance(need, Start)
-        return self.begun(workload.start(need.request))
+        return self.begun(parts.workload.start(need.request))
 
     def begun(self, state: Any) -> Any:
         """Note the first state; one that comes when nobody waits any more is freed at once."""
@@ -378,7 +405,7 @@ class RequestContext:
 
 def may_be_discarded(need: Work) -> bool:
     """Return whether work makes a guess, or stands behind one that no search has confirmed."""
-    if isinstance(need, FormQuery | Search | Extend):
+    if isinstance(need, FormQuery | Encode | Search | Extend):
         return need.speculative
     return isinstance(need, Guess)
 

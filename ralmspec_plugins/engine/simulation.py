@@ -12,12 +12,12 @@ from ralmspec_plugins.effects import (
     Cancel,
     Completed,
     Completion,
+    Encode,
     Extend,
     FormQuery,
     Guess,
     Need,
     Search,
-    Start,
     Work,
 )
 from ralmspec_plugins.engine.session import RequestContext, Session, as_request
@@ -28,7 +28,7 @@ from ralmspec_plugins.types import Answer, Request
 # How long each kind of work takes in virtual time.
 
 
-WorkT = TypeVar("WorkT", FormQuery, Extend, Guess)
+WorkT = TypeVar("WorkT", FormQuery, Encode, Extend, Guess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,7 @@ class Latencies:
     extend_s: float | Callable[[Extend], float] = 1.0
     search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
     ask_s: float | Callable[[FormQuery], float] = 0.0
+    encode_s: float | Callable[[Encode], float] = 0.0
     guess_s: float | Callable[[Guess], float] = 0.0
     overhead_s: float = 0.0  # what the engine itself takes to hand out a piece of work
     stop_s: float = 0.0  # until a segment that is told to stop has stopped, at most
@@ -75,6 +76,8 @@ class Latencies:
             return self.overhead_s + _seconds(self.extend_s, need)
         if isinstance(need, FormQuery):
             return self.overhead_s + _seconds(self.ask_s, need)
+        if isinstance(need, Encode):
+            return self.overhead_s + _seconds(self.encode_s, need)
         if isinstance(need, Guess):
             return self.overhead_s + _seconds(self.guess_s, need)
         return 0.0
@@ -88,7 +91,8 @@ class Simulation:
     """Answers requests in virtual time: real results, given durations.
 
     Searches run side by side as the schedule sends them, the model writes one
-    segment at a time, and a segment that is cancelled stops within `stop_s`. With
+    segment or query at a time, and one that is cancelled stops within `stop_s`. Encodings take
+    turns in as many lanes as the retriever has for them. With
     `contention`, searches and the model's work slow each other down. What is done inside the
     loop takes no time. Times in the answer's statistics are simulated.
     """
@@ -140,7 +144,7 @@ class _VirtualTime:
         self._slower = 1.0 + latencies.contention, 1.0 + latencies.slows_searches
 
     def see_to(self, need: Need) -> None:
-        if isinstance(need, Start | FormQuery | Guess | Search | Extend):
+        if isinstance(need, Work):
             self._start(need)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
@@ -180,7 +184,8 @@ class _VirtualTime:
 
     def _cancel(self, need: Work) -> None:
         """Complete as cancelled, as soon as it can stop, what would be completed later."""
-        stops_s = self.now_s + (self._latencies.stop_s if isinstance(need, Extend) else 0.0)
+        writes = isinstance(need, FormQuery | Extend)
+        stops_s = self.now_s + (self._latencies.stop_s if writes else 0.0)
         due, self._due = self._due, []
         for due_s, order, done in due:
             if done.need is need and stops_s <= due_s:

@@ -3,36 +3,72 @@
 import asyncio
 import queue
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ralmspec_plugins.effects import Aborted, Completion, Event, Settled
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Answer
 
+Outcome: TypeAlias = Answer | Exception
 CompletionQueue: TypeAlias = "queue.SimpleQueue[Completion | Aborted]"
+AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Aborted]"
 
 
-class EventStream(Iterator[Event]):
+class _Result:
+    """What a stream has come to: an answer, an error, or nothing yet."""
+
+    def __init__(self) -> None:
+        self._outcome: Outcome | None = None
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def _raise(self) -> None:
+        """Raise what the request came to.
+
+        An iterator that raises `StopIteration` would be taken to have ended: that of a part is
+        raised as a generator's would be; `answer` raises it as itself.
+        """
+        error = self._outcome
+        if isinstance(error, StopIteration | StopAsyncIteration):
+            message = f"a part of the request raised {error!r}"
+            raise RuntimeError(message) from error  # noqa: TRY004 as Python does in generators
+        if isinstance(error, Exception):
+            raise error
+
+    def _answer(self, unfinished: str) -> Answer:
+        if self._outcome is None:
+            raise RuntimeError(unfinished)
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+class EventStream(_Result, Iterator[Event]):
     """What happens while a request is answered; `answer` is there after the last event."""
 
-    def __init__(self, events: Generator[Event, None, Answer], completed: CompletionQueue) -> None:
+    def __init__(self, events: Generator[Event, None, Outcome], completed: CompletionQueue) -> None:
         """Give out these events; `completed` is what they are waited for at."""
+        super().__init__()
         self._events = events
         self._completed = completed
-        self._answer: Answer | None = None
-        self._error: Exception | None = None
 
     def __next__(self) -> Event:
         """Wait for the next event."""
+        event = self._next()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def _next(self, *, raises: bool = True) -> Event | None:
         try:
             return next(self._events)
         except StopIteration as stop:
-            if self._answer is None:
-                self._answer = stop.value
-            raise StopIteration from None
-        except Exception as error:
-            self._error = error
-            raise
+            if self._outcome is None and stop.value is not None:
+                self._finish(stop.value)
+                if raises:
+                    self._raise()
+            return None
 
     def close(self) -> None:
         """Give the request up, from any thread; all its work is stopped.
@@ -47,30 +83,82 @@ class EventStream(Iterator[Event]):
     @property
     def answer(self) -> Answer:
         """The whole answer; reads the stream to its end first."""
-        for _ in self:
+        while self._next(raises=False) is not None:
             pass
-        if self._error is not None:
-            raise self._error
-        if self._answer is None:
-            raise RuntimeError("this stream was closed before its answer was complete")
-        return self._answer
+        return self._answer("this stream was closed before its answer was complete")
 
 
-class AnswerStream(Iterator[str]):
+class AsyncEventStream(_Result, AsyncIterator[Event]):
+    """What happens while a request is answered; `answer` is there after the last event."""
+
+    def __init__(
+        self,
+        drive: Callable[[Callable[[Outcome], None]], AsyncGenerator[Event, None]],
+        completed: AsyncCompletionQueue,
+    ) -> None:
+        """Give out what `drive` yields, and keep what it finishes with."""
+        super().__init__()
+        self._events = drive(self._finish)
+        self._completed = completed
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event."""
+        before = self._outcome
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            if before is None:
+                self._raise()
+            raise
+
+    async def outcome(self) -> Outcome:
+        """Read the stream to its end, and return its answer or what it came to."""
+        async for _ in self._events:
+            pass
+        assert self._outcome is not None
+        return self._outcome
+
+    async def aclose(self) -> None:
+        """Give the request up, from any task of its loop; all its work is stopped.
+
+        Whoever is waiting for an event in another task gets `Cancelled`.
+        """
+        try:
+            await self._events.aclose()
+        except RuntimeError:  # it is running, in another task
+            self._completed.put_nowait(Aborted(Cancelled("this stream was closed")))
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once the stream was read to its end."""
+        return self._answer("read this stream to its end before asking for its answer")
+
+
+class _Shown:
+    """How much of a text was given out."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    def _piece(self, event: Settled) -> str:
+        piece = event.text[self._shown :]
+        self._shown = len(event.text)
+        return piece
+
+
+class AnswerStream(_Shown, Iterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
     def __init__(self, events: EventStream) -> None:
         """Give out the text of these events."""
+        super().__init__()
         self._events = events
-        self._shown = 0
 
     def __next__(self) -> str:
         """Wait for the next piece."""
         for event in self._events:
             if isinstance(event, Settled):
-                piece = event.text[self._shown :]
-                self._shown = len(event.text)
-                return piece
+                return self._piece(event)
         raise StopIteration
 
     def close(self) -> None:
@@ -86,71 +174,19 @@ class AnswerStream(Iterator[str]):
         return self._events.answer
 
 
-def rest(shown: int, answer: Answer) -> Iterator[Any]:
-    """Settle what is left of a complete answer's text."""
-    if len(answer.text) > shown:
-        yield Settled(answer.text, answer.state)
-
-
-# An answer while it comes, on asyncio: its pieces of text, or all events of its request.
-
-
-AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Aborted]"
-
-
-class AsyncEventStream(AsyncIterator[Event]):
-    """What happens while a request is answered; `answer` is there after the last event."""
-
-    def __init__(
-        self,
-        drive: Callable[[Callable[[Answer], None]], AsyncGenerator[Event, None]],
-        completed: AsyncCompletionQueue,
-    ) -> None:
-        """Give out what `drive` yields, and keep the answer that it finishes with."""
-        self._events = drive(self._finish)
-        self._completed = completed
-        self._answer: Answer | None = None
-
-    def _finish(self, answer: Answer) -> None:
-        self._answer = answer
-
-    async def __anext__(self) -> Event:
-        """Wait for the next event."""
-        return await anext(self._events)
-
-    async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
-
-        Whoever is waiting for an event in another task gets `Cancelled`.
-        """
-        try:
-            await self._events.aclose()
-        except RuntimeError:  # it is running, in another task
-            self._completed.put_nowait(Aborted(Cancelled("this stream was closed")))
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer, once the stream was read to its end."""
-        if self._answer is None:
-            raise RuntimeError("read this stream to its end before asking for its answer")
-        return self._answer
-
-
-class AsyncAnswerStream(AsyncIterator[str]):
+class AsyncAnswerStream(_Shown, AsyncIterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
     def __init__(self, events: AsyncEventStream) -> None:
         """Give out the text of these events."""
+        super().__init__()
         self._events = events
-        self._shown = 0
 
     async def __anext__(self) -> str:
         """Wait for the next piece."""
         async for event in self._events:
             if isinstance(event, Settled):
-                piece = event.text[self._shown :]
-                self._shown = len(event.text)
-                return piece
+                return self._piece(event)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -2,51 +2,35 @@
 
 import contextvars
 import queue
-import sys
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, overload
 
-from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import (
     Aborted,
-    Cancel,
     Completed,
     Completion,
     Event,
     Extend,
     FormQuery,
-    Guess,
-    Need,
+    Notice,
     PartialOutput,
     Release,
     Search,
-    Settled,
     Start,
     Work,
 )
-from ralmspec_plugins.engine.batch import (
-    DEFAULT_CONCURRENCY,
-    BatchSession,
-    answer_all,
-    check_concurrency,
-)
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request
-from ralmspec_plugins.engine.streams import AnswerStream, CompletionQueue, EventStream, rest
+from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
+from ralmspec_plugins.engine.batch import answer_all
+from ralmspec_plugins.engine.session import RequestContext, as_request
+from ralmspec_plugins.engine.streams import AnswerStream, CompletionQueue, EventStream, Outcome
+from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed
-from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Answer, Request
-
-# Has one request's work done in threads, and keeps track of what is out.
-
-
-GRACE_S = 5.0  # how long an unwanted segment may take to notice, when a request is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +43,13 @@ class _Out:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """Work that nobody waits for, and what it was completed with."""
+    """Work whose result is no longer needed, and what it was completed with."""
 
     future: Future[None]
     done: Completed
 
 
-class ThreadExecutor:
+class ThreadExecutor(Executor):
     """Hands one request's work to threads.
 
     A segment that is no longer needed is asked to stop, and waited for; or, where the
@@ -73,55 +57,29 @@ class ThreadExecutor:
 
     Work that nothing is done beside is done in the thread that asks for it: a plain request's
     objects may be bound to that thread (a connection to SQLite is), and a short search or segment
-    takes up to a tenth longer elsewhere. Unless somebody has to look up meanwhile: at a clock, at
+    takes up to a tenth longer elsewhere. Unless this thread has to watch meanwhile: a clock,
     unfinished text, or whether the request was given up.
     """
 
     def __init__(
-        self,
-        job: RequestContext,
-        threads: ThreadPoolExecutor,
-        completed: CompletionQueue,
-        began_s: float,
+        self, job: RequestContext, threads: ThreadPoolExecutor, completed: CompletionQueue
     ) -> None:
         """Begin with nothing out."""
-        self._job = job
-        self._threads = threads
+        super().__init__(job, threads)
         self._completed = completed
-        self._began_s = began_s
         self._side_by_side: bool = getattr(job.setup.workload, "side_by_side", False)
         self._out = 0  # completions still to come
         self._on_the_model: dict[Work, _Out] = {}
         self._left: dict[Work, _Left] = {}
 
-    def clock(self) -> float:
-        """Give the seconds since the request began."""
-        return time.perf_counter() - self._began_s
+    def _note(self, notice: Notice) -> None:
+        if isinstance(notice, Release):  # what comes next runs alone
+            left = [left.future for left in self._left.values()]
+            wait(left, timeout=self._time_left_s())
+        super()._note(notice)
 
-    def see_to(self, needs: Sequence[Need]) -> None:
-        """Start work, and carry out notices.
-
-        What writes comes last: it keeps Python's lock for milliseconds, in which a search
-        would not even begin.
-        """
-        work = [
-            need for need in needs if isinstance(need, Start | FormQuery | Guess | Search | Extend)
-        ]
-        for need in sorted(needs, key=_writes):
-            self._see_to(need, only=len(work) == 1)
-
-    def _see_to(self, need: Need, *, only: bool) -> None:
-        if isinstance(need, Start | FormQuery | Guess | Search | Extend):
-            self._start(need, alone=only and not self._out and not self._left)
-        elif isinstance(need, Cancel):
-            self._cancel(need.need)
-        else:
-            if isinstance(need, Release):  # what comes next runs alone
-                left = [left.future for left in self._left.values()]
-                wait(left, timeout=self._time_left_s())
-            self._job.note(need)
-
-    def _start(self, need: Work, *, alone: bool) -> None:
+    def _start(self, need: Work, *, only: bool) -> None:
+        alone = only and not self._out and not self._left
         self._out += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
         carry_out = partial(
@@ -138,15 +96,16 @@ class ThreadExecutor:
             self._on_the_model[need] = _Out(future, self.clock())
 
     def _at_once(self, need: Work) -> bool:
-        """Say whether work that nothing else is done beside is done here, and not in a thread."""
+        """Return whether work that nothing else is done beside is done here, not in a thread."""
         job = self._job
         if (job.setup.speculate and job.stoppable) or job.request.deadline_s is not None:
             return False
-        return not (isinstance(need, Extend) and job.reports)
+        return not (isinstance(need, FormQuery | Extend) and job.reports)
 
     def _cancel(self, need: Work) -> None:
         """Leave a segment to itself; else it notices by its progress, and nothing else can be."""
-        if self._side_by_side and isinstance(need, Extend) and need in self._on_the_model:
+        writes = isinstance(need, FormQuery | Extend)
+        if self._side_by_side and writes and need in self._on_the_model:
             out = self._on_the_model.pop(need)
             error = Cancelled("this work is no longer needed")
             done = Completed(need, None, error, started_s=out.began_s, ended_s=self.clock())
@@ -160,31 +119,25 @@ class ThreadExecutor:
             DeadlineExceeded: The deadline passed.
             BaseException: A part raised what is no `Exception`, or the stream was closed.
         """
-        request = self._job.request
         while True:
-            request.check_deadline(self.clock())
             try:
                 completion = self._completed.get(timeout=self._time_left_s())
             except queue.Empty:
-                request.check_deadline(float("inf"))
+                self._job.request.check_deadline(float("inf"))
                 raise
             if not self._late(completion):
                 break
-        self._note(completion)
+        self._take(completion)
         if isinstance(completion, Aborted):
             raise completion.error
         return completion
 
-    def _time_left_s(self) -> float | None:
-        deadline_s = self._job.request.deadline_s
-        return None if deadline_s is None else max(0.0, deadline_s - self.clock())
-
     def _late(self, completion: Completion | Aborted) -> bool:
-        """Say whether this comes from work that was left to itself, and is completed already."""
+        """Return whether this comes from work left to itself, which is completed already."""
         left = None if completion.need is None else self._left.get(completion.need)
         return left is not None and left.done is not completion
 
-    def _note(self, completion: Completion | Aborted) -> None:
+    def _take(self, completion: Completion | Aborted) -> None:
         if not isinstance(completion, PartialOutput) and completion.need is not None:
             self._on_the_model.pop(completion.need, None)
             self._out -= 1
@@ -192,87 +145,19 @@ class ThreadExecutor:
     def stop(self) -> None:
         """Stop what is being written, and wait until the model is free."""
         for need in self._on_the_model:
-            if isinstance(need, Extend):
+            if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
         if self._side_by_side:
             return
         until_s = self.clock() + GRACE_S
         while self._on_the_model and (left_s := until_s - self.clock()) > 0:
             try:
-                self._note(self._completed.get(timeout=left_s))
+                self._take(self._completed.get(timeout=left_s))
             except queue.Empty:
                 return
 
 
-def _writes(need: Need) -> bool:
-    return isinstance(need, FormQuery | Extend)
-
-
-# Lets Python's threads take turns more often while requests run ahead (docs/decisions/0009).
-
-
-_lock = threading.Lock()
-_wanted: list[float] = []  # by the requests that are running
-_before_s = 0.0  # the interpreter's own interval, to go back to
-
-
-@contextmanager
-def thread_switch_interval(interval_s: float | None) -> Iterator[None]:
-    """Have the interpreter switch threads at least this often; `None` leaves it as it is.
-
-    A thread that comes back from waiting (for a store's answer, a line, a lock) gets Python's
-    lock from one that computes only after the switch interval, 5 ms unless it is set; and the
-    answer of a store takes several such waits to arrive. The interval belongs to the whole
-    process: it is never made longer, and with the last request it is put back, unless somebody
-    else has set it meanwhile.
-
-    >>> before = sys.getswitchinterval()
-    >>> with thread_switch_interval(0.001):
-    ...     round(sys.getswitchinterval(), 6)
-    0.001
-    >>> sys.getswitchinterval() == before
-    True
-    """
-    if interval_s is None:
-        yield
-        return
-    _begin(interval_s)
-    try:
-        yield
-    finally:
-        _end(interval_s)
-
-
-def _begin(interval_s: float) -> None:
-    global _before_s
-    with _lock:
-        if not _wanted:
-            _before_s = sys.getswitchinterval()
-        _wanted.append(interval_s)
-        _set()
-
-
-def _end(interval_s: float) -> None:
-    with _lock:
-        ours = _is(min(_before_s, *_wanted))
-        _wanted.remove(interval_s)
-        if ours:
-            _set()
-
-
-def _set() -> None:
-    sys.setswitchinterval(min([_before_s, *_wanted]))
-
-
-def _is(interval_s: float) -> bool:
-    """Say whether it is what is set now; it is kept in whole microseconds."""
-    return abs(sys.getswitchinterval() - interval_s) < 2e-6
-
-
-THREADS = 256  # idle ones are reused; more are only started while all are busy
-
-
-class Engine:
+class Engine(BaseEngine[EventStream, AnswerStream]):
     """Answers requests with real overlap of writing and searching. Thread-safe.
 
     >>> from ralmspec_plugins.testing import EchoWorkload, WordRetriever
@@ -281,29 +166,7 @@ class Engine:
     'blue whale'
     """
 
-    def __init__(
-        self,
-        workload: Workload[Any],
-        retriever: Retriever,
-        settings: Settings | None = None,
-        *,
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
-        """Put a workload in front of a retriever.
-
-        Args:
-            workload: when to ask, what to ask, what the hits do.
-            retriever: what is searched.
-            settings: how to speculate.
-            threads: where work is done, for engines that share them; the caller lets them go.
-
-        Raises:
-            ConfigError: The settings do not fit the retriever.
-        """
-        self._setup = Session(workload, retriever, settings)
-        self._together: BatchSession = BatchSession(self._setup)
-        self._owns_threads = threads is None
-        self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
+    _pieces = AnswerStream
 
     def run(self, request: Request | str) -> Answer:
         """Answer a request.
@@ -341,7 +204,7 @@ class Engine:
         """Answer many requests at once, their searches merged into common batches.
 
         Each answer is the one that `run` gives. All batches of an engine share one
-        `Verifier` and one passage pool.
+        `Verifier` and one passage cache.
 
         Args:
             requests: the requests; a deadline counts from the moment that its request begins.
@@ -353,9 +216,7 @@ class Engine:
             Exception: what the first request (in order) that fails has raised; those behind it
                 are given up. Only without `return_exceptions`.
         """
-        asked = [as_request(request) for request in requests]
-        workers = check_concurrency(max_concurrency, len(asked))
-        setup = self._together.setup
+        setup, asked, workers = self._batch(requests, max_concurrency)
         return answer_all(
             lambda request: self._stream(setup, request, reports=False),
             asked,
@@ -363,36 +224,8 @@ class Engine:
             return_exceptions=return_exceptions,
         )
 
-    def stream(self, request: Request | str) -> AnswerStream:
-        """Answer a request piece by piece; only text that stays is given out."""
-        return AnswerStream(self._stream(self._setup, as_request(request), reports=True))
-
-    def events(self, request: Request | str, *, reports: bool = True) -> EventStream:
-        """Answer a request, and tell everything that happens on the way.
-
-        Args:
-            request: what is to be answered.
-            reports: whether a segment is followed while it is written, so that its text
-                settles bit by bit and not at once.
-        """
-        return self._stream(self._setup, as_request(request), reports=reports, watched=True)
-
-    def _stream(
-        self,
-        setup: Session,
-        request: Request,
-        *,
-        reports: bool,
-        watched: bool = False,
-        stoppable: bool = True,
-    ) -> EventStream:
-        setup.check_process()
-        completed: CompletionQueue = queue.SimpleQueue()
-        job = RequestContext(setup, request, reports=reports, watched=watched, stoppable=stoppable)
-        return EventStream(self._drive(job, completed), completed)
-
     def close(self) -> None:
-        """Wait for searches that nobody needs any more, and let the threads go."""
+        """Wait for searches whose results are no longer needed, and let the threads go."""
         self._together.close()
         if self._owns_threads:
             self._threads.shutdown(wait=True)
@@ -410,26 +243,31 @@ class Engine:
         """Close."""
         self.close()
 
+    def _events(self, job: RequestContext) -> EventStream:
+        completed: CompletionQueue = queue.SimpleQueue()
+        return EventStream(self._drive(job, completed), completed)
+
     def _drive(
         self, job: RequestContext, completed: CompletionQueue
-    ) -> Generator[Event, None, Answer]:
-        """Run one request's loop in the caller's thread, its work in others."""
-        began_s = time.perf_counter()
-        executor = ThreadExecutor(job, self._threads, completed, began_s)
-        shown = 0
-        with thread_switch_interval(job.setup.switch_interval_s):
-            try:
+    ) -> Generator[Event, None, Outcome]:
+        """Run one request's loop in the caller's thread, its work in others.
+
+        An error is returned: a generator cannot raise a part's `StopIteration`.
+        """
+        executor = ThreadExecutor(job, self._threads, completed)
+        try:
+            with thread_switch_interval(job.setup.switch_interval_s):
                 needs = next(job.flow)
                 while job.finish is None:
                     executor.see_to(needs)
-                    for event in job.events():
-                        shown = len(event.text) if isinstance(event, Settled) else shown
-                        yield event
+                    yield from job.events()
                     if job.finish is None:
                         needs = job.flow.send(executor.next_completion())
-            finally:
-                executor.stop()
-                job.close()
-        answer = job.answer(time.perf_counter() - began_s)
-        yield from rest(shown, answer)
-        return answer
+        except Exception as error:  # noqa: BLE001 raised by the stream
+            return error
+        finally:
+            executor.stop()
+            job.close()
+        outcome = job.outcome(executor.clock())
+        yield from job.rest()
+        return outcome

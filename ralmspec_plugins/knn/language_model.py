@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.base import THREADS
 from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
-from ralmspec_plugins.engine.threads import THREADS, Engine
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.knn.cache import CAPACITY, FOLLOWING, NeighbourCache, check_cache
 from ralmspec_plugins.knn.datastore import Datastore

@@ -1,7 +1,12 @@
 """What guesses the hits of a search before they are there: memo, pool and replica."""
 
 from ralmspec_plugins.speculators.passage_cache import POLICIES, PassageCache, SharedPassageCache
-from ralmspec_plugins.speculators.proxy import Bm25ProxyTable, EmbeddingProxyTable, ProxyTable
+from ralmspec_plugins.speculators.proxy import (
+    Bm25ProxyTable,
+    EmbeddingProxyTable,
+    FallbackTable,
+    ProxyTable,
+)
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
 
@@ -9,6 +14,7 @@ __all__ = [
     "POLICIES",
     "Bm25ProxyTable",
     "EmbeddingProxyTable",
+    "FallbackTable",
     "PassageCache",
     "ProxyTable",
     "QueryCache",

@@ -42,14 +42,19 @@ class SpeculatorCascade:
         """
         self.clock = clock
         self._speculators = tuple(speculators)
-        quick = takewhile(lambda speculator: speculator.inline, self._speculators)
-        self._quick = tuple(quick)
-        self._slow = self._speculators[len(self._quick) :]
+        by_text = takewhile(lambda one: getattr(one, "by_text", False), self._speculators)
+        # Those to ask: all of them, or while a query is being encoded those that read its text.
+        self._asked = {True: self._speculators, False: tuple(by_text)}
+        self._quick = {
+            encoded: tuple(takewhile(lambda one: one.inline, asked))
+            for encoded, asked in self._asked.items()
+        }
         self._memo = memo
         self._signature = signature
         self._signature_now = signature_now
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
+        self._encoded: dict[str, Query] = {}  # by their texts
 
     def known(self, query: Query) -> Hits | None:
         """Give the real hits of a query that was searched before."""
@@ -58,18 +63,40 @@ class SpeculatorCascade:
             hits = self._memo.known(self._signature, query)
         return hits
 
+    def known_by_text(self, query: Query) -> Hits | None:
+        """Give the real hits of a query that is not encoded yet."""
+        return None if self._memo is None else self._memo.known_by_text(self._signature, query)
+
+    def encoded(self, text: str) -> Query | None:
+        """Give the query that a text was encoded to in this request."""
+        return self._encoded.get(text)
+
+    def note_encoded(self, text: str, query: Query) -> None:
+        """Take in what a text was encoded to, whether its step is still there or not."""
+        self._encoded[text] = query
+
     @property
-    def slow(self) -> bool:
-        """Whether there are speculators left that must not be asked inside the loop."""
-        return bool(self._slow)
+    def speculates(self) -> bool:
+        """Whether there is any speculator."""
+        return bool(self._speculators)
 
-    def guess_inline(self, query: Query) -> Hits | None:
-        """Give the first guess of the speculators that are asked first, inside the loop."""
-        return self._first_guess(self._quick, query)
+    def slow(self, *, encoded: bool = True) -> bool:
+        """Say whether there are speculators left that must not be asked inside the loop."""
+        return len(self._quick[encoded]) < len(self._asked[encoded])
 
-    def guess_async(self, query: Query) -> Hits | None:
+    def guess_inline(self, query: Query, *, encoded: bool = True) -> Hits | None:
+        """Give the first guess of the speculators that are asked first, inside the loop.
+
+        Args:
+            query: what is asked.
+            encoded: whether the query has its encoding; without it only speculators that guess
+                by the text are asked, and only those in front of all others.
+        """
+        return self._first_guess(self._quick[encoded], query)
+
+    def guess_async(self, query: Query, *, encoded: bool = True) -> Hits | None:
         """Give the first guess of the others."""
-        return self._first_guess(self._slow, query)
+        return self._first_guess(self._asked[encoded][len(self._quick[encoded]) :], query)
 
     def _first_guess(self, speculators: Sequence[Speculator], query: Query) -> Hits | None:
         for speculator in speculators:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.parts import complete
 from ralmspec_plugins.protocols import PassageTable, PoolableRetriever, Retriever
-from ralmspec_plugins.speculators.proxy import ProxyTable
+from ralmspec_plugins.speculators.proxy import FallbackTable, ProxyTable
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # Which passage leaves a full pool: one small policy each, all with the same four methods.
@@ -155,25 +156,29 @@ class PassageCache:
             retriever: whose hits are pooled.
             capacity: the most passages kept; below k nothing is ever guessed.
             eviction: which passage leaves a full pool: "lru", "lfu" or "fifo".
-            table: ranks for a retriever that cannot be pooled; its guesses carry no scores.
-            k: how many hits a guess has; the retriever's own k where it has one.
+            table: ranks for a retriever whose metric is unknown; its guesses carry no scores.
+                By default the retriever's own, or else `FallbackTable`.
+            k: how many hits a guess has; the retriever's own k where it has one, else as many as
+                the last search found.
             corpus_size: how many passages there are at all, where the retriever has no `size`:
                 a smaller pool than k is enough if it holds them all.
 
         Raises:
-            ConfigError: no capacity, an unknown eviction, or a retriever that needs a table.
+            ConfigError: no capacity, or an unknown eviction.
         """
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {capacity}")
+        retriever = complete(retriever)
         self.signature: Hashable = retriever.signature
         self.capacity = capacity
         self._table: PassageTable = table or _own_table(retriever, capacity)
         self._scored = getattr(self._table, "scored", table is None)
+        self.by_text: bool = getattr(self._table, "by_text", False)
+        self._learn: Callable[[Query, Hits], None] | None = getattr(self._table, "learn", None)
         self._kept: Callable[[Hit], Hit] = getattr(self._table, "kept", _whole)
-        if k is None and not hasattr(retriever, "k"):
-            raise ConfigError(f"{retriever!r} has no k; give k=... to the pool")
         self._retriever = retriever
         self._given_k = k
+        self._found_k: int | None = None  # hits of the last search that found any
         if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
             raise ConfigError(f"k must be at least 1, got {self.k!r}; give k=... to the pool")
         size: Any = corpus_size if corpus_size is not None else getattr(retriever, "size", None)
@@ -192,7 +197,7 @@ class PassageCache:
         """How many hits a guess has; `None` while the retriever cannot say it yet."""
         if self._given_k is not None:
             return self._given_k
-        k: int | None = getattr(self._retriever, "k", None)
+        k: int | None = getattr(self._retriever, "k", self._found_k)
         return k
 
     @property
@@ -221,7 +226,12 @@ class PassageCache:
 
     def learn(self, query: Query, hits: Hits) -> None:
         """Take in the hits of a real search; what does not fit are the last of them."""
+        if self._learn is not None and getattr(hits, "immutable", False):
+            return  # arrays that stand for thousands of hits: only a table of their own ranks them
         with self._lock:
+            self._found_k = len(hits) or self._found_k
+            if self._learn is not None:
+                self._learn(query, hits)
             for hit in reversed(hits[: self.capacity]):  # the best becomes the most recent
                 self._take_in(self._kept(hit))
 
@@ -274,12 +284,9 @@ def _rank_otherwise(old: Passage, new: Passage) -> bool:
 
 
 def _own_table(retriever: Retriever, capacity: int) -> PassageTable:
-    if not isinstance(retriever, PoolableRetriever):
-        raise ConfigError(
-            f"{type(retriever).__name__} cannot rank a pool itself; give table=Bm25ProxyTable() "
-            "or another proxy"
-        )
-    return retriever.table(capacity)
+    return (
+        retriever.table(capacity) if isinstance(retriever, PoolableRetriever) else FallbackTable()
+    )
 
 
 # A passage pool for many requests, in parts: one for each retriever, knowing no other.
@@ -326,6 +333,7 @@ class SharedPassageCache:
 
     def of(self, retriever: Retriever) -> PassageCache:
         """Give the part that belongs to a retriever's signature."""
+        retriever = complete(retriever)
         with self._lock:
             part = self._parts.get(retriever.signature)
             if part is None:

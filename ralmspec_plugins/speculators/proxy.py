@@ -6,14 +6,16 @@ one costs hits, not truth.
 
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ralmspec_plugins.types import Hit, Query
+
+Vector: TypeAlias = NDArray[np.float64]
 
 _WORD = re.compile(r"\w+")
 _K1, _B = 0.9, 0.4  # Anserini's defaults
@@ -37,6 +39,7 @@ class Bm25ProxyTable:
     """Ranks by BM25 between the query's text and the pool's, with the pool as the corpus."""
 
     scored = False
+    by_text = True
 
     def __init__(self) -> None:
         """Start empty; grows with the pool."""
@@ -79,6 +82,77 @@ class Bm25ProxyTable:
                     scores[slot] += idf * words[word] / (words[word] + norm)
         ranked = sorted(scores.items(), key=lambda pair: (-pair[1], self._hits[pair[0]].passage.id))
         return ranked[:k]
+
+
+class FallbackTable:
+    """Ranks a pool over a retriever whose metric is unknown, with what its queries show.
+
+    Where queries are encoded as vectors, the passages that the nearest former queries found come
+    first, in their order. Otherwise passages are ranked by BM25 between words. Nothing is indexed
+    before a guess is asked for.
+    """
+
+    scored = False
+    _QUERIES = 256  # former queries that are compared with
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._words = Bm25ProxyTable()
+        self._unindexed: dict[int, Hit] = {}
+        self._ids: dict[int, str] = {}
+        self._found: deque[tuple[Vector, tuple[str, ...]]] = deque(maxlen=self._QUERIES)
+
+    def put(self, slot: int, hit: Hit) -> None:
+        """Remember a passage under a slot number."""
+        self._ids[slot] = hit.passage.id
+        self._unindexed[slot] = hit
+
+    def learn(self, query: Query, hits: Sequence[Hit]) -> None:
+        """Remember which passages a query found."""
+        vector = _vector(query)
+        if vector is not None:
+            self._found.append((vector, tuple(hit.passage.id for hit in hits)))
+
+    def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Give the best k; their scores have no meaning."""
+        vector = _vector(query)
+        if vector is not None and self._found:
+            return self._by_vectors(vector, slots, k)
+        for slot, hit in self._unindexed.items():
+            self._words.put(slot, hit)
+        self._unindexed.clear()
+        return self._words.rank(query, slots, k)
+
+    def _by_vectors(self, vector: Vector, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
+        slot_of = {self._ids[slot]: slot for slot in slots}
+        near = [
+            float(former @ vector) if former.shape == vector.shape else -math.inf
+            for former, _ in self._found
+        ]
+        best: dict[int, float] = {}
+        for at in sorted(range(len(near)), key=lambda at: (-near[at], -at)):
+            for identity in self._found[at][1]:
+                if identity in slot_of:
+                    best.setdefault(slot_of[identity], near[at])
+            if len(best) >= k:
+                break
+        for slot in slots:  # in the pool, but found by no query that is remembered
+            best.setdefault(slot, -math.inf)
+        return list(best.items())[:k]
+
+
+def _vector(query: Query) -> Vector | None:
+    """Return a query's encoding if that is a vector, with length 1."""
+    encoding = query.encoding
+    if isinstance(encoding, np.ndarray):
+        if encoding.ndim != 1 or encoding.dtype.kind not in "fiu":
+            return None
+    elif not isinstance(encoding, list | tuple) or not (
+        encoding and all(isinstance(number, float | int) for number in encoding)
+    ):
+        return None
+    vector = np.asarray(encoding, dtype=np.float64)
+    return vector / (float(np.linalg.norm(vector)) or 1.0)
 
 
 class EmbeddingProxyTable:

@@ -47,8 +47,10 @@ class QueryCache:
         self.ttl_s = ttl_s
         self._clock = clock
         self._lock = threading.Lock()
-        # (signature, query key) -> hits and when they were found; the last used at the end
-        self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float]] = OrderedDict()
+        # (signature, query key) -> hits, when they were found, and whether the key is a text that
+        # was encoded; the last used at the end
+        self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float, bool]]
+        self._entries = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
@@ -61,12 +63,21 @@ class QueryCache:
 
     def known(self, signature: Hashable, query: Query) -> Hits | None:
         """Give the real hits of a query, or `None` if they are not known."""
+        return self._known(signature, query, by_text=False)
+
+    def known_by_text(self, signature: Hashable, query: Query) -> Hits | None:
+        """Give the real hits of a query that is not encoded, if its text was encoded to its key."""
+        return self._known(signature, query, by_text=True)
+
+    def _known(self, signature: Hashable, query: Query, *, by_text: bool) -> Hits | None:
         key = (signature, query.key)
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
                 return None
-            hits, found_s = entry
+            hits, found_s, was_text = entry
+            if by_text and not was_text:
+                return None  # a query of another text may have this key
             if self.ttl_s is not None and self._clock() - found_s >= self.ttl_s:
                 del self._entries[key]
                 return None
@@ -77,7 +88,8 @@ class QueryCache:
         """Remember exactly what `search` returned: k hits, not the prefetched ones."""
         key = (signature, query.key)
         with self._lock:
-            self._entries[key] = (hits, self._clock())
+            was_text = query.encoding is not None and query.key == query.text
+            self._entries[key] = (hits, self._clock(), was_text)
             self._entries.move_to_end(key)
             if len(self._entries) > self.capacity:
                 self._entries.popitem(last=False)
@@ -92,4 +104,4 @@ class QueryCache:
         with self._lock:
             assert len(self._entries) <= self.capacity
             now_s = self._clock()
-            assert all(found_s <= now_s for _, found_s in self._entries.values())
+            assert all(found_s <= now_s for _, found_s, _ in self._entries.values())

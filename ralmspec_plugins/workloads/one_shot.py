@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from ralmspec_plugins.protocols import LanguageModel, Progress
+from ralmspec_plugins.protocols import LanguageModel
 from ralmspec_plugins.types import Hits, Query, Request, read_by
-from ralmspec_plugins.workloads.base import Reports
+from ralmspec_plugins.workloads.base import DraftWorkload
 
 DraftT = TypeVar("DraftT")
 
@@ -21,14 +20,12 @@ class OneShotState(Generic[DraftT]):
     asked: bool = False
 
 
-class OneShot(Generic[DraftT]):
+class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
     """Ask once, with the prompt itself or what `query` makes of the request.
 
     The answer is one segment of `max_tokens`. It is reported token by token,
     so that once its passages are verified it streams while it is written.
     """
-
-    inline_query = True
 
     def __init__(
         self,
@@ -37,14 +34,8 @@ class OneShot(Generic[DraftT]):
         query: Callable[[Request], str | Query] | None = None,
     ) -> None:
         """Ask with `query(request)`, a pure and quick function, or else with the prompt."""
-        self.lm = lm
+        super().__init__(lm)
         self._query = query if query is not None else _prompt
-        self.side_by_side: bool = getattr(lm, "side_by_side", False)
-        self.reads_scores: bool = getattr(lm, "reads_scores", False)
-        if hasattr(lm, "awrite"):
-            self.aextend = self._aextend
-        if hasattr(lm, "same_passages"):
-            self.agree = self._agree
 
     def start(self, request: Request) -> OneShotState[DraftT]:
         """Tokenise the prompt."""
@@ -53,36 +44,6 @@ class OneShot(Generic[DraftT]):
     def query(self, state: OneShotState[DraftT]) -> str | Query | None:
         """Ask at the start, and never again."""
         return None if state.asked else self._query(state.request)
-
-    def extend(
-        self, state: OneShotState[DraftT], hits: Hits, progress: Progress
-    ) -> OneShotState[DraftT]:
-        """Write the whole answer with these passages in front."""
-        request, reports = state.request, Reports(progress, partial(_written, state.request))
-        draft = self.lm.write(state.draft, read_by(self.lm, hits), request.max_tokens, reports)
-        return _written(request, draft)
-
-    async def _aextend(
-        self, state: OneShotState[DraftT], hits: Hits, progress: Progress
-    ) -> OneShotState[DraftT]:
-        """Do the same without holding up the event loop."""
-        lm: Any = self.lm
-        request, reports = state.request, Reports(progress, partial(_written, state.request))
-        draft = await lm.awrite(state.draft, read_by(self.lm, hits), request.max_tokens, reports)
-        return _written(request, draft)
-
-    def _agree(self, state: OneShotState[DraftT], guess: Hits, hits: Hits) -> bool:
-        """Say whether the model sees the same in both."""
-        lm: Any = self.lm
-        return bool(lm.same_passages(read_by(self.lm, guess), read_by(self.lm, hits)))
-
-    def text(self, state: OneShotState[DraftT]) -> str:
-        """Give what was written, without the prompt."""
-        return self.lm.text(state.draft)
-
-    def settled(self, state: OneShotState[DraftT]) -> str:
-        """Give the part of the text that no later token can change."""
-        return self.lm.settled(state.draft)
 
     def query_key(self, state: OneShotState[DraftT]) -> Hashable | None:
         """Hold the request, and whether it was asked already."""
@@ -93,13 +54,17 @@ class OneShot(Generic[DraftT]):
         request = state.request
         return request, self.lm.write_key(state.draft, read_by(self.lm, hits), request.max_tokens)
 
-    def release(self, state: OneShotState[DraftT]) -> None:
-        """Free the model's caches for this request."""
-        self.lm.release(state.draft)
+    def draft(self, state: OneShotState[DraftT]) -> DraftT:
+        """Give the draft."""
+        return state.draft
 
+    def after(self, state: OneShotState[DraftT], draft: DraftT) -> OneShotState[DraftT]:
+        """Note that it was asked."""
+        return OneShotState(state.request, draft, asked=True)
 
-def _written(request: Request, draft: Any) -> OneShotState[Any]:
-    return OneShotState(request, draft, asked=True)
+    def tokens_of(self, state: OneShotState[DraftT]) -> int:
+        """Give the request's own length."""
+        return state.request.max_tokens
 
 
 def _prompt(request: Request) -> str:

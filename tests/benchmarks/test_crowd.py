@@ -146,7 +146,7 @@ def test_a_crowd_never_changes_an_answer(writers: int | None) -> None:
     for seed in range(20):
         world = random_world(seed)
         try:
-            expected = Outcome.of(plain(world.workload, world.request, world.retriever))
+            expected = Outcome.of(plain(world.workload, world.retriever, world.request))
         except Exception as error:
             expected = Outcome.failed(error)
         latencies = Latencies(extend_s=1.0, search_s=b, ask_s=0.1, guess_s=0.01, stop_s=0.2)

@@ -232,9 +232,9 @@ def test_a_remembering_model_reads_each_text_once(made: Artefacts, search: Exact
     counting = CountingModel(made.model())
     model = RememberingModel(counting)
     request = request_of(prompts()[0], TOKENS)
-    expected = plain(workload_of(made.model(), WEIGHT), request, OfK(search, 4))
+    expected = plain(workload_of(made.model(), WEIGHT), OfK(search, 4), request)
 
-    answers = [plain(workload_of(model, WEIGHT), request, OfK(search, 4)) for _ in range(3)]
+    answers = [plain(workload_of(model, WEIGHT), OfK(search, 4), request) for _ in range(3)]
 
     assert [answer.state.tokens for answer in answers] == [expected.state.tokens] * 3
     assert answers[2] == expected
@@ -248,13 +248,13 @@ def test_what_another_weight_chose_is_not_remembered(made: Artefacts, search: Ex
     found = remembered_search(Remembered(search), 64)
 
     tokens = {
-        weight: plain(workload_of(model, weight), request, found).state.tokens
+        weight: plain(workload_of(model, weight), found, request).state.tokens
         for weight in (1e-6, 1.0)
     }
 
     assert len(set(tokens.values())) == 2
     for weight, wrote in tokens.items():
-        fresh = plain(workload_of(made.model(), weight), request, OfK(search, 64))
+        fresh = plain(workload_of(made.model(), weight), OfK(search, 64), request)
         assert fresh.state.tokens == wrote
 
 

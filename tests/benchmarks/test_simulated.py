@@ -121,7 +121,7 @@ def test_every_way_gives_the_plain_answer(follows: Follows, k: int, arm: Arm) ->
     walk = traces(k=k)
     world = World(traces=walk, follows=follows, search_s=lambda n: 5.0 + n, interval=2)
     ran = run_arm(world, arm)
-    found = plain(world.workload, Request(prompt="3"), walk).retrieved
+    found = plain(world.workload, walk, Request(prompt="3")).retrieved
 
     assert ran.requests == 4
     assert [step.hits for step in found] == [walk.truth(3, step) for step in range(0, STEPS, 2)]

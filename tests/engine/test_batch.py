@@ -65,7 +65,7 @@ def plainly(world: World) -> list[Outcome]:
     found: list[Outcome] = []
     for request in REQUESTS:
         try:
-            found.append(Outcome.of(plain(Begun(world), request, world.retriever)))
+            found.append(Outcome.of(plain(Begun(world), world.retriever, request)))
         except WorldError as error:
             found.append(Outcome.failed(error))
     return found

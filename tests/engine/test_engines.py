@@ -27,47 +27,72 @@ from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
 from ralmspec_plugins.types import Hits
 from tests.drivers import Outcome, plainly
 from tests.test_equality import random_settings
-from tests.worlds import World, WorldError, WorldRetriever, WorldState, WorldWorkload, random_world
+from tests.worlds import (
+    CarryingWorkload,
+    World,
+    WorldError,
+    WorldRetriever,
+    WorldState,
+    random_world,
+)
 
 TEXTS = ["red fox", "blue whale", "red whale", "green frog", "blue fox and frog"]
 PROMPT = "whale red blue fox whale frog green red fox frog"
 
 
-class JitterWorkload(WorldWorkload):
-    """A world's workload whose segments take unpredictably long, and can be cancelled."""
+class JitterWorkload(CarryingWorkload):
+    """A world's workload whose segments and queries take unpredictably long, and are cancelled."""
 
-    def extend(self, state: WorldState, hits: Hits, progress: Progress) -> WorldState:
+    def query(self, state: WorldState, progress: Progress) -> Any:
+        if not self.inline_query:
+            time.sleep(random.choice((0.0, 0.0003)))
+        return super().query(state, progress)
+
+    def extend(
+        self, state: WorldState, hits: Hits, progress: Progress, carried: str | None = None
+    ) -> WorldState:
         for _ in range(random.randrange(3)):
             time.sleep(0.0002)
             progress.check()
-        return super().extend(state, hits, progress)
+        return super().extend(state, hits, progress, carried)
 
 
 class JitterRetriever(WorldRetriever):
-    """A world's retriever whose searches take unpredictably long."""
+    """A world's retriever whose encodings and searches take unpredictably long."""
+
+    def encode(self, text: str) -> Query:
+        if not self.inline_encode:
+            time.sleep(random.choice((0.0, 0.0003, 0.001)))
+        return super().encode(text)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
         time.sleep(random.choice((0.0, 0.0003, 0.001)))
         return super().search_wide(queries, width)
 
 
-class AsyncJitterWorkload(WorldWorkload):
+class AsyncJitterWorkload(CarryingWorkload):
     """The same, asynchronous throughout."""
 
     async def astart(self, request: Request) -> WorldState:
         return self.start(request)
 
-    async def aquery(self, state: WorldState) -> str | None:
-        await asyncio.sleep(0)
-        return self.query(state)
-
-    async def aextend(self, state: WorldState, hits: Hits, progress: Progress) -> WorldState:
+    async def aquery(self, state: WorldState, progress: Progress) -> Any:
         await asyncio.sleep(random.choice((0.0, 0.0002)))
-        return self.extend(state, hits, progress)
+        return self.query(state, progress)
+
+    async def aextend(
+        self, state: WorldState, hits: Hits, progress: Progress, carried: str | None = None
+    ) -> WorldState:
+        await asyncio.sleep(random.choice((0.0, 0.0002)))
+        return self.extend(state, hits, progress, carried)
 
 
 class AsyncJitterRetriever(WorldRetriever):
     """The same, asynchronous."""
+
+    async def aencode(self, text: str) -> Query:
+        await asyncio.sleep(random.choice((0.0, 0.0003, 0.001)))
+        return self.encode(text)
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
         await asyncio.sleep(random.choice((0.0, 0.0003, 0.001)))
@@ -106,6 +131,7 @@ def virtual_time(world: World, settings: Settings) -> Answer:
         extend_s=1.0,
         search_s=lambda n: 3.0 + 0.1 * n,
         ask_s=0.1,
+        encode_s=lambda _: 0.2 + world.seed % 3,
         guess_s=0.01,
         contention=(world.seed % 3) / 2,
     )

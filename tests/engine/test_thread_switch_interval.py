@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Settings
-from ralmspec_plugins.engine.threads import thread_switch_interval
+from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever

@@ -55,7 +55,7 @@ def random_settings(world: KNNWorld, dice: random.Random) -> Settings:
 def compare(world: Any, order: int, counts: Counter[str]) -> None:
     """Answer plainly and speculatively, and hold all that they give against each other."""
     dice = random.Random(order)
-    expected = plain(world.workload, world.request, world.retriever)
+    expected = plain(world.workload, world.retriever, world.request)
     haste = dice.choice((0.0, 0.0, 0.0, 0.1))
     outcome, seen = drive(world, random_settings(world, dice), order, haste=haste)
     actual = seen.answer

@@ -84,7 +84,7 @@ def lm(
 def the_plain_loop(lm: KNNLanguageModel, request: Request, sampling: Any = None) -> Answer:
     """Answer by the definition, without an engine."""
     chooser = LogProbSampler(sampling if sampling is not None else lm.sampling)
-    return plain(KNNLM(lm.model, chooser, lm.mixing), request, lm.retriever)
+    return plain(KNNLM(lm.model, chooser, lm.mixing), lm.retriever, request)
 
 
 def check_equal(expected: Answer, actual: Answer) -> None:

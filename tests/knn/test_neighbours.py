@@ -137,7 +137,7 @@ def test_an_engine_hands_them_through(reads_scores: bool) -> None:
     workload, request = EchoWorkload(), Request(prompt="51 52 53 54 61 62 63 54")
     workload.reads_scores = reads_scores
     guesser = LastFound()
-    expected = plain(workload, request, Counting())
+    expected = plain(workload, Counting(), request)
     settings = Settings(speculators=[guesser], prefetch=8)
     with Engine(workload, Counting(), settings) as engine:
         answer = engine.run(request)

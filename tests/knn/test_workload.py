@@ -106,7 +106,7 @@ def test_a_guess_is_right_when_it_chooses_the_same_token() -> None:
 def test_each_choice_is_made_once() -> None:
     """Plainly one a token; agreeing and extending under the same hits ask no second time."""
     workload, chooser, _ = counted(WORLD)
-    answer = plain(workload, WORLD.request, WORLD.retriever)
+    answer = plain(workload, WORLD.retriever, WORLD.request)
     assert chooser.positions == list(range(len(answer.state.tokens)))
 
     chooser.positions.clear()
@@ -124,7 +124,7 @@ def test_a_wrong_guess_costs_only_the_passes_behind_it() -> None:
     for seed in range(40):
         world = random_world(seed)
         workload, _, model = counted(world)
-        expected = plain(workload, world.request, world.retriever)
+        expected = plain(workload, world.retriever, world.request)
         passes, model.passes = model.passes, 0
         cache = PlainCache(world.store, world.k, 10)
         settings = Settings(schedule=FixedStride(stride=4), speculators=(cache,))
@@ -169,7 +169,7 @@ def test_draws_are_keyed_by_position() -> None:
     world = replace(WORLD, sampled=True)
     texts = {
         seed: {
-            plain(world.workload, replace(world.request, seed=seed), world.retriever).text
+            plain(world.workload, world.retriever, replace(world.request, seed=seed)).text
             for _ in range(2)
         }
         for seed in range(5)
@@ -182,7 +182,7 @@ def test_draws_are_keyed_by_position() -> None:
 def test_a_weight_of_one_writes_only_what_neighbours_say() -> None:
     """With k = 1 each token is the nearest entry's value."""
     world = replace(WORLD, weight=1.0, k=1, sampled=True)
-    answer = plain(world.workload, world.request, world.retriever)
+    answer = plain(world.workload, world.retriever, world.request)
     values = [int(step.hits[0].passage.text) for step in answer.retrieved]
 
     assert values == list(answer.state.tokens)

@@ -63,7 +63,7 @@ def test_tokens_are_those_of_the_loop_by_hand(name: str, stop: tuple[str, ...]) 
     workload = Interval(wrapped(models()[name]))
     requests = [Request(prompt=question, max_tokens=24, stop=stop) for question in QUESTIONS]
 
-    assert expected == [plain(workload, request, RETRIEVER).text for request in requests]
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
     with Engine(workload, RETRIEVER) as engine:
         assert expected == [engine.run(request).text for request in requests]
         assert expected == ["".join(engine.stream(request)) for request in requests]
@@ -78,7 +78,7 @@ def test_sentences_are_those_of_the_loop_by_hand(name: str) -> None:
     workload = Sentences(wrapped(models()[name]), tokens=12, max_sentences=3)
     requests = [Request(prompt=question, max_tokens=999) for question in QUESTIONS]
 
-    assert expected == [plain(workload, request, RETRIEVER).text for request in requests]
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
     with Engine(workload, RETRIEVER) as engine:
         assert expected == [engine.run(request).text for request in requests]
         assert expected == ["".join(engine.stream(request)) for request in requests]
@@ -88,7 +88,7 @@ def test_one_shot_is_the_hosts_own_call() -> None:
     """No bound, no stop string, no change: what the model says to the prompt, in one call."""
     for llm in (WordLLM(), WordChat()):
         workload = OneShot(HostLM(llm, PARTS, whole=True))
-        answer = plain(workload, Request(prompt=QUESTIONS[0], max_tokens=1), RETRIEVER)
+        answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=1))
         prompt = prompted(searching(RETRIEVER)(QUESTIONS[0]), QUESTIONS[0])
         output = llm.invoke(prompt)
 
@@ -145,7 +145,7 @@ def test_a_configurable_model_is_looked_at_in_each_call() -> None:
 def test_an_empty_output_ends_the_text() -> None:
     """A model with nothing more to say, and which does not say so, is not asked forever."""
     lm = HostLM(FakeListLLM(responses=["some ", "", "more"]), PARTS, bound=lambda _: {})
-    answer = plain(Interval(lm), Request(prompt="Who?", max_tokens=99), RETRIEVER)
+    answer = plain(Interval(lm), RETRIEVER, Request(prompt="Who?", max_tokens=99))
 
     assert answer.text == "some "
     assert answer.state.calls == 2
@@ -155,7 +155,7 @@ def test_sentences_through_a_stop_string() -> None:
     """A model without a bound is told where to stop; the mark that it cut off is put back."""
     responses = ["It rained", " It poured", "", "never"]
     lm = HostLM(FakeListLLM(responses=responses), PARTS, sentence_stop=".")
-    answer = plain(Sentences(lm), Request(prompt="Who?", max_tokens=99), RETRIEVER)
+    answer = plain(Sentences(lm), RETRIEVER, Request(prompt="Who?", max_tokens=99))
 
     assert answer.text == "It rained. It poured."
     assert answer.state.draft.finished
@@ -182,7 +182,7 @@ def test_the_hosts_cache_changes_no_answer(workload: str) -> None:
         loop: Any = Interval(lm) if workload == "tokens" else Sentences(lm)
         for _ in range(2):
             requests = [Request(prompt=question, max_tokens=40) for question in QUESTIONS]
-            texts.append([plain(loop, request, RETRIEVER).text for request in requests])
+            texts.append([plain(loop, RETRIEVER, request).text for request in requests])
 
     assert [texts[0]] * 3 == texts[1:]
 

@@ -75,7 +75,7 @@ def test_tokens_are_those_of_the_loop_by_hand(llm: Any, served: Served) -> None:
         request = Request(prompt=question, max_tokens=24)
         expected, calls = by_hand(llm, question, 4, 24)
         before = served.count
-        answer = plain(workload, request, RETRIEVER)
+        answer = plain(workload, RETRIEVER, request)
 
         assert expected == answer.text
         assert calls == served.count - before == answer.state.calls
@@ -88,7 +88,7 @@ async def test_awaited_calls_answer_the_same(llm: Any) -> None:
     """Over the client's asynchronous methods."""
     for workload in (Interval(wrapped(llm)), Sentences(wrapped(llm), max_sentences=2)):
         request = Request(prompt=QUESTIONS[0], max_tokens=16)
-        expected = plain(workload, request, RETRIEVER)
+        expected = plain(workload, RETRIEVER, request)
         async with AsyncEngine(workload, RETRIEVER) as engine:
             answer = await engine.run(request)
             pieces = [piece async for piece in engine.stream(request)]
@@ -101,7 +101,7 @@ def test_sentences_take_one_call_each(llm: Any, served: Served) -> None:
     """A call for a sentence, bounded, cut behind its end, with what follows asked for anew."""
     workload = Sentences(wrapped(llm), tokens=40, max_sentences=3)
     before = served.count
-    answer = plain(workload, Request(prompt=QUESTIONS[0], max_tokens=999), RETRIEVER)
+    answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=999))
     outputs = served.requests[before:]
 
     assert served.count - before == 3
@@ -116,7 +116,7 @@ def test_sentences_through_a_stop_string(llm: Any, served: Served) -> None:
     """The server stops at the mark, which is put back; no bound is sent."""
     workload = Sentences(wrapped(llm, sentence_stop=","), max_sentences=2)
     before = served.count
-    answer = plain(workload, Request(prompt=QUESTIONS[0], max_tokens=999), RETRIEVER)
+    answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=999))
 
     assert [[","], [","]] == [one["stop"] for one in served.requests[before:]]
     assert answer.text.count(",") == 2
@@ -127,7 +127,7 @@ def test_one_shot_is_the_clients_own_call(llm: Any, served: Served) -> None:
     """Byte for byte the request that the client makes of the prompt, and its message as it came."""
     workload = OneShot(wrapped(llm, whole=True))
     before = served.count
-    answer = plain(workload, Request(prompt=QUESTIONS[0], max_tokens=1), RETRIEVER)
+    answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=1))
     output = llm.invoke(prompted(searching(RETRIEVER)(QUESTIONS[0]), QUESTIONS[0]))
 
     assert served.requests[before] == served.requests[before + 1]
@@ -140,7 +140,7 @@ def test_one_shot_is_the_clients_own_call(llm: Any, served: Served) -> None:
 def test_usage_counts_every_call(served: Served) -> None:
     """The draft's sum is the server's."""
     llm = ChatOpenAI(base_url=served.url, api_key="none", model="demo", temperature=0)
-    answer = plain(Interval(wrapped(llm)), Request(prompt=QUESTIONS[0], max_tokens=12), RETRIEVER)
+    answer = plain(Interval(wrapped(llm)), RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=12))
 
     assert answer.state.usage.output_tokens == 12
     assert answer.state.calls == 3
@@ -150,7 +150,7 @@ def test_a_stop_string_that_two_segments_make_is_found(llm: Any) -> None:
     """Neither call has it whole, and the server cannot see it: the draft does."""
     question = Request(prompt=QUESTIONS[0], max_tokens=24)
     lm = wrapped(llm)
-    whole = plain(Interval(lm), question, RETRIEVER)
+    whole = plain(Interval(lm), RETRIEVER, question)
     first = lm.write(
         lm.begin(question), [hit.passage for hit in whole.retrieved[0].hits], 4, Progress()
     )
@@ -158,7 +158,7 @@ def test_a_stop_string_that_two_segments_make_is_found(llm: Any) -> None:
     mark = whole.text[seam - 3 : seam + 3]
     stopped = Request(prompt=QUESTIONS[0], max_tokens=24, stop=(mark,))
 
-    assert whole.text[: whole.text.index(mark)] == plain(Interval(lm), stopped, RETRIEVER).text
+    assert whole.text[: whole.text.index(mark)] == plain(Interval(lm), RETRIEVER, stopped).text
 
 
 def test_cancelling_hangs_up(served: Served) -> None:

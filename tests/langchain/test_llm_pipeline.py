@@ -43,7 +43,7 @@ def test_tokens_are_those_of_the_loop_by_hand(llm: HuggingFacePipeline) -> None:
             request = Request(prompt=question, max_tokens=24)
             expected = tokens_by_hand(llm, searching(RETRIEVER), question, bind=bind)
 
-            assert expected == plain(workload, request, RETRIEVER).text
+            assert expected == plain(workload, RETRIEVER, request).text
             assert expected == engine.run(request).text
             assert expected == "".join(engine.stream(request))
 
@@ -55,7 +55,7 @@ def test_sentences_are_those_of_the_loop_by_hand(llm: HuggingFacePipeline) -> No
         expected = sentences_by_hand(
             llm, searching(RETRIEVER), question, tokens=24, sentences=3, bind=bind
         )
-        answer = plain(workload, Request(prompt=question, max_tokens=999), RETRIEVER)
+        answer = plain(workload, RETRIEVER, Request(prompt=question, max_tokens=999))
 
         assert expected == answer.text
         assert answer.state.draft.calls == 3
@@ -65,7 +65,7 @@ def test_one_shot_is_what_the_pipeline_says(llm: HuggingFacePipeline) -> None:
     """Its own call as it is, which repeats the prompt unless it is told not to."""
     for model in (llm, llm.bind(pipeline_kwargs={"return_full_text": False, "max_new_tokens": 9})):
         lm: Any = HostLM(model, Prompting(prompt=PROMPT), whole=True)
-        answer = plain(OneShot(lm), Request(prompt=QUESTIONS[0]), RETRIEVER)
+        answer = plain(OneShot(lm), RETRIEVER, Request(prompt=QUESTIONS[0]))
         hit = answer.sources[0]
         expected = model.invoke(PROMPT.format(context=hit.passage.text, input=QUESTIONS[0]))
 
@@ -79,10 +79,10 @@ def test_a_stop_string_cuts_a_text_that_the_pipeline_would_go_on_with(
     lm = HostLM(llm, Prompting(prompt=PROMPT))
     request = Request(prompt=QUESTIONS[0], max_tokens=40)
     stopped = Request(prompt=QUESTIONS[0], max_tokens=40, stop=(" of ",))
-    whole = plain(Interval(lm), request, RETRIEVER).text
+    whole = plain(Interval(lm), RETRIEVER, request).text
 
     assert " of " in whole
-    assert whole.split(" of ")[0] == plain(Interval(lm), stopped, RETRIEVER).text
+    assert whole.split(" of ")[0] == plain(Interval(lm), RETRIEVER, stopped).text
 
 
 def test_nobody_waits_for_a_pipelines_stream(llm: HuggingFacePipeline) -> None:

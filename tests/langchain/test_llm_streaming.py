@@ -83,7 +83,7 @@ async def test_the_async_engine_answers_as_the_plain_loop(kind: Any, steps: str)
     lm = wrapped(kind(), whole=steps == "one shot")
     made = {"tokens": Interval, "sentences": Sentences, "one shot": OneShot}
     workload: Any = made[steps](lm)
-    expected = [plain(workload, request, RETRIEVER).text for request in requests()]
+    expected = [plain(workload, RETRIEVER, request).text for request in requests()]
     async with AsyncEngine(workload, RETRIEVER) as engine:
         for text, request in zip(expected, requests(), strict=True):
             pieces = [piece async for piece in engine.stream(request)]

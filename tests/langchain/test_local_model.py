@@ -154,7 +154,7 @@ def test_speculation_changes_no_token(make: Any, sampled: bool) -> None:
     with Engine(workload, retriever) as engine:
         for number in range(4):
             request = Request(prompt=f"the storm {number}", max_tokens=24, seed=number)
-            expected, answer = plain(workload, request, retriever), engine.run(request)
+            expected, answer = plain(workload, retriever, request), engine.run(request)
 
             assert expected == answer
             drafts = [getattr(one.state, "draft", one.state) for one in (expected, answer)]

@@ -61,7 +61,7 @@ def test_tokens_are_those_of_the_loop_by_hand(name: str, stop: tuple[str, ...]) 
     workload = Interval(wrapped(models()[name]))
     requests = [asked(question, max_tokens=24, stop=stop) for question in QUESTIONS]
 
-    assert expected == [plain(workload, request, RETRIEVER).text for request in requests]
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
     with Engine(workload, RETRIEVER) as engine:
         assert expected == [engine.run(request).text for request in requests]
         assert expected == ["".join(engine.stream(request)) for request in requests]
@@ -76,7 +76,7 @@ def test_sentences_are_those_of_the_loop_by_hand(name: str) -> None:
     workload = Sentences(wrapped(models()[name]), tokens=12, max_sentences=3)
     requests = [asked(question, max_tokens=999) for question in QUESTIONS]
 
-    assert expected == [plain(workload, request, RETRIEVER).text for request in requests]
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
     with Engine(workload, RETRIEVER) as engine:
         assert expected == [engine.run(request).text for request in requests]
         assert expected == ["".join(engine.stream(request)) for request in requests]
@@ -107,7 +107,7 @@ def test_a_whole_answer_is_what_the_host_predicts(name: str) -> None:
     nodes = searching(RETRIEVER)(question)
     context = PARTS.context(nodes)
     expected = llm.predict(PROMPT, context_str=context, query_str=question)
-    answer = plain(OneShot(HostLM(llm, PARTS, whole=True)), asked(question), RETRIEVER)
+    answer = plain(OneShot(HostLM(llm, PARTS, whole=True)), RETRIEVER, asked(question))
 
     assert expected == answer.text
     assert isinstance(llm, WordLLM)
@@ -127,7 +127,7 @@ def test_postprocessors_come_before_the_prompt() -> None:
 
     assert expected != unprocessed
     assert lm.reads_scores
-    assert expected == [plain(Interval(lm), request, RETRIEVER).text for request in requests]
+    assert expected == [plain(Interval(lm), RETRIEVER, request).text for request in requests]
     with Engine(Interval(lm), RETRIEVER) as engine:
         assert expected == [engine.run(request).text for request in requests]
 
@@ -141,7 +141,7 @@ def test_a_function_that_shows_scores_sees_the_searchs_own() -> None:
     llm = WordLLM()
     lm = HostLM(llm, Prompting(text_qa_template=PROMPT, format_nodes=shown))
     near = tuple(Hit(hit.passage, 0.25) for hit in HITS)
-    plain(Interval(lm), asked(QUESTIONS[0], max_tokens=4), RETRIEVER)
+    plain(Interval(lm), RETRIEVER, asked(QUESTIONS[0], max_tokens=4))
     found = RETRIEVER.search([RETRIEVER.encode(QUESTIONS[0])])[0]
 
     assert (
@@ -188,12 +188,12 @@ def test_the_record_holds_the_nodes() -> None:
 def test_an_empty_output_ends_the_text() -> None:
     """A model with nothing more to say, and which does not say so, is not asked forever."""
     lm = HostLM(MockLLM(max_tokens=1), PARTS, bound=lambda _: {})
-    answer = plain(Interval(lm), asked("Who?", max_tokens=9), RETRIEVER)
+    answer = plain(Interval(lm), RETRIEVER, asked("Who?", max_tokens=9))
     assert answer.text == "text" * 3
 
     silent = WordLLM(says_why=False, max_tokens=0)
     lm = HostLM(silent, PARTS, bound=lambda _: {})
-    assert plain(Interval(lm), asked("Who?", max_tokens=99), RETRIEVER).text == ""
+    assert plain(Interval(lm), RETRIEVER, asked("Who?", max_tokens=99)).text == ""
     assert len(silent.calls) == 1
 
 

@@ -93,7 +93,7 @@ def test_tokens_are_those_of_the_loop_by_hand(llm: Any, served: Served) -> None:
         request = asked(question, max_tokens=16)
         expected, calls = by_hand(llm, question, 4, 16)
         before = served.count
-        answer = plain(workload, request, RETRIEVER)
+        answer = plain(workload, RETRIEVER, request)
 
         assert expected == answer.text
         assert calls == served.count - before == answer.state.calls
@@ -107,7 +107,7 @@ def test_the_same_requests_are_sent(llm: Any, served: Served) -> None:
     before = served.count
     by_hand(llm, QUESTIONS[0], 4, 12)
     middle = served.count
-    plain(Interval(wrapped(llm)), asked(QUESTIONS[0], max_tokens=12), RETRIEVER)
+    plain(Interval(wrapped(llm)), RETRIEVER, asked(QUESTIONS[0], max_tokens=12))
 
     assert served.requests[before:middle] == served.requests[middle:]
     assert [4] * 3 == [one["max_tokens"] for one in served.requests[middle:]]
@@ -117,7 +117,7 @@ def test_the_same_requests_are_sent(llm: Any, served: Served) -> None:
 async def test_awaited_calls_answer_the_same(llm: Any, asynchronous: bool) -> None:
     """Over the client's asynchronous methods."""
     for workload in (Interval(wrapped(llm)), Sentences(wrapped(llm), max_sentences=2)):
-        expected = plain(workload, asked(QUESTIONS[0], max_tokens=16), RETRIEVER)
+        expected = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=16))
         request = asked(QUESTIONS[0], max_tokens=16, asynchronous=asynchronous)
         async with AsyncEngine(workload, RETRIEVER) as engine:
             answer = await engine.run(request)
@@ -132,7 +132,7 @@ def test_sentences_take_one_call_each(llm: Any, served: Served) -> None:
     """A call for a sentence, bounded, cut behind its end, with what follows asked for anew."""
     workload: Any = Sentences(wrapped(llm), tokens=40, max_sentences=3)
     before = served.count
-    plain(workload, asked(QUESTIONS[0], max_tokens=999), RETRIEVER)
+    plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=999))
     calls = served.requests[before:]
     ends = [one.get("prompt") or one["messages"][-1]["content"] for one in calls[1:]]
 
@@ -144,7 +144,7 @@ def test_sentences_through_a_stop_string(llm: Any, served: Served) -> None:
     """The server stops at the mark, which is put back; no bound is sent."""
     workload: Any = Sentences(wrapped(llm, sentence_stop=","), max_sentences=2)
     before = served.count
-    answer = plain(workload, asked(QUESTIONS[0], max_tokens=999), RETRIEVER)
+    answer = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=999))
 
     assert [[","], [","]] == [one["stop"] for one in served.requests[before:]]
     assert not [one for one in served.requests[before:] if "max_tokens" in one]
@@ -226,11 +226,11 @@ def test_usage_and_ends_are_the_servers(llm: Any) -> None:
 
 def test_a_stop_string_that_two_segments_make_is_found(llm: Any) -> None:
     """Neither call has it whole, and the server cannot see it: the draft does."""
-    whole = plain(Interval(wrapped(llm)), asked(QUESTIONS[0], max_tokens=24), RETRIEVER).text
+    whole = plain(Interval(wrapped(llm)), RETRIEVER, asked(QUESTIONS[0], max_tokens=24)).text
     words = whole.split(" ")
     mark = " ".join(words[2:6])
     answer = plain(
-        Interval(wrapped(llm)), asked(QUESTIONS[0], max_tokens=24, stop=(mark,)), RETRIEVER
+        Interval(wrapped(llm)), RETRIEVER, asked(QUESTIONS[0], max_tokens=24, stop=(mark,))
     )
 
     assert whole.partition(mark)[0] == answer.text
@@ -258,7 +258,7 @@ async def test_a_synthesizers_answer_is_the_clients(
         async with AsyncEngine(workload, RETRIEVER) as engine:
             answer = await engine.run(request)
     else:
-        answer = plain(workload, request, RETRIEVER)
+        answer = plain(workload, RETRIEVER, request)
 
     if asynchronous:
         await llm._aclient.close()

@@ -101,7 +101,7 @@ def test_its_calls_write_what_a_loop_by_hand_writes(chat: bool) -> None:
     lm: Any = HostLM(llm, PARTS)
     request = asked(question, max_tokens=10)
 
-    assert text == plain(Interval(lm), request, RETRIEVER).text
+    assert text == plain(Interval(lm), RETRIEVER, request).text
     with Engine(Interval(lm), RETRIEVER) as engine:
         assert text == engine.run(request).text
         assert text == "".join(engine.stream(request))
@@ -189,7 +189,7 @@ def test_speculation_changes_no_token(make: Any, processors: Any, sampled: bool)
         for number in range(3):
             request = asked(QUESTIONS[number], max_tokens=16, seed=number)
 
-            assert plain(workload, request, RETRIEVER) == engine.run(request)
+            assert plain(workload, RETRIEVER, request) == engine.run(request)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

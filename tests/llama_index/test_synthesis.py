@@ -232,7 +232,7 @@ def test_speculation_changes_no_response() -> None:
     assert workload.reads_scores
     with Engine(workload, RETRIEVER) as engine:
         for question in QUESTIONS:
-            expected = plain(workload, asked(question), RETRIEVER)
+            expected = plain(workload, RETRIEVER, asked(question))
             answer = engine.run(asked(question))
 
             assert expected == answer

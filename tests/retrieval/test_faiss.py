@@ -318,7 +318,7 @@ def answers_are_plain(retriever: Any, speculators: Sequence[Any]) -> int:
         settings = Settings(schedule=schedule, speculators=tuple(speculators))
         with Engine(Wander(), retriever, settings) as engine:
             for prompt in ("17", "403", "2999"):
-                expected = plain(Wander(), Request(prompt=prompt), retriever)
+                expected = plain(Wander(), retriever, Request(prompt=prompt))
                 answer = engine.run(prompt)
                 wrong += answer.stats.guesses - answer.stats.accepted
 

@@ -303,7 +303,7 @@ def test_requests_are_answered_as_the_plain_loop_does() -> None:
     workload = EchoWorkload()
     with Engine(workload, retriever) as engine:
         for prompt in invented_queries(6, seed=9):
-            expected = plain(workload, Request(prompt=prompt), retriever)
+            expected = plain(workload, retriever, Request(prompt=prompt))
             answer = engine.run(prompt)
 
             assert expected.text == answer.text

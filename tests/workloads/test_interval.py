@@ -17,7 +17,7 @@ def test_it_asks_until_the_text_ends() -> None:
     """Worked: five words by two are three segments, each with the passages of its own query."""
     lm = ScriptedLM("one two three four five")
     retriever = WordRetriever(["one two", "three four"])
-    answer = plain(Interval(lm, interval=2, query_tokens=3), Request(prompt=""), retriever)
+    answer = plain(Interval(lm, interval=2, query_tokens=3), retriever, Request(prompt=""))
 
     assert answer.text == "one two three four five"
     assert [step.query.text for step in answer.retrieved] == ["", "one two", "two three four"]

@@ -17,13 +17,16 @@ HITS = (Hit(Passage("p", "text")),)
 
 def test_public_names() -> None:
     """The list that the package promises."""
-    assert workloads.__all__ == ["Interval", "OneShot", "Sentences"]
+    assert set(workloads.__all__) == {
+        *("DraftWorkload", "Interval", "OneShot", "Sentences", "TextState", "TextWorkload"),
+        *("WORKLOADS", "workload_of"),
+    }
 
 
 def test_it_asks_once_with_the_prompt() -> None:
     """One search, one segment of `max_tokens`."""
     lm = ScriptedLM("one two three")
-    answer = plain(OneShot(lm), REQUEST, WordRetriever(["one two", "what is"]))
+    answer = plain(OneShot(lm), WordRetriever(["one two", "what is"]), REQUEST)
 
     assert answer.text == "one two three"
     assert [step.query.text for step in answer.retrieved] == ["what is one?"]
@@ -34,7 +37,7 @@ def test_it_asks_once_with_the_prompt() -> None:
 def test_it_asks_once_even_if_the_answer_is_unfinished() -> None:
     """A model that stops short of its script is not asked again."""
     lm = ScriptedLM(" ".join("word" for _ in range(20)))
-    answer = plain(OneShot(lm), REQUEST, WordRetriever(["one"]))
+    answer = plain(OneShot(lm), WordRetriever(["one"]), REQUEST)
 
     assert len(answer.text.split()) == 9
     assert len(lm.written) == 1

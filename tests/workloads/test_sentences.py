@@ -85,7 +85,7 @@ def test_the_question_is_asked_in_full_and_then_the_end_of_the_text() -> None:
 def test_no_more_sentences_than_allowed() -> None:
     """And none longer than allowed."""
     lm = ScriptedSentences("a b c d. e. f. g.")
-    answer = plain(Sentences(lm, tokens=3, max_sentences=3), REQUEST, WordRetriever(["x"]))
+    answer = plain(Sentences(lm, tokens=3, max_sentences=3), WordRetriever(["x"]), REQUEST)
 
     assert answer.text == "a b c d. e."
 
@@ -178,7 +178,7 @@ def test_speculation_changes_no_token_of_a_sentence() -> None:
     with Engine(workload, retriever) as engine:
         for seed in range(3):
             request = Request(prompt=f"The keeper counted ships {seed}", max_tokens=60, seed=seed)
-            expected, answer = plain(workload, request, retriever), engine.run(request)
+            expected, answer = plain(workload, retriever, request), engine.run(request)
 
             assert expected == answer
             assert expected.state.draft.tokens == answer.state.draft.tokens

@@ -57,7 +57,7 @@ def test_speculation_changes_no_token(
     """The engine's answer, tokens included, is the plain loop's, though guesses are often wrong."""
     retriever = TurningRetriever(["ships sail the sea", "a storm is near", "the señor pays 25 €"])
     lm = HuggingFaceLM(model, tiny_tokenizer(), sampling=sampling, cache_bytes=cache_bytes)
-    expected = plain(Interval(lm), REQUEST, retriever)
+    expected = plain(Interval(lm), retriever, REQUEST)
     settings = Settings(schedule=schedule, speculators=[StaleSpeculator()])
     with Engine(Interval(lm), retriever, settings) as engine:
         answer = engine.run(REQUEST)
@@ -71,7 +71,7 @@ def test_a_one_shot_answer_streams(model: PreTrainedModel) -> None:
     """It comes in pieces that add up to the plain answer."""
     lm = HuggingFaceLM(model, tiny_tokenizer())
     retriever = WordRetriever(["ships sail the sea", "a storm is near"])
-    expected = plain(OneShot(lm), REQUEST, retriever)
+    expected = plain(OneShot(lm), retriever, REQUEST)
     with Engine(OneShot(lm), retriever) as engine:
         pieces = list(engine.stream(REQUEST))
 

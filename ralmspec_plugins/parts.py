@@ -1,0 +1,287 @@
+"""The parts of an engine: what workload and retriever must have, and what they may leave out."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, TypeAlias
+
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.protocols import Progress, Retriever, Workload
+from ralmspec_plugins.types import Formed, Hit, Hits, NoRetrieval, Query, fixed
+
+_Given: TypeAlias = str | Query | NoRetrieval | Formed | None
+
+
+class Parts:
+    """A workload and a retriever that fit each other, as the plain loop and the engines use them.
+
+    What a method may leave out (a query's `progress`, an extension's `progress` and `carried`)
+    is looked up once, here.
+    """
+
+    def __init__(self, workload: Workload[Any], retriever: Retriever) -> None:
+        """Look at what the parts take.
+
+        Raises:
+            ConfigError: a method is missing.
+        """
+        _check(workload, _WORKLOAD, "derive it from TextWorkload (ralmspec_plugins.workloads)")
+        self.workload: Any = workload
+        self.retriever = complete(retriever)
+        self.inline_query: bool = workload.inline_query
+        self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
+        self.encode_lanes = _lanes(self.retriever)
+        self._query = _Asking(getattr(workload, "query", None))
+        self._extend = _Writing(getattr(workload, "extend", None))
+        self.aquery = _Asking(method) if (method := getattr(workload, "aquery", None)) else None
+        self.aextend = _Writing(method) if (method := getattr(workload, "aextend", None)) else None
+
+    def form(self, state: Any, progress: Progress) -> Formed:
+        """Form the next query of a state.
+
+        Raises:
+            InputError: what was returned is no query, or carries what `extend` does not take.
+        """
+        return self.formed(self._query.call(state, progress))
+
+    async def aform(self, state: Any, progress: Progress) -> Formed:
+        """Do the same with a workload that has `aquery`."""
+        assert self.aquery is not None
+        asked: Awaitable[_Given] = self.aquery.call(state, progress)
+        return self.formed(await asked)
+
+    def formed(self, given: _Given) -> Formed:
+        """Return what `query` returned in one form."""
+        if given is None or isinstance(given, str):
+            return Formed(given)
+        if not isinstance(given, Formed):
+            return Formed(_usable(given))
+        if given.carried is not None and not self._extend.carries:
+            raise InputError(
+                f"{type(self.workload).__name__}.query() carries something on to extend(), which "
+                "has no parameter 'carried'"
+            )
+        query = given.query
+        if query is None or isinstance(query, str):
+            return given
+        return Formed(_usable(query), given.carried)
+
+    def extend(self, state: Any, hits: Hits, progress: Progress, carried: Any = None) -> Any:
+        """Write the next segment."""
+        return self._extend.call(state, hits, progress, carried)
+
+    def unencoded(self, text: str) -> Query:
+        """Return the query of a text that is not encoded yet."""
+        make = getattr(self.retriever, "unencoded", None)
+        return Query(text) if make is None else make(text)
+
+    def encode(self, text: str) -> Query:
+        """Encode the query of a text.
+
+        Raises:
+            InputError: what was returned is no query.
+        """
+        return encoded(self.retriever.encode(text))
+
+    async def aencode(self, text: str) -> Query:
+        """Do the same with a retriever that has `aencode`."""
+        retriever: Any = self.retriever
+        return encoded(await retriever.aencode(text))
+
+
+# What the parts must have. What is only awaited (`aextend`) may stand for the other.
+
+_WORKLOAD = (
+    *("start", "query", "extend", "text", "settled", "query_key", "extend_key", "release"),
+    *("inline_query", "reads_scores"),
+)
+
+
+def _check(part: object, names: Sequence[str], remedy: str) -> None:
+    missing = [name for name in names if not hasattr(part, name) and not hasattr(part, f"a{name}")]
+    if missing:
+        raise ConfigError(f"{type(part).__name__} has no {', '.join(missing)}; {remedy}")
+
+
+def complete(retriever: Retriever) -> Retriever:
+    """Return a retriever that has all that an engine needs; itself if it has.
+
+    A retriever without `encode` is asked with the text as it is, and one without a `signature`
+    shares nothing with any other.
+
+    Raises:
+        ConfigError: it has no `search`.
+    """
+    _check(retriever, ("search",), "a retriever needs search(queries)")
+    if hasattr(retriever, "signature") and hasattr(retriever, "encode"):
+        return retriever
+    return _Completed(retriever)
+
+
+class _Identity:
+    """The signature of a retriever that has none: equal to no other's, while it is remembered."""
+
+    def __init__(self, retriever: object) -> None:
+        self._retriever = retriever
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self._retriever is other._retriever
+
+    def __hash__(self) -> int:
+        return id(self._retriever)
+
+    def __repr__(self) -> str:
+        return f"<this {type(self._retriever).__name__}>"
+
+
+class _Completed:
+    """A retriever with what it leaves out."""
+
+    _OFFERED = ("search", "asearch", "search_wide", "asearch_wide", "k", "table", "aencode")
+
+    def __init__(self, retriever: Any) -> None:
+        self._retriever = retriever
+        self._identity = _Identity(retriever)
+        for name in self._OFFERED:  # as plain attributes: protocols see no __getattr__
+            if hasattr(retriever, name):
+                setattr(self, name, getattr(retriever, name))
+        if not hasattr(retriever, "encode") and not hasattr(retriever, "aencode"):
+            self.inline_encode = True
+
+    @property
+    def signature(self) -> Hashable:
+        own: Hashable = getattr(self._retriever, "signature", self._identity)
+        return own
+
+    def encode(self, text: str) -> Query:
+        make = getattr(self._retriever, "encode", None)
+        return Query(text) if make is None else make(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        raise NotImplementedError(f"{self!r} can only be awaited; use AsyncEngine")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._retriever, name)
+
+    def __repr__(self) -> str:
+        return repr(self._retriever)
+
+
+def encoded(query: Any) -> Query:
+    """Make sure that what a retriever's `encode` returned is a query.
+
+    Raises:
+        InputError: it is none, or its key cannot be a key.
+    """
+    if not isinstance(query, Query):
+        raise InputError(f"encode() must return a Query, got {query!r}")
+    _check_key(query)
+    return query
+
+
+def results(found: Any, queries: Sequence[Query]) -> list[Hits]:
+    """Make sure that a search returned hits for each query, and that nothing can change them.
+
+    Raises:
+        InputError: there are more or fewer results than queries, or they are not made of hits.
+    """
+    try:
+        each = iter(found)
+    except TypeError:
+        message = f"search() must return a sequence of results, got {found!r:.200}"
+        raise InputError(message) from None
+    listed = list(each)  # where it is lazy, its errors come here
+    if len(listed) != len(queries):
+        raise InputError(
+            f"the retriever gave {len(listed)} results for {len(queries)} queries; "
+            f"it must give one for each, in order"
+        )
+    return [_hits(hits) for hits in listed]
+
+
+def _hits(given: Any) -> Hits:
+    try:
+        hits = fixed(given)
+    except TypeError:
+        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}") from None
+    if type(hits) is tuple and not all(isinstance(hit, Hit) for hit in hits):
+        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}")
+    return hits
+
+
+def _usable(query: Any) -> Query | NoRetrieval:
+    """Make sure that a workload's own query cannot be taken for another one.
+
+    Raises:
+        InputError: it is none, or its key cannot be a key.
+    """
+    if isinstance(query, NoRetrieval):
+        return query
+    if not isinstance(query, Query):
+        raise InputError(
+            f"query() must return a text, a Query, NO_RETRIEVAL or None, got {query!r:.200}"
+        )
+    _check_key(query)
+    if query.encoding is not None and query.key == query.text:
+        # Many encodings may have one text: without a key of its own it equals no other query.
+        return Query(query.text, query.encoding, key=object())
+    return query
+
+
+def _check_key(query: Query) -> None:
+    try:
+        hash(query.key)
+    except TypeError as error:
+        raise InputError(f"the key of a query must be hashable, got {query.key!r}") from error
+
+
+def _lanes(retriever: Retriever) -> int:
+    lanes = getattr(retriever, "encode_lanes", 1)
+    if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
+        raise ConfigError(f"encode_lanes must be a whole number of at least 1, got {lanes!r}")
+    return lanes
+
+
+# What a method takes, by the names of its parameters.
+
+
+class _Asking:
+    """A workload's `query` or `aquery`."""
+
+    def __init__(self, method: Callable[..., Any] | None) -> None:
+        self._method: Any = method
+        self._reports = "progress" in _parameters(method)[0]
+
+    def call(self, state: Any, progress: Progress) -> Any:
+        return self._method(state, progress=progress) if self._reports else self._method(state)
+
+
+class _Writing:
+    """A workload's `extend` or `aextend`."""
+
+    def __init__(self, method: Callable[..., Any] | None) -> None:
+        self._method: Any = method
+        names, several = _parameters(method)
+        self.carries = "carried" in names
+        self._by_place = several or len([name for name in names if name != "carried"]) > 2
+        self._plain = self._by_place and not self.carries
+
+    def call(self, state: Any, hits: Hits, progress: Progress, carried: Any) -> Any:
+        if self._plain:
+            return self._method(state, hits, progress)
+        given = (state, hits, progress) if self._by_place else (state, hits)
+        return self._method(*given, carried=carried) if self.carries else self._method(*given)
+
+
+def _parameters(method: Callable[..., Any] | None) -> tuple[list[str], bool]:
+    """Return the names of a method's parameters, and whether it takes any number of them."""
+    if method is None:
+        return [], True
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):  # of a built-in: nothing is known
+        return [], True
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [one.name for one in parameters if one.kind not in several]
+    return names, any(one.kind is one.VAR_POSITIONAL for one in parameters)

@@ -1,0 +1,43 @@
+"""The workloads by name, for engines, hosts and the command line."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.protocols import LanguageModel, Workload
+from ralmspec_plugins.workloads.interval import Interval
+from ralmspec_plugins.workloads.one_shot import OneShot
+from ralmspec_plugins.workloads.sentences import Sentences
+
+WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
+WorkloadMaker: TypeAlias = Callable[[LanguageModel[Any]], Workload[Any]]
+
+WORKLOADS: Final[Mapping[str, Callable[..., Workload[Any]]]] = {
+    "one_shot": OneShot,
+    "sentences": Sentences,
+    "interval": Interval,
+}
+assert tuple(WORKLOADS) == get_args(WorkloadName)
+
+
+def workload_of(
+    chosen: WorkloadName | WorkloadMaker, lm: LanguageModel[Any], **options: Any
+) -> Workload[Any]:
+    """Make a workload, given its name or what makes it.
+
+    Args:
+        chosen: a name, with "-" or "_", or a function of the model.
+        lm: what writes.
+        options: settings by name; those that a named workload does not have are left out.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if not isinstance(chosen, str):
+        return chosen(lm, **options)
+    make = WORKLOADS.get(chosen.replace("-", "_"))
+    if make is None:
+        raise ConfigError(f"unknown workload {chosen!r}; known are {', '.join(WORKLOADS)}")
+    known = inspect.signature(make).parameters
+    return make(lm, **{name: value for name, value in options.items() if name in known})
