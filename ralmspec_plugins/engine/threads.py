@@ -208,7 +208,8 @@ def _writes(need: Need) -> bool:
     return isinstance(need, FormQuery | Extend)
 
 
-# Lets Python's threads take turns more often while requests run ahead (docs/decisions/0009).
+# Lets Python's threads take turns more often while requests run ahead, where that is asked for
+# (`Settings.switch_interval_s`; docs/decisions/0009).
 
 
 _lock = threading.Lock()
