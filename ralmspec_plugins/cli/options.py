@@ -116,7 +116,7 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
 ]
 Timeline = Annotated[
-    Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
+    Path | None, typer.Option(help="Draw what happened when: .html, .json (trace events), .svg.")
 ]
 Threads = Annotated[
     int | None,
