@@ -79,7 +79,10 @@ def test_a_failed_request_puts_it_back(usual: float) -> None:
         def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
             raise OSError("no")
 
-    with Engine(Failing(), WordRetriever(TEXTS), SHORT) as engine, pytest.raises(OSError, match="no"):
+    with (
+        Engine(Failing(), WordRetriever(TEXTS), SHORT) as engine,
+        pytest.raises(OSError, match="no"),
+    ):
         engine.run("whale")
 
     assert usual == pytest.approx(sys.getswitchinterval())
