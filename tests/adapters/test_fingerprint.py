@@ -22,6 +22,7 @@ from ralmspec_plugins.adapters.fingerprint import (
     object_id,
     overridden,
     package_of,
+    parts,
     value_fingerprint,
 )
 from ralmspec_plugins.adapters.plain_data import copied_where_possible, is_data
@@ -386,6 +387,14 @@ def test_what_differs_out_of_sight_has_another_key(one: Any, other: Any) -> None
     for wrap in (lambda it: it, lambda it: [{"filter": it}], lambda it: Filter(must=[it])):
         assert value_fingerprint(wrap(one)) != value_fingerprint(wrap(other))
     assert as_called(one) != as_called(other)
+
+
+def test_a_walk_goes_around_what_cannot_be_asked() -> None:
+    """A proxy without a context is passed over, as are documents; the rest is met once."""
+    thing = Thing()
+    whole = [thing, Unbound(), {"again": thing}, "document"]
+
+    assert list(parts(whole, held, (str,))) == [whole, thing, whole[2]]
 
 
 def test_attributes_in_slots_count() -> None:
