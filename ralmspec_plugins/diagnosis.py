@@ -247,7 +247,7 @@ def diagnosed(
     lm: LanguageModel[Any],
     request: Request,
     *,
-    width: int,
+    width: Callable[[int], int],
     interval: int,
 ) -> Diagnosis:
     """Measure a store and a model by two plain runs and what those searched and wrote.
@@ -257,12 +257,14 @@ def diagnosed(
         store: what is searched.
         lm: the model, with empty caches.
         request: a typical one.
-        width: the hits that a verification asks for, where the store can be searched wider.
+        width: the hits that a verification of this k asks for, where the store can be searched
+            wider.
         interval: tokens in a step.
     """
     answers = [run(None, plain=True) for _ in range(2)]
     queries = [step.query for step in answers[0].retrieved]
-    curve = batch_curve(store, queries, width if isinstance(store, WideRetriever) else None)
+    wide = width(store.k) if isinstance(store, WideRetriever) else None
+    curve = batch_curve(store, queries, wide)
     bounds = Bounds(answers[0].stats.segments, typical_step(answers), curve[1])
     gains: tuple[float, ...] = ()
     if bounds.speed_up >= LITTLE:

@@ -350,21 +350,21 @@ def _draw_band(svg: ET.Element, band: Band, top: float, until_s: float) -> float
 def _draw_bar(svg: ET.Element, bar: Bar, y: float, height: float, until_s: float) -> None:
     x = _x(bar.span.started_s, until_s)
     width = max(_LEAST, _x(bar.span.ended_s, until_s) - x)
-    place = {"x": x, "y": y, "width": width, "height": height}
+    place: dict[str, Any] = {"x": x, "y": y, "width": width, "height": height}
     _add(_add(svg, "rect", class_=f"bar {bar.look}", **place), "title", bar.hint)
     if bar.span.ahead:
         _add(svg, "rect", class_="ahead", **place)
     if bar.label and height > _THIN and width > _LETTER * len(bar.label) + 4:
-        center = {"x": x + width / 2, "y": y + height - 4}
+        center: dict[str, Any] = {"x": x + width / 2, "y": y + height - 4}
         _add(svg, "text", bar.label, class_="in", text_anchor="middle", **center)
 
 
 def _draw_legend(svg: ET.Element, bands: Sequence[Band], top: float) -> float:
     """Explain the looks that are used, in two columns; return the height of all."""
     used = {bar.look for bar in _bars(bands)}
-    entries = [((look,), LOOKS[look]) for look in LOOKS if look in used]
+    entries = [([look], LOOKS[look]) for look in LOOKS if look in used]
     if any(bar.span.ahead for bar in _bars(bands)):
-        entries.append((("kept", "ahead"), AHEAD))
+        entries.append((["kept", "ahead"], AHEAD))
     for place, (drawn, text) in enumerate(entries):
         x, y = _LEFT + _WIDTH / 2 * (place % 2), top + _LINE * (place // 2)
         for look in drawn:

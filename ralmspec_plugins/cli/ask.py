@@ -50,7 +50,11 @@ def ask(
     )
     store = searching.open()
     with output.notes().status("loading the model"):
-        style = {"temperature": asking.temperature, "template": template, "chat": chat}
+        style: dict[str, Any] = {
+            "temperature": asking.temperature,
+            "template": template,
+            "chat": chat,
+        }
         weights = build.Weights(common.model, common.threads, **style)
 
     def make() -> Workload[Any]:

@@ -42,9 +42,13 @@ def diagnose(
         with build.engines((mode,), workload, store, settings) as opened:
             return opened[mode].run(request)
 
-    width = Settings(prefetch=searching.prefetch).width(store.k)
     diagnosis = diagnosed(
-        run, store, weights.language_model(), request, width=width, interval=searching.interval
+        run,
+        store,
+        weights.language_model(),
+        request,
+        width=Settings(prefetch=searching.prefetch).width,
+        interval=searching.interval,
     )
     if output.wants_json(common.json):
         output.write_json(_record(diagnosis, searching.latency))
@@ -86,8 +90,8 @@ def _show(diagnosis: Diagnosis) -> None:
     rows = Table(show_header=False, title="one request")
     rows.add_row("steps N", str(bounds.steps))
     rows.add_row("a step a, on average", seconds(bounds.step_s))
-    for name, value in (("the same", steps.same_s), ("new", steps.changed_s)):
-        rows.add_row(f"  with {name} passages", "-" if value is None else seconds(value))
+    for name, step_s in (("the same", steps.same_s), ("new", steps.changed_s)):
+        rows.add_row(f"  with {name} passages", "-" if step_s is None else seconds(step_s))
     rows.add_row("plain: N a + N b(1)", seconds(bounds.plain_s))
     rows.add_row("  two real runs", ", ".join(map(seconds, diagnosis.plain_s)))
     rows.add_row("at best: N a + b(1)", f"{seconds(bounds.best_s)} ({bounds.speed_up:.2f} x)")

@@ -260,7 +260,7 @@ def perplexity(
             progress=lambda tokens: progress.update(task, completed=tokens),
         )
     mixed = {str(one): _finite(found.perplexity(one)) for one in weights}
-    record = {"texts": found.texts, "tokens": found.tokens, "k": neighbours.k}
+    record: dict[str, Any] = {"texts": found.texts, "tokens": found.tokens, "k": neighbours.k}
     record |= {"model": found.model_perplexity, "interpolated": mixed}
     counted = f"{output.plural(found.tokens, 'token')} of {output.plural(found.texts, 'text')}"
     lines = [f"{counted}, {output.plural(neighbours.k, 'neighbour')} each"]

@@ -33,7 +33,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for name, one in signature.parameters.items():
         if is_dataclass(one.annotation):
-            fields = inspect.signature(one.annotation).parameters
+            make: Any = one.annotation
+            fields = inspect.signature(make).parameters
             groups[name] = list(fields)
             _, told = _described(one.annotation)
             parameters += [_parameter(field, told[field.name]) for field in fields.values()]
