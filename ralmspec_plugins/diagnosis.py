@@ -234,7 +234,7 @@ class Diagnosis:
     switch_gains: tuple[float, ...]  # not measured where speculation cannot pay
 
 
-class Run(Protocol):
+class RequestRunner(Protocol):
     """Runs the request with empty caches."""
 
     def __call__(self, switch_interval_s: float | None, *, plain: bool) -> Answer:
@@ -242,7 +242,7 @@ class Run(Protocol):
 
 
 def diagnosed(
-    run: Run,
+    run: RequestRunner,
     store: Retriever,
     lm: LanguageModel[Any],
     request: Request,

@@ -51,14 +51,14 @@ def canonical_bytes(
         unread: names what could not be read to its end: too deep, too large, or raising;
             `opaque` by default.
     """
-    writer = _Writer(opaque, most, ordered, read, unread or opaque)
+    writer = _ValueWriter(opaque, most, ordered, read, unread or opaque)
     try:
         return writer.written(value)
     except Exception:  # noqa: BLE001 a class's own code raised, or the stack ended
         return writer.unread(value)
 
 
-class _Writer:
+class _ValueWriter:
     """Writes one value."""
 
     def __init__(

@@ -25,7 +25,7 @@ WorkloadName: TypeAlias = Literal["interval", "one-shot"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Searching:
+class SearchOptions:
     """A saved knowledge base, and how it is searched.
 
     Options:

@@ -16,8 +16,8 @@ from ralmspec_plugins.types import Answer, Request
 def diagnose(
     question: str = "Tell me the story.",
     *,
-    searching: build.Searching,
-    common: options.Common,
+    searching: build.SearchOptions,
+    common: options.CommonOptions,
     max_tokens: options.Count = 128,
 ) -> None:
     """Measure searches and writing, and say what speculation can gain at best.

@@ -37,7 +37,7 @@ def build(
     *,
     text: list[Path],
     out: Path,
-    common: options.Common,
+    common: options.CommonOptions,
     key: KeyKind = "ffn_input",
     context: options.OptionalCount = None,
     stride: options.OptionalCount = None,
@@ -99,7 +99,7 @@ def build(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
+class NeighbourOptions:
     """How the neighbours of a token are found.
 
     Options:
@@ -122,7 +122,7 @@ class Neighbours:
     def open(
         self,
         folder: Path,
-        common: options.Common,
+        common: options.CommonOptions,
         replica: str | None = None,
         replica_index: Path | None = None,
         **settings: Any,
@@ -167,10 +167,10 @@ def generate(
     datastore: Path,
     prompt: str | None = None,
     *,
-    neighbours: Neighbours,
-    asking: options.Asking,
-    scheduling: options.Scheduling,
-    common: options.Common,
+    neighbours: NeighbourOptions,
+    asking: options.QuestionOptions,
+    scheduling: options.ScheduleOptions,
+    common: options.CommonOptions,
     weight: float = 0.25,
     replica: Literal["hnsw", "ivfpq"] | None = None,
     replica_index: Path | None = None,
@@ -234,8 +234,8 @@ def perplexity(
     datastore: Path,
     *,
     text: list[Path],
-    neighbours: Neighbours,
-    common: options.Common,
+    neighbours: NeighbourOptions,
+    common: options.CommonOptions,
     weight: list[float] | None = None,
     block: AtLeastTwo = BLOCK,
     stride: options.Count = STRIDE,

@@ -102,7 +102,7 @@ OptionalSeconds = Annotated[float | None, {"parser": duration, "metavar": "TIME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Common:
+class CommonOptions:
     """The options of every command that runs a model.
 
     Options:
@@ -124,7 +124,7 @@ _SCHEDULES: Final[Mapping[str, tuple[Any, tuple[str, ...]]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scheduling:
+class ScheduleOptions:
     """How far to run ahead, and when to search.
 
     Options:
@@ -176,7 +176,7 @@ def option(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class QuestionOptions:
     """What is asked, how often, and what is drawn of it.
 
     Options:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ralmspec_plugins.cli.app import app
-from ralmspec_plugins.cli.knn import Neighbours
+from ralmspec_plugins.cli.knn import NeighbourOptions
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.knn.search import SEARCHES
 from ralmspec_plugins.lm.huggingface import load
@@ -249,4 +249,4 @@ def test_another_model_is_refused_unless_allowed(store: Path, tmp_path: Path) ->
 
 def test_every_search_has_a_name() -> None:
     """The command line offers what the package has."""
-    assert list(get_args(get_type_hints(Neighbours)["search"])) == list(SEARCHES)
+    assert list(get_args(get_type_hints(NeighbourOptions)["search"])) == list(SEARCHES)
