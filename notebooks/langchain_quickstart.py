@@ -21,18 +21,16 @@
 # This notebook puts `langchain_ralmspec` in its place, step by step, and checks at each step that the answer stays what it was.
 # Then it measures.
 #
-# It needs `pip install "ralmspec-plugins[langchain,hf,plots,notebooks]" langchain-huggingface`, and no network: documents and model come with the package.
+# It needs `pip install "ralmspec-plugins[langchain,hf,notebooks]" langchain-huggingface`, and no network: documents and model come with the package.
 
 # %%
 import re
 import statistics
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from IPython.display import Image, display
+from IPython.display import SVG, display
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.output_parsers import StrOutputParser
@@ -333,14 +331,11 @@ for name, times in took.items():
 # ## What happened when
 
 # %%
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "timeline.png"
-    runs = {
-        "speculative": stats_of(replies["remote, batches"]),
-        "plain": stats_of(replies["remote, plain"]),
-    }
-    timeline.write(file, runs, title=question, note="The store's 50 ms are made up.")
-    display(Image(file.read_bytes()))
+runs = {
+    "speculative": stats_of(replies["remote, batches"]),
+    "plain": stats_of(replies["remote, plain"]),
+}
+display(SVG(timeline.figure(runs, title=question, note="The store's 50 ms are made up.")))
 
 # %% [markdown]
 # ## Streaming
