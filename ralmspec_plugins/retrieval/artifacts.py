@@ -21,9 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
-from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
-from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
 from ralmspec_plugins.retrieval.storage.corpus import (
     batched,
     passage_blocks,
@@ -70,75 +67,6 @@ class IndexArtifacts:
     blobs: Mapping[str, bytes] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     written: Mapping[str, WriteTo] = field(default_factory=dict)
-
-    @classmethod
-    def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "IndexArtifacts":
-        """Take a dense corpus apart."""
-        settings = {
-            "k": k,
-            "metric": corpus.metric.value,
-            "dimension": corpus.dimension,
-            "fingerprint": corpus.print,
-            "largest_norm": corpus.largest_norm,
-            "encoder": encoder_name(corpus.encoder),
-            "encoder_settings": getattr(corpus.encoder, "settings", None),
-            **extra,
-        }
-        arrays = {"vectors": corpus.vectors}
-        if corpus.squares is not None:
-            arrays["squares"] = corpus.squares
-        return cls(backend, settings, corpus.passages, arrays)
-
-    def dense(self, encoder: Encoder | None) -> DenseCorpus:
-        """Put a dense corpus together again, its encoder made anew where that is possible.
-
-        Raises:
-            IndexFileError: another encoder than the saved one, or vectors that do not fit.
-        """
-        vectors = self.array("vectors")
-        dimension = self.setting("dimension")
-        if vectors.shape != (len(self.passages), dimension):
-            raise IndexFileError(
-                f"vectors.npy has shape {vectors.shape}, but kb.json says "
-                f"{(len(self.passages), dimension)}; build the knowledge base again"
-            )
-        metric = self.setting("metric")
-        return DenseCorpus(
-            self.passages,
-            vectors,
-            self._encoder(encoder),
-            metric,
-            measured=self._measured(metric),
-        )
-
-    def _measured(self, metric: str) -> Measured:
-        largest = self.setting("largest_norm")
-        if not isinstance(largest, float) or not 0 <= largest < LARGEST_NORM:
-            raise IndexFileError(
-                f"kb.json says that the longest vector has the length {largest!r}; build it again"
-            )
-        squares = self.array("squares") if metric == Metric.L2 else None
-        if squares is not None and (
-            squares.shape != (len(self.passages),) or squares.dtype != np.float32
-        ):
-            raise IndexFileError(
-                f"squares.npy is a {squares.dtype} array of shape {squares.shape}, but there are "
-                f"{len(self.passages)} passages; build the knowledge base again"
-            )
-        return Measured(self.setting("fingerprint"), largest, squares)
-
-    def _encoder(self, given: Encoder | None) -> Encoder | None:
-        saved = self.setting("encoder")
-        settings = self.settings.get("encoder_settings")
-        if given is None:
-            return encoder_from(settings) if settings else None
-        name = encoder_name(given)
-        if settings and name != saved:
-            raise IndexFileError(
-                f"this knowledge base was encoded by {saved!r}, got the encoder {name!r}; "
-                "give the same encoder, or build it again"
-            )
-        return given
 
     def setting(self, name: str) -> Any:
         """Give a setting.
