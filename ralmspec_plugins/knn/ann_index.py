@@ -6,10 +6,10 @@ datastore, and what the other file must be. Nothing is ever pickled.
 
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,6 @@ from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.search import widen
 from ralmspec_plugins.retrieval.faiss_ann import AnnIndex, Hnsw, IndexRecipe, IvfPq, faiss_library
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors
-from ralmspec_plugins.retrieval.storage.files import atomic_replace
 from ralmspec_plugins.retrieval.storage.format import (
     RecordKind,
     Verify,
@@ -30,7 +29,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     file_record,
     opened_whole,
     read_record,
-    removed_afterwards,
+    write_folder,
 )
 
 _REFINED = 1024  # quantised candidates that are measured exactly at no great cost
@@ -143,27 +142,24 @@ def save_index(built: AnnIndex, path: str | os.PathLike[str]) -> None:
     Raises:
         IndexFileError: something that is not a search index is in the way.
     """
-    target = Path(path).resolve()
-    check_place(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
-    with removed_afterwards(fresh):
-        fresh.mkdir(mode=0o700)
-        with (fresh / _INDEX).open("wb") as opened:
-            built.write_to(opened.write)
-            opened.flush()
-            os.fsync(opened.fileno())
-        about = {
-            "format": _KIND.format,
-            "version": _KIND.version,
-            "recipe": built.recipe.name,
-            "settings": asdict(built.recipe),
-            "digest": built.digest,
-            "datastore": built.source,
-            "file": file_record(fresh / _INDEX),
-        }
-        (fresh / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        atomic_replace(target, fresh)
+    write_folder(Path(path).resolve(), partial(_write, built), check_place)
+
+
+def _write(built: AnnIndex, folder: Path) -> None:
+    with (folder / _INDEX).open("wb") as opened:
+        built.write_to(opened.write)
+        opened.flush()
+        os.fsync(opened.fileno())
+    about = {
+        "format": _KIND.format,
+        "version": _KIND.version,
+        "recipe": built.recipe.name,
+        "settings": asdict(built.recipe),
+        "digest": built.digest,
+        "datastore": built.source,
+        "file": file_record(folder / _INDEX),
+    }
+    (folder / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def open_index(

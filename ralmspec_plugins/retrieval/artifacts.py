@@ -9,7 +9,6 @@ pickled. It is written beside its final place and renamed: whole or not at all.
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ from ralmspec_plugins.retrieval.storage.files import (
     PASSAGES,
     PLACES,
     PassageFile,
-    atomic_replace,
 )
 from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,
@@ -41,7 +39,7 @@ from ralmspec_plugins.retrieval.storage.format import (
     check_target,
     file_record,
     plain_name,
-    removed_afterwards,
+    write_folder,
 )
 from ralmspec_plugins.types import Passage
 
@@ -133,14 +131,7 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
         IndexFileError: something that is not a knowledge base is in the way.
     """
     target = Path(path).resolve()  # a link keeps leading to it
-    check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
-    with removed_afterwards(fresh):  # made inside: it may be stopped as soon as it is there
-        fresh.mkdir(mode=0o700)
-        write(retriever.parts(), fresh, {})
-        check_target(target)  # again: writing can take minutes, and others may have come
-        atomic_replace(target, fresh)
+    write_folder(target, lambda folder: write(retriever.parts(), folder, {}), check_target)
 
 
 class _Recorder:

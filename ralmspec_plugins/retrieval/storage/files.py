@@ -134,6 +134,15 @@ def open_array(file: Path) -> NDArray[Any]:
         ) from error
 
 
+def write_array(file: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file, and see it to the disk; a file that is there is replaced, not changed."""
+    file.unlink(missing_ok=True)
+    with file.open("wb") as opened:
+        np.lib.format.write_array(opened, array, allow_pickle=False)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
 def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable[[int], Passage]:
     """Make what reads a row; not a method, so that keeping it does not keep the file for ever."""
 

@@ -7,15 +7,16 @@ Whatever is wrong with one is reported before anything in it is used.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, RalmSpecError
+from ralmspec_plugins.retrieval.storage.files import atomic_replace
 
 _MOST_ATTEMPTS = 50
 OpenedT = TypeVar("OpenedT")
@@ -155,13 +156,35 @@ VERSION = 2  # 1 had no offsets and no places
 OWN = "own"  # kb.json marks so the files that are given back as paths
 
 
-@contextmanager
-def removed_afterwards(folder: Path) -> Iterator[None]:
-    """Leave nothing of a folder behind, however this ends."""
-    try:
-        yield
+def write_folder(
+    target: Path,
+    write: Callable[[Path], None],
+    check: Callable[[Path], None],
+    place: Path | None = None,
+) -> None:
+    """Have a folder written, and give it its name: whole or not at all.
+
+    Whatever goes wrong on the way (a full disk, Ctrl-C), what had the name before stays
+    as it was, and nothing else is left behind.
+
+    Args:
+        target: the folder's name; not a link.
+        write: writes into an empty folder.
+        check: refuses what must not be replaced. Called again at the end: writing can take
+            minutes, and others may have come.
+        place: where it is written; beside the target by default.
+    """
+    check(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place or target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
+    shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
+    try:  # made inside: it may be stopped as soon as it is there
+        fresh.mkdir(mode=0o700)
+        write(fresh)
+        check(target)
+        atomic_replace(target, fresh)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def check_target(
