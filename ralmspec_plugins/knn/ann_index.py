@@ -112,7 +112,7 @@ _INDEX = "index.faiss"
 _ABOUT = "index.json"
 _AGAIN = "remove it, and build it again"
 _KIND = RecordKind(
-    missing=f"is no search index: it has no {_ABOUT}",
+    missing=f"is no search index: it has no {_ABOUT}; make one with open_search(..., index=folder)",
     file=_ABOUT,
     format="ralmspec-knn-index",
     version=1,
@@ -180,7 +180,7 @@ def open_index(
     """
     check_verify(verify)
     folder = Path(path)
-    return opened_whole(folder, lambda: _open_once(folder, datastore, verify))
+    return opened_whole(folder, lambda real: _open_once(real, datastore, verify))
 
 
 def _open_once(folder: Path, datastore: Datastore, verify: Verify) -> AnnIndex:

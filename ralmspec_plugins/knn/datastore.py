@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, ModelError
-from ralmspec_plugins.retrieval.storage.files import open_array
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, open_array
 from ralmspec_plugins.retrieval.storage.format import (
     RecordKind,
     Verify,
@@ -162,7 +162,9 @@ def read_about(folder: Path, verify: Verify) -> tuple[DatastoreInfo, list[str]]:
         for name in FILES:
             check_file(folder / name, files[name], verify, _KIND.again)
         return info, [str(files[name]["sha256"]) for name in FILES]
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+    except IndexFileError:
+        raise
+    except DAMAGE as error:
         raise IndexFileError(f"{folder / ABOUT} is damaged ({error!r}); {_KIND.again}") from error
 
 
@@ -214,7 +216,7 @@ class Datastore:
         """
         check_verify(verify)
         folder = Path(path)
-        return opened_whole(folder, lambda: cls._open_once(folder, verify))
+        return opened_whole(folder, lambda real: cls._open_once(real, verify))
 
     @classmethod
     def _open_once(cls, folder: Path, verify: Verify) -> Self:

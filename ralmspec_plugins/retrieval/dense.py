@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.encoders import Encoder, encode_all, encoder_from, encoder_name
+from ralmspec_plugins.retrieval.encoders import Encoder, encode_all, encoder_name
 from ralmspec_plugins.retrieval.ranking import (
     FLOAT32_ROUNDOFF,
     LARGEST_NORM,
@@ -258,11 +258,10 @@ class DenseCorpus:
 
     @classmethod
     def from_artifacts(cls, parts: IndexArtifacts, encoder: Encoder | None) -> Self:
-        """Put a corpus together again, its encoder made from its settings where there are any.
+        """Put a corpus together again.
 
         Raises:
             IndexFileError: another encoder than the saved one, or vectors that do not fit.
-            InputError: the saved encoder cannot be made here.
         """
         vectors, dimension = parts.array("vectors"), parts.setting("dimension")
         if vectors.shape != (len(parts.passages), dimension):
@@ -270,14 +269,10 @@ class DenseCorpus:
                 f"vectors.npy has shape {vectors.shape}, but kb.json says "
                 f"{(len(parts.passages), dimension)}; build the knowledge base again"
             )
+        _check_encoder(parts, encoder)
         metric = parts.setting("metric")
-        return cls(
-            parts.passages,
-            vectors,
-            _saved_encoder(parts, encoder),
-            metric,
-            measured=_saved_measures(parts, metric),
-        )
+        measured = _saved_measures(parts, metric)
+        return cls(parts.passages, vectors, encoder, metric, measured=measured)
 
     @property
     def size(self) -> int:
@@ -373,16 +368,13 @@ class DenseCorpus:
         return DenseTable(self.metric, self.dimension, capacity)
 
 
-def _saved_encoder(parts: IndexArtifacts, given: Encoder | None) -> Encoder | None:
+def _check_encoder(parts: IndexArtifacts, encoder: Encoder | None) -> None:
     saved, settings = parts.setting("encoder"), parts.settings.get("encoder_settings")
-    if given is None:
-        return encoder_from(settings) if settings else None
-    if settings and encoder_name(given) != saved:
+    if encoder is not None and settings and encoder_name(encoder) != saved:
         raise IndexFileError(
             f"this knowledge base was encoded by {saved!r}, got the encoder "
-            f"{encoder_name(given)!r}; give the same encoder, or build it again"
+            f"{encoder_name(encoder)!r}; give the same encoder, or build it again"
         )
-    return given
 
 
 def _saved_measures(parts: IndexArtifacts, metric: str) -> Measured:

@@ -54,8 +54,8 @@ class HashingEncoder:
 
     def __init__(self, dimension: int = 512) -> None:
         """Encode into this many dimensions."""
-        if dimension < 1:
-            raise ConfigError(f"dimension must be at least 1, got {dimension}")
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+            raise ConfigError(f"dimension must be a whole number of at least 1, got {dimension!r}")
         self.dimension = dimension
         self.name = f"hashing-{dimension}"
         self.settings: dict[str, Any] = {"kind": "hashing", "dimension": dimension}
@@ -99,10 +99,13 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
         InputError: the kind of encoder is not one of those known here, or its model is not a
             folder of this machine.
     """
-    options = dict(settings)
+    options = dict(settings) if isinstance(settings, Mapping) else {"kind": settings}
     kind = options.pop("kind", None)
-    if kind not in _KNOWN:
-        raise InputError(f"unknown encoder kind {kind!r}; known are {', '.join(sorted(_KNOWN))}")
+    if not isinstance(kind, str) or kind not in _KNOWN:
+        raise InputError(
+            f"unknown encoder kind {kind!r}; known are {', '.join(sorted(_KNOWN))}. Give the "
+            "encoder: load(path, encoder=...)"
+        )
     if kind != "hashing" and not Path(str(options.get("path"))).is_dir():
         raise InputError(
             f"the knowledge base names the {kind} encoder {options.get('path')!r}, which is not a "
@@ -110,7 +113,13 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
             "load(path, encoder=...)"
         )
     module, name = _KNOWN[kind]
-    encoder: Encoder = getattr(import_module(module), name)(**options)
+    try:
+        encoder: Encoder = getattr(import_module(module), name)(**options)
+    except (ConfigError, TypeError) as error:
+        raise InputError(
+            f"the {kind} encoder of the knowledge base cannot be made ({error}); give it: "
+            "load(path, encoder=...)"
+        ) from error
     return encoder
 
 

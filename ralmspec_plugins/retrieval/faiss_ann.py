@@ -33,6 +33,7 @@ STORAGES = {"float32": None, "float16": "QT_fp16", "8bit": "QT_8bit"}
 _POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to learn from
 _POINTS_OF_PQ = 256  # a byte's worth of centres for each piece
 _POINTS_OF_8BIT = 65_536  # to learn each dimension's range from
+_INT = 2**31  # FAISS keeps settings in 32 bits
 _LONGEST_CODE = 64  # bytes, as in Khandelwal et al. (PAPERS 6.1)
 
 
@@ -58,7 +59,8 @@ class IndexRecipe:
             value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
             if field.name == "storage" or (value is None and field.name in _MAY_BE_NONE):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least <= value < _INT:
                 raise ConfigError(
                     f"{field.name} must be a whole number of at least {least}, got {value!r}"
                 )

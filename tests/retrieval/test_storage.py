@@ -67,7 +67,7 @@ def test_a_failed_save_leaves_the_old_index(
     assert [] == left_behind(kb)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_failed_rename_leaves_the_old_index(
     kb: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:

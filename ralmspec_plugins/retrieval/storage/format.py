@@ -75,38 +75,51 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
     return record
 
 
-def opened_whole(folder: Path, open_once: Callable[[], OpenedT]) -> OpenedT:
+def opened_whole(folder: Path, open_once: Callable[[Path], OpenedT]) -> OpenedT:
     """Open a folder's files as one, also while another folder takes its name.
 
-    A folder is replaced as a whole, in one step, but its files are opened one by one. So what
-    was opened counts only if the name led to the same folder before and after;
-    otherwise all of it is opened again. What is returned is the old or the new one.
+    A folder is replaced as a whole, in one step, but its files are opened one by one. So
+    links are followed once, at the beginning, and what was opened counts only if the name
+    then led to the same folder before and after; otherwise all of it is opened again. What
+    is returned is the old or the new one.
 
     Args:
         folder: what is opened.
-        open_once: opens and checks all of its files.
+        open_once: opens and checks all files of the folder that it is given.
 
     Raises:
         IndexFileError: what `open_once` raises, of a folder that stayed; or it is replaced
             again and again.
     """
     for attempt in range(_MOST_ATTEMPTS):
-        before = _identity(folder)
+        real = _followed(folder)
+        before = _identity(real)
         try:
-            opened = open_once()
+            opened = open_once(real)
         except (RalmSpecError, OSError, ValueError):
-            if before is not None and _identity(folder) == before:
-                raise
-            if before is None and _identity(folder) is None and not _moved_aside(folder):
+            stayed = _followed(folder) == real and _identity(real) == before
+            if stayed and (before is not None or not _moved_aside(real)):
                 raise
         else:
-            if before is not None and _identity(folder) == before:
+            if before is not None and _identity(real) == before:
                 return opened
         time.sleep(0.001 * attempt)
     raise IndexFileError(
         f"{folder} was replaced {_MOST_ATTEMPTS} times while it was opened; open it again when "
         "its writer has finished"
     )
+
+
+def _followed(folder: Path) -> Path:
+    """Give the folder itself, behind all links.
+
+    Raises:
+        IndexFileError: they lead in a circle.
+    """
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise IndexFileError(f"{folder} leads nowhere ({error}); give another folder") from error
 
 
 def _moved_aside(folder: Path) -> bool:
