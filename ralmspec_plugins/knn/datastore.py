@@ -305,28 +305,6 @@ class Datastore:
         offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
         return offsets + np.arange(len(offsets), dtype=np.int64)
 
-    def check_fits(
-        self,
-        *,
-        dimension: int,
-        vocabulary: int,
-        key_kind: str,
-        tokenizer: str = "",
-        model: str = "",
-    ) -> None:
-        """Refuse a model that was not the one that made the keys; see `DatastoreInfo.check_fits`.
-
-        Raises:
-            ModelError: it does not fit; the message names every field that differs.
-        """
-        self.about.check_fits(
-            dimension=dimension,
-            vocabulary=vocabulary,
-            key_kind=key_kind,
-            tokenizer=tokenizer,
-            model=model,
-        )
-
 
 def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
     """Refuse keys that float16 cannot hold: infinity would be as near to nothing as to all.

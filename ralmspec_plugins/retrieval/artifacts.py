@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ from ralmspec_plugins.retrieval.storage.format import (
 )
 from ralmspec_plugins.types import Passage
 
+PartT = TypeVar("PartT")
 WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
 
 
@@ -62,7 +63,6 @@ class IndexArtifacts:
     settings: Mapping[str, Any]
     passages: Sequence[Passage]
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     written: Mapping[str, WriteTo] = field(default_factory=dict)
 
@@ -72,9 +72,7 @@ class IndexArtifacts:
         Raises:
             IndexFileError: kb.json lacks it.
         """
-        if name not in self.settings:
-            raise IndexFileError(f"kb.json lacks the setting {name!r}; build the index again")
-        return self.settings[name]
+        return _found(self.settings, name, f"kb.json lacks the setting {name!r}")
 
     def array(self, name: str) -> NDArray[Any]:
         """Give an array.
@@ -82,19 +80,7 @@ class IndexArtifacts:
         Raises:
             IndexFileError: it was not saved.
         """
-        if name not in self.arrays:
-            raise IndexFileError(f"the knowledge base lacks {name}.npy; build it again")
-        return self.arrays[name]
-
-    def blob(self, name: str) -> bytes:
-        """Give a file's bytes.
-
-        Raises:
-            IndexFileError: it was not saved.
-        """
-        if name not in self.blobs:
-            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
-        return self.blobs[name]
+        return _found(self.arrays, name, f"the knowledge base lacks {name}.npy")
 
     def file(self, name: str) -> Path:
         """Give the place of a file, which is not read.
@@ -102,14 +88,16 @@ class IndexArtifacts:
         Raises:
             IndexFileError: it was not saved.
         """
-        if name not in self.files:
-            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
-        return self.files[name]
+        return _found(self.files, name, f"the knowledge base lacks {name}")
+
+
+def _found(parts: Mapping[str, PartT], name: str, lacking: str) -> PartT:
+    if name not in parts:
+        raise IndexFileError(f"{lacking}; build it again")
+    return parts[name]
 
 
 _LINES_AT_ONCE = 4096
-
-
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -174,9 +162,6 @@ def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> Non
     writer.passages(parts.passages)
     for name, array in parts.arrays.items():
         writer.array(f"{name}.npy", array)
-    for name, blob in parts.blobs.items():
-        with writer.recorder(name) as file:
-            file.write(blob)
     for name, source in parts.files.items():
         writer.own(name, partial(_copy, source, name))
     for name, write_to in parts.written.items():

@@ -245,13 +245,13 @@ class Bm25Retriever:
 
     def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        matrix = self._matrix
+        matrix, words = self._matrix, json.dumps(self._vocabulary).encode()
         return IndexArtifacts(
             "bm25s",
             {"k": self.k, "fingerprint": self._print, "bm25": asdict(self._settings)},
             self.passages,
             {"data": matrix.data, "rows": matrix.rows, "starts": matrix.starts},
-            {"vocabulary.json": json.dumps(self._vocabulary).encode()},
+            written={"vocabulary.json": lambda write: write(words)},
         )
 
     @classmethod
@@ -267,7 +267,7 @@ class Bm25Retriever:
             IndexFileError: the parts do not fit together.
         """
         matrix = ScoreMatrix(parts.array("data"), parts.array("rows"), parts.array("starts"))
-        vocabulary = json.loads(parts.blob("vocabulary.json"))
+        vocabulary = json.loads(parts.file("vocabulary.json").read_bytes())
         if not matrix.fits(max(vocabulary.values(), default=-1) + 1, len(parts.passages)):
             raise IndexFileError("the saved BM25 matrix does not fit its passages; build it again")
         settings = Bm25Settings(**parts.setting("bm25"))

@@ -74,19 +74,15 @@ def _read_once(folder: Path, verify: Verify) -> IndexArtifacts:
     for name, expected in manifest["files"].items():
         _check_file(folder, name, expected, verify)
     passages = PassageFile.open(folder, manifest["passages"])
-    arrays = {}
-    blobs = {}
-    own = {}
+    arrays, files = {}, {}
     for name, entry in manifest["files"].items():
-        if entry.get("kind") == OWN:
-            own[name] = folder / name
-        elif name in PASSAGE_FILES:
+        if name in PASSAGE_FILES:
             continue
-        elif name.endswith(".npy"):
+        if name.endswith(".npy") and entry.get("kind") != OWN:
             arrays[name.removesuffix(".npy")] = open_array(folder / name)
         else:
-            blobs[name] = (folder / name).read_bytes()
-    return IndexArtifacts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
+            files[name] = folder / name
+    return IndexArtifacts(manifest["backend"], manifest["settings"], passages, arrays, files)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -336,7 +336,6 @@ def test_a_backends_own_files_are_copied_and_given_as_paths(tmp_path: Path) -> N
     save(made, tmp_path / "kb")
     twice = read(tmp_path / "kb")
 
-    assert not read_back.blobs
     assert not read_back.arrays
     assert made.content == {name: path.read_bytes() for name, path in twice.files.items()}
     assert {tmp_path / "kb" / name for name in made.content} == set(twice.files.values())
