@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +49,6 @@ class HnswRecipe(Hnsw):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IvfPqRecipe(IvfPq):
     """Lists of product-quantised keys. The candidates should be measured exactly."""
-
-    tunable: ClassVar[tuple[str, ...]] = ("probes", "refine")
 
     probes: int = 32  # as in Khandelwal et al. (PAPERS 6.1)
     pieces: int | None = None

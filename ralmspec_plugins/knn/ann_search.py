@@ -48,8 +48,8 @@ class ApproximateSearch:
             built: from `build_index`, or `open_index`.
             k: how many neighbours a query gets; fewer where the index does not find so many.
             rerank: how many of the index's entries are measured exactly, to take the best k of;
-                0 takes the index's own distances for true. By default k for HNSW; for IVF-PQ 16
-                k while that is no more than 1024, and k from there on.
+                0 takes the index's own distances for true. By default k for HNSW; for IVF-PQ
+                `refine` times k (16 k) while that is no more than 1024, and k from there on.
 
         Raises:
             ConfigError: k below 1, or rerank between 0 and k.

@@ -203,7 +203,7 @@ def test_a_wrong_manifest_is_found(
         load(kb)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"kb"', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"kb"', b"\xff\xfe", b"[" * 10**5])
 def test_a_manifest_that_is_no_manifest_is_found(kb: Path, content: bytes) -> None:
     """Whatever stands in kb.json, the error is ours."""
     (kb / "kb.json").write_bytes(content)

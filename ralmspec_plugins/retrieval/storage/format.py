@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, RalmSpecError
-from ralmspec_plugins.retrieval.storage.files import atomic_replace
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, atomic_replace
 
 _MOST_ATTEMPTS = 50
 OpenedT = TypeVar("OpenedT")
@@ -63,7 +63,7 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
         raise IndexFileError(f"{folder} {kind.missing}")
     try:
         record = json.loads(file.read_bytes())
-    except ValueError as error:
+    except DAMAGE as error:
         raise IndexFileError(f"{file} is damaged ({error}); {kind.again}") from error
     if not isinstance(record, dict) or record.get("format") != kind.format:
         raise IndexFileError(f"{file} was not written by ralmspec_plugins; give another folder")
