@@ -28,7 +28,7 @@ REMEDIES = ("again", "another folder", "give ", "Give ", "make one", "known are"
 @pytest.fixture(params=FOLDERS)
 def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A saved folder of each kind."""
-    kind = request.param
+    kind: str = request.param
     if kind in NEEDS:
         pytest.importorskip(NEEDS[kind])
     folder = tmp_path / kind
