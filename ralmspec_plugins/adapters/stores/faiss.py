@@ -224,18 +224,14 @@ class FaissSearch(StoreSearch[FaissRow]):
     def _rows(self, queries: Sequence[Vectors], width: int) -> list[list[FaissRow]]:
         index, table = self.index(), np.stack(queries)
         if flat_metric(index) is None:
-            return [
-                [FaissRow(*row) for row in zip(positions.tolist(), scores, strict=True)]
-                for positions, scores in plain_search(index, table, width)
-            ]
+            found = plain_search(index, table, width)
+            vectors = [[None] * len(positions) for positions, _ in found]
+        else:
+            found = alike_search(index, table, width)
+            vectors = [index.reconstruct_batch(positions) for positions, _ in found]
         return [
-            [
-                FaissRow(*row)
-                for row in zip(
-                    positions.tolist(), scores, index.reconstruct_batch(positions), strict=True
-                )
-            ]
-            for positions, scores in alike_search(index, table, width)
+            [FaissRow(*row) for row in zip(positions.tolist(), scores, own, strict=True)]
+            for (positions, scores), own in zip(found, vectors, strict=True)
         ]
 
 
@@ -311,9 +307,8 @@ class CertifiedFaissSearch(FaissSearch):
             l2 = scan.metric is ScanMetric.L2  # whose scores are distances, negated
             cut = -self.threshold if l2 else self.threshold
             above = exact_scores(scan.vectors[: len(hits)], scan.query, scan.metric) >= cut
-            passing = [
-                ok and at == (self.upwards() != l2) for ok, at in zip(passing, above, strict=True)
-            ]
+            within = (above == (self.upwards() != l2)).tolist()
+            passing = [ok and its for ok, its in zip(passing, within, strict=True)]
         kept = [at for at, ok in enumerate(passing) if ok]
         read = kept[own - 1] + 1 if len(kept) >= own else len(hits)
         wider = [hits[at] for at in kept]
