@@ -93,6 +93,54 @@ def _wrappers_warn() -> Iterator[None]:
         yield
 
 
+def filled_anew(store: VectorStore) -> None:
+    """Exchange what a store holds, with its collection, table or index."""
+    if isinstance(store, Chroma):
+        store.reset_collection()
+    elif isinstance(store, LanceDB):
+        store.get_table().delete("true")
+    elif isinstance(store, FAISS):
+        store.index, store.index_to_docstore_id = type(store.index)(store.index.d), {}
+        store.docstore.delete([one.id for one in documents()])  # type: ignore[attr-defined]
+    rest = documents()[20:]
+    store.add_documents(rest, ids=[one.id for one in rest])
+
+
+@pytest.mark.parametrize("name", ["chroma", "lancedb", "faiss products"])
+def test_the_next_question_finds_what_was_filled_anew(name: str, tmp_path: Path) -> None:
+    """Another collection, table content or index in the same store: it alone is searched."""
+    store = STORES[name](tmp_path)
+    retriever = store.as_retriever(search_kwargs={"k": 8})
+    sooner = SpeculativeRetriever(retriever=retriever)
+    questions = [QUESTION, *OTHERS]
+    before = sooner.batch(questions)
+    filled_anew(store)
+    after = sooner.batch(questions)
+    alone = sooner.invoke(QUESTION)
+    expected = [retriever.invoke(one) for one in questions]
+    sooner.close()
+
+    assert [*after, alone] == [*expected, expected[0]]
+    assert before != after
+    assert min(one.metadata["number"] for found in after for one in found) >= 20
+
+
+def test_a_collection_that_is_gone_is_the_hosts_error(tmp_path: Path) -> None:
+    """The next question raises what the store itself raises."""
+    store = chroma(tmp_path)
+    rag = speculative(Drifting(), store.as_retriever(), bound="max_tokens")
+    rag.invoke(QUESTION)
+    store.delete_collection()
+    errors = []
+    for ask in (store.as_retriever().invoke, rag.invoke):
+        with pytest.raises(ValueError, match="not initialized") as caught:
+            ask(QUESTION)
+        errors.append((type(caught.value), str(caught.value)))
+    rag.close()
+
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(one, marks=[pytest.mark.slow] * (one == "milvus")) for one in STORES]
 )

@@ -8,28 +8,21 @@ from langchain_ralmspec.stores.base import each_row, known_k, stores_relevance
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.stores.qdrant import Points, QdrantSearch, is_rest_model, vector_of
 
-# The retriever's settings, and the client's names of them.
-_OPTIONS: Final = {
-    "filter": "filter",
-    "search_params": "params",
-    "offset": "offset",
-    "score_threshold": "score_threshold",
-    "consistency": "consistency",
-}
+_OPTIONS: Final = frozenset({"filter", "offset", "score_threshold", "consistency"})
 
 
 def qdrant_search(retriever: VectorStoreRetriever) -> QdrantSearch | None:
     """Search a Qdrant collection in batches; `None` for settings that are not known."""
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
-    k = known_k(settings, _OPTIONS.keys())
+    k = known_k(settings, {"search_params", *_OPTIONS})
     if k is None or type(store.client).__name__ != "QdrantClient":
         return None
     if getattr(store.retrieval_mode, "value", None) != "dense" or store.embeddings is None:
         return None
     if not all(is_rest_model(settings.get(name)) for name in ("filter", "search_params")):
         return None
-    options = {ours: settings[name] for name, ours in _OPTIONS.items() if name in settings}
+    options = {name: settings[name] for name in _OPTIONS if name in settings}
 
     def scored(point: Any) -> Scored:
         document = store._document_from_point(  # noqa: SLF001 the wrapper's own reading
@@ -41,6 +34,7 @@ def qdrant_search(retriever: VectorStoreRetriever) -> QdrantSearch | None:
         k=k,
         points=lambda: Points(store.client, store.collection_name, store.vector_name),
         distance=lambda: store.distance,
+        params=lambda: settings.get("search_params"),
         options=lambda: options,
         documents=each_row(scored),
         relevance=stores_relevance(store),

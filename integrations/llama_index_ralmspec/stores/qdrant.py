@@ -30,7 +30,6 @@ def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
     def options() -> Mapping[str, Any]:
         return {
             "filter": store._build_query_filter(settings.query(None)) if own is None else own,  # noqa: SLF001
-            "params": search_params(params) if isinstance(params, dict) else params,
         }
 
     async def awaited() -> Any:
@@ -51,6 +50,7 @@ def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
         k=settings.k,
         points=lambda: Points(store._client, store.collection_name, store.dense_vector_name),  # noqa: SLF001
         distance=lambda: _distance(store),
+        params=lambda: search_params(params) if isinstance(params, dict) else params,
         awaited=awaited,
         options=options,
         documents=NodeMaker(retriever, found),

@@ -1,6 +1,5 @@
 """What the batch searches of all stores share: a host's settings, and ties decided its way."""
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +78,6 @@ class StoreSearch(ABC, Generic[RowT]):
     @abstractmethod
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
-
-    async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the same without holding up the event loop."""
-        return await asyncio.to_thread(self.search, vectors, k)
 
 
 # Wider searches that begin with the search for k, where ties were decided another way.

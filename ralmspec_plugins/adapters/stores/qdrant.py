@@ -53,12 +53,13 @@ class QdrantSearch(StoreSearch[Any]):
         points: where to search; the client a `QdrantClient`.
         distance: the collection's `Distance`, or its name.
         awaited: gives the host's `AsyncQdrantClient`, whose data may be others.
-        options: `filter`, `params`, `offset` and `score_threshold` of a `QueryRequest`, and
-            `consistency`.
+        params: the `SearchParams`, or `None`.
+        options: `filter`, `offset` and `score_threshold` of a `QueryRequest`, and `consistency`.
     """
 
     points: Callable[[], Points]
     distance: Callable[[], Any]
+    params: Callable[[], Any]
     awaited: Callable[[], Awaitable[Any]] | None = None
     name: str = "Qdrant"
     exact: bool = True
@@ -68,7 +69,7 @@ class QdrantSearch(StoreSearch[Any]):
         """Whether every vector is compared: in local mode, or with `SearchParams(exact=True)`."""
         if type(getattr(self.points().client, "_client", None)).__name__ in _LOCAL:
             return True
-        return getattr(self.options().get("params"), "exact", None) is True
+        return getattr(self.params(), "exact", None) is True
 
     @property
     def metric(self) -> Metric | None:
@@ -108,6 +109,7 @@ class QdrantSearch(StoreSearch[Any]):
             request(
                 query=list(vector.tolist() if hasattr(vector, "tolist") else vector),
                 using=place.field,
+                params=self.params(),
                 limit=limit,
                 with_payload=True,
                 with_vector=[place.field] if place.field else True,
