@@ -50,7 +50,6 @@ from langchain_ralmspec import (
 )
 from ralmspec_plugins import QueryCache, SharedPassageCache, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
-from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
 
@@ -257,7 +256,6 @@ class RemoteSearch:
     def __init__(self, store, k):
         self._store = store
         self.k = k
-        self.signature = ("remote", object_id(store))
 
     def relevance(self):
         return None

@@ -265,7 +265,6 @@ class RemoteSearch:
     def __init__(self, search):
         self._search = search
         self.name, self.metric, self.k = "RemoteStore", search.metric, search.k
-        self.signature = ("remote", search.signature)
 
     def search(self, vectors, k):
         time.sleep(ROUND_TRIP_S)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
+from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from langchain_ralmspec.stores.registry import BatchSearch, batch_search_of
 
@@ -110,10 +111,10 @@ class StoreContract:
 
     def test_signatures_tell_settings_apart(self, store: VectorStore) -> None:
         """Equal settings have equal signatures; a filter makes another one."""
-        plain = self._search(store, {"k": 4}).signature
-        again = self._search(store, {"k": 4}).signature
-        narrowed = self._search(store, {"k": 4, **self.narrow}).signature
-        nothing = self._search(store, {"k": 4, **self.nothing}).signature
+        plain, again, narrowed, nothing = (
+            HostRetriever(store.as_retriever(search_kwargs={"k": 4, **more})).signature
+            for more in ({}, {}, self.narrow, self.nothing)
+        )
 
         assert plain == again
         assert len({plain, narrowed, nothing}) == 3
