@@ -277,7 +277,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
+        run = RequestRun(self._assembly, value, config, settings)
         pieces = run.apieces(reports=self._assembly.followed(config))
         return whole([piece async for piece in pieces], self.output)
 
@@ -297,7 +297,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> AsyncIterator[Given]:
         async for value in values:
-            run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
+            run = RequestRun(self._assembly, value, config, settings)
             async with aclosing(run.apieces(reports=True)) as pieces:
                 async for piece in pieces:
                     for part in given_out([piece], self.output):
