@@ -95,12 +95,13 @@ class HostContext:
 
     config: RunnableConfig  # the caller's, with the callbacks of this request's own run
     inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
+    streamed: bool = True  # asked for its answer in pieces
     calls: list[CallCapture] = field(default_factory=list)  # of the model: out, or failed
 
     def call(self) -> tuple[RunnableConfig, CallCapture]:
         """Make the config for one call of the model, and what captures that call's events."""
         streams = any(map(taps, heard_by(self.config)))
-        capture = StreamingCapture() if streams else CallCapture()
+        capture = (StreamingCapture if streams else CallCapture)(streamed=self.streamed)
         return quiet_config(self.config, capture), capture
 
     @contextmanager
@@ -125,6 +126,12 @@ def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
 def taps(handler: BaseCallbackHandler) -> bool:
     """Whether the host has a chat model stream to this handler, also when it is invoked."""
     return hasattr(handler, "tap_output_aiter")
+
+
+def takes_tokens(handler: BaseCallbackHandler) -> bool:
+    """Whether such a handler takes tokens, and not the events of the host's third protocol."""
+    events = getattr(BaseCallbackHandler, "on_stream_event", None)
+    return taps(handler) and getattr(type(handler), "on_stream_event", None) is events
 
 
 # Takes the handlers off a host's part, so that they hear of it only what is committed.

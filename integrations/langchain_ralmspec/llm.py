@@ -7,7 +7,13 @@ from functools import reduce
 from operator import add
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -129,6 +135,8 @@ class HostCall:
 
     def _written(self, output: Any, result: LLMResult | None) -> Written:
         ended, usage = _ended(result), Usage()
+        if isinstance(output, BaseMessageChunk) and not self.capture.streamed:
+            output = message_chunk_to_message(output)  # as if it had been invoked
         if isinstance(output, BaseMessage):
             ended = came_to_an_end(output.response_metadata)
         if isinstance(output, AIMessage) and output.usage_metadata is not None:

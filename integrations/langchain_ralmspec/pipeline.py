@@ -17,7 +17,7 @@ from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.callbacks import CallbackSink, DirectRuns
 from langchain_ralmspec.capabilities import cached, unwrapped
-from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
+from langchain_ralmspec.configs import HostContext, heard_by, silenced, takes_tokens
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import setup_of
 from langchain_ralmspec.llm import HostLM
@@ -181,7 +181,7 @@ class Assembly:
             return False
         if getattr(model, "streaming", False) is True:
             return bool(handlers or self.llm.listeners)
-        return isinstance(model, BaseChatModel) and any(map(taps, handlers))
+        return isinstance(model, BaseChatModel) and any(map(takes_tokens, handlers))
 
     @property
     def text_is_answer(self) -> bool:
@@ -288,6 +288,8 @@ class RequestRun:
         value: str | Mapping[str, Any],
         config: RunnableConfig,
         settings: Mapping[str, Any],
+        *,
+        streamed: bool,
     ) -> None:
         """Look at the question, and begin nothing yet.
 
@@ -296,6 +298,7 @@ class RequestRun:
             value: the question.
             config: LangChain's, with the callbacks of this request's own run.
             settings: of the request, for this call alone.
+            streamed: whether the reply is asked for in pieces.
 
         Raises:
             InputError: there is no question.
@@ -303,27 +306,29 @@ class RequestRun:
         """
         question, given = question_of(value, assembly.question_key)
         variables = variables_of(question, given, assembly.question_key)
-        context = HostContext(config, variables)
+        context = HostContext(config, variables, streamed)
         self._request = _request(assembly, question, context, settings)
         self._engines = assembly.engines(config)
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
         self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
 
-    def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
-        """Give the reply in pieces; `reports`: follow the model while it writes."""
+        self._reports = streamed or assembly.followed(config)  # the model while it writes
+
+    def pieces(self) -> Generator[AddableDict, None, None]:
+        """Give the reply in pieces."""
         yield self._pieces.begin()
-        events = self._engines.sync.events(self._request, reports=reports)
+        events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
         yield from self._pieces.end(answer, made)
 
-    async def apieces(self, *, reports: bool) -> AsyncGenerator[AddableDict, None]:
+    async def apieces(self) -> AsyncGenerator[AddableDict, None]:
         """Do the same on an event loop."""
         yield self._pieces.begin()
-        events = self._engines.asynchronous.events(self._request, reports=reports)
+        events = self._engines.asynchronous.events(self._request, reports=self._reports)
         async with aclosing(adrive_events(events, self._telling, self._shown)) as pieces:
             async for piece in pieces:
                 yield piece

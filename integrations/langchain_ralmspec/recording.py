@@ -6,7 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.outputs import LLMResult
+from langchain_core.messages import message_chunk_to_message
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +42,14 @@ class CallCapture(BaseCallbackHandler):
     run_inline = True
     raise_error = True  # a fault of ours must not be swallowed
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, *, streamed: bool = True) -> None:
+        """Begin with nothing.
+
+        Args:
+            streamed: whether the host would stream, too. A model that is only streamed so
+                that handlers hear its tokens gives them the same end as one that is invoked.
+        """
+        self.streamed = streamed
         self.run: ModelRun | None = None
         self.raised: BaseException | None = None  # by the call
         self.before: Any = None  # the draft that the call continues
@@ -82,6 +89,9 @@ class CallCapture(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_about: Any) -> None:
         """Note an end."""
         self.run = self._runs[run_id]
+        if not self.streamed:
+            made = [[_invoked(one) for one in some] for some in response.generations]
+            response = response.model_copy(update={"generations": made})
         self.run.response = response
 
     def on_llm_error(
@@ -96,6 +106,13 @@ class CallCapture(BaseCallbackHandler):
         """Note an error."""
         self.run = self._runs[run_id]
         self.run.error, self.run.error_options = error, options
+
+
+def _invoked(generation: Any) -> Any:
+    if not isinstance(generation, ChatGenerationChunk):
+        return generation
+    message = message_chunk_to_message(generation.message)
+    return ChatGeneration(message=message, generation_info=generation.generation_info)
 
 
 class StreamingCapture(CallCapture):
