@@ -112,7 +112,7 @@ class DirectRuns:
         piece = self._shown[len(before) :]
         if isinstance(self._llm, BaseChatModel):
             given, _ = continued(value, before, {})
-            shown = given if isinstance(given, list) else given.to_messages()
+            shown: Any = given if isinstance(given, list) else given.to_messages()
             made: Generation = ChatGeneration(message=AIMessage(content=piece))
         else:
             shown, made = value.to_string() + before, Generation(text=piece)
