@@ -128,12 +128,6 @@ def taps(handler: BaseCallbackHandler) -> bool:
     return hasattr(handler, "tap_output_aiter")
 
 
-def takes_tokens(handler: BaseCallbackHandler) -> bool:
-    """Whether such a handler takes tokens, and not the events of the host's third protocol."""
-    events = getattr(BaseCallbackHandler, "on_stream_event", None)
-    return taps(handler) and getattr(type(handler), "on_stream_event", None) is events
-
-
 # Takes the handlers off a host's part, so that they hear of it only what is committed.
 #
 # Callbacks given to a model's constructor, and listeners bound to a runnable, hear every

@@ -17,7 +17,7 @@ from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.callbacks import CallbackSink, DirectRuns
 from langchain_ralmspec.capabilities import cached, unwrapped
-from langchain_ralmspec.configs import HostContext, heard_by, silenced, takes_tokens
+from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import setup_of
 from langchain_ralmspec.llm import HostLM
@@ -181,7 +181,7 @@ class Assembly:
             return False
         if getattr(model, "streaming", False) is True:
             return bool(handlers or self.llm.listeners)
-        return isinstance(model, BaseChatModel) and any(map(takes_tokens, handlers))
+        return isinstance(model, BaseChatModel) and any(map(taps, handlers))
 
     @property
     def text_is_answer(self) -> bool:

@@ -1,5 +1,6 @@
 """In LangGraph: as a node, behind a tool, in an agent; no stream shows what was rolled back."""
 
+import asyncio
 import json
 import operator
 from collections.abc import Iterator
@@ -152,6 +153,26 @@ async def test_a_node_s_events_say_of_the_model_what_its_own_calls_would() -> No
             }
             assert canaries(llm.written) > canaries(got)
     rag.close()
+
+
+async def test_a_node_s_first_message_comes_before_the_model_has_finished() -> None:
+    """The model is held up before its second word until the graph's reader has seen the first."""
+    seen, in_time = asyncio.Event(), []
+
+    async def held_up(number: int) -> None:
+        if number == 1:
+            await asyncio.wait_for(seen.wait(), 3)
+            in_time.append(True)
+
+    llm = HashChat(abetween=held_up)
+    rag = rag_of(llm, HashRetriever(documents=documents()), "one_shot")
+    inputs: Any = {"input": QUESTIONS[0]}
+    async for message, _ in graph_of(rag).astream(inputs, stream_mode="messages"):
+        if message.text:
+            seen.set()
+    await asyncio.to_thread(rag.close)
+
+    assert [True] == in_time
 
 
 def _of_model(event: Any) -> Any:
