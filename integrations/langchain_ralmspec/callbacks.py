@@ -9,13 +9,11 @@ model's run when it is committed, or as far as its text is settled.
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, LLMResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
@@ -24,18 +22,18 @@ from langchain_core.runnables.configurable import DynamicRunnable
 
 from langchain_ralmspec.configs import HostContext, Silenced
 from langchain_ralmspec.documents import document_of
-from langchain_ralmspec.prompts import Prompting, continued
+from langchain_ralmspec.local_model import DirectRuns
+from langchain_ralmspec.prompts import Prompting
 from langchain_ralmspec.recording import CallCapture, ModelRun
 from ralmspec_plugins import effects
 from ralmspec_plugins.adapters.documents import HostPassage
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.types import Request, Retrieved, passages_of
+from ralmspec_plugins.types import Retrieved, passages_of
 
 # The run of one retrieval, as the host's own `invoke` opens it.
 
 
-Manager: TypeAlias = CallbackManager | AsyncCallbackManager
 ManagerKind: TypeAlias = type[CallbackManager] | type[AsyncCallbackManager]
 
 
@@ -77,49 +75,6 @@ def _called(
             retriever, config = retriever.prepare(config)
         else:
             return retriever, config
-
-
-# The runs of a model that is driven directly, as handlers would hear of its wrapper's calls.
-
-
-class DirectRuns:
-    """Makes a run of each committed segment: its prompt, and what was written.
-
-    No call of the wrapper is made, so none is captured; and still a trace should show
-    what the model saw.
-    """
-
-    def __init__(self, request: Request, prompting: Prompting, llm: Any, text: Any) -> None:
-        """Begin with no text.
-
-        Args:
-            request: what is answered.
-            prompting: how documents and inputs become a prompt.
-            llm: the model's wrapper.
-            text: gives the text of a state.
-        """
-        self._request = request
-        self._prompting = prompting
-        self._llm = llm
-        self._text = text
-        self._shown = ""
-
-    def run_of(self, event: effects.Commit) -> ModelRun:
-        """Give the run of the segment that is committed."""
-        context = self._prompting.context(passages_of(event.retrieved.hits))
-        value = self._prompting.value(self._request, context)
-        before, self._shown = self._shown, self._text(event.state)
-        piece = self._shown[len(before) :]
-        if isinstance(self._llm, BaseChatModel):
-            given, _ = continued(value, before, {})
-            shown: Any = given if isinstance(given, list) else given.to_messages()
-            made: Generation = ChatGeneration(message=AIMessage(content=piece))
-        else:
-            shown, made = value.to_string() + before, Generation(text=piece)
-        method = "on_chat_model_start" if isinstance(shown, list) else "on_llm_start"
-        run = ModelRun(method, {}, shown, uuid4(), [], {}, {"name": self._llm.get_name()})
-        run.response = LLMResult(generations=[[made]])
-        return run
 
 
 # A model's run that has been told in part.

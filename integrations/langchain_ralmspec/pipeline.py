@@ -15,13 +15,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
-from langchain_ralmspec.callbacks import CallbackSink, DirectRuns
+from langchain_ralmspec.callbacks import CallbackSink
 from langchain_ralmspec.capabilities import cached, unwrapped
 from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import setup_of
 from langchain_ralmspec.llm import HostLM
-from langchain_ralmspec.local_model import direct_lm
+from langchain_ralmspec.local_model import DirectRuns, direct_lm
 from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
 from langchain_ralmspec.response import Pieces, question_of, variables_of
 from ralmspec_plugins import (
