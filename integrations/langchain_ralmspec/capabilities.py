@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LLM, BaseChatModel, BaseLLM, SimpleChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding
@@ -161,6 +162,12 @@ def abilities(
         streams=not local,
         native_async=not local and _awaits(model),
     )
+
+
+def cached(model: Any) -> bool:
+    """Say whether the host looks into its cache before it invokes a model."""
+    cache = getattr(model, "cache", None)
+    return cache is not False and bool(cache or get_llm_cache() is not None)
 
 
 def check(known: Abilities, step: Step) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
@@ -14,13 +15,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
-from langchain_ralmspec.callbacks import DirectRuns, Telling, Voice, voice_of
-from langchain_ralmspec.capabilities import unwrapped
-from langchain_ralmspec.configs import HostContext, heard_by, shared_call, silenced, wants_stream
+from langchain_ralmspec.callbacks import CallbackSink
+from langchain_ralmspec.capabilities import cached, unwrapped
+from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import setup_of
 from langchain_ralmspec.llm import HostLM
-from langchain_ralmspec.local_model import direct_lm
+from langchain_ralmspec.local_model import DirectRuns, direct_lm
 from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
 from langchain_ralmspec.response import Pieces, question_of, variables_of
 from ralmspec_plugins import (
@@ -160,25 +161,27 @@ class Assembly:
         """What has reached the retriever's store so far."""
         return self._host.stats
 
-    def direct_runs(self, request: Request) -> DirectRuns | None:
-        """Give what tells of a directly driven model's segments, which no call has written."""
-        if not self._settings.direct:
-            return None
-        model = unwrapped(self.llm.runnable).model
-        return DirectRuns(request, self._prompting, model, self._workload.text)
-
-    def voice(self, config: RunnableConfig) -> Voice:
-        """Say how the retriever announces itself in a call with this config."""
-        return voice_of(self.retriever.runnable, config)
+    def sink(self, context: HostContext, request: Request) -> CallbackSink:
+        """Make what tells the handlers of a request, and those of its parts."""
+        direct = None
+        if self._settings.direct:  # no call of the host's model writes the segments
+            model = unwrapped(self.llm.runnable).model
+            direct = DirectRuns(request, self._prompting, model, self._workload.text)
+        return CallbackSink(context, self.llm, self.retriever, self._prompting, direct)
 
     def followed(self, config: RunnableConfig) -> bool:
-        """Whether somebody hears of a model's tokens while it writes, also when it is invoked."""
-        if wants_stream(config):
-            return True
-        if not (heard_by(config) or self.llm.listeners):
-            return False
+        """Whether the host's `invoke` would have the model stream to a handler.
+
+        What stands in the LLM cache is not streamed. A model behind retries or fallbacks is
+        left to them: their `stream` does not do what their `invoke` does.
+        """
+        handlers = heard_by(config)
         model = unwrapped(self.llm.runnable, config).model
-        return getattr(model, "streaming", False) is True
+        if not isinstance(model, BaseLanguageModel) or cached(model):
+            return False
+        if getattr(model, "streaming", False) is True:
+            return bool(handlers or self.llm.listeners)
+        return isinstance(model, BaseChatModel) and any(map(taps, handlers))
 
     @property
     def text_is_answer(self) -> bool:
@@ -229,7 +232,7 @@ class Assembly:
         return self._called(setup_of(config))
 
     def _called(self, config: RunnableConfig) -> HostRetriever:
-        return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
+        return Context().run(self._host.for_call, config)
 
     def _lm(self) -> LanguageModel[Any]:
         settings = self._settings
@@ -286,7 +289,7 @@ class RequestRun:
         config: RunnableConfig,
         settings: Mapping[str, Any],
         *,
-        asynchronous: bool = False,
+        streamed: bool,
     ) -> None:
         """Look at the question, and begin nothing yet.
 
@@ -295,7 +298,7 @@ class RequestRun:
             value: the question.
             config: LangChain's, with the callbacks of this request's own run.
             settings: of the request, for this call alone.
-            asynchronous: whether it is answered on an event loop.
+            streamed: whether the reply is asked for in pieces.
 
         Raises:
             InputError: there is no question.
@@ -303,33 +306,29 @@ class RequestRun:
         """
         question, given = question_of(value, assembly.question_key)
         variables = variables_of(question, given, assembly.question_key)
-        context = HostContext(config, variables, asynchronous)
+        context = HostContext(config, variables, streamed)
         self._request = _request(assembly, question, context, settings)
         self._engines = assembly.engines(config)
-        self._telling = Telling(
-            context,
-            assembly.voice(config),
-            assembly.llm,
-            assembly.retriever,
-            assembly.direct_runs(self._request),
-        )
+        self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
         self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
 
-    def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
-        """Give the reply in pieces; `reports`: follow the model while it writes."""
+        self._reports = streamed or assembly.followed(config)  # the model while it writes
+
+    def pieces(self) -> Generator[AddableDict, None, None]:
+        """Give the reply in pieces."""
         yield self._pieces.begin()
-        events = self._engines.sync.events(self._request, reports=reports)
+        events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
         yield from self._pieces.end(answer, made)
 
-    async def apieces(self, *, reports: bool) -> AsyncGenerator[AddableDict, None]:
+    async def apieces(self) -> AsyncGenerator[AddableDict, None]:
         """Do the same on an event loop."""
         yield self._pieces.begin()
-        events = self._engines.asynchronous.events(self._request, reports=reports)
+        events = self._engines.asynchronous.events(self._request, reports=self._reports)
         async with aclosing(adrive_events(events, self._telling, self._shown)) as pieces:
             async for piece in pieces:
                 yield piece

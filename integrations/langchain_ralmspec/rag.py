@@ -271,22 +271,21 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def _invoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings)
-        return whole(run.pieces(reports=self._assembly.followed(config)), self.output)
+        run = RequestRun(self._assembly, value, config, settings, streamed=False)
+        return whole(run.pieces(), self.output)
 
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
-        pieces = run.apieces(reports=self._assembly.followed(config))
-        return whole([piece async for piece in pieces], self.output)
+        run = RequestRun(self._assembly, value, config, settings, streamed=False)
+        return whole([piece async for piece in run.apieces()], self.output)
 
     def _transform(
         self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Iterator[Given]:
         for value in values:
-            run = RequestRun(self._assembly, value, config, settings)
-            with closing(run.pieces(reports=True)) as pieces:
+            run = RequestRun(self._assembly, value, config, settings, streamed=True)
+            with closing(run.pieces()) as pieces:
                 yield from given_out(pieces, self.output)
 
     async def _atransform(
@@ -297,8 +296,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> AsyncIterator[Given]:
         async for value in values:
-            run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
-            async with aclosing(run.apieces(reports=True)) as pieces:
+            run = RequestRun(self._assembly, value, config, settings, streamed=True)
+            async with aclosing(run.apieces()) as pieces:
                 async for piece in pieces:
                     for part in given_out([piece], self.output):
                         yield part

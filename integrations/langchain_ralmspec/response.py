@@ -18,6 +18,14 @@ Output: TypeAlias = Literal["reply", "answer"]
 _OWN: Final = ("context", "answer", REPORT)
 
 
+class DroppedCalls(TypedDict):
+    """Calls of the model that were made, and may be paid for, and are not in the answer."""
+
+    calls: int  # those that failed or were stopped are among them
+    unreported: int  # of them: without a usage, at least until the answer was complete
+    usage: dict[str, int] | None  # of the others
+
+
 class Report(TypedDict):
     """What an answer took: under the key "ralmspec" of a reply.
 
@@ -27,7 +35,8 @@ class Report(TypedDict):
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
     queries: list[str]  # what was asked of the retriever, in order
-    usage: dict[str, int] | None  # of the calls that made the answer; those dropped are not in it
+    usage: dict[str, int] | None  # of the calls that made the answer
+    dropped: DroppedCalls | None  # of all other calls; `None` with `direct=True`
 
 
 class Reply(TypedDict):

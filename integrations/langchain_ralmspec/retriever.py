@@ -19,6 +19,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
 from pydantic import ConfigDict, Field, PositiveInt
 
+from langchain_ralmspec.callbacks import retrieval_manager
+from langchain_ralmspec.configs import quiet_config
 from langchain_ralmspec.documents import documents_of, passage_of
 from langchain_ralmspec.host_retriever import Calls, HostRetriever
 from langchain_ralmspec.inspection import concrete, heeding
@@ -67,9 +69,10 @@ def config_of_call() -> RunnableConfig:
 def child_calls(config: RunnableConfig, run: Run | None) -> Calls:
     """Have runs of the wrapped retriever be children of a run; heard by nobody if there is none."""
 
-    def child() -> tuple[RunnableConfig, Any]:
-        manager = CallbackManager(handlers=[]) if run is None else run.get_child()
-        return patch_config(config, callbacks=manager), None
+    def child() -> tuple[RunnableConfig, bool]:
+        if run is None:
+            return quiet_config(config), False
+        return patch_config(config, callbacks=run.get_child()), True
 
     return child
 
@@ -83,7 +86,7 @@ def started(
     """Open a run for each input."""
     runs = []
     for text, config in zip(inputs, configs, strict=True):
-        manager = CallbackManager.configure(**_manager_arguments(retriever, config, kwargs))
+        manager = retrieval_manager(CallbackManager, retriever, config, kwargs=kwargs)
         run = manager.on_retriever_start(None, text, **_run_arguments(retriever, config, kwargs))
         runs.append(run)
     return runs
@@ -127,7 +130,7 @@ async def astarted(
     """Open a run for each input."""
     runs = []
     for text, config in zip(inputs, configs, strict=True):
-        manager = AsyncCallbackManager.configure(**_manager_arguments(retriever, config, kwargs))
+        manager = retrieval_manager(AsyncCallbackManager, retriever, config, kwargs=kwargs)
         run = await manager.on_retriever_start(
             None, text, **_run_arguments(retriever, config, kwargs)
         )
@@ -152,23 +155,6 @@ async def abroken_off(
     """Close all runs: nothing will come of them."""
     for run in runs:
         await run.on_retriever_error(error)
-
-
-def _manager_arguments(
-    retriever: BaseRetriever, config: RunnableConfig, kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    of_call = {key: value for key, value in kwargs.items() if key != "run_id"}
-    return {
-        "inheritable_callbacks": config.get("callbacks"),
-        "verbose": kwargs.get("verbose", False),
-        "inheritable_tags": config.get("tags"),
-        "local_tags": retriever.tags,
-        "inheritable_metadata": {
-            **(config.get("metadata") or {}),
-            **retriever._get_ls_params(**of_call),  # noqa: SLF001 as BaseRetriever.invoke does
-        },
-        "local_metadata": retriever.metadata,
-    }
 
 
 def _run_arguments(

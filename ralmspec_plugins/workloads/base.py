@@ -48,7 +48,8 @@ class TextWorkload(Generic[StateT]):
 
     def start(self, request: Request) -> StateT:
         """Begin with an empty text."""
-        state: Any = TextState(request)
+        begun: Any = TextState(request)
+        state: StateT = begun
         return state
 
     def text(self, state: StateT) -> str:
