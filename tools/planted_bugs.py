@@ -107,9 +107,8 @@ BUGS = (
     Bug(
         "an unverified segment is streamed",
         "ralmspec_plugins/steps.py",
-        "        if self.steps and self.steps[0].verified:\n"
-        "            self._confirmed(self.steps[0])",
-        "        if self.steps:",
+        "if head.partial is not None and (head.verified or not head.asked):",
+        "if head.partial is not None:",
     ),
     Bug(
         "text that a stop string may still cut is streamed",
@@ -132,8 +131,8 @@ BUGS = (
     Bug(
         "what is committed differs from what the answer records",
         "ralmspec_plugins/steps.py",
-        "self.out.append(Commit(self.retrieved[-1], step.after))",
-        "self.out.append(Commit(self.retrieved[0], step.after))",
+        "self.out.append(Commit(step.entry, step.after))",
+        "self.out.append(Commit(self.retrieved[0] if self.retrieved else None, step.after))",
     ),
     Bug(
         "a step is confirmed twice",
@@ -171,8 +170,8 @@ BUGS = (
     Bug(
         "a segment of a server is waited for",
         "ralmspec_plugins/engine/threads.py",
-        "if self._side_by_side and isinstance(need, Extend)",
-        "if not need and isinstance(need, Extend)",
+        "if self._side_by_side and writes",
+        "if not need and writes",
         "tests/engine/test_events.py",
     ),
     Bug(
@@ -220,9 +219,9 @@ BUGS = (
     Bug(
         "what guessing takes is not counted where a worker guesses, too",
         "ralmspec_plugins/steps.py",
-        "            self.policy.guessed(self.cascade.clock() - began_s)\n            if",
-        "            if not self.cascade.slow:\n"
-        "                self.policy.guessed(self.cascade.clock() - began_s)\n            if",
+        "            self.policy.guessed(cascade.clock() - began_s)\n            if",
+        "            if not cascade.slow():\n"
+        "                self.policy.guessed(cascade.clock() - began_s)\n            if",
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
@@ -256,7 +255,7 @@ BUGS = (
     Bug(
         "guesses inside the loop are not timed",
         "ralmspec_plugins/steps.py",
-        "            self.policy.guessed(self.cascade.clock() - began_s)\n",
+        "            self.policy.guessed(cascade.clock() - began_s)\n",
         "",
         "tests/scheduling/test_schedules.py",
     ),
@@ -273,5 +272,93 @@ BUGS = (
         "if not beside and (view.searching or self._is_due(view)):",
         "if not beside and view.searching:",
         "tests/scheduling/test_schedules.py",
+    ),
+    Bug(
+        "a step without retrieval is recorded",
+        "ralmspec_plugins/steps.py",
+        "        if isinstance(step.query, NoRetrieval):\n            return\n",
+        "        if isinstance(step.query, NoRetrieval):\n            step.query = Query('')\n",
+    ),
+    Bug(
+        "an encoder's error on a dropped branch is raised",
+        "ralmspec_plugins/steps.py",
+        "before_writing = head.encode_failure or head.search_failure",
+        "failed = [s.encode_failure for s in self.steps if s.encode_failure]\n"
+        "            before_writing = Failure(failed[0].error, True) if failed "
+        "else head.search_failure",
+    ),
+    Bug(
+        "an encoder's error counts although other work was running",
+        "ralmspec_plugins/steps.py",
+        "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
+        "step.encode_failure = Failure(done.error, alone=True)",
+    ),
+    Bug(
+        "a dropped query is not cancelled",
+        "ralmspec_plugins/steps.py",
+        "        if isinstance(need, FormQuery | Extend):\n            need.progress.cancel()\n",
+        "        if isinstance(need, Extend):\n            need.progress.cancel()\n",
+    ),
+    Bug(
+        "what was carried is taken from another dropped query",
+        "ralmspec_plugins/steps.py",
+        "            step.take(known)\n",
+        "            other = next(iter(self.rollback._queries.values()))\n"
+        "            step.take(known._replace(carried=other.carried))\n",
+    ),
+    Bug(
+        "a query is searched before it is encoded",
+        "ralmspec_plugins/steps.py",
+        "            and step.encoded\n            and step.truth is None\n",
+        "            and step.truth is None\n",
+    ),
+    Bug(
+        "a text is known by the key of another query",
+        "ralmspec_plugins/speculators/query_cache.py",
+        "if by_text and not was_text:",
+        "if False:",
+        "tests/speculators",
+    ),
+    Bug(
+        "the memo forgets by insertion, not by use",
+        "ralmspec_plugins/speculators/query_cache.py",
+        "            self._entries.move_to_end(key)\n            return hits\n",
+        "            return hits\n",
+        "tests/speculators",
+    ),
+    Bug(
+        "what was found after the index changed is shared",
+        "ralmspec_plugins/speculators/cascade.py",
+        "if self._signature_now is not None and self._signature_now() != self._signature:",
+        "if False:",
+        "tests/speculators",
+    ),
+    Bug(
+        "a retriever's list is kept as it is",
+        "ralmspec_plugins/types.py",
+        'return hits if getattr(hits, "immutable", False) else tuple(hits)',
+        "return hits",
+        "tests/test_own_parts.py",
+    ),
+    Bug(
+        "the text of a workload that settles nothing is never streamed",
+        "ralmspec_plugins/engine/session.py",
+        "if answer is None or len(answer.text) <= self._shown:",
+        "if answer is None or not self._shown or len(answer.text) <= self._shown:",
+        "tests/test_own_parts.py",
+    ),
+    Bug(
+        "a state that comes after the end is not released",
+        "ralmspec_plugins/engine/session.py",
+        "        if self._closed:\n            self.setup.workload.release(state)\n",
+        "",
+        "tests/engine/test_forming.py",
+    ),
+    Bug(
+        "a part's StopIteration ends a stream as if it were whole",
+        "ralmspec_plugins/engine/streams.py",
+        "if isinstance(error, StopIteration | StopAsyncIteration):",
+        "if error is None:",
+        "tests/engine/test_stop_iteration.py",
     ),
 )

@@ -191,12 +191,56 @@ def test_settings_that_make_no_pool_are_refused(wrong: dict[str, Any]) -> None:
         PassageCache(DENSE, **wrong)
 
 
-def test_a_black_box_needs_a_table() -> None:
-    """Whose metric is not known cannot rank a pool; the error says what can."""
-    with pytest.raises(ConfigError, match="Bm25ProxyTable"):
-        PassageCache(BlackBox(), k=1)
-    with pytest.raises(ConfigError, match="give k="):
-        PassageCache(BlackBox(), table=Bm25ProxyTable())
+class OnlySearch:
+    """A retriever that has nothing but the one method."""
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        raise NotImplementedError
+
+
+def test_any_retriever_has_a_table_by_words() -> None:
+    """One whose metric is not known is ranked by words; a guess is as long as the last result."""
+    pool = PassageCache(OnlySearch())  # type: ignore[arg-type]
+    assert pool.guess(Query("dog")) is None
+    hits = tuple(Hit(Passage(str(n), text), 0.5) for n, text in enumerate(["red fox", "blue dog"]))
+    pool.learn(Query("red"), hits)
+    pool.learn(Query("red"), hits[:1])
+    pool.learn(Query("nothing"), ())
+
+    assert (1, False) == (pool.k, pool.by_text)
+    assert (Hit(hits[1].passage),) == pool.guess(Query("dog"))
+    assert (Hit(hits[0].passage),) == pool.guess(Query("fox"))
+
+
+def test_any_retriever_has_a_table_by_the_vectors_of_its_queries() -> None:
+    """What the nearest former query found, in its order; whatever the words say."""
+    pool = PassageCache(OnlySearch(), k=2)  # type: ignore[arg-type]
+    hits = tuple(Hit(Passage(str(n), "same words")) for n in range(4))
+    pool.learn(Query("east", (1.0, 0.0)), hits[:2])
+    pool.learn(Query("north", np.array([0.0, 2.0])), (hits[3], hits[2]))
+    pool.learn(Query("odd", np.array([0.0, 2.0, 1.0])), (hits[0],))
+
+    assert hits[:2] == pool.guess(Query("?", [0.9, 0.1]))
+    assert (hits[3], hits[2]) == pool.guess(Query("?", np.array([0.1, 5.0], dtype=np.float32)))
+    assert 2 == len(pool.guess(Query("?", "no vector")) or ())
+
+
+def test_arrays_that_stand_for_hits_are_not_pooled_without_a_table_of_their_own() -> None:
+    """No hit is made that nothing looks at."""
+
+    class Arrays(Sequence[Hit]):
+        immutable = True
+
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, at: Any) -> Any:
+            raise AssertionError("made")
+
+    pool = PassageCache(OnlySearch(), k=2)  # type: ignore[arg-type]
+    pool.learn(Query("q"), Arrays())
+
+    assert pool.guess(Query("q")) is None
 
 
 def test_proxies_guess_without_scores() -> None:

@@ -8,8 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators import QueryCache
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 CAPACITY, TTL_S = 3, 5.0
@@ -92,6 +94,54 @@ def test_queries_are_told_apart_by_their_key() -> None:
 
     assert memo.known("index", Query("a")) is None
     assert hits_of("x") == memo.known("index", Query("other", key=(1,)))
+
+
+def test_what_was_used_last_is_forgotten_last() -> None:
+    """Used, not learned: looking up counts."""
+    memo = QueryCache(capacity=2)
+    for name in "ab":
+        memo.learn("index", Query(name), hits_of(name))
+    memo.known("index", Query("a"))
+    memo.learn("index", Query("c"), hits_of("c"))
+
+    assert [hits_of("a"), None] == [memo.known("index", Query(name)) for name in "ab"]
+
+
+def test_a_text_is_known_without_its_encoding_only_where_it_was_encoded_to_its_key() -> None:
+    """Another query with this text for its key says nothing of the text."""
+    memo = QueryCache()
+    memo.learn("index", Query("a", "vector"), hits_of("x"))
+    memo.learn("index", Query("other", "vector", key="b"), hits_of("y"))
+    memo.learn("index", Query("c"), hits_of("z"))
+
+    known = [memo.known_by_text("index", Query(name)) for name in "abc"]
+    assert [hits_of("x"), None, None] == known
+    assert memo.known_by_text("another", Query("a")) is None
+
+
+def test_what_was_found_after_the_index_changed_is_shared_with_no_other_request() -> None:
+    """Found under another signature than the request began with: the request's own."""
+    now, memo = ["old"], QueryCache()
+    taught: list[str] = []
+
+    class Pupil:
+        inline = True
+
+        def guess(self, query: Query) -> None:
+            return None
+
+        def learn(self, query: Query, hits: Hits) -> None:
+            taught.append(query.text)
+
+    cascade = SpeculatorCascade([Pupil()], memo=memo, signature="old", signature_now=lambda: now[0])
+    cascade.learn(Query("a"), SearchResult(hits_of("x"), hits_of("x")))
+    now[0] = "new"
+    cascade.learn(Query("b"), SearchResult(hits_of("y"), hits_of("y")))
+
+    assert [hits_of("x"), hits_of("y")] == [cascade.known(Query(name)) for name in "ab"]
+    assert [hits_of("x"), None] == [memo.known("old", Query(name)) for name in "ab"]
+    assert memo.known("new", Query("b")) is None
+    assert ["a"] == taught
 
 
 def test_many_threads_leave_it_whole() -> None:

@@ -1,0 +1,380 @@
+"""Parts of one's own: what they may leave out, what is refused, and what they gain."""
+
+import asyncio
+import logging
+from collections import UserList
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ralmspec_plugins import (
+    Answer,
+    AsyncEngine,
+    Engine,
+    FixedStride,
+    Hit,
+    Hits,
+    Latencies,
+    Passage,
+    PassageCache,
+    Query,
+    Settings,
+    Simulation,
+    Verifier,
+    plain,
+)
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.testing import EchoWorkload, WordRetriever
+from ralmspec_plugins.workloads import TextState, TextWorkload
+
+TOPICS = ["red fox", "blue whale", "green frog", "grey owl"]
+PROMPT = " ".join(f"{TOPICS[n % 4].split()[n % 2]}" for n in range(32))
+
+
+class Mine(TextWorkload[TextState]):
+    """Two methods: the n-th word of the prompt is looked up for the n-th line."""
+
+    def query(self, state: TextState) -> str | None:
+        words, lines = state.request.prompt.split(), state.text.count("\n")
+        return f"{words[lines]} {lines}" if lines < len(words) else None
+
+    def extend(self, state: TextState, hits: Hits) -> TextState:
+        return state.append(f"{hits[0].passage.text if hits else 'nothing'}\n")
+
+
+class Streamed(Mine):
+    append_only = True
+
+
+class OnlySearch:
+    """One method: the passage that shares a word with the query."""
+
+    def __init__(self) -> None:
+        self.searched = 0
+
+    def search(self, queries: Sequence[Query]) -> Any:
+        self.searched += len(queries)
+        return [self.found(query) for query in queries]
+
+    def found(self, query: Query) -> Any:
+        words = set(query.text.split())
+        return [Hit(Passage(f"p{n}", t)) for n, t in enumerate(TOPICS) if words & set(t.split())]
+
+
+class ThreeMethods(OnlySearch):
+    """Its queries are vectors: one dimension for each topic."""
+
+    k = 1
+    signature = "mine"
+
+    def encode(self, text: str) -> Query:
+        words = set(text.split())
+        return Query(text, [float(len(words & set(topic.split()))) for topic in TOPICS])
+
+
+def in_threads(workload: Any, retriever: Any) -> Answer:
+    with Engine(workload, retriever) as engine:
+        return engine.run(PROMPT)
+
+
+def in_a_batch(workload: Any, retriever: Any) -> Answer:
+    with Engine(workload, retriever) as engine:
+        return engine.batch([PROMPT] * 3)[1]
+
+
+def in_a_stream(workload: Any, retriever: Any) -> Answer:
+    with Engine(workload, retriever) as engine:
+        stream = engine.stream(PROMPT)
+        pieces = list(stream)
+        assert "".join(pieces) == stream.answer.text
+        assert (len(pieces) > 1) is workload.append_only
+        return stream.answer
+
+
+def in_tasks(workload: Any, retriever: Any) -> Answer:
+    async def main() -> Answer:
+        async with AsyncEngine(workload, retriever) as engine:
+            return await engine.run(PROMPT)
+
+    return asyncio.run(main())
+
+
+def in_virtual_time(workload: Any, retriever: Any) -> Answer:
+    return Simulation(workload, retriever, Latencies()).run(PROMPT)
+
+
+@pytest.mark.parametrize("run", [in_threads, in_a_batch, in_a_stream, in_tasks, in_virtual_time])
+@pytest.mark.parametrize("workload", [Mine(), Streamed()])
+@pytest.mark.parametrize("retriever", [OnlySearch, ThreeMethods])
+def test_two_methods_and_one_are_enough(
+    run: Callable[[Any, Any], Answer], workload: Any, retriever: Callable[[], Any]
+) -> None:
+    """On every engine, with the plain answer, and with guesses."""
+    expected = plain(workload, retriever(), PROMPT)
+    answer = run(workload, retriever())
+
+    assert expected == answer
+    assert 32 == len(answer.text.splitlines())
+    assert expected.retrieved == answer.retrieved
+    if run is not in_a_batch:
+        assert answer.stats.accepted > 0
+
+
+@pytest.mark.parametrize("retriever", [OnlySearch, ThreeMethods])
+def test_a_store_50_ms_away_gains_three_times(retriever: Callable[[], Any]) -> None:
+    """In virtual time: steps of 5 ms, round trips of 50 ms, passages that come again."""
+    latencies = Latencies(extend_s=0.005, search_s=lambda n: 0.05 + 0.0005 * n)
+    wall_s = {}
+    for speculate in (False, True):
+        simulation = Simulation(Mine(), retriever(), latencies, Settings(speculate=speculate))
+        wall_s[speculate] = simulation.run(PROMPT).stats.wall_s
+
+    assert wall_s[False] > 3 * wall_s[True]
+
+
+def test_guesses_that_are_never_right_are_given_up() -> None:
+    """A retriever whose passages never come again is soon searched as by the plain loop."""
+
+    class Fresh(OnlySearch):
+        def found(self, query: Query) -> Any:
+            return [Hit(Passage(query.text, query.text))]
+
+    latencies = Latencies(extend_s=1.0, search_s=lambda _: 1.0, stop_s=1.0)
+    simulation = Simulation(Mine(), Fresh(), latencies)
+    answers = [simulation.run(PROMPT) for _ in range(3)]
+
+    assert answers[-1].stats.wasted_segments == 0
+    assert answers[-1].stats.unguessed == "writing on guesses would not have paid"
+    assert answers[-1].text == plain(Mine(), Fresh(), PROMPT).text
+
+
+def test_retrievers_without_signatures_share_nothing() -> None:
+    """Each is its own signature; the same one is itself."""
+    one, other = OnlySearch(), OnlySearch()
+    pool: Any = PassageCache(one)  # type: ignore[arg-type]
+    with Engine(Mine(), one, Settings(speculators=[pool])) as engine:  # type: ignore[arg-type]
+        engine.run("red")
+    with pytest.raises(ConfigError, match="make one for each"):
+        Engine(Mine(), other, Settings(speculators=[pool]))  # type: ignore[arg-type]
+    with Verifier(one) as verifier:  # type: ignore[arg-type]
+        assert verifier.signature == pool.signature
+        assert verifier.search([verifier.encode("red")]) == [tuple(one.found(Query("red")))]
+
+
+@pytest.mark.parametrize("shape", [list, tuple, UserList])
+def test_a_search_may_return_any_sequence(shape: Callable[[Any], Any]) -> None:
+    """Of results, and each of hits; they are copied, so later changes do not matter."""
+
+    class Store(OnlySearch):
+        def search(self, queries: Sequence[Query]) -> Any:
+            self.kept = shape([shape(self.found(query)) for query in queries])
+            return self.kept
+
+    store = Store()
+    expected = plain(Mine(), OnlySearch(), PROMPT)  # type: ignore[arg-type]
+    assert expected == plain(Mine(), store, PROMPT)  # type: ignore[arg-type]
+    assert expected == in_threads(Mine(), store)
+
+
+def test_hits_are_not_those_that_the_retriever_keeps() -> None:
+    """A list that the store changes afterwards changes neither record nor memo nor guesses."""
+
+    class Reusing(WordRetriever):
+        """Gives out the same list each time."""
+
+        def __init__(self) -> None:
+            super().__init__(TOPICS)
+            self.out: list[Hit] = []
+
+        def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+            found = []
+            for hits in super().search_wide(queries, width):
+                self.out[:] = hits
+                found.append(self.out if len(queries) == 1 else hits)
+            return found
+
+    expected = plain(EchoWorkload(), WordRetriever(TOPICS), PROMPT)
+    for settings in (Settings(), Settings(speculate=False)):
+        with Engine(EchoWorkload(), Reusing(), settings) as engine:
+            answer = engine.run(PROMPT)
+        assert expected == answer
+        assert all(isinstance(step.hits, tuple) for step in answer.retrieved)
+    assert all(isinstance(one.hits, tuple) for one in plain(Mine(), Reusing(), "red").retrieved)
+
+
+def test_a_guess_of_a_list_can_be_right() -> None:
+    """Lists and tuples of equal hits are the same guess."""
+
+    class Lists:
+        inline = True
+
+        def guess(self, query: Query) -> Hits:
+            return list(OnlySearch().found(query))
+
+        def learn(self, query: Query, hits: Hits) -> None:
+            """It knows."""
+
+    settings = Settings(speculators=[Lists()])
+    answer = Simulation(Mine(), OnlySearch(), Latencies(), settings).run("red blue")  # type: ignore[arg-type]
+
+    assert answer.stats.accepted == answer.stats.guesses > 0
+
+
+@pytest.mark.parametrize("nonsense", [None, [None], "zz", 5, iter(())])
+def test_a_result_that_is_none_is_refused_alike(nonsense: Any) -> None:
+    """The same clear error from the plain loop and the engines."""
+
+    class Store(OnlySearch):
+        def found(self, query: Query) -> Any:
+            return nonsense
+
+    class Whole(OnlySearch):
+        def search(self, queries: Sequence[Query]) -> Any:
+            return nonsense
+
+    for store in (Store(), Whole()):
+        if nonsense == "zz" and isinstance(store, Whole):
+            continue
+        for run in (in_threads, in_tasks, in_virtual_time):
+            if nonsense is not None and not isinstance(nonsense, list | str | int):
+                continue  # an iterator that is empty is an empty result
+            with pytest.raises(InputError):
+                run(Mine(), store)
+            with pytest.raises(InputError):
+                plain(Mine(), store, PROMPT)  # type: ignore[arg-type]
+
+
+def test_nonsense_for_a_question_of_a_wrong_guess_never_happened() -> None:
+    """Only a question that the plain loop asks can fail it."""
+
+    class Store(OnlySearch):
+        def found(self, query: Query) -> Any:
+            return "zz" if query.text.endswith("!") else super().found(query)
+
+    class Jumping(Mine):
+        def query(self, state: TextState) -> str | None:
+            if state.text.startswith(TOPICS[3]):
+                return "wrong !" if state.text.count("\n") < 4 else None
+            return super().query(state)
+
+    class Wrong:
+        inline = True
+
+        def guess(self, query: Query) -> Hits:
+            return (Hit(Passage("p3", TOPICS[3])),)
+
+        def learn(self, query: Query, hits: Hits) -> None:
+            """It does not."""
+
+    settings = Settings(schedule=FixedStride(stride=3, overlap=True), speculators=[Wrong()])
+    expected = plain(Jumping(), Store(), "red blue red")  # type: ignore[arg-type]
+    answer = Simulation(Jumping(), Store(), Latencies(), settings).run("red blue red")  # type: ignore[arg-type]
+
+    assert expected == answer
+    assert answer.stats.queries > 3
+
+
+class Bare:
+    """Not derived from anything."""
+
+    def query(self, state: Any) -> None:
+        return None
+
+    def extend(self, state: Any, hits: Hits, progress: Progress) -> Any:
+        return state
+
+
+class Incomplete(TextWorkload[TextState]):
+    def query(self, state: TextState) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("workload", "retriever", "missing"),
+    [
+        (Bare(), OnlySearch(), "start, text, settled.*TextWorkload"),
+        (Incomplete(), OnlySearch(), "Incomplete has no extend;"),
+        (Mine(), object(), "object has no search"),
+        (Mine(), Any, "encode_lanes"),
+    ],
+)
+def test_what_is_missing_is_refused_when_an_engine_is_made(
+    workload: Any, retriever: Any, missing: str
+) -> None:
+    """And by the plain loop."""
+    if retriever is Any:
+        retriever = OnlySearch()
+        retriever.encode_lanes = 0
+    for make in (Engine, AsyncEngine, lambda *parts: plain(*parts, "x")):
+        with pytest.raises(ConfigError, match=missing):
+            make(workload, retriever)
+
+
+class Impure(OnlySearch):
+    pure = False
+
+
+class NoIdea:
+    inline = True
+
+    def guess(self, query: Query) -> None:
+        return None
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """It does not."""
+
+
+@pytest.mark.parametrize(
+    ("retriever", "settings", "why"),
+    [
+        (OnlySearch, Settings(), None),
+        (OnlySearch, Settings(speculate=False), "speculation is switched off"),
+        (OnlySearch, Settings(speculators=()), "no speculators were given"),
+        (OnlySearch, Settings(speculators=[NoIdea()]), "no speculator had a guess"),
+        (Impure, Settings(), "the retriever is not pure"),
+    ],
+)
+def test_the_statistics_say_why_nothing_is_guessed(
+    retriever: Any, settings: Settings, why: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one line of the log for each engine."""
+    caplog.set_level(logging.INFO, "ralmspec_plugins")
+    with Engine(Mine(), retriever(), settings) as engine:
+        answers = [engine.run(PROMPT), engine.run(PROMPT)]
+
+    assert [why, why] == [answer.stats.unguessed for answer in answers]
+    assert len(caplog.records) == (why is not None)
+
+
+def test_any_number_of_speculators_is_asked_in_order_and_all_learn() -> None:
+    """The first that answers is used."""
+
+    class Noting:
+        inline = True
+
+        def __init__(self, answers: bool) -> None:
+            self.answers = answers
+            self.asked: list[str] = []
+            self.learnt: list[str] = []
+
+        def guess(self, query: Query) -> Hits | None:
+            self.asked.append(query.text)
+            return tuple(OnlySearch().found(query)) if self.answers else None
+
+        def learn(self, query: Query, hits: Hits) -> None:
+            self.learnt.append(query.text)
+
+    three = [Noting(False), Noting(True), Noting(True)]
+    answer = Simulation(
+        Mine(),
+        OnlySearch(),
+        Latencies(),
+        Settings(speculators=three),  # type: ignore[arg-type]
+    ).run("red blue")
+
+    assert answer.stats.accepted == 2
+    assert three[0].asked == three[1].asked == ["red 0", "blue 1"]
+    assert three[2].asked == []
+    assert [["red 0", "blue 1"]] * 3 == [sorted(one.learnt, key=lambda t: t[-1]) for one in three]
