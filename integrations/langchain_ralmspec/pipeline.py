@@ -43,7 +43,7 @@ from ralmspec_plugins.adapters.engines import (
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
@@ -329,7 +329,7 @@ class RequestRun:
         """Do the same on an event loop."""
         yield self._pieces.begin()
         events = self._engines.asynchronous.events(self._request, reports=self._reports)
-        async with aclosing(adrive_events(events, self._telling, self._shown)) as pieces:
+        async with aclosing(AsyncPieces(events, self._telling, self._shown)) as pieces:
             async for piece in pieces:
                 yield piece
         made, answer = None, events.answer

@@ -29,7 +29,7 @@ from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.response import Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
-from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.effects import Commit, Event
@@ -270,7 +270,7 @@ class RequestRun:
 
     async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
         current = _AsyncCurrent(events, self._context)
-        async with aclosing(adrive_events(current, self._telling, self._responses.shown)) as pieces:
+        async with aclosing(AsyncPieces(current, self._telling, self._responses.shown)) as pieces:
             async for piece in pieces:
                 yield piece
         for piece in self._responses.ended(events.answer):

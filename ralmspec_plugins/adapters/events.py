@@ -88,24 +88,61 @@ def drive_events(
         raise
 
 
-async def adrive_events(
-    events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
-) -> AsyncGenerator[PieceT, None]:
+class AsyncPieces(AsyncIterator[PieceT]):
     """Do the same on an event loop; what is being told is told to its end.
 
-    Raises:
-        Exception: what the request, or a handler, raises.
+    It is no asynchronous generator: an event loop that ends closes all of these at once, and
+    reports those inside of each other as errors.
     """
-    try:
-        async for event in events:
-            _count(event)
-            await _to_its_end(telling.atell(event))
-            for piece in show(event):
-                yield piece
-    except BaseException as error:
-        await events.aclose()
-        await _to_its_end(telling.afailed(error))
-        raise
+
+    def __init__(
+        self, events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
+    ) -> None:
+        """Give the pieces of these events.
+
+        Args:
+            events: what happens; closed with this iterator.
+            telling: what tells each event.
+            show: makes pieces of an event.
+        """
+        self._events = events
+        self._waiting = aiter(events)
+        self._telling = telling
+        self._show = show
+        self._pieces: Iterator[PieceT] = iter(())
+        self._ended = False
+
+    async def __anext__(self) -> PieceT:
+        """Wait for the next piece.
+
+        Raises:
+            Exception: what the request, or a handler, raises.
+        """
+        while not self._ended:
+            try:
+                for piece in self._pieces:
+                    return piece
+                event = await anext(self._waiting, None)
+                if event is None:
+                    self._ended = True
+                    break
+                _count(event)
+                await _to_its_end(self._telling.atell(event))
+                self._pieces = iter(self._show(event))
+            except BaseException as error:
+                await self._give_up(error)
+                raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Give the request up."""
+        if not self._ended:
+            await self._give_up(GeneratorExit())
+
+    async def _give_up(self, error: BaseException) -> None:
+        self._ended = True
+        await self._events.aclose()
+        await _to_its_end(self._telling.afailed(error))
 
 
 def _count(event: Event) -> None:
