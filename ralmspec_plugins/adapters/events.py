@@ -142,7 +142,9 @@ class AsyncPieces(AsyncIterator[PieceT]):
     async def _give_up(self, error: BaseException) -> None:
         self._ended = True
         await self._events.aclose()
-        await _to_its_end(self._telling.afailed(error))
+        failed = self._telling.afailed(error)
+        # At the end of an event loop nothing may be waited for, if there is nobody to be told.
+        await (failed if isinstance(error, GeneratorExit) else _to_its_end(failed))
 
 
 def _count(event: Event) -> None:

@@ -167,6 +167,11 @@ class AsyncExecutor(Executor):
             raise completion.error
         return completion
 
+    @property
+    def busy(self) -> bool:
+        """Whether any work is out."""
+        return bool(self._tasks)
+
     def last_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Have the loop run something that nobody waits for; nothing if it has ended."""
         if self._loop.is_running():
@@ -298,6 +303,7 @@ class _Drive:
         self._executor: AsyncExecutor | None = None
         self._switching = ExitStack()
         self._stopping: asyncio.Task[None] | None = None
+        self._stopped = False
 
     async def advance(self) -> list[Event]:
         """Take one completion in; return what has happened then.
@@ -327,15 +333,27 @@ class _Drive:
         return self._job.outcome(self._executor.clock()), self._job.rest()
 
     async def stop(self) -> None:
-        """Stop all work; a second call waits for the first one."""
+        """Stop all work; a second call waits for the first one. With no work out it is immediate.
+
+        At the end of an event loop, when all tasks have ended, nothing must be waited for: what
+        holds this stream may be closed by the loop at the same time.
+        """
+        if self._stopped:
+            return
+        if self._executor is None or not self._executor.busy:
+            self._stopped = True
+            self._switching.close()
+            self._job.close()
+            return
         if self._stopping is None:
             work = _stop(self._executor, self._job, self._switching)
             self._stopping = asyncio.ensure_future(work)
         await asyncio.shield(self._stopping)
+        self._stopped = True
 
     def __del__(self) -> None:
         """Stop the work of a stream that nobody holds any more, if its loop still runs."""
-        if self._stopping is None and self._executor is not None:
+        if self._stopping is None and not self._stopped and self._executor is not None:
             work = _stop(self._executor, self._job, self._switching)
             self._executor.last_task(work)
 
