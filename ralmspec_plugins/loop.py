@@ -23,8 +23,8 @@ from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
-from ralmspec_plugins.steps import SpeculationWindow
 from ralmspec_plugins.types import Request
+from ralmspec_plugins.window import SpeculationWindow
 
 Flow: TypeAlias = Generator[list[Need], Completion, None]
 

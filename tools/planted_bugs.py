@@ -20,38 +20,38 @@ class Bug:
 BUGS = (
     Bug(
         "a guess is never compared with the truth",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "if self._agree(step, step.used, truth):",
         "if truth is not None:",
     ),
     Bug(
         "passages are compared by their ids alone",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "guess == truth if agree is None",
         "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
     ),
     Bug(
         "a segment written on a wrong guess is kept",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "        step.rewrite(truth)\n",
         "        step.used = truth\n",
     ),
     Bug(
         "the steps after a wrong guess are not dropped",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "        self.drop(position + 1)\n",
         "",
     ),
     Bug(
         "a verified step is committed before the ones in front of it",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "            step = self.steps.pop(0)\n",
         "            ready = [n for n, s in enumerate(self.steps) if s.verified and s.written]\n"
         "            step = self.steps.pop(max(ready))\n",
     ),
     Bug(
         "the record keeps the guess, with its scores",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "Retrieved(step.query, step.truth)",
         "Retrieved(step.query, step.guess or step.truth)",
     ),
@@ -81,7 +81,7 @@ BUGS = (
     ),
     Bug(
         "an error on a guess is raised before the guess is confirmed",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "return head.failure if head.verified or not head.asked else None",
         "return head.failure",
     ),
@@ -106,43 +106,43 @@ BUGS = (
     ),
     Bug(
         "an unverified segment is streamed",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "if head.partial is not None and (head.verified or not head.asked):",
         "if head.partial is not None:",
     ),
     Bug(
         "text that a stop string may still cut is streamed",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "text = self.workload.settled(state)",
         "text = self.workload.text(state)",
     ),
     Bug(
         "extend sees scores that it says it does not read",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "return hits if self.workload.reads_scores else",
         "return hits if hits else",
     ),
     Bug(
         "a segment starts before the cancelled one has stopped",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "self.writer = None if isinstance(need, Guess) else (need, None)",
         "self.writer = None",
     ),
     Bug(
         "what is committed differs from what the answer records",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "self.out.append(Commit(step.entry, step.after))",
         "self.out.append(Commit(self.retrieved[0] if self.retrieved else None, step.after))",
     ),
     Bug(
         "a step is confirmed twice",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "step.confirmed = True",
         "step.confirmed = False",
     ),
     Bug(
         "a failed request does not say whose search it was",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "search.error is not error",
         "search.error is error",
     ),
@@ -162,7 +162,7 @@ BUGS = (
     ),
     Bug(
         "a text that comes otherwise the second time is given out",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "if step.broke_off is None:",
         "if step.written or step.broke_off is None:",
         "tests/engine/test_events.py",
@@ -218,7 +218,7 @@ BUGS = (
     ),
     Bug(
         "what guessing takes is not counted where a worker guesses, too",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "            self.policy.guessed(cascade.clock() - began_s)\n            if",
         "            if not cascade.slow():\n"
         "                self.policy.guessed(cascade.clock() - began_s)\n            if",
@@ -254,7 +254,7 @@ BUGS = (
     ),
     Bug(
         "guesses inside the loop are not timed",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "            self.policy.guessed(cascade.clock() - began_s)\n",
         "",
         "tests/scheduling/test_schedules.py",
@@ -275,13 +275,13 @@ BUGS = (
     ),
     Bug(
         "a step without retrieval is recorded",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "        if isinstance(step.query, NoRetrieval):\n            return\n",
         "        if isinstance(step.query, NoRetrieval):\n            step.query = Query('')\n",
     ),
     Bug(
         "an encoder's error on a dropped branch is raised",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "before_writing = head.encode_failure or head.search_failure",
         "failed = [s.encode_failure for s in self.steps if s.encode_failure]\n"
         "            before_writing = Failure(failed[0].error, True) if failed "
@@ -289,26 +289,26 @@ BUGS = (
     ),
     Bug(
         "an encoder's error counts although other work was running",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
         "step.encode_failure = Failure(done.error, alone=True)",
     ),
     Bug(
         "a dropped query is not cancelled",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "        if isinstance(need, FormQuery | Extend):\n            need.progress.cancel()\n",
         "        if isinstance(need, Extend):\n            need.progress.cancel()\n",
     ),
     Bug(
         "what was carried is taken from another dropped query",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "            step.take(known)\n",
         "            other = next(iter(self.rollback._queries.values()))\n"
         "            step.take(known._replace(carried=other.carried))\n",
     ),
     Bug(
         "a query is searched before it is encoded",
-        "ralmspec_plugins/steps.py",
+        "ralmspec_plugins/window.py",
         "            and step.encoded\n            and step.truth is None\n",
         "            and step.truth is None\n",
     ),

@@ -186,7 +186,7 @@ def test_a_stream_that_is_left_half_way_leaves_nothing(
         gc.collect()
 
         assert watched.expected[1].startswith(shown)
-        await nothing_open(heard, watched.legacy)
+        asyncio.run(nothing_open(heard, watched.legacy))
         assert watched.expected[1] == "".join(watched.ours.query(QUESTION).response_gen)
 
 
@@ -284,6 +284,6 @@ def test_what_is_no_error_ends_everything(where: str, workload: str) -> None:
         forget_events(heard)
         gc.collect()
 
-        await nothing_open(heard, watched.legacy)
+        asyncio.run(nothing_open(heard, watched.legacy))
         watched.ours._response_synthesizer._streaming = False
         assert watched.expected == seen(watched.unhook().query(QUESTION))
