@@ -1,6 +1,6 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -74,6 +74,7 @@ class Options:
     side_by_side: int = 8
     pure: bool | None = None
     report: bool = False
+    one_shot: bool = field(init=False, repr=False)  # one retrieval, then the synthesizer
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -90,6 +91,7 @@ class Options:
                 "a replica makes guesses, and guess_through=False has nothing run on any: leave "
                 "one of them out, or say guess_through=True"
             )
+        object.__setattr__(self, "one_shot", is_one_shot(self.workload))
         if self.one_shot:
             self._refuse_steps()
 
@@ -110,11 +112,6 @@ class Options:
                 "response synthesizer writes the whole answer: set it on the LLM itself, or use "
                 "workload='sentences' or 'interval'"
             )
-
-    @property
-    def one_shot(self) -> bool:
-        """Whether there is one retrieval, and then the host's response synthesizer."""
-        return is_one_shot(self.workload)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -141,4 +138,4 @@ class Options:
         )
 
 
-NAMES = frozenset(field.name for field in fields(Options))
+NAMES = frozenset(one.name for one in fields(Options) if one.init)

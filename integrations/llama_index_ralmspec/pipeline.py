@@ -182,7 +182,7 @@ def key_of(
     llm = getattr(synthesizer, "_llm", None)
     templates = [one for one in vars(synthesizer).values() if isinstance(one, BasePromptTemplate)]
     parts = (retriever, synthesizer, llm, *templates, *postprocessors)
-    return tuple(object_id(part) for part in parts)
+    return tuple(map(object_id, parts))
 
 
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:

@@ -164,7 +164,7 @@ def _name(kind: type) -> bytes:
 
 def _part(kind: bytes, items: Iterable[bytes]) -> bytes:
     listed = list(items)
-    lengths = b",".join(b"%d" % len(item) for item in listed)
+    lengths = ",".join(map(str, map(len, listed))).encode()
     return b"%s(%s:%s)" % (kind, lengths, b"".join(listed))
 
 
@@ -309,7 +309,8 @@ def overridden(instance: object) -> bool:
         own = list(state(instance))
     except TypeError:
         return True  # nobody knows
-    return any(isinstance(getattr(type(instance), name, None), FunctionType) for name in own)
+    kind = type(instance)
+    return FunctionType in {type(getattr(kind, name, None)) for name in own}
 
 
 def is_known(value: object, names: Container[str]) -> bool:
