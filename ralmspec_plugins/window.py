@@ -100,6 +100,8 @@ class SpeculationWindow:
             return None
         if not self.cascade.speculates:
             return "no speculators were given"
+        if self.cascade.held:
+            return "may_guess has said no"
         if self._had_guess:
             return "writing on guesses would not have paid"
         return "no speculator had a guess" if self._asked_for_guess else "guessing would not pay"
@@ -440,7 +442,7 @@ class SpeculationWindow:
         moved = False
         while self.writer is None:
             if not self.steps or self.steps[-1].written:
-                if self.steps and self.plainly:
+                if self.steps and (self.plainly or self.cascade.held):
                     break
                 self.steps.append(Step(self.steps[-1].after if self.steps else self.root))
             step = self.steps[-1]
@@ -451,6 +453,8 @@ class SpeculationWindow:
 
     def _further(self, step: Step) -> bool:
         """Take the last step one stage further; return whether anything changed."""
+        if self.cascade.held and (step.ahead or self.behind_guess(step)):
+            return False
         if not step.asked:
             self._form_query(step)
         elif step.used is not None:
@@ -544,6 +548,8 @@ class SpeculationWindow:
                 step.remembered = True
                 step.used, step.verified = self.visible(step.truth), True
                 return True
+        if cascade.held:
+            return False
         if not step.guessed and self.policy.worth_guessing():
             step.guessed = self._asked_for_guess = True
             began_s = cascade.clock()

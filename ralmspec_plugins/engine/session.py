@@ -146,6 +146,7 @@ class Session:
             memo=self.settings.memo,
             signature=self.retriever.signature,
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
+            may_guess=self.settings.may_guess,
             clock=self._clock,
         )
 

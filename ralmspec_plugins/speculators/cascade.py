@@ -28,6 +28,7 @@ class SpeculatorCascade:
         memo: QueryCache | None = None,
         signature: Hashable = None,
         signature_now: Callable[[], Hashable] | None = None,
+        may_guess: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Ask these speculators, the first that answers counts.
@@ -38,6 +39,7 @@ class SpeculatorCascade:
             signature: what is remembered there belongs to it.
             signature_now: gives the retriever's at any time: what was found after it has changed
                 is kept from whatever others share.
+            may_guess: says at any time whether guesses may be written on; `None`: always.
             clock: gives the seconds that quick guesses are timed with.
         """
         self.clock = clock
@@ -52,6 +54,7 @@ class SpeculatorCascade:
         self._memo = memo
         self._signature = signature
         self._signature_now = signature_now
+        self._may_guess = may_guess
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
         self._encoded: dict[str, Query] = {}  # by their texts
@@ -79,6 +82,11 @@ class SpeculatorCascade:
     def speculates(self) -> bool:
         """Whether there is any speculator."""
         return bool(self._speculators)
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing may be written on guesses now."""
+        return self._may_guess is not None and not self._may_guess()
 
     def slow(self, *, encoded: bool = True) -> bool:
         """Say whether there are speculators left that must not be asked inside the loop."""
