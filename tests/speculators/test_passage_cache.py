@@ -69,8 +69,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert (best if len(best) == 2 else None) == self.pool.guess(query)
 
     @rule()
-    def clear(self) -> None:
-        self.pool.clear()
+    def invalidate(self) -> None:
+        self.pool.invalidate()
         assert 0 == self.pool.size
 
     @invariant()

@@ -57,8 +57,8 @@ class MemoMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.memo.size > 1)
     @rule()
-    def clear(self) -> None:
-        self.memo.clear()
+    def invalidate(self) -> None:
+        self.memo.invalidate()
         self.model.clear()
 
     @invariant()
