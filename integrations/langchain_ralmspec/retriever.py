@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -30,7 +30,7 @@ from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
     RetrieverRuntime,
     RetrieverService,
-    RetrieverStats,
+    ServedRetriever,
     agreeing,
     check_pairs,
     completed,
@@ -98,7 +98,7 @@ def verdicts(
 THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as the host's own `batch` takes
 
 
-class SpeculativeRetriever(BaseRetriever):
+class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     """Gives exactly the documents of `retriever`, and calls its store as rarely as it can.
 
     Calls that come while a search is running share the next one, and `batch` is one
@@ -349,30 +349,6 @@ class SpeculativeRetriever(BaseRetriever):
         """
         check_pairs(queries, guesses)
         return verdicts(guesses, await self.abatch(list(queries), config, **kwargs))
-
-    @property
-    def stats(self) -> RetrieverStats:
-        """What was asked so far, and what of it reached the store."""
-        return self.runtime.stats
-
-    def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied.
-
-        What a search that is running finds is not remembered.
-        """
-        self._service.invalidate()
-
-    def close(self) -> None:
-        """Wait for searches in threads, and let the threads go; later calls start new ones."""
-        self.runtime.close()
-
-    def __enter__(self) -> Self:
-        """Use as a context manager."""
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        """Close."""
-        self.close()
 
 
 def _outcomes(answers: Sequence[Hits | Exception]) -> list[Outcome]:

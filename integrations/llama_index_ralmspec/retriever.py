@@ -3,8 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -20,7 +19,7 @@ from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
     RetrieverRuntime,
     RetrieverService,
-    RetrieverStats,
+    ServedRetriever,
     agreeing,
     check_pairs,
     completed,
@@ -43,7 +42,7 @@ class Verdict:
     nodes: list[NodeWithScore]
 
 
-class SpeculativeRetriever(BaseRetriever):
+class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     """Gives exactly the nodes of `retriever`, and calls its store as rarely as it can.
 
     Calls that come while a search is running share the next one, and `retrieve_batch` is one
@@ -237,35 +236,6 @@ class SpeculativeRetriever(BaseRetriever):
 
     def _update_prompts(self, prompts: PromptDictType) -> None:
         self._retriever._update_prompts(prompts)  # noqa: SLF001
-
-    @property
-    def stats(self) -> RetrieverStats:
-        """What was asked so far, and what of it reached the store."""
-        return self._service.runtime.stats
-
-    def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied.
-
-        What a search that is running finds is not remembered.
-        """
-        self._service.invalidate()
-
-    def close(self) -> None:
-        """Wait for searches in threads, and let the threads go; later calls start new ones."""
-        self._service.runtime.close()
-
-    def __enter__(self) -> Self:
-        """Use as a context manager."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def _bundle(query: Asked) -> QueryBundle:

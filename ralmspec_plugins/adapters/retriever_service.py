@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import object_id
@@ -123,13 +123,19 @@ class RetrieverRuntime(Runtime):
 class RetrieverCall(Generic[SearchT]):
     """One question with its caller's settings; its retriever as it is at this moment.
 
-    `known` has what may answer it, or guess, and learns what its search finds.
+    Args:
+        text: what is asked.
+        host: the wrapped retriever with the caller's settings.
+        look: how it is searched.
+        remembered: what the memo knows.
+        guesses: guesses otherwise, and learns what a search finds.
     """
 
     text: str
     host: SearchT
     look: RetrieverSnapshot
-    known: SpeculatorCascade
+    remembered: Hits | None
+    guesses: SpeculatorCascade
 
     @property
     def unencoded(self) -> Query:
@@ -180,17 +186,17 @@ class RetrieverService(Generic[SearchT]):
         look = host.look()
         if not look.pure:
             self.runtime.warn_once(self.retriever)
-            return RetrieverCall(text, host, look, SpeculatorCascade())
-        pools = []
-        if self.pool is not None and not look.passing:  # else nobody could use what is found
+            return RetrieverCall(text, host, look, None, SpeculatorCascade())
+        signature, pools = look.signature, []
+        remembered = None
+        if self.memo is not None:
+            remembered = self.memo.known(signature, host.unencoded(text))
+        if remembered is None and self.pool is not None and not look.passing:
             pools.append(self.pool.of(_nobodys(host, look)))
-        known = SpeculatorCascade(
-            pools,
-            memo=self.memo,
-            signature=look.signature,
-            signature_now=lambda: host.signature,
+        guesses = SpeculatorCascade(
+            pools, memo=self.memo, signature=signature, signature_now=lambda: host.signature
         )
-        return RetrieverCall(text, host, look, known)
+        return RetrieverCall(text, host, look, remembered, guesses)
 
     async def answers(
         self, calls: Sequence[RetrieverCall[SearchT]], at_once: int, *, asynchronous: bool
@@ -199,11 +205,10 @@ class RetrieverService(Generic[SearchT]):
         answers: dict[int, Hits | Exception] = {}
         searched: dict[Hashable, list[int]] = {}
         for at, call in enumerate(calls):
-            hits = call.known.known(call.unencoded)
-            if hits is None:
+            if call.remembered is None:
                 searched.setdefault(call.look.signature, []).append(at)
             else:
-                answers[at] = hits
+                answers[at] = call.remembered
         self.runtime.note(len(calls), len(answers))
         for group in searched.values():
             asked = [calls[at] for at in group]
@@ -242,7 +247,7 @@ class RetrieverService(Generic[SearchT]):
 
     def _width(self, call: RetrieverCall[SearchT], line: Verifier) -> int | None:
         """Say how wide to search for the pool's sake, where a wider search is the same one."""
-        if call.look.k is None or not call.known.speculates or not hasattr(line, "search_wide"):
+        if call.look.k is None or not call.guesses.speculates or not hasattr(line, "search_wide"):
             return None
         return Settings().width(call.look.k)
 
@@ -262,23 +267,49 @@ class RetrieverService(Generic[SearchT]):
             hits = wide if width is None else wide[: call.look.k]
             answers.append(hits)
             if self.memo is not None or self.pool is not None:
-                call.known.learn(query, SearchResult(hits, wide))
+                call.guesses.learn(query, SearchResult(hits, wide))
         return answers
 
     async def guess(self, call: RetrieverCall[SearchT], *, asynchronous: bool) -> Hits | None:
         """Say what a search is expected to find, without one."""
-        known = call.known.known(call.unencoded)
-        if known is not None or not call.known.speculates:
-            return known
+        if call.remembered is not None or not call.guesses.speculates:
+            return call.remembered
         if asynchronous:
-            return call.known.guess_inline(await call.host.aencode(call.text))
-        return call.known.guess_inline(call.host.encode(call.text))
+            return call.guesses.guess_inline(await call.host.aencode(call.text))
+        return call.guesses.guess_inline(call.host.encode(call.text))
+
+
+class ServedRetriever:
+    """What the `SpeculativeRetriever` of each host has besides its host's own methods."""
+
+    _service: Any  # a RetrieverService
+
+    @property
+    def stats(self) -> RetrieverStats:
+        """What was asked so far, and what of it reached the store."""
+        stats: RetrieverStats = self._service.runtime.stats
+        return stats
 
     def invalidate(self) -> None:
-        """Forget what was found, under whichever settings."""
-        for cache in (self.memo, self.pool):
+        """Forget what was found, for when the index has changed: memo and pool are emptied.
+
+        What a search that is running finds is not remembered.
+        """
+        for cache in (self._service.memo, self._service.pool):
             if cache is not None:
                 cache.invalidate()
+
+    def close(self) -> None:
+        """Wait for searches in threads, and let the threads go; later calls start new ones."""
+        self._service.runtime.close()
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close."""
+        self.close()
 
 
 def _nobodys(host: SearchT, look: RetrieverSnapshot) -> SearchT:
