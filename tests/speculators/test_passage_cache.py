@@ -18,8 +18,8 @@ from ralmspec_plugins.speculators import (
     Bm25ProxyTable,
     EmbeddingProxyTable,
     PassageCache,
-    SharedPassageCache,
     Replica,
+    SharedPassageCache,
 )
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, refused
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
