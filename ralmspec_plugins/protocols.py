@@ -223,6 +223,9 @@ class Speculator(Protocol):
 
     Optional: `by_text` says that `guess` reads the query's text and no encoding. Speculators
     that stand before all others that need it are asked while the query is being encoded.
+    `invalidate()` forgets what was learned, for when the index has changed. One that requests
+    share counts these calls in `generation`, and takes the count from before a request's first
+    search as a third argument of `learn`, to leave out what may have been found before.
     """
 
     inline: bool

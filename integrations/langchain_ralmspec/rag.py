@@ -98,7 +98,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
     own classes search. None: one for each request."""
     memo: QueryCache | None = None
-    """Answers of former searches, trusted: only where the index does not change meanwhile."""
+    """Answers of former searches, trusted: where the index does not change meanwhile, or
+    `invalidate` is called when it has."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
     batching: BatchMode = "exact"
@@ -239,6 +240,15 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far: round trips, and queries in them."""
         return self._assembly.stats
+
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed: memo and pool are emptied.
+
+        What requests that are running find is not remembered for later ones.
+        """
+        for cache in (self.memo, self.pool):
+            if cache is not None:
+                cache.invalidate()
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go.

@@ -45,7 +45,8 @@ class Options:
         prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
         pool: nodes seen so far, to guess with: one of the engine's own by default, if only
             LlamaIndex' own classes search. None: one for each request.
-        memo: answers of former searches, trusted: only where the index does not change.
+        memo: answers of former searches, trusted: where the index does not change, or the
+            engine's `invalidate` is called when it has.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
         batching: which stores are searched in batches: "exact", "probed" or "off".
         side_by_side: single calls of the retriever at a time.

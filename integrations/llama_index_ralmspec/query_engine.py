@@ -23,6 +23,8 @@ from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 
 # What the host's query engine calls while it answers, and this one does not.
 _UNCALLED: Final = (
@@ -264,6 +266,15 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far: round trips, and queries in them."""
         return self._assembled().stats
+
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed: memo and pool are emptied.
+
+        What queries that are running find is not remembered for later ones.
+        """
+        for cache in (self._options.memo, self._options.pool):
+            if isinstance(cache, QueryCache | SharedPassageCache):
+                cache.invalidate()
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""

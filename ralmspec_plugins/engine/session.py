@@ -150,6 +150,22 @@ class Session:
             clock=self._clock,
         )
 
+    def invalidate(self) -> None:
+        """Forget what requests have found with this retriever and later ones would use.
+
+        A function that makes speculators for each request is asked for some, since those
+        that it gives may be shared nevertheless.
+        """
+        settings, signature = self.settings, self.retriever.signature
+        if settings.memo is not None:
+            settings.memo.invalidate(signature)
+        if settings.pool is not None:
+            settings.pool.invalidate(signature)
+        speculators = settings.speculators
+        for speculator in speculators() if callable(speculators) else speculators or ():
+            if hasattr(speculator, "invalidate"):
+                speculator.invalidate()
+
     @property
     def _shares(self) -> bool:
         """Whether what a request finds is remembered for others."""

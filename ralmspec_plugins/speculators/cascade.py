@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
+from typing import Any
 
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.protocols import Speculator
@@ -18,7 +19,8 @@ class SpeculatorCascade:
 
     What was really found for a query is known exactly: for the length of the
     request always, and longer where a shared memo is given. An error inside a
-    speculator means no guess.
+    speculator means no guess. What is found after a cache was invalidated that
+    others share is the request's own: its search may have begun before.
     """
 
     def __init__(
@@ -52,6 +54,9 @@ class SpeculatorCascade:
             for encoded, asked in self._asked.items()
         }
         self._memo = memo
+        # What is found now that was asked before these were invalidated is kept from them.
+        self._generations = [getattr(one, "generation", None) for one in self._speculators]
+        self._memo_generation = None if memo is None else memo.generation
         self._signature = signature
         self._signature_now = signature_now
         self._may_guess = may_guess
@@ -124,10 +129,14 @@ class SpeculatorCascade:
         if self._signature_now is not None and self._signature_now() != self._signature:
             return
         if self._memo is not None:
-            self._memo.learn(self._signature, query, found.hits)
-        for speculator in self._speculators:
+            self._memo.learn(self._signature, query, found.hits, self._memo_generation)
+        for speculator, generation in zip(self._speculators, self._generations, strict=True):
+            learn: Any = speculator.learn
             try:
-                speculator.learn(query, found.wide)
+                if generation is None:
+                    learn(query, found.wide)
+                else:
+                    learn(query, found.wide, generation)
             except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
                 self._complain(speculator)
 

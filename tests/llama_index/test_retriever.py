@@ -112,7 +112,9 @@ def test_a_batch_is_one_search(index: VectorStoreIndex) -> None:
 class TestMemo:
     """What was found before."""
 
-    def test_it_is_not_searched_again_until_it_is_cleared(self, counting: VectorStoreIndex) -> None:
+    def test_it_is_not_searched_again_until_it_is_invalidated(
+        self, counting: VectorStoreIndex
+    ) -> None:
         """Without a memo it is; a change of settings is another search."""
         wrapped: Any = counting.as_retriever()
         retriever = SpeculativeRetriever(wrapped, QueryCache(10))
@@ -123,7 +125,7 @@ class TestMemo:
             lambda: [retriever.retrieve("river") for _ in range(3)],
             lambda: [plain.retrieve("river") for _ in range(3)],
             lambda: setattr(wrapped, "similarity_top_k", 3) or retriever.retrieve("river"),  # type: ignore[func-returns-value]
-            lambda: retriever.clear() or retriever.retrieve("river"),  # type: ignore[func-returns-value]
+            lambda: retriever.invalidate() or retriever.retrieve("river"),  # type: ignore[func-returns-value]
         ):
             step()
             counts.append(searches[store] - before)
@@ -429,7 +431,7 @@ class TestAsAPart:
         copied = copy.copy(retriever)
 
         assert copied.retrieve("river") == retriever.retrieve("river")
-        assert pickle.loads(pickle.dumps(retriever._serving)).stats.asked == 0
+        assert pickle.loads(pickle.dumps(retriever._service.runtime)).stats.asked == 0
 
     def test_a_store_of_many_ids_is_looked_at_quickly(self) -> None:
         """A retriever that lists all its nodes reads them once, and again when they change."""
