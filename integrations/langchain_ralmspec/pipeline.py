@@ -221,7 +221,14 @@ class Assembly:
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
         host, runtime = self._host_for(config), self._settings.runtime
-        return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
+        speculation, key = self._speculation, self._key
+        if config.get("max_concurrency") is not None:  # requests at a time, each with one call
+            host, speculation, key = (
+                host.one_by_one(),
+                speculation.one_by_one(),
+                (*key, "one by one"),
+            )
+        return speculation.engines(runtime, key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call, with all of its config but who hears of it.

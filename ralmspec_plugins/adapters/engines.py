@@ -199,6 +199,13 @@ class Speculation:
     calls_cost: bool = True
     guesses: bool = True
 
+    def one_by_one(self) -> "Speculation":
+        """Give the same with one search out at a time."""
+        schedule = self.schedule
+        if isinstance(schedule, Continuous):
+            schedule = replace(schedule, lanes=1)
+        return replace(self, schedule=schedule, side_by_side=1)
+
     def engines(
         self,
         runtime: Runtime,
