@@ -193,7 +193,7 @@ class HostSearch(Generic[HostT]):
     def one_by_one(self) -> Self:
         """Give the same retriever with one single call at a time."""
         other = self.beside(self._host, self._fixed)
-        other._side_by_side = 1
+        other._side_by_side = 1  # noqa: SLF001 its own class
         return other
 
     def nobodys(self, look: RetrieverSnapshot) -> Self:
