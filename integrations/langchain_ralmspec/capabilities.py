@@ -201,6 +201,11 @@ def inside_pipeline(model: Any) -> Any | None:
     return model if class_names(model) & _PIPELINES else None
 
 
+def is_remote(model: Any) -> bool:
+    """Say whether a model is the client of a known server."""
+    return _remote(class_names(model))
+
+
 def _remote(names: frozenset[str]) -> bool:
     packages = {name.split(".", 1)[0] for name in names}
     return bool(packages & _REMOTE or names & _REMOTE_CLASSES)

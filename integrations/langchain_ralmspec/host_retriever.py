@@ -57,12 +57,12 @@ def hits_of(found: Sequence[Scored]) -> Hits:
 
 
 def single_hits(documents: Any) -> Hits:
-    """Make the hits of what one call of the host gave.
+    """Make the hits of what one call of the host gave: a list, or a tuple for one.
 
     Raises:
         InputError: it gave something else than documents.
     """
-    if not isinstance(documents, list):
+    if not isinstance(documents, list | tuple):
         raise InputError(
             f"a retriever must give a list of documents, got {type(documents).__name__}"
         )

@@ -1,7 +1,7 @@
 """A LangChain model as the core's `LanguageModel`: each segment is one call of the host's own."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, closing, nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -25,6 +25,7 @@ from langchain_ralmspec.configs import HostContext
 from langchain_ralmspec.prompts import Prompting, continued
 from langchain_ralmspec.recording import CallCapture
 from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Continuation,
@@ -208,12 +209,17 @@ class Plan:
     capture: CallCapture
     context: HostContext | None = None
     config: RunnableConfig | None = None
+    effects: SideEffects | None = None
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Have what runs inside tell nobody but the call's own capture."""
-        if self.context is None or self.config is None:
-            return nullcontext()
-        return self.context.calling(self.config, self.capture)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have what runs inside tell only the call's own capture, and see what traces it leaves."""
+        with ExitStack() as stack:
+            if self.context is not None and self.config is not None:
+                stack.enter_context(self.context.calling(self.config, self.capture))
+            if self.effects is not None:
+                stack.enter_context(self.effects.watched())
+            yield
 
     def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
         """Call the model, as a stream where somebody listens and it can be listened to."""
@@ -286,6 +292,7 @@ class HostLM(TextLM[Sequence[Passage]]):
         bound: Bound | None = None,
         continuation: Continuation | None = None,
         side_by_side: bool | None = None,
+        effects: SideEffects | None = None,
     ) -> None:
         """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and their kind.
 
@@ -300,13 +307,14 @@ class HostLM(TextLM[Sequence[Passage]]):
             continuation: that a chat model continues a trailing assistant message: "assistant",
                 or the arguments that make it. By default by its class.
             side_by_side: whether several calls may run at a time. By default by its class.
+            effects: watches its calls.
 
         Raises:
             ConfigError: the model cannot write step by step; or not in the ways asked for.
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         prompting = Prompting() if prompting is None else prompting
-        writer = _Writer(llm, prompting, bound, continuation, side_by_side)
+        writer = _Writer(llm, prompting, (bound, continuation, side_by_side), effects)
         capabilities.check(writer.known, step)
         super().__init__(
             writer,
@@ -323,13 +331,13 @@ class _Writer:
         self,
         llm: Runnable[Any, Any],
         prompting: Prompting,
-        bound: Bound | None,
-        continuation: Continuation | None,
-        side_by_side: bool | None,
+        stated: tuple[Bound | None, Continuation | None, bool | None],
+        effects: SideEffects | None,
     ) -> None:
         self._llm = llm
         self._prompting = prompting
-        self._stated = (bound, continuation, side_by_side)
+        self._stated = stated
+        self._effects = effects
         self._inner, self.known = self._look(None)
 
     @property
@@ -351,7 +359,7 @@ class _Writer:
             capabilities.check(known, step)
         arguments = arguments_for(draft, step, bound, sentence_stop, inner, known)
         parts = (self._llm, inner, known, self._prompting)
-        return Plan(*parts, draft, step, arguments, capture, context, config)
+        return Plan(*parts, draft, step, arguments, capture, context, config, self._effects)
 
     def write_key(self, draft: TextDraft, given: Sequence[Passage], tokens: int) -> Hashable:
         """Hold the draft and what the model would see of the passages."""

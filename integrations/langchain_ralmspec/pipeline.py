@@ -3,8 +3,8 @@
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
 from contextlib import aclosing
 from contextvars import Context
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
@@ -16,14 +16,19 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.callbacks import CallbackSink
-from langchain_ralmspec.capabilities import cached, unwrapped
+from langchain_ralmspec.capabilities import cached, is_remote, unwrapped
 from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.inspection import setup_of
+from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import DirectRuns, direct_lm
-from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
-from langchain_ralmspec.response import Pieces, question_of, variables_of
+from langchain_ralmspec.prompts import (
+    DEFAULT_DOCUMENT_PROMPT,
+    DEFAULT_PROMPT,
+    ChainInput,
+    Prompting,
+)
+from langchain_ralmspec.response import ChainShape, Pieces, question_of, text_asked, variables_of
 from ralmspec_plugins import (
     Answer,
     Continuous,
@@ -46,6 +51,7 @@ from ralmspec_plugins.adapters.engines import (
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Confirmed, Event, Settled
@@ -54,9 +60,9 @@ from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
-    *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
-    *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
+    *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
@@ -68,6 +74,8 @@ class PipelineSettings:
 
     retriever: Runnable[Any, Any]
     llm: Runnable[Any, Any]
+    query: Runnable[Any, Any] | None
+    chain: ChainShape | None
     prompt: BasePromptTemplate[Any] | None
     document_prompt: BasePromptTemplate[Any] | None
     document_separator: str
@@ -85,6 +93,7 @@ class PipelineSettings:
     seed: int
     deadline_s: float | None
     speculate: bool
+    guess_through: bool
     schedule: Continuous | OptimalStride | FixedStride | None
     prefetch: int | None
     pool: SharedPassageCache | None
@@ -94,6 +103,14 @@ class PipelineSettings:
     side_by_side: int
     pure: bool | None
     runtime: Runtime
+
+
+class Asked(NamedTuple):
+    """What an input comes to."""
+
+    question: str
+    given: dict[str, Any]  # what is given back of it
+    variables: dict[str, Any]  # for the prompt, besides the documents
 
 
 class Assembly:
@@ -108,12 +125,17 @@ class Assembly:
         self._settings = settings
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
-        self._prompting = Prompting(
+        whole = settings.chain is not None and settings.chain.whole
+        self._prompting = (ChainInput if whole else Prompting)(
             prompt=settings.prompt or DEFAULT_PROMPT,
             document_prompt=settings.document_prompt or DEFAULT_DOCUMENT_PROMPT,
             separator=settings.document_separator,
             format_docs=settings.format_docs,
             document_variable=settings.document_variable_name,
+        )
+        self._effects = settings.runtime.host(
+            ("effects", _identity(settings.llm), settings.direct or settings.guess_through),
+            self._side_effects,
         )
         by_default: WorkloadName = "interval" if settings.direct else "sentences"
         self._workload = workload_of(settings.workload or by_default, self._lm())
@@ -123,9 +145,15 @@ class Assembly:
         if settings.replica is not None:
             self._replica = Context().run(HostRetriever, settings.replica)  # as the other
         self._key = tuple(_identity(getattr(settings, name)) for name in _OF_ENGINES)
-        self._speculation = _speculation(settings)
+        self._speculation = _speculation(settings, self._effects)
         schedule = settings.schedule or Continuous()
         self._speculation.settings(self._host, schedule, self._replica)  # refuse early
+
+    def _side_effects(self) -> SideEffects | None:
+        """Make what watches the model's calls: none for what is driven directly, or known."""
+        if self._settings.direct or self._settings.guess_through:
+            return None
+        return side_effects_of(self.llm.runnable)
 
     def _made_host(self) -> HostRetriever:
         """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
@@ -138,10 +166,32 @@ class Assembly:
             pure=settings.pure,
         )
 
-    @property
-    def question_key(self) -> str:
-        """Where the question stands in a dict, and in the prompt."""
-        return self._settings.question_key
+    def asked(self, value: Any, config: RunnableConfig) -> Asked:
+        """Read an input: the question, what is given back, and what the prompt may show.
+
+        Raises:
+            InputError: there is no question.
+            Exception: what makes the query raises.
+        """
+        query = self._settings.query
+        return self._asked(value, None if query is None else query.invoke(value, config))
+
+    async def aasked(self, value: Any, config: RunnableConfig) -> Asked:
+        """Do the same on an event loop."""
+        query = self._settings.query
+        return self._asked(value, None if query is None else await query.ainvoke(value, config))
+
+    def _asked(self, value: Any, made: Any) -> Asked:
+        chain, key = self._settings.chain, self._settings.question_key
+        if chain is not None:
+            question = text_asked(chain.question(value) if made is None else made)
+            return Asked(question, chain.given(value, key), chain.variables(value, key))
+        if made is None:
+            made, given = question_of(value, key)
+        else:
+            given = dict(value) if isinstance(value, Mapping) else {key: value}
+        question = text_asked(made)
+        return Asked(question, given, variables_of(question, given, key))
 
     @property
     def request_settings(self) -> dict[str, Any]:
@@ -188,6 +238,8 @@ class Assembly:
         """Whether the answer is the text itself, so that it can be given out as it comes."""
         if self._settings.output_parser is not None:
             return False
+        if self._settings.chain is not None and self._settings.chain.whole:
+            return self._settings.llm.OutputType is str
         return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
 
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
@@ -215,13 +267,24 @@ class Assembly:
         message = getattr(draft_of(answer.state), "message", None)
         if message is None or not is_one_shot(self._settings.workload):
             return answer.text
+        if self._settings.chain is not None and self._settings.chain.whole:
+            return answer.text if isinstance(message, str) else message
         plain = self._settings.output_parser is None and isinstance(message, str | BaseMessage)
         return answer.text if plain else message
 
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
         host, runtime = self._host_for(config), self._settings.runtime
-        return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
+        speculation, key = self._speculation, self._key
+        if self._effects is not None and self._effects.found is not None:
+            speculation, key = replace(speculation, guesses=False), (*key, "no guesses")
+        if config.get("max_concurrency") is not None:  # requests at a time, each with one call
+            host, speculation, key = (
+                host.one_by_one(),
+                speculation.one_by_one(),
+                (*key, "one by one"),
+            )
+        return speculation.engines(runtime, key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call, with all of its config but who hears of it.
@@ -245,10 +308,11 @@ class Assembly:
             sentence_stop=settings.sentence_stop,
             bound=settings.bound,
             continuation=settings.continuation,
+            effects=self._effects,
         )
 
 
-def _speculation(settings: PipelineSettings) -> Speculation:
+def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Speculation:
     return Speculation(
         speculate=settings.speculate,
         schedule=settings.schedule,
@@ -257,7 +321,20 @@ def _speculation(settings: PipelineSettings) -> Speculation:
         memo=settings.memo,
         side_by_side=settings.side_by_side,
         calls_cost=not settings.direct,
+        may_guess=None if effects is None else effects.may_guess,
     )
+
+
+def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
+    """Make what watches the calls of a model, and of all models in it; `None` for known servers.
+
+    A server keeps nothing here between two calls, and what its client counts is nobody's answer.
+    """
+    model = unwrapped(llm).model
+    models = models_in(llm)
+    if models and all(map(is_remote, models)):
+        return None
+    return SideEffects(*models, *(() if any(model is one for one in models) else (model,)))
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:
@@ -285,33 +362,30 @@ class RequestRun:
     def __init__(
         self,
         assembly: Assembly,
-        value: str | Mapping[str, Any],
+        asked: Asked,
         config: RunnableConfig,
         settings: Mapping[str, Any],
         *,
         streamed: bool,
     ) -> None:
-        """Look at the question, and begin nothing yet.
+        """Begin nothing yet.
 
         Args:
             assembly: the runnable's parts.
-            value: the question.
+            asked: the question.
             config: LangChain's, with the callbacks of this request's own run.
             settings: of the request, for this call alone.
             streamed: whether the reply is asked for in pieces.
 
         Raises:
-            InputError: there is no question.
             ConfigError: an unknown setting, or one without a meaning.
         """
-        question, given = question_of(value, assembly.question_key)
-        variables = variables_of(question, given, assembly.question_key)
-        context = HostContext(config, variables, streamed)
-        self._request = _request(assembly, question, context, settings)
+        context = HostContext(config, asked.variables, streamed)
+        self._request = _request(assembly, asked.question, context, settings)
         self._engines = assembly.engines(config)
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
-        self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
+        self._pieces = Pieces(asked.given, text_is_answer=assembly.text_is_answer)
 
         self._reports = streamed or assembly.followed(config)  # the model while it writes
 

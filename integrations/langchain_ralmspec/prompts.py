@@ -120,6 +120,26 @@ class Prompting:
         return {**self.inputs(request), self.document_variable: context}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChainInput(Prompting):
+    """Gives the rest of a chain its input and documents as they are, in place of a prompt."""
+
+    def __post_init__(self) -> None:
+        """Leave the prompt alone: it is not used."""
+
+    def context(self, passages: Sequence[Passage]) -> Any:
+        """Give documents of its own to each call."""
+        return [_document(passage) for passage in passages]
+
+    def value(self, request: Request, context: Any) -> Any:
+        """Lay both together."""
+        return {**self.inputs(request), "documents": context}
+
+    async def avalue(self, request: Request, context: Any) -> Any:
+        """Do the same on an event loop."""
+        return self.value(request, context)
+
+
 def continued(
     value: PromptValue, text: str, mark: Mapping[str, Any]
 ) -> tuple[PromptValue | list[BaseMessage], bool]:

@@ -13,11 +13,11 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
-from langchain_ralmspec.response import Output, Reply, given_out, whole
+from langchain_ralmspec.response import ChainShape, Output, Reply, given_out, whole
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
@@ -53,6 +53,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Any retriever; vector stores are looked into (docs/langchain.md)."""
     llm: Runnable[Any, Any]
     """A `BaseLLM` or `BaseChatModel`; for `workload="one_shot"` any runnable."""
+    query: Runnable[Any, Any] | None = None
+    """Makes the first query of the input, where that is more than its question: a chain that
+    rewrites the question by the chat history, say. Called once, before anything is guessed."""
 
     prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
     """What the model is given: with `context`, and `input` or `question`."""
@@ -89,6 +92,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     speculate: bool = True
     """False: the plain loop."""
+    guess_through: bool = False
+    """True: calls are made on guesses also of a model whose calls are seen to leave traces."""
     schedule: Continuous | OptimalStride | FixedStride | None = None
     """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
     prefetch: int | None = None
@@ -109,6 +114,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     pure: bool | None = None
     """Whether the retriever finds the same for the same query; found out by its class."""
 
+    chain: ChainShape | None = Field(default=None, repr=False)
+    """How the chain was that `speculate()` has made this of."""
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
     """Threads and what was learned; shared by the copies that LangChain makes."""
 
@@ -146,18 +153,34 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     @property
     @override
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        parts = (self.retriever, self.llm)
+        parts = (self.retriever, self.llm, *(() if self.query is None else (self.query,)))
         return get_unique_config_specs(spec for part in parts for spec in part.config_specs)
 
     @property
     @override
     def InputType(self) -> Any:
-        return Question
+        return Question if self._like is None else self._like.InputType
 
     @property
     @override
     def OutputType(self) -> Any:
+        if self._like is not None:
+            return self._like.OutputType
         return Reply if self.output == "reply" else Any
+
+    @override
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        own = super().get_input_schema
+        return own(config) if self._like is None else self._like.get_input_schema(config)
+
+    @override
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        own = super().get_output_schema
+        return own(config) if self._like is None else self._like.get_output_schema(config)
+
+    @property
+    def _like(self) -> Runnable[Any, Any] | None:
+        return None if self.chain is None else self.chain.like
 
     @override
     def invoke(self, input: Question, config: RunnableConfig | None = None, **kwargs: Any) -> Given:
@@ -282,20 +305,23 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def _invoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings, streamed=False)
+        asked = self._assembly.asked(value, config)
+        run = RequestRun(self._assembly, asked, config, settings, streamed=False)
         return whole(run.pieces(), self.output)
 
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings, streamed=False)
+        asked = await self._assembly.aasked(value, config)
+        run = RequestRun(self._assembly, asked, config, settings, streamed=False)
         return whole([piece async for piece in run.apieces()], self.output)
 
     def _transform(
         self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Iterator[Given]:
         for value in values:
-            run = RequestRun(self._assembly, value, config, settings, streamed=True)
+            asked = self._assembly.asked(value, config)
+            run = RequestRun(self._assembly, asked, config, settings, streamed=True)
             with closing(run.pieces()) as pieces:
                 yield from given_out(pieces, self.output)
 
@@ -307,7 +333,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> AsyncIterator[Given]:
         async for value in values:
-            run = RequestRun(self._assembly, value, config, settings, streamed=True)
+            asked = await self._assembly.aasked(value, config)
+            run = RequestRun(self._assembly, asked, config, settings, streamed=True)
             async with aclosing(run.apieces()) as pieces:
                 async for piece in pieces:
                     for part in given_out([piece], self.output):

@@ -209,6 +209,7 @@ class Speculation:
         side_by_side: single calls of the retriever at a time.
         calls_cost: whether a wrong guess costs a call that may be paid for.
         guesses: False: nothing is written before its search is known. The memo may know it.
+        may_guess: says the same at any time, also within a request that runs.
     """
 
     speculate: bool = True
@@ -219,6 +220,14 @@ class Speculation:
     side_by_side: int = 8
     calls_cost: bool = True
     guesses: bool = True
+    may_guess: Callable[[], bool] | None = None
+
+    def one_by_one(self) -> "Speculation":
+        """Give the same with one search out at a time."""
+        schedule = self.schedule
+        if isinstance(schedule, Continuous):
+            schedule = replace(schedule, lanes=1)
+        return replace(self, schedule=schedule, side_by_side=1)
 
     def engines(
         self,
@@ -314,6 +323,7 @@ class Speculation:
                 memo=self.memo,
                 speculate=self.speculate,
                 pool=self.pool,
+                may_guess=self.may_guess,
             )
         pools = () if self.pool is None else (self.pool.of(retriever),)
         return Settings(
@@ -322,6 +332,7 @@ class Speculation:
             memo=self.memo,
             speculate=self.speculate,
             speculators=(*pools, Replica(replica, of=retriever, reencode=True)),
+            may_guess=self.may_guess,
         )
 
 

@@ -376,15 +376,19 @@ _MAKERS: Final = frozenset(
 )
 
 
-def _homes_of(method: object) -> Iterator[str]:
+def _homes_of(method: object, depth: int = 0) -> Iterator[str]:
     """Name the top-level packages in which a method's functions were written.
 
-    Decorators hold the function that they were given, and descriptors their functions.
+    Decorators hold the function that they were given, and descriptors their functions. What
+    has ever more of these (a mock has every attribute) was written nowhere that is known.
     """
+    if depth > _DEEPEST:
+        yield ""
+        return
     for name in ("__func__", "fget", "fset", "func", "__wrapped__"):
         inner = getattr(method, name, None)
         if inner is not None and inner is not method:
-            yield from _homes_of(inner)
+            yield from _homes_of(inner, depth + 1)
     if isinstance(method, FunctionType):
         yield str(method.__globals__.get("__name__", "")).partition(".")[0]
 

@@ -190,6 +190,12 @@ class HostSearch(Generic[HostT]):
         HostSearch.__init__(other, host, self._known, self._side_by_side, fixed)
         return other
 
+    def one_by_one(self) -> Self:
+        """Give the same retriever with one single call at a time."""
+        other = self.beside(self._host, self._fixed)
+        other._side_by_side = 1  # noqa: SLF001 its own class
+        return other
+
     def nobodys(self, look: RetrieverSnapshot) -> Self:
         """Give the same retriever in nobody's name, kept to a look."""
         return self.beside(self._host.nobodys(), look)

@@ -33,9 +33,9 @@ class SideEffects:
     'it draws from process-wide random state'
     """
 
-    def __init__(self, model: object) -> None:
-        """Watch the calls of a model."""
-        self._model = model
+    def __init__(self, *models: object) -> None:
+        """Watch the calls of a model, or of something that calls several."""
+        self._models = models
         self._lock = threading.Lock()
         self.found: str | None = None
         self.observed = False  # whether a call has been watched to its end
@@ -46,15 +46,24 @@ class SideEffects:
         if self.found is not None:
             yield
             return
-        numbers, attributes = _random_state(), _plain_attributes(self._model)
+        numbers, attributes = _random_state(), self._attributes()
         try:
             yield
         finally:
             if _random_state() != numbers:
                 self._note("it draws from process-wide random state")
-            elif _plain_attributes(self._model) != attributes:
+            elif self._attributes() != attributes:
                 self._note("its calls change its attributes")
+            elif any(map(_reads_from_an_iterator, self._models)):
+                self._note("it takes its answers from an iterator")
             self.observed = True
+
+    def may_guess(self) -> bool:
+        """Whether calls may be made that may be discarded: one was watched, and none found out."""
+        return self.observed and self.found is None
+
+    def _attributes(self) -> list[dict[str, object]]:
+        return list(map(_plain_attributes, self._models))
 
     def _note(self, what: str) -> None:
         with self._lock:
@@ -64,7 +73,7 @@ class SideEffects:
                 "nothing is written on guesses: %s keeps something between two calls (%s), so a "
                 "call that is discarded would change a later one. guess_through=True says that "
                 "this makes no difference",
-                type(self._model).__name__,
+                ", ".join(type(model).__name__ for model in self._models) or "the model",
                 what,
             )
 
@@ -79,11 +88,29 @@ def _random_state() -> list[object]:
     torch: Any = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_rng_state"):
         states.append(torch.get_rng_state().numpy().tobytes())
+        states += [one.numpy().tobytes() for one in _device_states(torch)]
+    return states
+
+
+def _device_states(torch: Any) -> list[Any]:
+    """Return the states of torch's generators of devices; none is set up for that."""
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return []
+    states: list[Any] = cuda.get_rng_state_all()
     return states
 
 
 def _plain_attributes(model: object) -> dict[str, object]:
     """Return the attributes of a model that are plain values."""
+    return {name: value for name, value in _held(model).items() if isinstance(value, _PLAIN)}
+
+
+def _reads_from_an_iterator(model: object) -> bool:
+    """Whether a model holds an iterator, which each call may take something from."""
+    return any(isinstance(value, Iterator) for value in _held(model).values())
+
+
+def _held(model: object) -> dict[str, object]:
     private = getattr(model, "__pydantic_private__", None) or {}
-    held = {**getattr(model, "__dict__", {}), **private}
-    return {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
+    return {**getattr(model, "__dict__", {}), **private}

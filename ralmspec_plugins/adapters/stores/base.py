@@ -75,6 +75,26 @@ class StoreSearch(ABC, Generic[RowT]):
         """Make the store's score of a cosine, a product or a squared distance."""
         return value
 
+    def own_documents(self, found: Sequence[list[RowT]], own: int) -> list[list[Scored]]:
+        """Make the documents of wide searches; none from behind where some are missing in front.
+
+        A host that leaves out rows (such as those without a text) leaves them out of the first
+        `own`, and then gives fewer: what comes behind must not take their places.
+
+        Args:
+            found: the rows of each query, best first.
+            own: how many rows the host itself would have asked for.
+        """
+        made = self.documents(found)
+        left_out = [
+            at for at, rows in enumerate(found) if len(made[at]) < len(rows) and len(rows) > own
+        ]
+        first = self.documents([found[at][:own] for at in left_out]) if left_out else []
+        for at, documents in zip(left_out, first, strict=True):
+            if len(documents) < own:
+                made[at] = documents
+        return made
+
     @abstractmethod
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
@@ -86,11 +106,13 @@ class StoreSearch(ABC, Generic[RowT]):
 def decided(scores: Sequence[float], k: int) -> bool:
     """Say whether the order of the first k, or who is among them, was decided by a tie.
 
+    NaN has no order, so it ties with everything.
+
     >>> decided([3.0, 2.0, 2.0], 1), decided([3.0, 2.0, 2.0], 2)
     (False, True)
     """
     first = scores[: k + 1]
-    return any(left == right for left, right in pairwise(first))
+    return any(not (left < right or left > right) for left, right in pairwise(first))
 
 
 def own_first(

@@ -67,7 +67,7 @@ class ChromaSearch(StoreSearch[ChromaRow]):
         """Find the best k documents of each query, wider only as far as the first stay alike."""
         own = min(k, self.k)
         width = max(own, min(k, self._reach)) if k > own else own
-        return self.documents(own_first(self._rows, vectors, own, width))
+        return self.own_documents(own_first(self._rows, vectors, own, width), own)
 
     def _rows(self, vectors: Sequence[Vector], limit: int) -> list[list[ChromaRow]]:
         found = self.collection().query(

@@ -219,7 +219,7 @@ class FaissSearch(StoreSearch[FaissRow]):
         """Find the best k documents of each query; what lies behind the own k is for pools."""
         queries = [np.array(vector, dtype=np.float32) for vector in vectors]
         own = min(k, self.k) if self.exact else k
-        return self.documents(own_first(self._rows, queries, own, k))
+        return self.own_documents(own_first(self._rows, queries, own, k), own)
 
     def _rows(self, queries: Sequence[Vectors], width: int) -> list[list[FaissRow]]:
         index, table = self.index(), np.stack(queries)

@@ -83,7 +83,8 @@ class QdrantSearch(StoreSearch[Any]):
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the best k documents of each query; what lies behind the own k is for pools."""
-        return self.documents(own_first(self._points, vectors, min(k, self.k), k))
+        own = min(k, self.k)
+        return self.own_documents(own_first(self._points, vectors, own, k), own)
 
     async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Find the same by the host's asynchronous client, if it has one."""
@@ -95,7 +96,7 @@ class QdrantSearch(StoreSearch[Any]):
         if doubtful:
             asked = self._asked([vectors[at] for at in doubtful], own)
             put_first(found, doubtful, _listed(await client.query_batch_points(**asked)))
-        return await asyncio.to_thread(self.documents, found)
+        return await asyncio.to_thread(self.own_documents, found, own)
 
     def _points(self, vectors: Sequence[Vector], limit: int) -> list[list[Any]]:
         client = self.points().client
