@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_ralmspec.callbacks import SpeculativeCall
 from llama_index_ralmspec.documents import nodes_of
 from llama_index_ralmspec.postprocessing import Postprocessing
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits, Request
@@ -69,6 +71,7 @@ class HostContext:
         alone: whether no call is made on a guess: then there is but one.
         retriever: the one whose search counts.
         threads: where calls are made that would block the event loop.
+        effects: watches the calls of a model that is not known to leave no traces.
         records: of the calls that write, in order.
         begun: whether a response that streams has been returned: it is fed from here.
         spans: the ids of the spans of all calls made ahead, in order.
@@ -80,6 +83,7 @@ class HostContext:
     alone: bool = False
     retriever: BaseRetriever | None = None
     threads: Executor | None = None
+    effects: SideEffects | None = None
     records: list[CallRecord] = field(default_factory=list)
     begun: bool = False
     spans: list[str] = field(default_factory=list)
@@ -147,11 +151,18 @@ class RequestCall:
 
     def run(self, call: Callable[[], ResultT]) -> ResultT:
         """Make the calls; those made ahead stand in a span of their own and are tagged."""
-        return self._ahead.run(call)
+        with self.watched():
+            return self._ahead.run(call)
 
     async def arun(self, call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Do the same with a coroutine."""
-        return await self._ahead.arun(call)
+        with self.watched():
+            return await self._ahead.arun(call)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Watch for traces that a call leaves: such a model is not called ahead."""
+        effects = None if self.context is None else self.context.effects
+        return nullcontext() if effects is None else effects.watched()
 
     @property
     def _ahead(self) -> SpeculativeCall:

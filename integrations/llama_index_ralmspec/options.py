@@ -1,5 +1,6 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -120,11 +121,14 @@ class Options:
         stop = self.stop
         return ((stop,) if stop else ()) if isinstance(stop, str) else tuple(stop)
 
-    def speculation(self, *, guesses: bool) -> Speculation:
+    def speculation(
+        self, *, guesses: bool, may_guess: Callable[[], bool] | None = None
+    ) -> Speculation:
         """Give the part that says how far requests run ahead.
 
         Args:
             guesses: whether the host's parts may run on guesses.
+            may_guess: says the same at any time, also within a request that runs.
         """
         pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
@@ -136,6 +140,7 @@ class Options:
             side_by_side=self.side_by_side,
             calls_cost=not self.direct,
             guesses=guesses,
+            may_guess=may_guess,
         )
 
 

@@ -19,6 +19,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.callbacks import Telling
+from llama_index_ralmspec.capabilities import inner, is_remote
 from llama_index_ralmspec.host_calls import CallRecord, HostContext, copied, current_request
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import blocks_loop
@@ -32,6 +33,7 @@ from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, wor
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.effects import Commit, Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
 from ralmspec_plugins.scheduling.schedules import Continuous
@@ -61,6 +63,7 @@ class Assembly:
         self.options, self._runtime = options, runtime
         self._postprocessors = tuple(postprocessors)
         self.key = key_of(retriever, synthesizer, postprocessors)
+        self.effects = _side_effects_of(synthesizer, options)
         self._blocks_loop = blocks_loop(retriever) or model_blocks_loop(synthesizer)
         self._workload = workload_of(options.workload, self._lm())
         self._host = self._hosts(retriever)
@@ -156,7 +159,11 @@ class Assembly:
         """
         options, guesses = self.options, self.guesses
         host = self._host.for_call(bundle)
-        speculation = options.speculation(guesses=guesses)
+        effects = self.effects
+        if effects is not None and effects.found is not None:
+            guesses = False
+        may_guess = None if effects is None else effects.may_guess
+        speculation = options.speculation(guesses=guesses, may_guess=may_guess)
         if (
             options.one_shot
             and options.deadline_s is None
@@ -171,6 +178,14 @@ class Assembly:
             self._workload,
             self._replica,
         )
+
+
+def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffects | None:
+    """Watch the model, unless it is a server's, driven directly, or said to leave no traces."""
+    llm = inner(getattr(synthesizer, "_llm", None))
+    if llm is None or options.guess_through or options.direct or is_remote(llm):
+        return None
+    return SideEffects(llm)
 
 
 def key_of(
@@ -223,6 +238,7 @@ class RequestRun:
             alone=options.one_shot and not assembly.guesses,
             retriever=assembly.retriever,
             threads=engines.threads,
+            effects=assembly.effects,
         )
         self._engines = engines
         self._context = context

@@ -1,9 +1,9 @@
 """The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncGenerator, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llama_index.core.base.response.schema import (
@@ -200,6 +200,24 @@ class _Synthesis:
         return own
 
 
+def _left(response: Any, call: RequestCall) -> Any:
+    """Leave a stream to the caller, watched for traces like any call of the model."""
+    if isinstance(response, StreamingResponse):
+        return replace(response, response_gen=_watched(response.response_gen, call))
+    return replace(response, response_gen=_awatched(response.response_gen, call))
+
+
+def _watched(pieces: Any, call: RequestCall) -> Generator[str, None, None]:
+    with call.watched(), closing(closable(pieces)) as read:
+        yield from read
+
+
+async def _awatched(pieces: Any, call: RequestCall) -> AsyncGenerator[str, None]:
+    with call.watched():
+        async for piece in pieces:
+            yield piece
+
+
 class _Reading:
     """Reads the text of a response: at once, or piece by piece.
 
@@ -213,6 +231,8 @@ class _Reading:
         self._record = call.record
         self._record.response = response
         self._record.unread = self.unread = streams and not begun and not speculative.get()
+        if self.unread:
+            self._record.response = response = _left(response, call)
         self._response = response
         self._progress = progress
         self._show = show

@@ -309,8 +309,8 @@ def overridden(instance: object) -> bool:
         own = list(state(instance))
     except TypeError:
         return True  # nobody knows
-    kind = type(instance)
-    return FunctionType in {type(getattr(kind, name, None)) for name in own}
+    kind = type(instance)  # a decorated method says that it is a function, though it is another
+    return any(isinstance(getattr(kind, name, None), FunctionType) for name in own)
 
 
 def is_known(value: object, names: Container[str]) -> bool:

@@ -327,7 +327,8 @@ def test_a_stream_that_breaks_off_once_is_read_whole() -> None:
     manager, handler = legacy()
     llm = HashLLM(callback_manager=manager)
     retriever = HashRetriever(made_nodes())
-    right_guess = {"replica": HashRetriever(made_nodes()), "pool": None}
+    right_guess: dict[str, Any] = {"replica": HashRetriever(made_nodes()), "pool": None}
+    right_guess["guess_through"] = True
     host, ours = pair(llm, retriever, "one_shot", manager=manager, streaming=True, **right_guess)
     broken: list[int] = []
     expected, told = goldens(lambda: list(host.query(QUESTION).response_gen))

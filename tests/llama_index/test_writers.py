@@ -377,6 +377,8 @@ def test_a_replica_puts_nothing_on_the_query(index: VectorStoreIndex) -> None:
     _, ours = pair(index.as_retriever(similarity_top_k=3), replica=replica)
     own = QueryBundle(QUESTIONS[0])
     with ours:
+        ours.query("the first one, with which nothing is known of the model")
+        near.asked.clear()
         ours.query(own)
 
     assert [QUESTIONS[0]] == near.asked
@@ -499,6 +501,7 @@ def test_a_cut_off_is_made_by_the_scores_of_the_search(index: VectorStoreIndex) 
     host, ours = pair(inner, cut, replica=Halved(inner), pool=None, schedule=FixedStride(stride=2))
     expected = answers(host)
     with ours:
+        ours.query("the first one, with which nothing is known of the model")
         got = [ours.query(question) for question in QUESTIONS]
 
     assert expected == [seen(one) for one in got]
