@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Itera
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from langchain_core.documents import Document
@@ -133,10 +134,12 @@ class Assembly:
             format_docs=settings.format_docs,
             document_variable=settings.document_variable_name,
         )
-        self._effects = settings.runtime.host(
-            ("effects", _identity(settings.llm), settings.direct or settings.guess_through),
-            self._side_effects,
-        )
+        watched = settings.speculate and not settings.direct and not settings.guess_through
+        self._effects = None
+        if watched:
+            name = ("side effects", _identity(settings.llm))
+            make = partial(side_effects_of, self.llm.runnable)
+            self._effects = settings.runtime.host(name, make)
         by_default: WorkloadName = "interval" if settings.direct else "sentences"
         self._workload = workload_of(settings.workload or by_default, self._lm())
         of_host = (settings.retriever, settings.batching, settings.side_by_side, settings.pure)
@@ -148,12 +151,6 @@ class Assembly:
         self._speculation = _speculation(settings, self._effects)
         schedule = settings.schedule or Continuous()
         self._speculation.settings(self._host, schedule, self._replica)  # refuse early
-
-    def _side_effects(self) -> SideEffects | None:
-        """Make what watches the model's calls: none for what is driven directly, or known."""
-        if self._settings.direct or self._settings.guess_through:
-            return None
-        return side_effects_of(self.llm.runnable)
 
     def _made_host(self) -> HostRetriever:
         """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
