@@ -1,5 +1,6 @@
 """The promise: speculation never changes the answer."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import Outcome, Seen, drive, plainly
 from tests.worlds import Oracle, World, simple_world, worlds
 
-WORLDS = 2000
+ALL_WORLDS = 2000
+# Fewer where the tests are run for each of many mutants; their shares are then not asserted.
+WORLDS = int(os.environ.get("EQUALITY_WORLDS", ALL_WORLDS))
 
 
 def random_schedule(dice: random.Random) -> Schedule:
@@ -114,6 +117,8 @@ def test_speculation_never_changes_the_answer(
     speculative_equals_plain()
     record_property("worlds", dict(tally.counts))
     assert tally.counts["worlds"] >= WORLDS
+    if WORLDS < ALL_WORLDS:
+        return
     assert tally.share("wrong guess changed the text") >= 0.40
     assert tally.share("error on a dropped branch") >= 0.20
     assert tally.share("error on a true branch") >= 0.10

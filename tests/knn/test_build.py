@@ -21,9 +21,9 @@ from ralmspec_plugins.knn import Datastore
 from ralmspec_plugins.knn.build import KeyMaker, build_datastore, cutting_for
 from ralmspec_plugins.lm.prompts import encode
 from ralmspec_plugins.retrieval.storage import format as folders
-from ralmspec_plugins.retrieval.storage import journal
 from ralmspec_plugins.retrieval.storage.journal import JOURNAL, folder_of
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.interruptions import stopping
 
 TEXTS = (
     "The lighthouse keeper counted the ships that passed the island before the storm.",
@@ -213,30 +213,6 @@ def test_the_callers_eyes_see_it_go(tmp_path: Path, build: Any, expected: Any) -
     assert [("finishing", 0), ("finishing", len(store))] == again[-2:]
     assert again[-3] == ("encoding", len(store))
     assert expected == bytes_of(tmp_path / "store")
-
-
-def stopping(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> Callable[[], bool]:
-    """Let the n-th call that reaches the disk fail; say whether it has been reached."""
-    count = itertools.count()
-    reached = []
-
-    def stop(function: Any) -> Any:
-        def stopped(*arguments: Any, **named: Any) -> Any:
-            if next(count) == at:
-                reached.append(at)
-                raise error
-            return function(*arguments, **named)
-
-        return stopped
-
-    for module, name in (
-        (os, "fsync"),
-        (os, "truncate"),
-        (folders, "atomic_replace"),
-        (journal, "remove"),
-    ):
-        monkeypatch.setattr(module, name, stop(getattr(module, name)))
-    return lambda: bool(reached)
 
 
 @pytest.mark.parametrize(

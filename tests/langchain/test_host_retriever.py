@@ -28,6 +28,7 @@ from ralmspec_plugins.types import Hits, Query
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box, filled, nameless
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions
 
+COUNTS = [60, pytest.param(200, marks=pytest.mark.slow)]  # queries
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"search_kwargs": {"k": 1}},
@@ -58,24 +59,26 @@ async def aby_us(host: HostRetriever, asked: list[str]) -> list[list[Document]]:
     return [documents_of(hits) for hits in found]
 
 
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
 def test_a_store_gives_what_the_host_gives(
-    store: InMemoryVectorStore, settings: dict[str, Any]
+    store: InMemoryVectorStore, settings: dict[str, Any], count: int
 ) -> None:
-    """200 queries in batches of 1 to 40, in threads and on a loop, are the host's documents."""
+    """Queries in batches of 1 to 40, in threads and on a loop, are the host's documents."""
     retriever = store.as_retriever(**settings)
-    asked = questions(200 if settings.get("search_kwargs", {}).get("k", 4) < 100 else 40)
+    asked = questions(count if settings.get("search_kwargs", {}).get("k", 4) < 100 else 40)
     expected = by_host(retriever, asked)
 
     assert by_us(HostRetriever(retriever), asked) == expected
     assert asyncio.run(aby_us(HostRetriever(retriever), asked)) == expected
 
 
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", BLACK_BOXES)
-def test_a_black_box_gives_what_it_gives(name: str) -> None:
+def test_a_black_box_gives_what_it_gives(name: str, count: int) -> None:
     """So do retrievers that cannot be looked into, with documents without ids."""
     retriever = black_box(name)
-    asked = questions(200)
+    asked = questions(count)
     expected = by_host(retriever, asked)
 
     assert any(expected)

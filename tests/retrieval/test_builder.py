@@ -31,6 +31,7 @@ from ralmspec_plugins.retrieval.storage import format as folders
 from ralmspec_plugins.retrieval.storage.journal import JOURNAL, folder_of
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage
+from tests.interruptions import stopping
 
 PASSAGES = invented_passages(50)
 SETTINGS = {"batch_size": 8, "k": 3}
@@ -140,30 +141,6 @@ def test_a_failed_batch_costs_itself_alone(
         ("indexing", 0),
         ("indexing", 50),
     ]
-
-
-def stopping(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> Callable[[], bool]:
-    """Let the n-th call that reaches the disk fail; say whether it has been reached."""
-    count = itertools.count()
-    reached = []
-
-    def stop(function: Any) -> Any:
-        def stopped(*arguments: Any, **named: Any) -> Any:
-            if next(count) == at:
-                reached.append(at)
-                raise error
-            return function(*arguments, **named)
-
-        return stopped
-
-    for module, name in (
-        (os, "fsync"),
-        (os, "truncate"),
-        (folders, "atomic_replace"),
-        (journal, "remove"),
-    ):
-        monkeypatch.setattr(module, name, stop(getattr(module, name)))
-    return lambda: bool(reached)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def two_threads() -> Any:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("metric", ["l2", pytest.param("ip", marks=pytest.mark.slow)])
 def test_the_kernels_of_a_large_index(metric: str) -> None:
     """From 10,000 rows on, one query runs through another kernel than a batch: nothing shows.
 
