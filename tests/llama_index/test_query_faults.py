@@ -353,7 +353,8 @@ def test_a_stream_that_breaks_off_once_is_read_whole() -> None:
 
     assert broken
     assert "".join(expected) == "".join(got)
-    assert not missing(told, heard)
+    # What is made once more is read when the query has ended: it stands in no span.
+    assert not missing([one[:2] for one in told], [one[:2] for one in heard])
     assert not missing(heard_before, handler.heard)
 
 

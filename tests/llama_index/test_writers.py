@@ -374,7 +374,7 @@ def test_a_replica_puts_nothing_on_the_query(index: VectorStoreIndex) -> None:
     """Its embedding is another one."""
     near = WordEmbedding(dim=5, asked=[])
     replica = an_index(near).as_retriever(similarity_top_k=3)
-    _, ours = pair(index.as_retriever(similarity_top_k=3), replica=replica)
+    _, ours = pair(index.as_retriever(similarity_top_k=3), replica=replica, pool=None)
     own = QueryBundle(QUESTIONS[0])
     with ours:
         ours.query("the first one, with which nothing is known of the model")
