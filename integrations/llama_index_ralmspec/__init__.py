@@ -21,7 +21,7 @@ from llama_index_ralmspec.callbacks import (
 )
 from llama_index_ralmspec.knn import KNNLLM
 from llama_index_ralmspec.options import Options
-from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
+from llama_index_ralmspec.query_engine import SpeculativeQueryEngine, speculate
 from llama_index_ralmspec.response import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
@@ -43,5 +43,6 @@ __all__ = [
     "Verdict",
     "VerificationEvent",
     "register_batch_search",
+    "speculate",
     "stats_of",
 ]

@@ -84,6 +84,7 @@ class Options:
         Raises:
             ConfigError: the message says what to do.
         """
+        self._check_types()
         if self.pool == "own":
             object.__setattr__(self, "pool", OwnPool())
         elif self.pool is not None and not isinstance(self.pool, SharedPassageCache):
@@ -96,6 +97,34 @@ class Options:
         object.__setattr__(self, "one_shot", is_one_shot(self.workload))
         if self.one_shot:
             self._refuse_steps()
+
+    def _check_types(self) -> None:
+        """Refuse values that could only fail later, at the first query.
+
+        Raises:
+            ConfigError: the message says which.
+        """
+        for name, least in (("max_tokens", 1), ("prefetch", 1), ("side_by_side", 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise ConfigError(f"{name} must be a number of at least {least}, got {value!r}")
+        if type(self.seed) is not int:
+            raise ConfigError(f"seed must be a number, got {self.seed!r}")
+        deadline = self.deadline_s
+        if deadline is not None and not (isinstance(deadline, int | float) and deadline > 0):
+            raise ConfigError(f"deadline_s must be a number of seconds above 0, got {deadline!r}")
+        for name in ("speculate", "direct", "report"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.guess_through not in (None, True, False):
+            raise ConfigError(f"guess_through must be a bool or None, got {self.guess_through!r}")
+        if self.memo is not None and not isinstance(self.memo, QueryCache):
+            raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
+        if isinstance(self.stop, str | tuple | list) and all(
+            isinstance(one, str) and one for one in self.stops
+        ):
+            return
+        raise ConfigError(f"stop must be texts that are not empty, got {self.stop!r}")
 
     def _refuse_steps(self) -> None:
         """Refuse settings of step by step writing: here the synthesizer writes, as it is."""

@@ -1,7 +1,10 @@
 """LlamaIndex' query engine over a retriever, speculating: the same responses, sooner."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -144,10 +147,13 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
                 (`similarity_top_k`, `filters`, ...), and those of `Options`.
 
         Raises:
+            TypeError: an unknown argument; the host would pass over it.
             ConfigError: it makes no query engine over a retriever, or the parts do not fit.
         """
         own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
-        return cls.wrap(index.as_query_engine(**arguments), **own)
+        engine = index.as_query_engine(**arguments)
+        _refuse_unknown(index, getattr(engine, "retriever", None), arguments)
+        return cls.wrap(engine, **own)
 
     @classmethod
     def wrap(cls, engine: Any, **options: Any) -> Self:
@@ -306,10 +312,50 @@ def _refuse_uncalled(kind: type) -> None:
         )
 
 
+def speculate(engine: Any, **options: Any) -> SpeculativeQueryEngine:
+    """Make a query engine that answers what this one answers, and does not wait for its searches.
+
+    >>> from llama_index.core import MockEmbedding, VectorStoreIndex
+    >>> from llama_index.core.llms import MockLLM
+    >>> from llama_index.core.schema import TextNode
+    >>> index = VectorStoreIndex([TextNode(text="The fox is red.")], embed_model=MockEmbedding(8))
+    >>> engine = index.as_query_engine(llm=MockLLM(max_tokens=2))
+    >>> engine.query("Which colour?") == speculate(engine).query("Which colour?")
+    True
+
+    Args:
+        engine: a `RetrieverQueryEngine`, as `index.as_query_engine()` gives one.
+        options: see `Options`.
+
+    Raises:
+        TypeError: an unknown option.
+        ConfigError: it is another one, or its parts do not fit; the message says what to do.
+    """
+    return SpeculativeQueryEngine.wrap(engine, **options)
+
+
 def _options(given: dict[str, Any]) -> Options:
-    unknown = sorted(given.keys() - NAMES)
-    if unknown:
-        raise TypeError(
-            f"unknown options {', '.join(unknown)}; known are {', '.join(sorted(NAMES))}"
-        )
+    _refuse(given.keys() - NAMES, NAMES)
     return Options(**given)
+
+
+def _refuse_unknown(index: BaseIndex[Any], retriever: Any, arguments: dict[str, Any]) -> None:
+    """Refuse arguments that neither retriever nor query engine has: the host passes over them.
+
+    Raises:
+        TypeError: there are such.
+    """
+    makers = (index.as_query_engine, index.as_retriever, RetrieverQueryEngine.from_args)
+    known = {name for make in makers for name in signature(make).parameters}
+    for kind in type(retriever).__mro__:
+        if "__init__" in vars(kind):
+            known |= signature(vars(kind)["__init__"]).parameters.keys()
+    known |= {"vector_store_kwargs"}  # read out of the others by the retriever of a vector index
+    _refuse(arguments.keys() - known, (known | NAMES) - {"self", "args", "kwargs"})
+
+
+def _refuse(unknown: AbstractSet[str], known: AbstractSet[str]) -> None:
+    for name in sorted(unknown):
+        near = get_close_matches(name, known, 1)
+        instead = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+        raise TypeError(f"unknown argument {name!r}; {instead}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever, stats_of
+
+from ralmspec_plugins.errors import ConfigError
 
 
 def an_index(*texts: str) -> VectorStoreIndex:
@@ -290,3 +293,97 @@ def test_f10_an_async_stream_may_be_read_in_another_loop() -> None:
             texts.append(asyncio.run(read(response)))
 
     assert ["text text text text text"] * 4 == texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"workloda": "sentences"}, TypeError, "did you mean 'workload'"),
+        ({"similarty_top_k": 1}, TypeError, "did you mean 'similarity_top_k'"),
+        ({"memo": True}, ConfigError, "memo must be a QueryCache"),
+        ({"workload": "sentences", "max_tokens": 0}, ConfigError, "max_tokens must be"),
+        ({"workload": "sentences", "max_tokens": "5"}, ConfigError, "max_tokens must be"),
+        ({"deadline_s": -1}, ConfigError, "deadline_s must be"),
+        ({"workload": "sentences", "stop": [""]}, ConfigError, "stop must be"),
+        ({"seed": "a"}, ConfigError, "seed must be"),
+        ({"speculate": "no"}, ConfigError, "speculate must be"),
+    ],
+)
+def test_f5_options_are_checked_when_they_are_given(
+    arguments: Any, error: type[Exception], match: str
+) -> None:
+    """Misspelt names and values without a meaning, before any query."""
+    with pytest.raises(error, match=match):
+        SpeculativeQueryEngine.from_index(an_index("a"), llm=MockLLM(), **arguments)
+
+
+def test_f5_all_that_the_host_takes_is_taken() -> None:
+    """The retriever's arguments, the query engine's, and ours."""
+    arguments: Any = {"similarity_top_k": 1, "vector_store_kwargs": {}, "verbose": True}
+    engine = SpeculativeQueryEngine.from_index(
+        an_index("a", "b"), llm=MockLLM(), streaming=False, report=True, **arguments
+    )
+
+    assert len(engine.query("x").source_nodes) == 1
+
+
+class Samples(CustomLLM):
+    """Draws from the process-wide random state, as a local model that samples."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+        return CompletionResponse(text=f"{random.random():.6f}")
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **_: Any) -> Any:
+        text = self.complete(prompt).text
+        yield CompletionResponse(text=text, delta=text)
+
+
+class Queue(Samples):
+    """Gives its answers in turn."""
+
+    at: int = 0
+
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+        self.at += 1
+        return CompletionResponse(text=f"answer {self.at}")
+
+
+class OneHot(MockEmbedding):
+    """Another node for each number."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        number = int(query.split()[-1])
+        return [float(at == number) + 1e-3 * at for at in range(60)]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_query_embedding(text)
+
+
+@pytest.mark.parametrize("model", [Samples, Queue])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_f2_no_call_is_made_ahead_of_a_model_whose_calls_leave_traces(
+    streaming: bool, model: Any
+) -> None:
+    """Its draws, or its count, would be those of a call that is discarded."""
+    nodes = [TextNode(id_=f"n{at}", text=f"text {at}") for at in range(60)]
+    index = VectorStoreIndex(nodes, embed_model=OneHot(60))
+    near = VectorStoreIndex(nodes[:1], embed_model=OneHot(60)).as_retriever()
+    texts = []
+    for options in (None, {"prefetch": 2}, {"replica": near}):
+        settings: Any = {"llm": model(), "similarity_top_k": 1, "streaming": streaming}
+        if options is None:
+            engine: Any = index.as_query_engine(**settings)
+        else:
+            engine = SpeculativeQueryEngine.from_index(index, **settings, **options)
+        said = []
+        for seed in range(6):
+            random.seed(seed)
+            said.append(str(engine.query(f"number {seed * 7}")))
+        texts.append(said)
+
+    assert len(set(texts[0])) == 6
+    assert texts[0] == texts[1] == texts[2]
