@@ -110,7 +110,7 @@ def test_a_pool_keeps_nothing_that_a_guess_does_not_need(
     engine = SpeculativeQueryEngine.from_args(fusion, llm=WordLLM(prompts=[]), memo=memo, pool=pool)
     engines.append(engine)
     engine.query(QUESTIONS[0])
-    [(remembered, _)] = memo._entries.values()
+    [(remembered, *_)] = memo._entries.values()
     [part] = pool._parts.values()
 
     assert len(remembered) > 0
@@ -155,10 +155,10 @@ class TestQueriesOfTheirOwn:
                 assert seen_nodes(expected) == seen_nodes(engine.query(hyde).source_nodes)
                 assert seen_nodes(expected) == seen_nodes(layer.retrieve(hyde))
             engine._assembled().engines(hyde)
-            layer._calls([hyde])
+            layer._call(hyde)
 
         assert 1 == len(engine._runtime._engines) == len(engine._assembled()._host._known._looks)
-        assert 1 == len(layer._serving._places)
+        assert 1 == len(layer._service.host._known._looks)
         assert kept.guesses == 1  # with what the first query found
         assert 1 == stats_of(engine.query("And now, for the fox?")).guesses
         assert threads is engine._runtime._threads
