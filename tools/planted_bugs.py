@@ -327,6 +327,20 @@ BUGS = (
         "tests/speculators",
     ),
     Bug(
+        "what was searched before an invalidation is remembered",
+        "ralmspec_plugins/speculators/cascade.py",
+        "found.hits, self._memo_generation)",
+        "found.hits)",
+        "tests/speculators",
+    ),
+    Bug(
+        "an invalidation forgets the pool's parts that it keeps alone",
+        "ralmspec_plugins/speculators/passage_cache.py",
+        "parts = list(self._held)",
+        "parts = list(self._parts.values())",
+        "tests/speculators",
+    ),
+    Bug(
         "what was found after the index changed is shared",
         "ralmspec_plugins/speculators/cascade.py",
         "if self._signature_now is not None and self._signature_now() != self._signature:",

@@ -158,7 +158,7 @@ class TestQueriesOfTheirOwn:
             layer._call(hyde)
 
         assert 1 == len(engine._runtime._engines) == len(engine._assembled()._host._known._looks)
-        assert 1 == len(layer._service.runtime._verifiers)
+        assert 1 == len(layer._service.host._known._looks)
         assert kept.guesses == 1  # with what the first query found
         assert 1 == stats_of(engine.query("And now, for the fox?")).guesses
         assert threads is engine._runtime._threads
