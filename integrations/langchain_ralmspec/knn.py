@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, StrictBool, StrictFloat, StrictInt
 from typing_extensions import override
 
+from langchain_ralmspec.options import checked_fields
 from ralmspec_plugins.adapters.events import REPORT
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name, taken_by
 from ralmspec_plugins.knn.request import KNNRequest
@@ -41,17 +42,17 @@ class KNNLLM(BaseLLM):
         lm: Any = Field(repr=False, exclude=True)
         """What writes, with its datastore."""
 
-    max_tokens: int = 128
+    max_tokens: StrictInt = 128
     """The longest text."""
-    seed: int = 0
+    seed: StrictInt = 0
     """Of the draws, if it samples: the same prompt and seed give the same text."""
     stop: tuple[str, ...] = ()
     """Texts in front of which to end; those of a call take their place."""
     sampling: Greedy | Sampling | None = None
     """How tokens are chosen; as the model itself does by default."""
-    deadline_s: float | None = None
+    deadline_s: StrictFloat | StrictInt | None = None
     """Give a text up after so many seconds."""
-    speculate: bool = True
+    speculate: StrictBool = True
     """False: search for one token at a time. The same text, later."""
 
     _known: tuple[Any, dict[str, Any]] | None = PrivateAttr(default=None)
@@ -60,12 +61,27 @@ class KNNLLM(BaseLLM):
         """Put the settings around a model.
 
         Raises:
-            ValidationError: a field of another type, or an unknown one.
-            ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
+            ConfigError: a field of another type, an unknown one, or a number out of range.
         """
-        super().__init__(**fields)
+        with checked_fields(type(self)):
+            super().__init__(**fields)
         check_model(self.lm)  # not in a validator: pydantic would wrap its errors
         KNNRequest("", **self._options(None, {}))
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; the model stays the same one."""
+        return self.model_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: a model with an open datastore belongs to its process.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: its model and datastore are open in this "
+            "process. Make it anew where it is needed, from the same folders"
+        )
 
     @property
     def model_name(self) -> str:

@@ -49,10 +49,11 @@ def direct_lm(
     inner = unwrapped(llm)
     wrapper = inside_pipeline(inner.model)
     if wrapper is None or inner.dynamic:
+        outer, got = type(llm).__name__, type(inner.model).__name__
         raise ConfigError(
             "direct=True needs a HuggingFacePipeline, or a ChatHuggingFace over one, not behind "
-            f"configurable alternatives, got {type(llm).__name__} over "
-            f"{type(inner.model).__name__}; without it the host's own calls are used"
+            f"configurable alternatives, got {got if outer == got else f'{outer} over {got}'}; "
+            "without it the host's own calls are used"
         )
     pipeline = wrapper.pipeline
     if getattr(pipeline, "task", None) != "text-generation":

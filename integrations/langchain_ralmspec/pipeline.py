@@ -23,6 +23,7 @@ from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import DirectRuns, direct_lm
+from langchain_ralmspec.options import request_with
 from langchain_ralmspec.prompts import (
     DEFAULT_DOCUMENT_PROMPT,
     DEFAULT_PROMPT,
@@ -56,7 +57,6 @@ from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Confirmed, Event, Settled
-from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
@@ -147,6 +147,7 @@ class Assembly:
         self._replica = None
         if settings.replica is not None:
             self._replica = Context().run(HostRetriever, settings.replica)  # as the other
+        request_with("", None, self.request_settings)
         self._key = tuple(_identity(getattr(settings, name)) for name in _OF_ENGINES)
         self._speculation = _speculation(settings, self._effects)
         schedule = settings.schedule or Continuous()
@@ -350,9 +351,6 @@ def _identity(value: Any) -> Hashable:
 # One request: what happens in the engine, told to the host's handlers and given out in pieces.
 
 
-_SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
-
-
 class RequestRun:
     """Answers one question."""
 
@@ -375,10 +373,12 @@ class RequestRun:
             streamed: whether the reply is asked for in pieces.
 
         Raises:
+            TypeError: a setting of another type.
             ConfigError: an unknown setting, or one without a meaning.
         """
         context = HostContext(config, asked.variables, streamed)
-        self._request = _request(assembly, asked.question, context, settings)
+        chosen = {**assembly.request_settings, **settings}
+        self._request = request_with(asked.question, context, chosen)
         self._engines = assembly.engines(config)
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
@@ -414,18 +414,3 @@ class RequestRun:
             yield from self._pieces.retrieved(event.retrieved)
         elif isinstance(event, Settled):
             yield from self._pieces.settled(event.text)
-
-
-def _request(
-    assembly: Assembly, question: str, context: HostContext, settings: Mapping[str, Any]
-) -> Request:
-    unknown = [name for name in settings if name not in _SETTINGS]
-    if unknown:
-        raise ConfigError(
-            f"unknown settings {unknown} of a call; known are {', '.join(_SETTINGS)}. "
-            "What the model is to be called with is bound to the model: llm.bind(...)"
-        )
-    chosen = {**assembly.request_settings, **settings}
-    stop = chosen.pop("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Request(prompt=question, context=context, stop=stop, **chosen)

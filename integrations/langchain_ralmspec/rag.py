@@ -13,9 +13,19 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+)
 from typing_extensions import override
 
+from langchain_ralmspec.options import checked_fields
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
 from langchain_ralmspec.response import ChainShape, Output, Reply, given_out, whole
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
@@ -76,7 +86,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """"sentences" (the default: a sentence a step), "interval" (a few tokens a step; the default
     of `direct`), "one_shot" (one retrieval, one call), or what makes one of a model, such as
     `functools.partial(Interval, interval=8)`."""
-    direct: bool = False
+    direct: StrictBool = False
     """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
     bound: Bound | None = None
     """How the model is told to write at most n tokens; known of the usual classes."""
@@ -84,19 +94,19 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """That the chat model continues its own last message, and with which arguments."""
     sentence_stop: str | None = None
     """Ends sentences by this stop string, for models that cannot be bounded."""
-    max_tokens: int | None = None
+    max_tokens: StrictInt | None = None
     """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
     stop: tuple[str, ...] = ()
-    seed: int = 0
-    deadline_s: float | None = None
+    seed: StrictInt = 0
+    deadline_s: StrictFloat | StrictInt | None = None
 
-    speculate: bool = True
+    speculate: StrictBool = True
     """False: the plain loop."""
-    guess_through: bool = False
+    guess_through: StrictBool = False
     """True: calls are made on guesses also of a model whose calls are seen to leave traces."""
     schedule: Continuous | OptimalStride | FixedStride | None = None
     """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
-    prefetch: int | None = None
+    prefetch: StrictInt | None = None
     """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
     at most, or 2 k."""
     pool: SharedPassageCache | None = Field(default_factory=OwnPool)
@@ -109,9 +119,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """A cheap retriever over the same documents that guesses for an expensive one."""
     batching: BatchMode = "exact"
     """Which stores are searched in batches: "exact", "probed" or "off" (docs/langchain.md)."""
-    side_by_side: int = 8
+    side_by_side: StrictInt = 8
     """Single calls of the retriever at a time."""
-    pure: bool | None = None
+    pure: StrictBool | None = None
     """Whether the retriever finds the same for the same query; found out by its class."""
 
     chain: ChainShape | None = Field(default=None, repr=False)
@@ -125,10 +135,11 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         """Put the parts together.
 
         Raises:
-            ValidationError: a field of another type, or an unknown one.
-            ConfigError: the parts do not fit each other; the message says what to do.
+            ConfigError: a field of another type, an unknown one, or parts that do not fit each
+                other; the message says what to do.
         """
-        super().__init__(**values)
+        with checked_fields(type(self)):
+            super().__init__(**values)
         self._assembly = self._assemble()  # not in a validator: pydantic would wrap its errors
 
     def _assemble(self) -> Assembly:
