@@ -1,6 +1,6 @@
 """Measure approximate indexes in both their roles, on the queries of real traces.
 
-    python benchmarks/approximate_roles.py ../shared/data --passages 100000
+    python benchmarks/approximate_roles.py DATA --passages 100000
 
 The MiniLM vectors of 3,850 Wikipedia passages, padded with clustered ones, and 60
 traces of 33 queries each. For HNSW, IVF and IVF-PQ, at several k:

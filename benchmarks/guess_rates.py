@@ -12,7 +12,7 @@ the searches and the rankings are the real ones; nothing is timed.
 The queries of an article are asked with the article in the knowledge base (as when a
 model writes about what it has read), and with its passages left out.
 
-    python benchmarks/guess_rates.py ../shared/data benchmarks/results/guess_rates.json
+    python benchmarks/guess_rates.py DATA benchmarks/results/guess_rates.json
 """
 
 import argparse

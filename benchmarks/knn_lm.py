@@ -1,8 +1,8 @@
 """Measure KNN-LM: speed-up over the plain loop, guess rates, perplexity, and the paper's figure.
 
-    python benchmarks/knn_lm.py ../shared/data WORK benchmarks/results/knn_lm.json --dry-run
-    python benchmarks/knn_lm.py ../shared/data WORK benchmarks/results/knn_lm.json --prepare
-    python benchmarks/knn_lm.py ../shared/data WORK benchmarks/results/knn_lm.json
+    python benchmarks/knn_lm.py DATA WORK benchmarks/results/knn_lm.json --dry-run
+    python benchmarks/knn_lm.py DATA WORK benchmarks/results/knn_lm.json --prepare
+    python benchmarks/knn_lm.py DATA WORK benchmarks/results/knn_lm.json
 
 The first time, WORK is filled: the model is trained on the texts and the datastores and
 indexes are built; each is gone on with after a stop, and later runs only open it. Each

@@ -3,7 +3,7 @@
 What is counted, and over what, says `round_trips.py`; the store here is LangChain's FAISS,
 the loop `SpeculativeRAG` with the "interval" workload.
 
-    python benchmarks/langchain_round_trips.py ../shared/data \
+    python benchmarks/langchain_round_trips.py DATA \
         benchmarks/results/langchain_round_trips.json
 """
 

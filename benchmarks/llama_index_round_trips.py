@@ -4,7 +4,7 @@ What is counted, and over what, says `round_trips.py`; the store here is LlamaIn
 `FaissVectorStore`, the loop `SpeculativeQueryEngine` with the "interval" workload. The
 scores of the nodes are part of what must be equal.
 
-    python benchmarks/llama_index_round_trips.py ../shared/data \
+    python benchmarks/llama_index_round_trips.py DATA \
         benchmarks/results/llama_index_round_trips.json
 """
 

@@ -1,4 +1,4 @@
-"""The speed-ups that RaLMSpec published, to stand beside ours (PAPERS 1.11)."""
+"""The speedups that RaLMSpec published, to stand beside ours."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ def published_for(case: str, arm: str, model: str) -> float | None:
 class Regime:
     """A retriever and a model by what they cost.
 
-    A step takes 1; `curve` gives a search by its batch size in steps (DESIGN 5). `step_s`
-    makes seconds of it: what a step of 4 tokens took in the paper (PAPERS 1.11).
+    A step takes 1; `curve` gives a search by its batch size in steps. `step_s`
+    makes seconds of it: what a step of 4 tokens took in the paper.
     """
 
     name: str

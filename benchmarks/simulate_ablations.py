@@ -1,6 +1,6 @@
 """Simulate the ablations: stride, cache, prefetch, interval, window, lanes, latency, size, batches.
 
-    python benchmarks/simulate_ablations.py ../shared/data \
+    python benchmarks/simulate_ablations.py DATA \
         benchmarks/results/simulate_ablations.json
 
 Everything is simulated in virtual time, on 60 real Wikipedia traces, k = 1; what is written

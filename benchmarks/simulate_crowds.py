@@ -1,6 +1,6 @@
 """Simulate 1 to 5,000 concurrent requests through one merging verifier.
 
-    python benchmarks/simulate_crowds.py ../shared/data benchmarks/results/simulate_crowds.json
+    python benchmarks/simulate_crowds.py DATA benchmarks/results/simulate_crowds.json
 
 Everything is simulated in virtual time: real loops, pools and rankings of 60 real traces,
 the verifier's own rule of merging, given durations (each row says where they are from).

@@ -1,11 +1,11 @@
-"""Reproduce RaLMSpec's Table 1 and DESIGN 5's in virtual time, on 60 real Wikipedia traces.
+"""Reproduce RaLMSpec's Table 1 and the design's table in virtual time, on 60 real Wikipedia traces.
 
 Everything is simulated: the loop, the pool and the schedules are the real ones, the
 durations are given. The queries are those of a real article being written, the
 passages are ranked by real MiniLM vectors, k = 1. What follows a rewrite is
 simulated in three ways (`benchmarks.simulated.traces.Follows`).
 
-    python benchmarks/simulate_traces.py ../shared/data benchmarks/results/simulate_traces.json
+    python benchmarks/simulate_traces.py DATA benchmarks/results/simulate_traces.json
 
 Fails where what is demanded of our schedules (`regimes.DEMANDS`) is not reached in the
 mode that it is demanded in ("rewriting"); the others are reported all the same.

@@ -31,8 +31,8 @@ class Settings:
     """
 
     schedule: Schedule = field(default_factory=Continuous)
-    prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k), DESIGN 4
-    capacity: int = 1000  # passages in a request's own pool; the ablation of DESIGN 4
+    prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k)
+    capacity: int = 1000  # passages in a request's own pool
     eviction: str = "lru"
     pool: SharedPassageCache | None = None  # brings its own capacity and eviction
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None

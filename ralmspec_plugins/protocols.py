@@ -243,7 +243,7 @@ class LanguageModel(Protocol[StateT]):
     """Continues a text with passages in front of it, a few tokens at a time.
 
     Its state is the draft so far: immutable, tokens rather than text, and with
-    what the compute schedule of DESIGN 6 needs (which passages the key-value
+    what the compute schedule (docs/architecture.md) needs (which passages the key-value
     cache stands on, and at which length it was last prefilled).
 
     Optional, where they are there: `awrite()` for `AsyncEngine`; `same_passages(one, other)`
@@ -292,7 +292,7 @@ class LanguageModel(Protocol[StateT]):
         ...
 
     def write_key(self, draft: StateT, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit (DESIGN 6)."""
+        """Hold all that `write` depends on, to the last bit."""
         ...
 
     def release(self, draft: StateT) -> None:

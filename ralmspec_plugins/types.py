@@ -124,7 +124,7 @@ class Query:
 
     The encoding is the retriever's own (a vector, a list of terms) and is
     searched, guessed with and remembered as it is: encoding the same text
-    again, in another batch, differs in the last bits (DESIGN 6).
+    again, in another batch, differs in the last bits.
     """
 
     text: str = field(compare=False)
@@ -211,7 +211,7 @@ class Request:
     """One question to be answered."""
 
     prompt: str
-    max_tokens: int = 128  # the length of the papers' answers (PAPERS 1.10)
+    max_tokens: int = 128  # the length of the papers' answers
     seed: int = 0
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None

@@ -242,7 +242,7 @@ PAPER: Final = (
     Arm(name="+PA", kind="fixed", overlap=True, prefetch=20),
     Arm(name="+PSA", kind="os3", overlap=True, prefetch=20),
 )
-"""The settings of RaLMSpec's tables: prefetching, OS3, asynchronous verification (PAPERS 1.11)."""
+"""The settings of RaLMSpec's tables: prefetching, OS3, asynchronous verification."""
 
 AGAIN: Final = Arm(name="plain again", kind="plain")
 """What a ratio of 1 looks like on the machine at hand."""

@@ -35,7 +35,7 @@ from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import Passage, Request
 
 PROMPT_WORDS: Final = 24
-_PASSAGE_WORDS: Final = 100  # as in the paper (PAPERS 1.10)
+_PASSAGE_WORDS: Final = 100  # as in the paper
 _WORDS_A_TOKEN: Final = 0.9  # at most: a piece of a trained vocabulary is hardly ever more
 _WORDS_TO_SPARE: Final = 8  # for short scripts, whose words may all be long
 

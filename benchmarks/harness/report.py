@@ -37,7 +37,7 @@ class Summary:
         speed_up: all plain runs' seconds to all of its own, as the paper's averages are.
         ratios: of each run to the plain run beside it.
         interval: the 95 % bootstrap interval of the mean of these.
-        of_bound: the share of the bound of DESIGN 5 that it reaches; `None` where requests
+        of_bound: the share of the lower bound that it reaches; `None` where requests
             share a model, for which there is no such bound.
         saved_s: seconds saved in a request, on average.
         guess_rate: the share of right guesses; `None` where none was made.

@@ -130,7 +130,7 @@ def row_of(answer: Answer, plain: Answer) -> Row:
 
 
 def bounds_of(plain: Answer) -> Bounds:
-    """Read the bounds of DESIGN 5 off a plain run: no verification can end earlier."""
+    """Read the lower bounds off a plain run: no verification can end earlier."""
     spans = plain.stats.timeline
     steps = max(1, plain.stats.segments)
     searches = [_seconds(span) for span in spans if span.kind == "search"]

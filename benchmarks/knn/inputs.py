@@ -108,7 +108,7 @@ def prompts(domains: Sequence[Domain], data: Path, each: int, outside: int) -> l
     """Take the starts of held-out documents, so many of each domain, and of questions.
 
     Questions stand for what a datastore knows little of: the paper's prompts were
-    those of Wiki-QA over WikiText (PAPERS 1.8).
+    those of Wiki-QA over WikiText.
 
     Raises:
         InputError: there are not so many.

@@ -226,7 +226,7 @@ def _token_s(cell: Cell, model: TokenModel, search: Any, prompt: Prompt) -> floa
 
 Told = Callable[[str], None]
 REPLICA_KIND: Final = "hnsw"
-WEIGHT: Final = 0.25  # lambda in the model's own domain (PAPERS 6.1)
+WEIGHT: Final = 0.25  # lambda in the model's own domain
 GOAL: Final = "exact, more prompts"  # with the best ways alone
 
 

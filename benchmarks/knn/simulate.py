@@ -1,6 +1,6 @@
 """RaLMSpec's KNN-LM figure in virtual time: real texts and searches, at the paper's ratios.
 
-The paper gives no times for KNN-LM (PAPERS 1.8), so what a search takes beside a token
+The paper gives no times for KNN-LM, so what a search takes beside a token
 is taken from elsewhere, and stated with each regime.
 """
 
@@ -117,7 +117,7 @@ PUBLISHED: Final[Mapping[str, Mapping[str, float]]] = {
     "exact": {"best k": 7.59, "k = 1024": 3.88},
     "approximate": {"best k": 2.45, "k = 1024": 2.37},
 }
-"""RaLMSpec's numbers for KNN-LM, with OS3 (PAPERS 1.8)."""
+"""RaLMSpec's numbers for KNN-LM, with OS3."""
 
 GOALS: Final[Mapping[str, float]] = {"exact": 8.0, "approximate": 2.5}  # of issue 7
 
@@ -130,7 +130,7 @@ class Regime:
         name: of the regime.
         search: "exact" or "approximate": whose published numbers belong to it.
         ratio: a search of one query: R/G.
-        fixed: the share of it that does not grow with the batch (PAPERS 1.1, DESIGN 5).
+        fixed: the share of it that does not grow with the batch (the paper's motivation).
         basis: where that is from.
     """
 
@@ -154,7 +154,7 @@ REGIMES: Final = (
         search="exact",
         ratio=40.0,
         fixed=0.975,
-        basis="the paper's exact dense search beside GPT-2 (PAPERS 1.11): 4.3 s to 0.105 s",
+        basis="the paper's exact dense search beside GPT-2 in the paper: 4.3 s to 0.105 s",
     ),
     Regime(
         name="exact, R/G 160",
@@ -168,7 +168,7 @@ REGIMES: Final = (
         search="approximate",
         ratio=1.0,
         fixed=0.25,
-        basis="the paper's HNSW search (26 ms) beside one token of GPT-2 (26 ms), PAPERS 1.11",
+        basis="the paper's HNSW search (26 ms) beside one token of GPT-2 (26 ms)",
     ),
     Regime(
         name="approximate, R/G 2",
@@ -223,7 +223,7 @@ def _ways(k: int, regime: Regime) -> Iterator[Way]:
 
 
 def _summed(regime: Regime, plain: Sequence[Answer], ours: Sequence[Answer]) -> dict[str, Any]:
-    """Sum up some requests; the bound is that of DESIGN 5, N a + b(1)."""
+    """Sum up some requests; the bound is N a + b(1)."""
     plain_s = sum(answer.stats.wall_s for answer in plain)
     steps = sum(answer.stats.segments for answer in plain)
     return {
@@ -238,10 +238,10 @@ def _summed(regime: Regime, plain: Sequence[Answer], ours: Sequence[Answer]) -> 
 # Counts how often the cache guesses a token right: by schedule, k, and entries taken along.
 
 
-FOLLOWING: Final = (1, 5, 10, 20)  # n of PAPERS 1.8, where it is 10
+FOLLOWING: Final = (1, 5, 10, 20)  # n of the paper, where it is 10
 SCHEDULES: Final = (*FIXED, OS3, CONTINUOUS)
 _RATIO: Final = 10.0  # what a search takes, in tokens: of no effect on a fixed stride
-_FIXED: Final = 0.975  # DESIGN 5: a scan's batch costs little more than one query
+_FIXED: Final = 0.975  # a scan's batch costs little more than one query
 
 
 def rates(
@@ -349,7 +349,7 @@ def _share(near: Neighbours, true: Neighbours) -> float:
 # the same three times of four.
 
 
-SIMULATED_WEIGHTS: Final = (0.25, 0.65)  # in the model's own domain, and in another (PAPERS 6.1)
+SIMULATED_WEIGHTS: Final = (0.25, 0.65)  # in the model's own domain, and in another
 
 
 def baselines(

@@ -53,7 +53,7 @@ class Way:
         overlap: whether "fixed" and "os3" write on while a batch is out.
         gamma_limit: of "os3": the highest guess rate that it believes in.
         width: neighbours that a search brings to the cache; k if not given.
-        following: entries behind each neighbour that the cache takes in: n of PAPERS 1.8.
+        following: entries behind each neighbour that the cache takes in: n of the paper.
         followed: of how many of the nearest neighbours; of all if not given.
         capacity: entries in the cache.
         replica: guess with an approximate search of the same datastore, and without a cache.
@@ -119,7 +119,7 @@ class Way:
 
 PLAIN: Final = Way(name=PLAIN_NAME, kind="plain")
 FIXED: Final = tuple(Way(name=f"fixed {s}", kind="fixed", stride=s) for s in (1, 2, 4, 8))
-OS3: Final = Way(name="OS3", kind="os3")  # as in the paper's KNN-LM: without overlap (PAPERS 1.7)
+OS3: Final = Way(name="OS3", kind="os3")  # as in the paper's KNN-LM: without overlap
 OS3_ASIDE: Final = Way(name="OS3, overlap", kind="os3", overlap=True)
 CONTINUOUS: Final = Way(name="continuous")
 REPLICA: Final = replace(CONTINUOUS, name="continuous, replica", replica=True)

@@ -24,8 +24,8 @@ from ralmspec_plugins.errors import InputError
 # RaLMSpec's Table 1 in virtual time, with ours beside it, and what is demanded of ours.
 
 
-STEPS = 32  # 128 tokens by 4 (PAPERS 1.11)
-HELD_TO = Follows.REWRITING  # what DESIGN 5's table assumes, and the demands are made for
+STEPS = 32  # 128 tokens by 4
+HELD_TO = Follows.REWRITING  # what the design's table assumes, and the demands are made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +295,7 @@ def _scaled(curve: Callable[[int], float], factor: float) -> Callable[[int], flo
 
 
 COUNTS = (1, 10, 100, 1000, 5000)
-MILLIONS = 21  # passages of the paper's knowledge base (PAPERS 1.10)
+MILLIONS = 21  # passages of the paper's knowledge base
 MEASURED = "1000000x384"  # of batch_curves.json: a million rows
 SCAN = "numpy-flat, 2 threads"
 
@@ -314,7 +314,7 @@ class Service:
     basis: str
     lanes: int = 1
     max_batch: int = 64
-    step_s: float = 0.22  # LLaMA-2-7B, 4 tokens (PAPERS 1.11)
+    step_s: float = 0.22  # LLaMA-2-7B, 4 tokens
     writers: int | None = None  # segments that are written at a time; one a request if not given
 
 
@@ -335,7 +335,7 @@ def services(curves: Mapping[str, Any]) -> list[Service]:
     gpu = Service(
         name="exact scan on a GPU, 21 million passages",
         curve=lambda n: 0.020 + 0.0001 * n,
-        basis="assumed: 20 ms + 0.1 ms a query (PAPERS 1.11: tens of ms)",
+        basis="assumed: 20 ms + 0.1 ms a query (the paper's results: tens of ms)",
     )
     return [
         Service(

@@ -19,7 +19,7 @@ from ralmspec_plugins.protocols import Progress, Speculator
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.types import Answer, Hit, Hits, Passage, Query, Request
 
-WIDEST = 256  # the paper's widest prefetch (PAPERS 1.10)
+WIDEST = 256  # the paper's widest prefetch
 
 
 class Follows(StrEnum):
@@ -322,7 +322,7 @@ class World:
         return self.workload.steps * (self.extend_s + self.search_s(1))
 
     def bound_s(self, *, first_guessed: bool) -> float:
-        """Give the least that a trace can take (DESIGN 5): its last search cannot end earlier."""
+        """Give the least that a trace can take: its last search cannot end earlier."""
         steps, one = self.workload.steps, self.search_s(1)
         if first_guessed:
             return (steps - 1) * self.extend_s + max(self.extend_s, one)

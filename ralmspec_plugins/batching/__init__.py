@@ -1,1 +1,1 @@
-"""Merging the searches of concurrent requests: who waits, and what runs (DESIGN 7)."""
+"""Merging the searches of concurrent requests: who waits, and what runs."""

@@ -117,7 +117,7 @@ class Verifier:
         return self._lanes.stats()
 
     def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass: encodings are never merged (DESIGN 6)."""
+        """Encode one query, alone in its pass: encodings are never merged."""
         return self.retriever.encode(text)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:

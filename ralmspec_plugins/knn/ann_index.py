@@ -50,7 +50,7 @@ class HnswRecipe(Hnsw):
 class IvfPqRecipe(IvfPq):
     """Lists of product-quantised keys. The candidates should be measured exactly."""
 
-    probes: int = 32  # as in Khandelwal et al. (PAPERS 6.1)
+    probes: int = 32  # as in Khandelwal et al. 2020
     pieces: int | None = None
     sample: int | None = 131_072
 

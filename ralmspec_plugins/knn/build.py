@@ -104,7 +104,7 @@ class KeyMaker:
 Stage: TypeAlias = Literal["checking", "encoding", "finishing"]
 Watcher: TypeAlias = Callable[[Stage, int], None]
 
-_CONTEXT = 1024  # PAPERS 6.2: windows of 1,024 tokens that go on by 512
+_CONTEXT = 1024  # as in knn-transformers: windows of 1,024 tokens that go on by 512
 
 
 def build_datastore(

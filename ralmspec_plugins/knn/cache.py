@@ -2,7 +2,7 @@
 
 One that was a neighbour of this token is seldom one of the next. But where the
 text goes on as a text of the datastore did, the next entries of that text are
-(PAPERS 1.8): so they are taken in as well, and guessed with.
+(RaLMSpec): so they are taken in as well, and guessed with.
 """
 
 import threading

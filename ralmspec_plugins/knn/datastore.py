@@ -277,7 +277,7 @@ class Datastore:
         """Give the ids of the next n entries behind each of these, never in another document.
 
         They come ascending, each once. These are the likely neighbours of the
-        next tokens: a text that is followed is followed for a while (PAPERS 1.8).
+        next tokens: a text that is followed is followed for a while.
 
         >>> store = Datastore.of(np.eye(6), [1, 2, 3, 4, 5, 6], [4, 6])
         >>> store.following(np.array([4, 0, 1]), 2).tolist()

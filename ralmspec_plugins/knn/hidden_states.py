@@ -23,7 +23,7 @@ class KeyHook:
     Two kinds of keys:
 
     - `"ffn_input"`: what goes into the last layer's feed-forward part, behind its norm
-      (Khandelwal et al., PAPERS 6.1). In a layer that puts its norms behind its parts (OPT
+      (Khandelwal et al. 2020). In a layer that puts its norms behind its parts (OPT
       with `do_layer_norm_before=False`) that is behind the attention's norm.
     - `"output"`: the last hidden state, as the matrix that makes logits sees it.
 

@@ -1,6 +1,6 @@
 """Mixes a model's next-token distribution with that of the nearest neighbours, in log space.
 
-Khandelwal et al. (PAPERS 6.1): the neighbours of a hidden state vote for their
+Khandelwal et al. 2020: the neighbours of a hidden state vote for their
 next tokens with the weights softmax(-distance / temperature), and
 
     p(token) = weight * p_knn(token) + (1 - weight) * p_model(token).
@@ -27,8 +27,8 @@ LogProbs: TypeAlias = NDArray[np.float32] | Floats  # [vocabulary]
 class Mixing:
     """How much the neighbours say, and how sharply distance decides among them."""
 
-    weight: float = 0.25  # lambda: 0.25 in the model's own domain, about 0.65 in another (PAPERS 6)
-    temperature: float = 1.0  # of the distances; PAPERS 6
+    weight: float = 0.25  # lambda: 0.25 in the model's own domain, about 0.65 in another
+    temperature: float = 1.0  # of the distances, as in Khandelwal et al. 2020
 
     def __post_init__(self) -> None:
         """Refuse what is no mixture.

@@ -102,7 +102,7 @@ class KNNLanguageModel:
         tokenizer: "PreTrainedTokenizerBase",
         datastore: Datastore | str | os.PathLike[str],
         *,
-        k: int = 1024,  # PAPERS 6.1; 8 neighbours have most of its effect
+        k: int = 1024,  # Khandelwal et al. 2020; 8 neighbours have most of its effect
         weight: float = 0.25,
         temperature: float = 1.0,
         search: str | NeighbourSearch = "exact",

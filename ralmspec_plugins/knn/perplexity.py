@@ -13,8 +13,10 @@ from ralmspec_plugins.knn.search import Neighbours
 from ralmspec_plugins.knn.state import Reading
 from ralmspec_plugins.types import Query
 
-BLOCK = 1024  # PAPERS 6.2: the tokens that a window holds
-STRIDE = 512  # PAPERS 6.2: how far a window goes on, and the least context of later tokens
+BLOCK = 1024  # as in knn-transformers: the tokens that a window holds
+STRIDE = (
+    512  # as in knn-transformers: how far a window goes on, and the least context of later tokens
+)
 BATCH = 64  # queries in one search
 
 

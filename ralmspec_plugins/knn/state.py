@@ -41,11 +41,11 @@ class Choices:
 class KNNDraft:
     """A prompt and the tokens behind it, with the last position's hidden state.
 
-    `hidden` and `log_probs` are a function of the tokens: the prompt is read in one
-    pass and each token in one of its own, whatever was written and dropped before
-    (DESIGN 6). So drafts with equal tokens are equal to the bit, and a rollback
-    needs no pass: the draft to return to has them still. A text that has ended
-    has neither.
+     `hidden` and `log_probs` are a function of the tokens: the prompt is read in one
+     pass and each token in one of its own, whatever was written and dropped before
+    . So drafts with equal tokens are equal to the bit, and a rollback
+     needs no pass: the draft to return to has them still. A text that has ended
+     has neither.
     """
 
     draft: Draft

@@ -141,7 +141,7 @@ class HuggingFaceLM:
         sampling: Greedy | Sampling | None = None,
         template: PassageTemplate | None = None,
         cache_bytes: int = 2 * _GIB,  # about 8 caches of 512 tokens of a 7B model in 16 bit
-        passage_tokens: int = 256,  # PAPERS 1.10: passages are cut to 256 tokens
+        passage_tokens: int = 256,  # as in the paper: passages are cut to 256 tokens
     ) -> None:
         """Drive a loaded model; it is put into evaluation mode.
 

@@ -1,4 +1,4 @@
-"""Runs a model's passes by the one compute schedule that makes tokens bit-equal (DESIGN 6).
+"""Runs a model's passes by the one compute schedule that makes tokens bit-equal.
 
 The same tokens fed in other portions give logits that differ in the last bits.
 So which tokens share a pass is fixed by a `PrefillSchedule` and never by what happened:

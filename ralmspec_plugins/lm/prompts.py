@@ -31,7 +31,7 @@ class PassageTemplate:
     the others, in the place of `title` and `passage`.
     """
 
-    title: str = "{title}\n"  # PAPERS 1.10: title, newline, text; left out for an empty title
+    title: str = "{title}\n"  # as in the paper: title, newline, text; left out for an empty title
     passage: str = "{text}\n\n"
     prompt: str | Callable[[str], str] = "{prompt}"
     chat: ChatPlace | None = None

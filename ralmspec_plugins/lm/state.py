@@ -34,7 +34,7 @@ class Draft:
     The key-value cache of a draft is a function of `passages`, `prefilled_at`
     and `tokens`: the passages by themselves in one pass, the prompt with the
     first `prefilled_at` tokens in another, then one pass for each token but the
-    last, whose pass belongs to the next segment (DESIGN 6).
+    last, whose pass belongs to the next segment.
     """
 
     origin: DraftOrigin

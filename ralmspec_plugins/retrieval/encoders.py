@@ -4,7 +4,7 @@ An encoder is any callable from a text to a vector. Four attributes are used
 where they exist: `name` (what signatures and saved knowledge bases call it),
 `settings` (enough to make it again when a knowledge base is loaded), `inline`
 (it costs microseconds) and `many(texts)` (all passages at once; queries are
-always encoded alone, DESIGN 6).
+always encoded alone).
 """
 
 import hashlib

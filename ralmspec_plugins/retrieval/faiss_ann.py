@@ -34,7 +34,7 @@ _POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to l
 _POINTS_OF_PQ = 256  # a byte's worth of centres for each piece
 _POINTS_OF_8BIT = 65_536  # to learn each dimension's range from
 _INT = 2**31  # FAISS keeps settings in 32 bits
-_LONGEST_CODE = 64  # bytes, as in Khandelwal et al. (PAPERS 6.1)
+_LONGEST_CODE = 64  # bytes, as in Khandelwal et al. 2020
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

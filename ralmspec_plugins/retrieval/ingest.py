@@ -13,7 +13,7 @@ from ralmspec_plugins.retrieval.storage.corpus import SeenIds, batched
 from ralmspec_plugins.types import Passage
 
 _SUFFIXES = (".txt", ".md", ".jsonl")
-_WORDS = 100  # a passage's length in the papers (PAPERS 1.10), as in DPR's Wikipedia
+_WORDS = 100  # a passage's length in the papers, as in DPR's Wikipedia
 _BAD_LINES_SHOWN = 5
 _CHECKED_AT_ONCE = 4096
 _LETTERS_AT_ONCE = 1 << 20

@@ -8,11 +8,11 @@ from operator import mul
 from ralmspec_plugins.scheduling.cost_model import Costs, Searched
 from ralmspec_plugins.scheduling.policy import SchedulerState
 
-# RaLMSpec's optimal speculation stride (OS3) and batch sizes as pure functions (PAPERS 1.6).
+# RaLMSpec's optimal speculation stride (OS3) and batch sizes as pure functions.
 
 
-GAMMA_LIMIT = 0.6  # the paper's cap on the estimated guess rate (PAPERS 1.6)
-MAX_STRIDE = 64  # the paper's search for a stride has no bound (PAPERS 1.6)
+GAMMA_LIMIT = 0.6  # the paper's cap on the estimated acceptance rate
+MAX_STRIDE = 64  # the paper's search for a stride has no bound
 LEAST_SECONDS = 1e-9  # a free model or retriever: keeps ratios finite
 
 
@@ -26,7 +26,7 @@ def optimal_stride(
     limit: int = MAX_STRIDE,
     slack: float = 0.0,
 ) -> int:
-    """Find the stride with the most verified steps a second (RaLMSpec's OS3, PAPERS 1.6).
+    """Find the stride with the most verified steps a second (RaLMSpec's OS3).
 
     A round of stride s verifies (1 - gamma^s) / (1 - gamma) steps on average and
     takes s a + b(s), or with overlap, if all of its guesses are right,
@@ -67,7 +67,7 @@ def optimal_stride(
 
 
 def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_LIMIT) -> float:
-    """Estimate how often a guess is right from whole rounds (PAPERS 1.6).
+    """Estimate how often a guess is right from whole rounds.
 
     The maximum-likelihood estimate of a geometric stop: right guesses over right
     guesses plus rounds that had a wrong one, at most `limit`.
@@ -139,7 +139,7 @@ class FixedStridePolicy:
     """Speculate `stride` steps, verify them in one batch, repeat.
 
     A round is one step with verified hits and stride - 1 on guesses; the last
-    query's guess is not written on before the batch is out (PAPERS 1.12).
+    query's guess is not written on before the batch is out.
     """
 
     def __init__(self, costs: Costs, *, overlap: bool, stride: int) -> None:

@@ -32,7 +32,7 @@ class FixedStride:
     query's guess (the paper computes this gain; here it is run).
     """
 
-    stride: int = 3  # RaLMSpec's section 5 (PAPERS 1.10)
+    stride: int = 3  # RaLMSpec's section 5
     overlap: bool = False
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class OptimalStride:
     """Choose the stride of each round from what was measured: the paper's OS3."""
 
     overlap: bool = True
-    window: int = 5  # rounds that the guess rate is estimated over (PAPERS 1.10)
+    window: int = 5  # rounds that the guess rate is estimated over
     gamma_limit: float = GAMMA_LIMIT
     max_stride: int = MAX_STRIDE
 

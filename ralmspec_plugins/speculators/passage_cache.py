@@ -1,4 +1,4 @@
-"""The paper's local cache: passages seen so far, ranked as the retriever ranks (DESIGN 4.2)."""
+"""The paper's local cache: passages seen so far, ranked as the retriever ranks."""
 
 import threading
 import weakref

@@ -22,8 +22,8 @@ class Interval(DraftWorkload[DraftT, DraftT], Generic[DraftT]):
         self,
         lm: LanguageModel[DraftT],
         *,
-        interval: int = 4,  # PAPERS 1.10: the generation stride
-        query_tokens: int = 32,  # PAPERS 1.10: the last 32 tokens of the text so far
+        interval: int = 4,  # as in the paper: the generation stride
+        query_tokens: int = 32,  # as in the paper: the last 32 tokens of the text so far
     ) -> None:
         """Ask every `interval` tokens of `lm`.
 

@@ -52,7 +52,7 @@ class Sentences(DraftWorkload[SentenceState[DraftT], DraftT], Generic[DraftT]):
         lm: SentenceModel[DraftT],
         *,
         tokens: int = 64,  # the longest sentence, as in FLARE's reference code
-        query_tokens: int = 32,  # PAPERS 1.10: the last 32 tokens of the text so far
+        query_tokens: int = 32,  # as in the paper: the last 32 tokens of the text so far
         max_sentences: int = 16,
     ) -> None:
         """Ask before each sentence of `lm`.
