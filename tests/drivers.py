@@ -74,6 +74,7 @@ class Seen:
     cancelled_encodings: int = 0
     carried: int = 0  # segments that were handed a look-ahead
     before_encoding: int = 0  # segments that were begun before their query was encoded
+    unencoded_texts: list[str] = field(default_factory=list)  # whose encoding failed
     committed: list[Retrieved] = field(default_factory=list)
     confirmed: list[Retrieved] = field(default_factory=list)
     failed: Failed | None = None
@@ -128,10 +129,12 @@ def drive(
         seed: Decides the order, which cancellations come too late, and the haste.
         haste: Share of work beside other work that fails for that reason alone.
     """
-    setup = Session(world.workload, world.retriever, settings)
+    retriever = world.retriever
+    setup = Session(world.workload, retriever, settings)
     run = _Run(
         RequestContext(setup, world.request, reports=True), world, random.Random(seed), haste
     )
+    run.seen.unencoded_texts = retriever.unencoded_texts
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:
@@ -243,7 +246,7 @@ class _Run:
         if not isinstance(query, str):
             return
         try:
-            truth = parts.retriever.search([parts.retriever.encode(query)])[0]
+            truth = self.world.retriever.search([self.world.retriever.encode(query)])[0]
             if not self.world.reads_scores:
                 truth = tuple(hit.unscored() for hit in truth)
             if truth == need.hits:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, Optim
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import Outcome, Seen, drive, plainly
-from tests.worlds import Oracle, World, simple_world, worlds
+from tests.worlds import Oracle, World, WorldError, simple_world, worlds
 
 WORLDS = 2000
 
@@ -63,9 +64,9 @@ class Tally:
         self.counts["encoding cancelled"] += seen.cancelled_encodings > 0
         self.counts["look-ahead carried"] += seen.carried > 0
         self.counts["segment begun before its encoding"] += seen.before_encoding > 0
-        failed = [error for error in seen.errors if "no encoding" in error]
         self.counts["encoder failed on a dropped branch"] += any(
-            error != expected.error for error in failed
+            repr(WorldError(f"no encoding of {text}")) != expected.error
+            for text in seen.unencoded_texts
         )
         self.counts["encoder failed on a true branch"] += "no encoding" in str(expected.error)
 
@@ -103,6 +104,13 @@ def test_speculation_never_changes_the_answer(
         dice = random.Random(order)
         setting = random_settings(world, dice)
         expected = plainly(world)
+        if not world.encode_errors and random.Random(world.seed).random() < 0.3:
+            # An encoder that fails only for what the plain loop never asks.
+            asked = frozenset(text for text, _ in expected.retrieved)
+            asked |= {expected.failed_query or ""}
+            world = replace(world, encode_errors=0.5, encodable=asked)
+            assert expected == plainly(world)
+            setting = random_settings(world, random.Random(order))
         actual, seen = drive(world, setting, order, haste=dice.choice((0.0, 0.0, 0.1, 0.5)))
 
         assert expected == actual
@@ -122,5 +130,5 @@ def test_speculation_never_changes_the_answer(
     assert tally.share("query cancelled") >= 0.05
     assert tally.share("encoding cancelled") >= 0.04
     assert tally.share("segment begun before its encoding") >= 0.08
-    assert tally.share("encoder failed on a dropped branch") >= 0.01
-    assert tally.share("encoder failed on a true branch") >= 0.05
+    assert tally.share("encoder failed on a dropped branch") >= 0.03
+    assert tally.share("encoder failed on a true branch") >= 0.04

@@ -59,6 +59,7 @@ class World:
     encoder: str = "inline"  # "slow": in a worker; "keyed": as well, with keys that are no texts
     encode_lanes: int = 1
     encode_errors: float = 0.0
+    encodable: frozenset[str] = frozenset()  # texts whose encoding never fails
     unretrieved: float = 0.0  # share of steps that need no search
     carries: float = 0.0  # share of queries that are formed with a look-ahead
 
@@ -228,6 +229,7 @@ class WorldRetriever:
         self.world = world
         self.inline_encode = world.encoder == "inline"
         self.encode_lanes = world.encode_lanes
+        self.unencoded_texts: list[str] = []  # whose encoding failed
         self.k = world.k
         self.signature = ("world", world)
         # Every third passage is a duplicate in text of the one before it.
@@ -237,7 +239,9 @@ class WorldRetriever:
         self.texts = [passage.text for passage in self.passages]
 
     def encode(self, text: str) -> Query:
-        if roll(self.world.seed, "encode fails", text) < self.world.encode_errors:
+        fails = roll(self.world.seed, "encode fails", text) < self.world.encode_errors
+        if fails and text not in self.world.encodable:
+            self.unencoded_texts.append(text)
             raise WorldError(f"no encoding of {text}")
         if self.world.encoder == "inline":
             return Query(text)
@@ -326,7 +330,7 @@ class Oracle:
 def random_world(seed: int) -> World:
     """Throw the dice for a world; one in five has failures on the true branch."""
     world, dice = simple_world(seed), random.Random(f"effects {seed}")
-    errors = (*[0.0] * 8, 0.03, 0.06, 0.1)
+    errors = (*[0.0] * 12, 0.02, 0.1)
     ahead = world.shape in ("interval", "written query")
     return replace(
         world,

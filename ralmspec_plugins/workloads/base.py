@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
 from ralmspec_plugins.types import Hits, Request, read_by
@@ -48,8 +48,7 @@ class TextWorkload(Generic[StateT]):
 
     def start(self, request: Request) -> StateT:
         """Begin with an empty text."""
-        state: Any = TextState(request)
-        return state
+        return cast("StateT", TextState(request))
 
     def text(self, state: StateT) -> str:
         """Give the state's `text`."""
