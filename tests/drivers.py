@@ -134,7 +134,7 @@ def drive(
     run = _Run(
         RequestContext(setup, world.request, reports=True), world, random.Random(seed), haste
     )
-    run.seen.unencoded_texts = retriever.unencoded_texts
+    run.seen.unencoded_texts = getattr(retriever, "unencoded_texts", [])
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:
@@ -172,7 +172,7 @@ class _Run:
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
-            before = self.world.unretrieved or self.world.carries
+            before = getattr(self.world, "unretrieved", 0) or getattr(self.world, "carries", 0)
             assert before or len(self.seen.confirmed) > 0, "text before its passages"
             self.seen.streamed.append(need.text)
         elif isinstance(need, Cancel):
@@ -243,10 +243,12 @@ class _Run:
     def _look(self, need: Extend) -> None:
         """See whether this segment was written on a wrong guess that changed its text."""
         parts, query = self.job.setup.parts, self._asked(need)
-        if not isinstance(query, str):
+        if not isinstance(query, str | Query):
             return
         try:
-            truth = self.world.retriever.search([self.world.retriever.encode(query)])[0]
+            retriever = self.world.retriever
+            asked = query if isinstance(query, Query) else retriever.encode(query)
+            truth = retriever.search([asked])[0]
             if not self.world.reads_scores:
                 truth = tuple(hit.unscored() for hit in truth)
             if truth == need.hits:
