@@ -123,7 +123,7 @@ def total(hits: Hits) -> float:
 def guess_rates(corpus: DenseCorpus, index: FaissApproximate, k: int, traces: Any) -> Any:
     """Measure both roles of one index at one k."""
     exact = NumpyFlat(corpus, k=k)
-    approximate = FaissApproximate(corpus, index.index, index.recipe, k=k)
+    approximate = FaissApproximate(corpus, index.index, k=k)
     wide = [exact.search_wide(trace, 20 * k) for trace in traces]
     found = [approximate.search(trace) for trace in traces]
     pairs = [
@@ -165,7 +165,7 @@ def requests(
     """Answer requests plainly and with either role, and hold every answer to the plain one."""
     k = options.request_k
     exact = NumpyFlat(corpus, k=k)
-    approximate = FaissApproximate(corpus, index.index, index.recipe, k=k)
+    approximate = FaissApproximate(corpus, index.index, k=k)
     workload = TraceWorkload(traces, options.step_ms / 1000)
     replica = Settings(speculators=(Replica(approximate, exact),))
     prompts = [str(number) for number in range(options.requests)]

@@ -169,9 +169,6 @@ def curve(kernel: Kernel, data: Data, truth: dict[int, list[Hits]]) -> dict[str,
         if size not in truth:
             truth[size] = data.opened(Kernel("truth", "numpy-flat")).search(queries)
         result["recall"] = round(recall(singly, truth[size]), 3)
-        for _ in range(options.learn):  # so that the ways of batching have been tried
-            for n in options.batches:
-                retriever.search(queries[:n])
     usual = faiss.cvar.distance_compute_blas_threshold
     if kernel.blocked:
         faiss.cvar.distance_compute_blas_threshold = 3 * options.dimension
@@ -179,9 +176,6 @@ def curve(kernel: Kernel, data: Data, truth: dict[int, list[Hits]]) -> dict[str,
         result["points"] = points(retriever.search, queries, singly, options.batches, options.runs)
     finally:
         faiss.cvar.distance_compute_blas_threshold = usual
-    ways = getattr(retriever, "ways", None)
-    if ways is not None:
-        result["ways"] = {str(n): ways.best(n) for n in options.batches if n > 1}
     return {**result, "equal_outputs": True, "measured": surroundings()}
 
 
@@ -217,7 +211,6 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--batches", type=batch_sizes, default=batch_sizes(f"1-{MOST}"))
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--learn", type=int, default=2, help="rounds before approximate ones count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="part of a kernel's name")
     parser.add_argument("--output", type=Path, default=RESULTS)

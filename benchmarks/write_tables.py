@@ -1,4 +1,4 @@
-"""Write the tables of the docs from the result files.
+"""Write the tables of the docs and of the result pages from the result files.
 
     python benchmarks/write_tables.py
 
@@ -27,11 +27,11 @@ from benchmarks.simulated.tables import (
 from ralmspec_plugins.retrieval.storage.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    ROOT / "docs" / f"{name}.md"
-    for name in ("benchmarks", "langchain", "simulated", "knn_lm", "knn_lm_measured")
-]
 RESULTS = Path(__file__).parent / "results"
+PAGES = [
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "langchain", "knn_lm")),
+    *(RESULTS / f"{name}.md" for name in ("simulated", "knn_lm")),  # results alone
+]
 ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "latency", "passages",
              "batching")  # fmt: skip
 PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `python -m benchmarks`

@@ -21,7 +21,7 @@
 # So it writes like a text that it was never trained on, and searches for every token.
 # This notebook goes from a text to a datastore, writes with it plainly and speculatively, checks that every token and every neighbour is the same, and measures.
 #
-# It needs `pip install "ralmspec-plugins[hf,langchain,plots,notebooks]"`, and no network: text and model come with the package.
+# It needs `pip install "ralmspec-plugins[hf,langchain,notebooks]"`, and no network: text and model come with the package.
 
 # %%
 import statistics
@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 import torch
-from IPython.display import Image, display
+from IPython.display import SVG, display
 from langchain_core.prompts import PromptTemplate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -210,14 +210,11 @@ for (where, name), all_stats in measured.items():
 # ## What happened when
 
 # %%
-with tempfile.TemporaryDirectory() as pictures:
-    file = Path(pictures) / "timeline.png"
-    shown = {
-        name: runs["on the disk", name].generate(PROMPT, max_tokens=24).stats
-        for name in ("continuous", "plain")
-    }
-    timeline.write(file, shown, title=PROMPT.strip())
-    display(Image(file.read_bytes()))
+shown = {
+    name: runs["on the disk", name].generate(PROMPT, max_tokens=24).stats
+    for name in ("continuous", "plain")
+}
+display(SVG(timeline.figure(shown, title=PROMPT.strip())))
 
 # %% [markdown]
 # ## How many of the entries behind a neighbour?

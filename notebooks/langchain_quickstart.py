@@ -21,18 +21,16 @@
 # This notebook puts `langchain_ralmspec` in its place, step by step, and checks at each step that the answer stays what it was.
 # Then it measures.
 #
-# It needs `pip install "ralmspec-plugins[langchain,hf,plots,notebooks]" langchain-huggingface`, and no network: documents and model come with the package.
+# It needs `pip install "ralmspec-plugins[langchain,hf,notebooks]" langchain-huggingface`, and no network: documents and model come with the package.
 
 # %%
 import re
 import statistics
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from IPython.display import Image, display
+from IPython.display import SVG, display
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.output_parsers import StrOutputParser
@@ -52,7 +50,6 @@ from langchain_ralmspec import (
 )
 from ralmspec_plugins import QueryCache, SharedPassageCache, timeline
 from ralmspec_plugins.demo import MODEL, count_facts, make_world
-from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.workloads import Sentences
 
@@ -259,7 +256,6 @@ class RemoteSearch:
     def __init__(self, store, k):
         self._store = store
         self.k = k
-        self.signature = ("remote", object_id(store))
 
     def relevance(self):
         return None
@@ -333,14 +329,11 @@ for name, times in took.items():
 # ## What happened when
 
 # %%
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "timeline.png"
-    runs = {
-        "speculative": stats_of(replies["remote, batches"]),
-        "plain": stats_of(replies["remote, plain"]),
-    }
-    timeline.write(file, runs, title=question, note="The store's 50 ms are made up.")
-    display(Image(file.read_bytes()))
+runs = {
+    "speculative": stats_of(replies["remote, batches"]),
+    "plain": stats_of(replies["remote, plain"]),
+}
+display(SVG(timeline.figure(runs, title=question, note="The store's 50 ms are made up.")))
 
 # %% [markdown]
 # ## Streaming

@@ -21,18 +21,16 @@
 # This notebook puts `llama_index_ralmspec` in the engine's place, step by step, and checks at each step that the response stays what it was.
 # Then it measures.
 #
-# It needs `pip install "ralmspec-plugins[llama-index,hf,plots,notebooks]" llama-index-llms-huggingface`, and no network: documents and model come with the package.
+# It needs `pip install "ralmspec-plugins[llama-index,hf,notebooks]" llama-index-llms-huggingface`, and no network: documents and model come with the package.
 
 # %%
 import re
 import statistics
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from IPython.display import Image, display
+from IPython.display import SVG, display
 from llama_index.core import PromptTemplate, StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
@@ -267,7 +265,6 @@ class RemoteSearch:
     def __init__(self, search):
         self._search = search
         self.name, self.metric, self.k = "RemoteStore", search.metric, search.k
-        self.signature = ("remote", search.signature)
 
     def search(self, vectors, k):
         time.sleep(ROUND_TRIP_S)
@@ -338,14 +335,11 @@ for name, times in took.items():
 # ## What happened when
 
 # %%
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "timeline.png"
-    runs = {
-        "speculative": stats_of(responses["remote, batches"]),
-        "plain": stats_of(responses["remote, plain"]),
-    }
-    timeline.write(file, runs, title=question, note="The store's 50 ms are made up.")
-    display(Image(file.read_bytes()))
+runs = {
+    "speculative": stats_of(responses["remote, batches"]),
+    "plain": stats_of(responses["remote, plain"]),
+}
+display(SVG(timeline.figure(runs, title=question, note="The store's 50 ms are made up.")))
 
 # %% [markdown]
 # ## Streaming

@@ -20,6 +20,14 @@ class Settings:
     of speculators can be given instead: they are asked in their order, the first guess is
     used, and all of them learn. Those given here are shared by all requests; a function
     that makes them is called for each request, which then has its own.
+
+    `switch_interval_s` sets `sys.setswitchinterval` while a request runs ahead. That is a
+    setting of the whole process, so by default it is left alone; 0.0005 helps where the
+    store answers from another process, and `ralmspec diagnose` measures whether it does.
+
+    `may_guess` is asked before anything is written ahead of its search, again each time: where
+    it gives False, no segment is begun that stands on a guess, until it gives True. Searches
+    and what is remembered of them stay. It must be quick, and is called from any thread.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
@@ -30,7 +38,8 @@ class Settings:
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
     memo: QueryCache | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
-    switch_interval_s: float | None = 0.0005  # while running ahead; None: Python's own, 5 ms
+    switch_interval_s: float | None = None  # while running ahead; None: Python's own, 5 ms
+    may_guess: Callable[[], bool] | None = None  # None: always
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""

@@ -1,11 +1,11 @@
-"""Measure a retriever and a model, and work out what speculation can gain at best (DESIGN 5)."""
+"""Measure a retriever and a model, and work out what speculation can gain at best."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Protocol
 
 from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.protocols import (
@@ -23,6 +23,9 @@ _REPEATS = 7
 _PATIENCE_S = 2.0  # for one batch size: a slow retriever is measured less often, but once
 _STEPS = 6
 LITTLE = 1.05  # below this no gain could be told from the noise of a machine
+SWITCH_INTERVAL_S = 0.0005  # docs/decisions/0009: 0.1 ms was no better
+_PAIRS = 5  # if nothing is gained, all of five are above 1 once in 32 times
+_SWITCH_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +162,35 @@ def batch_worth(curve: dict[int, float], size: int) -> float:
     return size * curve[1] / curve[size] if curve[size] else 1.0
 
 
-def verdict(bounds: Bounds, curve: dict[int, float]) -> str:
-    """Say in plain words whether speculation can pay, and with which settings."""
+def switch_gains(run: Callable[[float | None], float]) -> tuple[float, ...]:
+    """Measure how many times faster a request is where Python's threads switch more often.
+
+    Runs come in pairs, one with Python's own interval and one with `SWITCH_INTERVAL_S`, each
+    of them first in every other pair; after `_SWITCH_PATIENCE_S` no further pair begins.
+
+    Args:
+        run: runs the request speculatively with a `Settings.switch_interval_s`; returns seconds.
+
+    Returns:
+        The ratio of each pair.
+    """
+    gains: list[float] = []
+    until_s = time.perf_counter() + _SWITCH_PATIENCE_S
+    while len(gains) < _PAIRS and (len(gains) < 2 or time.perf_counter() < until_s):
+        intervals = (None, SWITCH_INTERVAL_S) if len(gains) % 2 else (SWITCH_INTERVAL_S, None)
+        took_s = {interval_s: run(interval_s) for interval_s in intervals}
+        gains.append(took_s[None] / took_s[SWITCH_INTERVAL_S])
+    return tuple(gains)
+
+
+def verdict(bounds: Bounds, curve: dict[int, float], gains: Sequence[float] = ()) -> str:
+    """Say in plain words whether speculation can pay, and with which settings.
+
+    Args:
+        bounds: of one request.
+        curve: seconds b(n) of a search by the number of its queries.
+        gains: what `switch_gains` measured, if it was.
+    """
     share = bounds.search_s / (bounds.search_s + bounds.step_s)
     if bounds.speed_up_guessed < LITTLE:
         return (
@@ -183,7 +213,85 @@ def verdict(bounds: Bounds, curve: dict[int, float]) -> str:
             f"If the store can answer several searches side by side, about {in_flight} lanes "
             f"hide its whole latency (--lanes {in_flight})."
         )
+    if gains and median(gains) >= LITTLE and min(gains) >= 1:
+        words.append(
+            f"Shorter turns of Python's threads made a request {median(gains):.2f} times as fast: "
+            f"--switch-interval {1000 * SWITCH_INTERVAL_S:g}ms, "
+            f"Settings(switch_interval_s={SWITCH_INTERVAL_S:g})."
+        )
     return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was measured of one request."""
+
+    curve: dict[int, float]
+    steps: StepTimes
+    bounds: Bounds
+    plain_s: tuple[float, ...]  # two real runs
+    agrees: bool  # whether those two gave the same answer
+    switch_gains: tuple[float, ...]  # not measured where speculation cannot pay
+
+
+class RequestRunner(Protocol):
+    """Runs the request with empty caches."""
+
+    def __call__(self, switch_interval_s: float | None, *, plain: bool) -> Answer:
+        """Answer it."""
+
+
+def diagnosed(
+    run: RequestRunner,
+    store: Retriever,
+    lm: LanguageModel[Any],
+    request: Request,
+    *,
+    width: Callable[[int], int],
+    interval: int,
+) -> Diagnosis:
+    """Measure a store and a model by two plain runs and what those searched and wrote.
+
+    Args:
+        run: runs the request, plainly or speculatively.
+        store: what is searched.
+        lm: the model, with empty caches.
+        request: a typical one.
+        width: the hits that a verification of this k asks for, where the store can be searched
+            wider.
+        interval: tokens in a step.
+    """
+    answers = [run(None, plain=True) for _ in range(2)]
+    queries = [step.query for step in answers[0].retrieved]
+    wide = width(store.k) if isinstance(store, WideRetriever) else None
+    curve = batch_curve(store, queries, wide)
+    bounds = Bounds(answers[0].stats.segments, typical_step(answers), curve[1])
+    gains: tuple[float, ...] = ()
+    if bounds.speed_up >= LITTLE:
+        gains = switch_gains(lambda interval_s: run(interval_s, plain=False).stats.wall_s)
+    return Diagnosis(
+        curve,
+        step_times(lm, request, _different(store, answers[0]), interval),
+        bounds,
+        tuple(answer.stats.wall_s for answer in answers),
+        answers[0] == answers[1],
+        gains,
+    )
+
+
+def _different(store: Retriever, answer: Answer) -> list[list[Passage]]:
+    """Collect what single steps may be given, no two alike."""
+    found: dict[tuple[str, ...], list[Passage]] = {}
+    for step in answer.retrieved:
+        groups: Sequence[Hits] = [step.hits]
+        if isinstance(store, WideRetriever):
+            wide = store.search_wide([step.query], 8 * store.k)[0]
+            groups = [wide[at : at + store.k] for at in range(0, len(wide), store.k)]
+        for group in groups:
+            found.setdefault(tuple(hit.passage.id for hit in group), [hit.passage for hit in group])
+        if len(found) > 8:
+            break
+    return list(found.values())
 
 
 # Holds two answers of one request together: they must be equal, and it is said where they part.

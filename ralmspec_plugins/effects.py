@@ -105,6 +105,7 @@ class FormQuery:
 
     state: Any
     progress: Progress = field(default_factory=Progress)
+    speculative: bool = False  # a step before it may be rolled back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +113,7 @@ class Encode:
     """Encode the query of a text."""
 
     query: Query
+    speculative: bool = False  # a step before it may be rolled back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +130,7 @@ class Search:
 
     queries: tuple[Query, ...]
     wide: bool = True  # whether the speculators are to learn more than what is verified
+    speculative: bool = False  # a step before one of the queries may be rolled back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +140,7 @@ class Extend:
     state: Any
     hits: Hits
     ahead: bool = False  # no search has confirmed these hits yet
+    speculative: bool = False  # these hits, or those of a step before, may be wrong
     progress: Progress = field(default_factory=Progress)
     carried: Any = None  # what forming the query computed
 

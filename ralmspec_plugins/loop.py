@@ -169,5 +169,6 @@ class _Loop:
             batch = tuple(dict.fromkeys(pending[:size]))
             pending = [query for query in pending[size:] if query not in batch]
             if batch:
-                window.start(Search(batch, wide=policy is not None and policy.worth_guessing()))
+                wide = policy is not None and policy.worth_guessing()
+                window.start(Search(batch, wide, window.asked_behind_guess(batch)))
         return bool(sizes)

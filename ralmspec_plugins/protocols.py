@@ -4,12 +4,18 @@ They are protocols, not base classes: anything with these methods fits.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from contextvars import ContextVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Formed, Hit, Hits, NoRetrieval, Passage, Query, Request
 
 StateT = TypeVar("StateT")
+
+# Whether the work that is being done may be discarded: it stands behind a guess that no search
+# has confirmed yet. Engines set it around each query, search and segment, in the thread or task
+# that does the work, for adapters that report calls to their host.
+speculative: Final[ContextVar[bool]] = ContextVar("ralmspec_speculative", default=False)
 
 
 class Progress:
@@ -217,6 +223,9 @@ class Speculator(Protocol):
 
     Optional: `by_text` says that `guess` reads the query's text and no encoding. Speculators
     that stand before all others that need it are asked while the query is being encoded.
+    `invalidate()` forgets what was learned, for when the index has changed. One that requests
+    share counts these calls in `generation`, and takes the count from before a request's first
+    search as a third argument of `learn`, to leave out what may have been found before.
     """
 
     inline: bool

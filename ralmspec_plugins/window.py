@@ -1,5 +1,7 @@
 """The window of steps that are not committed: what is verified, rolled back, and done next."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from ralmspec_plugins.effects import (
@@ -98,6 +100,8 @@ class SpeculationWindow:
             return None
         if not self.cascade.speculates:
             return "no speculators were given"
+        if self.cascade.held:
+            return "may_guess has said no"
         if self._had_guess:
             return "writing on guesses would not have paid"
         return "no speculator had a guess" if self._asked_for_guess else "guessing would not pay"
@@ -126,6 +130,18 @@ class SpeculationWindow:
             and step.search_failure is None
             and step.query.key not in searching
         ]
+
+    def behind_guess(self, step: Step) -> bool:
+        """Return whether a step before this one is written on hits that are not verified."""
+        return any(not one.verified for one in takewhile(lambda one: one is not step, self.steps))
+
+    def asked_behind_guess(self, queries: Sequence[Query]) -> bool:
+        """Return whether a step that asks one of these stands behind hits that are not verified."""
+        keys = {query.key for query in queries}
+        return any(
+            isinstance(step.query, Query) and step.query.key in keys and self.behind_guess(step)
+            for step in self.steps
+        )
 
     @property
     def encoding(self) -> bool:
@@ -426,7 +442,7 @@ class SpeculationWindow:
         moved = False
         while self.writer is None:
             if not self.steps or self.steps[-1].written:
-                if self.steps and self.plainly:
+                if self.steps and (self.plainly or self.cascade.held):
                     break
                 self.steps.append(Step(self.steps[-1].after if self.steps else self.root))
             step = self.steps[-1]
@@ -437,6 +453,8 @@ class SpeculationWindow:
 
     def _further(self, step: Step) -> bool:
         """Take the last step one stage further; return whether anything changed."""
+        if self.cascade.held and (step.ahead or self.behind_guess(step)):
+            return False
         if not step.asked:
             self._form_query(step)
         elif step.used is not None:
@@ -450,7 +468,7 @@ class SpeculationWindow:
             step.take(known)
             return
         if not self.parts.inline_query:
-            self.write(FormQuery(step.before), step)
+            self.write(FormQuery(step.before, speculative=self.behind_guess(step)), step)
             return
         alone = not self.in_flight and not self.ran_ahead and step is self.steps[0]
         try:
@@ -505,7 +523,7 @@ class SpeculationWindow:
             if len(self.in_flight.encoding) >= self.parts.encode_lanes:
                 break
             if query.text not in self.in_flight.encoding:
-                self.start(Encode(query))
+                self.start(Encode(query, self.asked_behind_guess([query])))
                 started = True
         return started
 
@@ -530,6 +548,8 @@ class SpeculationWindow:
                 step.remembered = True
                 step.used, step.verified = self.visible(step.truth), True
                 return True
+        if cascade.held:
+            return False
         if not step.guessed and self.policy.worth_guessing():
             step.guessed = self._asked_for_guess = True
             began_s = cascade.clock()
@@ -551,7 +571,9 @@ class SpeculationWindow:
         known = self.rollback.segment(step.before, step.used)
         if known is None:
             ahead = not step.verified
-            self.write(Extend(step.before, step.used, ahead, carried=step.carried), step)
+            speculative = ahead or self.behind_guess(step)
+            need = Extend(step.before, step.used, ahead, speculative, carried=step.carried)
+            self.write(need, step)
             return
         step.after, step.span = known
         step.written = step.reused = True

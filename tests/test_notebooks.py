@@ -78,7 +78,7 @@ def test_a_notebook_runs(
     assert f"{sys.executable}\n" == done.cells[-1].outputs[0].text
     assert [] == list(folder.iterdir())
     kinds = [kind for cell in done.cells[IMPORTS:] for kind in kinds_of(cell)]
-    assert "image/png" in kinds
+    assert "image/svg+xml" in kinds
     assert "stderr" not in kinds
 
 

@@ -183,13 +183,13 @@ def test_parts_of_a_shared_pool_are_forgotten_in_turn() -> None:
     assert pool.of(ada).size == 0
 
 
-def test_a_cleared_pool_knows_nothing() -> None:
+def test_an_invalidated_pool_knows_nothing() -> None:
     """After a change of the index everything is forgotten."""
     ada = Tenant(TENANTS[0]).retriever
     pool = SharedPassageCache()
     query = ada.encode(WORDS[0])
     pool.of(ada).learn(query, ada.search([query])[0])
-    pool.clear()
+    pool.invalidate()
     pool.check()
 
     assert pool.of(ada).size == 0

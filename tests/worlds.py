@@ -5,6 +5,8 @@ of a state is a function. A world's text is made of few letters and its queries
 are few, so that texts reconverge, queries repeat, and scores tie.
 """
 
+import contextlib
+import functools
 import hashlib
 import random
 from collections.abc import Hashable, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import (
     NO_RETRIEVAL,
@@ -59,7 +62,7 @@ class World:
     encoder: str = "inline"  # "slow": in a worker; "keyed": as well, with keys that are no texts
     encode_lanes: int = 1
     encode_errors: float = 0.0
-    encodable: frozenset[str] = frozenset()  # texts whose encoding never fails
+    dropped_encode_errors: float = 0.0  # share of the texts that the plain loop never encodes
     unretrieved: float = 0.0  # share of steps that need no search
     carries: float = 0.0  # share of queries that are formed with a look-ahead
 
@@ -229,7 +232,6 @@ class WorldRetriever:
         self.world = world
         self.inline_encode = world.encoder == "inline"
         self.encode_lanes = world.encode_lanes
-        self.unencoded_texts: list[str] = []  # whose encoding failed
         self.k = world.k
         self.signature = ("world", world)
         # Every third passage is a duplicate in text of the one before it.
@@ -239,14 +241,18 @@ class WorldRetriever:
         self.texts = [passage.text for passage in self.passages]
 
     def encode(self, text: str) -> Query:
-        fails = roll(self.world.seed, "encode fails", text) < self.world.encode_errors
-        if fails and text not in self.world.encodable:
-            self.unencoded_texts.append(text)
+        if self._fails(text):
             raise WorldError(f"no encoding of {text}")
         if self.world.encoder == "inline":
             return Query(text)
         key = ("key", text) if self.world.encoder == "keyed" else None
         return Query(text, ("of", text), key)
+
+    def _fails(self, text: str) -> bool:
+        world, die = self.world, roll(self.world.seed, "encode fails", text)
+        if die < max(world.encode_errors, world.dropped_encode_errors):
+            return die < world.encode_errors or text not in plainly_encoded(world)
+        return False
 
     def score(self, query: Query, passage: Passage) -> float:
         if self.world.too_long(passage):
@@ -271,6 +277,27 @@ class WorldRetriever:
 
     def table(self, capacity: int) -> "WorldTable":
         return WorldTable(self, capacity)
+
+
+@functools.lru_cache(maxsize=64)
+def plainly_encoded(world: World) -> frozenset[str]:
+    """Give the texts that the plain loop encodes for the world's request."""
+    retriever = _NotingRetriever(replace(world, dropped_encode_errors=0.0))
+    with contextlib.suppress(WorldError):
+        plain(world.workload, retriever, world.request)
+    return frozenset(retriever.encoded)
+
+
+class _NotingRetriever(WorldRetriever):
+    """Notes what is encoded."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.encoded: set[str] = set()
+
+    def encode(self, text: str) -> Query:
+        self.encoded.add(text)
+        return super().encode(text)
 
 
 class WorldTable:
@@ -330,7 +357,7 @@ class Oracle:
 def random_world(seed: int) -> World:
     """Throw the dice for a world; one in five has failures on the true branch."""
     world, dice = simple_world(seed), random.Random(f"effects {seed}")
-    errors = (*[0.0] * 12, 0.02, 0.1)
+    errors = (*[0.0] * 13, 0.03, 0.06, 0.1)
     ahead = world.shape in ("interval", "written query")
     return replace(
         world,
@@ -339,6 +366,7 @@ def random_world(seed: int) -> World:
         encode_errors=dice.choice(errors),
         unretrieved=dice.choice((0.0, 0.0, 0.1, 0.3)),
         carries=dice.choice((0.0, 0.0, 0.3, 0.8)) if ahead else 0.0,
+        dropped_encode_errors=dice.choice((0.0, 0.0, 0.0, 0.3, 0.6)),
     )
 
 

@@ -45,7 +45,8 @@ class Arm:
         eviction: what leaves a full pool.
         shared: whether all requests of a repetition share the pool.
         replica: whether a local index guesses.
-        switch_interval_s: how often Python's threads take turns while a request runs ahead.
+        switch_interval_s: how often Python's threads take turns while a request runs ahead;
+            `None` is Python's own interval.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Arm:
     eviction: str = "lru"
     shared: bool = False
     replica: bool = False
-    switch_interval_s: float = 0.0005
+    switch_interval_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a schedule that there is not, and speculators that do not go together.

@@ -9,9 +9,8 @@ import typer
 
 from benchmarks.harness.cases import SUITES, Case
 from benchmarks.harness.inputs import Library, folder_library, python_library, world_library
-from ralmspec_plugins.cli import options
-from ralmspec_plugins.cli.assemble import make_encoder
-from ralmspec_plugins.cli.output import notes, on_terminal, seconds, write_json
+from ralmspec_plugins.cli.build import make_encoder
+from ralmspec_plugins.cli.output import notes, seconds, wants_json, write_json
 from ralmspec_plugins.errors import ConfigError, MissingExtraError
 from ralmspec_plugins.retrieval import HashingEncoder
 from ralmspec_plugins.retrieval.optional import optional
@@ -63,7 +62,9 @@ def bench(
         int | None, typer.Option(min=1, help="Repetitions of each case. [default: its own]")
     ] = None,
     names: Annotated[bool, typer.Option("--list", help="Name the cases, and stop.")] = False,
-    json: options.Json = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout, as always when it is no terminal.")
+    ] = False,
 ) -> None:
     """Measure plain and speculative runs side by side, and write results, report and pictures."""
     cases = chosen(SUITES[suite](), only, model, requests, repetitions)
@@ -90,7 +91,7 @@ def bench(
     )
     page = drawn(result, out)
     write_whole(out / _PAGE, page.encode())
-    if json or not on_terminal():
+    if wants_json(json):
         write_json({"results": str(out / _RESULTS), "report": str(out / _PAGE), "equal": True})
         return
     typer.echo(page)

@@ -11,7 +11,7 @@ from benchmarks.harness.cases import PLAIN_NAME
 from benchmarks.harness.report import NOT_SLOWER, Summary, regime, summaries, table
 from benchmarks.published import published
 from benchmarks.simulated.predict import Prediction, errors
-from ralmspec_plugins.timeline import figure_class
+from ralmspec_plugins.retrieval.optional import optional
 
 _TABLE_1: Final = ("exact dense", "approximate dense", "sparse")
 
@@ -258,6 +258,15 @@ def _rate(one: Summary) -> str:
 
 _COLOURS: Final = {"writing": "#1f6fb4", "thrown away": "#e08a00", "waiting": "#c9ced4"}
 _LINE_INCHES: Final = 0.32
+
+
+def figure_class() -> Any:
+    """Give matplotlib's Figure, which needs no display and no global state.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return optional("matplotlib.figure", "plots", "matplotlib").Figure
 
 
 def where_the_time_goes(record: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from benchmarks.harness.inputs import LoadedModel, load_model
 from benchmarks.knn.train import Course, held_out_perplexity, learn, token_stream
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.knn.ann_index import RECIPES
+from ralmspec_plugins.knn.ann_index import KEY_RECIPES
 from ralmspec_plugins.knn.ann_search import ApproximateSearch, approximate_search
 from ralmspec_plugins.knn.build import build_datastore
 from ralmspec_plugins.knn.datastore import Datastore
@@ -206,7 +206,7 @@ class Artefacts:
         """Open an approximate index; built with all cores the first time, and kept."""
         index = self.folder / kind
         return approximate_search(
-            self.datastore, RECIPES[kind], k=k, index=index, build_threads=2, **settings
+            self.datastore, KEY_RECIPES[kind], k=k, index=index, build_threads=2, **settings
         )
 
 

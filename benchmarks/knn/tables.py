@@ -5,11 +5,10 @@ from typing import Any, Final, TypeAlias
 
 from benchmarks.harness.cases import PLAIN_NAME
 from benchmarks.harness.report import Summary, regime, summary_of, table
-from benchmarks.harness.tables import svg
+from benchmarks.harness.tables import figure_class, svg
 from benchmarks.knn.run import GOAL, SECTIONS
 from benchmarks.knn.simulate import GOALS, PUBLISHED
 from benchmarks.knn.ways import AWAY
-from ralmspec_plugins.timeline import figure_class
 
 # Writes what was counted or simulated of KNN-LM as Markdown tables.
 

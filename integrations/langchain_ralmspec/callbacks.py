@@ -1,18 +1,20 @@
-"""Tells the host's handlers what has been committed, as the host's own calls would have.
+"""Tells the host's handlers what is part of the answer, through its callback managers.
 
-In the host's order: a step's search, then its model call. A call whose passages are
-confirmed is told live from then on, so that its tokens are not held up.
+One run for each committed search and each committed call of the model, under the request's
+own, in the host's order: a step's search, then its model. They are told in the caller's
+thread or task, from the engine's events: a search when its documents are confirmed, a
+model's run when it is committed, or as far as its text is settled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-from uuid import UUID, uuid4
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
+from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
@@ -20,300 +22,313 @@ from langchain_core.runnables.configurable import DynamicRunnable
 
 from langchain_ralmspec.configs import HostContext, Silenced
 from langchain_ralmspec.documents import document_of
-from langchain_ralmspec.prompts import Prompting, continued
-from langchain_ralmspec.recording import Event, Live, Recording, atell, tell
+from langchain_ralmspec.local_model import DirectRuns
+from langchain_ralmspec.prompts import Prompting
+from langchain_ralmspec.recording import CallCapture, ModelRun
 from ralmspec_plugins import effects
 from ralmspec_plugins.adapters.documents import HostPassage
 from ralmspec_plugins.adapters.text_state import draft_of
-from ralmspec_plugins.effects import Commit
-from ralmspec_plugins.types import Hit, Query, Request, Retrieved, passages_of
+from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.types import Retrieved, passages_of
 
-# How a retriever announces its runs to handlers.
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """How a retriever's run is announced: by name, tags and metadata, as `invoke` would."""
-
-    name: str
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] | None = None
-    own_tags: tuple[str, ...] = ()  # of this run alone, not of those inside
-    own_metadata: Mapping[str, Any] | None = None
+# The run of one retrieval, as the host's own `invoke` opens it.
 
 
-def voice_of(retriever: Runnable[Any, Any], config: RunnableConfig) -> Voice:
-    """Find out how a retriever would announce itself in a call with this config."""
-    bound = RunnableConfig()
-    while True:
-        if isinstance(retriever, RunnableBindingBase):
-            bound = merge_configs(retriever.config, bound)
-            retriever = retriever.bound
-        elif isinstance(retriever, DynamicRunnable):
-            retriever, _ = retriever.prepare(config)
-        else:
-            break
-    params: dict[str, Any] = getattr(retriever, "_get_ls_params", dict)()
-    return Voice(
-        name=bound.get("run_name") or retriever.get_name(),
-        tags=tuple(bound.get("tags") or ()),
-        metadata={**(bound.get("metadata") or {}), **params},
-        own_tags=tuple(getattr(retriever, "tags", None) or ()),
-        own_metadata=getattr(retriever, "metadata", None),
+ManagerKind: TypeAlias = type[CallbackManager] | type[AsyncCallbackManager]
+
+
+def retrieval_manager(
+    kind: ManagerKind,
+    retriever: Any,
+    config: RunnableConfig,
+    handlers: list[BaseCallbackHandler] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Configure a callback manager for a call of a retriever, as `BaseRetriever.invoke` does."""
+    kwargs = {key: value for key, value in (kwargs or {}).items() if key != "run_id"}
+    tags = metadata = None
+    inheritable = dict(config.get("metadata") or {})
+    if isinstance(retriever, BaseRetriever):
+        tags, metadata = retriever.tags, retriever.metadata
+        # The host's hook for subclasses: what it says of a store is said nowhere else.
+        inheritable |= retriever._get_ls_params(**kwargs)  # noqa: SLF001
+    return kind.configure(
+        config.get("callbacks"),
+        handlers,
+        verbose=kwargs.get("verbose", False),
+        inheritable_tags=config.get("tags"),
+        local_tags=tags,
+        inheritable_metadata=inheritable,
+        local_metadata=metadata,
     )
 
 
-# The runs of a model that is driven directly, as handlers would hear of its wrapper's calls.
+def _called(
+    retriever: Runnable[Any, Any], config: RunnableConfig
+) -> tuple[Runnable[Any, Any], RunnableConfig]:
+    """Find what stands inside of bindings and configurable fields, and the config it gets."""
+    while True:
+        if isinstance(retriever, RunnableBindingBase):
+            config = merge_configs(retriever.config, config)
+            retriever = retriever.bound
+        elif isinstance(retriever, DynamicRunnable):
+            retriever, config = retriever.prepare(config)
+        else:
+            return retriever, config
 
 
-class DirectRuns:
-    """Tells of each committed segment as of one call: its prompt, and what was written.
+# A model's run that has been told in part.
 
-    No call of the wrapper is made, so none is recorded; and still a trace should show
-    what the model saw.
+
+@dataclass(slots=True, eq=False)
+class OpenRun:
+    """A run whose handlers wait for its end.
+
+    A call that broke off may be made once more, alone: its run goes on with that one's
+    tokens, from where its own had come to.
     """
 
-    def __init__(
-        self, request: Request, prompting: Prompting, llm: Any, text: Callable[[Any], str]
-    ) -> None:
-        """Begin with no text.
+    manager: Any  # of the run
+    source: ModelRun
+    _next: int = 0  # token of the source
+    _read: int = 0  # characters of the source
+    _told: int = 0  # characters, of any source
 
-        Args:
-            request: what is answered.
-            prompting: how documents and inputs become a prompt.
-            llm: the model's wrapper.
-            text: gives the text of a state.
-        """
-        self._request = request
-        self._prompting = prompting
-        self._llm = llm
-        self._text = text
-        self._shown = ""
+    def tokens(self, source: ModelRun) -> Iterator[tuple[Any, Any]]:
+        """Give what has not been told of a source's tokens."""
+        if source is not self.source:
+            self.source, self._next, self._read = source, 0, 0
+        while self._next < len(source.tokens):
+            token, chunk = source.tokens[self._next]
+            self._next += 1
+            began, self._read = self._read, self._read + len(_text_of(token))
+            if began < self._told:
+                if self._read <= self._told:
+                    continue
+                token, chunk = _cut(token, chunk, self._told - began)
+            self._told = self._read
+            yield token, self.own(chunk)
 
-    def told(self, event: Commit, about: Mapping[str, Any]) -> Iterator[Event]:
-        """Give the events of one segment's run.
-
-        Args:
-            event: the segment's step.
-            about: the run's parent, tags and metadata.
-        """
-        context = self._prompting.context(passages_of(event.hits))
-        value = self._prompting.value(self._request, context)
-        text = self._text(event.state)
-        piece = text[len(self._shown) :]
-        run = {"run_id": uuid4(), "parent_run_id": about["parent_run_id"], "tags": about["tags"]}
-        start = {**run, "metadata": about["metadata"], "name": self._llm.get_name()}
-        before, self._shown = self._shown, text
-        if isinstance(self._llm, BaseChatModel):
-            given, _ = continued(value, before, {})
-            messages = given if isinstance(given, list) else given.to_messages()
-            yield Event("on_chat_model_start", ({}, [messages]), start)
-            generation: Generation = ChatGeneration(message=AIMessage(content=piece))
-        else:
-            yield Event("on_llm_start", ({}, [value.to_string() + before]), start)
-            generation = Generation(text=piece)
-        yield Event("on_llm_end", (LLMResult(generations=[[generation]]),), run)
+    def own(self, value: Any) -> Any:
+        """Give messages the id of this run: streams put chunks together by it."""
+        here, there = str(self.manager.run_id), str(self.source.run_id)
+        return value if here == there else _renamed(value, there, here)
 
 
-class Telling:
-    """What one request tells its handlers."""
+def _text_of(token: Any) -> str:
+    if isinstance(token, str):
+        return token
+    return "".join(one.get("text", "") for one in token if isinstance(one, dict))
 
-    def __init__(
-        self,
-        context: HostContext,
-        voice: Voice,
-        llm: Silenced,
-        retriever: Silenced,
-        direct: DirectRuns | None = None,
-    ) -> None:
-        """Tell nothing yet.
 
-        Args:
-            context: whose handlers, and under which run.
-            voice: how the retriever announces itself.
-            llm: the model's own handlers are told of its calls too, ...
-            retriever: ... as the retriever's are of its searches.
-            direct: what tells of segments that no call of the host's model has written.
-        """
-        config = context.config
-        self._voice = voice
-        # In the caller's context: so handlers that stand there, a usage counter's, are told too.
-        self._manager = CallbackManager.configure(
-            config.get("callbacks"),
-            inheritable_tags=config.get("tags"),
-            inheritable_metadata=config.get("metadata"),
-        )
-        self._context = context
-        self._llm = llm
-        self._retriever = retriever
-        self._direct = direct
-        self._live: dict[int, tuple[Recording, Live]] = {}
+def _cut(token: Any, chunk: Any, characters: int) -> tuple[Any, Any]:
+    """Take the first characters off a token that is a text."""
+    if not isinstance(token, str):
+        return token, chunk
+    token = token[characters:]
+    if isinstance(chunk, ChatGenerationChunk):
+        message = chunk.message.model_copy(update={"content": token})
+        return token, chunk.model_copy(update={"message": message, "text": token})
+    return token, chunk and chunk.model_copy(update={"text": token})
 
-    # Events of the core, to calls of handlers
+
+def _renamed(value: Any, there: str, here: str) -> Any:
+    if isinstance(value, LLMResult):
+        made = [[_renamed(one, there, here) for one in some] for some in value.generations]
+        return value.model_copy(update={"generations": made})
+    if isinstance(value, ChatGeneration):
+        return value.model_copy(update={"message": _renamed(value.message, there, here)})
+    if isinstance(value, BaseMessage) and value.id is not None:
+        return value.model_copy(update={"id": value.id.replace(there, here)})
+    return value
+
+
+# What one request tells.
+
+
+# Each step is what a callback manager's method gives: with an asynchronous one to be awaited.
+Steps: TypeAlias = Generator[Any, Any, None]
+
+
+@dataclass(slots=True, eq=False)
+class CallbackSink:
+    """Tells the handlers of one request, and those of its parts, what has been committed.
+
+    Args:
+        context: whose handlers, and under which run.
+        llm: the model's own handlers are told of its calls too, ...
+        retriever: ... as the retriever's are of its searches.
+        prompting: how documents become a prompt: equal ones are one call.
+        direct: makes the runs of segments that no call of the host's model has written.
+    """
+
+    context: HostContext
+    llm: Silenced
+    retriever: Silenced
+    prompting: Prompting
+    direct: DirectRuns | None = None
+    _heard: bool = field(init=False)
+    _writing: Retrieved | None = field(init=False, default=None)  # confirmed, not committed
+    _written: Any = field(init=False, default=None)  # the draft that was committed last
+    _open: OpenRun | None = field(init=False, default=None)
+    _ended: ModelRun | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """See whether anybody listens: in the caller's context, where handlers stand too."""
+        parts = self.llm.listeners or self.retriever.listeners
+        self._heard = bool(parts or self._manager(CallbackManager).handlers)
 
     def tell(self, event: effects.Event) -> None:
         """Tell what an event means for the host.
 
         Raises:
-            Exception: what a handler has raised that was asked to, here or in a call.
+            Exception: what a handler has raised that was asked to.
         """
-        self._check()
-        handlers = self._heard_by(event)
-        for one in self._meant(event) if handlers else ():
-            tell(handlers, one)
-        if (recording := _recording(event)) is not None:
-            live = self._live_of(recording)
-            recording.release(live.emit)
-            if isinstance(event, effects.Commit):
-                live.committed()
+        _run(self._steps(event, CallbackManager))
 
     async def atell(self, event: effects.Event) -> None:
         """Do the same on an event loop.
 
         Raises:
-            Exception: what a handler has raised that was asked to, here or in a call.
+            Exception: what a handler has raised that was asked to.
         """
-        self._check()
-        handlers = self._heard_by(event)
-        for one in self._meant(event) if handlers else ():
-            await atell(handlers, one)
-        if (recording := _recording(event)) is not None:
-            live = self._live_of(recording)
-            await recording.arelease(live.aemit)
-            if isinstance(event, effects.Commit):
-                await live.acommitted()
+        await _arun(self._steps(event, AsyncCallbackManager))
 
     def failed(self, error: BaseException) -> None:
-        """Tell of the call that failed, and end every run that is open."""
-        if (recording := self._context.failures.recording_of(error)) is not None:
-            recording.release(self._live_of(recording).emit)
-        for live in self._lives():
-            live.shut(error)
+        """Tell of the call that failed or was given up, and end the run that is open."""
+        _run(self._failed(error, CallbackManager))
 
     async def afailed(self, error: BaseException) -> None:
         """Do the same on an event loop."""
-        if (recording := self._context.failures.recording_of(error)) is not None:
-            await recording.arelease(self._live_of(recording).aemit)
-        for live in self._lives():
-            await live.ashut(error)
+        await _arun(self._failed(error, AsyncCallbackManager))
 
-    def _check(self) -> None:
-        for live in self._lives():
-            live.check()
-
-    def _lives(self) -> list[Live]:
-        return [live for _, live in self._live.values()]
-
-    def _live_of(self, recording: Recording) -> Live:
-        if id(recording) not in self._live:
-            former = next(reversed(self._lives()), None)
-            self._live[id(recording)] = recording, Live(self._hearing(self._llm), former)
-        return self._live[id(recording)][1]
-
-    def _heard_by(self, event: effects.Event) -> list[BaseCallbackHandler]:
-        if isinstance(event, effects.Confirmed | effects.Failed):
-            return self._hearing(self._retriever)
-        if isinstance(event, effects.Commit):
-            return self._hearing(self._llm) if self._direct is not None else []
-        return self._manager.handlers
-
-    def _hearing(self, part: Silenced) -> list[BaseCallbackHandler]:
-        """List who hears one call of a part: listeners are made anew for each, as by the host."""
-        config = self._context.config
-        return CallbackManager.configure(config.get("callbacks"), part.handlers(config)).handlers
-
-    def _meant(self, event: effects.Event) -> Iterator[Event]:
-        if isinstance(event, effects.Confirmed):
-            yield from self._retrieved(event.retrieved)
-        elif isinstance(event, effects.Failed) and event.query is not None:
-            yield from self._not_retrieved(event.query, event.error)
-        elif isinstance(event, effects.Commit) and self._direct is not None:
-            manager = self._manager
-            tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
-            about = {"parent_run_id": manager.parent_run_id, "tags": tags, "metadata": metadata}
-            yield from self._direct.told(event, about)
-        elif isinstance(event, effects.Guessed):
-            ids = [hit.passage.id for hit in event.hits]
-            yield self._custom("ralmspec.guess", {"documents": ids})
-        elif isinstance(event, effects.Judged):
-            yield self._custom("ralmspec.verify", {"right": event.right})
-        elif isinstance(event, effects.RolledBack):
-            yield self._custom("ralmspec.rollback", {"segments": event.segments})
-
-    def _custom(self, name: str, data: dict[str, Any]) -> Event:
-        manager = self._manager
-        about = {
-            "run_id": manager.parent_run_id,
-            "tags": manager.tags,
-            "metadata": manager.metadata,
-        }
-        return Event("on_custom_event", (name, data), about)
-
-    def _retrieved(self, retrieved: Retrieved) -> Iterator[Event]:
-        recorded = _recorded_inside(retrieved.hits)
-        if recorded:
-            yield from self._adopted(recorded)
-            return
-        start, about = self._search_begins(retrieved.query)
-        yield start
-        documents = [
-            document_of(hit.passage)
-            for hit in retrieved.hits
-            if isinstance(hit.passage, HostPassage)
-        ]
-        yield Event("on_retriever_end", (documents,), about)
-
-    def _not_retrieved(self, query: Query, error: Exception) -> Iterator[Event]:
-        start, about = self._search_begins(query)
-        yield start
-        yield Event("on_retriever_error", (error,), about)
-
-    def _search_begins(self, query: Query) -> tuple[Event, dict[str, Any]]:
-        manager, voice = self._manager, self._voice
-        tags = list(dict.fromkeys([*manager.inheritable_tags, *voice.tags, *voice.own_tags]))
-        metadata = {
-            **manager.inheritable_metadata,
-            **(voice.metadata or {}),
-            **(voice.own_metadata or {}),
-        }
-        about = {"run_id": uuid4(), "parent_run_id": manager.parent_run_id, "tags": tags}
-        start = Event(
-            "on_retriever_start",
-            (None, query.text),
-            {**about, "metadata": metadata, "name": voice.name},
+    def _manager(self, kind: ManagerKind, **local: Any) -> Any:
+        config = self.context.config
+        return kind.configure(
+            config.get("callbacks"),
+            inheritable_tags=config.get("tags"),
+            inheritable_metadata=config.get("metadata"),
+            **local,
         )
-        return start, about
 
-    def _adopted(self, events: Sequence[Event]) -> Iterator[Event]:
-        """Give recorded events as those of this request: under its run, with its tags.
+    def _steps(self, event: effects.Event, kind: ManagerKind) -> Steps:
+        if isinstance(event, effects.Confirmed):
+            self._writing = event.retrieved
+        if isinstance(event, effects.Commit):
+            self._writing, self._written = None, draft_of(event.state)
+        if not self._heard:
+            return
+        if isinstance(event, effects.Confirmed):
+            found = passages_of(event.retrieved.hits)
+            documents = [document_of(one) for one in found if isinstance(one, HostPassage)]
+            yield from self._search(kind, event.retrieved.query.text, documents)
+        elif isinstance(event, effects.Failed) and event.query is not None:
+            yield from self._search(kind, event.query.text, event.error)
+        elif isinstance(event, effects.Commit | effects.Settled):
+            source = self._source(event)
+            if source is not None:
+                yield from self._model(kind, source, ended=isinstance(event, effects.Commit))
+        elif not isinstance(event, effects.Failed):
+            manager = self._manager(kind)
+            yield manager.on_custom_event(*_custom(event), run_id=manager.parent_run_id)
 
-        What is shared between requests is called under nobody's run.
-        """
-        manager = self._manager
-        nobodys = events[0].kwargs["parent_run_id"]
-        ids: dict[UUID, UUID | None] = {nobodys: manager.parent_run_id}
-        for event in events:
-            kwargs = dict(event.kwargs)
-            kwargs["run_id"] = ids.setdefault(kwargs["run_id"], uuid4())
-            if "parent_run_id" in kwargs:
-                kwargs["parent_run_id"] = ids[kwargs["parent_run_id"]]
-            if "tags" in kwargs:
-                own = kwargs["tags"] or ()
-                kwargs["tags"] = list(dict.fromkeys([*manager.inheritable_tags, *own]))
-            if "metadata" in kwargs:
-                kwargs["metadata"] = {**manager.inheritable_metadata, **(kwargs["metadata"] or {})}
-            yield Event(event.name, event.args, kwargs)
+    def _source(self, event: effects.Commit | effects.Settled) -> ModelRun | None:
+        """Find the run of the model that wrote a state."""
+        if self.direct is not None:
+            return self.direct.run_of(event) if isinstance(event, effects.Commit) else None
+        call = getattr(draft_of(event.state), "recording", None)
+        return call.run if isinstance(call, CallCapture) else None
 
+    def _search(
+        self, kind: ManagerKind, query: str, outcome: Sequence[Document] | Exception
+    ) -> Steps:
+        handlers = self.retriever.handlers(self.context.config)
+        retriever, config = _called(self.retriever.runnable, self.context.config)
+        manager = retrieval_manager(kind, retriever, config, handlers)
+        name = config.get("run_name") or retriever.get_name()
+        run = yield manager.on_retriever_start(None, query, name=name)
+        if isinstance(outcome, Exception):
+            yield run.on_retriever_error(outcome)
+        else:
+            yield run.on_retriever_end(outcome)
 
-def _recording(event: effects.Event) -> Recording | None:
-    """Find the recording of the call that wrote a state which is, or will be, committed."""
-    if not isinstance(event, effects.Commit | effects.Settled):
+    def _model(self, kind: ManagerKind, source: ModelRun, *, ended: bool) -> Steps:
+        """Tell what is new of a model's run, and its end if it is to be told."""
+        if source is self._ended:
+            return
+        if self._open is None:
+            manager = self._manager(
+                kind,
+                local_callbacks=self.llm.handlers(self.context.config),
+                local_tags=source.tags,
+                local_metadata=source.metadata,
+            )
+            start = getattr(manager, source.method)
+            [run] = yield start(
+                source.serialized, [source.given], run_id=source.run_id, **source.options
+            )
+            self._open = OpenRun(run, source)
+        for token, chunk in self._open.tokens(source):
+            yield self._open.manager.on_llm_new_token(token, chunk=chunk)
+        if ended:
+            here, self._open, self._ended = self._open, None, source
+            if source.error is not None:
+                options = {key: here.own(value) for key, value in source.error_options.items()}
+                yield here.manager.on_llm_error(_told(source.error), **options)
+            else:
+                yield here.manager.on_llm_end(here.own(source.response))
+
+    def _failed(self, error: BaseException, kind: ManagerKind) -> Steps:
+        calls = self.context.calls if self._heard else []
+        call = next((one for one in calls if one.raised is error), None) or self._given_up()
+        if call is not None and call.run is not None:
+            yield from self._model(kind, call.run, ended=call.run.done)
+        if self._open is not None:
+            here, self._open = self._open, None
+            yield here.manager.on_llm_error(_told(error))
+
+    def _given_up(self) -> CallCapture | None:
+        """Find the call that was writing behind the documents that are confirmed."""
+        if self._writing is None or not self._heard:
+            return None
+        given = passages_of(self._writing.hits)
+        for call in reversed(self.context.calls):
+            first = self._written is None and call.before is not None and not call.before.calls
+            if (first or call.before == self._written) and self.prompting.same_passages(
+                call.given or (), given
+            ):
+                return call
         return None
-    found = getattr(draft_of(event.state), "recording", None)
-    return found if isinstance(found, Recording) else None
 
 
-def _recorded_inside(hits: Sequence[Hit]) -> list[Event]:
-    """Give the events of the call that found these hits, if it had runs inside."""
-    recording = next((getattr(hit.features, "recording", None) for hit in hits), None)
-    return list(recording.events) if isinstance(recording, Recording) else []
+def _custom(
+    event: effects.Guessed | effects.Judged | effects.RolledBack,
+) -> tuple[str, dict[str, Any]]:
+    """Say what happens to guesses, as an event of the host's."""
+    if isinstance(event, effects.Guessed):
+        return "ralmspec.guess", {"documents": [hit.passage.id for hit in event.hits]}
+    if isinstance(event, effects.Judged):
+        return "ralmspec.verify", {"right": event.right}
+    return "ralmspec.rollback", {"segments": event.segments}
+
+
+def _told(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else Cancelled("the request was given up")
+
+
+def _run(steps: Steps) -> None:
+    value = None
+    while True:
+        try:
+            value = steps.send(value)
+        except StopIteration:
+            return
+
+
+async def _arun(steps: Steps) -> None:
+    value = None
+    while True:
+        try:
+            value = await steps.send(value)
+        except StopIteration:
+            return

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LLM, BaseChatModel, BaseLLM, SimpleChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding
@@ -163,6 +164,12 @@ def abilities(
     )
 
 
+def cached(model: Any) -> bool:
+    """Say whether the host looks into its cache before it invokes a model."""
+    cache = getattr(model, "cache", None)
+    return cache is not False and bool(cache or get_llm_cache() is not None)
+
+
 def check(known: Abilities, step: Step) -> None:
     """Refuse a model that cannot write in such steps.
 
@@ -192,6 +199,11 @@ def inside_pipeline(model: Any) -> Any | None:
     if _CHAT_HUGGING_FACE in class_names(model):
         model = model.llm
     return model if class_names(model) & _PIPELINES else None
+
+
+def is_remote(model: Any) -> bool:
+    """Say whether a model is the client of a known server."""
+    return _remote(class_names(model))
 
 
 def _remote(names: frozenset[str]) -> bool:

@@ -1,12 +1,12 @@
-"""The configs under which a host's parts are called, so that only a recording hears of it.
+"""The configs of calls that may be dropped: no handler of the caller's hears of them.
 
 Handlers come from more places than a config: from the context, from LangSmith's
-tracing, from `set_debug`. Here they are all kept away from calls that may be rolled back.
+tracing, from `set_debug`, from the parts themselves. Here they are all kept away.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -23,96 +23,36 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.runnables.configurable import RunnableConfigurableFields
-from langchain_core.tracers import context as tracing
-from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
-from langchain_core.tracers.stdout import ConsoleCallbackHandler, FunctionCallbackHandler
+from langchain_core.tracers import ConsoleCallbackHandler
 from langsmith.run_helpers import tracing_context
 
-from langchain_ralmspec.recording import Recorder, Recording, recorder_like
-from ralmspec_plugins.adapters.events import Failures
+from langchain_ralmspec.recording import CallCapture, StreamingCapture
 
 
 class _Mute(ConsoleCallbackHandler):
     """Stands where the host would put its printer of `set_debug`, which would print at once."""
 
     def __init__(self) -> None:
-        FunctionCallbackHandler.__init__(self, lambda _: None)
+        super().__init__()
+        self.function_callback = lambda _: None
 
 
-def _quietly(manager: CallbackManager, recorder: Recorder) -> CallbackManager:
-    """Have a manager tell nobody but a recorder."""
-    for handler in (recorder, _Mute()) if get_debug() else (recorder,):
-        manager.add_handler(handler)
-    return manager
+def quiet_config(config: RunnableConfig, *handlers: BaseCallbackHandler) -> RunnableConfig:
+    """Make the config of a call that only these handlers hear: all else is the caller's.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HostContext:
-    """What one request was called with: `Request.context` of LangChain's requests."""
-
-    config: RunnableConfig  # the caller's, with the callbacks of this request's own run
-    inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
-    asynchronous: bool = False
-    failures: Failures[Recording] = field(default_factory=Failures)
-
-    def call(self) -> tuple[RunnableConfig, Recording]:
-        """Make the config for one host call of this request, and the recording of its events."""
-        recording = Recording()
-        manager = self.config.get("callbacks")
-        handlers: Sequence[BaseCallbackHandler] = ()
-        quiet = CallbackManager(handlers=[])
-        if isinstance(manager, BaseCallbackManager):
-            handlers = manager.inheritable_handlers
-            quiet = CallbackManager(
-                handlers=[],
-                parent_run_id=manager.parent_run_id,
-                tags=list(manager.tags),
-                inheritable_tags=list(manager.inheritable_tags),
-                metadata=dict(manager.metadata),
-                inheritable_metadata=dict(manager.inheritable_metadata),
-            )
-        recorder = recorder_like(handlers, recording, asynchronous=self.asynchronous)
-        config = RunnableConfig(**self.config)
-        config["callbacks"] = _quietly(quiet, recorder)
-        config.pop("run_name", None)
-        config.pop("run_id", None)
-        return config, recording
-
-
-def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
-    """Give the handlers that hear of a run with this config."""
-    manager = config.get("callbacks")
-    return manager.handlers if isinstance(manager, BaseCallbackManager) else ()
-
-
-def wants_stream(config: RunnableConfig) -> bool:
-    """Say whether some handler follows what a model writes while it writes."""
-    return any(
-        isinstance(handler, _V2StreamingCallbackHandler) or hasattr(handler, "tap_output_aiter")
-        for handler in heard_by(config)
-    )
-
-
-def shared_call(config: RunnableConfig) -> tuple[RunnableConfig, Recording]:
-    """Make the config of a call whose result others may get too: under nobody's run.
-
-    What sets the call up is kept: its `configurable` values, tags, metadata and limits. The run
-    above it is nobody's, but there is one, as the host's custom events need.
+    A call of nobody's run stands under an invented one, as the host's custom events need.
     """
-    recording = Recording()
-    manager = CallbackManager(handlers=[], parent_run_id=uuid4())
-    quiet = RunnableConfig(
-        callbacks=_quietly(manager, Recorder(recording)),
-        tags=list(config.get("tags") or ()),
-        metadata=dict(config.get("metadata") or {}),
-    )
-    if "configurable" in config:
-        quiet["configurable"] = config["configurable"]
-    if "max_concurrency" in config:
-        quiet["max_concurrency"] = config["max_concurrency"]
-    if "recursion_limit" in config:
-        quiet["recursion_limit"] = config["recursion_limit"]
-    return quiet, recording
+    given = config.get("callbacks")
+    if isinstance(given, BaseCallbackManager):
+        manager = given.copy()
+    else:
+        manager = CallbackManager(handlers=[], parent_run_id=uuid4())
+    manager.set_handlers([*handlers, _Mute()] if get_debug() else [*handlers])
+    quiet = RunnableConfig(**config)
+    quiet["callbacks"] = manager
+    quiet.pop("run_name", None)
+    quiet.pop("run_id", None)
+    return quiet
 
 
 @contextmanager
@@ -123,16 +63,69 @@ def unheard(config: RunnableConfig) -> Iterator[None]:
     kind, from LangSmith's tracing, from the run around this one. To be entered in
     a context of its own (a worker's): the engine copies it for each piece of work.
     """
-    hooks: list[ContextVar[Any]] = [hook[0] for hook in getattr(tracing, "_configure_hooks", ())]
-    tokens = [(hook, hook.set(None)) for hook in hooks]
-    parent = var_child_runnable_config.set(config)
-    try:
-        with tracing_context(enabled=False):
-            yield
-    finally:
-        var_child_runnable_config.reset(parent)
-        for hook, token in reversed(tokens):
-            hook.reset(token)
+    with ExitStack() as stack:
+        stack.enter_context(tracing_context(enabled=False))
+        while found := _handlers_in_context():
+            for variable in found:
+                stack.callback(variable.reset, variable.set(None))
+        parent = var_child_runnable_config.set(config)
+        stack.callback(var_child_runnable_config.reset, parent)
+        yield
+
+
+def _handlers_in_context() -> list[ContextVar[Any]]:
+    """Find the context variables whose handlers the host adds to every run.
+
+    Others hold handlers too, perhaps, which a part reads itself: those stay.
+    """
+    held = [
+        (variable, value)
+        for variable, value in copy_context().items()
+        if isinstance(value, BaseCallbackHandler)
+    ]
+    if not held:
+        return []
+    heard = CallbackManager.configure().handlers
+    return [variable for variable, value in held if any(value is one for one in heard)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostContext:
+    """What one request was called with: `Request.context` of LangChain's requests."""
+
+    config: RunnableConfig  # the caller's, with the callbacks of this request's own run
+    inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
+    streamed: bool = True  # asked for its answer in pieces
+    calls: list[CallCapture] = field(default_factory=list)  # of the model: out, or failed
+
+    def call(self) -> tuple[RunnableConfig, CallCapture]:
+        """Make the config for one call of the model, and what captures that call's events."""
+        streams = any(map(taps, heard_by(self.config)))
+        capture = (StreamingCapture if streams else CallCapture)(streamed=self.streamed)
+        return quiet_config(self.config, capture), capture
+
+    @contextmanager
+    def calling(self, config: RunnableConfig, capture: CallCapture) -> Iterator[None]:
+        """Keep a call among those that are out, and unheard, while it runs here."""
+        self.calls.append(capture)
+        try:
+            with unheard(config):
+                yield
+        except BaseException as error:
+            capture.raised = error
+            raise
+        self.calls.remove(capture)
+
+
+def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
+    """Give the handlers that hear of a run with this config."""
+    manager = config.get("callbacks")
+    return manager.handlers if isinstance(manager, BaseCallbackManager) else ()
+
+
+def taps(handler: BaseCallbackHandler) -> bool:
+    """Whether the host has a chat model stream to this handler, also when it is invoked."""
+    return hasattr(handler, "tap_output_aiter")
 
 
 # Takes the handlers off a host's part, so that they hear of it only what is committed.

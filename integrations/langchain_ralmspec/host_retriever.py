@@ -6,11 +6,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
-from langchain_ralmspec.configs import unheard
+from langchain_ralmspec.configs import quiet_config, unheard
 from langchain_ralmspec.documents import passage_of
 from langchain_ralmspec.inspection import (
     Concrete,
@@ -20,7 +19,6 @@ from langchain_ralmspec.inspection import (
     reached,
     setup_of,
 )
-from langchain_ralmspec.recording import Recording
 from ralmspec_plugins.adapters.batch_search import Scored
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
@@ -38,22 +36,19 @@ from ralmspec_plugins.types import Hit, Hits, Query
 # In whose name LangChain's retrievers are called, and the hits of what they give.
 
 
-# Gives the config of one call of the host, and whatever records that call's events.
-Calls: TypeAlias = Callable[[], tuple[RunnableConfig, Any]]
+# Gives the config of one call of the host, and whether a run hears of the call.
+Calls: TypeAlias = Callable[[], tuple[RunnableConfig, bool]]
 
 
 @contextmanager
-def calling(query: Query, calls: Calls) -> Iterator[tuple[RunnableConfig, Any]]:
+def calling(query: Query, calls: Calls) -> Iterator[RunnableConfig]:
     """Make the config of one call of the host: that of the query's own caller, else by `calls`.
 
     A call that belongs to nobody's run is not heard by handlers from the context either.
     """
-    config, recording = (payload_of(query).calls or calls)()
-    manager = config.get("callbacks")
-    alone = isinstance(manager, BaseCallbackManager) and manager.parent_run_id is None
-    nobodys = isinstance(recording, Recording) or alone
-    with unheard(config) if nobodys else nullcontext():
-        yield config, recording
+    config, heard = (payload_of(query).calls or calls)()
+    with nullcontext() if heard else unheard(config):
+        yield config
 
 
 def hits_of(found: Sequence[Scored]) -> Hits:
@@ -61,21 +56,17 @@ def hits_of(found: Sequence[Scored]) -> Hits:
     return tuple(Hit(passage_of(one.document), None, HitPayload(one.vector)) for one in found)
 
 
-def single_hits(documents: Any, recording: Any) -> Hits:
-    """Make the hits of what one call of the host gave.
+def single_hits(documents: Any) -> Hits:
+    """Make the hits of what one call of the host gave: a list, or a tuple for one.
 
     Raises:
         InputError: it gave something else than documents.
     """
-    if not isinstance(documents, list):
+    if not isinstance(documents, list | tuple):
         raise InputError(
             f"a retriever must give a list of documents, got {type(documents).__name__}"
         )
-    # Hits are remembered, and their recording with them: only where it tells more than
-    # that these documents were found.
-    inside = recording if isinstance(recording, Recording) and recording.tells_more else None
-    origin = HitPayload(None, inside)
-    return tuple(Hit(passage_of(document), None, origin) for document in documents)
+    return tuple(Hit(passage_of(document), None, HitPayload()) for document in documents)
 
 
 _NO_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -156,28 +147,24 @@ class _Called:
         self._own = object()  # names this call alone
         self.calls: Calls = calls or self._quietly
 
-    def _quietly(self) -> tuple[RunnableConfig, Any]:
+    def _quietly(self) -> tuple[RunnableConfig, bool]:
         """Make the config of a call that nobody is told of."""
-        config = RunnableConfig(**self._config)
-        for name in ("run_name", "run_id"):
-            config.pop(name, None)  # type: ignore[misc]
-        config["callbacks"] = CallbackManager(handlers=[])
-        return config, None
+        return quiet_config(self._config), False
 
     def look_at(self) -> tuple[Hashable, Concrete]:
         return look_at(self.retriever, self._config, self._kwargs, self._own)
 
     def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
-        with calling(query, self.calls) as (config, recording):
+        with calling(query, self.calls) as config:
             at = reached(look, self.retriever, config, self._kwargs)
             documents = at.runnable.invoke(query.text, at.config, **at.kwargs)
-        return single_hits(documents, recording)
+        return single_hits(documents)
 
     async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
-        with calling(query, self.calls) as (config, recording):
+        with calling(query, self.calls) as config:
             at = reached(look, self.retriever, config, self._kwargs)
             documents = await at.runnable.ainvoke(query.text, at.config, **at.kwargs)
-        return single_hits(documents, recording)
+        return single_hits(documents)
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
         return hits_of(found)

@@ -127,6 +127,12 @@ def is_pure(runnable: Runnable[Any, Any]) -> bool:
     )
 
 
+def models_in(runnable: Runnable[Any, Any]) -> list[BaseLanguageModel[Any]]:
+    """List the language models in a runnable, wherever they are."""
+    found = parts(runnable, _direct, (Document,))
+    return [part for part in found if isinstance(part, BaseLanguageModel)]
+
+
 def is_hosts_own(at: Concrete) -> bool:
     """Whether only known code says what a retriever finds, so that its signature names it all.
 

@@ -1,15 +1,19 @@
 """A LangChain model as the core's `LanguageModel`: each segment is one call of the host's own."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Final
 
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.globals import get_llm_cache
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -17,10 +21,11 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_ralmspec import capabilities
 from langchain_ralmspec.capabilities import Abilities, Unwrapped
-from langchain_ralmspec.configs import HostContext, unheard
+from langchain_ralmspec.configs import HostContext
 from langchain_ralmspec.prompts import Prompting, continued
-from langchain_ralmspec.recording import Recording
+from langchain_ralmspec.recording import CallCapture
 from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Continuation,
@@ -49,33 +54,33 @@ class HostCall:
             text, which does not say why it ended.
         value: what it is given.
         arguments: how far it is to write, where to stop.
-        config: the host's own; None takes over what is around this call.
-        recording: of the events of this call, for the draft that it writes.
+        capture: of what this call tells, for the draft that it writes.
+        config: the host's own, with the capture; None takes over what is around this call.
     """
 
     llm: Runnable[Any, Any]
     inner: Unwrapped | None
     value: Any
     arguments: Mapping[str, Any]
+    capture: CallCapture
     config: RunnableConfig | None = None
-    recording: Any = None
 
     def invoke(self) -> Written:
         """Call it and wait."""
-        end, config = self._listening()
-        output = self.llm.invoke(self.value, config, **self.arguments)
-        if (again := self._cached(end)) is not None:
-            end.read(again.model.generate_prompt([_prompt(self.value)], **again.arguments))
-        return self._written(output, end)
+        output = self.llm.invoke(self.value, self._config(), **self.arguments)
+        result = self._result
+        if (again := self._cached(result)) is not None:
+            result = again.model.generate_prompt([_prompt(self.value)], **again.arguments)
+        return self._written(output, result)
 
     async def ainvoke(self) -> Written:
         """Call it and await it."""
-        end, config = self._listening()
-        output = await self.llm.ainvoke(self.value, config, **self.arguments)
-        if (again := self._cached(end)) is not None:
+        output = await self.llm.ainvoke(self.value, self._config(), **self.arguments)
+        result = self._result
+        if (again := self._cached(result)) is not None:
             prompts = [_prompt(self.value)]
-            end.read(await again.model.agenerate_prompt(prompts, **again.arguments))
-        return self._written(output, end)
+            result = await again.model.agenerate_prompt(prompts, **again.arguments)
+        return self._written(output, result)
 
     def stream(self, progress: Progress, show: Show) -> Written:
         """Have it stream, and show what came so far, again with each piece.
@@ -86,13 +91,13 @@ class HostCall:
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
         """
-        end, config = self._listening()
-        came = _Came(self.recording)
-        with closing(closable(self.llm.stream(self.value, config, **self.arguments))) as chunks:
+        came = _Came(self.capture)
+        chunks = closable(self.llm.stream(self.value, self._config(), **self.arguments))
+        with closing(chunks):
             for chunk in chunks:
                 progress.check()
                 show(came.with_one_more(chunk))
-        return self._written(came.output, end)
+        return self._written(came.output, self._result)
 
     async def astream(self, progress: Progress, show: Show) -> Written:
         """Have it stream on an event loop, in the same way.
@@ -100,44 +105,55 @@ class HostCall:
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
         """
-        end, config = self._listening()
-        came = _Came(self.recording)
-        chunks = aclosable(self.llm.astream(self.value, config, **self.arguments))
+        came = _Came(self.capture)
+        chunks = aclosable(self.llm.astream(self.value, self._config(), **self.arguments))
         async with aclosing(chunks):
             async for chunk in chunks:
                 progress.check()
                 show(came.with_one_more(chunk))
-        return self._written(came.output, end)
+        return self._written(came.output, self._result)
 
-    def _listening(self) -> "tuple[_End, RunnableConfig | None]":
-        end = _End()
-        if self.inner is None:
-            return end, self.config
-        return end, merge_configs(ensure_config(self.config), RunnableConfig(callbacks=[end]))
+    def _config(self) -> RunnableConfig | None:
+        if self.config is not None or self.inner is None:
+            return self.config
+        return merge_configs(ensure_config(), RunnableConfig(callbacks=[self.capture]))
 
-    def _cached(self, end: "_End") -> Unwrapped | None:
+    @property
+    def _result(self) -> LLMResult | None:
+        """What the model's end event said, where the output is a bare text."""
+        run = None if self.inner is None else self.capture.run
+        return None if run is None else run.response
+
+    def _cached(self, result: LLMResult | None) -> Unwrapped | None:
         """Say how to ask the host's cache again, if it answered: its hits have no events.
 
         How a text ended must not depend on whether it was in the cache.
         """
-        if self.inner is None or end.heard:
-            return None
-        cache = getattr(self.inner.model, "cache", None)
-        if cache is False or (not cache and get_llm_cache() is None):
+        if self.inner is None or result is not None or not capabilities.cached(self.inner.model):
             return None
         arguments = {**self.inner.arguments, **self.arguments, "callbacks": []}
         return Unwrapped(self.inner.model, arguments, dynamic=False)
 
-    def _written(self, output: Any, end: "_End") -> Written:
-        ended, usage = end.ended, Usage()
+    def _written(self, output: Any, result: LLMResult | None) -> Written:
+        ended, usage = _ended(result), Usage()
+        if isinstance(output, BaseMessageChunk) and not self.capture.streamed:
+            output = message_chunk_to_message(output)  # as if it had been invoked
         if isinstance(output, BaseMessage):
             ended = came_to_an_end(output.response_metadata)
         if isinstance(output, AIMessage) and output.usage_metadata is not None:
-            counted = output.usage_metadata
-            usage = Usage(
-                counted["input_tokens"], counted["output_tokens"], counted["total_tokens"]
-            )
-        return Written(text_of(output), ended, usage, output, self.recording)
+            counted: Mapping[str, Any] = output.usage_metadata  # of a cache's hit: not all
+            usage = Usage(*(counted.get(name, 0) for name in _COUNTED))
+        return Written(text_of(output), ended, usage, output, self.capture)
+
+
+_COUNTED: Final = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def _ended(result: LLMResult | None) -> bool | None:
+    """Read from a call's end event why it ended."""
+    if result is None or not result.generations or not result.generations[0]:
+        return None
+    return came_to_an_end(result.generations[0][0].generation_info)
 
 
 def text_of(output: Any) -> str:
@@ -150,16 +166,16 @@ def text_of(output: Any) -> str:
 class _Came:
     """What a stream has given so far."""
 
-    def __init__(self, recording: Any) -> None:
+    def __init__(self, capture: CallCapture) -> None:
         self._chunks: list[Any] = []
         self._text = ""
-        self._recording = recording
+        self._capture = capture
 
     def with_one_more(self, chunk: Any) -> Written:
         self._chunks.append(chunk)
         if isinstance(chunk, str | BaseMessage):  # another thing's text is known at the end
             self._text += text_of(chunk)
-        return Written(self._text, recording=self._recording)
+        return Written(self._text, recording=self._capture)
 
     @property
     def output(self) -> Any:
@@ -170,25 +186,6 @@ class _Came:
             first: Any = self._chunks[0]
             return first + self._chunks[1:]  # all at once, as hosts do: two by two is n * n
         return reduce(add, self._chunks) if self._chunks else ""
-
-
-class _End(BaseCallbackHandler):
-    """Reads from a call's end event why it ended."""
-
-    run_inline = True
-
-    def __init__(self) -> None:
-        self.heard = False
-        self.ended: bool | None = None
-
-    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        self.read(response)
-
-    def read(self, response: LLMResult) -> None:
-        self.heard = True
-        for generations in response.generations[:1]:
-            for generation in generations[:1]:
-                self.ended = came_to_an_end(generation.generation_info)
 
 
 def _prompt(value: PromptValue | str) -> PromptValue:
@@ -209,28 +206,24 @@ class Plan:
     draft: TextDraft
     step: Step
     arguments: Mapping[str, Any]
+    capture: CallCapture
     context: HostContext | None = None
     config: RunnableConfig | None = None
-    recording: Recording | None = None
+    effects: SideEffects | None = None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have what runs inside tell only the handlers of the call's own config.
-
-        What it raises is noted, for the case that it counts: then its events do too.
-        """
-        if self.context is None or self.config is None or self.recording is None:
+        """Have what runs inside tell only the call's own capture, and see what traces it leaves."""
+        with ExitStack() as stack:
+            if self.context is not None and self.config is not None:
+                stack.enter_context(self.context.calling(self.config, self.capture))
+            if self.effects is not None:
+                stack.enter_context(self.effects.watched())
             yield
-            return
-        try:
-            with unheard(self.config):
-                yield
-        except Exception as error:
-            self.context.failures.note(error, self.recording)
-            raise
 
     def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
         """Call the model, as a stream where somebody listens and it can be listened to."""
+        self.capture.given = given
         value = self.prompting.value(self.draft.origin, self.prompting.context(given))
         call = self._call(value)
         if self.known.streams and progress.wanted:
@@ -239,6 +232,7 @@ class Plan:
 
     async def awrite(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
         """Do the same by the host's asynchronous methods."""
+        self.capture.given = given
         value = await self.prompting.avalue(self.draft.origin, self.prompting.context(given))
         call = self._call(value)
         if self.known.streams and progress.wanted:
@@ -247,7 +241,7 @@ class Plan:
 
     def _call(self, value: PromptValue) -> HostCall:
         """Make the call that continues the draft behind this prompt."""
-        told = (self.arguments, self.config, self.recording)
+        told = (self.arguments, self.capture, self.config)
         text = self.draft.text
         if self.step == "whole":
             return HostCall(self.llm, None, value, *told)
@@ -259,7 +253,7 @@ class Plan:
         if continues and self.known.continuation:
             base = {**self.inner.arguments, **arguments}
             arguments = {**arguments, **merged(base, self.known.continuation)}
-        return HostCall(self.llm, None, messages, arguments, self.config, self.recording)
+        return HostCall(self.llm, None, messages, arguments, self.capture, self.config)
 
 
 def arguments_for(
@@ -298,6 +292,7 @@ class HostLM(TextLM[Sequence[Passage]]):
         bound: Bound | None = None,
         continuation: Continuation | None = None,
         side_by_side: bool | None = None,
+        effects: SideEffects | None = None,
     ) -> None:
         """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and their kind.
 
@@ -312,13 +307,14 @@ class HostLM(TextLM[Sequence[Passage]]):
             continuation: that a chat model continues a trailing assistant message: "assistant",
                 or the arguments that make it. By default by its class.
             side_by_side: whether several calls may run at a time. By default by its class.
+            effects: watches its calls.
 
         Raises:
             ConfigError: the model cannot write step by step; or not in the ways asked for.
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         prompting = Prompting() if prompting is None else prompting
-        writer = _Writer(llm, prompting, bound, continuation, side_by_side)
+        writer = _Writer(llm, prompting, (bound, continuation, side_by_side), effects)
         capabilities.check(writer.known, step)
         super().__init__(
             writer,
@@ -335,13 +331,13 @@ class _Writer:
         self,
         llm: Runnable[Any, Any],
         prompting: Prompting,
-        bound: Bound | None,
-        continuation: Continuation | None,
-        side_by_side: bool | None,
+        stated: tuple[Bound | None, Continuation | None, bool | None],
+        effects: SideEffects | None,
     ) -> None:
         self._llm = llm
         self._prompting = prompting
-        self._stated = (bound, continuation, side_by_side)
+        self._stated = stated
+        self._effects = effects
         self._inner, self.known = self._look(None)
 
     @property
@@ -355,14 +351,15 @@ class _Writer:
             ConfigError: its config chooses a model that cannot write in such steps.
         """
         context: HostContext | None = draft.origin.context
-        config, recording = (None, None) if context is None else context.call()
+        config, capture = (None, CallCapture()) if context is None else context.call()
+        capture.before = draft
         inner, known = self._inner, self.known
         if inner.dynamic:
             inner, known = self._look(config)
             capabilities.check(known, step)
         arguments = arguments_for(draft, step, bound, sentence_stop, inner, known)
         parts = (self._llm, inner, known, self._prompting)
-        return Plan(*parts, draft, step, arguments, context, config, recording)
+        return Plan(*parts, draft, step, arguments, capture, context, config, self._effects)
 
     def write_key(self, draft: TextDraft, given: Sequence[Passage], tokens: int) -> Hashable:
         """Hold the draft and what the model would see of the passages."""

@@ -2,15 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable
 
 from langchain_ralmspec.capabilities import inside_pipeline, unwrapped
-from langchain_ralmspec.prompts import Prompting
+from langchain_ralmspec.prompts import Prompting, continued
+from langchain_ralmspec.recording import ModelRun
 from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
+from ralmspec_plugins.effects import Commit
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.types import Request, passages_of
 
 if TYPE_CHECKING:
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
@@ -106,3 +113,46 @@ def _shown_by(model: Any) -> Callable[[PromptValue], str]:
     if hasattr(model, "_to_chat_prompt"):
         return lambda value: str(model._to_chat_prompt(value.to_messages()))  # noqa: SLF001
     return lambda value: value.to_string()
+
+
+# The runs of a model that is driven directly, as handlers would hear of its wrapper's calls.
+
+
+class DirectRuns:
+    """Makes a run of each committed segment: its prompt, and what was written.
+
+    No call of the wrapper is made, so none is captured; and still a trace should show
+    what the model saw.
+    """
+
+    def __init__(self, request: Request, prompting: Prompting, llm: Any, text: Any) -> None:
+        """Begin with no text.
+
+        Args:
+            request: what is answered.
+            prompting: how documents and inputs become a prompt.
+            llm: the model's wrapper.
+            text: gives the text of a state.
+        """
+        self._request = request
+        self._prompting = prompting
+        self._llm = llm
+        self._text = text
+        self._shown = ""
+
+    def run_of(self, event: Commit) -> ModelRun:
+        """Give the run of the segment that is committed."""
+        context = self._prompting.context(passages_of(event.hits))
+        value = self._prompting.value(self._request, context)
+        before, self._shown = self._shown, self._text(event.state)
+        piece = self._shown[len(before) :]
+        if isinstance(self._llm, BaseChatModel):
+            given, _ = continued(value, before, {})
+            shown: Any = given if isinstance(given, list) else given.to_messages()
+            made: Generation = ChatGeneration(message=AIMessage(content=piece))
+        else:
+            shown, made = value.to_string() + before, Generation(text=piece)
+        method = "on_chat_model_start" if isinstance(shown, list) else "on_llm_start"
+        run = ModelRun(method, {}, shown, uuid4(), [], {}, {"name": self._llm.get_name()})
+        run.response = LLMResult(generations=[[made]])
+        return run

@@ -3,10 +3,12 @@
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
 from contextlib import aclosing
 from contextvars import Context
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
@@ -14,15 +16,20 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
-from langchain_ralmspec.callbacks import DirectRuns, Telling, Voice, voice_of
-from langchain_ralmspec.capabilities import unwrapped
-from langchain_ralmspec.configs import HostContext, heard_by, shared_call, silenced, wants_stream
+from langchain_ralmspec.callbacks import CallbackSink
+from langchain_ralmspec.capabilities import cached, is_remote, unwrapped
+from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
-from langchain_ralmspec.inspection import setup_of
+from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
-from langchain_ralmspec.local_model import direct_lm
-from langchain_ralmspec.prompts import DEFAULT_DOCUMENT_PROMPT, DEFAULT_PROMPT, Prompting
-from langchain_ralmspec.response import Pieces, question_of, variables_of
+from langchain_ralmspec.local_model import DirectRuns, direct_lm
+from langchain_ralmspec.prompts import (
+    DEFAULT_DOCUMENT_PROMPT,
+    DEFAULT_PROMPT,
+    ChainInput,
+    Prompting,
+)
+from langchain_ralmspec.response import ChainShape, Pieces, question_of, text_asked, variables_of
 from ralmspec_plugins import (
     Answer,
     Continuous,
@@ -42,9 +49,10 @@ from ralmspec_plugins.adapters.engines import (
     most_tokens,
     workload_of,
 )
-from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
+from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Confirmed, Event, Settled
@@ -53,9 +61,9 @@ from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
-    *("llm", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
-    *("speculate", "schedule", "prefetch", "pool", "memo", "replica"),
+    *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
@@ -67,6 +75,8 @@ class PipelineSettings:
 
     retriever: Runnable[Any, Any]
     llm: Runnable[Any, Any]
+    query: Runnable[Any, Any] | None
+    chain: ChainShape | None
     prompt: BasePromptTemplate[Any] | None
     document_prompt: BasePromptTemplate[Any] | None
     document_separator: str
@@ -84,6 +94,7 @@ class PipelineSettings:
     seed: int
     deadline_s: float | None
     speculate: bool
+    guess_through: bool
     schedule: Continuous | OptimalStride | FixedStride | None
     prefetch: int | None
     pool: SharedPassageCache | None
@@ -93,6 +104,14 @@ class PipelineSettings:
     side_by_side: int
     pure: bool | None
     runtime: Runtime
+
+
+class Asked(NamedTuple):
+    """What an input comes to."""
+
+    question: str
+    given: dict[str, Any]  # what is given back of it
+    variables: dict[str, Any]  # for the prompt, besides the documents
 
 
 class Assembly:
@@ -107,13 +126,20 @@ class Assembly:
         self._settings = settings
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
-        self._prompting = Prompting(
+        whole = settings.chain is not None and settings.chain.whole
+        self._prompting = (ChainInput if whole else Prompting)(
             prompt=settings.prompt or DEFAULT_PROMPT,
             document_prompt=settings.document_prompt or DEFAULT_DOCUMENT_PROMPT,
             separator=settings.document_separator,
             format_docs=settings.format_docs,
             document_variable=settings.document_variable_name,
         )
+        watched = settings.speculate and not settings.direct and not settings.guess_through
+        self._effects = None
+        if watched:
+            name = ("side effects", _identity(settings.llm))
+            make = partial(side_effects_of, self.llm.runnable)
+            self._effects = settings.runtime.host(name, make)
         by_default: WorkloadName = "interval" if settings.direct else "sentences"
         self._workload = workload_of(settings.workload or by_default, self._lm())
         of_host = (settings.retriever, settings.batching, settings.side_by_side, settings.pure)
@@ -122,7 +148,7 @@ class Assembly:
         if settings.replica is not None:
             self._replica = Context().run(HostRetriever, settings.replica)  # as the other
         self._key = tuple(_identity(getattr(settings, name)) for name in _OF_ENGINES)
-        self._speculation = _speculation(settings)
+        self._speculation = _speculation(settings, self._effects)
         schedule = settings.schedule or Continuous()
         self._speculation.settings(self._host, schedule, self._replica)  # refuse early
 
@@ -137,10 +163,32 @@ class Assembly:
             pure=settings.pure,
         )
 
-    @property
-    def question_key(self) -> str:
-        """Where the question stands in a dict, and in the prompt."""
-        return self._settings.question_key
+    def asked(self, value: Any, config: RunnableConfig) -> Asked:
+        """Read an input: the question, what is given back, and what the prompt may show.
+
+        Raises:
+            InputError: there is no question.
+            Exception: what makes the query raises.
+        """
+        query = self._settings.query
+        return self._asked(value, None if query is None else query.invoke(value, config))
+
+    async def aasked(self, value: Any, config: RunnableConfig) -> Asked:
+        """Do the same on an event loop."""
+        query = self._settings.query
+        return self._asked(value, None if query is None else await query.ainvoke(value, config))
+
+    def _asked(self, value: Any, made: Any) -> Asked:
+        chain, key = self._settings.chain, self._settings.question_key
+        if chain is not None:
+            question = text_asked(chain.question(value) if made is None else made)
+            return Asked(question, chain.given(value, key), chain.variables(value, key))
+        if made is None:
+            made, given = question_of(value, key)
+        else:
+            given = dict(value) if isinstance(value, Mapping) else {key: value}
+        question = text_asked(made)
+        return Asked(question, given, variables_of(question, given, key))
 
     @property
     def request_settings(self) -> dict[str, Any]:
@@ -160,31 +208,35 @@ class Assembly:
         """What has reached the retriever's store so far."""
         return self._host.stats
 
-    def direct_runs(self, request: Request) -> DirectRuns | None:
-        """Give what tells of a directly driven model's segments, which no call has written."""
-        if not self._settings.direct:
-            return None
-        model = unwrapped(self.llm.runnable).model
-        return DirectRuns(request, self._prompting, model, self._workload.text)
-
-    def voice(self, config: RunnableConfig) -> Voice:
-        """Say how the retriever announces itself in a call with this config."""
-        return voice_of(self.retriever.runnable, config)
+    def sink(self, context: HostContext, request: Request) -> CallbackSink:
+        """Make what tells the handlers of a request, and those of its parts."""
+        direct = None
+        if self._settings.direct:  # no call of the host's model writes the segments
+            model = unwrapped(self.llm.runnable).model
+            direct = DirectRuns(request, self._prompting, model, self._workload.text)
+        return CallbackSink(context, self.llm, self.retriever, self._prompting, direct)
 
     def followed(self, config: RunnableConfig) -> bool:
-        """Whether somebody hears of a model's tokens while it writes, also when it is invoked."""
-        if wants_stream(config):
-            return True
-        if not (heard_by(config) or self.llm.listeners):
-            return False
+        """Whether the host's `invoke` would have the model stream to a handler.
+
+        What stands in the LLM cache is not streamed. A model behind retries or fallbacks is
+        left to them: their `stream` does not do what their `invoke` does.
+        """
+        handlers = heard_by(config)
         model = unwrapped(self.llm.runnable, config).model
-        return getattr(model, "streaming", False) is True
+        if not isinstance(model, BaseLanguageModel) or cached(model):
+            return False
+        if getattr(model, "streaming", False) is True:
+            return bool(handlers or self.llm.listeners)
+        return isinstance(model, BaseChatModel) and any(map(taps, handlers))
 
     @property
     def text_is_answer(self) -> bool:
         """Whether the answer is the text itself, so that it can be given out as it comes."""
         if self._settings.output_parser is not None:
             return False
+        if self._settings.chain is not None and self._settings.chain.whole:
+            return self._settings.llm.OutputType is str
         return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
 
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
@@ -212,13 +264,24 @@ class Assembly:
         message = getattr(draft_of(answer.state), "message", None)
         if message is None or not is_one_shot(self._settings.workload):
             return answer.text
+        if self._settings.chain is not None and self._settings.chain.whole:
+            return answer.text if isinstance(message, str) else message
         plain = self._settings.output_parser is None and isinstance(message, str | BaseMessage)
         return answer.text if plain else message
 
     def engines(self, config: RunnableConfig) -> Engines:
         """Give the engines for a call with this config."""
         host, runtime = self._host_for(config), self._settings.runtime
-        return self._speculation.engines(runtime, self._key, host, self._workload, self._replica)
+        speculation, key = self._speculation, self._key
+        if self._effects is not None and self._effects.found is not None:
+            speculation, key = replace(speculation, guesses=False), (*key, "no guesses")
+        if config.get("max_concurrency") is not None:  # requests at a time, each with one call
+            host, speculation, key = (
+                host.one_by_one(),
+                speculation.one_by_one(),
+                (*key, "one by one"),
+            )
+        return speculation.engines(runtime, key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
         """Give the retriever for a call, with all of its config but who hears of it.
@@ -229,7 +292,7 @@ class Assembly:
         return self._called(setup_of(config))
 
     def _called(self, config: RunnableConfig) -> HostRetriever:
-        return Context().run(self._host.for_call, config, calls=lambda: shared_call(config))
+        return Context().run(self._host.for_call, config)
 
     def _lm(self) -> LanguageModel[Any]:
         settings = self._settings
@@ -242,10 +305,11 @@ class Assembly:
             sentence_stop=settings.sentence_stop,
             bound=settings.bound,
             continuation=settings.continuation,
+            effects=self._effects,
         )
 
 
-def _speculation(settings: PipelineSettings) -> Speculation:
+def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Speculation:
     return Speculation(
         speculate=settings.speculate,
         schedule=settings.schedule,
@@ -254,7 +318,20 @@ def _speculation(settings: PipelineSettings) -> Speculation:
         memo=settings.memo,
         side_by_side=settings.side_by_side,
         calls_cost=not settings.direct,
+        may_guess=None if effects is None else effects.may_guess,
     )
+
+
+def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
+    """Make what watches the calls of a model, and of all models in it; `None` for known servers.
+
+    A server keeps nothing here between two calls, and what its client counts is nobody's answer.
+    """
+    model = unwrapped(llm).model
+    models = models_in(llm)
+    if models and all(map(is_remote, models)):
+        return None
+    return SideEffects(*models, *(() if any(model is one for one in models) else (model,)))
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:
@@ -282,55 +359,48 @@ class RequestRun:
     def __init__(
         self,
         assembly: Assembly,
-        value: str | Mapping[str, Any],
+        asked: Asked,
         config: RunnableConfig,
         settings: Mapping[str, Any],
         *,
-        asynchronous: bool = False,
+        streamed: bool,
     ) -> None:
-        """Look at the question, and begin nothing yet.
+        """Begin nothing yet.
 
         Args:
             assembly: the runnable's parts.
-            value: the question.
+            asked: the question.
             config: LangChain's, with the callbacks of this request's own run.
             settings: of the request, for this call alone.
-            asynchronous: whether it is answered on an event loop.
+            streamed: whether the reply is asked for in pieces.
 
         Raises:
-            InputError: there is no question.
             ConfigError: an unknown setting, or one without a meaning.
         """
-        question, given = question_of(value, assembly.question_key)
-        variables = variables_of(question, given, assembly.question_key)
-        context = HostContext(config, variables, asynchronous)
-        self._request = _request(assembly, question, context, settings)
+        context = HostContext(config, asked.variables, streamed)
+        self._request = _request(assembly, asked.question, context, settings)
         self._engines = assembly.engines(config)
-        self._telling = Telling(
-            context,
-            assembly.voice(config),
-            assembly.llm,
-            assembly.retriever,
-            assembly.direct_runs(self._request),
-        )
+        self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
-        self._pieces = Pieces(given, text_is_answer=assembly.text_is_answer)
+        self._pieces = Pieces(asked.given, text_is_answer=assembly.text_is_answer)
 
-    def pieces(self, *, reports: bool) -> Generator[AddableDict, None, None]:
-        """Give the reply in pieces; `reports`: follow the model while it writes."""
+        self._reports = streamed or assembly.followed(config)  # the model while it writes
+
+    def pieces(self) -> Generator[AddableDict, None, None]:
+        """Give the reply in pieces."""
         yield self._pieces.begin()
-        events = self._engines.sync.events(self._request, reports=reports)
+        events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
         yield from self._pieces.end(answer, made)
 
-    async def apieces(self, *, reports: bool) -> AsyncGenerator[AddableDict, None]:
+    async def apieces(self) -> AsyncGenerator[AddableDict, None]:
         """Do the same on an event loop."""
         yield self._pieces.begin()
-        events = self._engines.asynchronous.events(self._request, reports=reports)
-        async with aclosing(adrive_events(events, self._telling, self._shown)) as pieces:
+        events = self._engines.asynchronous.events(self._request, reports=self._reports)
+        async with aclosing(AsyncPieces(events, self._telling, self._shown)) as pieces:
             async for piece in pieces:
                 yield piece
         made, answer = None, events.answer

@@ -13,11 +13,11 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
 from typing_extensions import override
 
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
-from langchain_ralmspec.response import Output, Reply, given_out, whole
+from langchain_ralmspec.response import ChainShape, Output, Reply, given_out, whole
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
@@ -53,6 +53,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Any retriever; vector stores are looked into (docs/langchain.md)."""
     llm: Runnable[Any, Any]
     """A `BaseLLM` or `BaseChatModel`; for `workload="one_shot"` any runnable."""
+    query: Runnable[Any, Any] | None = None
+    """Makes the first query of the input, where that is more than its question: a chain that
+    rewrites the question by the chat history, say. Called once, before anything is guessed."""
 
     prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
     """What the model is given: with `context`, and `input` or `question`."""
@@ -89,6 +92,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     speculate: bool = True
     """False: the plain loop."""
+    guess_through: bool = False
+    """True: calls are made on guesses also of a model whose calls are seen to leave traces."""
     schedule: Continuous | OptimalStride | FixedStride | None = None
     """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
     prefetch: int | None = None
@@ -98,7 +103,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
     own classes search. None: one for each request."""
     memo: QueryCache | None = None
-    """Answers of former searches, trusted: only where the index does not change meanwhile."""
+    """Answers of former searches, trusted: where the index does not change meanwhile, or
+    `invalidate` is called when it has."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
     batching: BatchMode = "exact"
@@ -108,6 +114,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     pure: bool | None = None
     """Whether the retriever finds the same for the same query; found out by its class."""
 
+    chain: ChainShape | None = Field(default=None, repr=False)
+    """How the chain was that `speculate()` has made this of."""
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
     """Threads and what was learned; shared by the copies that LangChain makes."""
 
@@ -145,18 +153,34 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     @property
     @override
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        parts = (self.retriever, self.llm)
+        parts = (self.retriever, self.llm, *(() if self.query is None else (self.query,)))
         return get_unique_config_specs(spec for part in parts for spec in part.config_specs)
 
     @property
     @override
     def InputType(self) -> Any:
-        return Question
+        return Question if self._like is None else self._like.InputType
 
     @property
     @override
     def OutputType(self) -> Any:
+        if self._like is not None:
+            return self._like.OutputType
         return Reply if self.output == "reply" else Any
+
+    @override
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        own = super().get_input_schema
+        return own(config) if self._like is None else self._like.get_input_schema(config)
+
+    @override
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        own = super().get_output_schema
+        return own(config) if self._like is None else self._like.get_output_schema(config)
+
+    @property
+    def _like(self) -> Runnable[Any, Any] | None:
+        return None if self.chain is None else self.chain.like
 
     @override
     def invoke(self, input: Question, config: RunnableConfig | None = None, **kwargs: Any) -> Given:
@@ -190,19 +214,20 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         yield from self._transform_stream_with_config(iter([input]), pieces, config)
 
     @override
-    async def astream(
+    def astream(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Given]:
         """Answer piece by piece on an event loop."""
 
+        # The host's own generator, and none around it: those that an event loop closes at its
+        # end, one inside of the other, are reported as errors.
         async def inputs() -> AsyncIterator[Question]:
             yield input
 
         pieces = partial(self._atransform, settings=kwargs)
         given: Any = self._atransform_stream_with_config(inputs(), pieces, config)
-        async with aclosing(given):  # or its runs stay open until it is collected
-            async for piece in given:
-                yield piece
+        pieces_of: AsyncIterator[Given] = given
+        return pieces_of
 
     @override
     def batch(
@@ -239,6 +264,15 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         """What has reached the retriever's store so far: round trips, and queries in them."""
         return self._assembly.stats
 
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed: memo and pool are emptied.
+
+        What requests that are running find is not remembered for later ones.
+        """
+        for cache in (self.memo, self.pool):
+            if cache is not None:
+                cache.invalidate()
+
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go.
 
@@ -271,22 +305,24 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def _invoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings)
-        return whole(run.pieces(reports=self._assembly.followed(config)), self.output)
+        asked = self._assembly.asked(value, config)
+        run = RequestRun(self._assembly, asked, config, settings, streamed=False)
+        return whole(run.pieces(), self.output)
 
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
-        pieces = run.apieces(reports=self._assembly.followed(config))
-        return whole([piece async for piece in pieces], self.output)
+        asked = await self._assembly.aasked(value, config)
+        run = RequestRun(self._assembly, asked, config, settings, streamed=False)
+        return whole([piece async for piece in run.apieces()], self.output)
 
     def _transform(
         self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Iterator[Given]:
         for value in values:
-            run = RequestRun(self._assembly, value, config, settings)
-            with closing(run.pieces(reports=True)) as pieces:
+            asked = self._assembly.asked(value, config)
+            run = RequestRun(self._assembly, asked, config, settings, streamed=True)
+            with closing(run.pieces()) as pieces:
                 yield from given_out(pieces, self.output)
 
     async def _atransform(
@@ -297,8 +333,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> AsyncIterator[Given]:
         async for value in values:
-            run = RequestRun(self._assembly, value, config, settings, asynchronous=True)
-            async with aclosing(run.apieces(reports=True)) as pieces:
+            asked = await self._assembly.aasked(value, config)
+            run = RequestRun(self._assembly, asked, config, settings, streamed=True)
+            async with aclosing(run.apieces()) as pieces:
                 async for piece in pieces:
                     for part in given_out([piece], self.output):
                         yield part

@@ -1,9 +1,11 @@
 """A request's question and what comes back: input, context, answer, in pieces that add up."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
@@ -18,6 +20,14 @@ Output: TypeAlias = Literal["reply", "answer"]
 _OWN: Final = ("context", "answer", REPORT)
 
 
+class DroppedCalls(TypedDict):
+    """Calls of the model that were made, and may be paid for, and are not in the answer."""
+
+    calls: int  # those that failed or were stopped are among them
+    unreported: int  # of them: without a usage, at least until the answer was complete
+    usage: dict[str, int] | None  # of the others
+
+
 class Report(TypedDict):
     """What an answer took: under the key "ralmspec" of a reply.
 
@@ -27,7 +37,8 @@ class Report(TypedDict):
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
     queries: list[str]  # what was asked of the retriever, in order
-    usage: dict[str, int] | None  # of the calls that made the answer; those dropped are not in it
+    usage: dict[str, int] | None  # of the calls that made the answer
+    dropped: DroppedCalls | None  # of all other calls; `None` with `direct=True`
 
 
 class Reply(TypedDict):
@@ -37,6 +48,63 @@ class Reply(TypedDict):
     context: list[Document]
     answer: Any  # a text, or what the output parser makes of it
     ralmspec: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChainShape:
+    """How a chain that `speculate()` took apart reads its input, and what it gives.
+
+    Args:
+        like: the chain, whose schemas are kept.
+        takes: the input's key of the question; `None`: the input itself.
+        whole: the model is the rest of the chain: it is given the input and the documents.
+        passes: the prompt's variables, and the input's keys that they are; a key of `None` is
+            the input itself. Without: the input's own keys.
+        reply: the same for what is given back.
+    """
+
+    like: Runnable[Any, Any] | None = None
+    takes: str | None = None
+    whole: bool = False
+    passes: tuple[tuple[str, str | None], ...] | None = None
+    reply: tuple[tuple[str, str | None], ...] | None = None
+
+    def question(self, value: Any) -> Any:
+        """Read the question as the chain does.
+
+        Raises:
+            KeyError: it is not in the input.
+        """
+        return value if self.takes is None or isinstance(value, str) else value[self.takes]
+
+    def given(self, value: Any, key: str) -> dict[str, Any]:
+        """Say what of the input is given back; a bare question under this key."""
+        if self.reply is not None:
+            return _chosen(self.reply, value)
+        return dict(value) if isinstance(value, Mapping) else {key: value}
+
+    def variables(self, value: Any, key: str) -> dict[str, Any]:
+        """Say what the prompt, or the rest of the chain, is given beside the documents."""
+        if self.whole:
+            return {"input": value}
+        return self.given(value, key) if self.passes is None else _chosen(self.passes, value)
+
+
+def _chosen(keys: Iterable[tuple[str, str | None]], value: Any) -> dict[str, Any]:
+    return {name: value if key is None else value[key] for name, key in keys}
+
+
+def text_asked(found: Any) -> str:
+    """Make sure that what is asked of the retriever is a text.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(found, str):
+        raise InputError(
+            f"what is asked must be a text, got {type(found).__name__}: {found!r:.200}"
+        )
+    return found
 
 
 def question_of(value: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:

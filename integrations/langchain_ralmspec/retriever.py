@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeAlias
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -19,29 +20,25 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
 from pydantic import ConfigDict, Field, PositiveInt
 
+from langchain_ralmspec.callbacks import retrieval_manager
+from langchain_ralmspec.configs import quiet_config
 from langchain_ralmspec.documents import documents_of, passage_of
 from langchain_ralmspec.host_retriever import Calls, HostRetriever
 from langchain_ralmspec.inspection import concrete, heeding
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
-    RetrieverConfig,
+    RetrieverRuntime,
     RetrieverService,
-    RetrieverStats,
-    ServiceState,
+    ServedRetriever,
     agreeing,
     check_pairs,
+    completed,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits
-
-# The run of each input of a retriever's batch, as handlers and traces see it.
-#
-# The host's `batch` runs single calls in threads, each with a run of its own. A
-# native batch is one call, and still each input has its run.
-
 
 Run: TypeAlias = CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun
 Outcome: TypeAlias = list[Document] | Exception
@@ -59,128 +56,28 @@ def calling(config: RunnableConfig) -> Iterator[None]:
         _config.reset(token)
 
 
-def config_of_call() -> RunnableConfig:
-    """Give the config of the call that is running."""
-    return _config.get() or ensure_config()
-
-
 def child_calls(config: RunnableConfig, run: Run | None) -> Calls:
     """Have runs of the wrapped retriever be children of a run; heard by nobody if there is none."""
 
-    def child() -> tuple[RunnableConfig, Any]:
-        manager = CallbackManager(handlers=[]) if run is None else run.get_child()
-        return patch_config(config, callbacks=manager), None
+    def child() -> tuple[RunnableConfig, bool]:
+        if run is None:
+            return quiet_config(config), False
+        return patch_config(config, callbacks=run.get_child()), True
 
     return child
 
 
-def started(
-    retriever: BaseRetriever,
-    inputs: Sequence[str],
-    configs: Sequence[RunnableConfig],
-    kwargs: Mapping[str, Any],
-) -> list[CallbackManagerForRetrieverRun]:
-    """Open a run for each input."""
-    runs = []
-    for text, config in zip(inputs, configs, strict=True):
-        manager = CallbackManager.configure(**_manager_arguments(retriever, config, kwargs))
-        run = manager.on_retriever_start(None, text, **_run_arguments(retriever, config, kwargs))
-        runs.append(run)
-    return runs
+async def told(telling: Any) -> Any:
+    """Give what a handlers' manager gives; the asynchronous ones are waited for."""
+    return await telling if isawaitable(telling) else telling
 
 
-def ended(runs: Sequence[CallbackManagerForRetrieverRun], outcomes: Sequence[Outcome]) -> None:
-    """Close each run with what came of it."""
-    for run, outcome in zip(runs, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            run.on_retriever_error(outcome)
-        else:
-            run.on_retriever_end(outcome)
-
-
-def broken_off(runs: Sequence[CallbackManagerForRetrieverRun], error: BaseException) -> None:
-    """Close all runs: nothing will come of them."""
-    for run in runs:
-        run.on_retriever_error(error)
-
-
-def outcomes_of(answers: Sequence[Hits | Exception]) -> list[Outcome]:
-    """Make each answer the caller's own documents."""
-    return [answer if isinstance(answer, Exception) else documents_of(answer) for answer in answers]
-
-
-def given(outcomes: Sequence[Outcome], *, return_exceptions: bool) -> list[Any]:
-    """Give a batch's outcomes as the host does.
-
-    Raises:
-        Exception: the first error, unless they are to be returned.
-    """
-    return list(outcomes) if return_exceptions else all_or_first_error(outcomes)
-
-
-async def astarted(
-    retriever: BaseRetriever,
-    inputs: Sequence[str],
-    configs: Sequence[RunnableConfig],
-    kwargs: Mapping[str, Any],
-) -> list[AsyncCallbackManagerForRetrieverRun]:
-    """Open a run for each input."""
-    runs = []
-    for text, config in zip(inputs, configs, strict=True):
-        manager = AsyncCallbackManager.configure(**_manager_arguments(retriever, config, kwargs))
-        run = await manager.on_retriever_start(
-            None, text, **_run_arguments(retriever, config, kwargs)
-        )
-        runs.append(run)
-    return runs
-
-
-async def aended(
-    runs: Sequence[AsyncCallbackManagerForRetrieverRun], outcomes: Sequence[Outcome]
-) -> None:
-    """Close each run with what came of it."""
-    for run, outcome in zip(runs, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            await run.on_retriever_error(outcome)
-        else:
-            await run.on_retriever_end(outcome)
-
-
-async def abroken_off(
-    runs: Sequence[AsyncCallbackManagerForRetrieverRun], error: BaseException
-) -> None:
-    """Close all runs: nothing will come of them."""
-    for run in runs:
-        await run.on_retriever_error(error)
-
-
-def _manager_arguments(
-    retriever: BaseRetriever, config: RunnableConfig, kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    of_call = {key: value for key, value in kwargs.items() if key != "run_id"}
-    return {
-        "inheritable_callbacks": config.get("callbacks"),
-        "verbose": kwargs.get("verbose", False),
-        "inheritable_tags": config.get("tags"),
-        "local_tags": retriever.tags,
-        "inheritable_metadata": {
-            **(config.get("metadata") or {}),
-            **retriever._get_ls_params(**of_call),  # noqa: SLF001 as BaseRetriever.invoke does
-        },
-        "local_metadata": retriever.metadata,
-    }
-
-
-def _run_arguments(
-    retriever: BaseRetriever, config: RunnableConfig, kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "name": config.get("run_name") or retriever.get_name(),
-        "run_id": kwargs.get("run_id"),
-    }
-
-
-# What a search says about guessed documents, for those who build their own loops.
+async def ended(run: Run, outcome: list[Document] | BaseException) -> None:
+    """Close a run with what came of it."""
+    if isinstance(outcome, BaseException):
+        await told(run.on_retriever_error(outcome))
+    else:
+        await told(run.on_retriever_end(outcome))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,22 +92,21 @@ def verdicts(
     guesses: Sequence[Sequence[Document] | None], truths: Sequence[list[Document]]
 ) -> list[Verdict]:
     """Compare guesses with what was found: the same documents in the same order."""
-    right = agreeing(guesses, truths, passage_of)
-    return list(map(Verdict, right, truths))
+    return list(map(Verdict, agreeing(guesses, truths, passage_of), truths))
 
 
 THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as the host's own `batch` takes
 
 
-class SpeculativeRetriever(BaseRetriever):
+class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     """Gives exactly the documents of `retriever`, and calls its store as rarely as it can.
 
     Calls that come while a search is running share the next one, and `batch` is one
     search, where the store has a batch search that is known to give the same (see
     `batching`). What was found before is remembered only where you say so, with a
-    `memo`: nobody else knows whether the index changes meanwhile. Everything that
-    answers depend on (filters, `search_kwargs`, users' `configurable` values) keeps
-    calls apart.
+    `memo`: nobody else knows whether the index changes meanwhile (call `invalidate` when
+    it has). Everything that answers depend on (filters, `search_kwargs`, users'
+    `configurable` values) keeps calls apart.
 
     A retriever that is known to answer differently each time, or to write, is
     passed straight through.
@@ -220,7 +116,7 @@ class SpeculativeRetriever(BaseRetriever):
     """The retriever that answers: any runnable from a text to documents."""
 
     memo: QueryCache | None = None
-    """Remembers answers, with a size and a time to live; only if the index does not change."""
+    """Remembers answers, with a size and a time to live, until `invalidate` is called."""
 
     pool: SharedPassageCache | None = None
     """Collects what was found, for `guess`."""
@@ -243,7 +139,7 @@ class SpeculativeRetriever(BaseRetriever):
     k: int | None = None
     """How many documents to give, instead of what the retriever says."""
 
-    serving: ServiceState = Field(default_factory=ServiceState, exclude=True, repr=False)
+    runtime: RetrieverRuntime = Field(default_factory=RetrieverRuntime, exclude=True, repr=False)
     """What is running; shared by the copies that configurable fields make."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -271,21 +167,77 @@ class SpeculativeRetriever(BaseRetriever):
             return inner._get_ls_params(**kwargs)  # noqa: SLF001 there is no other way
         return super()._get_ls_params(**kwargs)
 
-    def _way(self) -> RetrieverConfig[HostRetriever]:
-        numbers = self.max_batch, self.lanes, self.side_by_side
-        return RetrieverConfig(HostRetriever, self.retriever, self.batching, *numbers, self.pure)
-
-    def _answering(self) -> RetrieverService:
-        return RetrieverService(self.serving, self._way(), self.memo, self.pool)
+    @property
+    def _service(self) -> RetrieverService[HostRetriever]:
+        return RetrieverService(
+            self.runtime,
+            HostRetriever,
+            self.retriever,
+            memo=self.memo,
+            pool=self.pool,
+            batching=self.batching,
+            max_batch=self.max_batch,
+            lanes=self.lanes,
+            side_by_side=self.side_by_side,
+            pure=self.pure,
+        )
 
     def _call(
         self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], run: Run | None = None
-    ) -> RetrieverCall:
+    ) -> RetrieverCall[HostRetriever]:
         """Take a question; runs of the wrapped retriever become children of this one's."""
         passed = {} if self.k is None else {"k": self.k}
         passed |= {key: value for key, value in kwargs.items() if key != "run_id"}
-        host = self.serving.host(self._way()).for_call(config, passed, child_calls(config, run))
-        return self._answering().call(text, host)
+        service = self._service
+        return service.call(text, service.host.for_call(config, passed, child_calls(config, run)))
+
+    async def _found(
+        self, query: str, run: Run, kwargs: Mapping[str, Any], *, asynchronous: bool
+    ) -> list[Outcome]:
+        """Answer one question inside its run."""
+        try:
+            call = self._call(query, _config.get() or ensure_config(), kwargs, run)
+            answers = await self._service.answers([call], 1, asynchronous=asynchronous)
+        except Exception:
+            raise
+        except BaseException as error:  # Ctrl-C, cancelled: the host would leave the run open
+            await ended(run, error)
+            raise
+        return _outcomes(answers)
+
+    async def _found_together(
+        self,
+        inputs: Sequence[str],
+        config: RunnableConfig | Sequence[RunnableConfig] | None,
+        kwargs: Mapping[str, Any],
+        *,
+        asynchronous: bool,
+    ) -> list[Outcome]:
+        """Answer many questions, each inside a run of its own, as the host's `batch` does."""
+        configs = get_config_list(config, len(inputs))
+        kind = AsyncCallbackManager if asynchronous else CallbackManager
+        runs: list[Run] = []
+        for text, one in zip(inputs, configs, strict=True):
+            manager: Any = retrieval_manager(kind, self, one, kwargs=kwargs)
+            name, run_id = one.get("run_name") or self.get_name(), kwargs.get("run_id")
+            begun = manager.on_retriever_start(None, text, name=name, run_id=run_id)
+            runs.append(await told(begun))
+        try:
+            calls = [
+                self._call(text, one, kwargs, run)
+                for text, one, run in zip(inputs, configs, runs, strict=True)
+            ]
+            by_default = len(inputs) if asynchronous else self.side_by_side
+            at_once = configs[0].get("max_concurrency") or by_default
+            answers = await self._service.answers(calls, at_once, asynchronous=asynchronous)
+            outcomes = _outcomes(answers)
+        except BaseException as error:
+            for run in runs:
+                await ended(run, error)
+            raise
+        for run, outcome in zip(runs, outcomes, strict=True):
+            await ended(run, outcome)
+        return outcomes
 
     def invoke(
         self,
@@ -312,28 +264,14 @@ class SpeculativeRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        try:
-            call = self._call(query, config_of_call(), kwargs, run_manager)
-            hits = self._answering().answer(call)
-        except Exception:
-            raise
-        except BaseException as error:  # Ctrl-C: the host would leave the run open
-            run_manager.on_retriever_error(error)
-            raise
-        return documents_of(hits)
+        found = completed(self._found(query, run_manager, kwargs, asynchronous=False))
+        return all_or_first_error(found)[0]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        try:
-            call = self._call(query, config_of_call(), kwargs, run_manager)
-            hits = await self._answering().aanswer(call)
-        except Exception:
-            raise
-        except BaseException as error:  # cancelled: the host would leave the run open
-            await run_manager.on_retriever_error(error)
-            raise
-        return documents_of(hits)
+        found = await self._found(query, run_manager, kwargs, asynchronous=True)
+        return all_or_first_error(found)[0]
 
     def batch(
         self,
@@ -346,20 +284,8 @@ class SpeculativeRetriever(BaseRetriever):
         """Give what `invoke` gives for each input, by one search where the store can."""
         if not inputs:
             return []
-        configs = get_config_list(config, len(inputs))
-        runs = started(self, inputs, configs, kwargs)
-        try:
-            calls = [
-                self._call(text, one, kwargs, run)
-                for text, one, run in zip(inputs, configs, runs, strict=True)
-            ]
-            at_once = configs[0].get("max_concurrency") or self.side_by_side
-            outcomes = outcomes_of(self._answering().answers(calls, at_once))
-        except BaseException as error:
-            broken_off(runs, error)
-            raise
-        ended(runs, outcomes)
-        return given(outcomes, return_exceptions=return_exceptions)
+        found = completed(self._found_together(inputs, config, kwargs, asynchronous=False))
+        return found if return_exceptions else all_or_first_error(found)
 
     async def abatch(
         self,
@@ -372,20 +298,8 @@ class SpeculativeRetriever(BaseRetriever):
         """Give what `ainvoke` gives for each input, by one search where the store can."""
         if not inputs:
             return []
-        configs = get_config_list(config, len(inputs))
-        runs = await astarted(self, inputs, configs, kwargs)
-        try:
-            calls = [
-                self._call(text, one, kwargs, run)
-                for text, one, run in zip(inputs, configs, runs, strict=True)
-            ]
-            at_once = configs[0].get("max_concurrency") or len(inputs)
-            outcomes = outcomes_of(await self._answering().aanswers(calls, at_once))
-        except BaseException as error:
-            await abroken_off(runs, error)
-            raise
-        await aended(runs, outcomes)
-        return given(outcomes, return_exceptions=return_exceptions)
+        found = await self._found_together(inputs, config, kwargs, asynchronous=True)
+        return found if return_exceptions else all_or_first_error(found)
 
     def guess(
         self, query: str, config: RunnableConfig | None = None, **kwargs: Any
@@ -394,14 +308,16 @@ class SpeculativeRetriever(BaseRetriever):
 
         The memo knows it exactly; the pool takes the best of what was found before.
         """
-        hits = self._answering().guess(self._call(query, ensure_config(config), kwargs))
+        call = self._call(query, ensure_config(config), kwargs)
+        hits = completed(self._service.guess(call, asynchronous=False))
         return None if hits is None else documents_of(hits)
 
     async def aguess(
         self, query: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document] | None:
         """Do what `guess` does with the embedder's asynchronous method."""
-        hits = await self._answering().aguess(self._call(query, ensure_config(config), kwargs))
+        call = self._call(query, ensure_config(config), kwargs)
+        hits = await self._service.guess(call, asynchronous=True)
         return None if hits is None else documents_of(hits)
 
     def verify(
@@ -434,26 +350,7 @@ class SpeculativeRetriever(BaseRetriever):
         check_pairs(queries, guesses)
         return verdicts(guesses, await self.abatch(list(queries), config, **kwargs))
 
-    @property
-    def stats(self) -> RetrieverStats:
-        """What was asked so far, and what of it reached the store."""
-        return self.serving.stats
 
-    def clear(self) -> None:
-        """Forget what was found, for when the index has changed."""
-        if self.memo is not None:
-            self.memo.clear()
-        if self.pool is not None:
-            self.pool.clear()
-
-    def close(self) -> None:
-        """Wait for searches in threads, and let the threads go; later calls start new ones."""
-        self.serving.close()
-
-    def __enter__(self) -> Self:
-        """Use as a context manager."""
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        """Close."""
-        self.close()
+def _outcomes(answers: Sequence[Hits | Exception]) -> list[Outcome]:
+    """Make each answer the caller's own documents."""
+    return [answer if isinstance(answer, Exception) else documents_of(answer) for answer in answers]

@@ -11,7 +11,14 @@ try:
 except ImportError as missing:
     raise MissingExtraError("llama-index", "llama-index-core") from missing
 
-from llama_index_ralmspec.callbacks import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec.callbacks import (
+    SPECULATIVE,
+    CommitEvent,
+    GuessEvent,
+    RetrievalEvent,
+    RollbackEvent,
+    VerificationEvent,
+)
 from llama_index_ralmspec.knn import KNNLLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine
@@ -22,10 +29,13 @@ from ralmspec_plugins.adapters.events import Report
 
 __all__ = [
     "KNNLLM",
+    "SPECULATIVE",
     "BatchSearch",
+    "CommitEvent",
     "GuessEvent",
     "Options",
     "Report",
+    "RetrievalEvent",
     "RollbackEvent",
     "Scored",
     "SpeculativeQueryEngine",

@@ -1,9 +1,9 @@
-"""One call of the host for a request: what it tells is recorded, and so is what it is given."""
+"""The calls of the host that one request makes: with which query, and in which thread."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from copy import copy
 from dataclasses import dataclass, field
@@ -12,99 +12,127 @@ from typing import Any, TypeVar
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_ralmspec.callbacks import SpeculativeCall
 from llama_index_ralmspec.documents import nodes_of
 from llama_index_ralmspec.postprocessing import Postprocessing
-from llama_index_ralmspec.recording import Recording, Recordings, recorded
-from ralmspec_plugins.adapters.events import Failures
-from ralmspec_plugins.errors import Cancelled, Closed, ConfigError
+from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.errors import Closed, ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits, Request
 
-# What one request was called with: `Request.context` of LlamaIndex's requests.
+ResultT = TypeVar("ResultT")
+
+# The request that work is done for: the retrievers of an engine serve many requests.
+current_request: ContextVar["HostContext | None"] = ContextVar("ralmspec_request", default=None)
 
 
-# Whose request it is that is worked for; the retrievers of an engine serve many.
-asking: ContextVar["HostContext | None"] = ContextVar("ralmspec_asking", default=None)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HostContext:
-    """A request's query as its caller gave it, and the calls of the host that failed for it.
-
-    With the host's own query engine a retriever, the postprocessors and the synthesizer are
-    given one bundle, the caller's, and what one of them puts on it the others see. Here the
-    search works on a copy, and what it has put on that is taken over; the calls behind it
-    are given the caller's own, unless some of them may be made on guesses.
+@dataclass(slots=True, eq=False)
+class CallRecord:
+    """What one call of postprocessors and model was given, and made.
 
     Attributes:
-        bundle: a copy of the query as it came.
-        asynchronous: whether it is answered on an event loop.
-        streaming: as the response synthesizer was told when the request began.
-        own: the caller's own, where the host's query engine would put something on it.
+        nodes: the nodes of the hits, in their order.
+        used: what the postprocessors left of them.
+        span_id: of the span around a call that was made ahead; `None` for one that was not.
+        response: of a response synthesizer.
+        unread: whether the response streams, and its reader is the caller.
+    """
+
+    nodes: list[NodeWithScore] = field(default_factory=list)
+    used: list[NodeWithScore] = field(default_factory=list)
+    span_id: str | None = None
+    response: Any = None
+    unread: bool = False
+
+    def score(self, hits: Hits) -> None:
+        """Give the nodes the scores of the search that confirmed them.
+
+        They may have been a guess's when the call was made. The same objects stand in the
+        response.
+        """
+        for node, hit in zip(self.nodes, hits, strict=False):
+            if node.node.node_id == hit.passage.id:
+                node.score = hit.score
+
+
+@dataclass(slots=True, eq=False)
+class HostContext:
+    """A request's query as its caller gave it, and the calls of the host made for it.
+
+    The host's own query engine gives one bundle, the caller's, to retriever, postprocessors
+    and synthesizer, and what one of them writes into it the others see. Here the search gets
+    a copy, and what it writes there is taken over into `bundle`; each later call gets a copy of
+    that, or `bundle` itself where no call is made on a guess.
+
+    Attributes:
+        bundle: the caller's own for `one_shot`, a copy for other workloads.
+        asynchronous: whether the request is answered on an event loop.
+        streaming: as the response synthesizer was set when the request began.
         alone: whether no call is made on a guess: then there is but one.
-        retriever: whose search it is that counts.
-        threads: where calls are made that would hold up the event loop.
+        retriever: the one whose search counts.
+        threads: where calls are made that would block the event loop.
+        effects: watches the calls of a model that is not known to leave no traces.
+        records: of the calls that write, in order.
+        begun: whether a response that streams has been returned: it is fed from here.
+        spans: the ids of the spans of all calls made ahead, in order.
     """
 
     bundle: QueryBundle
     asynchronous: bool = False
     streaming: bool = False
-    own: QueryBundle | None = None
     alone: bool = False
     retriever: BaseRetriever | None = None
     threads: Executor | None = None
-    failures: Failures[Recording] = field(default_factory=Failures)
-    recordings: Recordings = field(default_factory=Recordings)  # of this request's calls
-
-    def recording(self) -> Recording:
-        """Begin the recording of one call of the host for this request."""
-        return self.recordings.begun()
+    effects: SideEffects | None = None
+    records: list[CallRecord] = field(default_factory=list)
+    begun: bool = False
+    spans: list[str] = field(default_factory=list)
 
     def query(self) -> QueryBundle:
-        """Give the query for one call of the host."""
-        if self.own is not None and self.alone:
-            return self.own
-        return copied(self.bundle if self.own is None else self.own)
+        """Return the query for one call of the host."""
+        return self.bundle if self.alone else copied(self.bundle)
 
-    def searched(self, bundle: QueryBundle) -> None:
-        """Put on a copy of the query what the search has left on the caller's."""
-        if self.own is not None and bundle.query_str == self.bundle.query_str:
-            vars(bundle).update(vars(copied(self.own)))
-
-    def left(self, text: str, found: Mapping[str, Any]) -> None:
-        """Take over what a search has put on its copy of the query.
+    def note(self, text: str, written: Mapping[str, Any]) -> None:
+        """Take over what a search has written into its copy of the query.
 
         Raises:
-            ConfigError: that is another question, while calls are made with the first one.
+            ConfigError: another question, while calls are made with the first one.
         """
-        if self.own is None or text != self.bundle.query_str:
+        if text != self.bundle.query_str:
             return
-        if not self.alone and found.get("query_str", text) != text:
+        if not self.alone and written.get("query_str", text) != text:
             raise ConfigError(
                 f"{type(self.retriever).__name__} puts another question into the query that it is "
-                f"given: {found['query_str']!r} for {text!r}. The response synthesizer is to be "
+                f"given: {written['query_str']!r} for {text!r}. The response synthesizer is to be "
                 "given that, and cannot be called while the search runs: use guess_through=False"
             )
-        vars(self.own).update(found)
-
-    def ended(self) -> None:
-        """End the recordings of this request: what was not told by now never is."""
-        self.recordings.end()
+        vars(self.bundle).update(written)
 
 
-def left_on_query(retriever: BaseRetriever, text: str, found: Mapping[str, Any]) -> None:
-    """Hand what a search has put on its copy of a query to the request that it is made for.
+def search_call() -> tuple[CallRecord, SpeculativeCall]:
+    """Begin a call that embeds a query or searches, for the current request if there is one."""
+    record, context = CallRecord(), current_request.get()
+    return record, SpeculativeCall(record, None if context is None else context.spans)
+
+
+def kept(record: CallRecord) -> CallRecord | None:
+    """Return the record of a call made ahead, to be kept with what it found; of others nothing."""
+    return None if record.span_id is None else record
+
+
+def note_query(retriever: BaseRetriever, text: str, written: Mapping[str, Any]) -> None:
+    """Hand what a search has written into its copy of a query to the request it is made for.
 
     Raises:
-        ConfigError: the request cannot go on with it.
+        ConfigError: the request cannot continue with it.
     """
-    context = asking.get()
-    if context is not None and context.retriever is retriever:  # and no near copy that guesses
-        context.left(text, found)
+    context = current_request.get()
+    if context is not None and context.retriever is retriever:  # not a replica
+        context.note(text, written)
 
 
 def copied(bundle: QueryBundle) -> QueryBundle:
-    """Copy a query, its lists too; what else its class or its caller put on it goes with it."""
+    """Copy a query and its lists; other attributes of its class or caller are kept."""
     made = copy(bundle)
     strings, vector = bundle.custom_embedding_strs, bundle.embedding
     made.custom_embedding_strs = None if strings is None else list(strings)
@@ -112,57 +140,55 @@ def copied(bundle: QueryBundle) -> QueryBundle:
     return made
 
 
-ResultT = TypeVar("ResultT")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class QuietCall:
-    """One call, or several that belong together: for one segment of a text."""
+class RequestCall:
+    """The calls of postprocessors and model that write one segment of a text."""
 
     bundle: QueryBundle
-    recording: Recording
+    record: CallRecord = field(default_factory=CallRecord)
     context: HostContext | None = None
     asynchronous: bool = False
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Have nobody hear of what runs inside but the recording.
+    def run(self, call: Callable[[], ResultT]) -> ResultT:
+        """Make the calls; those made ahead stand in a span of their own and are tagged."""
+        with self.watched():
+            return self._ahead.run(call)
 
-        What it raises is noted, for the case that it counts: then its events do too.
-        Without a context nothing is kept back: there is nobody who would tell it later.
-        """
-        if self.context is None:
-            yield
-            return
-        try:
-            with recorded(self.recording):
-                yield
-        except (Cancelled, asyncio.CancelledError, GeneratorExit):
-            self.recording.drop()
-            raise
-        except Exception as error:
-            self.context.failures.note(error, self.recording)
-            raise
+    async def arun(self, call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+        """Do the same with a coroutine."""
+        with self.watched():
+            return await self._ahead.arun(call)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Watch for traces that a call leaves: such a model is not called ahead."""
+        effects = None if self.context is None else self.context.effects
+        return nullcontext() if effects is None else effects.watched()
+
+    @property
+    def _ahead(self) -> SpeculativeCall:
+        return SpeculativeCall(self.record, None if self.context is None else self.context.spans)
 
     def nodes(self, hits: Hits, processing: Postprocessing) -> list[NodeWithScore]:
-        """Give what the host's code is to see of these hits."""
-        used = processing.run(self._fresh(hits), self.bundle)
-        self.recording.used = list(used)
+        """Return the nodes of these hits, postprocessed."""
+        self.record.nodes = nodes_of(hits)
+        used = processing.run(list(self.record.nodes), self.bundle)
+        self.record.used = list(used)
         return used
 
     async def anodes(self, hits: Hits, processing: Postprocessing) -> list[NodeWithScore]:
         """Do the same with the postprocessors' asynchronous methods."""
-        used = await processing.arun(self._fresh(hits), self.bundle)
-        self.recording.used = list(used)
+        self.record.nodes = nodes_of(hits)
+        used = await processing.arun(list(self.record.nodes), self.bundle)
+        self.record.used = list(used)
         return used
 
-    async def beside(self, call: Callable[[], ResultT], progress: Progress) -> ResultT:
-        """Make a call in a thread: one that would hold up the event loop.
+    async def in_thread(self, call: Callable[[], ResultT], progress: Progress) -> ResultT:
+        """Make a call that would block the event loop in a thread.
 
-        A call that is given up is told so, and waited for: until it ends, the model is not free.
+        A cancelled call is notified, and awaited: until it ends, the model is not free.
 
         Raises:
-            Closed: the engine's threads are gone.
+            Closed: the engine's threads have been closed.
         """
         threads = None if self.context is None else self.context.threads
         loop = asyncio.get_running_loop()
@@ -176,28 +202,24 @@ class QuietCall:
             progress.cancel()
             await asyncio.wait([made])
             if not made.cancelled():
-                made.exception()  # nobody waits for that any more
+                made.exception()  # retrieved, so that asyncio does not log it
             raise
 
-    def _fresh(self, hits: Hits) -> list[NodeWithScore]:
-        nodes = nodes_of(hits)
-        self.recording.nodes = list(nodes)
-        return nodes
 
-
-def quiet_call(request: Request) -> QuietCall:
-    """Begin a call for a request."""
+def request_call(request: Request) -> RequestCall:
+    """Begin the calls for one segment of a request."""
     context: HostContext | None = request.context
     if context is None:
-        return QuietCall(QueryBundle(request.prompt), Recording())
-    return QuietCall(context.query(), context.recording(), context, context.asynchronous)
+        return RequestCall(QueryBundle(request.prompt))
+    call = RequestCall(context.query(), CallRecord(), context, context.asynchronous)
+    context.records.append(call.record)
+    return call
 
 
-def in_a_loop_of_its_own(call: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run what holds up an event loop in one where nobody else waits, in this thread.
+def in_own_loop(call: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run a coroutine that blocks its event loop in a new one, in this thread.
 
-    A model whose asynchronous methods are its synchronous ones is asked by the
-    asynchronous ones all the same, for a request that is: they are what its events
-    and spans are called after.
+    A model whose asynchronous methods are its synchronous ones is called by the asynchronous
+    ones all the same for an asynchronous request: its events and spans are named after them.
     """
     return asyncio.run(call)

@@ -8,17 +8,16 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_ralmspec.documents import hits_of, passage_of
-from llama_index_ralmspec.host_calls import copied, left_on_query
+from llama_index_ralmspec.host_calls import CallRecord, copied, kept, note_query, search_call
 from llama_index_ralmspec.inspection import (
     At,
+    blocks_loop,
     check_retriever,
     in_thread,
     look_at,
     prepared,
     special,
-    stops_the_loop,
 )
-from llama_index_ralmspec.recording import Recording, searched
 from ralmspec_plugins.adapters.batch_search import Scored, Vector
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
@@ -52,7 +51,6 @@ class HostRetriever(HostSearch["_Called"]):
         batch: BatchMode = "exact",
         side_by_side: int = 8,
         pure: bool | None = None,
-        heard: bool = False,
     ) -> None:
         """Wrap a retriever; nothing is called yet.
 
@@ -64,16 +62,14 @@ class HostRetriever(HostSearch["_Called"]):
             side_by_side: how many single calls run at a time when several are due.
             pure: whether the same query finds the same nodes, without side effects; found out
                 by the classes inside where it is not said.
-            heard: whether what the host tells of its calls is heard at once. Otherwise it is
-                kept, with the vector of a query or with the hits.
 
         Raises:
             ConfigError: no retriever, an unknown `batch`, or no call at a time.
         """
         check_way(batch, side_by_side)
         check_retriever(retriever)
-        known = RetrieverState(partial(prepared, mode=batch, pure=pure, heard=heard))
-        super().__init__(_Called(retriever, None, heard), known, side_by_side)
+        known = RetrieverState(partial(prepared, mode=batch, pure=pure))
+        super().__init__(_Called(retriever, None), known, side_by_side)
 
     def for_call(
         self, bundle: QueryBundle | None, look: RetrieverSnapshot | None = None
@@ -87,14 +83,14 @@ class HostRetriever(HostSearch["_Called"]):
         """
         own = special(bundle)
         own = None if own is None else copied(own)
-        return self.beside(_Called(self._host.retriever, own, self._host.heard), look)
+        return self.beside(_Called(self._host.retriever, own), look)
 
     def encode(self, text: str, calls: Any = None) -> Query:
         """Form the query of a text, embedded as the retriever would."""
         query = super().encode(text, calls)
         self._host.embedding = vector = payload_of(query).vector
         if vector is not None:  # the host's synchronous call writes it into the query
-            left_on_query(self._host.retriever, text, {"embedding": list(vector)})
+            note_query(self._host.retriever, text, {"embedding": list(vector)})
         return query
 
     def embed_into(self, bundle: QueryBundle) -> None:
@@ -110,10 +106,9 @@ class HostRetriever(HostSearch["_Called"]):
 class _Called:
     """A retriever with one caller's query, as LlamaIndex calls it."""
 
-    def __init__(self, retriever: BaseRetriever, calls: QueryBundle | None, heard: bool) -> None:
+    def __init__(self, retriever: BaseRetriever, calls: QueryBundle | None) -> None:
         self.retriever = retriever
         self.calls = calls
-        self.heard = heard
         self.embedding: Vector | None = None  # of the query that was asked last
 
     def look_at(self) -> tuple[Hashable, At]:
@@ -121,30 +116,23 @@ class _Called:
 
     def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
-        if self.heard and look.native is None:
-            hits = single_hits(retriever.retrieve(bundle), None)
-            self.embedding = bundle.embedding
-            return hits
-        recording = Recording()
-        with searched(recording):
-            nodes = retriever.retrieve(bundle)
-        self._left(look, query, bundle)
-        return single_hits(nodes, recording)
+        record, call = search_call()
+        nodes = call.run(lambda: retriever.retrieve(bundle))
+        self._note(look, query, bundle)
+        return single_hits(nodes, record)
 
     async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
         retriever, bundle = self._reached(look), self._bundle(query)
-        if self.heard and look.native is None:
-            return single_hits(await _aretrieved(retriever, bundle), None)
-        recording = Recording()
-        with searched(recording):
-            nodes = await _aretrieved(retriever, bundle)
-        self._left(look, query, bundle)
-        return single_hits(nodes, recording)
+        record, call = search_call()
+        nodes = await call.arun(lambda: _aretrieved(retriever, bundle))
+        self._note(look, query, bundle)
+        return single_hits(nodes, record)
 
-    def _left(self, look: RetrieverSnapshot, query: Query, bundle: QueryBundle) -> None:
-        """Hand on what a black box has put on its query; of others the embedding is known."""
+    def _note(self, look: RetrieverSnapshot, query: Query, bundle: QueryBundle) -> None:
+        """Hand on what an opaque retriever has written into its query."""
+        self.embedding = bundle.embedding
         if look.native is None:
-            left_on_query(self.retriever, query.text, vars(bundle))
+            note_query(self.retriever, query.text, vars(bundle))
 
     def _reached(self, look: RetrieverSnapshot) -> BaseRetriever:
         """Give what a call goes to: with the settings of the look, where they can be kept."""
@@ -164,31 +152,27 @@ class _Called:
         )
 
     def nobodys(self) -> "_Called":
-        return _Called(self.retriever, self.calls, heard=False)
+        return self
 
     def unheard(self, query: Query) -> Query:
-        return query  # a call is heard only where it is not recorded
+        return query
 
 
-def single_hits(nodes: Any, recording: Recording | None) -> Hits:
-    """Make the hits of what one call of the host gave.
+def single_hits(nodes: Any, record: CallRecord) -> Hits:
+    """Make the hits of what one call of the host returned.
 
     Raises:
-        InputError: it gave something else than nodes with scores.
+        InputError: it is not a list of nodes with scores.
     """
     if not isinstance(nodes, list) or not all(isinstance(one, NodeWithScore) for one in nodes):
         raise InputError(
             f"a retriever must give a list of NodeWithScore, got {type(nodes).__name__}: "
             f"{nodes!r:.200}"
         )
-    # Hits are remembered, and their recording with them: only where it tells more than
-    # that these nodes were found.
-    inside = recording if recording is not None and recording.tells_more else None
-    origin = HitPayload(None, inside)
-    return hits_of(nodes, origin)
+    return hits_of(nodes, HitPayload(None, kept(record)))
 
 
 async def _aretrieved(retriever: BaseRetriever, bundle: QueryBundle) -> list[NodeWithScore]:
-    if stops_the_loop(retriever):
+    if blocks_loop(retriever):
         return await in_thread(lambda: retriever.aretrieve(bundle))
     return await retriever.aretrieve(bundle)

@@ -1,16 +1,13 @@
 """Looks at a host's retriever: what its answers depend on, and how it may be searched."""
 
 import asyncio
-import dis
-import inspect
 import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import is_
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any, Final, TypeVar
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -24,7 +21,8 @@ from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBun
 from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from llama_index_ralmspec.recording import Recording, searched
+from llama_index_ralmspec.capabilities import awaits
+from llama_index_ralmspec.host_calls import kept, search_call
 from llama_index_ralmspec.stores import BATCH_SEARCHES
 from llama_index_ralmspec.stores.registry import batch_search_of
 from ralmspec_plugins.adapters.batch_search import Scored, Vector
@@ -229,77 +227,65 @@ def _same(ours: list[str], theirs: list[str]) -> bool:
     return len(ours) == len(theirs) and all(map(is_, ours, theirs))
 
 
-# Tells coroutines that wait from those that compute: the second kind would stop the event loop.
+# Which coroutines wait, and which compute and so block the event loop.
 #
-# Most of the host's retrievers, stores and embedders have asynchronous methods that call the
-# synchronous ones. These run in a thread, each with an event loop of its own. What really
-# waits stays where it is: its connections belong to the caller's loop.
+# Where an asynchronous method is known to call the synchronous one, it runs in a thread, with an
+# event loop of its own. All others are awaited in the caller's event loop, to which
+# their connections belong: one of a user's own that computes blocks it, as it does in the host.
 
 
 ResultT = TypeVar("ResultT")
-_WAITS: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT", "BEFORE_ASYNC_WITH"})
+# Modules whose asynchronous methods call the synchronous ones.
+_COMPUTES: Final = frozenset(
+    {
+        "llama_index.core.base.base_retriever",  # the defaults of the host's base classes
+        "llama_index.core.base.embeddings.base",
+        "llama_index.core.vector_stores.types",
+        "llama_index.core.vector_stores.simple",
+        "llama_index.core.embeddings.mock_embed_model",
+        "llama_index.embeddings.huggingface.base",
+        "llama_index.vector_stores.chroma.base",
+        "llama_index.vector_stores.faiss.base",
+        "llama_index.vector_stores.lancedb.base",
+    }
+)
 
 
-def awaits(function: Callable[..., Any]) -> bool:
-    """Say whether a coroutine function awaits anything; yes, where its code cannot be read.
+def waits(kind: type, method: str) -> bool:
+    """Whether a class' asynchronous method is more than its synchronous twin, as far as known.
 
-    >>> async def waits() -> None:
-    ...     await asyncio.sleep(0)
-    >>> async def computes() -> int:
-    ...     return 1
-    >>> awaits(waits), awaits(computes)
-    (True, False)
+    >>> from llama_index.core import MockEmbedding
+    >>> waits(MockEmbedding, "_aget_query_embedding")
+    False
     """
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return not isinstance(code, CodeType) or _awaits(code)
+    return getattr(getattr(kind, method), "__module__", None) not in _COMPUTES
 
 
-@lru_cache(maxsize=1024)
-def _awaits(code: CodeType) -> bool:
-    return any(step.opname in _WAITS for step in dis.get_instructions(code))
+def blocks_loop(retriever: BaseRetriever) -> bool:
+    """Whether a retriever's own coroutine is to run in a thread.
 
-
-def stops_the_loop(retriever: BaseRetriever) -> bool:
-    """Say whether a retriever's own coroutine is to run in a thread.
-
-    It is, where some part of it computes instead of waiting, and none has connections that
-    belong to the caller's event loop. A retriever that awaits may only await what it is made
-    of; one that is made of nothing else awaits something of its own.
+    It is, where it or a part of it is known to compute, and none has connections that
+    belong to the caller's event loop.
     """
-    computing = False
-    for part in parts(retriever):
-        if getattr(part, "keeps_the_loop", False):
-            return False
-        waits = _waits(part)
-        if waits and (not isinstance(part, BaseRetriever) or _made_of_nothing(part)):
-            return False
-        computing |= waits is False
-    return computing
-
-
-def _made_of_nothing(retriever: BaseRetriever) -> bool:
-    """Say whether a retriever holds no other part that is called."""
-    return all(part is retriever or _waits(part) is None for part in parts(retriever))
+    known = [one for one in map(_waits, parts(retriever)) if one is not None]
+    return bool(known) and not any(known)
 
 
 def _waits(part: object) -> bool | None:
-    """Say whether a part waits; `None`: it is none that is called."""
-    if isinstance(part, BaseLLM):
+    """Whether a part waits; `None` for one that is not called, or that only calls other parts."""
+    if getattr(part, "keeps_the_loop", False):
         return True
+    if isinstance(part, BaseLLM):
+        return awaits(part, "acomplete")
     if isinstance(part, BaseEmbedding):
-        return embeds_waiting(part)
+        return waits(type(part), "_aget_query_embedding")
     if isinstance(part, BasePydanticVectorStore):
-        return awaits(type(part).aquery)
-    if isinstance(part, VectorIndexRetriever):
-        return True  # its store and its embedder say more
-    if isinstance(part, BaseRetriever):
-        return awaits(type(part)._aretrieve)  # noqa: SLF001 what the host's users write
-    return None
-
-
-def embeds_waiting(model: BaseEmbedding) -> bool:
-    """Say whether an embedder waits for its vectors, as one of a server does."""
-    return awaits(type(model)._aget_query_embedding)  # noqa: SLF001 what its authors write
+        return waits(type(part), "aquery")
+    if not isinstance(part, BaseRetriever):
+        return None
+    if package_of(part) == "llama_index" and waits(type(part), "_aretrieve"):
+        return None  # its parts say more
+    return waits(type(part), "_aretrieve")
 
 
 async def in_thread(call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
@@ -371,18 +357,18 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
 
 
 def prepared(
-    signature: Hashable, at: At, *, mode: BatchMode, pure: bool | None, heard: bool
+    signature: Hashable, at: At, *, mode: BatchMode, pure: bool | None
 ) -> RetrieverSnapshot:
     """Look closely at a retriever: what is found out holds as long as the signature does."""
     good = is_pure(at.retriever) if pure is None else pure
-    native = native_of(at, mode, heard=heard) if good else None
+    native = native_of(at, mode) if good else None
     k = k_of(at.retriever) if native is None else native.search.k
     fixed = at.retriever if _known(at.retriever) else None
     own = is_hosts_own(at.retriever)
     return RetrieverSnapshot(signature, native, k, good, fixed, own, passing=at.special is not None)
 
 
-def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
+def native_of(at: At, mode: BatchMode) -> Native | None:
     """Give the batch search of a retriever, if there is one that is just like it.
 
     A batch is searched in the context of one of its callers. So there is none where code
@@ -401,7 +387,7 @@ def native_of(at: At, mode: BatchMode, *, heard: bool) -> Native | None:
     if search is None or not (search.exact or mode == "probed"):
         return None
     leads_on = bool(retriever.object_map)
-    return Native(search, QueryEmbedder(embedder, at.special, heard), Handed(retriever), leads_on)
+    return Native(search, QueryEmbedder(embedder, at.special), Handed(retriever), leads_on)
 
 
 def k_of(retriever: BaseRetriever) -> int | None:
@@ -419,41 +405,32 @@ def k_of(retriever: BaseRetriever) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class QueryEmbedder:
-    """A retriever's embedder, called as the retriever itself calls it.
-
-    `heard`: what the embedder tells is heard at once; otherwise it is kept with the vector.
-    """
+    """A retriever's embedder, called as the retriever itself calls it."""
 
     embedder: BaseEmbedding
     special: QueryBundle | None
-    heard: bool
 
     def embed(self, text: str) -> QueryPayload:
         """Embed a query; one that has nothing to embed has no vector."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
-        if self.heard:
-            return QueryPayload(self.embedder.get_agg_embedding_from_queries(strings))
-        recording = Recording()
-        with searched(recording, text):
-            vector = self.embedder.get_agg_embedding_from_queries(strings)
-        return QueryPayload(vector, recording=recording if len(recording) else None)
+        record, call = search_call()
+        embed = self.embedder.get_agg_embedding_from_queries
+        vector = call.run(lambda: embed(strings))
+        return QueryPayload(vector, recording=kept(record))
 
     async def aembed(self, text: str) -> QueryPayload:
         """Embed a query by the asynchronous method, in a thread if that would not wait."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
-        if self.heard:
-            return QueryPayload(await self._aembed(strings))
-        recording = Recording()
-        with searched(recording, text):
-            vector = await self._aembed(strings)
-        return QueryPayload(vector, recording=recording if len(recording) else None)
+        record, call = search_call()
+        vector = await call.arun(lambda: self._aembed(strings))
+        return QueryPayload(vector, recording=kept(record))
 
     async def _aembed(self, strings: list[str]) -> Vector:
-        if embeds_waiting(self.embedder):
+        if waits(type(self.embedder), "_aget_query_embedding"):
             return await self.embedder.aget_agg_embedding_from_queries(strings)
         return await in_thread(lambda: self.embedder.aget_agg_embedding_from_queries(strings))
 

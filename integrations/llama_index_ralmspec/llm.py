@@ -5,7 +5,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec import capabilities
 from llama_index_ralmspec.capabilities import Abilities, told
-from llama_index_ralmspec.host_calls import QuietCall, in_a_loop_of_its_own, quiet_call
+from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompts import Prompting, continued
 from ralmspec_plugins.adapters.events import aclosable, closable
@@ -51,13 +51,13 @@ class HostCall:
         llm: the model, with the settings of this call.
         given: a text that is completed as it is, or the messages of a chat.
         arguments: how far it is to write, where to stop.
-        recording: of the events of this call, for the draft that it writes.
+        record: of this call, for the draft that it writes.
     """
 
     llm: LLM
     given: str | Sequence[ChatMessage]
     arguments: Mapping[str, Any]
-    recording: Any = None
+    record: Any = None
 
     def invoke(self) -> Written:
         """Call it and wait."""
@@ -98,7 +98,7 @@ class HostCall:
                 progress.check()
                 came.append(reply)
                 text += reply.delta or ""
-                show(Written(text, recording=self.recording))
+                show(Written(text, recording=self.record))
         return self._written(text, came)
 
     async def astream(self, progress: Progress, show: Show) -> Written:
@@ -119,7 +119,7 @@ class HostCall:
                 progress.check()
                 came.append(reply)
                 text += reply.delta or ""
-                show(Written(text, recording=self.recording))
+                show(Written(text, recording=self.record))
         return self._written(text, came)
 
     def _written(self, text: str, came: Sequence[Reply]) -> Written:
@@ -128,7 +128,7 @@ class HostCall:
         ended = next((one for one in said if one is not None), None)
         counts = (usage_of(reply) for reply in reversed(came))
         usage = next((one for one in counts if one != Usage()), Usage())
-        return Written(text, ended, usage, came[-1] if came else None, self.recording)
+        return Written(text, ended, usage, came[-1] if came else None, self.record)
 
     def _ended(self, reply: Reply) -> bool | None:
         ended = came_to_an_end(said_of(reply))
@@ -202,31 +202,38 @@ class Plan:
     step: Step
     bound: int
     stop: Sequence[str]
-    quiet: QuietCall
+    call: RequestCall
 
     def alone(self) -> AbstractContextManager[None]:
-        """Have nobody hear of what runs inside but the recording."""
-        return self.quiet.alone()
+        """Change nothing: the host's handlers are told when things happen."""
+        return nullcontext()
 
     def write(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Call the model, as a stream where somebody listens and it can be listened to."""
-        if self.quiet.asynchronous:
-            return in_a_loop_of_its_own(self.awrite(given, progress, show))
-        call = self._call(self.quiet.nodes(given, self.processing), awaited=False)
+        """Call the model, as a stream where partial text is wanted and the model streams."""
+        if self.call.asynchronous:
+            return in_own_loop(self.awrite(given, progress, show))
+        return self.call.run(lambda: self._written(given, progress, show))
+
+    def _written(self, given: Hits, progress: Progress, show: Show) -> Written:
+        call = self._call(self.call.nodes(given, self.processing), awaited=False)
         if self.known.streams and progress.wanted:
             return self._read(call.stream(progress, show))
         return self._read(call.invoke())
 
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
         """Do the same by the host's asynchronous methods."""
-        call = self._call(await self.quiet.anodes(given, self.processing), awaited=True)
+        return await self.call.arun(lambda: self._awritten(given, progress, show))
+
+    async def _awritten(self, given: Hits, progress: Progress, show: Show) -> Written:
+        nodes = await self.call.anodes(given, self.processing)
+        call = self._call(nodes, awaited=True)
         if self.known.native_async:
-            return await self._awritten(call, progress, show)
-        return await self.quiet.beside(
-            lambda: in_a_loop_of_its_own(self._awritten(call, progress, show)), progress
+            return await self._acalled(call, progress, show)
+        return await self.call.in_thread(
+            lambda: in_own_loop(self._acalled(call, progress, show)), progress
         )
 
-    async def _awritten(self, call: HostCall, progress: Progress, show: Show) -> Written:
+    async def _acalled(self, call: HostCall, progress: Progress, show: Show) -> Written:
         if self.known.streams and progress.wanted:
             return self._read(await call.astream(progress, show))
         return self._read(await call.ainvoke())
@@ -242,11 +249,11 @@ class Plan:
             further=self.known.continuation if continues else None,
             asynchronous=awaited,
         )
-        return HostCall(llm, shown, arguments, self.quiet.recording)
+        return HostCall(llm, shown, arguments, self.call.record)
 
     def _shown(self, nodes: list[NodeWithScore]) -> tuple[str | list[ChatMessage], bool]:
         """Give what is to be written on, and whether that is a message of the model's own."""
-        question, context = self.quiet.bundle.query_str, self.prompting.context(nodes)
+        question, context = self.call.bundle.query_str, self.prompting.context(nodes)
         if not self.known.chat or self.known.by_prompt:
             return self.prompting.shown(self.llm, question, context) + self.text, False
         return continued(self.prompting.messages(self.llm, question, context), self.text)
@@ -347,7 +354,7 @@ class _ModelWriter:
         """Plan one call."""
         parts = (self._llm, self._known, self._prompting, self.processing)
         stop = stops(draft, step, sentence_stop)
-        return Plan(*parts, draft.text, step, bound, stop, quiet_call(draft.origin))
+        return Plan(*parts, draft.text, step, bound, stop, request_call(draft.origin))
 
     def write_key(self, draft: TextDraft, given: Hits, tokens: int) -> Hashable:
         """Hold the draft and the nodes, with their scores if anybody looks at them."""

@@ -11,10 +11,9 @@ from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec.capabilities import hugging_face
 from llama_index_ralmspec.documents import node_of, passage_of
-from llama_index_ralmspec.host_calls import QuietCall, quiet_call
+from llama_index_ralmspec.host_calls import CallRecord, RequestCall, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompts import Prompting
-from llama_index_ralmspec.recording import Recording
 from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.prompts import PassageTemplate
@@ -36,7 +35,7 @@ class ProcessedDraft:
 
     inner: Draft
     request: Request
-    recording: Recording | None = field(default=None, compare=False, repr=False)
+    recording: CallRecord | None = field(default=None, compare=False, repr=False)
 
 
 _Grown: TypeAlias = Callable[[Draft], ProcessedDraft]
@@ -134,20 +133,18 @@ class ProcessedLM:
 
     def _shown(self, draft: ProcessedDraft, hits: Hits) -> tuple[list[Passage], _Grown]:
         """Process the nodes; give what is left, and what makes a draft of the model's own."""
-        quiet = quiet_call(draft.request)
-        with quiet.alone():
-            nodes = quiet.nodes(hits, self.processing)
-        return _passages(nodes), _grown(draft, quiet)
+        call = request_call(draft.request)
+        nodes = call.run(lambda: call.nodes(hits, self.processing))
+        return _passages(nodes), _grown(draft, call)
 
     async def _awritten(
         self, write: _Write, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
     ) -> ProcessedDraft:
-        quiet = quiet_call(draft.request)
-        with quiet.alone():
-            nodes = await quiet.anodes(hits, self.processing)
-        shown, grown = _passages(nodes), _grown(draft, quiet)
+        call = request_call(draft.request)
+        nodes = await call.arun(lambda: call.anodes(hits, self.processing))
+        shown, grown = _passages(nodes), _grown(draft, call)
         reports = Reports(progress, grown)
-        return await quiet.beside(
+        return await call.in_thread(
             lambda: grown(write(draft.inner, shown, tokens, reports)), progress
         )
 
@@ -156,8 +153,8 @@ def _passages(nodes: Sequence[NodeWithScore]) -> list[Passage]:
     return [passage_of(one.node) for one in nodes]
 
 
-def _grown(draft: ProcessedDraft, quiet: QuietCall) -> _Grown:
-    return partial(ProcessedDraft, request=draft.request, recording=quiet.recording)
+def _grown(draft: ProcessedDraft, call: RequestCall) -> _Grown:
+    return partial(ProcessedDraft, request=draft.request, recording=call.record)
 
 
 def direct_lm(

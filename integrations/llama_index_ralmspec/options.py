@@ -1,6 +1,7 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -45,12 +46,14 @@ class Options:
         prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
         pool: nodes seen so far, to guess with: one of the engine's own by default, if only
             LlamaIndex' own classes search. None: one for each request.
-        memo: answers of former searches, trusted: only where the index does not change.
+        memo: answers of former searches, trusted: where the index does not change, or the
+            engine's `invalidate` is called when it has.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
         batching: which stores are searched in batches: "exact", "probed" or "off".
         side_by_side: single calls of the retriever at a time.
         pure: whether the retriever finds the same for the same query; found out by its class.
-        report: whether `metadata["ralmspec"]` of a response has a `Report`.
+        report: whether `metadata["ralmspec"]` of a response has its `Report`, beside the sources'
+            metadata; `stats_of(response)` has its numbers in any case.
     """
 
     workload: WorkloadName | WorkloadMaker = "one_shot"
@@ -72,7 +75,8 @@ class Options:
     batching: BatchMode = "exact"
     side_by_side: int = 8
     pure: bool | None = None
-    report: bool = True
+    report: bool = False
+    one_shot: bool = field(init=False, repr=False)  # one retrieval, then the synthesizer
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -89,6 +93,7 @@ class Options:
                 "a replica makes guesses, and guess_through=False has nothing run on any: leave "
                 "one of them out, or say guess_through=True"
             )
+        object.__setattr__(self, "one_shot", is_one_shot(self.workload))
         if self.one_shot:
             self._refuse_steps()
 
@@ -111,21 +116,19 @@ class Options:
             )
 
     @property
-    def one_shot(self) -> bool:
-        """Whether there is one retrieval, and then the host's response synthesizer."""
-        return is_one_shot(self.workload)
-
-    @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         stop = self.stop
         return ((stop,) if stop else ()) if isinstance(stop, str) else tuple(stop)
 
-    def speculation(self, *, guesses: bool) -> Speculation:
+    def speculation(
+        self, *, guesses: bool, may_guess: Callable[[], bool] | None = None
+    ) -> Speculation:
         """Give the part that says how far requests run ahead.
 
         Args:
             guesses: whether the host's parts may run on guesses.
+            may_guess: says the same at any time, also within a request that runs.
         """
         pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
@@ -137,7 +140,8 @@ class Options:
             side_by_side=self.side_by_side,
             calls_cost=not self.direct,
             guesses=guesses,
+            may_guess=may_guess,
         )
 
 
-NAMES = frozenset(field.name for field in fields(Options))
+NAMES = frozenset(one.name for one in fields(Options) if one.init)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Hashable, Iterator, Sequence
 from contextlib import aclosing, closing
 from contextvars import Context
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,21 +18,23 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
 
-from llama_index_ralmspec.callbacks import DirectRuns, Telling
-from llama_index_ralmspec.host_calls import HostContext, asking, copied
+from llama_index_ralmspec.callbacks import Telling
+from llama_index_ralmspec.capabilities import inner, is_remote
+from llama_index_ralmspec.host_calls import CallRecord, HostContext, copied, current_request
 from llama_index_ralmspec.host_retriever import HostRetriever
+from llama_index_ralmspec.inspection import blocks_loop
 from llama_index_ralmspec.llm import HostLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompts import Prompting
-from llama_index_ralmspec.recording import Recording, recorded
-from llama_index_ralmspec.response import Responses
-from llama_index_ralmspec.synthesis import SynthesizerLM, is_known
+from llama_index_ralmspec.response import Responses, record_of
+from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
-from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
-from ralmspec_plugins.effects import Event
+from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.effects import Commit, Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
 from ralmspec_plugins.scheduling.schedules import Continuous
 from ralmspec_plugins.types import Request
@@ -62,6 +63,8 @@ class Assembly:
         self.options, self._runtime = options, runtime
         self._postprocessors = tuple(postprocessors)
         self.key = key_of(retriever, synthesizer, postprocessors)
+        self.effects = _side_effects_of(synthesizer, options)
+        self._blocks_loop = blocks_loop(retriever) or model_blocks_loop(synthesizer)
         self._workload = workload_of(options.workload, self._lm())
         self._host = self._hosts(retriever)
         self._replica = None if options.replica is None else self._hosts(options.replica)
@@ -115,12 +118,9 @@ class Assembly:
         """What has reached the retriever's store so far."""
         return self._host.stats
 
-    def direct_runs(self, request: Request) -> DirectRuns | None:
-        """Give what tells of a directly driven model's segments, which no call has written."""
-        if not self.options.direct:
-            return None
-        llm = self.synthesizer._llm  # noqa: SLF001
-        return DirectRuns(request, self._prompting(), llm, self._workload.text)
+    def note_call(self, found: int) -> None:
+        """Count a call of the retriever by the host's own methods."""
+        self._host.note_call(found)
 
     def request(self, context: HostContext) -> Request:
         """Make the request for a query."""
@@ -150,16 +150,42 @@ class Assembly:
             unknown.append(self.synthesizer)
         return [type(one).__name__ for one in unknown]
 
-    def engines(self, bundle: QueryBundle) -> Engines:
-        """Give the engines for a query."""
+    def engines(self, bundle: QueryBundle, *, asynchronous: bool = False) -> Engines | None:
+        """Return the engines for a query; `None` where the host's own engine answers it.
+
+        It does where there is one retrieval, and nothing that could be known before it: then the
+        host's parts run in the caller's thread and context, as if this package were not there.
+        Parts that would block the caller's event loop run in the engine's threads nevertheless.
+        """
         options, guesses = self.options, self.guesses
-        return options.speculation(guesses=guesses).engines(
+        host = self._host.for_call(bundle)
+        effects = self.effects
+        if effects is not None and effects.found is not None:
+            guesses = False
+        may_guess = None if effects is None else effects.may_guess
+        speculation = options.speculation(guesses=guesses, may_guess=may_guess)
+        if (
+            options.one_shot
+            and options.deadline_s is None
+            and not (asynchronous and self._blocks_loop)
+            and not speculation.can_guess(host.look(), self._replica)
+        ):
+            return None
+        return speculation.engines(
             self._runtime,
             (object_id(options), self.key, guesses),
-            self._host.for_call(bundle),
+            host,
             self._workload,
             self._replica,
         )
+
+
+def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffects | None:
+    """Watch the model, unless it is a server's, driven directly, or said to leave no traces."""
+    llm = inner(getattr(synthesizer, "_llm", None))
+    if llm is None or options.guess_through or options.direct or is_remote(llm):
+        return None
+    return SideEffects(llm)
 
 
 def key_of(
@@ -167,16 +193,16 @@ def key_of(
     synthesizer: BaseSynthesizer,
     postprocessors: Sequence[BaseNodePostprocessor],
 ) -> Hashable:
-    """Name the host's parts: engines are made anew where one of them is another."""
-    llm, template = getattr(synthesizer, "_llm", None), template_of(synthesizer)
-    parts = (retriever, synthesizer, llm, template, *postprocessors)
-    return tuple(object_id(part) for part in parts)
+    """Name the host's parts: engines are made again where one of them was replaced."""
+    llm = getattr(synthesizer, "_llm", None)
+    templates = [one for one in vars(synthesizer).values() if isinstance(one, BasePromptTemplate)]
+    parts = (retriever, synthesizer, llm, *templates, *postprocessors)
+    return tuple(map(object_id, parts))
 
 
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
-    """Give the prompt with which a synthesizer shows nodes and question to the model."""
-    with recorded(Recording()):  # the host tells of that, too
-        prompts = synthesizer._get_prompts()  # noqa: SLF001 the public one gives copies
+    """Return the prompt with which a synthesizer shows nodes and question to the model."""
+    prompts = synthesizer.get_prompts()
     return next((prompts[name] for name in _TEMPLATES if name in prompts), None)
 
 
@@ -187,37 +213,42 @@ class RequestRun:
     """Answers one query."""
 
     def __init__(
-        self, assembly: Assembly, bundle: QueryBundle, *, asynchronous: bool = False
+        self,
+        assembly: Assembly,
+        engines: Engines,
+        bundle: QueryBundle,
+        *,
+        asynchronous: bool = False,
     ) -> None:
         """Look at the query, and begin nothing yet.
 
         Args:
             assembly: the query engine's parts.
+            engines: what answers it.
             bundle: the query.
             asynchronous: whether it is answered on an event loop.
         """
         # Read once: chat engines switch it on for one query, and off when they have its stream.
         streaming = bool(getattr(assembly.synthesizer, "_streaming", False))
         options = assembly.options
-        given = copied(bundle)
-        self._engines = assembly.engines(given)
         context = HostContext(
-            given,
+            bundle if options.one_shot else copied(bundle),
             asynchronous,
             streaming,
-            own=bundle if options.one_shot else None,
-            alone=not assembly.guesses,
+            alone=options.one_shot and not assembly.guesses,
             retriever=assembly.retriever,
-            threads=self._engines.threads,
+            threads=engines.threads,
+            effects=assembly.effects,
         )
+        self._engines = engines
         self._context = context
         self._streaming = streaming
         self._request = assembly.request(context)
-        self._telling = Telling(context, assembly.retriever, assembly.direct_runs(self._request))
+        self._telling = Telling(context.spans, records_of)
         self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
 
     def response(self) -> RESPONSE_TYPE:
-        """Answer it; what streams is given back when its first text is settled.
+        """Answer it; a response that streams is returned when its nodes are known.
 
         Raises:
             Exception: what the host's own loop would have raised.
@@ -225,18 +256,16 @@ class RequestRun:
         pieces = self._pieces(self._engines.sync.events(self._request, reports=self._streaming))
         next(pieces)  # from here on there is a response, and closing it ends the request
         made = self._responses.response
-        self._telling.given_back()
-        if isinstance(made, StreamingResponse):
-            return replace(made, response_gen=pieces)
+        if isinstance(made, StreamingResponse) and made is not self._responses.unread:
+            return self._responses.streaming(pieces)
         for _ in pieces:
             pass
         return made
 
     def _pieces(self, events: EventStream) -> Generator[str, None, None]:
-        asked = _Asked(events, self._context)
-        with closing(drive_events(asked, self._telling, self._responses.shown)) as pieces:
+        current = _Current(events, self._context)
+        with closing(drive_events(current, self._telling, self._responses.shown)) as pieces:
             yield from pieces
-        self._telling.ended()
         yield from self._responses.ended(events.answer)
 
     async def aresponse(self) -> RESPONSE_TYPE:
@@ -249,25 +278,33 @@ class RequestRun:
         pieces = self._apieces(engine.events(self._request, reports=self._streaming))
         await anext(pieces)
         made = self._responses.response
-        self._telling.given_back()
-        if isinstance(made, AsyncStreamingResponse):
-            return replace(made, response_gen=pieces)
+        if isinstance(made, AsyncStreamingResponse) and made is not self._responses.unread:
+            return self._responses.streaming(pieces)
         async for _ in pieces:
             pass
         return made
 
     async def _apieces(self, events: AsyncEventStream) -> AsyncGenerator[str, None]:
-        asked = _AsyncAsked(events, self._context)
-        async with aclosing(adrive_events(asked, self._telling, self._responses.shown)) as pieces:
+        current = _AsyncCurrent(events, self._context)
+        async with aclosing(AsyncPieces(current, self._telling, self._responses.shown)) as pieces:
             async for piece in pieces:
                 yield piece
-        await self._telling.aended()
         for piece in self._responses.ended(events.answer):
             yield piece
 
 
-class _Asked:
-    """A request's events; its retriever knows whose it is while the next one is made."""
+def records_of(event: Commit) -> list[CallRecord]:
+    """List the records of the calls that a committed step rests on: embedding, search, writing."""
+    payloads = [hit.features for hit in event.hits]
+    if event.retrieved is not None:
+        payloads.append(event.retrieved.query.encoding)
+    found = [getattr(one, "recording", None) for one in payloads]
+    found.append(record_of(event.state))
+    return [one for one in found if isinstance(one, CallRecord)]
+
+
+class _Current:
+    """A request's events; its retriever knows the request while the next one is made."""
 
     def __init__(self, events: EventStream, context: HostContext) -> None:
         self._events = events
@@ -277,17 +314,17 @@ class _Asked:
         return self
 
     def __next__(self) -> Event:
-        token = asking.set(self._context)
+        token = current_request.set(self._context)
         try:
             return next(self._events)
         finally:
-            asking.reset(token)
+            current_request.reset(token)
 
     def close(self) -> None:
         self._events.close()
 
 
-class _AsyncAsked:
+class _AsyncCurrent:
     """The same on an event loop."""
 
     def __init__(self, events: AsyncEventStream, context: HostContext) -> None:
@@ -298,11 +335,11 @@ class _AsyncAsked:
         return self
 
     async def __anext__(self) -> Event:
-        token = asking.set(self._context)
+        token = current_request.set(self._context)
         try:
             return await anext(self._events)
         finally:
-            asking.reset(token)
+            current_request.reset(token)
 
     async def aclose(self) -> None:
         await self._events.aclose()

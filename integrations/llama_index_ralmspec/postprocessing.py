@@ -6,8 +6,8 @@ from typing import Any, Final
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_ralmspec.callbacks import tagged
 from llama_index_ralmspec.documents import nodes_of, passage_of
-from llama_index_ralmspec.recording import Recording, recorded
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.types import Hits, passages_of
 
@@ -77,7 +77,7 @@ class Postprocessing:
 
     def _left_of(self, hits: Hits) -> list[Any] | None:
         """Give the passages that are left of hits, or nothing where that fails."""
-        with recorded(Recording()):
+        with tagged():
             try:
                 nodes = self.run(nodes_of(hits), QueryBundle(""))
                 return [passage_of(one.node) for one in nodes]

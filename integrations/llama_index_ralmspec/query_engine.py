@@ -18,10 +18,13 @@ from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
+from llama_index_ralmspec.response import PlainRun
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
 
 # What the host's query engine calls while it answers, and this one does not.
 _UNCALLED: Final = (
@@ -220,7 +223,12 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         """Answer a query."""
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
-            response = RequestRun(self._assembled(), query_bundle).response()
+            assembly = self._assembled()
+            engines = assembly.engines(query_bundle)
+            if engines is None:
+                response = self._synthesized(query_bundle)
+            else:
+                response = RequestRun(assembly, engines, query_bundle).response()
             told.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
@@ -228,15 +236,45 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         """Answer a query on an event loop."""
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as told:
-            run = RequestRun(self._assembled(), query_bundle, asynchronous=True)
-            response = await run.aresponse()
+            assembly = self._assembled()
+            engines = assembly.engines(query_bundle, asynchronous=True)
+            if engines is None:
+                response = await self._asynthesized(query_bundle)
+            else:
+                run = RequestRun(assembly, engines, query_bundle, asynchronous=True)
+                response = await run.aresponse()
             told.on_end(payload={EventPayload.RESPONSE: response})
         return response
+
+    def _synthesized(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        """Answer a query as the host does, where nothing could be guessed."""
+        began = PlainRun(query_bundle.query_str, in_metadata=self._options.report)
+        nodes = began.retrieved(self.retrieve(query_bundle))
+        self._assembled().note_call(len(nodes))
+        response = self._response_synthesizer.synthesize(query=query_bundle, nodes=nodes)
+        return began.reported(response)
+
+    async def _asynthesized(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        """Do the same on an event loop."""
+        began = PlainRun(query_bundle.query_str, in_metadata=self._options.report)
+        nodes = began.retrieved(await self.aretrieve(query_bundle))
+        self._assembled().note_call(len(nodes))
+        response = await self._response_synthesizer.asynthesize(query=query_bundle, nodes=nodes)
+        return began.reported(response)
 
     @property
     def stats(self) -> HostStats:
         """What has reached the retriever's store so far: round trips, and queries in them."""
         return self._assembled().stats
+
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed: memo and pool are emptied.
+
+        What queries that are running find is not remembered for later ones.
+        """
+        for cache in (self._options.memo, self._options.pool):
+            if isinstance(cache, QueryCache | SharedPassageCache):
+                cache.invalidate()
 
     def close(self) -> None:
         """Wait for searches that nobody needs any more, and let the threads go."""

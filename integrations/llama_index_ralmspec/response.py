@@ -1,8 +1,10 @@
 """Makes a host's response of what happens in the engine, streamed or whole."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
+from weakref import ref
 
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
@@ -13,18 +15,17 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.schema import NodeWithScore
 
-from llama_index_ralmspec.callbacks import recording_of
 from llama_index_ralmspec.documents import nodes_of
-from llama_index_ralmspec.host_calls import HostContext
-from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
+from llama_index_ralmspec.host_calls import CallRecord, HostContext
+from ralmspec_plugins.adapters.events import REPORT, Report, report_of, stats_in
 from ralmspec_plugins.adapters.text_state import draft_of
-from ralmspec_plugins.effects import Commit, Confirmed, Event, Settled
-from ralmspec_plugins.types import Answer, Hits, Stats
+from ralmspec_plugins.effects import Commit, Confirmed, Event, Judged, Settled
+from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, Stats
 
 _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
-_WITH_METADATA: Final = (Response, PydanticResponse, *_STREAMS)
-_UNMADE: Final = object()  # a synthesizer may give anything, `None` too
-BEGUN = ""  # the first piece, when there is a response to give back
+_REPORT: Final = "_ralmspec_report"
+_UNMADE: Final = object()  # a synthesizer may return anything, `None` too
+BEGUN = ""  # the first piece, when there is a response to return
 
 
 class Responses:
@@ -40,7 +41,7 @@ class Responses:
         Args:
             context: the request's.
             one_shot: whether the host's synthesizer writes it.
-            report: whether the metadata get a `Report`.
+            report: whether the response's metadata get the `Report`, too.
         """
         self._context = context
         self._one_shot = one_shot
@@ -49,7 +50,10 @@ class Responses:
         self._nodes: list[NodeWithScore] = []
         self._metadata: dict[str, Any] = {}
         self._hits: Hits = ()  # of the latest confirmed step
+        self._right = False  # whether that was guessed
         self._shown = 0
+        self._returned: ref[Any] | None = None
+        self.unread: Any = None  # the host's response, if its stream is left to the caller
 
     @property
     def response(self) -> RESPONSE_TYPE:
@@ -59,64 +63,73 @@ class Responses:
         return made
 
     def shown(self, event: Event) -> Iterator[str]:
-        """Take in what happens; give the new text if the response streams."""
+        """Take in an event; give the new text if the response streams."""
+        if isinstance(event, Judged):
+            self._right = event.right
         if isinstance(event, Confirmed | Commit):
             self._hits = event.hits
+        if isinstance(event, Settled | Commit) and (record := record_of(event.state)) is not None:
+            record.score(self._hits)
         if isinstance(event, Commit):
             self._used(event)
-        if not self._context.streaming or not isinstance(event, Settled | Commit):
+        if not self._context.streaming or (self._response is _UNMADE and not self._begins(event)):
             return
-        if self._response is _UNMADE and not self._begin(event.state):
-            return
+        if not self._context.begun:
+            self._context.begun = True
+            yield BEGUN
         if isinstance(event, Settled) and len(event.text) > self._shown:
             piece = event.text[self._shown :]
-            if not self._shown:
-                yield BEGUN
             self._shown = len(event.text)
             yield piece
 
     def ended(self, answer: Answer) -> Iterator[str]:
         """Complete the response with the whole answer."""
+        message = draft_of(answer.state).message if self._one_shot else None
+        record = record_of(answer.state)
+        self.unread = message if record is not None and record.unread else None
         if self._response is _UNMADE:
-            draft = draft_of(answer.state)
             if self._one_shot:
-                self._response = self._own(draft.message)
+                self._response = message
             else:
                 self._response = Response(answer.text, self._nodes, self._metadata)
-        if self._report:
-            self._metadata[REPORT] = report_of(answer)
-        if not self._shown:
-            yield BEGUN
+        if self._context.begun:
+            returned = None if self._returned is None else self._returned()
+            if returned is not None:
+                _attach(returned, report_of(answer), in_metadata=self._report)
+            return
+        made = put_report(self._response, report_of(answer), in_metadata=self._report)
+        self.unread = None if self.unread is None else made
+        self._response = made
+        yield BEGUN
 
-    def _begin(self, state: Any) -> bool:
-        """Make the response that streams, if it does."""
-        if self._one_shot:
-            message = draft_of(state).message
-            if not isinstance(message, _STREAMS):
+    def streaming(self, pieces: Any) -> RESPONSE_TYPE:
+        """Return the response with the text that it streams; the report comes with its end."""
+        made: Any = replace(self._response, response_gen=pieces)
+        self._returned = ref(made)  # the caller's alone: a stream that is let go ends at once
+        returned: RESPONSE_TYPE = made
+        return returned
+
+    def _begins(self, event: Event) -> bool:
+        """Make the response that streams as soon as its nodes are known; say whether it is made."""
+        if not self._one_shot:
+            if not isinstance(event, Settled | Commit):
                 return False
-            self._response = self._own(message)
+            kind: Any = AsyncStreamingResponse if self._context.asynchronous else StreamingResponse
+            self._used_by(event.state)
+            self._response = kind(None, self._nodes, self._metadata)
             return True
-        kind: Any = AsyncStreamingResponse if self._context.asynchronous else StreamingResponse
-        self._used_by(state)
-        self._response = kind(None, self._nodes, self._metadata)
+        if isinstance(event, Confirmed) and self._right and self._context.records:
+            record = self._context.records[-1]  # the call that was made on the right guess
+            record.score(self._hits)
+        elif isinstance(event, Settled | Commit) and (found := record_of(event.state)) is not None:
+            record = found
+        else:
+            return False
+        if not isinstance(record.response, _STREAMS) or record.unread:
+            return False
+        # The text is read here, and the caller reads it from us.
+        self._response = replace(record.response, response_txt=None)
         return True
-
-    def _own(self, message: Any) -> Any:
-        """Take the host's own response; its metadata get the report beside the host's.
-
-        What is no response of the host's is given back as it is: what becomes of it is the
-        host's affair.
-        """
-        if isinstance(message, _STREAMS):
-            message = replace(message, response_txt=None)  # read here, and not by the caller
-        if not self._report or not isinstance(message, _WITH_METADATA):
-            return message
-        self._metadata.update(message.metadata or {})
-        # Of a class of its author's own, it keeps that. The host's `PydanticResponse` looks up
-        # what it does not have in its fields, for ever while it has none: no copy() is made of it.
-        made = object.__new__(type(message))
-        vars(made).update(vars(message), metadata=self._metadata)
-        return made
 
     def _used(self, event: Commit) -> None:
         if not self._one_shot:
@@ -128,17 +141,78 @@ class Responses:
         A model driven directly without postprocessors records nothing: it is given what the
         step's search found.
         """
-        recording = recording_of(state)
-        for node in nodes_of(self._hits) if recording is None else recording.used:
+        record = record_of(state)
+        for node in nodes_of(self._hits) if record is None else record.used:
             if node.node.node_id not in self._metadata:
                 self._nodes.append(node)
                 self._metadata[node.node.node_id] = node.node.metadata
 
 
+def record_of(state: Any) -> CallRecord | None:
+    """Return the record of the call that wrote a state, if the host's parts wrote it."""
+    found = getattr(draft_of(state), "recording", None)
+    return found if isinstance(found, CallRecord) else None
+
+
+def put_report(response: Any, report: Report, *, in_metadata: bool) -> Any:
+    """Return a response with its report attached, for `stats_of`.
+
+    It stands in an attribute which is no field: a response with it equals one without. Where
+    the metadata get it too, the response is a copy: a synthesizer may keep the one it returned.
+    """
+    if not isinstance(response, (Response, PydanticResponse, *_STREAMS)):
+        return response
+    if in_metadata:
+        # The host's `PydanticResponse` cannot be copied by copy().
+        made = object.__new__(type(response))
+        vars(made).update(vars(response))
+        response = made
+    _attach(response, report, in_metadata=in_metadata)
+    return response
+
+
+def _attach(response: Any, report: Report, *, in_metadata: bool) -> None:
+    if in_metadata:
+        response.metadata = {**(response.metadata or {}), REPORT: report}
+    vars(response)[_REPORT] = report
+
+
+class PlainRun:
+    """Times one query that the host's own parts answer, one after the other."""
+
+    def __init__(self, query: str, *, in_metadata: bool) -> None:
+        """Begin."""
+        self._query = query
+        self._in_metadata = in_metadata
+        self._began_s = self._found_s = time.perf_counter()
+
+    def retrieved(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        """Note the time at which the nodes were known."""
+        self._found_s = time.perf_counter()
+        return nodes
+
+    def reported(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """Attach the report of a query with one search and one segment."""
+        found_s, wall_s = self._found_s - self._began_s, time.perf_counter() - self._began_s
+        stats = Stats(
+            wall_s=wall_s,
+            searches=1,
+            queries=1,
+            batch_sizes=(1,),
+            segments=1,
+            timeline=(Span("search", 0.0, found_s, 1), Span("extend", found_s, wall_s, 0)),
+        )
+        answer = Answer("", (Retrieved(Query(self._query), ()),), None, stats)
+        made: RESPONSE_TYPE = put_report(response, report_of(answer), in_metadata=self._in_metadata)
+        return made
+
+
 def stats_of(response: RESPONSE_TYPE) -> Stats:
-    """Make the statistics of a response an object again, for its computed numbers and pictures.
+    """Return the statistics of a response.
 
     Raises:
-        InputError: the response has no report; one that streams has it when it was read.
+        InputError: the response has none; one that streams has them when it was read.
     """
-    return stats_in(response.metadata, "a response of SpeculativeQueryEngine")
+    report = vars(response).get(_REPORT)
+    held = response.metadata if report is None else {REPORT: report}
+    return stats_in(held, "a response of SpeculativeQueryEngine")

@@ -3,34 +3,32 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_ralmspec.callbacks import tell_retrieval
 from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import check_retriever
-from llama_index_ralmspec.replay import Find, twin
-from ralmspec_plugins.adapters.retriever import aeach, each
+from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
-    RetrieverConfig,
+    RetrieverRuntime,
     RetrieverService,
-    RetrieverStats,
-    ServiceState,
+    ServedRetriever,
     agreeing,
     check_pairs,
+    completed,
+    outcomes,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode, check_way
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.types import Hits
 
 Asked: TypeAlias = str | QueryBundle
 THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as Python's own pools of threads
@@ -44,14 +42,15 @@ class Verdict:
     nodes: list[NodeWithScore]
 
 
-class SpeculativeRetriever(BaseRetriever):
+class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     """Gives exactly the nodes of `retriever`, and calls its store as rarely as it can.
 
     Calls that come while a search is running share the next one, and `retrieve_batch` is one
     search, where the store has a batch search that is known to give the same (see
     `batching`). What was found before is remembered only where you say so, with a
-    `memo`: nobody else knows whether the index changes meanwhile. Everything that
-    answers depend on (filters, `similarity_top_k`, a query's own embedding) keeps calls apart.
+    `memo`: nobody else knows whether the index changes meanwhile (call `invalidate` when
+    it has). Everything that answers depend on (filters, `similarity_top_k`, a query's own
+    embedding) keeps calls apart.
 
     A retriever that is known to answer differently each time, or to write, is
     passed straight through. Asynchronous calls never hold up the event loop.
@@ -75,8 +74,7 @@ class SpeculativeRetriever(BaseRetriever):
 
         Args:
             retriever: the one that answers.
-            memo: remembers answers, with a size and a time to live; only if the index does
-                not change.
+            memo: remembers answers, with a size and a time to live, until `invalidate` is called.
             pool: collects what was found, for `guess`.
             batching: which batch searches are used: "exact" by construction, also "probed"
                 ones, or "off".
@@ -102,32 +100,37 @@ class SpeculativeRetriever(BaseRetriever):
             object_map=getattr(retriever, "object_map", None),
             verbose=getattr(retriever, "_verbose", False),
         )
-        numbers = max_batch, lanes, side_by_side
-        search = partial(HostRetriever, heard=True)
-        way: RetrieverConfig[HostRetriever] = RetrieverConfig(
-            search, retriever, batching, *numbers, pure
+        self._service: RetrieverService[HostRetriever] = RetrieverService(
+            RetrieverRuntime(),
+            HostRetriever,
+            retriever,
+            memo=memo,
+            pool=pool,
+            batching=batching,
+            max_batch=max_batch,
+            lanes=lanes,
+            side_by_side=side_by_side,
+            pure=pure,
         )
-        self._serving = ServiceState()
-        self._answering = RetrieverService(self._serving, way, memo, pool)
-        self._way = way
 
     @property
     def retriever(self) -> BaseRetriever:
         """The one that answers."""
         return self._retriever
 
-    def _host(self, query: QueryBundle) -> HostRetriever:
-        return self._serving.host(self._way).for_call(query)
+    def _call(self, bundle: QueryBundle) -> RetrieverCall[HostRetriever]:
+        return self._service.call(bundle.query_str, self._service.host.for_call(bundle))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        host = self._host(query_bundle)
-        hits = self._answering.answer(self._answering.call(query_bundle.query_str, host))
-        host.embed_into(query_bundle)
+        call = self._call(query_bundle)
+        answers = completed(self._service.answers([call], 1, asynchronous=False))
+        [hits] = all_or_first_error(answers)
+        call.host.embed_into(query_bundle)
         return nodes_of(hits)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        host = self._host(query_bundle)
-        hits = await self._answering.aanswer(self._answering.call(query_bundle.query_str, host))
+        call = self._call(query_bundle)
+        [hits] = all_or_first_error(await self._service.answers([call], 1, asynchronous=True))
         return nodes_of(hits)
 
     def _handle_recursive_retrieval(
@@ -158,14 +161,8 @@ class SpeculativeRetriever(BaseRetriever):
         Raises:
             Exception: the first error, unless they are to be returned.
         """
-        bundles = [_bundle(query) for query in queries]
-        calls, at_once = self._calls(bundles), self._way.side_by_side
-        if not _merged(calls):  # so that what is told inside stands inside
-            outcomes = each(self.retrieve, bundles, at_once)
-        else:
-            answers = self._answering.answers(calls, at_once)
-            outcomes = each(self._told, list(zip(bundles, answers, strict=True)), 1)
-        return _outcomes(outcomes, return_exceptions=return_exceptions)
+        found = completed(self._found(queries, asynchronous=False))
+        return found if return_exceptions else all_or_first_error(found)
 
     async def aretrieve_batch(
         self, queries: Sequence[Asked], *, return_exceptions: bool = False
@@ -175,39 +172,38 @@ class SpeculativeRetriever(BaseRetriever):
         Raises:
             Exception: the first error, unless they are to be returned.
         """
+        found = await self._found(queries, asynchronous=True)
+        return found if return_exceptions else all_or_first_error(found)
+
+    async def _found(self, queries: Sequence[Asked], *, asynchronous: bool) -> list[Any]:
+        """Retrieve for many queries, each with its nodes or its own error."""
         bundles = [_bundle(query) for query in queries]
-        calls, at_once = self._calls(bundles), self._way.side_by_side
-        if not _merged(calls):
-            outcomes = await aeach(self.aretrieve, bundles, at_once)
-        else:
-            answers = await self._answering.aanswers(calls, at_once)
-            outcomes = await aeach(self._atold, list(zip(bundles, answers, strict=True)), 1)
-        return _outcomes(outcomes, return_exceptions=return_exceptions)
-
-    def _told(self, found: tuple[QueryBundle, Hits | Exception]) -> list[NodeWithScore]:
-        """Tell of a search that was made with others, as if it had been made alone."""
-        bundle, answer = found
-        nodes: list[NodeWithScore] = twin(self, _giving(answer)).retrieve(bundle)
-        return nodes
-
-    async def _atold(self, found: tuple[QueryBundle, Hits | Exception]) -> list[NodeWithScore]:
-        bundle, answer = found
-        nodes: list[NodeWithScore] = await twin(self, _giving(answer)).aretrieve(bundle)
-        return nodes
+        calls, at_once = [self._call(one) for one in bundles], self._service.side_by_side
+        if any(call.look.native is None for call in calls):  # the host tells of each by itself
+            singly = [(self, one) for one in bundles]
+            return await outcomes("retrieve", singly, at_once, asynchronous=asynchronous)
+        answers = await self._service.answers(calls, at_once, asynchronous=asynchronous)
+        found: list[Any] = []
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, Exception):
+                found.append(answer)
+            else:
+                tell_retrieval(call.text, answer)
+                found.append(nodes_of(answer))
+        return found
 
     def guess(self, query: Asked) -> list[NodeWithScore] | None:
         """Say what `retrieve` is expected to give, without a search; `None`: nothing is known.
 
         The memo knows it exactly; the pool takes the best of what was found before.
         """
-        [call] = self._calls([_bundle(query)])
-        hits = self._answering.guess(call)
+        call = self._call(_bundle(query))
+        hits = completed(self._service.guess(call, asynchronous=False))
         return None if hits is None else nodes_of(hits)
 
     async def aguess(self, query: Asked) -> list[NodeWithScore] | None:
         """Do what `guess` does with the embedder's asynchronous method."""
-        [call] = self._calls([_bundle(query)])
-        hits = await self._answering.aguess(call)
+        hits = await self._service.guess(self._call(_bundle(query)), asynchronous=True)
         return None if hits is None else nodes_of(hits)
 
     def verify(
@@ -232,9 +228,6 @@ class SpeculativeRetriever(BaseRetriever):
         check_pairs(queries, guesses)
         return _verdicts(guesses, await self.aretrieve_batch(queries))
 
-    def _calls(self, bundles: Sequence[QueryBundle]) -> list[RetrieverCall]:
-        return [self._answering.call(one.query_str, self._host(one)) for one in bundles]
-
     def _get_prompts(self) -> PromptDictType:
         return self._retriever._get_prompts()  # noqa: SLF001 they are the wrapped one's
 
@@ -244,60 +237,9 @@ class SpeculativeRetriever(BaseRetriever):
     def _update_prompts(self, prompts: PromptDictType) -> None:
         self._retriever._update_prompts(prompts)  # noqa: SLF001
 
-    @property
-    def stats(self) -> RetrieverStats:
-        """What was asked so far, and what of it reached the store."""
-        return self._serving.stats
-
-    def clear(self) -> None:
-        """Forget what was found, for when the index has changed."""
-        for kept in (self._answering.memo, self._answering.pool):
-            if kept is not None:
-                kept.clear()
-
-    def close(self) -> None:
-        """Wait for searches in threads, and let the threads go; later calls start new ones."""
-        self._serving.close()
-
-    def __enter__(self) -> Self:
-        """Use as a context manager."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
-
 
 def _bundle(query: Asked) -> QueryBundle:
     return QueryBundle(query) if isinstance(query, str) else query
-
-
-def _giving(answer: Hits | Exception) -> Find:
-    """Make a search that has been made: it gives its nodes, or fails as it did."""
-
-    async def give(asynchronous: bool) -> list[NodeWithScore]:  # noqa: ARG001
-        if isinstance(answer, Exception):
-            raise answer
-        return nodes_of(answer)
-
-    return give
-
-
-def _merged(calls: Sequence[RetrieverCall]) -> bool:
-    """Whether these are searched together: all are looked into."""
-    return all(call.look.native is not None for call in calls)
-
-
-def _outcomes(outcomes: Sequence[Any], *, return_exceptions: bool) -> list[Any]:
-    for outcome in outcomes:
-        if isinstance(outcome, Exception) and not return_exceptions:
-            raise outcome
-    return list(outcomes)
 
 
 def _verdicts(

@@ -1,9 +1,9 @@
 """The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
 
-from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, aclosing, closing
+from collections.abc import AsyncGenerator, Generator, Hashable, Sequence
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llama_index.core.base.response.schema import (
@@ -16,13 +16,13 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec import capabilities
-from llama_index_ralmspec.host_calls import QuietCall, in_a_loop_of_its_own, quiet_call
+from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from ralmspec_plugins.adapters.events import closable
 from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
-from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.protocols import Progress, speculative
 from ralmspec_plugins.types import Hits
 
 # The host's own synthesizers: of a node they see the content, and never the score; of the query
@@ -43,12 +43,20 @@ def is_known(synthesizer: BaseSynthesizer) -> bool:
     return qualified_name(type(synthesizer)) in _KNOWN and not overridden(synthesizer)
 
 
+def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:
+    """Whether the asynchronous methods of a synthesizer's model are its synchronous ones."""
+    llm = capabilities.inner(getattr(synthesizer, "_llm", None))
+    if llm is None:
+        return False
+    return not capabilities.awaits(llm, "achat" if llm.metadata.is_chat_model else "acomplete")
+
+
 class SynthesizerLM(TextLM[Hits]):
     """Writes the whole answer as the host's `RetrieverQueryEngine` does, from nodes on.
 
     The nodes are postprocessed, and the synthesizer is given what is left of them.
-    Its response is the draft's `message`, whole or streaming; a stream is read here,
-    and each piece is reported. For workloads that ask once.
+    Its response is the draft's `message`, whole or streaming; a stream made ahead is read
+    here, and each piece is reported. For workloads that retrieve once.
     """
 
     reads_hits = True
@@ -87,19 +95,12 @@ class _SynthesisWriter:
         self._synthesizer = synthesizer
         self.processing = processing
         self.llm = capabilities.inner(getattr(synthesizer, "_llm", None))
+        self._model_awaits = self.llm is not None and not model_blocks_loop(synthesizer)
         self._sees_scores = not is_known(synthesizer)
 
     @property
     def awaits(self) -> bool:
         return self._model_awaits or bool(self.processing.postprocessors)
-
-    @property
-    def _model_awaits(self) -> bool:
-        if self.llm is None:
-            return False
-        return capabilities.awaits(
-            self.llm, "achat" if self.llm.metadata.is_chat_model else "acomplete"
-        )
 
     @property
     def reads_scores(self) -> bool:
@@ -113,8 +114,8 @@ class _SynthesisWriter:
         sentence_stop: str | None,
     ) -> "_Synthesis":
         """Plan one call."""
-        quiet = quiet_call(draft.origin)
-        return _Synthesis(self._synthesizer, self.processing, quiet, self._model_awaits)
+        call = request_call(draft.origin)
+        return _Synthesis(self._synthesizer, self.processing, call, self._model_awaits)
 
     def write_key(
         self,
@@ -137,22 +138,25 @@ class _Synthesis:
 
     synthesizer: BaseSynthesizer
     processing: Postprocessing
-    quiet: QuietCall
+    call: RequestCall
     awaits: bool  # whether the model does
 
     def alone(self) -> AbstractContextManager[None]:
-        """Have nobody hear of what runs inside but the recording."""
-        return self.quiet.alone()
+        """Change nothing: the host's handlers are told when things happen."""
+        return nullcontext()
 
     def write(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Make a response, and read it if it streams."""
-        if self.quiet.asynchronous:
-            return in_a_loop_of_its_own(self.awrite(given, progress, show))
-        nodes = self.quiet.nodes(given, self.processing)
+        """Make a response; one that streams is read where it is made ahead."""
+        if self.call.asynchronous:
+            return in_own_loop(self.awrite(given, progress, show))
+        return self.call.run(lambda: self._written(given, progress, show))
+
+    def _written(self, given: Hits, progress: Progress, show: Show) -> Written:
+        nodes = self.call.nodes(given, self.processing)
         progress.check()
-        response = self._told().synthesize(query=self.quiet.bundle, nodes=nodes)
-        reading = _Reading(response, self.quiet, progress, show)
-        if isinstance(response, StreamingResponse):
+        response = self._configured().synthesize(query=self.call.bundle, nodes=nodes)
+        reading = _Reading(response, self.call, progress, show)
+        if isinstance(response, StreamingResponse) and not reading.unread:
             with closing(closable(response.response_gen)) as pieces:
                 for piece in pieces:
                     reading.take(piece)
@@ -160,31 +164,34 @@ class _Synthesis:
 
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
         """Do the same by the host's asynchronous methods."""
-        nodes = await self.quiet.anodes(given, self.processing)
+        return await self.call.arun(lambda: self._awritten(given, progress, show))
+
+    async def _awritten(self, given: Hits, progress: Progress, show: Show) -> Written:
+        nodes = await self.call.anodes(given, self.processing)
         progress.check()
         if self.awaits:
-            return await self._awritten(nodes, progress, show)
-        return await self.quiet.beside(
-            lambda: in_a_loop_of_its_own(self._awritten(nodes, progress, show)), progress
+            return await self._asynthesized(nodes, progress, show)
+        return await self.call.in_thread(
+            lambda: in_own_loop(self._asynthesized(nodes, progress, show)), progress
         )
 
-    async def _awritten(
+    async def _asynthesized(
         self, nodes: list[NodeWithScore], progress: Progress, show: Show
     ) -> Written:
-        response = await self._told().asynthesize(query=self.quiet.bundle, nodes=nodes)
-        reading = _Reading(response, self.quiet, progress, show)
-        if isinstance(response, AsyncStreamingResponse):
+        response = await self._configured().asynthesize(query=self.call.bundle, nodes=nodes)
+        reading = _Reading(response, self.call, progress, show)
+        if isinstance(response, AsyncStreamingResponse) and not reading.unread:
             async with aclosing(response.response_gen):
                 async for piece in response.response_gen:
                     reading.take(piece)
         return reading.end()
 
-    def _told(self) -> BaseSynthesizer:
-        """Give the synthesizer as it was when the request began: streaming, or not.
+    def _configured(self) -> BaseSynthesizer:
+        """Return the synthesizer as it was when the request began: streaming, or not.
 
         Chat engines switch it on for one query, and off again while that is answered.
         """
-        context = self.quiet.context
+        context = self.call.context
         streaming = bool(getattr(self.synthesizer, "_streaming", False))
         if context is None or context.streaming == streaming:
             return self.synthesizer
@@ -193,13 +200,40 @@ class _Synthesis:
         return own
 
 
-class _Reading:
-    """Reads what a response says: at once, or piece by piece."""
+def _left(response: Any, call: RequestCall) -> Any:
+    """Leave a stream to the caller, watched for traces like any call of the model."""
+    if isinstance(response, StreamingResponse):
+        return replace(response, response_gen=_watched(response.response_gen, call))
+    return replace(response, response_gen=_awatched(response.response_gen, call))
 
-    def __init__(self, response: Any, quiet: QuietCall, progress: Progress, show: Show) -> None:
-        quiet.recording.begun = len(quiet.recording)
+
+def _watched(pieces: Any, call: RequestCall) -> Generator[str, None, None]:
+    with call.watched(), closing(closable(pieces)) as read:
+        yield from read
+
+
+async def _awatched(pieces: Any, call: RequestCall) -> AsyncGenerator[str, None]:
+    with call.watched():
+        async for piece in pieces:
+            yield piece
+
+
+class _Reading:
+    """Reads the text of a response: at once, or piece by piece.
+
+    A stream that is made after its search is left to the caller, as the host leaves it: the
+    model is called when the caller reads, and its errors are raised there.
+    """
+
+    def __init__(self, response: Any, call: RequestCall, progress: Progress, show: Show) -> None:
+        streams = isinstance(response, StreamingResponse | AsyncStreamingResponse)
+        begun = call.context is not None and call.context.begun
+        self._record = call.record
+        self._record.response = response
+        self._record.unread = self.unread = streams and not begun and not speculative.get()
+        if self.unread:
+            self._record.response = response = _left(response, call)
         self._response = response
-        self._recording = quiet.recording
         self._progress = progress
         self._show = show
         self._text = ""
@@ -217,6 +251,8 @@ class _Reading:
     def end(self) -> Written:
         """Give the whole text."""
         response = self._response
+        if self.unread:
+            return self._written()
         if isinstance(response, StreamingResponse | AsyncStreamingResponse):
             response.response_txt = self._text
         elif isinstance(response, PydanticResponse):
@@ -226,4 +262,4 @@ class _Reading:
         return self._written()
 
     def _written(self) -> Written:
-        return Written(self._text, message=self._response, recording=self._recording)
+        return Written(self._text, message=self._response, recording=self._record)

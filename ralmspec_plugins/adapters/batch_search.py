@@ -8,7 +8,7 @@ settings. What no adapter knows is searched through the host, query by query.
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -176,11 +176,10 @@ class BatchSearch(Protocol):
     `wide`: the first k of a wider search are exactly the search for k.
     `metric`: how a pool ranks by the documents' vectors; `None` if it cannot.
     `k`: how many documents the retriever's settings ask for.
-    `signature`: store, collection, filter, parameters: all that the answers depend on,
-    besides k and the embedder (`ralmspec_plugins.adapters.fingerprint` makes tokens of objects).
 
     An adapter whose store has an asynchronous batch call also has `asearch`, with
-    the same arguments; otherwise `search` runs in a thread.
+    the same arguments; otherwise `search` runs in a thread. One that knows how its host
+    makes scores also has `score_of`: guesses then show such scores.
     """
 
     @property
@@ -206,11 +205,6 @@ class BatchSearch(Protocol):
     @property
     def k(self) -> int:
         """How many documents the retriever's settings ask for."""
-        ...
-
-    @property
-    def signature(self) -> Hashable:
-        """All that the answers depend on, besides k and the embedder."""
         ...
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:

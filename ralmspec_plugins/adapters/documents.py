@@ -80,12 +80,14 @@ def digest_of(*values: object, ordered: bool = False) -> Digest:
     unread: list[object] = []
 
     def name_only(value: object) -> bytes:
-        if isinstance(value, type):
-            return f"{value.__module__}.{value.__qualname__}".encode()
+        if type(value) is type or issubclass(type(value), type):
+            named: Any = value
+            return f"{named.__module__}.{named.__qualname__}".encode()
         unread.append(value)
         return b""
 
-    whole = canonical_bytes(values, name_only, ordered=ordered)
+    each = [canonical_bytes(value, name_only, ordered=ordered) for value in values]
+    whole = canonical_bytes(each, name_only)
     return Digest(blake2b(whole, digest_size=16).hexdigest(), whole=not unread)
 
 

@@ -40,6 +40,7 @@ __all__ = [
 
 
 _MOST: Final = 64  # engines that are kept: one for each user's store and for each setting in use
+_MAX_BATCH: Final = 64  # queries in a merged search
 
 HostT = TypeVar("HostT")
 Parts: TypeAlias = tuple[Workload[Any], Settings]
@@ -68,14 +69,21 @@ class Runtime:
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Be copied and pickled as a new one: threads belong to one process, and one owner."""
-        return Runtime, ()
+        return type(self), ()
 
     def _reset(self) -> None:
         self._process = os.getpid()
+        self._hosts: OrderedDict[Hashable, Any] = OrderedDict()  # the last used at the end
+        self._stop()
+
+    def _stop(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
-        self._verifiers: dict[int, Verifier] = {}  # by their number of lanes
+        self._verifiers: dict[tuple[int, int], Verifier] = {}  # by their lanes and largest batch
         self._engines: OrderedDict[Hashable, Engines] = OrderedDict()
-        self._hosts: dict[Hashable, Any] = {}
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():  # forked: the threads are not here
+            self._reset()
 
     def host(self, key: Hashable, make: Callable[[], HostT]) -> HostT:
         """Give the host's retriever of this key: copies share what is known of it, and counts.
@@ -84,8 +92,12 @@ class Runtime:
             ConfigError: it cannot be made.
         """
         with self._lock:
+            self._check_process()
             if key not in self._hosts:
                 self._hosts[key] = make()
+                if len(self._hosts) > _MOST:
+                    self._hosts.popitem(last=False)
+            self._hosts.move_to_end(key)
             host: HostT = self._hosts[key]
             return host
 
@@ -109,8 +121,7 @@ class Runtime:
                 place; their threads are everybody's, so nobody has to close them.
         """
         with self._lock:
-            if self._process != os.getpid():
-                self._reset()
+            self._check_process()
             if not kept:
                 return self._made(retriever, make, lanes)
             if key not in self._engines:
@@ -126,7 +137,7 @@ class Runtime:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
         if lanes is not None:
-            retriever = self._verified(retriever, lanes)
+            retriever = self._verifier(retriever, lanes, _MAX_BATCH).beside(retriever)
         workload, settings = make(retriever)
         return Engines(
             Engine(workload, retriever, settings, threads=self._threads),
@@ -134,11 +145,21 @@ class Runtime:
             self._threads,
         )
 
-    def _verified(self, retriever: Retriever, lanes: int) -> Verifier:
-        first = self._verifiers.get(lanes)
-        if first is not None:
-            return first.beside(retriever)
-        return self._verifiers.setdefault(lanes, Verifier(retriever, lanes=lanes))
+    def verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
+        """Give the verifier with such lanes, which is put in front of this retriever if it is new.
+
+        Raises:
+            ConfigError: a number that would let nothing through.
+        """
+        with self._lock:
+            self._check_process()
+            return self._verifier(retriever, lanes, max_batch)
+
+    def _verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
+        key = lanes, max_batch
+        if key not in self._verifiers:
+            self._verifiers[key] = Verifier(retriever, lanes=lanes, max_batch=max_batch)
+        return self._verifiers[key]
 
     @property
     def verifiers(self) -> tuple[Verifier, ...]:
@@ -150,7 +171,7 @@ class Runtime:
         """Let all threads go; whoever calls again starts anew."""
         with self._lock:
             verifiers, threads = tuple(self._verifiers.values()), self._threads
-            self._reset()
+            self._stop()
         for verifier in verifiers:
             verifier.close()
         if threads is not None:
@@ -188,6 +209,7 @@ class Speculation:
         side_by_side: single calls of the retriever at a time.
         calls_cost: whether a wrong guess costs a call that may be paid for.
         guesses: False: nothing is written before its search is known. The memo may know it.
+        may_guess: says the same at any time, also within a request that runs.
     """
 
     speculate: bool = True
@@ -198,6 +220,14 @@ class Speculation:
     side_by_side: int = 8
     calls_cost: bool = True
     guesses: bool = True
+    may_guess: Callable[[], bool] | None = None
+
+    def one_by_one(self) -> "Speculation":
+        """Give the same with one search out at a time."""
+        schedule = self.schedule
+        if isinstance(schedule, Continuous):
+            schedule = replace(schedule, lanes=1)
+        return replace(self, schedule=schedule, side_by_side=1)
 
     def engines(
         self,
@@ -230,6 +260,19 @@ class Speculation:
 
         name = key, host.signature
         return runtime.engines(name, host, parts, merged, kept=not look.passing)
+
+    def can_guess(self, look: RetrieverSnapshot, replica: Retriever | None) -> bool:
+        """Whether anything can be known of a request's first search before it returns.
+
+        Args:
+            look: the retriever as it is now.
+            replica: a near copy of it, that guesses.
+        """
+        if not self.speculate or not look.pure:
+            return False
+        if self.memo is not None:
+            return True
+        return self.guesses and (replica is not None or self._pool(look) is not None)
 
     def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
         """Give the pool that a call shares with others: one of settings that come again."""
@@ -280,6 +323,7 @@ class Speculation:
                 memo=self.memo,
                 speculate=self.speculate,
                 pool=self.pool,
+                may_guess=self.may_guess,
             )
         pools = () if self.pool is None else (self.pool.of(retriever),)
         return Settings(
@@ -288,6 +332,7 @@ class Speculation:
             memo=self.memo,
             speculate=self.speculate,
             speculators=(*pools, Replica(replica, of=retriever, reencode=True)),
+            may_guess=self.may_guess,
         )
 
 

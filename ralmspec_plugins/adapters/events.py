@@ -15,8 +15,8 @@ from collections.abc import (
 from dataclasses import asdict, replace
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
 
-from ralmspec_plugins.adapters.text_state import Usage, draft_of
-from ralmspec_plugins.effects import Event
+from ralmspec_plugins.adapters.text_state import MadeCall, Usage, draft_of
+from ralmspec_plugins.effects import Commit, Event
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Answer, Outcome, Span, Stats
 
@@ -79,6 +79,7 @@ def drive_events(
     """
     try:
         for event in events:
+            _count(event)
             telling.tell(event)
             yield from show(event)
     except BaseException as error:
@@ -87,23 +88,71 @@ def drive_events(
         raise
 
 
-async def adrive_events(
-    events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
-) -> AsyncGenerator[PieceT, None]:
+class AsyncPieces(AsyncIterator[PieceT]):
     """Do the same on an event loop; what is being told is told to its end.
 
-    Raises:
-        Exception: what the request, or a handler, raises.
+    It is no asynchronous generator: an event loop that ends closes all of these at once, and
+    reports those inside of each other as errors.
     """
-    try:
-        async for event in events:
-            await _to_its_end(telling.atell(event))
-            for piece in show(event):
-                yield piece
-    except BaseException as error:
-        await events.aclose()
-        await _to_its_end(telling.afailed(error))
-        raise
+
+    def __init__(
+        self, events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
+    ) -> None:
+        """Give the pieces of these events.
+
+        Args:
+            events: what happens; closed with this iterator.
+            telling: what tells each event.
+            show: makes pieces of an event.
+        """
+        self._events = events
+        self._waiting = aiter(events)
+        self._telling = telling
+        self._show = show
+        self._pieces: Iterator[PieceT] = iter(())
+        self._ended = False
+
+    async def __anext__(self) -> PieceT:
+        """Wait for the next piece.
+
+        Raises:
+            Exception: what the request, or a handler, raises.
+        """
+        while not self._ended:
+            try:
+                for piece in self._pieces:
+                    return piece
+                event = await anext(self._waiting, None)
+                if event is None:
+                    self._ended = True
+                    break
+                _count(event)
+                await _to_its_end(self._telling.atell(event))
+                self._pieces = iter(self._show(event))
+            except BaseException as error:
+                await self._give_up(error)
+                raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Give the request up."""
+        if not self._ended:
+            await self._give_up(GeneratorExit())
+
+    async def _give_up(self, error: BaseException) -> None:
+        self._ended = True
+        await self._events.aclose()
+        failed = self._telling.afailed(error)
+        # At the end of an event loop nothing may be waited for, if there is nobody to be told.
+        await (failed if isinstance(error, GeneratorExit) else _to_its_end(failed))
+
+
+def _count(event: Event) -> None:
+    """Count the call that wrote a committed segment to those of the answer."""
+    if isinstance(event, Commit):
+        call: MadeCall | None = getattr(draft_of(event.state), "call", None)
+        if call is not None:
+            call.committed = True
 
 
 async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
@@ -180,22 +229,43 @@ async def aclosable(pieces: AsyncIterable[PieceT]) -> AsyncGenerator[PieceT, Non
 REPORT: Final = "ralmspec"  # the key of the report in a host's reply
 
 
+class DroppedCalls(TypedDict):
+    """Calls of the host's model that were made, and may be paid for, and are not in the answer."""
+
+    calls: int  # those that failed or were stopped are among them
+    unreported: int  # of them: without a usage, at least until the answer was complete
+    usage: dict[str, int] | None  # of the others
+
+
 class Report(TypedDict):
     """What an answer took; `stats_in` makes a `Stats` of it again."""
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
     queries: list[str]  # what was asked of the retriever, in order
-    usage: dict[str, int] | None  # of the calls that made the answer; those dropped are not in it
+    usage: dict[str, int] | None  # of the calls that made the answer
+    dropped: DroppedCalls | None  # of all other calls; `None` where no host's model is called
 
 
 def report_of(answer: Answer) -> Report:
-    """Make the report of an answer."""
-    usage: Usage | None = getattr(draft_of(answer.state), "usage", None)
+    """Make the report of an answer whose events were driven here."""
+    calls: list[MadeCall] | None = getattr(draft_of(answer.state), "made", None)
+    of_answer = [call for call in calls or () if call.committed]
     return Report(
         stats=_plain(answer.stats),
         queries=[step.query.text for step in answer.retrieved],
-        usage=None if usage is None or usage == Usage() else asdict(usage),
+        usage=_usage(of_answer),
+        dropped=None if calls is None else _dropped([one for one in calls if not one.committed]),
     )
+
+
+def _dropped(calls: list[MadeCall]) -> DroppedCalls:
+    unreported = sum(call.usage == Usage() for call in calls)
+    return DroppedCalls(calls=len(calls), unreported=unreported, usage=_usage(calls))
+
+
+def _usage(calls: list[MadeCall]) -> dict[str, int] | None:
+    usage = sum((call.usage for call in calls), Usage())
+    return None if usage == Usage() else asdict(usage)
 
 
 def stats_in(reply: Mapping[str, Any] | None, what: str) -> Stats:

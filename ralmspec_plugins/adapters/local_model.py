@@ -192,5 +192,5 @@ def taken_by(answer: Answer) -> dict[str, Any]:
     draft = answer.state.draft
     read, written = len(draft.prompt_tokens), len(draft.tokens)
     usage = asdict(Usage(read, written, read + written))
-    report = Report(stats=report_of(answer)["stats"], queries=[], usage=usage)
+    report = Report(**{**report_of(answer), "queries": [], "usage": usage})
     return {"finish_reason": "length" if draft.ending == "length" else "stop", REPORT: report}

@@ -190,6 +190,12 @@ class HostSearch(Generic[HostT]):
         HostSearch.__init__(other, host, self._known, self._side_by_side, fixed)
         return other
 
+    def one_by_one(self) -> Self:
+        """Give the same retriever with one single call at a time."""
+        other = self.beside(self._host, self._fixed)
+        other._side_by_side = 1  # noqa: SLF001 its own class
+        return other
+
     def nobodys(self, look: RetrieverSnapshot) -> Self:
         """Give the same retriever in nobody's name, kept to a look."""
         return self.beside(self._host.nobodys(), look)
@@ -236,6 +242,10 @@ class HostSearch(Generic[HostT]):
     def stats(self) -> HostStats:
         """What has reached the host, for all callers together."""
         return self._known.stats
+
+    def note_call(self, found: int) -> None:
+        """Count a call of the host's retriever that its caller made, and how much it found."""
+        self._known.note_single(self.look(), found)
 
     def unencoded(self, text: str) -> Query:
         """Form the query of a text without its vector, to be asked alone or remembered."""

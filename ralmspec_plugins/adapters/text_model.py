@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from ralmspec_plugins.adapters import text_state
-from ralmspec_plugins.adapters.text_state import Streamed, TextDraft, Written
+from ralmspec_plugins.adapters.text_state import MadeCall, Streamed, TextDraft, Written
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Request
@@ -321,9 +322,11 @@ class TextLM(Generic[GivenT]):
         bound = draft.allowed(tokens)
         call = self._writer.call(draft, step, bound, self.sentence_stop)
         progress.check()
+        draft.made.append(made := MadeCall())
         with call.alone():
             written = call.write(given, progress, _showing(draft, step, progress))
-        return taken(draft, written, step, bound, self.sentence_stop)
+        made.usage = written.usage
+        return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
     async def _arun(
         self, draft: TextDraft, given: GivenT, tokens: int, step: Step, progress: Progress
@@ -333,9 +336,11 @@ class TextLM(Generic[GivenT]):
         bound = draft.allowed(tokens)
         call = self._writer.call(draft, step, bound, self.sentence_stop)
         progress.check()
+        draft.made.append(made := MadeCall())
         with call.alone():
             written = await call.awrite(given, progress, _showing(draft, step, progress))
-        return taken(draft, written, step, bound, self.sentence_stop)
+        made.usage = written.usage
+        return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
 
 def first_step(*, whole: bool, sentence_stop: str | None) -> Step:

@@ -37,6 +37,14 @@ class Usage:
         )
 
 
+@dataclass(slots=True, eq=False)
+class MadeCall:
+    """A call of the host's model that was made for a request, for the answer or not."""
+
+    usage: Usage = Usage()  # nothing if it failed, was stopped or does not say
+    committed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What one host call gave.
@@ -60,8 +68,8 @@ class TextDraft:
     the calls were allowed, not in what came: that would depend on how the host
     counts. A sentence that ended early has spent its words.
 
-    `usage`, `message` and `recording` (of the last call) are no part of the value,
-    nor is `shared`: what all drafts of one request may look up together.
+    `usage`, `message`, `recording` and `call` (of the last call) are no part of the value,
+    nor is `made`: the calls of all drafts of one request.
     """
 
     origin: Request
@@ -72,7 +80,8 @@ class TextDraft:
     usage: Usage = field(default=Usage(), compare=False)
     message: Any = field(default=None, compare=False, repr=False)
     recording: Any = field(default=None, compare=False, repr=False)
-    shared: Any = field(default=None, compare=False, repr=False)
+    call: MadeCall | None = field(default=None, compare=False, repr=False)
+    made: list[MadeCall] = field(default_factory=list, compare=False, repr=False)
 
     def allowed(self, tokens: int) -> int:
         """Count how many of these tokens may still be asked for."""

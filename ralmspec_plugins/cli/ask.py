@@ -1,131 +1,186 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Literal
 
 import typer
+from rich.rule import Rule
 
-from ralmspec_plugins.cli import options
-from ralmspec_plugins.cli.asking import Asking, Printer, modes_of, read_questions
-from ralmspec_plugins.cli.assemble import (
-    Style,
-    Weights,
-    make_schedule,
-    make_workload,
-    open_store,
-)
-from ralmspec_plugins.cli.options import (
-    WORKLOAD_NAMES,
-    ChatPlace,
-    EvictionName,
-    ScheduleName,
-    workload_name,
-)
-from ralmspec_plugins.cli.output import notes
-from ralmspec_plugins.cli.runs import engines
+from ralmspec_plugins import timeline
+from ralmspec_plugins.cli import build, options, output
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.timeline import check_path
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.diagnosis import check_equal
+from ralmspec_plugins.engine.threads import Engine
+from ralmspec_plugins.errors import RalmSpecError
+from ralmspec_plugins.lm.prompts import ChatPlace
+from ralmspec_plugins.protocols import Workload
+from ralmspec_plugins.types import Answer, Request
+
+_SOURCES_SHOWN = 5
 
 
+@options.command
 def ask(
-    kb: options.Kb,
-    question: Annotated[
-        str | None, typer.Argument(help="One question, or rather: the start of a text.")
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Questions, one a line ('-' for stdin), or a .jsonl file with a 'question' each."
-        ),
-    ] = None,
-    model: options.Model = None,
-    encoder: options.Encoder = None,
-    k: options.K = None,
-    plain: options.Plain = False,
-    compare: options.Compare = False,
-    workload: Annotated[
-        str,
-        typer.Option(
-            parser=workload_name,
-            metavar=f"[{'|'.join(WORKLOAD_NAMES)}]",
-            help="Search every few tokens, every sentence, or once.",
-        ),
-    ] = "interval",
-    interval: options.Interval = 4,
-    query_tokens: options.QueryTokens = 32,
-    max_tokens: options.MaxTokens = 128,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
-    ] = None,
-    schedule: options.Schedule = ScheduleName.CONTINUOUS,
-    stride: options.Stride = None,
-    lanes: options.Lanes = None,
-    window: options.Window = None,
-    overlap: options.Overlap = None,
-    gamma_limit: options.GammaLimit = None,
-    prefetch: options.Prefetch = None,
-    capacity: Annotated[int, typer.Option(min=1, help="Passages in the pool.")] = 1000,
-    eviction: Annotated[EvictionName, typer.Option(help="What leaves a full pool.")] = (
-        EvictionName.LRU
-    ),
-    seed: options.Seed = 0,
-    temperature: options.Temperature = 0.0,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="The text around a question. [default: {prompt}, on a line for the demo's model]"
-        ),
-    ] = None,
-    chat: Annotated[
-        ChatPlace | None,
-        typer.Option(help="Use the model's chat template, with the passages in this place."),
-    ] = None,
-    deadline: Annotated[
-        float | None,
-        typer.Option(
-            parser=options.duration, metavar="TIME", help="Give a question up after 30s, say."
-        ),
-    ] = None,
-    timeline: options.Timeline = None,
-    latency: options.Latency = 0.0,
-    threads: options.Threads = None,
-    json: options.Json = False,
+    question: str | None = None,
+    *,
+    searching: build.SearchOptions,
+    asking: options.QuestionOptions,
+    scheduling: options.ScheduleOptions,
+    common: options.CommonOptions,
+    workload: options.WorkloadOption = "interval",
+    capacity: options.Count = 1000,
+    eviction: Literal["lru", "lfu", "fifo"] = "lru",
+    template: str | None = None,
+    chat: ChatPlace | None = None,
 ) -> None:
-    """Answer one question, or those of a file, with the text shown while it is written."""
-    modes = modes_of(plain=plain, compare=compare)
-    questions = read_questions(question, file)
-    if timeline is not None:
-        check_path(timeline)
-    settings = Settings(
-        schedule=make_schedule(
-            schedule,
-            stride=stride,
-            lanes=lanes,
-            window=window,
-            overlap=overlap,
-            gamma_limit=gamma_limit,
-        ),
-        prefetch=prefetch,
-        capacity=capacity,
-        eviction=eviction.value,
-    )
-    stops = tuple(stop or ())
-    common = Request(prompt="", max_tokens=max_tokens, seed=seed, stop=stops, deadline_s=deadline)
-    requests = [replace(common, prompt=text) for text in questions]
-    store = open_store(kb, encoder, k, latency)
-    with notes().status("loading the model"):
-        style = Style(temperature=temperature, template=template, chat=chat)
-        weights = Weights(model, style, threads)
+    """Answer one question, or those of a file, with the text shown while it is written.
 
-    with engines(
-        modes,
-        lambda: make_workload(workload, weights.language_model(), interval, query_tokens),
-        store,
-        settings,
-    ) as opened:
-        asking = Asking(opened, Printer(json, many=len(requests) > 1), timeline, latency)
-        failures = asking.all(requests)
-    if failures:
+    Options:
+        question: One question, or rather: the start of a text.
+        workload: Search every few tokens, every sentence, or once.
+        capacity: Passages in the pool.
+        eviction: What leaves a full pool.
+        template: The text around a question. (default: {prompt}, on a line for the demo's model)
+        chat: Use the model's chat template, with the passages in this place.
+    """
+    modes, requests = asking.modes(), asking.requests(question)
+    settings = Settings(
+        prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
+    )
+    store = searching.open()
+    with output.notes().status("loading the model"):
+        style: dict[str, Any] = {
+            "temperature": asking.temperature,
+            "template": template,
+            "chat": chat,
+        }
+        weights = build.Weights(common.model, common.threads, **style)
+
+    def make() -> Workload[Any]:
+        return searching.workload(weights.language_model(), workload)
+
+    with build.engines(modes, make, store, settings) as opened:
+        printer = Printer(common.json, many=len(requests) > 1)
+        ask_all(opened, requests, printer, asking.timeline, build.added(searching.latency))
+
+
+class Printer:
+    """Shows answers: text as it is written on a terminal, otherwise an object a line."""
+
+    def __init__(self, as_json: bool, *, many: bool) -> None:
+        """Print for a person, unless JSON is wanted or no person reads."""
+        self.human = not output.wants_json(as_json)
+        self._many = many
+        self.console = output.screen()
+
+    def begin(self, question: str, mode: str | None) -> None:
+        """Announce a run where there is more than one."""
+        if self.human and (self._many or mode):
+            title = f"{question} [{mode}]" if mode else question
+            self.console.print(Rule(title.replace("[", "\\["), align="left"))
+
+    def piece(self, text: str) -> None:
+        """Show text that stays."""
+        if self.human:
+            self.console.out(output.printable(text), end="", highlight=False)
+            self.console.file.flush()
+
+    def end(self, question: str, answer: Answer, mode: str) -> None:
+        """Show what an answer rests on and what it took."""
+        if not self.human:
+            record = self.record(question, answer)
+            output.write_json({**record, "mode": mode, "stats": output.stats_record(answer.stats)})
+            return
+        self.console.print("\n")
+        self.summary(answer)
+
+    def record(self, question: str, answer: Answer) -> dict[str, Any]:
+        """Return an answer with its sources in order of use."""
+        sources = [
+            {"id": hit.passage.id, "title": hit.passage.title, "score": hit.score}
+            | {"text": hit.passage.text}
+            for hit in answer.sources
+        ]
+        return {"question": question, "answer": answer.text, "sources": sources}
+
+    def summary(self, answer: Answer) -> None:
+        """Show some sources, and what the answer took."""
+        for hit in answer.sources[:_SOURCES_SHOWN]:
+            score = "" if hit.score is None else f"  {hit.score:.3f}"
+            title = f"  {hit.passage.title}" if hit.passage.title else ""
+            self.console.print(f"  {hit.passage.id}{title}{score}", style="dim", markup=False)
+        if (more := len(answer.sources) - _SOURCES_SHOWN) > 0:
+            self.console.print(f"  and {more} more sources", style="dim")
+        self.console.print(output.in_short(answer.stats), style="cyan")
+
+    def equal(self, plain: Answer, speculative: Answer) -> None:
+        """Say that a comparison found no difference."""
+        if self.human:
+            faster = output.speed_up(plain.stats.wall_s, speculative.stats.wall_s)
+            self.console.print(f"equal: {self.compared(plain)}; {faster}", style="green")
+
+    def compared(self, answer: Answer) -> str:
+        """Return what was compared, in words."""
+        return f"text, and {len(answer.sources)} sources with their scores"
+
+
+def ask_all(
+    engines: Mapping[str, Engine],
+    requests: Sequence[Request],
+    printer: Printer,
+    drawing: Path | None,
+    note: str = "",
+) -> None:
+    """Answer requests in order, by each engine; one that fails does not stop the others.
+
+    Args:
+        engines: by mode.
+        requests: what is asked.
+        printer: shows the answers.
+        drawing: the timeline's file; of several, each gets its number.
+        note: stands in the timeline.
+
+    Raises:
+        RalmSpecError: the only request failed.
+        Exit: one of several failed.
+    """
+    failed = False
+    for number, request in enumerate(requests, start=1):
+        try:
+            answers = _answers(engines, request, printer)
+        except RalmSpecError as error:
+            if len(requests) == 1:
+                raise
+            failed = True
+            output.complain(f"question {number} ({request.prompt!r}): {error}")
+            continue
+        if drawing is not None:
+            path = numbered(drawing, number) if len(requests) > 1 else drawing
+            runs = {mode: answer.stats for mode, answer in answers.items()}
+            timeline.write(path, runs, title=request.prompt.strip(), note=note)
+    if failed:
         raise typer.Exit(1)
+
+
+def _answers(
+    engines: Mapping[str, Engine], request: Request, printer: Printer
+) -> dict[str, Answer]:
+    answers = {}
+    for mode, engine in engines.items():
+        printer.begin(request.prompt, mode if len(engines) > 1 else None)
+        answers[mode] = build.answered(engine, request, printer.piece)
+        printer.end(request.prompt, answers[mode], mode)
+    if len(answers) > 1:
+        check_equal(request.prompt, answers[options.PLAIN], answers[options.SPECULATIVE])
+        printer.equal(answers[options.PLAIN], answers[options.SPECULATIVE])
+    return answers
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Put a number into a file's name.
+
+    >>> str(numbered(Path("out.html"), 3))
+    'out-3.html'
+    """
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")

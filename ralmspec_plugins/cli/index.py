@@ -2,15 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
 from rich.progress import Progress
 
-from ralmspec_plugins.cli.assemble import default_backend, make_encoder
-from ralmspec_plugins.cli.bars import bars
-from ralmspec_plugins.cli.output import notes, on_terminal, plural, screen, seconds, write_json
-from ralmspec_plugins.errors import ConfigError, RalmSpecError
+from ralmspec_plugins.cli import build, options, output
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval import (
     BACKENDS,
     HashingEncoder,
@@ -20,81 +17,74 @@ from ralmspec_plugins.retrieval import (
     save,
     stream_passages,
 )
-from ralmspec_plugins.retrieval.builder import Stage
 from ralmspec_plugins.retrieval.ingest import check_passages
 from ralmspec_plugins.retrieval.registry import needs_encoder
 from ralmspec_plugins.retrieval.storage.format import check_target
 
 
+@options.command
 def index(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT", help="A .txt, .md or .jsonl file (text, id, title), or a folder."
-        ),
-    ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder of the saved knowledge base.")
-    ],
-    backend: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(BACKENDS)}. [default: bm25s if installed, or numpy-flat]"),
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="For dense backends: hashing, or a sentence-transformers folder or hub name."
-        ),
-    ] = "hashing",
-    vectors: Annotated[
-        Path | None,
-        typer.Option(help="For dense backends: the passages' vectors, a .npy file, row by row."),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="Passages for each query.")] = 1,
-    words: Annotated[int, typer.Option(min=1, help="A passage's greatest length.")] = 100,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Forget an unfinished build of OUTPUT, and encode anew."),
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="JSON on stdout, as always when it is no terminal.")
-    ] = False,
+    source: Annotated[Path, {"metavar": "INPUT"}],
+    target: Annotated[Path, {"metavar": "OUTPUT"}],
+    *,
+    backend: Annotated[str | None, {"metavar": "|".join(BACKENDS)}] = None,
+    encoder: str = "hashing",
+    vectors: Path | None = None,
+    k: options.Count = 1,
+    words: options.Count = 100,
+    restart: bool = False,
+    json: bool = False,
 ) -> None:
-    """Read passages and save a knowledge base; an old one stays until the new one is whole.
+    """Read passages and save a knowledge base; an old one stays until the new one is complete.
 
-    With a dense backend, what is encoded is safe at once: stopped by Ctrl-C, a
+    With a dense backend, what is encoded is on the disk at once: stopped by Ctrl-C, a
     full disk or a crash, the same command goes on where it was.
+
+    Options:
+        source: A .txt, .md or .jsonl file (text, id, title), or a folder.
+        target: The folder of the saved knowledge base.
+        backend: How passages are found. (default: bm25s if installed, or numpy-flat)
+        encoder: For dense backends: hashing, or a sentence-transformers folder or hub name.
+        vectors: For dense backends: the passages' vectors, a .npy file, row by row.
+        k: Passages for each query.
+        words: A passage's greatest length.
+        restart: Discard an unfinished build of OUTPUT, and encode again from the start.
+        json: JSON on stdout, as always when it is no terminal.
     """
     began_s = time.perf_counter()
     name = _backend(backend)
     _check_target(source, target)
-    with bars() as progress:
+    if vectors is not None and not needs_encoder(name):
+        raise ConfigError(f"--vectors needs a dense backend, such as numpy-flat, not {name}")
+    with output.bars() as progress:
         if needs_encoder(name):
-            count = _build(
-                _Bars(progress, source, words),
-                target,
-                make_encoder(encoder) or HashingEncoder(),
-                {"backend": name, "vectors": vectors, "k": k, "restart": restart},
-            )
+            watcher = output.BuildBars(progress, source.name)
+            watcher.counted(check_passages(source, words=words))
+            with watcher.kept("passage"):
+                count = build_index(
+                    stream_passages(source, words=words),
+                    target,
+                    build.make_encoder(encoder) or HashingEncoder(),
+                    progress=watcher,
+                    backend=name,
+                    vectors=vectors,
+                    k=k,
+                    restart=restart,
+                ).size
         else:
-            if vectors is not None:
-                raise ConfigError(
-                    f"--vectors needs a dense backend, such as numpy-flat, not {name}"
-                )
             count = _index_words(progress, source, target, name, k, words)
-    record = {
-        "knowledge_base": str(target),
-        "backend": name,
-        "passages": count,
-        "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
-        "seconds": round(time.perf_counter() - began_s, 3),
-    }
-    _report(record, json)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    took_s = round(time.perf_counter() - began_s, 3)
+    record = {"knowledge_base": str(target), "backend": name, "passages": count}
+    sentence = f"{target}: {output.plural(count, 'passage')}, {name}, {size / 1e6:.1f} MB, in "
+    output.report(
+        record | {"bytes": size, "seconds": took_s}, sentence + output.seconds(took_s), json
+    )
 
 
 def _backend(name: str | None) -> str:
     if name is None:
-        return default_backend()
+        return build.default_backend()
     chosen = name.replace("_", "-")
     if chosen not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
@@ -125,54 +115,3 @@ def _index_words(
     save(store, target)
     progress.update(task, total=1, completed=1)
     return store.size
-
-
-class _Bars:
-    """Reads a source once to know how much it holds, and then shows how far a build is."""
-
-    def __init__(self, progress: Progress, source: Path, words: int) -> None:
-        task = progress.add_task(f"reading {source.name}", total=None)
-        self.total = check_passages(source, words=words)
-        progress.update(task, total=self.total, completed=self.total)
-        self.passages = stream_passages(source, words=words)
-        self.encoded = 0
-        self._progress = progress
-        self._encoding = progress.add_task("encoding", total=self.total)
-        self._indexing: Any = None
-
-    def __call__(self, stage: Stage, passages: int) -> None:
-        if stage != "indexing":
-            self.encoded = passages
-            self._progress.update(self._encoding, completed=passages, description=stage)
-        elif self._indexing is None:
-            self._indexing = self._progress.add_task("indexing", total=None)
-        else:
-            self._progress.update(self._indexing, total=passages, completed=passages)
-
-
-def _build(bars: _Bars, target: Path, encoder: Any, settings: dict[str, Any]) -> int:
-    """Encode and index on the disk; where this is stopped, say how to go on."""
-    try:
-        return build_index(bars.passages, target, encoder, progress=bars, **settings).size
-    except RalmSpecError:
-        raise
-    except BaseException:
-        if bars.encoded:
-            notes().print(
-                f"{bars.encoded:,} of {plural(bars.total, 'passage')} are encoded, and kept: the "
-                "same command goes on from there.",
-                soft_wrap=True,
-            )
-        raise
-
-
-def _report(record: dict[str, Any], as_json: bool) -> None:
-    if as_json or not on_terminal():
-        write_json(record)
-        return
-    screen().print(
-        f"{record['knowledge_base']}: {plural(record['passages'], 'passage')}, "
-        f"{record['backend']}, {record['bytes'] / 1e6:.1f} MB, in {seconds(record['seconds'])}",
-        markup=False,
-        soft_wrap=True,
-    )

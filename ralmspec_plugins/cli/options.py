@@ -1,39 +1,81 @@
-"""The options that several commands share, and how their values are read."""
+"""The options that several commands share, in groups, and how their values are read."""
 
-from enum import StrEnum
+import functools
+import inspect
+import json as jsons
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import typer
 
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
+from ralmspec_plugins.timeline import check_path
+from ralmspec_plugins.types import Request
 from ralmspec_plugins.workloads import WORKLOADS
 
-WORKLOAD_NAMES = tuple(sorted(name.replace("_", "-") for name in WORKLOADS))
-_UNITS = (("ms", 0.001), ("s", 1.0), ("", 1.0))  # "ms" before "s", which it ends with
+PLAIN, SPECULATIVE = "plain", "speculative"  # ways to run a request
+_ENTRY: Final = re.compile(r"^    (\w+): (.+(?:\n     .+)*)", re.MULTILINE)  # of a section
 
 
-class ScheduleName(StrEnum):
-    """The schedules by name."""
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: the section `Options` of its docstring has the help texts.
 
-    CONTINUOUS = "continuous"
-    FIXED = "fixed"
-    OS3 = "os3"
+    What can be given by position is an argument, the rest are options; a dataclass is a group
+    whose fields are options. An annotation may carry settings of `typer.Option` in a dictionary.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    text, helps = _described(function)
+    groups: dict[str, list[str]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, one in signature.parameters.items():
+        if is_dataclass(one.annotation):
+            make: Any = one.annotation
+            fields = inspect.signature(make).parameters
+            groups[name] = list(fields)
+            _, told = _described(one.annotation)
+            parameters += [_parameter(field, told[field.name]) for field in fields.values()]
+        else:
+            parameters.append(_parameter(one, helps[name]))
+
+    @functools.wraps(function)
+    def run(**given: Any) -> None:
+        for name, fields in groups.items():
+            group = signature.parameters[name].annotation
+            given[name] = group(**{field: given.pop(field) for field in fields})
+        function(**given)
+
+    run.__doc__ = text
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
-class EvictionName(StrEnum):
-    """What leaves a full pool: a test holds this against `speculators.POLICIES`."""
-
-    LRU = "lru"
-    LFU = "lfu"
-    FIFO = "fifo"
+def _described(thing: Any) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its text and what it says of each option."""
+    text, _, listed = inspect.cleandoc(thing.__doc__).partition("\nOptions:\n")
+    return text, {name: " ".join(told.split()) for name, told in _ENTRY.findall(listed)}
 
 
-class ChatPlace(StrEnum):
-    """Where a chat model sees the passages."""
+def _parameter(one: inspect.Parameter, told: str) -> inspect.Parameter:
+    kind, settings = one.annotation, {}
+    if get_origin(kind) is Annotated:
+        kind, settings = get_args(kind)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if one.kind is keyword:  # by its name alone, so that a bool has no --no-...
+        name = {"name": option(one.name)} if kind is bool else {}
+        info: Any = _option(help=told, **name, **settings)
+    else:
+        info = typer.Argument(help=told, **settings)
+    return one.replace(annotation=Annotated[kind, info], kind=keyword)
 
-    FRONT = "front"
-    SYSTEM = "system"
-    USER = "user"
+
+def _option(name: str | None = None, **settings: Any) -> Any:
+    return typer.Option(*filter(None, [name]), **settings)
 
 
 def duration(text: str | float) -> float:
@@ -44,16 +86,14 @@ def duration(text: str | float) -> float:
     """
     if not isinstance(text, str):
         return float(text)
-    for unit, factor in _UNITS:
-        if text.endswith(unit):
-            try:
-                value = float(text.removesuffix(unit)) * factor
-            except ValueError:
-                break
-            if 0 <= value < float("inf"):
-                return value
-            break
-    raise typer.BadParameter(f"{text!r} is not a time; give for example 50ms or 1.5s")
+    number, factor = (text[:-2], 0.001) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
+    try:
+        value = float(number) * factor
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a time; give for example 50ms or 1.5s")
+    return value
 
 
 def workload_name(text: str) -> str:
@@ -67,70 +107,178 @@ def workload_name(text: str) -> str:
     return text
 
 
-Kb = Annotated[Path, typer.Option("--kb", help="A saved knowledge base (see: ralmspec index).")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="A causal model's folder, or its name on the hub. [default: the demo's own]",
-    ),
+WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOADS))
+WorkloadOption = Annotated[
+    str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
 ]
-Encoder = Annotated[
-    str | None,
-    typer.Option(help="The encoder, if it has moved since the knowledge base was saved."),
-]
-K = Annotated[
-    int | None,
-    typer.Option("--k", min=1, help="Passages for each query. [default: as saved]"),
-]
-Interval = Annotated[int, typer.Option(min=1, help="Tokens written between two searches.")]
-QueryTokens = Annotated[int, typer.Option(min=1, help="Last tokens that a query is made of.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")]
-Prefetch = Annotated[
-    int | None,
-    typer.Option(min=1, help="Hits that each search brings to the pool. [default: 20 k]"),
-]
-Latency = Annotated[
-    float,
-    typer.Option(
-        parser=duration,
-        metavar="TIME",
-        help="Simulate a remote store: add this to each round trip, such as 50ms.",
-    ),
-]
-Plain = Annotated[bool, typer.Option("--plain", help="Do not speculate.")]
-Compare = Annotated[bool, typer.Option("--compare", help="Run both, and check that all is equal.")]
-Schedule = Annotated[ScheduleName, typer.Option(help="How far to run ahead, and when to search.")]
-Stride = Annotated[int | None, typer.Option(min=1, help="Guesses for each verification: fixed.")]
-Lanes = Annotated[int | None, typer.Option(min=1, help="Searches out at a time: continuous.")]
-Window = Annotated[
-    int | None,
-    typer.Option(min=1, help="The most unverified steps (continuous), rounds looked at (os3)."),
-]
-Overlap = Annotated[
-    bool | None,
-    typer.Option("--overlap/--no-overlap", help="Write during a verification: fixed, os3."),
-]
-GammaLimit = Annotated[
-    float | None,
-    typer.Option(
-        help="os3: the highest share of right guesses that it believes in, 0.6 if not "
-        "given (the paper's); 0.98 for a replica."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of the draws, with a temperature.")]
-Temperature = Annotated[
-    float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
-]
-Timeline = Annotated[
-    Path | None, typer.Option(help="Draw what happened when: .html, .png or .svg.")
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="The model's threads. [default: torch's choice; 1 for the demo's model]"
-    ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="JSON on stdout, as always when it is no terminal.")
-]
+Count = Annotated[int, {"min": 1}]
+OptionalCount = Annotated[int | None, {"min": 1}]
+Seconds = Annotated[float, {"parser": duration, "metavar": "TIME"}]
+OptionalSeconds = Annotated[float | None, {"parser": duration, "metavar": "TIME"}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonOptions:
+    """The options of every command that runs a model.
+
+    Options:
+        model: A causal model's folder, or its name on the hub. (default: the demo's own)
+        threads: The model's threads. (default: torch's choice; 1 for the demo's model)
+        json: JSON on stdout, as always when it is no terminal.
+    """
+
+    model: Annotated[str | None, {"metavar": "PATH"}] = None
+    threads: OptionalCount = None
+    json: bool = False
+
+
+_SCHEDULES: Final[Mapping[str, tuple[Any, tuple[str, ...]]]] = {
+    "continuous": (Continuous, ("lanes", "window")),
+    "fixed": (FixedStride, ("stride", "overlap")),
+    "os3": (OptimalStride, ("window", "overlap", "gamma_limit")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleOptions:
+    """How far to run ahead, and when to search.
+
+    Options:
+        schedule: How far to run ahead, and when to search.
+        stride: fixed: guesses for each verification.
+        lanes: continuous: searches out at a time.
+        window: The most unverified steps (continuous), rounds looked at (os3).
+        overlap: fixed, os3: write during a verification.
+        gamma_limit: os3: the upper bound of its estimated acceptance rate, 0.6 if not given (the
+            paper's); 0.98 for a replica.
+        switch_interval: How often Python's threads take turns while a request runs ahead, such
+            as 0.5ms. (default: as Python has it)
+    """
+
+    schedule: Literal["continuous", "fixed", "os3"] = "continuous"
+    stride: OptionalCount = None
+    lanes: OptionalCount = None
+    window: OptionalCount = None
+    overlap: bool | None = None
+    gamma_limit: float | None = None
+    switch_interval: OptionalSeconds = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the schedule and the switch interval, by their names in `Settings`.
+
+        Raises:
+            ConfigError: an option that this schedule does not have, or a value out of range.
+        """
+        kind, known = _SCHEDULES[self.schedule]
+        names = ("stride", "lanes", "window", "overlap", "gamma_limit")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        foreign = [option(name) for name in given if name not in known]
+        if foreign:
+            raise ConfigError(
+                f"{', '.join(foreign)} does not belong to the schedule {self.schedule!r}, "
+                f"which takes {' and '.join(map(option, known))}"
+            )
+        schedule: Schedule = kind(**given)
+        return {"schedule": schedule, "switch_interval_s": self.switch_interval}
+
+
+def option(name: str) -> str:
+    """Write a setting's name as an option.
+
+    >>> option("gamma_limit")
+    '--gamma-limit'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionOptions:
+    """What is asked, how often, and what is drawn of it.
+
+    Options:
+        file: Questions, one a line ('-' for stdin), or a .jsonl file with a 'question' each.
+        plain: Do not speculate.
+        compare: Run both, and check that all is equal.
+        max_tokens: The maximum number of tokens of an answer.
+        stop: End the answer before this text; may be repeated.
+        seed: Random seed for sampling.
+        temperature: 0 takes the most likely token; above, tokens are drawn.
+        deadline: Timeout of one question, such as 30s.
+        timeline: Draw what happened when: .html, .json (Chrome trace events) or .svg.
+    """
+
+    file: Path | None = None
+    plain: bool = False
+    compare: bool = False
+    max_tokens: Count = 128
+    stop: list[str] | None = None
+    seed: int = 0
+    temperature: Annotated[float, {"min": 0.0}] = 0.0
+    deadline: OptionalSeconds = None
+    timeline: Path | None = None
+
+    def modes(self) -> tuple[str, ...]:
+        """Return the ways to run each request.
+
+        Raises:
+            BadParameter: the options contradict each other.
+        """
+        if self.plain and self.compare:
+            raise typer.BadParameter(
+                "--compare runs plainly too; give one of --plain and --compare"
+            )
+        if self.compare:
+            return PLAIN, SPECULATIVE
+        return (PLAIN,) if self.plain else (SPECULATIVE,)
+
+    def requests(self, question: str | None) -> list[Request]:
+        """Make a request of each question, and check where its timeline goes.
+
+        Raises:
+            BadParameter: a question and a file were given, or neither.
+            InputError: the file holds no questions.
+            ConfigError: the timeline cannot be written there.
+        """
+        if (question is None) == (self.file is None):
+            raise typer.BadParameter("give either a question or --file")
+        questions = [readable(question)] if question is not None else _in_file(self.file)
+        if self.timeline is not None:
+            check_path(self.timeline)
+        settings: dict[str, Any] = {"max_tokens": self.max_tokens, "seed": self.seed}
+        settings |= {"stop": tuple(self.stop or ()), "deadline_s": self.deadline}
+        return [Request(prompt=text, **settings) for text in questions]
+
+
+def readable(question: str) -> str:
+    """Refuse a question with bytes that are not UTF-8, which no model could read.
+
+    Raises:
+        InputError: it has some.
+    """
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the question {question!r} is not UTF-8 text") from error
+    return question
+
+
+def _in_file(file: Path | None) -> list[str]:
+    assert file is not None
+    if str(file) != "-" and not file.is_file():
+        raise InputError(f"there is no file {file}; --file takes questions, one a line")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        questions = list(map(_question, lines)) if file.suffix == ".jsonl" else lines
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a file of questions: {error!r}") from error
+    if not questions:
+        raise InputError(f"{file} holds no question; write one a line")
+    return questions
+
+
+def _question(line: str) -> str:
+    question = jsons.loads(line)["question"]
+    if not isinstance(question, str):
+        raise TypeError(f"a question must be a text, got {question!r}")
+    return question

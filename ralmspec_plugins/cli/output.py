@@ -3,31 +3,39 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
 import typer
+from rich import progress as rich_progress
 from rich.console import Console
 
-from ralmspec_plugins.types import Answer, Stats
+from ralmspec_plugins.errors import RalmSpecError
+from ralmspec_plugins.types import Stats
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_MEASURED = ("guess_rate", "search_s", "write_s", "overlap_s")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MEASURED: Final = ("guess_rate", "search_s", "write_s", "overlap_s")
 
 
 def on_terminal() -> bool:
-    """Say whether a person reads stdout."""
+    """Return whether a person reads stdout."""
     return sys.stdout.isatty()
 
 
+def wants_json(asked: bool) -> bool:
+    """Return whether stdout gets JSON: where it was asked for, or no person reads."""
+    return asked or not on_terminal()
+
+
 def screen() -> Console:
-    """Give the console for what was asked for."""
+    """Return the console for what was asked for."""
     return Console(highlight=False)
 
 
 def notes() -> Console:
-    """Give the console for progress and remarks: stderr."""
+    """Return the console for progress and remarks: stderr."""
     return Console(stderr=True, highlight=False)
 
 
@@ -42,30 +50,18 @@ def write_json(record: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def report(record: Mapping[str, Any], sentence: str, as_json: bool) -> None:
+    """Print what a command made: an object, or for a person a sentence with its numbers."""
+    if wants_json(as_json):
+        write_json(record)
+    else:
+        screen().print(sentence, markup=False, soft_wrap=True)
+
+
 def stats_record(stats: Stats) -> dict[str, Any]:
-    """Give all numbers of a run, without the timeline."""
+    """Return all numbers of a run, without the timeline."""
     names = [field.name for field in fields(stats) if field.name != "timeline"]
     return {name: getattr(stats, name) for name in (*names, *_MEASURED)}
-
-
-def answer_record(question: str, answer: Answer, mode: str) -> dict[str, Any]:
-    """Give an answer with its sources in order of use."""
-    sources = [
-        {
-            "id": hit.passage.id,
-            "title": hit.passage.title,
-            "score": hit.score,
-            "text": hit.passage.text,
-        }
-        for hit in answer.sources
-    ]
-    return {
-        "question": question,
-        "answer": answer.text,
-        "sources": sources,
-        "mode": mode,
-        "stats": stats_record(answer.stats),
-    }
 
 
 def seconds(value: float) -> str:
@@ -82,7 +78,7 @@ def seconds(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Take out what would steer a terminal: a model may write anything.
+    r"""Replace what would control a terminal: a model may write anything.
 
     >>> printable("a\tb\nc\x1b[31md")
     'a\tb\nc\ufffd[31md'
@@ -102,17 +98,78 @@ def plural(count: int, thing: str) -> str:
 
 
 def accepted(stats: Stats) -> str:
-    """Say how many guesses were right."""
+    """Return how many guesses were right, in words."""
     return f"{stats.accepted} of {stats.guesses}" if stats.guesses else "-"
 
 
 def in_short(stats: Stats) -> str:
     """Sum a run up in one line."""
-    parts = [
-        seconds(stats.wall_s),
-        f"{plural(stats.searches, 'round trip')} for {plural(stats.queries, 'query')}",
-    ]
+    trips = f"{plural(stats.searches, 'round trip')} for {plural(stats.queries, 'query')}"
+    parts = [seconds(stats.wall_s), trips]
     if stats.guesses:
         parts.append(f"{accepted(stats)} guesses right")
-        parts.append(f"{plural(stats.wasted_segments, 'segment')} thrown away")
+        parts.append(f"{plural(stats.wasted_segments, 'segment')} discarded")
     return ", ".join(parts)
+
+
+def speed_up(plain_s: float, speculative_s: float) -> str:
+    """Compare two times in words.
+
+    >>> speed_up(3.0, 1.5), speed_up(1.0, 1.25), speed_up(1.0, 0.99)
+    ('2.00 times as fast', '0.80 times as fast', 'as fast')
+    """
+    ratio = plain_s / speculative_s if speculative_s else 1.0
+    return "as fast" if abs(ratio - 1) < 0.03 else f"{ratio:.2f} times as fast"
+
+
+def bars() -> rich_progress.Progress:
+    """Make room for progress bars: on stderr, and only where a person sees them."""
+    console = notes()
+    text = rich_progress.TextColumn("{task.description}", markup=False)
+    columns = (rich_progress.SpinnerColumn(), text, rich_progress.BarColumn())
+    counts = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
+    return rich_progress.Progress(
+        *columns, *counts, console=console, disable=not console.is_terminal
+    )
+
+
+class BuildBars:
+    """Shows how far a build is that reads its input once to count it, and then goes on."""
+
+    def __init__(self, progress: rich_progress.Progress, source: str) -> None:
+        """Show that a source is being read."""
+        self._progress = progress
+        self._task = progress.add_task(f"reading {source}", total=None)
+        self._total = self._encoded = 0
+
+    def counted(self, total: int) -> None:
+        """Show that the input was read, and begin the build's bar."""
+        self._total = total
+        self._progress.update(self._task, total=total, completed=total)
+        self._task = self._progress.add_task("encoding", total=total)
+
+    def __call__(self, stage: str, done: int) -> None:
+        """Show how much is done in a stage of `build_index` or `build_datastore`."""
+        if stage in ("checking", "encoding"):
+            self._encoded = done
+            self._progress.update(self._task, completed=done, description=stage)
+        elif not done:
+            self._task = self._progress.add_task(stage, total=None)
+        else:
+            self._progress.update(self._task, total=done, completed=done)
+
+    @contextmanager
+    def kept(self, thing: str) -> Iterator[None]:
+        """Say, where the build is stopped in the middle, what is kept and how to go on."""
+        try:
+            yield
+        except RalmSpecError:
+            raise
+        except BaseException:
+            if self._encoded:
+                notes().print(
+                    f"{self._encoded:,} of {plural(self._total, thing)} are encoded, and kept: "
+                    "the same command goes on from there.",
+                    soft_wrap=True,
+                )
+            raise

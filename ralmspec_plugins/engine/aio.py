@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -23,7 +24,13 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import aanswer_all
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request, completions
+from ralmspec_plugins.engine.session import (
+    RequestContext,
+    Session,
+    as_request,
+    completions,
+    may_be_discarded,
+)
 from ralmspec_plugins.engine.streams import (
     AsyncAnswerStream,
     AsyncCompletionQueue,
@@ -32,6 +39,7 @@ from ralmspec_plugins.engine.streams import (
 )
 from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
+from ralmspec_plugins.protocols import speculative
 from ralmspec_plugins.types import Answer, Query, Request
 
 
@@ -88,6 +96,7 @@ class AsyncExecutor(Executor):
     async def _carry_out(self, need: Work) -> None:
         """Do a piece of work and hand in its completion, as cancelled if the task was."""
         started_s = self.clock()
+        speculative.set(speculative.get() or may_be_discarded(need))  # in this task's own context
         work = self._awaitable(need)
         if work is None:
             try:
@@ -157,6 +166,18 @@ class AsyncExecutor(Executor):
         if isinstance(completion, Aborted):
             raise completion.error
         return completion
+
+    @property
+    def busy(self) -> bool:
+        """Whether any work is out."""
+        return bool(self._tasks)
+
+    def last_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the loop run something that nobody waits for; nothing if it has ended."""
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._loop.create_task, work)
+        else:
+            work.close()
 
     async def stop(self) -> None:
         """Cancel all that is out; wait until the model is free and all tasks have ended."""
@@ -263,34 +284,84 @@ class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
 
     def _events(self, job: RequestContext) -> AsyncEventStream:
         completed: AsyncCompletionQueue = asyncio.Queue()
-        return AsyncEventStream(lambda finish: self._drive(job, completed, finish), completed)
+        return AsyncEventStream(_Drive(job, self._threads, completed), completed)
 
-    async def _drive(
-        self,
-        job: RequestContext,
-        completed: AsyncCompletionQueue,
-        finish: Callable[[Outcome], None],
-    ) -> AsyncGenerator[Event, None]:
-        """Run one request's loop in the caller's task, its work in others."""
-        executor = AsyncExecutor(job, self._threads, completed)
-        try:
-            with thread_switch_interval(job.setup.switch_interval_s):
-                needs = next(job.flow)
-                while job.finish is None:
-                    executor.see_to(needs)
-                    for event in job.events():
-                        yield event
-                    if job.finish is None:
-                        needs = job.flow.send(await executor.next_completion())
-        except Exception as error:  # noqa: BLE001 raised by the stream
-            finish(error)
+
+class _Drive:
+    """Runs one request's loop in the caller's task, its work in others.
+
+    It is no asynchronous generator: an event loop closes all of these at once when it ends,
+    whichever stands inside of which, and reports what is closed twice.
+    """
+
+    def __init__(
+        self, job: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
+    ) -> None:
+        self._job = job
+        self._threads = threads
+        self._completed = completed
+        self._executor: AsyncExecutor | None = None
+        self._switching = ExitStack()
+        self._stopping: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def advance(self) -> list[Event]:
+        """Take one completion in; return what has happened then.
+
+        Raises:
+            BaseException: What the request came to, if it was given up.
+        """
+        job, executor = self._job, self._executor
+        if executor is None:
+            executor = self._executor = AsyncExecutor(job, self._threads, self._completed)
+            self._switching.enter_context(thread_switch_interval(job.setup.switch_interval_s))
+            needs = next(job.flow)
+        else:
+            needs = job.flow.send(await executor.next_completion())
+        executor.see_to(needs)
+        return job.events()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the request has come to its end."""
+        return self._job.finish is not None
+
+    async def end(self) -> tuple[Outcome, list[Event]]:
+        """Stop what is still out; return what the request came to, and its last events."""
+        await self.stop()
+        assert self._executor is not None
+        return self._job.outcome(self._executor.clock()), self._job.rest()
+
+    async def stop(self) -> None:
+        """Stop all work; a second call waits for the first one. With no work out it is immediate.
+
+        At the end of an event loop, when all tasks have ended, nothing must be waited for: what
+        holds this stream may be closed by the loop at the same time.
+        """
+        if self._stopped:
             return
-        finally:
-            try:
-                await executor.stop()
-            finally:
-                job.close()
-        outcome = job.outcome(executor.clock())
-        for event in job.rest():
-            yield event
-        finish(outcome)
+        if self._executor is None or not self._executor.busy:
+            self._stopped = True
+            self._switching.close()
+            self._job.close()
+            return
+        if self._stopping is None:
+            work = _stop(self._executor, self._job, self._switching)
+            self._stopping = asyncio.ensure_future(work)
+        await asyncio.shield(self._stopping)
+        self._stopped = True
+
+    def __del__(self) -> None:
+        """Stop the work of a stream that nobody holds any more, if its loop still runs."""
+        if self._stopping is None and not self._stopped and self._executor is not None:
+            work = _stop(self._executor, self._job, self._switching)
+            self._executor.last_task(work)
+
+
+async def _stop(executor: AsyncExecutor | None, job: RequestContext, switching: ExitStack) -> None:
+    try:
+        switching.close()
+        if executor is not None:
+            await executor.stop()
+    finally:
+        job.close()

@@ -118,6 +118,17 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         """
         return self._stream(self._setup, as_request(request), reports=reports, watched=True)
 
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed. Thread-safe.
+
+        The query cache forgets what was found under this retriever's signature; the passage
+        caches that requests share are emptied, and so are other speculators that have
+        `invalidate`. What a request that is running finds is not remembered for others. It
+        goes on itself with what it has found.
+        """
+        self._setup.invalidate()
+        self._together.invalidate()
+
     def _stream(
         self,
         setup: Session,

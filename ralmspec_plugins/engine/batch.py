@@ -32,6 +32,13 @@ class BatchSession:
                 self._setup = self._single.for_batch()
             return self._setup
 
+    def invalidate(self) -> None:
+        """Forget what batches have found."""
+        with self._lock:
+            setup = self._setup
+        if setup is not None:
+            setup.invalidate()
+
     def close(self) -> None:
         """Let the verifier's threads go, unless the verifier was the caller's."""
         with self._lock:

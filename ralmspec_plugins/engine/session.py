@@ -43,6 +43,7 @@ from ralmspec_plugins.protocols import (
     Speculator,
     WideRetriever,
     Workload,
+    speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
@@ -145,8 +146,25 @@ class Session:
             memo=self.settings.memo,
             signature=self.retriever.signature,
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
+            may_guess=self.settings.may_guess,
             clock=self._clock,
         )
+
+    def invalidate(self) -> None:
+        """Forget what requests have found with this retriever and later ones would use.
+
+        A function that makes speculators for each request is asked for some, since those
+        that it gives may be shared nevertheless.
+        """
+        settings, signature = self.settings, self.retriever.signature
+        if settings.memo is not None:
+            settings.memo.invalidate(signature)
+        if settings.pool is not None:
+            settings.pool.invalidate(signature)
+        speculators = settings.speculators
+        for speculator in speculators() if callable(speculators) else speculators or ():
+            if hasattr(speculator, "invalidate"):
+                speculator.invalidate()
 
     @property
     def _shares(self) -> bool:
@@ -348,6 +366,7 @@ class RequestContext:
         """
         started_s, before_s = clock(), busy()
         results: list[Any]
+        token = speculative.set(speculative.get() or may_be_discarded(need))
         try:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
@@ -358,6 +377,8 @@ class RequestContext:
         except BaseException as error:  # noqa: BLE001 raised where the request is waited for
             complete(Aborted(error, need))
             return
+        finally:
+            speculative.reset(token)
         for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
@@ -397,6 +418,13 @@ class RequestContext:
         if self._closed:
             self.setup.workload.release(state)
         return state
+
+
+def may_be_discarded(need: Work) -> bool:
+    """Return whether work makes a guess, or stands behind one that no search has confirmed."""
+    if isinstance(need, FormQuery | Encode | Search | Extend):
+        return need.speculative
+    return isinstance(need, Guess)
 
 
 def completions(

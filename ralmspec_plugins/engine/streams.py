@@ -2,8 +2,9 @@
 
 import asyncio
 import queue
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from typing import TypeAlias
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Protocol, TypeAlias
 
 from ralmspec_plugins.effects import Aborted, Completion, Event, Settled
 from ralmspec_plugins.errors import Cancelled
@@ -88,32 +89,82 @@ class EventStream(_Result, Iterator[Event]):
         return self._answer("this stream was closed before its answer was complete")
 
 
+class AsyncRun(Protocol):
+    """One request being answered on an event loop."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the request has come to its end."""
+        ...
+
+    async def advance(self) -> list[Event]:
+        """Wait for something to finish; return what has happened then."""
+        ...
+
+    async def end(self) -> tuple[Outcome, list[Event]]:
+        """Stop what is still out; return what the request came to, and its last events."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop all work."""
+        ...
+
+
 class AsyncEventStream(_Result, AsyncIterator[Event]):
     """What happens while a request is answered; `answer` is there after the last event."""
 
-    def __init__(
-        self,
-        drive: Callable[[Callable[[Outcome], None]], AsyncGenerator[Event, None]],
-        completed: AsyncCompletionQueue,
-    ) -> None:
-        """Give out what `drive` yields, and keep what it finishes with."""
+    def __init__(self, run: AsyncRun, completed: AsyncCompletionQueue) -> None:
+        """Give out the events of this run; `completed` is what they are waited for at."""
         super().__init__()
-        self._events = drive(self._finish)
+        self._run = run
         self._completed = completed
+        self._events: deque[Event] = deque()
+        self._last: Outcome | None = None  # the outcome, while events stand before it
+        self._busy = self._closed = False
 
     async def __anext__(self) -> Event:
         """Wait for the next event."""
         before = self._outcome
-        try:
-            return await anext(self._events)
-        except StopAsyncIteration:
+        event = await self._next()
+        if event is None:
             if before is None:
                 self._raise()
-            raise
+            raise StopAsyncIteration
+        return event
+
+    async def _next(self) -> Event | None:
+        """Return the next event, or `None` behind the last one."""
+        if self._busy:
+            raise RuntimeError("this stream is read by another task")
+        while not self._events:
+            if self._last is not None:
+                self._finish(self._last)
+            if self._closed or self._outcome is not None:
+                return None
+            self._busy = True
+            try:
+                await self._advance()
+            except Exception as error:  # noqa: BLE001 raised by the stream
+                await self._run.stop()
+                self._last = error
+            except BaseException:
+                self._closed = True
+                await self._run.stop()
+                raise
+            finally:
+                self._busy = False
+        return self._events.popleft()
+
+    async def _advance(self) -> None:
+        if self._run.finished:
+            self._last, rest = await self._run.end()
+            self._events.extend(rest)
+        else:
+            self._events.extend(await self._run.advance())
 
     async def outcome(self) -> Outcome:
         """Read the stream to its end, and return its answer or what it came to."""
-        async for _ in self._events:
+        while await self._next() is not None:
             pass
         assert self._outcome is not None
         return self._outcome
@@ -123,10 +174,12 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
 
         Whoever is waiting for an event in another task gets `Cancelled`.
         """
-        try:
-            await self._events.aclose()
-        except RuntimeError:  # it is running, in another task
+        if self._busy:  # in another task
             self._completed.put_nowait(Aborted(Cancelled("this stream was closed")))
+            return
+        self._closed = True
+        self._events.clear()
+        await self._run.stop()
 
     @property
     def answer(self) -> Answer:

@@ -10,20 +10,17 @@ import numpy as np
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError
 from ralmspec_plugins.knn.ann_index import (
-    BuiltIndex,
     HnswRecipe,
     IvfPqRecipe,
-    KeyIndexRecipe,
     build_index,
     check_place,
-    faiss_library,
     is_saved,
     open_index,
     save_index,
 )
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.knn.search import Neighbours, encode_no_text, hidden_states, nearest_of
-from ralmspec_plugins.retrieval.faiss_ann import IndexQueries
+from ralmspec_plugins.retrieval.faiss_ann import AnnIndex
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors, exact_scores
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Query
@@ -42,7 +39,7 @@ class ApproximateSearch:
     inline_encode = True
 
     def __init__(
-        self, datastore: Datastore, built: BuiltIndex, *, k: int = 1024, rerank: int | None = None
+        self, datastore: Datastore, built: AnnIndex, *, k: int = 1024, rerank: int | None = None
     ) -> None:
         """Search a datastore by an index that belongs to it.
 
@@ -51,8 +48,8 @@ class ApproximateSearch:
             built: from `build_index`, or `open_index`.
             k: how many neighbours a query gets; fewer where the index does not find so many.
             rerank: how many of the index's entries are measured exactly, to take the best k of;
-                0 takes the index's own distances for true. By default k for HNSW; for IVF-PQ 16
-                k while that is no more than 1024, and k from there on.
+                0 takes the index's own distances for true. By default k for HNSW; for IVF-PQ
+                `refine` times k (16 k) while that is no more than 1024, and k from there on.
 
         Raises:
             ConfigError: k below 1, or rerank between 0 and k.
@@ -61,7 +58,7 @@ class ApproximateSearch:
         """
         self.k = check_k(k)
         recipe = built.recipe
-        if built.datastore != datastore.signature:
+        if built.source != datastore.signature:
             raise IndexFileError(
                 f"this {recipe.name} index was built for another datastore; build one for this: "
                 "build_index(datastore, recipe)"
@@ -75,7 +72,6 @@ class ApproximateSearch:
         self.rerank = rerank
         self.size = len(datastore)
         self._count = min(rerank or k, self.size)
-        self._queries = IndexQueries(faiss_library(), built.index)
 
     @property
     def signature(self) -> Hashable:
@@ -105,7 +101,8 @@ class ApproximateSearch:
         if not queries:
             return []
         hidden = hidden_states(queries, self.datastore.about.dimension)
-        return self._queries.ranked(hidden, self._count, self._ranked)
+        found = self.built.nearest(hidden, self._count)
+        return [self._ranked(*one) for one in zip(hidden, *found, strict=True)]
 
     def _ranked(self, hidden: Vectors, distances: Vectors, found: Ids) -> Neighbours:
         there = found >= 0  # FAISS pads with -1 where it found fewer
@@ -155,7 +152,7 @@ def approximate_search(
         MissingExtraError: FAISS is not installed.
     """
     check_k(k)
-    recipe: KeyIndexRecipe = kind(**settings)
+    recipe: HnswRecipe | IvfPqRecipe = kind(**settings)
     if index is not None and is_saved(index):
         built = _as_asked(open_index(index, datastore), recipe, settings, Path(index))
         return ApproximateSearch(datastore, built, k=k, rerank=rerank)
@@ -169,8 +166,8 @@ def approximate_search(
 
 
 def _as_asked(
-    built: BuiltIndex, recipe: KeyIndexRecipe, settings: dict[str, Any], folder: Path
-) -> BuiltIndex:
+    built: AnnIndex, recipe: HnswRecipe | IvfPqRecipe, settings: dict[str, Any], folder: Path
+) -> AnnIndex:
     """Tune an opened index; refuse one that was built otherwise than was asked for."""
     asked: Any = recipe
     if type(built.recipe) is type(recipe):

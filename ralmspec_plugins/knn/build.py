@@ -1,7 +1,6 @@
 """Build a datastore of KNN-LM: bounded memory, and after a crash it goes on where it was."""
 
 import os
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,27 +20,24 @@ except ImportError as missing:
 from ralmspec_plugins.knn.ann_index import is_saved
 from ralmspec_plugins.knn.datastore import (
     ABOUT,
+    DOCUMENT_ENDS,
     FILES,
+    KEYS,
+    VALUES,
     Datastore,
     DatastoreInfo,
     KeyKind,
+    about_bytes,
     check_keys,
 )
 from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
-from ralmspec_plugins.knn.windows import Cutting, GrowingStore, Portion, Window, portions
+from ralmspec_plugins.knn.windows import Cutting, Window, digest_of, portions
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
 from ralmspec_plugins.retrieval.storage.corpus import batched
-from ralmspec_plugins.retrieval.storage.files import atomic_replace
-from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards
-from ralmspec_plugins.retrieval.storage.journal import (
-    JOURNAL,
-    Journal,
-    clear,
-    locked,
-    remove,
-    start_anew,
-)
+from ralmspec_plugins.retrieval.storage.files import write_array
+from ralmspec_plugins.retrieval.storage.format import check_target
+from ralmspec_plugins.retrieval.storage.journal import ResumableBuild, building, link
 
 # Runs a model over windows of text, and takes the keys of a datastore from each pass.
 
@@ -175,21 +171,10 @@ def build_datastore(
     cutting = cutting_for(model, tokenizer, context=context, stride=stride, bos=bos, eos=eos)
     maker = KeyMaker(model, key_kind, batch_size)
     recipe = _Recipe(model, cutting, maker, batch_size, source)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place) as folder:
-        if restart:
-            clear(folder)
-        begun = (folder / JOURNAL).exists()
-        build: _DatastoreBuild | None = None
-        try:
-            build = _DatastoreBuild(folder, recipe, progress or _unwatched)
-            build.fill(texts)
-            build.save(place)
-        except BaseException:
-            if build.worthless if build else not begun:
-                remove(folder)
-            raise
-        remove(folder)
+    with building(place, recipe.identity, "entries", (KEYS, VALUES), restart=restart) as build:
+        datastore = _DatastoreBuild(build, recipe, progress or _unwatched)
+        datastore.fill(texts)
+        datastore.publish(place)
     return Datastore.open(place)
 
 
@@ -292,74 +277,53 @@ class _Recipe:
 
 
 class _DatastoreBuild:
-    """One attempt at a building folder that is held."""
+    """One attempt at a datastore, in a building folder that is held."""
 
-    def __init__(self, folder: Path, recipe: _Recipe, progress: Watcher) -> None:
-        self._folder = folder
+    def __init__(self, build: ResumableBuild, recipe: _Recipe, progress: Watcher) -> None:
+        self._build = build
         self._recipe = recipe
         self._progress = progress
-        self._journal = Journal.open(folder, recipe.identity, Portion)
-        self._files = GrowingStore(folder, self._journal.entries, recipe.maker.dimension)
         self._document_ends = array("q")
-
-    @property
-    def worthless(self) -> bool:
-        """Whether a failed attempt leaves nothing behind that was encoded."""
-        return not self._journal.entries
 
     def fill(self, texts: Iterable[str]) -> None:
         """Bring all keys and values to the disk, as far as they are not there."""
-        recorded = list(self._journal.entries)
-        windows = self._recipe.cutting.windows(texts)
-        entries = 0
-        for number, some in enumerate(portions(windows, self._recipe.tokens)):
-            if number < len(recorded):
-                self._files.check(number, recorded[number], some)
-                stage: Stage = "checking"
-            elif self._journal.finished:
-                raise start_anew(
-                    f"the texts make more than the {entries} entries there were before",
-                    "give the same to go on",
-                )
-            else:
-                self._encode(entries, some)
-                stage = "encoding"
+        build = self._build
+        for some in portions(self._recipe.cutting.windows(texts), self._recipe.tokens):
+            first, source = build.rows, digest_of(some)
+            there = build.recorded(source, sum(len(window.following) for window in some))
+            if there is None:
+                keys = self._recipe.maker.keys(some)
+                check_keys(keys, first)
+                values = np.concatenate([window.following for window in some])
+                build.append(source, len(keys), [keys.astype("<f2"), values.astype("<i4")])
+                del keys  # of a portion, the largest thing in memory
             for window in some:
-                entries += len(window.following)
+                first += len(window.following)
                 if window.ends_document:
-                    self._document_ends.append(entries)
-            self._progress(stage, entries)
-        self._end(entries)
-
-    def _encode(self, first: int, windows: Sequence[Window]) -> None:
-        keys = self._recipe.maker.keys(windows)
-        check_keys(keys, first)
-        self._journal.add(self._files.append(windows, keys))
-
-    def _end(self, entries: int) -> None:
-        """Make sure that the input is whole before saying so."""
-        if not entries:
+                    self._document_ends.append(first)
+            self._progress("checking" if there else "encoding", build.rows)
+        if not build.rows:
             raise InputError(
                 "there is nothing to store: no text has two tokens or more; give at least one"
             )
-        before = self._journal.entries[-1].entries
-        if entries < before:
-            raise start_anew(
-                f"the texts make only {entries} of the {before} entries that were encoded before",
-                "give the same to go on",
-            )
-        self._journal.finish()
+        build.end()
 
-    def save(self, target: Path) -> None:
+    def publish(self, target: Path) -> None:
         """Put what is on the disk at the target; nothing large is copied."""
+        build = self._build
         self._progress("finishing", 0)
-        entries = self._journal.entries[-1].entries
-        about = self._recipe.about(entries, len(self._document_ends))
-        fresh = self._folder / "fresh"
-        shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
-        fresh.mkdir()
-        with removed_afterwards(fresh):
-            self._files.finish(self._document_ends, about, fresh)
-            _check_target(target)
-            atomic_replace(target, fresh)
-        self._progress("finishing", entries)
+        about = self._recipe.about(build.rows, len(self._document_ends))
+        build.finish_array(KEYS, "<f2", (about.dimension,))
+        build.finish_array(VALUES, "<i4")
+        write_array(build.folder / DOCUMENT_ENDS, np.asarray(self._document_ends, dtype="<i8"))
+
+        def write(fresh: Path) -> None:
+            for name in FILES:
+                link(build.folder / name, fresh / name)
+            with (fresh / ABOUT).open("wb") as file:
+                file.write(about_bytes(about, fresh))
+                file.flush()
+                os.fsync(file.fileno())
+
+        build.publish(target, write, _check_target)
+        self._progress("finishing", build.rows)

@@ -62,7 +62,7 @@ class NeighbourCache:
             following: how many entries behind each neighbour are taken in, too.
             followed: of how many of a query's neighbours, the nearest; by default of all, as in the
                 paper and as far as one search's entries then surely fit. At k = 1024 fewer leave
-                room for what earlier searches brought (docs/knn_lm_measured.md).
+                room for what earlier searches brought (benchmarks/results/knn_lm.md).
             capacity: the most entries; those that were brought longest ago make room. Below k, the
                 farthest neighbours are left out.
             inline: guess inside the loop, not in a worker. It takes milliseconds, mostly for

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError, ModelError
-from ralmspec_plugins.retrieval.storage.files import open_array
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, open_array
 from ralmspec_plugins.retrieval.storage.format import (
     RecordKind,
     Verify,
@@ -162,7 +162,9 @@ def read_about(folder: Path, verify: Verify) -> tuple[DatastoreInfo, list[str]]:
         for name in FILES:
             check_file(folder / name, files[name], verify, _KIND.again)
         return info, [str(files[name]["sha256"]) for name in FILES]
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+    except IndexFileError:
+        raise
+    except DAMAGE as error:
         raise IndexFileError(f"{folder / ABOUT} is damaged ({error!r}); {_KIND.again}") from error
 
 
@@ -214,7 +216,7 @@ class Datastore:
         """
         check_verify(verify)
         folder = Path(path)
-        return opened_whole(folder, lambda: cls._open_once(folder, verify))
+        return opened_whole(folder, lambda real: cls._open_once(real, verify))
 
     @classmethod
     def _open_once(cls, folder: Path, verify: Verify) -> Self:
@@ -302,28 +304,6 @@ class Datastore:
         lengths = np.maximum(stops - starts, 0)
         offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
         return offsets + np.arange(len(offsets), dtype=np.int64)
-
-    def check_fits(
-        self,
-        *,
-        dimension: int,
-        vocabulary: int,
-        key_kind: str,
-        tokenizer: str = "",
-        model: str = "",
-    ) -> None:
-        """Refuse a model that was not the one that made the keys; see `DatastoreInfo.check_fits`.
-
-        Raises:
-            ModelError: it does not fit; the message names every field that differs.
-        """
-        self.about.check_fits(
-            dimension=dimension,
-            vocabulary=vocabulary,
-            key_kind=key_kind,
-            tokenizer=tokenizer,
-            model=model,
-        )
 
 
 def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:

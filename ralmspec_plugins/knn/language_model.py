@@ -61,7 +61,7 @@ def fitting_model(
         ModelError: they do not fit each other; the message names what differs.
     """
     about = store.about
-    store.check_fits(
+    store.about.check_fits(
         dimension=KeyHook(model, about.key_kind).dimension,
         vocabulary=vocabulary_size(model),
         key_kind=about.key_kind,

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.knn.datastore import Datastore, Ids
 from ralmspec_plugins.retrieval.dense import norm_of, squared_norms
 from ralmspec_plugins.retrieval.numpy_flat import InTurn, OwnThreads, Scan
@@ -266,7 +266,12 @@ class Keys:
         largest = 0.0
         for start in range(0, self.size, _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            squares = squared_norms(self.vectors[rows], start)
+            try:
+                squares = squared_norms(self.vectors[rows], start)
+            except InputError as error:  # none when it was built
+                raise IndexFileError(
+                    f"the datastore's keys are damaged ({error}); copy it again, or build it again"
+                ) from error
             self.squares[rows] = squares
             largest = max(largest, float(squares.max()))
         self.largest_norm = float(np.sqrt(largest))

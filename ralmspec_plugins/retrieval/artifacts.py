@@ -9,21 +9,17 @@ pickled. It is written beside its final place and renamed: whole or not at all.
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import IndexFileError
-from ralmspec_plugins.retrieval.dense import DenseCorpus, Measured
-from ralmspec_plugins.retrieval.encoders import Encoder, encoder_from, encoder_name
-from ralmspec_plugins.retrieval.ranking import LARGEST_NORM, Metric
 from ralmspec_plugins.retrieval.storage.corpus import (
     batched,
     passage_blocks,
@@ -35,7 +31,6 @@ from ralmspec_plugins.retrieval.storage.files import (
     PASSAGES,
     PLACES,
     PassageFile,
-    atomic_replace,
 )
 from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,
@@ -44,10 +39,11 @@ from ralmspec_plugins.retrieval.storage.format import (
     check_target,
     file_record,
     plain_name,
-    removed_afterwards,
+    write_folder,
 )
 from ralmspec_plugins.types import Passage
 
+PartT = TypeVar("PartT")
 WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
 
 
@@ -67,78 +63,8 @@ class IndexArtifacts:
     settings: Mapping[str, Any]
     passages: Sequence[Passage]
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     written: Mapping[str, WriteTo] = field(default_factory=dict)
-
-    @classmethod
-    def of_dense(cls, backend: str, corpus: DenseCorpus, k: int, **extra: Any) -> "IndexArtifacts":
-        """Take a dense corpus apart."""
-        settings = {
-            "k": k,
-            "metric": corpus.metric.value,
-            "dimension": corpus.dimension,
-            "fingerprint": corpus.print,
-            "largest_norm": corpus.largest_norm,
-            "encoder": encoder_name(corpus.encoder),
-            "encoder_settings": getattr(corpus.encoder, "settings", None),
-            **extra,
-        }
-        arrays = {"vectors": corpus.vectors}
-        if corpus.squares is not None:
-            arrays["squares"] = corpus.squares
-        return cls(backend, settings, corpus.passages, arrays)
-
-    def dense(self, encoder: Encoder | None) -> DenseCorpus:
-        """Put a dense corpus together again, its encoder made anew where that is possible.
-
-        Raises:
-            IndexFileError: another encoder than the saved one, or vectors that do not fit.
-        """
-        vectors = self.array("vectors")
-        dimension = self.setting("dimension")
-        if vectors.shape != (len(self.passages), dimension):
-            raise IndexFileError(
-                f"vectors.npy has shape {vectors.shape}, but kb.json says "
-                f"{(len(self.passages), dimension)}; build the knowledge base again"
-            )
-        metric = self.setting("metric")
-        return DenseCorpus(
-            self.passages,
-            vectors,
-            self._encoder(encoder),
-            metric,
-            measured=self._measured(metric),
-        )
-
-    def _measured(self, metric: str) -> Measured:
-        largest = self.setting("largest_norm")
-        if not isinstance(largest, float) or not 0 <= largest < LARGEST_NORM:
-            raise IndexFileError(
-                f"kb.json says that the longest vector has the length {largest!r}; build it again"
-            )
-        squares = self.array("squares") if metric == Metric.L2 else None
-        if squares is not None and (
-            squares.shape != (len(self.passages),) or squares.dtype != np.float32
-        ):
-            raise IndexFileError(
-                f"squares.npy is a {squares.dtype} array of shape {squares.shape}, but there are "
-                f"{len(self.passages)} passages; build the knowledge base again"
-            )
-        return Measured(self.setting("fingerprint"), largest, squares)
-
-    def _encoder(self, given: Encoder | None) -> Encoder | None:
-        saved = self.setting("encoder")
-        settings = self.settings.get("encoder_settings")
-        if given is None:
-            return encoder_from(settings) if settings else None
-        name = encoder_name(given)
-        if settings and name != saved:
-            raise IndexFileError(
-                f"this knowledge base was encoded by {saved!r}, got the encoder {name!r}; "
-                "give the same encoder, or build it again"
-            )
-        return given
 
     def setting(self, name: str) -> Any:
         """Give a setting.
@@ -146,9 +72,7 @@ class IndexArtifacts:
         Raises:
             IndexFileError: kb.json lacks it.
         """
-        if name not in self.settings:
-            raise IndexFileError(f"kb.json lacks the setting {name!r}; build the index again")
-        return self.settings[name]
+        return _found(self.settings, name, f"kb.json lacks the setting {name!r}")
 
     def array(self, name: str) -> NDArray[Any]:
         """Give an array.
@@ -156,19 +80,7 @@ class IndexArtifacts:
         Raises:
             IndexFileError: it was not saved.
         """
-        if name not in self.arrays:
-            raise IndexFileError(f"the knowledge base lacks {name}.npy; build it again")
-        return self.arrays[name]
-
-    def blob(self, name: str) -> bytes:
-        """Give a file's bytes.
-
-        Raises:
-            IndexFileError: it was not saved.
-        """
-        if name not in self.blobs:
-            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
-        return self.blobs[name]
+        return _found(self.arrays, name, f"the knowledge base lacks {name}.npy")
 
     def file(self, name: str) -> Path:
         """Give the place of a file, which is not read.
@@ -176,14 +88,16 @@ class IndexArtifacts:
         Raises:
             IndexFileError: it was not saved.
         """
-        if name not in self.files:
-            raise IndexFileError(f"the knowledge base lacks {name}; build it again")
-        return self.files[name]
+        return _found(self.files, name, f"the knowledge base lacks {name}")
+
+
+def _found(parts: Mapping[str, PartT], name: str, lacking: str) -> PartT:
+    if name not in parts:
+        raise IndexFileError(f"{lacking}; build it again")
+    return parts[name]
 
 
 _LINES_AT_ONCE = 4096
-
-
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -205,14 +119,7 @@ def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
         IndexFileError: something that is not a knowledge base is in the way.
     """
     target = Path(path).resolve()  # a link keeps leading to it
-    check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
-    with removed_afterwards(fresh):  # made inside: it may be stopped as soon as it is there
-        fresh.mkdir(mode=0o700)
-        write(retriever.parts(), fresh, {})
-        check_target(target)  # again: writing can take minutes, and others may have come
-        atomic_replace(target, fresh)
+    write_folder(target, lambda folder: write(retriever.parts(), folder, {}), check_target)
 
 
 class _Recorder:
@@ -255,9 +162,6 @@ def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> Non
     writer.passages(parts.passages)
     for name, array in parts.arrays.items():
         writer.array(f"{name}.npy", array)
-    for name, blob in parts.blobs.items():
-        with writer.recorder(name) as file:
-            file.write(blob)
     for name, source in parts.files.items():
         writer.own(name, partial(_copy, source, name))
     for name, write_to in parts.written.items():

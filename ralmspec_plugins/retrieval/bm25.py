@@ -7,6 +7,8 @@ bits, as in bm25s's own search.
 """
 
 import json
+import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -78,6 +80,17 @@ class ScoreMatrix:
         )
 
 
+def check_bm25(k1: float, b: float) -> None:
+    """Refuse weights outside BM25's range.
+
+    Raises:
+        ConfigError: `k1` is negative, or `b` not in [0, 1].
+    """
+    numbers = all(isinstance(one, int | float) for one in (k1, b))
+    if not numbers or not 0 <= k1 < math.inf or not 0 <= b <= 1:
+        raise ConfigError(f"k1 must be at least 0 and b in [0, 1], got {k1!r} and {b!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bm25Settings:
     """How texts become words and words become scores; saved with the index."""
@@ -89,20 +102,38 @@ class Bm25Settings:
     stopwords: str | None = "english"
 
     def __post_init__(self) -> None:
-        """Refuse values outside BM25's range."""
-        if self.k1 < 0 or not 0 <= self.b <= 1:
-            raise ConfigError(f"k1 must be at least 0 and b in [0, 1], got {self.k1} and {self.b}")
+        """Refuse values outside BM25's range, and what splits no text.
+
+        Raises:
+            ConfigError: the message names the setting.
+        """
+        check_bm25(self.k1, self.b)
+        try:
+            re.compile(self.token_pattern)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f"token_pattern must be a regular expression, got {self.token_pattern!r} ({error})"
+            ) from error
+        if self.stopwords is not None and not isinstance(self.stopwords, str):
+            raise ConfigError(f"stopwords must be a language or None, got {self.stopwords!r}")
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
-        """Split texts into words."""
-        words: list[list[str]] = _bm25s().tokenize(
-            list(texts),
-            lower=self.lower,
-            token_pattern=self.token_pattern,
-            stopwords=self.stopwords or [],
-            return_ids=False,
-            show_progress=False,
-        )
+        """Split texts into words.
+
+        Raises:
+            ConfigError: bm25s has no stop words of that language.
+        """
+        try:
+            words: list[list[str]] = _bm25s().tokenize(
+                list(texts),
+                lower=self.lower,
+                token_pattern=self.token_pattern,
+                stopwords=self.stopwords or [],
+                return_ids=False,
+                show_progress=False,
+            )
+        except ValueError as error:
+            raise ConfigError(f"stopwords={self.stopwords!r}: {error}") from error
         return words
 
 
@@ -214,13 +245,13 @@ class Bm25Retriever:
 
     def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        matrix = self._matrix
+        matrix, words = self._matrix, json.dumps(self._vocabulary).encode()
         return IndexArtifacts(
             "bm25s",
             {"k": self.k, "fingerprint": self._print, "bm25": asdict(self._settings)},
             self.passages,
             {"data": matrix.data, "rows": matrix.rows, "starts": matrix.starts},
-            {"vocabulary.json": json.dumps(self._vocabulary).encode()},
+            written={"vocabulary.json": lambda write: write(words)},
         )
 
     @classmethod
@@ -236,10 +267,11 @@ class Bm25Retriever:
             IndexFileError: the parts do not fit together.
         """
         matrix = ScoreMatrix(parts.array("data"), parts.array("rows"), parts.array("starts"))
-        vocabulary = json.loads(parts.blob("vocabulary.json"))
+        vocabulary = json.loads(parts.file("vocabulary.json").read_bytes())
         if not matrix.fits(max(vocabulary.values(), default=-1) + 1, len(parts.passages)):
             raise IndexFileError("the saved BM25 matrix does not fit its passages; build it again")
         settings = Bm25Settings(**parts.setting("bm25"))
+        settings.words([""])  # what splits no text is found now
         print_of_files = parts.setting("fingerprint")
         return cls(parts.passages, matrix, vocabulary, settings, k=k, print_of_files=print_of_files)
 

@@ -1,16 +1,16 @@
 """Build a knowledge base on the disk: bounded memory, and after a crash it goes on where it was."""
 
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.retrieval.artifacts import write
 from ralmspec_plugins.retrieval.dense import norm_of, normalise, squared_norms
 from ralmspec_plugins.retrieval.encoders import (
@@ -31,21 +31,19 @@ from ralmspec_plugins.retrieval.storage.corpus import (
     places_by_merging,
 )
 from ralmspec_plugins.retrieval.storage.files import (
+    OFFSETS,
     PASSAGE_FILES,
+    PASSAGES,
+    PLACES,
     PassageFile,
-    atomic_replace,
     open_array,
+    write_array,
 )
-from ralmspec_plugins.retrieval.storage.format import check_target, removed_afterwards
+from ralmspec_plugins.retrieval.storage.format import check_target
 from ralmspec_plugins.retrieval.storage.journal import (
-    JOURNAL,
-    VECTORS,
-    Entry,
-    GrowingFiles,
-    Journal,
-    clear,
-    locked,
-    remove,
+    ResumableBuild,
+    building,
+    digest,
     start_anew,
 )
 from ralmspec_plugins.types import Passage
@@ -223,6 +221,8 @@ def _opened(file: Path) -> NDArray[Any]:
         raise InputError(f"{file} is not a plain numpy array: {error}") from error
 
 
+VECTORS = "vectors.npy"
+_GROWING = (PASSAGES, VECTORS)
 Stage: TypeAlias = Literal["checking", "encoding", "indexing"]
 Watcher: TypeAlias = Callable[[Stage, int], None]
 
@@ -280,21 +280,12 @@ def build_index(
         if vectors is None
         else Given(vectors, encoder, metric)
     )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place) as folder:
-        if restart:
-            clear(folder)
-        begun = (folder / JOURNAL).exists()
-        build: _IndexBuild | None = None
-        try:
-            build = _IndexBuild(folder, source, batch_size, progress or _unwatched)
-            build.fill(passages)
-            build.save(place, backend, metric, settings)
-        except BaseException as error:
-            if build.worthless(error) if build else not begun:
-                remove(folder)
-            raise
-        remove(folder)
+    identity = {"batch_size": batch_size, **source.identity}
+    cheap = isinstance(source, Given)
+    with building(place, identity, "passages", _GROWING, restart=restart, cheap=cheap) as build:
+        index = _IndexBuild(build, source, progress or _unwatched)
+        index.fill(batched(passages, batch_size))
+        index.publish(place, backend, metric, settings)
     return load(place, source.encoder, verify="sizes")
 
 
@@ -323,61 +314,39 @@ def _rehearse(backend: str, metric: str, batch_size: int, settings: dict[str, An
 
 
 class _IndexBuild:
-    """One attempt at a building folder that is held."""
+    """One attempt at a knowledge base, in a building folder that is held."""
 
-    def __init__(self, folder: Path, source: Source, batch_size: int, progress: Watcher) -> None:
-        self._folder = folder
+    def __init__(self, build: ResumableBuild, source: Source, progress: Watcher) -> None:
+        self._build = build
+        self._lines = build.folder / PASSAGES
         self._source = source
-        self._batch_size = batch_size
         self._progress = progress
-        settings = {"batch_size": batch_size, **source.identity}
-        self._journal = Journal.open(folder, settings, Entry)
-        self._fresh = not self._journal.entries
-        self._files = GrowingFiles(folder, self._journal.entries)
         self._seen = SeenIds()
         self._lengths: list[NDArray[np.int64]] = []  # of lines
+        self._dimension = 0
 
-    def worthless(self, error: BaseException) -> bool:
-        """Whether a failed attempt leaves no encoder's work behind."""
-        cheap = isinstance(self._source, Given) and isinstance(error, RalmSpecError)
-        return not self._journal.entries or (self._fresh and cheap)
-
-    def fill(self, passages: Iterable[Passage]) -> None:
+    def fill(self, batches: Iterable[Sequence[Passage]]) -> None:
         """Bring all passages and their vectors to the disk, as far as they are not there."""
-        recorded = list(self._journal.entries)
-        count = 0
-        for number, some in enumerate(batched(passages, self._batch_size)):
+        build, source = self._build, self._source
+        for some in batches:
             lines = [passage_line(passage).encode() for passage in some]
             self._lengths.append(np.fromiter(map(len, lines), dtype=np.int64))
-            self._refuse_doubles(some, count)
-            if number < len(recorded):
-                vectors = self._files.check(number, recorded[number], lines)
-                self._source.compare(count, some, vectors)
-                self._progress("checking", count + len(some))
-            elif self._journal.finished:
-                raise start_anew(
-                    f"there are more than the {count} passages there were before",
-                    "give the same to go on",
-                )
+            first, content = build.rows, b"".join(lines)
+            self._refuse_doubles(some, first)
+            name = digest(content)
+            there = build.recorded(name, len(some))
+            if there is None:
+                rows = source.rows(first, some)
+                build.append(name, len(some), [content, rows])
             else:
-                rows = self._source.rows(count, some)
-                self._journal.add(self._files.append(lines, rows))
-                self._progress("encoding", count + len(some))
-            count += len(some)
-        self._end(count)
-
-    def _end(self, count: int) -> None:
-        """Make sure that the input is whole before saying so."""
-        if not count:
+                rows = np.frombuffer(there[1], "<f4").reshape(len(some), -1)
+                source.compare(first, some, rows)
+            self._dimension = rows.shape[1]
+            self._progress("encoding" if there is None else "checking", build.rows)
+        if not build.rows:
             raise InputError("the knowledge base is empty; give at least one passage")
-        before = self._journal.entries[-1].passages
-        if count < before:
-            raise start_anew(
-                f"there are only {count} of the {before} passages that were encoded before",
-                "give the same to go on",
-            )
-        self._source.check_count(count)
-        self._journal.finish()
+        source.check_count(build.rows)
+        build.end()
 
     def _refuse_doubles(self, some: Sequence[Passage], count: int) -> None:
         ids = [passage.id for passage in some]
@@ -385,36 +354,34 @@ class _IndexBuild:
         if not suspects:
             return
         rows: dict[str, int] = {}
-        for row, name in enumerate(chain(self._files.ids(count), ids)):
+        for row, name in enumerate(chain(self._ids(count), ids)):
             if name in suspects and rows.setdefault(name, row) != row:
                 raise InputError(
                     f"two passages have the id {name!r} (rows {rows[name]} and {row}); "
                     "ids must be unique"
                 )
 
-    def save(self, target: Path, backend: str, metric: str, settings: dict[str, Any]) -> None:
+    def _ids(self, count: int) -> Iterator[str]:
+        """Read the ids of the first passages again."""
+        if count:
+            with self._lines.open("rb") as lines:
+                for line in islice(lines, count):
+                    yield json.loads(line)["id"]
+
+    def publish(self, target: Path, backend: str, metric: str, settings: dict[str, Any]) -> None:
         """Index what is on the disk, and put it at the target; nothing large is copied."""
-        count = self._journal.entries[-1].passages
+        build, folder, count = self._build, self._build.folder, self._build.rows
         self._progress("indexing", 0)
-        lengths = np.concatenate(self._lengths)
-        places = places_by_merging(self._files.ids(count), self._folder)
-        self._files.finish(np.concatenate([[0], lengths.cumsum()]), places)
-        vectors = open_array(self._folder / VECTORS)
-        parts = open_retriever(
-            backend,
-            PassageFile.open(self._folder, count),
-            self._source.encoder,
-            vectors=vectors,
-            metric=metric,
-            **settings,
-        ).parts()
+        places = places_by_merging(self._ids(count), folder)
+        build.finish_array(VECTORS, "<f4", (self._dimension,))
+        offsets = np.concatenate([[0], np.concatenate(self._lengths).cumsum()])
+        for name, array in ((OFFSETS, offsets), (PLACES, places)):
+            write_array(folder / name, array)
+        vectors = open_array(folder / VECTORS)
+        passages = PassageFile.open(folder, count)
+        given: dict[str, Any] = {"vectors": vectors, "metric": metric, **settings}
+        parts = open_retriever(backend, passages, self._source.encoder, **given).parts()
         own = parts.arrays.get("vectors") is vectors
-        there = {name: self._folder / name for name in (*PASSAGE_FILES, *([VECTORS] * own))}
-        fresh = self._folder / "fresh"
-        shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
-        fresh.mkdir()
-        with removed_afterwards(fresh):
-            write(parts, fresh, there)
-            check_target(target)
-            atomic_replace(target, fresh)
+        there = {name: folder / name for name in (*PASSAGE_FILES, *([VECTORS] * own))}
+        build.publish(target, lambda fresh: write(parts, fresh, there), check_target)
         self._progress("indexing", count)

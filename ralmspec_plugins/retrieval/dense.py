@@ -1,14 +1,17 @@
 """What all dense retrievers share: passages with vectors, their metric and their ranking."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.encoders import Encoder, encode_all, encoder_name
 from ralmspec_plugins.retrieval.ranking import (
+    FLOAT32_ROUNDOFF,
     LARGEST_NORM,
     FloatArray,
     IntArray,
@@ -20,7 +23,7 @@ from ralmspec_plugins.retrieval.ranking import (
     metric_of,
     nominees,
 )
-from ralmspec_plugins.retrieval.storage.corpus import fingerprint, kept, places_of
+from ralmspec_plugins.retrieval.storage.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 # Lengths of vectors: measured in float64, checked, and scaled to 1.
@@ -236,6 +239,41 @@ class DenseCorpus:
         places_of(passages)  # refuse what cannot be used before encoding for hours
         return cls(passages, encode_all(encoder, passages), encoder, metric, own=True)
 
+    def artifacts(self, backend: str, k: int, **extra: Any) -> IndexArtifacts:
+        """Give what must be saved, with a backend's extra settings."""
+        settings = {
+            "k": k,
+            "metric": self.metric.value,
+            "dimension": self.dimension,
+            "fingerprint": self.print,
+            "largest_norm": self.largest_norm,
+            "encoder": encoder_name(self.encoder),
+            "encoder_settings": getattr(self.encoder, "settings", None),
+            **extra,
+        }
+        arrays = {"vectors": self.vectors}
+        if self.squares is not None:
+            arrays["squares"] = self.squares
+        return IndexArtifacts(backend, settings, self.passages, arrays)
+
+    @classmethod
+    def from_artifacts(cls, parts: IndexArtifacts, encoder: Encoder | None) -> Self:
+        """Put a corpus together again.
+
+        Raises:
+            IndexFileError: another encoder than the saved one, or vectors that do not fit.
+        """
+        vectors, dimension = parts.array("vectors"), parts.setting("dimension")
+        if vectors.shape != (len(parts.passages), dimension):
+            raise IndexFileError(
+                f"vectors.npy has shape {vectors.shape}, but kb.json says "
+                f"{(len(parts.passages), dimension)}; build the knowledge base again"
+            )
+        _check_encoder(parts, encoder)
+        metric = parts.setting("metric")
+        measured = _saved_measures(parts, metric)
+        return cls(parts.passages, vectors, encoder, metric, measured=measured)
+
     @property
     def size(self) -> int:
         """How many passages there are."""
@@ -303,9 +341,10 @@ class DenseCorpus:
         if not largest < LARGEST_NORM / self.dimension:
             raise InputError(f"{source} gave a vector with NaN, infinite or huge entries")
 
-    def error(self, query: Vectors) -> float:
+    def error(self, query: Vectors, roundoff: float = FLOAT32_ROUNDOFF) -> float:
         """Bound a float32 kernel's error for this query, over all rows."""
-        return kernel_error(self.metric, self.dimension, self.largest_norm, norm_of(query))
+        norms = self.largest_norm, norm_of(query)
+        return kernel_error(self.metric, self.dimension, *norms, roundoff)
 
     def exact(self, rows: IntArray, query: Vectors) -> FloatArray:
         """Score rows exactly."""
@@ -327,3 +366,104 @@ class DenseCorpus:
     def table(self, capacity: int) -> "DenseTable":
         """Make an empty table that ranks a pool's passages as a search would."""
         return DenseTable(self.metric, self.dimension, capacity)
+
+
+def _check_encoder(parts: IndexArtifacts, encoder: Encoder | None) -> None:
+    saved, settings = parts.setting("encoder"), parts.settings.get("encoder_settings")
+    if encoder is not None and settings and encoder_name(encoder) != saved:
+        raise IndexFileError(
+            f"this knowledge base was encoded by {saved!r}, got the encoder "
+            f"{encoder_name(encoder)!r}; give the same encoder, or build it again"
+        )
+
+
+def _saved_measures(parts: IndexArtifacts, metric: str) -> Measured:
+    largest = parts.setting("largest_norm")
+    if not isinstance(largest, float) or not 0 <= largest < LARGEST_NORM:
+        raise IndexFileError(
+            f"kb.json says that the longest vector has the length {largest!r}; build it again"
+        )
+    squares = parts.array("squares") if metric == Metric.L2 else None
+    if squares is not None and (
+        squares.shape != (len(parts.passages),) or squares.dtype != np.float32
+    ):
+        raise IndexFileError(
+            f"squares.npy is a {squares.dtype} array of shape {squares.shape}, but there are "
+            f"{len(parts.passages)} passages; build the knowledge base again"
+        )
+    return Measured(str(parts.setting("fingerprint")), largest, squares)
+
+
+class DenseRetriever:
+    """What the searches of a `DenseCorpus` share; each brings its own `search`."""
+
+    exact: ClassVar[bool]
+    pure: ClassVar[bool] = True
+
+    def __init__(self, corpus: DenseCorpus, backend: str, k: int, *depends_on: Hashable) -> None:
+        """Search a corpus.
+
+        Args:
+            corpus: the passages and their vectors.
+            backend: its name.
+            k: how many passages a query gets.
+            depends_on: what else the hits depend on, for the signature.
+
+        Raises:
+            ConfigError: k is below 1.
+        """
+        self.corpus = corpus
+        self.backend = backend
+        self.k = check_k(k)
+        self.size = corpus.size
+        self.inline_encode = corpus.inline_encode
+        self.signature: Hashable = (backend, k, *depends_on, *corpus.identity)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query, alone in its pass."""
+        return self.corpus.encode(text)
+
+    def table(self, capacity: int) -> DenseTable:
+        """Make an empty table for a passage cache."""
+        return self.corpus.table(capacity)
+
+    def parts(self) -> IndexArtifacts:
+        """Give what must be saved."""
+        return self.corpus.artifacts(self.backend, self.k)
+
+
+_QUERIES_AT_ONCE = 64
+
+
+class ExactRetriever(DenseRetriever):
+    """A dense search that scores every passage: the true top k, bit for bit, in any batch."""
+
+    exact: ClassVar[bool] = True
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        """Find the best k passages of each query."""
+        return self.search_wide(queries, self.k)
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        """Find the best `width` passages of each query."""
+        check_k(width)
+        if not queries:
+            return []
+        matrix = self.corpus.matrix(queries)
+        found = []
+        for start in range(0, len(matrix), _QUERIES_AT_ONCE):
+            batch = matrix[start : start + _QUERIES_AT_ONCE]
+            for query, rows in zip(batch, self._nominate(batch, width), strict=True):
+                found.append(self.corpus.ranked(rows, query, width))
+        return found
+
+    def _nominate(self, queries: Vectors, k: int) -> Sequence[IntArray]:
+        """Give, for each query, rows that hold its true top k."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
+        """Make the retriever again from what was saved."""
+        make: Any = cls  # each takes a corpus and k
+        made: Self = make(DenseCorpus.from_artifacts(parts, encoder), k=k)
+        return made

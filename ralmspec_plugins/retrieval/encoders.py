@@ -54,8 +54,8 @@ class HashingEncoder:
 
     def __init__(self, dimension: int = 512) -> None:
         """Encode into this many dimensions."""
-        if dimension < 1:
-            raise ConfigError(f"dimension must be at least 1, got {dimension}")
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+            raise ConfigError(f"dimension must be a whole number of at least 1, got {dimension!r}")
         self.dimension = dimension
         self.name = f"hashing-{dimension}"
         self.settings: dict[str, Any] = {"kind": "hashing", "dimension": dimension}
@@ -99,10 +99,13 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
         InputError: the kind of encoder is not one of those known here, or its model is not a
             folder of this machine.
     """
-    options = dict(settings)
+    options = dict(settings) if isinstance(settings, Mapping) else {"kind": settings}
     kind = options.pop("kind", None)
-    if kind not in _KNOWN:
-        raise InputError(f"unknown encoder kind {kind!r}; known are {', '.join(sorted(_KNOWN))}")
+    if not isinstance(kind, str) or kind not in _KNOWN:
+        raise InputError(
+            f"unknown encoder kind {kind!r}; known are {', '.join(sorted(_KNOWN))}. Give the "
+            "encoder: load(path, encoder=...)"
+        )
     if kind != "hashing" and not Path(str(options.get("path"))).is_dir():
         raise InputError(
             f"the knowledge base names the {kind} encoder {options.get('path')!r}, which is not a "
@@ -110,7 +113,13 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
             "load(path, encoder=...)"
         )
     module, name = _KNOWN[kind]
-    encoder: Encoder = getattr(import_module(module), name)(**options)
+    try:
+        encoder: Encoder = getattr(import_module(module), name)(**options)
+    except (ConfigError, TypeError) as error:
+        raise InputError(
+            f"the {kind} encoder of the knowledge base cannot be made ({error}); give it: "
+            "load(path, encoder=...)"
+        ) from error
     return encoder
 
 
@@ -176,13 +185,44 @@ def check_batch(encoder: Encoder, rows: Vectors, shape: tuple[int, int]) -> None
         )
 
 
-# Encode with a Hugging Face model and one of the usual poolings.
+# Encode with a model: queries one at a time, passages in batches, each with its prefix.
+
+
+class ModelEncoder:
+    """What the encoders by a model share."""
+
+    def __init__(self, query_prefix: str, passage_prefix: str) -> None:
+        """Put these in front of queries and of passages."""
+        self._prefixes = (query_prefix, passage_prefix)
+
+    def __call__(self, text: str) -> Vectors:
+        """Encode one query alone."""
+        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
+        return vector
+
+    def many(self, texts: Sequence[str]) -> Vectors:
+        """Encode passages in batches.  # [texts, dim]."""
+        return self._encode([self._prefixes[1] + text for text in texts])
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        raise NotImplementedError
+
+    def _kept(self, kind: str, path: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
+        """Give what makes this encoder again, for `encoder_from`."""
+        query, passage = self._prefixes
+        return {
+            "kind": kind,
+            "path": str(Path(path).absolute()) if Path(path).exists() else os.fspath(path),
+            **settings,
+            "query_prefix": query,
+            "passage_prefix": passage,
+        }
 
 
 Pooling = Literal["mean", "cls", "last"]
 
 
-class HuggingFaceEncoder:
+class HuggingFaceEncoder(ModelEncoder):
     """A model's last hidden states, pooled over the text; named by its weights.
 
     Pooling is "mean" over the text's tokens, "cls" (the first token: DPR, BGE)
@@ -216,6 +256,7 @@ class HuggingFaceEncoder:
             MissingExtraError: torch or transformers is not installed.
             ModelError: the model cannot be loaded.
         """
+        super().__init__(query_prefix, passage_prefix)
         if pooling not in get_args(Pooling):
             known = ", ".join(get_args(Pooling))
             raise ConfigError(f"unknown pooling {pooling!r}; known are {known}")
@@ -237,32 +278,17 @@ class HuggingFaceEncoder:
         self._tokenizer.padding_side = "right"
         self._pooling, self._device = pooling, device
         self._max_tokens, self._batch_size = max_tokens, batch_size
-        self._prefixes = (query_prefix, passage_prefix)
         digest = weights_digest(self._model.state_dict())
         options = f"{max_tokens}-{query_prefix!r}-{passage_prefix!r}"
         self.name = f"huggingface-{digest}-{pooling}-{options}"
-        self.settings = {
-            "kind": "huggingface",
-            "path": str(Path(path).absolute()) if Path(path).exists() else os.fspath(path),
-            "pooling": pooling,
-            "max_tokens": max_tokens,
-            "query_prefix": query_prefix,
-            "passage_prefix": passage_prefix,
-        }
-
-    def __call__(self, text: str) -> Vectors:
-        """Encode one query alone."""
-        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
-        return vector
-
-    def many(self, texts: Sequence[str]) -> Vectors:
-        """Encode passages in batches.  # [texts, dim]."""
-        marked = [self._prefixes[1] + text for text in texts]
-        size = self._batch_size
-        batches = [self._encode(marked[at : at + size]) for at in range(0, len(marked), size)]
-        return np.concatenate(batches)
+        self.settings = self._kept("huggingface", path, pooling=pooling, max_tokens=max_tokens)
 
     def _encode(self, texts: list[str]) -> Vectors:
+        size = self._batch_size
+        batches = [self._pass(texts[at : at + size]) for at in range(0, len(texts), size)]
+        return np.concatenate(batches)
+
+    def _pass(self, texts: list[str]) -> Vectors:
         tokens = self._tokenizer(
             texts,
             padding=len(texts) > 1,
@@ -284,11 +310,8 @@ class HuggingFaceEncoder:
         return np.asarray(pooled.float().cpu().numpy(), dtype=np.float32)
 
 
-# Encode with a sentence-transformers model.
-
-
-class SentenceTransformerEncoder:
-    """Queries one at a time, passages in batches; named by its weights, wherever they lie."""
+class SentenceTransformerEncoder(ModelEncoder):
+    """A sentence-transformers model, named by its weights, wherever they lie."""
 
     def __init__(
         self,
@@ -312,6 +335,7 @@ class SentenceTransformerEncoder:
             MissingExtraError: sentence-transformers is not installed.
             ModelError: the model cannot be loaded.
         """
+        super().__init__(query_prefix, passage_prefix)
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
         try:
             with no_progress_bar():
@@ -320,32 +344,13 @@ class SentenceTransformerEncoder:
                 )
         except (OSError, ValueError) as error:
             raise ModelError(f"no sentence-transformers model at {path}: {error}") from error
-        self._prefixes = (query_prefix, passage_prefix)
         self._batch_size = batch_size
         digest = weights_digest(self._model.state_dict())
         self.name = f"sentence-transformers-{digest}-{query_prefix!r}-{passage_prefix!r}"
-        self.settings = {
-            "kind": "sentence-transformers",
-            "path": _absolute(path),
-            "query_prefix": query_prefix,
-            "passage_prefix": passage_prefix,
-        }
-
-    def __call__(self, text: str) -> Vectors:
-        """Encode one query alone."""
-        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
-        return vector
-
-    def many(self, texts: Sequence[str]) -> Vectors:
-        """Encode passages in batches.  # [texts, dim]."""
-        return self._encode([self._prefixes[1] + text for text in texts])
+        self.settings = self._kept("sentence-transformers", path)
 
     def _encode(self, texts: list[str]) -> Vectors:
         encoded = self._model.encode(
             texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(encoded, dtype=np.float32)
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return str(Path(path).absolute()) if Path(path).exists() else os.fspath(path)

@@ -1,401 +1,414 @@
-"""Approximate dense search with FAISS: HNSW and IVF indexes, in batches that change nothing."""
+"""Approximate search with FAISS: HNSW, IVF and IVF-PQ indexes, of passages and of KNN-LM's keys.
+
+A query's result does not depend on its batch: HNSW goes through its graph once a
+query, and IVF's nearest lists are asked for one query at a time (FAISS would take
+a matrix product for many, with other last bits, so other lists). FAISS shares a
+batch's queries among its own threads; single calls, and threads of our own around
+them, were measured and gained nothing (benchmarks/batch_curves.py).
+"""
 
 import hashlib
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from math import isqrt
-from statistics import median_low
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseRetriever
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hits, Passage, Query
 
-# Of several ways to the same result, take the one that was measured to be the fastest.
+# How an index is made and asked: settings that are checked, and saved with it.
 
 
-ResultT = TypeVar("ResultT")
+STORAGES = {"float32": None, "float16": "QT_fp16", "8bit": "QT_8bit"}
+_POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to learn from
+_POINTS_OF_PQ = 256  # a byte's worth of centres for each piece
+_POINTS_OF_8BIT = 65_536  # to learn each dimension's range from
+_INT = 2**31  # FAISS keeps settings in 32 bits
+_LONGEST_CODE = 64  # bytes, as in Khandelwal et al. (PAPERS 6.1)
 
-_TRIALS = 3  # of each way before one is preferred: one cold or disturbed run must not decide
-_RECENT = 5  # measurements of a way that are kept
-_AGAIN = 50  # works after which another way is tried once more: load and machine change
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRecipe:
+    """The settings of an index: those it is built with, and those it is asked with.
 
-class Autotuner:
-    """Learns, for each size of work, which way takes the least time. Thread-safe.
-
-    Sizes are taken together by powers of two (2, 3 to 4, 5 to 8, ...). All ways must
-    give the same result: which one is taken depends on the clock.
-
-    >>> ways = Autotuner()
-    >>> {ways.do(2, {"once": lambda: 4, "twice": lambda: 2 + 2}) for _ in range(20)}
-    {4}
+    Attributes:
+        name: of the kind of index.
+        tunable: the settings that may change after it was built.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start with nothing measured."""
-        self._clock = clock
-        self._measured: dict[tuple[int, str], deque[float]] = {}
-        self._works: dict[int, int] = {}
-        self._lock = threading.Lock()
+    name: ClassVar[str]
+    tunable: ClassVar[tuple[str, ...]]
 
-    def do(self, size: int, ways: Mapping[str, Callable[[], ResultT]]) -> ResultT:
-        """Do a work of this size in one of these ways, and measure it."""
-        group = (size - 1).bit_length()
-        with self._lock:
-            works = self._works[group] = self._works.get(group, 0) + 1
-            name = self._choice(group, list(ways), works)
-        started = self._clock()
-        result = ways[name]()
-        seconds = self._clock() - started
-        with self._lock:
-            measured = self._measured.setdefault((group, name), deque(maxlen=_RECENT))
-            measured.append(seconds / size)
-        return result
+    def __post_init__(self) -> None:
+        """Refuse settings that make no index, or search nothing.
 
-    def best(self, size: int) -> str | None:
-        """Give the way that is the fastest so far for works of this size."""
-        with self._lock:
-            return self._best((size - 1).bit_length())
-
-    def _best(self, group: int) -> str | None:
-        seconds = {way: median_low(m) for (of, way), m in self._measured.items() if of == group}
-        return min(seconds, key=seconds.__getitem__) if seconds else None
-
-    def _choice(self, group: int, names: list[str], works: int) -> str:
-        """Try each way in turn, then take the best, now and then another one."""
-        if works <= _TRIALS * len(names):
-            return names[(works - 1) % len(names)]
-        if works % _AGAIN == 0:
-            return names[works // _AGAIN % len(names)]
-        return self._best(group) or names[0]
-
-
-# Ask an HNSW or IVF index for a batch of queries, so that the batch changes nothing.
-#
-# HNSW goes through its graph once a query anyway, and IVF's nearest lists are asked
-# for one query at a time (FAISS would take a matrix product for many, with other last
-# bits, so other lists). Whether several queries are then searched by one call, one
-# after the other, or on several threads, is decided by what each way was measured to
-# take.
-
-
-RankedT = TypeVar("RankedT")
-Nearest: TypeAlias = tuple[Vectors, IntArray]  # FAISS's scores and rows, -1 where it found fewer
-Rank: TypeAlias = Callable[[Vectors, Vectors, IntArray], RankedT]  # of one query, and its own
-
-
-class IndexQueries:
-    """Finds an index's nearest rows, each query's independent of its batch. Thread-safe."""
-
-    def __init__(self, faiss: Any, index: Any) -> None:
-        """Ask this index."""
-        self.index = index
-        self.ways = Autotuner()
-        self._faiss = faiss
-        self._by_lists = isinstance(index, faiss.IndexIVF)
-        self._by_graph = isinstance(index, faiss.IndexHNSW)
-        self._threads = ThreadPoolExecutor(
-            os.cpu_count() or 1, thread_name_prefix="faiss-approximate"
-        )
-
-    def ranked(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
-        """Find `count` rows for each query and rank them, in the way that is fastest.
-
-        Args:
-            queries: one a row.
-            count: rows to find for each.
-            rank: makes of a query, FAISS's scores and its rows what is wanted; called on
-                several threads at once where that is faster.
+        Raises:
+            ConfigError: a number is below its least, or no number.
         """
-        if len(queries) == 1:
-            return self.at_once(queries, count, rank)
-        ways = {"batch": self.at_once, "singly": self.singly, "threads": self.on_threads}
-        return self.ways.do(
-            len(queries), {name: partial(way, queries, count, rank) for name, way in ways.items()}
-        )
-
-    def nearest(self, queries: Vectors, count: int) -> Nearest:
-        """Search by one call.  # [queries, count], both.
-
-        Along a graph with a list of candidates that is at least as long as what is looked
-        for: FAISS would stop sooner, and of 1,024 with a list of 64 find half.
-        """
-        if self._by_graph:
-            candidates = max(self.index.hnsw.efSearch, count)
-            longer = self._faiss.SearchParametersHNSW(efSearch=candidates)
-            return _pair(self.index.search(queries, count, params=longer))
-        if not self._by_lists:
-            return _pair(self.index.search(queries, count))
-        probes = self.index.nprobe
-        near = [self.index.quantizer.search(query[None], probes) for query in queries]
-        far = np.concatenate([distances for distances, _ in near])
-        lists = np.concatenate([numbers for _, numbers in near])
-        return _pair(self.index.search_preassigned(queries, count, lists, far))
-
-    def at_once(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
-        """Search by one call, then rank."""
-        return list(map(rank, queries, *self.nearest(queries, count)))
-
-    def singly(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
-        """Search and rank one after the other."""
-        return [self._one(query, count, rank) for query in queries]
-
-    def on_threads(self, queries: Vectors, count: int, rank: Rank[RankedT]) -> list[RankedT]:
-        """Search and rank on several threads, one query each at a time."""
-        return list(self._threads.map(lambda query: self._one(query, count, rank), queries))
-
-    def _one(self, query: Vectors, count: int, rank: Rank[RankedT]) -> RankedT:
-        return self.at_once(query[None], count, rank)[0]
-
-
-def _pair(found: Any) -> Nearest:
-    scores, rows = found
-    return scores, rows
-
-
-def write_to(faiss: Any, index: Any, write: Callable[[bytes], Any]) -> None:
-    """Write an index piece by piece, so that there is no second one in memory."""
-    faiss.write_index(index, faiss.PyCallbackIOWriter(write))
-
-
-def index_digest(faiss: Any, index: Any) -> str:
-    """Digest an index: two graphs over the same vectors may answer differently."""
-    digest = hashlib.sha256()
-    write_to(faiss, index, digest.update)
-    return digest.hexdigest()[:32]
-
-
-# How approximate FAISS indexes are made: settings that are checked, and saved with the index.
-
-
-_POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to learn from
-
-
-class IndexRecipe(Protocol):
-    """The settings of an approximate index, and how to make it."""
-
-    @property
-    def name(self) -> str:
-        """What the table of backends calls it."""
-        ...
-
-    def settings(self) -> dict[str, int | None]:
-        """Give the settings by name."""
-        ...
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
+            if field.name == "storage" or (value is None and field.name in _MAY_BE_NONE):
+                continue
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least <= value < _INT:
+                raise ConfigError(
+                    f"{field.name} must be a whole number of at least {least}, got {value!r}"
+                )
 
     def candidates(self, k: int) -> int:
         """Say how many rows the index is asked for, where k hits are wanted."""
-        ...
+        return k
 
-    def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
-        """Make an untrained, empty index for a corpus."""
-        ...
+    def learns_from(self, size: int) -> IntArray | None:
+        """Choose the rows that the index learns from, ascending; `None` for all of them."""
+        return None
+
+    def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
+        """Make an untrained, empty index.
+
+        Args:
+            faiss: the library.
+            dimension: of the vectors.
+            size: how many vectors there will be.
+            kind: FAISS's number of the metric.
+
+        Raises:
+            ConfigError: a setting does not fit the dimension.
+            InputError: there are too few vectors to learn from.
+        """
+        raise NotImplementedError
+
+    def tune(self, index: Any) -> None:
+        """Set what a built index is asked with."""
+        raise NotImplementedError
+
+    def tuning(self, index: Any) -> int:
+        """Give what a built index is asked with now."""
+        raise NotImplementedError
+
+
+_MAY_BE_NONE = ("lists", "pieces", "sample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hnsw:
-    """A navigable graph. Defaults: FAISS's own, but a search list of 64 for recall 0.99."""
+class Hnsw(IndexRecipe):
+    """A navigable graph. Defaults: FAISS's own, but a search list of 64 for recall 0.99.
+
+    `storage`: "float32" holds the vectors as they are, "float16" in half the memory,
+    "8bit" in a quarter, and rough.
+    """
+
+    name: ClassVar[str] = "hnsw"
+    tunable: ClassVar[tuple[str, ...]] = ("search_list",)
 
     links: int = 32
     build_list: int = 40
-    search_list: int = 64
+    storage: str = "float32"
+    search_list: int = 64  # as many as are looked for, where that is more
 
     def __post_init__(self) -> None:
         """Refuse settings that make no graph."""
-        _at_least_one(self)
+        IndexRecipe.__post_init__(self)
+        if self.storage not in STORAGES:
+            raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
 
-    @property
-    def name(self) -> str:
-        """What the table of backends calls it."""
-        return "faiss-hnsw"
+    def learns_from(self, size: int) -> IntArray | None:
+        """Learn the range of each dimension where numbers are cut to 8 bits, else nothing."""
+        return _sample(size, _POINTS_OF_8BIT if self.storage == "8bit" else 0, seed=0)
 
-    def settings(self) -> dict[str, int | None]:
-        """Give the settings by name."""
-        return asdict(self)
-
-    def candidates(self, k: int) -> int:
-        """Ask for the hits themselves, since the index knows the vectors."""
-        return k
-
-    def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
+    def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
         """Make an empty graph."""
-        index = faiss.IndexHNSWFlat(corpus.dimension, self.links, kind)
+        storage = STORAGES[self.storage]
+        if storage is None:
+            index = faiss.IndexHNSWFlat(dimension, self.links, kind)
+        else:
+            quantised = getattr(faiss.ScalarQuantizer, storage)
+            index = faiss.IndexHNSWSQ(dimension, quantised, self.links, kind)
         index.hnsw.efConstruction = self.build_list
-        index.hnsw.efSearch = self.search_list
         return index
 
+    def tune(self, index: Any) -> None:
+        """Set how many candidates a search keeps."""
+        index.hnsw.efSearch = self.search_list
+
+    def tuning(self, index: Any) -> int:
+        """Give how many candidates a search keeps."""
+        return int(index.hnsw.efSearch)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ivf:
+class Ivf(IndexRecipe):
     """Lists around cluster centres, of which the nearest `probes` are searched."""
 
-    lists: int | None = None  # None: 4 sqrt(passages), as FAISS's guidelines advise
+    name: ClassVar[str] = "ivf"
+    tunable: ClassVar[tuple[str, ...]] = ("probes",)
+
+    lists: int | None = None  # None: 4 sqrt(vectors), as FAISS's guidelines advise
     probes: int = 8
 
-    def __post_init__(self) -> None:
-        """Refuse settings that search nothing."""
-        _at_least_one(self)
-
-    @property
-    def name(self) -> str:
-        """What the table of backends calls it."""
-        return "faiss-ivf"
-
-    def settings(self) -> dict[str, int | None]:
-        """Give the settings by name."""
-        return asdict(self)
-
-    def candidates(self, k: int) -> int:
-        """Ask for the hits themselves, since the index knows the vectors."""
-        return k
-
-    def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
+    def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
         """Make empty lists."""
-        centres = faiss.IndexFlat(corpus.dimension, kind)
-        lists = _lists(self.lists, corpus.size)
-        return _probing(faiss.IndexIVFFlat(centres, corpus.dimension, lists, kind), self.probes)
+        return self._lists(faiss, faiss.IndexIVFFlat, dimension, (size, size), kind)
+
+    def _lists(
+        self, faiss: Any, make: Any, dimension: int, sizes: tuple[int, int], *settings: int
+    ) -> Any:
+        """Make lists for so many vectors, of which so many are learned from."""
+        size, learned = sizes
+        most = max(1, min(4 * isqrt(size), learned // _POINTS_PER_LIST))
+        lists = min(self.lists or most, learned)
+        index = make(faiss.IndexFlat(dimension, settings[-1]), dimension, lists, *settings)
+        index.cp.min_points_per_centroid = 1  # else FAISS warns on stderr for few vectors
+        return index
+
+    def tune(self, index: Any) -> None:
+        """Set how many lists a search looks through."""
+        index.nprobe = min(self.probes, index.nlist)
+
+    def tuning(self, index: Any) -> int:
+        """Give how many lists a search looks through."""
+        return int(index.nprobe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IvfPq:
+class IvfPq(Ivf):
     """Lists of product-quantised vectors: the smallest index, and the roughest.
 
-    Quantised, near passages look alike: so the index is asked for `refine` times k
+    Quantised, near vectors look alike: so the index is asked for `refine` times k
     rows, and the best k by their exact scores are the hits (FAISS's own IndexRefine
     calls it `k_factor`). That is a setting of the index, the same in every search.
     """
 
-    lists: int | None = None
-    probes: int = 8
-    pieces: int = 16  # a vector is stored in as many bytes; must divide the dimension
+    name: ClassVar[str] = "ivfpq"
+    tunable: ClassVar[tuple[str, ...]] = ("probes", "refine")
+
+    pieces: int | None = 16  # bytes of a vector; must divide the dimension; None: 64 at the most
     refine: int = 16  # on MiniLM vectors, k = 4: recall 0.92 for 0.14 ms; 1: 0.49 for 0.10 ms
-
-    def __post_init__(self) -> None:
-        """Refuse settings that search nothing."""
-        _at_least_one(self)
-
-    @property
-    def name(self) -> str:
-        """What the table of backends calls it."""
-        return "faiss-ivfpq"
-
-    def settings(self) -> dict[str, int | None]:
-        """Give the settings by name."""
-        return asdict(self)
+    sample: int | None = None  # vectors that it learns from; None: all
+    seed: int = 0  # of their choice
 
     def candidates(self, k: int) -> int:
         """Ask for more than the hits, to choose from by exact scores."""
         return k * self.refine
 
-    def make(self, faiss: Any, corpus: DenseCorpus, kind: int) -> Any:
+    def learns_from(self, size: int) -> IntArray | None:
+        """Learn centres and codes from a sample."""
+        return None if self.sample is None else _sample(size, self.sample, self.seed)
+
+    def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
         """Make empty lists."""
-        if corpus.dimension % self.pieces:
-            raise ConfigError(
-                f"pieces must divide the dimension {corpus.dimension}, got {self.pieces}"
-            )
-        if corpus.size < 256:
+        pieces = self.pieces or next(
+            length for length in range(min(dimension, _LONGEST_CODE), 0, -1)
+            if dimension % length == 0
+        )  # fmt: skip
+        if dimension % pieces:
+            raise ConfigError(f"pieces must divide the dimension {dimension}, got {pieces}")
+        learned = min(size, self.sample or size)
+        if learned < _POINTS_OF_PQ:
             raise InputError(
-                f"product quantisation needs at least 256 passages to learn from, got "
-                f"{corpus.size}; use Ivf or Hnsw"
+                f"product quantisation needs at least {_POINTS_OF_PQ} vectors to learn from, got "
+                f"{learned}; use HNSW, or an exact search"
             )
-        centres = faiss.IndexFlat(corpus.dimension, kind)
-        lists = _lists(self.lists, corpus.size)
-        index = faiss.IndexIVFPQ(centres, corpus.dimension, lists, self.pieces, 8, kind)
+        index = self._lists(faiss, faiss.IndexIVFPQ, dimension, (size, learned), pieces, 8, kind)
         index.pq.cp.min_points_per_centroid = 1
-        return _probing(index, self.probes)
+        return index
 
 
-RECIPES: dict[str, Callable[..., IndexRecipe]] = {
+RECIPES: dict[str, type[IndexRecipe]] = {
     "faiss-hnsw": Hnsw,
     "faiss-ivf": Ivf,
     "faiss-ivfpq": IvfPq,
 }
 
 
-def _at_least_one(recipe: IndexRecipe) -> None:
-    for name, value in recipe.settings().items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+def _sample(size: int, most: int, seed: int) -> IntArray:
+    chosen = np.random.default_rng(seed).choice(size, min(size, most), replace=False)
+    return np.sort(chosen).astype(np.int64)
 
 
-def _lists(wanted: int | None, size: int) -> int:
-    return min(wanted or max(1, min(4 * isqrt(size), size // _POINTS_PER_LIST)), size)
+# An index of FAISS's, with what it was made of.
 
 
-def _probing(index: Any, probes: int) -> Any:
-    index.nprobe = min(probes, index.nlist)
-    index.cp.min_points_per_centroid = 1  # else FAISS warns on stderr for small corpora
-    return index
+Nearest: TypeAlias = tuple[Vectors, IntArray]  # FAISS's scores and rows, -1 where it found fewer
 
 
-def _faiss() -> Any:
+def faiss_library() -> Any:
+    """Import FAISS.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     return optional("faiss", "faiss", "faiss-cpu")
 
 
-class FaissApproximate:
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnIndex:
+    """An approximate index of vectors, whose row n is the n-th of them. Safe for many threads.
+
+    Attributes:
+        index: FAISS's.
+        recipe: how it was made, and is asked.
+        digest: of the index as it was built: two graphs over the same vectors may differ.
+        source: the name of the content that it belongs to.
+    """
+
+    index: Any
+    recipe: IndexRecipe
+    digest: str
+    source: str
+
+    @classmethod
+    def build(
+        cls,
+        recipe: IndexRecipe,
+        rows: Callable[[Any], Vectors],
+        shape: tuple[int, int],
+        metric: Metric,
+        source: str,
+        *,
+        rows_at_once: int | None = None,
+    ) -> Self:
+        """Build an index of some vectors.
+
+        Args:
+            recipe: how.
+            rows: gives vectors in float32 by a slice, or by an array of numbers.
+            shape: how many vectors there are, and of which dimension.
+            metric: cosine is the inner product, of vectors that are normalised.
+            source: the name of the content.
+            rows_at_once: add so many at a time; all by default.
+
+        Raises:
+            ConfigError: a setting does not fit the dimension.
+            InputError: there are too few vectors to learn from.
+        """
+        faiss, (size, dimension) = faiss_library(), shape
+        kind = faiss.METRIC_L2 if metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
+        index = recipe.make(faiss, dimension, size, kind)
+        chosen = recipe.learns_from(size)
+        if chosen is None or len(chosen):
+            index.train(rows(slice(0, size) if chosen is None else chosen))
+        step = rows_at_once or size
+        for start in range(0, size, step):
+            index.add(rows(slice(start, start + step)))
+        digest = hashlib.sha256()
+        cls._write(index, digest.update)  # before it is tuned, which is no part of it
+        return cls(index, recipe, digest.hexdigest()[:32], source).tuned(recipe)
+
+    @classmethod
+    def read(
+        cls, file: Path, made: tuple[IndexRecipe, str, str], shape: tuple[int, int], again: str
+    ) -> Self:
+        """Read a saved index.
+
+        Args:
+            file: FAISS's own format.
+            made: recipe, digest and source, as they were saved beside it.
+            shape: how many vectors it must hold, and of which dimension.
+            again: what helps where it cannot be used, for messages.
+
+        Raises:
+            IndexFileError: it cannot be read, or is another one.
+        """
+        recipe = made[0]
+        try:
+            index = faiss_library().read_index(str(file))
+        except RuntimeError as error:
+            raise IndexFileError(f"{file} cannot be read ({error}); {again}") from error
+        if (index.ntotal, index.d) != shape:
+            raise IndexFileError(
+                f"{file} holds {index.ntotal} vectors of dimension {index.d}, and there are "
+                f"{shape[0]} of {shape[1]}; {again}"
+            )
+        try:
+            return cls(index, *made).tuned(recipe)
+        except AttributeError as error:
+            raise IndexFileError(f"{file} is no {recipe.name} index ({error}); {again}") from error
+
+    def tuned(self, recipe: IndexRecipe) -> Self:
+        """Ask this index as a recipe says from now on, also in searches that have it already.
+
+        Raises:
+            ConfigError: it was built otherwise than the recipe says.
+        """
+        if type(recipe) is not type(self.recipe):
+            raise ConfigError(
+                f"this is an {self.recipe.name} index, and {recipe.name} was asked for; build one"
+            )
+        for field in fields(recipe):
+            was, wanted = getattr(self.recipe, field.name), getattr(recipe, field.name)
+            if field.name not in recipe.tunable and was != wanted:
+                raise ConfigError(
+                    f"this index was built with {field.name} = {was!r}, and {wanted!r} was asked "
+                    f"for; only {', '.join(recipe.tunable)} can be changed"
+                )
+        recipe.tune(self.index)
+        return replace(self, recipe=recipe)
+
+    def nearest(self, queries: Vectors, count: int) -> Nearest:
+        """Find `count` rows for each query, independently of the others.  # [queries, count], both.
+
+        Along a graph with a list of candidates that is at least as long as what is looked
+        for: FAISS would stop sooner, and of 1,024 with a list of 64 find half.
+        """
+        faiss, index = faiss_library(), self.index
+        if isinstance(index, faiss.IndexHNSW):
+            candidates = max(index.hnsw.efSearch, count)
+            longer = faiss.SearchParametersHNSW(efSearch=candidates)
+            scores, rows = index.search(queries, count, params=longer)
+            return scores, rows
+        near = [index.quantizer.search(query[None], index.nprobe) for query in queries]
+        far = np.concatenate([distances for distances, _ in near])
+        lists = np.concatenate([numbers for _, numbers in near])
+        scores, rows = index.search_preassigned(queries, count, lists, far)
+        return scores, rows
+
+    def write_to(self, write: Callable[[bytes], Any]) -> None:
+        """Write the index piece by piece, so that there is no second one in memory."""
+        self._write(self.index, write)
+
+    @staticmethod
+    def _write(index: Any, write: Callable[[bytes], Any]) -> None:
+        faiss = faiss_library()
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+
+
+class FaissApproximate(DenseRetriever):
     """Search in an HNSW or IVF index: fast, and now and then not the best passages.
 
     What is verified comes from a search with this k and these settings. A wider
     search may start with other hits, so there is none (this is no `WideRetriever`).
     What the index returns is scored exactly and ordered as everywhere.
-    A query's hits do not depend on its batch (see `IndexQueries`).
     """
 
     exact = False
-    pure = True
 
-    def __init__(
-        self,
-        corpus: DenseCorpus,
-        index: Any,
-        recipe: IndexRecipe,
-        *,
-        k: int = 1,
-        digest: str | None = None,
-    ) -> None:
+    def __init__(self, corpus: DenseCorpus, index: AnnIndex, *, k: int = 1) -> None:
         """Search an index that holds exactly the corpus's vectors, in order.
 
-        Args:
-            corpus: the passages and their vectors.
-            index: FAISS's index of them.
-            recipe: how it was made.
-            k: how many passages a query gets.
-            digest: the index's, where storage knows it already.
-
         Raises:
-            IndexFileError: the index holds something else.
+            ConfigError: k is below 1.
+            IndexFileError: the index belongs to another corpus.
         """
-        self._faiss = _faiss()
-        if (index.ntotal, index.d) != corpus.vectors.shape:
+        if index.source != corpus.print:
             raise IndexFileError(
-                f"the FAISS index holds {index.ntotal} vectors of dimension {index.d}, the corpus "
-                f"{corpus.size} of {corpus.dimension}; build it again"
+                f"this {index.recipe.name} index was built for another corpus; build one for this"
             )
-        self.corpus = corpus
         self.index = index
-        self.recipe = recipe
-        self.k = check_k(k)
-        self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
-        self.queries = IndexQueries(self._faiss, index)
-        self._digest = digest or index_digest(self._faiss, index)
-        self._count = min(recipe.candidates(k), self.size)
-        self.signature: Hashable = (recipe.name, k, self._count, self._digest, *corpus.identity)
+        self._count = min(index.recipe.candidates(check_k(k)), corpus.size)
+        recipe = index.recipe
+        asked = self._count, recipe.tuning(index.index), index.digest
+        super().__init__(corpus, f"faiss-{recipe.name}", k, *asked)
 
     @classmethod
     def build(
@@ -409,42 +422,31 @@ class FaissApproximate:
         metric: str = Metric.IP,
     ) -> Self:
         """Encode the passages, unless their vectors are given, and index them."""
-        faiss = _faiss()
+        faiss_library()  # before hours of encoding
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
-        kind = faiss.METRIC_L2 if corpus.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
-        recipe = recipe or Hnsw()
-        index = recipe.make(faiss, corpus, kind)
-        index.train(corpus.vectors)
-        index.add(corpus.vectors)
-        return cls(corpus, index, recipe, k=k)
-
-    def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
-        return self.corpus.encode(text)
+        vectors = corpus.vectors
+        size = corpus.size, corpus.dimension
+        rows = vectors.__getitem__
+        index = AnnIndex.build(recipe or Hnsw(), rows, size, corpus.metric, corpus.print)
+        return cls(corpus, index, k=k)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find k good passages of each query, in the way that is fastest for so many."""
+        """Find k good passages of each query."""
         if not queries:
             return []
-        return self.queries.ranked(self.corpus.matrix(queries), self._count, self._ranked)
-
-    def _ranked(self, query: Vectors, _: Vectors, rows: IntArray) -> Hits:
-        return self.corpus.ranked(rows[rows >= 0], query, self.k)
-
-    def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a pool, which may find better passages than the index."""
-        return self.corpus.table(capacity)
+        corpus = self.corpus
+        matrix = corpus.matrix(queries)
+        _, found = self.index.nearest(matrix, self._count)
+        return [
+            corpus.ranked(rows[rows >= 0], query, self.k)
+            for query, rows in zip(matrix, found, strict=True)
+        ]
 
     def parts(self) -> IndexArtifacts:
         """Give what must be saved."""
-        parts = IndexArtifacts.of_dense(
-            self.recipe.name,
-            self.corpus,
-            self.k,
-            recipe=self.recipe.settings(),
-            index_digest=self._digest,
-        )
-        return replace(parts, written={"index.faiss": partial(write_to, self._faiss, self.index)})
+        made = {"recipe": asdict(self.index.recipe), "index_digest": self.index.digest}
+        parts = self.corpus.artifacts(self.backend, self.k, **made)
+        return replace(parts, written={"index.faiss": self.index.write_to})
 
     @classmethod
     def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
@@ -453,13 +455,9 @@ class FaissApproximate:
         Raises:
             IndexFileError: the saved index cannot be read.
         """
-        file = parts.file("index.faiss")
-        try:
-            index = _faiss().read_index(str(file))
-        except RuntimeError as error:
-            raise IndexFileError(
-                f"index.faiss cannot be read ({error}); build the knowledge base again"
-            ) from error
+        corpus = DenseCorpus.from_artifacts(parts, encoder)
         recipe = RECIPES[parts.backend](**parts.setting("recipe"))
-        digest = parts.setting("index_digest")
-        return cls(parts.dense(encoder), index, recipe, k=k, digest=digest)
+        made = recipe, str(parts.setting("index_digest")), corpus.print
+        size = corpus.size, corpus.dimension
+        again = "build the knowledge base again"
+        return cls(corpus, AnnIndex.read(parts.file("index.faiss"), made, size, again), k=k)

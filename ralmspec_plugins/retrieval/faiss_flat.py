@@ -1,15 +1,14 @@
 """Exact dense search with FAISS, over flat vectors, on the CPU or a GPU."""
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable, norm_of
+from ralmspec_plugins.retrieval.dense import DenseCorpus, ExactRetriever
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import (
@@ -17,13 +16,9 @@ from ralmspec_plugins.retrieval.ranking import (
     Metric,
     Vectors,
     certified_top_k,
-    kernel_error,
 )
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hits, Passage, Query
-
-# FAISS's exact scan on a GPU, which only Meta's `faiss-gpu` builds have.
-
 
 MOST_ON_GPU = 2048  # FAISS's limit for k on a GPU; beyond it the CPU searches
 _ROUNDOFF = 2.0**-22  # of sums in float32 on a GPU, four times that of a CPU for good measure
@@ -53,45 +48,12 @@ def on_gpu(faiss: Any, device: str | None) -> bool:
     return device != "cpu" and there > 0
 
 
-class GpuScan:
-    """All vectors on the first GPU, in float32. One search at a time: FAISS's is not thread-safe.
-
-    FAISS leaves TensorFloat-32 off, and float16 is not asked for, so the scores are
-    sums of float32 products, as `kernel_error` supposes.
-    """
-
-    def __init__(self, faiss: Any, corpus: DenseCorpus) -> None:
-        """Copy the vectors to the GPU."""
-        self._corpus = corpus
-        self._lock = threading.Lock()
-        self._resources = faiss.StandardGpuResources()
-        config = faiss.GpuIndexFlatConfig()
-        config.useFloat16 = False
-        by_distance = corpus.metric is Metric.L2
-        kind = faiss.GpuIndexFlatL2 if by_distance else faiss.GpuIndexFlatIP
-        self._index = kind(self._resources, corpus.dimension, config)
-        for start in range(0, corpus.size, _ROWS_AT_ONCE):
-            self._index.add(corpus.vectors[start : start + _ROWS_AT_ONCE])
-
-    def nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
-        """Give each query's best rows with their fast scores, best first.  # [queries, count]."""
-        with self._lock:
-            fast, rows = self._index.search(queries, count)
-        return (-fast if self._corpus.metric is Metric.L2 else fast), rows
-
-    def error(self, query: Vectors) -> float:
-        """Bound the scan's error for this query, over all rows."""
-        corpus = self._corpus
-        norms = corpus.largest_norm, norm_of(query)
-        return kernel_error(corpus.metric, corpus.dimension, *norms, _ROUNDOFF)
-
-
 def _faiss(device: str | None) -> Any:
     name = "faiss-gpu" if device == "gpu" else "faiss"
     return optional("faiss", name, "faiss-gpu" if device == "gpu" else "faiss-cpu")
 
 
-class FaissFlat:
+class FaissFlat(ExactRetriever):
     """Exact search by FAISS's own scan, then ranked as every exact retriever here ranks.
 
     On the CPU the vectors are searched where they are, also memory-mapped: no index
@@ -100,12 +62,9 @@ class FaissFlat:
     loaded knowledge base gets it by `FaissFlat(loaded.corpus, k=loaded.k, device="gpu")`.
 
     FAISS gives a batch no advantage below some 128,000 / dimension queries, unless
-    `lower_blas_threshold` is set (GROUND.md) - which changes all of FAISS in this
-    process, so nothing here does it unasked.
+    `lower_blas_threshold` is set: that changes all of FAISS in this process, so
+    nothing here does it unasked.
     """
-
-    exact = True
-    pure = True
 
     def __init__(
         self,
@@ -127,13 +86,13 @@ class FaissFlat:
             ConfigError: k or device cannot be used; a GPU is asked for and FAISS has none.
             MissingExtraError: FAISS is not installed.
         """
+        super().__init__(corpus, "faiss-flat", k)
         self._faiss = _faiss(device)
-        self._gpu = GpuScan(self._faiss, corpus) if on_gpu(self._faiss, device) else None
-        self.corpus = corpus
-        self.k = check_k(k)
-        self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
-        self.signature: Hashable = ("faiss-flat", k, *corpus.identity)
+        self._gpu: Any = None
+        if on_gpu(self._faiss, device):
+            self._resources = self._faiss.StandardGpuResources()  # must outlive the index
+            self._gpu = _copied(self._faiss, self._resources, corpus)
+        self._one_at_a_time = threading.Lock()  # FAISS's search on a GPU is not thread-safe
         if lower_blas_threshold:
             self._faiss.cvar.distance_compute_blas_threshold = 3 * corpus.dimension
 
@@ -153,14 +112,6 @@ class FaissFlat:
         on_gpu(_faiss(device), device)  # before hours of encoding
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
         return cls(corpus, k=k, device=device, lower_blas_threshold=lower_blas_threshold)
-
-    def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
-        return self.corpus.encode(text)
-
-    def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
-        return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
         """Find the best `width` passages of each query."""
@@ -184,29 +135,34 @@ class FaissFlat:
             lambda chosen: corpus.exact(chosen, query),
             corpus.places,
             width,
-            self._gpu.error(query) if self._gpu else corpus.error(query),
+            corpus.error(query, _ROUNDOFF) if self._gpu else corpus.error(query),
         )
         return corpus.hits(best, scores)
 
     def _nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
+        """Give each query's best rows with their fast scores, best first.  # [queries, count]."""
+        by_distance = self.corpus.metric is Metric.L2
         if self._gpu and count <= MOST_ON_GPU:
-            return self._gpu.nearest(queries, count)
-        if self.corpus.metric is Metric.L2:
-            far, rows = self._faiss.knn(queries, self.corpus.vectors, count)
-            return -far, rows
-        inner = self._faiss.METRIC_INNER_PRODUCT
-        fast, rows = self._faiss.knn(queries, self.corpus.vectors, count, metric=inner)
-        return fast, rows
+            with self._one_at_a_time:
+                fast, rows = self._gpu.search(queries, count)
+        elif by_distance:
+            fast, rows = self._faiss.knn(queries, self.corpus.vectors, count)
+        else:
+            inner = self._faiss.METRIC_INNER_PRODUCT
+            fast, rows = self._faiss.knn(queries, self.corpus.vectors, count, metric=inner)
+        return (-fast if by_distance else fast), rows
 
-    def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a pool."""
-        return self.corpus.table(capacity)
 
-    def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
-        return IndexArtifacts.of_dense("faiss-flat", self.corpus, self.k)
+def _copied(faiss: Any, resources: Any, corpus: DenseCorpus) -> Any:
+    """Copy all vectors to the first GPU, in float32.
 
-    @classmethod
-    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved."""
-        return cls(parts.dense(encoder), k=k)
+    FAISS leaves TensorFloat-32 off, and float16 is not asked for, so the scores are
+    sums of float32 products, as `kernel_error` supposes.
+    """
+    config = faiss.GpuIndexFlatConfig()
+    config.useFloat16 = False
+    kind = faiss.GpuIndexFlatL2 if corpus.metric is Metric.L2 else faiss.GpuIndexFlatIP
+    index = kind(resources, corpus.dimension, config)
+    for start in range(0, corpus.size, _ROWS_AT_ONCE):
+        index.add(corpus.vectors[start : start + _ROWS_AT_ONCE])
+    return index

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus, ExactRetriever
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Shortlist, Vectors, deal
-from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.types import Hits, Passage, Query
+from ralmspec_plugins.types import Passage
 
 # Nominate rows for an exact ranking: tiles of float32 products, held against a rising bar.
 #
@@ -273,10 +271,7 @@ class Waiting:
             self._numbers, self._fast, self._count = [], [], 0
 
 
-_QUERIES_AT_ONCE = 64
-
-
-class NumpyFlat:
+class NumpyFlat(ExactRetriever):
     """Every passage is scored; the answer is the true top k, bit for bit, in any batch.
 
     With `threads=n` the rows are scanned by n threads of the retriever's own,
@@ -287,9 +282,6 @@ class NumpyFlat:
     for it. `threads` is not saved; a loaded knowledge base gets them by
     `NumpyFlat(loaded.corpus, k=loaded.k, threads=n)`.
     """
-
-    exact = True
-    pure = True
 
     def __init__(self, corpus: DenseCorpus, *, k: int = 1, threads: int | None = None) -> None:
         """Search a corpus, whose vectors may be memory-mapped and are not copied.
@@ -304,12 +296,8 @@ class NumpyFlat:
             ConfigError: k or threads below 1.
             MissingExtraError: threads are asked for, and threadpoolctl is not installed.
         """
-        self.corpus = corpus
-        self.k = check_k(k)
+        super().__init__(corpus, "numpy-flat", k)
         self._scan: Scan = InTurn() if threads is None else OwnThreads(threads)
-        self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
-        self.signature: Hashable = ("numpy-flat", k, *corpus.identity)
 
     @classmethod
     def build(
@@ -326,36 +314,5 @@ class NumpyFlat:
         check_threads(threads)  # before encoding for hours
         return cls(DenseCorpus.encoded(passages, encoder, metric, vectors), k=k, threads=threads)
 
-    def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
-        return self.corpus.encode(text)
-
-    def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
-        return self.search_wide(queries, self.k)
-
-    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
-        if not queries:
-            return []
-        corpus = self.corpus
-        matrix = corpus.matrix(queries)
-        found = []
-        for start in range(0, len(matrix), _QUERIES_AT_ONCE):
-            batch = matrix[start : start + _QUERIES_AT_ONCE]
-            for query, rows in zip(batch, self._scan(corpus, batch, check_k(width)), strict=True):
-                found.append(corpus.ranked(rows, query, width))
-        return found
-
-    def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a pool."""
-        return self.corpus.table(capacity)
-
-    def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
-        return IndexArtifacts.of_dense("numpy-flat", self.corpus, self.k)
-
-    @classmethod
-    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved."""
-        return cls(parts.dense(encoder), k=k)
+    def _nominate(self, queries: Vectors, k: int) -> list[IntArray]:
+        return self._scan(self.corpus, queries, k)

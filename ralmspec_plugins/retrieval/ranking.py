@@ -19,7 +19,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 Vectors: TypeAlias = NDArray[np.float32]
 
-_U32 = 2.0**-24  # unit roundoff of float32
+FLOAT32_ROUNDOFF = 2.0**-24  # its unit roundoff
 _U64 = 2.0**-53  # and of float64
 _TINY = 2.0**-125  # more than flushing one product or operand to zero can cost
 _ROWS_AT_ONCE = 1024  # rescored at once; bounds memory, and changes no bit
@@ -79,7 +79,7 @@ def kernel_error(
     dimension: int,
     largest_norm: float,
     query_norm: float,
-    roundoff: float = _U32,
+    roundoff: float = FLOAT32_ROUNDOFF,
 ) -> float:
     """Bound how far a float32 kernel's score can lie from `exact_scores`.
 

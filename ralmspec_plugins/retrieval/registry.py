@@ -17,12 +17,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from ralmspec_plugins.errors import ConfigError, IndexFileError
+from ralmspec_plugins.errors import ConfigError, IndexFileError, MissingExtraError
 from ralmspec_plugins.protocols import PassageTable
 from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder
+from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder, encoder_from
 from ralmspec_plugins.retrieval.storage.corpus import check_k
-from ralmspec_plugins.retrieval.storage.files import PASSAGE_FILES, PassageFile, open_array
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, PASSAGE_FILES, PassageFile, open_array
 from ralmspec_plugins.retrieval.storage.format import (
     FORMAT,
     OWN,
@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str], verify: Verify = "digests") -> IndexArtif
     """
     check_verify(verify)
     folder = Path(path)
-    return opened_whole(folder, lambda: _read_once(folder, verify))
+    return opened_whole(folder, lambda real: _read_once(real, verify))
 
 
 def _read_once(folder: Path, verify: Verify) -> IndexArtifacts:
@@ -74,19 +74,15 @@ def _read_once(folder: Path, verify: Verify) -> IndexArtifacts:
     for name, expected in manifest["files"].items():
         _check_file(folder, name, expected, verify)
     passages = PassageFile.open(folder, manifest["passages"])
-    arrays = {}
-    blobs = {}
-    own = {}
+    arrays, files = {}, {}
     for name, entry in manifest["files"].items():
-        if entry.get("kind") == OWN:
-            own[name] = (folder / name).absolute()
-        elif name in PASSAGE_FILES:
+        if name in PASSAGE_FILES:
             continue
-        elif name.endswith(".npy"):
+        if name.endswith(".npy") and entry.get("kind") != OWN:
             arrays[name.removesuffix(".npy")] = open_array(folder / name)
         else:
-            blobs[name] = (folder / name).read_bytes()
-    return IndexArtifacts(manifest["backend"], manifest["settings"], passages, arrays, blobs, own)
+            files[name] = folder / name
+    return IndexArtifacts(manifest["backend"], manifest["settings"], passages, arrays, files)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -188,10 +184,12 @@ def load(
 
     Raises:
         IndexFileError: the folder is missing, damaged or foreign, or the encoder another one.
+        InputError: the encoder that it names cannot be made here.
+        MissingExtraError: its backend's library is not installed.
     """
     check_verify(verify)
     folder = Path(path)
-    return opened_whole(folder, lambda: _load_once(folder, encoder, k, verify))
+    return opened_whole(folder, lambda real: _load_once(real, encoder, k, verify))
 
 
 def _load_once(
@@ -203,8 +201,22 @@ def _load_once(
             f"{folder} was saved by the unknown backend {parts.backend!r}; known are "
             f"{', '.join(BACKENDS)}"
         )
-    chosen = check_k(parts.setting("k") if k is None else k)
-    loaded: KnowledgeBase = backend_of(parts.backend).from_parts(parts, encoder, chosen)
+    if k is not None:
+        check_k(k)
+    if encoder is None and parts.settings.get("encoder_settings"):
+        encoder = encoder_from(parts.settings["encoder_settings"])
+    backend = backend_of(parts.backend)
+    try:
+        loaded: KnowledgeBase = backend.from_parts(
+            parts, encoder, check_k(parts.setting("k")) if k is None else k
+        )
+    except (IndexFileError, MissingExtraError):
+        raise
+    except DAMAGE as error:
+        raise IndexFileError(
+            f"{folder} is damaged: {_KIND.file} and the files that it names do not fit "
+            f"({type(error).__name__}: {error}); {_KIND.again}"
+        ) from error
     return loaded
 
 

@@ -1,29 +1,26 @@
 """Exact dense search with torch, on a GPU or the CPU: its products nominate, float64 decides."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
-from ralmspec_plugins.retrieval.dense import DenseCorpus, DenseTable
+from ralmspec_plugins.retrieval.dense import DenseCorpus, ExactRetriever
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
-from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.retrieval.torch_kernel import TorchKernel
-from ralmspec_plugins.types import Hits, Passage, Query
+from ralmspec_plugins.types import Passage
 
 Precision = Literal["float32", "half"]
 
-_QUERIES_AT_ONCE = 64
 _SHARE = 0.8  # of a GPU's free memory; the rest is for tiles of scores, and the model's caches
 _MANY = 64  # from so many nominees on, a float32 look at them saves more than it costs
 
 
-class TorchFlat:
+class TorchFlat(ExactRetriever):
     """Every passage is scored; the answer is the true top k, bit for bit, on any device.
 
     The vectors lie on the device in float32 or half precision; what does not
@@ -36,9 +33,6 @@ class TorchFlat:
     Half precision halves memory and traffic on a GPU. On the CPU it only saves
     memory: tiles must be widened again, so it is slower than float32.
     """
-
-    exact = True
-    pure = True
 
     def __init__(
         self,
@@ -63,11 +57,7 @@ class TorchFlat:
             ConfigError: k, device, precision or device_bytes cannot be used.
             MissingExtraError: torch is not installed.
         """
-        self.corpus = corpus
-        self.k = check_k(k)
-        self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
-        self.signature: Hashable = ("torch-flat", k, *corpus.identity)
+        super().__init__(corpus, "torch-flat", k)
         torch = _torch()
         place = _device(torch, device)
         _check(precision, device_bytes)
@@ -100,40 +90,9 @@ class TorchFlat:
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
         return cls(corpus, k=k, device=device, precision=precision, device_bytes=device_bytes)
 
-    def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
-        return self.corpus.encode(text)
-
-    def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
-        return self.search_wide(queries, self.k)
-
-    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
-        check_k(width)
-        if not queries:
-            return []
-        matrix = self.corpus.matrix(queries)
-        found = []
-        for start in range(0, len(matrix), _QUERIES_AT_ONCE):
-            batch = matrix[start : start + _QUERIES_AT_ONCE]
-            for query, rows in zip(batch, self._kernel.nominate(batch, width), strict=True):
-                near = narrowed(self.corpus, rows, query, width)
-                found.append(self.corpus.ranked(near, query, width))
-        return found
-
-    def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a pool."""
-        return self.corpus.table(capacity)
-
-    def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
-        return IndexArtifacts.of_dense("torch-flat", self.corpus, self.k)
-
-    @classmethod
-    def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved, on the GPU if there is one."""
-        return cls(parts.dense(encoder), k=k)
+    def _nominate(self, queries: Vectors, k: int) -> list[IntArray]:
+        rows = self._kernel.nominate(queries, k)
+        return [narrowed(self.corpus, *pair, k) for pair in zip(rows, queries, strict=True)]
 
 
 def narrowed(corpus: DenseCorpus, rows: IntArray, query: Vectors, k: int) -> IntArray:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
+from typing import Any
 
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.protocols import Speculator
@@ -18,7 +19,8 @@ class SpeculatorCascade:
 
     What was really found for a query is known exactly: for the length of the
     request always, and longer where a shared memo is given. An error inside a
-    speculator means no guess.
+    speculator means no guess. What is found after a cache was invalidated that
+    others share is the request's own: its search may have begun before.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class SpeculatorCascade:
         memo: QueryCache | None = None,
         signature: Hashable = None,
         signature_now: Callable[[], Hashable] | None = None,
+        may_guess: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Ask these speculators, the first that answers counts.
@@ -38,6 +41,7 @@ class SpeculatorCascade:
             signature: what is remembered there belongs to it.
             signature_now: gives the retriever's at any time: what was found after it has changed
                 is kept from whatever others share.
+            may_guess: says at any time whether guesses may be written on; `None`: always.
             clock: gives the seconds that quick guesses are timed with.
         """
         self.clock = clock
@@ -50,8 +54,12 @@ class SpeculatorCascade:
             for encoded, asked in self._asked.items()
         }
         self._memo = memo
+        # What is found now that was asked before these were invalidated is kept from them.
+        self._generations = [getattr(one, "generation", None) for one in self._speculators]
+        self._memo_generation = None if memo is None else memo.generation
         self._signature = signature
         self._signature_now = signature_now
+        self._may_guess = may_guess
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
         self._encoded: dict[str, Query] = {}  # by their texts
@@ -79,6 +87,11 @@ class SpeculatorCascade:
     def speculates(self) -> bool:
         """Whether there is any speculator."""
         return bool(self._speculators)
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing may be written on guesses now."""
+        return self._may_guess is not None and not self._may_guess()
 
     def slow(self, *, encoded: bool = True) -> bool:
         """Say whether there are speculators left that must not be asked inside the loop."""
@@ -116,10 +129,14 @@ class SpeculatorCascade:
         if self._signature_now is not None and self._signature_now() != self._signature:
             return
         if self._memo is not None:
-            self._memo.learn(self._signature, query, found.hits)
-        for speculator in self._speculators:
+            self._memo.learn(self._signature, query, found.hits, self._memo_generation)
+        for speculator, generation in zip(self._speculators, self._generations, strict=True):
+            learn: Any = speculator.learn
             try:
-                speculator.learn(query, found.wide)
+                if generation is None:
+                    learn(query, found.wide)
+                else:
+                    learn(query, found.wide, generation)
             except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
                 self._complain(speculator)
 

@@ -1,6 +1,7 @@
 """The paper's local cache: passages seen so far, ranked as the retriever ranks (DESIGN 4.2)."""
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
@@ -171,11 +172,7 @@ class PassageCache:
         retriever = complete(retriever)
         self.signature: Hashable = retriever.signature
         self.capacity = capacity
-        self._table: PassageTable = table or _own_table(retriever, capacity)
-        self._scored = getattr(self._table, "scored", table is None)
-        self.by_text: bool = getattr(self._table, "by_text", False)
-        self._learn: Callable[[Query, Hits], None] | None = getattr(self._table, "learn", None)
-        self._kept: Callable[[Hit], Hit] = getattr(self._table, "kept", _whole)
+        self._given_table = table
         self._retriever = retriever
         self._given_k = k
         self._found_k: int | None = None  # hits of the last search that found any
@@ -185,9 +182,17 @@ class PassageCache:
         self._corpus_size: int | None = size if isinstance(size, int) else None
         self._eviction_name = eviction
         self._lock = threading.Lock()
+        self._generation = 0
         self._empty()
 
     def _empty(self) -> None:
+        given = self._given_table  # whose slots are written over
+        table: PassageTable = given or _own_table(self._retriever, self.capacity)
+        self._table = table
+        self._scored = getattr(table, "scored", given is None)
+        self.by_text: bool = getattr(table, "by_text", False)
+        self._learn: Callable[[Query, Hits], None] | None = getattr(table, "learn", None)
+        self._kept: Callable[[Hit], Hit] = getattr(table, "kept", _whole)
         self._eviction = eviction_of(self._eviction_name)
         self._hits: list[Hit] = []  # by slot
         self._slots: dict[str, int] = {}  # by passage id
@@ -204,6 +209,11 @@ class PassageCache:
     def size(self) -> int:
         """How many passages are in the pool."""
         return len(self._hits)
+
+    @property
+    def generation(self) -> int:
+        """How often it was invalidated: to be read before a search that is learned."""
+        return self._generation
 
     def guess(self, query: Query) -> Hits | None:
         """Give the pool's best k; `None` while it holds fewer than a search would return."""
@@ -224,11 +234,20 @@ class PassageCache:
                 for slot, score in best
             )
 
-    def learn(self, query: Query, hits: Hits) -> None:
-        """Take in the hits of a real search; what does not fit are the last of them."""
+    def learn(self, query: Query, hits: Hits, generation: int | None = None) -> None:
+        """Take in the hits of a real search; what does not fit are the last of them.
+
+        Args:
+            query: what was asked.
+            hits: what was found.
+            generation: the cache's, from before the search. If it was invalidated since, nothing
+                is taken in. `None`: found just now.
+        """
         if self._learn is not None and getattr(hits, "immutable", False):
             return  # arrays that stand for thousands of hits: only a table of their own ranks them
         with self._lock:
+            if generation not in (None, self._generation):
+                return
             self._found_k = len(hits) or self._found_k
             if self._learn is not None:
                 self._learn(query, hits)
@@ -256,9 +275,13 @@ class PassageCache:
             self._hits[slot] = hit
             self._slots[hit.passage.id] = slot
 
-    def clear(self) -> None:
-        """Forget everything, for when the index has changed."""
+    def invalidate(self) -> None:
+        """Forget everything, for when the index has changed.
+
+        What a search finds that began before is not taken in either, given its generation.
+        """
         with self._lock:
+            self._generation += 1
             self._empty()
 
     def check(self) -> None:
@@ -325,6 +348,7 @@ class SharedPassageCache:
         self._eviction = eviction
         self._most = parts
         self._parts: OrderedDict[Hashable, PassageCache] = OrderedDict()  # the last used at the end
+        self._held: weakref.WeakSet[PassageCache] = weakref.WeakSet()  # also by others than this
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -339,15 +363,19 @@ class SharedPassageCache:
             if part is None:
                 part = PassageCache(retriever, capacity=self.capacity, eviction=self._eviction)
                 self._parts[retriever.signature] = part
+                self._held.add(part)
             self._parts.move_to_end(retriever.signature)
             if len(self._parts) > self._most:
                 self._parts.popitem(last=False)
             return part
 
-    def clear(self) -> None:
-        """Forget everything, for when an index has changed."""
+    def invalidate(self, *signatures: Hashable) -> None:
+        """Empty the parts of these signatures, for when an index has changed; by default all."""
         with self._lock:
-            self._parts.clear()
+            parts = list(self._held)
+        for part in parts:
+            if not signatures or part.signature in signatures:
+                part.invalidate()
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""

@@ -4,10 +4,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Final
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Hits, Query
+
+_FORGOTTEN: Final = 1024  # signatures whose last invalidation is known
 
 
 class QueryCache:
@@ -15,7 +17,8 @@ class QueryCache:
 
     Entries are kept apart by the retriever's signature, so nothing found for one
     user, filter or k is ever given to another. To be shared between requests only
-    where the index does not change, or changes may be seen `ttl_s` late.
+    where the index does not change, changes may be seen `ttl_s` late, or whoever
+    changes it calls `invalidate`.
 
     >>> memo = QueryCache(capacity=1)
     >>> memo.learn("index", Query("a"), ())
@@ -33,7 +36,8 @@ class QueryCache:
 
         Args:
             capacity: how many queries are remembered.
-            ttl_s: seconds from the search after which it is forgotten; `None` for never.
+            ttl_s: seconds from a search's return after which its result is forgotten; `None` for
+                never.
             clock: where the time comes from.
 
         Raises:
@@ -51,6 +55,9 @@ class QueryCache:
         # was encoded; the last used at the end
         self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float, bool]]
         self._entries = OrderedDict()
+        self._generation = 0  # invalidations so far
+        self._cleared = 0  # the last generation that forgot everything
+        self._forgotten: OrderedDict[Hashable, int] = OrderedDict()  # and that of one signature
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
@@ -60,6 +67,11 @@ class QueryCache:
     def size(self) -> int:
         """How many queries are remembered, those past their time included."""
         return len(self._entries)
+
+    @property
+    def generation(self) -> int:
+        """How often something was invalidated: to be read before a search that is learned."""
+        return self._generation
 
     def known(self, signature: Hashable, query: Query) -> Hits | None:
         """Give the real hits of a query, or `None` if they are not known."""
@@ -84,24 +96,56 @@ class QueryCache:
             self._entries.move_to_end(key)
             return hits
 
-    def learn(self, signature: Hashable, query: Query, hits: Hits) -> None:
-        """Remember exactly what `search` returned: k hits, not the prefetched ones."""
+    def learn(
+        self, signature: Hashable, query: Query, hits: Hits, generation: int | None = None
+    ) -> None:
+        """Remember exactly what `search` returned: k hits, not the prefetched ones.
+
+        Args:
+            signature: the retriever's.
+            query: what was asked.
+            hits: what was found.
+            generation: the cache's, from before the search. If the signature was invalidated
+                since, nothing is remembered. `None`: found just now.
+        """
         key = (signature, query.key)
         with self._lock:
+            since = max(self._cleared, self._forgotten.get(signature, 0))
+            if generation is not None and generation < since:
+                return
             was_text = query.encoding is not None and query.key == query.text
             self._entries[key] = (hits, self._clock(), was_text)
             self._entries.move_to_end(key)
             if len(self._entries) > self.capacity:
                 self._entries.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forget everything, for when the index has changed."""
+    def invalidate(self, *signatures: Hashable) -> None:
+        """Forget what was found, for when the index has changed; without signatures, everything.
+
+        What a search finds that began before is not remembered either, given its generation.
+        """
         with self._lock:
-            self._entries.clear()
+            self._generation += 1
+            if not signatures:
+                self._cleared = self._generation
+                self._forgotten.clear()
+                self._entries.clear()
+                return
+            for key in [key for key in self._entries if key[0] in signatures]:
+                del self._entries[key]
+            for signature in signatures:
+                self._forgotten[signature] = self._generation
+                self._forgotten.move_to_end(signature)
+            while len(self._forgotten) > _FORGOTTEN:
+                self._cleared = self._forgotten.popitem(last=False)[1]
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
         with self._lock:
             assert len(self._entries) <= self.capacity
+            assert len(self._forgotten) <= _FORGOTTEN
+            assert all(
+                self._cleared <= since <= self._generation for since in self._forgotten.values()
+            )
             now_s = self._clock()
             assert all(found_s <= now_s for _, found_s, _ in self._entries.values())

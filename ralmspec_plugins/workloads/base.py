@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel, Progress
 from ralmspec_plugins.types import Hits, Request, read_by
@@ -48,7 +48,9 @@ class TextWorkload(Generic[StateT]):
 
     def start(self, request: Request) -> StateT:
         """Begin with an empty text."""
-        return cast("StateT", TextState(request))
+        begun: Any = TextState(request)
+        state: StateT = begun
+        return state
 
     def text(self, state: StateT) -> str:
         """Give the state's `text`."""

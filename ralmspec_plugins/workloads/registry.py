@@ -22,7 +22,7 @@ assert tuple(WORKLOADS) == get_args(WorkloadName)
 
 
 def workload_of(
-    chosen: WorkloadName | WorkloadMaker, lm: LanguageModel[Any], **options: Any
+    chosen: str | WorkloadMaker, lm: LanguageModel[Any], **options: Any
 ) -> Workload[Any]:
     """Make a workload, given its name or what makes it.
 

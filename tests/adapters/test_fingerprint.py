@@ -1,20 +1,31 @@
 """Keys for live objects and settings: never the same for different things."""
 
+import datetime as dt
 import gc
+import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, PrivateAttr
 
+from ralmspec_plugins.adapters.documents import digest_of
 from ralmspec_plugins.adapters.fingerprint import (
+    as_called,
     attributes,
+    held,
     object_id,
+    overridden,
     package_of,
+    parts,
     value_fingerprint,
 )
+from ralmspec_plugins.adapters.plain_data import copied_where_possible, is_data
 
 
 class Thing:
@@ -211,3 +222,207 @@ def test_large_containers_may_be_left_closed() -> None:
     assert value_fingerprint(large) == value_fingerprint(list(large))
     assert value_fingerprint(large, 64) == value_fingerprint(large, 64)
     assert value_fingerprint(large, 64) != value_fingerprint(list(large), 64)
+
+
+class Unbound:
+    """As a context's proxy without a context: nothing of it can be asked, not even its class."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside of a context")
+
+
+@dataclass
+class Hiding:
+    """Its class says that it holds something else than it does."""
+
+    k: int = 4
+    __pydantic_fields__: Any = field(default=None, init=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Hold nothing that a look finds."""
+
+    @property
+    def __dict__(self) -> Any:
+        return {}
+
+
+def _nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+    value: Any = "user"
+    for _ in range(depth):
+        value = wrap(value)
+    return value
+
+
+def _shared(depth: int) -> Any:
+    """A short value that takes 2 ** depth steps to be written out."""
+    value: list[Any] = ["user"]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+UNREADABLE: dict[str, Callable[[], Any]] = {
+    "lists": lambda: _nested(5_000, lambda one: [one]),
+    "dictionaries": lambda: _nested(5_000, lambda one: {"and": one}),
+    "models": lambda: _nested(200, lambda one: Filter(must=[one])),
+    "dataclasses": lambda: _nested(200, lambda one: Setting(1, {"or": one})),
+    "shared": lambda: _shared(60),
+    "a class that hides its state": lambda: {"filter": Hiding()},
+    "digits and tuples": lambda: [10**5000, _nested(100, lambda one: (one,))],
+}
+
+
+@pytest.mark.parametrize("make", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_what_cannot_be_read_to_its_end_shares_nothing(make: Callable[[], Any]) -> None:
+    """No exception, and another key each time, also for the same object."""
+    value = make()
+    began_s = time.perf_counter()
+    keys = [key(value) for key in (value_fingerprint, as_called) for _ in range(3)]
+    told = is_data(value, {"tests", "pydantic"})
+
+    assert len(set(keys)) == len(keys)
+    assert told in (True, False)
+    assert time.perf_counter() - began_s < 10
+
+
+@pytest.mark.parametrize("frames", [20, 60, 150])
+def test_a_nearly_full_stack_raises_nothing(frames: int) -> None:
+    """Wherever in the reading it ends: a key, and no other value's."""
+    value = {"filter": {"must": [{"user": [["a"]]}]}}
+
+    def called(depth: int) -> list[bytes]:
+        if depth:
+            return called(depth - 1)
+        limit, used = sys.getrecursionlimit(), len(_frames())
+        sys.setrecursionlimit(used + frames)
+        try:
+            return [value_fingerprint(value), value_fingerprint({"filter": 1})]
+        finally:
+            sys.setrecursionlimit(limit)
+
+    one, other = called(50)
+
+    assert one != other
+
+
+def _frames() -> list[Any]:
+    frame, found = sys._getframe(), []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
+def test_cycles_are_values() -> None:
+    """What contains itself ends, and is told from what contains another."""
+    one: dict[str, Any] = {"user": "a"}
+    one["self"] = one
+    same: dict[str, Any] = {"user": "a"}
+    same["self"] = same
+    other: dict[str, Any] = {"user": "b"}
+    other["self"] = other
+
+    assert value_fingerprint(one) == value_fingerprint(same) != value_fingerprint(other)
+    assert not is_data(one)
+
+
+@dataclass
+class Mapped(dict[str, Any]):
+    """A record that is a dictionary as well."""
+
+    k: int = 4
+
+
+class Slots:
+    __slots__ = ("user",)
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+
+
+@dataclass
+class Based(Slots):
+    """A record over a class with slots."""
+
+    k: int = 4
+
+    def __post_init__(self) -> None:
+        self.user = "nobody"
+
+
+class Zone(dt.tzinfo):
+    """A time zone of one's own: all of them look alike."""
+
+    def __repr__(self) -> str:
+        return "Zone()"
+
+
+def _made(kind: Any, **held: Any) -> Any:
+    value = kind()
+    value.update(held) if isinstance(value, dict) else [
+        setattr(value, name, one) for name, one in held.items()
+    ]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (_made(Mapped, user="a"), _made(Mapped, user="b")),
+        (_made(Based, user="a"), _made(Based, user="b")),
+        (np.zeros((0, 3), dtype=object), np.zeros((0, 4), dtype=object)),
+        (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 3], mask=[0, 1])),
+        (
+            np.zeros(2, dtype=np.dtype("f4", metadata={"user": "a"})),
+            np.zeros(2, dtype=np.dtype("f4", metadata={"user": "b"})),
+        ),
+        (dt.datetime(2026, 1, 1, tzinfo=Zone()), dt.datetime(2026, 1, 1, tzinfo=Zone())),
+        (Unbound(), Unbound()),
+    ],
+    ids=["dictionary", "slots", "shape", "mask", "metadata", "zone", "proxy"],
+)
+def test_what_differs_out_of_sight_has_another_key(one: Any, other: Any) -> None:
+    """Also inside of containers, and where a call brings it."""
+    for wrap in (lambda it: it, lambda it: [{"filter": it}], lambda it: Filter(must=[it])):
+        assert value_fingerprint(wrap(one)) != value_fingerprint(wrap(other))
+    assert as_called(one) != as_called(other)
+
+
+def test_a_walk_goes_around_what_cannot_be_asked() -> None:
+    """A proxy without a context is passed over, as are documents; the rest is met once."""
+    thing = Thing()
+    whole = [thing, Unbound(), {"again": thing}, "document"]
+
+    assert list(parts(whole, held, (str,))) == [whole, thing, whole[2]]
+
+
+def test_attributes_in_slots_count() -> None:
+    """They are settings like any other; a method hidden by none of them is not overridden."""
+    one, other = Slots("a"), Slots("b")
+
+    assert {"user": "a"} == attributes(one)
+    assert value_fingerprint(attributes(one)) != value_fingerprint(attributes(other))
+    assert not overridden(one)
+
+
+def test_a_class_that_hides_its_attributes_shares_nothing() -> None:
+    """They are another thing at each look, and nobody knows which of its methods are called."""
+    hiding = Hiding()
+
+    assert value_fingerprint(attributes(hiding)) != value_fingerprint(attributes(hiding))
+    assert overridden(hiding)
+    assert held(hiding)
+    assert not is_data(hiding, {"tests"})
+
+
+def test_documents_with_odd_metadata_have_digests() -> None:
+    """What cannot be read is compared by itself; id and text are read in any case."""
+    deep = _nested(5_000, lambda one: [one])
+    found = [digest_of(name, "text", {"deep": deep}) for name in "ab"]
+    proxies = [digest_of(name, "text", {"user": Unbound()}) for name in "ab"]
+
+    assert [False] * 4 == [digest.whole for digest in found + proxies]
+    assert found[0].text != found[1].text
+    assert proxies[0].text != proxies[1].text
+    assert copied_where_possible({"deep": deep, "tags": ["a"]})["tags"] == ["a"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from ralmspec_plugins.adapters.fingerprint import copied, is_data
+from ralmspec_plugins.adapters.plain_data import copied, is_data
 
 
 class Record(BaseModel):

@@ -10,18 +10,20 @@ import pytest
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
-    RetrieverConfig,
+    RetrieverRuntime,
     RetrieverService,
     RetrieverStats,
-    ServiceState,
     agreeing,
+    completed,
 )
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hits, passages_of
 from tests.adapters.number_store import NumberHost, NumberSearch, NumberStore, searching
 
-Make = Callable[..., RetrieverService]
+Service = RetrieverService[HostSearch[NumberHost]]
+Call = RetrieverCall[HostSearch[NumberHost]]
+Make = Callable[..., Service]
 
 
 def retriever(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
@@ -32,25 +34,35 @@ def retriever(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    servings = []
+    runtimes = []
 
-    def answering(
-        store: NumberStore, memo: Any = None, pool: Any = None, **way: Any
-    ) -> RetrieverService:
-        serving = ServiceState()
-        servings.append(serving)
+    def service(store: NumberStore, memo: Any = None, pool: Any = None, **settings: Any) -> Service:
+        runtime = RetrieverRuntime()
+        runtimes.append(runtime)
         numbers: dict[str, Any] = {"max_batch": 64, "lanes": 1, "side_by_side": 2, "pure": None}
-        fields = {"batching": "exact", **numbers, **way}
-        return RetrieverService(serving, RetrieverConfig(retriever, store, **fields), memo, pool)
+        fields = {"search": retriever, "batching": "exact", **numbers, **settings}
+        return RetrieverService(runtime, retriever=store, memo=memo, pool=pool, **fields)
 
-    yield answering
-    for serving in servings:
-        serving.close()
+    yield service
+    for runtime in runtimes:
+        runtime.close()
 
 
-def call(answering: RetrieverService, text: str, name: str = "ada") -> RetrieverCall:
-    host = answering.serving.host(answering.way)
-    return answering.call(text, host.beside(NumberHost(answering.way.retriever, name)))
+def call(service: Service, text: str, name: str = "ada") -> Call:
+    return service.call(text, service.host.beside(NumberHost(service.retriever, name)))
+
+
+def answers(service: Service, asked: list[Call], at_once: int = 4) -> list[Hits | Exception]:
+    return completed(service.answers(asked, at_once, asynchronous=False))
+
+
+def answer(service: Service, text: str) -> Hits | Exception:
+    [answer] = answers(service, [call(service, text)])
+    return answer
+
+
+def guess(service: Service, text: str) -> Hits | None:
+    return completed(service.guess(call(service, text), asynchronous=False))
 
 
 def store() -> NumberStore:
@@ -66,8 +78,9 @@ async def test_many_questions_are_one_search(make: Make) -> None:
     """Each gets what it would have got alone, also on an event loop."""
     inner = store()
     answering = make(inner)
-    found = answering.answers([call(answering, text) for text in ("0.1", "0.9", "0.45")], 4)
-    awaited = await answering.aanswers([call(answering, text) for text in ("0.1", "0.9")], 4)
+    found = answers(answering, [call(answering, text) for text in ("0.1", "0.9", "0.45")])
+    asked = [call(answering, text) for text in ("0.1", "0.9")]
+    awaited = await answering.answers(asked, 4, asynchronous=True)
 
     assert [["0.1", "0.2"], ["0.9", "0.5"], ["0.5", "0.2"]] == [numbers(one) for one in found]
     assert found[:2] == awaited
@@ -80,7 +93,8 @@ async def test_each_question_has_its_own_error(make: Make) -> None:
     for batching in ("exact", "off"):
         answering = make(store(), batching=batching)
         asked = [call(answering, text) for text in ("0.1", "nan", "word", "0.9")]
-        for found in (answering.answers(asked, 4), await answering.aanswers(asked, 4)):
+        awaited = await answering.answers(asked, 4, asynchronous=True)
+        for found in (answers(answering, asked), awaited):
             kinds = [type(one) for one in found]
 
             assert [tuple, ArithmeticError, ValueError, tuple] == kinds
@@ -91,16 +105,15 @@ def test_a_memo_answers_what_was_asked_before(make: Make) -> None:
     """Without a call of the store; not under other settings."""
     inner, memo = store(), QueryCache()
     answering = make(inner, memo)
-    first = answering.answer(call(answering, "0.1"))
-    again = answering.answer(call(answering, "0.1"))
+    first, again = answer(answering, "0.1"), answer(answering, "0.1")
     inner.k = 1
-    other = answering.answer(call(answering, "0.1"))
+    other = answer(answering, "0.1")
 
     assert first == again
     assert ["0.1"] == numbers(other)
     assert [1, 1] == inner.batches
     assert RetrieverStats(asked=3, remembered=1, round_trips=2, queries=2) == (
-        answering.serving.stats
+        answering.runtime.stats
     )
 
 
@@ -111,14 +124,13 @@ def test_nothing_is_remembered_that_was_found_under_other_settings(make: Make) -
     def black_box(store: NumberStore, **way: Any) -> HostSearch[NumberHost]:
         return searching(store, None, fixed=False)
 
-    way = RetrieverConfig(black_box, inner, "off", 64, 1, 2, None)
-    answering = RetrieverService(make(inner).serving, way, memo, None)
+    answering = make(inner, memo, search=black_box, batching="off")
     asked = call(answering, "0.1")
     inner.k = 1
-    answering.answer(asked)
+    answers(answering, [asked])
 
     assert memo.size == 0
-    answering.answer(call(answering, "0.1"))
+    answer(answering, "0.1")
     assert memo.size == 1
 
 
@@ -126,16 +138,16 @@ async def test_a_guess_is_what_is_known(make: Make) -> None:
     """From the pool, which a wider search has filled; from the memo, exactly; else none."""
     inner = store()
     answering = make(inner, pool=SharedPassageCache())
-    assert answering.guess(call(answering, "0.1")) is None
-    answering.answer(call(answering, "0.15"))
-    guess = answering.guess(call(answering, "0.9"))
+    assert guess(answering, "0.1") is None
+    answer(answering, "0.15")
+    guessed = guess(answering, "0.9")
 
-    assert guess is not None
-    assert guess == await answering.aguess(call(answering, "0.9"))
-    assert len(guess) == 2
+    assert guessed is not None
+    assert guessed == await answering.guess(call(answering, "0.9"), asynchronous=True)
+    assert len(guessed) == 2
     assert inner.batches == [1]
     without = make(store())
-    assert without.guess(call(without, "0.1")) is None
+    assert guess(without, "0.1") is None
 
 
 def test_what_is_not_pure_is_passed_straight_through(
@@ -146,34 +158,35 @@ def test_what_is_not_pure_is_passed_straight_through(
     answering = make(inner, memo, SharedPassageCache(), pure=False, batching="off")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            answering.answer(call(answering, "0.1"))
+            answer(answering, "0.1")
 
     assert [("0.1", "ada")] * 2 == inner.singles
     assert memo.size == 0
-    assert answering.guess(call(answering, "0.1")) is None
+    assert guess(answering, "0.1") is None
     assert len(caplog.records) == 1
 
 
 def test_what_is_kept_for_others_is_nobodys(make: Make) -> None:
-    """The retriever of a place outlives its first caller, and is not called in his name."""
-    inner = store()
-    answering = make(inner)
-    place = call(answering, "0.1").place
-    place.host.search([place.host.unencoded("0.2")])
+    """The retriever of a pool's part outlives its first caller, and is not called in his name."""
+    inner, pool = store(), SharedPassageCache()
+    answering = make(inner, pool=pool)
+    asked = call(answering, "0.1")
+    kept: Any = pool.of(asked.host)._retriever
+    kept.search([kept.unencoded("0.2")])
 
     assert [("0.2", "nobody")] == inner.singles
-    assert place is call(answering, "0.9", "bob").place
+    assert kept is pool.of(call(answering, "0.9", "bob").host)._retriever
 
 
-def test_a_serving_is_no_part_of_a_value() -> None:
+def test_a_runtime_is_no_part_of_a_value() -> None:
     """Copies start afresh, and all are equal."""
-    serving = ServiceState()
-    serving.note(remembered=False)
-    copy = deepcopy(serving)
+    runtime = RetrieverRuntime()
+    runtime.note(1, 0)
+    copy = deepcopy(runtime)
 
-    assert copy == serving
-    assert hash(copy) == hash(serving)
-    assert RetrieverStats() == copy.stats != serving.stats
+    assert copy == runtime
+    assert hash(copy) == hash(runtime)
+    assert RetrieverStats() == copy.stats != runtime.stats
 
 
 def test_guesses_are_held_against_what_was_found() -> None:

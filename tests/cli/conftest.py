@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from ralmspec_plugins.cli import output
 from ralmspec_plugins.cli.app import app
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever, read_passages, save
 
@@ -27,6 +28,12 @@ def run() -> Run:
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return command
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands believe that a person reads stdout."""
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
 
 
 def names(folder: Path) -> list[str]:

@@ -1,14 +1,21 @@
 """`ralmspec ask`: answers, sources and numbers; all ways of asking wrongly."""
 
+import inspect
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from ralmspec_plugins import Stats
-from ralmspec_plugins.cli import asking, options, runs
+from ralmspec_plugins.cli import options, output
+from ralmspec_plugins.cli.app import app
+from ralmspec_plugins.cli.ask import ask
 from ralmspec_plugins.diagnosis import UnequalError, check_equal
+from ralmspec_plugins.lm import HuggingFaceLM
 from ralmspec_plugins.speculators import POLICIES
 from ralmspec_plugins.types import Answer
 from tests.cli.conftest import Run, lines
@@ -183,11 +190,9 @@ def test_timelines_are_drawn(tmp_path: Path, run: Run, base: tuple[object, ...])
     assert {"t.html", "u-1.html", "u-2.html", "q.txt"} == {file.name for file in tmp_path.iterdir()}
 
 
-def test_a_person_sees_text_sources_and_numbers(
-    run: Run, base: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("terminal")
+def test_a_person_sees_text_sources_and_numbers(run: Run, base: tuple[object, ...]) -> None:
     """On a terminal the text streams; added costs are labelled; markup in a question is text."""
-    monkeypatch.setattr(asking, "on_terminal", lambda: True)
     record = lines(run("ask", "The [red] sky", *base, "--json"))[0]
     result = run("ask", "The [red] sky", "--compare", *base, "--latency", "1ms")
 
@@ -202,10 +207,6 @@ def test_questions_come_from_stdin(
     run: Run, base: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With --file -."""
-    from typer.testing import CliRunner
-
-    from ralmspec_plugins.cli.app import app
-
     arguments = ["ask", "--file", "-", *(str(one) for one in base)]
     result = CliRunner().invoke(app, arguments, input="The storm\nThe sky\n")
 
@@ -222,10 +223,52 @@ def test_a_difference_is_an_error() -> None:
 
 def test_names_on_the_command_line_are_the_core_s() -> None:
     """No policy was forgotten, none invented."""
-    assert set(POLICIES) == {name.value for name in options.EvictionName}
+    annotation = inspect.signature(inspect.unwrap(ask)).parameters["eviction"].annotation
+
+    assert set(POLICIES) == set(get_args(annotation))
+
+
+def _parameters(name: str) -> list[Any]:
+    group: Any = typer.main.get_command(app)
+    parameters: list[Any] = group.commands[name].params
+    return parameters
+
+
+def test_every_option_has_a_help_text() -> None:
+    """Also those of the groups that commands share."""
+    without = [
+        (name, one.name)
+        for name in ("index", "ask", "demo", "diagnose")
+        for one in _parameters(name)
+        if not (one.help or "").strip()
+    ]
+
+    assert [] == without
+
+
+def test_a_switch_interval_reaches_the_engine(
+    run: Run, base: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own is left alone unless one is given."""
+    seen: list[float] = []
+    write = HuggingFaceLM.write
+
+    def noting(*given: Any) -> Any:
+        seen.append(round(sys.getswitchinterval(), 6))
+        return write(*given)
+
+    monkeypatch.setattr(HuggingFaceLM, "write", noting)
+    before = round(sys.getswitchinterval(), 6)
+    run("ask", "Seven ships", *base)
+    usual, seen = set(seen), []
+    monkeypatch.setattr(HuggingFaceLM, "write", noting)
+    run("ask", "Seven ships", *base, "--switch-interval", "0.5ms")
+
+    assert {before} == usual
+    assert 0.0005 in seen
 
 
 def test_no_latency_adds_nothing() -> None:
     """Zero is a time too."""
     assert options.duration("0") == 0.0
-    assert runs.speed_up(1.0, 0.0) == "as fast"
+    assert output.speed_up(1.0, 0.0) == "as fast"

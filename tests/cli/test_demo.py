@@ -1,13 +1,13 @@
 """`ralmspec demo`: both corpora, all acts, and what happens if two runs ever differed."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ralmspec_plugins.cli import demo as module
-from ralmspec_plugins.cli import stage
-from ralmspec_plugins.cli.corpora import Corpus, world_corpus
+from ralmspec_plugins.cli import build
+from ralmspec_plugins.demo.corpora import Corpus, world_corpus
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
 from ralmspec_plugins.types import Passage
@@ -25,6 +25,7 @@ SMALL = Corpus(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace both corpora by a small one: the real world has 5,000 passages."""
+    module = sys.modules["ralmspec_plugins.cli.demo"]
     monkeypatch.setattr(module, "world_corpus", lambda _: SMALL)
     monkeypatch.setattr(module, "docs_corpus", lambda _: replace(SMALL, facts=None))
 
@@ -34,9 +35,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_acts_are_recorded(
     tmp_path: Path, run: Run, model: Path, corpus: tuple[str, ...]
 ) -> None:
-    """Where nobody watches, one object says everything; the timeline is there."""
+    """With `--json` one object says everything; the timeline is there."""
     drawing = tmp_path / "t.html"
-    options = ("--model", model, "--latency", "2ms", "--timeline", drawing, *corpus)
+    options = ("--model", model, "--latency", "2ms", "--timeline", drawing, "--json", *corpus)
     result = run("demo", *options)
     [record] = lines(result)
 
@@ -52,8 +53,7 @@ def test_all_acts_are_recorded(
 def test_a_person_sees_both_runs_write(
     tmp_path: Path, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The texts, the table, and which costs are real and which are added."""
-    monkeypatch.setattr(module, "on_terminal", lambda: True)
+    """The texts, the table, and which costs are real and which are added; into a pipe too."""
     monkeypatch.setenv("COLUMNS", "160")
     options = ("--model", model, "--latency", "2ms", "--timeline", tmp_path / "t.html")
     shown = run("demo", *options).stdout
@@ -64,12 +64,17 @@ def test_a_person_sees_both_runs_write(
     assert "facts right" in shown
     assert "2 of 6" in shown
     assert "All answers are equal" in shown
+    assert "\x1b" not in shown
+    assert all(line[0] not in "╭│" or line[-1] in "╮│" for line in shown.splitlines() if line)
 
 
 @pytest.mark.usefixtures("small")
 def test_no_latency_leaves_the_remote_acts_out(tmp_path: Path, run: Run, model: Path) -> None:
     """Then nothing is added anywhere."""
-    result = run("demo", "--model", model, "--latency", "0", "--timeline", tmp_path / "t.html")
+    result = run(
+        *("demo", "--json", "--model", model, "--latency", "0"),
+        *("--timeline", tmp_path / "t.html"),
+    )
 
     assert [0.0] == [act["added_latency_s"] for act in lines(result)[0]["acts"]]
     assert "added" not in result.stderr
@@ -80,9 +85,9 @@ def test_a_difference_ends_the_demo(
     tmp_path: Path, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1 and a message: a demo that shows unequal answers shows nothing."""
-    genuine, count = stage.answered, iter(range(99))
+    genuine, count = build.answered, iter(range(99))
     monkeypatch.setattr(
-        stage, "answered", lambda *given: replace(genuine(*given), text=f"{next(count)}")
+        build, "answered", lambda *given: replace(genuine(*given), text=f"{next(count)}")
     )
     result = run("demo", "--model", model, "--timeline", tmp_path / "t.html")
 

@@ -1,4 +1,4 @@
-"""`ralmspec diagnose`: the formulas of DESIGN 5, and what is said about them."""
+"""`ralmspec diagnose`: the formulas of the bounds, and what is said about them."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import Passage, Request
-from ralmspec_plugins.cli import diagnose as module
-from ralmspec_plugins.diagnosis import SIZES, Bounds, batch_curve, step_times, verdict
+from ralmspec_plugins.diagnosis import (
+    SIZES,
+    SWITCH_INTERVAL_S,
+    Bounds,
+    batch_curve,
+    step_times,
+    switch_gains,
+    verdict,
+)
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.testing import WordRetriever
 from tests.cli.conftest import Run, lines
 
@@ -51,6 +59,37 @@ def test_the_verdict_is_in_plain_words(
     expected = [word if word != "5.8" else f"{bounds.speed_up:.1f} times" for word in words]
 
     assert [word for word in expected if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("gains", "recommended"),
+    [
+        ((), False),
+        ((1.3, 1.2, 1.4), True),
+        ((1.02, 1.03, 1.04), False),  # too little to be told from noise
+        ((1.3, 0.9, 1.4), False),  # one pair says otherwise
+    ],
+)
+def test_shorter_turns_are_recommended_where_they_gain(
+    gains: tuple[float, ...], recommended: bool
+) -> None:
+    """With the option and the setting that give them."""
+    said = verdict(Bounds(32, 0.1, 0.4), FLAT, gains)
+
+    assert recommended is ("--switch-interval 0.5ms" in said)
+    assert recommended is ("Settings(switch_interval_s=0.0005)" in said)
+
+
+def test_switch_intervals_are_compared_in_pairs() -> None:
+    """Five pairs, each interval first in turn; a ratio is Python's own over the short one."""
+    asked: list[float | None] = []
+
+    def run(interval_s: float | None) -> float:
+        asked.append(interval_s)
+        return 3.0 if interval_s is None else 2.0
+
+    assert switch_gains(run) == (1.5,) * 5
+    assert asked[:4] == [SWITCH_INTERVAL_S, None, None, SWITCH_INTERVAL_S]
 
 
 def test_the_curve_is_measured_on_real_queries() -> None:
@@ -105,14 +144,15 @@ def test_a_diagnosis_is_one_object(run: Run, kb: Path, model: Path) -> None:
     assert record["deterministic"] is True
     assert record["speed_up"] > 1.2
     assert record["added_latency_s"] == 0.02
+    assert len(record["switch_interval_gains"]) == 5
     assert "simulated remote store" in result.stderr
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_person_reads_tables(
     run: Run, kb: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the verdict below, also where a machine differs from itself."""
-    monkeypatch.setattr(module, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "300")
     options = ("--kb", kb, "--model", model, "--threads", 1, "--max-tokens", 8)
     result = run("diagnose", "The storm", *options)
@@ -126,10 +166,8 @@ def test_a_machine_that_differs_from_itself_is_told(
     run: Run, kb: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two plain runs with different answers make `deterministic` false."""
-    genuine, runs = module._plainly, iter("ab")
-    monkeypatch.setattr(
-        module, "_plainly", lambda *given: replace(genuine(*given), text=next(runs))
-    )
+    genuine, runs = Engine.run, iter("abcdefghijkl")
+    monkeypatch.setattr(Engine, "run", lambda *given: replace(genuine(*given), text=next(runs)))
     result = run("diagnose", "--kb", kb, "--model", model, "--max-tokens", 8, "--threads", 1)
 
     assert json.loads(result.stdout)["deterministic"] is False

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ralmspec_plugins.cli import index as module
 from ralmspec_plugins.retrieval import builder, load
 from ralmspec_plugins.retrieval.encoders import encode_batch
 from tests.cli.conftest import Run, lines, names
@@ -233,11 +232,9 @@ def test_another_input_is_refused_until_restarted(
     assert ["kb"] == names(tmp_path)
 
 
-def test_a_person_reads_a_sentence(
-    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("terminal")
+def test_a_person_reads_a_sentence(tmp_path: Path, text_file: Path, run: Run) -> None:
     """On a terminal there is no JSON, unless it is asked for."""
-    monkeypatch.setattr(module, "on_terminal", lambda: True)
     spoken = run("index", text_file, tmp_path / "kb")
     asked = run("index", text_file, tmp_path / "kb", "--json")
 

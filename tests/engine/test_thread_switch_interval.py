@@ -1,4 +1,4 @@
-"""The interpreter's switch interval: shorter while a request runs ahead, and put back."""
+"""The interpreter's switch interval: left alone unless it is set, and put back."""
 
 import asyncio
 import sys
@@ -15,6 +15,7 @@ from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
 from ralmspec_plugins.types import Hits
 
 TEXTS = ["red fox", "blue whale"]
+SHORT = Settings(switch_interval_s=0.0005)
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +41,15 @@ class Looking(EchoWorkload):
 @pytest.mark.parametrize(
     ("settings", "seen_s"),
     [
-        (Settings(), 0.0005),
+        (Settings(), 0.005),
+        (Settings(switch_interval_s=0.0005), 0.0005),
         (Settings(switch_interval_s=0.002), 0.002),
-        (Settings(switch_interval_s=None), 0.005),
         (Settings(switch_interval_s=0.1), 0.005),  # never longer than it was
-        (Settings(speculate=False), 0.005),
+        (Settings(switch_interval_s=0.0005, speculate=False), 0.005),
     ],
 )
-def test_a_request_has_short_turns(settings: Settings, seen_s: float, usual: float) -> None:
-    """As it is set, unless it is plain; and what was before is there again afterwards."""
+def test_the_interval_is_what_was_set(settings: Settings, seen_s: float, usual: float) -> None:
+    """Python's own by default and in plain runs; what was before is there again afterwards."""
     workload = Looking()
     with Engine(workload, WordRetriever(TEXTS), settings) as engine:
         engine.run("whale fox")
@@ -57,12 +58,12 @@ def test_a_request_has_short_turns(settings: Settings, seen_s: float, usual: flo
     assert usual == pytest.approx(sys.getswitchinterval())
 
 
-def test_an_asynchronous_request_has_them_too(usual: float) -> None:
+def test_an_asynchronous_request_has_it_too(usual: float) -> None:
     """Its model writes in a thread beside the event loop."""
     workload = Looking()
 
     async def main() -> None:
-        async with AsyncEngine(workload, WordRetriever(TEXTS)) as engine:
+        async with AsyncEngine(workload, WordRetriever(TEXTS), SHORT) as engine:
             await engine.run("whale fox")
 
     asyncio.run(main())
@@ -72,13 +73,16 @@ def test_an_asynchronous_request_has_them_too(usual: float) -> None:
 
 
 def test_a_failed_request_puts_it_back(usual: float) -> None:
-    """Whatever ends a request ends its short turns."""
+    """Whatever ends a request ends its interval."""
 
     class Failing(EchoWorkload):
         def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
             raise OSError("no")
 
-    with Engine(Failing(), WordRetriever(TEXTS)) as engine, pytest.raises(OSError, match="no"):
+    with (
+        Engine(Failing(), WordRetriever(TEXTS), SHORT) as engine,
+        pytest.raises(OSError, match="no"),
+    ):
         engine.run("whale")
 
     assert usual == pytest.approx(sys.getswitchinterval())

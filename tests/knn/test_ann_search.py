@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.knn.ann_index import (
-    BuiltIndex,
     HnswRecipe,
     IvfPqRecipe,
-    KeyIndexRecipe,
     build_index,
     open_index,
     save_index,
@@ -23,13 +21,14 @@ from ralmspec_plugins.knn.ann_search import ApproximateSearch, hnsw_search
 from ralmspec_plugins.knn.datastore import Datastore
 from ralmspec_plugins.knn.search import ExactSearch, Neighbours, open_search
 from ralmspec_plugins.protocols import WideRetriever
+from ralmspec_plugins.retrieval.faiss_ann import AnnIndex, IndexRecipe
 from ralmspec_plugins.types import Query
 from tests.knn.neighbour_worlds import asking, nearest_by_hand
 
 faiss = pytest.importorskip("faiss")
 
 SIZE, DIMENSION = 3000, 16
-MADE: dict[str, KeyIndexRecipe] = {
+MADE: dict[str, IndexRecipe] = {
     "hnsw": HnswRecipe(links=8),
     "hnsw-8bit": HnswRecipe(links=8, storage="8bit"),
     "ivfpq": IvfPqRecipe(lists=40, probes=4, pieces=8),
@@ -50,7 +49,7 @@ def store() -> Datastore:
 
 
 @pytest.fixture(scope="module")
-def built(store: Datastore) -> dict[str, BuiltIndex]:
+def built(store: Datastore) -> dict[str, AnnIndex]:
     return {name: build_index(store, recipe) for name, recipe in MADE.items()}
 
 
@@ -83,7 +82,7 @@ def test_neighbours_do_not_depend_on_the_batch(
     name: str,
     rerank: int | None,
     store: Datastore,
-    built: dict[str, BuiltIndex],
+    built: dict[str, AnnIndex],
     queries: list[Query],
 ) -> None:
     """Ids and distances to the bit, in batches of any size, while the ways are tried."""
@@ -103,7 +102,7 @@ def test_a_saved_index_answers_as_before(
     name: str,
     rerank: int | None,
     store: Datastore,
-    built: dict[str, BuiltIndex],
+    built: dict[str, AnnIndex],
     queries: list[Query],
     tmp_path: Path,
 ) -> None:
@@ -121,7 +120,7 @@ def test_a_saved_index_answers_as_before(
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_build_is_the_same_each_time(
-    name: str, store: Datastore, built: dict[str, BuiltIndex]
+    name: str, store: Datastore, built: dict[str, AnnIndex]
 ) -> None:
     """The same keys and settings give the same index, byte for byte."""
     assert built[name].digest == build_index(store, MADE[name]).digest
@@ -157,7 +156,7 @@ def test_another_sample_is_another_index(store: Datastore) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_candidates_are_measured_exactly(
-    name: str, store: Datastore, built: dict[str, BuiltIndex], queries: list[Query]
+    name: str, store: Datastore, built: dict[str, AnnIndex], queries: list[Query]
 ) -> None:
     """Of the `rerank` entries that FAISS finds, the best k by exact distance, ties by id."""
     search = ApproximateSearch(store, built[name], k=5, rerank=30)
@@ -168,7 +167,7 @@ def test_candidates_are_measured_exactly(
 
 
 def test_without_measuring_the_distances_are_the_index_s(
-    store: Datastore, built: dict[str, BuiltIndex], queries: list[Query]
+    store: Datastore, built: dict[str, AnnIndex], queries: list[Query]
 ) -> None:
     """`rerank=0` takes FAISS's distances; those of quantised keys are not the true ones."""
     search = ApproximateSearch(store, built["ivfpq"], k=5, rerank=0)
@@ -185,7 +184,7 @@ def test_without_measuring_the_distances_are_the_index_s(
 
 
 def test_most_of_the_true_neighbours_are_found(
-    store: Datastore, built: dict[str, BuiltIndex], queries: list[Query]
+    store: Datastore, built: dict[str, AnnIndex], queries: list[Query]
 ) -> None:
     """A graph finds 90 of 100 at least, quantised lists 70; distances of those are exact."""
     truths = ExactSearch(store, k=10).search(queries)
@@ -213,7 +212,7 @@ def test_half_precision_loses_nothing(store: Datastore, queries: list[Query]) ->
 
 
 def test_more_is_asked_for_more(
-    store: Datastore, built: dict[str, BuiltIndex], queries: list[Query]
+    store: Datastore, built: dict[str, AnnIndex], queries: list[Query]
 ) -> None:
     """k may exceed what the nearest lists hold, and the datastore: then there are fewer."""
     few = ApproximateSearch(
@@ -228,7 +227,7 @@ def test_more_is_asked_for_more(
     assert 40 == len(open_search("hnsw", small).search(queries[:1])[0])
 
 
-def test_tuning_shows_in_the_signature(store: Datastore, built: dict[str, BuiltIndex]) -> None:
+def test_tuning_shows_in_the_signature(store: Datastore, built: dict[str, AnnIndex]) -> None:
     """A search whose index is tuned answers otherwise from then on, and says so."""
     search = ApproximateSearch(store, built["ivfpq"], k=5)
     before = search.signature
@@ -239,11 +238,11 @@ def test_tuning_shows_in_the_signature(store: Datastore, built: dict[str, BuiltI
     assert before == search.signature != tuned
 
 
-def test_an_index_is_tuned_as_it_was_built(built: dict[str, BuiltIndex]) -> None:
+def test_an_index_is_tuned_as_it_was_built(built: dict[str, AnnIndex]) -> None:
     """Another kind, or other lists, would have to be built."""
     with pytest.raises(ConfigError, match="this is an ivfpq index, and hnsw was asked for"):
         built["ivfpq"].tuned(MADE["hnsw"])
-    with pytest.raises(ConfigError, match=r"built with lists = .*only probes can be changed"):
+    with pytest.raises(ConfigError, match=r"built with lists = .*only probes, refine can"):
         built["ivfpq"].tuned(IvfPqRecipe(lists=3, probes=1))
 
 
@@ -289,14 +288,14 @@ def test_a_graph_is_searched_as_far_as_is_looked_for(
     assert found >= 0.95 * 600 * len(queries)
 
 
-def test_it_is_no_wide_retriever(store: Datastore, built: dict[str, BuiltIndex]) -> None:
+def test_it_is_no_wide_retriever(store: Datastore, built: dict[str, AnnIndex]) -> None:
     """A wider search may start otherwise, so none is offered; the exact one offers it."""
     assert not isinstance(ApproximateSearch(store, built["hnsw"]), WideRetriever)
     assert isinstance(ExactSearch(store), WideRetriever)
 
 
 def test_signatures_tell_what_answers_depend_on(
-    store: Datastore, built: dict[str, BuiltIndex]
+    store: Datastore, built: dict[str, AnnIndex]
 ) -> None:
     """k, rerank and the index make signatures of their own."""
     searches = [
@@ -349,7 +348,7 @@ def test_a_damaged_index_is_refused(
     damage: Callable[[Path], None],
     message: str,
     store: Datastore,
-    built: dict[str, BuiltIndex],
+    built: dict[str, AnnIndex],
     tmp_path: Path,
 ) -> None:
     """A missing, cut, changed or foreign file is an error that says what to do."""
@@ -360,7 +359,7 @@ def test_a_damaged_index_is_refused(
 
 
 def test_an_index_of_another_datastore_is_refused(
-    built: dict[str, BuiltIndex], tmp_path: Path
+    built: dict[str, AnnIndex], tmp_path: Path
 ) -> None:
     """The same shape is not enough: each index belongs to the content that it was built of."""
     other = Datastore.of(clustered(5, SIZE), np.arange(SIZE) % 50)
@@ -382,7 +381,7 @@ def test_nothing_else_is_overwritten(store: Datastore, tmp_path: Path) -> None:
 
 def test_a_failed_save_leaves_the_old_index(
     store: Datastore,
-    built: dict[str, BuiltIndex],
+    built: dict[str, AnnIndex],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -392,7 +391,7 @@ def test_a_failed_save_leaves_the_old_index(
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("ralmspec_plugins.knn.ann_index.write_to", full)
+    monkeypatch.setattr(AnnIndex, "write_to", full)
     with pytest.raises(OSError, match="no space left"):
         save_index(built["ivfpq"], tmp_path / "index")
 
@@ -411,7 +410,7 @@ def test_a_failed_save_leaves_the_old_index(
         (lambda store: open_search("hnsw", store, build_threads=0), ConfigError, "build_threads"),
         (lambda store: open_search("ivfpq", store, pieces=5), ConfigError, "divide the dimension"),
         (lambda store: open_search("ivfpq", store, probes=0), ConfigError, "probes must be"),
-        (lambda store: open_search("ivfpq", store, sample=255), InputError, "at least 256 keys"),
+        (lambda store: open_search("ivfpq", store, sample=255), InputError, "at least 256 vectors"),
         (lambda store: open_search("hnsw", store, probes=3), TypeError, "probes"),
         (lambda store: open_search("exact", store, probes=3), TypeError, "probes"),
     ],
@@ -424,7 +423,7 @@ def test_settings_without_meaning_are_refused(
         make(store)
 
 
-def test_a_text_is_refused(store: Datastore, built: dict[str, BuiltIndex]) -> None:
+def test_a_text_is_refused(store: Datastore, built: dict[str, AnnIndex]) -> None:
     """There is nothing that would encode a text."""
     with pytest.raises(InputError, match="not with texts, got 'what'"):
         ApproximateSearch(store, built["hnsw"]).encode("what")

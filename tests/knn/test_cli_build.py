@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from ralmspec_plugins.cli import knn_build
+from ralmspec_plugins.cli import output
 from ralmspec_plugins.cli.app import app
 from ralmspec_plugins.errors import InputError
-from ralmspec_plugins.knn import Datastore, build
-from ralmspec_plugins.knn.datastore import KEY_KINDS
+from ralmspec_plugins.knn import Datastore
+from ralmspec_plugins.knn.datastore import KEY_KINDS, KeyKind
 from ralmspec_plugins.lm.prompts import encode
 from ralmspec_plugins.retrieval.ingest import stream_texts
+from ralmspec_plugins.retrieval.storage import format as folders
 from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 
 
@@ -124,7 +125,7 @@ def test_stopped_it_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "atomic_replace", stop)
+        patch.setattr(folders, "atomic_replace", stop)
         stopped = run(*arguments)
     again = run(*arguments)
     entries = json.loads(again.stdout)["entries"]
@@ -140,7 +141,7 @@ def test_other_texts_need_a_restart(
     """The message names the option, and with it the command ends."""
     arguments = ("--text", folder, "--model", model, "--out", tmp_path / "store")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "atomic_replace", lambda *_: 1 / 0)
+        patch.setattr(folders, "atomic_replace", lambda *_: 1 / 0)
         run(*arguments)
     (folder / "a.txt").write_text("Another ship.")
     refused = run(*arguments)
@@ -162,14 +163,14 @@ def test_wrong_command_lines_are_refused(tmp_path: Path, folder: Path) -> None:
     }
 
     assert codes == {arguments: run(*arguments).exit_code for arguments in codes}
-    assert {kind.value for kind in knn_build.Key} == set(KEY_KINDS)
+    assert set(get_args(KeyKind)) == set(KEY_KINDS)
 
 
 def test_a_person_sees_what_was_built(
     tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line with the numbers."""
-    monkeypatch.setattr(knn_build, "on_terminal", lambda: True)
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
     result = run("--text", folder, "--model", model, "--out", tmp_path / "store")
 
     assert "entries of 5 documents, 32 numbers each" in " ".join(result.stdout.split())

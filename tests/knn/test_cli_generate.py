@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from ralmspec_plugins.cli.app import app
-from ralmspec_plugins.cli.knn_open import SearchName
+from ralmspec_plugins.cli.knn import NeighbourOptions
 from ralmspec_plugins.knn import KNNLanguageModel, build_datastore
 from ralmspec_plugins.knn.search import SEARCHES
 from ralmspec_plugins.lm.huggingface import load
@@ -249,4 +249,4 @@ def test_another_model_is_refused_unless_allowed(store: Path, tmp_path: Path) ->
 
 def test_every_search_has_a_name() -> None:
     """The command line offers what the package has."""
-    assert [name.value for name in SearchName] == list(SEARCHES)
+    assert list(get_args(get_type_hints(NeighbourOptions)["search"])) == list(SEARCHES)

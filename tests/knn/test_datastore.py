@@ -223,11 +223,11 @@ _FITS: dict[str, Any] = {
 def test_what_fits_is_taken() -> None:
     """Also where a fingerprint is not known, here or there."""
     store = Datastore.of(np.zeros((5, 8)), [1, 2, 3, 4, 5], [5], _INFO)
-    store.check_fits(**_FITS)
-    store.check_fits(**{**_FITS, "model": ""})
+    store.about.check_fits(**_FITS)
+    store.about.check_fits(**{**_FITS, "model": ""})
     unknown = Datastore.of(np.zeros((5, 8)), [1, 2, 3, 4, 99])
 
-    unknown.check_fits(**_FITS)
+    unknown.about.check_fits(**_FITS)
     assert "" == unknown.about.tokenizer == unknown.about.model
 
 

@@ -29,7 +29,6 @@ from langchain_core.outputs import (
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec.rag import SpeculativeRAG
-from langchain_ralmspec.recording import IGNORED_BY
 from pydantic import Field
 
 from ralmspec_plugins.workloads import Interval, Sentences
@@ -392,7 +391,9 @@ def _anoted(name: str) -> Any:
     return note
 
 
-for _name in IGNORED_BY:
+_EVENTS = [name for name in dir(BaseCallbackHandler) if name.startswith("on_")]
+
+for _name in _EVENTS:
     setattr(Log, _name, _noted(_name))
     setattr(AsyncLog, _name, _anoted(_name))
 
@@ -400,7 +401,10 @@ for _name in IGNORED_BY:
 def told(
     log: Log, *, without: tuple[str, ...] = ("on_chain", "on_custom", "on_stream")
 ) -> list[str]:
-    """Show what was told, with runs numbered in the order in which they come up."""
+    """Show what was told, with runs numbered in the order in which they come up.
+
+    The host hands a token over by its name or as the first argument: both are the same.
+    """
     numbers: dict[str, str] = {}
 
     def numbered(found: re.Match[str]) -> str:
@@ -408,6 +412,13 @@ def told(
 
     return [
         _UUID.sub(numbered, f"{name} {args!r} {sorted(kwargs.items())!r}")
-        for name, args, kwargs in log.events
+        for name, args, kwargs in map(_token_first, log.events)
         if not name.startswith(without)
     ]
+
+
+def _token_first(event: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
+    name, _, kwargs = event
+    if "token" not in kwargs:
+        return event
+    return name, (kwargs["token"],), {key: one for key, one in kwargs.items() if key != "token"}

@@ -1,4 +1,4 @@
-"""`speculate(chain)`: what users have already, recognised exactly or refused clearly."""
+"""`speculate(chain)`: what users have already, taken over exactly or refused clearly."""
 
 from operator import itemgetter
 from typing import Any
@@ -18,12 +18,14 @@ from langchain_core.runnables import (
     Runnable,
     RunnableConfig,
     RunnableLambda,
+    RunnableParallel,
     RunnablePassthrough,
 )
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeRAG, speculate
 
 from ralmspec_plugins.errors import ConfigError
+from tests.langchain.test_cases import answer_of
 
 PROMPT = PromptTemplate.from_template("{context} ? {question} !")
 
@@ -196,7 +198,7 @@ def test_settings_are_taken_over(retriever: BaseRetriever) -> None:
     assert ours.invoke("fox")["answer"] == chain.invoke("fox")
 
 
-def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], str]]:
+def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], Any]]:
     end = PROMPT | Parrot() | StrOutputParser()
     question = RunnablePassthrough()
     begin = {"context": retriever | show, "question": question}
@@ -205,65 +207,151 @@ def _strange(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], st
     )
     aware = create_history_aware_retriever(Parrot(), retriever, history)
     stuff = create_stuff_documents_chain(Parrot(), PromptTemplate.from_template("{context}{input}"))
+    turns = {"input": "fox", "chat_history": [("ai", "hello")]}
     return {
-        "no retriever": (
-            {"context": RunnableLambda(str), "question": question} | end,
-            "first step",
-        ),
         "two steps before": (
             {"context": RunnableLambda(str) | str | retriever | show, "question": question} | end,
-            "'context'",
+            "fox",
         ),
         "a changed question": (
             {"context": RunnableLambda(str.upper) | retriever | show, "question": question} | end,
-            "the step before the retriever",
+            "fox",
         ),
         "a conditional": (
             {"context": RunnableLambda(rephrased) | retriever | show, "question": question} | end,
-            "the step before the retriever",
+            {"question": "fox", "chat_history": [1]},
         ),
         "two functions": (
             {"context": retriever | RunnableLambda(show, afunc=ashow), "question": question} | end,
-            "the step behind the retriever",
+            "fox",
         ),
         "a function of the config": (
             {"context": retriever | RunnableLambda(shown_to), "question": question} | end,
-            "the step behind the retriever",
+            "fox",
         ),
-        "another question": ({**begin, "question": RunnableLambda(str.upper)} | end, "'question'"),
-        "no parser": (begin | PROMPT | Parrot(), "StrOutputParser"),
-        "something behind": (begin | end | RunnableLambda(str.strip), "prompt | model | parser"),
-        "no prompt": (
-            begin | RunnableLambda(str) | Parrot() | StrOutputParser(),
-            "prompt template",
+        "another question": ({**begin, "question": RunnableLambda(str.upper)} | end, "fox"),
+        "no parser": (begin | PROMPT | Parrot(), "fox"),
+        "something behind": (begin | end | RunnableLambda(str.strip), "fox"),
+        "no prompt": (begin | RunnableLambda(str) | Parrot() | StrOutputParser(), "fox"),
+        "no model": (begin | PROMPT | RunnableLambda(str) | StrOutputParser(), "fox"),
+        "bound": ((begin | end).with_config(tags=["mine"]), "fox"),
+        "listened to": ((begin | end).with_listeners(on_start=print).with_retry(), "fox"),
+        "mustache": (
+            {"context": retriever, "question": question}
+            | PromptTemplate.from_template(
+                "{{#context}}{{page_content}},{{/context}}{{question}}", template_format="mustache"
+            )
+            | Parrot()
+            | StrOutputParser(),
+            "fox",
         ),
-        "no model": (begin | PROMPT | RunnableLambda(str) | StrOutputParser(), "a model"),
-        "bound": ((begin | end).with_config(tags=["mine"]), "tags"),
-        "history": (
-            create_retrieval_chain(aware, stuff),
-            "'context'",
+        "assigned beside": (
+            RunnablePassthrough.assign(
+                context=itemgetter("question") | retriever | show, more=lambda x: len(x)
+            )
+            | PromptTemplate.from_template("{context} {question} {more}")
+            | Parrot()
+            | StrOutputParser(),
+            {"question": "fox"},
         ),
+        "history": (create_retrieval_chain(aware, stuff), turns),
         "own combination": (
-            create_retrieval_chain(retriever, RunnableLambda(lambda x: str(x))),
-            "create_stuff_documents_chain",
+            create_retrieval_chain(retriever, RunnableLambda(lambda x: str(sorted(x)))),
+            {"input": "fox"},
         ),
-        "a model alone": (Parrot(), "prompt | model | parser"),
+        "sources reranked": (
+            RunnableParallel(
+                context=itemgetter("q") | retriever | (lambda found: found[::-1]),
+                question=itemgetter("q"),
+            ).assign(answer=RunnablePassthrough.assign(context=lambda x: show(x["context"])) | end),
+            {"q": "fox"},
+        ),
     }
 
 
 STRANGE = (
-    *("a conditional", "two functions", "a function of the config"),
-    *("no retriever", "two steps before", "a changed question", "another question", "no parser"),
-    *("something behind", "no prompt", "no model", "bound", "history", "own combination"),
-    "a model alone",
+    *("two steps before", "a changed question", "a conditional", "two functions", "no parser"),
+    *("a function of the config", "another question", "something behind", "no prompt", "no model"),
+    *("bound", "listened to", "mustache", "assigned beside", "history", "own combination"),
+    "sources reranked",
 )
 
 
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
 @pytest.mark.parametrize("shape", STRANGE)
-def test_what_is_not_understood_is_refused_by_name(retriever: BaseRetriever, shape: str) -> None:
+def test_what_is_not_known_is_called_as_it_is(
+    retriever: BaseRetriever, shape: str, way: str
+) -> None:
+    """What stands around the retriever is the chain's own, with the real input and documents."""
+    chain, value = _strange(retriever)[shape]
+    config = {"tags": ["somebody"]}
+    expected = answer_of(chain, value, way, config)
+    ours = speculate(chain)
+    for _ in range(2):  # the second one has guesses
+        assert expected == answer_of(ours, value, way, config)
+    assert expected
+
+
+def test_missing_inputs_raise_what_they_raised(retriever: BaseRetriever) -> None:
+    """The host's own errors, with the names that the host lists."""
+    key = itemgetter("question")
+    end = PROMPT | Parrot() | StrOutputParser()
+    for chain in (
+        {"context": key | retriever | show, "question": key} | end,
+        {"context": key | retriever | show} | end,
+        {"context": key | retriever | show, "question": itemgetter("other")} | end,
+        RunnablePassthrough.assign(context=key | retriever | show) | end,
+    ):
+        for value in ({"input": "fox"}, {"question": "fox"}, {"question": "fox", "other": "?"}):
+            outcomes = []
+            for runnable in (chain, speculate(chain)):
+                try:
+                    outcomes.append(runnable.invoke(value))
+                except KeyError as error:
+                    outcomes.append(str(error))
+            assert outcomes[0] == outcomes[1]
+
+
+def _refused(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], str]]:
+    end = PROMPT | Parrot() | StrOutputParser()
+    begin = {"context": retriever | show, "question": RunnablePassthrough()}
+    chat = GenericFakeChatModel(messages=iter([AIMessage("x")]))
+    return {
+        "no retriever": (
+            {"context": RunnableLambda(str), "question": RunnablePassthrough()} | end,
+            "a place with a retriever in it",
+        ),
+        "a model alone": (Parrot(), "its first step"),
+        "a message": (begin | PROMPT | chat, "StrOutputParser"),
+        "arguments": ((begin | end).bind(stop=["x"]), "stop"),
+        "a computed source": (
+            RunnableParallel(context=retriever, question=RunnableLambda(str)).assign(answer=end),
+            "'question'",
+        ),
+        "nothing behind": (RunnableParallel(begin), "prompt | model | parser"),
+    }
+
+
+REFUSED = (
+    *("no retriever", "a model alone", "a message", "arguments", "a computed source"),
+    "nothing behind",
+)
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_what_cannot_be_taken_apart_is_refused_by_name(
+    retriever: BaseRetriever, shape: str
+) -> None:
     """Nothing that is only similar is taken for an equivalent."""
-    chain, named = _strange(retriever)[shape]
+    chain, named = _refused(retriever)[shape]
 
     with pytest.raises(ConfigError, match="speculate") as caught:
         speculate(chain)
     assert named in str(caught.value)
+
+
+def test_a_chain_that_is_called_as_it_is_is_called_once(retriever: BaseRetriever) -> None:
+    """Another workload needs prompt and model; the error says so."""
+    chain, _ = _strange(retriever)["no parser"]
+    with pytest.raises(ConfigError, match="workload='one_shot'"):
+        speculate(chain, workload="sentences")

@@ -47,7 +47,9 @@ class TestInMemory(StoreContract):
         batching: BatchMode,
     ) -> None:
         """Those that the store has; of the third it says that it has it not."""
-        super().test_every_search_type_through_the_retriever(store, search_type, settings, batching)
+        super().test_every_search_type_through_the_retriever(
+            store, search_type, settings, batching, count=16
+        )
 
     def test_thresholds_raise_what_the_store_raises(self, store: VectorStore) -> None:
         """The store knows no relevances, and the caller hears it from the store."""

@@ -20,7 +20,7 @@ from tests.langchain.by_hand import PROMPT, searching, sentences_by_hand, tokens
 
 WORLD = make_world(DEMO_SEED, 100)
 RETRIEVER = WordRetriever([passage.text for passage in WORLD.passages()], k=1)
-QUESTIONS = [question.prompt for question in WORLD.questions(4, 1)]
+QUESTIONS = [question.prompt for question in WORLD.questions(2, 1)]
 
 
 @pytest.fixture(scope="module")

@@ -168,8 +168,8 @@ class Listener(BaseCallbackHandler):
         self.heard.append("chain")
 
 
-def test_events_are_kept_with_the_draft() -> None:
-    """The caller's handlers hear nothing; what was recorded stands in the draft it wrote."""
+def test_what_a_call_tells_is_kept_with_the_draft() -> None:
+    """The caller's handlers hear nothing; the model's run stands in the draft that it wrote."""
     listener = Listener()
     config = RunnableConfig(callbacks=CallbackManager(handlers=[], inheritable_handlers=[listener]))
     for progress in (Progress(), Progress(lambda _: None)):
@@ -180,15 +180,17 @@ def test_events_are_kept_with_the_draft() -> None:
         second = lm.write(first, PASSAGES, 2, progress)
 
         for draft in (first, second):
-            names = [event.name for event in draft.recording.events]
-            assert names[0] == "on_llm_start"
-            assert names[-1] == "on_llm_end"
+            run = draft.recording.run
+            assert run.method == "on_llm_start"
+            assert run.response.generations[0][0].text in draft.text != ""
+            assert bool(run.tokens) == progress.wanted
         assert first.recording is not second.recording
+        assert context.calls == []
     assert listener.heard == []
 
 
 def test_handlers_that_stand_in_the_context_hear_nothing_either() -> None:
-    """A usage counter counts what is committed: that is told later, from the recording."""
+    """A usage counter counts what is committed: that is told later."""
     context = HostContext(RunnableConfig(callbacks=CallbackManager(handlers=[])), {"input": "Who?"})
     lm = wrapped(WordChat())
     with get_usage_metadata_callback() as counter:
@@ -199,16 +201,17 @@ def test_handlers_that_stand_in_the_context_hear_nothing_either() -> None:
         assert "words" in counter.usage_metadata
 
 
-def test_events_of_a_failed_call_are_noted() -> None:
+def test_a_failed_call_is_kept() -> None:
     """If the error counts, what happened before it can be told."""
     context = HostContext(RunnableConfig(callbacks=CallbackManager(handlers=[])), {"input": "Who?"})
     lm = wrapped(WordLLM(fails_on="Who?"))
     with pytest.raises(HostDownError) as raised:
         lm.write(lm.begin(Request(prompt="Who?", context=context)), PASSAGES, 2, Progress())
-    recording = context.failures.recording_of(raised.value)
+    [call] = context.calls
 
-    assert recording is not None
-    assert [event.name for event in recording.events] == ["on_llm_start", "on_llm_error"]
+    assert call.raised is raised.value
+    assert call.run is not None
+    assert (call.run.method, call.run.error) == ("on_llm_start", raised.value)
 
 
 def test_handlers_around_the_call_hear_it_without_a_context() -> None:

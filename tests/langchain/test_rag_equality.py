@@ -81,8 +81,16 @@ async def test_the_answer_is_that_of_the_loop_by_hand(
     rag.close()
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("retriever", retrievers())
+def each_with_each() -> list[Any]:
+    """Every model with every retriever; in the default run each occurs once."""
+    pairs = itertools.product(enumerate(MODELS), enumerate(retrievers()))
+    return [
+        pytest.param(model, retriever, marks=[pytest.mark.slow] * (row != column))
+        for (row, model), (column, retriever) in pairs
+    ]
+
+
+@pytest.mark.parametrize(("model", "retriever"), each_with_each())
 def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, retriever: str) -> None:
     """The replica that lies is believed and found out; a stop string ends the same text."""
     llm, found = MODELS[model](), retrievers()[retriever]

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import get_usage_metadata_callback
-from langchain_core.tracers._streaming import _StreamingCallbackHandler
+from langchain_core.globals import set_debug
 from langchain_core.tracers.context import collect_runs
 
 from ralmspec_plugins import FixedStride
@@ -54,7 +55,7 @@ async def test_invoked_it_tells_what_the_loop_by_hand_tells(
     """Names, order, nesting, tags, metadata, inputs and outputs; wrong branches unheard."""
     llm, retriever, rag = parts(model, kind, workload)
     hand = by_hand(llm, retriever, workload)
-    for question in QUESTIONS[:3]:
+    for question in QUESTIONS[:2]:
         logs = Log(), Log(), AsyncLog(), AsyncLog()
         hand.invoke(question, {**CONFIG, "callbacks": [logs[0]]})
         right = canaries(logs[0].events)
@@ -224,7 +225,7 @@ async def test_usage_counters_count_the_committed_calls() -> None:
     rag.close()
 
 
-class Following(Log, _StreamingCallbackHandler):  # type: ignore[type-arg]
+class Following(Log):
     """A handler that follows tokens, as event streams do."""
 
     def tap_output_aiter(self, run_id: Any, output: Any) -> Any:
@@ -317,3 +318,49 @@ async def test_handlers_that_stand_in_the_context_hear_one_run(kind: str) -> Non
         for got in (invoked, awaited, streamed):
             assert expected == [tree(run) for run in got.traced_runs]
     rag.close()
+
+
+@pytest.mark.parametrize("kind", ["black box", "looked into"])
+def test_debugging_prints_committed_work_only(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`set_debug(True)`: as many runs are printed as by hand, and no word of a dropped call."""
+    llm, retriever, rag = parts("chat", kind, "interval")
+    set_debug(True)
+    try:
+        by_hand(llm, retriever, "interval").invoke(QUESTIONS[0])
+        expected = capsys.readouterr().out
+        rag.invoke(QUESTIONS[0])
+        printed = capsys.readouterr().out
+    finally:
+        set_debug(False)
+    rag.close()
+
+    assert expected.count("[llm/start]") == printed.count("[llm/start]") > 1
+    assert expected.count("[llm/end]") == printed.count("[llm/end]")
+    assert canaries(expected) == canaries(printed)
+    assert canaries(llm.written) > canaries(printed)
+
+
+def test_a_handler_that_a_part_reads_itself_stays_where_it_is() -> None:
+    """Of the handlers in the context only those go that the host adds to every run."""
+    reported: ContextVar[Any] = ContextVar("reported", default=None)
+    log = Log()
+
+    class Reporting(HashRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> Any:
+            reported.get().note("asked", (query,), {})
+            return super()._get_relevant_documents(query, run_manager=run_manager)
+
+    retriever = Reporting(documents=documents())
+    rag = rag_of(HashChat(), retriever, "one_shot")
+    token = reported.set(log)
+    try:
+        with get_usage_metadata_callback() as usage:
+            rag.invoke(QUESTIONS[0])
+    finally:
+        reported.reset(token)
+    rag.close()
+
+    assert ["asked"] == log.names
+    assert usage.usage_metadata

@@ -3,12 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import reduce
+from itertools import islice
+from operator import add
 from typing import Any
 
 import pytest
 
 from ralmspec_plugins import FixedStride
 from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from tests.langchain.fake_models import turns
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -230,6 +234,89 @@ def test_a_call_that_is_made_once_more_goes_on_with_the_run_that_was_told(kind: 
     assert broken
     assert told(log) == told(ours)
     assert ours.left_open() == log.left_open()
+
+
+class Rechunked(HashChat):
+    """Gives each call's words in other pieces than the call before: one by one, then by two."""
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        size = 1 + len(self.prompts) % 2
+        for chunks in batched(super()._stream(*args, **kwargs), size):
+            yield reduce(add, chunks)
+
+
+def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while some := list(islice(items, size)):
+        yield some
+
+
+@pytest.mark.parametrize("breaking", range(1, 4))
+def test_a_call_that_is_made_once_more_comes_in_other_pieces(breaking: int) -> None:
+    """The third call breaks off behind some words; then the rest is told, and nothing twice."""
+    llm, retriever = Rechunked(), HashRetriever(documents=documents())
+    rag = rag_of(llm, retriever, "interval", replica=LIAR, pool=None)
+    hand = by_hand(llm, retriever, "interval")
+    answer = hand.invoke(QUESTION)["answer"]
+    third, broken = llm.prompts[2], list[int]()
+
+    def breaks(number: int) -> None:
+        if number == breaking and llm.prompts[-1] == third and not broken:
+            broken.append(number)
+            raise HostError("the line is cut")
+
+    llm.between = breaks
+    log = Log()
+    list(rag.stream(QUESTION, {"callbacks": [log]}))
+    rag.close()
+    tokens = [args[0] if args else about["token"] for name, args, about in log.events
+              if name == "on_llm_new_token"]  # fmt: skip
+    ids = [
+        {about["chunk"].message.id for name, _, about in log.events
+         if name == "on_llm_new_token" and about["run_id"] == run}
+        for run in {about["run_id"] for _, _, about in log.events}
+    ]  # fmt: skip
+
+    assert broken
+    assert answer == "".join(tokens)
+    assert all(len(found) <= 1 for found in ids)
+    assert [] == log.left_open()
+
+
+@pytest.mark.parametrize("invoked", [True, False])
+async def test_a_request_that_is_given_up_has_told_of_its_call(invoked: bool) -> None:
+    """The call behind the documents that are confirmed, and none that was made on a guess."""
+    llm, retriever, rag = parts("chat", schedule=FixedStride(stride=3))
+    by_hand(llm, retriever, "interval").invoke(QUESTION)
+    second, hanging = llm.prompts[1], asyncio.Event()
+
+    async def hangs(prompt: str) -> None:
+        if prompt == second:
+            hanging.set()
+            await asyncio.sleep(20)
+
+    llm.ahook = hangs
+    log = AsyncLog()
+
+    async def stream() -> None:
+        async for _ in rag.astream(QUESTION, {"callbacks": [log]}):
+            pass
+
+    config: Any = {"callbacks": [log]}
+    task = asyncio.ensure_future(rag.ainvoke(QUESTION, config) if invoked else stream())
+    await asyncio.wait_for(hanging.wait(), 5)
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    starts = [args[1][0] for name, args, _ in log.events if name == "on_chat_model_start"]
+
+    assert [turns(one) for one in starts] == [llm.prompts[0], second]
+    assert ["on_llm_end", "on_llm_error"] == [
+        name for name in log.names if name in ("on_llm_end", "on_llm_error")
+    ]
+    assert [] == log.left_open()
+    await asyncio.to_thread(rag.close)
 
 
 class RemoteChat(HashChat):

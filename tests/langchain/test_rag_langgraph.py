@@ -1,5 +1,6 @@
 """In LangGraph: as a node, behind a tool, in an agent; no stream shows what was rolled back."""
 
+import asyncio
 import json
 import operator
 from collections.abc import Iterator
@@ -123,6 +124,87 @@ async def test_messages_come_as_the_model_s_own_calls_would_send_them() -> None:
         agot = [one async for one in graph_of(rag).astream(inputs, stream_mode="messages")]
         assert _tokens(aexpected) == _tokens(agot)
         assert _tokens(expected)
+        assert canaries(llm.written) > canaries(got, agot)  # wrong guesses were written
+    rag.close()
+
+
+async def test_a_node_s_events_say_of_the_model_what_its_own_calls_would() -> None:
+    """`astream_events` of a graph: start, each token, and the end of a call of that kind."""
+    llm, retriever, rag = parts("chat")
+    invoked = by_hand(llm, retriever, "interval")
+    streamed = by_hand(llm, retriever, "interval", streams=True)
+
+    def node(runnable: Any) -> Any:
+        async def invoke(state: State, config: RunnableConfig) -> Any:
+            return await runnable.ainvoke(state["input"], config)
+
+        return graph_of(invoke)
+
+    for question in QUESTIONS[:3]:
+        inputs: Any = {"input": question}
+        for graphs in ((node(invoked), node(rag)), (node(streamed), graph_of(rag))):
+            expected, got = [
+                [_of_model(event) async for event in graph.astream_events(inputs, version="v2")]
+                for graph in graphs
+            ]
+            assert [one for one in expected if one] == [one for one in got if one]
+            assert {"on_chat_model_start", "on_chat_model_stream", "on_chat_model_end"} == {
+                one[0] for one in got if one
+            }
+            assert canaries(llm.written) > canaries(got)
+    rag.close()
+
+
+async def test_a_node_s_first_message_comes_before_the_model_has_finished() -> None:
+    """The model is held up before its second word until the graph's reader has seen the first."""
+    seen, in_time = asyncio.Event(), []
+
+    async def held_up(number: int) -> None:
+        if number == 1:
+            await asyncio.wait_for(seen.wait(), 3)
+            in_time.append(True)
+
+    llm = HashChat(abetween=held_up)
+    rag = rag_of(llm, HashRetriever(documents=documents()), "one_shot")
+    inputs: Any = {"input": QUESTIONS[0]}
+    async for message, _ in graph_of(rag).astream(inputs, stream_mode="messages"):
+        if message.text:
+            seen.set()
+    await asyncio.to_thread(rag.close)
+
+    assert [True] == in_time
+
+
+def _of_model(event: Any) -> Any:
+    """Show an event of a model, but for ids."""
+    if not event["event"].startswith("on_chat_model"):
+        return None
+    data = event["data"]
+    said = data.get("output") or data.get("chunk")
+    shown = None if said is None else {**dict(said), "id": None}
+    return event["event"], event["name"], str(data.get("input")), type(said), shown
+
+
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
+async def test_the_third_protocol_shows_each_committed_message() -> None:
+    """`stream_events(version="v3")`, an experiment of LangGraph's: whole messages, no other."""
+    llm, retriever, rag = parts("chat")
+    hand = by_hand(llm, retriever, "interval")
+    graph = graph_of(rag)
+    if not hasattr(graph, "stream_events"):
+        pytest.skip("this LangGraph has no third protocol")
+    for question in QUESTIONS[:3]:
+        answer = hand.invoke(question)["answer"]
+        inputs: Any = {"input": question}
+        run = graph.stream_events(inputs, version="v3")
+        pieces = [str(message.text) for message in run.messages]
+        arun = await graph.astream_events(inputs, version="v3")
+        events = [event async for event in arun]
+
+        assert pieces
+        assert answer == "".join(pieces)
+        assert canaries(answer) == canaries(events)
+        assert canaries(llm.written) > canaries(answer)
     rag.close()
 
 

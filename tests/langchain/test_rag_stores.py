@@ -32,7 +32,7 @@ from ralmspec_plugins.workloads import Interval
 from tests.langchain.rag_parts import PROMPT, digest, plain_values
 from tests.langchain.stores.worlds import WORDS, WordEmbeddings, corpus, questions
 
-REQUESTS = [40, pytest.param(200, marks=pytest.mark.slow)]  # for a store, over all its settings
+REQUESTS = [20, pytest.param(200, marks=pytest.mark.slow)]  # for a store, over all its settings
 STEPS, WORDS_A_STEP, QUERY_WORDS = 3, 3, 12
 pytestmark = pytest.mark.filterwarnings(
     "ignore:legacy embedding function:DeprecationWarning",

@@ -178,8 +178,8 @@ class TestMemo:
         assert ours.invoke("river") == counting.as_retriever().invoke("river")
         assert counting.searches == 3
 
-    def test_the_time_to_live_and_clear(self, counting: CountingStore) -> None:
-        """After its time, or when it is cleared, an answer is searched again."""
+    def test_the_time_to_live_and_invalidate(self, counting: CountingStore) -> None:
+        """After its time, or when it is invalidated, an answer is searched again."""
         now_s = [0.0]
         memo = QueryCache(ttl_s=10, clock=lambda: now_s[0])
         ours = SpeculativeRetriever(retriever=counting.as_retriever(), memo=memo)
@@ -188,7 +188,7 @@ class TestMemo:
             now_s[0] = moment_s
             ours.invoke("river")
             searches.append(counting.searches)
-        ours.clear()
+        ours.invalidate()
         ours.invoke("river")
 
         assert [*searches, counting.searches] == [1, 1, 2, 3]
@@ -669,7 +669,7 @@ class TestAsAPart:
         ours.invoke("river")
 
         assert ours == other
-        assert "serving" not in ours.model_dump()
+        assert "runtime" not in ours.model_dump()
 
     def test_nobodys_handlers_are_kept(self, store: InMemoryVectorStore) -> None:
         """A caller's handlers can go when his call is over, also one from inside a chain."""

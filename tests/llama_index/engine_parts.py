@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +25,25 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.retrieval import (
+    RetrievalEndEvent,
+    RetrievalStartEvent,
+)
+from llama_index.core.instrumentation.events.span import SpanDropEvent
 from llama_index.core.instrumentation.span.simple import SimpleSpan
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import NodeWithScore, TextNode
-from llama_index_ralmspec.callbacks import GuessEvent, RollbackEvent, VerificationEvent
+from llama_index_ralmspec import (
+    CommitEvent,
+    GuessEvent,
+    RetrievalEvent,
+    RollbackEvent,
+    VerificationEvent,
+)
+
+from ralmspec_plugins.protocols import speculative
 
 _WORDS = (
     *("the", "old", "red", "fox", "green", "river", "stone", "bridge", "runs", "over"),
@@ -37,7 +51,9 @@ _WORDS = (
 )
 
 
-OWN = (GuessEvent, VerificationEvent, RollbackEvent)
+OWN = (GuessEvent, VerificationEvent, RetrievalEvent, CommitEvent, RollbackEvent)
+RETRIEVALS = (RetrievalStartEvent, RetrievalEndEvent)
+RETRIEVES = ("retrieve", "_retrieve", "aretrieve", "_aretrieve")
 
 
 class WordEmbedding(BaseEmbedding):
@@ -194,6 +210,11 @@ def seen(response: Any) -> tuple[Any, ...]:
     return kind.__name__, text, seen_nodes(response.source_nodes), metadata
 
 
+def report_in(response: Any) -> Any:
+    """Give the report that `stats_of` reads, if the response has one."""
+    return vars(response).get("_ralmspec_report")
+
+
 def seen_nodes(found: Sequence[NodeWithScore]) -> list[tuple[Any, ...]]:
     """Give all that a caller sees of nodes."""
     return [(type(one.node), one.node.to_dict(), one.score) for one in found]
@@ -232,26 +253,81 @@ class Heard:
     all: list[Any] = field(default_factory=list)
 
     @property
-    def events(self) -> list[BaseEvent]:
-        """The events of the host."""
-        return [what[1] for what in self.all if what[0] == "event" and not isinstance(what[1], OWN)]
-
-    @property
     def own(self) -> list[BaseEvent]:
         """The events of ours."""
         return [what[1] for what in self.all if what[0] == "event" and isinstance(what[1], OWN)]
 
     @property
+    def events(self) -> list[BaseEvent]:
+        """The events of the host that count: untagged ones, and those of committed calls."""
+        told = [what[1] for what in self.all if what[0] == "event"]
+        return [one for one in told if not isinstance(one, OWN) and self.counts(one.span_id)]
+
+    @property
+    def dropped(self) -> list[BaseEvent]:
+        """The events of the host that do not count."""
+        told = [what[1] for what in self.all if what[0] == "event"]
+        return [one for one in told if not isinstance(one, OWN) and not self.counts(one.span_id)]
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """The span that each span stands in."""
+        return {what[1]: what[2] for what in self.all if what[0] == "enter"}
+
+    def counts(self, span: str | None) -> bool:
+        """Say whether a call counts, by its span: it was not made ahead, or it was committed."""
+        committed = {
+            id_ for one in self.own if isinstance(one, CommitEvent) for id_ in one.span_ids
+        }
+        parents = self.parents
+        while span is not None:
+            if _is_ahead(span) and span not in committed:
+                return False
+            span = parents.get(span)
+        return True
+
+    @property
+    def retrievals(self) -> list[tuple[list[str], list[float | None]]]:
+        """The nodes and scores of the retrievals that count: told by us, or else by the host."""
+        ours = [one for one in self.own if isinstance(one, RetrievalEvent)]
+        if ours:
+            return [(one.node_ids, one.scores) for one in ours]
+        ends = [one for one in self.events if isinstance(one, RetrievalEndEvent)]
+        return [([n.node_id for n in one.nodes], [n.score for n in one.nodes]) for one in ends]
+
+    @property
     def golden(self) -> list[tuple[str, ...]]:
-        """Events and spans by name, each with the span that it stands in; ours left out."""
+        """Host events and spans that count by name, each with the span it stands in, sorted.
+
+        Retrievals have their own list: searches made together never enter the host's method.
+        """
         told: list[tuple[str, ...]] = []
         for what in self.all:
             if what[0] == "event":
-                if not isinstance(what[1], OWN):
-                    told.append(("event", type(what[1]).__name__, _name(what[1].span_id)))
-            else:
-                told.append((what[0], *(_name(id_) for id_ in what[1:])))
-        return told
+                event = what[1]
+                ended = isinstance(event, SpanDropEvent) and _hidden(event.span_id or "")
+                if isinstance(event, (*OWN, *RETRIEVALS)) or ended:
+                    continue
+                if self.counts(event.span_id):
+                    told.append(("event", type(event).__name__, self._shown(event.span_id)))
+            elif not _hidden(what[1]) and self.counts(what[1]):
+                told.append((what[0], _name(what[1]), *map(self._shown, what[2:3])))
+        return sorted(told)
+
+    def _shown(self, span: str | None) -> str:
+        parents = self.parents
+        while span is not None and _hidden(span):
+            span = parents.get(span)
+        return _name(span)
+
+
+def _is_ahead(span: str) -> bool:
+    return span.startswith("SpeculativeCall.")
+
+
+def _hidden(span: str) -> bool:
+    """Say whether this span is ours, or one of a retriever's own run."""
+    return _is_ahead(span) or _name(span).rpartition(".")[2] in RETRIEVES
 
 
 def _name(span: str | None) -> str:
@@ -260,6 +336,16 @@ def _name(span: str | None) -> str:
     for ours in ("SpeculativeQueryEngine", "LoopByHand"):
         name = name.replace(ours, "RetrieverQueryEngine")
     return name
+
+
+@contextmanager
+def made_ahead() -> Iterator[None]:
+    """Have calls made as an engine makes them behind a guess."""
+    token = speculative.set(True)
+    try:
+        yield
+    finally:
+        speculative.reset(token)
 
 
 @contextmanager
@@ -333,3 +419,9 @@ def legacy() -> tuple[CallbackManager, Legacy]:
     """Make a callback manager of the older kind."""
     handler = Legacy()
     return CallbackManager([handler]), handler
+
+
+def missing(told: Sequence[Any], heard: Sequence[Any]) -> Counter[str]:
+    """Give what the host tells, and ours does not. What ours repeats is told once more."""
+    assert told
+    return Counter(map(repr, told)) - Counter(map(repr, heard))

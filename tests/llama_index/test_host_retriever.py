@@ -4,6 +4,7 @@ import asyncio
 import copy
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,14 +23,14 @@ from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index_ralmspec.documents import hits_of, nodes_of
 from llama_index_ralmspec.host_retriever import HostRetriever
-from llama_index_ralmspec.inspection import stops_the_loop
+from llama_index_ralmspec.inspection import blocks_loop
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
-from ralmspec_plugins.adapters.retriever_state import HitPayload
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.types import Hits, Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
 from tests.llama_index.contract import below, topic
+from tests.llama_index.engine_parts import made_ahead
 from tests.llama_index.worlds import WordEmbedding, batches, corpus, questions
 
 SETTINGS: list[dict[str, Any]] = [
@@ -101,26 +102,18 @@ def test_each_query_is_embedded_once(index: VectorStoreIndex) -> None:
     assert embedding.asked == ["river", "stone"]
 
 
-def test_what_the_embedder_tells_is_kept_with_the_vector(index: VectorStoreIndex) -> None:
-    """Its events and spans are in the query's recording, and nobody hears of them."""
-    host = HostRetriever(index.as_retriever())
-    query = host.encode("river")
-    spans = [call.name for call in query.encoding.recording.calls()]
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_call_made_ahead_is_kept_with_what_it_found(ahead: bool, index: VectorStoreIndex) -> None:
+    """The id of its span goes with the vector or the hits; nothing of a call that counts."""
+    host, words = HostRetriever(index.as_retriever()), HostRetriever(black_box("words"))
+    with made_ahead() if ahead else nullcontext():
+        query = host.encode("river")
+        [hits] = words.search([words.encode("river stone")])
+    records = {hit.features.recording for hit in hits} | {query.encoding.recording}
 
-    assert spans.count("span_enter") >= 1
-    assert (
-        HostRetriever(index.as_retriever(), heard=True).encode("river").encoding.recording is None
-    )
-
-
-def test_what_runs_inside_a_black_box_is_kept_with_its_hits() -> None:
-    """A fusion's inner retrievers tell more than that nodes were found; a plain one's do not."""
-    fusion, words = HostRetriever(black_box("fusion")), HostRetriever(black_box("words"))
-    [inside] = fusion.search([fusion.encode("river stone")])
-    [plain] = words.search([words.encode("river stone")])
-
-    assert {type(hit.features.recording).__name__ for hit in inside} == {"Recording"}
-    assert {hit.features for hit in plain} == {HitPayload()}
+    assert len(hits) > 0
+    assert [ahead] * len(records) == [one is not None for one in records]
+    assert all(one is None or one.span_id.startswith("SpeculativeCall.") for one in records)
 
 
 def test_a_wider_search_begins_with_the_narrow_one(index: VectorStoreIndex) -> None:
@@ -357,22 +350,22 @@ class Waiting(Computing):
 class TestTheLoop:
     """What computes runs in a thread, what waits where its caller is."""
 
-    def test_what_stops_the_loop(self, index: VectorStoreIndex) -> None:
-        """Seen by the code of the coroutines, of all parts."""
+    def test_what_blocks_the_loop(self, index: VectorStoreIndex) -> None:
+        """By the classes whose coroutines are known to compute, of all parts."""
         store, own = index.vector_store, black_box("words")
         waiting = VectorIndexRetriever(index, embed_model=Waiting())
         given = [
-            stops_the_loop(own),
-            stops_the_loop(index.as_retriever()),
-            stops_the_loop(waiting),
-            stops_the_loop(QueryFusionRetriever([own], MockLLM(), num_queries=1)),
-            stops_the_loop(QueryFusionRetriever([own, waiting], MockLLM(), num_queries=1)),
+            blocks_loop(own),
+            blocks_loop(index.as_retriever()),
+            blocks_loop(waiting),
+            blocks_loop(QueryFusionRetriever([own], MockLLM(), num_queries=1)),
+            blocks_loop(QueryFusionRetriever([own, waiting], MockLLM(), num_queries=1)),
         ]
 
         assert isinstance(store, SimpleVectorStore)
-        assert given == [True, True, False, True, False]
+        assert given == [True, False, False, True, False]
 
-    @pytest.mark.parametrize("name", ["words", "index"])
+    @pytest.mark.parametrize("name", ["words"])
     def test_the_loop_goes_on(self, name: str, index: VectorStoreIndex) -> None:
         """While a host computes, other tasks run."""
         threads = set()

@@ -129,7 +129,7 @@ def over(retriever: BaseRetriever, llm: Any, *processors: Any, **arguments: Any)
 
 @pytest.mark.parametrize("guess_through", [None, True])
 async def test_postprocessors_stay_on_the_callers_loop(guess_through: bool | None) -> None:
-    """Also where the model would hold it up, which writes in a thread then."""
+    """Also where the model would block it, which writes in a thread then."""
     host = over(an_index().as_retriever(), Blocking(prompts=[]), Bound())
     plain = over(an_index().as_retriever(), WordLLM(), Bound())
     with SpeculativeQueryEngine.wrap(host, guess_through=guess_through) as ours:
@@ -191,7 +191,7 @@ async def test_a_model_in_a_thread_stops_with_its_query() -> None:
     """A cancelled query has ended only when the model is free again."""
     llm = Blocking(prompts=[])
     host = over(an_index().as_retriever(), llm, Bound(), streaming=True)
-    with SpeculativeQueryEngine.wrap(host) as ours:
+    with SpeculativeQueryEngine.wrap(host, workload="sentences", **STEPS) as ours:
         response: Any = await ours.aquery(QUESTIONS[0])
         pieces: AsyncIterator[str] = response.async_response_gen()
         await anext(pieces)
@@ -261,8 +261,9 @@ def test_a_plain_stream_searches_in_its_thread() -> None:
 
 def test_what_is_bound_to_a_thread_says_so_when_it_is_used_in_others() -> None:
     """The error is the object's own, and `speculate=False` the way out."""
+    options = {"replica": an_index().as_retriever()}
     with (
-        SpeculativeQueryEngine.wrap(over(Table(), WordLLM())) as ours,
+        SpeculativeQueryEngine.wrap(over(Table(), WordLLM()), **options) as ours,
         pytest.raises(sqlite3.ProgrammingError, match="thread"),
     ):
         ours.query(QUESTIONS[0])

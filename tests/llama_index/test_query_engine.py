@@ -13,7 +13,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from llama_index_ralmspec import SpeculativeQueryEngine
+from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
 
 from ralmspec_plugins import FixedStride, QueryCache
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
@@ -151,7 +151,8 @@ def test_a_stream_adds_up_to_the_hosts(
 
         assert seen_nodes(theirs.source_nodes) == seen_nodes(own.source_nodes)
         assert "".join(theirs.response_gen) == "".join(own.response_gen)
-        assert "ralmspec" in (own.metadata or {})
+        assert theirs.metadata == own.metadata
+        assert stats_of(own).segments == 1
 
 
 async def test_an_asynchronous_stream_adds_up_to_the_hosts(
@@ -195,7 +196,7 @@ async def test_a_structured_answer_is_the_hosts(mode: str) -> None:
             for response in (ours.query(question), await ours.aquery(question)):
                 assert seen(expected) == seen(response)
                 assert expected.response == response.response
-                assert "ralmspec" in response.metadata
+                assert stats_of(response).segments == 1
 
 
 def test_nothing_found_is_the_hosts_empty_response(engines: list[SpeculativeQueryEngine]) -> None:
@@ -249,7 +250,7 @@ def test_a_prompt_that_is_updated_counts_from_then_on(
 
 def test_the_plain_loop_and_the_report(index: Any, engines: list[SpeculativeQueryEngine]) -> None:
     """`speculate=False` gives the same; the report can be left out."""
-    ours = SpeculativeQueryEngine.from_index(index, llm=WordLLM(), similarity_top_k=3)
+    ours = SpeculativeQueryEngine.from_index(index, llm=WordLLM(), similarity_top_k=3, report=True)
     plain = ours.with_options(speculate=False, report=False)
     engines += [ours, plain]
     first, second = ours.query(QUESTIONS[1]), plain.query(QUESTIONS[1])

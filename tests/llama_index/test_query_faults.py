@@ -15,7 +15,7 @@ from llama_index_ralmspec import SpeculativeQueryEngine
 
 from ralmspec_plugins import FixedStride
 from ralmspec_plugins.errors import DeadlineExceeded
-from tests.llama_index.engine_parts import hearing, legacy, seen
+from tests.llama_index.engine_parts import hearing, legacy, missing, seen
 from tests.llama_index.rag_parts import (
     MODELS,
     QUESTION,
@@ -50,15 +50,18 @@ def gate() -> Iterator[threading.Event]:
 
 
 async def same_fate(hand: Any, ours: Any, question: str = QUESTION) -> Any:
-    """Ask both, sync and async: the same error, told in the same way. Gives the error."""
+    """Ask both, sync and async: the same error is raised and told. Gives the error.
+
+    What failed while other work was running is made once more alone, and told again.
+    """
     expected, told = goldens(hand.query, question)
     got, heard = goldens(ours.query, question)
     assert expected == got
-    assert told == heard
+    assert not missing(told, heard)
     aexpected, told = await agoldens(hand.aquery, question)
     got, heard = await agoldens(ours.aquery, question)
     assert aexpected == got
-    assert told == heard
+    assert not missing(told, heard)
     assert "drop" in {one[0] for one in told}
     return expected
 
@@ -126,7 +129,7 @@ async def test_a_model_that_fails_behind_a_wrong_guess_is_not_heard_of(model: st
             llm.hook = fails
             got, heard = goldens(ours.query, question)
             assert seen(expected) == seen(got)
-            assert told == heard
+            assert not missing(told, heard)
             assert seen(expected) == seen(await ours.aquery(question))
             assert failed
 
@@ -148,7 +151,7 @@ async def test_what_failed_only_while_it_ran_ahead_is_made_good() -> None:
 
     assert not once
     assert seen(expected) == seen(got)
-    assert told == heard
+    assert not missing(told, heard)
 
 
 class Fails(BaseNodePostprocessor):
@@ -222,18 +225,18 @@ async def test_an_embedder_that_fails_fails_as_by_hand(workload: str, left: int)
         expected, told = goldens(reset(hand.query), LONG)
         got, heard = goldens(reset(ours.query), LONG)
         assert (HostError, ("no vectors today",)) == expected == got
-        assert told == heard
+        assert not missing(told, heard)
         expected, told = await agoldens(reset(hand.aquery), LONG)
         got, heard = await agoldens(reset(ours.aquery), LONG)
 
     assert expected == got
-    assert told == heard
+    assert not missing(told, heard)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("where", ["model", "retriever"])
-def test_older_handlers_hear_of_a_failure_as_by_hand(where: str, workload: str) -> None:
-    """Legacy callbacks: the same starts and ends, and the same exception events."""
+def test_older_handlers_hear_of_a_failure(where: str, workload: str) -> None:
+    """Legacy callbacks: all starts, ends and exceptions of the host, in pairs."""
     manager, handler = legacy()
     llm, retriever = HashLLM(), HashRetriever(made_nodes())
     retriever.callback_manager = manager
@@ -254,7 +257,7 @@ def test_older_handlers_hear_of_a_failure_as_by_hand(where: str, workload: str) 
     with ours, pytest.raises(HostError):
         ours.query(QUESTION)
 
-    assert expected == handler.heard
+    assert not missing(expected, handler.heard)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -316,33 +319,43 @@ def test_a_stream_that_breaks_off_is_told_as_the_host_does() -> None:
     assert (3, ("the line is cut",)) == (len(expected[0]), expected[1])
     assert "".join(expected[0]) == "".join(got[0])
     assert expected[1] == got[1]
-    assert sorted(told) == sorted(heard)
+    assert not missing(told, heard)
 
 
-def test_a_stream_that_breaks_off_once_is_told_as_one_call() -> None:
-    """Its call is made once more, and goes on where handlers have heard of it."""
+def test_a_stream_that_breaks_off_once_is_read_whole() -> None:
+    """A right call made ahead breaks off: it is made once more, and read to its end."""
     manager, handler = legacy()
     llm = HashLLM(callback_manager=manager)
     retriever = HashRetriever(made_nodes())
-    host, ours = pair(llm, retriever, "one_shot", manager=manager, streaming=True, **LYING)
+    right_guess: dict[str, Any] = {"replica": HashRetriever(made_nodes()), "pool": None}
+    right_guess["guess_through"] = True
+    host, ours = pair(llm, retriever, "one_shot", manager=manager, streaming=True, **right_guess)
     broken: list[int] = []
     expected, told = goldens(lambda: list(host.query(QUESTION).response_gen))
     heard_before, handler.heard = handler.heard, []
     right = llm.prompts[-1]
 
+    half = threading.Event()
+
     def breaks(number: int) -> None:
+        if number == 2:
+            half.set()
         if number == 3 and llm.prompts[-1] == right and not broken:
+            time.sleep(0.05)  # the search has returned, and two words are shown
             broken.append(number)
             raise HostError("the line is cut")
 
     llm.between = breaks
+    retriever.hook = lambda _: half.wait(2)
     with ours:
         got, heard = goldens(lambda: list(ours.query(QUESTION).response_gen))
+    assert isinstance(got, list), got
 
     assert broken
     assert "".join(expected) == "".join(got)
-    assert sorted(told) == sorted(heard)
-    assert sorted(heard_before) == sorted(handler.heard)
+    # What is made once more is read when the query has ended: it stands in no span.
+    assert not missing([one[:2] for one in told], [one[:2] for one in heard])
+    assert not missing(heard_before, handler.heard)
 
 
 async def test_a_stream_that_is_given_up_in_the_middle_is_not_heard_of() -> None:

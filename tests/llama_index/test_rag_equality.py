@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index_ralmspec import stats_of
 
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from tests.llama_index.engine_parts import seen
@@ -122,7 +123,7 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str) -> None:
             cut, ours_cut = pair(llm, retriever, stop=stop, **LYING)
             with ours_cut:
                 assert seen(cut.query(question)) == seen(ours_cut.query(question))
-        reports = [ours.query(question).metadata["ralmspec"] for question in QUESTIONS]
-        wrong = [one["stats"]["guesses"] - one["stats"]["accepted"] for one in reports]
+        reports = [stats_of(ours.query(question)) for question in QUESTIONS]
+        wrong = [one.guesses - one.accepted for one in reports]
 
     assert sum(wrong) > 10

@@ -21,7 +21,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
 
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
-from tests.llama_index.engine_parts import AsyncWordLLM, WordLLM, seen, seen_nodes
+from tests.llama_index.engine_parts import AsyncWordLLM, WordLLM, report_in, seen, seen_nodes
 from tests.llama_index.rag_parts import MODELS, QUESTIONS, HashLLM, HashRetriever, made_nodes, pair
 from tests.llama_index.store_worlds import PROCESSORS, SIZE, STORES
 from tests.llama_index.worlds import corpus, questions
@@ -109,8 +109,7 @@ async def outcome(engine: RetrieverQueryEngine, question: str, how: str) -> tupl
             text = response.response
     except Exception as error:
         return (type(error), error.args), None
-    metadata = dict(response.metadata or {})
-    report = metadata.pop("ralmspec", None)
+    metadata, report = dict(response.metadata or {}), report_in(response)
     nodes = seen_nodes(response.source_nodes)
     return (type(response), text, at_first, nodes, metadata), report
 
@@ -219,8 +218,9 @@ async def test_a_stream_is_read_by_its_reader_however_soon_it_was_there(model: s
 
             assert str(expected) == str(response)
             assert (await hosts.get_response()).response == (await awaited.get_response()).response
-            assert "ralmspec" in response.metadata
-            assert "ralmspec" in awaited.metadata
+            assert expected.metadata == response.metadata
+            assert expected.metadata == awaited.metadata
+            assert stats_of(response).segments == stats_of(awaited).segments == 1
 
 
 class Fresh(BaseRetriever):

@@ -72,3 +72,23 @@ def test_other_searches_are_left_to_the_host(tmp_path: Path) -> None:
         index = indexed(store, WordEmbedding(), 10)
 
         assert batch_search_of(index.as_retriever()) is None
+
+
+@pytest.mark.parametrize("settings", [{"overfetch_factor": 2}, {"refine_factor": 2}], ids=str)
+def test_a_store_that_is_set_otherwise_is_asked_singly(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """What was made for other settings of the store promises nothing, and asks the host."""
+    store = LanceDBVectorStore(uri=str(tmp_path))
+    embedding = WordEmbedding()
+    retriever = indexed(store, embedding, 40).as_retriever(similarity_top_k=3)
+    search: Any = batch_search_of(retriever)
+    before = search.exact
+    for name, value in settings.items():
+        setattr(store, name, value)
+    vectors = [embedding.get_query_embedding(text) for text in ("river stone", "comet")]
+    found = [[hit.document for hit in hits] for hits in search.search(vectors, search.k)]
+    expected = [[one.node for one in retriever.retrieve(text)] for text in ("river stone", "comet")]
+
+    assert (before, search.exact) == (True, False)
+    assert expected == found

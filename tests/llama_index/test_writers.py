@@ -219,7 +219,7 @@ def test_a_response_keeps_its_class_and_its_synthesizer_its_metadata(
     synthesizer = Gives(llm=WordLLM())
     synthesizer.gives = Numbered("It is red.", [], {"page": 3}, number=7)
     host = RetrieverQueryEngine(index.as_retriever(), synthesizer)
-    with SpeculativeQueryEngine.wrap(host) as ours:
+    with SpeculativeQueryEngine.wrap(host, report=True) as ours:
         response: Any = ours.query(QUESTIONS[0])
 
     assert (Numbered, 7) == (type(response), response.number)
@@ -374,9 +374,11 @@ def test_a_replica_puts_nothing_on_the_query(index: VectorStoreIndex) -> None:
     """Its embedding is another one."""
     near = WordEmbedding(dim=5, asked=[])
     replica = an_index(near).as_retriever(similarity_top_k=3)
-    _, ours = pair(index.as_retriever(similarity_top_k=3), replica=replica)
+    _, ours = pair(index.as_retriever(similarity_top_k=3), replica=replica, pool=None)
     own = QueryBundle(QUESTIONS[0])
     with ours:
+        ours.query("the first one, with which nothing is known of the model")
+        near.asked.clear()
         ours.query(own)
 
     assert [QUESTIONS[0]] == near.asked
@@ -414,8 +416,9 @@ def told() -> Callable[[Any], list[tuple[str, Any]]]:
         found = []
         for event in heard.events:
             query = getattr(event, "query", getattr(event, "str_or_query_bundle", None))
-            if isinstance(query, QueryBundle):
-                found.append((type(event).__name__, dict(vars(query))))
+            name = type(event).__name__
+            if isinstance(query, QueryBundle) and not name.startswith("Retrieval"):
+                found.append((name, dict(vars(query))))
         return found
 
     return of
@@ -425,14 +428,14 @@ def told() -> Callable[[Any], list[tuple[str, Any]]]:
 def test_events_hold_the_query_as_the_hosts_do(
     retriever: BaseRetriever, told: Any, processors: Any
 ) -> None:
-    """With its embedding: of the query, the retrieval, the synthesis."""
+    """With its embedding: of the query and the synthesis. The retrieval has an event of ours."""
     host, ours = pair(retriever, *processors)
     with ours:
         expected = told(host)
 
         assert expected == told(ours)
         assert expected == told(ours)
-    assert 4 <= len(expected)
+    assert 3 <= len(expected)
 
 
 async def test_an_asynchronous_model_makes_no_difference(retriever: BaseRetriever) -> None:
@@ -498,6 +501,7 @@ def test_a_cut_off_is_made_by_the_scores_of_the_search(index: VectorStoreIndex) 
     host, ours = pair(inner, cut, replica=Halved(inner), pool=None, schedule=FixedStride(stride=2))
     expected = answers(host)
     with ours:
+        ours.query("the first one, with which nothing is known of the model")
         got = [ours.query(question) for question in QUESTIONS]
 
     assert expected == [seen(one) for one in got]

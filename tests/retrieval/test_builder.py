@@ -22,15 +22,16 @@ from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
 from ralmspec_plugins.retrieval import (
     HashingEncoder,
     build_index,
-    builder,
     load,
     open_retriever,
     save,
 )
-from ralmspec_plugins.retrieval.storage import corpus
+from ralmspec_plugins.retrieval.storage import corpus, journal
+from ralmspec_plugins.retrieval.storage import format as folders
 from ralmspec_plugins.retrieval.storage.journal import JOURNAL, folder_of
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries
 from ralmspec_plugins.types import Passage
+from tests.interruptions import stopping
 
 PASSAGES = invented_passages(50)
 SETTINGS = {"batch_size": 8, "k": 3}
@@ -140,30 +141,6 @@ def test_a_failed_batch_costs_itself_alone(
         ("indexing", 0),
         ("indexing", 50),
     ]
-
-
-def stopping(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> Callable[[], bool]:
-    """Let the n-th call that reaches the disk fail; say whether it has been reached."""
-    count = itertools.count()
-    reached = []
-
-    def stop(function: Any) -> Any:
-        def stopped(*arguments: Any, **named: Any) -> Any:
-            if next(count) == at:
-                reached.append(at)
-                raise error
-            return function(*arguments, **named)
-
-        return stopped
-
-    for module, name in (
-        (os, "fsync"),
-        (os, "truncate"),
-        (builder, "atomic_replace"),
-        (builder, "remove"),
-    ):
-        monkeypatch.setattr(module, name, stop(getattr(module, name)))
-    return lambda: bool(reached)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +278,7 @@ def test_more_passages_than_before_are_refused(tmp_path: Path) -> None:
     """A build that had met the end of its input is not gone on with behind it."""
     kb = tmp_path / "kb"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "atomic_replace", lambda *_: 1 / 0)
+        patch.setattr(folders, "atomic_replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_index(PASSAGES[:48], kb, Encoder(), **SETTINGS)
     with pytest.raises(IndexFileError, match="more than the 48 passages"):
@@ -487,7 +464,7 @@ def test_the_targets_own_files_are_not_touched_by_a_late_resume(
     """Killed between the renaming and the cleaning up, both share files: none is rewritten."""
     kb = tmp_path / "kb"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "remove", lambda _: 1 / 0)
+        patch.setattr(journal, "remove", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_index(PASSAGES, kb, Encoder(), **SETTINGS)
     links = {file.name: file.stat().st_nlink for file in kb.iterdir()}
@@ -654,7 +631,7 @@ def test_a_batch_is_on_the_disk_before_the_journal_says_so(
 ) -> None:
     """And everything that a folder's kb.json names before that folder gets its name."""
     order: list[str] = []
-    fsync, replace = os.fsync, builder.atomic_replace
+    fsync, replace = os.fsync, folders.atomic_replace
 
     def seen(descriptor: int) -> None:
         fsync(descriptor)
@@ -665,14 +642,14 @@ def test_a_batch_is_on_the_disk_before_the_journal_says_so(
         replace(target, fresh)
 
     monkeypatch.setattr(os, "fsync", seen)
-    monkeypatch.setattr(builder, "atomic_replace", replaced)
+    monkeypatch.setattr(folders, "atomic_replace", replaced)
     build_index(PASSAGES[:16], tmp_path / "kb", Encoder(), **SETTINGS)
     batch = ["passages.jsonl", "vectors.npy", JOURNAL]
     end = ["passages.offsets.npy", "passages.places.npy"]
 
-    assert order[:3] == [JOURNAL, "vectors.npy", "passages.jsonl"]  # begun, and the header
-    assert order[3:9] == ["vectors.npy", folder_of(tmp_path / "kb").name, JOURNAL, *batch]
-    assert order[9 : order.index("replaced")] == [JOURNAL, "vectors.npy", *end, "kb.json"]
+    building = folder_of(tmp_path / "kb").name
+    assert order[:5] == [JOURNAL, *batch[:2], building, JOURNAL]
+    assert order[5 : order.index("replaced")] == [*batch, JOURNAL, "vectors.npy", *end, "kb.json"]
     assert order[order.index("replaced") + 1 :] == ["fresh", tmp_path.name]
 
 

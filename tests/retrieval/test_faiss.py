@@ -15,7 +15,6 @@ from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval import NumpyFlat, faiss_flat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.faiss_ann import (
-    Autotuner,
     FaissApproximate,
     Hnsw,
     IndexRecipe,
@@ -23,7 +22,7 @@ from ralmspec_plugins.retrieval.faiss_ann import (
     IvfPq,
 )
 from ralmspec_plugins.retrieval.faiss_flat import FaissFlat, on_gpu
-from ralmspec_plugins.retrieval.ranking import IntArray, Vectors
+from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.speculators import PassageCache, Replica
 from ralmspec_plugins.testing.contracts import plain_hits
 from ralmspec_plugins.types import Hits, Passage, Query
@@ -106,23 +105,16 @@ def batches_through_blas() -> Iterator[None]:
 @pytest.mark.usefixtures("openmp_threads", "batches_through_blas")
 @pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_no_way_of_searching_changes_a_row(name: str, metric: str, vectors: Vectors) -> None:
-    """One call, one by one, on threads, any split: the rows of FAISS's own single search."""
+def test_no_batch_changes_a_row(name: str, metric: str, vectors: Vectors) -> None:
+    """One call, one by one, any split: the rows of FAISS's own single search."""
     retriever = made(name, vectors, metric)
     queries = clustered(1, 300)
-    expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
+    index = retriever.index
+    expected = [index.index.search(query[None], 5)[1][0].tolist() for query in queries]
 
-    ask = retriever.queries
-    for way in (ask.at_once, ask.singly, ask.on_threads):
-        assert expected == way(queries, 5, rows_alone)
-    for size in (2, 7, 64):
+    for size in (1, 2, 7, 64, 300):
         parts = [queries[at : at + size] for at in range(0, 300, size)]
-        assert expected == [row for part in parts for row in ask.nearest(part, 5)[1].tolist()]
-
-
-def rows_alone(_: Vectors, __: Vectors, rows: IntArray) -> list[int]:
-    """Rank nothing: the rows as FAISS gives them."""
-    return rows.tolist()
+        assert expected == [row for part in parts for row in index.nearest(part, 5)[1].tolist()]
 
 
 def between(centres: Vectors, metric: str) -> Vectors:
@@ -149,10 +141,10 @@ def test_a_query_between_two_lists_takes_the_same_in_any_batch(
     retriever = FaissApproximate.build(
         corpus.passages, recipe=recipe, vectors=vectors, k=5, metric=metric
     )
-    queries = between(retriever.index.quantizer.reconstruct_n(0, 40), metric)
-    expected = [retriever.index.search(query[None], 5)[1][0].tolist() for query in queries]
+    queries = between(retriever.index.index.quantizer.reconstruct_n(0, 40), metric)
+    expected = [retriever.index.index.search(query[None], 5)[1][0].tolist() for query in queries]
 
-    assert expected == retriever.queries.nearest(queries, 5)[1].tolist()
+    assert expected == retriever.index.nearest(queries, 5)[1].tolist()
 
 
 def test_too_few_in_the_lists_are_fewer_hits(vectors: Vectors) -> None:
@@ -162,20 +154,20 @@ def test_too_few_in_the_lists_are_fewer_hits(vectors: Vectors) -> None:
         corpus.passages, recipe=Ivf(lists=20, probes=1), vectors=vectors[:300], k=200
     )
     queries = [Query(str(n), vector) for n, vector in enumerate(clustered(6, 20))]
-    _, found = retriever.queries.nearest(retriever.corpus.matrix(queries), 200)
+    _, found = retriever.index.nearest(retriever.corpus.matrix(queries), 200)
     for hits, rows in zip(retriever.search(queries), found, strict=True):
         assert 0 < len(hits) < 200
         assert {hit.passage.id for hit in hits} == {f"{row:05d}" for row in rows if row >= 0}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_whatever_was_measured_the_hits_stay(name: str, vectors: Vectors) -> None:
-    """While the ways are tried and chosen, every batch gets the hits of single searches."""
+def test_hits_do_not_depend_on_the_batch(name: str, vectors: Vectors) -> None:
+    """Batches of every size, from several threads, get the hits of single searches."""
     retriever = made(name, vectors)
     queries = [Query(str(n), vector) for n, vector in enumerate(clustered(2, 40))]
     expected = [retriever.search([query])[0] for query in queries]
     for size in (1, 2, 3, 8, 40):
-        for _ in range(12):
+        for _ in range(2):
             assert expected[:size] == retriever.search(queries[:size])
     with ThreadPoolExecutor(4) as threads:
         assert [expected] * 24 == list(threads.map(lambda _: retriever.search(queries), range(24)))
@@ -201,11 +193,11 @@ def test_quantised_candidates_are_refined_by_exact_scores(vectors: Vectors) -> N
     found = {}
     for refine in (1, 8):
         recipe = IvfPq(lists=40, probes=3, pieces=8, refine=refine)
-        retriever = FaissApproximate(corpus, rough.index, recipe, k=5)
+        retriever = FaissApproximate(corpus, rough.index.tuned(recipe), k=5)
         hits = found[refine] = retriever.search(queries)
         for query, of_one in zip(queries, hits, strict=True):
             vector = np.asarray(query.encoding)
-            rows = rough.index.search(vector[None], 5 * refine)[1][0]
+            rows = rough.index.index.search(vector[None], 5 * refine)[1][0]
 
             assert of_one == corpus.ranked(rows[rows >= 0], vector, 5)
         assert (retriever.signature == rough.signature) == (refine == 1)
@@ -215,66 +207,6 @@ def test_quantised_candidates_are_refined_by_exact_scores(vectors: Vectors) -> N
         return sum(len({*map(id_of, a)} & {*map(id_of, b)}) for a, b in pairs)
 
     assert right(found[8]) > 1.2 * right(found[1])
-
-
-class Clock:
-    """Time that passes only when a way is gone."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def way(self, name: str, seconds: float) -> Any:
-        def go() -> str:
-            self.now += seconds
-            return name
-
-        return go
-
-
-def test_the_fastest_way_is_taken_for_each_size() -> None:
-    """Each way is tried thrice; then the best is taken, separately for small and large works."""
-    clock = Clock()
-    ways = Autotuner(clock)
-    small = {"batch": clock.way("batch", 3.0), "singly": clock.way("singly", 2.0)}
-    large = {"batch": clock.way("batch", 3.0), "singly": clock.way("singly", 16.0)}
-    taken = [ways.do(2, small) for _ in range(30)]
-
-    assert ["batch", "singly"] * 3 == taken[:6]
-    assert {"singly"} == {*taken[6:]}
-    assert [ways.do(16, large) for _ in range(20)][6:] == ["batch"] * 14
-    assert ("singly", "batch", None) == (ways.best(2), ways.best(16), ways.best(4))
-
-
-def test_one_slow_run_does_not_decide_and_a_change_is_noticed() -> None:
-    """The median forgives the first, cold run; a way that has become faster is found again."""
-    clock = Clock()
-    ways = Autotuner(clock)
-    cold = {"batch": clock.way("batch", 100.0), "singly": clock.way("singly", 2.0)}
-    warm = {"batch": clock.way("batch", 1.0), "singly": clock.way("singly", 2.0)}
-    ways.do(2, cold)
-    taken = [ways.do(2, warm) for _ in range(20)]
-
-    assert {"batch"} == {*taken[5:]}
-    slow = {"batch": clock.way("batch", 9.0), "singly": clock.way("singly", 2.0)}
-    taken = [ways.do(2, slow) for _ in range(600)]
-    assert taken[-1] == "singly"
-    taken = [ways.do(2, warm) for _ in range(600)]
-    assert taken[-2] == "batch"
-
-
-def test_a_way_that_fails_is_not_measured() -> None:
-    """Its error goes to the caller, and its time counts for nothing."""
-
-    def fails() -> str:
-        raise OSError("gone")
-
-    ways = Autotuner()
-    with pytest.raises(OSError, match="gone"):
-        ways.do(1, {"only": fails})
-    assert ways.best(1) is None
 
 
 class Wander:
@@ -377,13 +309,13 @@ def test_real_embeddings_keep_to_it_too(name: str) -> None:
     )
     queries = [retriever.encode(text) for text in invented_queries(30)]
     matrix = retriever.corpus.matrix(queries)
-    ask = retriever.queries
-    singly = [ask.nearest(query[None], 5)[1][0].tolist() for query in matrix]
+    index = retriever.index
+    singly = [index.nearest(query[None], 5)[1][0].tolist() for query in matrix]
     found = retriever.search(queries)
     truth = NumpyFlat(retriever.corpus, k=5).search(queries)
     right = sum(len({*map(id_of, a)} & {*map(id_of, b)}) for a, b in zip(found, truth, strict=True))
 
-    assert singly == ask.at_once(matrix, 5, rows_alone) == ask.on_threads(matrix, 5, rows_alone)
+    assert singly == index.nearest(matrix, 5)[1].tolist()
     assert right >= 0.8 * 150
 
 

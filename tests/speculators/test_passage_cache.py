@@ -19,6 +19,7 @@ from ralmspec_plugins.speculators import (
     EmbeddingProxyTable,
     PassageCache,
     Replica,
+    SharedPassageCache,
 )
 from ralmspec_plugins.testing.contracts import invented_passages, invented_queries, refused
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
@@ -69,8 +70,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert (best if len(best) == 2 else None) == self.pool.guess(query)
 
     @rule()
-    def clear(self) -> None:
-        self.pool.clear()
+    def invalidate(self) -> None:
+        self.pool.invalidate()
         assert 0 == self.pool.size
 
     @invariant()
@@ -315,3 +316,34 @@ def test_best_first_breaks_ties_by_place_when_many_tie() -> None:
     places = np.arange(9)[::-1].copy()
 
     assert [5, 3] == best_first(scores, places, 2).tolist()
+
+
+def test_what_was_searched_before_an_invalidation_is_not_taken_in() -> None:
+    """Nor is anything kept in the table that ranks."""
+    query = DENSE.encode(TEXTS[0])
+    hits = ranked(DENSE, query)
+    pool = PassageCache(DENSE)
+    pool.learn(query, hits)
+    began = pool.generation
+    pool.invalidate()
+    pool.learn(query, hits, began)
+    pool.check()
+
+    assert (pool.size, pool.guess(query)) == (0, None)
+    pool.learn(query, hits, pool.generation)
+    assert pool.guess(query) == hits[:2]
+
+
+def test_invalidation_reaches_parts_that_others_hold() -> None:
+    """One that was displaced may still be some engine's speculator."""
+    shared = SharedPassageCache(parts=1)
+    parts = [shared.of(DENSE), shared.of(SPARSE)]
+    for part, retriever in zip(parts, (DENSE, SPARSE), strict=True):
+        part.learn(retriever.encode(TEXTS[0]), ranked(retriever, retriever.encode(TEXTS[0])))
+    shared.invalidate(DENSE.signature)
+    after_one = [part.size for part in parts]
+    shared.invalidate()
+    shared.check()
+
+    assert after_one[0] == 0 < after_one[1]
+    assert parts[1].size == 0

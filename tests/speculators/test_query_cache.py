@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculators import QueryCache
+from ralmspec_plugins.speculators import QueryCache, SharedPassageCache
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
+from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 CAPACITY, TTL_S = 3, 5.0
@@ -57,8 +58,8 @@ class MemoMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.memo.size > 1)
     @rule()
-    def clear(self) -> None:
-        self.memo.clear()
+    def invalidate(self) -> None:
+        self.memo.invalidate()
         self.model.clear()
 
     @invariant()
@@ -167,3 +168,67 @@ def test_settings_that_keep_nothing_are_refused(wrong: dict[str, float]) -> None
     """A memo that can remember nothing is a mistake."""
     with pytest.raises(ConfigError, match="must be"):
         QueryCache(**wrong)  # type: ignore[arg-type]
+
+
+class TestInvalidation:
+    """What was found before is forgotten, also where it comes afterwards."""
+
+    def test_a_signature_alone_or_everything(self) -> None:
+        """Others keep what they have, unless all is forgotten."""
+        memo = QueryCache()
+        for name in ("ann", "bob"):
+            memo.learn(name, Query("a"), hits_of(name))
+        memo.invalidate("ann")
+        after_one = [memo.known(name, Query("a")) for name in ("ann", "bob")]
+        memo.invalidate()
+        memo.check()
+
+        assert [None, hits_of("bob")] == after_one
+        assert [None, None] == [memo.known(name, Query("a")) for name in ("ann", "bob")]
+
+    def test_what_was_searched_before_is_not_remembered(self) -> None:
+        """By the generation that it began in; of the signature that was invalidated alone."""
+        memo = QueryCache()
+        began = memo.generation
+        memo.invalidate("ann")
+        for name in ("ann", "bob"):
+            memo.learn(name, Query("a"), hits_of(name), began)
+        known = [memo.known(name, Query("a")) for name in ("ann", "bob")]
+        memo.learn("ann", Query("a"), hits_of("new"), memo.generation)
+        memo.invalidate()
+        memo.learn("bob", Query("b"), hits_of("bob"), began)
+
+        assert [None, hits_of("bob")] == known
+        assert memo.size == 0
+
+    def test_more_signatures_than_it_keeps_count_of(self) -> None:
+        """One whose invalidation is no longer known loses a result, and gives no old one."""
+        memo = QueryCache()
+        began = memo.generation
+        memo.invalidate("ann")
+        for number in range(2000):
+            memo.invalidate(number)
+        memo.check()
+        memo.learn("ann", Query("a"), hits_of("old"), began)
+
+        assert memo.known("ann", Query("a")) is None
+
+    def test_a_request_that_began_before_teaches_nobody(self) -> None:
+        """Neither the memo nor a shared passage cache; it knows itself what it has found."""
+        retriever = WordRetriever(["red fox", "blue whale"])
+        memo, pool = QueryCache(), SharedPassageCache()
+        query = retriever.encode("red")
+        [hits] = retriever.search([query])
+
+        def request() -> SpeculatorCascade:
+            return SpeculatorCascade([pool.of(retriever)], memo=memo, signature="index")
+
+        before = request()
+        memo.invalidate("index")
+        pool.invalidate(retriever.signature)
+        before.learn(query, SearchResult(hits, hits))
+
+        assert before.known(query) == hits
+        assert (memo.size, pool.of(retriever).size) == (0, 0)
+        request().learn(query, SearchResult(hits, hits))
+        assert (memo.size, pool.of(retriever).size) == (1, len(hits))

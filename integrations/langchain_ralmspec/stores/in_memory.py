@@ -1,7 +1,7 @@
 """Batch search of LangChain's InMemoryVectorStore: its own formula, on arrays made once a batch."""
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from langchain_core.documents import Document
@@ -9,10 +9,8 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetrieve
 from langchain_core.vectorstores import utils as host
 from numpy.typing import NDArray
 
-from langchain_ralmspec.stores.registry import DEFAULT_K, Metric, Scored, Vector
-from ralmspec_plugins.adapters.fingerprint import object_id, value_fingerprint
-
-_KNOWN: Final = frozenset({"k", "filter"})
+from langchain_ralmspec.stores.base import known_k
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
 
 
 class InMemorySearch:
@@ -34,7 +32,6 @@ class InMemorySearch:
         self._store = store
         self._accept = accept
         self.k = k
-        self.signature: Hashable = ("in-memory", object_id(store), value_fingerprint(accept))
 
     def relevance(self) -> None:
         """Have none: the store knows no relevances, and says so when it is asked for them."""
@@ -68,10 +65,10 @@ class InMemorySearch:
 def in_memory_search(retriever: VectorStoreRetriever) -> InMemorySearch | None:
     """Make the batch search of a retriever over an `InMemoryVectorStore`."""
     store, settings = retriever.vectorstore, retriever.search_kwargs
-    k = settings.get("k", DEFAULT_K)
-    if not isinstance(store, InMemoryVectorStore) or not settings.keys() <= _KNOWN:
+    k = known_k(settings, {"filter"})
+    if k is None or not isinstance(store, InMemoryVectorStore):
         return None
-    if type(k) is not int or k < 1 or not hasattr(host, "_cosine_similarity"):
+    if not hasattr(host, "_cosine_similarity"):
         return None
     return InMemorySearch(store, k, settings.get("filter"))
 

@@ -22,7 +22,6 @@ __all__ = (
 )
 
 ENTRY_POINTS: Final = "ralmspec_plugins.langchain_batch_search"
-DEFAULT_K: Final = 4  # of every search method in langchain_core.vectorstores.VectorStore
 
 
 class BatchSearch(hosts.BatchSearch, Protocol):

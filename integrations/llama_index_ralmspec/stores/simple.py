@@ -1,8 +1,8 @@
 """Batch search of LlamaIndex's SimpleVectorStore: its own scores, of the few rows that count."""
 
 import heapq
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,58 +12,53 @@ from llama_index.core.vector_stores.types import VectorStoreQueryResult
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from numpy.typing import NDArray
 
-from llama_index_ralmspec.stores.base import Found, IndexSearch, Narrowing, narrowing
-from ralmspec_plugins.adapters.batch_search import BatchSearch, Metric, Vector
-from ralmspec_plugins.adapters.fingerprint import object_id
-from ralmspec_plugins.adapters.stores.common import Floats, RowCache, RowTable, TieCounter, decided
+from llama_index_ralmspec.stores.base import Found, Narrowing, narrowing, nodes_of
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.stores.base import decided
+from ralmspec_plugins.adapters.stores.rows import Floats, RowCache, RowTable
 
 _SIMILARITY: Final = "default_similarity_fn"  # as the host's module calls it
 
 _cache = RowCache()
 
 
-def simple_search(retriever: VectorIndexRetriever) -> BatchSearch | None:
+def simple_search(retriever: VectorIndexRetriever) -> "SimpleSearch | None":
     """Search a SimpleVectorStore in batches; `None` for settings that are not known."""
     settings = narrowing(retriever)
     if settings is None or not hasattr(host, _SIMILARITY):
         return None
-    return IndexSearch(retriever, SimpleStore(retriever._vector_store, settings))  # noqa: SLF001
+    return SimpleSearch(retriever, retriever._vector_store, settings)  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
-class SimpleStore:
+class SimpleSearch:
     """One product of matrices says which rows count; these are scored by the host's function.
 
     The host scores every row in Python, keeps the best in a heap, and sorts that.
     """
 
+    retriever: VectorIndexRetriever
     store: Any
     settings: Narrowing
     name: str = "SimpleVectorStore"
     exact: bool = True  # what is scored for a query is its own
     wide: bool = True
     metric: Metric = "cosine"
-    again: TieCounter = field(
-        default_factory=TieCounter, compare=False
-    )  # queries that the store answered
 
     @property
     def k(self) -> int:
         """How many nodes the settings ask for."""
         return self.settings.k
 
-    @property
-    def signature(self) -> Hashable:
-        """The store, its data, and what narrows the search."""
-        narrowed = replace(self.settings, doc_ids=None).key  # the store does not heed these
-        return "SimpleVectorStore", object_id(self.store), object_id(self.store.data), narrowed
-
     def score_of(self, value: float) -> float:
         """Show a cosine as it is."""
         return value
 
-    def query_many(self, vectors: Sequence[Vector], k: int) -> list[Found]:
-        """Find the best k rows of each query vector; what lies behind the own k is for pools."""
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k nodes of each query; what lies behind the own k is for pools."""
+        return nodes_of(self.retriever, self._found(vectors, k))
+
+    def _found(self, vectors: Sequence[Vector], k: int) -> list[Found]:
         data = self.store.data
         if self.settings.filters is not None and data.embedding_dict and not data.metadata_dict:
             return [self._single(vector) for vector in vectors]  # the store's own error
@@ -109,7 +104,6 @@ class SimpleStore:
 
     def _single(self, vector: Vector) -> Found:
         """Ask one query as the host does."""
-        self.again.add()
         return Found(self.store.query(self.settings.query(vector)))
 
 

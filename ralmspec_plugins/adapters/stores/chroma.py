@@ -7,92 +7,85 @@ query's rows do not depend on the batch. A server may be of another kind.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, cast
 
-from ralmspec_plugins.adapters.stores.common import own_first
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.fingerprint import qualified_name
+from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first
 
-_EMBEDDED = "chromadb.api.rust.RustBindingsAPI"
-_INCLUDE = ["documents", "metadatas", "distances", "embeddings"]
-_DEFAULT_EF = 100  # of chromadb; how far an HNSW search looks at least
+_EMBEDDED: Final = "chromadb.api.rust.RustBindingsAPI"
+_COLUMNS: Final = ("documents", "metadatas", "distances", "embeddings")
+_DEFAULT_EF: Final = 100  # of chromadb; how far an HNSW search looks at least
 
 
 @dataclass(frozen=True, slots=True)
 class ChromaRow:
-    """One row as the client gives it."""
+    """One row as the client gives it; its score is a distance."""
 
     id: str
     text: str | None
     metadata: Mapping[str, Any] | None
-    distance: float
+    score: float
     vector: Any
 
 
-def embedded(client: Any) -> bool:
-    """Say whether a client, or the one that a collection holds, searches in this process."""
-    kind = type(getattr(client, "_server", client))
-    return f"{kind.__module__}.{kind.__qualname__}" == _EMBEDDED
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChromaSearch(StoreSearch[ChromaRow]):
+    """A list of queries in one call; exact with the embedded client, which runs them singly.
 
-
-def space_of(collection: Any) -> str | None:
-    """Give the distance that a collection ranks by: l2, cosine or ip."""
-    for index in ("hnsw", "spann"):
-        settings = _settings(collection).get(index)
-        if settings and settings.get("space"):
-            return str(settings["space"])
-    return None
-
-
-def reach_of(collection: Any) -> int:
-    """Say up to which number of rows every search walks the same part of the graph."""
-    settings = _settings(collection).get("hnsw")
-    return int(settings.get("ef_search") or _DEFAULT_EF) if settings else 0
-
-
-def _settings(collection: Any) -> Mapping[str, Any]:
-    """Read the settings as they are: `configuration` warns of some embedding functions."""
-    return collection.configuration_json or {}
-
-
-def batch_rows(
-    collection: Any,
-    vectors: Sequence[Any],
-    limit: int,
-    where: Any,
-    where_document: Any,
-) -> list[list[ChromaRow]]:
-    """Search all vectors in one call; give the rows of each query, best first."""
-    found = collection.query(
-        query_embeddings=list(vectors),
-        n_results=limit,
-        where=where,
-        where_document=where_document,
-        include=_INCLUDE,
-    )
-    columns = ("ids", "documents", "metadatas", "distances", "embeddings")
-    return [
-        [ChromaRow(*row) for row in zip(*(found[name][at] for name in columns), strict=True)]
-        for at in range(len(vectors))
-    ]
-
-
-def own_rows(
-    collection: Any,
-    rows: Callable[[Sequence[Any], int], list[list[ChromaRow]]],
-    vectors: Sequence[Any],
-    k: int,
-    own_k: int,
-    again: Callable[[], None],
-) -> list[list[ChromaRow]]:
-    """Search wider than the store's own k as far as the first rows stay the store's own.
-
-    Args:
-        collection: what is searched.
-        rows: searches vectors for so many rows.
-        vectors: of the queries.
-        k: how many rows are wanted.
-        own_k: how many the store itself would give.
-        again: called when a second search is made.
+    `options`: `where` and `where_document`, as `Collection.query` takes them.
     """
-    own = min(k, own_k)
-    width = max(own, min(k, reach_of(collection))) if k > own else own
-    return own_first(rows, vectors, own, width, lambda row: row.distance, lambda row: row.id, again)
+
+    collection: Callable[[], Any]
+    name: str = "Chroma"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the client is the embedded one, which searches in this process."""
+        client = self.collection()._client  # noqa: SLF001 no public name
+        return qualified_name(type(getattr(client, "_server", client))) == _EMBEDDED
+
+    @property
+    def wide(self) -> bool:
+        """Up to `ef_search` rows the graph is walked alike; wider is not searched."""
+        return self.exact and self._reach > 0
+
+    @property
+    def metric(self) -> Metric | None:
+        """The collection's distance."""
+        for index in ("hnsw", "spann"):
+            space = (self._configuration.get(index) or {}).get("space")
+            if space:
+                return cast("Metric", space) if space in ("l2", "cosine", "ip") else None
+        return None
+
+    def stored_score(self, value: float) -> float:
+        """Make a distance: a square as it is, 1 less a cosine or product."""
+        return value if self.metric == "l2" else 1.0 - value
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query, wider only as far as the first stay alike."""
+        own = min(k, self.k)
+        width = max(own, min(k, self._reach)) if k > own else own
+        return self.own_documents(own_first(self._rows, vectors, own, width), own)
+
+    def _rows(self, vectors: Sequence[Vector], limit: int) -> list[list[ChromaRow]]:
+        found = self.collection().query(
+            query_embeddings=list(vectors), n_results=limit, include=[*_COLUMNS], **self.options()
+        )
+        columns = ("ids", *_COLUMNS)
+        return [
+            [ChromaRow(*row) for row in zip(*(found[name][at] for name in columns), strict=True)]
+            for at in range(len(vectors))
+        ]
+
+    @property
+    def _reach(self) -> int:
+        """Up to which number of rows every search walks the same part of the graph."""
+        settings = self._configuration.get("hnsw")
+        return int(settings.get("ef_search") or _DEFAULT_EF) if settings else 0
+
+    @property
+    def _configuration(self) -> Mapping[str, Any]:
+        """The settings as they are: `configuration` warns of some embedding functions."""
+        return self.collection().configuration_json or {}

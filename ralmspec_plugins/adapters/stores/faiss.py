@@ -3,12 +3,14 @@
 FAISS chooses its kernel by the numbers of queries, rows and threads: one query over
 10,000 rows and more runs through BLAS, split by rows, where two threads are free; a
 few queries run through a sequential kernel; from queries x dimension = 128,000 on
-through BLAS again. Their scores differ in the last bits, so a flat index's batch is
-believed only as far as the certificate goes, or searched such that the sequential
-kernel is used, which takes each query by itself: `alike_search`.
+through BLAS again. Their scores differ in the last bits. So for a host that shows scores
+a flat index is searched such that the sequential kernel is used, which takes each query
+by itself (`FaissSearch`); for one that does not, a batch runs through any kernel, and is
+believed as far as the certificate goes (`CertifiedFaissSearch`).
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -17,150 +19,70 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.retrieval.ranking import (
-    LARGEST_NORM,
-    Metric,
-    Vectors,
-    exact_scores,
-    kernel_error,
-)
-
-# Says whether every float32 scan of the same vectors would give the same ranking.
-#
-# A store's scan for a batch and its scan for one query may be different kernels:
-# FAISS has three, chosen by the numbers of queries, rows and threads, whose scores
-# differ in the last bits. What one of them ranks first the others rank first too,
-# where the scores lie further apart than both kernels' errors. Where they do not
-# (near ties, duplicates) nothing can be said, and the query is asked as the host asks.
-
-
-MARGIN = 8  # rows fetched behind the k-th, so that what was not fetched is clearly worse
-_LARGEST_DIMENSION = 8192  # up to here `tie_margin` holds
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The rows that a scan found for one query, and how good a row can be that it left out.
-
-    `vectors` [rows, dimension] are those that the store scores with.
-    `worst`: the scan's score of the last row (bigger is better, so distances are
-    negated); `None` where no row was left out.
-    `largest_norm`: of the rows left out; `None` where it is not known.
-    """
-
-    vectors: Vectors
-    worst: float | None
-    largest_norm: float | None = None
-
-
-def is_clear_of_ties(
-    query: Vectors,
-    found: Candidates,
-    k: int,
-    metric: Metric,
-    threshold: float | None = None,
-) -> bool:
-    """Say whether any float32 scan would give the first k of these rows, in this order.
-
-    With the exact scores t (float64) and a bound e on any float32 kernel's error, every
-    kernel keeps the order of two rows with t_i - t_j > 2 e. A row that was left out has
-    a kernel score of at most worst + 2 e', where e' bounds the error for such rows.
-
-    Args:
-        query: the vector that the store searches with.
-        found: the rows that one such scan found, best first.
-        k: how many rows the host reads.
-        metric: what the store scores by.
-        threshold: a score that the host cuts at; no row's score may lie within e of it.
-    """
-    rows = found.vectors
-    if not len(rows):
-        return found.worst is None
-    if len(query) > _LARGEST_DIMENSION or not _tame(query) or not _tame(rows):
-        return False
-    exact = exact_scores(rows, query, metric)
-    best = -np.sort(-exact)[: k + 1]
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
-    query_norm = float(np.linalg.norm(query.astype(np.float64)))
-    error = kernel_error(metric, len(query), float(norms.max()), query_norm)
-    if not bool((best[:-1] - best[1:] > 2 * error).all()):
-        return False
-    if threshold is not None and bool((np.abs(exact - threshold) <= error).any()):
-        return False
-    last = float(best[:k][-1])
-    return _clear_of_the_rest(found, last, error, metric, query_norm, len(query))
-
-
-def _clear_of_the_rest(
-    found: Candidates, last: float, error: float, metric: Metric, query_norm: float, dimension: int
-) -> bool:
-    """Whether no row that was left out can come before the last one that counts."""
-    if found.worst is None:
-        return True
-    largest = found.largest_norm
-    if largest is None:
-        if metric is not Metric.L2:
-            return False
-        largest = tie_margin(query_norm, last)
-    rest = kernel_error(metric, dimension, largest, query_norm)
-    return found.worst + 2 * rest < last - error
-
-
-def tie_margin(query_norm: float, last: float) -> float:
-    """Bound the norms of the rows that may come before a row of this L2 score.
-
-    A row whose norm exceeds the query's by r, with r at least 2 D (D the last one's
-    distance) and at least |q| / 10, is at least r away. A kernel's error for it is at
-    most gamma (2 |q| + r)^2 <= 441 gamma r^2, below 0.22 r^2 for dimensions up to 8192:
-    any kernel puts it beyond 0.78 r^2. The last one's own distance and error are at most
-    D^2 + gamma (2 |q| + D)^2 <= 0.25 r^2 + 420 gamma r^2 < 0.46 r^2.
-
-    >>> tie_margin(1.0, -0.25)
-    2.0
-    """
-    return query_norm + max(2 * float(np.sqrt(max(-last, 0.0))), query_norm / 10)
-
-
-def _tame(vectors: Vectors) -> bool:
-    """Whether no entry is NaN, infinite or so large that a product could overflow."""
-    return bool((np.abs(vectors) < LARGEST_NORM / vectors.shape[-1]).all())
-
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first
+from ralmspec_plugins.adapters.stores.certificate import MARGIN, Candidates, is_clear_of_ties
+from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
+from ralmspec_plugins.retrieval.ranking import Vectors, exact_scores
 
 _FLAT = {"IndexFlat", "IndexFlatL2", "IndexFlatIP"}
-_METRICS = {0: Metric.IP, 1: Metric.L2}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
+_METRICS = {0: ScanMetric.IP, 1: ScanMetric.L2}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _ROWS_AT_ONCE = 65536
+_SAMPLE = 16  # rows by which it is seen that all are others
 _SPLIT_ROWS = 10_000  # from here on a single query is split by rows, if there are threads
 _BLAS_FROM = {20, 128_000}  # the defaults: in queries (up to faiss 1.12), in queries x dimension
 _FEW = 19  # as many queries as no version takes through BLAS, if the dimension allows
 
 _lock = threading.Lock()
-_norms: "WeakKeyDictionary[Any, tuple[int, object, float]]" = WeakKeyDictionary()
+_norms: "WeakKeyDictionary[Any, tuple[tuple[int, bytes], object, float]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
-class FaissRows:
-    """One query's rows, best first.
+class FaissRow:
+    """A row's position in the index, its score as FAISS gives it, its vector where it is cheap."""
+
+    id: int
+    score: float
+    vector: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlatScan:
+    """What a flat index gave for one query, best first.
 
     `positions` in the index; `scores` as the scan gave them, bigger is better;
     `complete`: no row of the index was left out; `largest_norm` of all rows, where it counts.
     """
 
+    query: Vectors
+    metric: ScanMetric
     positions: NDArray[np.int64]
     scores: Vectors
     vectors: Vectors
     complete: bool
     largest_norm: float | None
 
-    def candidates(self, k: int) -> Candidates:
-        """Give as many rows as it takes to certify the first k."""
-        count = min(k + MARGIN, len(self.positions))
-        if self.complete and count == len(self.positions):
-            return Candidates(self.vectors, None)
-        worst = float(self.scores[count - 1]) if count else np.inf
-        return Candidates(self.vectors[:count], worst, self.largest_norm)
+    def rows(self, width: int) -> list[FaissRow]:
+        """Give the best rows."""
+        columns = self.positions[:width].tolist(), self.scores[:width], self.vectors[:width]
+        return [FaissRow(*row) for row in zip(*columns, strict=True)]
+
+    def is_certain(self, k: int, width: int, cut: float | None = None) -> bool:
+        """Say whether every scan would give the first k rows in this order.
+
+        Args:
+            k: how many rows the host reads.
+            width: how many rows were scanned for the host, if it cuts them by a score.
+            cut: that score, bigger is better.
+        """
+        read = k if cut is None else width
+        found = Candidates.of_scan(
+            self.vectors, self.scores, read, self.complete, self.largest_norm
+        )
+        return is_clear_of_ties(self.query, found, k, self.metric, cut)
 
 
-def flat_metric(index: Any) -> Metric | None:
+def flat_metric(index: Any) -> ScanMetric | None:
     """Give the metric of an exact flat index on the CPU; `None` for any other index."""
     kind = type(index)
     if kind.__module__.partition(".")[0] != "faiss" or kind.__name__ not in _FLAT:
@@ -168,7 +90,7 @@ def flat_metric(index: Any) -> Metric | None:
     return _METRICS.get(int(index.metric_type))
 
 
-def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list[FaissRows]:
+def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list[FlatScan]:
     """Search a flat index for `width` rows a query, and some more to certify these.
 
     Args:
@@ -178,28 +100,37 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
         stamp: any object that is another one after rows were removed: the largest norm of
             the rows is remembered with it, and with the number of rows.
     """
-    total = int(index.ntotal)
+    metric, total = flat_metric(index), int(index.ntotal)
+    assert metric is not None, "an index that is not flat has no scan"
     count = min(width + MARGIN, total)
-    if count < 1:
-        return [_nothing(index.d) for _ in queries]
-    metric = flat_metric(index)
-    scores, positions = index.search(queries, count)
-    fast = -scores if metric is Metric.L2 else scores
-    largest = _largest_norm(index, stamp) if metric is Metric.IP else None
+    if count:
+        scores, positions = index.search(queries, count)
+    else:
+        scores, positions = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+    fast = -scores if metric is ScanMetric.L2 else scores
+    largest = _largest_norm(index, stamp) if metric is ScanMetric.IP else None
     found = []
-    for row_scores, row_positions in zip(fast, positions, strict=True):
+    for query, row_scores, row_positions in zip(queries, fast, positions, strict=True):
         there = row_positions >= 0  # NaN somewhere: fewer, and then nothing is sure
         kept = row_positions[there]
-        complete = len(kept) == total
         vectors = index.reconstruct_batch(kept)
-        found.append(FaissRows(kept, row_scores[there], vectors, complete, largest))
+        complete = len(kept) == total
+        found.append(FlatScan(query, metric, kept, row_scores[there], vectors, complete, largest))
     return found
 
 
-def plain_search(index: Any, queries: Vectors, width: int) -> list[NDArray[np.int64]]:
-    """Search any index, and promise nothing; positions of what was not found are left out."""
-    _, positions = index.search(queries, width)
-    return [row[row >= 0] for row in positions]
+def plain_search(
+    index: Any, queries: Vectors, width: int
+) -> list[tuple[NDArray[np.int64], Vectors]]:
+    """Search any index, and promise nothing.
+
+    Returns:
+        For each query the rows' positions, best first, and their scores as FAISS gives them;
+        what was not found is left out.
+    """
+    scores, positions = index.search(queries, width)
+    rows = zip(positions, scores, positions >= 0, strict=True)
+    return [(own[there], own_scores[there]) for own, own_scores, there in rows]
 
 
 def alike_search(
@@ -218,13 +149,9 @@ def alike_search(
     Returns:
         For each query the rows' positions, best first, and their scores as FAISS gives them.
     """
-    at_once = _together(index)
-    found = []
+    at_once, found = _together(index), []
     for start in range(0, len(queries), at_once):
-        scores, positions = index.search(queries[start : start + at_once], width)
-        there = positions >= 0
-        rows = zip(positions, scores, there, strict=True)
-        found += [(own[kept], own_scores[kept]) for own, own_scores, kept in rows]
+        found += plain_search(index, queries[start : start + at_once], width)
     return found
 
 
@@ -238,18 +165,18 @@ def _together(index: Any) -> int:
     return max(1, min(_FEW, (max(_BLAS_FROM) - 1) // int(index.d)))
 
 
-def _nothing(dimension: int) -> FaissRows:
-    empty = np.empty((0, dimension), dtype=np.float32)
-    none = np.empty(0, dtype=np.int64)
-    return FaissRows(none, empty[:, 0], empty, complete=True, largest_norm=None)
-
-
 def _largest_norm(index: Any, stamp: object) -> float:
-    """Give the largest norm of an index's rows: read once, as long as the index is the same."""
+    """Give the largest norm of an index's rows: read once, as long as the index is the same.
+
+    Rows are only ever appended and removed, or all of them written anew: a few of them, the
+    last among them, show what the number of rows does not.
+    """
     total = int(index.ntotal)
+    some = index.reconstruct_batch(np.linspace(0, total - 1, min(total, _SAMPLE)).astype(np.int64))
+    seen = total, some.tobytes()
     with _lock:
         known = _norms.get(index)
-    if known is not None and known[0] == total and known[1] is stamp:
+    if known is not None and known[0] == seen and known[1] is stamp:
         return known[2]
     largest = 0.0
     for start in range(0, total, _ROWS_AT_ONCE):
@@ -257,5 +184,140 @@ def _largest_norm(index: Any, stamp: object) -> float:
         squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         largest = max(largest, float(np.sqrt(squares.max())))
     with _lock:
-        _norms[index] = total, stamp, largest
+        _norms[index] = seen, stamp, largest
     return largest
+
+
+def _pool_metric(index: Any) -> Metric | None:
+    scan = flat_metric(index)
+    return None if scan is None else "l2" if scan is ScanMetric.L2 else "ip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaissSearch(StoreSearch[FaissRow]):
+    """A batch of queries in as few scans as leave each query's scores what they are alone."""
+
+    index: Callable[[], Any]
+    name: str = "FAISS"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index is a flat one."""
+        return flat_metric(self.index()) is not None
+
+    @property
+    def wide(self) -> bool:
+        """A flat index scores a row alike, whatever the width; ties are asked once more."""
+        return self.exact
+
+    @property
+    def metric(self) -> Metric | None:
+        """How a pool ranks by the index's vectors; others may be unable to give them back."""
+        return _pool_metric(self.index())
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        queries = [np.array(vector, dtype=np.float32) for vector in vectors]
+        own = min(k, self.k) if self.exact else k
+        return self.own_documents(own_first(self._rows, queries, own, k), own)
+
+    def _rows(self, queries: Sequence[Vectors], width: int) -> list[list[FaissRow]]:
+        index, table = self.index(), np.stack(queries)
+        if flat_metric(index) is None:
+            found = plain_search(index, table, width)
+            vectors = [[None] * len(positions) for positions, _ in found]
+        else:
+            found = alike_search(index, table, width)
+            vectors = [index.reconstruct_batch(positions) for positions, _ in found]
+        return [
+            [FaissRow(*row) for row in zip(positions.tolist(), scores, own, strict=True)]
+            for (positions, scores), own in zip(found, vectors, strict=True)
+        ]
+
+
+def keeps_all(_: Scored) -> bool:
+    """Keep every document."""
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedFaissSearch(FaissSearch):
+    """A batch of queries in one scan; those whose ranking is not certain are asked singly.
+
+    Args:
+        single: asks one query for so many documents as the host does; it hands out the same
+            objects as `documents`.
+        stamp: gives any object that is another one after rows were removed.
+        normalized: whether the host gives queries and rows unit length.
+        fetch_k: how many rows a filter sees; `None`: there is no filter.
+        keeps: makes what says which documents the filter keeps; may raise the host's own error.
+        threshold: a score of FAISS that the host cuts at.
+        upwards: whether the host keeps scores from the threshold upwards.
+    """
+
+    single: Callable[[Vector, int], list[Scored]]
+    stamp: Callable[[], object]
+    normalized: Callable[[], bool]
+    fetch_k: int | None = None
+    keeps: Callable[[], Callable[[Scored], bool]] = lambda: keeps_all
+    threshold: float | None = None
+    upwards: Callable[[], bool] = lambda: False
+
+    @property
+    def wide(self) -> bool:
+        """A filter sees the same rows in a wider search; a threshold need not cut a prefix."""
+        return self.exact and self.threshold is None
+
+    @property
+    def metric(self) -> Metric | None:
+        """How a pool ranks by the index's vectors."""
+        metric = _pool_metric(self.index())
+        return "cosine" if metric is not None and self.normalized() else metric
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        index, queries, keeps = self.index(), self._prepared(vectors), self.keeps()
+        width = k if self.fetch_k is None else self.fetch_k
+        if flat_metric(index) is not None:
+            scans = flat_search(index, queries, width, self.stamp())
+            found = self.documents([scan.rows(width) for scan in scans])
+            return [
+                self._certified(vector, scan, hits, [*map(keeps, hits)], k)
+                for vector, scan, hits in zip(vectors, scans, found, strict=True)
+            ]
+        if self.threshold is not None:  # without scores to hold against it
+            return [self._single(vector, self.k, []) for vector in vectors]
+        found = self.documents(self._rows(list(queries), width))
+        return [[hit for hit in hits if keeps(hit)][:k] for hits in found]
+
+    def _prepared(self, vectors: Sequence[Vector]) -> Vectors:
+        queries = np.array(list(vectors), dtype=np.float32)
+        if self.normalized():
+            normalize = import_module("faiss").normalize_L2
+            for at in range(len(queries)):  # each by itself, as a host does it
+                normalize(queries[at : at + 1])
+        return queries
+
+    def _certified(
+        self, vector: Vector, scan: FlatScan, hits: list[Scored], passing: list[bool], k: int
+    ) -> list[Scored]:
+        """Give one query's documents, those of the host's own k certain or asked singly."""
+        own, cut = min(k, self.k), None
+        if self.threshold is not None:
+            l2 = scan.metric is ScanMetric.L2  # whose scores are distances, negated
+            cut = -self.threshold if l2 else self.threshold
+            above = exact_scores(scan.vectors[: len(hits)], scan.query, scan.metric) >= cut
+            within = (above == (self.upwards() != l2)).tolist()
+            passing = [ok and its for ok, its in zip(passing, within, strict=True)]
+        kept = [at for at, ok in enumerate(passing) if ok]
+        read = kept[own - 1] + 1 if len(kept) >= own else len(hits)
+        wider = [hits[at] for at in kept]
+        if scan.is_certain(read, len(hits), cut):
+            return wider[:k]
+        return self._single(vector, own, wider)[:k]
+
+    def _single(self, vector: Vector, own: int, wider: Sequence[Scored]) -> list[Scored]:
+        """Ask one query as the host does, and put what a wider search found behind it."""
+        seen = {id(hit.document): hit for hit in wider}
+        first = [seen.pop(id(hit.document), hit) for hit in self.single(vector, own)]
+        return [*first, *seen.values()] if self.wide else first

@@ -5,46 +5,20 @@ the scan: 16 of them took 0.15 times as long as one by one (20,000 rows of 384).
 The rows of all queries come in one table, with the column `query_index`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
-from ralmspec_plugins.adapters.stores.faiss import MARGIN, Candidates
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.stores.base import StoreSearch
+from ralmspec_plugins.adapters.stores.certificate import MARGIN, Candidates, is_clear_of_ties
+from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
 from ralmspec_plugins.retrieval.ranking import Vectors
 
-QUERY = "query_index"
-DISTANCE = "_distance"
-
-
-def scans(table: Any, column: str) -> bool:
-    """Say whether a search of this column reads every row: float32 vectors, and no index."""
-    kind = table.schema.field(column).type
-    if str(getattr(kind, "value_type", "")) != "float" or getattr(kind, "list_size", 0) < 1:
-        return False
-    return not any(column in index.columns for index in table.list_indices())
-
-
-def batch_rows(
-    table: Any,
-    column: str,
-    vectors: Sequence[Any],
-    limit: int,
-    where: str | None,
-    prefilter: bool,
-    metric: str | None,
-) -> list[Any]:
-    """Search all vectors at once; give the rows of each query, best first, as Arrow tables."""
-    query = table.search([list(vector) for vector in vectors], vector_column_name=column)
-    query = query.limit(limit)
-    if metric:
-        query = query.metric(metric)
-    rows = query.where(where, prefilter=prefilter).to_arrow()
-    if QUERY not in rows.column_names:
-        return [rows]
-    owners = rows[QUERY].to_numpy()
-    rows = rows.drop_columns([QUERY])
-    return [rows.take(np.flatnonzero(owners == at)) for at in range(len(vectors))]
+_QUERY: Final = "query_index"
+_DISTANCE: Final = "_distance"
 
 
 def vectors_of(rows: Any, column: str) -> Vectors:
@@ -55,15 +29,85 @@ def vectors_of(rows: Any, column: str) -> Vectors:
     return flat.reshape(-1, dimension)
 
 
-def candidates(rows: Any, column: str, k: int, limit: int) -> Candidates:
-    """Give as many of the rows that an L2 scan for `limit` found as it takes to certify k."""
-    count = min(with_margin(k), len(rows))
-    if len(rows) < limit and count == len(rows):
-        return Candidates(vectors_of(rows, column), None)
-    worst = -float(rows[DISTANCE][count - 1].as_py())
-    return Candidates(vectors_of(rows.slice(0, count), column), worst)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanceSearch(StoreSearch[Any]):
+    """A batch of queries in one scan; those whose ranking is not certain are asked singly.
 
+    A query's rows are an Arrow table: `documents` gets one for each query.
 
-def with_margin(k: int) -> int:
-    """Say how many rows to search for, so that the first k can be certified."""
-    return k + MARGIN
+    Args:
+        table: the table; `None` where it is not to be searched in batches any more.
+        column: of the vectors.
+        single: asks one query for so many documents as the host does.
+        distance: LanceDB's name of the metric, where the host says one.
+        certified: an L2 search that is filtered before it ranks, if at all. Of one that is
+            filtered behind it the rows that fell away are not seen.
+        options: `where` and `prefilter`, as the query builder's `where` takes them.
+    """
+
+    table: Callable[[], Any]
+    column: Callable[[], str]
+    single: Callable[[Vector, int], list[Scored]]
+    metric: Metric = "l2"
+    distance: str | None = None
+    certified: bool = True
+    name: str = "LanceDB"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the table is scanned, and the scan can be certified."""
+        return self.certified and self._scanned(self.table())
+
+    @property
+    def wide(self) -> bool:
+        """Where the own k is certain, so is the start of a wider search."""
+        return self.exact
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        table, own = self.table(), min(k, self.k)
+        if table is None or (self.certified and not self._scanned(table)):
+            return [self.single(vector, own) for vector in vectors]
+        limit = k + MARGIN if self.certified else k
+        found = self._rows(table, vectors, limit)
+        sure = [
+            len(rows) > 0 and (not self.certified or self._certain(vector, rows, own, limit))
+            for vector, rows in zip(vectors, found, strict=True)
+        ]
+        rest = iter(
+            self.documents([rows.slice(0, k) for rows, ok in zip(found, sure, strict=True) if ok])
+        )
+        return [
+            next(rest) if ok else self.single(vector, own)
+            for vector, ok in zip(vectors, sure, strict=True)
+        ]
+
+    def _rows(self, table: Any, vectors: Sequence[Vector], limit: int) -> list[Any]:
+        """Search all vectors at once; give the rows of each query, best first, as Arrow tables."""
+        listed = [list(vector) for vector in vectors]
+        query = table.search(listed, vector_column_name=self.column()).limit(limit)
+        if self.distance is not None:
+            query = query.metric(self.distance)
+        rows = query.where(**self.options()).to_arrow()
+        if _QUERY not in rows.column_names:
+            return [rows]
+        owners = rows[_QUERY].to_numpy()
+        rows = rows.drop_columns([_QUERY])
+        return [rows.take(np.flatnonzero(owners == at)) for at in range(len(vectors))]
+
+    def _certain(self, vector: Vector, rows: Any, own: int, limit: int) -> bool:
+        """Whether every scan would give the first of these rows in this order."""
+        scores = -rows[_DISTANCE].to_numpy()
+        vectors = vectors_of(rows, self.column())
+        found = Candidates.of_scan(vectors, scores, own, complete=len(rows) < limit)
+        return is_clear_of_ties(np.asarray(vector, dtype=np.float32), found, own, ScanMetric.L2)
+
+    def _scanned(self, table: Any) -> bool:
+        """Whether a search reads every row: float32 vectors, and no index on them."""
+        if table is None:
+            return False
+        column = self.column()
+        kind = table.schema.field(column).type
+        if str(getattr(kind, "value_type", "")) != "float" or getattr(kind, "list_size", 0) < 1:
+            return False
+        return not any(column in index.columns for index in table.list_indices())

@@ -2,63 +2,72 @@
 
 Milvus Lite multiplies matrices where there are several queries, so inner products
 and cosines differ from a single search's in the last bits; what a server does
-depends on its index and version. So nothing is promised here: a host uses this
-only where it compares batches with single searches.
+depends on its index and version. So nothing is promised here: this is used only
+where batches are compared with single searches.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.stores.base import StoreSearch
+
+_METRICS: Final[dict[str, Metric]] = {"L2": "l2", "IP": "ip", "COSINE": "cosine"}
 
 
-def batch_hits(
-    client: Any,
-    collection: str,
-    vectors: Sequence[Any],
-    limit: int,
-    field: str,
-    fields: Sequence[str],
-    options: Mapping[str, Any],
-) -> list[list[dict[str, Any]]]:
-    """Search all vectors in one call; give the hits of each, best first, with their vectors.
+@dataclass(frozen=True, slots=True)
+class Entities:
+    """Where entities are: a client's collection, and its field of vectors."""
+
+    client: Any
+    collection: str
+    field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MilvusSearch(StoreSearch[dict[str, Any]]):
+    """A list of vectors in one call; whether it agrees with single calls must be probed.
 
     Args:
-        client: a `MilvusClient`.
-        collection: its name.
-        vectors: what is searched for.
-        limit: how many hits each gets.
-        field: the vector field.
-        fields: the other fields that the host reads.
-        options: `search_params`, `filter` and `timeout`, as `search` takes them.
+        entities: where to search; the client a `MilvusClient`.
+        metric_type: Milvus' name of the collection's metric.
+        awaited: gives the host's `AsyncMilvusClient`.
+        options: all other arguments of `MilvusClient.search`; `output_fields` without the vectors.
     """
-    found = client.search(collection, **_search(vectors, limit, field, fields, options))
-    return [list(hits) for hits in found]
 
+    entities: Callable[[], Entities]
+    metric_type: Callable[[], Any]
+    awaited: Callable[[], Any] | None = None
+    name: str = "Milvus"
+    exact: bool = False
+    wide: bool = False
 
-async def abatch_hits(
-    client: Any,
-    collection: str,
-    vectors: Sequence[Any],
-    limit: int,
-    field: str,
-    fields: Sequence[str],
-    options: Mapping[str, Any],
-) -> list[list[dict[str, Any]]]:
-    """Do the same with an `AsyncMilvusClient`."""
-    found = await client.search(collection, **_search(vectors, limit, field, fields, options))
-    return [list(hits) for hits in found]
+    @property
+    def metric(self) -> Metric | None:
+        """The collection's metric."""
+        return _METRICS.get(str(self.metric_type()))
 
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query."""
+        found = self.entities().client.search(**self._asked(vectors, k))
+        return self.documents([list(hits) for hits in found])
 
-def _search(
-    vectors: Sequence[Any],
-    limit: int,
-    field: str,
-    fields: Sequence[str],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {
-        "data": list(vectors),
-        "anns_field": field,
-        "limit": limit,
-        "output_fields": [*fields, field],
-        **options,
-    }
+    async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the same by the host's asynchronous client, if it has one."""
+        if self.awaited is None:
+            return await asyncio.to_thread(self.search, vectors, k)
+        found = await self.awaited().search(**self._asked(vectors, k))
+        return await asyncio.to_thread(self.documents, [list(hits) for hits in found])
+
+    def _asked(self, vectors: Sequence[Vector], limit: int) -> dict[str, Any]:
+        place, options = self.entities(), self.options()
+        return {
+            **options,
+            "collection_name": place.collection,
+            "data": list(vectors),
+            "anns_field": place.field,
+            "limit": limit,
+            "output_fields": [*options["output_fields"], place.field],
+        }

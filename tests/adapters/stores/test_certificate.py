@@ -5,7 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ralmspec_plugins.adapters.stores.faiss import MARGIN, Candidates, is_clear_of_ties, tie_margin
+from ralmspec_plugins.adapters.stores.certificate import (
+    MARGIN,
+    Candidates,
+    is_clear_of_ties,
+    tie_margin,
+)
 from ralmspec_plugins.retrieval.ranking import Metric, Vectors
 
 Kernel = Callable[[Vectors, Vectors], Vectors]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ralmspec_plugins.adapters.stores.faiss import alike_search
+from ralmspec_plugins.adapters.stores.faiss import alike_search, flat_search
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -56,3 +56,20 @@ def test_an_empty_index_has_nothing() -> None:
     found = alike_search(faiss.IndexFlatL2(4), np.zeros((2, 4), dtype=np.float32), 3)
 
     assert [own.tolist() for own, _ in found] == [[], []]
+
+
+def test_rows_written_anew_count_in_the_error_bound() -> None:
+    """As many other rows, of other lengths: the largest norm is read again."""
+    index, stamp = faiss.IndexFlatIP(8), object()
+    table = np.random.default_rng(5).standard_normal((40, 8)).astype(np.float32)
+    norms = []
+    for rows in (table, 3 * table):
+        index.reset()
+        index.add(rows)
+        norms.append(flat_search(index, table[:1], 4, stamp)[0].largest_norm)
+    index.remove_ids(np.array([3]))
+    index.add(30 * table[3:4])
+    norms.append(flat_search(index, table[:1], 4, stamp)[0].largest_norm)
+    lengths = np.linalg.norm(table.astype(np.float64), axis=1)
+
+    assert norms == pytest.approx([lengths.max(), 3 * lengths.max(), 30 * lengths[3]])

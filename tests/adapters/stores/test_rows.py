@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from ralmspec_plugins.adapters.stores.common import RowCache, laid_out
+from ralmspec_plugins.adapters.stores.rows import RowCache, laid_out
 
 
 class Owner:

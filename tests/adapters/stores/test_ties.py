@@ -1,8 +1,18 @@
 """Wider searches that begin with the search for k."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import pytest
 
-from ralmspec_plugins.adapters.stores.common import decided, own_first
+from ralmspec_plugins.adapters.stores.base import decided, own_first
+
+
+class Row(NamedTuple):
+    """A row of some store."""
+
+    id: str
+    score: float
 
 
 def test_ties_are_seen_up_to_the_first_that_is_left_out() -> None:
@@ -15,14 +25,14 @@ def test_the_own_rows_stand_first(own: int, calls: int) -> None:
     """Where ties fall otherwise in a wider search, the narrow one is asked, and only then."""
     asked: list[int] = []
 
-    def search(vectors: list[str], width: int) -> list[list[tuple[str, int]]]:
+    def search(vectors: Sequence[str], width: int) -> list[list[Row]]:
         asked.append(width)
         tied = ["b", "c"] if width % 2 else ["c", "b"]
-        rows = [("a", 3), (tied[0], 2), (tied[1], 2), ("d", 1), ("e", 0)]
+        rows = [Row("a", 3), Row(tied[0], 2), Row(tied[1], 2), Row("d", 1), Row("e", 0)]
         return [rows[:width] for _ in vectors]
 
-    found = own_first(search, ["x"], own, 5, lambda row: row[1], lambda row: row[0], lambda: None)
+    found = own_first(search, ["x"], own, 5)
 
     assert search(["x"], own)[0] == found[0][:own]
-    assert sorted(row[0] for row in found[0]) == list("abcde")
+    assert sorted(row.id for row in found[0]) == list("abcde")
     assert len(asked) == calls + 1

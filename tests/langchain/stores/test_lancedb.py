@@ -28,7 +28,7 @@ class TestLanceDB(StoreContract):
     narrow: ClassVar[dict[str, Any]] = {"filter": {"metadata.topic": "t1"}, "prefilter": True}
     nothing: ClassVar[dict[str, Any]] = {"filter": {"metadata.topic": "none"}, "prefilter": True}
     queries = 100
-    wide_queries = 30
+    wide_queries = 15
 
     @pytest.fixture(scope="class")
     @classmethod

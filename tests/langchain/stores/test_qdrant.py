@@ -27,7 +27,7 @@ class QdrantContract(StoreContract):
     coarse_signs = True
     score_error = 1e-6
     queries = 100
-    wide_queries = 30
+    wide_queries = 15
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,86 +1,18 @@
-"""Wider searches that begin with the search for k, where ties were decided another way."""
+"""Vectors that a host keeps as lists, laid out as one array as long as they are the same.
+
+To lay out 20,000 lists of 384 floats takes a quarter of a second, several times as long
+as to search them: stores in Python do it for every query.
+"""
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import is_
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-RowT = TypeVar("RowT")
-VectorT = TypeVar("VectorT")
-
-
-def decided(scores: Sequence[float], k: int) -> bool:
-    """Say whether the order of the first k, or who is among them, was decided by a tie.
-
-    >>> decided([3.0, 2.0, 2.0], 1), decided([3.0, 2.0, 2.0], 2)
-    (False, True)
-    """
-    first = scores[: k + 1]
-    return any(left == right for left, right in pairwise(first))
-
-
-def own_first(
-    search: Callable[[Sequence[VectorT], int], list[list[RowT]]],
-    vectors: Sequence[VectorT],
-    own: int,
-    width: int,
-    score_of: Callable[[RowT], float],
-    id_of: Callable[[RowT], Hashable],
-    again: Callable[[], None],
-) -> list[list[RowT]]:
-    """Search wide, so that the first rows are those of the search for `own` rows.
-
-    Where a tie is among the first or at their end, who comes first may depend on the
-    width: these are searched once more, and what else the wide search found is put behind.
-
-    Args:
-        search: gives the rows of each vector, best first, at most so many.
-        vectors: what is searched for.
-        own: how many rows are to be exactly those of the narrow search.
-        width: how many are wanted in all.
-        score_of: a row's score.
-        id_of: a row's id.
-        again: called when a second search is made.
-    """
-    found = search(vectors, width)
-    if width <= own:
-        return found
-    doubtful = tied(found, own, score_of)
-    if doubtful:
-        again()
-        narrow = search([vectors[at] for at in doubtful], own)
-        put_first(found, doubtful, narrow, id_of)
-    return found
-
-
-def tied(found: Sequence[Sequence[RowT]], own: int, score_of: Callable[[RowT], float]) -> list[int]:
-    """List the queries whose first rows were decided by ties."""
-    return [at for at, rows in enumerate(found) if decided([*map(score_of, rows)], own)]
-
-
-def put_first(
-    found: list[list[RowT]],
-    places: Sequence[int],
-    narrow: Sequence[Sequence[RowT]],
-    id_of: Callable[[RowT], Hashable],
-) -> None:
-    """Put the rows of narrow searches before what else wide ones found."""
-    for at, rows in zip(places, narrow, strict=True):
-        first = {id_of(row) for row in rows}
-        found[at] = [*rows, *(row for row in found[at] if id_of(row) not in first)]
-
-
-# Vectors that a host keeps as lists, laid out as one array as long as they are the same.
-#
-# To lay out 20,000 lists of 384 floats takes a quarter of a second, several times as long
-# as to search them: stores in Python do it for every query.
-
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -189,26 +121,3 @@ def laid_out(lists: Sequence[Any]) -> RowTable:
         raise ValueError(f"not rows of floats: an array of {table.dtype}, shape {table.shape}")
     with np.errstate(all="ignore"):
         return RowTable(list(lists), table, np.linalg.norm(table, axis=1))
-
-
-# Counts the calls of a store that a batch search makes besides the batch itself.
-
-
-class TieCounter:
-    """A number that several threads add to."""
-
-    def __init__(self) -> None:
-        """Start at nothing."""
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def add(self) -> None:
-        """Count one more."""
-        with self._lock:
-            self._count += 1
-
-    @property
-    def count(self) -> int:
-        """What has been counted."""
-        with self._lock:
-            return self._count

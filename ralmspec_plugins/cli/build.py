@@ -1,0 +1,194 @@
+"""Put together what the options name: the store, the model, the workload, the engines."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ralmspec_plugins.cli.options import PLAIN, Count, OptionalCount, Seconds
+from ralmspec_plugins.cli.output import notes, seconds
+from ralmspec_plugins.config import Settings
+from ralmspec_plugins.demo import MODEL
+from ralmspec_plugins.diagnosis import far_away
+from ralmspec_plugins.engine.threads import Engine
+from ralmspec_plugins.errors import MissingExtraError, ModelError
+from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
+from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, load
+from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.types import Answer, Passage, Request
+from ralmspec_plugins.workloads import workload_of
+
+WARM_TOKENS: Final = 4
+_DEMO_PROMPT: Final = "{prompt}\n"  # its prompts are lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """A saved knowledge base, and how it is searched.
+
+    Options:
+        kb: A saved knowledge base (see: ralmspec index).
+        encoder: The encoder, if it has moved since the knowledge base was saved.
+        k: Passages for each query. (default: as saved)
+        interval: Tokens written between two searches.
+        query_tokens: Last tokens that a query is made of.
+        prefetch: Hits that each search brings to the pool. (default: 20 k)
+        latency: Simulate a remote store: add this to each round trip, such as 50ms.
+    """
+
+    kb: Path
+    encoder: str | None = None
+    k: OptionalCount = None
+    interval: Count = 4
+    query_tokens: Count = 32
+    prefetch: OptionalCount = None
+    latency: Seconds = 0.0
+
+    def open(self) -> Retriever:
+        """Load the knowledge base, and put it at a simulated distance if there is one."""
+        return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
+
+    def workload(self, lm: LanguageModel[Any], name: str = "interval") -> Workload[Any]:
+        """Put the workload of this name around a model."""
+        settings = {"interval": self.interval, "query_tokens": self.query_tokens}
+        return workload_of(name, lm, **settings)
+
+
+def use_threads(threads: int | None, model: str | None) -> str:
+    """Prepare torch for so many threads (the demo's small model: one); return the model's name.
+
+    Raises:
+        ModelError: the demo's model is not in this installation.
+        MissingExtraError: transformers or torch is not installed.
+    """
+    if model is None and not (MODEL / "config.json").is_file():
+        raise ModelError(
+            f"the demo's model is not in this installation ({MODEL}); "
+            "give another one with --model PATH"
+        )
+    torch: Any = optional("torch", "hf", "torch")
+    _hide_bars()
+    if threads is None and model is None:
+        threads = 1  # the demo's model is too small to be shared out
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return str(MODEL) if model is None else model
+
+
+def _hide_bars() -> None:
+    """Keep transformers' own progress bars from standing among our messages."""
+    optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
+
+
+def sampling_of(temperature: float) -> Any:
+    """Return how tokens are chosen: the most likely ones at 0, else drawn."""
+    from ralmspec_plugins.lm import Greedy, Sampling
+
+    return Sampling(temperature=temperature) if temperature else Greedy()
+
+
+class Weights:
+    """A loaded model, from which each run gets a language model with caches of its own.
+
+    So a run never finds passages that another one has read already, and two
+    runs can be compared in time.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        threads: int | None,
+        *,
+        temperature: float = 0.0,
+        template: str | None = None,
+        chat: Any = None,
+    ) -> None:
+        """Load a model, or the demo's, and write a little: no run pays for what is set up once.
+
+        Raises:
+            ModelError: there is none.
+            MissingExtraError: transformers or torch is not installed.
+        """
+        from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
+
+        prompt = template or (_DEMO_PROMPT if model is None else "{prompt}")
+        passages = PassageTemplate(prompt=prompt, chat=chat)
+        self._style = {"sampling": sampling_of(temperature), "template": passages}
+        self._kind = HuggingFaceLM
+        self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
+        lm = self.language_model()
+        draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
+        lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
+
+    def language_model(self) -> LanguageModel[Any]:
+        """Return the model with empty caches."""
+        loaded = self._loaded
+        lm: LanguageModel[Any] = self._kind(loaded.model, loaded.tokenizer, **self._style)
+        return lm
+
+
+def make_encoder(name: str | None) -> Encoder | None:
+    """Make an encoder: "hashing", or a sentence-transformers folder or name on the hub.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        MissingExtraError: sentence-transformers is not installed.
+    """
+    if name is None or name == "hashing":
+        return None if name is None else HashingEncoder()
+    from ralmspec_plugins.retrieval.encoders import SentenceTransformerEncoder
+
+    optional("sentence_transformers", "embeddings", "sentence-transformers")
+    _hide_bars()
+    return SentenceTransformerEncoder(name)
+
+
+def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -> Retriever:
+    """Put a store at a simulated distance, and say so unless that was `said` already."""
+    if not latency_s:
+        return store
+    if not said:
+        notes().print(added(latency_s), style="yellow")
+    return far_away(store, latency_s)
+
+
+def added(latency_s: float) -> str:
+    """Label a simulated cost; none for none."""
+    if not latency_s:
+        return ""
+    return f"added: {seconds(latency_s)} per round trip, simulated remote store"
+
+
+def default_backend() -> str:
+    """Return the best local backend that needs no model: bm25s if it is installed."""
+    try:
+        optional("bm25s", "bm25", "bm25s")
+    except MissingExtraError:
+        return "numpy-flat"
+    return "bm25s"
+
+
+@contextmanager
+def engines(
+    modes: tuple[str, ...],
+    workload: Callable[[], Workload[Any]],
+    retriever: Retriever,
+    settings: Settings,
+) -> Iterator[Mapping[str, Engine]]:
+    """Open one engine for each mode, each with a workload, and so with caches, of its own."""
+    with ExitStack() as stack:
+        yield {
+            mode: stack.enter_context(
+                Engine(workload(), retriever, replace(settings, speculate=mode != PLAIN))
+            )
+            for mode in modes
+        }
+
+
+def answered(engine: Engine, request: Request, show: Callable[[str], None]) -> Answer:
+    """Answer a request, and show its text while it is written."""
+    with closing(engine.stream(request)) as stream:
+        for piece in stream:
+            show(piece)
+        return stream.answer

@@ -1,0 +1,188 @@
+"""A reply says what its answer took, and what the calls took that are not in it."""
+
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field
+
+from ralmspec_plugins import FixedStride
+from tests.langchain.fake_models import turns
+from tests.langchain.rag_loops import by_hand
+from tests.langchain.rag_parts import (
+    QUESTIONS,
+    HashChat,
+    HashLLM,
+    HashRetriever,
+    HostError,
+    digest,
+    documents,
+    rag_of,
+    words_after,
+)
+from tests.langchain.test_rag_equality import values
+
+LIAR = HashRetriever(documents=documents(), salt="lie")
+WRONG: dict[str, Any] = {"replica": LIAR, "pool": None, "schedule": FixedStride(stride=3)}
+
+
+class Sometimes(HashRetriever):
+    """Finds for half of the queries what the right one does."""
+
+    def _ranked(self, query: str) -> list[Document]:
+        self.salt = "lie" if digest(query) % 2 else ""
+        return super()._ranked(query)
+
+
+class Counting(HashChat):
+    """Counts what it reads; writes the same whatever the documents are."""
+
+    def _words(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[list[str], str]:
+        prompt = turns(messages)
+        self.prompts.append(prompt)
+        if self.hook is not None:
+            self.hook(prompt)
+        tokens = kwargs.get("max_tokens", self.max_tokens)
+        return words_after(prompt.partition("Question:")[2], tokens, stop)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kw: Any,
+    ) -> ChatResult:
+        words, why = self._words(messages, stop, kw)
+        read = len(turns(messages))
+        message = AIMessage(
+            content="".join(words),
+            response_metadata={"finish_reason": why},
+            usage_metadata={
+                "input_tokens": read,
+                "output_tokens": len(words),
+                "total_tokens": read + len(words),
+            },
+        )
+        self.written.append("".join(words))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.mark.parametrize("kind", [Counting, HashChat])
+async def test_all_calls_are_in_it_either_way(kind: Any) -> None:
+    """What was made is what is in the answer and what was dropped: calls, and tokens written."""
+    llm, retriever = kind(), HashRetriever(documents=documents())
+    rag = rag_of(llm, retriever, "interval", **WRONG)
+    dropped = 0
+    for question in QUESTIONS[:5]:
+        llm.prompts.clear()
+        llm.written.clear()
+        report = rag.invoke(question)["ralmspec"]
+        of_answer, beside = report["usage"], report["dropped"]
+        written = sum(len(text.split()) for text in llm.written)
+
+        assert len(llm.prompts) == len(report["queries"]) + beside["calls"]
+        assert written == of_answer["output_tokens"] + beside["usage"]["output_tokens"]
+        assert 0 == beside["unreported"]
+        dropped += beside["calls"]
+    assert dropped > 5
+    rag.close()
+
+
+async def test_the_answer_s_usage_is_the_plain_loop_s() -> None:
+    """Also where dropped segments come back: their documents have cost what the right ones cost."""
+    llm, retriever = Counting(), HashRetriever(documents=documents())
+    plain = rag_of(llm, retriever, "interval", speculate=False)
+    half_right = Sometimes(documents=documents())
+    rag = rag_of(llm, retriever, "interval", **{**WRONG, "replica": half_right})
+    reused = 0
+    for question in QUESTIONS[:12]:
+        expected = plain.invoke(question)["ralmspec"]
+        for reply in (rag.invoke(question), await rag.ainvoke(question)):
+            assert expected["usage"] == reply["ralmspec"]["usage"]
+            reused += reply["ralmspec"]["stats"]["reused"]
+        assert {"calls": 0, "unreported": 0, "usage": None} == expected["dropped"]
+        assert expected["usage"]["input_tokens"] > 100
+    assert reused > 2
+    plain.close()
+    rag.close()
+
+
+def test_calls_that_say_nothing_are_counted() -> None:
+    """A model that does not report: no usage, and still so many calls beside the answer."""
+    llm, retriever = HashLLM(), HashRetriever(documents=documents())
+    rag = rag_of(llm, retriever, "interval", **WRONG)
+    report = rag.invoke(QUESTIONS[0])["ralmspec"]
+    rag.close()
+
+    assert report["usage"] is None
+    assert report["dropped"]["usage"] is None
+    assert 0 < report["dropped"]["calls"] == report["dropped"]["unreported"]
+    assert len(llm.prompts) == len(report["queries"]) + report["dropped"]["calls"]
+
+
+def test_calls_that_fail_are_counted() -> None:
+    """Those behind wrong guesses all fail: they were made, and nobody knows what they cost."""
+    llm, retriever = HashChat(), HashRetriever(documents=documents())
+    expected = by_hand(llm, retriever, "interval").invoke(QUESTIONS[0])
+    right = set(llm.prompts)
+
+    def fails(prompt: str) -> None:
+        if prompt not in right:
+            raise HostError("wrong branch")
+
+    llm.hook = fails
+    rag = rag_of(llm, retriever, "interval", **WRONG)
+    reply = rag.invoke(QUESTIONS[0])
+    rag.close()
+
+    assert values(expected) == values(reply)
+    assert 0 < reply["ralmspec"]["dropped"]["calls"] == reply["ralmspec"]["dropped"]["unreported"]
+
+
+class Bare(BaseChatModel):
+    """Reports no usage, as most local servers."""
+
+    prompts: list[Any] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "bare"
+
+    def _generate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        self.prompts.append(messages)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("an answer"))])
+
+
+class Streaming(HashChat):
+    """Has its field set, and streams where anybody listens."""
+
+    streaming: bool = True
+
+
+@pytest.mark.parametrize("kind", [Bare, HashChat, Streaming])
+async def test_what_the_cache_answers_is_asked_once(kind: Any) -> None:
+    """As by hand, with a handler and without; a hit's usage need not be complete."""
+    llm, retriever = kind(), HashRetriever(documents=documents())
+    rag = rag_of(llm, retriever, "one_shot")
+    set_llm_cache(InMemoryCache())
+    try:
+        config: Any = {"callbacks": [BaseCallbackHandler()]}
+        first = rag.invoke(QUESTIONS[0], config)
+        asked = len(llm.prompts)
+        again = [rag.invoke(QUESTIONS[0]), await rag.ainvoke(QUESTIONS[0], config)]
+    finally:
+        set_llm_cache(None)
+        rag.close()
+
+    assert [values(first)] * 2 == [values(reply) for reply in again]
+    assert 1 == asked == len(llm.prompts)
