@@ -169,7 +169,7 @@ class _Run:
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
-            before = self.world.unretrieved or self.world.carries
+            before = getattr(self.world, "unretrieved", 0) or getattr(self.world, "carries", 0)
             assert before or len(self.seen.confirmed) > 0, "text before its passages"
             self.seen.streamed.append(need.text)
         elif isinstance(need, Cancel):
@@ -240,10 +240,12 @@ class _Run:
     def _look(self, need: Extend) -> None:
         """See whether this segment was written on a wrong guess that changed its text."""
         parts, query = self.job.setup.parts, self._asked(need)
-        if not isinstance(query, str):
+        if not isinstance(query, str | Query):
             return
         try:
-            truth = parts.retriever.search([parts.retriever.encode(query)])[0]
+            retriever = self.world.retriever
+            asked = query if isinstance(query, Query) else retriever.encode(query)
+            truth = retriever.search([asked])[0]
             if not self.world.reads_scores:
                 truth = tuple(hit.unscored() for hit in truth)
             if truth == need.hits:
