@@ -24,8 +24,8 @@ class TokenChooser(Protocol):
 class KNNLM:
     """Search for every token, and mix what the neighbours continue with into the choice.
 
-    This is the KNN-LM workload of RaLMSpec (PAPERS 1.8; Khandelwal et al., PAPERS
-    6). A step is a token, the query is the model's hidden state, and the hits
+    This is the KNN-LM workload of RaLMSpec (after Khandelwal et
+    al. 2020). A step is a token, the query is the model's hidden state, and the hits
     are the datastore's nearest entries, whose values vote for the next token.
 
     Verification is relaxed, as in the paper: a guess is right when it chooses the

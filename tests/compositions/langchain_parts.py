@@ -151,7 +151,7 @@ class _Draw:
     # Retrievers
 
     def _store(self) -> Any:
-        found = documents(self.any(3, 12))  # with ids, or the store invents some
+        found = documents(self.any(3, 6))  # with ids, or the store invents some
         store = InMemoryVectorStore.from_documents(found, DeterministicFakeEmbedding(size=16))
         settings: dict[str, Any] = {"k": self.any(1, 2, 4)}
         if self.maybe(0.2):
@@ -161,7 +161,7 @@ class _Draw:
 
     def _hashed(self) -> Any:
         kind = Refuses if self.maybe(0.2) else HashRetriever
-        found = documents(self.any(3, 12), ids=self.maybe(0.7))
+        found = documents(self.any(3, 5), ids=self.maybe(0.7))
         return kind(documents=found, k=self.any(0, 1, 2), salt=str(self.any(1, 2)))
 
     def _bm25(self) -> Any:
@@ -402,7 +402,7 @@ class _Draw:
         if self.maybe(0.2):
             options["memo"] = QueryCache()
         if self.maybe(0.3):
-            options["replica"] = HashRetriever(documents=documents(), salt="lie")
+            options["replica"] = HashRetriever(documents=documents(4), salt="lie")
         if self.maybe(0.6):
             options["schedule"] = self.any(
                 FixedStride(stride=3, overlap=True), OptimalStride(), Continuous(lanes=3)

@@ -431,3 +431,24 @@ def test_m_max_concurrency_bounds_the_retrievers_calls() -> None:
         rag.batch(["a", "b", "c", "d"], {"max_concurrency": most_requests})
         assert most[0] <= most_requests
     rag.close()
+
+
+@pytest.mark.xfail(reason="SpeculativeRetriever.batch is being rewritten", strict=False)
+def test_i_a_batch_calls_what_a_subclass_overrides() -> None:
+    """LangChain's contract: one method to override."""
+    store = InMemoryVectorStore.from_texts(["real"], EMBEDDING)
+    ours = Marked(retriever=store.as_retriever())
+    found = [ours.invoke("q"), ours.batch(["q"])[0], asyncio.run(ours.abatch(["q"]))[0]]
+    assert ["marked"] * 3 == [show(one) for one in found]
+
+
+@pytest.mark.xfail(reason="SpeculativeRetriever's events are being rewritten", strict=False)
+def test_k_a_search_is_told_once_under_the_retrievers_name() -> None:
+    """Cold or warm, over a black box or a store."""
+
+    async def ends(retriever: Any) -> list[str]:
+        events = retriever.astream_events("q", version="v2")
+        return [one["name"] async for one in events if one["event"] == "on_retriever_end"]
+
+    ours = SpeculativeRetriever(retriever=Found(), memo=QueryCache())
+    assert [["Found"]] * 3 == [asyncio.run(ends(one)) for one in (Found(), ours, ours)]

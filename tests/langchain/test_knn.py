@@ -1,6 +1,8 @@
 """KNN-LM as a LangChain model: real tiny models, held against `KNNLanguageModel` run plainly."""
 
 import asyncio
+import copy
+import pickle
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +18,6 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import KNNLLM, SpeculativeRAG, stats_of
-from pydantic import ValidationError
 
 from ralmspec_plugins import FixedStride, Settings
 from ralmspec_plugins.errors import ConfigError, ContextOverflowError, DeadlineExceeded, InputError
@@ -316,8 +317,25 @@ def test_what_makes_no_model_is_refused(lm: KNNLanguageModel) -> None:
         KNNLLM(lm=lm, max_tokens=0)
     with pytest.raises(ConfigError, match="none empty"):
         KNNLLM(lm=lm, stop=("",))
-    with pytest.raises(ValidationError, match="max_token"):
-        KNNLLM(lm=lm, max_token=3)
+    for name, value in (
+        ("max_token", 3),
+        ("max_tokens", "3"),
+        ("deadline_s", -1),
+        ("stop", [""]),
+        ("speculate", "no"),
+        ("sampling", 3),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            KNNLLM(lm=lm, **{name: value})
+
+
+def test_a_copy_has_the_same_model(llm: KNNLLM) -> None:
+    """Hosts copy their objects deeply; pickling says why it cannot be."""
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(deep=True)):
+        assert copied.lm is llm.lm
+        assert llm.invoke("the sea", max_tokens=3) == copied.invoke("the sea", max_tokens=3)
+    with pytest.raises(TypeError, match="Make it anew"):
+        pickle.dumps(llm)
 
 
 def test_it_is_known_by_all_that_a_text_depends_on(lm: KNNLanguageModel) -> None:

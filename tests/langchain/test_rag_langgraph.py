@@ -355,3 +355,18 @@ def test_a_retriever_may_use_the_run_that_it_is_in(speculate_ahead: bool) -> Non
 
     assert [{"searching": "fox"}] == expected
     assert expected == told(speculate(chain, speculate=speculate_ahead))
+
+
+def test_it_is_a_node_as_it_is() -> None:
+    """It reads the state and writes its reply there; what is in it is what the loop gives."""
+    retriever = vector_store(documents()).as_retriever(search_kwargs={"k": 2})
+    for model in MODELS.values():
+        rag, loop = rag_of(model(), retriever), by_hand(model(), retriever, "sentences")
+        graph: Any = StateGraph(State).add_node("answer", rag).add_edge(START, "answer").compile()
+        for question in QUESTIONS[:4]:
+            state = graph.invoke({"input": question})
+            expected = loop.invoke(question)
+            assert expected == {name: state[name] for name in expected}
+            assert expected["context"]
+            assert stats_of(state).segments > 0
+        rag.close()
