@@ -54,6 +54,11 @@ class Encoder(HashingEncoder):
         return np.stack([self(text) for text in texts])
 
 
+def slow(*values: int) -> list[Any]:
+    """Have these numbers among the slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def bytes_of(folder: Path) -> dict[str, str]:
     """Digest each file of a folder."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
@@ -206,7 +211,7 @@ def start_builder(kb: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *slow(2, 3)])
 def test_killed_at_random_it_goes_on(tmp_path: Path, expected: dict[str, str], seed: int) -> None:
     """SIGKILL again and again: the target is always whole, and the end is the same."""
     dice = random.Random(seed)
