@@ -293,7 +293,7 @@ def _branched(branch: RunnableBranch[Any, Any], name: str) -> _Context:
         raise _refused(f"what stands at {name!r}", branch, "the same retriever in all branches")
     *heads, default = map(_query_of, ways)
     conditions = [condition for condition, _ in branch.branches]
-    query = RunnableBranch(*zip(conditions, heads, strict=True), default)  # type: ignore[arg-type]
+    query = RunnableBranch(*zip(conditions, heads, strict=True), default)
     return _Context(query, None, first, ())
 
 

@@ -181,13 +181,19 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        own = super().get_input_schema
-        return own(config) if self._like is None else self._like.get_input_schema(config)
+        own: Any = super().get_input_schema
+        schema: type[BaseModel] = (
+            own(config) if self._like is None else self._like.get_input_schema(config)
+        )
+        return schema
 
     @override
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        own = super().get_output_schema
-        return own(config) if self._like is None else self._like.get_output_schema(config)
+        own: Any = super().get_output_schema
+        schema: type[BaseModel] = (
+            own(config) if self._like is None else self._like.get_output_schema(config)
+        )
+        return schema
 
     @property
     def _like(self) -> Runnable[Any, Any] | None:
