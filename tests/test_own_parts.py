@@ -341,8 +341,8 @@ def test_the_statistics_say_why_nothing_is_guessed(
 ) -> None:
     """And one line of the log for each engine."""
     caplog.set_level(logging.INFO, "ralmspec_plugins")
-    with Engine(Mine(), retriever(), settings) as engine:
-        answers = [engine.run(PROMPT), engine.run(PROMPT)]
+    simulation = Simulation(Mine(), retriever(), Latencies(), settings)
+    answers = [simulation.run(PROMPT), simulation.run(PROMPT)]
 
     assert [why, why] == [answer.stats.unguessed for answer in answers]
     assert len(caplog.records) == (why is not None)
