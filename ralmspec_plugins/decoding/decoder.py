@@ -181,20 +181,21 @@ class SpeculativeSegment:
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
         """Give the logits behind the text: those of a draft that it followed, or of a new pass."""
+        progress.check()
         if self._pass is not None:
             if len(tokens) == self._pass.length or self._pass.follow(tokens[-1]):
                 return self._pass.here
             self._finish()
         missing = tokens[len(self._run.tokens) :]
         for token in missing[:-1]:
-            self._feed(token, progress)
+            self._feed(token)
+            progress.check()
         if not missing:
             return self._run.logits
         tree = self._draft(tokens, goal - len(tokens) - 1)
         if not tree.tokens:
-            self._feed(missing[-1], progress)
+            self._feed(missing[-1])
             return self._run.logits
-        progress.check()
         self._pass = TreePass(self._runner, self._run, missing[-1], tree)
         self._decoder.counts.add(passes=1, drafts=len(tree))
         return self._pass.here
@@ -223,7 +224,8 @@ class SpeculativeSegment:
         self._runner.reschedule(self._run)
         missing = tokens[len(self._run.tokens) :]
         for token in missing:
-            self._feed(token, progress)
+            progress.check()
+            self._feed(token)
         with torch.inference_mode():
             difference = float((self._run.logits - before).abs().max())
         self._decoder.known.error.observe(difference)
@@ -237,8 +239,7 @@ class SpeculativeSegment:
         self._judge(tuple(self._run.tokens))
         self._decoder.budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
 
-    def _feed(self, token: int, progress: Progress) -> None:
-        progress.check()
+    def _feed(self, token: int) -> None:
         self._runner.feed(self._run, token)
         self._decoder.counts.add(passes=1)
 
