@@ -1,4 +1,4 @@
-"""The planted bugs: each is one replacement in the loop, schedules, caches, model runner or decoding."""
+"""The planted bugs: each is one replacement in the loop, schedules, caches, model or decoding."""
 
 from dataclasses import dataclass
 
