@@ -238,6 +238,12 @@ class ModelRunner:
         self.takes_trees = "position_ids" in parameters and attention in ("sdpa", "eager")
         self.store = CacheStore(cache_bytes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        device: torch.device = self._embedding.weight.device
+        return device
+
     def open(self, lineage: PrefillSchedule, tokens: Sequence[int]) -> Run:
         """Take out a lineage's cache with at most these tokens in it, or make it anew.
 
@@ -353,7 +359,7 @@ class ModelRunner:
         if self._keeps:
             arguments["logits_to_keep"] = keep
         with self._lock, torch.inference_mode():
-            ids = torch.tensor([tokens], dtype=torch.long, device=self._embedding.weight.device)
+            ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
             output = self._model(input_ids=ids, **arguments)
             hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
             # Copies in float32, as `generate` makes one of the logits before it chooses.

@@ -59,6 +59,11 @@ def oracle(following: Sequence[int], rng: Random, budget: int) -> TokenTree:
     return TokenTree.of([following[:budget]])
 
 
+def now_and_then(following: Sequence[int], rng: Random, budget: int) -> TokenTree:
+    """The right tokens, or nothing: passes of one token come behind those of several."""
+    return TokenTree.of([following[: rng.choice([0, 0, 1, 4])]])
+
+
 def adversarial(following: Sequence[int], rng: Random, budget: int) -> TokenTree:
     """The right tokens up to one, and from there on others."""
     right = rng.randrange(len(following) + 1)
@@ -99,4 +104,5 @@ def raising(following: Sequence[int], rng: Random, budget: int) -> TokenTree:
     raise RuntimeError("planted")
 
 
-RULES = (nothing, oracle, adversarial, random_tree, random_tree, wrong_vocabulary)
+RULES = (nothing, oracle, now_and_then, now_and_then, adversarial, random_tree, random_tree)
+RULES += (wrong_vocabulary,)

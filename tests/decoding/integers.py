@@ -73,7 +73,7 @@ class IntegerModel(nn.Module):
         logits = np.full((1, len(hashes), VOCABULARY), -30.0, dtype=np.float32)
         for at, one in enumerate(hashes):
             mixed = (int(one) * self._factors + self._terms) % _PRIME
-            scores = np.round(mixed / _PRIME * 160.0) / 20.0  # one row in ten has two best tokens
+            scores = np.round(mixed / _PRIME * 40.0) / 5.0  # many rows have two best tokens
             if disturbed[at]:
                 jitter = (mixed * 31 + 17 * rows) % 2001 / 1000.0 - 1.0
                 scores = scores + self.noise * jitter

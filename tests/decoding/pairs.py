@@ -99,8 +99,12 @@ def held_tokens(lm: HuggingFaceLM, draft: Draft) -> tuple[list[int], int]:
 def operations(rng: Random, most: int = 6) -> list[tuple[int, int, int]]:
     """Draw segments: which earlier draft, which passages, how many tokens."""
     return [
-        (rng.randrange(10), rng.choice([0, 0, 1, 2, 3]), rng.choice([1, 2, 3, 5, 9, 16]))
-        for _ in range(rng.randint(1, most))
+        (
+            rng.choice([-1, -1, -2, 0, 3]),
+            rng.choice([0, 0, 0, 1, 2]),
+            rng.choice([1, 2, 3, 5, 9, 16]),
+        )
+        for _ in range(rng.randint(2, most))
     ]
 
 

@@ -52,7 +52,7 @@ def test_a_cheaper_wider_pass_is_filled_up() -> None:
 
 
 def test_useless_drafts_are_given_up_and_taken_up_again() -> None:
-    """After drafts that were wrong none is taken; drafts that would have been right bring it back."""
+    """After wrong drafts none is taken; drafts that would have been right bring them back."""
     curve = CostCurve((1, 2, 4, 8), (1.0, 1.1, 1.3, 1.6))
     budget = Budget(curve)
     for _ in range(60):

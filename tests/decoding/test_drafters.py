@@ -19,7 +19,7 @@ def _context(
 
 
 def test_a_rolled_back_text_leaves_no_trace() -> None:
-    """Texts that branch, grow and fall back, on several passages: as a drafter that saw one text."""
+    """Texts that branch, grow and fall back, on several passages: each as if it were alone."""
     rng = Random(0)
     drafter = SuffixDrafter()
     fronts = [tuple(rng.randrange(4) for _ in range(size)) for size in (0, 5, 12)]
