@@ -1,1 +1,1 @@
-"""Measures token-level speculation: speed, acceptance, costs of passes, both speculations at once."""
+"""Measures token-level speculation: speed, acceptance, costs of passes; both speculations."""

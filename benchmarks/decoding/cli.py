@@ -59,8 +59,8 @@ def decoding(
 
 def report(result: dict[str, Any]) -> str:
     """Write the tables of a result."""
-    parts = [f"Measured on {result['surroundings']['machine']}, load "
-             f"{result['surroundings']['load_before']:.1f} before it began.\n"]  # fmt: skip
+    about = result["surroundings"]
+    parts = [f"Measured on {about['machine']}, load {about['load_before']:.1f} before it began.\n"]
     for measured in result["models"]:
         parts.append(f"## {measured['model']}, {measured['parameters']:,} weights\n")
         parts.append("c(rows): " + _curve(measured["costs"]) + "\n")

@@ -1,4 +1,4 @@
-"""Times ways of decoding side by side: plain, drafted, and transformers' own, equal in every row."""
+"""Times ways of decoding side by side: plain, drafted, and transformers' own; all equal."""
 
 import time
 from collections import defaultdict

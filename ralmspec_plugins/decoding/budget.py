@@ -28,6 +28,7 @@ class CostCurve:
 
     rows: tuple[int, ...]
     costs: tuple[float, ...]
+    pass_s: float | None = None  # what one row takes, where that was measured
 
     def __post_init__(self) -> None:
         """Refuse what is no curve.
@@ -117,6 +118,12 @@ def _keys(evidence: Evidence, depth: int, first: bool) -> tuple[_Key, _Key]:
 # How many to verify.
 
 
+_RECENT: Final = 16.0  # observations that a running mean goes back
+_LEAST_ASKED: Final = 4  # drafts
+_PATIENCE: Final = 4  # choices of no draft, until drafting becomes rarer
+_RAREST: Final = 7  # tokens without drafting, between two with
+
+
 class Budget:
     """Chooses the drafts of a pass so that the expected tokens a second are most; perhaps none.
 
@@ -131,7 +138,24 @@ class Budget:
         self.costs = costs
         self.rates = AcceptanceRates()
         self._retakes = 0.0  # passes a token that decisions taken again have cost of late
+        self._checks = 0.0  # what certifying a token takes, in passes
+        self._accepted = 1.0  # drafts that were right, of those judged together, of late
+        self._refused = 0  # choices of no draft, since the last of some
+        self._skipped = 0  # tokens for which nobody drafted, since the last for which some did
         self._lock = threading.Lock()
+
+    def ask(self, most: int) -> int:
+        """Say how many drafts to ask for: some more than are right of late, and at times none.
+
+        Drafting takes time, too. Where no draft has been worth a pass for a while, it is
+        tried at every second, fourth, and then eighth token.
+        """
+        with self._lock:
+            if self._skipped < min(_RAREST, self._refused // _PATIENCE):
+                self._skipped += 1
+                return 0
+            self._skipped = 0
+            return min(most, _LEAST_ASKED + math.ceil(4.0 * self._accepted))
 
     def chances(self, tree: TokenTree) -> list[float]:
         """Estimate for each token that it and all on the way to it are accepted."""
@@ -156,13 +180,17 @@ class Budget:
         with self._lock:
             chances = self.chances(tree)
             least = 1.0 / (1.0 - self._retakes) if self._retakes < 1.0 else math.inf
+            checks = self._checks
         order = sorted(range(len(chances)), key=lambda node: (-chances[node], node))
         best, count, rows, expected = least, 0, 1, 1.0
         for taken, node in enumerate(order, 1):
             expected += chances[node]
             filled, cost = self.costs.cheapest(1 + taken)
-            if expected / cost > best:
-                best, count, rows = expected / cost, taken, filled
+            speed = expected / (cost + checks * expected)
+            if speed > best:
+                best, count, rows = speed, taken, filled
+        with self._lock:
+            self._refused = 0 if count else self._refused + 1
         if not count:
             return EMPTY
         return filled_up(tree.kept(order[:count]), rows - 1, depth, trees=trees)
@@ -172,21 +200,21 @@ class Budget:
         if not tree.tokens:
             return
         depths, first = tree.depths(), _firsts(tree)
+        way = tree.followed(tokens)
         with self._lock:
-            parent = ROOT
-            for token in tokens:
-                matched = None
+            self._accepted += (len(way) - self._accepted) / _RECENT
+            for parent, token in zip((ROOT, *way), tokens, strict=False):
                 for node in range(parent + 1, len(tree.tokens)):
                     if tree.parents[node] == parent:
-                        right = tree.tokens[node] == token
-                        matched = node if right else matched
-                        evidence = tree.evidence[node]
-                        self.rates.learn(
-                            evidence, depths[node], first=node in first, accepted=right
-                        )
-                if matched is None:
-                    return
-                parent = matched
+                        accepted = tree.tokens[node] == token
+                        place = tree.evidence[node], depths[node]
+                        self.rates.learn(*place, first=node in first, accepted=accepted)
+
+    def note_check(self, seconds: float) -> None:
+        """Take in what it took to certify a token."""
+        if self.costs.pass_s:
+            with self._lock:
+                self._checks += (seconds / self.costs.pass_s - self._checks) / _RECENT
 
     def note_tokens(self, tokens: int, passes: int) -> None:
         """Take in how many tokens were written, and how many passes were made for certainty."""

@@ -100,7 +100,7 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
     The least time of each size counts: others share the machine. No size is taken to cost
     more than its rows one by one, nor less than one row.
     """
-    clock = _clock(model)
+    clock = pass_clock(model)
     room = 1024 if model.context is None else model.context
     sizes = [size for size in SIZES if size + _PROMPT < room // 2]
     front = list(itertools.islice(itertools.cycle(_prompt(model)), min(128, room // 4)))
@@ -119,10 +119,10 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
             break
     least = {size: min(took) for size, took in seconds.items()}
     costs = (1.0, *(min(size, max(1.0, least[size] / least[1])) for size in sizes[1:]))
-    return CostCurve(tuple(sizes), costs)
+    return CostCurve(tuple(sizes), costs, least[1])
 
 
-def _clock(model: HostedModel) -> Callable[[], float]:
+def pass_clock(model: HostedModel) -> Callable[[], float]:
     """Give the clock to time passes with.
 
     Where a pass is the work of one thread on a CPU that is its own time, which does not

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from ralmspec_plugins.decoding.budget import Budget, CostCurve
-from ralmspec_plugins.decoding.calibration import Calibration, measure_costs, measure_errors
+from ralmspec_plugins.decoding.calibration import (
+    Calibration,
+    measure_costs,
+    measure_errors,
+    pass_clock,
+)
 from ralmspec_plugins.decoding.certification import is_certain
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
@@ -120,6 +125,7 @@ class SpeculativeDecoder:
         self.known = known
         self.budget = Budget(costs)
         self.counts = DecodingCounts()
+        self.clock = pass_clock(model)
         self._drafters = settings.drafters
         self._failed: set[int] = set()  # drafters that have raised, and were reported
         for drafter in self._drafters:
@@ -138,12 +144,12 @@ class SpeculativeDecoder:
             if release is not None:
                 release(request)
 
-    def draft(self, context: DraftContext, depth: int) -> TokenTree:
+    def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
         """Put together what the drafters propose; one that raises has nothing to propose."""
         found = []
         for drafter in self._drafters:
             try:
-                tree = drafter.propose(context, self.settings.most_drafts)
+                tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
             except Exception:  # noqa: BLE001 a draft is never worth an answer
                 self._report(drafter)
@@ -204,11 +210,11 @@ class SpeculativeSegment:
         """Say whether the schedule's logits would have led to the same choice as these."""
         if self._pass is None and self._run.is_scheduled:
             return True
-        model = self._decoder.model
+        model, began_s = self._decoder.model, self._decoder.clock()
         history: Sequence[int] = ()
         if model.sampling.repetition_penalty != 1.0:
             history = (*self._text.front, *tokens)
-        return is_certain(
+        certain = is_certain(
             logits,
             model.sampling,
             self._decoder.known.error.value,
@@ -216,6 +222,8 @@ class SpeculativeSegment:
             seed=self._text.seed,
             position=len(tokens),
         )
+        self._decoder.budget.note_check(self._decoder.clock() - began_s)
+        return certain
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
         """Go back to the last token that was read by the schedule, and read on one by one."""
@@ -246,11 +254,12 @@ class SpeculativeSegment:
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
         """Draft what may follow, and give what is worth verifying."""
         self._judge(tokens)
-        if depth < 1:
-            return EMPTY
         decoder, text = self._decoder, self._text
+        most = decoder.budget.ask(decoder.settings.most_drafts) if depth > 0 else 0
+        if not most:
+            return EMPTY
         self._context = DraftContext(text.request, text.passages, text.front, tuple(tokens))
-        tree = decoder.draft(self._context, depth)
+        tree = decoder.draft(self._context, depth, most)
         trees = decoder.known.trees
         self._drafted = tree if trees else tree.chain()
         chosen = decoder.budget.choose(self._drafted, depth, trees=trees)

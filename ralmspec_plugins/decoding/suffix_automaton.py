@@ -15,7 +15,7 @@ class Step(NamedTuple):
 
     token: int
     state: int
-    count: int  # places that go on so
+    places: int  # that go on so
     recent: int  # the last of them: how many tokens end with it
 
 
@@ -47,7 +47,7 @@ class SuffixAutomaton:
 
     >>> automaton = SuffixAutomaton([1, 2, 3, 1, 2, 4, 1, 2])
     >>> state, length = automaton.repeated()
-    >>> length, [(step.token, step.count) for step in automaton.steps(state)]
+    >>> length, [(step.token, step.places) for step in automaton.steps(state)]
     (2, [(4, 1), (3, 1)])
     """
 
@@ -129,7 +129,7 @@ class SuffixAutomaton:
         count, recent = self._count, self._recent
         found = [Step(token, to, count[to], recent[to]) for token, to in self._next[state].items()]
         if len(found) > 1:
-            found.sort(key=lambda step: (-step.count, -step.recent))
+            found.sort(key=lambda step: (-step.places, -step.recent))
         return found
 
     def only(self, state: int) -> tuple[int, int] | None:

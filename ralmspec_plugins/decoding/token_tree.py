@@ -111,6 +111,20 @@ class TokenTree:
             node = self.parents[node]
         return tuple(reversed(way))
 
+    def followed(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Give the places of the tokens that a continuation leads along.
+
+        >>> TokenTree.of([[5, 6], [7]]).followed([5, 6, 8])
+        (0, 1)
+        """
+        way: list[int] = []
+        for token in tokens:
+            child = self.child(way[-1] if way else ROOT, token)
+            if child is None:
+                break
+            way.append(child)
+        return tuple(way)
+
     def kept(self, nodes: Iterable[int]) -> "TokenTree":
         """Give the tree of some of the tokens; those whose parent is not kept go, too."""
         places: dict[int, int] = {ROOT: ROOT}

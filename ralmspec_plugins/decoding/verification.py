@@ -1,6 +1,5 @@
 """One pass over a token tree, and the walk down the drafts that the model itself chooses."""
 
-from collections.abc import Sequence
 from typing import Final
 
 from torch import Tensor
@@ -55,18 +54,3 @@ class TreePass:
     def finish(self) -> None:
         """Keep in the cache what was followed, and nothing else."""
         self._runner.keep_rows(self._run, self._rows, self._path)
-
-
-def followed(tree: TokenTree, tokens: Sequence[int]) -> tuple[int, ...]:
-    """Give the places of the drafts that these tokens lead along.
-
-    >>> followed(TokenTree.of([[5, 6], [7]]), [5, 6, 8])
-    (0, 1)
-    """
-    way: list[int] = []
-    for token in tokens:
-        child = tree.child(way[-1] if way else ROOT, token)
-        if child is None:
-            break
-        way.append(child)
-    return tuple(way)

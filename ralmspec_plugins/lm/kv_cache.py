@@ -430,9 +430,9 @@ def _keep_columns(cache: DynamicCache, rows: int, path: Sequence[int]) -> None:
     """Keep of a cache's last `rows` columns those of a path, in its order."""
     if list(path) != list(range(len(path))):
         with torch.inference_mode():
-            for layer in cache.layers:
+            layers: list[Any] = cache.layers  # each of them a DynamicLayer
+            for layer in layers:
                 for states in (layer.keys, layer.values):  # [batch, heads, columns, dimension]
-                    assert isinstance(states, Tensor)
                     first = states.shape[-2] - rows
                     chosen = torch.tensor([first + row for row in path], device=states.device)
                     states[..., first : first + len(path), :] = states.index_select(-2, chosen)

@@ -14,7 +14,10 @@ FREE = CostCurve((1, MOST + 1), (1.0, 1.0))
 
 
 class EveryDraft(Budget):
-    """Verifies whatever is drafted."""
+    """Asks for drafts at every token, and verifies whatever is drafted."""
+
+    def ask(self, most: int) -> int:
+        return most
 
     def choose(self, tree: TokenTree, depth: int, *, trees: bool) -> TokenTree:
         return tree if trees else tree.chain()

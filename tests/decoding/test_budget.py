@@ -64,6 +64,44 @@ def test_useless_drafts_are_given_up_and_taken_up_again() -> None:
     assert len(budget.choose(_chain(4), 20, trees=True)) >= 4
 
 
+def test_drafting_becomes_rare_where_it_does_not_pay() -> None:
+    """At last seven tokens of eight come without drafting; a draft worth a pass ends that."""
+    budget = Budget(CostCurve((1, 2), (1.0, 2.0)))
+    asked = []
+    for _ in range(400):
+        asked.append(budget.ask(31) > 0)
+        if asked[-1]:
+            budget.choose(_chain(1), 9, trees=True)
+
+    assert asked[:4] == [True] * 4
+    assert sum(asked[-80:]) == 10
+    budget.costs = FLAT
+    while not budget.ask(31):
+        pass
+    assert budget.choose(_chain(3), 9, trees=True)
+    assert budget.ask(31)
+
+
+def test_more_is_asked_for_where_more_is_right() -> None:
+    """Texts that are copied at length are drafted at length."""
+    budget = Budget(FLAT)
+    before = budget.ask(31)
+    for _ in range(40):
+        budget.learn(_chain(9), list(range(9)))
+
+    assert before < budget.ask(31) == 31
+
+
+def test_certifying_counts_as_cost() -> None:
+    """Where a token's certification takes a pass' time, nothing can be gained."""
+    budget = Budget(CostCurve((1, 8), (1.0, 1.1), 0.01))
+    assert budget.choose(_chain(4), 20, trees=True)
+    for _ in range(100):
+        budget.note_check(0.01)
+
+    assert budget.choose(_chain(4), 20, trees=True) is EMPTY
+
+
 def test_choices_taken_again_count_as_cost() -> None:
     """Where certainty takes more passes than speculation saves, nothing is speculated on."""
     budget = Budget(CostCurve((1, 8), (1.0, 1.3)))

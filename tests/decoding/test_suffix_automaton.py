@@ -43,7 +43,7 @@ def test_the_longest_repeated_ending_and_what_followed_it(
 
     assert _repeated(tokens) == length
     if length:
-        found = {step.token: step.count for step in automaton.steps(state)}
+        found = {step.token: step.places for step in automaton.steps(state)}
         assert _following(tokens, length) == found
 
 

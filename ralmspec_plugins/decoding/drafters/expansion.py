@@ -35,8 +35,8 @@ def expand(
     (3, 4, 1)
     """
     heap: list[_Entry] = []
-    for order, entry in enumerate(_roots(automaton, state, length, source, least)):
-        heapq.heappush(heap, (entry[0], order, *entry[1:]))
+    for order, root in enumerate(_roots(automaton, state, length, source, least)):
+        heapq.heappush(heap, (root[0], order, *root[1:]))
     order = len(heap)
     tokens: list[int] = []
     parents: list[int] = []
@@ -56,9 +56,9 @@ def expand(
             token, at = only
             found = Evidence(source, found.match + 1, 1.0)
         steps = automaton.steps(at)
-        places, parent = sum(step.count for step in steps), len(tokens) - 1
+        places, parent = sum(step.places for step in steps), len(tokens) - 1
         for step in steps[:_BRANCHES]:
-            share = step.count / places
+            share = step.places / places
             if -negative * share < _LEAST:
                 break  # those behind are rarer
             if step.token >= 0:  # else a passage ends there
@@ -80,10 +80,10 @@ def _roots(
         if state == START or length < least:
             return
         steps = automaton.steps(state)[:_BRANCHES]
-        places = sum(step.count for step in steps)
+        places = sum(step.places for step in steps)
         total = places + len(steps)
         for step in steps:
-            value = left * step.count / total
+            value = left * step.places / total
             if step.token >= 0 and step.token not in seen and value >= _LEAST:
                 seen.add(step.token)
                 yield (
@@ -91,7 +91,7 @@ def _roots(
                     step.state,
                     step.token,
                     ROOT,
-                    Evidence(source, length, step.count / places),
+                    Evidence(source, length, step.places / places),
                 )
         left *= len(steps) / total if total else 1.0
         state, length = automaton.shorter(state)
