@@ -184,6 +184,8 @@ class SpeculativeSegment:
         self._context: DraftContext | None = None  # what was drafted for last
         self._drafted: TokenTree = EMPTY
         self._counted = len(run.tokens)
+        self.drafts_accepted = 0
+        self.decisions_retaken = 0
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
         """Give the logits behind the text: those of a draft that it followed, or of a new pass."""
@@ -239,6 +241,7 @@ class SpeculativeSegment:
         self._decoder.known.error.observe(difference)
         self._decoder.budget.note_tokens(0, len(missing))
         self._decoder.counts.add(retaken=1)
+        self.decisions_retaken += 1
         return self._run.logits
 
     def close(self) -> None:
@@ -279,6 +282,7 @@ class SpeculativeSegment:
         verified.finish()
         accepted = verified.accepted
         self._decoder.counts.add(accepted=len(accepted))
+        self.drafts_accepted += len(accepted)
         if self._context is not None:
             self._decoder.accept(Accepted(self._context, verified.tree, accepted))
 

@@ -36,6 +36,9 @@ class HostedModel:
 class SegmentDecoder(Protocol):
     """Runs the passes of one segment. Between two calls its run may be kept, or dropped."""
 
+    drafts_accepted: int  # drafts that became text
+    decisions_retaken: int  # choices taken again by the schedule
+
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
         """Give the logits behind these tokens, [1, vocabulary], in float32.
 
@@ -99,6 +102,9 @@ class PlainDecoder:
 
 class PlainSegment:
     """Feeds token by token."""
+
+    drafts_accepted = 0
+    decisions_retaken = 0
 
     def __init__(self, runner: ModelRunner, run: Run) -> None:
         """Go on with a run."""

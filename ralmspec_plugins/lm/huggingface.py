@@ -334,6 +334,7 @@ class HuggingFaceLM:
         progress.check()
         run = self._passes.open(lineage, draft.tokens)
         segment = self._segment(draft, lineage, run)
+        before = len(draft.tokens)
         try:
             while not draft.finished and len(draft.tokens) < goal:
                 logits = segment.logits(draft.tokens, goal, progress)
@@ -346,9 +347,9 @@ class HuggingFaceLM:
                 if complete(draft):
                     break
         except Cancelled:
-            self._keep(lineage, run, segment)
+            self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
             raise
-        self._keep(lineage, run, segment)
+        self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
         return draft
 
     def _segment(self, draft: Draft, lineage: PrefillSchedule, run: Run) -> SegmentDecoder:
@@ -361,9 +362,23 @@ class HuggingFaceLM:
         )
         return self.decoder.segment(run, text)
 
-    def _keep(self, lineage: PrefillSchedule, run: Run, segment: SegmentDecoder) -> None:
+    def _keep(
+        self,
+        lineage: PrefillSchedule,
+        run: Run,
+        segment: SegmentDecoder,
+        progress: Progress,
+        tokens: int,
+    ) -> None:
+        """Keep a run whose last pass was completed, and say what writing took."""
         segment.close()
         self._passes.close(lineage, run)
+        progress.count(
+            model_passes=run.passes,
+            tokens=tokens,
+            drafts_accepted=segment.drafts_accepted,
+            decisions_retaken=segment.decisions_retaken,
+        )
 
     def _lineage(self, draft: Draft) -> PrefillSchedule:
         passages = draft.passages or ()

@@ -179,6 +179,7 @@ class Run:
     cache: DynamicCache
     tokens: list[int]
     last: Last
+    passes: int = 0  # made for it since it was opened
     scheduled: int = field(init=False)
     fallback: DynamicCache | None = field(init=False, default=None)
 
@@ -250,6 +251,8 @@ class ModelRunner:
         The caller feeds the tokens that are missing, and gives the run back with `close`.
         """
         run = self.store.take(lineage, Run)
+        if run is not None:
+            run.passes = 0
         if run is not None and self._roll_back(run, tokens, len(lineage.prefilled)):
             return run
         return self._prefill(lineage)
@@ -257,6 +260,7 @@ class ModelRunner:
     def feed(self, run: Run, token: int) -> None:
         """Run one token's pass."""
         run.last = self._pass(run.cache, (token,))
+        run.passes += 1
         if run.is_scheduled:
             run.scheduled += 1
         run.tokens.append(token)
@@ -289,6 +293,7 @@ class ModelRunner:
         if before is not None and run.is_scheduled:
             run.fallback = before
         last = self._pass(run.cache, tokens, len(tokens), **more)
+        run.passes += 1
         return Rows(tuple(tokens), last.logits, before)
 
     def keep_rows(self, run: Run, rows: Rows, path: Sequence[int]) -> None:
@@ -300,6 +305,7 @@ class ModelRunner:
             assert rows.before is not None
             run.cache = _copied(rows.before)
             self._pass(run.cache, kept)
+            run.passes += 1
         run.tokens.extend(kept)
         run.last = Last(rows.logits[path[-1] : path[-1] + 1], None)
 
@@ -337,19 +343,21 @@ class ModelRunner:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
             cache = self._empty()
-            return Run(cache, list(lineage.prefilled), self._pass(cache, behind))
-        prefix = self._prefix(lineage.prefix)
+            return Run(cache, list(lineage.prefilled), self._pass(cache, behind), 1)
+        prefix, passes = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
         last = self._pass(cache, behind) if behind else prefix.last
-        return Run(cache, list(lineage.prefilled), last)
+        return Run(cache, list(lineage.prefilled), last, passes + bool(behind))
 
-    def _prefix(self, name: Prefix) -> Run:
+    def _prefix(self, name: Prefix) -> tuple[Run, int]:
+        """Give the cache of a prefix, and how many passes that took."""
         run = self.store.find(name, Run)
-        if run is None:
-            cache = self._empty()
-            run = Run(cache, [], self._pass(cache, name.tokens))
-            self.store.put(name, run)
-        return run
+        if run is not None:
+            return run, 0
+        cache = self._empty()
+        run = Run(cache, [], self._pass(cache, name.tokens))
+        self.store.put(name, run)
+        return run, 1
 
     def _empty(self) -> DynamicCache:
         return DynamicCache(config=self._model.config)
