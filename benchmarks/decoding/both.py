@@ -47,12 +47,14 @@ def measure_both(
     """Answer requests four ways at each interval; all answers are asserted equal."""
     inner = NumpyFlat.build(world_library().passages, HashingEncoder(), k=1)
     retriever: Retriever = DelayedRetriever(inner, delay_s)
-    settings = {"template": loaded.template}
     models = {
-        "one token a pass": HuggingFaceLM(loaded.model, loaded.tokenizer, **settings),
-        "drafts": HuggingFaceLM(
-            loaded.model, loaded.tokenizer, decoding=Decoding(drafter=SuffixDrafter()), **settings
-        ),
+        name: HuggingFaceLM(
+            loaded.model, loaded.tokenizer, template=loaded.template, decoding=decoding
+        )
+        for name, decoding in (
+            ("one token a pass", None),
+            ("drafts", Decoding(drafter=SuffixDrafter())),
+        )
     }
     asked = [
         Request(prompt=one.prompt, max_tokens=tokens)
@@ -72,7 +74,7 @@ def measure_both(
                         began_s = time.perf_counter()
                         answer = run(request)
                         took_s = time.perf_counter() - began_s
-                        texts.add(answer if isinstance(answer, str) else answer.text)
+                        texts.add(answer.text)
                         row = {"interval": interval, "request": number, "loop": way}
                         rows.append({**row, "model": name, "seconds": took_s})
                         watch(rows[-1])

@@ -233,11 +233,11 @@ def summary(result: Mapping[str, Any], clock: str) -> list[dict[str, Any]]:
             found[task, way].append({"speed": fastest / least[way], "tokens_a_pass": gained})
     summaries = []
     for (task, way), values in found.items():
-        row: dict[str, Any] = {"task": task, "way": way, "requests": len(values)}
-        row |= {name: median(value[name] for value in values) for name in values[0]}
+        told: Row = {"task": task, "way": way, "requests": len(values)}
+        told |= {name: median(value[name] for value in values) for name in values[0]}
         if way in OURS and task in result["expected"]:
             curves = result["expected"][task].items()
-            row["bound"] = max(gain / curve.of(1 + int(length)) for length, gain in curves)
-            row["share"] = row["speed"] / row["bound"]
-        summaries.append(row)
+            told["bound"] = max(gain / curve.of(1 + int(length)) for length, gain in curves)
+            told["share"] = told["speed"] / told["bound"]
+        summaries.append(told)
     return summaries

@@ -31,6 +31,7 @@ except ImportError as missing:
 
 from ralmspec_plugins.lm import text as lm_text
 from ralmspec_plugins.lm.decoder import (
+    Decoder,
     DecodingSettings,
     HostedModel,
     PlainDecoder,
@@ -179,7 +180,7 @@ class HuggingFaceLM:
         self._owners = itertools.count()
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
         self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
-        self.decoder = (
+        self.decoder: Decoder = (
             PlainDecoder(self._passes)
             if decoding is None
             else decoding.decoder(
