@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ralmspec_plugins.decoding.budget import CostCurve
-from ralmspec_plugins.decoding.certification import is_certain
+from ralmspec_plugins.decoding.certification import is_certain, share_difference
 from ralmspec_plugins.lm.decoder import HostedModel
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Run, is_croppable
 
@@ -34,18 +34,26 @@ class ErrorBound:
         """Take the largest difference seen times this."""
         self.factor = factor
         self.largest = 0.0
+        self.largest_share = 0.0  # difference in the probability of all tokens up to one
         self._lock = threading.Lock()
 
     @property
     def value(self) -> float:
-        """The bound."""
+        """The bound of a logit's difference."""
         return self.factor * self.largest
 
-    def observe(self, difference: float) -> None:
-        """Take in a difference; one that is no number makes the bound infinite."""
+    @property
+    def share(self) -> float:
+        """The bound of the difference in the probability of all tokens up to any one."""
+        return self.factor * self.largest_share
+
+    def observe(self, difference: float, share: float) -> None:
+        """Take in differences; one that is no number makes its bound infinite."""
         with self._lock:
             if not difference <= self.largest:
                 self.largest = difference if difference == difference else float("inf")
+            if not share <= self.largest_share:
+                self.largest_share = share if share == share else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +90,15 @@ def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibr
         model.runner.feed(run, text[-1])
         truth.append(run.logits)
     error = ErrorBound(factor)
-    chains = _largest_difference(model.runner, prompt, text, truth, trees=False)
-    error.observe(chains)
+    chains, share = _largest_differences(model, prompt, text, truth, trees=False)
+    error.observe(chains, share)
     trees = False
     if model.runner.takes_trees and is_croppable(run.cache):
-        branched = _largest_difference(model.runner, prompt, text, truth, trees=True)
+        branched, share = _largest_differences(model, prompt, text, truth, trees=True)
         trees = branched <= _WIDER * chains + 1e-6 * float(truth[0].abs().max())
         if trees:
-            error.observe(branched)
-    near = _near(model, prompt, text, truth, error.value)
+            error.observe(branched, share)
+    near = _near(model, prompt, text, truth, error)
     return Calibration(error, near, trees, torch.get_num_threads())
 
 
@@ -153,29 +161,47 @@ def _prompt(model: HostedModel) -> list[int]:
     return [(7 + at * step * 13) % model.vocabulary for at in range(_PROMPT)]
 
 
-def _largest_difference(
-    runner: ModelRunner,
+def _largest_differences(
+    model: HostedModel,
     prompt: Sequence[int],
     text: Sequence[int],
     truth: Sequence[Tensor],
     *,
     trees: bool,
-) -> float:
-    """Read a text in blocks, beside drafts that come to nothing, and compare its logits."""
-    run = runner.start(prompt)
-    largest = 0.0
+) -> tuple[float, float]:
+    """Read a text in blocks, beside drafts that come to nothing, and compare what it gives.
+
+    Gives the largest difference of a logit, and of a share as `share_difference` has it.
+    """
+    run = model.runner.start(prompt)
+    largest = ErrorBound(1.0)
     for size in itertools.cycle(_BLOCKS):
         at = len(run.tokens)
         block = list(text[at : at + size])
         if not block:
-            return largest
+            break
         tokens, parents, path = _rows_of(block, trees)
-        rows = runner.read_rows(run, tokens, parents)
-        for offset, row in enumerate(path):
-            difference = (rows.logits[row] - truth[at + offset + 1][0]).abs().max()
-            largest = max(largest, float(difference)) if difference == difference else float("inf")
-        runner.keep_rows(run, rows, path)
-    raise AssertionError
+        rows = model.runner.read_rows(run, tokens, parents)
+        for place, row in enumerate(path, at + 1):
+            largest.observe(
+                *differences(model, truth[place], rows.logits[row], prompt, text[:place])
+            )
+        model.runner.keep_rows(run, rows, path)
+    return largest.largest, largest.largest_share
+
+
+def differences(
+    model: HostedModel,
+    logits: Tensor,
+    others: Tensor,
+    front: Sequence[int],
+    text: Sequence[int],
+) -> tuple[float, float]:
+    """Compare logits of the compute schedule with others of the same position."""
+    with torch.inference_mode():
+        difference = float((logits.reshape(-1) - others.reshape(-1)).abs().max())
+        share = share_difference(logits, others, model.sampling, (*front, *text))
+    return difference, share
 
 
 def _rows_of(block: list[int], trees: bool) -> tuple[list[int], list[int], list[int]]:
@@ -195,16 +221,17 @@ def _near(
     prompt: Sequence[int],
     text: Sequence[int],
     truth: Sequence[Tensor],
-    bound: float,
+    error: ErrorBound,
 ) -> float:
-    """Estimate the part of decisions that the bound leaves open."""
+    """Estimate the part of decisions that the bounds leave open."""
 
     def share(wider: float) -> float:
         uncertain = sum(
             not is_certain(
                 logits,
                 model.sampling,
-                bound * wider,
+                error.value * wider,
+                share_bound=error.share * wider,
                 history=(*prompt, *text[:position]),
                 position=position,
             )

@@ -23,16 +23,19 @@ def is_certain(
     settings: Greedy | Sampling,
     bound: float,
     *,
+    share_bound: float = 1.0,
     history: Sequence[int] = (),
     seed: int = 0,
     position: int = 0,
 ) -> bool:
-    """Say whether all logits within the bound of these lead to the same token.
+    """Say whether all logits within the bounds of these lead to the same token.
 
     Args:
         logits: behind a position, [1, vocabulary] or [vocabulary], in float32.
         settings: how the token is chosen.
         bound: the most that each logit may differ.
+        share_bound: the most that they may then differ in the probability of all tokens up to
+            any one of them, which decides a draw. Errors of logits mostly cancel out in it.
         history: the tokens in front, for a repetition penalty.
         seed: of the draw.
         position: of the draw.
@@ -42,25 +45,30 @@ def is_certain(
     (True, False)
     """
     with torch.inference_mode():
-        row: Any = logits.reshape(-1)
-        penalty = settings.repetition_penalty
-        if penalty != 1.0:
-            row = _penalised(row, penalty, history)
-            bound *= max(penalty, 1.0 / penalty)
+        row: Any = _penalised(logits.reshape(-1), settings.repetition_penalty, history)
+        bound *= max(settings.repetition_penalty, 1.0 / settings.repetition_penalty)
         if isinstance(settings, Greedy):
             best = row.max()
             slack = 2.0 * bound + _ROUNDING * abs(float(best))
             return int((row >= best - slack).sum()) == 1
         scores: Floats = row.double().cpu().numpy() / settings.temperature
     finite = scores[np.isfinite(scores)]
-    if not len(finite):
+    if not len(finite) or np.isnan(scores).any():
         return False
     bound = bound / settings.temperature + _ROUNDING * float(np.abs(finite).max())
-    return draw_is_certain(scores, settings.top_k, settings.top_p, bound, uniform(seed, position))
+    number = uniform(seed, position)
+    return draw_is_certain(scores, settings.top_k, settings.top_p, bound, number, share_bound)
 
 
-def draw_is_certain(scores: Floats, top_k: int, top_p: float, bound: float, number: float) -> bool:
-    """Say whether a random number falls on the same token for all scores within the bound.
+def draw_is_certain(
+    scores: Floats,
+    top_k: int,
+    top_p: float,
+    bound: float,
+    number: float,
+    share_bound: float = 1.0,
+) -> bool:
+    """Say whether a random number falls on the same token for all scores within the bounds.
 
     Worked: two tokens of equal score share [0, 1) in halves. With a bound of 0.05 the
     odds of the first are at least exp(-0.1) to 1, so its end may lie from 0.475 to 0.525:
@@ -69,18 +77,55 @@ def draw_is_certain(scores: Floats, top_k: int, top_p: float, bound: float, numb
     [True, True, False, True]
     """
     scores = scores - scores.max()
-    surely, possibly = _top_k(scores, top_k, bound)
-    if top_p < 1.0:
-        surely, possibly = _top_p(scores, surely, possibly, top_p, bound)
+    surely, possibly = _candidates(scores, top_k, top_p, bound)
     weights = np.where(possibly, np.exp(scores), 0.0)
     sure = np.where(surely, weights, 0.0)
     # The end of each token's interval, at its earliest and at its latest.
     earliest = _share(sure.cumsum(), weights.sum() - weights.cumsum(), -bound)
     latest = _share(weights.cumsum(), sure.sum() - sure.cumsum(), bound)
+    if np.array_equal(surely, possibly):
+        shares = weights.cumsum() / weights.sum()
+        earliest = np.maximum(earliest, shares - share_bound)
+        latest = np.minimum(latest, shares + share_bound)
     token = int(earliest.searchsorted(number + _EDGE, side="right"))  # the first that ends behind
     if token >= len(scores) or not surely[token]:
         return False
     return token == 0 or bool(latest[token - 1] < number - _EDGE)
+
+
+def share_difference(
+    logits: Tensor, others: Tensor, settings: Greedy | Sampling, history: Sequence[int]
+) -> float:
+    """Give the largest difference in the probability of all tokens up to any one of them.
+
+    The tokens are those that the settings leave of the first logits.
+
+    >>> one, other = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 4.0]).log1p()
+    >>> round(share_difference(one, other, Sampling(), ()), 3)
+    0.333
+    """
+    if isinstance(settings, Greedy):
+        return 0.0
+    both = []
+    for row in (logits, others):
+        scores = _penalised(row.reshape(-1), settings.repetition_penalty, history)
+        both.append(scores.double().cpu().numpy() / settings.temperature)
+    scores = both[0] - both[0].max()
+    left, _ = _candidates(scores, settings.top_k, settings.top_p, 0.0)
+    shares = []
+    for scores in both:
+        with np.errstate(invalid="ignore"):  # where there is NaN, the difference is NaN
+            weights = np.where(left, np.exp(scores - scores.max()), 0.0)
+            shares.append(weights.cumsum() / weights.sum())
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def _candidates(scores: Floats, top_k: int, top_p: float, bound: float) -> tuple[Bools, Bools]:
+    """Say which tokens surely, and which possibly, are left to draw from; 0 is the best score."""
+    surely, possibly = _top_k(scores, top_k, bound)
+    if top_p < 1.0:
+        surely, possibly = _top_p(scores, surely, possibly, top_p, bound)
+    return surely, possibly
 
 
 def _share(part: Floats, rest: Floats, bound: float) -> Floats:
@@ -133,6 +178,8 @@ def _top_p(
 
 def _penalised(row: Tensor, penalty: float, history: Sequence[int]) -> Tensor:
     """Apply a repetition penalty, as transformers does."""
+    if penalty == 1.0:
+        return row
     seen = torch.tensor(sorted(set(history)), dtype=torch.long, device=row.device)
     if not len(seen):
         return row
