@@ -108,8 +108,8 @@ def share_difference(
         return 0.0
     both = []
     for row in (logits, others):
-        scores = _penalised(row.reshape(-1), settings.repetition_penalty, history)
-        both.append(scores.double().cpu().numpy() / settings.temperature)
+        penalised = _penalised(row.reshape(-1), settings.repetition_penalty, history)
+        both.append(penalised.double().cpu().numpy() / settings.temperature)
     scores = both[0] - both[0].max()
     left, _ = _candidates(scores, settings.top_k, settings.top_p, 0.0)
     shares = []

@@ -10,7 +10,7 @@ START: Final = 0  # the state of the empty sequence
 _CLIMB: Final = 32  # suffixes of a place that are counted, longest first: keeps a token's cost O(1)
 
 
-class Step(NamedTuple):
+class Follower(NamedTuple):
     """A token that follows somewhere: the state behind it, and how often and how late that is."""
 
     token: int
@@ -47,7 +47,7 @@ class SuffixAutomaton:
 
     >>> automaton = SuffixAutomaton([1, 2, 3, 1, 2, 4, 1, 2])
     >>> state, length = automaton.repeated()
-    >>> length, [(step.token, step.places) for step in automaton.steps(state)]
+    >>> length, [(one.token, one.places) for one in automaton.followers(state)]
     (2, [(4, 1), (3, 1)])
     """
 
@@ -124,12 +124,14 @@ class SuffixAutomaton:
                 state, length = self._next[state][token], length + 1
         return state, length
 
-    def steps(self, state: int) -> list[Step]:
+    def followers(self, state: int) -> list[Follower]:
         """Give the tokens that follow a state: the most frequent first, then the most recent."""
         count, recent = self._count, self._recent
-        found = [Step(token, to, count[to], recent[to]) for token, to in self._next[state].items()]
+        found = [
+            Follower(token, to, count[to], recent[to]) for token, to in self._next[state].items()
+        ]
         if len(found) > 1:
-            found.sort(key=lambda step: (-step.places, -step.recent))
+            found.sort(key=lambda one: (-one.places, -one.recent))
         return found
 
     def only(self, state: int) -> tuple[int, int] | None:

@@ -43,7 +43,7 @@ def test_the_longest_repeated_ending_and_what_followed_it(
 
     assert _repeated(tokens) == length
     if length:
-        found = {step.token: step.places for step in automaton.steps(state)}
+        found = {step.token: step.places for step in automaton.followers(state)}
         assert _following(tokens, length) == found
 
 
@@ -83,7 +83,7 @@ def test_the_most_frequent_comes_first_and_then_the_most_recent() -> None:
     automaton = SuffixAutomaton([1, 5, 1, 6, 1, 5, 1, 7, 1])
     state, _ = automaton.repeated()
 
-    assert [5, 7, 6] == [step.token for step in automaton.steps(state)]
+    assert [5, 7, 6] == [step.token for step in automaton.followers(state)]
 
 
 def test_what_stays_cannot_be_taken_back() -> None:

@@ -55,7 +55,7 @@ def expand(
             parent = len(tokens) - 1
             token, at = only
             found = Evidence(source, found.match + 1, 1.0)
-        steps = automaton.steps(at)
+        steps = automaton.followers(at)
         places, parent = sum(step.places for step in steps), len(tokens) - 1
         for step in steps[:_BRANCHES]:
             share = step.places / places
@@ -79,7 +79,7 @@ def _roots(
     for _ in range(_LEVELS):
         if state == START or length < least:
             return
-        steps = automaton.steps(state)[:_BRANCHES]
+        steps = automaton.followers(state)[:_BRANCHES]
         places = sum(step.places for step in steps)
         total = places + len(steps)
         for step in steps:
