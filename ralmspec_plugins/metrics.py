@@ -92,6 +92,10 @@ class MetricsRecorder:
         self.accepted = 0
         self.reused = 0
         self.retries = 0
+        self.model_passes = 0
+        self.tokens_written = 0
+        self.drafts_accepted = 0
+        self.decisions_retaken = 0
         self._spans: list[Span] = []
         self._sent_s: dict[Search, float] = {}
         self._overlap = OverlapTracker()
@@ -110,6 +114,13 @@ class MetricsRecorder:
         ahead = isinstance(need, Extend) and need.ahead
         span = Span(_KINDS[type(need)], done.started_s, done.ended_s, queries, ahead, outcome)
         self._spans.append(span)
+        progress = getattr(need, "progress", None)  # of work that a model may do
+        if progress is not None:
+            span.passes = progress.model_passes
+            self.model_passes += progress.model_passes
+            self.tokens_written += progress.tokens
+            self.drafts_accepted += progress.drafts_accepted
+            self.decisions_retaken += progress.decisions_retaken
         return span
 
     def search(self, done: Completed) -> Searched:
@@ -173,5 +184,9 @@ class MetricsRecorder:
             reused=self.reused,
             unguessed=unguessed,
             retries=self.retries,
+            model_passes=self.model_passes,
+            tokens_written=self.tokens_written,
+            drafts_accepted=self.drafts_accepted,
+            decisions_retaken=self.decisions_retaken,
             timeline=tuple(self._spans),
         )

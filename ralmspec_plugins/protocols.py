@@ -32,6 +32,10 @@ class Progress:
         """Send reports to `report`, or nowhere."""
         self._report = report
         self._cancelled = False
+        self.model_passes = 0
+        self.tokens = 0
+        self.drafts_accepted = 0
+        self.decisions_retaken = 0
 
     @property
     def cancelled(self) -> bool:
@@ -60,6 +64,15 @@ class Progress:
         """Hand on the state with the unfinished text."""
         if self._report is not None and not self._cancelled:
             self._report(state)
+
+    def count(
+        self, *, model_passes: int, tokens: int, drafts_accepted: int, decisions_retaken: int
+    ) -> None:
+        """Take in what writing took; a model that counts its passes calls this at the end."""
+        self.model_passes += model_passes
+        self.tokens += tokens
+        self.drafts_accepted += drafts_accepted
+        self.decisions_retaken += decisions_retaken
 
 
 class Workload(Protocol[StateT]):

@@ -29,6 +29,7 @@ class Span:
     queries: int = 0  # in a search: how many queries shared its round trip
     ahead: bool = False  # an extend that began before its passages were verified
     outcome: Outcome = Outcome.KEPT
+    passes: int = 0  # of a model that counts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,21 @@ class Stats:
     reused: int = 0  # dropped segments that became part of the answer after all
     unguessed: str | None = None  # why no segment was begun on a guess; `None` if one was
     retries: int = 0  # failed speculative work that was run once more alone
+    model_passes: int = 0  # of a model that counts them, those of wasted segments included
+    tokens_written: int = 0  # in them
+    drafts_accepted: int = 0  # tokens that were drafted, and chosen by the model
+    decisions_retaken: int = 0  # choices of a token taken again by passes of one token
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 
     @property
     def guess_rate(self) -> float | None:
         """The share of guesses that were right, or `None` if none was made."""
         return self.accepted / self.guesses if self.guesses else None
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens written in a model's pass, prefills included; `None` if passes are not counted."""
+        return self.tokens_written / self.model_passes if self.model_passes else None
 
     @property
     def search_s(self) -> float:

@@ -1,8 +1,9 @@
-"""The planted bugs: each is one replacement in the loop, schedules, caches or model runner."""
+"""The planted bugs: each is one replacement in the loop, schedules, caches, model or decoding."""
 
 from dataclasses import dataclass
 
 EQUALITY = "tests/test_equality.py"
+DECODING = "tests/decoding/test_equality.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 
 
@@ -374,5 +375,125 @@ BUGS = (
         "if isinstance(error, StopIteration | StopAsyncIteration):",
         "if error is None:",
         "tests/engine/test_stop_iteration.py",
+    ),
+    Bug(
+        "a draft sees its elder sibling instead of its parent",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "seen[row] |= seen[parent]",
+        "seen[row] |= seen[row - 1]",
+        DECODING,
+    ),
+    Bug(
+        "a draft stands at the position of its row",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "positions = past + seen.sum(dim=1) - 1",
+        "positions = past + torch.arange(len(parents))",
+        DECODING,
+    ),
+    Bug(
+        "the cache keeps a sibling of the draft that was accepted",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "[first + row for row in path]",
+        "[first + row for row in range(len(path))]",
+        DECODING,
+    ),
+    Bug(
+        "rejected drafts stay in the cache",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "        cache.crop(len(path) - rows)\n",
+        "        pass\n",
+        DECODING,
+    ),
+    Bug(
+        "a draft is read behind the wrong logits",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "run.last = Last(rows.logits[path[-1] : path[-1] + 1], None)",
+        "run.last = Last(rows.logits[-1:], None)",
+        DECODING,
+    ),
+    Bug(
+        "a token behind drafts counts as read by the schedule",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "        if run.is_scheduled:\n            run.scheduled += 1\n",
+        "        run.scheduled += 1\n",
+        DECODING,
+    ),
+    Bug(
+        "a cropped cache forgets how far the schedule went",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "        run.scheduled = min(run.scheduled, keep)\n",
+        "",
+        DECODING,
+    ),
+    Bug(
+        "what is kept for going back to is written on",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "            run.cache = _copied(rows.before)\n",
+        "            run.cache = rows.before\n",
+        "tests/decoding/test_models.py -k open_choices",
+    ),
+    Bug(
+        "an open choice is not taken again",
+        "ralmspec_plugins/lm/huggingface.py",
+        "if not segment.is_certain(draft.tokens, logits):",
+        "if False:",
+        DECODING,
+    ),
+    Bug(
+        "a choice is certified with the random number of a rejected draft",
+        "ralmspec_plugins/decoding/decoder.py",
+        "            position=len(tokens),\n",
+        "            position=len(tokens) + len(self._drafted),\n",
+        DECODING,
+    ),
+    Bug(
+        "a margin is held against half of what two logits may differ",
+        "ralmspec_plugins/decoding/certification.py",
+        "slack = 2.0 * bound",
+        "slack = 1.0 * bound",
+        "tests/decoding/test_certification.py",
+    ),
+    Bug(
+        "a token at the edge of top-k is taken to be surely in it",
+        "ralmspec_plugins/decoding/certification.py",
+        "return (scores > next_best + 2.0 * bound) & possibly, possibly",
+        "return possibly, possibly",
+        "tests/decoding/test_certification.py",
+    ),
+    Bug(
+        "a draft is followed that was not chosen",
+        "ralmspec_plugins/decoding/verification.py",
+        "child = self.tree.child(self._path[-1] - 1, token)",
+        "child = self._path[-1] if self._path[-1] < len(self.tree) else None",
+        DECODING,
+    ),
+    Bug(
+        "the suffix automaton keeps a text that was rolled back",
+        "ralmspec_plugins/decoding/drafters/suffix.py",
+        "automaton.truncate(automaton.fixed + common_length(copied.text, text))",
+        "automaton.truncate(automaton.fixed + min(len(copied.text), len(text)))",
+        "tests/decoding/test_drafters.py",
+    ),
+    Bug(
+        "a rolled back place is still counted",
+        "ralmspec_plugins/decoding/suffix_automaton.py",
+        "            self._count[state] -= 1\n",
+        "",
+        "tests/decoding/test_suffix_automaton.py",
+    ),
+    Bug(
+        "a text goes on for the rest of an accepted block",
+        "ralmspec_plugins/lm/huggingface.py",
+        "while not draft.finished and len(draft.tokens) < goal:",
+        "while (\n                not draft.finished or getattr(segment, '_pass', None)\n"
+        "            ) and len(draft.tokens) < goal:",
+        "tests/decoding/test_ends.py",
+    ),
+    Bug(
+        "a stop string is cut one letter late",
+        "ralmspec_plugins/lm/state.py",
+        'transcript, ending = transcript.cut(stop), "stop"',
+        'transcript, ending = transcript.cut(stop + 1), "stop"',
+        "tests/decoding/test_ends.py",
     ),
 )

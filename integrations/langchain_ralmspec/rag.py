@@ -181,18 +181,14 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        own: Any = super().get_input_schema
-        schema: type[BaseModel] = (
-            own(config) if self._like is None else self._like.get_input_schema(config)
-        )
+        like: Any = super() if self._like is None else self._like
+        schema: type[BaseModel] = like.get_input_schema(config)
         return schema
 
     @override
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        own: Any = super().get_output_schema
-        schema: type[BaseModel] = (
-            own(config) if self._like is None else self._like.get_output_schema(config)
-        )
+        like: Any = super() if self._like is None else self._like
+        schema: type[BaseModel] = like.get_output_schema(config)
         return schema
 
     @property

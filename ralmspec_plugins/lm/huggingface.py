@@ -30,7 +30,15 @@ except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
 from ralmspec_plugins.lm import text as lm_text
-from ralmspec_plugins.lm.kv_cache import CacheStore, ModelRunner, PrefillSchedule, Prefix
+from ralmspec_plugins.lm.decoder import (
+    Decoder,
+    DecodingSettings,
+    HostedModel,
+    PlainDecoder,
+    SegmentDecoder,
+    SegmentText,
+)
+from ralmspec_plugins.lm.kv_cache import CacheStore, ModelRunner, PrefillSchedule, Prefix, Run
 from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft, DraftOrigin
@@ -142,6 +150,7 @@ class HuggingFaceLM:
         template: PassageTemplate | None = None,
         cache_bytes: int = 2 * _GIB,  # about 8 caches of 512 tokens of a 7B model in 16 bit
         passage_tokens: int = 256,  # as in the paper: passages are cut to 256 tokens
+        decoding: DecodingSettings | None = None,
     ) -> None:
         """Drive a loaded model; it is put into evaluation mode.
 
@@ -152,6 +161,8 @@ class HuggingFaceLM:
             template: The text around passages and prompt.
             cache_bytes: The most memory for caches that are not in use.
             passage_tokens: Where each passage is cut.
+            decoding: How tokens are speculated on (`ralmspec_plugins.decoding.Decoding`); one
+                token a pass without. What it needs to know of the model is measured here.
 
         Raises:
             ConfigError: a number is out of range.
@@ -169,6 +180,19 @@ class HuggingFaceLM:
         self._owners = itertools.count()
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
         self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
+        self.decoder: Decoder = (
+            PlainDecoder(self._passes)
+            if decoding is None
+            else decoding.decoder(
+                HostedModel(
+                    runner=self._passes,
+                    sampling=self._chooser.settings,
+                    vocabulary=vocabulary_size(model),
+                    context=self._context,
+                    encode=lambda passage: self._passage_ids(passage.title, passage.text),
+                )
+            )
+        )
 
     @classmethod
     def from_pretrained(
@@ -181,6 +205,7 @@ class HuggingFaceLM:
         template: PassageTemplate | None = None,
         cache_bytes: int = 2 * _GIB,
         passage_tokens: int = 256,
+        decoding: DecodingSettings | None = None,
     ) -> "HuggingFaceLM":
         """Load a saved model, or one from the hub; code that comes with it is never run.
 
@@ -195,6 +220,7 @@ class HuggingFaceLM:
             template=template,
             cache_bytes=cache_bytes,
             passage_tokens=passage_tokens,
+            decoding=decoding,
         )
 
     @property
@@ -275,9 +301,10 @@ class HuggingFaceLM:
         return draft.prompt_tokens, draft.tokens, draft.finished
 
     def write_key(self, draft: Draft, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit.
+        """Hold all that `write` depends on, to the last bit; with `decoding`, to the last token.
 
-        With other passages than the draft's, its own cache does not matter.
+        With other passages than the draft's, its own cache does not matter. How drafts
+        were cut into passes is no part of it: it changes no token.
         """
         count = draft.allowed(tokens)
         try:
@@ -289,6 +316,7 @@ class HuggingFaceLM:
     def release(self, draft: Draft) -> None:
         """Free the caches of this draft's request; passages' own caches stay for others."""
         self._passes.store.release(draft.origin.owner)
+        self.decoder.release(draft.origin.owner)
 
     def _write(
         self,
@@ -306,22 +334,52 @@ class HuggingFaceLM:
         self._check_context(lineage, goal)
         progress.check()
         run = self._passes.open(lineage, draft.tokens)
+        segment = self._segment(draft, lineage, run)
+        before = len(draft.tokens)
         try:
             while not draft.finished and len(draft.tokens) < goal:
-                for token in draft.tokens[len(run.tokens) :]:
-                    progress.check()
-                    self._passes.feed(run, token)
+                logits = segment.logits(draft.tokens, goal, progress)
                 progress.check()
-                token = self._next_token(draft, lineage, run.logits)
+                if not segment.is_certain(draft.tokens, logits):
+                    logits = segment.retake(draft.tokens, progress)
+                token = self._next_token(draft, lineage, logits)
                 draft = draft.grown(token, self._eos, self._decode)
                 progress.report(draft)
                 if complete(draft):
                     break
         except Cancelled:
-            self._passes.close(lineage, run)
+            self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
             raise
-        self._passes.close(lineage, run)
+        self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
         return draft
+
+    def _segment(self, draft: Draft, lineage: PrefillSchedule, run: Run) -> SegmentDecoder:
+        passages = draft.passages or ()
+        text = SegmentText(
+            request=draft.origin.owner,
+            seed=draft.origin.seed,
+            passages=tuple(self._passage_ids(one.title, one.text) for one in passages),
+            front=lineage.prefix.tokens + lineage.prompt,
+        )
+        return self.decoder.segment(run, text)
+
+    def _keep(
+        self,
+        lineage: PrefillSchedule,
+        run: Run,
+        segment: SegmentDecoder,
+        progress: Progress,
+        tokens: int,
+    ) -> None:
+        """Keep a run whose last pass was completed, and say what writing took."""
+        segment.close()
+        self._passes.close(lineage, run)
+        progress.count(
+            model_passes=run.passes,
+            tokens=tokens,
+            drafts_accepted=segment.drafts_accepted,
+            decisions_retaken=segment.decisions_retaken,
+        )
 
     def _lineage(self, draft: Draft) -> PrefillSchedule:
         passages = draft.passages or ()

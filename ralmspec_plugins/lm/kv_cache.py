@@ -8,6 +8,9 @@ So which tokens share a pass is fixed by a `PrefillSchedule` and never by what h
 3. each later token in a pass of its own.
 
 A cache in memory saves passes; it never changes which ones a result rests on.
+
+Where several tokens are read in one pass all the same (`read_rows`, for drafts), a
+`Run` knows how many of its tokens were read by the schedule, and goes back to them.
 """
 
 import copy
@@ -15,15 +18,17 @@ import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, ModelError
 
 # Keeps the key-value caches of a model: one owner, one byte budget, oldest out first.
 
@@ -164,11 +169,28 @@ class Last:
 
 @dataclass(slots=True)
 class Run:
-    """A key-value cache, the generated tokens that it holds, and what the last pass left."""
+    """A key-value cache, the generated tokens that it holds, and what the last pass left.
+
+    The first `scheduled` of the tokens were read by the compute schedule; those
+    behind them, if any, in passes of other portions. A cache that cannot be cropped
+    is kept as it was behind those tokens in `fallback`.
+    """
 
     cache: DynamicCache
     tokens: list[int]
     last: Last
+    passes: int = 0  # made for it since it was opened
+    scheduled: int = field(init=False)
+    fallback: DynamicCache | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Count all tokens as read by the schedule."""
+        self.scheduled = len(self.tokens)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the last pass' logits are those of the compute schedule, to the last bit."""
+        return self.scheduled == len(self.tokens)
 
     @property
     def logits(self) -> Tensor:
@@ -177,8 +199,21 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of cache, logits and hidden state."""
-        return self.last.nbytes + sum(tensor.nbytes for tensor in _tensors(self.cache))
+        """The bytes of caches, logits and hidden state."""
+        caches = [self.cache] if self.fallback is None else [self.cache, self.fallback]
+        return self.last.nbytes + sum(t.nbytes for cache in caches for t in _tensors(cache))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one pass over several rows left: the logits behind each, and the cache before it.
+
+    Row 0 is the token behind the run's last; every other one stands behind its parent.
+    """
+
+    tokens: tuple[int, ...]
+    logits: Tensor  # [rows, vocabulary], float32
+    before: DynamicCache | None  # where the cache cannot be cropped
 
 
 class ModelRunner:
@@ -199,7 +234,16 @@ class ModelRunner:
         self._lock = threading.Lock()
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._keeps = "logits_to_keep" in parameters
+        attention = getattr(model.config, "_attn_implementation", None)
+        # Other kinds of attention take no mask of ours, or read it in another way.
+        self.takes_trees = "position_ids" in parameters and attention in ("sdpa", "eager")
         self.store = CacheStore(cache_bytes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        device: torch.device = self._embedding.weight.device
+        return device
 
     def open(self, lineage: PrefillSchedule, tokens: Sequence[int]) -> Run:
         """Take out a lineage's cache with at most these tokens in it, or make it anew.
@@ -207,6 +251,8 @@ class ModelRunner:
         The caller feeds the tokens that are missing, and gives the run back with `close`.
         """
         run = self.store.take(lineage, Run)
+        if run is not None:
+            run.passes = 0
         if run is not None and self._roll_back(run, tokens, len(lineage.prefilled)):
             return run
         return self._prefill(lineage)
@@ -214,7 +260,63 @@ class ModelRunner:
     def feed(self, run: Run, token: int) -> None:
         """Run one token's pass."""
         run.last = self._pass(run.cache, (token,))
+        run.passes += 1
+        if run.is_scheduled:
+            run.scheduled += 1
         run.tokens.append(token)
+
+    def start(self, tokens: Sequence[int]) -> Run:
+        """Read tokens in one pass, for a run that belongs to no request."""
+        cache = self._empty()
+        return Run(cache, [], self._pass(cache, tokens))
+
+    def read_rows(self, run: Run, tokens: Sequence[int], parents: Sequence[int]) -> Rows:
+        """Read a token and drafts behind it in one pass, each seeing its ancestors alone.
+
+        The cache then holds all rows: nothing else is done with the run before `keep_rows`.
+
+        Args:
+            run: a run behind which the first token stands.
+            tokens: the first one, then drafts.
+            parents: for each token the row that it stands behind; -1 for the first.
+
+        Raises:
+            ModelError: the rows are no chain, and the cache or the model takes nothing else.
+        """
+        chain = all(parent == row - 1 for row, parent in enumerate(parents))
+        more: dict[str, Any] = {}
+        if not chain:
+            if not (self.takes_trees and is_croppable(run.cache)):
+                raise ModelError("this model reads chains of drafts, not trees")
+            more = _tree_arguments(run.cache.get_seq_length(), parents, self._model)
+        before = None if is_croppable(run.cache) else _copied(run.cache)
+        if before is not None and run.is_scheduled:
+            run.fallback = before
+        last = self._pass(run.cache, tokens, len(tokens), **more)
+        run.passes += 1
+        return Rows(tuple(tokens), last.logits, before)
+
+    def keep_rows(self, run: Run, rows: Rows, path: Sequence[int]) -> None:
+        """Keep the rows of one path, row 0 first, and forget the others."""
+        kept, rejected = [rows.tokens[row] for row in path], len(rows.tokens) - len(path)
+        if rejected and rows.before is None:
+            _keep_columns(run.cache, len(rows.tokens), path)
+        elif rejected:
+            assert rows.before is not None
+            run.cache = _copied(rows.before)
+            self._pass(run.cache, kept)
+            run.passes += 1
+        run.tokens.extend(kept)
+        run.last = Last(rows.logits[path[-1] : path[-1] + 1], None)
+
+    def reschedule(self, run: Run) -> None:
+        """Go back to the tokens that were read by the schedule; the next one is to be fed."""
+        if is_croppable(run.cache):
+            run.cache.crop(run.scheduled - len(run.tokens))
+        elif not run.is_scheduled:
+            assert run.fallback is not None
+            run.cache, run.fallback = run.fallback, None
+        del run.tokens[run.scheduled :]
 
     def close(self, lineage: PrefillSchedule, run: Run) -> None:
         """Keep a run for later; only one whose last pass was completed."""
@@ -230,39 +332,42 @@ class ModelRunner:
         if keep == len(run.tokens):
             return True
         keep = min(keep, len(tokens) - 1)  # the last token's pass gives the logits again
-        if keep < prefilled or not _is_plain(run.cache):
+        if keep < prefilled or not is_croppable(run.cache):
             return False
         run.cache.crop(keep - len(run.tokens))
         del run.tokens[keep:]
+        run.scheduled = min(run.scheduled, keep)
         return True
 
     def _prefill(self, lineage: PrefillSchedule) -> Run:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
             cache = self._empty()
-            return Run(cache, list(lineage.prefilled), self._pass(cache, behind))
-        prefix = self._prefix(lineage.prefix)
+            return Run(cache, list(lineage.prefilled), self._pass(cache, behind), 1)
+        prefix, passes = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
         last = self._pass(cache, behind) if behind else prefix.last
-        return Run(cache, list(lineage.prefilled), last)
+        return Run(cache, list(lineage.prefilled), last, passes + bool(behind))
 
-    def _prefix(self, name: Prefix) -> Run:
+    def _prefix(self, name: Prefix) -> tuple[Run, int]:
+        """Give the cache of a prefix, and how many passes that took."""
         run = self.store.find(name, Run)
-        if run is None:
-            cache = self._empty()
-            run = Run(cache, [], self._pass(cache, name.tokens))
-            self.store.put(name, run)
-        return run
+        if run is not None:
+            return run, 0
+        cache = self._empty()
+        run = Run(cache, [], self._pass(cache, name.tokens))
+        self.store.put(name, run)
+        return run, 1
 
     def _empty(self) -> DynamicCache:
         return DynamicCache(config=self._model.config)
 
-    def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1) -> Last:
-        arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True}
+    def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
+        arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, **more}
         if self._keeps:
             arguments["logits_to_keep"] = keep
         with self._lock, torch.inference_mode():
-            ids = torch.tensor([tokens], dtype=torch.long, device=self._embedding.weight.device)
+            ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
             output = self._model(input_ids=ids, **arguments)
             hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
             # Copies in float32, as `generate` makes one of the logits before it chooses.
@@ -277,23 +382,70 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _is_plain(cache: DynamicCache) -> bool:
-    # Sliding windows and recurrent states forget what a rollback would need.
+def is_croppable(cache: DynamicCache) -> bool:
+    """Say whether a cache can be cut back, and single rows of it kept.
+
+    Sliding windows and recurrent states forget what that would need.
+    """
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:
     """Copy a cache so that extending the copy leaves the original as it is.
 
-    A plain layer grows by concatenation into a new tensor, so its copy may share
-    the old ones; other layers may write in place.
+    Layers that grow by concatenation into a new tensor may share the old ones with
+    their copies; other layers may write in place.
     """
-    if not _is_plain(cache):
+    with torch.inference_mode():
+        twin = copy.copy(cache)
+        twin.layers = [
+            copy.copy(layer) if type(layer) in _CONCATENATED else copy.deepcopy(layer)
+            for layer in cache.layers
+        ]
+        return twin
+
+
+_CONCATENATED = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
+    """Say which rows each row of a tree sees: itself and those on the way to it, [rows, rows].
+
+    >>> ancestors([-1, 0, 0, 2]).astype(int).tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    """
+    seen = np.eye(len(parents), dtype=np.bool_)
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            seen[row] |= seen[parent]
+    return seen
+
+
+def _tree_arguments(past: int, parents: Sequence[int], model: Any) -> dict[str, Tensor]:
+    """Give a tree's additive mask, [1, 1, rows, past + rows], and its positions, by depth."""
+    seen = torch.from_numpy(ancestors(parents))
+    device = model.get_input_embeddings().weight.device
+    mask = torch.zeros((len(parents), past + len(parents)), dtype=model.dtype)
+    mask[:, past:].masked_fill_(~seen, torch.finfo(model.dtype).min)
+    positions = past + seen.sum(dim=1) - 1
+    return {
+        "attention_mask": mask[None, None].to(device),
+        "position_ids": positions[None].to(device),
+    }
+
+
+def _keep_columns(cache: DynamicCache, rows: int, path: Sequence[int]) -> None:
+    """Keep of a cache's last `rows` columns those of a path, in its order."""
+    if list(path) != list(range(len(path))):
         with torch.inference_mode():
-            return copy.deepcopy(cache)
-    twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin
+            layers: list[Any] = cache.layers  # each of them a DynamicLayer
+            for layer in layers:
+                for states in (layer.keys, layer.values):  # [batch, heads, columns, dimension]
+                    first = states.shape[-2] - rows
+                    chosen = torch.tensor([first + row for row in path], device=states.device)
+                    states[..., first : first + len(path), :] = states.index_select(-2, chosen)
+    if len(path) < rows:
+        cache.crop(len(path) - rows)
 
 
 def _tensors(cache: DynamicCache) -> Iterator[Tensor]:

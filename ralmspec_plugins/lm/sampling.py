@@ -42,6 +42,12 @@ class Sampling:
         _check_penalty(self.repetition_penalty)
 
 
+def uniform(seed: int, position: int) -> float:
+    """Give the random number, in [0, 1), that belongs to a position of a text."""
+    key = np.array([seed % 2**64, position], dtype=np.uint64)
+    return float(np.random.Generator(np.random.Philox(key=key)).random())
+
+
 def draw(scores: NDArray[np.float64], seed: int, position: int) -> int:
     """Draw an index with probability softmax(scores), by inverting the distribution in float64.
 
@@ -56,9 +62,7 @@ def draw(scores: NDArray[np.float64], seed: int, position: int) -> int:
     total = cumulative[-1]
     if not total > 0:
         raise ModelError(f"The model's scores at position {position} are not numbers (NaN).")
-    key = np.array([seed % 2**64, position], dtype=np.uint64)
-    uniform = np.random.Generator(np.random.Philox(key=key)).random()
-    index = int(cumulative.searchsorted(uniform * total, side="right"))
+    index = int(cumulative.searchsorted(uniform(seed, position) * total, side="right"))
     # The product may round up to the total itself; then the last possible token is meant.
     return index if index < len(weights) else int(np.flatnonzero(weights)[-1])
 

@@ -25,6 +25,7 @@ class TokenSampler:
 
     def __init__(self, settings: Greedy | Sampling) -> None:
         """Make the processors in the order in which `generate` applies them."""
+        self.settings = settings
         self._sampled = isinstance(settings, Sampling)
         self._processors: Any = _processors(settings)  # its call is typed too narrowly
         self.needs_history = settings.repetition_penalty != 1.0

@@ -275,6 +275,11 @@ class PassageCache:
             self._hits[slot] = hit
             self._slots[hit.passage.id] = slot
 
+    def passages(self) -> list[Passage]:
+        """Give the passages that are held, for who copies text from them."""
+        with self._lock:
+            return [hit.passage for hit in reversed(self._hits)]
+
     def invalidate(self) -> None:
         """Forget everything, for when the index has changed.
 

@@ -182,3 +182,7 @@ class Reports(Progress):
     def report(self, state: Any) -> None:
         """Hand on the unfinished draft, as a state."""
         self._outer.report(self._state_of(state))
+
+    def count(self, **counts: int) -> None:
+        """Take in what writing took."""
+        self._outer.count(**counts)

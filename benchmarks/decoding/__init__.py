@@ -1,0 +1,1 @@
+"""Measures token-level speculation: speed, acceptance, costs of passes; both speculations."""

@@ -1,0 +1,113 @@
+"""`python -m benchmarks decoding`: token-level speculation beside plain decoding, as one report."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.decoding.both import measure_both
+from benchmarks.decoding.measure import measure, summary
+from benchmarks.decoding.tasks import text_tasks, world_tasks
+from benchmarks.harness.inputs import load_model, python_library
+from benchmarks.harness.report import table
+from benchmarks.harness.results import surroundings
+from ralmspec_plugins.decoding.calibration import measure_costs
+from ralmspec_plugins.lm.decoder import HostedModel
+from ralmspec_plugins.lm.kv_cache import ModelRunner
+from ralmspec_plugins.lm.sampling import Greedy
+from ralmspec_plugins.retrieval.storage.files import write_whole
+
+SIZES = ("random:10x512", "random:12x768")  # about 34 and 93 million weights: costs alone
+
+
+def decoding(
+    out: Annotated[Path, typer.Option(help="The folder for results and report.")] = Path(
+        "ralmspec-decoding"
+    ),
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder with a trained model, or demo. [default: demo]"),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(help="The folder with *articles.jsonl and *passages.jsonl.")
+    ] = Path("DATA"),
+    requests: Annotated[int, typer.Option(min=1, help="Texts of each kind.")] = 4,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each text.")] = 96,
+    repetitions: Annotated[int, typer.Option(min=1)] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    delay_s: Annotated[float, typer.Option(help="A search's, for both speculations.")] = 0.02,
+) -> None:
+    """Measure drafts beside plain decoding and transformers' own; texts are asserted equal."""
+    torch.set_num_threads(threads)
+    result: dict[str, Any] = {"surroundings": surroundings(), "models": [], "costs": {}}
+    for name in model or ["demo"]:
+        loaded = load_model(name, ())
+        tasks = world_tasks(requests) if name == "demo" else text_tasks(requests, data)
+        result["models"].append(measure(loaded, tasks, tokens, repetitions, _say))
+        if name == "demo":
+            result["both"] = measure_both(loaded, requests, tokens, delay_s, _say)
+    for name in SIZES:
+        result["costs"][name] = _costs(name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "results.json", json.dumps(result, indent=1).encode())
+    page = report(result)
+    write_whole(out / "report.md", page.encode())
+    typer.echo(page)
+
+
+def report(result: dict[str, Any]) -> str:
+    """Write the tables of a result."""
+    about = result["surroundings"]
+    parts = [f"Measured on {about['machine']}, load {about['load_before']:.1f} before it began.\n"]
+    for measured in result["models"]:
+        parts.append(f"## {measured['model']}, {measured['parameters']:,} weights\n")
+        parts.append("c(rows): " + _curve(measured["costs"]) + "\n")
+        # One thread's own time can be told from others'; that of several is the clock's.
+        clock = "own_s" if result["surroundings"]["torch_threads"] == 1 else "seconds"
+        names = ("task", "way", "requests", "speed", "tokens_a_pass", "bound", "share")
+        rows = [[_shown(row.get(name)) for name in names] for row in summary(measured, clock)]
+        parts.append(table([name.replace("_", " ") for name in names], rows))
+    for name, costs in result["costs"].items():
+        parts.append(f"c(rows) of {name}, drawn: {_curve(costs)}\n")
+    if "both" in result:
+        parts.append("## Both speculations at once, seconds\n")
+        parts.append(_both(result["both"]))
+    return "\n".join(parts)
+
+
+def _both(rows: list[dict[str, Any]]) -> str:
+    by: dict[tuple[int, str, str], list[float]] = {}
+    for row in rows:
+        by.setdefault((row["interval"], row["loop"], row["model"]), []).append(row["seconds"])
+    shown = [[*map(str, key), f"{sum(times):.2f}"] for key, times in by.items()]
+    return table(["interval", "loop", "model", "seconds"], shown)
+
+
+def _costs(name: str) -> dict[str, float]:
+    """Time the passes of a drawn model."""
+    loaded = load_model(name, python_library().articles[:2])
+    hosted = HostedModel(
+        runner=ModelRunner(loaded.model.train(False), 0),
+        sampling=Greedy(),
+        vocabulary=int(loaded.model.config.vocab_size),
+        context=int(loaded.model.config.max_position_embeddings),
+        encode=lambda _: (),
+    )
+    curve = measure_costs(hosted, 20.0)
+    return {str(rows): cost for rows, cost in zip(curve.rows, curve.costs, strict=True)}
+
+
+def _curve(costs: dict[str, float]) -> str:
+    return ", ".join(f"{rows}: {cost:.2f}" for rows, cost in costs.items())
+
+
+def _shown(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _say(row: dict[str, Any]) -> None:
+    typer.echo(json.dumps(row), err=True)

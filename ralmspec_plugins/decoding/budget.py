@@ -1,0 +1,262 @@
+"""How many drafts to verify: what a pass of several rows costs, and how often drafts are right."""
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
+from ralmspec_plugins.errors import ConfigError
+
+# What a pass costs by its rows.
+
+
+@dataclass(frozen=True, slots=True)
+class CostCurve:
+    """c(rows): the time of a pass over several rows, in passes over one row.
+
+    It is measured, and not monotone: on CPUs 4 rows may take longer than 8. So a pass
+    may be filled up with rows that nobody needs.
+
+    >>> curve = CostCurve((1, 4, 8), (1.0, 1.6, 1.2))
+    >>> [round(curve.of(rows), 2) for rows in (2, 6, 12)]
+    [1.2, 1.4, 1.8]
+    >>> curve.cheapest(3)
+    (8, 1.2)
+    """
+
+    rows: tuple[int, ...]
+    costs: tuple[float, ...]
+    pass_s: float | None = None  # what one row takes, where that was measured
+
+    def __post_init__(self) -> None:
+        """Refuse what is no curve.
+
+        Raises:
+            ConfigError: it does not begin with one row at cost 1, or is not in order.
+        """
+        ordered = all(left < right for left, right in zip(self.rows, self.rows[1:], strict=False))
+        if len(self.rows) != len(self.costs) or not ordered or not all(c > 0 for c in self.costs):
+            raise ConfigError("a cost curve needs rising numbers of rows, each with a cost above 0")
+        if not self.rows or (self.rows[0], self.costs[0]) != (1, 1.0):
+            raise ConfigError("a cost curve must begin with one row at cost 1")
+
+    def of(self, rows: int) -> float:
+        """Give the cost of a pass, by interpolation; behind the last measured one by its rate."""
+        if rows >= self.rows[-1]:
+            return self.costs[-1] * rows / self.rows[-1]
+        behind = next(at for at, known in enumerate(self.rows) if known > rows)
+        left, right = self.rows[behind - 1], self.rows[behind]
+        part = (rows - left) / (right - left)
+        return self.costs[behind - 1] * (1.0 - part) + self.costs[behind] * part
+
+    def cheapest(self, least: int) -> tuple[int, float]:
+        """Give the cheapest pass of at least this many rows: its rows and its cost."""
+        best = least, self.of(least)
+        for rows, cost in zip(self.rows, self.costs, strict=True):
+            if rows > least and cost < best[1]:
+                best = rows, cost
+        return best
+
+
+# How often drafts are right.
+
+
+_STRENGTH: Final = 4.0  # tries that a first estimate counts for
+_MEMORY: Final = 256.0  # tries after which older ones count for half
+_Key = tuple[str | int, ...]
+
+
+class AcceptanceRates:
+    """How often a drafted token is accepted where its parent was, learned as texts are written.
+
+    Counted by source, match length, depth, share and rank; where little is counted, by
+    source, match length and rank alone; at first a token that n tokens of context speak
+    for is taken to be right in n / (n + 1) of its share of the places.
+
+    >>> rates = AcceptanceRates()
+    >>> before = rates.of(Evidence("suffix", 3), 1, first=True)
+    >>> for _ in range(100):
+    ...     rates.learn(Evidence("suffix", 3), 1, first=True, accepted=False)
+    >>> round(before, 2), round(rates.of(Evidence("suffix", 3), 1, first=True), 2)
+    (0.75, 0.0)
+    """
+
+    def __init__(self) -> None:
+        """Start knowing nothing."""
+        self._counts: dict[_Key, list[float]] = {}  # accepted, tried
+
+    def of(self, evidence: Evidence, depth: int, *, first: bool) -> float:
+        """Estimate the chance of a token, its parent being accepted."""
+        coarse, fine = _keys(evidence, depth, first)
+        match = max(1, evidence.match)
+        estimate = evidence.share * match / (match + 1)
+        for key in (coarse, fine):
+            accepted, tried = self._counts.get(key, (0.0, 0.0))
+            estimate = (accepted + _STRENGTH * estimate) / (tried + _STRENGTH)
+        return estimate
+
+    def learn(self, evidence: Evidence, depth: int, *, first: bool, accepted: bool) -> None:
+        """Count a token whose parent was accepted."""
+        for key in _keys(evidence, depth, first):
+            counts = self._counts.setdefault(key, [0.0, 0.0])
+            if counts[1] >= _MEMORY:
+                counts[0] /= 2.0
+                counts[1] /= 2.0
+            counts[0] += accepted
+            counts[1] += 1.0
+
+
+def _keys(evidence: Evidence, depth: int, first: bool) -> tuple[_Key, _Key]:
+    match = min(evidence.match, 4) if evidence.match < 8 else 5 + min(evidence.match // 16, 2)
+    share = min(int(evidence.share * 4), 4)
+    coarse: _Key = (evidence.source, match, first)
+    return coarse, (*coarse, min(int(math.log2(depth)), 4), share)
+
+
+# How many to verify.
+
+
+_RECENT: Final = 16.0  # observations that a running mean goes back
+_LEAST_ASKED: Final = 4  # drafts
+_PATIENCE: Final = 4  # choices of no draft, until drafting becomes rarer
+_RAREST: Final = 7  # tokens without drafting, between two with
+
+
+class Budget:
+    """Chooses the drafts of a pass so that the expected tokens a second are most; perhaps none.
+
+    A pass over the root and k drafts gives 1 + (the sum of the drafts' chances) tokens
+    and costs c(1 + k): the k is taken for which the quotient is largest, where the drafts
+    are in order of their chances. A draft's chance is at most its parent's, so these
+    are a tree. Thread-safe.
+    """
+
+    def __init__(self, costs: CostCurve) -> None:
+        """Choose by this cost curve."""
+        self.costs = costs
+        self.rates = AcceptanceRates()
+        self._retakes = 0.0  # passes a token that decisions taken again have cost of late
+        self._checks = 0.0  # what certifying a token takes, in passes
+        self._accepted = 1.0  # drafts that were right, of those judged together, of late
+        self._refused = 0  # choices of no draft, since the last of some
+        self._skipped = 0  # tokens for which nobody drafted, since the last for which some did
+        self._lock = threading.Lock()
+
+    def ask(self, most: int) -> int:
+        """Say how many drafts to ask for: some more than are right of late, and at times none.
+
+        Drafting takes time, too. Where no draft has been worth a pass for a while, it is
+        tried at every second, fourth, and then eighth token.
+        """
+        with self._lock:
+            if self._skipped < min(_RAREST, self._refused // _PATIENCE):
+                self._skipped += 1
+                return 0
+            self._skipped = 0
+            return min(most, _LEAST_ASKED + math.ceil(4.0 * self._accepted))
+
+    def chances(self, tree: TokenTree) -> list[float]:
+        """Estimate for each token that it and all on the way to it are accepted."""
+        depths, first = tree.depths(), _firsts(tree)
+        chances: list[float] = []
+        for node, parent in enumerate(tree.parents):
+            before = 1.0 if parent == ROOT else chances[parent]
+            rate = self.rates.of(tree.evidence[node], depths[node], first=node in first)
+            chances.append(before * rate)
+        return chances
+
+    def choose(self, tree: TokenTree, depth: int, *, trees: bool) -> TokenTree:
+        """Give the drafts that are worth verifying, filled up where that makes a pass cheaper.
+
+        Args:
+            tree: what was drafted.
+            depth: the most that is useful.
+            trees: whether the model reads trees; else a chain is given.
+        """
+        if not tree.tokens or depth < 1:
+            return EMPTY
+        with self._lock:
+            chances = self.chances(tree)
+            least = 1.0 / (1.0 - self._retakes) if self._retakes < 1.0 else math.inf
+            checks = self._checks
+        order = sorted(range(len(chances)), key=lambda node: (-chances[node], node))
+        best, count, rows, expected = least, 0, 1, 1.0
+        for taken, node in enumerate(order, 1):
+            expected += chances[node]
+            filled, cost = self.costs.cheapest(1 + taken)
+            speed = expected / (cost + checks * expected)
+            if speed > best:
+                best, count, rows = speed, taken, filled
+        with self._lock:
+            self._refused = 0 if count else self._refused + 1
+        if not count:
+            return EMPTY
+        return filled_up(tree.kept(order[:count]), rows - 1, depth, trees=trees)
+
+    def learn(self, tree: TokenTree, tokens: Sequence[int]) -> None:
+        """Take in what really followed, for the drafts that can be judged by it."""
+        if not tree.tokens:
+            return
+        depths, first = tree.depths(), _firsts(tree)
+        way = tree.followed(tokens)
+        with self._lock:
+            self._accepted += (len(way) - self._accepted) / _RECENT
+            for parent, token in zip((ROOT, *way), tokens, strict=False):
+                for node in range(parent + 1, len(tree.tokens)):
+                    if tree.parents[node] == parent:
+                        accepted = tree.tokens[node] == token
+                        place = tree.evidence[node], depths[node]
+                        self.rates.learn(*place, first=node in first, accepted=accepted)
+
+    def note_check(self, seconds: float) -> None:
+        """Take in what it took to certify a token."""
+        if self.costs.pass_s:
+            with self._lock:
+                self._checks += (seconds / self.costs.pass_s - self._checks) / _RECENT
+
+    def note_tokens(self, tokens: int, passes: int) -> None:
+        """Take in how many tokens were written, and how many passes were made for certainty."""
+        with self._lock:
+            for _ in range(tokens):
+                self._retakes *= 1.0 - 1.0 / _MEMORY
+            self._retakes += passes / _MEMORY
+
+
+def filled_up(tree: TokenTree, count: int, depth: int, *, trees: bool) -> TokenTree:
+    """Add drafts that nothing speaks for, up to `count`: behind a chain, or as siblings.
+
+    >>> filled_up(TokenTree((5,), (-1,)), 3, 9, trees=True).parents
+    (-1, 0, 1)
+    >>> filled_up(TokenTree((5, 6), (-1, -1)), 3, 9, trees=True).parents
+    (-1, -1, -1)
+    """
+    missing = count - len(tree)
+    if missing <= 0:
+        return tree
+    if trees and not (tree.is_chain and count <= depth):
+        taken = {t for t, parent in zip(tree.tokens, tree.parents, strict=True) if parent == ROOT}
+        tokens = [token for token in range(missing + len(taken)) if token not in taken][:missing]
+        parents = [ROOT] * len(tokens)
+    else:
+        tokens = [0] * min(missing, depth - len(tree))
+        parents = [len(tree) + at - 1 for at in range(len(tokens))]
+    return TokenTree(
+        (*tree.tokens, *tokens),
+        (*tree.parents, *parents),
+        (*tree.values, *[0.0] * len(tokens)),
+        (*tree.evidence, *[FILLING] * len(tokens)),
+    )
+
+
+FILLING: Final = Evidence("filling")
+
+
+def _firsts(tree: TokenTree) -> set[int]:
+    """Give, of each token's children, the one with the largest value."""
+    best: dict[int, int] = {}
+    for node, parent in enumerate(tree.parents):
+        if parent not in best or tree.values[node] > tree.values[best[parent]]:
+            best[parent] = node
+    return set(best.values())

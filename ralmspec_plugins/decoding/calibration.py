@@ -1,0 +1,242 @@
+"""What is measured of a model when it is loaded: what passes cost, how far their logits differ."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ralmspec_plugins.decoding.budget import CostCurve
+from ralmspec_plugins.decoding.certification import is_certain, share_difference
+from ralmspec_plugins.lm.decoder import HostedModel
+from ralmspec_plugins.lm.kv_cache import ModelRunner, Run, is_croppable
+
+SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a pass that is timed
+_PROMPT: Final = 16  # tokens, drawn, that the model's own text begins behind
+_TEXT: Final = 96  # tokens of that text, at most
+_BLOCKS: Final = (2, 5, 3, 9, 4, 13)  # rows of the passes that it is read again with
+_WIDER: Final = 8.0  # near decisions are rare: they are counted this much wider
+_ROUNDS: Final = 5
+
+
+class ErrorBound:
+    """The most that logits of speculative passes are taken to differ from the schedule's.
+
+    It is a factor times the largest difference seen: when the model was loaded, and at
+    every decision that was taken again. Thread-safe.
+    """
+
+    def __init__(self, factor: float) -> None:
+        """Take the largest difference seen times this."""
+        self.factor = factor
+        self.largest = 0.0
+        self.largest_share = 0.0  # difference in the probability of all tokens up to one
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> float:
+        """The bound of a logit's difference."""
+        return self.factor * self.largest
+
+    @property
+    def share(self) -> float:
+        """The bound of the difference in the probability of all tokens up to any one."""
+        return self.factor * self.largest_share
+
+    def observe(self, difference: float, share: float) -> None:
+        """Take in differences; one that is no number makes its bound infinite."""
+        with self._lock:
+            if not difference <= self.largest:
+                self.largest = difference if difference == difference else float("inf")
+            if not share <= self.largest_share:
+                self.largest_share = share if share == share else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What is known of a model, on its device, in its precision, with its threads.
+
+    Attributes:
+        error: how far logits of speculative passes differ.
+        near: the part of decisions that would have to be taken again.
+        trees: whether drafts may be trees; else they are chains.
+        threads: of torch, when this was measured.
+    """
+
+    error: ErrorBound
+    near: float
+    trees: bool
+    threads: int
+
+
+def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibration:
+    """Read a text of the model's own token by token, in chains and in trees; compare the logits.
+
+    Differences pile up over the blocks, as they do in use: each block is read behind the
+    cache that the ones before it left.
+    """
+    length = _TEXT if model.context is None else min(_TEXT, model.context - _PROMPT - 1)
+    prompt = _prompt(model)
+    began_s = time.perf_counter()
+    run = model.runner.start(prompt)
+    text: list[int] = []
+    truth = [run.logits]
+    while len(text) < length and (len(text) < 16 or time.perf_counter() - began_s < budget_s):
+        text.append(int(run.logits.argmax()))
+        model.runner.feed(run, text[-1])
+        truth.append(run.logits)
+    error = ErrorBound(factor)
+    chains, share = _largest_differences(model, prompt, text, truth, trees=False)
+    error.observe(chains, share)
+    trees = False
+    if model.runner.takes_trees and is_croppable(run.cache):
+        branched, share = _largest_differences(model, prompt, text, truth, trees=True)
+        trees = branched <= _WIDER * chains + 1e-6 * float(truth[0].abs().max())
+        if trees:
+            error.observe(branched, share)
+    near = _near(model, prompt, text, truth, error)
+    return Calibration(error, near, trees, torch.get_num_threads())
+
+
+def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
+    """Time passes over several rows, in turn, as they are run in use.
+
+    The least time of each size counts: others share the machine. No size is taken to cost
+    more than its rows one by one, nor less than one row.
+    """
+    clock = pass_clock(model)
+    room = 1024 if model.context is None else model.context
+    sizes = [size for size in SIZES if size + _PROMPT < room // 2]
+    front = list(itertools.islice(itertools.cycle(_prompt(model)), min(128, room // 4)))
+    run = model.runner.start(front)
+    token = int(run.logits.argmax())
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    began_s = time.perf_counter()
+    for number in range(_ROUNDS + 1):  # the first is to warm up
+        for size in sizes:
+            if len(front) + len(run.tokens) + size > room:
+                run = model.runner.start(front)
+            took_s = _timed(model.runner, run, token, size, clock)
+            if number or time.perf_counter() - began_s > budget_s:
+                seconds[size].append(took_s)
+        if all(seconds.values()) and time.perf_counter() - began_s > budget_s:
+            break
+    least = {size: min(took) for size, took in seconds.items()}
+    costs = (1.0, *(min(size, max(1.0, least[size] / least[1])) for size in sizes[1:]))
+    return CostCurve(tuple(sizes), costs, least[1])
+
+
+def pass_clock(model: HostedModel) -> Callable[[], float]:
+    """Give the clock to time passes with.
+
+    Where a pass is the work of one thread on a CPU that is its own time, which does not
+    run while others have the processor.
+    """
+    alone = torch.get_num_threads() == 1 and model.runner.device.type == "cpu"
+    return time.thread_time if alone else time.perf_counter
+
+
+def _timed(
+    runner: ModelRunner, run: Run, token: int, size: int, clock: Callable[[], float]
+) -> float:
+    """Time one pass of which one token is kept, and what is done with its logits."""
+    began_s = clock()
+    if size == 1:
+        runner.feed(run, token)
+        run.logits.argmax().item()
+    else:
+        rows = runner.read_rows(run, [token] * size, range(-1, size - 1))
+        rows.logits.argmax(dim=-1).tolist()
+        runner.keep_rows(run, rows, (0,))
+    return clock() - began_s
+
+
+def _prompt(model: HostedModel) -> list[int]:
+    """Draw tokens, the same ones each time."""
+    step = max(1, model.vocabulary // 61)
+    return [(7 + at * step * 13) % model.vocabulary for at in range(_PROMPT)]
+
+
+def _largest_differences(
+    model: HostedModel,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    truth: Sequence[Tensor],
+    *,
+    trees: bool,
+) -> tuple[float, float]:
+    """Read a text in blocks, beside drafts that come to nothing, and compare what it gives.
+
+    Gives the largest difference of a logit, and of a share as `share_difference` has it.
+    """
+    run = model.runner.start(prompt)
+    largest = ErrorBound(1.0)
+    for size in itertools.cycle(_BLOCKS):
+        at = len(run.tokens)
+        block = list(text[at : at + size])
+        if not block:
+            break
+        tokens, parents, path = _rows_of(block, trees)
+        rows = model.runner.read_rows(run, tokens, parents)
+        for place, row in enumerate(path, at + 1):
+            largest.observe(
+                *differences(model, truth[place], rows.logits[row], prompt, text[:place])
+            )
+        model.runner.keep_rows(run, rows, path)
+    return largest.largest, largest.largest_share
+
+
+def differences(
+    model: HostedModel,
+    logits: Tensor,
+    others: Tensor,
+    front: Sequence[int],
+    text: Sequence[int],
+) -> tuple[float, float]:
+    """Compare logits of the compute schedule with others of the same position."""
+    with torch.inference_mode():
+        difference = float((logits.reshape(-1) - others.reshape(-1)).abs().max())
+        share = share_difference(logits, others, model.sampling, (*front, *text))
+    return difference, share
+
+
+def _rows_of(block: list[int], trees: bool) -> tuple[list[int], list[int], list[int]]:
+    """Give a block's rows, their parents, and the block's own path; others stand between."""
+    if not trees:  # a draft that is rejected, behind the block
+        return [*block, block[0]], list(range(-1, len(block))), list(range(len(block)))
+    tokens, parents, path = [block[0]], [-1], [0]
+    for token in block[1:]:
+        tokens += [block[0], token]
+        parents += [path[-1], path[-1]]
+        path.append(len(tokens) - 1)
+    return tokens, parents, path
+
+
+def _near(
+    model: HostedModel,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    truth: Sequence[Tensor],
+    error: ErrorBound,
+) -> float:
+    """Estimate the part of decisions that the bounds leave open."""
+
+    def share(wider: float) -> float:
+        uncertain = sum(
+            not is_certain(
+                logits,
+                model.sampling,
+                error.value * wider,
+                share_bound=error.share * wider,
+                history=(*prompt, *text[:position]),
+                position=position,
+            )
+            for position, logits in enumerate(truth)
+        )
+        return uncertain / len(truth)
+
+    return max(share(1.0), share(_WIDER) / _WIDER)

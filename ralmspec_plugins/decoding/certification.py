@@ -1,0 +1,189 @@
+"""Certified decisions: would logits that differ by at most a bound lead to the same token?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ralmspec_plugins.lm.sampling import Greedy, Sampling, uniform
+
+_ROUNDING = 2.0**-21  # relative; what a few float32 operations add to a difference of scores
+_SUMMING = 2e-5  # of a float32 sum of probabilities, as top-p makes it
+_EDGE = 1e-9  # of a float64 sum of probabilities, as the draw makes it
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def is_certain(
+    logits: Tensor,
+    settings: Greedy | Sampling,
+    bound: float,
+    *,
+    share_bound: float = 1.0,
+    history: Sequence[int] = (),
+    seed: int = 0,
+    position: int = 0,
+) -> bool:
+    """Say whether all logits within the bounds of these lead to the same token.
+
+    Args:
+        logits: behind a position, [1, vocabulary] or [vocabulary], in float32.
+        settings: how the token is chosen.
+        bound: the most that each logit may differ.
+        share_bound: the most that they may then differ in the probability of all tokens up to
+            any one of them, which decides a draw. Errors of logits mostly cancel out in it.
+        history: the tokens in front, for a repetition penalty.
+        seed: of the draw.
+        position: of the draw.
+
+    >>> row = torch.tensor([1.0, 3.0, 2.5])
+    >>> is_certain(row, Greedy(), 0.2), is_certain(row, Greedy(), 0.3)
+    (True, False)
+    """
+    with torch.inference_mode():
+        row: Any = _penalised(logits.reshape(-1), settings.repetition_penalty, history)
+        bound *= max(settings.repetition_penalty, 1.0 / settings.repetition_penalty)
+        if isinstance(settings, Greedy):
+            best = row.max()
+            slack = 2.0 * bound + _ROUNDING * abs(float(best))
+            return int((row >= best - slack).sum()) == 1
+        scores: Floats = row.double().cpu().numpy() / settings.temperature
+    finite = scores[np.isfinite(scores)]
+    if not len(finite) or np.isnan(scores).any():
+        return False
+    bound = bound / settings.temperature + _ROUNDING * float(np.abs(finite).max())
+    number = uniform(seed, position)
+    return draw_is_certain(scores, settings.top_k, settings.top_p, bound, number, share_bound)
+
+
+def draw_is_certain(
+    scores: Floats,
+    top_k: int,
+    top_p: float,
+    bound: float,
+    number: float,
+    share_bound: float = 1.0,
+) -> bool:
+    """Say whether a random number falls on the same token for all scores within the bounds.
+
+    Worked: two tokens of equal score share [0, 1) in halves. With a bound of 0.05 the
+    odds of the first are at least exp(-0.1) to 1, so its end may lie from 0.475 to 0.525:
+
+    >>> [draw_is_certain(np.zeros(2), 0, 1.0, 0.05, u) for u in (0.4, 0.47, 0.48, 0.53)]
+    [True, True, False, True]
+    """
+    scores = scores - scores.max()
+    surely, possibly = _candidates(scores, top_k, top_p, bound)
+    weights = np.where(possibly, np.exp(scores), 0.0)
+    sure = np.where(surely, weights, 0.0)
+    # The end of each token's interval, at its earliest and at its latest.
+    earliest = _share(sure.cumsum(), weights.sum() - weights.cumsum(), -bound)
+    latest = _share(weights.cumsum(), sure.sum() - sure.cumsum(), bound)
+    if np.array_equal(surely, possibly):
+        shares = weights.cumsum() / weights.sum()
+        earliest = np.maximum(earliest, shares - share_bound)
+        latest = np.minimum(latest, shares + share_bound)
+    token = int(earliest.searchsorted(number + _EDGE, side="right"))  # the first that ends behind
+    if token >= len(scores) or not surely[token]:
+        return False
+    return token == 0 or bool(latest[token - 1] < number - _EDGE)
+
+
+def share_difference(
+    logits: Tensor, others: Tensor, settings: Greedy | Sampling, history: Sequence[int]
+) -> float:
+    """Give the largest difference in the probability of all tokens up to any one of them.
+
+    The tokens are those that the settings leave of the first logits.
+
+    >>> one, other = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 4.0]).log1p()
+    >>> round(share_difference(one, other, Sampling(), ()), 3)
+    0.333
+    """
+    if isinstance(settings, Greedy):
+        return 0.0
+    both = []
+    for row in (logits, others):
+        penalised = _penalised(row.reshape(-1), settings.repetition_penalty, history)
+        both.append(penalised.double().cpu().numpy() / settings.temperature)
+    scores = both[0] - both[0].max()
+    left, _ = _candidates(scores, settings.top_k, settings.top_p, 0.0)
+    shares = []
+    for scores in both:
+        with np.errstate(invalid="ignore"):  # where there is NaN, the difference is NaN
+            weights = np.where(left, np.exp(scores - scores.max()), 0.0)
+            shares.append(weights.cumsum() / weights.sum())
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def _candidates(scores: Floats, top_k: int, top_p: float, bound: float) -> tuple[Bools, Bools]:
+    """Say which tokens surely, and which possibly, are left to draw from; 0 is the best score."""
+    surely, possibly = _top_k(scores, top_k, bound)
+    if top_p < 1.0:
+        surely, possibly = _top_p(scores, surely, possibly, top_p, bound)
+    return surely, possibly
+
+
+def _share(part: Floats, rest: Floats, bound: float) -> Floats:
+    """Give the share of a part in the whole, each of its weights times exp(bound), of the rest's
+    times exp(-bound)."""  # noqa: D205, D209
+    part, rest = np.maximum(part, 0.0), np.maximum(rest, 0.0)
+    whole = part * np.exp(bound) + rest * np.exp(-bound)
+    share: Floats = np.divide(
+        part * np.exp(bound), whole, out=np.zeros_like(part), where=whole > 0.0
+    )
+    return share
+
+
+def _top_k(scores: Floats, top_k: int, bound: float) -> tuple[Bools, Bools]:
+    """Say which tokens are surely, and which possibly, among the `top_k` best."""
+    if not 0 < top_k < len(scores):
+        every = np.ones(len(scores), dtype=np.bool_)
+        return every, every
+    ordered = np.partition(scores, (len(scores) - top_k - 1, len(scores) - top_k))
+    last, next_best = ordered[len(scores) - top_k], ordered[len(scores) - top_k - 1]
+    possibly = scores >= last - 2.0 * bound
+    return (scores > next_best + 2.0 * bound) & possibly, possibly
+
+
+def _top_p(
+    scores: Floats, surely: Bools, possibly: Bools, top_p: float, bound: float
+) -> tuple[Bools, Bools]:
+    """Say which tokens surely, and which possibly, stay where the least likely go.
+
+    A token goes if it and all less likely ones together have at most 1 - top_p.
+    """
+    places = np.flatnonzero(possibly)
+    places = places[scores[places].argsort(kind="stable")]  # the least likely first
+    ordered, weights = scores[places], np.exp(scores[places])
+    all_below = np.concatenate([[0.0], weights.cumsum()])
+    sure_below = np.concatenate([[0.0], np.where(surely[places], weights, 0.0).cumsum()])
+    first = ordered.searchsorted(ordered - 2.0 * bound, side="left")  # those below are surely so
+    behind = ordered.searchsorted(ordered + 2.0 * bound, side="right")  # those above are surely so
+    least = _share(sure_below[first] + weights, all_below[-1] - all_below[first] - weights, -bound)
+    most = _share(all_below[behind], sure_below[-1] - sure_below[behind], bound)
+    stay, may_stay = surely.copy(), possibly.copy()
+    stay[places] &= least > 1.0 - top_p + _SUMMING
+    may_stay[places] &= most > 1.0 - top_p - _SUMMING
+    best = scores >= -2.0 * bound  # one of these is the best, which always stays
+    may_stay |= best & possibly
+    if best.sum() == 1:
+        stay |= best
+    return stay, may_stay
+
+
+def _penalised(row: Tensor, penalty: float, history: Sequence[int]) -> Tensor:
+    """Apply a repetition penalty, as transformers does."""
+    if penalty == 1.0:
+        return row
+    seen = torch.tensor(sorted(set(history)), dtype=torch.long, device=row.device)
+    if not len(seen):
+        return row
+    chosen = row[seen]
+    row = row.clone()
+    row[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
+    return row

@@ -1,0 +1,307 @@
+"""Speculative decoding of a local model: drafts verified in one pass, the text that of plain."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from ralmspec_plugins.decoding.budget import Budget, CostCurve
+from ralmspec_plugins.decoding.calibration import (
+    Calibration,
+    differences,
+    measure_costs,
+    measure_errors,
+    pass_clock,
+)
+from ralmspec_plugins.decoding.certification import is_certain
+from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter
+from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
+from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree, merged
+from ralmspec_plugins.decoding.verification import TreePass
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.decoder import (
+    Decoder,
+    HostedModel,
+    PlainDecoder,
+    SegmentDecoder,
+    SegmentText,
+)
+from ralmspec_plugins.lm.kv_cache import Run
+from ralmspec_plugins.protocols import Progress
+
+_log = logging.getLogger(__name__)
+
+Exactness = Literal["certified"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How a model's tokens are speculated on: `HuggingFaceLM(..., decoding=Decoding())`.
+
+    In certified mode a text has the tokens that one pass a token would give it. A
+    pass over several tokens has logits that differ in the last bits, by at most a bound
+    that is measured; a choice that logits within it leave open is taken again from
+    passes of one token. Where that would happen too often (16 bit) a warning says so,
+    and nothing is speculated.
+
+    Args:
+        drafter: who drafts: one, or several whose drafts are put together.
+        exactness: "certified".
+        most_drafts: the most drafts in a pass.
+        error_factor: the bounds, in largest differences seen.
+        most_retakes: the part of choices that may have to be taken again.
+        costs: what passes cost by their rows; measured where it is not given.
+        calibration_s: about the longest that each of the two measurements takes.
+    """
+
+    drafter: Drafter | Sequence[Drafter] | None = None  # a SuffixDrafter
+    exactness: Exactness = "certified"
+    most_drafts: int = 31
+    error_factor: float = 8.0  # with twice as much no greedy choice in 1,840 was open in float32
+    most_retakes: float = 0.01  # each costs a pass for every token since the last plain one
+    costs: CostCurve | None = None
+    calibration_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning.
+
+        Raises:
+            ConfigError: an unknown exactness, or a number out of range.
+        """
+        if self.exactness not in get_args(Exactness):
+            raise ConfigError(
+                f"exactness must be one of {get_args(Exactness)}, got {self.exactness!r}"
+            )
+        if self.most_drafts < 1:
+            raise ConfigError(f"most_drafts must be at least 1, got {self.most_drafts}")
+        if not self.error_factor >= 1:
+            raise ConfigError(f"error_factor must be at least 1, got {self.error_factor}")
+        if not 0 <= self.most_retakes <= 1:
+            raise ConfigError(f"most_retakes must be from 0 to 1, got {self.most_retakes}")
+        if not self.calibration_s > 0:
+            raise ConfigError(f"calibration_s must be above 0, got {self.calibration_s}")
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """Those who draft."""
+        if self.drafter is None:
+            return (SuffixDrafter(),)
+        given: Any = self.drafter
+        return tuple(given) if isinstance(given, Sequence) else (given,)
+
+    def decoder(self, model: HostedModel) -> Decoder:
+        """Make the decoder of a model: the plain one where speculation cannot be had."""
+        try:
+            known = measure_errors(model, self.error_factor, self.calibration_s)
+        except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
+            _log.warning("Tokens are not speculated on: %s", problem)
+            return PlainDecoder(model.runner)
+        if known.near > self.most_retakes:
+            _log.warning(
+                "Tokens are not speculated on: passes over several tokens give logits that differ "
+                "by %.2g, which leaves %.1f %% of the choices open, more than %.1f %%. "
+                "Float32 has the smallest differences; most_retakes allows for more.",
+                known.error.largest,
+                100 * known.near,
+                100 * self.most_retakes,
+            )
+            return PlainDecoder(model.runner)
+        costs = self.costs or measure_costs(model, self.calibration_s)
+        return SpeculativeDecoder(model, self, known, costs)
+
+
+class SpeculativeDecoder:
+    """Drafts, verifies and accepts for all requests of a model, and learns what pays."""
+
+    def __init__(
+        self, model: HostedModel, settings: Decoding, known: Calibration, costs: CostCurve
+    ) -> None:
+        """Decode by these settings, with what was measured."""
+        self.model = model
+        self.settings = settings
+        self.known = known
+        self.budget = Budget(costs)
+        self.counts = DecodingCounts()
+        self.clock = pass_clock(model)
+        self._drafters = settings.drafters
+        self._failed: set[int] = set()  # drafters that have raised, and were reported
+        for drafter in self._drafters:
+            bind = getattr(drafter, "bind", None)
+            if bind is not None:
+                bind(model.encode)
+
+    def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
+        """Begin a segment on a run."""
+        return SpeculativeSegment(self, run, text)
+
+    def release(self, request: int) -> None:
+        """Let the drafters forget a request."""
+        for drafter in self._drafters:
+            release = getattr(drafter, "release", None)
+            if release is not None:
+                release(request)
+
+    def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
+        """Put together what the drafters propose; one that raises has nothing to propose."""
+        found = []
+        for drafter in self._drafters:
+            try:
+                tree = drafter.propose(context, most)
+                found.append(tree.within(self.model.vocabulary, depth))
+            except Exception:  # noqa: BLE001 a draft is never worth an answer
+                self._report(drafter)
+        return merged(found)
+
+    def accept(self, accepted: Accepted) -> None:
+        """Tell the drafters what became of a draft."""
+        for drafter in self._drafters:
+            try:
+                drafter.update(accepted)
+            except Exception:  # noqa: BLE001 as above
+                self._report(drafter)
+
+    def _report(self, drafter: Drafter) -> None:
+        if id(drafter) not in self._failed:
+            self._failed.add(id(drafter))
+            _log.warning(
+                "%s failed; its drafts are left out", type(drafter).__name__, exc_info=True
+            )
+
+
+class SpeculativeSegment:
+    """The passes of one segment: drafts are proposed, verified, followed, and forgotten."""
+
+    def __init__(self, decoder: SpeculativeDecoder, run: Run, text: SegmentText) -> None:
+        """Go on with a run."""
+        self._decoder = decoder
+        self._runner = decoder.model.runner
+        self._run = run
+        self._text = text
+        self._pass: TreePass | None = None
+        self._context: DraftContext | None = None  # what was drafted for last
+        self._drafted: TokenTree = EMPTY
+        self._counted = len(run.tokens)
+        self.drafts_accepted = 0
+        self.decisions_retaken = 0
+
+    def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
+        """Give the logits behind the text: those of a draft that it followed, or of a new pass."""
+        progress.check()
+        if self._pass is not None:
+            if len(tokens) == self._pass.length or self._pass.follow(tokens[-1]):
+                return self._pass.here
+            self._finish()
+        missing = tokens[len(self._run.tokens) :]
+        for token in missing[:-1]:
+            self._feed(token)
+            progress.check()
+        if not missing:
+            return self._run.logits
+        tree = self._draft(tokens, goal - len(tokens) - 1)
+        if not tree.tokens:
+            self._feed(missing[-1])
+            return self._run.logits
+        self._pass = TreePass(self._runner, self._run, missing[-1], tree)
+        self._decoder.counts.add(passes=1, drafts=len(tree))
+        return self._pass.here
+
+    def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
+        """Say whether the schedule's logits would have led to the same choice as these."""
+        if self._pass is None and self._run.is_scheduled:
+            return True
+        model, began_s = self._decoder.model, self._decoder.clock()
+        history: Sequence[int] = ()
+        if model.sampling.repetition_penalty != 1.0:
+            history = (*self._text.front, *tokens)
+        certain = is_certain(
+            logits,
+            model.sampling,
+            self._decoder.known.error.value,
+            share_bound=self._decoder.known.error.share,
+            history=history,
+            seed=self._text.seed,
+            position=len(tokens),
+        )
+        self._decoder.budget.note_check(self._decoder.clock() - began_s)
+        return certain
+
+    def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
+        """Go back to the last token that was read by the schedule, and read on one by one."""
+        self._finish()
+        before = self._run.logits
+        self._runner.reschedule(self._run)
+        missing = tokens[len(self._run.tokens) :]
+        for token in missing:
+            progress.check()
+            self._feed(token)
+        found = differences(self._decoder.model, self._run.logits, before, self._text.front, tokens)
+        self._decoder.known.error.observe(*found)
+        self._decoder.budget.note_tokens(0, len(missing))
+        self._decoder.counts.add(retaken=1)
+        self.decisions_retaken += 1
+        return self._run.logits
+
+    def close(self) -> None:
+        """Leave nothing in the cache but tokens of the text."""
+        self._finish()
+        self._judge(tuple(self._run.tokens))
+        self._decoder.budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
+
+    def _feed(self, token: int) -> None:
+        self._runner.feed(self._run, token)
+        self._decoder.counts.add(passes=1)
+
+    def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
+        """Draft what may follow, and give what is worth verifying."""
+        self._judge(tokens)
+        decoder, text = self._decoder, self._text
+        most = decoder.budget.ask(decoder.settings.most_drafts) if depth > 0 else 0
+        if not most:
+            return EMPTY
+        self._context = DraftContext(text.request, text.passages, text.front, tuple(tokens))
+        tree = decoder.draft(self._context, depth, most)
+        trees = decoder.known.trees
+        self._drafted = tree if trees else tree.chain()
+        chosen = decoder.budget.choose(self._drafted, depth, trees=trees)
+        return chosen.within(decoder.model.vocabulary, depth)
+
+    def _judge(self, tokens: Sequence[int]) -> None:
+        """Learn from the last drafts, verified or not, what of them the text has come to."""
+        if self._context is not None:
+            self._decoder.budget.learn(self._drafted, tokens[len(self._context.text) :])
+        self._context, self._drafted = None, EMPTY
+
+    def _finish(self) -> None:
+        """Keep what was followed of the pass that is being walked down."""
+        if self._pass is None:
+            return
+        verified, self._pass = self._pass, None
+        verified.finish()
+        accepted = verified.accepted
+        self._decoder.counts.add(accepted=len(accepted))
+        self.drafts_accepted += len(accepted)
+        if self._context is not None:
+            self._decoder.accept(Accepted(self._context, verified.tree, accepted))
+
+
+class DecodingCounts:
+    """What all requests of a model took. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.passes = 0  # that read tokens of a text
+        self.drafts = 0  # drafts in them
+        self.accepted = 0  # drafts that became text
+        self.retaken = 0  # choices taken again by the schedule
+        self._lock = threading.Lock()
+
+    def add(self, *, passes: int = 0, drafts: int = 0, accepted: int = 0, retaken: int = 0) -> None:
+        """Count."""
+        with self._lock:
+            self.passes += passes
+            self.drafts += drafts
+            self.accepted += accepted
+            self.retaken += retaken

@@ -1,0 +1,114 @@
+"""Drafts what followed where the text's end stood before: in passages, prompt and text."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final
+
+from ralmspec_plugins.decoding.drafters.expansion import expand
+from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext
+from ralmspec_plugins.decoding.suffix_automaton import SuffixAutomaton
+from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree
+from ralmspec_plugins.errors import ConfigError
+
+_FRONTS: Final = 4  # of one request: the passages in front, and those guessed beside them
+
+
+class SuffixDrafter:
+    """Copies from what the model has in view: a suffix automaton over passages, prompt and text.
+
+    The longest ending of the text that occurs earlier is one look-up in the
+    automaton; what followed it there is drafted, the most frequent first, among
+    equals the most recent. A token costs O(1) amortised time, and one that is rolled
+    back is taken out again.
+
+    Worked: the passage says "1 2 3 4", the prompt is "9", and "1 2" was written. That
+    occurs in the passage, where 3 and 4 followed, and then the prompt:
+
+    >>> drafter = SuffixDrafter()
+    >>> front, text = (1, 2, 3, 4, 9), (1, 2)
+    >>> drafter.propose(DraftContext("request", (front[:4],), front, text), 3).tokens
+    (3, 4, 9)
+    """
+
+    def __init__(self, *, least_match: int = 1, requests: int = 64) -> None:
+        """Draft for texts whose last `least_match` tokens stood somewhere before.
+
+        Args:
+            least_match: the least tokens that must be found again.
+            requests: the most requests that automata are kept for.
+
+        Raises:
+            ConfigError: a number is below 1.
+        """
+        if least_match < 1 or requests < 1:
+            raise ConfigError(
+                f"least_match and requests must be at least 1, got {least_match} and {requests}"
+            )
+        self.least_match = least_match
+        self._most = requests
+        self._requests: OrderedDict[Hashable, list[_Copied]] = OrderedDict()  # oldest use first
+        self._lock = threading.Lock()
+
+    def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        """Draft at most `budget` tokens, from what followed the same ending before."""
+        with self._lock:
+            automaton = self._automaton(context)
+            state, length = automaton.repeated()
+            if length < self.least_match:
+                return EMPTY
+            return expand(automaton, state, length, budget, "suffix", self.least_match)
+
+    def update(self, accepted: Accepted) -> None:
+        """Learn nothing: all that counts is in the text."""
+
+    def release(self, request: Hashable) -> None:
+        """Forget a request's automata."""
+        with self._lock:
+            self._requests.pop(request, None)
+
+    def _automaton(self, context: DraftContext) -> SuffixAutomaton:
+        """Give the automaton of a front, with exactly this text in it."""
+        copied = self._of_front(context)
+        automaton, text = copied.automaton, context.text
+        automaton.truncate(automaton.fixed + common_length(copied.text, text))
+        for token in text[len(automaton) - automaton.fixed :]:
+            automaton.append(token)
+        copied.text = text
+        return automaton
+
+    def _of_front(self, context: DraftContext) -> "_Copied":
+        fronts = self._requests.setdefault(context.request, [])
+        self._requests.move_to_end(context.request)
+        if len(self._requests) > self._most:
+            self._requests.popitem(last=False)
+        for number, copied in enumerate(fronts):
+            if copied.front is context.front or copied.front == context.front:
+                copied.front = context.front  # to be found without comparing its tokens
+                fronts.append(fronts.pop(number))
+                return copied
+        fronts.append(_Copied(context.front, SuffixAutomaton(context.front)))
+        del fronts[:-_FRONTS]
+        return fronts[-1]
+
+
+@dataclass(slots=True)
+class _Copied:
+    """An automaton of a front, and the text that is in it, too."""
+
+    front: tuple[int, ...]
+    automaton: SuffixAutomaton
+    text: tuple[int, ...] = ()
+
+
+def common_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Count the tokens with which both begin.
+
+    >>> common_length((1, 2, 3), (1, 2, 4, 5))
+    2
+    """
+    least = min(len(left), len(right))
+    if left[:least] == right[:least]:
+        return least
+    return next(at for at in range(least) if left[at] != right[at])

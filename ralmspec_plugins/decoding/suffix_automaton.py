@@ -1,0 +1,220 @@
+"""A suffix automaton that grows token by token, counts places, and can be cut back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ralmspec_plugins.errors import ConfigError
+
+START: Final = 0  # the state of the empty sequence
+_CLIMB: Final = 32  # suffixes of a place that are counted, longest first: keeps a token's cost O(1)
+
+
+class Follower(NamedTuple):
+    """A token that follows somewhere: the state behind it, and how often and how late that is."""
+
+    token: int
+    state: int
+    places: int  # that go on so
+    recent: int  # the last of them: how many tokens end with it
+
+
+@dataclass(slots=True)
+class _Change:
+    """What one token changed, to be taken back."""
+
+    last: int
+    added: list[int]  # states that got a transition
+    climbed: list[tuple[int, int]]  # states counted once more, with their former `recent`
+    clone: int | None = None
+    of: int = START  # the state that the clone was made of
+    redirected: list[int] = field(default_factory=list)  # states whose transition went to it
+
+
+class SuffixAutomaton:
+    """All places of all stretches of a token sequence, in O(1) amortised time a token.
+
+    A state stands for the stretches that end at the same places; its link leads to
+    the longest shorter ending that has more places. So `repeated()`, the longest
+    ending of the sequence that occurs earlier, is one look-up, and what followed it
+    there are that state's transitions.
+
+    A token that is appended counts as a place of its 32 longest endings that have
+    other places than the next longer one; shorter ones are then counted too seldom.
+
+    With `undo`, `truncate` takes back tokens one by one, and everything is as if
+    they had never come.
+
+    >>> automaton = SuffixAutomaton([1, 2, 3, 1, 2, 4, 1, 2])
+    >>> state, length = automaton.repeated()
+    >>> length, [(one.token, one.places) for one in automaton.followers(state)]
+    (2, [(4, 1), (3, 1)])
+    """
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        """Take in a sequence that stays."""
+        self._next: list[dict[int, int]] = [{}]
+        self._link: list[int] = [-1]
+        self._length: list[int] = [0]
+        self._count: list[int] = [0]
+        self._recent: list[int] = [0]
+        self._last = START
+        self._tokens: list[int] = []
+        self._changes: list[_Change] = []
+        for token in tokens:
+            self._add(token, None)
+        self.fixed = len(self._tokens)  # tokens that cannot be taken back
+        self._count_places()
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        return len(self._tokens)
+
+    def append(self, token: int) -> None:
+        """Take in one more token, which `truncate` can take back."""
+        change = _Change(self._last, [], [])
+        self._add(token, change)
+        self._changes.append(change)
+        place, count, recent, state = len(self._tokens), self._count, self._recent, self._last
+        for _ in range(_CLIMB):
+            if state <= START:
+                return
+            change.climbed.append((state, recent[state]))
+            count[state] += 1
+            recent[state] = place
+            state = self._link[state]
+
+    def truncate(self, length: int) -> None:
+        """Take back all tokens but the first `length`.
+
+        Raises:
+            ConfigError: some of these belong to the sequence that stays.
+        """
+        if length < self.fixed:
+            raise ConfigError(f"the first {self.fixed} tokens stay, cannot go back to {length}")
+        while len(self._tokens) > length:
+            self._take_back(self._changes.pop())
+
+    def repeated(self) -> tuple[int, int]:
+        """Find the longest ending that occurs earlier: its state and its length in tokens."""
+        if self._last == START:
+            return START, 0
+        state = self._link[self._last]
+        return state, self._length[state]
+
+    def shorter(self, state: int) -> tuple[int, int]:
+        """Find the longest shorter ending of a state that has more places."""
+        assert state != START
+        link = self._link[state]
+        return link, self._length[link]
+
+    def find(self, tokens: Iterable[int]) -> tuple[int, int]:
+        """Find the longest ending of other tokens that occurs here: its state and length.
+
+        >>> automaton = SuffixAutomaton([1, 2, 3, 4])
+        >>> automaton.find([9, 2, 3])[1], automaton.find([1, 2, 9])[1]
+        (2, 0)
+        """
+        state, length = START, 0
+        for token in tokens:
+            while state != START and token not in self._next[state]:
+                state = self._link[state]
+                length = self._length[state]
+            if token in self._next[state]:
+                state, length = self._next[state][token], length + 1
+        return state, length
+
+    def followers(self, state: int) -> list[Follower]:
+        """Give the tokens that follow a state: the most frequent first, then the most recent."""
+        count, recent = self._count, self._recent
+        found = [
+            Follower(token, to, count[to], recent[to]) for token, to in self._next[state].items()
+        ]
+        if len(found) > 1:
+            found.sort(key=lambda one: (-one.places, -one.recent))
+        return found
+
+    def only(self, state: int) -> tuple[int, int] | None:
+        """Give the one token that follows a state, and the state behind it; `None` of several."""
+        following = self._next[state]
+        return next(iter(following.items())) if len(following) == 1 else None
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls (for tests)."""
+        anew = SuffixAutomaton(self._tokens[: self.fixed])
+        for token in self._tokens[self.fixed :]:
+            anew.append(token)
+        assert self._next == anew._next
+        assert self._link == anew._link
+        assert self._length == anew._length
+        assert self._count == anew._count
+        assert self._recent == anew._recent
+        assert self._last == anew._last
+
+    def _add(self, token: int, change: _Change | None) -> None:
+        following, link = self._next, self._link
+        self._tokens.append(token)
+        current = self._new_state(len(self._tokens), {}, 0, 0)
+        state = self._last
+        while state != -1 and token not in following[state]:
+            following[state][token] = current
+            if change is not None:
+                change.added.append(state)
+            state = link[state]
+        if state != -1:
+            found = following[state][token]
+            exactly = self._length[found] == self._length[state] + 1
+            link[current] = found if exactly else self._split(state, token, change)
+        self._last = current
+
+    def _split(self, state: int, token: int, change: _Change | None) -> int:
+        """Give the stretches of a state with the token a state of their own."""
+        found = self._next[state][token]
+        length, following = self._length[state] + 1, dict(self._next[found])
+        clone = self._new_state(length, following, self._count[found], self._recent[found])
+        self._link[clone], self._link[found] = self._link[found], clone
+        redirected = []
+        while state != -1 and self._next[state].get(token) == found:
+            self._next[state][token] = clone
+            redirected.append(state)
+            state = self._link[state]
+        if change is not None:
+            change.clone, change.of, change.redirected = clone, found, redirected
+        return clone
+
+    def _new_state(self, length: int, following: dict[int, int], count: int, recent: int) -> int:
+        self._next.append(following)
+        self._link.append(START)
+        self._length.append(length)
+        self._count.append(count)
+        self._recent.append(recent)
+        return len(self._next) - 1
+
+    def _count_places(self) -> None:
+        """Count the places of all states at once: each has those of all that link to it."""
+        count, recent, length = self._count, self._recent, self._length
+        state = START
+        for place, token in enumerate(self._tokens, 1):
+            state = self._next[state][token]  # the state of the whole beginning
+            count[state], recent[state] = 1, place
+        for state in sorted(range(1, len(length)), key=length.__getitem__, reverse=True):
+            link = self._link[state]
+            if link != START:
+                count[link] += count[state]
+                recent[link] = max(recent[link], recent[state])
+
+    def _take_back(self, change: _Change) -> None:
+        token = self._tokens.pop()
+        for state, recent in change.climbed:
+            self._count[state] -= 1
+            self._recent[state] = recent
+        for state in change.added:
+            del self._next[state][token]
+        if change.clone is not None:
+            self._link[change.of] = self._link[change.clone]
+            for state in change.redirected:
+                self._next[state][token] = change.of
+        states = len(self._next) - 1 - (change.clone is not None)
+        for column in (self._next, self._link, self._length, self._count, self._recent):
+            del column[states:]
+        self._last = change.last

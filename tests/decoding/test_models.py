@@ -1,0 +1,225 @@
+"""Real architectures with random weights: trees, chains, and where neither can be had."""
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from benchmarks.harness.inputs import load_model
+from ralmspec_plugins.decoding import CostCurve, Decoding, SuffixDrafter
+from ralmspec_plugins.decoding.decoder import SpeculativeDecoder
+from ralmspec_plugins.lm.decoder import PlainDecoder
+from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.lm.state import Draft
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama
+from ralmspec_plugins.types import Request
+from tests.decoding.drafters import FREE, RULES, oracle, random_tree
+from tests.decoding.pairs import Pair, operations
+from tests.lm.reference import FRONTS, Tokenizer
+
+SIZES = {
+    "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+    "max_position_embeddings": 512, "eos_token_id": None, "bos_token_id": None,
+}  # fmt: skip
+
+
+def _drawn(kind: str, **settings: object) -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings})
+    model: PreTrainedModel = getattr(transformers, f"{kind}ForCausalLM")(config)
+    return model
+
+
+def _qwen() -> PreTrainedModel:
+    return _drawn("Qwen2")
+
+
+def _mistral() -> PreTrainedModel:
+    return _drawn("Mistral", sliding_window=None)
+
+
+def _sliding() -> PreTrainedModel:
+    return _drawn("Mistral", sliding_window=8)
+
+
+def _recurrent() -> PreTrainedModel:
+    return _drawn("Lfm2", layer_types=["conv", "full_attention"])
+
+
+TREES = (tiny_llama, tiny_gpt2, _qwen, _mistral)
+CHAINS = (_sliding, _recurrent)
+SEEDS = 14
+SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1)
+
+
+def _check(pair: Pair, cases: int) -> None:
+    for seed in range(cases):
+        pair.drafter.rng = rng = Random(seed)
+        pair.drafter.rule = rng.choice((oracle, random_tree, *RULES))
+        request = Request(prompt="The keeper counted", max_tokens=30, seed=seed)
+        pair.check(request, operations(rng, 4))
+
+
+@pytest.mark.parametrize("sampling", [Greedy(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", TREES)
+def test_trees(
+    tokenizer: Tokenizer,
+    make: Callable[[], PreTrainedModel],
+    attention: str,
+    sampling: Greedy | Sampling,
+) -> None:
+    """Full attention takes trees, and writes plain decoding's text."""
+    model = make()
+    model.set_attn_implementation(attention)
+    pair = Pair.of(model, tokenizer, sampling)
+    assert pair.fast.decoder.known.trees
+    _check(pair, 3)
+    assert pair.fast.decoder.counts.accepted > 10
+
+
+@pytest.mark.parametrize("sampling", [Greedy(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("make", CHAINS)
+def test_chains(
+    tokenizer: Tokenizer, make: Callable[[], PreTrainedModel], sampling: Greedy | Sampling
+) -> None:
+    """Caches that cannot be cropped take chains; a rejected one is read again from a copy."""
+    pair = Pair.of(make(), tokenizer, sampling)
+    decoder = pair.fast.decoder
+    assert not decoder.known.trees
+    _check(pair, 4)
+    assert decoder.counts.accepted > 10
+
+
+@pytest.mark.parametrize("make", [tiny_llama, _sliding])
+def test_open_choices_are_taken_again(
+    tokenizer: Tokenizer, make: Callable[[], PreTrainedModel]
+) -> None:
+    """With a bound that leaves many choices open, plain passes decide them, and the text stays."""
+    pair = Pair.of(make(), tokenizer, SAMPLED, error_factor=1e5)
+    _check(pair, 4)
+    assert pair.fast.decoder.counts.retaken > 10
+
+
+def test_a_kind_of_attention_without_masks_takes_chains(tokenizer: Tokenizer) -> None:
+    """Where a mask of ours would be refused or misread, drafts are chains."""
+    model = tiny_llama()
+    model.config._attn_implementation = "flash_attention_2"
+    lm = HuggingFaceLM(model, tokenizer)
+    assert not lm._passes.takes_trees
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_says_so_and_decodes_plainly(
+    tokenizer: Tokenizer, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, when the model is loaded; then the text is plain decoding's."""
+    model = tiny_llama(dtype=dtype)
+    with caplog.at_level(logging.WARNING):
+        fast = HuggingFaceLM(model, tokenizer, decoding=Decoding(costs=CostCurve((1,), (1.0,))))
+        plain = HuggingFaceLM(model, tokenizer)
+        request = Request(prompt="The keeper", max_tokens=20)
+        texts = [lm.write(lm.begin(request), FRONTS[0], 20, Progress()) for lm in (plain, fast)]
+
+    assert isinstance(fast.decoder, PlainDecoder)
+    assert texts[0] == texts[1]
+    assert len(caplog.records) == 1
+    assert "Float32" in caplog.text
+
+
+def test_a_model_that_cannot_be_measured_decodes_plainly(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that fails on a pass over several rows is warned of once, and works."""
+    from ralmspec_plugins.lm.kv_cache import ModelRunner
+
+    def failing(*_: object) -> None:
+        raise NotImplementedError("one token at a time")
+
+    monkeypatch.setattr(ModelRunner, "read_rows", failing)
+    with caplog.at_level(logging.WARNING):
+        lm = HuggingFaceLM(tiny_llama(), tokenizer, decoding=Decoding())
+
+    assert isinstance(lm.decoder, PlainDecoder)
+    assert "one token at a time" in caplog.text
+
+
+def test_costs_are_measured(tokenizer: Tokenizer) -> None:
+    """A curve begins with one row at cost 1, and no pass costs less."""
+    lm = HuggingFaceLM(tiny_llama(context=128), tokenizer, decoding=Decoding(calibration_s=0.2))
+    decoder = lm.decoder
+
+    assert isinstance(decoder, SpeculativeDecoder)
+    assert decoder.budget.costs.rows[:3] == (1, 2, 3)
+    assert min(decoder.budget.costs.costs) == 1.0
+
+
+def test_a_prefilled_cache_is_gone_on_with(tokenizer: Tokenizer) -> None:
+    """Where a segment begins with all but one token in the cache, nothing is read twice."""
+    pair = Pair.of(tiny_llama(), tokenizer, Greedy())
+    pair.drafter.rule = oracle
+    pair.check(Request(prompt="The keeper counted", max_tokens=40), [(0, 0, 9), (1, 0, 20)])
+
+
+def _whole(lm: HuggingFaceLM, request: Request) -> Draft:
+    return lm.write(lm.begin(request), FRONTS[2], request.max_tokens, Progress())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [*TREES, "demo"])
+def test_long_texts_are_equal(
+    tokenizer: Tokenizer, make: Callable[[], PreTrainedModel] | str
+) -> None:
+    """10,000 tokens of each model, half of them sampled; hardly a choice is taken again."""
+    loaded = load_model("demo", ()) if isinstance(make, str) else None
+    model = loaded.model if loaded is not None else make()  # type: ignore[operator]
+    words = loaded.tokenizer if loaded is not None else tokenizer
+    retaken = tokens = accepted = 0
+    for sampling in (Greedy(), Sampling(temperature=0.6)):
+        decoding = Decoding(drafter=SuffixDrafter(), costs=FREE, most_retakes=1.0)
+        plain = HuggingFaceLM(model, words, sampling=sampling)
+        fast = HuggingFaceLM(model, words, sampling=sampling, decoding=decoding)
+        for seed in range(SEEDS):
+            request = Request(prompt=f"The keeper of {seed}", max_tokens=360, seed=seed)
+            texts = [
+                lm.write(lm.begin(request), FRONTS[2], 360, Progress()) for lm in (plain, fast)
+            ]
+            assert texts[0] == texts[1]
+            tokens += len(texts[0].tokens)
+        retaken += fast.decoder.counts.retaken
+        accepted += fast.decoder.counts.accepted
+    print(f"{make}: {tokens} tokens, {accepted} drafts accepted, {retaken} choices taken again")
+
+    assert retaken < tokens / 100
+    assert accepted > tokens / 100
+
+
+def test_a_drafter_that_raises_is_reported_once(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its drafts are left out; those of others stay."""
+
+    class Broken(SuffixDrafter):
+        def propose(self, context: object, budget: int) -> object:
+            raise RuntimeError("planted")
+
+    model = tiny_llama()
+    settings = Decoding(drafter=[Broken(), SuffixDrafter()], costs=CostCurve((1, 9), (1.0, 1.0)))
+    lm = HuggingFaceLM(model, tokenizer, decoding=settings)
+    plain = HuggingFaceLM(model, tokenizer)
+    request = Request(prompt="the ships the ships the ships", max_tokens=40)
+    with caplog.at_level(logging.WARNING):
+        texts = [one.write(one.begin(request), (), 40, Progress()) for one in (plain, lm)]
+
+    assert texts[0] == texts[1]
+    assert [record.message for record in caplog.records] == [
+        "Broken failed; its drafts are left out"
+    ]
+    assert lm.decoder.counts.drafts > 0
