@@ -80,7 +80,7 @@ $(CORE)/.installed: pyproject.toml constraints.txt
 $(MUTATION)/.installed: pyproject.toml constraints.txt
 	test -x $(MUTATION)/bin/python || $(PYTHON) -m venv $(MUTATION)
 	$(MUTATION)/bin/python $(INSTALL) --upgrade "pip>=25.1"
-	$(MUTATION)/bin/python $(INSTALL) "numpy>=1.26" "mutmut>=3.8,<4" --group test
+	$(MUTATION)/bin/python $(INSTALL) numpy bm25s "mutmut>=3.8,<4" --group test
 	touch $@
 
 # What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
