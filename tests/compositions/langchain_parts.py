@@ -288,7 +288,7 @@ class _Draw:
         )
 
     def _values(self, make: Callable[[str], Any]) -> list[Any]:
-        return [make(self.any(*QUESTIONS)) for _ in range(self.any(2, 3, 4))]
+        return [make(self.any(*QUESTIONS)) for _ in range(self.any(2, 2, 3))]
 
     def _documents(self) -> tuple[Any, bool]:
         """Draw what shows the documents: the chain from the retriever on."""
