@@ -229,6 +229,7 @@ class _Draw:
         )
         wrapping = self.any("none", "none", "none", "stop", "retry", "fallback", "config")
         self.about.append(f"model {wrapping}")
+        self._plain &= wrapping not in ("retry", "fallback")  # ours tells what counts alone
         if wrapping == "stop":
             return llm.bind(stop=["x5"])
         if wrapping == "retry":
