@@ -131,7 +131,7 @@ class HostCall:
         """
         if self.inner is None or result is not None or not capabilities.cached(self.inner.model):
             return None
-        arguments = {**self.inner.arguments, **self.arguments, "callbacks": []}
+        arguments = {**self.inner.arguments, **self.arguments, "callbacks": None}
         return Unwrapped(self.inner.model, arguments, dynamic=False)
 
     def _written(self, output: Any, result: LLMResult | None) -> Written:

@@ -109,6 +109,7 @@ class Composition:
     way: str
     cached: bool  # behind LangChain's LLM cache
     heard: bool  # its events are those of the host, one by one
+    most: int | None  # requests at a time
     about: tuple[str, ...]  # what was drawn
 
 
@@ -118,13 +119,16 @@ def composition(seed: int) -> Composition:
     host, *_ = drawn[0].chains()
     own, ours, values, heard = drawn[1].chains()
     draw = drawn[1]
-    way = draw.any(*(WAYS[2:3] + WAYS[:2] + WAYS[5:7] if draw.ordered else WAYS))
+    way = draw.any(*WAYS)
+    most = draw.any(None, None, 1, 2)
+    if draw.ordered and "batch" in way:
+        way, most = way.removeprefix("a"), 1  # tasks have no order
     if draw.loses_streams and "stream" in way:
         way = way.replace("stream", "invoke")
     cached = draw.maybe(0.15) and not draw.ordered
     heard = heard and not cached and way in ("invoke", "ainvoke")
     ours = speculate(own, **draw.options()) if ours is None else ours
-    return Composition(seed, host, ours, values, way, cached, heard, tuple(draw.about))
+    return Composition(seed, host, ours, values, way, cached, heard, most, tuple(draw.about))
 
 
 class _Draw:
@@ -220,14 +224,16 @@ class _Draw:
                 "chat that streams": lambda: HashChat(streaming=True),
                 "threaded": ThreadedLLM,
                 "queue": self._queue,
+                "model that refuses": lambda: HashChat(hook=_refused),
             }
         )
         wrapping = self.any("none", "none", "none", "stop", "retry", "fallback", "config")
         self.about.append(f"model {wrapping}")
+        self._plain &= wrapping not in ("retry", "fallback")  # ours tells what counts alone
         if wrapping == "stop":
             return llm.bind(stop=["x5"])
         if wrapping == "retry":
-            return llm.with_retry(stop_after_attempt=2)
+            return llm.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
         if wrapping == "fallback":
             return llm.with_fallbacks([HashLLM()])
         if wrapping == "config":
@@ -283,7 +289,7 @@ class _Draw:
         )
 
     def _values(self, make: Callable[[str], Any]) -> list[Any]:
-        return [make(self.any(*QUESTIONS)) for _ in range(self.any(2, 3, 4))]
+        return [make(self.any(*QUESTIONS)) for _ in range(self.any(2, 2, 3))]
 
     def _documents(self) -> tuple[Any, bool]:
         """Draw what shows the documents: the chain from the retriever on."""
@@ -415,6 +421,11 @@ class _Draw:
         return options
 
 
+def _refused(prompt: str) -> None:
+    if digest("refused" + prompt) % 3 == 0:
+        raise HostError(f"cannot answer {prompt}")
+
+
 def _even(document: Document) -> bool:
     return bool(document.metadata["even"])
 
@@ -449,10 +460,14 @@ def _instead(value: Any) -> Any:
 
 def outcomes(runnable: Any, drawn: Composition, handler: Heard) -> list[Any]:
     """Ask all that is to be asked, in the way that was drawn; errors stand for themselves."""
-    config = {"callbacks": [handler], "tags": ["caller"], "metadata": {"who": "somebody"}}
+    config: dict[str, Any] = {"callbacks": [handler], "tags": ["caller"]}
+    config["metadata"] = {"who": "somebody"}
+    if drawn.most is not None:
+        config["max_concurrency"] = drawn.most
     way, values = drawn.way, drawn.values
     if "of all" in way:
-        return _listed(lambda: _all(runnable, values, config, way))
+        found = _listed(lambda: _all(runnable, values, config, way))
+        return found if len(found) == len(values) else ["an error"]  # whose comes first is chance
     if "with errors" in way:
         given = {"return_exceptions": True}
         return [_outcome(one) for one in _all(runnable, values, config, way, **given)]

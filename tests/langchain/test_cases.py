@@ -30,6 +30,8 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import START, StateGraph
 
 from ralmspec_plugins import QueryCache, SharedPassageCache
+from tests.langchain.rag_loops import by_hand
+from tests.langchain.rag_parts import HashLLM, HashRetriever, documents, rag_of
 
 EMBEDDING = DeterministicFakeEmbedding(size=8)
 WAYS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch")
@@ -122,6 +124,19 @@ def test_a_the_llm_cache_answers_without_a_usage(way: str) -> None:
     for runnable in (chain, speculate(chain)):
         set_llm_cache(InMemoryCache())
         assert ["an answer"] * 2 == [answer_of(runnable, "q", way) for _ in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("workload", ["sentences", "interval"])
+@pytest.mark.usefixtures("cache")
+def test_a_the_llm_cache_answers_a_loop(workload: str, way: str) -> None:
+    """A text model, whose hits do not say why they ended, writes step by step."""
+    retriever = HashRetriever(documents=documents())
+    expected = by_hand(HashLLM(), retriever, workload).invoke("q")
+    assert expected["answer"]
+    with_cache = rag_of(HashLLM(), retriever, workload)
+    assert [expected] * 3 == [answer_of(with_cache, "q", way) for _ in range(3)]
+    with_cache.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": None}, {"speculate": False}])
