@@ -179,6 +179,7 @@ class _Run:
         elif isinstance(need, Work):
             self._start(need)
         else:
+            assert isinstance(need, Notice), "nothing that is known is told"
             self._look_at(need)
             self.job.note(need)
 

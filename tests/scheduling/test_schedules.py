@@ -232,6 +232,23 @@ def test_hopeless_guesses_are_not_written_on() -> None:
     assert policy.may_write(view())
 
 
+def test_segments_that_stop_late_make_wrong_guesses_dear() -> None:
+    """Half of the guesses are right: what they hide is less than waiting for a stop takes."""
+    costs = Costs()
+    costs.wrote(0.01)
+    costs.searched(Searched(1, 0.01))
+    for turn in range(30):
+        costs.record_outcome(accepted=turn % 2 == 0)
+    quick = costs.worth_writing()
+    for _ in range(9):
+        costs.stopped(0.02)
+    late = costs.worth_writing()
+    for turn in range(200):
+        costs.record_outcome(accepted=turn % 2 == 0)
+
+    assert (quick, late, costs.worth_writing()) == (True, False, True)
+
+
 @pytest.mark.parametrize(
     ("min_acceptance_rate", "written"), [(0.1, True), (0.3, True), (0.5, False)]
 )
