@@ -465,7 +465,12 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
     with_relevance = retriever.search_type == _THRESHOLD
     if retriever.search_type not in ("similarity", _THRESHOLD):
         return None
-    embedder = retriever.vectorstore.embeddings
+    store = retriever.vectorstore
+    if qualified_name(type(store)) in BATCH_SEARCHES and not all(
+        map(_holds_no_code, attributes(store).values())
+    ):
+        return None
+    embedder = store.embeddings
     if not isinstance(embedder, Embeddings):
         return None
     settings = {**retriever.search_kwargs, **at.kwargs}

@@ -65,7 +65,12 @@ _RETRIEVERS: Final = frozenset(
 _CONTAINERS: Final = (dict, list, tuple, set, frozenset)  # of nodes, ids and vectors
 # Packages whose objects a known store holds: its client, its index, its settings.
 _CLIENTS: Final = frozenset(
-    {"chromadb", "faiss", "fsspec", "lancedb", "llama_index", "pymilvus", "qdrant_client"}
+    {
+        *("chromadb", "faiss", "fsspec", "lancedb", "pymilvus", "qdrant_client"),
+        *("llama_index.core", "llama_index.vector_stores.chroma"),
+        *("llama_index.vector_stores.faiss", "llama_index.vector_stores.lancedb"),
+        *("llama_index.vector_stores.milvus", "llama_index.vector_stores.qdrant"),
+    }
 )
 _DOCSTORES: Final = frozenset(
     {"llama_index.core.storage.docstore.simple_docstore.SimpleDocumentStore"}
@@ -95,15 +100,26 @@ def is_hosts_own(retriever: BaseRetriever) -> bool:
     if not is_known(retriever, _RETRIEVERS):
         return False
     own = vars(retriever)
-    store, docstore = own["_vector_store"], own["_docstore"]
     return (
-        is_known(store, BATCH_SEARCHES)
-        and all(map(_holds_no_code, attributes(store).values()))
-        and is_known(docstore, _DOCSTORES)
-        and is_known(getattr(docstore, "_kvstore", None), _KV_STORES)
+        is_known(own["_vector_store"], BATCH_SEARCHES)
+        and _only_known_code(own)
         and all(_is_plain(own[name]) for name in _SETTINGS)
         and not own["object_map"]
     )
+
+
+def _only_known_code(own: Mapping[str, Any]) -> bool:
+    """Whether store and document store of a vector index' retriever run known code alone.
+
+    Searches of many callers run in the context of one. A store that was registered with a batch
+    search of its own answers for itself.
+    """
+    store, docstore = own["_vector_store"], own["_docstore"]
+    ours = qualified_name(type(store)) in BATCH_SEARCHES
+    if ours and not all(map(_holds_no_code, attributes(store).values())):
+        return False
+    kv_store = getattr(docstore, "_kvstore", None)
+    return is_known(docstore, _DOCSTORES) and is_known(kv_store, _KV_STORES)
 
 
 def _holds_no_code(value: object) -> bool:
@@ -116,7 +132,7 @@ def _holds_no_code(value: object) -> bool:
         return package in _CLIENTS
     if not is_known(value, {qualified_name(kind)}):
         return False
-    own = attributes(value).values() if package == "llama_index" else ()
+    own = attributes(value).values() if package.startswith("llama_index") else ()
     return all(type(one) in _CONTAINERS or is_data(one, _RECORDS) for one in own)
 
 
@@ -283,7 +299,7 @@ def _waits(part: object) -> bool | None:
         return waits(type(part), "aquery")
     if not isinstance(part, BaseRetriever):
         return None
-    if package_of(part) == "llama_index" and waits(type(part), "_aretrieve"):
+    if package_of(part).startswith("llama_index") and waits(type(part), "_aretrieve"):
         return None  # its parts say more
     return waits(type(part), "_aretrieve")
 
@@ -296,7 +312,7 @@ async def in_thread(call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT
 _SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
 _IDS: Final = ("_node_ids", "_doc_ids")
 _NUMBERS: Final = ("_similarity_top_k", "_alpha", "_sparse_top_k", "_hybrid_top_k")
-_RECORDS: Final = frozenset({"llama_index", "qdrant_client"})  # packages whose models are data
+_RECORDS: Final = frozenset({"llama_index.core", "qdrant_client"})  # packages whose models are data
 _MODE: Final = "_vector_store_query_mode"
 _SIZED: Final = "llama_index.retrievers.bm25.base.BM25Retriever"
 
@@ -381,7 +397,7 @@ def native_of(at: At, mode: BatchMode) -> Native | None:
     embedder = own["_embed_model"]
     if not isinstance(embedder, BaseEmbedding) or not retriever._needs_embedding():  # noqa: SLF001
         return None
-    if not all(_is_plain(own[name]) for name in _SETTINGS):
+    if not all(_is_plain(own[name]) for name in _SETTINGS) or not _only_known_code(own):
         return None
     search = batch_search_of(retriever)
     if search is None or not (search.exact or mode == "probed"):

@@ -1,8 +1,8 @@
 """The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Final, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
@@ -104,27 +104,11 @@ class Options:
         Raises:
             ConfigError: the message says which.
         """
-        for name, least in (("max_tokens", 1), ("prefetch", 1), ("side_by_side", 1)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ConfigError(f"{name} must be a number of at least {least}, got {value!r}")
-        if type(self.seed) is not int:
-            raise ConfigError(f"seed must be a number, got {self.seed!r}")
-        deadline = self.deadline_s
-        if deadline is not None and not (isinstance(deadline, int | float) and deadline > 0):
-            raise ConfigError(f"deadline_s must be a number of seconds above 0, got {deadline!r}")
-        for name in ("speculate", "direct", "report"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.guess_through not in (None, True, False):
-            raise ConfigError(f"guess_through must be a bool or None, got {self.guess_through!r}")
-        if self.memo is not None and not isinstance(self.memo, QueryCache):
-            raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
-        if isinstance(self.stop, str | tuple | list) and all(
-            isinstance(one, str) and one for one in self.stops
-        ):
-            return
-        raise ConfigError(f"stop must be texts that are not empty, got {self.stop!r}")
+        for names, fits, what in _FITTING:
+            for name in names:
+                value = getattr(self, name)
+                if not fits(value):
+                    raise ConfigError(f"{name} must be {what}, got {value!r}")
 
     def _refuse_steps(self) -> None:
         """Refuse settings of step by step writing: here the synthesizer writes, as it is."""
@@ -173,4 +157,37 @@ class Options:
         )
 
 
+def _is_seconds(value: object) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and value >= 1)
+
+
+def _are_texts(value: object) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, tuple | list) and all(isinstance(one, str) and one for one in value)
+
+
+def _is_bound(value: object) -> bool:
+    return value is None or callable(value) or (isinstance(value, str) and value != "")
+
+
+# Which values options may have, and how that is said.
+_FITTING: Final[Sequence[tuple[Sequence[str], Callable[[Any], bool], str]]] = (
+    (("max_tokens", "prefetch"), _is_count, "a number of at least 1"),
+    (("side_by_side",), lambda one: one is not None and _is_count(one), "a number of at least 1"),
+    (("seed",), lambda one: type(one) is int, "a number"),
+    (("deadline_s",), lambda one: one is None or _is_seconds(one), "a number of seconds above 0"),
+    (("speculate", "direct", "report"), lambda one: isinstance(one, bool), "True or False"),
+    (("guess_through", "pure"), lambda one: isinstance(one, bool | None), "True, False or None"),
+    (("bound",), _is_bound, "an argument's name or a function"),
+    (("sentence_stop",), lambda one: isinstance(one, str | None), "a text"),
+    (("memo",), lambda one: isinstance(one, QueryCache | None), "a QueryCache or None"),
+    (("stop",), _are_texts, "texts that are not empty"),
+)
 NAMES = frozenset(one.name for one in fields(Options) if one.init)

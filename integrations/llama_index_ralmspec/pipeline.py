@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
     AsyncStreamingResponse,
@@ -31,7 +32,7 @@ from llama_index_ralmspec.response import Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
-from ralmspec_plugins.adapters.fingerprint import object_id
+from ralmspec_plugins.adapters.fingerprint import attributes, object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.effects import Commit, Event
@@ -41,6 +42,7 @@ from ralmspec_plugins.types import Request
 
 _log = logging.getLogger(__name__)
 _TEMPLATES: Final = ("text_qa_template", "summary_template")
+_MOST_MODELS: Final = 4  # models in models that are looked for
 
 
 class Assembly:
@@ -185,7 +187,15 @@ def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffe
     llm = inner(getattr(synthesizer, "_llm", None))
     if llm is None or options.guess_through or options.direct or is_remote(llm):
         return None
-    return SideEffects(llm)
+    return SideEffects(*_models_in(llm))
+
+
+def _models_in(llm: BaseLLM, depth: int = 0) -> list[BaseLLM]:
+    """List a model, and those that it holds and calls."""
+    inside = [one for one in attributes(llm).values() if isinstance(one, BaseLLM)]
+    if depth >= _MOST_MODELS:
+        return [llm]
+    return [llm, *(found for one in inside for found in _models_in(one, depth + 1))]
 
 
 def key_of(

@@ -8,7 +8,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_ralmspec.callbacks import tagged
 from llama_index_ralmspec.documents import nodes_of, passage_of
-from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
+from ralmspec_plugins.adapters.fingerprint import is_known, qualified_name
 from ralmspec_plugins.types import Hits, passages_of
 
 _NODE: Final = "llama_index.core.postprocessor.node"
@@ -86,7 +86,8 @@ class Postprocessing:
 
     def _names(self) -> list[str]:
         """Name the postprocessors' classes; one with a method of its own is of none."""
-        return ["" if overridden(one) else qualified_name(type(one)) for one in self.postprocessors]
+        named = [(one, qualified_name(type(one))) for one in self.postprocessors]
+        return [name if is_known(one, {name}) else "" for one, name in named]
 
 
 def valued(hits: Hits, *, scores: bool) -> Hashable:

@@ -21,6 +21,7 @@ from ralmspec_plugins.adapters.retriever_service import (
     RetrieverService,
     ServedRetriever,
     agreeing,
+    check_caches,
     check_pairs,
     completed,
     outcomes,
@@ -91,6 +92,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         """
         check_retriever(retriever)
         check_way(batching, side_by_side)
+        check_caches(memo, pool, pure)
         for name, number in (("max_batch", max_batch), ("lanes", lanes)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ConfigError(f"{name} must be at least 1, got {number!r}")

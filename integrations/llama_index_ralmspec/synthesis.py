@@ -19,7 +19,7 @@ from llama_index_ralmspec import capabilities
 from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from ralmspec_plugins.adapters.events import closable
-from ralmspec_plugins.adapters.fingerprint import overridden, qualified_name
+from ralmspec_plugins.adapters.fingerprint import is_known as is_known_class
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
 from ralmspec_plugins.protocols import Progress, speculative
@@ -39,8 +39,10 @@ _KNOWN: Final = frozenset(
 
 
 def is_known(synthesizer: BaseSynthesizer) -> bool:
-    """Say whether a synthesizer is the host's own, and unchanged."""
-    return qualified_name(type(synthesizer)) in _KNOWN and not overridden(synthesizer)
+    """Say whether a synthesizer is the host's own, unchanged, with no code in its prompts."""
+    return is_known_class(synthesizer, _KNOWN) and not any(
+        getattr(one, "function_mappings", None) for one in vars(synthesizer).values()
+    )
 
 
 def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeAlias
 
-from ralmspec_plugins.adapters.plain_data import LISTS, is_array, is_atom, state
+from ralmspec_plugins.adapters.plain_data import LISTS, is_array, is_atom, package_name, state
 from ralmspec_plugins.adapters.plain_data import copied as copied
 from ralmspec_plugins.adapters.plain_data import copied_where_possible as copied_where_possible
 from ralmspec_plugins.adapters.plain_data import is_data as is_data
@@ -354,7 +354,7 @@ def patched(kind: type) -> bool:
 
 
 def _written_elsewhere(kind: type) -> bool:
-    packages = {parent.__module__.partition(".")[0] for parent in kind.__mro__}
+    packages = {package_name(parent.__module__) for parent in kind.__mro__}
     return any(
         home not in packages and home not in _MAKERS
         for parent in kind.__mro__
@@ -370,14 +370,14 @@ _MAKERS: Final = frozenset(
     {
         *("_collections_abc", "abc", "asyncio", "collections", "contextlib", "dataclasses"),
         *("deprecated", "enum", "functools", "typing", "typing_extensions", "warnings", "wrapt"),
-        *("dataclasses_json", "langchain_core", "llama_index", "llama_index_instrumentation"),
-        *("pydantic", "tenacity"),
+        *("dataclasses_json", "langchain_core", "llama_index.core", "llama_index_instrumentation"),
+        *("_abc", "_wrappers", "builtins", "pydantic", "pydantic_core", "tenacity", "types"),
     }
 )
 
 
 def _homes_of(method: object, depth: int = 0) -> Iterator[str]:
-    """Name the top-level packages in which a method's functions were written.
+    """Name the packages in which a method's functions, and its kind of descriptor, were written.
 
     Decorators hold the function that they were given, and descriptors their functions. What
     has ever more of these (a mock has every attribute) was written nowhere that is known.
@@ -385,16 +385,19 @@ def _homes_of(method: object, depth: int = 0) -> Iterator[str]:
     if depth > _DEEPEST:
         yield ""
         return
-    for name in ("__func__", "fget", "fset", "func", "__wrapped__"):
+    kind = type(method)  # and not what a proxy says that it is
+    if not issubclass(kind, type) and (hasattr(kind, "__get__") or callable(method)):
+        yield package_name(kind.__module__)
+    for name in ("__func__", "fget", "fset", "func", "__wrapped__", "_self_wrapper"):
         inner = getattr(method, name, None)
         if inner is not None and inner is not method:
             yield from _homes_of(inner, depth + 1)
     if isinstance(method, FunctionType):
-        yield str(method.__globals__.get("__name__", "")).partition(".")[0]
+        yield package_name(str(method.__globals__.get("__name__", "")))
 
 
 def package_of(thing: Any) -> str:
-    """Name the top-level package whose code this is: a function's own, or of an object's class.
+    """Name the package whose code this is: a function's own, or of an object's class.
 
     >>> package_of(package_of), package_of([])
     ('ralmspec_plugins', 'builtins')
@@ -402,7 +405,7 @@ def package_of(thing: Any) -> str:
     while isinstance(thing, partial):
         thing = thing.func
     named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return str(named.__module__).partition(".")[0]
+    return package_name(str(named.__module__))
 
 
 # Walks through what a host's object is made of: parts in parts, each once.

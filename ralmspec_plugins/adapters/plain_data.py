@@ -69,6 +69,20 @@ class _OtherError(Exception):
     """A value holds something that only its own class can copy."""
 
 
+def package_name(module: str) -> str:
+    """Name the package that ships a module; of a namespace that many share, the part of one.
+
+    >>> package_name("faiss.swigfaiss"), package_name("llama_index.core.schema")
+    ('faiss', 'llama_index.core')
+    >>> package_name("llama_index.vector_stores.chroma.base")
+    'llama_index.vector_stores.chroma'
+    """
+    parts = module.split(".")
+    if parts[0] != "llama_index":
+        return parts[0]
+    return ".".join(parts[: 2 if parts[1:2] == ["core"] else 3])
+
+
 def is_data(value: object, packages: Container[str] = ()) -> bool:
     """Say whether a value holds nothing that could do something, however deeply.
 
@@ -80,7 +94,7 @@ def is_data(value: object, packages: Container[str] = ()) -> bool:
 
     Args:
         value: any; one that contains itself, or is nested too deep to be read, is not data.
-        packages: top-level packages whose enums and records (pydantic models) are data.
+        packages: packages, by `package_name`, whose enums and records (pydantic models) are data.
     """
     try:
         return _is_data(value, packages, {})
@@ -110,7 +124,7 @@ def _data_in(value: Any, kind: type, packages: Container[str]) -> Iterable[Any]:
         return [*value, *value.values()]
     if is_array(value) and not value.dtype.hasobject:
         return ()
-    if kind.__module__.partition(".")[0] not in packages or callable(value):
+    if package_name(kind.__module__) not in packages or callable(value):
         return (_data_in,)
     if issubclass(kind, enum.Enum):
         return ()

@@ -13,7 +13,7 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode, RetrieverSnapsh
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import SearchResult
-from ralmspec_plugins.errors import InputError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -59,6 +59,20 @@ async def outcomes(
     if asynchronous:
         return await aeach(lambda one: getattr(one[0], f"a{method}")(*one[1:]), calls, at_once)
     return each(lambda one: getattr(one[0], method)(*one[1:]), calls, at_once)
+
+
+def check_caches(memo: object, pool: object, pure: object) -> None:
+    """Refuse caches that are none.
+
+    Raises:
+        ConfigError: the message says which.
+    """
+    if not isinstance(memo, QueryCache | None):
+        raise ConfigError(f"memo must be a QueryCache or None, got {memo!r}")
+    if not isinstance(pool, SharedPassageCache | None):
+        raise ConfigError(f"pool must be a SharedPassageCache or None, got {pool!r}")
+    if not isinstance(pure, bool | None):
+        raise ConfigError(f"pure must be True, False or None, got {pure!r}")
 
 
 @dataclass(frozen=True, slots=True)

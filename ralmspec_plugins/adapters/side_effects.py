@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
+
 _log = logging.getLogger(__name__)
 
-_PLAIN: Final = (bool, int, float, str, bytes, tuple)
+_PLAIN: Final = (bool, int, float, str, bytes, tuple, np.generic)
 
 
 class SideEffects:
@@ -102,8 +104,12 @@ def _device_states(torch: Any) -> list[Any]:
 
 
 def _plain_attributes(model: object) -> dict[str, object]:
-    """Return the attributes of a model that are plain values."""
-    return {name: value for name, value in _held(model).items() if isinstance(value, _PLAIN)}
+    """Return the attributes of a model that are plain values, and its own generators' states."""
+    held = _held(model)
+    plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
+    return plain | {
+        name: value.getstate() for name, value in held.items() if isinstance(value, random.Random)
+    }
 
 
 def _reads_from_an_iterator(model: object) -> bool:

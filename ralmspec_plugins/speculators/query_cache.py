@@ -45,7 +45,7 @@ class QueryCache:
         """
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {capacity}")
-        if ttl_s is not None and not ttl_s > 0:
+        if ttl_s is not None and (isinstance(ttl_s, bool) or not ttl_s > 0):
             raise ConfigError(f"ttl_s must be above 0, got {ttl_s}")
         self.capacity = capacity
         self.ttl_s = ttl_s
