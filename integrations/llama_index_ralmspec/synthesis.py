@@ -12,6 +12,7 @@ from llama_index.core.base.response.schema import (
     StreamingResponse,
 )
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
@@ -40,9 +41,9 @@ _KNOWN: Final = frozenset(
 
 def is_known(synthesizer: BaseSynthesizer) -> bool:
     """Say whether a synthesizer is the host's own, unchanged, with no code in its prompts."""
-    return is_known_class(synthesizer, _KNOWN) and not any(
-        getattr(one, "function_mappings", None) for one in vars(synthesizer).values()
-    )
+    prompts = [one for one in vars(synthesizer).values() if isinstance(one, BasePromptTemplate)]
+    with_code = [one for one in prompts if one.function_mappings]
+    return is_known_class(synthesizer, _KNOWN) and not with_code
 
 
 def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:

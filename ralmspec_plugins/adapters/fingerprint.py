@@ -310,7 +310,8 @@ def overridden(instance: object) -> bool:
     except TypeError:
         return True  # nobody knows
     kind = type(instance)  # a decorated method says that it is a function, though it is another
-    return any(isinstance(getattr(kind, name, None), FunctionType) for name in own)
+    methods = [getattr(kind, name, None) for name in own]
+    return bool([one for one in methods if isinstance(one, FunctionType)])
 
 
 def is_known(value: object, names: Container[str]) -> bool:
