@@ -87,14 +87,14 @@ def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Samplin
     """
     before = pipeline._preprocess_params  # noqa: SLF001 there is no public way
     return sampling(
-        _settings(pipeline, arguments),
+        settings_of(pipeline, arguments),
         pipeline.model.generation_config.eos_token_id,
         "the pipeline",
         unfit=[name for name in _TOKENISING if before.get(name) is not None],
     )
 
 
-def _settings(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Lay together what `generate` would: the model's own, the pipeline's, and the call's."""
     given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 as above
     prepare: Callable[..., dict[str, Any]] | None

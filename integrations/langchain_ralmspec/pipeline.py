@@ -17,12 +17,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.callbacks import CallbackSink
-from langchain_ralmspec.capabilities import cached, is_remote, unwrapped
+from langchain_ralmspec.capabilities import cached, inside_pipeline, is_remote, unwrapped
 from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
-from langchain_ralmspec.local_model import DirectRuns, direct_lm
+from langchain_ralmspec.local_model import DirectRuns, direct_lm, settings_of
 from langchain_ralmspec.options import request_with
 from langchain_ralmspec.prompts import (
     DEFAULT_DOCUMENT_PROMPT,
@@ -327,12 +327,23 @@ def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
     """Make what watches the calls of a model, and of all models in it; `None` for known servers.
 
     A server keeps nothing here between two calls, and what its client counts is nobody's answer.
+    A pipeline of transformers that does not sample draws random numbers all the same (its
+    loader of data does), and reads none of them.
     """
     model = unwrapped(llm).model
     models = models_in(llm)
-    if models and all(map(is_remote, models)):
+    if models and all(is_remote(one) or _never_samples(one) for one in models):
         return None
     return SideEffects(*models, *(() if any(model is one for one in models) else (model,)))
+
+
+def _never_samples(model: Any) -> bool:
+    """Whether a model is a pipeline of transformers that chooses tokens without drawing."""
+    wrapper = inside_pipeline(model)
+    if wrapper is None:
+        return False
+    settings = settings_of(wrapper.pipeline, wrapper.pipeline_kwargs or {})
+    return not settings.get("do_sample")
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:

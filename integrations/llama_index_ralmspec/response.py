@@ -20,6 +20,7 @@ from llama_index_ralmspec.host_calls import CallRecord, HostContext
 from ralmspec_plugins.adapters.events import REPORT, Report, report_of, stats_in
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.effects import Commit, Confirmed, Event, Judged, Settled
+from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, Stats
 
 _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
@@ -213,6 +214,10 @@ def stats_of(response: RESPONSE_TYPE) -> Stats:
     Raises:
         InputError: the response has none; one that streams has them when it was read.
     """
-    report = vars(response).get(_REPORT)
-    held = response.metadata if report is None else {REPORT: report}
-    return stats_in(held, "a response of SpeculativeQueryEngine")
+    report = vars(response).get(_REPORT) or (response.metadata or {}).get(REPORT)
+    if report is None:
+        raise InputError(
+            f"expected a response of SpeculativeQueryEngine, got a {type(response).__name__} "
+            "without statistics; one that streams has them when it was read to its end"
+        )
+    return stats_in({REPORT: report}, "a response of SpeculativeQueryEngine")

@@ -7,7 +7,7 @@ from contextlib import aclosing, closing
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Request, Settings
-from ralmspec_plugins.adapters.events import adrive_events, drive_events
+from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -63,7 +63,7 @@ async def test_pieces_come_behind_what_is_told() -> None:
     with Engine(EchoWorkload(), RETRIEVER, Settings(speculate=False)) as engine:
         pieces = list(drive_events(engine.events(request), heard, shown))
     async with AsyncEngine(EchoWorkload(), RETRIEVER, Settings(speculate=False)) as other:
-        awaited = [piece async for piece in adrive_events(other.events(request), aheard, shown)]
+        awaited = [piece async for piece in AsyncPieces(other.events(request), aheard, shown)]
 
     expected = ["? fox", "the fox is red", "? sea", "the fox is red\nthe sea is wide"]
     assert expected == [one for at, one in enumerate(pieces) if one not in pieces[:at]]
@@ -80,7 +80,7 @@ async def test_a_failure_is_told_and_raised() -> None:
         list(drive_events(engine.events(request), heard, shown))
     async with AsyncEngine(Broken(), RETRIEVER) as other:
         with pytest.raises(ArithmeticError):
-            [piece async for piece in adrive_events(other.events(request), aheard, shown)]
+            [piece async for piece in AsyncPieces(other.events(request), aheard, shown)]
 
     assert [ArithmeticError] == heard.errors == aheard.errors
     assert 2 == heard.told.count("Confirmed") == aheard.told.count("Confirmed")
@@ -97,7 +97,7 @@ async def test_closing_gives_the_request_up() -> None:
         assert list(events) == []
     async with (
         AsyncEngine(EchoWorkload(), RETRIEVER) as other,
-        aclosing(adrive_events(other.events(request), aheard, shown)) as apieces,
+        aclosing(AsyncPieces(other.events(request), aheard, shown)) as apieces,
     ):
         assert "? fox" == await anext(apieces)
 
@@ -113,7 +113,7 @@ async def test_what_is_being_told_is_told_to_its_end() -> None:
         events = engine.events(Request(prompt="fox sea day"))
 
         async def read() -> list[str]:
-            return [piece async for piece in adrive_events(events, heard, shown)]
+            return [piece async for piece in AsyncPieces(events, heard, shown)]
 
         task = asyncio.create_task(read())
         await heard.begun.wait()

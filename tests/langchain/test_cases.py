@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any, TypedDict
 from unittest import mock
+from uuid import uuid4
 
+import chromadb
 import pytest
+from chromadb.config import Settings
 from langchain_classic.chains import create_history_aware_retriever, create_retrieval_chain
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_core.caches import InMemoryCache
@@ -144,7 +147,8 @@ def test_a_the_llm_cache_answers_a_loop(workload: str, way: str) -> None:
 def test_b_rows_without_a_text_leave_their_places_empty(way: str, options: Any) -> None:
     """What lies behind the first k does not move up."""
     chroma = pytest.importorskip("langchain_chroma").Chroma
-    store = chroma(f"textless-{way}-{len(options)}-{options.get('pool', 0)}", EMBEDDING)
+    client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
+    store = chroma(f"textless-{uuid4()}", EMBEDDING, client=client)
     store.add_texts([f"text {i}" for i in range(10)], ids=[f"t{i}" for i in range(10)])
     bare = EMBEDDING.embed_query("q")
     store._collection.add(ids=["bare"], embeddings=[bare])  # as other programs write them
@@ -287,7 +291,8 @@ class Broken(DeterministicFakeEmbedding):
 def test_h_a_vector_of_nan_finds_what_it_finds() -> None:
     """All distances are NaN, which no comparison sees."""
     chroma = pytest.importorskip("langchain_chroma").Chroma
-    store = chroma("not-a-number", Broken(size=16))
+    client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
+    store = chroma(f"not-a-number-{uuid4()}", Broken(size=16), client=client)
     store.add_texts([f"text {i}" for i in range(30)], ids=[f"t{i}" for i in range(30)])
     host = store.as_retriever(search_kwargs={"k": 3})
     ours = SpeculativeRetriever(retriever=host, pool=SharedPassageCache())

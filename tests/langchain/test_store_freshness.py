@@ -46,7 +46,7 @@ def faiss(strategy: DistanceStrategy) -> FAISS:
 
 def chroma(_: Path) -> Chroma:
     client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
-    store = Chroma(f"fresh-{next(_names)}", WordEmbeddings(), client=client)
+    store = Chroma(f"fresh-langchain-{next(_names)}", WordEmbeddings(), client=client)
     store.add_documents(documents())
     return store
 

@@ -38,7 +38,7 @@ _names = itertools.count()
 
 def chroma(_: Path) -> Any:
     client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
-    collection = client.create_collection(f"fresh-{next(_names)}", embedding_function=None)
+    collection = client.create_collection(f"fresh-llama-{next(_names)}", embedding_function=None)
     return ChromaVectorStore(chroma_collection=collection)
 
 
