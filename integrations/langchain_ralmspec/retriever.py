@@ -270,8 +270,15 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
+        if self._overrides("_get_relevant_documents"):  # and not this one: the host's default
+            return await super()._aget_relevant_documents(query, run_manager=run_manager, **kwargs)
         found = await self._found(query, run_manager, kwargs, asynchronous=True)
         return all_or_first_error(found)[0]
+
+    def _overrides(self, *names: str) -> bool:
+        """Whether a subclass has one of these methods of its own: the host calls it each time."""
+        kind = type(self)
+        return any(getattr(kind, name) is not getattr(SpeculativeRetriever, name) for name in names)
 
     def batch(
         self,
@@ -284,6 +291,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         """Give what `invoke` gives for each input, by one search where the store can."""
         if not inputs:
             return []
+        if self._overrides("invoke", "_get_relevant_documents"):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         found = completed(self._found_together(inputs, config, kwargs, asynchronous=False))
         return found if return_exceptions else all_or_first_error(found)
 
@@ -298,6 +307,10 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         """Give what `ainvoke` gives for each input, by one search where the store can."""
         if not inputs:
             return []
+        if self._overrides("ainvoke", "_get_relevant_documents", "_aget_relevant_documents"):
+            return await super().abatch(
+                inputs, config, return_exceptions=return_exceptions, **kwargs
+            )
         found = await self._found_together(inputs, config, kwargs, asynchronous=True)
         return found if return_exceptions else all_or_first_error(found)
 

@@ -453,7 +453,6 @@ def test_m_max_concurrency_bounds_the_retrievers_calls() -> None:
     rag.close()
 
 
-@pytest.mark.xfail(reason="SpeculativeRetriever.batch is being rewritten", strict=False)
 def test_i_a_batch_calls_what_a_subclass_overrides() -> None:
     """LangChain's contract: one method to override."""
     store = InMemoryVectorStore.from_texts(["real"], EMBEDDING)
