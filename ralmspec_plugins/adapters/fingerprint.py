@@ -1,6 +1,7 @@
 """Values of any kind as bytes: one text for each value, whatever it is nested in."""
 
 import itertools
+import operator
 import sys
 import threading
 import weakref
@@ -349,9 +350,14 @@ def patched(kind: type) -> bool:
     """
     attributes_now = [dict(vars(parent)) for parent in kind.__mro__]
     known = _shipped.get(kind)
-    if known is None or known[0] != attributes_now:
+    if known is None or not all(map(_same_objects, known[0], attributes_now)):
         known = _shipped[kind] = (attributes_now, _written_elsewhere(kind))
     return known[1]
+
+
+def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether these are the same objects: a wrapper says that it equals what it wraps."""
+    return one.keys() == other.keys() and all(map(operator.is_, one.values(), map(other.get, one)))
 
 
 def _written_elsewhere(kind: type) -> bool:
