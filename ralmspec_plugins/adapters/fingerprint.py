@@ -376,7 +376,16 @@ _shipped: MutableMapping[type, tuple[list[dict[str, Any]], bool]] = weakref.Weak
 _MAKERS: Final = frozenset(
     {
         *("_collections_abc", "abc", "asyncio", "collections", "contextlib", "dataclasses"),
-        *("deprecated", "enum", "functools", "typing", "typing_extensions", "warnings", "wrapt"),
+        *(
+            "deprecated",
+            "deprecation",
+            "enum",
+            "functools",
+            "typing",
+            "typing_extensions",
+            "warnings",
+            "wrapt",
+        ),
         *("dataclasses_json", "langchain_core", "llama_index.core", "llama_index_instrumentation"),
         *("_abc", "_wrappers", "builtins", "pydantic", "pydantic_core", "tenacity", "types"),
     }
