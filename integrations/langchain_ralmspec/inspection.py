@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType, MethodType
 from typing import Any, Final
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -39,6 +38,7 @@ from ralmspec_plugins.adapters.fingerprint import (
     class_names,
     copied,
     held,
+    holds_no_code,
     is_data,
     is_known,
     object_id,
@@ -73,7 +73,6 @@ _DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
 _PARTS: Final = (Runnable, BaseDocumentCompressor, BaseDocumentTransformer)
 _WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not looked into any further
 _RETRIEVERS: Final = frozenset({"langchain_core.vectorstores.base.VectorStoreRetriever"})
-_CONTAINERS: Final = (dict, list, tuple, set, frozenset)  # of documents, ids and vectors
 # Packages whose objects a known store holds: its client, its index, its settings.
 _CLIENTS: Final = frozenset(
     {
@@ -161,16 +160,7 @@ def _reads_nothing(embedder: object) -> bool:
 
 def _holds_no_code(value: object) -> bool:
     """Whether an attribute of a known store is data, an embedder, or an object of its client."""
-    kind = type(value)
-    if isinstance(value, Embeddings) or kind in _CONTAINERS or is_data(value):
-        return True
-    package = package_of(value)
-    if package not in _CLIENTS or isinstance(value, FunctionType | MethodType):
-        return package in _CLIENTS
-    if not is_known(value, {qualified_name(kind)}):
-        return False
-    own = attributes(value).values() if package.startswith("langchain") else ()
-    return all(type(one) in _CONTAINERS or is_data(one) for one in own)
+    return isinstance(value, Embeddings) or holds_no_code(value, _CLIENTS, "langchain")
 
 
 def _direct(part: object) -> list[Any]:

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
-from types import FunctionType, MethodType
 from typing import Any, Final, TypeVar
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -32,6 +31,7 @@ from ralmspec_plugins.adapters.fingerprint import (
     class_names,
     copied_where_possible,
     held,
+    holds_no_code,
     is_data,
     is_known,
     object_id,
@@ -62,7 +62,6 @@ _RETRIEVERS: Final = frozenset(
         "llama_index.core.indices.vector_store.retrievers.VectorIndexRetriever",
     }
 )
-_CONTAINERS: Final = (dict, list, tuple, set, frozenset)  # of nodes, ids and vectors
 # Packages whose objects a known store holds: its client, its index, its settings.
 _CLIENTS: Final = frozenset(
     {
@@ -116,24 +115,11 @@ def _only_known_code(own: Mapping[str, Any]) -> bool:
     """
     store, docstore = own["_vector_store"], own["_docstore"]
     ours = qualified_name(type(store)) in BATCH_SEARCHES
-    if ours and not all(map(_holds_no_code, attributes(store).values())):
+    inside = attributes(store).values()
+    if ours and not all(holds_no_code(one, _CLIENTS, "llama_index", _RECORDS) for one in inside):
         return False
     kv_store = getattr(docstore, "_kvstore", None)
     return is_known(docstore, _DOCSTORES) and is_known(kv_store, _KV_STORES)
-
-
-def _holds_no_code(value: object) -> bool:
-    """Whether an attribute of a known store is data, or its client's object as it is shipped."""
-    kind = type(value)
-    if kind in _CONTAINERS or is_data(value, _RECORDS):
-        return True
-    package = package_of(value)
-    if package not in _CLIENTS or isinstance(value, FunctionType | MethodType):
-        return package in _CLIENTS
-    if not is_known(value, {qualified_name(kind)}):
-        return False
-    own = attributes(value).values() if package.startswith("llama_index") else ()
-    return all(type(one) in _CONTAINERS or is_data(one, _RECORDS) for one in own)
 
 
 def parts(whole: object) -> Iterator[object]:

@@ -140,10 +140,10 @@ class Assembly:
     @property
     def guesses(self) -> bool:
         """Whether the host's parts may run on guesses, in any order and number."""
-        options = self.options
-        if not options.speculate or options.guess_through is not None:
-            return options.speculate and bool(options.guess_through)
-        return not self._unknown()
+        options, effects = self.options, self.effects
+        if not options.speculate or (effects is not None and effects.found is not None):
+            return False
+        return not self._unknown() if options.guess_through is None else options.guess_through
 
     def _unknown(self) -> list[str]:
         """Name the parts that are given nodes, and may do more than what these say."""
@@ -161,10 +161,7 @@ class Assembly:
         """
         options, guesses = self.options, self.guesses
         host = self._host.for_call(bundle)
-        effects = self.effects
-        if effects is not None and effects.found is not None:
-            guesses = False
-        may_guess = None if effects is None else effects.may_guess
+        may_guess = None if self.effects is None else self.effects.may_guess
         speculation = options.speculation(guesses=guesses, may_guess=may_guess)
         if (
             options.one_shot

@@ -19,7 +19,7 @@ from llama_index.core.schema import NodeWithScore
 from llama_index_ralmspec import capabilities
 from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
-from ralmspec_plugins.adapters.events import closable
+from ralmspec_plugins.adapters.events import aclosable, closable
 from ralmspec_plugins.adapters.fingerprint import is_known as is_known_class
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
@@ -217,8 +217,9 @@ def _watched(pieces: Any, call: RequestCall) -> Generator[str, None, None]:
 
 async def _awatched(pieces: Any, call: RequestCall) -> AsyncGenerator[str, None]:
     with call.watched():
-        async for piece in pieces:
-            yield piece
+        async with aclosing(aclosable(pieces)) as read:
+            async for piece in read:
+                yield piece
 
 
 class _Reading:
@@ -234,7 +235,7 @@ class _Reading:
         self._record = call.record
         self._record.response = response
         self._record.unread = self.unread = streams and not begun and not speculative.get()
-        if self.unread:
+        if self.unread and call.context is not None and call.context.effects is not None:
             self._record.response = response = _left(response, call)
         self._response = response
         self._progress = progress

@@ -20,6 +20,7 @@ Opaque: TypeAlias = Callable[[object], bytes]  # a name for an object whose valu
 # What counts of an object, besides which one it is; `None` for one that is read as any other.
 Read: TypeAlias = Callable[[object], Mapping[str, Any] | None]
 
+_STORED: Final = (dict, list, tuple, set, frozenset)  # of documents, ids and vectors
 _HEAP_TYPE: Final = 1 << 9  # of a class's flags: made by a class statement
 _DEEPEST_READ: Final = 64  # containers in containers
 _MOST_READ: Final = 20_000  # containers in one value, each counted as often as it is met
@@ -334,6 +335,29 @@ def is_known(value: object, names: Container[str]) -> bool:
     if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
         return False
     return not patched(kind)
+
+
+def holds_no_code(
+    value: object, clients: Container[str], own: str, records: Container[str] = ()
+) -> bool:
+    """Whether an attribute of a known store is data, or an object of its client as it is shipped.
+
+    Args:
+        value: the attribute's.
+        clients: packages of clients, by `package_name`.
+        own: how the names of the host's packages begin, whose objects hold data in turn.
+        records: packages whose records are data.
+    """
+    kind = type(value)
+    if kind in _STORED or is_data(value, records):
+        return True
+    package = package_of(value)
+    if package not in clients or isinstance(value, FunctionType | MethodType):
+        return package in clients
+    if not is_known(value, {qualified_name(kind)}):
+        return False
+    inside = attributes(value).values() if package.startswith(own) else ()
+    return all(type(one) in _STORED or is_data(one, records) for one in inside)
 
 
 def patched(kind: type) -> bool:
