@@ -1,4 +1,4 @@
-"""The seams: what a workload, a retriever, a speculator, a schedule and a model must offer.
+"""The seams: what a workload, a retriever, a speculator and a local model must offer.
 
 They are protocols, not base classes: anything with these methods fits.
 """

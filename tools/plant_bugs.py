@@ -1,8 +1,8 @@
 """Plant bugs one at a time, and see each of them caught by the tests.
 
 Works on a copy of the tree. Each bug is one replacement in one file; the named
-tests must fail with it, and pass without any. The list in docs/planted_bugs.md is
-written from what is found here.
+tests must fail with it, and pass without any. docs/planted_bugs.md lists them
+for readers; `tests/test_planted_bugs.py` compares the two.
 
     python tools/plant_bugs.py [--only WORD]
 """

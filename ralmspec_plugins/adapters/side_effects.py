@@ -20,8 +20,8 @@ class SideEffects:
 
     A call that is discarded must not be noticed by a later one. One that drew random numbers
     from Python's, NumPy's or torch's process-wide generators changes what the next call
-    draws, and one of a model that counts its calls, or takes its answers from a queue, what
-    the next one says. Once a call was seen to do so, no call is made ahead any more.
+    draws, and one of a model that counts its calls, or takes its answers from an iterator,
+    what the next one says. Once a call was seen to do so, no call is made ahead any more.
 
     >>> import random
     >>> class Dice:
