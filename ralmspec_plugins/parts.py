@@ -34,6 +34,12 @@ class Parts:
         self._extend = _Writing(getattr(workload, "extend", None))
         self.aquery = _Asking(method) if (method := getattr(workload, "aquery", None)) else None
         self.aextend = _Writing(method) if (method := getattr(workload, "aextend", None)) else None
+        self._carries = (self.aextend or self._extend).carries
+        if self.aextend and hasattr(workload, "extend") and self._carries != self._extend.carries:
+            raise ConfigError(
+                f"{type(workload).__name__}: only one of extend() and aextend() has the parameter "
+                "'carried'; give it to both"
+            )
 
     def form(self, state: Any, progress: Progress) -> Formed:
         """Form the next query of a state.
@@ -55,7 +61,7 @@ class Parts:
             return Formed(given)
         if not isinstance(given, Formed):
             return Formed(_usable(given))
-        if given.carried is not None and not self._extend.carries:
+        if given.carried is not None and not self._carries:
             raise InputError(
                 f"{type(self.workload).__name__}.query() carries something on to extend(), which "
                 "has no parameter 'carried'"
@@ -136,12 +142,14 @@ class _Identity:
 class _Completed:
     """A retriever with what it leaves out."""
 
-    _OFFERED = ("search", "asearch", "search_wide", "asearch_wide", "k", "table", "aencode")
+    _OFFERED = ("search", "asearch", "aencode")
+    _OF_K = ("search_wide", "asearch_wide", "table")  # only together with `k`
 
     def __init__(self, retriever: Any) -> None:
         self._retriever = retriever
         self._identity = _Identity(retriever)
-        for name in self._OFFERED:  # as plain attributes: protocols see no __getattr__
+        offered = self._OFFERED + (self._OF_K if hasattr(retriever, "k") else ())
+        for name in offered:  # as plain attributes: protocols see no __getattr__
             if hasattr(retriever, name):
                 setattr(self, name, getattr(retriever, name))
         if not hasattr(retriever, "encode") and not hasattr(retriever, "aencode"):
@@ -152,8 +160,16 @@ class _Completed:
         own: Hashable = getattr(self._retriever, "signature", self._identity)
         return own
 
+    @property
+    def k(self) -> int:
+        """The retriever's own, as it is now."""
+        own: int = self._retriever.k
+        return own
+
     def encode(self, text: str) -> Query:
         make = getattr(self._retriever, "encode", None)
+        if make is None and hasattr(self._retriever, "aencode"):
+            raise NotImplementedError(f"{self!r} can only be awaited; use AsyncEngine")
         return Query(text) if make is None else make(text)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:

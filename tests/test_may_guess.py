@@ -3,6 +3,8 @@
 import random
 from dataclasses import replace
 
+import pytest
+
 from ralmspec_plugins import Engine, Request, SharedPassageCache
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.plain import plain
@@ -61,3 +63,21 @@ def test_nothing_is_begun_on_a_guess_from_then_on() -> None:
             assert not any(seen[at:])
         assert at < 2 or any(seen)
         assert at or answer.stats.unguessed == "may_guess has said no"
+
+
+def test_an_error_in_it_is_no_answers(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is written on guesses then, and the log says so."""
+
+    def failing() -> bool:
+        raise ValueError("nobody knows")
+
+    world = simple_world(0)
+    retriever, workload = WorldRetriever(world), Noticing(at=10**9)
+    with Engine(workload, retriever, Settings(may_guess=failing)) as engine:
+        answer = engine.run("go")
+
+    expected = plain(Noticing(at=10**9), retriever, Request(prompt="go"))
+    assert (answer.text, answer.retrieved) == (expected.text, expected.retrieved)
+    assert workload.ahead
+    assert not any(workload.ahead)
+    assert "failing" in caplog.text

@@ -378,3 +378,73 @@ def test_any_number_of_speculators_is_asked_in_order_and_all_learn() -> None:
     assert three[0].asked == three[1].asked == ["red 0", "blue 1"]
     assert three[2].asked == []
     assert [["red 0", "blue 1"]] * 3 == [sorted(one.learnt, key=lambda t: t[-1]) for one in three]
+
+
+class Nameless:
+    """A retriever without a signature, and with a pool's table and wide searches."""
+
+    def __init__(self, own: WordRetriever) -> None:
+        self._own = own
+        self.search, self.search_wide, self.table = own.search, own.search_wide, own.table
+
+    @property
+    def k(self) -> int:
+        return self._own.k
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("wrap", [Nameless, Verifier])
+def test_k_is_read_when_a_request_runs(wrap: Callable[[Any], Any], at_once: int) -> None:
+    """What stands before a retriever reads it anew, as its search does: it may be set meanwhile."""
+    own = WordRetriever([f"red fox {n}" for n in range(5)], k=3)
+    wrapped = wrap(own)
+    with Engine(EchoWorkload(), wrapped) as engine:
+        before = engine.batch([PROMPT] * at_once)[-1]
+        own.k = 2
+        answer = engine.batch([PROMPT] * at_once)[-1]
+    if isinstance(wrapped, Verifier):
+        wrapped.close()
+
+    expected = plain(EchoWorkload(), own, PROMPT)
+    assert (answer.text, answer.retrieved) == (expected.text, expected.retrieved)
+    assert [len(one.retrieved[0].hits) for one in (before, answer)] == [3, 2]
+
+
+class CarriesOn(EchoWorkload):
+    """Hands something on with each query, which only its awaited writing takes."""
+
+    async def aextend(self, state: Any, hits: Hits, progress: Progress, carried: Any) -> Any:
+        return EchoWorkload.extend(self, state, hits, progress)
+
+
+def test_writing_twice_must_take_the_same() -> None:
+    for make in (Engine, AsyncEngine, lambda *parts: plain(*parts, "x")):
+        with pytest.raises(ConfigError, match=r"only one of extend\(\) and aextend\(\)"):
+            make(CarriesOn(), WordRetriever(TOPICS))
+
+
+class OnlyAwaited:
+    """Encodes on an event loop alone."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def aencode(self, text: str) -> Query:
+        return Query(f"encoded {text}")
+
+    def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        self.asked += [query.text for query in queries]
+        return [[Hit(Passage("p", query.text))] for query in queries]
+
+
+def test_what_can_only_be_awaited_is_not_left_out() -> None:
+    """A text is never searched as it is where the retriever would have encoded it."""
+    retriever = OnlyAwaited()
+    for run in (in_threads, lambda *parts: plain(*parts, PROMPT)):
+        with pytest.raises(NotImplementedError, match="only be awaited; use AsyncEngine"):
+            run(EchoWorkload(), retriever)
+    assert not retriever.asked
+
+    in_tasks(EchoWorkload(), retriever)
+    assert retriever.asked
+    assert all(text.startswith("encoded ") for text in retriever.asked)

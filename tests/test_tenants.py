@@ -30,7 +30,7 @@ from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.testing import EchoWorkload, Lines
-from ralmspec_plugins.types import Hits, Passage, Query
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 TENANTS = ("canary-ada", "canary-bob")
 WORDS = [f"topic{number}" for number in range(12)]
@@ -202,3 +202,62 @@ def test_a_pool_without_room_is_refused(settings: dict[str, Any]) -> None:
     """Settings are checked where they are given."""
     with pytest.raises(ConfigError):
         SharedPassageCache(**settings)
+
+
+class Turning:
+    """Searches for whose turn it is, and says so by its signature."""
+
+    k = 1
+    who = TENANTS[0]
+
+    @property
+    def signature(self) -> str:
+        return self.who
+
+    def encode(self, text: str) -> Query:
+        return Query(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        return [(Hit(Passage(query.text, f"{self.who} {query.text}")),) for query in queries]
+
+
+class Passing(Watched):
+    """Passes the turn on in the middle of its request."""
+
+    def __init__(self, retriever: Turning) -> None:
+        super().__init__()
+        self._retriever = retriever
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        if len(self.prompts) == 2:
+            self._retriever.who = TENANTS[1]
+        return super().extend(state, hits, progress)
+
+
+class Learning:
+    """Notes what it is given to learn."""
+
+    inline = True
+
+    def __init__(self) -> None:
+        self.learned: list[str] = []
+
+    def guess(self, query: Query) -> None:
+        return None
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        self.learned += [hit.passage.text for hit in hits]
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+def test_what_was_found_in_anothers_name_is_not_learned(*, by_function: bool) -> None:
+    """A function that makes speculators for each request may give the same ones each time."""
+    retriever, speculator = Turning(), Learning()
+    workload = Passing(retriever)
+    made = (lambda: [speculator]) if by_function else [speculator]
+    with Engine(workload, retriever, Settings(speculators=made)) as engine:
+        engine.run(PROMPTS[0])
+
+    assert TENANTS[1] in workload.prompts[-1], "nobody else had a turn"
+    assert speculator.learned
+    assert all(text.startswith(TENANTS[0]) for text in speculator.learned)

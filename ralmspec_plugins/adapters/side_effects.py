@@ -54,7 +54,7 @@ class SideEffects:
         finally:
             if _random_state() != numbers:
                 self._note("it draws from process-wide random state")
-            elif self._attributes() != attributes:
+            elif _differ(self._attributes(), attributes):
                 self._note("its calls change its attributes")
             elif any(map(_reads_from_an_iterator, self._models)):
                 self._note("it takes its answers from an iterator")
@@ -108,8 +108,18 @@ def _plain_attributes(model: object) -> dict[str, object]:
     held = _held(model)
     plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
     return plain | {
-        name: value.getstate() for name, value in held.items() if isinstance(value, random.Random)
-    }
+        name: value.getstate()
+        for name, value in held.items()
+        if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
+    }  # a SystemRandom has no state: no call changes what another one draws
+
+
+def _differ(now: list[dict[str, object]], before: list[dict[str, object]]) -> bool:
+    """Whether attributes differ; those that cannot be compared, such as arrays, do."""
+    try:
+        return now != before
+    except Exception:  # noqa: BLE001 whatever it is, it must not take the place of the model's reply
+        return True
 
 
 def _reads_from_an_iterator(model: object) -> bool:

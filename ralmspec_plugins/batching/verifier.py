@@ -91,8 +91,6 @@ class Verifier:
         self._lanes = lanes
         # As plain attributes, and only what is there: protocols ask for no more than that.
         own: Any = retriever
-        if hasattr(own, "k"):
-            self.k: int = own.k  # from Python 3.12 on, protocols see no __getattr__
         if isinstance(retriever, WideRetriever):
             self.search_wide = self._search_wide
         if isinstance(retriever, PoolableRetriever):
@@ -104,6 +102,13 @@ class Verifier:
     def signature(self) -> Hashable:
         """The retriever's own, as it is now."""
         return self.retriever.signature
+
+    @property
+    def k(self) -> int:
+        """The retriever's own, as it is now."""
+        own: Any = self.retriever
+        k: int = own.k
+        return k
 
     def beside(self, retriever: Retriever) -> "Verifier":
         """Put another retriever in front of the same lanes, such as another tenant's."""

@@ -65,8 +65,10 @@ class AsyncExecutor(Executor):
     def _ended(self, need: Work, task: asyncio.Task[None]) -> None:
         """Forget a task; complete the work of one that was cancelled before it began."""
         del self._tasks[need]
-        if task.cancelled():
+        if task.cancelled() and need in self._told_to_stop:
             self._hand_in_all(need, _stopped(need), self.clock())
+        elif task.cancelled():  # by other code: a thread may still be at it
+            self._completed.put_nowait(Aborted(asyncio.CancelledError()))
 
     def _cancel(self, need: Work) -> None:
         """Cancel a task, unless a thread works for it: that has to be waited for."""
@@ -77,10 +79,6 @@ class AsyncExecutor(Executor):
     def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
         """Return what can be awaited for this work; `None` if it takes a thread."""
         parts, retriever = self._setup.parts, self._setup.retriever
-        if isinstance(need, FormQuery | Extend) and self._job.reports:
-            need.progress.connect(
-                lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
-            )
         if isinstance(need, Extend) and (write := parts.aextend):
             return lambda: write.call(need.state, need.hits, need.progress, need.carried)
         if isinstance(need, FormQuery) and parts.aquery:
@@ -104,6 +102,10 @@ class AsyncExecutor(Executor):
             except Closed as error:
                 self._hand_in(Aborted(error, need))
             return
+        if isinstance(need, FormQuery | Extend) and self._job.reports:
+            need.progress.connect(
+                lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
+            )
         results: list[Any]
         try:
             result = await work()
@@ -172,18 +174,28 @@ class AsyncExecutor(Executor):
         """Whether any work is out."""
         return bool(self._tasks)
 
-    def last_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have the loop run something that nobody waits for; nothing if it has ended."""
-        if self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._loop.create_task, work)
-        else:
-            work.close()
+    def last_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Have the loop run something that nobody waits for, now or when it runs again.
+
+        Returns:
+            Whether it may: a closed loop never runs again.
+        """
+        try:
+            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(work()))
+        except RuntimeError:
+            return False
+        return True
+
+    def cancel_writing(self) -> None:
+        """Tell what is being written that nobody needs it."""
+        for need in tuple(self._tasks):
+            if isinstance(need, FormQuery | Extend):
+                need.progress.cancel()
 
     async def stop(self) -> None:
         """Cancel all that is out; wait until the model is free and all tasks have ended."""
+        self.cancel_writing()
         for need, task in tuple(self._tasks.items()):
-            if isinstance(need, FormQuery | Extend):
-                need.progress.cancel()
             on_the_model = isinstance(need, Start | FormQuery | Extend)
             if not on_the_model or self._awaitable(need) is not None:
                 self._told_to_stop.add(need)
@@ -352,16 +364,19 @@ class _Drive:
         self._stopped = True
 
     def __del__(self) -> None:
-        """Stop the work of a stream that nobody holds any more, if its loop still runs."""
-        if self._stopping is None and not self._stopped and self._executor is not None:
-            work = _stop(self._executor, self._job, self._switching)
-            self._executor.last_task(work)
+        """Stop the work of a stream that nobody holds any more, at once or when its loop runs."""
+        executor, job, switching = self._executor, self._job, self._switching
+        if self._stopping is not None or self._stopped or executor is None:
+            return
+        switching.close()
+        executor.cancel_writing()
+        if not executor.last_task(lambda: _stop(executor, job, switching)):
+            job.close()
 
 
-async def _stop(executor: AsyncExecutor | None, job: RequestContext, switching: ExitStack) -> None:
+async def _stop(executor: AsyncExecutor, job: RequestContext, switching: ExitStack) -> None:
     try:
         switching.close()
-        if executor is not None:
-            await executor.stop()
+        await executor.stop()
     finally:
         job.close()

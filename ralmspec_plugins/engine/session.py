@@ -168,11 +168,10 @@ class Session:
 
     @property
     def _shares(self) -> bool:
-        """Whether what a request finds is remembered for others."""
+        """Whether what a request finds may be remembered for others; a function may give shared."""
         settings = self.settings
-        if settings.memo is not None or settings.pool is not None:
-            return True
-        return bool(self._common_speculators())
+        shared = (settings.memo, settings.pool, settings.speculators)
+        return any(one is not None for one in shared)
 
     def _common_speculators(self) -> Sequence[Speculator]:
         """Give those that all requests share."""

@@ -4,7 +4,7 @@ import asyncio
 import queue
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from ralmspec_plugins.effects import Aborted, Completion, Event, Settled
 from ralmspec_plugins.errors import Cancelled
@@ -13,6 +13,7 @@ from ralmspec_plugins.types import Answer
 Outcome: TypeAlias = Answer | Exception
 CompletionQueue: TypeAlias = "queue.SimpleQueue[Completion | Aborted]"
 AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Aborted]"
+_CLOSED: Final = "this stream was closed"
 
 
 class _Result:
@@ -79,7 +80,7 @@ class EventStream(_Result, Iterator[Event]):
         try:
             self._events.close()
         except ValueError:  # it is running, in another thread
-            self._completed.put(Aborted(Cancelled("this stream was closed")))
+            self._completed.put(Aborted(Cancelled(_CLOSED)))
 
     @property
     def answer(self) -> Answer:
@@ -121,6 +122,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
         self._events: deque[Event] = deque()
         self._last: Outcome | None = None  # the outcome, while events stand before it
         self._busy = self._closed = False
+        self._given_up = False  # while another task was waiting for an event
 
     async def __anext__(self) -> Event:
         """Wait for the next event."""
@@ -145,8 +147,8 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
             try:
                 await self._advance()
             except Exception as error:  # noqa: BLE001 raised by the stream
-                await self._run.stop()
                 self._last = error
+                await self._run.stop()
             except BaseException:
                 self._closed = True
                 await self._run.stop()
@@ -159,8 +161,11 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
         if self._run.finished:
             self._last, rest = await self._run.end()
             self._events.extend(rest)
-        else:
-            self._events.extend(await self._run.advance())
+            return
+        events = await self._run.advance()
+        if self._given_up:
+            raise Cancelled(_CLOSED)
+        self._events.extend(events)
 
     async def outcome(self) -> Outcome:
         """Read the stream to its end, and return its answer or what it came to."""
@@ -172,10 +177,11 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
     async def aclose(self) -> None:
         """Give the request up, from any task of its loop; all its work is stopped.
 
-        Whoever is waiting for an event in another task gets `Cancelled`.
+        Whoever is waiting for an event in another task stops the work, and gets `Cancelled`.
         """
         if self._busy:  # in another task
-            self._completed.put_nowait(Aborted(Cancelled("this stream was closed")))
+            self._given_up = True
+            self._completed.put_nowait(Aborted(Cancelled(_CLOSED)))
             return
         self._closed = True
         self._events.clear()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 # Lets Python's threads take turns more often while requests run ahead (docs/decisions/0009).
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a run that is dropped ends wherever garbage is collected
 _wanted: list[float] = []  # by the requests that are running
 _before_s = 0.0  # the interpreter's own interval, to go back to
 

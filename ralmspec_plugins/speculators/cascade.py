@@ -90,8 +90,12 @@ class SpeculatorCascade:
 
     @property
     def held(self) -> bool:
-        """Whether nothing may be written on guesses now."""
-        return self._may_guess is not None and not self._may_guess()
+        """Whether nothing may be written on guesses now; an error in there is no request's."""
+        try:
+            return self._may_guess is not None and not self._may_guess()
+        except Exception:  # noqa: BLE001 whatever it is, the plain loop would not have met it
+            self._complain(self._may_guess)
+            return True
 
     def slow(self, *, encoded: bool = True) -> bool:
         """Say whether there are speculators left that must not be asked inside the loop."""
@@ -126,7 +130,7 @@ class SpeculatorCascade:
     def learn(self, query: Query, found: SearchResult) -> None:
         """Take in what a search found, whether its step is still there or not."""
         self._found[query.key] = found.hits
-        if self._signature_now is not None and self._signature_now() != self._signature:
+        if not self._is_as_it_was():
             return
         if self._memo is not None:
             self._memo.learn(self._signature, query, found.hits, self._memo_generation)
@@ -140,10 +144,20 @@ class SpeculatorCascade:
             except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
                 self._complain(speculator)
 
-    def _complain(self, speculator: Speculator) -> None:
-        """Log a speculator's error, once for each request."""
+    def _is_as_it_was(self) -> bool:
+        """Whether the retriever has the signature still that it had when the request began."""
+        if self._signature_now is None:
+            return True
+        try:
+            return self._signature_now() == self._signature
+        except Exception:  # noqa: BLE001 the plain loop reads no signature
+            self._complain("a retriever's signature")
+            return False
+
+    def _complain(self, part: object) -> None:
+        """Log an error of what only speculation asks, once for each request."""
         if not self._complained:
-            _log.warning("%r failed; its guesses are passed over", speculator, exc_info=True)
+            _log.warning("%r failed; nothing is guessed with it", part, exc_info=True)
         self._complained = True
 
 

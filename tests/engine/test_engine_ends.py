@@ -1,6 +1,8 @@
 """However a request ends, it ends: nothing hangs, nothing is left, errors are the plain ones."""
 
 import asyncio
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -211,3 +213,117 @@ def test_the_plain_settings_end_like_the_others() -> None:
         pytest.raises(ValueError, match="no more"),
     ):
         engine.run(PROMPT)
+
+
+class Waiting(Releasing):
+    """Waits for ever, unless it is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(fails=False)
+        self.began, self.ended = asyncio.Event(), False
+        self.progress: Progress | None = None
+
+    async def aextend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        self.progress = progress
+        self.began.set()
+        try:
+            return await asyncio.Event().wait() or state
+        finally:
+            self.ended = True
+
+
+def test_a_stream_is_dropped_while_its_loop_stands() -> None:
+    """As in a notebook, whose loop runs for one call at a time."""
+    loop = asyncio.new_event_loop()
+    try:
+        workload = Waiting()
+        engine = AsyncEngine(workload, WordRetriever(TEXTS), Settings(switch_interval_s=0.001))
+        before_s = sys.getswitchinterval()
+        events = engine.events(PROMPT)
+
+        async def begin(events: Any) -> None:
+            while not workload.began.is_set():
+                await anext(events)
+                await asyncio.sleep(0.01)
+
+        loop.run_until_complete(begin(events))
+        del events
+        gc.collect()
+        assert workload.progress is not None
+        with pytest.raises(Cancelled):
+            workload.progress.check()
+        assert sys.getswitchinterval() == pytest.approx(before_s)
+        assert not workload.ended
+
+        loop.run_until_complete(asyncio.sleep(0.05))
+        assert workload.ended
+        assert workload.released == 1
+        loop.run_until_complete(engine.close())
+    finally:
+        loop.close()
+
+
+class Blocking(EchoWorkload):
+    """Writes in a thread until it is let go on, and counts how many write at a time."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.writing, self.most = 0, 0
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        self.writing += 1
+        self.most = max(self.most, self.writing)
+        self.began.set()
+        self.go_on.wait(5.0)
+        self.writing -= 1
+        return super().extend(state, hits, progress)
+
+
+def test_other_code_cancels_the_tasks_of_a_request() -> None:
+    """As a server that shuts down: the thread still writes, and nothing is written beside it."""
+    workload = Blocking()
+
+    async def main() -> Any:
+        engine = AsyncEngine(workload, WordRetriever(TEXTS))
+        asking = asyncio.create_task(engine.run(PROMPT))
+        await asyncio.to_thread(workload.began.wait, 5.0)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), asking}:
+            task.cancel()
+        (ended,) = await asyncio.gather(asking, return_exceptions=True)
+        workload.go_on.set()
+        await engine.close()
+        return ended
+
+    assert isinstance(asyncio.run(main()), asyncio.CancelledError)
+    assert workload.most == 1
+
+
+def test_a_reader_that_is_cancelled_while_an_error_ends_the_work() -> None:
+    """The next read raises the error; the loop of the request is not driven on."""
+
+    async def main() -> list[Any]:
+        async with AsyncEngine(EchoWorkload(), WordRetriever(TEXTS)) as engine:
+            stream = engine.stream(PROMPT)
+            run = stream._events._run
+            stopped = asyncio.Event()
+            stop = run.stop
+
+            async def advance() -> list[Any]:
+                assert not stopped.is_set()
+                raise ValueError("no more")
+
+            async def slowly() -> None:
+                stopped.set()
+                await asyncio.sleep(0.05)
+                await stop()
+
+            run.advance, run.stop = advance, slowly
+            reading = asyncio.create_task(anext(stream))
+            await stopped.wait()
+            reading.cancel()
+            again = asyncio.create_task(anext(stream))
+            return await asyncio.gather(reading, again, return_exceptions=True)
+
+    first, again = asyncio.run(main())
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(again, ValueError)
