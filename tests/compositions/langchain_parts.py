@@ -42,6 +42,7 @@ from tests.langchain.rag_parts import (
     HashRetriever,
     HostError,
     ThreadedLLM,
+    called,
     digest,
     documents,
     rag_of,
@@ -471,9 +472,8 @@ def outcomes(runnable: Any, drawn: Composition, handler: Heard) -> list[Any]:
     if "with errors" in way:
         given = {"return_exceptions": True}
         return [_outcome(one) for one in _all(runnable, values, config, way, **given)]
-    return [
-        one for value in values for one in _listed(lambda v=value: [_one(runnable, v, config, way)])
-    ]
+    each = [_listed(lambda v=value: [called(runnable, v, way, config)]) for value in values]
+    return [one for listed in each for one in listed]
 
 
 def _listed(call: Callable[[], list[Any]]) -> list[Any]:
@@ -487,25 +487,6 @@ def _all(runnable: Any, values: list[Any], config: Any, way: str, **given: Any) 
     if way.startswith("a"):
         return asyncio.run(runnable.abatch(values, config, **given))  # type: ignore[no-any-return]
     return runnable.batch(values, config, **given)  # type: ignore[no-any-return]
-
-
-def _one(runnable: Any, value: Any, config: Any, way: str) -> Any:
-    async def streamed() -> list[Any]:
-        return [piece async for piece in runnable.astream(value, config)]
-
-    if way == "invoke":
-        return runnable.invoke(value, config)
-    if way == "ainvoke":
-        return asyncio.run(runnable.ainvoke(value, config))
-    if way == "batch":
-        return runnable.batch([value], config)[0]
-    if way == "abatch":
-        return asyncio.run(runnable.abatch([value], config))[0]
-    pieces = list(runnable.stream(value, config)) if way == "stream" else asyncio.run(streamed())
-    total = pieces[0]
-    for piece in pieces[1:]:
-        total = total + piece
-    return total
 
 
 def _outcome(given: Any) -> Any:

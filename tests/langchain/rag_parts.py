@@ -422,3 +422,24 @@ def _token_first(event: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
     if "token" not in kwargs:
         return event
     return name, (kwargs["token"],), {key: one for key, one in kwargs.items() if key != "token"}
+
+
+def called(runnable: Any, value: Any, way: str, config: Any = None) -> Any:
+    """Call a runnable in one of its six ways; pieces of a stream are added up."""
+
+    async def streamed() -> Any:
+        return [piece async for piece in runnable.astream(value, config)]
+
+    if way == "invoke":
+        return runnable.invoke(value, config)
+    if way == "ainvoke":
+        return asyncio.run(runnable.ainvoke(value, config))
+    if way == "batch":
+        return runnable.batch([value], config)[0]
+    if way == "abatch":
+        return asyncio.run(runnable.abatch([value], config))[0]
+    pieces = list(runnable.stream(value, config)) if way == "stream" else asyncio.run(streamed())
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total = total + piece
+    return dict(total) if isinstance(total, dict) else total

@@ -34,7 +34,7 @@ from langgraph.graph import START, StateGraph
 
 from ralmspec_plugins import QueryCache, SharedPassageCache
 from tests.langchain.rag_loops import by_hand
-from tests.langchain.rag_parts import HashLLM, HashRetriever, documents, rag_of
+from tests.langchain.rag_parts import HashLLM, HashRetriever, called, documents, rag_of
 
 EMBEDDING = DeterministicFakeEmbedding(size=8)
 WAYS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch")
@@ -42,29 +42,10 @@ WAYS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch")
 
 def answer_of(runnable: Any, value: Any, way: str, config: Any = None) -> Any:
     """Call a runnable in one of its ways; the report is left out."""
-    given = _called(runnable, value, way, config)
+    given = called(runnable, value, way, config)
     if isinstance(given, dict):
         given = {key: one for key, one in given.items() if key != "ralmspec"}
     return given
-
-
-def _called(runnable: Any, value: Any, way: str, config: Any) -> Any:
-    async def streamed() -> Any:
-        return [piece async for piece in runnable.astream(value, config)]
-
-    if way == "invoke":
-        return runnable.invoke(value, config)
-    if way == "ainvoke":
-        return asyncio.run(runnable.ainvoke(value, config))
-    if way == "batch":
-        return runnable.batch([value], config)[0]
-    if way == "abatch":
-        return asyncio.run(runnable.abatch([value], config))[0]
-    pieces = list(runnable.stream(value, config)) if way == "stream" else asyncio.run(streamed())
-    total = pieces[0]
-    for piece in pieces[1:]:
-        total = total + piece
-    return dict(total) if isinstance(total, dict) else total
 
 
 @pytest.fixture
