@@ -134,8 +134,13 @@ class ThreadExecutor(Executor):
 
     def _late(self, completion: Completion | Aborted) -> bool:
         """Return whether this comes from work left to itself, which is completed already."""
-        left = None if completion.need is None else self._left.get(completion.need)
-        return left is not None and left.done is not completion
+        need = completion.need
+        left = None if need is None else self._left.get(need)
+        if need is None or left is None or left.done is completion:
+            return False
+        if not isinstance(completion, PartialOutput):  # it has ended by now
+            del self._left[need]
+        return True
 
     def _take(self, completion: Completion | Aborted) -> None:
         if not isinstance(completion, PartialOutput) and completion.need is not None:
