@@ -150,8 +150,8 @@ BUGS = (
     Bug(
         "what a left segment comes to is taken for news",
         "ralmspec_plugins/engine/threads.py",
-        "left.done is not completion",
-        "left.done is None",
+        "left.done is completion",
+        "left.done is not None",
         "tests/engine/test_events.py",
     ),
     Bug(
