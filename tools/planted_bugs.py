@@ -89,7 +89,7 @@ BUGS = (
     Bug(
         "an error counts although other work was running",
         "ralmspec_plugins/loop.py",
-        "        if failure.alone:",
+        "        if failure.isolated:",
         "        if failure:",
     ),
     Bug(
@@ -164,8 +164,8 @@ BUGS = (
     Bug(
         "a text that comes otherwise the second time is given out",
         "ralmspec_plugins/window.py",
-        "if step.broke_off is None:",
-        "if step.written or step.broke_off is None:",
+        "if step.interruption is None:",
+        "if step.written or step.interruption is None:",
         "tests/engine/test_events.py",
     ),
     Bug(
@@ -292,7 +292,7 @@ BUGS = (
         "an encoder's error counts although other work was running",
         "ralmspec_plugins/window.py",
         "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
-        "step.encode_failure = Failure(done.error, alone=True)",
+        "step.encode_failure = Failure(done.error, isolated=True)",
     ),
     Bug(
         "a dropped query is not cancelled",

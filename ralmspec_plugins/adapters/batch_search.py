@@ -81,7 +81,7 @@ class HostTable:
             self._by_words()
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots, best first, ties by passage id."""
+        """Return the best k of these slots, best first, ties by passage id."""
         vector = None if self._words is not None else self._query_vector_of(query)
         if vector is None:
             ranked = self._by_words().rank(query, slots, k)
@@ -256,7 +256,7 @@ class Registry(Generic[SearchT]):
             self._factories[class_name] = factory
 
     def search_of(self, retriever: Any, store: object) -> SearchT | None:
-        """Give the batch search that is exactly a retriever's own search, or `None`.
+        """Return the batch search that is exactly a retriever's own search, or `None`.
 
         `None` too where somebody has put his own methods on the retriever or its
         store: what they do cannot be known.

@@ -86,7 +86,7 @@ class Runtime:
             self._reset()
 
     def host(self, key: Hashable, make: Callable[[], HostT]) -> HostT:
-        """Give the host's retriever of this key: copies share what is known of it, and counts.
+        """Return the host's retriever of this key: copies share what is known of it, and counts.
 
         Raises:
             ConfigError: it cannot be made.
@@ -110,7 +110,7 @@ class Runtime:
         *,
         kept: bool = True,
     ) -> Engines:
-        """Give the engines of this key, making them when it is new.
+        """Return the engines of this key, making them when it is new.
 
         Args:
             key: names everything that the engines depend on, the retriever's signature too.
@@ -146,7 +146,7 @@ class Runtime:
         )
 
     def verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
-        """Give the verifier with such lanes, which is put in front of this retriever if it is new.
+        """Return the verifier with such lanes, which is put in front of this retriever if it is new.
 
         Raises:
             ConfigError: a number that would let nothing through.
@@ -223,7 +223,7 @@ class Speculation:
     may_guess: Callable[[], bool] | None = None
 
     def one_by_one(self) -> "Speculation":
-        """Give the same with one search out at a time."""
+        """Return the same with one search out at a time."""
         schedule = self.schedule
         if isinstance(schedule, Continuous):
             schedule = replace(schedule, lanes=1)
@@ -237,7 +237,7 @@ class Speculation:
         workload: Workload[Any],
         replica: Retriever | None = None,
     ) -> Engines:
-        """Give the engines of a host's object for one call.
+        """Return the engines of a host's object for one call.
 
         Args:
             runtime: what the object's calls share.
@@ -275,13 +275,13 @@ class Speculation:
         return self.guesses and (replica is not None or self._pool(look) is not None)
 
     def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
-        """Give the pool that a call shares with others: one of settings that come again."""
+        """Return the pool that a call shares with others: one of settings that come again."""
         if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):
             return None
         return self.pool
 
     def schedule_for(self, *, looked_into: bool) -> Schedule:
-        """Give the schedule over a store that is searched in batches, or over a black box."""
+        """Return the schedule over a store that is searched in batches, or over a black box."""
         if self.schedule is not None:
             return self.schedule
         lanes = 1 if looked_into else self.side_by_side
@@ -291,7 +291,7 @@ class Speculation:
         )
 
     def merged_lanes(self, schedule: Schedule, *, looked_into: bool, pure: bool) -> int | None:
-        """Say how many merged searches may be out at a time; `None` to merge none.
+        """Return how many merged searches may be out at a time; `None` to merge none.
 
         Merging single calls would only make them wait for each other.
         """
@@ -302,7 +302,7 @@ class Speculation:
     def settings(
         self, retriever: Retriever, schedule: Schedule, replica: Retriever | None = None
     ) -> Settings:
-        """Give the engine's settings over a retriever.
+        """Return the engine's settings over a retriever.
 
         Raises:
             ConfigError: they do not fit each other or the retriever.
@@ -337,12 +337,12 @@ class Speculation:
 
 
 def is_one_shot(chosen: object) -> bool:
-    """Say whether a workload, by its name or what makes it, is one retrieval and one call."""
+    """Return whether a workload, by its name or what makes it, is one retrieval and one call."""
     return chosen == "one_shot" or getattr(chosen, "func", chosen) is OneShot
 
 
 def most_tokens(workload: Workload[Any]) -> int:
-    """Give an answer's length: of sentences, as much as the workload's own bounds allow."""
+    """Return an answer's length: of sentences, as much as the workload's own bounds allow."""
     if isinstance(workload, Sentences):
         return workload.tokens * workload.max_sentences
     return _MOST_TOKENS

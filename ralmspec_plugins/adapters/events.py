@@ -31,7 +31,7 @@ class Events(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         ...
 
 
@@ -43,7 +43,7 @@ class AsyncEvents(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         ...
 
 
@@ -98,7 +98,7 @@ class AsyncPieces(AsyncIterator[PieceT]):
     def __init__(
         self, events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
     ) -> None:
-        """Give the pieces of these events.
+        """Return the pieces of these events.
 
         Args:
             events: what happens; closed with this iterator.
@@ -135,7 +135,7 @@ class AsyncPieces(AsyncIterator[PieceT]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         if not self._ended:
             await self._give_up(GeneratorExit())
 
@@ -195,7 +195,7 @@ class Failures(Generic[RecordingT]):
         self._noted.append((error, recording))
 
     def recording_of(self, error: BaseException) -> RecordingT | None:
-        """Give the recording of the call that raised this very error."""
+        """Return the recording of the call that raised this very error."""
         return next((made for raised, made in self._noted if raised is error), None)
 
 
@@ -203,7 +203,7 @@ class Failures(Generic[RecordingT]):
 
 
 def closable(pieces: Iterable[PieceT]) -> Generator[PieceT, None, None]:
-    """Give the pieces of any iterable; closing this closes it, where it can be closed.
+    """Return the pieces of any iterable; closing this closes it, where it can be closed.
 
     >>> each = closable(iter("ab"))
     >>> next(each), each.close()

@@ -35,7 +35,7 @@ def canonical_bytes(
     read: Read | None = None,
     unread: Opaque | None = None,
 ) -> bytes:
-    """Give the one text of a value: different values have different texts.
+    """Return the one text of a value: different values have different texts.
 
     Everything stands behind its type and its length, so nothing that one value
     contains can be taken for another one. Sets have no order, dictionaries only if asked.
@@ -189,7 +189,7 @@ class _Tokens:
         self._held: OrderedDict[int, tuple[object, int]] = OrderedDict()  # the last used at the end
 
     def number(self, value: object) -> int:
-        """Give an object's number."""
+        """Return an object's number."""
         with self._lock:
             known = self._seen.get(id(value))
             if known is not None and known[0]() is value:
@@ -244,7 +244,7 @@ def object_id(value: object) -> str:
 
 
 def value_fingerprint(value: object, most: int | None = None, read: Read | None = None) -> bytes:
-    """Give a key for a value as it is now: equal values, equal keys, and never otherwise.
+    """Return a key for a value as it is now: equal values, equal keys, and never otherwise.
 
     The order of dictionaries and sets does not count, types do: 1, 1.0, True and
     "1" are four things. Plain values, containers, arrays, dataclasses and pydantic
@@ -268,7 +268,7 @@ def value_fingerprint(value: object, most: int | None = None, read: Read | None 
 
 
 def as_called(value: object) -> bytes:
-    """Give a key for what a call brings: the order of dictionaries counts, a black box may read it.
+    """Return a key for what a call brings: the order of dictionaries counts, a black box may read it.
 
     >>> as_called({"a": 1, "b": 2}) == as_called({"b": 2, "a": 1})
     False
@@ -499,7 +499,7 @@ def held(part: object) -> list[Any]:
 
 
 def attributes(part: object) -> dict[str, Any]:
-    """Give all attributes that an object has for itself; a pydantic model's private ones too.
+    """Return all attributes that an object has for itself; a pydantic model's private ones too.
 
     Those that its class computes of the others, when they are first wanted, are left out.
     An object whose class hides them has one that is another object each time.

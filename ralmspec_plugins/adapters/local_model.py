@@ -160,7 +160,7 @@ def check_model(lm: object) -> None:
 
 
 def model_name(lm: "KNNLanguageModel") -> str:
-    """Give the name that the model was loaded by, or its kind for one that was made in memory."""
+    """Return the name that the model was loaded by, or its kind for one that was made in memory."""
     config = lm.model.model.config
     return str(config.name_or_path or config.model_type)
 
@@ -185,7 +185,7 @@ def known_by(lm: "KNNLanguageModel") -> dict[str, Any]:
 
 
 def taken_by(answer: Answer) -> dict[str, Any]:
-    """Say why a text ended ("length", or "stop" for its own end too), and report what it took.
+    """Return why a text ended ("length", or "stop" for its own end too), and report what it took.
 
     The report has no queries: hidden states cannot be read.
     """

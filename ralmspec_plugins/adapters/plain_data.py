@@ -84,7 +84,7 @@ def package_name(module: str) -> str:
 
 
 def is_data(value: object, packages: Container[str] = ()) -> bool:
-    """Say whether a value holds nothing that could do something, however deeply.
+    """Return whether a value holds nothing that could do something, however deeply.
 
     What is not data (a function, an object of an unknown class) may read whose turn it
     is, in a `ContextVar`: it must be run in its caller's own context.

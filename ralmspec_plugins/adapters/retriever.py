@@ -85,7 +85,7 @@ async def _atried(call: Awaitable[ResultT]) -> ResultT | Exception:
 
 
 def all_or_first_error(results: Sequence[ResultT | Exception]) -> list[ResultT]:
-    """Give the results, or raise the first error among them."""
+    """Return the results, or raise the first error among them."""
     good: list[ResultT] = []
     for result in results:
         if isinstance(result, Exception):
@@ -125,7 +125,7 @@ class Host(Protocol):
         ...
 
     async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
-        """Do the same by the host's asynchronous method, without holding up the event loop."""
+        """Do the same by the host's asynchronous method, without blocking the event loop."""
         ...
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
@@ -133,11 +133,11 @@ class Host(Protocol):
         ...
 
     def nobodys(self) -> Self:
-        """Give the same settings without their caller, to be kept and used for others too."""
+        """Return the same settings without their caller, to be kept and used for others too."""
         ...
 
     def unheard(self, query: Query) -> Query:
-        """Give the same query, but such that nobody is told of the calls made for it."""
+        """Return the same query, but such that nobody is told of the calls made for it."""
         ...
 
 
@@ -181,7 +181,7 @@ class HostSearch(Generic[HostT]):
             self.asearch_wide = self._asearch_wide
 
     def beside(self, host: HostT, look: RetrieverSnapshot | None = None) -> Self:
-        """Give the same retriever for a call of its own; what is known is shared.
+        """Return the same retriever for a call of its own; what is known is shared.
 
         `look` has the settings, where they are those of a call that goes on.
         """
@@ -191,13 +191,13 @@ class HostSearch(Generic[HostT]):
         return other
 
     def one_by_one(self) -> Self:
-        """Give the same retriever with one single call at a time."""
+        """Return the same retriever with one single call at a time."""
         other = self.beside(self._host, self._fixed)
         other._side_by_side = 1  # noqa: SLF001 its own class
         return other
 
     def nobodys(self, look: RetrieverSnapshot) -> Self:
-        """Give the same retriever in nobody's name, kept to a look."""
+        """Return the same retriever in nobody's name, kept to a look."""
         return self.beside(self._host.nobodys(), look)
 
     def look(self) -> RetrieverSnapshot:

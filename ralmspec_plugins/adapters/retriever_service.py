@@ -260,7 +260,7 @@ class RetrieverService(Generic[SearchT]):
         return self._learned(calls, queries, found, width)
 
     def _width(self, call: RetrieverCall[SearchT], line: Verifier) -> int | None:
-        """Say how wide to search for the pool's sake, where a wider search is the same one."""
+        """Return how wide to search for the pool's sake, where a wider search is the same one."""
         if call.look.k is None or not call.guesses.speculates or not hasattr(line, "search_wide"):
             return None
         return Settings().width(call.look.k)
@@ -285,7 +285,7 @@ class RetrieverService(Generic[SearchT]):
         return answers
 
     async def guess(self, call: RetrieverCall[SearchT], *, asynchronous: bool) -> Hits | None:
-        """Say what a search is expected to find, without one."""
+        """Return what a search is expected to find, without one."""
         if call.remembered is not None or not call.guesses.speculates:
             return call.remembered
         if asynchronous:
@@ -327,12 +327,12 @@ class ServedRetriever:
 
 
 def _nobodys(host: SearchT, look: RetrieverSnapshot) -> SearchT:
-    """Give a retriever in nobody's name, and so with nobody's handlers: to be kept for others."""
+    """Return a retriever in nobody's name, and so with nobody's handlers: to be kept for others."""
     return Context().run(host.nobodys, look)
 
 
 def _firsts(found: Sequence[Any]) -> list[Any]:
-    """Give the hits of searches for one query each, or what was raised instead."""
+    """Return the hits of searches for one query each, or what was raised instead."""
     return [one if isinstance(one, Exception) else one[0] for one in found]
 
 
@@ -343,7 +343,7 @@ FoundT = TypeVar("FoundT")
 
 
 def check_pairs(queries: Sequence[Any], guesses: Sequence[Any]) -> None:
-    """Make sure that there is a guess, or `None`, for each query.
+    """Check that there is a guess, or `None`, for each query.
 
     Raises:
         InputError: there is not.

@@ -43,7 +43,7 @@ class HitPayload:
 
 
 def payload_of(query: Query) -> QueryPayload:
-    """Give what a query carries; nothing, for one that a workload has made of a text.
+    """Return what a query carries; nothing, for one that a workload has made of a text.
 
     Raises:
         InputError: it was not made for a host's retriever.
@@ -59,17 +59,17 @@ def payload_of(query: Query) -> QueryPayload:
 
 
 def query_vector(query: Query) -> Vector | None:
-    """Give a query's vector, if it has one."""
+    """Return a query's vector, if it has one."""
     return payload_of(query).vector
 
 
 def hit_vector(hit: Hit) -> Vector | None:
-    """Give the vector of a hit's document, if it is known."""
+    """Return the vector of a hit's document, if it is known."""
     return hit.features.vector if isinstance(hit.features, HitPayload) else None
 
 
 def unrecorded(hit: Hit) -> Hit:
-    """Give a hit without what recorded its search: that may be long, and a guess is never told."""
+    """Return a hit without what recorded its search: that may be long, and a guess is never told."""
     origin = hit.features
     if not isinstance(origin, HitPayload) or origin.recording is None:
         return hit
@@ -102,7 +102,7 @@ class Embedder(Protocol):
         ...
 
     async def aembed(self, text: str) -> QueryPayload:
-        """Do it as the host's own asynchronous search does, without holding up the event loop."""
+        """Do it as the host's own asynchronous search does, without blocking the event loop."""
         ...
 
 
@@ -130,7 +130,7 @@ class Native:
         return self.search.search(vectors, max(self.search.k, width or 0))
 
     async def afind(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
-        """Do the same without holding up the event loop."""
+        """Do the same without blocking the event loop."""
         asearch = getattr(self.search, "asearch", None)
         if asearch is None:
             return await asyncio.to_thread(self.find, vectors, width)
@@ -163,14 +163,14 @@ class RetrieverSnapshot:
     passing: bool = False
 
     def fitting(self, vectors: Sequence[Vector | None]) -> Native | None:
-        """Give the batch search for such queries, or `None` if they are asked one by one."""
+        """Return the batch search for such queries, or `None` if they are asked one by one."""
         native = self.native
         if native is None or not vectors or any(vector is None for vector in vectors):
             return None
         return native if native.search.exact or len(vectors) > 1 else None
 
     def beginning(self, singles: list[Hits], width: int | None) -> list[Hits]:
-        """Give the host's own results back where a wider search can begin with them.
+        """Return the host's own results back where a wider search can begin with them.
 
         Raises:
             InputError: the host gives more than k, so that k of them are not its result.
@@ -285,7 +285,7 @@ class RetrieverState:
         self.steadiness = ChangeDetector()
 
     def look(self, signature: Hashable, at: Any) -> RetrieverSnapshot:
-        """Give what is known of a retriever as it is now."""
+        """Return what is known of a retriever as it is now."""
         with self._lock:
             known = self._looks.get(signature)
             if known is not None:
@@ -296,7 +296,7 @@ class RetrieverState:
         return look
 
     def trusted(self, look: RetrieverSnapshot) -> RetrieverSnapshot:
-        """Give what is known now of these settings: a batch may have differed meanwhile."""
+        """Return what is known now of these settings: a batch may have differed meanwhile."""
         with self._lock:
             return self._looks.get(look.signature, look)
 
@@ -315,7 +315,7 @@ class RetrieverState:
             return self._probes * _STEP % size
 
     def latest_size(self, look: RetrieverSnapshot) -> int | None:
-        """Say how many documents the latest result had that had any."""
+        """Return how many documents the latest result had that had any."""
         with self._lock:
             return self._sizes.get(look.signature)
 

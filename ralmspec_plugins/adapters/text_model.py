@@ -55,7 +55,7 @@ def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
-    """Say whether a model ended by itself or at a bound, if what goes with its output says so."""
+    """Return whether a model ended by itself or at a bound, if what goes with its output says so."""
     for name in ("finish_reason", "stop_reason", "done_reason"):
         reason = (information or {}).get(name)
         if reason is not None:
@@ -103,7 +103,7 @@ def check_step(
 
 
 def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:
-    """Give the stop strings that a call is told of.
+    """Return the stop strings that a call is told of.
 
     A stop string is passed on where the model takes one: it is cut off by the text
     draft in any case, but a model that knows of it writes no further. A model that
@@ -183,11 +183,11 @@ class Writer(Protocol[GivenInT]):
         ...
 
     def write_key(self, draft: TextDraft, given: GivenInT, tokens: int) -> Hashable:
-        """Hold all that a call depends on."""
+        """Return a key of all that a call depends on."""
         ...
 
     def same(self, one: GivenInT, other: GivenInT) -> bool:
-        """Say whether the model is shown the same of both."""
+        """Return whether the model is shown the same of both."""
         ...
 
 
@@ -267,19 +267,19 @@ class TextLM(Generic[GivenT]):
         return await self._arun(draft, given, tokens, self._step("sentence"), progress)
 
     def finished(self, draft: TextDraft) -> bool:
-        """Say whether the draft has ended."""
+        """Return whether the draft has ended."""
         return draft.finished
 
     def tail(self, draft: TextDraft, tokens: int) -> str:
-        """Give the last words of question and text; the question alone while there is no text."""
+        """Return the last words of question and text; the question alone while there is no text."""
         return text_state.tail(draft, tokens)
 
     def text(self, draft: TextDraft) -> str:
-        """Give what was written, cut before a stop string."""
+        """Return what was written, cut before a stop string."""
         return draft.text
 
     def settled(self, draft: TextDraft) -> str:
-        """Give the part of `text` that no later call can change."""
+        """Return the part of `text` that no later call can change."""
         return draft.settled
 
     def text_key(self, draft: TextDraft) -> Hashable:
@@ -287,18 +287,18 @@ class TextLM(Generic[GivenT]):
         return draft.origin.prompt, draft.text, draft.finished
 
     def write_key(self, draft: TextDraft, given: GivenT, tokens: int) -> Hashable:
-        """Hold all that a call depends on."""
+        """Return a key of all that a call depends on."""
         return self._writer.write_key(draft, given, tokens)
 
     def same_passages(self, one: GivenT, other: GivenT) -> bool:
-        """Say whether the model is shown the same of both."""
+        """Return whether the model is shown the same of both."""
         return self._writer.same(one, other)
 
     def release(self, draft: TextDraft) -> None:
         """Nothing is kept."""
 
     def _step(self, step: Step) -> Step:
-        """Say what a call writes.
+        """Return what a call writes.
 
         Raises:
             ConfigError: the steps are not those of `sentence_stop`.
@@ -344,7 +344,7 @@ class TextLM(Generic[GivenT]):
 
 
 def first_step(*, whole: bool, sentence_stop: str | None) -> Step:
-    """Say in which steps a model is to write, for what it must be able to do.
+    """Return in which steps a model is to write, for what it must be able to do.
 
     Raises:
         ConfigError: they make no sense.
@@ -359,7 +359,7 @@ def first_step(*, whole: bool, sentence_stop: str | None) -> Step:
 
 
 def _showing(draft: TextDraft, step: Step, progress: Progress) -> Show:
-    """Give what reports a draft with what has come so far, to those who want to know."""
+    """Return what reports a draft with what has come so far, to those who want to know."""
     streamed = Streamed(draft, sentence=step == "sentence")
 
     def show(written: Written) -> None:

@@ -101,7 +101,7 @@ class TextDraft:
 
 
 def draft_of(state: Any) -> Any:
-    """Give the draft in a workload's state; the state itself, where that is one.
+    """Return the draft in a workload's state; the state itself, where that is one.
 
     Of a model that is no host's it may be any draft.
     """
@@ -199,7 +199,7 @@ def first_sentence(text: str, piece: str) -> str:
 
 
 def tail(draft: TextDraft, words: int) -> str:
-    """Give the last words of question and text; the question in full while there is no text.
+    """Return the last words of question and text; the question in full while there is no text.
 
     Words stand in for tokens, which a host's model does not show. White space
     is shown as one space, as in `" ".join((question + " " + text).split()[-words:])`.
@@ -217,7 +217,7 @@ def tail(draft: TextDraft, words: int) -> str:
 
 
 def _end_of(draft: TextDraft, size: int) -> tuple[str, bool]:
-    """Give the last characters of question and text, spaced singly, and whether that is all."""
+    """Return the last characters of question and text, spaced singly, and whether that is all."""
     if len(draft.text) >= size:
         return " ".join(draft.text[-size:].split()), False
     return " ".join(f"{draft.origin.prompt} {draft.text}".split()), True

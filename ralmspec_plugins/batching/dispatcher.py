@@ -113,7 +113,7 @@ class Dispatcher:
     async def asearch(
         self, group: Hashable, way: SearchFn, queries: Sequence[Query]
     ) -> list[Hits] | None:
-        """Do the same without holding up the event loop."""
+        """Do the same without blocking the event loop."""
         if self in _inside.get():
             return None
         loop = asyncio.get_running_loop()
@@ -311,7 +311,7 @@ class Dispatcher:
         self._threads.shutdown(wait=True)
 
     def stats(self) -> VerifierStats:
-        """Say what has happened so far."""
+        """Return what has happened so far."""
         with self._lock:
             return self._tally.stats(waiting=self._line.size, running=self._lanes - self._free)
 

@@ -131,7 +131,7 @@ class Batch:
         return len(self.pieces) == 1 and len(piece.places) == len(piece.call.queries)
 
     def checked(self, found: list[Hits]) -> list[Hits]:
-        """Give what was found if there is one result for each query.
+        """Return what was found if there is one result for each query.
 
         Raises:
             InputError: there are more or fewer.
@@ -271,7 +271,7 @@ class RequestQueue:
         )
 
     def _fresh(self, group: _Group, most: int) -> Batch:
-        """Give every call its share of the room, and then what is left of it to the first."""
+        """Return every call its share of the room, and then what is left of it to the first."""
         calls = list(islice(group.calls, most))
         share = max(1, most // len(group.calls))
         counts = dict.fromkeys(calls, 0)

@@ -148,7 +148,7 @@ class Verifier:
         return list(search(queries)) if found is None else found
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
-        """Do what `search` does without holding up the event loop."""
+        """Do what `search` does without blocking the event loop."""
         own: Any = self.retriever
         asearch = getattr(own, "asearch", None)
         return await self._amerged(None, None if asearch else own.search, asearch, queries)

@@ -56,12 +56,12 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the request up, from any thread."""
+        """Cancel the request, from any thread."""
         ...
 
 
 def check_concurrency(max_concurrency: int, requests: int) -> int:
-    """Give how many requests there are to be answered at a time.
+    """Return how many requests there are to be answered at a time.
 
     Raises:
         ConfigError: none.

@@ -174,7 +174,7 @@ class Session:
         return any(one is not None for one in shared)
 
     def _common_speculators(self) -> Sequence[Speculator]:
-        """Give those that all requests share."""
+        """Return those that all requests share."""
         speculators = self.settings.speculators
         return () if speculators is None or callable(speculators) else speculators
 

@@ -69,7 +69,7 @@ class Latencies:
         return self.contention if self.search_contention is None else self.search_contention
 
     def of(self, need: Work) -> float:
-        """Give the duration of one piece of work that has the machine to itself."""
+        """Return the duration of one piece of work that has the machine to itself."""
         if isinstance(need, Search):
             return self.overhead_s + self.search_s(len(need.queries))
         if isinstance(need, Extend):

@@ -50,7 +50,7 @@ class EventStream(_Result, Iterator[Event]):
     """What happens while a request is answered; `answer` is there after the last event."""
 
     def __init__(self, events: Generator[Event, None, Outcome], completed: CompletionQueue) -> None:
-        """Give out these events; `completed` is what they are waited for at."""
+        """Iterate over these events; `completed` is what they are waited for at."""
         super().__init__()
         self._events = events
         self._completed = completed
@@ -73,7 +73,7 @@ class EventStream(_Result, Iterator[Event]):
             return None
 
     def close(self) -> None:
-        """Give the request up, from any thread; all its work is stopped.
+        """Cancel the request, from any thread; all its work is stopped.
 
         Whoever is waiting for an event in another thread gets `Cancelled`.
         """
@@ -115,7 +115,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
     """What happens while a request is answered; `answer` is there after the last event."""
 
     def __init__(self, run: AsyncRun, completed: AsyncCompletionQueue) -> None:
-        """Give out the events of this run; `completed` is what they are waited for at."""
+        """Iterate over the events of this run; `completed` is what they are waited for at."""
         super().__init__()
         self._run = run
         self._completed = completed
@@ -175,7 +175,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
         return self._outcome
 
     async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
+        """Cancel the request, from any task of its loop; all its work is stopped.
 
         Whoever is waiting for an event in another task stops the work, and gets `Cancelled`.
         """
@@ -209,7 +209,7 @@ class AnswerStream(_Shown, Iterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
     def __init__(self, events: EventStream) -> None:
-        """Give out the text of these events."""
+        """Iterate over the text of these events."""
         super().__init__()
         self._events = events
 
@@ -221,7 +221,7 @@ class AnswerStream(_Shown, Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """Give the request up, from any thread; all its work is stopped.
+        """Cancel the request, from any thread; all its work is stopped.
 
         Whoever is waiting for a piece in another thread gets `Cancelled`.
         """
@@ -237,7 +237,7 @@ class AsyncAnswerStream(_Shown, AsyncIterator[str]):
     """The pieces of an answer as they become settled; `answer` is there after the last one."""
 
     def __init__(self, events: AsyncEventStream) -> None:
-        """Give out the text of these events."""
+        """Iterate over the text of these events."""
         super().__init__()
         self._events = events
 
@@ -249,7 +249,7 @@ class AsyncAnswerStream(_Shown, AsyncIterator[str]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
+        """Cancel the request, from any task of its loop; all its work is stopped.
 
         Whoever is waiting for a piece in another task gets `Cancelled`.
         """

@@ -40,7 +40,7 @@ class SegmentDecoder(Protocol):
     decisions_retaken: int  # choices taken again by the schedule
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
-        """Give the logits behind these tokens, [1, vocabulary], in float32.
+        """Return the logits behind these tokens, [1, vocabulary], in float32.
 
         Args:
             tokens: the text so far; each time as before, with one token more.
@@ -53,11 +53,11 @@ class SegmentDecoder(Protocol):
         ...
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Say whether the schedule's logits would have led to the same choice as these."""
+        """Return whether the schedule's logits would have led to the same choice as these."""
         ...
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the logits behind these tokens by the compute schedule."""
+        """Return the logits behind these tokens by the compute schedule."""
         ...
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class PlainSegment:
         return True
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the same logits again."""
+        """Return the same logits again."""
         return self._run.logits
 
     def close(self) -> None:

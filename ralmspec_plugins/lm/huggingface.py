@@ -107,7 +107,7 @@ def _check_directory(name: str) -> None:
 
 
 def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """Give the tokens that end a text.
+    """Return the tokens that end a text.
 
     As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
     """
@@ -118,14 +118,14 @@ def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Give the most tokens that the model can look at, if it has such a limit."""
+    """Return the most tokens that the model can look at, if it has such a limit."""
     config = model.config.get_text_config(decoder=True)
     length: int | None = getattr(config, "max_position_embeddings", None)
     return length
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Give the number of tokens that the model gives a probability to."""
+    """Return the number of tokens that the model gives a probability to."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
@@ -280,20 +280,20 @@ class HuggingFaceLM:
         return self._write(draft, passages, tokens, progress, complete)
 
     def finished(self, draft: Draft) -> bool:
-        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        """Return whether the draft has ended: end of sequence, a stop string, or its full length."""
         return draft.finished
 
     def tail(self, draft: Draft, tokens: int) -> str:
-        """Give the last tokens of prompt and text, as text without broken characters."""
+        """Return the last tokens of prompt and text, as text without broken characters."""
         text = self._decode((draft.prompt_tokens + draft.tokens)[-tokens:])
         return text.strip(lm_text.INCOMPLETE)
 
     def text(self, draft: Draft) -> str:
-        """Give what was written, without the prompt, cut before a stop string."""
+        """Return what was written, without the prompt, cut before a stop string."""
         return draft.text
 
     def settled(self, draft: Draft) -> str:
-        """Give the part of `text` that no later token can change."""
+        """Return the part of `text` that no later token can change."""
         return draft.settled
 
     def text_key(self, draft: Draft) -> Hashable:
@@ -301,7 +301,7 @@ class HuggingFaceLM:
         return draft.prompt_tokens, draft.tokens, draft.finished
 
     def write_key(self, draft: Draft, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit; with `decoding`, to the last token.
+        """Return a key of all that `write` depends on, to the last bit; with `decoding`, to the last token.
 
         With other passages than the draft's, its own cache does not matter. How drafts
         were cut into passes is no part of it: it changes no token.

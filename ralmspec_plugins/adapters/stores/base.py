@@ -19,7 +19,7 @@ class Ranked(Protocol):
 
     @property
     def score(self) -> float:
-        """Give the store's own score or distance."""
+        """Return the store's own score or distance."""
         ...
 
 
@@ -67,7 +67,7 @@ class StoreSearch(ABC, Generic[RowT]):
 
     @property
     def score_of(self) -> ScoreOf | None:
-        """Give what makes the host's scores of the metric's values, for guesses."""
+        """Return what makes the host's scores of the metric's values, for guesses."""
         shown = self.shown
         return None if shown is None else lambda value: shown(self.stored_score(value))
 
@@ -104,7 +104,7 @@ class StoreSearch(ABC, Generic[RowT]):
 
 
 def decided(scores: Sequence[float], k: int) -> bool:
-    """Say whether the order of the first k, or who is among them, was decided by a tie.
+    """Return whether the order of the first k, or who is among them, was decided by a tie.
 
     NaN has no order, so it ties with everything.
 

@@ -62,7 +62,7 @@ def is_clear_of_ties(
     metric: Metric,
     threshold: float | None = None,
 ) -> bool:
-    """Say whether any float32 scan would give the first k of these rows, in this order.
+    """Return whether any float32 scan would give the first k of these rows, in this order.
 
     With the exact scores t (float64) and a bound e on any float32 kernel's error, every
     kernel keeps the order of two rows with t_i - t_j > 2 e. A row that was left out has

@@ -63,12 +63,12 @@ class FlatScan:
     largest_norm: float | None
 
     def rows(self, width: int) -> list[FaissRow]:
-        """Give the best rows."""
+        """Return the best rows."""
         columns = self.positions[:width].tolist(), self.scores[:width], self.vectors[:width]
         return [FaissRow(*row) for row in zip(*columns, strict=True)]
 
     def is_certain(self, k: int, width: int, cut: float | None = None) -> bool:
-        """Say whether every scan would give the first k rows in this order.
+        """Return whether every scan would give the first k rows in this order.
 
         Args:
             k: how many rows the host reads.
@@ -83,7 +83,7 @@ class FlatScan:
 
 
 def flat_metric(index: Any) -> ScanMetric | None:
-    """Give the metric of an exact flat index on the CPU; `None` for any other index."""
+    """Return the metric of an exact flat index on the CPU; `None` for any other index."""
     kind = type(index)
     if kind.__module__.partition(".")[0] != "faiss" or kind.__name__ not in _FLAT:
         return None
@@ -156,7 +156,7 @@ def alike_search(
 
 
 def _together(index: Any) -> int:
-    """Say how many queries the sequential kernel takes; 1 where a single one goes otherwise."""
+    """Return how many queries the sequential kernel takes; 1 where a single one goes otherwise."""
     faiss = import_module("faiss")
     blas_from = int(faiss.cvar.distance_compute_blas_threshold)
     split = int(index.ntotal) >= _SPLIT_ROWS and faiss.omp_get_max_threads() > 1
@@ -166,7 +166,7 @@ def _together(index: Any) -> int:
 
 
 def _largest_norm(index: Any, stamp: object) -> float:
-    """Give the largest norm of an index's rows: read once, as long as the index is the same.
+    """Return the largest norm of an index's rows: read once, as long as the index is the same.
 
     Rows are only ever appended and removed, or all of them written anew: a few of them, the
     last among them, show what the number of rows does not.
@@ -301,7 +301,7 @@ class CertifiedFaissSearch(FaissSearch):
     def _certified(
         self, vector: Vector, scan: FlatScan, hits: list[Scored], passing: list[bool], k: int
     ) -> list[Scored]:
-        """Give one query's documents, those of the host's own k certain or asked singly."""
+        """Return one query's documents, those of the host's own k certain or asked singly."""
         own, cut = min(k, self.k), None
         if self.threshold is not None:
             l2 = scan.metric is ScanMetric.L2  # whose scores are distances, negated

@@ -22,7 +22,7 @@ _DISTANCE: Final = "_distance"
 
 
 def vectors_of(rows: Any, column: str) -> Vectors:
-    """Give the vectors of some rows [rows, dimension]."""
+    """Return the vectors of some rows [rows, dimension]."""
     values = rows[column].combine_chunks()
     dimension = values.type.list_size
     flat: Vectors = values.flatten().to_numpy(zero_copy_only=False)

@@ -21,7 +21,7 @@ _METRICS: Final[dict[str, Metric]] = {"Cosine": "cosine", "Dot": "ip", "Euclid":
 
 
 def is_rest_model(value: Any) -> bool:
-    """Say whether a filter or search parameter can stand in a list of requests."""
+    """Return whether a filter or search parameter can stand in a list of requests."""
     return value is None or type(value).__module__.startswith(_REST_MODELS)
 
 
@@ -31,7 +31,7 @@ def search_params(values: dict[str, Any]) -> Any:
 
 
 def vector_of(point: Any, field: str) -> Any:
-    """Give a point's own vector, or `None`."""
+    """Return a point's own vector, or `None`."""
     vector = point.vector
     return vector.get(field) if isinstance(vector, dict) else vector
 

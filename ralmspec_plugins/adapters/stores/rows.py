@@ -38,7 +38,7 @@ class RowTable:
         return bool((self.table[:, [0, -1]] == np.array(ends)).all())
 
     def cosines(self, queries: Sequence[Any]) -> list[Floats | None]:
-        """Give each query's cosines with all rows, wrong by `error` at most.
+        """Return each query's cosines with all rows, wrong by `error` at most.
 
         `None` where that cannot be promised: for vectors of zeros, of NaN, or of a size that
         makes a square overflow.
@@ -87,7 +87,7 @@ class RowCache:
         self._known: dict[int, tuple[weakref.ref[Any], RowTable]] = {}
 
     def rows(self, owner: object, lists: Sequence[Any]) -> RowTable:
-        """Give the rows of these lists, laid out anew where they changed.
+        """Return the rows of these lists, laid out anew where they changed.
 
         Raises:
             ValueError: they are not vectors of one dimension.
