@@ -291,7 +291,7 @@ BUGS = (
     Bug(
         "an encoder's error counts although other work was running",
         "ralmspec_plugins/window.py",
-        "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
+        "step.encode_failure = Failure(done.error, isolated and step is self.steps[0])",
         "step.encode_failure = Failure(done.error, isolated=True)",
     ),
     Bug(
@@ -365,7 +365,7 @@ BUGS = (
     Bug(
         "a state that comes after the end is not released",
         "ralmspec_plugins/engine/session.py",
-        "        if self._closed:\n            self.setup.workload.release(state)\n",
+        "        if self._closed:\n            self.session.workload.release(state)\n",
         "",
         "tests/engine/test_forming.py",
     ),
