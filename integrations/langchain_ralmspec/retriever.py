@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -23,13 +23,14 @@ from langchain_core.runnables.config import (
     merge_configs,
     patch_config,
 )
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, StrictBool, StrictInt
 
 from langchain_ralmspec.callbacks import retrieval_begun
 from langchain_ralmspec.configs import quiet_config, silenced
 from langchain_ralmspec.documents import documents_of, passage_of
 from langchain_ralmspec.host_retriever import Calls, HostRetriever
 from langchain_ralmspec.inspection import concrete, heeding
+from langchain_ralmspec.options import checked_fields
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
@@ -47,6 +48,7 @@ from ralmspec_plugins.types import Hits
 
 Run: TypeAlias = CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun
 Outcome: TypeAlias = list[Document] | Exception
+StrictPositiveInt: TypeAlias = Annotated[int, Field(strict=True, gt=0)]
 
 _config: ContextVar[RunnableConfig | None] = ContextVar("config", default=None)
 
@@ -143,33 +145,35 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     batching: BatchMode = "exact"
     """Which batch searches are used: "exact" by construction, also "probed" ones, or "off"."""
 
-    max_batch: PositiveInt = 64
+    max_batch: StrictPositiveInt = 64
     """The most queries in one search."""
 
-    lanes: PositiveInt = 1
+    lanes: StrictPositiveInt = 1
     """Searches of the store that may be out at a time; more than one only for a server."""
 
-    side_by_side: PositiveInt = THREADS
+    side_by_side: StrictPositiveInt = THREADS
     """Single calls at a time in `batch`, where the config does not say `max_concurrency`."""
 
-    pure: bool | None = None
+    pure: StrictBool | None = None
     """Whether equal queries find equal documents, without side effects; found out by default."""
 
-    k: int | None = None
+    k: StrictInt | None = None
     """How many documents to give, instead of what the retriever says."""
 
     runtime: RetrieverRuntime = Field(default_factory=RetrieverRuntime, exclude=True, repr=False)
     """What is running; shared by the copies that configurable fields make."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         """Wrap a retriever.
 
         Raises:
-            ConfigError: a k that the retriever does not take (pydantic would wrap the error).
+            ConfigError: a field of another type, an unknown one, or a k that the retriever does
+                not take.
         """
-        super().__init__(*args, **fields)
+        with checked_fields(type(self)):
+            super().__init__(*args, **fields)
         if self.k is not None:
             inner = concrete(self.retriever, RunnableConfig(), {}).runnable
             self.retriever = heeding(self.retriever, inner, self.k)
