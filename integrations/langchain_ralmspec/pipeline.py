@@ -1,6 +1,14 @@
 """The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -23,7 +31,7 @@ from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import DirectRuns, direct_lm, settings_of
-from langchain_ralmspec.options import request_with
+from langchain_ralmspec.options import CALL_SETTINGS, check_has_effect, request_with
 from langchain_ralmspec.prompts import (
     DEFAULT_DOCUMENT_PROMPT,
     DEFAULT_PROMPT,
@@ -124,6 +132,8 @@ class Assembly:
             ConfigError: they do not fit each other; the message says what to do.
         """
         self._settings = settings
+        checked = (*CALL_SETTINGS, "bound", "continuation", "sentence_stop")
+        self.check_has_effect([name for name in checked if getattr(settings, name)])
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
         whole = settings.chain is not None and settings.chain.whole
@@ -162,6 +172,20 @@ class Assembly:
             batch=settings.batching,
             side_by_side=settings.side_by_side,
             pure=settings.pure,
+        )
+
+    def check_has_effect(self, given: Collection[str]) -> None:
+        """Refuse settings, of the runnable or of one call, that nothing would read.
+
+        Raises:
+            ConfigError: the message says which, and what to do.
+        """
+        settings = self._settings
+        check_has_effect(
+            given,
+            direct=settings.direct,
+            one_shot=is_one_shot(settings.workload),
+            named=settings.workload is None or isinstance(settings.workload, str),
         )
 
     def asked(self, value: Any, config: RunnableConfig) -> Asked:
@@ -387,6 +411,7 @@ class RequestRun:
             TypeError: a setting of another type.
             ConfigError: an unknown setting, or one without a meaning.
         """
+        assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
         chosen = {**assembly.request_settings, **settings}
         self._request = request_with(asked.question, context, chosen)

@@ -95,9 +95,12 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     sentence_stop: str | None = None
     """Ends sentences by this stop string, for models that cannot be bounded."""
     max_tokens: StrictInt | None = None
-    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
+    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024.
+
+    With `workload="one_shot"` the model is called as it is: its own setting counts."""
     stop: tuple[str, ...] = ()
     seed: StrictInt = 0
+    """Of the draws of a model that is driven by its tokens (`direct`)."""
     deadline_s: StrictFloat | StrictInt | None = None
 
     speculate: StrictBool = True

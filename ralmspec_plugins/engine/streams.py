@@ -79,8 +79,10 @@ class EventStream(_Result, Iterator[Event]):
         """
         try:
             self._events.close()
-        except ValueError:  # it is running, in another thread
-            self._completed.put(Aborted(Cancelled(_CLOSED)))
+        except ValueError as error:
+            if not _raised_by_interpreter(error):  # but by what is cleaned up
+                raise
+            self._completed.put(Aborted(Cancelled(_CLOSED)))  # it is running, in another thread
 
     @property
     def answer(self) -> Answer:
@@ -88,6 +90,12 @@ class EventStream(_Result, Iterator[Event]):
         while self._next(raises=False) is not None:
             pass
         return self._answer("this stream was closed before its answer was complete")
+
+
+def _raised_by_interpreter(error: BaseException) -> bool:
+    """Return whether an error that was caught where it is asked has passed no other frame."""
+    traceback = error.__traceback__
+    return traceback is not None and traceback.tb_next is None
 
 
 class AsyncRun(Protocol):
