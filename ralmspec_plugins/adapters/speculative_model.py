@@ -117,7 +117,7 @@ class _NothingToSearch:
         raise AssertionError("a continuation asks for nothing")
 
 
-_MOST_ENGINES: Final = 16  # ways of choosing tokens that are kept at a time
+_MOST_WRITERS: Final = 16  # ways of choosing tokens that are kept at a time
 
 
 class SpeculativeModel:
@@ -138,7 +138,7 @@ class SpeculativeModel:
         self.loaded = loaded
         self._counts = _Counts()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-model")
-        self._engines: dict[Greedy | Sampling, tuple[Engine, AsyncEngine]] = {}
+        self._writers: dict[Greedy | Sampling, _Writer] = {}
         self._lock = threading.Lock()
         self._known: dict[str, Any] | None = None
 
@@ -187,54 +187,58 @@ class SpeculativeModel:
             ContextOverflowError: prompt and text would exceed the model's context.
             DeadlineExceeded: the deadline passed.
         """
-        engine, _ = self._engines_for(options.sampling)
+        engine = self._writer(options.sampling).sync
         return [engine.run(options.request(prompt)) for prompt in prompts]
 
     async def aanswers(self, prompts: Sequence[str], options: WritingOptions) -> list[Answer]:
         """Do the same without holding up the event loop."""
-        engine = await self._async_engine(options.sampling)
+        engine = (await self._awriter(options.sampling)).asynchronous
         return [await engine.run(options.request(prompt)) for prompt in prompts]
 
     def stream(self, prompt: str, options: WritingOptions) -> AnswerStream:
         """Continue a prompt piece by piece; only text that stays is given out."""
-        engine, _ = self._engines_for(options.sampling)
+        engine = self._writer(options.sampling).sync
         return engine.stream(options.request(prompt))
 
     async def astream(self, prompt: str, options: WritingOptions) -> AsyncAnswerStream:
         """Do the same without holding up the event loop."""
-        engine = await self._async_engine(options.sampling)
+        engine = (await self._awriter(options.sampling)).asynchronous
         return engine.stream(options.request(prompt))
 
     def driven_by_tokens(
         self, options: WritingOptions, template: PassageTemplate, passage_tokens: int
     ) -> HuggingFaceLM:
         """Give the model for a speculative retrieval that drives it directly, drafter included."""
-        return self.lm.variant(
-            sampling=options.sampling, template=template, passage_tokens=passage_tokens
-        )
+        lm = self._writer(options.sampling).lm
+        return lm.variant(template=template, passage_tokens=passage_tokens)
 
-    def _engines_for(self, sampling: Greedy | Sampling) -> tuple[Engine, AsyncEngine]:
-        """Give the engines for a way of choosing tokens; a new one is measured first."""
-        if (known := self._engines.get(sampling)) is not None:
+    def _writer(self, sampling: Greedy | Sampling) -> "_Writer":
+        """Give what writes with a way of choosing tokens; a new one is measured first."""
+        if (known := self._writers.get(sampling)) is not None:
             return known
         with self._lock:
-            if sampling not in self._engines:
-                workload = _Continuation(self.lm.variant(sampling=sampling), self._counts)
-                parts: Any = (workload, _NothingToSearch(), Settings(speculate=False))
-                engines = (
-                    Engine(*parts, threads=self._threads),
-                    AsyncEngine(*parts, threads=self._threads),
-                )
-                if len(self._engines) >= _MOST_ENGINES:
-                    del self._engines[next(iter(self._engines))]
-                self._engines[sampling] = engines
-            return self._engines[sampling]
+            if sampling not in self._writers:
+                made = _Writer(self.lm.variant(sampling=sampling), self._counts, self._threads)
+                if len(self._writers) >= _MOST_WRITERS:
+                    del self._writers[next(iter(self._writers))]
+                self._writers[sampling] = made
+            return self._writers[sampling]
 
-    async def _async_engine(self, sampling: Greedy | Sampling) -> AsyncEngine:
-        known = self._engines.get(sampling)
+    async def _awriter(self, sampling: Greedy | Sampling) -> "_Writer":
+        known = self._writers.get(sampling)
         if known is None:  # what is measured first may take a second
-            known = await asyncio.to_thread(self._engines_for, sampling)
-        return known[1]
+            known = await asyncio.to_thread(self._writer, sampling)
+        return known
+
+
+class _Writer:
+    """The model with one way of choosing tokens, and the engines that drive it."""
+
+    def __init__(self, lm: HuggingFaceLM, counts: _Counts, threads: ThreadPoolExecutor) -> None:
+        self.lm = lm
+        parts: Any = (_Continuation(lm, counts), _NothingToSearch(), Settings(speculate=False))
+        self.sync = Engine(*parts, threads=threads)
+        self.asynchronous = AsyncEngine(*parts, threads=threads)
 
 
 def speculative_model(

@@ -103,6 +103,42 @@ def options_of(model: object, given: Mapping[str, Any]) -> WritingOptions:
     return WritingOptions(**{**own, **{name: given[name] for name in OPTIONS if name in given}})
 
 
+def direct_options(
+    model: object, given: Mapping[str, Any], decoding: object, whose: str
+) -> WritingOptions:
+    """Say how tokens are chosen where a host's model of ours is driven directly.
+
+    Raises:
+        ConfigError: what it is given, or has, cannot be kept to.
+    """
+    name = type(model).__name__
+    if decoding is not None:
+        raise ConfigError(f"decoding cannot be given beside a {name}, which has a drafter itself")
+    options = options_of(model, given)
+    if options.stop or options.deadline_s is not None:
+        raise ConfigError(
+            f"direct=True cannot keep to stop and deadline_s of the {name}: set them on {whose}"
+        )
+    return options
+
+
+def check_decoding(decoding: object, *, direct: bool) -> None:
+    """Refuse what cannot be a setting for tokens to be speculated on.
+
+    Raises:
+        ConfigError: it is no `Decoding`, or the model is not driven by tokens.
+    """
+    if decoding is None:
+        return
+    if not callable(getattr(decoding, "decoder", None)):
+        raise ConfigError(f"decoding must be a Decoding or None, got {decoding!r:.80}")
+    if not direct:
+        raise ConfigError(
+            "decoding needs direct=True, where a local model is driven by tokens; for calls of "
+            "the host's own, use a SpeculativeLLM, which has a drafter itself"
+        )
+
+
 # Where a model comes from, and what it took.
 
 
