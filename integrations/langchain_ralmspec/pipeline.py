@@ -64,15 +64,22 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
+from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
-    *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
+    *("format_docs", "workload", "direct", "decoding", "bound", "continuation"),
+    "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
+)
+# What a model that is driven directly depends on.
+_OF_DIRECT: Final = (
+    *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("format_docs", "decoding"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
 
@@ -94,6 +101,7 @@ class PipelineSettings:
     output_parser: BaseOutputParser[Any] | None
     workload: WorkloadName | WorkloadMaker | None
     direct: bool
+    decoding: Any
     bound: Bound | None
     continuation: Continuation | None
     sentence_stop: str | None
@@ -321,8 +329,13 @@ class Assembly:
 
     def _lm(self) -> LanguageModel[Any]:
         settings = self._settings
+        check_decoding(settings.decoding, direct=settings.direct)
         if settings.direct:
-            return direct_lm(settings.llm, self._prompting)
+            make = partial(direct_lm, settings.llm, self._prompting, decoding=settings.decoding)
+            if settings.decoding is None:
+                return make()
+            key = ("direct", *(_identity(getattr(settings, name)) for name in _OF_DIRECT))
+            return settings.runtime.host(key, make)  # what was measured serves copies, too
         return HostLM(
             self.llm.runnable,
             self._prompting,

@@ -88,6 +88,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     `functools.partial(Interval, interval=8)`."""
     direct: StrictBool = False
     """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
+    decoding: Any = Field(default=None, repr=False)
+    """With `direct`: a `Decoding`, by which tokens are speculated on, too (docs/decoding.md)."""
     bound: Bound | None = None
     """How the model is told to write at most n tokens; known of the usual classes."""
     continuation: Continuation | None = None

@@ -192,7 +192,8 @@ def taken_by(answer: Answer) -> dict[str, Any]:
     The report has no queries: hidden states cannot be read.
     """
     draft = answer.state.draft
-    read, written = len(draft.prompt_tokens), len(draft.tokens)
+    read = len(draft.origin.head_tokens) + len(draft.prompt_tokens)
+    written = len(draft.tokens)
     usage = asdict(Usage(read, written, read + written))
     report = Report(**{**report_of(answer), "queries": [], "usage": usage})
     return {"finish_reason": "length" if draft.ending == "length" else "stop", REPORT: report}

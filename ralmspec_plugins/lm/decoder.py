@@ -80,6 +80,10 @@ class Decoder(Protocol):
         """Forget what is kept for a request."""
         ...
 
+    def for_sampling(self, sampling: Greedy | Sampling) -> "Decoder":
+        """Give the decoder of texts whose tokens are chosen in another way."""
+        ...
+
 
 class DecodingSettings(Protocol):
     """What `HuggingFaceLM(decoding=...)` takes: settings that make a decoder for a model."""
@@ -102,6 +106,10 @@ class PlainDecoder:
 
     def release(self, request: int) -> None:
         """Do nothing: nothing is kept."""
+
+    def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
+        """Give itself: the schedule does not depend on it."""
+        return self
 
 
 class PlainSegment:

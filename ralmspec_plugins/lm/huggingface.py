@@ -170,12 +170,9 @@ class HuggingFaceLM:
         Raises:
             ConfigError: a number is out of range.
         """
-        if passage_tokens < 1:
-            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
         self.model = model.train(False)
         self.tokenizer = tokenizer
-        self.template = template if template is not None else PassageTemplate()
-        self.passage_tokens = passage_tokens
+        self._set(template if template is not None else PassageTemplate(), passage_tokens)
         self._chooser = TokenSampler(sampling if sampling is not None else Greedy())
         self._passes = ModelRunner(model, cache_bytes)
         self._eos = eos_tokens(model)
@@ -183,7 +180,6 @@ class HuggingFaceLM:
         self._owners = itertools.count()
         self._thresholds: tuple[float, ...] | None = None  # logarithms; None: drafts have no scores
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
-        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
         self.decoder: Decoder = (
             PlainDecoder(self._passes)
             if decoding is None
@@ -226,6 +222,35 @@ class HuggingFaceLM:
             passage_tokens=passage_tokens,
             decoding=decoding,
         )
+
+    def variant(
+        self,
+        *,
+        sampling: Greedy | Sampling | None = None,
+        template: PassageTemplate | None = None,
+        passage_tokens: int | None = None,
+    ) -> "HuggingFaceLM":
+        """Return the same model with other settings; those that are not given stay.
+
+        Both take turns on the model, share its caches, and draft with the same drafters.
+        What speculation needs to know of another `sampling` is measured here.
+        """
+        made = copy.copy(self)
+        made._set(template or self.template, passage_tokens or self.passage_tokens)  # noqa: SLF001 one of this class
+        if sampling is not None and sampling != self.sampling:
+            made._chooser = TokenSampler(sampling)  # noqa: SLF001 as above
+            made.decoder = self.decoder.for_sampling(sampling)
+        return made
+
+    @property
+    def sampling(self) -> Greedy | Sampling:
+        """How tokens are chosen."""
+        return self._chooser.settings
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model can look at, if there is a limit."""
+        return self._context
 
     @property
     def caches(self) -> CacheStore:
@@ -342,6 +367,14 @@ class HuggingFaceLM:
         """Free the caches of this draft's request; passages' own caches stay for others."""
         self._passes.store.release(draft.origin.owner)
         self.decoder.release(draft.origin.owner)
+
+    def _set(self, template: PassageTemplate, passage_tokens: int) -> None:
+        """Say how passages become tokens."""
+        if passage_tokens < 1:
+            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
+        self.template = template
+        self.passage_tokens = passage_tokens
+        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
 
     def _write(
         self,

@@ -92,9 +92,12 @@ def framed_tokens(
         check_text(text)
     head = encode(tokenizer, front)
     begins = tuple(tokenizer.encode("", verbose=False))[:1]  # as the tokenizer begins any text
+    rest = encode(tokenizer, behind)
     if begins == (tokenizer.bos_token_id,) and head[:1] != begins:
+        if not head and rest[:1] == begins:  # a chat template has put it there
+            rest = rest[1:]
         head = begins + head
-    return head, encode(tokenizer, behind)
+    return head, rest
 
 
 def prompt_tokens(
