@@ -15,7 +15,8 @@ except ImportError as missing:
 from langchain_ralmspec.chains import speculate
 from langchain_ralmspec.knn import KNNLLM
 from langchain_ralmspec.rag import SpeculativeRAG
-from langchain_ralmspec.response import Reply, Report, stats_of
+from langchain_ralmspec.reports import Report, ReportHandler, stats_of
+from langchain_ralmspec.response import Reply
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from langchain_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
@@ -24,6 +25,7 @@ __all__ = [
     "BatchSearch",
     "Reply",
     "Report",
+    "ReportHandler",
     "Scored",
     "SpeculativeRAG",
     "SpeculativeRetriever",

@@ -72,8 +72,7 @@ def speculate(chain: Runnable[Any, Any], **settings: Any) -> Any:
     (`RunnableParallel(context=retriever, ...).assign(answer=...)`); and all of these in
     `.with_config(...)`, `.with_retry()` and `.with_fallbacks(...)`.
 
-    What comes back is a dict where the chain's is one, with `ralmspec` beside the rest, and
-    the text alone where it is a text. Its schemas are the chain's.
+    What comes back is what the chain gives, and its schemas are the chain's.
 
     Args:
         chain: the chain.

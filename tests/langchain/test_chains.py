@@ -70,10 +70,6 @@ def retriever() -> BaseRetriever:
     return store.as_retriever(search_kwargs={"k": 3})
 
 
-def without_report(reply: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in reply.items() if key != "ralmspec"}
-
-
 @pytest.mark.parametrize("separator", ["\n\n", " | "])
 @pytest.mark.parametrize("question", ["fox", "", "wölfe 🐺"])
 def test_a_retrieval_chain_gives_what_it_gave(
@@ -96,7 +92,7 @@ def test_a_retrieval_chain_gives_what_it_gave(
     ours = speculate(chain)
 
     assert isinstance(ours, SpeculativeRAG)
-    assert chain.invoke(value) == without_report(ours.invoke(value))
+    assert chain.invoke(value) == ours.invoke(value)
     assert ours.get_name() == "retrieval_chain"
 
 
@@ -110,10 +106,8 @@ async def test_it_gives_the_same_asynchronously_and_in_pieces(retriever: BaseRet
     for piece in pieces[1:]:
         total = total + piece
 
-    assert await chain.ainvoke({"input": "fox"}) == without_report(
-        await ours.ainvoke({"input": "fox"})
-    )
-    assert chain.invoke({"input": "fox"}) == without_report(total)
+    assert await chain.ainvoke({"input": "fox"}) == await ours.ainvoke({"input": "fox"})
+    assert chain.invoke({"input": "fox"}) == total
 
 
 def _idioms(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], Any]]:
