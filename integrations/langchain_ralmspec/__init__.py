@@ -12,7 +12,7 @@ try:
 except ImportError as missing:
     raise MissingExtraError("langchain", "langchain-core") from missing
 
-from langchain_ralmspec.chains import speculate
+from langchain_ralmspec.chains import SpeculativeChain, speculate
 from langchain_ralmspec.knn import KNNLLM
 from langchain_ralmspec.rag import SpeculativeRAG
 from langchain_ralmspec.reports import Report, ReportHandler, stats_of
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "ReportHandler",
     "Scored",
+    "SpeculativeChain",
     "SpeculativeRAG",
     "SpeculativeRetriever",
     "register_batch_search",
