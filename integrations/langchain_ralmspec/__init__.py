@@ -13,10 +13,11 @@ try:
 except ImportError as missing:
     raise MissingExtraError("langchain", "langchain-core") from missing
 
-from langchain_ralmspec.chains import speculate
+from langchain_ralmspec.chains import SpeculativeChain, speculate
 from langchain_ralmspec.knn import KNNLLM
 from langchain_ralmspec.rag import SpeculativeRAG
-from langchain_ralmspec.response import Reply, Report, stats_of
+from langchain_ralmspec.reports import Report, ReportHandler, stats_of
+from langchain_ralmspec.response import Reply
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from langchain_ralmspec.speculative_model import SpeculativeChatModel, SpeculativeLLM
 from langchain_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
@@ -26,7 +27,9 @@ __all__ = [
     "BatchSearch",
     "Reply",
     "Report",
+    "ReportHandler",
     "Scored",
+    "SpeculativeChain",
     "SpeculativeChatModel",
     "SpeculativeLLM",
     "SpeculativeRAG",

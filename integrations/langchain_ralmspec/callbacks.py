@@ -25,8 +25,10 @@ from langchain_ralmspec.documents import document_of
 from langchain_ralmspec.local_model import DirectRuns
 from langchain_ralmspec.prompts import Prompting
 from langchain_ralmspec.recording import CallCapture, ModelRun
-from ralmspec_plugins import effects
+from langchain_ralmspec.reports import REPORT_EVENT
+from ralmspec_plugins import Answer, effects
 from ralmspec_plugins.adapters.documents import HostPassage
+from ralmspec_plugins.adapters.events import report_of
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Retrieved, passages_of
@@ -220,6 +222,14 @@ class CallbackSink:
         """
         await _arun(self._steps(event, AsyncCallbackManager))
 
+    def ended(self, answer: Answer) -> None:
+        """Tell what an answer took."""
+        _run(self._ended_with(answer, CallbackManager))
+
+    async def aended(self, answer: Answer) -> None:
+        """Do the same on an event loop."""
+        await _arun(self._ended_with(answer, AsyncCallbackManager))
+
     def failed(self, error: BaseException) -> None:
         """Tell of the call that failed or was given up, and end the run that is open."""
         _run(self._failed(error, CallbackManager))
@@ -255,8 +265,15 @@ class CallbackSink:
             if source is not None:
                 yield from self._model(kind, source, ended=isinstance(event, effects.Commit))
         elif not isinstance(event, effects.Failed):
-            manager = self._manager(kind)
-            yield manager.on_custom_event(*_custom(event), run_id=manager.parent_run_id)
+            yield self._custom_event(kind, *_custom(event))
+
+    def _ended_with(self, answer: Answer, kind: ManagerKind) -> Steps:
+        if self._heard:
+            yield self._custom_event(kind, REPORT_EVENT, report_of(answer))
+
+    def _custom_event(self, kind: ManagerKind, name: str, data: Mapping[str, Any]) -> Any:
+        manager = self._manager(kind)
+        return manager.on_custom_event(name, data, run_id=manager.parent_run_id)
 
     def _source(self, event: effects.Commit | effects.Settled) -> ModelRun | None:
         """Find the run of the model that wrote a state."""

@@ -97,6 +97,7 @@ class PipelineSettings:
     document_separator: str
     document_variable_name: str
     question_key: str
+    report: bool
     format_docs: Callable[[list[Document]], str] | None
     output_parser: BaseOutputParser[Any] | None
     workload: WorkloadName | WorkloadMaker | None
@@ -272,6 +273,11 @@ class Assembly:
             return self._settings.llm.OutputType is str
         return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
 
+    def reply(self, asked: Asked) -> Pieces:
+        """Begin the reply to a question."""
+        text_is_answer, report = self.text_is_answer, self._settings.report
+        return Pieces(asked.given, text_is_answer=text_is_answer, report=report)
+
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
         """Make what a request answers, where that is not its text.
 
@@ -431,8 +437,7 @@ class RequestRun:
         self._engines = assembly.engines(config)
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
-        self._pieces = Pieces(asked.given, text_is_answer=assembly.text_is_answer)
-
+        self._pieces = assembly.reply(asked)
         self._reports = streamed or assembly.followed(config)  # the model while it writes
 
     def pieces(self) -> Generator[AddableDict, None, None]:
@@ -441,6 +446,7 @@ class RequestRun:
         events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
+        self._telling.ended(answer)
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
         yield from self._pieces.end(answer, made)
@@ -453,6 +459,7 @@ class RequestRun:
             async for piece in pieces:
                 yield piece
         made, answer = None, events.answer
+        await self._telling.aended(answer)
         if not self._assembly.text_is_answer:
             made = await self._assembly.amade_of(answer, self._config)
         for piece in self._pieces.end(answer, made):

@@ -27,7 +27,14 @@ from typing_extensions import override
 
 from langchain_ralmspec.options import checked_fields
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
-from langchain_ralmspec.response import ChainShape, Output, Reply, given_out, whole
+from langchain_ralmspec.response import (
+    ChainShape,
+    Output,
+    Reply,
+    ReportedReply,
+    given_out,
+    whole,
+)
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
@@ -44,7 +51,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     objects; it comes sooner. Goes where any runnable goes: `|`, `with_retry`,
     `RunnableParallel`, a LangGraph node. Takes a question, or a dict with `input` (or
     `question`); gives a dict with the input's keys, `context` (the documents of all
-    retrievals, each once, in order of use), `answer`, and `ralmspec` (a `Report`).
+    retrievals, each once, in order of use), and `answer`. What it took is told to a
+    `ReportHandler` among the callbacks.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> from langchain_core.language_models import FakeListLLM
@@ -77,6 +85,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Where the question stands in a dict; the prompt may have it by this name too."""
     output: Output = "reply"
     """What comes back: all of it, or the answer alone."""
+    report: StrictBool = False
+    """True: a reply has its `Report` too, under "ralmspec"."""
     format_docs: Callable[[list[Document]], str] | None = None
     """Shows all documents, instead of `document_prompt` and `document_separator`."""
     output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
@@ -182,7 +192,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def OutputType(self) -> Any:
         if self._like is not None:
             return self._like.OutputType
-        return Reply if self.output == "reply" else Any
+        if self.output != "reply":
+            return Any
+        return ReportedReply if self.report else Reply
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:

@@ -387,7 +387,7 @@ class _Draw:
         workload = self.any("sentences", "interval")
         self.about.append(workload)
         host = by_hand(llm, retriever, workload)
-        ours: SpeculativeRAG = rag_of(llm, retriever, workload, **self.options())
+        ours: SpeculativeRAG = rag_of(llm, retriever, workload, report=False, **self.options())
         return host, ours, self._values(str), False
 
     def _wrapped(self, chain: Any) -> Any:
@@ -492,6 +492,4 @@ def _all(runnable: Any, values: list[Any], config: Any, way: str, **given: Any) 
 def _outcome(given: Any) -> Any:
     if isinstance(given, Exception):
         return type(given).__name__, str(given)
-    if isinstance(given, dict):
-        return {name: value for name, value in given.items() if name != "ralmspec"}
     return given

@@ -324,6 +324,7 @@ def rag_of(llm: Any, retriever: Any, workload: str = "sentences", **settings: An
         settings.setdefault("continuation", "assistant")
     if not whole or settings.get("direct"):
         settings.setdefault("max_tokens", MAX_TOKENS[workload])
+    settings.setdefault("report", True)
     return SpeculativeRAG(
         retriever=retriever, llm=llm, prompt=PROMPT, workload=WORKLOADS[workload], **settings
     )

@@ -123,7 +123,9 @@ def test_custom_events_tell_of_guesses_verdicts_and_rollbacks() -> None:
     customs = log.customs()
     verdicts = [data["right"] for name, data in customs if name == "ralmspec.verify"]
 
-    assert {"ralmspec.guess", "ralmspec.verify", "ralmspec.rollback"} == {n for n, _ in customs}
+    kinds = ("guess", "verify", "rollback", "report")
+
+    assert {f"ralmspec.{kind}" for kind in kinds} == {name for name, _ in customs}
     assert report["stats"]["guesses"] == len(verdicts)
     assert report["stats"]["accepted"] == sum(verdicts)
     rag.close()

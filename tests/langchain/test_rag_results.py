@@ -210,20 +210,15 @@ async def test_one_retrieval_is_the_hosts_own_chain(name: str, shown: str, kind:
     for question in QUESTIONS[:3]:
         given = {"input": question, **more}
         expected, reply = chain.invoke(given), rag.invoke(given)
-        report = reply.pop("ralmspec")
 
         assert list(expected) == list(reply)
         assert expected == reply
-        assert [question] == report["queries"]
         reply = await rag.ainvoke(given)
-        reply.pop("ralmspec")
         assert expected == reply
         chunks, ours = list(chain.stream(given)), list(rag.stream(given))
-        assert "ralmspec" in ours.pop()
         merged = kind == "looked into"  # what was written before it was verified comes at once
         assert _pieces(chunks, merged=merged) == _pieces(ours, merged=merged)
         ours = [one async for one in rag.astream(given)]
-        ours.pop()
         assert _pieces(chunks, merged=merged) == _pieces(ours, merged=merged)
     rag.close()
 
