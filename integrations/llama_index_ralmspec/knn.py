@@ -23,6 +23,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from typing_extensions import override
 
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.events import REPORT
 from ralmspec_plugins.adapters.local_model import check_model, model_name, taken_by
 from ralmspec_plugins.knn.request import KNNRequest
@@ -94,11 +95,7 @@ class KNNLLM(CustomLLM):
             ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
         """
         check_model(lm)
-        unknown = sorted(host.keys() - CustomLLM.model_fields.keys())
-        if unknown:
-            raise TypeError(
-                f"KNNLLM takes its settings and those of LlamaIndex' LLMs, got {unknown}"
-            )
+        refuse_unknown(host.keys(), type(self).model_fields.keys())
         super().__init__(
             max_tokens=max_tokens,
             seed=seed,
@@ -141,6 +138,7 @@ class KNNLLM(CustomLLM):
             "deadline_s": self.deadline_s,
             "plain": not self.speculate,
         }
+        refuse_unknown(given.keys(), own.keys())
         return {**own, **given}
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:

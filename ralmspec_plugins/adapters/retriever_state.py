@@ -188,10 +188,10 @@ def check_way(batch: str, side_by_side: object) -> None:
     """Refuse a way of searching that there is not.
 
     Raises:
-        ConfigError: an unknown `batch`, or no call at a time.
+        ConfigError: an unknown way, or no call at a time.
     """
     if batch not in BATCH_MODES:
-        raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
+        raise ConfigError(f"batching must be one of {', '.join(BATCH_MODES)}, got {batch!r}")
     if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
         raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
 

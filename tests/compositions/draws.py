@@ -1,4 +1,4 @@
-"""What drawing compositions of both hosts shares: dice with a seed, and how a difference is said."""
+"""What drawing compositions of both hosts shares: dice with a seed, and what a failure says."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -30,7 +30,6 @@ from llama_index.core.indices.query.query_transform import (
     StepDecomposeQueryTransform,
 )
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.types import BaseOutputParser
 from llama_index.core.postprocessor import (
     FixedRecencyPostprocessor,
     KeywordNodePostprocessor,
@@ -71,6 +70,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.tools import QueryEngineTool, RetrieverTool, ToolMetadata
+from llama_index.core.types import BaseOutputParser
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever, speculate, stats_of
 
@@ -704,6 +704,10 @@ class _Draw(Draws):
             options["batching"] = self.any("off", "probed")
         if self.maybe(0.2):
             options["report"] = True
+        return self._permitted(options)
+
+    def _permitted(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Draw whether parts may run on guesses, where that is as true as it is said."""
         waits = self._waits or options.get("speculate") is False
         if not waits and self.maybe(0.2):
             options["guess_through"] = "replica" in options
