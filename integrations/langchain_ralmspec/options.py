@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from ralmspec_plugins.adapters.option_names import unknown_option
+from ralmspec_plugins.adapters.arguments import suggestion
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Request
 
@@ -21,11 +21,11 @@ def checked_fields(kind: type) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        known = list(getattr(kind, "model_fields", {}))
+        known: Collection[str] = getattr(kind, "model_fields", {})
         said = [
             f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}, got {one['input']!r:.80}"
             if one["type"] != "extra_forbidden"
-            else f"{one['loc'][0]} is no option of it; {unknown_option(str(one['loc'][0]), known)}"
+            else f"{one['loc'][0]} is no option of it; {suggestion(str(one['loc'][0]), known)}"
             for one in error.errors(include_url=False)
         ]
         raise ConfigError(f"{kind.__name__}: {'; '.join(dict.fromkeys(said))}") from error
@@ -80,7 +80,7 @@ def request_with(question: str, context: Any, settings: Mapping[str, Any]) -> Re
     unknown = [name for name in settings if name not in CALL_SETTINGS]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]} is no setting of a call; {unknown_option(unknown[0], CALL_SETTINGS)} "
+            f"{unknown[0]} is no setting of a call; {suggestion(unknown[0], CALL_SETTINGS)}. "
             "What the model is to be called with is bound to the model: llm.bind(...)"
         )
     stop = settings["stop"] or ()

@@ -23,6 +23,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from typing_extensions import override
 
 from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -92,11 +93,7 @@ class KNNLLM(CustomLLM):
             ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
         """
         check_model(lm)
-        unknown = sorted(host.keys() - CustomLLM.model_fields.keys())
-        if unknown:
-            raise TypeError(
-                f"KNNLLM takes its settings and those of LlamaIndex' LLMs, got {unknown}"
-            )
+        refuse_unknown(host.keys(), type(self).model_fields.keys())
         super().__init__(
             max_tokens=max_tokens,
             seed=seed,
@@ -139,6 +136,7 @@ class KNNLLM(CustomLLM):
             "deadline_s": self.deadline_s,
             "plain": not self.speculate,
         }
+        refuse_unknown(given.keys(), own.keys())
         return {**own, **given}
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:

@@ -191,7 +191,7 @@ def check_way(batch: str, side_by_side: object) -> None:
         ConfigError: `batch` is unknown, or `side_by_side` is below 1.
     """
     if batch not in BATCH_MODES:
-        raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
+        raise ConfigError(f"batching must be one of {', '.join(BATCH_MODES)}, got {batch!r}")
     if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
         raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
 

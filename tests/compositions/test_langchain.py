@@ -9,6 +9,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.runnables import RunnableLambda
 
+from tests.compositions.draws import difference as said_of
 from tests.compositions.langchain_parts import Composition, Heard, composition, outcomes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own, of deprecated parts
@@ -31,13 +32,10 @@ def difference(drawn: Composition) -> str | None:
         close()
     if seen[0] == seen[1] and heard[0] == heard[1]:
         return None
-    what = "outcomes" if seen[0] != seen[1] else "events"
-    pairs = zip(*(seen if seen[0] != seen[1] else heard), strict=False)
-    first = next((pair for pair in pairs if pair[0] != pair[1]), (heard[0], heard[1]))
-    return (
-        f"seed {drawn.seed}: other {what} (RALMSPEC_COMPOSITION={drawn.seed} begins there)\n"
-        f"{drawn.way} of {', '.join(drawn.about)}\nhost: {first[0]!r}\nours: {first[1]!r}"
-    )
+    about = (f"{drawn.way} of", *drawn.about)
+    if seen[0] != seen[1]:
+        return said_of(drawn.seed, about, "outcomes", *seen)
+    return said_of(drawn.seed, about, "events", *heard)
 
 
 def check(seeds: range) -> Counter[str]:
