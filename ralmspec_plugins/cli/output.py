@@ -169,7 +169,7 @@ class BuildBars:
             if self._encoded:
                 notes().print(
                     f"{self._encoded:,} of {plural(self._total, thing)} are encoded, and kept: "
-                    "the same command goes on from there.",
+                    "the same command continues from there.",
                     soft_wrap=True,
                 )
             raise

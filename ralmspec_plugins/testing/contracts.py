@@ -290,7 +290,7 @@ class DenseContract:
         self.holds(vectors, np.concatenate([base[None], others[:3] + 0.1]), 30)
 
     def test_planted_duplicates_come_in_order_of_id(self) -> None:
-        """5,000 equal rows in random places; two thirds of what is asked for are ties."""
+        """5,000 equal rows in random places; two thirds of the requested rows are ties."""
         dice = np.random.default_rng(4)
         one = dice.standard_normal((1, _DIMENSION), dtype=np.float32)
         others = dice.standard_normal((6000, _DIMENSION), dtype=np.float32)
