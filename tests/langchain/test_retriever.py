@@ -736,7 +736,7 @@ def test_what_is_not_pure_is_passed_straight_through(
     assert [documents[0].page_content for documents in found] == ["a 1", "a 2", "a 3"]
     assert (ours.guess("a"), len(calls), memo.size) == (None, 3, 0)
     assert [record.message for record in caplog.records] == [
-        "RunnableLambda is not pure: its calls are passed on as they come, nothing is remembered"
+        "RunnableLambda is not pure: its calls are neither merged nor cached"
     ]
 
 

@@ -370,7 +370,7 @@ def test_a_gpu_is_used_when_asked_for_and_there() -> None:
     assert not on_gpu(cpu_build, None)
     with pytest.raises(ConfigError, match="for the CPU; run pip uninstall faiss-cpu"):
         on_gpu(cpu_build, "gpu")
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         on_gpu(fake_gpu_build(0), "gpu")
     with pytest.raises(ConfigError, match="known are 'cpu', 'gpu'"):
         on_gpu(cpu_build, "cuda")

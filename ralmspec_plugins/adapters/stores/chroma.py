@@ -64,7 +64,7 @@ class ChromaSearch(StoreSearch[ChromaRow]):
         return value if self.metric == "l2" else 1.0 - value
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Return the best k documents of each query, limited so that the first ones are unchanged."""
+        """Return the best k documents of each query, so many that the first are unchanged."""
         own = min(k, self.k)
         width = max(own, min(k, self._reach)) if k > own else own
         return self.own_documents(own_first(self._rows, vectors, own, width), own)
