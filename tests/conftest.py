@@ -31,7 +31,6 @@ def guessing_pays() -> Iterator[None]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Exempt what the collection made from garbage collection: a million objects, a second each."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 
