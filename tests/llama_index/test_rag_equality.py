@@ -20,6 +20,7 @@ from tests.llama_index.rag_parts import (
     pair,
 )
 from tests.llama_index.worlds import WordEmbedding
+from tests.selection import covering
 
 LYING = {"replica": HashRetriever(made_nodes(), salt="lie")}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -92,8 +93,7 @@ async def test_the_response_is_that_of_the_loop_by_hand(
             assert expected == seen(await ours.aquery(question))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("workload", ["sentences", "interval"])
+@pytest.mark.parametrize(("model", "workload"), covering(MODELS, ["sentences", "interval"]))
 async def test_a_stream_adds_up_to_the_loop_by_hand(model: str, workload: str) -> None:
     """Pieces concatenate to the text, sync and async; in the end all nodes are there."""
     llm, retriever = MODELS[model](), HashRetriever(made_nodes())
