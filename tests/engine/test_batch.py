@@ -110,12 +110,13 @@ def beside_another(world: World, settings: Settings) -> list[Outcome]:
     return outcomes(answers)
 
 
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 25), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("run", [in_threads, in_tasks, in_tasks_over_threads, beside_another])
 def test_a_batch_never_changes_an_answer(
-    run: Callable[[World, Settings], list[Outcome]],
+    run: Callable[[World, Settings], list[Outcome]], seeds: range
 ) -> None:
     """Whatever else is answered at the same time, each request's outcome is the plain one."""
-    for seed in range(25):
+    for seed in seeds:
         world = random_world(seed)
         settings = random_settings(world, random.Random(seed))
         if seed % 2:

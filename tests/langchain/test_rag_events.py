@@ -27,6 +27,7 @@ from tests.langchain.rag_parts import (
     told,
     vector_store,
 )
+from tests.selection import covering
 
 LIAR = HashRetriever(documents=documents(), salt="lie")
 MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
@@ -50,9 +51,12 @@ def parts(model: str, kind: str, workload: str, **settings: Any) -> tuple[Any, A
     return llm, retriever, rag_of(llm, retriever, workload, **{**WRONG, **settings})
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind", ["black box", "looked into"])
-@pytest.mark.parametrize("workload", ["sentences", "interval", "one_shot"])
+@pytest.mark.parametrize(
+    ("model", "kind", "workload"),
+    covering(
+        MODELS, ["black box", "looked into"], ["sentences", "interval", "one_shot"], strength=2
+    ),
+)
 async def test_invoked_it_tells_what_the_loop_by_hand_tells(
     model: str, kind: str, workload: str
 ) -> None:

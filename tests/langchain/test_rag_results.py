@@ -37,6 +37,7 @@ from tests.langchain.rag_parts import (
     vector_store,
 )
 from tests.langchain.test_rag_equality import values
+from tests.selection import covering
 
 QUESTION = QUESTIONS[0]
 
@@ -189,9 +190,10 @@ SHOWN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("shown", SHOWN)
-@pytest.mark.parametrize("kind", ["black box", "looked into", "twice the same"])
+@pytest.mark.parametrize(
+    ("name", "shown", "kind"),
+    covering(CHAINS, SHOWN, ["black box", "looked into", "twice the same"], strength=2),
+)
 async def test_one_retrieval_is_the_hosts_own_chain(name: str, shown: str, kind: str) -> None:
     """`create_retrieval_chain` key by key: invoked, and streamed chunk by chunk."""
     make, prompt, more = CHAINS[name]

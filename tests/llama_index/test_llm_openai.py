@@ -1,6 +1,7 @@
 """LlamaIndex's OpenAI clients, wrapped, over a server on loopback: same texts, calls counted."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import openai
@@ -30,6 +31,7 @@ from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain.openai_server import Served, serving
 from tests.llama_index.by_hand import PROMPT, called, last_words, searching
+from tests.selection import covering
 
 PARTS = Prompting(text_qa_template=PROMPT)
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
@@ -113,17 +115,20 @@ def test_the_same_requests_are_sent(llm: Any, served: Served) -> None:
     assert [4] * 3 == [one["max_tokens"] for one in served.requests[middle:]]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-async def test_awaited_calls_answer_the_same(llm: Any, asynchronous: bool) -> None:
+@pytest.mark.parametrize(
+    ("asynchronous", "kind"),
+    covering([True, False], [Interval, partial(Sentences, max_sentences=2)]),
+)
+async def test_awaited_calls_answer_the_same(llm: Any, asynchronous: bool, kind: Any) -> None:
     """Over the client's asynchronous methods."""
-    for workload in (Interval(wrapped(llm)), Sentences(wrapped(llm), max_sentences=2)):
-        expected = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=16))
-        request = asked(QUESTIONS[0], max_tokens=16, asynchronous=asynchronous)
-        async with AsyncEngine(workload, RETRIEVER) as engine:
-            answer = await engine.run(request)
-            pieces = [piece async for piece in engine.stream(request)]
+    workload: Any = kind(wrapped(llm))
+    expected = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=16))
+    request = asked(QUESTIONS[0], max_tokens=16, asynchronous=asynchronous)
+    async with AsyncEngine(workload, RETRIEVER) as engine:
+        answer = await engine.run(request)
+        pieces = [piece async for piece in engine.stream(request)]
 
-        assert expected.text == answer.text == "".join(pieces)
+    assert expected.text == answer.text == "".join(pieces)
     assert llm._aclient is not None  # its copies have not made one each
     await llm._aclient.close()
 
