@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -211,30 +210,10 @@ def _shown(draft: Draft, last: Last) -> KNNDraft:
     return KNNDraft(draft, last.hidden[0].cpu().numpy(), log_probs.cpu().numpy())
 
 
-# Tells one tokenizer, and one model, from another, so that a datastore meets its own.
+# Tells one model from another, so that a datastore meets its own.
 
 
 _SAMPLE = 1024  # numbers of each weight
-
-
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Name a tokenizer by all that decides which tokens a text becomes.
-
-    That is vocabulary, merges, normalisation, added tokens, and which tokens begin
-    and end a text. What a call may change is left out (padding, truncation), and the
-    padding token, which many set as they like.
-    """
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    content: dict[str, Any]
-    if fast is not None:
-        content = json.loads(fast.to_str())
-        content.pop("padding", None)
-        content.pop("truncation", None)
-    else:  # in Python: its vocabulary must do for its rules
-        content = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    text = json.dumps([content, ends], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:

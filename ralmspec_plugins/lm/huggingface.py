@@ -190,6 +190,7 @@ class HuggingFaceLM:
                     vocabulary=vocabulary_size(model),
                     context=self._context,
                     encode=lambda passage: self._passage_ids(passage.title, passage.text),
+                    tokenizer=tokenizer,
                 )
             )
         )
