@@ -112,7 +112,7 @@ def test_a_model_that_drafts_for_itself_is_right(
 
     assert written[::2] == written[1::2]
     assert all(len(tokens) > 20 for tokens in written)
-    assert decoder.counts.accepted > 0.7 * sum(len(tokens) for tokens in written[::2])
+    assert decoder.counts.accepted > 0.6 * sum(len(tokens) for tokens in written[::2])
 
 
 def test_expansion_stops_where_it_would_not_pay() -> None:
