@@ -89,7 +89,7 @@ BUGS = (
     Bug(
         "an error counts although other work was running",
         "ralmspec_plugins/loop.py",
-        "        if failure.alone:",
+        "        if failure.isolated:",
         "        if failure:",
     ),
     Bug(
@@ -164,8 +164,8 @@ BUGS = (
     Bug(
         "a text that comes otherwise the second time is given out",
         "ralmspec_plugins/window.py",
-        "if step.broke_off is None:",
-        "if step.written or step.broke_off is None:",
+        "if step.interruption is None:",
+        "if step.written or step.interruption is None:",
         "tests/engine/test_events.py",
     ),
     Bug(
@@ -291,8 +291,8 @@ BUGS = (
     Bug(
         "an encoder's error counts although other work was running",
         "ralmspec_plugins/window.py",
-        "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
-        "step.encode_failure = Failure(done.error, alone=True)",
+        "step.encode_failure = Failure(done.error, isolated and step is self.steps[0])",
+        "step.encode_failure = Failure(done.error, isolated=True)",
     ),
     Bug(
         "a dropped query is not cancelled",
@@ -365,7 +365,7 @@ BUGS = (
     Bug(
         "a state that comes after the end is not released",
         "ralmspec_plugins/engine/session.py",
-        "        if self._closed:\n            self.setup.workload.release(state)\n",
+        "        if self._closed:\n            self.session.workload.release(state)\n",
         "",
         "tests/engine/test_forming.py",
     ),

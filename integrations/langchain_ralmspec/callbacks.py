@@ -8,7 +8,7 @@ model's run when it is committed, or as far as its text is settled.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
@@ -63,16 +63,42 @@ def retrieval_manager(
     )
 
 
+@runtime_checkable
+class Layer(Protocol):
+    """A retriever in front of another one, in whose name its searches are told."""
+
+    def told_as(self, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig] | None:
+        """Return the retriever behind it, with what a call's config becomes; `None`: itself."""
+        ...
+
+
+def retrieval_begun(
+    kind: ManagerKind,
+    part: Silenced,
+    config: RunnableConfig,
+    query: str,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Begin the run of a retrieval that the host's own call does not tell: name, tags, handlers."""
+    handlers = part.handlers(config)
+    retriever, config = _called(part.runnable, config)
+    manager = retrieval_manager(kind, retriever, config, handlers, kwargs)
+    name = config.get("run_name") or retriever.get_name()
+    return manager.on_retriever_start(None, query, name=name, run_id=(kwargs or {}).get("run_id"))
+
+
 def _called(
     retriever: Runnable[Any, Any], config: RunnableConfig
 ) -> tuple[Runnable[Any, Any], RunnableConfig]:
-    """Find what stands inside of bindings and configurable fields, and the config it gets."""
+    """Find what stands inside of bindings, configurable fields and layers, and its config."""
     while True:
         if isinstance(retriever, RunnableBindingBase):
             config = merge_configs(retriever.config, config)
             retriever = retriever.bound
         elif isinstance(retriever, DynamicRunnable):
             retriever, config = retriever.prepare(config)
+        elif isinstance(retriever, Layer) and (behind := retriever.told_as(config)) is not None:
+            retriever, config = behind
         else:
             return retriever, config
 
@@ -242,11 +268,7 @@ class CallbackSink:
     def _search(
         self, kind: ManagerKind, query: str, outcome: Sequence[Document] | Exception
     ) -> Steps:
-        handlers = self.retriever.handlers(self.context.config)
-        retriever, config = _called(self.retriever.runnable, self.context.config)
-        manager = retrieval_manager(kind, retriever, config, handlers)
-        name = config.get("run_name") or retriever.get_name()
-        run = yield manager.on_retriever_start(None, query, name=name)
+        run = yield retrieval_begun(kind, self.retriever, self.context.config, query)
         if isinstance(outcome, Exception):
             yield run.on_retriever_error(outcome)
         else:

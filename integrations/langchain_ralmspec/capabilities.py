@@ -60,6 +60,7 @@ _CONTINUES: Mapping[str, Mapping[str, Any]] = {
     "langchain_anthropic.chat_models.ChatAnthropic": {},
     "langchain_mistralai.chat_models.ChatMistralAI": {"prefix": True},
     "langchain_ollama.chat_models.ChatOllama": {},
+    "langchain_ralmspec.speculative_model.SpeculativeChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeListChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeMessagesListChatModel": {},

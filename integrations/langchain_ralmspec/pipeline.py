@@ -1,6 +1,14 @@
 """The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -23,7 +31,7 @@ from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import DirectRuns, direct_lm, settings_of
-from langchain_ralmspec.options import request_with
+from langchain_ralmspec.options import CALL_SETTINGS, check_has_effect, request_with
 from langchain_ralmspec.prompts import (
     DEFAULT_DOCUMENT_PROMPT,
     DEFAULT_PROMPT,
@@ -56,15 +64,22 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
+from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
-    *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
+    *("format_docs", "workload", "direct", "decoding", "bound", "continuation"),
+    "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
+)
+# What a model that is driven directly depends on.
+_OF_DIRECT: Final = (
+    *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("format_docs", "decoding"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
 
@@ -86,6 +101,7 @@ class PipelineSettings:
     output_parser: BaseOutputParser[Any] | None
     workload: WorkloadName | WorkloadMaker | None
     direct: bool
+    decoding: Any
     bound: Bound | None
     continuation: Continuation | None
     sentence_stop: str | None
@@ -124,6 +140,8 @@ class Assembly:
             ConfigError: they do not fit each other; the message says what to do.
         """
         self._settings = settings
+        checked = (*CALL_SETTINGS, "bound", "continuation", "sentence_stop")
+        self.check_has_effect([name for name in checked if getattr(settings, name)])
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
         whole = settings.chain is not None and settings.chain.whole
@@ -162,6 +180,20 @@ class Assembly:
             batch=settings.batching,
             side_by_side=settings.side_by_side,
             pure=settings.pure,
+        )
+
+    def check_has_effect(self, given: Collection[str]) -> None:
+        """Refuse settings, of the runnable or of one call, that nothing would read.
+
+        Raises:
+            ConfigError: the message says which, and what to do.
+        """
+        settings = self._settings
+        check_has_effect(
+            given,
+            direct=settings.direct,
+            one_shot=is_one_shot(settings.workload),
+            named=settings.workload is None or isinstance(settings.workload, str),
         )
 
     def asked(self, value: Any, config: RunnableConfig) -> Asked:
@@ -297,8 +329,13 @@ class Assembly:
 
     def _lm(self) -> LanguageModel[Any]:
         settings = self._settings
+        check_decoding(settings.decoding, direct=settings.direct)
         if settings.direct:
-            return direct_lm(settings.llm, self._prompting)
+            make = partial(direct_lm, settings.llm, self._prompting, decoding=settings.decoding)
+            if settings.decoding is None:
+                return make()
+            key = ("direct", *(_identity(getattr(settings, name)) for name in _OF_DIRECT))
+            return settings.runtime.host(key, make)  # what was measured serves copies, too
         return HostLM(
             self.llm.runnable,
             self._prompting,
@@ -387,6 +424,7 @@ class RequestRun:
             TypeError: a setting of another type.
             ConfigError: an unknown setting, or one without a meaning.
         """
+        assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
         chosen = {**assembly.request_settings, **settings}
         self._request = request_with(asked.question, context, chosen)

@@ -88,6 +88,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     `functools.partial(Interval, interval=8)`."""
     direct: StrictBool = False
     """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
+    decoding: Any = Field(default=None, repr=False)
+    """With `direct`: a `Decoding`, by which tokens are speculated on, too (docs/decoding.md)."""
     bound: Bound | None = None
     """How the model is told to write at most n tokens; known of the usual classes."""
     continuation: Continuation | None = None
@@ -95,9 +97,12 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     sentence_stop: str | None = None
     """Ends sentences by this stop string, for models that cannot be bounded."""
     max_tokens: StrictInt | None = None
-    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
+    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024.
+
+    With `workload="one_shot"` the model is called as it is: its own setting counts."""
     stop: tuple[str, ...] = ()
     seed: StrictInt = 0
+    """Of the draws of a model that is driven by its tokens (`direct`)."""
     deadline_s: StrictFloat | StrictInt | None = None
 
     speculate: StrictBool = True

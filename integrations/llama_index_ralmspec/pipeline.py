@@ -101,7 +101,11 @@ class Assembly:
         if options.direct:
             from llama_index_ralmspec.local_model import direct_lm
 
-            return direct_lm(llm, prompting, self._postprocessors)
+            parts, decoding = (llm, prompting, self._postprocessors), options.decoding
+            if decoding is None:
+                return direct_lm(*parts)
+            key = ("direct", object_id(decoding), self.key)  # what was measured serves copies
+            return self._runtime.host(key, partial(direct_lm, *parts, decoding=decoding))
         return HostLM(
             llm,
             prompting,

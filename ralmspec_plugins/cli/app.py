@@ -54,7 +54,7 @@ def explained_errors() -> Iterator[None]:
 
 
 def _explained(error: OSError) -> str:
-    """Say what the system refused, and that nothing half-written was left.
+    """Return what the system refused, and that nothing half-written was left.
 
     >>> _explained(OSError(28, "No space left on device", "kb/vectors.npy"))
     'kb/vectors.npy: No space left on device. Free some space; what was there before is unchanged.'

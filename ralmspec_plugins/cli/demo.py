@@ -98,7 +98,7 @@ class Act:
 
     @property
     def costs(self) -> str:
-        """Say what is real."""
+        """Return what is real."""
         return (
             f"{build.added(self.latency_s)}; all other costs are real" if self.latency_s else _REAL
         )

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -36,6 +36,7 @@ from ralmspec_plugins.lm.decoder import (
     SegmentText,
 )
 from ralmspec_plugins.lm.kv_cache import Run
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 
 _log = logging.getLogger(__name__)
@@ -100,6 +101,18 @@ class Decoding:
 
     def decoder(self, model: HostedModel) -> Decoder:
         """Make the decoder of a model: the plain one where speculation cannot be had."""
+        drafters = self.drafters
+        target = DraftTarget(model.encode, model.vocabulary, model.tokenizer)
+        for drafter in drafters:
+            bind = getattr(drafter, "bind", None)
+            if bind is not None:
+                bind(target)
+        return self._measured(model, drafters, self.costs)
+
+    def _measured(
+        self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
+    ) -> Decoder:
+        """Measure what is not known yet, and decide by it."""
         try:
             known = measure_errors(model, self.error_factor, self.calibration_s)
         except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
@@ -115,15 +128,32 @@ class Decoding:
                 100 * self.most_retakes,
             )
             return PlainDecoder(model.runner)
-        costs = self.costs or measure_costs(model, self.calibration_s)
-        return SpeculativeDecoder(model, self, known, costs)
+        costs = costs or measure_costs(model, self.calibration_s)
+        return SpeculativeDecoder(model, self, known, costs, drafters)
+
+    def decoder_beside(self, other: "SpeculativeDecoder", sampling: Greedy | Sampling) -> Decoder:
+        """Make a decoder beside another of the same model, with its drafters, for other choices.
+
+        What passes cost is known. How far their logits differ is measured anew, with how many
+        of these choices that leaves open.
+        """
+        model = replace(other.model, sampling=sampling)
+        made = self._measured(model, other.drafters, other.budget.costs)
+        if isinstance(made, SpeculativeDecoder):
+            made.known.error.observe(other.known.error.largest, 0.0)
+        return made
 
 
 class SpeculativeDecoder:
     """Drafts, verifies and accepts for all requests of a model, and learns what pays."""
 
     def __init__(
-        self, model: HostedModel, settings: Decoding, known: Calibration, costs: CostCurve
+        self,
+        model: HostedModel,
+        settings: Decoding,
+        known: Calibration,
+        costs: CostCurve,
+        drafters: tuple[Drafter, ...],
     ) -> None:
         """Decode by these settings, with what was measured."""
         self.model = model
@@ -132,16 +162,9 @@ class SpeculativeDecoder:
         self.budget = Budget(costs)
         self.counts = DecodingCounts()
         self.clock = pass_clock(model)
-        self._drafters = settings.drafters
-        self._observers: list[Any] = [one for one in self._drafters if hasattr(one, "observe")]
+        self.drafters = drafters
+        self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
         self._failed: set[int] = set()  # drafters that have raised, and were reported
-        target = DraftTarget(
-            model.encode, model.vocabulary, model.tokenizer, model.sampling, costs.pass_s
-        )
-        for drafter in self._drafters:
-            bind = getattr(drafter, "bind", None)
-            if bind is not None:
-                bind(target)
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
@@ -149,15 +172,19 @@ class SpeculativeDecoder:
 
     def release(self, request: int) -> None:
         """Let the drafters forget a request."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             release = getattr(drafter, "release", None)
             if release is not None:
                 release(request)
 
+    def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
+        """Give a decoder with the same drafters, for texts whose tokens are chosen otherwise."""
+        return self.settings.decoder_beside(self, sampling)
+
     def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
         """Put together what the drafters propose; one that raises has nothing to propose."""
         began_s, found = time.perf_counter(), []
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
@@ -168,7 +195,7 @@ class SpeculativeDecoder:
 
     def accept(self, accepted: Accepted) -> None:
         """Tell the drafters what became of a draft."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             try:
                 drafter.update(accepted)
             except Exception:  # noqa: BLE001 as above
@@ -257,6 +284,12 @@ class SpeculativeSegment:
         self._decoder.budget.note_check(self._decoder.clock() - began_s)
         return certain
 
+    def logprob_error(self) -> float:
+        """Give twice the bound of a logit's difference, which all others' add to their own."""
+        if self._pass is None and self._run.is_scheduled:
+            return 0.0
+        return 2.0 * self._decoder.known.error.value
+
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
         """Go back to the last token that was read by the schedule, and read on one by one."""
         self._finish()
@@ -287,8 +320,16 @@ class SpeculativeSegment:
             self._decoder.observe(context, (token,), (ROOT,), self._run.logits)
 
     def _context_of(self, tokens: tuple[int, ...]) -> DraftContext:
-        text = self._text
-        return DraftContext(text.request, text.passages, text.front, tokens, text.seed)
+        text, decoder = self._text, self._decoder
+        return DraftContext(
+            text.request,
+            text.passages,
+            text.front,
+            tokens,
+            seed=text.seed,
+            sampling=decoder.model.sampling,
+            pass_s=decoder.budget.costs.pass_s,
+        )
 
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
         """Draft what may follow, and give what is worth verifying."""

@@ -56,7 +56,7 @@ def _module(path: Path) -> str | None:
 
 
 def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str, str]]:
-    """Give name, title and text of everything public with a docstring, methods included."""
+    """Return name, title and text of everything public with a docstring, methods included."""
     text = ast.get_docstring(tree)
     if text:
         yield module, module, text

@@ -128,7 +128,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
-    """Say whether there is an index in this folder, whole or damaged."""
+    """Return whether there is an index in this folder, whole or damaged."""
     return (Path(path) / _ABOUT).exists()
 
 

@@ -73,7 +73,7 @@ class KeyMaker:
         return {"key_kind": self.kind, "precision": self._precision, "device": kind}
 
     def keys(self, windows: Sequence[Window]) -> NDArray[np.float16]:
-        """Give the keys of all new positions, window after window.  # [entries, dimension].
+        """Return the keys of all new positions, window after window.  # [entries, dimension].
 
         What float16 cannot hold becomes infinity.
         """
@@ -188,7 +188,7 @@ def cutting_for(
     bos: bool | None = None,
     eos: bool = False,
 ) -> Cutting:
-    """Say how a build cuts texts, with what is not given as `build_datastore` has it.
+    """Return how a build cuts texts, with what is not given as `build_datastore` has it.
 
     Raises:
         ConfigError: a number is out of range, or larger than the model's context.

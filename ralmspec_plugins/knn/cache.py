@@ -103,7 +103,7 @@ class NeighbourCache:
             return self._size
 
     def guess(self, query: Query) -> Neighbours | None:
-        """Give the nearest k entries in here; `None` while there are none."""
+        """Return the nearest k entries in here; `None` while there are none."""
         check_hidden(query, self._datastore.about.dimension)
         hidden: Vectors = np.asarray(query.encoding, dtype=np.float32)
         with self._lock:
@@ -139,7 +139,7 @@ class NeighbourCache:
             self._waiting.append(ids)
 
     def _take_in(self) -> None:
-        """Take in what waits, as if each had been taken in when it came."""
+        """Record what waits, as if each had been taken in when it came."""
         if not self._waiting:
             return
         parts, known = [], np.empty(0, dtype=np.int64)
@@ -151,7 +151,7 @@ class NeighbourCache:
         self._bring(np.concatenate(parts)[: self.capacity])
 
     def _entries(self, neighbours: Ids) -> Ids:
-        """Give neighbours, the nearest first, and then what stands behind them."""
+        """Return neighbours, the nearest first, and then what stands behind them."""
         ids = neighbours[: self.capacity]
         fitting = (self.capacity - len(ids)) // max(1, self.following)
         followed = fitting if self.followed is None else min(fitting, self.followed)

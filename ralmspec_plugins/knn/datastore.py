@@ -134,7 +134,7 @@ _KIND = RecordKind(
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """Give the SHA-256 of the .npy file that would hold an array."""
+    """Return the SHA-256 of the .npy file that would hold an array."""
     digest = hashlib.sha256(npy_header(array.dtype.str, array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -274,7 +274,7 @@ class Datastore:
         return len(self.values)
 
     def following(self, ids: Ids, n: int) -> Ids:
-        """Give the ids of the next n entries behind each of these, never in another document.
+        """Return the ids of the next n entries behind each of these, never in another document.
 
         They come ascending, each once. These are the likely neighbours of the
         next tokens: a text that is followed is followed for a while.
@@ -327,7 +327,7 @@ def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
 
 
 def _fixed(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
-    """Give a view that cannot be written to; the caller's array stays as it is."""
+    """Return a view that cannot be written to; the caller's array stays as it is."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -336,7 +336,7 @@ def _fixed(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
 def _problem(
     keys: NDArray[Any], values: NDArray[Any], ends: NDArray[Any], about: DatastoreInfo
 ) -> str:
-    """Say what does not fit, or nothing."""
+    """Return what does not fit, or nothing."""
     shapes: Sequence[tuple[str, NDArray[Any], type, tuple[int, ...]]] = (
         ("keys", keys, np.float16, (about.entries, about.dimension)),
         ("values", values, np.int32, (about.entries,)),

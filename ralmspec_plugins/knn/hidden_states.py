@@ -64,7 +64,7 @@ class KeyHook:
             weakref.finalize(self, handle.remove)
 
     def taken(self) -> Tensor:
-        """Give the states of this thread's last pass, once: [batch, positions, dimension].
+        """Return the states of this thread's last pass, once: [batch, positions, dimension].
 
         They are in the model's precision and on its device.
 
@@ -95,7 +95,7 @@ class _Caught:
         return type(self), ()
 
     def taken(self) -> Tensor | None:
-        """Give the states and forget them."""
+        """Return the states and forget them."""
         states: Tensor | None = self._of_thread.__dict__.pop("states", None)
         return states
 
@@ -149,7 +149,7 @@ def _names(layer: nn.Module) -> list[str]:
 
 
 def _decoder(model: Any) -> nn.Module:
-    """Give the part below the matrix that makes logits; the function that does is untyped."""
+    """Return the part below the matrix that makes logits; the function that does is untyped."""
     decoder: nn.Module = model.get_decoder()
     return decoder
 

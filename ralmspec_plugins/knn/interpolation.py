@@ -46,7 +46,7 @@ class Mixing:
 
 
 def votes(neighbours: Neighbours, temperature: float) -> tuple[NDArray[np.int32], Floats]:
-    """Give the tokens that the neighbours vote for, ascending, with their log-probabilities.
+    """Return the tokens that the neighbours vote for, ascending, with their log-probabilities.
 
     A token that several neighbours vote for has the sum of their weights. In log
     space no vote is lost however far its neighbour is: exp(-1000) is no float.
@@ -72,7 +72,7 @@ def votes(neighbours: Neighbours, temperature: float) -> tuple[NDArray[np.int32]
 def interpolate(
     log_probs: LogProbs, neighbours: Neighbours, weight: float, temperature: float
 ) -> Floats:
-    """Give the mixture's log-probabilities for the whole vocabulary.
+    """Return the mixture's log-probabilities for the whole vocabulary.
 
     Without neighbours it is the model's own distribution. With a weight of 1 it is
     the neighbours' alone, and every other token is impossible (-inf).
@@ -93,7 +93,7 @@ def interpolate(
 
 
 def log_prob_of(token: int, neighbours: Neighbours, temperature: float) -> float:
-    """Give the log-probability that the neighbours alone give a token; -inf without a vote."""
+    """Return the log-probability that the neighbours alone give a token; -inf without a vote."""
     if not len(neighbours):
         return -math.inf
     tokens, voted = votes(neighbours, temperature)

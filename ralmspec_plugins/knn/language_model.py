@@ -219,12 +219,12 @@ class KNNLanguageModel:
         return self.engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
     async def agenerate(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
-        """Do what `generate` does without holding up the event loop."""
+        """Do what `generate` does without blocking the event loop."""
         asked = KNNRequest(prompt, **options)
         return await self.async_engine(asked.sampling, plain=asked.plain).run(asked.request)
 
     def astream(self, prompt: str, **options: Unpack[RequestOptions]) -> AsyncAnswerStream:
-        """Do what `stream` does without holding up the event loop."""
+        """Do what `stream` does without blocking the event loop."""
         asked = KNNRequest(prompt, **options)
         return self.async_engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
@@ -236,7 +236,7 @@ class KNNLanguageModel:
         stride: int = STRIDE,
         progress: Callable[[int], None] | None = None,
     ) -> Foretold:
-        """Say how well held-out texts are foretold, with the neighbours and without.
+        """Return how well held-out texts are foretold, with the neighbours and without.
 
         Args:
             texts: each by itself.
@@ -255,14 +255,14 @@ class KNNLanguageModel:
         )
 
     def engine(self, sampling: Greedy | Sampling | None = None, *, plain: bool = False) -> Engine:
-        """Give the engine that answers: for batches, events, and requests of your own."""
+        """Return the engine that answers: for batches, events, and requests of your own."""
         engine: Engine = self._engine(Engine, sampling, plain)
         return engine
 
     def async_engine(
         self, sampling: Greedy | Sampling | None = None, *, plain: bool = False
     ) -> AsyncEngine:
-        """Give the engine that answers on the running event loop."""
+        """Return the engine that answers on the running event loop."""
         engine: AsyncEngine = self._engine(AsyncEngine, sampling, plain)
         return engine
 
@@ -276,7 +276,7 @@ class KNNLanguageModel:
         self._threads.shutdown(wait=True)
 
     async def aclose(self) -> None:
-        """Do what `close` does without holding up the event loop, for its engine, too."""
+        """Do what `close` does without blocking the event loop, for its engine, too."""
         with self._lock:
             engines = [one for one in self._engines.values() if isinstance(one, AsyncEngine)]
         for engine in engines:

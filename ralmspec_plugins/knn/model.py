@@ -203,7 +203,7 @@ def _lineage(draft: Draft) -> PrefillSchedule:
 
 
 def _shown(draft: Draft, last: Last) -> KNNDraft:
-    """Give the state behind the last token, from what its pass left."""
+    """Return the state behind the last token, from what its pass left."""
     assert last.hidden is not None
     with torch.inference_mode():
         log_probs = torch.log_softmax(last.logits[0], dim=-1)
@@ -232,7 +232,7 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
 
 
 def _samples(model: Any) -> Iterator[bytes]:
-    """Give each weight's shape, and some of its numbers as bytes."""
+    """Return each weight's shape, and some of its numbers as bytes."""
     for weight in model.parameters():  # a shared one comes once
         yield repr(tuple(weight.shape)).encode()
         if weight.is_meta:  # its numbers are on a disk

@@ -146,7 +146,7 @@ def windows(length: int, block: int, stride: int) -> Iterator[tuple[int, int, in
 def _votes(
     search: HiddenSearch, reading: Reading, following: Sequence[int], temperature: float
 ) -> Floats:
-    """Give the log-probabilities that the neighbours give to what follows."""
+    """Return the log-probabilities that the neighbours give to what follows."""
     voted = np.empty(len(following))
     for start in range(0, len(following), BATCH):
         part = reading.hidden[start : start + BATCH]

@@ -105,7 +105,7 @@ class Neighbours(Sequence[Hit]):
         return Hit(passage, 0.0 - float(self.distances[index]))  # never -0.0
 
     def __eq__(self, other: object) -> bool:
-        """Say whether all ids, values and distances are the same, to the bit."""
+        """Return whether all ids, values and distances are the same, to the bit."""
         if self is other:
             return True
         if not isinstance(other, Neighbours):
@@ -281,7 +281,7 @@ class Keys:
         return kernel_error(Metric.L2, self.dimension, self.largest_norm, norm_of(query))
 
     def exact(self, ids: Ids, query: Vectors) -> FloatArray:
-        """Give minus the squared distances, in float64, each entry's independent of the others."""
+        """Return minus the squared distances, in float64, each entry's independent of the others."""
         return exact_scores(self.vectors.take(ids), query, Metric.L2)
 
     def ranked(self, ids: Ids, query: Vectors, k: int) -> Neighbours:
@@ -290,7 +290,7 @@ class Keys:
 
 
 def nearest_of(ids: Ids, values: NDArray[np.int32], scores: FloatArray, k: int) -> Neighbours:
-    """Give the best k of these entries, by their exact scores, ties by id."""
+    """Return the best k of these entries, by their exact scores, ties by id."""
     best = best_first(scores, ids, k)
     return Neighbours(ids[best], values[best], 0.0 - scores[best])
 
@@ -344,7 +344,7 @@ class WidenedRows:
             np.copyto(self._held[rows], halves[rows])
 
     def __getitem__(self, rows: slice, /) -> Vectors:
-        """Give a slice of neighbouring rows; see the class on how long it lasts."""
+        """Return a slice of neighbouring rows; see the class on how long it lasts."""
         start, stop, _ = rows.indices(len(self._halves))
         if stop <= len(self._held):
             return self._held[start:stop]
@@ -360,7 +360,7 @@ class WidenedRows:
         return buffer[:rows]
 
     def take(self, ids: Ids) -> NDArray[np.floating[Any]]:
-        """Give some rows, in float32 where they are held: the same numbers in any case."""
+        """Return some rows, in float32 where they are held: the same numbers in any case."""
         if len(ids) and int(ids.max()) < len(self._held):
             return self._held[ids]
         return self._halves[ids]

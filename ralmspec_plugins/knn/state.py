@@ -30,7 +30,7 @@ class Choices:
         self._chosen: dict[int, tuple[Hits, int]] = {}  # holding the hits keeps their id theirs
 
     def of(self, hits: Hits, choose: Callable[[], int]) -> int:
-        """Give the token that these hits chose, or choose it now (twice at worst, by threads)."""
+        """Return the token that these hits chose, or choose it now (twice at worst, by threads)."""
         known = self._chosen.get(id(hits))
         if known is None:
             known = self._chosen[id(hits)] = (hits, choose())

@@ -64,7 +64,7 @@ class KNNLM:
         return self.model.feed(state, self.chosen(state, hits), progress)
 
     def agree(self, state: KNNDraft, guess: Hits, hits: Hits) -> bool:
-        """Say whether the guess chooses the token that the real neighbours choose."""
+        """Return whether the guess chooses the token that the real neighbours choose."""
         return guess is hits or self.chosen(state, guess) == self.chosen(state, hits)
 
     def chosen(self, state: KNNDraft, hits: Hits) -> int:
@@ -80,11 +80,11 @@ class KNNLM:
         return self.chooser.choose(mixed, history, draft.origin.seed, len(draft.tokens))
 
     def text(self, state: KNNDraft) -> str:
-        """Give what was written, without the prompt."""
+        """Return what was written, without the prompt."""
         return state.text
 
     def settled(self, state: KNNDraft) -> str:
-        """Give the part of the text that no later token can change."""
+        """Return the part of the text that no later token can change."""
         return state.settled
 
     def query_key(self, state: KNNDraft) -> Hashable | None:

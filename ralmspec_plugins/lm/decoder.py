@@ -42,7 +42,7 @@ class SegmentDecoder(Protocol):
     decisions_retaken: int  # choices taken again by the schedule
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
-        """Give the logits behind these tokens, [1, vocabulary], in float32.
+        """Return the logits behind these tokens, [1, vocabulary], in float32.
 
         Args:
             tokens: the text so far; each time as before, with one token more.
@@ -55,11 +55,15 @@ class SegmentDecoder(Protocol):
         ...
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Say whether the schedule's logits would have led to the same choice as these."""
+        """Return whether the schedule's logits would have led to the same choice as these."""
+        ...
+
+    def logprob_error(self) -> float:
+        """Give the most by which a log-probability may differ from the schedule's here."""
         ...
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the logits behind these tokens by the compute schedule."""
+        """Return the logits behind these tokens by the compute schedule."""
         ...
 
     def close(self) -> None:
@@ -76,6 +80,10 @@ class Decoder(Protocol):
 
     def release(self, request: int) -> None:
         """Forget what is kept for a request."""
+        ...
+
+    def for_sampling(self, sampling: Greedy | Sampling) -> "Decoder":
+        """Give the decoder of texts whose tokens are chosen in another way."""
         ...
 
 
@@ -101,6 +109,10 @@ class PlainDecoder:
     def release(self, request: int) -> None:
         """Do nothing: nothing is kept."""
 
+    def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
+        """Give itself: the schedule does not depend on it."""
+        return self
+
 
 class PlainSegment:
     """Feeds token by token."""
@@ -124,8 +136,12 @@ class PlainSegment:
         """Say yes: these are the schedule's logits."""
         return True
 
+    def logprob_error(self) -> float:
+        """Give 0: there is no difference."""
+        return 0.0
+
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the same logits again."""
+        """Return the same logits again."""
         return self._run.logits
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """A local Hugging Face causal model as a `LanguageModel`: tokens and key-value cache."""
 
+import copy
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -43,10 +45,10 @@ from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
-from ralmspec_plugins.lm.token_sampler import TokenSampler
+from ralmspec_plugins.lm.token_sampler import TokenSampler, logprob_of
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval.optional import no_progress_bar
-from ralmspec_plugins.types import Passage, Request
+from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
 # Loads a local or hub model, and says clearly what is wrong if it is none.
 
@@ -124,7 +126,7 @@ def _check_directory(name: str) -> None:
 
 
 def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """Give the tokens that end a text.
+    """Return the tokens that end a text.
 
     As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
     """
@@ -135,18 +137,19 @@ def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Give the most tokens that the model can look at, if it has such a limit."""
+    """Return the most tokens that the model can look at, if it has such a limit."""
     config = model.config.get_text_config(decoder=True)
     length: int | None = getattr(config, "max_position_embeddings", None)
     return length
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Give the number of tokens that the model gives a probability to."""
+    """Return the number of tokens that the model gives a probability to."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 _GIB = 2**30
+_ROUNDING = 1e-9  # of a log-probability in float64, and of whoever compares it
 
 
 class HuggingFaceLM:
@@ -184,19 +187,16 @@ class HuggingFaceLM:
         Raises:
             ConfigError: a number is out of range.
         """
-        if passage_tokens < 1:
-            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
         self.model = model.train(False)
         self.tokenizer = tokenizer
-        self.template = template if template is not None else PassageTemplate()
-        self.passage_tokens = passage_tokens
+        self._set(template if template is not None else PassageTemplate(), passage_tokens)
         self._chooser = TokenSampler(sampling if sampling is not None else Greedy())
         self._passes = ModelRunner(model, cache_bytes)
         self._eos = eos_tokens(model)
         self._context = context_length(model)
         self._owners = itertools.count()
+        self._thresholds: tuple[float, ...] | None = None  # logarithms; None: drafts have no scores
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
-        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
         self.decoder: Decoder = (
             PlainDecoder(self._passes)
             if decoding is None
@@ -241,10 +241,60 @@ class HuggingFaceLM:
             decoding=decoding,
         )
 
+    def variant(
+        self,
+        *,
+        sampling: Greedy | Sampling | None = None,
+        template: PassageTemplate | None = None,
+        passage_tokens: int | None = None,
+    ) -> "HuggingFaceLM":
+        """Return the same model with other settings; those that are not given stay.
+
+        Both take turns on the model, share its caches, and draft with the same drafters.
+        What speculation needs to know of another `sampling` is measured here.
+        """
+        made = copy.copy(self)
+        made._set(template or self.template, passage_tokens or self.passage_tokens)  # noqa: SLF001 one of this class
+        if sampling is not None and sampling != self.sampling:
+            made._chooser = TokenSampler(sampling)  # noqa: SLF001 as above
+            made.decoder = self.decoder.for_sampling(sampling)
+        return made
+
+    @property
+    def sampling(self) -> Greedy | Sampling:
+        """How tokens are chosen."""
+        return self._chooser.settings
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model can look at, if there is a limit."""
+        return self._context
+
     @property
     def caches(self) -> CacheStore:
         """The key-value caches kept between segments."""
         return self._passes.store
+
+    def scored(self, thresholds: Sequence[float] = ()) -> "HuggingFaceLM":
+        """Give this model, on the same caches, with log-probabilities in its drafts.
+
+        With `decoding`, a log-probability differs from that of one token a pass by at most twice
+        the measured bound, and its comparison with a threshold does not differ.
+
+        Args:
+            thresholds: probabilities that those of tokens are compared with.
+        """
+        twin = copy.copy(self)
+        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)
+        return twin
+
+    def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
+        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+
+        Raises:
+            InputError: some of the draft was written without.
+        """
+        return draft.logprobs
 
     def begin(self, request: Request) -> Draft:
         """Tokenise the prompt.
@@ -298,20 +348,20 @@ class HuggingFaceLM:
         return self._write(draft, passages, tokens, progress, complete)
 
     def finished(self, draft: Draft) -> bool:
-        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        """Return whether the draft has ended: end of sequence, a stop string, or its full length."""
         return draft.finished
 
     def tail(self, draft: Draft, tokens: int) -> str:
-        """Give the last tokens of prompt and text, as text without broken characters."""
+        """Return the last tokens of prompt and text, as text without broken characters."""
         text = self._decode((draft.prompt_tokens + draft.tokens)[-tokens:])
         return text.strip(lm_text.INCOMPLETE)
 
     def text(self, draft: Draft) -> str:
-        """Give what was written, without the prompt, cut before a stop string."""
+        """Return what was written, without the prompt, cut before a stop string."""
         return draft.text
 
     def settled(self, draft: Draft) -> str:
-        """Give the part of `text` that no later token can change."""
+        """Return the part of `text` that no later token can change."""
         return draft.settled
 
     def text_key(self, draft: Draft) -> Hashable:
@@ -319,7 +369,7 @@ class HuggingFaceLM:
         return draft.prompt_tokens, draft.tokens, draft.finished
 
     def write_key(self, draft: Draft, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit; with `decoding`, to the last token.
+        """Return a key of all that `write` depends on, to the last bit; with `decoding`, to the last token.
 
         With other passages than the draft's, its own cache does not matter. How drafts
         were cut into passes is no part of it: it changes no token.
@@ -335,6 +385,14 @@ class HuggingFaceLM:
         """Free the caches of this draft's request; passages' own caches stay for others."""
         self._passes.store.release(draft.origin.owner)
         self.decoder.release(draft.origin.owner)
+
+    def _set(self, template: PassageTemplate, passage_tokens: int) -> None:
+        """Say how passages become tokens."""
+        if passage_tokens < 1:
+            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
+        self.template = template
+        self.passage_tokens = passage_tokens
+        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
 
     def _write(
         self,
@@ -361,7 +419,8 @@ class HuggingFaceLM:
                 if not segment.is_certain(draft.tokens, logits):
                     logits = segment.retake(draft.tokens, progress)
                 token = self._next_token(draft, lineage, logits)
-                draft = draft.grown(token, self._eos, self._decode)
+                logprob = self._logprob(token, logits, segment, draft, progress)
+                draft = draft.grown(token, self._eos, self._decode, logprob)
                 progress.report(draft)
                 if complete(draft):
                     break
@@ -370,6 +429,22 @@ class HuggingFaceLM:
             raise
         self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
         return draft
+
+    def _logprob(
+        self,
+        token: int,
+        logits: torch.Tensor,
+        segment: SegmentDecoder,
+        draft: Draft,
+        progress: Progress,
+    ) -> float | None:
+        """Give a token's log-probability, which stands on the schedule's side of thresholds."""
+        if self._thresholds is None:
+            return None
+        logprob, error = logprob_of(logits, token), segment.logprob_error()
+        if error and any(abs(logprob - one) <= error + _ROUNDING for one in self._thresholds):
+            logprob = logprob_of(segment.retake(draft.tokens, progress), token)
+        return logprob
 
     def _segment(self, draft: Draft, lineage: PrefillSchedule, run: Run) -> SegmentDecoder:
         passages = draft.passages or ()

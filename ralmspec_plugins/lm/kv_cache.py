@@ -97,11 +97,11 @@ class CacheStore:
         return len(self._entries)
 
     def __contains__(self, name: Name) -> bool:
-        """Say whether a cache is kept under this name."""
+        """Return whether a cache is kept under this name."""
         return name in self._entries
 
     def find(self, name: Name, kind: type[EntryT]) -> EntryT | None:
-        """Give a cache to look at, and count it as just used."""
+        """Return a cache to look at, and count it as just used."""
         with self._lock:
             if name not in self._entries:
                 return None
@@ -150,7 +150,7 @@ class HiddenStateHook(Protocol):
     """Shows a hidden state of a model's last pass, for those who want more than logits."""
 
     def taken(self) -> Tensor:
-        """Give the states of the last pass in this thread: [batch, positions, dimension]."""
+        """Return the states of the last pass in this thread: [batch, positions, dimension]."""
         ...
 
 
@@ -382,7 +382,7 @@ class ModelRunner:
         return Run(cache, list(lineage.prefilled), last, passes + bool(behind))
 
     def _prefix(self, name: Prefix) -> tuple[Run, int]:
-        """Give the cache of a prefix, and how many passes that took."""
+        """Return the cache of a prefix, and how many passes that took."""
         run = self.store.find(name, Run)
         if run is not None:
             return run, 0
@@ -417,7 +417,7 @@ def common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def is_croppable(cache: DynamicCache) -> bool:
-    """Say whether a cache can be cut back, and single rows of it kept.
+    """Return whether a cache can be cut back, and single rows of it kept.
 
     Sliding windows and recurrent states forget what that would need.
     """
@@ -458,7 +458,7 @@ def ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
 def _tree_arguments(
     past: int, parents: Sequence[int], model: Any, first: int = 0
 ) -> dict[str, Tensor]:
-    """Give the additive mask, [1, 1, rows, past + all rows], and the positions, by depth.
+    """Return the additive mask, [1, 1, rows, past + all rows], and the positions, by depth.
 
     They are those of a tree's rows from `first` on: the rows before it are in the cache.
     """

@@ -57,7 +57,7 @@ class PassageTemplate:
             raise ConfigError("frame and chat cannot be used together: a frame is the whole text")
 
     def show(self, passage: Passage) -> str:
-        """Give the text that stands for a passage."""
+        """Return the text that stands for a passage."""
         if self.arrange is not None:
             return passage.text  # as it was arranged
         title = self.title.format(title=passage.title) if passage.title else ""
@@ -71,7 +71,7 @@ class PassageTemplate:
         return [Passage(one.id, text) for one, text in zip(passages, shown, strict=True)]
 
     def ask(self, prompt: str) -> str:
-        """Give the text that stands for a prompt."""
+        """Return the text that stands for a prompt."""
         if isinstance(self.prompt, str):
             return self.prompt.format(prompt=prompt)
         return self.prompt(prompt)
@@ -94,9 +94,12 @@ def framed_tokens(
         check_text(text)
     head = encode(tokenizer, front)
     begins = tuple(tokenizer.encode("", verbose=False))[:1]  # as the tokenizer begins any text
+    rest = encode(tokenizer, behind)
     if begins == (tokenizer.bos_token_id,) and head[:1] != begins:
+        if not head and rest[:1] == begins:  # a chat template has put it there
+            rest = rest[1:]
         head = begins + head
-    return head, encode(tokenizer, behind)
+    return head, rest
 
 
 def prompt_tokens(
@@ -139,7 +142,7 @@ def encode(
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
-    """Give the text of some tokens, without special tokens."""
+    """Return the text of some tokens, without special tokens."""
     text = tokenizer.decode(
         list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

@@ -43,7 +43,7 @@ class Sampling:
 
 
 def uniform(seed: int, position: int) -> float:
-    """Give the random number, in [0, 1), that belongs to a position of a text."""
+    """Return the random number, in [0, 1), that belongs to a position of a text."""
     key = np.array([seed % 2**64, position], dtype=np.uint64)
     return float(np.random.Generator(np.random.Philox(key=key)).random())
 

@@ -67,7 +67,7 @@ class IndexArtifacts:
     written: Mapping[str, WriteTo] = field(default_factory=dict)
 
     def setting(self, name: str) -> Any:
-        """Give a setting.
+        """Return a setting.
 
         Raises:
             IndexFileError: kb.json lacks it.
@@ -75,7 +75,7 @@ class IndexArtifacts:
         return _found(self.settings, name, f"kb.json lacks the setting {name!r}")
 
     def array(self, name: str) -> NDArray[Any]:
-        """Give an array.
+        """Return an array.
 
         Raises:
             IndexFileError: it was not saved.
@@ -83,7 +83,7 @@ class IndexArtifacts:
         return _found(self.arrays, name, f"the knowledge base lacks {name}.npy")
 
     def file(self, name: str) -> Path:
-        """Give the place of a file, which is not read.
+        """Return the place of a file, which is not read.
 
         Raises:
             IndexFileError: it was not saved.
@@ -105,7 +105,7 @@ class Saveable(Protocol):
     """A retriever that can be taken apart."""
 
     def parts(self) -> IndexArtifacts:
-        """Give everything that must be saved."""
+        """Return everything that must be saved."""
         ...
 
 

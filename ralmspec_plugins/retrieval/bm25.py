@@ -224,7 +224,7 @@ class Bm25Retriever:
         )
 
     def check(self, query: Query) -> Sequence[int]:
-        """Give a query's word numbers.
+        """Return a query's word numbers.
 
         Raises:
             InputError: it was encoded by something else.
@@ -244,7 +244,7 @@ class Bm25Retriever:
         return Bm25Table(self, self._matrix, capacity)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return what must be saved."""
         matrix, words = self._matrix, json.dumps(self._vocabulary).encode()
         return IndexArtifacts(
             "bm25s",
@@ -300,7 +300,7 @@ class Bm25Table:
         self._rows[slot] = row
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with a search's own scores."""
+        """Return the best k of these slots with a search's own scores."""
         chosen = row_numbers(slots)
         rows = self._rows[chosen]
         scores = self._matrix.scores_of(self._retriever.check(query), rows)

@@ -65,7 +65,7 @@ class Source(Protocol):
         ...
 
     def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
-        """Give the vectors of a batch.  # [passages, dim]."""
+        """Return the vectors of a batch.  # [passages, dim]."""
         ...
 
     def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:

@@ -33,7 +33,7 @@ _NUMBERS_AT_ONCE = 1 << 20  # 8 MB of float64, however long the rows are
 
 
 def norm_of(vector: Vectors) -> float:
-    """Give a vector's length, in float64."""
+    """Return a vector's length, in float64."""
     wide = vector.astype(np.float64)
     return float(np.sqrt(wide.dot(wide)))
 
@@ -127,7 +127,7 @@ class DenseTable:
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with exact scores; `range(n)` is the fastest."""
+        """Return the best k of these slots with exact scores; `range(n)` is the fastest."""
         if not len(slots) or k < 1:
             return []
         whole = isinstance(slots, range) and slots.step == 1
@@ -240,7 +240,7 @@ class DenseCorpus:
         return cls(passages, encode_all(encoder, passages), encoder, metric, own=True)
 
     def artifacts(self, backend: str, k: int, **extra: Any) -> IndexArtifacts:
-        """Give what must be saved, with a backend's extra settings."""
+        """Return what must be saved, with a backend's extra settings."""
         settings = {
             "k": k,
             "metric": self.metric.value,
@@ -428,7 +428,7 @@ class DenseRetriever:
         return self.corpus.table(capacity)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return what must be saved."""
         return self.corpus.artifacts(self.backend, self.k)
 
 

@@ -208,7 +208,7 @@ class ModelEncoder:
         raise NotImplementedError
 
     def _kept(self, kind: str, path: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
-        """Give what makes this encoder again, for `encoder_from`."""
+        """Return what makes this encoder again, for `encoder_from`."""
         query, passage = self._prefixes
         return {
             "kind": kind,

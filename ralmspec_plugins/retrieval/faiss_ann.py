@@ -66,7 +66,7 @@ class IndexRecipe:
                 )
 
     def candidates(self, k: int) -> int:
-        """Say how many rows the index is asked for, where k hits are wanted."""
+        """Return how many rows the index is asked for, where k hits are wanted."""
         return k
 
     def learns_from(self, size: int) -> IntArray | None:
@@ -93,7 +93,7 @@ class IndexRecipe:
         raise NotImplementedError
 
     def tuning(self, index: Any) -> int:
-        """Give what a built index is asked with now."""
+        """Return what a built index is asked with now."""
         raise NotImplementedError
 
 
@@ -142,7 +142,7 @@ class Hnsw(IndexRecipe):
         index.hnsw.efSearch = self.search_list
 
     def tuning(self, index: Any) -> int:
-        """Give how many candidates a search keeps."""
+        """Return how many candidates a search keeps."""
         return int(index.hnsw.efSearch)
 
 
@@ -176,7 +176,7 @@ class Ivf(IndexRecipe):
         index.nprobe = min(self.probes, index.nlist)
 
     def tuning(self, index: Any) -> int:
-        """Give how many lists a search looks through."""
+        """Return how many lists a search looks through."""
         return int(index.nprobe)
 
 
@@ -443,7 +443,7 @@ class FaissApproximate(DenseRetriever):
         ]
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return what must be saved."""
         made = {"recipe": asdict(self.index.recipe), "index_digest": self.index.digest}
         parts = self.corpus.artifacts(self.backend, self.k, **made)
         return replace(parts, written={"index.faiss": self.index.write_to})

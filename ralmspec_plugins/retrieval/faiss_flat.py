@@ -140,7 +140,7 @@ class FaissFlat(ExactRetriever):
         return corpus.hits(best, scores)
 
     def _nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
-        """Give each query's best rows with their fast scores, best first.  # [queries, count]."""
+        """Return each query's best rows with their fast scores, best first.  # [queries, count]."""
         by_distance = self.corpus.metric is Metric.L2
         if self._gpu and count <= MOST_ON_GPU:
             with self._one_at_a_time:

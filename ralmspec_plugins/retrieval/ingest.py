@@ -119,7 +119,7 @@ def _ends_sentence(word: str) -> bool:
 
 
 def text_files(root: Path) -> list[Path]:
-    """Give a file, or the files of the known kinds below a folder in the order of their names.
+    """Return a file, or the files of the known kinds below a folder in the order of their names.
 
     Raises:
         InputError: there is none, or one of an unknown kind.

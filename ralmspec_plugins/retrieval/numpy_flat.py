@@ -50,7 +50,7 @@ class SlicedRows(Protocol):
     """Rows that are given in float32, a slice at a time."""
 
     def __getitem__(self, rows: slice, /) -> Vectors:
-        """Give these rows; they may be gone when the same thread asks again."""
+        """Return these rows; they may be gone when the same thread asks again."""
         ...
 
 
@@ -255,7 +255,7 @@ class Waiting:
         self._count = 0
 
     def add(self, passed: IntArray, fast: Vectors, start: int) -> bool:
-        """Take in what passed of a block from this row on; say whether the bars were raised."""
+        """Record what passed of a block from this row on; say whether the bars were raised."""
         self._numbers.append(passed + start * len(self._shortlists))
         self._fast.append(fast.ravel()[passed])
         self._count += len(passed)

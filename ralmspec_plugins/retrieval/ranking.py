@@ -110,7 +110,7 @@ def nominee_bound(kth_fast: float, error: float) -> np.float32:
 
 
 def nominees(fast: Vectors, k: int, error: float) -> IntArray:
-    """Give the positions of all scores that may belong to the true top k."""
+    """Return the positions of all scores that may belong to the true top k."""
     if k >= len(fast):
         return np.arange(len(fast))
     kth = fast.max() if k == 1 else np.partition(fast, len(fast) - k)[len(fast) - k]
@@ -125,7 +125,7 @@ def row_numbers(slots: Sequence[int]) -> IntArray:
 
 
 def best_first(scores: FloatArray | Vectors, places: IntArray, k: int) -> IntArray:
-    """Give the positions of the best k: score descending, then place (of the id) ascending."""
+    """Return the positions of the best k: score descending, then place (of the id) ascending."""
     if len(scores) > 4 * k:
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = np.flatnonzero(scores >= kth)

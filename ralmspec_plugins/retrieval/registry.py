@@ -126,7 +126,7 @@ class KnowledgeBase(Protocol):
         ...
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return what must be saved."""
         ...
 
 

@@ -96,7 +96,7 @@ class DeviceRows:
         return max(1, STAGE_BYTES // int(self._row_bytes))
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range, in order; a range is resident, or fits a stage.
+        """Return the rows of each range, in order; a range is resident, or fits a stage.
 
         A tile's memory may be used again as soon as the next one is asked for.
         """
@@ -124,7 +124,7 @@ class DeviceRows:
 
 
 def _shared(torch: Any, vectors: Vectors) -> Any:
-    """Give an array to torch where it is; only read, so it may be a read-only mapping."""
+    """Return an array to torch where it is; only read, so it may be a read-only mapping."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(vectors))
@@ -140,7 +140,7 @@ class _Stages:
         self._buffers = [torch.empty(shape, dtype=form.dtype, device=device) for _ in range(2)]
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range."""
+        """Return the rows of each range."""
         for number, rows in enumerate(ranges):
             stage = self._buffers[number % 2][: len(rows)]
             stage.copy_(self._form.of(self._host[rows.start : rows.stop]))
@@ -166,7 +166,7 @@ class _CudaStages:
         self._used = [torch.cuda.Event() for _ in range(2)]
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range, the next one being copied meanwhile."""
+        """Return the rows of each range, the next one being copied meanwhile."""
         computing = self._torch.cuda.current_stream(self._device)
         for slot in range(2):
             self._used[slot].record(computing)
@@ -373,7 +373,7 @@ def _half_copy(torch: Any, corpus: DenseCorpus) -> Copy:
 
 
 def _exponent(largest: float) -> int:
-    """Give the power of two that brings this number just below 2^15.
+    """Return the power of two that brings this number just below 2^15.
 
     >>> _exponent(1.0), _exponent(0.0)
     (14, 0)
@@ -405,7 +405,7 @@ def _mixed_products(torch: Any, device: Any) -> bool:
 
 
 def _operand_roundoff(torch: Any, device: str) -> float:
-    """Say how much of a float32 operand torch may drop, as it is set at this moment.
+    """Return how much of a float32 operand torch may drop, as it is set at this moment.
 
     Newer releases of torch have a setting a library and a general one; the
     older one, for all together, raises where the newer ones have been used.

@@ -45,7 +45,7 @@ def invented_queries(count: int, seed: int = 1) -> list[str]:
 
 
 def plain_hits(hits: Hits) -> list[tuple[str, float | None]]:
-    """Give ids and scores, for comparisons to the bit that are easy to read."""
+    """Return ids and scores, for comparisons to the bit that are easy to read."""
     return [(hit.passage.id, hit.score) for hit in hits]
 
 

@@ -68,7 +68,7 @@ class WordTable:
         self._passages[slot] = hit.passage
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots."""
+        """Return the best k of these slots."""
         ranked = []
         for slot in slots:
             passage = self._passages[slot]
@@ -101,7 +101,7 @@ class EchoWorkload:
         return words[1:], (*lines, *(hit.passage.text for hit in hits[:1]))
 
     def text(self, state: Lines) -> str:
-        """Give the lines."""
+        """Return the lines."""
         return "\n".join(state[1])
 
     def settled(self, state: Lines) -> str:

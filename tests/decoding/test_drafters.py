@@ -87,7 +87,7 @@ def test_a_source_is_copied_from() -> None:
 
     held = [Passage("a", "1 2 3"), Passage("b", "4 5 6"), Passage("c", "7 8 9")]
     drafter = PassageDrafter(lambda: held)
-    drafter.bind(DraftTarget(encode, 99, None, None, None))
+    drafter.bind(DraftTarget(encode, 99, None))
     for _ in range(3):
         drafter.propose(_context((0,)), 4)
 

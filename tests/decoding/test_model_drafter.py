@@ -1,5 +1,6 @@
 """Drafts of a small model: a tree of its probabilities, whatever was drafted before."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -30,8 +31,7 @@ def _context(text: tuple[int, ...], front: tuple[int, ...] = (3, 4, 5, 6)) -> Dr
 
 def _eager(drafter: ModelDrafter) -> ModelDrafter:
     """Have every pass count as worth its cost."""
-    drafter._own_pass_s, drafter._pass_s = 0.0, 1.0
-    drafter._timed = lambda _: None  # type: ignore[method-assign]
+    drafter.least_gain = lambda context: 0.0  # type: ignore[method-assign]
     return drafter
 
 
@@ -102,7 +102,6 @@ def test_a_model_that_drafts_for_itself_is_right(
     fast = HuggingFaceLM(model, tokenizer, sampling=sampling, decoding=decoding)
     decoder: Any = fast.decoder
     decoder.budget = EveryDraft(FREE)
-    _eager(drafter)
     written = []
     for seed in range(3):
         request = Request(prompt="The keeper counted the ships", max_tokens=40, seed=seed)
@@ -118,8 +117,8 @@ def test_a_model_that_drafts_for_itself_is_right(
 def test_expansion_stops_where_it_would_not_pay() -> None:
     """A pass that costs as much as a target's is not worth half a token."""
     drafter = ModelDrafter(tiny_llama(), breadth=2)
-    drafter._own_pass_s, drafter._pass_s = 5.0, 1.0
-    tree = drafter.propose(_context((9,)), 12)
+    drafter._own_pass_s = 5.0
+    tree = drafter.propose(replace(_context((9,)), pass_s=1.0), 12)
 
     assert {1} == set(tree.depths())
 
@@ -149,7 +148,7 @@ def test_another_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
     model = tiny_llama()
     size = vocabulary_size(model)
     with pytest.raises(ConfigError, match=f"{size} tokens, the target {size + 1}"):
-        ModelDrafter(model).bind(DraftTarget(lambda _: (), size + 1, tokenizer, Greedy(), None))
+        ModelDrafter(model).bind(DraftTarget(lambda _: (), size + 1, tokenizer))
     other = ModelDrafter(model, tiny_tokenizer(bos=False))
     with pytest.raises(ConfigError, match="tokenizers differ"):
         HuggingFaceLM(model, tokenizer, decoding=Decoding(drafter=other, costs=FREE))

@@ -74,7 +74,7 @@ def test_no_more_tables_than_asked() -> None:
 def test_a_vocabulary_may_be_smaller_than_what_is_kept() -> None:
     """All of its tokens are kept then."""
     drafter = RecyclingDrafter(likeliest=40)
-    drafter.bind(DraftTarget(lambda _: (), 12, None, None, None))
+    drafter.bind(DraftTarget(lambda _: (), 12, None))
     drafter.observe(_context((5,)), (5,), (-1,), _logits({6: 1.0}))
 
     assert 6 == drafter.propose(_context((5,)), 1).tokens[0]

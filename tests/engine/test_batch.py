@@ -330,17 +330,17 @@ class Overfull(WordRetriever):
 
 def test_no_room_once_does_not_end_prefetching() -> None:
     """A search that found no room is searched wider again next time, not narrower for ever."""
-    setup = Session(EchoWorkload(), Overfull(TEXTS), None)
+    session = Session(EchoWorkload(), Overfull(TEXTS), None)
     query = [Query("thing1")]
     with pytest.raises(Overloaded):
-        setup.search(query)
-    assert len(setup.search(query)[0].wide) == 20
+        session.search(query)
+    assert len(session.search(query)[0].wide) == 20
 
     async def main() -> int:
-        setup = Session(EchoWorkload(), Overfull(TEXTS), None)
+        session = Session(EchoWorkload(), Overfull(TEXTS), None)
         with pytest.raises(Overloaded):
-            await setup.asearch(query)
-        return len((await setup.asearch(query))[0].wide)
+            await session.asearch(query)
+        return len((await session.asearch(query))[0].wide)
 
     assert 20 == asyncio.run(main())
 

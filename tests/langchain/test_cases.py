@@ -442,7 +442,6 @@ def test_i_a_batch_calls_what_a_subclass_overrides() -> None:
     assert ["marked"] * 3 == [show(one) for one in found]
 
 
-@pytest.mark.xfail(reason="SpeculativeRetriever's events are being rewritten", strict=False)
 def test_k_a_search_is_told_once_under_the_retrievers_name() -> None:
     """Cold or warm, over a black box or a store."""
 

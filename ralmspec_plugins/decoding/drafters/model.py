@@ -87,8 +87,7 @@ class ModelDrafter:
         self._context = context_length(model)
         self._vocabulary = vocabulary_size(model)
         self._trees = self._runner.takes_trees and breadth > 1
-        self._sampler: TokenSampler | None = None
-        self._pass_s: float | None = None  # of the target
+        self._samplers: dict[Sampling, TokenSampler] = {}
         self._own_pass_s: float | None = None
         self._requests: OrderedDict[Hashable, list[_Reading]] = OrderedDict()  # oldest use first
         self._lock = threading.Lock()
@@ -111,7 +110,7 @@ class ModelDrafter:
         return cls(model, tokenizer, **settings)
 
     def bind(self, target: DraftTarget) -> None:
-        """Refuse a target with other tokens, and take in how it chooses.
+        """Refuse a target with other tokens.
 
         Raises:
             ConfigError: its tokenizer, or the number of its tokens, is another.
@@ -128,9 +127,6 @@ class ModelDrafter:
                     else f"it has {self._vocabulary} tokens, the target {target.vocabulary}"
                 )
             )
-        self._pass_s = target.pass_s
-        if isinstance(target.sampling, Sampling):
-            self._sampler = TokenSampler(target.sampling)
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
         """Draft at most `budget` tokens."""
@@ -168,24 +164,23 @@ class ModelDrafter:
         self, context: DraftContext, path: Sequence[int], logits: Tensor
     ) -> list[tuple[int, float]]:
         """Give the likeliest tokens behind a path of drafts, with estimates of their chances."""
-        if self._sampler is None:
+        settings = context.sampling
+        if not isinstance(settings, Sampling):
             return _likeliest(logits, self.breadth)
-        settings = self._sampler.settings
-        assert isinstance(settings, Sampling)
+        sampler = self._samplers.setdefault(settings, TokenSampler(settings))
         likely = _likeliest(logits / settings.temperature, self.breadth)
         text = (*context.text, *path)
-        history = (*context.front, *text) if self._sampler.needs_history else ()
-        drawn = self._sampler.choose(logits[None], history, context.seed, len(text))
+        history = (*context.front, *text) if sampler.needs_history else ()
+        drawn = sampler.choose(logits[None], history, context.seed, len(text))
         chance = dict(likely).get(drawn, 0.0)
         rest = [(token, one / 2.0) for token, one in likely if token != drawn]
         return [(drawn, (1.0 + chance) / 2.0), *rest][: self.breadth]
 
-    @property
-    def least_gain(self) -> float:
-        """The expected tokens that are worth another pass: what that costs, in target passes."""
-        if self._pass_s is None or self._own_pass_s is None:
+    def least_gain(self, context: DraftContext) -> float:
+        """Return the expected tokens that are worth another pass: its cost in target passes."""
+        if context.pass_s is None or self._own_pass_s is None:
             return _UNKNOWN
-        return self._own_pass_s / self._pass_s
+        return self._own_pass_s / context.pass_s
 
     def _grow_tree(self, reading: "_Reading", growth: "_Growth") -> None:
         """Read the most valued drafts, some in a pass, as long as that pays."""
@@ -315,7 +310,7 @@ class _Growth:
             chosen = [node for node in chosen if nodes[node].parent == last]
         chosen = chosen[:most]
         gain = sum(nodes[node].value for node in chosen)
-        return chosen if gain > self._drafter.least_gain else []
+        return chosen if gain > self._drafter.least_gain(self._context) else []
 
     def as_rows(self, chosen: Sequence[int], root: int, first: int) -> tuple[list[int], list[int]]:
         """Give the tokens of nodes and the rows of their parents; they become rows from `first`."""

@@ -15,8 +15,6 @@ class DraftTarget:
     encode: Callable[[Passage], tuple[int, ...]]  # the tokens that stand for a passage
     vocabulary: int  # drafts are tokens below this
     tokenizer: Any
-    sampling: Any  # `Greedy` or `Sampling`
-    pass_s: float | None  # what a pass over one token takes, where that was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,8 @@ class DraftContext:
     front: tuple[int, ...]  # all tokens in front of the text: passages and prompt
     text: tuple[int, ...]  # what was written; its last token is what drafts follow
     seed: int = 0  # of the request: the random number of a position is drawn from both
+    sampling: Any = None  # how the model's tokens are chosen: `Greedy` or `Sampling`
+    pass_s: float | None = None  # what the model's pass over one token takes, where it is known
 
 
 @dataclass(frozen=True, slots=True)

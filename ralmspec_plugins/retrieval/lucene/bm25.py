@@ -64,7 +64,7 @@ class Statistics:
         return np.float32(math.log(1 + (self.passages - holding + 0.5) / (holding + 0.5)))
 
     def length_factors(self, k1: float, b: float) -> Vectors:
-        """Give c for each of the 256 lengths that one byte can hold.
+        """Return c for each of the 256 lengths that one byte can hold.
 
         >>> factors = Statistics(passages=10, tokens=100).length_factors(k1=0.5, b=0.5)
         >>> float(factors[10])  # the average length, so 1 / k1
@@ -77,7 +77,7 @@ class Statistics:
 
 
 def decoded_length(code: int) -> int:
-    """Give the length that a byte stands for, as Lucene's `SmallFloat.byte4ToInt`.
+    """Return the length that a byte stands for, as Lucene's `SmallFloat.byte4ToInt`.
 
     >>> [decoded_length(code) for code in (0, 23, 39, 40, 41, 48, 255)]
     [0, 23, 39, 40, 42, 56, 2013265944]
@@ -92,7 +92,7 @@ LENGTHS = np.array([decoded_length(code) for code in range(256)])
 
 
 def encoded_length(length: int) -> int:
-    """Give the byte in which Lucene keeps a length: the greatest that is not above it.
+    """Return the byte in which Lucene keeps a length: the greatest that is not above it.
 
     >>> [encoded_length(length) for length in (0, 23, 41, 42, 57)]
     [0, 23, 40, 41, 48]
@@ -146,7 +146,7 @@ class LuceneTable:
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots that share a term with the query, with their scores."""
+        """Return the best k of these slots that share a term with the query, with their scores."""
         chosen = row_numbers(slots)
         scores = self._scores(terms_of(query))[chosen]
         sharing = np.flatnonzero(scores > 0)
@@ -211,7 +211,7 @@ class LuceneTable:
 
 
 def terms_of(query: Query) -> QueryTerms:
-    """Give a query's terms.
+    """Return a query's terms.
 
     Raises:
         InputError: it was encoded by something else.

@@ -134,7 +134,7 @@ def _with_what_was_left(work: Callable[[], T]) -> T:
 
 
 def java_threads() -> int:
-    """Say how many threads do work side by side: one for each core."""
+    """Return how many threads do work side by side: one for each core."""
     return os.cpu_count() or 1
 
 

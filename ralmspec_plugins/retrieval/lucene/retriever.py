@@ -47,7 +47,7 @@ from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 
 def indexed_text(passage: Passage) -> str:
-    """Give what is indexed of a passage: the title before the text."""
+    """Return what is indexed of a passage: the title before the text."""
     return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
 
@@ -190,7 +190,7 @@ class LuceneRetriever:
         ]
 
     def _read(self, wanted: Mapping[int, LuceneHit]) -> dict[int, tuple[Passage, PassageTerms]]:
-        """Give found passages with their terms, reading those that were not found lately.
+        """Return found passages with their terms, reading those that were not found lately.
 
         They are read in the same piece of work as the search, so that a pool that ranks
         them later asks Java nothing.
@@ -224,12 +224,12 @@ class LuceneRetriever:
         return LuceneTable(capacity)
 
     def close(self) -> None:
-        """Give the index's files back to the system now; it cannot be searched any more."""
+        """Return the index's files back to the system now; it cannot be searched any more."""
         self._closing()
         in_java(lambda: None)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved.
+        """Return what must be saved.
 
         Raises:
             InputError: the index was opened, and is a folder of its own already.

@@ -126,7 +126,7 @@ class PassageFile(Sequence[Passage]):
         return map(read, range(len(self)))
 
     def blocks(self) -> Iterator[bytes]:
-        """Give all lines as they are saved, many at a time."""
+        """Return all lines as they are saved, many at a time."""
         ends = [*range(0, len(self), _ROWS_AT_ONCE), len(self)]
         for start, stop in pairwise(self._offsets[ends].tolist()):
             yield self._lines[start:stop]
@@ -201,7 +201,7 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last one on Window
 
 
 def atomic_replace(target: Path, fresh: Path) -> None:
-    """Give a finished folder its name; what had the name before is removed.
+    """Return a finished folder its name; what had the name before is removed.
 
     Where the system can exchange two folders in one step (Linux, most file
     systems), the name leads to a whole folder at every moment. Elsewhere the old

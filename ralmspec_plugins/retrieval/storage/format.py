@@ -111,7 +111,7 @@ def opened_whole(folder: Path, open_once: Callable[[Path], OpenedT]) -> OpenedT:
 
 
 def _followed(folder: Path) -> Path:
-    """Give the folder itself, behind all links.
+    """Return the folder itself, behind all links.
 
     Raises:
         IndexFileError: they lead in a circle.
@@ -137,7 +137,7 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def file_record(file: Path) -> dict[str, Any]:
-    """Say what a record must know of a finished file, to find it changed later."""
+    """Return what a record must know of a finished file, to find it changed later."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}

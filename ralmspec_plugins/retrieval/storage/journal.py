@@ -36,12 +36,12 @@ Content: TypeAlias = bytes | NDArray[Any]
 
 
 def start_anew(problem: str, otherwise: str = "") -> IndexFileError:
-    """Say why an unfinished build cannot be resumed, and what to do."""
+    """Return why an unfinished build cannot be resumed, and what to do."""
     return IndexFileError(f"{problem}; {otherwise + ', or ' if otherwise else ''}{_ANEW}")
 
 
 def digest(content: Any) -> str:
-    """Give the SHA-256 of some bytes."""
+    """Return the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -307,7 +307,7 @@ def _compare(folder: Path, head: Mapping[str, Any], settings: Mapping[str, Any])
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
+    """Return a file a second name, or copy it where the file system cannot."""
     try:
         target.hardlink_to(source)
     except OSError:
