@@ -17,7 +17,8 @@ from ralmspec_plugins.errors import (
     MissingExtraError,
     ModelError,
 )
-from ralmspec_plugins.lm.prompts import check_text, encode, tokenizer_fingerprint
+from ralmspec_plugins.lm.fingerprint import tokenizer_fingerprint
+from ralmspec_plugins.lm.prompts import check_text, encode
 from ralmspec_plugins.retrieval.storage.files import DAMAGE, open_array, write_array
 from ralmspec_plugins.retrieval.storage.format import (
     RecordKind,

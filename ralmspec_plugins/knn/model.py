@@ -1,10 +1,8 @@
 """Drives a Hugging Face causal model for KNN-LM: a token a pass, and the hidden state of each."""
 
-import hashlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -208,35 +206,3 @@ def _shown(draft: Draft, last: Last) -> KNNDraft:
     with torch.inference_mode():
         log_probs = torch.log_softmax(last.logits[0], dim=-1)
     return KNNDraft(draft, last.hidden[0].cpu().numpy(), log_probs.cpu().numpy())
-
-
-# Tells one model from another, so that a datastore meets its own.
-
-
-_SAMPLE = 1024  # numbers of each weight
-
-
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """Name a model by its type and its weights.
-
-    Of each weight its shape and up to 1,024 numbers, spread over all of it: training
-    moves nearly all of them, and so a large model is named in a second. They are
-    rounded to bfloat16, so that a model has one name in float32 and in bfloat16; in
-    float16 it has another. The rest of the configuration is left out, since each
-    release of transformers writes another one of the same model.
-    """
-    digest = hashlib.sha256(str(model.config.model_type).encode())
-    for part in _samples(model):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _samples(model: Any) -> Iterator[bytes]:
-    """Return each weight's shape, and some of its numbers as bytes."""
-    for weight in model.parameters():  # a shared one comes once
-        yield repr(tuple(weight.shape)).encode()
-        if weight.is_meta:  # its numbers are on a disk
-            continue
-        numbers = weight.detach().flatten()
-        step = max(1, len(numbers) // _SAMPLE)
-        yield numbers[::step][:_SAMPLE].bfloat16().float().cpu().numpy().tobytes()

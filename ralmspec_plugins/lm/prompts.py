@@ -1,10 +1,8 @@
 """How passages and prompt become tokens."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ralmspec_plugins.errors import ConfigError, InputError, ModelError
 from ralmspec_plugins.types import Passage, Request
@@ -160,26 +158,6 @@ def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", 
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": user})
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Name a tokenizer by all that decides which tokens a text becomes.
-
-    That is vocabulary, merges, normalisation, added tokens, and which tokens begin
-    and end a text. What a call may change is left out (padding, truncation), and the
-    padding token, which many set as they like.
-    """
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    content: dict[str, Any]
-    if fast is not None:
-        content = json.loads(fast.to_str())
-        content.pop("padding", None)
-        content.pop("truncation", None)
-    else:  # in Python: its vocabulary must do for its rules
-        content = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    text = json.dumps([content, ends], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_text(text: str) -> None:

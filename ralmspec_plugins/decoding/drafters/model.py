@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.lm.fingerprint import tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, load, vocabulary_size
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Rows, Run, common_length, is_croppable
-from ralmspec_plugins.lm.prompts import tokenizer_fingerprint
 from ralmspec_plugins.lm.sampling import Sampling
 from ralmspec_plugins.lm.token_sampler import TokenSampler
 
