@@ -496,4 +496,32 @@ BUGS = (
         'transcript, ending = transcript.cut(stop + 1), "stop"',
         "tests/decoding/test_ends.py",
     ),
+    Bug(
+        "a draft model keeps what a rolled-back text left",
+        "ralmspec_plugins/decoding/drafters/model.py",
+        "min(common_length(self.run.tokens, text), len(text) - 1)",
+        "min(len(self.run.tokens), len(text) - 1)",
+        "tests/decoding/test_model_drafter.py",
+    ),
+    Bug(
+        "a draft of a corpus runs into the next document",
+        "ralmspec_plugins/decoding/corpus.py",
+        "window = window[: window.index(self.about.boundary)]",
+        "window = [one for one in window if one != self.about.boundary]",
+        "tests/decoding/test_corpus.py",
+    ),
+    Bug(
+        "recycled logits of one request are drafted for another",
+        "ralmspec_plugins/decoding/drafters/recycling.py",
+        "key = _EVERYONE if self.shared else request",
+        "key = _EVERYONE",
+        "tests/decoding/test_recycling.py",
+    ),
+    Bug(
+        "a tree's later layers are read without the earlier ones",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "past = run.cache.get_seq_length() - len(rows.tokens)",
+        "past = run.cache.get_seq_length() - len(rows.tokens) + 1",
+        "tests/decoding/test_model_drafter.py",
+    ),
 )

@@ -173,7 +173,7 @@ def known_by(lm: "KNNLanguageModel") -> dict[str, Any]:
     Settings of speculation are excluded, since they change no text. This reads a sample of each
     weight, which takes up to a second: keep the result.
     """
-    from ralmspec_plugins.knn.model import model_fingerprint
+    from ralmspec_plugins.lm.fingerprint import model_fingerprint
 
     network = lm.model.model
     return {

@@ -162,7 +162,7 @@ class SpeculativeModel:
 
         How tokens are drafted is not in it, since that changes no text.
         """
-        from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
+        from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 
         with self._lock:
             if self._known is None:

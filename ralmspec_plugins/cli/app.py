@@ -16,6 +16,7 @@ from ralmspec_plugins import __version__
 from ralmspec_plugins.cli.ask import ask
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
+from ralmspec_plugins.cli.draft import draft
 from ralmspec_plugins.cli.index import index
 from ralmspec_plugins.cli.knn import knn
 from ralmspec_plugins.cli.output import complain
@@ -96,4 +97,5 @@ app.command()(index)
 app.command()(ask)
 app.command()(demo)
 app.command()(diagnose)
+app.add_typer(draft, name="draft")
 app.add_typer(knn, name="knn")

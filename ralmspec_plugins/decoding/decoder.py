@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -17,9 +18,14 @@ from ralmspec_plugins.decoding.calibration import (
     pass_clock,
 )
 from ralmspec_plugins.decoding.certification import is_certain
-from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter
+from ralmspec_plugins.decoding.drafters.protocol import (
+    Accepted,
+    DraftContext,
+    Drafter,
+    DraftTarget,
+)
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
-from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree, merged
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged
 from ralmspec_plugins.decoding.verification import TreePass
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.decoder import (
@@ -96,10 +102,11 @@ class Decoding:
     def decoder(self, model: HostedModel) -> Decoder:
         """Make the decoder of a model: the plain one where speculation cannot be had."""
         drafters = self.drafters
+        target = DraftTarget(model.encode, model.vocabulary, model.tokenizer)
         for drafter in drafters:
             bind = getattr(drafter, "bind", None)
             if bind is not None:
-                bind(model.encode)
+                bind(target)
         return self._measured(model, drafters, self.costs)
 
     def _measured(
@@ -156,6 +163,7 @@ class SpeculativeDecoder:
         self.counts = DecodingCounts()
         self.clock = pass_clock(model)
         self.drafters = drafters
+        self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
         self._failed: set[int] = set()  # drafters that have raised, and were reported
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
@@ -175,13 +183,14 @@ class SpeculativeDecoder:
 
     def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
         """Put together what the drafters propose; one that raises has nothing to propose."""
-        found = []
+        began_s, found = time.perf_counter(), []
         for drafter in self.drafters:
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
             except Exception:  # noqa: BLE001 a draft is never worth an answer
                 self._report(drafter)
+        self.budget.note_draft(time.perf_counter() - began_s)
         return merged(found)
 
     def accept(self, accepted: Accepted) -> None:
@@ -189,6 +198,21 @@ class SpeculativeDecoder:
         for drafter in self.drafters:
             try:
                 drafter.update(accepted)
+            except Exception:  # noqa: BLE001 as above
+                self._report(drafter)
+
+    @property
+    def observed(self) -> bool:
+        """Whether a drafter observes the model's passes."""
+        return bool(self._observers)
+
+    def observe(
+        self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Tensor
+    ) -> None:
+        """Show a pass to the drafters that observe."""
+        for drafter in self._observers:
+            try:
+                drafter.observe(context, tokens, parents, logits)
             except Exception:  # noqa: BLE001 as above
                 self._report(drafter)
 
@@ -235,6 +259,9 @@ class SpeculativeSegment:
             return self._run.logits
         self._pass = TreePass(self._runner, self._run, missing[-1], tree)
         self._decoder.counts.add(passes=1, drafts=len(tree))
+        if self._decoder.observed and self._context is not None:
+            rows = self._pass.rows
+            self._decoder.observe(self._context, rows.tokens, rows.parents, rows.logits)
         return self._pass.here
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
@@ -288,15 +315,30 @@ class SpeculativeSegment:
     def _feed(self, token: int) -> None:
         self._runner.feed(self._run, token)
         self._decoder.counts.add(passes=1)
+        if self._decoder.observed:
+            context = self._context_of(tuple(self._run.tokens))
+            self._decoder.observe(context, (token,), (ROOT,), self._run.logits)
+
+    def _context_of(self, tokens: tuple[int, ...]) -> DraftContext:
+        text, decoder = self._text, self._decoder
+        return DraftContext(
+            text.request,
+            text.passages,
+            text.front,
+            tokens,
+            seed=text.seed,
+            sampling=decoder.model.sampling,
+            pass_s=decoder.budget.costs.pass_s,
+        )
 
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
         """Draft what may follow, and give what is worth verifying."""
         self._judge(tokens)
-        decoder, text = self._decoder, self._text
+        decoder = self._decoder
         most = decoder.budget.ask(decoder.settings.most_drafts) if depth > 0 else 0
         if not most:
             return EMPTY
-        self._context = DraftContext(text.request, text.passages, text.front, tuple(tokens))
+        self._context = self._context_of(tuple(tokens))
         tree = decoder.draft(self._context, depth, most)
         trees = decoder.known.trees
         self._drafted = tree if trees else tree.chain()

@@ -31,8 +31,8 @@ from ralmspec_plugins.knn.datastore import (
     check_keys,
 )
 from ralmspec_plugins.knn.hidden_states import KeyHook
-from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.knn.windows import Cutting, Window, digest_of, portions
+from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.retrieval.storage.files import write_array

@@ -22,13 +22,12 @@ from ralmspec_plugins.knn.interpolation import Mixing
 from ralmspec_plugins.knn.model import (
     KNNModel,
     LogProbSampler,
-    model_fingerprint,
-    tokenizer_fingerprint,
 )
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
 from ralmspec_plugins.knn.request import KNNRequest, RequestOptions
 from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch, open_search
 from ralmspec_plugins.knn.workload import KNNLM
+from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import load, vocabulary_size
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.speculators.replica import Replica

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -31,6 +32,7 @@ class HostedModel:
     vocabulary: int
     context: int | None  # the model's maximum number of tokens, if there is a limit
     encode: Callable[[Passage], tuple[int, ...]]  # tokenises a passage
+    tokenizer: PreTrainedTokenizerBase
 
 
 class SegmentDecoder(Protocol):

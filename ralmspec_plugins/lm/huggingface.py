@@ -91,6 +91,23 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a saved model, or of one from the hub, without its weights.
+
+    Raises:
+        ModelError: there is no such directory, or no tokenizer in it.
+    """
+    name = os.fspath(path)
+    _check_directory(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"{name!r} has no tokenizer that can be loaded: {problem}") from problem
+    return tokenizer
+
+
 def _check_directory(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -190,6 +207,7 @@ class HuggingFaceLM:
                     vocabulary=vocabulary_size(model),
                     context=self._context,
                     encode=lambda passage: self._passage_ids(passage.title, passage.text),
+                    tokenizer=tokenizer,
                 )
             )
         )

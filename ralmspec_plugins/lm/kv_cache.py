@@ -212,6 +212,7 @@ class Rows:
     """
 
     tokens: tuple[int, ...]
+    parents: tuple[int, ...]  # for each token the row that it stands behind; -1 for the first
     logits: Tensor  # [rows, vocabulary], float32
     before: DynamicCache | None  # if the cache cannot be cropped
 
@@ -267,7 +268,7 @@ class ModelRunner:
 
     def start(self, tokens: Sequence[int]) -> Run:
         """Read tokens in one pass, and return a run without a request."""
-        cache = self._empty()
+        cache = self.empty_cache()
         return Run(cache, [], self._pass(cache, tokens))
 
     def read_rows(self, run: Run, tokens: Sequence[int], parents: Sequence[int]) -> Rows:
@@ -294,7 +295,38 @@ class ModelRunner:
             run.fallback = before
         last = self._pass(run.cache, tokens, len(tokens), **more)
         run.passes += 1
-        return Rows(tuple(tokens), last.logits, before)
+        return Rows(tuple(tokens), tuple(parents), last.logits, before)
+
+    def read_more_rows(
+        self, run: Run, rows: Rows, tokens: Sequence[int], parents: Sequence[int]
+    ) -> Rows:
+        """Read more drafts behind rows that are read and not kept yet; give all of them.
+
+        Args:
+            run: as for `read_rows`.
+            rows: what the last call gave.
+            tokens: those to add.
+            parents: for each of them its row, counted from row 0 of all.
+
+        Raises:
+            ModelError: the cache or the model takes no trees.
+        """
+        if not (self.takes_trees and is_croppable(run.cache)):
+            raise ModelError("this model reads chains of drafts, not trees")
+        every = (*rows.parents, *parents)
+        past = run.cache.get_seq_length() - len(rows.tokens)
+        more = _tree_arguments(past, every, self._model, first=len(rows.tokens))
+        last = self._pass(run.cache, tokens, len(tokens), **more)
+        run.passes += 1
+        logits = torch.cat([rows.logits, last.logits])
+        return Rows((*rows.tokens, *tokens), every, logits, None)
+
+    def crop(self, run: Run, length: int) -> None:
+        """Keep the first `length` tokens of a run whose cache can be cropped."""
+        if length < len(run.tokens):
+            run.cache.crop(length - len(run.tokens))
+            del run.tokens[length:]
+            run.scheduled = min(run.scheduled, length)
 
     def keep_rows(self, run: Run, rows: Rows, path: Sequence[int]) -> None:
         """Keep the rows of one path, row 0 first, and remove the others."""
@@ -324,11 +356,11 @@ class ModelRunner:
 
     def read(self, tokens: Sequence[int], keep: int) -> Last:
         """Run tokens in one pass, and return the output of the last `keep` positions."""
-        return self._pass(self._empty(), tokens, keep)
+        return self._pass(self.empty_cache(), tokens, keep)
 
     def _roll_back(self, run: Run, tokens: Sequence[int], prefilled: int) -> bool:
         """Crop a run to its common prefix with `tokens`; return whether that is possible."""
-        keep = _common_length(run.tokens, tokens)
+        keep = common_length(run.tokens, tokens)
         if keep == len(run.tokens):
             return True
         keep = min(keep, len(tokens) - 1)  # the last token's pass computes the logits again
@@ -342,7 +374,7 @@ class ModelRunner:
     def _prefill(self, lineage: PrefillSchedule) -> Run:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
-            cache = self._empty()
+            cache = self.empty_cache()
             return Run(cache, list(lineage.prefilled), self._pass(cache, behind), 1)
         prefix, passes = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
@@ -354,12 +386,13 @@ class ModelRunner:
         run = self.store.find(name, Run)
         if run is not None:
             return run, 0
-        cache = self._empty()
+        cache = self.empty_cache()
         run = Run(cache, [], self._pass(cache, name.tokens))
         self.store.put(name, run)
         return run, 1
 
-    def _empty(self) -> DynamicCache:
+    def empty_cache(self) -> DynamicCache:
+        """Give a cache that holds nothing."""
         return DynamicCache(config=self._model.config)
 
     def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
@@ -375,7 +408,8 @@ class ModelRunner:
             return Last(logits, None if hidden is None else hidden.to(torch.float32, copy=True))
 
 
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Count the tokens with which both begin."""
     for length, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return length
@@ -421,16 +455,21 @@ def ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
     return seen
 
 
-def _tree_arguments(past: int, parents: Sequence[int], model: Any) -> dict[str, Tensor]:
-    """Return a tree's additive mask, [1, 1, rows, past + rows], and its positions, by depth."""
+def _tree_arguments(
+    past: int, parents: Sequence[int], model: Any, first: int = 0
+) -> dict[str, Tensor]:
+    """Return the additive mask, [1, 1, rows, past + all rows], and the positions, by depth.
+
+    They are those of a tree's rows from `first` on: the rows before it are in the cache.
+    """
     seen = torch.from_numpy(ancestors(parents))
-    device = model.get_input_embeddings().weight.device
-    mask = torch.zeros((len(parents), past + len(parents)), dtype=model.dtype)
-    mask[:, past:].masked_fill_(~seen, torch.finfo(model.dtype).min)
     positions = past + seen.sum(dim=1) - 1
+    device = model.get_input_embeddings().weight.device
+    mask = torch.zeros((len(parents) - first, past + len(parents)), dtype=model.dtype)
+    mask[:, past:].masked_fill_(~seen[first:], torch.finfo(model.dtype).min)
     return {
         "attention_mask": mask[None, None].to(device),
-        "position_ids": positions[None].to(device),
+        "position_ids": positions[None, first:].to(device),
     }
 
 

@@ -6,7 +6,13 @@ from statistics import median
 
 import pytest
 
-from ralmspec_plugins.decoding import Decoding, DraftContext, PassageDrafter, SuffixDrafter
+from ralmspec_plugins.decoding import (
+    Decoding,
+    DraftContext,
+    DraftTarget,
+    PassageDrafter,
+    SuffixDrafter,
+)
 from ralmspec_plugins.decoding.token_tree import TokenTree
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Passage
@@ -81,7 +87,7 @@ def test_a_source_is_copied_from() -> None:
 
     held = [Passage("a", "1 2 3"), Passage("b", "4 5 6"), Passage("c", "7 8 9")]
     drafter = PassageDrafter(lambda: held)
-    drafter.bind(encode)
+    drafter.bind(DraftTarget(encode, 99, None))
     for _ in range(3):
         drafter.propose(_context((0,)), 4)
 
