@@ -74,6 +74,11 @@ class SegmentDecoder(Protocol):
 class Decoder(Protocol):
     """Runs the passes of a model's segments, for all its requests."""
 
+    @property
+    def runner(self) -> ModelRunner:
+        """What runs the passes, and keeps the caches."""
+        ...
+
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
         ...
@@ -100,11 +105,11 @@ class PlainDecoder:
 
     def __init__(self, runner: ModelRunner) -> None:
         """Create a decoder of this runner."""
-        self._runner = runner
+        self.runner = runner
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
-        return PlainSegment(self._runner, run)
+        return PlainSegment(self.runner, run)
 
     def release(self, request: int) -> None:
         """Do nothing: no memory is used."""

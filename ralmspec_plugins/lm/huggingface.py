@@ -211,6 +211,7 @@ class HuggingFaceLM:
                 )
             )
         )
+        self._passes = self.decoder.runner
 
     @classmethod
     def from_pretrained(
@@ -285,7 +286,7 @@ class HuggingFaceLM:
             thresholds: probabilities that those of tokens are compared with.
         """
         twin = copy.copy(self)
-        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)
+        twin._thresholds = tuple(math.log(one) for one in thresholds)  # noqa: SLF001 of this class
         return twin
 
     def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
