@@ -143,7 +143,8 @@ def test_the_probe_notices_rows_that_are_not_independent(monkeypatch: pytest.Mon
 
     def dependent(self: Any, cache: Any, tokens: Any, rows: int) -> torch.Tensor:
         logits = whole(self, cache, tokens, rows)
-        logits[1:, 0] = torch.nextafter(logits[1:, 0], torch.tensor(torch.inf))
+        with torch.inference_mode():
+            logits[1:, 0] = torch.nextafter(logits[1:, 0], torch.tensor(torch.inf))
         return logits
 
     monkeypatch.setattr(FixedShapeRunner, "_fixed_pass", dependent)
@@ -215,7 +216,8 @@ def test_a_context_may_be_filled_to_its_last_position(tokenizer: Tokenizer) -> N
     drafter.rule = oracle
     request = Request(prompt="The keeper counted " * 3, max_tokens=context)
     drafts = [lm.begin(request) for lm in (plain, fast)]
-    room = context - len(drafts[0].prompt_tokens)
+    lineage = plain._lineage(drafts[0].placed(()))
+    room = context - len(lineage.prefix.tokens) - len(lineage.prompt)
     drafts[0] = plain.write(drafts[0], (), room, Progress())
     drafter.know(plain, drafts[0])
     drafts[1] = fast.write(drafts[1], (), room, Progress())
