@@ -392,7 +392,7 @@ class ModelRunner:
         return run, 1
 
     def empty_cache(self) -> DynamicCache:
-        """Give a cache that holds nothing."""
+        """Return an empty cache."""
         return DynamicCache(config=self._model.config)
 
     def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
