@@ -148,14 +148,14 @@ BUGS = (
         "search.error is error",
     ),
     Bug(
-        "what a left segment comes to is taken for news",
+        "the result of an abandoned segment is processed as a new one",
         "ralmspec_plugins/engine/threads.py",
         "left.done is completion",
         "left.done is not None",
         "tests/engine/test_events.py",
     ),
     Bug(
-        "a left segment is not waited for before its like is run alone",
+        "an abandoned segment is not waited for before an isolated retry",
         "ralmspec_plugins/engine/threads.py",
         "if isinstance(notice, Release):",
         "if isinstance(notice, int):",
@@ -197,7 +197,7 @@ BUGS = (
         "tests/batching tests/engine/test_batch.py",
     ),
     Bug(
-        "an error of a shared search is everybody's",
+        "an error of a shared search is raised to all its callers",
         "ralmspec_plugins/batching/queue.py",
         "if not self.is_one_call:\n",
         "if False:\n",
@@ -226,14 +226,14 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
-        "a search that waits is taken for one that computes here",
+        "a search that waits is measured as one that computes here",
         "ralmspec_plugins/scheduling/cost_model.py",
         "search.busy_s >= 0.5 * search.seconds > 0.0",
         "search.busy_s <= 0.5 * search.seconds",
         THREADS,
     ),
     Bug(
-        "what the model computed is taken for the search's",
+        "the model's computing time is counted as the search's",
         "ralmspec_plugins/scheduling/cost_model.py",
         "if search.beside_s <= 0.05 * search.seconds:",
         "if search.beside_s >= 0.0:",
@@ -268,7 +268,7 @@ BUGS = (
         "tests/test_loop.py",
     ),
     Bug(
-        "a step that begins with a search is not beside it",
+        "a step that begins with a search is not counted as parallel to it",
         "ralmspec_plugins/scheduling/continuous.py",
         "if not beside and (view.searching or self._is_due(view)):",
         "if not beside and view.searching:",
@@ -482,7 +482,7 @@ BUGS = (
         "tests/decoding/test_suffix_automaton.py",
     ),
     Bug(
-        "a text goes on for the rest of an accepted block",
+        "a text continues for the rest of an accepted block",
         "ralmspec_plugins/lm/huggingface.py",
         "while not draft.finished and len(draft.tokens) < goal:",
         "while (\n                not draft.finished or getattr(segment, '_pass', None)\n"

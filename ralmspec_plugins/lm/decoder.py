@@ -59,7 +59,7 @@ class SegmentDecoder(Protocol):
         ...
 
     def logprob_error(self) -> float:
-        """Give the most by which a log-probability may differ from the schedule's here."""
+        """Return the most by which a log-probability may differ from the schedule's here."""
         ...
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
@@ -88,7 +88,7 @@ class Decoder(Protocol):
         ...
 
     def for_sampling(self, sampling: Greedy | Sampling) -> "Decoder":
-        """Give the decoder of texts whose tokens are chosen in another way."""
+        """Return the decoder of texts whose tokens are chosen in another way."""
         ...
 
 
@@ -115,7 +115,7 @@ class PlainDecoder:
         """Do nothing: no memory is used."""
 
     def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
-        """Give itself: the schedule does not depend on it."""
+        """Return itself: the schedule does not depend on it."""
         return self
 
 
@@ -142,7 +142,7 @@ class PlainSegment:
         return True
 
     def logprob_error(self) -> float:
-        """Give 0: there is no difference."""
+        """Return 0: there is no difference."""
         return 0.0
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:

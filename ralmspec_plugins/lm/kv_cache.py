@@ -397,7 +397,7 @@ class ModelRunner:
         return run, 1
 
     def empty_cache(self) -> Cache:
-        """Give a cache that holds nothing."""
+        """Return an empty cache."""
         return DynamicCache(config=self.model.config)
 
     def prefill_pass(self, cache: Cache, tokens: Sequence[int], keep: int = 1) -> Last:
