@@ -39,6 +39,7 @@ from ralmspec_plugins.types import (
     Query,
     Retrieved,
     Span,
+    same_to_read,
     unscored,
 )
 
@@ -225,10 +226,11 @@ class SpeculationWindow:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Compare; what cannot be compared (an array in a passage's metadata) differs."""
+        """Compare as `extend` reads; what cannot be compared (an array in metadata) differs."""
         agree = getattr(self.workload, "agree", None)
         try:
-            return bool(guess == truth if agree is None else agree(step.before, guess, truth))
+            same = same_to_read(guess, truth) if agree is None else agree(step.before, guess, truth)
+            return bool(same)
         except Exception:  # noqa: BLE001 the plain loop compares nothing, so it must not matter
             return False
 
