@@ -39,6 +39,7 @@ from ralmspec_plugins.types import (
     Query,
     Retrieved,
     Span,
+    same_to_read,
     unscored,
 )
 
@@ -229,10 +230,11 @@ class SpeculationWindow:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Return whether a guess is correct; incomparable values (arrays in metadata) differ."""
+        """Return whether a guess reads as the truth; incomparable values (arrays) differ."""
         agree = getattr(self.workload, "agree", None)
         try:
-            return bool(guess == truth if agree is None else agree(step.before, guess, truth))
+            same = same_to_read(guess, truth) if agree is None else agree(step.before, guess, truth)
+            return bool(same)
         except Exception:  # noqa: BLE001 the plain loop compares nothing, so this must not fail
             return False
 

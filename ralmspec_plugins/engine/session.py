@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.batching.verifier import Verifier
@@ -371,7 +371,7 @@ class RequestContext:
             else:
                 results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-            results = [error]
+            results = [Raised(error)]
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
             complete(Aborted(error, need))
             return
@@ -380,13 +380,13 @@ class RequestContext:
         for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
-    def results(self, queries: Sequence[Query], *, widely: bool) -> list[SearchResult | Exception]:
+    def results(self, queries: Sequence[Query], *, widely: bool) -> list["SearchResult | Raised"]:
         """Search a batch; if that fails, search each query separately, for separate errors."""
         try:
             return list(self.session.search(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
-                return [error] * len(queries)
+                return [Raised(error)] * len(queries)
         return [self.results([query], widely=widely)[0] for query in queries]
 
     def result(
@@ -418,6 +418,13 @@ class RequestContext:
         return state
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a piece of work raised: a result may be an exception too, such as a state."""
+
+    error: Exception
+
+
 def may_be_discarded(need: Work) -> bool:
     """Return whether work makes a guess, or depends on an unverified one."""
     if isinstance(need, FormQuery | Encode | Search | Extend):
@@ -430,8 +437,8 @@ def completions(
 ) -> list[Completed]:
     """Return the completions of a piece of work from its results."""
     return [
-        Completed(need, None, result, index, started_s, ended_s, busy_s)
-        if isinstance(result, Exception)
+        Completed(need, None, result.error, index, started_s, ended_s, busy_s)
+        if isinstance(result, Raised)
         else Completed(need, result, None, index, started_s, ended_s, busy_s)
         for index, result in enumerate(results)
     ]
