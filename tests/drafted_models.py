@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from ralmspec_plugins.adapters.writing_options import options_of
-from ralmspec_plugins.decoding import Decoding
+from ralmspec_plugins.decoding import Accepted, Decoding, DraftContext, TokenTree
 from ralmspec_plugins.testing.models import tiny_tokenizer
 from tests.decoding.drafters import FREE, RULES, ScriptedDrafter
 from tests.decoding.pairs import integers
@@ -80,3 +80,20 @@ def cases(number: int, seeds: range) -> Iterator[tuple[str, dict[str, Any], Rand
             "stop": rng.choice(STOPS),
         }
         yield rng.choice(PROMPTS), options, rng
+
+
+class Repeating:
+    """Drafts what it saw written behind the same front before: right from the second time on."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        known, text = self._texts.get(context.front, ()), context.text
+        if known[: len(text)] == text and len(known) > len(text):
+            return TokenTree.of([known[len(text) :][:budget]])
+        self._texts[context.front] = text
+        return TokenTree()
+
+    def update(self, accepted: Accepted) -> None:
+        """Learn nothing."""
