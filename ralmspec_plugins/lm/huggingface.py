@@ -285,7 +285,7 @@ class HuggingFaceLM:
             thresholds: probabilities that those of tokens are compared with.
         """
         twin = copy.copy(self)
-        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)
+        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)  # noqa: SLF001 its own class
         return twin
 
     def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
