@@ -80,11 +80,11 @@ TokenLogprob(text='é', logprob=-0.3), TokenLogprob(text=' i', logprob=-1.0))
 def _next_place(entries: Sequence[Entry], text: str, at: int) -> int:
     """Find where whole tokens go on behind incomplete ones; `at` where they do not."""
     run = "".join(entry.token or "" for entry in takewhile(_is_whole, entries))
-    for shown in (run, entries[0].token or ""):
-        start = text.find(shown, at, at + _LONGEST + len(shown))
-        if start >= 0:
-            return start
-    return at
+    start = text.find(run, at, at + _LONGEST + len(run))
+    if start >= 0:
+        return start
+    cut = range(at, min(at + _LONGEST, len(text)))  # where the text ends within the run
+    return next((place for place in cut if run.startswith(text[place:])), at)
 
 
 def _is_whole(entry: Entry) -> bool:
