@@ -1,15 +1,16 @@
 """A host's model as a `LanguageModel` of the core: each segment is one call of the host."""
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+import copy
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from ralmspec_plugins.adapters import text_state
 from ralmspec_plugins.adapters.text_state import MadeCall, Streamed, TextDraft, Written
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, InputError, ModelError
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, TokenLogprob
 
 # Steps, arguments and finish reasons of calls of any host's model.
 
@@ -102,6 +103,22 @@ def check_step(
         )
 
 
+def check_logprobs(name: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Give the arguments that ask a model for log-probabilities.
+
+    Raises:
+        ConfigError: it is not known what they are; the message says what to do.
+    """
+    if arguments is None:
+        raise ConfigError(
+            f"It is not known how {name} is asked for the log-probabilities of its tokens, which "
+            "this workload needs. If its server gives them in OpenAI's form, say how with "
+            "logprobs={'logprobs': True}, the arguments of a call that ask for them; a local "
+            "Hugging Face model has them with direct=True."
+        )
+    return arguments
+
+
 def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:
     """Return the stop strings of a call.
 
@@ -182,6 +199,14 @@ class Writer(Protocol[GivenInT]):
         """
         ...
 
+    def scored(self) -> "Writer[GivenInT]":
+        """Give a writer whose calls ask for log-probabilities.
+
+        Raises:
+            ConfigError: it is not known how its model is asked for them.
+        """
+        ...
+
     def write_key(self, draft: TextDraft, given: GivenInT, tokens: int) -> Hashable:
         """Return a key of all that a call depends on."""
         ...
@@ -224,13 +249,50 @@ class TextLM(Generic[GivenT]):
             ConfigError: the steps are contradictory.
         """
         first_step(whole=whole, sentence_stop=sentence_stop)
-        self._writer = writer
         self.whole = whole
         self.sentence_stop = sentence_stop
         self.side_by_side = side_by_side
+        self._scored = False
+        self._write_by(writer)
+
+    def _write_by(self, writer: Writer[GivenT]) -> None:
+        self._writer = writer
         if writer.awaits:
             self.awrite = self._awrite
             self.awrite_sentence = self._awrite_sentence
+
+    def scored(self, thresholds: Sequence[float] = ()) -> "TextLM[GivenT]":
+        """Give this model with log-probabilities in its drafts, which its calls then ask for.
+
+        Args:
+            thresholds: not looked at: a server's probabilities are taken as they come.
+
+        Raises:
+            ConfigError: it is not known how the model is asked for them, or a stop string
+                ends its sentences, which it then does not show.
+        """
+        if self.sentence_stop is not None:
+            raise ConfigError(
+                "with sentence_stop a model does not show the mark that ends its sentence, and no "
+                "log-probability of it; leave sentence_stop out, or use another workload"
+            )
+        twin = copy.copy(self)
+        twin._scored = True  # noqa: SLF001 its own class
+        twin._write_by(self._writer.scored())  # noqa: SLF001 its own class
+        return twin
+
+    def logprobs(self, draft: TextDraft) -> tuple[TokenLogprob, ...]:
+        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+
+        Raises:
+            InputError: some of the draft was written without.
+        """
+        if draft.logprobs is None:
+            raise InputError(
+                "some of this draft was written without log-probabilities; write all of it with "
+                "a model that scored() gave"
+            )
+        return draft.logprobs
 
     def begin(self, request: Request) -> TextDraft:
         """Return a draft without text."""
@@ -325,6 +387,7 @@ class TextLM(Generic[GivenT]):
         draft.made.append(made := MadeCall())
         with call.alone():
             written = call.write(given, progress, _showing(draft, step, progress))
+            self._check(written)
         made.usage = written.usage
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
@@ -339,8 +402,22 @@ class TextLM(Generic[GivenT]):
         draft.made.append(made := MadeCall())
         with call.alone():
             written = await call.awrite(given, progress, _showing(draft, step, progress))
+            self._check(written)
         made.usage = written.usage
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
+
+    def _check(self, written: Written) -> None:
+        """Refuse a call that gave no log-probabilities though they were asked for.
+
+        Raises:
+            ModelError: there are none, or they do not spell the text.
+        """
+        if self._scored and written.text and written.logprobs is None:
+            raise ModelError(
+                f"The model was asked for the log-probabilities of its tokens and gave none that "
+                f"spell its text ({written.text[:40]!r}). This workload needs them: use a server "
+                "that gives them, or a local model with direct=True."
+            )
 
 
 def first_step(*, whole: bool, sentence_stop: str | None) -> Step:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ralmspec_plugins.adapters.logprobs import first_tokens
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.text import (
     INCOMPLETE,
@@ -12,7 +13,7 @@ from ralmspec_plugins.lm.text import (
     settled_length,
     stop_position,
 )
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, TokenLogprob
 
 # A word, or a character of a script without spaces, is counted as a token.
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -50,7 +51,7 @@ class Written:
     """The result of one call of the host.
 
     `ended` is whether the model ended by itself and not at a limit; `None`
-    if the host does not report it.
+    if the host does not report it. `logprobs` of the tokens are present if requested.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Written:
     usage: Usage = Usage()
     message: Any = None
     recording: Any = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class TextDraft:
     counting. A sentence that ends early counts its words.
 
     `usage`, `message`, `recording` and `call` (of the last call) are not part of the value,
-    nor is `made`: the calls of all drafts of one request.
+    nor is `made`: the calls of all drafts of one request; nor `logprobs`: of all tokens of
+    the text, `None` if a call returned none.
     """
 
     origin: Request
@@ -82,6 +85,7 @@ class TextDraft:
     recording: Any = field(default=None, compare=False, repr=False)
     call: MadeCall | None = field(default=None, compare=False, repr=False)
     made: list[MadeCall] = field(default_factory=list, compare=False, repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=(), compare=False, repr=False)
 
     def allowed(self, tokens: int) -> int:
         """Return how many of these tokens are left in the request's limit."""
@@ -181,6 +185,7 @@ class Streamed:
             usage=draft.usage + written.usage,
             message=written.message,
             recording=written.recording,
+            logprobs=None,
         )
 
     def _cut(self, text: str) -> str:
@@ -233,13 +238,18 @@ def _appended(
 ) -> TextDraft:
     text = draft.text + piece
     stop = stop_position(text, len(draft.text), draft.origin.stop)
+    text = text if stop is None else text[:stop]
+    logprobs = None
+    if draft.logprobs is not None and written.logprobs is not None:
+        logprobs = first_tokens(draft.logprobs + written.logprobs, len(text))
     return replace(
         draft,
-        text=text if stop is None else text[:stop],
+        text=text,
         finished=ended or stop is not None,
         spent=spent,
         calls=draft.calls + 1,
         usage=draft.usage + written.usage,
         message=written.message,
         recording=written.recording,
+        logprobs=logprobs,
     )

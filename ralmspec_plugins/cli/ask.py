@@ -33,6 +33,7 @@ def ask(
     eviction: Literal["lru", "lfu", "fifo"] = "lru",
     template: str | None = None,
     chat: ChatPlace | None = None,
+    drafter: options.DrafterName = "none",
 ) -> None:
     """Answer one question, or those of a file, and stream the text.
 
@@ -43,7 +44,11 @@ def ask(
         eviction: Eviction policy of the passage cache.
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the passages in this place.
+        drafter: Draft tokens, several of which are read in one pass: from what is in front of the
+            model (suffix), from passages that were there earlier (passages), or from both.
     """
+    if drafter != "none" and asking.plain:
+        raise typer.BadParameter("--plain writes a token a pass; leave out --drafter, or --plain")
     modes, requests = asking.modes(), asking.requests(question)
     settings = Settings(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
@@ -54,11 +59,12 @@ def ask(
             "temperature": asking.temperature,
             "template": template,
             "chat": chat,
+            "drafter": drafter,
         }
         weights = build.Weights(common.model, common.threads, **style)
 
-    def make() -> Workload[Any]:
-        return searching.workload(weights.language_model(), workload)
+    def make(mode: str) -> Workload[Any]:
+        return searching.workload(weights.language_model(mode), workload)
 
     with build.engines(modes, make, store, settings) as opened:
         printer = Printer(common.json, many=len(requests) > 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ralmspec_plugins.cli.options import PLAIN, Count, OptionalCount, Seconds
+from ralmspec_plugins.cli.options import PLAIN, Count, DrafterName, OptionalCount, Seconds
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.demo import MODEL
@@ -88,6 +88,17 @@ def sampling_of(temperature: float) -> Any:
     return Sampling(temperature=temperature) if temperature else Greedy()
 
 
+def decoding_of(drafter: DrafterName) -> Any:
+    """Return how a model's tokens are speculated on; `None` for one token a pass."""
+    if drafter == "none":
+        return None
+    from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
+
+    kinds = {"suffix": (SuffixDrafter,), "passages": (PassageDrafter,)}
+    both = (SuffixDrafter, PassageDrafter)
+    return Decoding(drafter=[kind() for kind in kinds.get(drafter, both)])
+
+
 class Weights:
     """A loaded model, from which each run gets a language model with separate caches.
 
@@ -103,6 +114,7 @@ class Weights:
         temperature: float = 0.0,
         template: str | None = None,
         chat: Any = None,
+        drafter: DrafterName = "none",
     ) -> None:
         """Load a model, or the demo's, and generate a few tokens to warm it up.
 
@@ -116,15 +128,19 @@ class Weights:
         passages = PassageTemplate(prompt=prompt, chat=chat)
         self._style = {"sampling": sampling_of(temperature), "template": passages}
         self._kind = HuggingFaceLM
+        self._drafter = drafter
         self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
         lm = self.language_model()
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
         lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
 
-    def language_model(self) -> LanguageModel[Any]:
-        """Return the model with empty caches."""
+    def language_model(self, mode: str = PLAIN) -> LanguageModel[Any]:
+        """Return the model with empty caches; with a drafter, if there is one, unless plain."""
         loaded = self._loaded
-        lm: LanguageModel[Any] = self._kind(loaded.model, loaded.tokenizer, **self._style)
+        decoding = None if mode == PLAIN else decoding_of(self._drafter)
+        lm: LanguageModel[Any] = self._kind(
+            loaded.model, loaded.tokenizer, decoding=decoding, **self._style
+        )
         return lm
 
 
@@ -172,7 +188,7 @@ def default_backend() -> str:
 @contextmanager
 def engines(
     modes: tuple[str, ...],
-    workload: Callable[[], Workload[Any]],
+    workload: Callable[[str], Workload[Any]],
     retriever: Retriever,
     settings: Settings,
 ) -> Iterator[Mapping[str, Engine]]:
@@ -180,7 +196,7 @@ def engines(
     with ExitStack() as stack:
         yield {
             mode: stack.enter_context(
-                Engine(workload(), retriever, replace(settings, speculate=mode != PLAIN))
+                Engine(workload(mode), retriever, replace(settings, speculate=mode != PLAIN))
             )
             for mode in modes
         }

@@ -115,8 +115,8 @@ class Act:
         console.print(Text(f"({self.costs})", style="yellow"))
         retriever = build.at_distance(store, self.latency_s, said=not console.quiet)
 
-        def workload() -> Workload[Any]:
-            return Interval(weights.language_model(), interval=4, query_tokens=32)
+        def workload(mode: str) -> Workload[Any]:
+            return Interval(weights.language_model(mode), interval=4, query_tokens=32)
 
         self.answers = {PLAIN: [], SPECULATIVE: []}
         settings = Settings(schedule=Continuous(lanes=self.lanes))

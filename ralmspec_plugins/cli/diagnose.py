@@ -33,8 +33,8 @@ def diagnose(
     if output.notes().is_terminal:
         output.notes().print("measuring", style="dim")  # a spinner would compete for the processor
 
-    def workload() -> Workload[Any]:
-        return searching.workload(weights.language_model())
+    def workload(mode: str) -> Workload[Any]:
+        return searching.workload(weights.language_model(mode))
 
     def run(switch_interval_s: float | None, *, plain: bool) -> Answer:
         mode = PLAIN if plain else SPECULATIVE

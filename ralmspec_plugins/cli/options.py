@@ -111,6 +111,7 @@ WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOAD
 WorkloadOption = Annotated[
     str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
 ]
+DrafterName = Literal["none", "suffix", "passages", "both"]
 Count = Annotated[int, {"min": 1}]
 OptionalCount = Annotated[int | None, {"min": 1}]
 Seconds = Annotated[float, {"parser": duration, "metavar": "TIME"}]

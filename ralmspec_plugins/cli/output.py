@@ -16,7 +16,7 @@ from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.types import Stats
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_MEASURED: Final = ("guess_rate", "search_s", "write_s", "overlap_s")
+_MEASURED: Final = ("guess_rate", "tokens_per_pass", "search_s", "write_s", "overlap_s")
 
 
 def on_terminal() -> bool:
@@ -89,12 +89,14 @@ def printable(text: str) -> str:
 def plural(count: int, thing: str) -> str:
     """Return a count with its noun.
 
-    >>> plural(1, "query"), plural(3, "query"), plural(0, "round trip")
-    ('1 query', '3 queries', '0 round trips')
+    >>> plural(1, "query"), plural(3, "query"), plural(0, "round trip"), plural(2, "pass")
+    ('1 query', '3 queries', '0 round trips', '2 passes')
     """
     if count == 1:
         return f"1 {thing}"
-    return f"{count:,} {thing[:-1]}ies" if thing.endswith("y") else f"{count:,} {thing}s"
+    if thing.endswith("y"):
+        return f"{count:,} {thing[:-1]}ies"
+    return f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
 
 
 def accepted(stats: Stats) -> str:
@@ -109,7 +111,21 @@ def in_short(stats: Stats) -> str:
     if stats.guesses:
         parts.append(f"{accepted(stats)} guesses right")
         parts.append(f"{plural(stats.wasted_segments, 'segment')} discarded")
+    if stats.drafts_accepted:
+        parts.append(f"{plural(stats.tokens_written, 'token')} in {passes(stats)}")
     return ", ".join(parts)
+
+
+def passes(stats: Stats) -> str:
+    """Say in how many passes a model wrote, and what of its drafts.
+
+    >>> passes(Stats(model_passes=9, drafts_accepted=30, decisions_retaken=1))
+    '9 passes (30 drafts accepted, 1 choice taken again)'
+    """
+    drafts = f"{plural(stats.drafts_accepted, 'draft')} accepted"
+    if stats.decisions_retaken:
+        drafts += f", {plural(stats.decisions_retaken, 'choice')} taken again"
+    return f"{plural(stats.model_passes, 'pass')} ({drafts})"
 
 
 def speed_up(plain_s: float, speculative_s: float) -> str:

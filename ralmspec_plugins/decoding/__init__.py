@@ -19,6 +19,7 @@ from ralmspec_plugins.decoding.drafters import (
     RecyclingDrafter,
     SuffixDrafter,
 )
+from ralmspec_plugins.decoding.simulated import SimulatedDecoder
 from ralmspec_plugins.decoding.token_tree import TokenTree
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "ModelDrafter",
     "PassageDrafter",
     "RecyclingDrafter",
+    "SimulatedDecoder",
     "SuffixDrafter",
     "TokenCorpus",
     "TokenTree",

@@ -80,6 +80,22 @@ class TokenTree:
             evidence=(Evidence(source),) * count,
         )
 
+    @classmethod
+    def unchecked(
+        cls,
+        tokens: tuple[int, ...],
+        parents: tuple[int, ...],
+        values: tuple[float, ...],
+        evidence: tuple[Evidence, ...],
+    ) -> "TokenTree":
+        """Make a tree of what is known to be one: the checks take longer than a look-up."""
+        tree = object.__new__(cls)
+        object.__setattr__(tree, "tokens", tokens)
+        object.__setattr__(tree, "parents", parents)
+        object.__setattr__(tree, "values", values)
+        object.__setattr__(tree, "evidence", evidence)
+        return tree
+
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.tokens)
