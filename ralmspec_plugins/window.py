@@ -242,6 +242,7 @@ class SpeculationWindow:
         assert isinstance(step.query, Query)
         self.out.append(Judged(step.query, right))
         self.metrics.record_outcome(right)
+        self.cascade.record_outcome(step.query, right)
         if self.policy is not None:
             self.policy.record_outcome(right)
 

@@ -524,4 +524,25 @@ BUGS = (
         "past = run.cache.get_seq_length() - len(rows.tokens) + 1",
         "tests/decoding/test_model_drafter.py",
     ),
+    Bug(
+        "a speculator that is always wrong stays in front",
+        "ralmspec_plugins/speculators/cascade.py",
+        "asked = list(self._rates.order(len(self._speculators)))",
+        "asked = list(range(len(self._speculators)))",
+        "tests/speculators/test_ranking.py",
+    ),
+    Bug(
+        "passes of a fixed shape have rows in two buckets",
+        "ralmspec_plugins/decoding/fixed_shape.py",
+        "most = min(rows, self.bucket(position + at) - (position + at))",
+        "most = rows",
+        "tests/decoding/test_fixed_shape.py",
+    ),
+    Bug(
+        "rows without a token are seen by those behind them",
+        "ralmspec_plugins/decoding/fixed_shape.py",
+        "cache.crop(count - rows)",
+        "cache.crop(0)",
+        "tests/decoding/test_fixed_shape.py",
+    ),
 )

@@ -48,6 +48,7 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
+from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Answer, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Session:
         self.retriever = retriever = self.parts.retriever
         self.settings = settings or Settings()
         self.costs = Costs()
+        self.rates = SpeculatorRates()
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -148,6 +150,7 @@ class Session:
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
             may_guess=self.settings.may_guess,
             clock=self._clock,
+            rates=self.rates,
         )
 
     def invalidate(self) -> None:
