@@ -154,11 +154,11 @@ def test_a_response_says_what_it_took() -> None:
     assert llm.loaded() is pair.fast.loaded() is copy.deepcopy(llm).loaded()
 
 
-async def test_it_goes_into_engines(pair: HostPair) -> None:
+async def test_it_goes_into_engines() -> None:
     """A query engine and a chat engine of the host's, with the plain one's texts."""
     index = VectorStoreIndex([TextNode(text="ships")], embed_model=WordEmbedding())
-    texts = []
-    for llm in (pair.plain, pair.fast):
+    llms, texts = HostPair.of(SpeculativeLLM, tiny_llama(context=4096), max_tokens=12), []
+    for llm in (llms.plain, llms.fast):
         engine = RetrieverQueryEngine.from_args(index.as_retriever(), llm=llm)
         memory = ChatMemoryBuffer.from_defaults(tokenizer_fn=str.split)
         chat = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
@@ -182,7 +182,7 @@ async def test_it_goes_into_an_agent() -> None:
     replies = []
     for llm in (llms.plain, llms.fast):
         agent = ReActAgent(tools=[], llm=llm, streaming=True)
-        replies.append(str(await agent.run("The ships?", max_iterations=1)))
+        replies.append(str(await agent.run("The ships?", max_iterations=2)))
 
     assert replies[0] == replies[1] != ""
 
