@@ -7,8 +7,17 @@ from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
-from ralmspec_plugins.errors import Cancelled
-from ralmspec_plugins.types import Formed, Hit, Hits, NoRetrieval, Passage, Query, Request
+from ralmspec_plugins.errors import Cancelled, ConfigError
+from ralmspec_plugins.types import (
+    Formed,
+    Hit,
+    Hits,
+    NoRetrieval,
+    Passage,
+    Query,
+    Request,
+    TokenLogprob,
+)
 
 StateT = TypeVar("StateT")
 
@@ -263,6 +272,8 @@ class LanguageModel(Protocol[StateT]):
     says whether the model writes the same behind both; `side_by_side` is the workload's.
     With `reads_hits` the model is handed hits wherever passages stand here; the scores
     in them are those of the search only with `reads_scores`, and `None` without.
+    `scored(thresholds)` gives the same model as a `ScoredLanguageModel`; call it through the
+    function `scored_model`, which says what is missing where a model has no such method.
     """
 
     def begin(self, request: Request) -> StateT:
@@ -311,3 +322,48 @@ class LanguageModel(Protocol[StateT]):
     def release(self, draft: StateT) -> None:
         """Free the caches kept for this draft's request."""
         ...
+
+
+class ScoredLanguageModel(LanguageModel[StateT], Protocol[StateT]):
+    """A language model whose drafts hold the log-probabilities of the tokens that it wrote.
+
+    They are by the model's own distribution: before temperature, penalties, top-k and top-p.
+    They are no part of a draft's value, and of partial drafts that are reported they may be
+    missing.
+    """
+
+    def logprobs(self, draft: StateT) -> tuple[TokenLogprob, ...]:
+        """Give the tokens written so far: their texts, joined, are `text(draft)`.
+
+        Raises:
+            InputError: some of the draft was written without log-probabilities.
+        """
+        ...
+
+
+def scored_model(
+    lm: LanguageModel[StateT], thresholds: Sequence[float] = ()
+) -> ScoredLanguageModel[StateT]:
+    """Give a model whose drafts hold log-probabilities: the same one, on the same caches.
+
+    Args:
+        lm: the model.
+        thresholds: probabilities, above 0 and at most 1, that those of tokens are compared with.
+            Each comparison then gives what it gives without speculation on tokens: one that
+            is too near to say is taken again by passes of one token. The model may be
+            one of a server, whose log-probabilities are taken as they come.
+
+    Raises:
+        ConfigError: the model has none, or a threshold is no probability.
+    """
+    if not all(0.0 < threshold <= 1.0 for threshold in thresholds):
+        raise ConfigError(f"thresholds must be above 0 and at most 1, got {tuple(thresholds)}")
+    scored = getattr(lm, "scored", None)
+    if scored is None:
+        raise ConfigError(
+            f"{type(lm).__name__} gives no log-probabilities of its tokens: it has no method "
+            "scored(thresholds). A local model driven by tokens (HuggingFaceLM, or direct=True "
+            "in a host) has them, and so has a server's that takes logprobs."
+        )
+    model: ScoredLanguageModel[StateT] = scored(tuple(thresholds))
+    return model

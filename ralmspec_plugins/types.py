@@ -147,6 +147,18 @@ class Query:
             object.__setattr__(self, "key", self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of a text: what it adds to the text, and its log-probability.
+
+    A token that is a part of a character adds nothing; the one that completes it adds the
+    character. A token that ends the text adds nothing either.
+    """
+
+    text: str
+    logprob: float  # natural; by the model's own distribution, whatever then chose the token
+
+
 class NoRetrieval(Enum):
     """The type of `NO_RETRIEVAL`."""
 

@@ -228,6 +228,12 @@ class SpeculativeSegment:
         self._decoder.budget.note_check(self._decoder.clock() - began_s)
         return certain
 
+    def logprob_error(self) -> float:
+        """Give twice the bound of a logit's difference, which all others' add to their own."""
+        if self._pass is None and self._run.is_scheduled:
+            return 0.0
+        return 2.0 * self._decoder.known.error.value
+
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
         """Go back to the last token that was read by the schedule, and read on one by one."""
         self._finish()

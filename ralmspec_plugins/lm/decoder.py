@@ -56,6 +56,10 @@ class SegmentDecoder(Protocol):
         """Say whether the schedule's logits would have led to the same choice as these."""
         ...
 
+    def logprob_error(self) -> float:
+        """Give the most by which a log-probability may differ from the schedule's here."""
+        ...
+
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
         """Give the logits behind these tokens by the compute schedule."""
         ...
@@ -121,6 +125,10 @@ class PlainSegment:
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
         """Say yes: these are the schedule's logits."""
         return True
+
+    def logprob_error(self) -> float:
+        """Give 0: there is no difference."""
+        return 0.0
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
         """Give the same logits again."""

@@ -1,6 +1,8 @@
 """A local Hugging Face causal model as a `LanguageModel`: tokens and key-value cache."""
 
+import copy
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -43,10 +45,10 @@ from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
-from ralmspec_plugins.lm.token_sampler import TokenSampler
+from ralmspec_plugins.lm.token_sampler import TokenSampler, logprob_of
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval.optional import no_progress_bar
-from ralmspec_plugins.types import Passage, Request
+from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
 # Loads a local or hub model, and says clearly what is wrong if it is none.
 
@@ -130,6 +132,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 _GIB = 2**30
+_ROUNDING = 1e-9  # of a log-probability in float64, and of whoever compares it
 
 
 class HuggingFaceLM:
@@ -178,6 +181,7 @@ class HuggingFaceLM:
         self._eos = eos_tokens(model)
         self._context = context_length(model)
         self._owners = itertools.count()
+        self._thresholds: tuple[float, ...] | None = None  # logarithms; None: drafts have no scores
         self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
         self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
         self.decoder: Decoder = (
@@ -227,6 +231,27 @@ class HuggingFaceLM:
     def caches(self) -> CacheStore:
         """The key-value caches kept between segments."""
         return self._passes.store
+
+    def scored(self, thresholds: Sequence[float] = ()) -> "HuggingFaceLM":
+        """Give this model, on the same caches, with log-probabilities in its drafts.
+
+        With `decoding`, a log-probability differs from that of one token a pass by at most twice
+        the measured bound, and its comparison with a threshold does not differ.
+
+        Args:
+            thresholds: probabilities that those of tokens are compared with.
+        """
+        twin = copy.copy(self)
+        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)
+        return twin
+
+    def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
+        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+
+        Raises:
+            InputError: some of the draft was written without.
+        """
+        return draft.logprobs
 
     def begin(self, request: Request) -> Draft:
         """Tokenise the prompt.
@@ -343,7 +368,8 @@ class HuggingFaceLM:
                 if not segment.is_certain(draft.tokens, logits):
                     logits = segment.retake(draft.tokens, progress)
                 token = self._next_token(draft, lineage, logits)
-                draft = draft.grown(token, self._eos, self._decode)
+                logprob = self._logprob(token, logits, segment, draft, progress)
+                draft = draft.grown(token, self._eos, self._decode, logprob)
                 progress.report(draft)
                 if complete(draft):
                     break
@@ -352,6 +378,22 @@ class HuggingFaceLM:
             raise
         self._keep(lineage, run, segment, progress, len(draft.tokens) - before)
         return draft
+
+    def _logprob(
+        self,
+        token: int,
+        logits: torch.Tensor,
+        segment: SegmentDecoder,
+        draft: Draft,
+        progress: Progress,
+    ) -> float | None:
+        """Give a token's log-probability, which stands on the schedule's side of thresholds."""
+        if self._thresholds is None:
+            return None
+        logprob, error = logprob_of(logits, token), segment.logprob_error()
+        if error and any(abs(logprob - one) <= error + _ROUNDING for one in self._thresholds):
+            logprob = logprob_of(segment.retake(draft.tokens, progress), token)
+        return logprob
 
     def _segment(self, draft: Draft, lineage: PrefillSchedule, run: Run) -> SegmentDecoder:
         passages = draft.passages or ()

@@ -4,9 +4,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.lm.text import Decode, Transcript, settled_length, stop_position
-from ralmspec_plugins.types import Passage
+from ralmspec_plugins.types import Passage, TokenLogprob
 
 Ending: TypeAlias = Literal["eos", "stop", "length"]
 
@@ -28,6 +28,14 @@ class DraftOrigin:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token's log-probability, and how long the text was behind the token."""
+
+    logprob: float
+    text_length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Everything written so far, and what the compute schedule needs to go on.
 
@@ -35,6 +43,9 @@ class Draft:
     and `tokens`: the passages by themselves in one pass, the prompt with the
     first `prefilled_at` tokens in another, then one pass for each token but the
     last, whose pass belongs to the next segment.
+
+    `scores` of the tokens are there where a scored model wrote them. They are no part of the
+    value: decoded with drafts, they differ in the last bits.
     """
 
     origin: DraftOrigin
@@ -43,6 +54,7 @@ class Draft:
     passages: tuple[Passage, ...] | None = None  # without metadata; None before the first segment
     prefilled_at: int = 0
     ending: Ending | None = None
+    scores: tuple[TokenScore, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:
@@ -65,6 +77,26 @@ class Draft:
         text = self.transcript.text
         return text if self.finished else text[: settled_length(text, self.origin.stop)]
 
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The log-probability of each token, with what the token added to the text.
+
+        Raises:
+            InputError: some tokens were written without.
+        """
+        if len(self.scores) != len(self.tokens):
+            raise InputError(
+                f"of {len(self.tokens)} tokens {len(self.scores)} have log-probabilities; "
+                "write all of them with a model that scored() gave"
+            )
+        text, start, found = self.text, 0, []
+        for number, score in enumerate(self.scores, 1):
+            last = number == len(self.scores)  # it shows what later tokens may change, too
+            end = len(text) if last else score.text_length
+            found.append(TokenLogprob(text[start:end], score.logprob))
+            start = end
+        return tuple(found)
+
     def placed(self, passages: Sequence[Passage]) -> "Draft":
         """Put passages in front: the same ones keep the cache, others have all prefilled anew."""
         front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
@@ -78,7 +110,9 @@ class Draft:
             raise ConfigError(f"tokens must be at least 1, got {tokens}")
         return min(tokens, self.origin.max_tokens - len(self.tokens))
 
-    def grown(self, token: int, eos: Container[int], decode: Decode) -> "Draft":
+    def grown(
+        self, token: int, eos: Container[int], decode: Decode, logprob: float | None = None
+    ) -> "Draft":
         """Write one token, and see whether it ends the text."""
         tokens = (*self.tokens, token)
         transcript, ending = self.transcript, _ending(token, len(tokens), self.origin, eos)
@@ -86,10 +120,13 @@ class Draft:
             transcript = transcript.add(token, decode)
         if ending is not None:
             transcript = transcript.close()
+        scores = self.scores
+        if logprob is not None:
+            scores = (*scores, TokenScore(logprob, len(transcript.text)))
         stop = stop_position(transcript.text, len(self.transcript.text), self.origin.stop)
         if stop is not None:
             transcript, ending = transcript.cut(stop), "stop"
-        return replace(self, transcript=transcript, tokens=tokens, ending=ending)
+        return replace(self, transcript=transcript, tokens=tokens, ending=ending, scores=scores)
 
 
 def _ending(token: int, length: int, origin: DraftOrigin, eos: Container[int]) -> Ending | None:

@@ -42,6 +42,16 @@ class TokenSampler:
         return draw(scores, seed, position)
 
 
+def logprob_of(logits: Tensor, token: int) -> float:
+    """Give the log-probability of a token, from logits [1, vocabulary], in float64.
+
+    >>> round(logprob_of(torch.tensor([[0.0, 0.0]]), 1), 4)
+    -0.6931
+    """
+    with torch.inference_mode():
+        return float(logits[0].double().log_softmax(dim=-1)[token].item())
+
+
 def _processors(settings: Greedy | Sampling) -> LogitsProcessorList:
     processors = LogitsProcessorList()
     if settings.repetition_penalty != 1.0:
