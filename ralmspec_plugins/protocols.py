@@ -101,7 +101,8 @@ class Workload(Protocol[StateT]):
 
     Optional, where they are there: `astart()`, `aquery()` and `aextend()` for `AsyncEngine`;
     `agree(state, guess, hits)` says whether a guess is as good as the real hits for
-    all that `extend` reads; `side_by_side` says that a segment that is no longer
+    all that `extend` reads, and `lossy` that it may say so of one that is not;
+    `side_by_side` says that a segment that is no longer
     needed may be left to itself while the next one is written: a call of a server.
     """
 
@@ -272,6 +273,11 @@ class LanguageModel(Protocol[StateT]):
     says whether the model writes the same behind both; `side_by_side` is the workload's.
     With `reads_hits` the model is handed hits wherever passages stand here; the scores
     in them are those of the search only with `reads_scores`, and `None` without.
+    `resume(draft, request, text)` begins behind a text that stands already, in the request of
+    `draft` but by the settings of `request`; `text()` then gives what was written since.
+    `stop_of(draft)` gives the stop string that ended a draft, "" if it ended otherwise or not,
+    and `None` where that is not known. `write_one_sentence()` is a `write_sentence()` that keeps
+    nothing behind the sentence, where the latter does.
     `scored(thresholds)` gives the same model as a `ScoredLanguageModel`; call it through the
     function `scored_model`, which says what is missing where a model has no such method.
     """

@@ -49,6 +49,7 @@ class Stats:
     accepted: int = 0
     reused: int = 0  # dropped segments that became part of the answer after all
     unguessed: str | None = None  # why no segment was begun on a guess; `None` if one was
+    lossy: bool = False  # the workload's own `agree` may have let a wrong guess stand
     retries: int = 0  # failed speculative work that was run once more alone
     model_passes: int = 0  # of a model that counts them, those of wasted segments included
     tokens_written: int = 0  # in them

@@ -15,11 +15,12 @@ _REFUSAL: Final = re.compile(
     r"\b(i (do not|dont|cannot|cant|am unable|am not able|am sorry)|im (sorry|unable|not sure)"
     r"|as an ai|no (information|results?|relevant|data)|not (found|available|mentioned)|unknown)\b"
 )
-_STOP_WORDS: Final = frozenset(
+_WORDS: Final = (
     "a an the of in on at to for from by with and or but is are was were be been being as it its "
     "this that these those he she they his her their which who whom has have had do does did not "
-    "into about than then there".split()
+    "into about than then there"
 )
+_STOP_WORDS: Final = frozenset(_WORDS.split())
 
 
 def says_the_same(guess: str, real: str) -> bool:

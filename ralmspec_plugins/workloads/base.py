@@ -199,3 +199,19 @@ class Reports(Progress):
     def count(self, **counts: int) -> None:
         """Take in what writing took."""
         self._outer.count(**counts)
+
+
+class SilentProgress(Reports):
+    """Passes on everything but reports: of text that may be written again."""
+
+    def __init__(self, outer: Progress) -> None:
+        """Stop and count with `outer`."""
+        super().__init__(outer, lambda draft: draft)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether reports go anywhere: no."""
+        return False
+
+    def report(self, state: Any) -> None:
+        """Hand on nothing."""

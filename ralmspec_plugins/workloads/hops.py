@@ -69,7 +69,7 @@ class HopFormat(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchTags:
-    r"""Search-R1's tags: `<search>query</search>`, answered by `<information>passages</information>`.
+    """Search-R1's tags: `<search>`, answered by passages between `<information>` tags.
 
     Jin et al. 2025 (arXiv 2503.09516), section 3.2 and table 1. A query is what stands between
     the first `<search>` of a turn and the `</search>` that ends it. As in the reference code, an
