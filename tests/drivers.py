@@ -69,6 +69,8 @@ class Seen:
     streamed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     changed_text: bool = False  # a wrong guess whose segment differs from the right one
+    changed_query: bool = False  # one behind which something else is asked
+    query_errors: list[str] = field(default_factory=list)  # of errors, those of forming a query
     unretrieved: int = 0  # committed steps without retrieval
     cancelled_queries: int = 0  # that were being formed when their step was dropped
     cancelled_encodings: int = 0
@@ -255,7 +257,17 @@ class _Run:
             wrong = parts.extend(need.state, need.hits, Progress(), need.carried)
         except WorldError:
             return
-        self.seen.changed_text |= right.text != wrong.text
+        text = parts.workload.text
+        self.seen.changed_text |= text(right) != text(wrong)
+        if hasattr(self.world, "kind") and not self.seen.changed_query:
+            self.seen.changed_query = self._asked_behind(right) != self._asked_behind(wrong)
+
+    def _asked_behind(self, state: Any) -> Any:
+        """Form the query of a state once more, without what it carries."""
+        try:
+            return self.job.setup.parts.form(state, Progress()).query
+        except WorldError as error:
+            return repr(error)
 
     @staticmethod
     def _stopped(one: Completion, need: Work) -> Completion:
@@ -278,4 +290,6 @@ class _Run:
         completion = self.out.pop(self.dice.choice(list(first.values())))
         if isinstance(completion, Completed) and isinstance(completion.error, WorldError):
             self.seen.errors.append(repr(completion.error))
+            if isinstance(completion.need, FormQuery):
+                self.seen.query_errors.append(repr(completion.error))
         return completion

@@ -81,10 +81,10 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
                 plain loop's, and `Stats.lossy` says so.
 
         Raises:
-            ConfigError: there is no such format, or `max_hops` is below 0.
+            ConfigError: there is no such format, or `max_hops` is below 1.
         """
-        if max_hops < 0:
-            raise ConfigError(f"max_hops must be at least 0, got {max_hops}")
+        if max_hops < 1:
+            raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
         self.hops = _format(hops)
         if self.hops.by_sentence and not hasattr(lm, "write_sentence"):
             raise ConfigError(
