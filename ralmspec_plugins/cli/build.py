@@ -49,9 +49,15 @@ class SearchOptions:
         """Load the knowledge base, and put it at a simulated distance if there is one."""
         return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
 
-    def workload(self, lm: LanguageModel[Any], name: str = "interval") -> Workload[Any]:
-        """Put the workload of this name around a model."""
-        settings = {"interval": self.interval, "query_tokens": self.query_tokens}
+    def workload(
+        self, lm: LanguageModel[Any], name: str = "interval", **settings: Any
+    ) -> Workload[Any]:
+        """Put the workload of this name around a model; settings that it does not have are left.
+
+        Raises:
+            ConfigError: a setting is out of range, or the model lacks what the workload needs.
+        """
+        settings |= {"interval": self.interval, "query_tokens": self.query_tokens}
         return workload_of(name, lm, **settings)
 
 

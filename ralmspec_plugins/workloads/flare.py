@@ -63,10 +63,10 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
 
     1. The question is searched first.
     2. The next sentence is written with the last passages, by at most `look_ahead` tokens.
-    3. If each of its tokens has a probability above `theta`, it stays (equation 4).
+    3. If each of its tokens has a probability above `theta`, it stays (section 3.2.1).
     4. Otherwise a query is made of it, and the passages found take the place of the last ones:
        the sentence without tokens of a probability of `beta` or less, each of which becomes a
-       space (equation 5), or a question that the model asks. An empty query searches nothing.
+       space, or a question that the model asks (section 3.2.2). An empty query searches nothing.
     5. The sentence is written again, with the passages there are.
 
     Two savings change nothing, since a prompt that comes again is continued in the same way: a
@@ -191,7 +191,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return [token for token in lm.logprobs(draft)[before:] if token.text]
 
     def _masked(self, tokens: Sequence[TokenLogprob]) -> str:
-        """Return the text of the tokens, those that are hardly sure as a space (equation 5)."""
+        """Return the text of the tokens, those that are hardly sure as a space."""
         kept = [token.text if token.logprob > self._kept_above else " " for token in tokens]
         return "".join(kept).strip()
 

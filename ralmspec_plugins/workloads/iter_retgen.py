@@ -29,7 +29,7 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
 
     Shao et al. 2023 (arXiv 2305.15294), section 3: iteration t retrieves with the
     concatenation of the answer y(t-1) and the question q, and writes y(t) from q and the new
-    passages alone (equation 1). The first iteration retrieves with the question. How many
+    passages alone. The first iteration retrieves with the question. How many
     passages are found (5 in the paper) is the retriever's `k`.
 
     Text settles in the last iteration only. Where an iteration finds the passages of the one
