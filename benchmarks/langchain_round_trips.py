@@ -111,6 +111,7 @@ class ChainLoop:
             workload=partial(Interval, interval=STEP_WORDS, query_tokens=QUERY_WORDS),
             bound="max_tokens",
             max_tokens=STEPS * STEP_WORDS,
+            report=True,
             **chosen,
         )
         yield ChainOurs(rag)

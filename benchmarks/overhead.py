@@ -104,18 +104,18 @@ class FreeGuesser:
 
 def run_inline(settings: Settings) -> None:
     """Drive the loop in this thread: each need is carried out when it is asked for."""
-    job = RequestContext(Session(FreeWorkload(), FreeRetriever(), settings), Request(prompt=""))
+    context = RequestContext(Session(FreeWorkload(), FreeRetriever(), settings), Request(prompt=""))
     completed: list[Completion] = []
-    needs = next(job.flow)
+    needs = next(context.flow)
     while True:
         for need in needs:
             if isinstance(need, Work):
-                job.carry_out(need, time.perf_counter, completed.append)
+                context.carry_out(need, time.perf_counter, completed.append)
             else:
-                job.note(need)
-        if job.finish is not None:
+                context.note(need)
+        if context.finish is not None:
             return
-        needs = job.flow.send(completed.pop(0))
+        needs = context.flow.send(completed.pop(0))
 
 
 def main() -> int:

@@ -181,6 +181,7 @@ rag = SpeculativeRAG(
     prompt=prompt,
     format_docs=show,
     workload=partial(Sentences, tokens=64, query_tokens=12, max_sentences=6),
+    report=True,  # what it took, beside the answer
 )
 reply = rag.invoke(questions[0])
 
@@ -206,7 +207,13 @@ rag.close()
 
 # %%
 direct = partial(
-    SpeculativeRAG, llm=llm, prompt=prompt, format_docs=show, direct=True, max_tokens=96
+    SpeculativeRAG,
+    llm=llm,
+    prompt=prompt,
+    format_docs=show,
+    direct=True,
+    max_tokens=96,
+    report=True,
 )
 with_it, without = direct(retriever=retriever), direct(retriever=retriever, speculate=False)
 reply, plain = with_it.invoke(questions[0]), without.invoke(questions[0])

@@ -1,7 +1,7 @@
-"""Speculative retrieval for iterative RAG: the same answers as the plain loop, sooner.
+"""Speculative retrieval for iterative RAG: the same answers as the plain loop, in less time.
 
-`Engine` (threads), `AsyncEngine` (asyncio) and `Simulation` (virtual time) put a
-workload in front of a retriever; `plain()` is the definition of the right answer.
+`Engine` (threads), `AsyncEngine` (asyncio) and `Simulation` (virtual time) run a workload over a
+retriever; `plain()` defines the correct answer.
 """
 
 from ralmspec_plugins.batching.verifier import Verifier

@@ -4,11 +4,11 @@ import sys
 
 from ralmspec_plugins.errors import MissingExtraError
 
-_CLI_PACKAGES = ("typer", "rich", "click", "shellingham")  # what the extra `cli` brings
+_CLI_PACKAGES = ("typer", "rich", "click", "shellingham")  # installed by the extra `cli`
 
 
 def main() -> None:
-    """Run the command line, or say how to get what it needs.
+    """Run the command line, or exit with the command that installs what is missing.
 
     Raises:
         SystemExit: always, with the exit code.

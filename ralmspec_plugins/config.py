@@ -14,35 +14,35 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 class Settings:
     """How an engine speculates. The defaults suit a local retriever.
 
-    Without `speculators`, each request gets a passage cache of its own, ranked by the
-    retriever's own table if it has one, else by the vectors of former queries or by words;
-    with `pool`, all requests share it, in as many parts as there are retrievers. Any number
-    of speculators can be given instead: they are asked in their order, the first guess is
+    Without `speculators`, each request has its own passage cache, ranked by the
+    retriever's own table if it has one, else by the vectors of earlier queries or by words;
+    with `pool`, all requests share that cache, which is partitioned by retriever. Any number
+    of speculators can be given instead: they are called in order, the first guess is
     used, and all of them learn. Those given here are shared by all requests; a function
-    that makes them is called for each request, which then has its own.
+    that makes them is called once for each request.
 
-    `switch_interval_s` sets `sys.setswitchinterval` while a request runs ahead. That is a
-    setting of the whole process, so by default it is left alone; 0.0005 helps where the
-    store answers from another process, and `ralmspec diagnose` measures whether it does.
+    `switch_interval_s` sets `sys.setswitchinterval` while a request runs speculatively. That
+    setting applies to the whole process, so by default it is not changed; 0.0005 helps where
+    the store runs in another process, and `ralmspec diagnose` measures whether it does.
 
-    `may_guess` is asked before anything is written ahead of its search, again each time: where
-    it gives False, no segment is begun that stands on a guess, until it gives True. Searches
-    and what is remembered of them stay. It must be quick, and is called from any thread.
+    `may_guess` is called before each speculative segment: while it returns False, no segment
+    is started on a guess. Searches, and the reuse of their results, are not affected. It must
+    return quickly, and is called from any thread.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
-    prefetch: int | None = None  # hits a verification brings to the pool; max(20, 20 k)
-    capacity: int = 1000  # passages in a request's own pool
+    prefetch: int | None = None  # hits that a verification adds to the cache; max(20, 20 k)
+    capacity: int = 1000  # passages in a request's own passage cache
     eviction: str = "lru"
-    pool: SharedPassageCache | None = None  # brings its own capacity and eviction
+    pool: SharedPassageCache | None = None  # has its own capacity and eviction
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
     memo: QueryCache | None = None  # across requests: only where the index does not change
     speculate: bool = True  # False: the plain loop
-    switch_interval_s: float | None = None  # while running ahead; None: Python's own, 5 ms
+    switch_interval_s: float | None = None  # while running speculatively; None: Python's own, 5 ms
     may_guess: Callable[[], bool] | None = None  # None: always
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Check the settings."""
         if self.prefetch is not None and self.prefetch < 1:
             raise ConfigError(f"prefetch must be at least 1, got {self.prefetch}")
         if self.capacity < 1:
@@ -61,5 +61,5 @@ class Settings:
             )
 
     def width(self, k: int) -> int:
-        """Give the number of hits that a verification asks a retriever of this k for."""
+        """Return the number of hits that a verification asks a retriever of this k for."""
         return max(k, 20 * k if self.prefetch is None else self.prefetch)

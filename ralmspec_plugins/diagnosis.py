@@ -1,4 +1,4 @@
-"""Measure a retriever and a model, and work out what speculation can gain at best."""
+"""Measurements of a retriever and a model, and the upper bound of what speculation gains."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -22,7 +22,7 @@ SIZES = (1, 2, 4, 8, 16)
 _REPEATS = 7
 _PATIENCE_S = 2.0  # for one batch size: a slow retriever is measured less often, but once
 _STEPS = 6
-LITTLE = 1.05  # below this no gain could be told from the noise of a machine
+LITTLE = 1.05  # below this a gain cannot be distinguished from measurement noise
 SWITCH_INTERVAL_S = 0.0005  # docs/decisions/0009: 0.1 ms was no better
 _PAIRS = 5  # if nothing is gained, all of five are above 1 once in 32 times
 _SWITCH_PATIENCE_S = 20.0
@@ -30,7 +30,7 @@ _SWITCH_PATIENCE_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The times of one request: plainly, and at best with speculation."""
+    """The times of one request: of the plain loop, and the lower bound with speculation."""
 
     steps: int  # N
     step_s: float  # a: forming the query and writing one segment
@@ -43,17 +43,17 @@ class Bounds:
 
     @property
     def best_s(self) -> float:
-        """N a + b(1): all guesses right, the first search waited for."""
+        """N a + b(1): all guesses are right, and only the first search is waited for."""
         return self.steps * self.step_s + self.search_s
 
     @property
     def best_guessed_s(self) -> float:
-        """(N - 1) a + max(a, b(1)): the first retrieval guessed too, by a replica."""
+        """(N - 1) a + max(a, b(1)): a replica guesses the first retrieval, too."""
         return (self.steps - 1) * self.step_s + max(self.step_s, self.search_s)
 
     @property
     def speed_up(self) -> float:
-        """The most that a pool's guesses can gain.
+        """The upper bound of the speedup with a passage cache.
 
         >>> Bounds(steps=32, step_s=0.01, search_s=0.4).speed_up
         18.2222...
@@ -62,7 +62,7 @@ class Bounds:
 
     @property
     def speed_up_guessed(self) -> float:
-        """The most that a replica's guesses can gain."""
+        """The upper bound of the speedup with a replica."""
         return self.plain_s / self.best_guessed_s if self.best_guessed_s else 1.0
 
 
@@ -70,12 +70,12 @@ class Bounds:
 class StepTimes:
     """Seconds to write one interval; `None` where it could not be measured."""
 
-    same_s: float | None  # the passages of the step before
-    changed_s: float | None  # other passages, not read before
+    same_s: float | None  # with the passages of the step before
+    changed_s: float | None  # with other passages, new to the model
 
 
 def clocked(work: Callable[[], object]) -> float:
-    """Time one call."""
+    """Return the seconds that one call takes."""
     began_s = time.perf_counter()
     work()
     return time.perf_counter() - began_s
@@ -88,8 +88,8 @@ def batch_curve(
 
     Args:
         retriever: what is measured.
-        queries: real ones; used round and round.
-        width: how many hits an engine would ask for where that is possible.
+        queries: real ones; they are repeated where a batch is larger.
+        width: the number of hits that an engine requests from a `WideRetriever`.
     """
     curve = {}
     for size in SIZES:
@@ -106,7 +106,7 @@ def _search(retriever: Retriever, queries: Sequence[Query], width: int | None) -
 
 
 def _typical(work: Callable[[], object]) -> float:
-    """Take the median of some calls; the first warms caches up and counts only if it was slow."""
+    """Return the median seconds of a call; a first call warms up, and counts only if slow."""
     first_s = clocked(work)
     if first_s > _PATIENCE_S / 2:
         return first_s
@@ -126,7 +126,7 @@ def step_times(
     Args:
         lm: the model, with empty caches.
         request: whose prompt is continued.
-        passages: what steps may be given; each is new to the model once.
+        passages: sets of passages for single steps; the model reads each once.
         interval: tokens in a step.
     """
     same: list[float] = []
@@ -146,7 +146,7 @@ def step_times(
 
 
 def typical_step(answers: Sequence[Answer]) -> float:
-    """Give the mean seconds of a step in plain runs: its question and its writing."""
+    """Return the mean seconds of a step in plain runs: forming its query, and generation."""
     kinds = ("ask", "encode", "extend")
     steps = sum(answer.stats.segments for answer in answers)
     spans = [span for answer in answers for span in answer.stats.timeline if span.kind in kinds]
@@ -154,7 +154,7 @@ def typical_step(answers: Sequence[Answer]) -> float:
 
 
 def batch_worth(curve: dict[int, float], size: int) -> float:
-    """Say how many times faster a batch is than its queries one after another.
+    """Return the speedup of a batch over its queries searched one after another.
 
     >>> batch_worth({1: 2.0, 16: 4.0}, 16)
     8.0
@@ -163,10 +163,10 @@ def batch_worth(curve: dict[int, float], size: int) -> float:
 
 
 def switch_gains(run: Callable[[float | None], float]) -> tuple[float, ...]:
-    """Measure how many times faster a request is where Python's threads switch more often.
+    """Measure the speedup of a request from a shorter thread switch interval.
 
-    Runs come in pairs, one with Python's own interval and one with `SWITCH_INTERVAL_S`, each
-    of them first in every other pair; after `_SWITCH_PATIENCE_S` no further pair begins.
+    Runs are made in pairs, one with Python's own interval and one with `SWITCH_INTERVAL_S`,
+    in alternating order; after `_SWITCH_PATIENCE_S` no further pair is started.
 
     Args:
         run: runs the request speculatively with a `Settings.switch_interval_s`; returns seconds.
@@ -184,38 +184,38 @@ def switch_gains(run: Callable[[float | None], float]) -> tuple[float, ...]:
 
 
 def verdict(bounds: Bounds, curve: dict[int, float], gains: Sequence[float] = ()) -> str:
-    """Say in plain words whether speculation can pay, and with which settings.
+    """Return in words whether speculation can pay off, and with which settings.
 
     Args:
         bounds: of one request.
         curve: seconds b(n) of a search by the number of its queries.
-        gains: what `switch_gains` measured, if it was.
+        gains: the result of `switch_gains`, if it was measured.
     """
     share = bounds.search_s / (bounds.search_s + bounds.step_s)
     if bounds.speed_up_guessed < LITTLE:
         return (
-            f"Speculation cannot pay here: searching takes {share:.0%} of the time, and nothing "
-            "else can be saved. Run plainly."
+            f"Speculation cannot pay off here: searching takes {share:.0%} of the time, and "
+            "nothing else can be saved. Use the plain loop."
         )
     gain = f"a request can become up to {bounds.speed_up:.1f} times as fast"
-    words = [f"Speculation can pay: searching takes {share:.0%} of the time, and {gain}."]
+    words = [f"Speculation can pay off: searching takes {share:.0%} of the time, and {gain}."]
     if bounds.speed_up < LITTLE:
         gain = f"up to {bounds.speed_up_guessed:.1f} times as fast"
-        words = [f"Speculation pays only with a replica that guesses the first search: {gain}."]
+        words = [f"Speculation pays off only with a replica that guesses the first search: {gain}."]
     worth = batch_worth(curve, SIZES[-1])
     in_flight = round(bounds.search_s / bounds.step_s) + 1 if bounds.step_s else SIZES[-1]
     if worth >= 2:
-        words.append(f"A batch of {SIZES[-1]} is {worth:.1f} times cheaper than single searches.")
+        words.append(f"A batch of {SIZES[-1]} is {worth:.1f} times as fast as single searches.")
     else:
-        words.append("A batch costs about what its queries cost one by one.")
+        words.append("A batch takes about as long as its queries one by one.")
     if in_flight > 2:
         words.append(
-            f"If the store can answer several searches side by side, about {in_flight} lanes "
+            f"If the store can answer several searches in parallel, about {in_flight} lanes "
             f"hide its whole latency (--lanes {in_flight})."
         )
     if gains and median(gains) >= LITTLE and min(gains) >= 1:
         words.append(
-            f"Shorter turns of Python's threads made a request {median(gains):.2f} times as fast: "
+            f"A shorter thread switch interval made a request {median(gains):.2f} times as fast: "
             f"--switch-interval {1000 * SWITCH_INTERVAL_S:g}ms, "
             f"Settings(switch_interval_s={SWITCH_INTERVAL_S:g})."
         )
@@ -224,7 +224,7 @@ def verdict(bounds: Bounds, curve: dict[int, float], gains: Sequence[float] = ()
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that was measured of one request."""
+    """All measurements of one request."""
 
     curve: dict[int, float]
     steps: StepTimes
@@ -238,7 +238,7 @@ class RequestRunner(Protocol):
     """Runs the request with empty caches."""
 
     def __call__(self, switch_interval_s: float | None, *, plain: bool) -> Answer:
-        """Answer it."""
+        """Return the answer."""
 
 
 def diagnosed(
@@ -250,15 +250,14 @@ def diagnosed(
     width: Callable[[int], int],
     interval: int,
 ) -> Diagnosis:
-    """Measure a store and a model by two plain runs and what those searched and wrote.
+    """Measure a store and a model with two plain runs, their queries and their texts.
 
     Args:
         run: runs the request, plainly or speculatively.
         store: what is searched.
         lm: the model, with empty caches.
         request: a typical one.
-        width: the hits that a verification of this k asks for, where the store can be searched
-            wider.
+        width: the number of hits that a verification of this k requests from a `WideRetriever`.
         interval: tokens in a step.
     """
     answers = [run(None, plain=True) for _ in range(2)]
@@ -280,7 +279,7 @@ def diagnosed(
 
 
 def _different(store: Retriever, answer: Answer) -> list[list[Passage]]:
-    """Collect what single steps may be given, no two alike."""
+    """Return distinct sets of passages for single steps."""
     found: dict[tuple[str, ...], list[Passage]] = {}
     for step in answer.retrieved:
         groups: Sequence[Hits] = [step.hits]
@@ -294,11 +293,11 @@ def _different(store: Retriever, answer: Answer) -> list[list[Passage]]:
     return list(found.values())
 
 
-# Holds two answers of one request together: they must be equal, and it is said where they part.
+# Compares two answers to one request, which must be equal.
 
 
 class UnequalError(RalmSpecError):
-    """Two runs of one request gave different answers, which must never happen."""
+    """Two runs of one request gave different answers."""
 
 
 def check_equal(question: str, first: Answer, second: Answer) -> None:
@@ -315,7 +314,7 @@ def check_equal(question: str, first: Answer, second: Answer) -> None:
 
 
 def _parting(first: Answer, second: Answer) -> str:
-    """Show where two texts part."""
+    """Describe the first difference of two texts."""
     pairs = enumerate(zip(first.text, second.text, strict=False))
     shorter = min(len(first.text), len(second.text))
     at = next((place for place, (one, other) in pairs if one != other), shorter)
@@ -323,18 +322,18 @@ def _parting(first: Answer, second: Answer) -> str:
     return f"from character {at} on: {shown[0]} and {shown[1]}"
 
 
-# A knowledge base as if it were far away: each round trip waits before it is answered.
+# A knowledge base with the latency of a remote store added to each round trip.
 
 
 class RemoteStore:
-    """Adds a fixed wait to each round trip; several may wait side by side, as on a network.
+    """Adds a fixed latency to each round trip; round trips run in parallel, as on a network.
 
-    The answers are the inner store's own, and so is the signature. Whoever uses
-    this says on screen that the wait is added.
+    The answers and the signature are those of the inner store. A program that uses
+    this must show its user that the latency is added.
     """
 
     def __init__(self, inner: KnowledgeBase, latency_s: float) -> None:
-        """Put a store this far away."""
+        """Wrap a store."""
         self._inner = inner
         self.latency_s = latency_s
         self.k = inner.k
@@ -343,7 +342,7 @@ class RemoteStore:
         self.signature: Hashable = inner.signature
 
     def encode(self, text: str) -> Query:
-        """Encode one query, here: only searches travel."""
+        """Encode one query, locally: only searches are remote."""
         return self._inner.encode(text)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
@@ -352,15 +351,15 @@ class RemoteStore:
         return self._inner.search(queries)
 
     def table(self, capacity: int) -> PassageTable:
-        """Make an empty table for a pool, which is here."""
+        """Return an empty table for a local passage cache."""
         return self._inner.table(capacity)
 
 
 class WideRemoteStore(RemoteStore):
-    """The same for a store that can be searched wider than its k."""
+    """A remote store that can be searched wider than its k."""
 
     def __init__(self, inner: KnowledgeBase, wide: WideRetriever, latency_s: float) -> None:
-        """Put a store this far away; `wide` is the same store again."""
+        """Wrap a store; `wide` is the same store as `inner`."""
         super().__init__(inner, latency_s)
         self._wide = wide
 
@@ -371,7 +370,7 @@ class WideRemoteStore(RemoteStore):
 
 
 def far_away(inner: KnowledgeBase, latency_s: float) -> RemoteStore:
-    """Put a store this many seconds away."""
+    """Return the store with this latency added."""
     if isinstance(inner, WideRetriever):
         return WideRemoteStore(inner, inner, latency_s)
     return RemoteStore(inner, latency_s)

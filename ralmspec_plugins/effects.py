@@ -1,4 +1,4 @@
-"""What the loop asks its engine for, what the engine reports back, and what is in flight.
+"""Effects of the loop: the work it requests, the completions it is sent, and what is in flight.
 
 `Start`, `FormQuery`, `Encode`, `Guess`, `Search` and `Extend` are work: each is completed by one
 `Completed` (a `Search` by one for each of its queries), in any order. The others are
@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Answer, Hits, Query, Request, Retrieved
 
-# What `Engine.events` and `AsyncEngine.events` tell while a request is answered.
+# The events of `Engine.events` and `AsyncEngine.events`.
 #
-# A step of the answer is told in this order: `Confirmed`, any number of `Settled`, and
-# `Commit`; at its end more text may settle. The steps come one after the other, as in
+# Each step of the answer emits, in this order: `Confirmed`, any number of `Settled`, and
+# `Commit`; after it more text may settle. The steps follow each other as in
 # the plain loop. A step without retrieval has no `Confirmed`. Text that a model wrote while
 # it formed a query settles before the query's `Confirmed`. `Guessed`, `Judged` and
-# `RolledBack` tell of speculation, and may stand anywhere. A request that fails ends with
+# `RolledBack` report speculation, and may occur anywhere. A request that fails ends with
 # `Failed`.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guessed:
-    """A step is written ahead of its search, with these hits."""
+    """A segment is generated with these hits before its search has returned."""
 
     query: Query
     hits: Hits
@@ -32,7 +32,7 @@ class Guessed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """The search for a query that was guessed has answered."""
+    """The search for a guessed query has returned: the guess is accepted or rejected."""
 
     query: Query
     right: bool
@@ -40,20 +40,20 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolledBack:
-    """So many segments, written or being written, stand behind a wrong guess and are dropped."""
+    """A guess was wrong; this many segments that follow from it are discarded."""
 
     segments: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confirmed:
-    """The next step of the answer has its real hits; what is written with them is to come."""
+    """The next step of the answer has its real hits; its text follows."""
 
     retrieved: Retrieved
 
     @property
     def hits(self) -> Hits:
-        """What is written with."""
+        """The hits that the step is written with."""
         return self.retrieved.hits
 
 
@@ -66,15 +66,15 @@ class Commit:
 
     @property
     def hits(self) -> Hits:
-        """What it was written with."""
+        """The hits that the step was written with."""
         return () if self.retrieved is None else self.retrieved.hits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Settled:
-    """The text from the beginning that nothing can change any more.
+    """The text from the beginning that no later step can change.
 
-    `state` is what it was taken from: a committed one, or an unfinished segment's.
+    `state` is the state with this text: a committed one, or that of an unfinished segment.
     """
 
     text: str
@@ -83,10 +83,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failed:
-    """The request comes to this error, as the plain loop does."""
+    """The request fails with this error, as the plain loop does."""
 
     error: Exception
-    query: Query | None = None  # whose search it was; `None` where anything else failed
+    query: Query | None = None  # the query whose search failed; `None` for any other failure
 
 
 Event: TypeAlias = Guessed | Judged | RolledBack | Confirmed | Commit | Settled | Failed
@@ -118,10 +118,10 @@ class Encode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guess:
-    """Ask the speculators that are too slow to be asked inside the loop."""
+    """Call the speculators that are too slow to be called inside the loop."""
 
     query: Query
-    encoded: bool = True  # if not, only those that guess by the text
+    encoded: bool = True  # if not, only speculators that guess by the text are called
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +129,7 @@ class Search:
     """Search these queries in one round trip."""
 
     queries: tuple[Query, ...]
-    wide: bool = True  # whether the speculators are to learn more than what is verified
+    wide: bool = True  # whether more hits than are verified are requested, for the speculators
     speculative: bool = False  # a step before one of the queries may be rolled back
 
 
@@ -161,7 +161,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finish:
-    """The request is over: with an answer, or with the error that the plain loop comes to."""
+    """The request ends: with an answer, or with the error of the plain loop."""
 
     answer: Answer | None = None
     error: Exception | None = None
@@ -174,7 +174,7 @@ Need: TypeAlias = Work | Notice
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """One query's result: the hits that are verified against, and those prefetched with them."""
+    """One query's result: the real hits, and those prefetched with them."""
 
     hits: Hits
     wide: Hits
@@ -190,20 +190,20 @@ class Completed:
     need: Work
     value: Any = None
     error: Exception | None = None
-    index: int = 0  # which of a search's queries
+    index: int = 0  # of the query in its search
     started_s: float = 0.0
     ended_s: float = 0.0
-    busy_s: float = 0.0  # how long this process computed meanwhile, where that is measured
+    busy_s: float = 0.0  # seconds that this process computed in that time, where measured
 
     @property
     def took_s(self) -> float:
-        """How long it took."""
+        """The duration in seconds."""
         return self.ended_s - self.started_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartialOutput:
-    """An unfinished segment or query: what has been written so far."""
+    """The state of an unfinished segment or query."""
 
     need: FormQuery | Extend
     state: Any
@@ -212,10 +212,10 @@ class PartialOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aborted:
-    """Ends a request at once, past its loop: it was given up, or a part raised no `Exception`."""
+    """Ends a request at once: it was cancelled, or a part raised no `Exception`."""
 
     error: BaseException
-    need: Work | None = None  # whose it is
+    need: Work | None = None  # the work that raised it
 
 
 Completion: TypeAlias = Completed | PartialOutput
@@ -226,22 +226,22 @@ class InFlight:
 
     def __init__(self) -> None:
         """Start with nothing in flight."""
-        self._open: dict[Work, int] = {}  # work -> completions still to come
+        self._open: dict[Work, int] = {}  # work -> outstanding completions
         self._alone: Work | None = None
-        self.searching: dict[Hashable, Search] = {}  # query key -> the search it is out with
+        self.searching: dict[Hashable, Search] = {}  # query key -> the search that contains it
         self.searches = 0
-        self.encoding: dict[str, Encode] = {}  # text -> what encodes it
+        self.encoding: dict[str, Encode] = {}  # text -> its encoding in flight
 
     def __bool__(self) -> bool:
         """Whether anything is in flight."""
         return bool(self._open)
 
     def __iter__(self) -> Iterator[Work]:
-        """Go through what is in flight, oldest first."""
+        """Iterate over the work in flight, oldest first."""
         return iter(tuple(self._open))
 
     def start(self, need: Work) -> None:
-        """Note that this work starts."""
+        """Record that this work starts."""
         self._alone = None if self._open else need
         if isinstance(need, Search):
             self.searching.update((query.key, need) for query in need.queries)
@@ -251,7 +251,7 @@ class InFlight:
         self._open[need] = len(need.queries) if isinstance(need, Search) else 1
 
     def complete(self, need: Work, index: int) -> bool:
-        """Note a completion; say whether it was this work's last one."""
+        """Record a completion; return whether it was this work's last one."""
         if isinstance(need, Search):
             key = need.queries[index].key
             if self.searching.get(key) is need:
@@ -265,6 +265,6 @@ class InFlight:
         self.searches -= isinstance(need, Search)
         return True
 
-    def alone(self, need: Work) -> bool:
-        """Say whether nothing else was in flight since this work started."""
+    def exclusive(self, need: Work) -> bool:
+        """Return whether nothing else was in flight since this work started."""
         return self._alone is need

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises.
 
 All derive from `RalmSpecError`; each also derives from the built-in that fits,
 so that callers who do not know this package still catch them.
@@ -6,7 +6,7 @@ so that callers who do not know this package still catch them.
 
 
 class RalmSpecError(Exception):
-    """Root of the errors that ralmspec_plugins raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ConfigError(RalmSpecError, ValueError):
@@ -18,11 +18,11 @@ class InputError(RalmSpecError, ValueError):
 
 
 class IndexFileError(RalmSpecError, ValueError):
-    """A saved knowledge base is missing, damaged, or not one of ours."""
+    """A saved knowledge base is missing, damaged, or in another format."""
 
 
 class ModelError(RalmSpecError, ValueError):
-    """A model cannot be loaded or does not fit what is asked of it."""
+    """A model cannot be loaded, or does not support what is requested."""
 
 
 class ContextOverflowError(ModelError):
@@ -37,30 +37,30 @@ class MissingExtraError(RalmSpecError, ImportError):
     """
 
     def __init__(self, extra: str, needs: str) -> None:
-        """Name the package that is missing and the command that brings it."""
+        """Name the missing package and the command that installs it."""
         super().__init__(
             f"{needs} is not installed. Install it with: pip install 'ralmspec-plugins[{extra}]'"
         )
 
 
-class Cancelled(RalmSpecError):  # noqa: N818 a state of affairs, not a fault
-    """A piece of work stopped because nobody needs its result any more."""
+class Cancelled(RalmSpecError):  # noqa: N818 a state, not a fault
+    """A piece of work stopped because its result is no longer needed."""
 
 
 class DeadlineExceeded(RalmSpecError, TimeoutError):  # noqa: N818 as in grpc and asyncio
     """A request ran past its deadline; everything in flight was stopped."""
 
 
-class Closed(RalmSpecError, RuntimeError):  # noqa: N818 a state of affairs, as above
-    """A request is to go on with threads that were let go."""
+class Closed(RalmSpecError, RuntimeError):  # noqa: N818 a state, as above
+    """A request needs threads of an engine that was closed."""
 
     def __init__(self, what: str = "engine") -> None:
-        """Name what was closed, and the way out."""
+        """Name what was closed, and what to do."""
         super().__init__(
             f"This {what} was closed before the request was answered. Read its stream to the end, "
-            "or close that, before you call close(); or ask again"
+            "or close that, before you call close(); or send the request again"
         )
 
 
-class Overloaded(RalmSpecError, RuntimeError):  # noqa: N818 a state of affairs, as above
-    """More searches are waiting than was allowed, and for longer than was allowed."""
+class Overloaded(RalmSpecError, RuntimeError):  # noqa: N818 a state, as above
+    """More searches than the limit are waiting, for longer than the timeout."""

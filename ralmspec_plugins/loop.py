@@ -1,7 +1,7 @@
 """The speculative loop: the paper's algorithm as one generator without I/O.
 
-It yields the work to start now and is sent one completion at a time, in
-whatever order they finish. What it computes is what `plain()` computes.
+It yields the work to start and is sent one completion at a time, in the order in which they finish.
+Its result equals that of `plain()`.
 """
 
 from collections.abc import Generator
@@ -38,15 +38,14 @@ def speculate(
     """Answer a request as `plain()` does, with guesses ahead of the searches.
 
     Args:
-        parts: The workload, and the retriever that encodes queries where that is done inside
-            the loop; searches are needs.
-        request: What is to be answered.
-        cascade: What is known already, and what guesses the rest.
-        policy: How far to run ahead; `None` runs nothing ahead and remembers nothing.
+        parts: The workload and the retriever; only inline queries and encodings are called here.
+        request: The request to answer.
+        cascade: The known results and the speculators.
+        policy: Decides when to speculate; `None` disables speculation and caching.
 
     Yields:
-        The needs and notices to carry out now; it is sent one completion at a time. The
-        last list ends with `Finish`; nothing has to be waited for after it.
+        Lists of work and notices to carry out. The last list ends with `Finish`, after which no
+        completion is expected.
     """
     window = SpeculationWindow(parts, cascade, policy)
     loop = _Loop(window)
@@ -58,15 +57,15 @@ def speculate(
 
 
 class _Loop:
-    """Drives the window of one request: completions in, needs out."""
+    """Drives the window of one request: takes completions, and returns work."""
 
     def __init__(self, window: SpeculationWindow) -> None:
         self.window = window
-        self.draining = False  # waiting for all that is in flight, to run a step alone
-        self.error: Exception | None = None  # what the plain loop comes to
+        self.draining = False  # waiting until nothing is in flight, to run a step in isolation
+        self.error: Exception | None = None  # the error that the plain loop raises
 
     def outgoing(self) -> list[Need]:
-        """Return the needs and notices since the last call."""
+        """Return the work and notices since the last call."""
         window = self.window
         assert window.out or window.in_flight, "the loop waits for nothing"
         out, window.out = window.out, []
@@ -77,7 +76,7 @@ class _Loop:
         window, moved = self.window, True
         while moved and not window.complete and self.error is None:
             window.confirm()
-            moved = not self._rescue() and (window.plan() | window.encode() | self._search())
+            moved = not self._retry_failure() and (window.plan() | window.encode() | self._search())
         if self.error is None and window.complete:
             try:
                 window.out.append(Finish(window.answer()))
@@ -90,7 +89,7 @@ class _Loop:
     # Completions
 
     def take(self, completion: Completion) -> None:
-        """Take in one completion."""
+        """Process one completion."""
         window = self.window
         if isinstance(completion, PartialOutput):
             window.record_partial(completion)
@@ -98,69 +97,69 @@ class _Loop:
             self._take_search(completion, completion.need)
         elif isinstance(completion.need, Encode):
             stopped = self.draining and isinstance(completion.error, Cancelled)
-            alone = window.ran_alone(completion.need)
-            window.record_encoding(completion, alone=alone, stopped=stopped)
+            isolated = window.ran_isolated(completion.need)
+            window.record_encoding(completion, isolated=isolated, stopped=stopped)
         else:
-            window.record_work(completion, alone=window.ran_alone(completion.need))
+            window.record_work(completion, isolated=window.ran_isolated(completion.need))
             if isinstance(completion.need, Start):
                 self.error = completion.error
 
     def _take_search(self, done: Completed, search: Search) -> None:
         window, query = self.window, search.queries[done.index]
-        alone = len(search.queries) == 1 and window.ran_alone(search)
+        isolated = len(search.queries) == 1 and window.ran_isolated(search)
         last = window.in_flight.complete(search, done.index)
         if last:
             window.metrics.done(done)
         if isinstance(done.error, Cancelled) and self.draining:
-            return  # it was cancelled so that a step can run alone
+            return  # it was cancelled so that a step can run in isolation
         if done.error is None and window.policy is not None:
             window.cascade.learn(query, done.value)
             if last:
                 window.policy.searched(window.metrics.search(done))
-        window.record_search(done, query, alone=alone)
+        window.record_search(done, query, isolated=isolated)
 
     # Failures
 
-    def _rescue(self) -> bool:
-        """End on a confirmed failure, or run it once more alone; return whether to wait.
+    def _retry_failure(self) -> bool:
+        """End on a confirmed failure, or retry it in isolation; return whether to wait.
 
-        Something else that was running may have caused it: a rate limit, memory, a timeout.
+        Other work in parallel may have caused it: a rate limit, memory, a timeout.
         """
         if self.draining:
-            return not self._drained()
+            return not self._start_retry()
         failure = self.window.confirmed_failure()
         if failure is None:
             return False
-        if failure.alone:
+        if failure.isolated:
             self.error = failure.error
             return True
         self.window.drop(1)
         self.window.reset(self.window.steps[0])
         self.window.out.extend(Cancel(need) for need in self.window.in_flight)
         self.draining = True
-        return not self._drained()
+        return not self._start_retry()
 
-    def _drained(self) -> bool:
+    def _start_retry(self) -> bool:
         window = self.window
         if window.in_flight:
             return False
         self.draining = False
-        window.alone = window.steps[0]
+        window.retried_step = window.steps[0]
         window.metrics.retries += 1
         window.rollback.forget()
-        window.ran_ahead = False
+        window.speculated = False
         window.out.append(Release(window.root))
         return True
 
     # Searching
 
     def _search(self) -> bool:
-        """Send out pending queries as the policy says; return whether any went."""
+        """Start searches for pending queries by the policy; return whether any was started."""
         window, policy = self.window, self.window.policy
         pending = window.pending()
         if not pending:
             return False
-        if policy is None or window.plainly:
+        if policy is None or window.sequential:
             sizes = [] if window.in_flight else [1]
         else:
             stalled = window.writer is None and not window.encoding
@@ -170,5 +169,5 @@ class _Loop:
             pending = [query for query in pending[size:] if query not in batch]
             if batch:
                 wide = policy is not None and policy.worth_guessing()
-                window.start(Search(batch, wide, window.asked_behind_guess(batch)))
+                window.start(Search(batch, wide, window.any_follow_guess(batch)))
         return bool(sizes)

@@ -16,14 +16,14 @@ from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.scheduling.cost_model import Searched
 from ralmspec_plugins.types import Outcome, Span, Stats
 
-# How long a piece of work ran beside work of the other kind: a search, or the model's writing.
+# How long a piece of work overlapped with work of the other kind: searches and segments.
 
 
 _KEPT = 64  # intervals of each kind: a long search overlaps many short segments
 
 
 class OverlapTracker:
-    """Remembers when searches and segments ran.
+    """Tracks when searches and segments ran, to measure their overlap.
 
     >>> from ralmspec_plugins.types import Query
     >>> from ralmspec_plugins.protocols import Progress
@@ -31,26 +31,26 @@ class OverlapTracker:
     >>> overlap = OverlapTracker()
     >>> overlap.began(search, 0.0), overlap.began(extend, 1.0)
     (None, None)
-    >>> overlap.ended(Completed(extend, None, started_s=1.0, ended_s=3.0))  # the search runs on
+    >>> overlap.ended(Completed(extend, None, started_s=1.0, ended_s=3.0))  # search continues
     2.0
     >>> overlap.ended(Completed(search, None, started_s=0.0, ended_s=8.0))
     2.0
     """
 
     def __init__(self) -> None:
-        """Start with nothing running."""
+        """Create a tracker with nothing running."""
         self._running: dict[Work, float] = {}
         self._over: dict[bool, deque[tuple[float, float]]] = {
             kind: deque(maxlen=_KEPT) for kind in (True, False)
         }
 
     def began(self, need: Work, at_s: float) -> None:
-        """Note that a search or a segment begins."""
+        """Record that a search or a segment begins."""
         if isinstance(need, Search | Extend):
             self._running[need] = at_s
 
     def ended(self, done: Completed) -> float:
-        """Give the seconds that a search or a segment ran beside the other kind, at most all."""
+        """Return the seconds that a search or a segment overlapped with the other kind."""
         need = done.need
         if not isinstance(need, Search | Extend):
             return 0.0
@@ -61,7 +61,7 @@ class OverlapTracker:
                 beside_s += done.ended_s - max(began_s, done.started_s)
         for began_s, ended_s in reversed(self._over[not search]):
             if ended_s <= done.started_s:
-                break  # those before have ended earlier still
+                break  # earlier ones ended even before
             beside_s += max(0.0, min(ended_s, done.ended_s) - max(began_s, done.started_s))
         self._over[search].append((done.started_s, done.ended_s))
         return min(beside_s, done.took_s)
@@ -78,10 +78,10 @@ _KINDS = {
 
 
 class MetricsRecorder:
-    """Counts what happened; `now_s` is the time of the last completion."""
+    """Counts the work of a request; `now_s` is the time of the last completion."""
 
     def __init__(self) -> None:
-        """Start with empty books."""
+        """Create a recorder with all counts at 0."""
         self.now_s = 0.0
         self.first_text_s: float | None = None
         self.batches: list[int] = []
@@ -99,10 +99,10 @@ class MetricsRecorder:
         self._spans: list[Span] = []
         self._sent_s: dict[Search, float] = {}
         self._overlap = OverlapTracker()
-        self.beside_s = 0.0  # how long the work that was done last ran beside the other kind
+        self.beside_s = 0.0  # overlap of the last completed work with the other kind
 
     def done(self, done: Completed) -> Span:
-        """Enter a completed piece of work in the timeline."""
+        """Add a completed piece of work to the timeline."""
         self.now_s = max(self.now_s, done.ended_s)
         self.beside_s = self._overlap.ended(done)
         need: Work = done.need
@@ -114,7 +114,7 @@ class MetricsRecorder:
         ahead = isinstance(need, Extend) and need.ahead
         span = Span(_KINDS[type(need)], done.started_s, done.ended_s, queries, ahead, outcome)
         self._spans.append(span)
-        progress = getattr(need, "progress", None)  # of work that a model may do
+        progress = getattr(need, "progress", None)  # of work that may call a model
         if progress is not None:
             span.passes = progress.model_passes
             self.model_passes += progress.model_passes
@@ -124,50 +124,50 @@ class MetricsRecorder:
         return span
 
     def search(self, done: Completed) -> Searched:
-        """Give what the search that was done last took."""
+        """Return the measurements of the last completed search."""
         assert isinstance(done.need, Search)
         return Searched(len(done.need.queries), done.took_s, self.beside_s, done.busy_s)
 
     def began(self, need: Work) -> None:
-        """Note that work begins now; a search is a round trip."""
+        """Record that work begins now; a search is a round trip."""
         self._overlap.began(need, self.now_s)
         if isinstance(need, Search):
             self.batches.append(len(need.queries))
             self._sent_s[need] = self.now_s
 
     def unfinished(self, need: Work) -> None:
-        """Enter a search that is still out, and that nobody waits for any more."""
+        """Add a search to the timeline whose result is no longer needed, before it returns."""
         if isinstance(need, Search):
             began_s, queries = self._sent_s[need], len(need.queries)
             span = Span("search", began_s, self.now_s, queries, outcome=Outcome.CANCELLED)
             self._spans.append(span)
 
     def record_outcome(self, accepted: bool) -> None:
-        """Count a guess that a search confirmed or refuted."""
+        """Count a guess as accepted or rejected."""
         self.guesses += 1
         self.accepted += accepted
 
     def drop(self, span: Span | None) -> None:
-        """Mark a segment as not being part of the answer."""
+        """Mark a segment as discarded."""
         if span is not None and span.outcome is Outcome.KEPT:
             span.outcome = Outcome.DROPPED
 
     def take_back(self, span: Span | None) -> None:
-        """Mark a dropped segment as part of the answer after all."""
+        """Mark a discarded segment as reused in the answer."""
         if span is not None and span.outcome is Outcome.DROPPED:
             span.outcome = Outcome.KEPT
 
     def text(self) -> None:
-        """Note that settled text can be shown."""
+        """Record the time of the first settled text."""
         if self.first_text_s is None:
             self.first_text_s = self.now_s
 
     def stats(self, unguessed: str | None = None, *, lossy: bool = False) -> Stats:
-        """Sum up.
+        """Return the statistics.
 
         Args:
-            unguessed: why no segment was begun on a guess, if none was.
-            lossy: whether a guess may have been let stand that was not the same.
+            unguessed: the reason why no segment was started on a guess, if none was.
+            lossy: whether a guess that differed may have been accepted.
         """
         extends = [span for span in self._spans if span.kind == "extend"]
         return Stats(

@@ -1,4 +1,4 @@
-"""The parts of an engine: what workload and retriever must have, and what they may leave out."""
+"""The required and optional methods of an engine's workload and retriever."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -12,14 +12,13 @@ _Given: TypeAlias = str | Query | NoRetrieval | Formed | None
 
 
 class Parts:
-    """A workload and a retriever that fit each other, as the plain loop and the engines use them.
+    """A workload and a retriever with uniform methods for the plain loop and the engines.
 
-    What a method may leave out (a query's `progress`, an extension's `progress` and `carried`)
-    is looked up once, here.
+    Whether a method takes its optional parameters (`progress`, `carried`) is inspected once, here.
     """
 
     def __init__(self, workload: Workload[Any], retriever: Retriever) -> None:
-        """Look at what the parts take.
+        """Check the parts, and inspect their parameters.
 
         Raises:
             ConfigError: a method is missing.
@@ -30,10 +29,14 @@ class Parts:
         self.inline_query: bool = workload.inline_query
         self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
         self.encode_lanes = _lanes(self.retriever)
-        self._query = _Asking(getattr(workload, "query", None))
-        self._extend = _Writing(getattr(workload, "extend", None))
-        self.aquery = _Asking(method) if (method := getattr(workload, "aquery", None)) else None
-        self.aextend = _Writing(method) if (method := getattr(workload, "aextend", None)) else None
+        self._query = _QueryMethod(getattr(workload, "query", None))
+        self._extend = _ExtendMethod(getattr(workload, "extend", None))
+        self.aquery = (
+            _QueryMethod(method) if (method := getattr(workload, "aquery", None)) else None
+        )
+        self.aextend = (
+            _ExtendMethod(method) if (method := getattr(workload, "aextend", None)) else None
+        )
         self._carries = (self.aextend or self._extend).carries
         if self.aextend and hasattr(workload, "extend") and self._carries != self._extend.carries:
             raise ConfigError(
@@ -45,25 +48,25 @@ class Parts:
         """Form the next query of a state.
 
         Raises:
-            InputError: what was returned is no query, or carries what `extend` does not take.
+            InputError: the result is no query, or carries a value that `extend` does not take.
         """
         return self.formed(self._query.call(state, progress))
 
     async def aform(self, state: Any, progress: Progress) -> Formed:
-        """Do the same with a workload that has `aquery`."""
+        """Form the next query with the workload's `aquery`."""
         assert self.aquery is not None
         asked: Awaitable[_Given] = self.aquery.call(state, progress)
         return self.formed(await asked)
 
     def formed(self, given: _Given) -> Formed:
-        """Return what `query` returned in one form."""
+        """Return the result of `query` as a `Formed`."""
         if given is None or isinstance(given, str):
             return Formed(given)
         if not isinstance(given, Formed):
             return Formed(_usable(given))
         if given.carried is not None and not self._carries:
             raise InputError(
-                f"{type(self.workload).__name__}.query() carries something on to extend(), which "
+                f"{type(self.workload).__name__}.query() carries a value to extend(), which "
                 "has no parameter 'carried'"
             )
         query = given.query
@@ -76,7 +79,7 @@ class Parts:
         return self._extend.call(state, hits, progress, carried)
 
     def unencoded(self, text: str) -> Query:
-        """Return the query of a text that is not encoded yet."""
+        """Return the query of a text before it is encoded."""
         make = getattr(self.retriever, "unencoded", None)
         return Query(text) if make is None else make(text)
 
@@ -84,17 +87,17 @@ class Parts:
         """Encode the query of a text.
 
         Raises:
-            InputError: what was returned is no query.
+            InputError: the result is no query.
         """
         return encoded(self.retriever.encode(text))
 
     async def aencode(self, text: str) -> Query:
-        """Do the same with a retriever that has `aencode`."""
+        """Encode the query of a text with the retriever's `aencode`."""
         retriever: Any = self.retriever
         return encoded(await retriever.aencode(text))
 
 
-# What the parts must have. What is only awaited (`aextend`) may stand for the other.
+# Required methods. An asynchronous method (`aextend`) replaces the synchronous one.
 
 _WORKLOAD = (
     *("start", "query", "extend", "text", "settled", "query_key", "extend_key", "release"),
@@ -109,9 +112,9 @@ def _check(part: object, names: Sequence[str], remedy: str) -> None:
 
 
 def complete(retriever: Retriever) -> Retriever:
-    """Return a retriever that has all that an engine needs; itself if it has.
+    """Return a retriever with all that an engine needs; the retriever itself if it is complete.
 
-    A retriever without `encode` is asked with the text as it is, and one without a `signature`
+    A retriever without `encode` is searched with the text itself, and one without a `signature`
     shares nothing with any other.
 
     Raises:
@@ -124,7 +127,7 @@ def complete(retriever: Retriever) -> Retriever:
 
 
 class _Identity:
-    """The signature of a retriever that has none: equal to no other's, while it is remembered."""
+    """The signature of a retriever without one: it is equal to no other signature."""
 
     def __init__(self, retriever: object) -> None:
         self._retriever = retriever
@@ -140,7 +143,7 @@ class _Identity:
 
 
 class _Completed:
-    """A retriever with what it leaves out."""
+    """A retriever with its optional methods added."""
 
     _OFFERED = ("search", "asearch", "aencode")
     _OF_K = ("search_wide", "asearch_wide", "table")  # only together with `k`
@@ -149,7 +152,7 @@ class _Completed:
         self._retriever = retriever
         self._identity = _Identity(retriever)
         offered = self._OFFERED + (self._OF_K if hasattr(retriever, "k") else ())
-        for name in offered:  # as plain attributes: protocols see no __getattr__
+        for name in offered:  # as attributes: runtime protocols do not call __getattr__
             if hasattr(retriever, name):
                 setattr(self, name, getattr(retriever, name))
         if not hasattr(retriever, "encode") and not hasattr(retriever, "aencode"):
@@ -162,7 +165,7 @@ class _Completed:
 
     @property
     def k(self) -> int:
-        """The retriever's own, as it is now."""
+        """The current k of the retriever."""
         own: int = self._retriever.k
         return own
 
@@ -185,7 +188,7 @@ class _Completed:
 
 
 def encoded(query: Any) -> Query:
-    """Make sure that what a retriever's `encode` returned is a query.
+    """Check that the result of a retriever's `encode` is a query.
 
     Raises:
         InputError: it is none, or its key cannot be a key.
@@ -197,7 +200,7 @@ def encoded(query: Any) -> Query:
 
 
 def results(found: Any, queries: Sequence[Query]) -> list[Hits]:
-    """Make sure that a search returned hits for each query, and that nothing can change them.
+    """Check that a search returned hits for each query, and make them immutable.
 
     Raises:
         InputError: there are more or fewer results than queries, or they are not made of hits.
@@ -207,7 +210,7 @@ def results(found: Any, queries: Sequence[Query]) -> list[Hits]:
     except TypeError:
         message = f"search() must return a sequence of results, got {found!r:.200}"
         raise InputError(message) from None
-    listed = list(each)  # where it is lazy, its errors come here
+    listed = list(each)  # a lazy sequence raises its errors here
     if len(listed) != len(queries):
         raise InputError(
             f"the retriever gave {len(listed)} results for {len(queries)} queries; "
@@ -227,7 +230,7 @@ def _hits(given: Any) -> Hits:
 
 
 def _usable(query: Any) -> Query | NoRetrieval:
-    """Make sure that a workload's own query cannot be taken for another one.
+    """Check that the key of a workload's own query identifies it.
 
     Raises:
         InputError: it is none, or its key cannot be a key.
@@ -240,7 +243,7 @@ def _usable(query: Any) -> Query | NoRetrieval:
         )
     _check_key(query)
     if query.encoding is not None and query.key == query.text:
-        # Many encodings may have one text: without a key of its own it equals no other query.
+        # Several encodings may have one text: without its own key it equals no other query.
         return Query(query.text, query.encoding, key=object())
     return query
 
@@ -259,10 +262,10 @@ def _lanes(retriever: Retriever) -> int:
     return lanes
 
 
-# What a method takes, by the names of its parameters.
+# The optional parameters of a method, by name.
 
 
-class _Asking:
+class _QueryMethod:
     """A workload's `query` or `aquery`."""
 
     def __init__(self, method: Callable[..., Any] | None) -> None:
@@ -273,7 +276,7 @@ class _Asking:
         return self._method(state, progress=progress) if self._reports else self._method(state)
 
 
-class _Writing:
+class _ExtendMethod:
     """A workload's `extend` or `aextend`."""
 
     def __init__(self, method: Callable[..., Any] | None) -> None:
@@ -296,7 +299,7 @@ def _parameters(method: Callable[..., Any] | None) -> tuple[list[str], bool]:
         return [], True
     try:
         parameters = inspect.signature(method).parameters.values()
-    except (TypeError, ValueError):  # of a built-in: nothing is known
+    except (TypeError, ValueError):  # a built-in without a signature
         return [], True
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     names = [one.name for one in parameters if one.kind not in several]

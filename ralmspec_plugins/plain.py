@@ -1,4 +1,4 @@
-"""The plain loop: the definition of the right answer."""
+"""The plain loop, which defines the correct answer."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from ralmspec_plugins.types import (
 
 
 def plain(workload: Workload[Any], retriever: Retriever, request: Request | str) -> Answer:
-    """Answer a request one step at a time: ask, search, write, and again.
+    """Answer a request one step at a time: form a query, search, and generate.
 
-    Everything else in this package computes the same, faster.
+    The engines compute the same answer in less time.
     """
     parts = Parts(workload, retriever)
     state = workload.start(Request(prompt=request) if isinstance(request, str) else request)

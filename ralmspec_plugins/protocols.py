@@ -1,6 +1,6 @@
-"""The seams: what a workload, a retriever, a speculator and a local model must offer.
+"""Protocols of a workload, a retriever, a speculator and a language model.
 
-They are protocols, not base classes: anything with these methods fits.
+They are protocols, not base classes: any object with these methods can be used.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -21,24 +21,24 @@ from ralmspec_plugins.types import (
 
 StateT = TypeVar("StateT")
 
-# Whether the work that is being done may be discarded: it stands behind a guess that no search
-# has confirmed yet. Engines set it around each query, search and segment, in the thread or task
-# that does the work, for adapters that report calls to their host.
+# Whether the current work may be discarded, because it depends on a guess that no search has
+# confirmed yet. Engines set it around each query, search and segment, in the thread or task that
+# does the work, for adapters that report calls to their host.
 speculative: Final[ContextVar[bool]] = ContextVar("ralmspec_speculative", default=False)
 
 
 class Progress:
-    """The connection between a segment, or a query, being written and the loop that needs it.
+    """Connects the generation of a segment or a query with the loop.
 
-    A model calls `check()` between tokens and so stops when its text is no
-    longer needed, and `report(state)` with the state so far, so that a
-    segment whose passages are verified can be streamed before it is whole.
-    Neither is an obligation: a segment that reports nothing is streamed when
+    A model calls `check()` between tokens, to stop when its text is no
+    longer needed, and `report(state)` with the current state, so that a
+    segment whose passages are verified can be streamed before it is complete.
+    Both are optional: a segment that reports nothing is streamed when
     it is finished.
     """
 
     def __init__(self, report: Callable[[Any], None] | None = None) -> None:
-        """Send reports to `report`, or nowhere."""
+        """Send reports to `report`; without it they are discarded."""
         self._report = report
         self._cancelled = False
         self.model_passes = 0
@@ -48,16 +48,16 @@ class Progress:
 
     @property
     def cancelled(self) -> bool:
-        """Whether what is being written is no longer needed."""
+        """Whether the text is no longer needed."""
         return self._cancelled
 
     @property
     def wanted(self) -> bool:
-        """Whether reports go anywhere: worth streaming for, where that costs anything."""
+        """Whether reports are used; if not, a model need not stream."""
         return self._report is not None
 
     def cancel(self) -> None:
-        """Ask the writer to stop at its next check (safe from any thread)."""
+        """Make the next `check()` raise `Cancelled`; thread-safe."""
         self._cancelled = True
 
     def connect(self, report: Callable[[Any], None]) -> None:
@@ -65,19 +65,19 @@ class Progress:
         self._report = report
 
     def check(self) -> None:
-        """Raise `Cancelled` when what is being written is no longer needed."""
+        """Raise `Cancelled` if the text is no longer needed."""
         if self._cancelled:
             raise Cancelled("this segment is no longer needed")
 
     def report(self, state: Any) -> None:
-        """Hand on the state with the unfinished text."""
+        """Report the state with the unfinished text."""
         if self._report is not None and not self._cancelled:
             self._report(state)
 
     def count(
         self, *, model_passes: int, tokens: int, drafts_accepted: int, decisions_retaken: int
     ) -> None:
-        """Take in what writing took; a model that counts its passes calls this at the end."""
+        """Add to the statistics; a model that counts its passes calls this at the end."""
         self.model_passes += model_passes
         self.tokens += tokens
         self.drafts_accepted += drafts_accepted
@@ -85,25 +85,25 @@ class Progress:
 
 
 class Workload(Protocol[StateT]):
-    """When to ask, what to ask, and what the hits do to the state.
+    """Defines when to retrieve, with which query, and how the hits change the state.
 
-    A state is immutable and holds what later work and the final text can
-    depend on. Sources, scores and statistics are no part of it: the loop keeps
+    A state is immutable and holds all that later work and the final text
+    depend on. Sources, scores and statistics are not part of it: the loop records
     them (docs/decisions/0001).
 
-    `TextWorkload` (`ralmspec_plugins.workloads`) has a default for all of it but
-    `query` and `extend`.
+    `TextWorkload` (`ralmspec_plugins.workloads`) has defaults for all methods except `query` and
+    `extend`.
 
-    `inline_query`: `query()` is pure and costs microseconds, and may be called
-    from the loop itself instead of from a worker.
-    `reads_scores`: `extend()` looks at the scores of its hits; where it does
-    not, it is handed hits without them, and scores need not agree.
+    `inline_query`: `query()` is pure and takes microseconds, and may be called
+    by the loop itself instead of a worker.
+    `reads_scores`: `extend()` reads the scores of its hits; if false, it receives
+    hits without scores, and scores are not compared.
 
-    Optional, where they are there: `astart()`, `aquery()` and `aextend()` for `AsyncEngine`;
-    `agree(state, guess, hits)` says whether a guess is as good as the real hits for
-    all that `extend` reads, and `lossy` that it may say so of one that is not;
-    `side_by_side` says that a segment that is no longer
-    needed may be left to itself while the next one is written: a call of a server.
+    Optional: `astart()`, `aquery()` and `aextend()` for `AsyncEngine`;
+    `agree(state, guess, hits)` returns whether a guess is equivalent to the real hits for
+    all that `extend` reads, and `lossy` is true if it may accept one that is not;
+    `side_by_side` is true if a segment that is no longer
+    needed may finish in parallel with the next one, as a call to a server may.
     """
 
     inline_query: bool
@@ -114,84 +114,84 @@ class Workload(Protocol[StateT]):
         ...
 
     def query(self, state: StateT) -> str | Query | NoRetrieval | Formed | None:
-        """Say what to ask next, or `None` when the answer is complete.
+        """Return the next query, or `None` when the answer is complete.
 
         A text is encoded by the retriever; a `Query` is searched as it is. `NO_RETRIEVAL`
-        says that this step needs no search: `extend` is handed no hits. A `Formed` brings
-        what forming the query computed on to `extend`, with any of these.
+        means that this step needs no search: `extend` receives no hits. A `Formed` wraps
+        any of these with a value that is passed to `extend`.
 
-        A query that a model writes takes a parameter `progress`: it is then cancelled like a
-        segment when its step is dropped, and what it reports is streamed like a segment's.
+        A method that generates the query with a model takes a parameter `progress`: it is
+        cancelled like a segment when its step is dropped, and its reports are streamed.
         """
         ...
 
     def extend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
         """Write the next segment from a state and its hits.
 
-        What `query` returned in `Formed(..., carried)` is handed to a parameter `carried`.
-        `progress` can be left out.
+        The value in `Formed(..., carried)` is passed as the parameter `carried`.
+        `progress` can be omitted.
 
         Raises:
-            Cancelled: `progress` was cancelled while writing.
+            Cancelled: `progress` was cancelled during generation.
         """
         ...
 
     def text(self, state: StateT) -> str:
-        """Give the whole text of a state."""
+        """Return the whole text of a state."""
         ...
 
     def settled(self, state: StateT) -> str:
-        """Give the part of the text that nothing later can change, if this state is true."""
+        """Return the part of the text that no later step changes, if this state is committed."""
         ...
 
     def query_key(self, state: StateT) -> Hashable | None:
-        """Hold everything that `query(state)` can depend on; `None` if that cannot be said.
+        """Return a key of all that `query(state)` depends on; `None` if there is none.
 
-        Equal keys promise equal queries, and that what they carry is interchangeable, so a
-        dropped step's query is taken back.
+        Equal keys imply equal queries and interchangeable carried values, so the
+        query of a dropped step can be reused.
         """
         ...
 
     def extend_key(self, state: StateT, hits: Hits) -> Hashable | None:
-        """Hold everything that `extend(state, hits)` can depend on, to the last bit.
+        """Return a key of all that `extend(state, hits)` depends on, to the last bit.
 
-        That takes in the model's key-value cache: the same tokens under another
-        cache history differ in the last bits. Equal keys promise states that are
-        interchangeable for all later work, so a dropped segment is taken back.
+        This includes the model's key-value cache: the same tokens with another
+        cache history differ in the last bits. Equal keys imply states that are
+        interchangeable for all later work, so a dropped segment can be reused.
         """
         ...
 
     def release(self, state: StateT) -> None:
-        """Free what is kept in memory for this request's states; all of it can be rebuilt."""
+        """Free the memory of this request's states; it can be rebuilt."""
         ...
 
 
 class Retriever(Protocol):
-    """Answers a query the same way throughout a request, and without side effects.
+    """Returns equal hits for equal queries throughout a request, without side effects.
 
-    `signature` names everything its answers depend on (store, collection, k,
+    `signature` identifies everything that the hits depend on (store, collection, k,
     filter, user, embedder): query caches and passage caches are partitioned by it.
 
-    Optional, where they are there: `inline_encode` says that `encode` costs microseconds, and
-    may be called from the loop itself instead of from a worker; `encode_lanes` how many
-    encodings may run at a time (1 unless it says so: a local encoder uses the whole machine, a
-    hosted one serves many calls); `unencoded(text)` forms the query of a text as it stands
-    before it is encoded, with the same key; `aencode()` and `asearch()` for `AsyncEngine`.
+    Optional: `inline_encode` is true if `encode` takes microseconds, and
+    may be called by the loop itself instead of a worker; `encode_lanes` is the number of
+    encodings that may run in parallel (default 1: a local encoder uses the whole machine, a
+    hosted one serves many calls); `unencoded(text)` returns the query of a text
+    before it is encoded, with the same key; `aencode()` and `asearch()` are for `AsyncEngine`.
     """
 
     @property
     def signature(self) -> Hashable:
-        """Name the store, and all settings that its answers depend on."""
+        """Return a key of the store and of all settings that the hits depend on."""
         ...
 
     def encode(self, text: str) -> Query:
-        """Form the query of a text: its encoding is made here, once, alone in its pass."""
+        """Return the query of a text with its encoding, computed once, in a batch of one."""
         ...
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best passages of each query, best first.
+        """Return the best passages of each query, best first.
 
-        A query's result does not depend on what else is in the batch.
+        The result of a query does not depend on the other queries of the batch.
         """
         ...
 
@@ -200,85 +200,84 @@ class Retriever(Protocol):
 class WideRetriever(Retriever, Protocol):
     """A retriever that can be searched wider than its own k.
 
-    Only where a wider search starts with exactly the hits of the plain one (an
-    exact ranking): then one search serves to verify and to prefetch.
+    A wider search must start with exactly the hits of the plain one (an
+    exact ranking): then one search both verifies and prefetches.
     """
 
     k: int
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query; the first k are those of `search`."""
+        """Return the best `width` passages of each query; the first k are those of `search`."""
         ...
 
 
 class PassageTable(Protocol):
-    """Ranks the passages of a pool with the retriever's own metric and tie rule.
+    """Ranks the passages of a cache with the retriever's own metric and tie rule.
 
-    One over hits that carry more than a guess needs has `kept`, which gives of a hit what
-    a pool keeps of it.
+    Optional: `kept` returns the part of a hit that the cache stores.
     """
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage under a slot number, over whatever was there."""
+        """Store a passage in a slot, replacing the previous one."""
         ...
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with their scores, best first, ties by passage id."""
+        """Return the best k of these slots with their scores, best first, ties by passage id."""
         ...
 
 
 @runtime_checkable
 class PoolableRetriever(Retriever, Protocol):
-    """A retriever whose metric a pool can apply to single passages."""
+    """A retriever whose metric a passage cache can apply to single passages."""
 
     k: int
 
     def table(self, capacity: int) -> PassageTable:
-        """Make an empty table for a pool of this capacity."""
+        """Return an empty table for a passage cache of this capacity."""
         ...
 
 
 class Speculator(Protocol):
-    """Guesses what a search will return. Thread-safe where it is shared.
+    """Guesses the hits of a search. Thread-safe where it is shared.
 
-    `inline`: `guess` may be called from the loop itself: it costs microseconds, or no more than
-    a few milliseconds where no event loop runs that others share.
+    `inline`: `guess` may be called by the loop itself: it takes microseconds, or at most
+    a few milliseconds where no shared event loop runs.
 
-    Optional: `by_text` says that `guess` reads the query's text and no encoding. Speculators
-    that stand before all others that need it are asked while the query is being encoded.
-    `invalidate()` forgets what was learned, for when the index has changed. One that requests
-    share counts these calls in `generation`, and takes the count from before a request's first
-    search as a third argument of `learn`, to leave out what may have been found before.
+    Optional: `by_text` is true if `guess` reads the query's text and not its encoding. Such
+    speculators, if they precede all others, are called while the query is being encoded.
+    `invalidate()` discards what was learned, after a change of the index. A shared speculator
+    counts these calls in `generation`, and takes the count from before a request's first
+    search as a third argument of `learn`, to ignore hits that may be outdated.
     """
 
     inline: bool
 
     def guess(self, query: Query) -> Hits | None:
-        """Give the hits that the real search is expected to return, or `None`."""
+        """Return the hits expected of the real search, or `None`."""
         ...
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Take in the hits of a real search, prefetched ones included."""
+        """Learn from the hits of a real search, including prefetched ones."""
         ...
 
 
 class LanguageModel(Protocol[StateT]):
-    """Continues a text with passages in front of it, a few tokens at a time.
+    """Continues a text with passages before it, a few tokens at a time.
 
-    Its state is the draft so far: immutable, tokens rather than text, and with
-    what the compute schedule (docs/architecture.md) needs (which passages the key-value
-    cache stands on, and at which length it was last prefilled).
+    Its state is the draft: immutable, of tokens rather than text, and with
+    the data of the compute schedule (docs/architecture.md): the passages of the key-value
+    cache, and the length at which it was last prefilled.
 
-    Optional, where they are there: `awrite()` for `AsyncEngine`; `same_passages(one, other)`
-    says whether the model writes the same behind both; `side_by_side` is the workload's.
-    With `reads_hits` the model is handed hits wherever passages stand here; the scores
-    in them are those of the search only with `reads_scores`, and `None` without.
-    `resume(draft, request, text)` begins behind a text that stands already, in the request of
-    `draft` but by the settings of `request`; `text()` then gives what was written since.
-    `stop_of(draft)` gives the stop string that ended a draft, "" if it ended otherwise or not,
-    and `None` where that is not known. `write_one_sentence()` is a `write_sentence()` that keeps
-    nothing behind the sentence, where the latter does.
-    `scored(thresholds)` gives the same model as a `ScoredLanguageModel`; call it through the
+    Optional: `awrite()` for `AsyncEngine`; `same_passages(one, other)`
+    returns whether the model's output is the same after both; `side_by_side` as in `Workload`.
+    With `reads_hits` the model receives hits in place of passages; their scores
+    are those of the search only with `reads_scores`, and `None` otherwise.
+    `resume(draft, request, text)` starts after an existing text, in the request of `draft` with
+    the settings of `request`; `text()` then returns only what was written since.
+    `stop_of(draft)` returns the stop string that ended a draft, "" if none did, and `None` if
+    that is unknown. `write_one_sentence()` is a `write_sentence()` that leaves no token after the
+    sentence in the draft.
+    `scored(thresholds)` returns the same model as a `ScoredLanguageModel`; call it through the
     function `scored_model`, which says what is missing where a model has no such method.
     """
 
@@ -289,40 +288,39 @@ class LanguageModel(Protocol[StateT]):
     def write(
         self, draft: StateT, passages: Sequence[Passage], tokens: int, progress: Progress
     ) -> StateT:
-        """Continue a draft by at most this many tokens, these passages in front.
+        """Continue a draft by at most this many tokens, with these passages before it.
 
         Raises:
-            ContextOverflowError: passages, prompt and text exceed the context.
-            Cancelled: `progress` was cancelled while writing.
+            ContextOverflowError: passages, prompt and text exceed the model's context.
+            Cancelled: `progress` was cancelled during generation.
         """
         ...
 
     def finished(self, draft: StateT) -> bool:
-        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        """Return whether the draft has ended: by an end token, a stop string, or its length."""
         ...
 
     def tail(self, draft: StateT, tokens: int) -> str:
-        """Give the last tokens of prompt and text, as text."""
+        """Return the last tokens of prompt and text, as text."""
         ...
 
     def text(self, draft: StateT) -> str:
-        """Give what was written, without the prompt, cut before a stop string."""
+        """Return the generated text, without the prompt, cut before a stop string."""
         ...
 
     def settled(self, draft: StateT) -> str:
-        """Give the part of `text` that no later token can change.
+        """Return the part of `text` that no later token can change.
 
-        Held back are what may turn out to be the start of a stop string, and
-        incomplete characters.
+        Excluded are a possible start of a stop string, and incomplete characters.
         """
         ...
 
     def text_key(self, draft: StateT) -> Hashable:
-        """Hold what `tail` depends on: prompt and tokens, not the cache's history."""
+        """Return a key of all that `tail` depends on: prompt and tokens, not the cache history."""
         ...
 
     def write_key(self, draft: StateT, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit."""
+        """Return a key of all that `write` depends on, to the last bit."""
         ...
 
     def release(self, draft: StateT) -> None:

@@ -1,4 +1,4 @@
-"""A step of the plain loop on its way to being committed, and what is kept of dropped ones."""
+"""Uncommitted steps of the plain loop, and a cache of dropped ones."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -10,89 +10,89 @@ from ralmspec_plugins.types import Hits, NoRetrieval, Query, Retrieved, Span
 
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
-KEPT_DROPPED = 512  # dropped queries and segments that are kept for a request
+KEPT_DROPPED = 512  # maximum number of dropped queries and segments in a request's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A step's work raised; whether that counts is decided when the step is confirmed."""
+    """An error of a step's work; it is raised only if the step is confirmed."""
 
     error: Exception
-    alone: bool  # it ran on confirmed inputs with nothing beside it, as in the plain loop
+    isolated: bool  # it ran on confirmed inputs with no other work in parallel
 
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """One turn of ask, search and extend, from a state to the next.
+    """One step from a state to the next: form a query, search, and extend.
 
     The stages, in order: `asked` (the query is known; `None` means that the answer
-    is complete), `encoded` (the query can be searched), `used` set (the hits to write
-    with are chosen; a guess may come before the encoding), `written` (the next state is
-    known). `truth` is set when the search has answered, at any stage; the step is
-    `verified` when `used` is what `truth` says. One without retrieval is born verified.
+    is complete), `encoded` (the query can be searched), `used` set (the hits for the
+    segment are chosen; a guess may precede the encoding), `written` (the next state is
+    known). `truth` is set when the search has returned, at any stage; the step is
+    `verified` when `used` equals `truth`. A step without retrieval is verified from the start.
     """
 
     before: Any
     asked: bool = False
     query: Query | NoRetrieval | None = None
     encoded: bool = False
-    carried: Any = None  # what forming the query computed
-    guessed: bool = False  # the speculators that can be asked now were asked
+    carried: Any = None  # the value from forming the query, for `extend`
+    guessed: bool = False  # the speculators that can be called now were called
     guess: Hits | None = None
     truth: Hits | None = None
     used: Hits | None = None
     verified: bool = False
     written: bool = False
     after: Any = None
-    partial: Any = None  # with an unfinished segment or query
-    failure: Failure | None = None  # of asking or writing
+    partial: Any = None  # the state of an unfinished segment or query
+    failure: Failure | None = None  # of forming the query or of generation
     encode_failure: Failure | None = None
     search_failure: Failure | None = None
-    cost_s: float = 0.0  # of asking, encoding and guessing
-    span: Span | None = None  # of the work that wrote it
+    cost_s: float = 0.0  # of forming the query, encoding and guessing
+    span: Span | None = None  # of the segment's generation
     remembered: bool = False  # its hits were known without a search
-    reused: bool = False  # its segment was a dropped one
-    confirmed: bool = False  # said so
+    reused: bool = False  # its segment is a reused one
+    confirmed: bool = False  # a `Confirmed` event was emitted
     entry: Retrieved | None = None  # in the record
     shown: bool = False  # some of its unfinished text was settled
-    broke_off: Exception | None = None  # what it raised when some of its text was settled already
+    interruption: Exception | None = None  # its error after some of its text was settled
 
     @property
     def ends(self) -> bool:
-        """Whether this step found that the answer is complete."""
+        """Whether the answer is complete at this step."""
         return self.asked and self.query is None
 
     @property
     def unencoded(self) -> Query | None:
-        """Its query, while it waits for its encoding."""
+        """The query, while it is not encoded."""
         query = self.query
         if self.encoded or self.truth is not None or self.encode_failure is not None:
             return None
         return query if isinstance(query, Query) else None
 
-    def take(self, asked: "Asked") -> None:
-        """Take in a query; a step without retrieval is verified with it."""
+    def take(self, formed: "FormedQuery") -> None:
+        """Set the query; a step without retrieval is then verified."""
         self.asked = True
-        self.query, self.encoded, self.carried = asked
+        self.query, self.encoded, self.carried = formed
         if isinstance(self.query, NoRetrieval):
             self.truth = self.used = ()
             self.verified = True
 
     @property
     def ahead(self) -> bool:
-        """Whether it is written, or being written, on a guess that no search confirmed yet."""
+        """Whether its segment depends on a guess that is not verified yet."""
         return self.used is not None and not self.verified
 
     def rewrite(self, hits: Hits | None) -> None:
-        """Forget the segment; write it again with these hits, or choose anew if `None`."""
+        """Discard the segment; generate it with these hits, or choose them again if `None`."""
         self.used = hits
         self.written = False
         self.reused = False
         self.after = self.partial = self.failure = self.span = None
 
 
-class Asked(NamedTuple):
-    """What forming a query came to."""
+class FormedQuery(NamedTuple):
+    """The result of forming a query."""
 
     query: Query | NoRetrieval | None
     encoded: bool
@@ -100,52 +100,52 @@ class Asked(NamedTuple):
 
 
 class RollbackCache:
-    """Questions and segments of dropped steps, by all that they depended on.
+    """Caches the queries and segments of dropped steps by all that they depended on.
 
-    After a rewrite the text often comes out the same as the dropped one's. Then
-    what followed is still right, and is taken back here piece by piece instead of
-    being asked and written again (reconvergence). The keys are the
-    workload's promise that equal keys mean equal results, to the last bit.
+    A regenerated segment often equals the dropped one. The steps that followed
+    it are then still correct, and are reused one by one instead of
+    being formed and generated again (reconvergence). The workload guarantees that
+    equal keys mean equal results, to the last bit.
     """
 
     def __init__(self, workload: Workload[Any]) -> None:
-        """Remember for one request."""
+        """Create an empty cache for one request."""
         self._workload = workload
-        self._queries: OrderedDict[Hashable, Asked] = OrderedDict()
+        self._queries: OrderedDict[Hashable, FormedQuery] = OrderedDict()
         self._segments: OrderedDict[Hashable, tuple[Any, Span | None]] = OrderedDict()
 
     def put(self, step: Step) -> None:
-        """Remember what a step that is being dropped had found out."""
+        """Store the query and the segment of a step that is dropped."""
         if step.asked:
-            self.put_query(step.before, Asked(step.query, step.encoded, step.carried))
+            self.put_query(step.before, FormedQuery(step.query, step.encoded, step.carried))
         if step.written and step.used is not None:
             self.put_segment(step.before, step.used, step.after, step.span)
 
-    def put_query(self, before: Any, asked: Asked) -> None:
-        """Remember a question, and what forming it computed."""
-        self._put(self._queries, lambda: self._workload.query_key(before), asked)
+    def put_query(self, before: Any, formed: FormedQuery) -> None:
+        """Store a query and its carried value."""
+        self._put(self._queries, lambda: self._workload.query_key(before), formed)
 
     def put_segment(self, before: Any, hits: Hits, after: Any, span: Span | None) -> None:
-        """Remember a segment, and the span in which it was written."""
+        """Store a segment, and its span in the timeline."""
         self._put(self._segments, lambda: self._workload.extend_key(before, hits), (after, span))
 
-    def query(self, before: Any) -> Asked | None:
-        """Give the question from this state, if it is known."""
+    def query(self, before: Any) -> FormedQuery | None:
+        """Return the query formed from this state, if it is known."""
         found = self._find(self._queries, lambda: self._workload.query_key(before))
         return None if found is _ABSENT else found
 
     def segment(self, before: Any, hits: Hits) -> tuple[Any, Span | None] | None:
-        """Give the next state from this one with these hits, and its span, if it is known."""
+        """Return the next state from this one with these hits, and its span, if it is known."""
         found = self._find(self._segments, lambda: self._workload.extend_key(before, hits))
         return None if found is _ABSENT else found
 
     def forget(self) -> None:
-        """Let go of everything."""
+        """Remove all entries."""
         self._queries.clear()
         self._segments.clear()
 
-    # The plain loop makes no keys and compares none. So one that cannot be made, hashed
-    # or compared (an array in a passage's metadata) must only mean writing again.
+    # The plain loop computes and compares no keys. A key that cannot be computed, hashed or
+    # compared (an array in a passage's metadata) must therefore only be a cache miss.
 
     @staticmethod
     def _put(table: OrderedDict[Hashable, Any], make: _Key, value: Any) -> None:

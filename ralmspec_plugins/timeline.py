@@ -1,7 +1,7 @@
-"""Draw what happened when: the model's segments, the searches, and what was discarded.
+"""Draw timelines: the model's segments, the searches, and what was discarded.
 
-`write` makes one file from the spans of `Stats.timeline`: a page that needs nothing else
-(.html), its drawing alone (.svg), or Chrome trace events for Perfetto and chrome://tracing
+`write` writes one file from the spans of `Stats.timeline`: a self-contained page (.html),
+its drawing only (.svg), or Chrome trace events for Perfetto and chrome://tracing
 (.json). `figure` returns the drawing as text, for a notebook. All are views of `layout`.
 """
 
@@ -23,30 +23,30 @@ SUFFIXES: Final = (".html", ".json", ".svg")
 KINDS: Final = ("model", "questions", "searches")  # of lanes, from above
 _KINDS: Final = {"extend": "model", "search": "searches"}  # by a span's; "questions" for others
 LOOKS: Final = {
-    "kept": "written, and part of the answer",
-    "dropped": "written after a wrong guess, discarded",
-    "cancelled": "cancelled while it was written, discarded",
+    "kept": "part of the answer",
+    "dropped": "generated after a wrong guess, discarded",
+    "cancelled": "cancelled during generation, discarded",
     "failed": "failed",
     "search": "search (number: queries in one round trip)",
-    "ask": "question formed and encoded, guess made",
+    "ask": "query formed and encoded, guess made",
 }
-AHEAD: Final = "hatched: written ahead, before its passages were verified"
+AHEAD: Final = "hatched: speculative, started before its passages were verified"
 _AT_ONCE_S: Final = 1e-9  # two spans that touch may share a lane
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One piece of work as it is drawn."""
+    """One piece of work in the drawing."""
 
     look: str  # a key of LOOKS
     span: Span
     hint: str  # in words
-    label: str = ""  # inside the bar, where there is room
+    label: str = ""  # inside the bar, if there is room
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Work that did not overlap."""
+    """A row of work that does not overlap."""
 
     kind: str  # one of KINDS
     place: int  # among the lanes of its kind
@@ -55,7 +55,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """One run: its lanes from the model's down, and its numbers."""
+    """One run: its lanes from top to bottom, and its statistics."""
 
     name: str
     lanes: tuple[Lane, ...]
@@ -63,7 +63,7 @@ class Band:
 
 
 def check_path(path: str | os.PathLike[str]) -> None:
-    """Refuse, before anything is run, a file that could not be written.
+    """Check, before a run, that a timeline can be written to a path.
 
     Raises:
         ConfigError: the suffix is not known, or there is no such folder.
@@ -85,16 +85,16 @@ def write(
 ) -> None:
     """Draw runs of one request below each other on one axis of time; plain ones come last.
 
-    The file is there whole or not at all.
+    The file is written atomically.
 
     Args:
         path: ends in .html, .json (Chrome trace events) or .svg.
         runs: the statistics by the run's name, such as "speculative" and "plain".
-        title: what was asked.
-        note: what a reader must know, such as costs that were added.
+        title: the request.
+        note: a remark for the reader, such as an added latency.
 
     Raises:
-        ConfigError: no runs, or the path is not one that can be written.
+        ConfigError: there are no runs, or the path cannot be written.
     """
     check_path(path)
     bands = layout(runs)
@@ -104,7 +104,7 @@ def write(
 
 
 def figure(runs: Mapping[str, Stats], *, title: str = "", note: str = "") -> str:
-    """Return the drawing of a page alone, as SVG: `IPython.display.SVG` shows it.
+    """Return only the drawing of a page, as SVG, for `IPython.display.SVG`.
 
     Raises:
         ConfigError: no runs.
@@ -113,7 +113,7 @@ def figure(runs: Mapping[str, Stats], *, title: str = "", note: str = "") -> str
 
 
 def layout(runs: Mapping[str, Stats]) -> list[Band]:
-    """Give each run its band, plain runs last.
+    """Return the band of each run, plain runs last.
 
     Raises:
         ConfigError: no runs.
@@ -135,7 +135,7 @@ def _band(name: str, stats: Stats) -> Band:
 
 
 def lanes_of(spans: Sequence[Span]) -> list[int]:
-    """Stack spans that overlap: each takes the first lane that is free when it starts.
+    """Return the lane of each span: the first that is free when the span starts.
 
     >>> lanes_of([Span("search", 0, 2), Span("search", 1, 3), Span("search", 2, 4)])
     [0, 1, 0]
@@ -169,7 +169,7 @@ def _bars(bands: Sequence[Band]) -> list[Bar]:
 
 
 def ticks(until_s: float, most: int = 12) -> list[float]:
-    """Choose round times for an axis.
+    """Return round times for an axis.
 
     >>> ticks(1.0)
     [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -184,7 +184,7 @@ def ticks(until_s: float, most: int = 12) -> list[float]:
 
 
 def headline(bands: Sequence[Band]) -> str:
-    """Say in one sentence what came of it."""
+    """Return a summary of the runs in one sentence."""
     by_name = {band.name: band.stats for band in bands}
     plain, fast = by_name.get("plain"), by_name.get("speculative")
     if plain is None or fast is None or not fast.wall_s:
@@ -200,7 +200,7 @@ def headline(bands: Sequence[Band]) -> str:
 
 
 def numbers(stats: Stats) -> dict[str, str]:
-    """Give a run's headline numbers by name."""
+    """Return a run's main statistics by name."""
     return {
         "time": f"{stats.wall_s:.3f} s",
         "first text": "-" if stats.first_text_s is None else f"{stats.first_text_s:.3f} s",
@@ -211,11 +211,11 @@ def numbers(stats: Stats) -> dict[str, str]:
         "discarded": str(stats.wasted_segments),
         "searching": f"{stats.search_s:.3f} s",
         "writing": f"{stats.write_s:.3f} s",
-        "both at once": f"{stats.overlap_s:.3f} s",
+        "in parallel": f"{stats.overlap_s:.3f} s",
     }
 
 
-# The page and its drawing: inline SVG, no script, nothing fetched from elsewhere.
+# The page and its drawing: inline SVG, no script, no external resource.
 
 
 _LEFT, _WIDTH, _RIGHT = 96, 1000, 24  # names of lanes, the plot, and room for the last tick
@@ -285,7 +285,7 @@ def _figure(bands: Sequence[Band], title: str, note: str) -> str:
 
 
 def _drawing(bands: Sequence[Band], heading: Sequence[str]) -> str:
-    """Draw all bands over one axis, with a heading above and the legend below."""
+    """Return the drawing of all bands over one axis, with a heading and the legend."""
     svg = ET.Element("svg", {"class": "timeline", "xmlns": "http://www.w3.org/2000/svg"})
     svg.attrib |= {"role": "img", "aria-labelledby": "plot-title plot-text"}
     _add(svg, "title", "Timeline", id="plot-title")
@@ -328,7 +328,7 @@ def _x(time_s: float, until_s: float) -> float:
 
 
 def _draw_band(svg: ET.Element, band: Band, top: float, until_s: float) -> float:
-    """Draw one run; return where the next one begins."""
+    """Draw one run; return the top of the next one."""
     _add(svg, "text", band.name, class_="name", x=0, y=top + 18)
     crowded = sum(lane.kind == "searches" for lane in band.lanes) > _MANY
     y = top + _TITLE
@@ -360,7 +360,7 @@ def _draw_bar(svg: ET.Element, bar: Bar, y: float, height: float, until_s: float
 
 
 def _draw_legend(svg: ET.Element, bands: Sequence[Band], top: float) -> float:
-    """Explain the looks that are used, in two columns; return the height of all."""
+    """Draw the legend of the looks that occur, in two columns; return the total height."""
     used = {bar.look for bar in _bars(bands)}
     entries = [([look], LOOKS[look]) for look in LOOKS if look in used]
     if any(bar.span.ahead for bar in _bars(bands)):
@@ -374,7 +374,7 @@ def _draw_legend(svg: ET.Element, bands: Sequence[Band], top: float) -> float:
 
 
 def _trace(bands: Sequence[Band], title: str, note: str) -> str:
-    """Write Chrome trace events: a run is a process, a lane a thread, times are microseconds."""
+    """Return Chrome trace events: a run is a process, a lane a thread, times are microseconds."""
     events: list[dict[str, Any]] = []
     for run, band in enumerate(bands, start=1):
         name = {"ph": "M", "pid": run, "name": "process_name", "args": {"name": band.name}}

@@ -1,4 +1,4 @@
-"""The records that travel through the system: passage, query, hit, request, answer."""
+"""The records of the system: passage, query, hit, request, answer, statistics."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from typing import Any, Final, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
 
-# What happened while a request was answered: counts, and a timeline of measured spans.
+# Statistics of a request: counts, and a timeline of measured spans.
 
 
 class Outcome(StrEnum):
-    """What became of a piece of work."""
+    """The outcome of a piece of work."""
 
-    KEPT = "kept"  # its result is part of the answer, or taught a guess
-    DROPPED = "dropped"  # written behind a wrong guess
-    CANCELLED = "cancelled"  # stopped before it was whole
+    KEPT = "kept"  # its result is part of the answer, or was learned by a speculator
+    DROPPED = "dropped"  # depended on a wrong guess
+    CANCELLED = "cancelled"  # stopped before it was complete
     FAILED = "failed"  # raised
 
 
@@ -27,44 +27,44 @@ class Span:
     started_s: float
     ended_s: float
     queries: int = 0  # in a search: how many queries shared its round trip
-    ahead: bool = False  # an extend that began before its passages were verified
+    ahead: bool = False  # an extend that started before its passages were verified
     outcome: Outcome = Outcome.KEPT
     passes: int = 0  # of a model that counts them
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The numbers of one request, all counted or measured, none computed from the others' model."""
+    """The statistics of one request, all counted or measured."""
 
     wall_s: float = 0.0
     first_text_s: float | None = None  # when the first settled text could be shown
     searches: int = 0  # round trips to the retriever
-    queries: int = 0  # queries in them, those of dropped steps included
+    queries: int = 0  # queries in them, including those of dropped steps
     batch_sizes: tuple[int, ...] = ()  # queries in each round trip, in order
     remembered: int = 0  # committed steps whose hits were known without a search
     segments: int = 0  # committed steps
     without_retrieval: int = 0  # committed steps that needed no search
-    wasted_segments: int = 0  # begun, and not part of the answer
-    guesses: int = 0  # guesses that a search confirmed or refuted
+    wasted_segments: int = 0  # started, and not part of the answer
+    guesses: int = 0  # guesses that a search accepted or rejected
     accepted: int = 0
-    reused: int = 0  # dropped segments that became part of the answer after all
-    unguessed: str | None = None  # why no segment was begun on a guess; `None` if one was
-    lossy: bool = False  # the workload's own `agree` may have let a wrong guess stand
-    retries: int = 0  # failed speculative work that was run once more alone
-    model_passes: int = 0  # of a model that counts them, those of wasted segments included
+    reused: int = 0  # dropped segments that were reused in the answer
+    unguessed: str | None = None  # why no segment was started on a guess; `None` if one was
+    lossy: bool = False  # the workload's `agree` may have accepted a guess that differed
+    retries: int = 0  # failed speculative work that was retried in isolation
+    model_passes: int = 0  # of a model that counts them, including those of wasted segments
     tokens_written: int = 0  # in them
-    drafts_accepted: int = 0  # tokens that were drafted, and chosen by the model
-    decisions_retaken: int = 0  # choices of a token taken again by passes of one token
+    drafts_accepted: int = 0  # drafted tokens that the model accepted
+    decisions_retaken: int = 0  # tokens chosen again by passes of one token
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 
     @property
     def guess_rate(self) -> float | None:
-        """The share of guesses that were right, or `None` if none was made."""
+        """The acceptance rate of the guesses, or `None` if none was made."""
         return self.accepted / self.guesses if self.guesses else None
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Tokens written in a model's pass, prefills included; `None` if passes are not counted."""
+        """Tokens per model pass, prefills included; `None` if passes are not counted."""
         return self.tokens_written / self.model_passes if self.model_passes else None
 
     @property
@@ -74,31 +74,31 @@ class Stats:
 
     @property
     def write_s(self) -> float:
-        """Seconds during which the model was writing, wasted segments included."""
+        """Seconds during which the model was generating, including wasted segments."""
         return _covered(span for span in self.timeline if span.kind == "extend")
 
     @property
     def overlap_s(self) -> float:
-        """Seconds during which the model was writing and a search was running."""
+        """Seconds during which generation and a search overlapped."""
         both = [span for span in self.timeline if span.kind in ("search", "extend")]
         return self.search_s + self.write_s - _covered(both)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierStats:
-    """What a `Verifier` and those beside it have done so far, and what they are doing now."""
+    """The counts and the current load of a `Verifier` and those in parallel with it."""
 
-    calls: int = 0  # searches that were asked for
-    searches: int = 0  # searches that reached the retriever, merged
+    calls: int = 0  # requested searches
+    searches: int = 0  # merged searches of the retriever
     queries: int = 0  # queries in them
     batch_sizes: Mapping[int, int] = field(default_factory=dict)  # size -> searches of that size
-    waited_median_s: float = 0.0  # from being asked for to being searched, over the latest calls
+    waited_median_s: float = 0.0  # from the request to the start of the search, latest calls
     waited_p95_s: float = 0.0
-    repeated: int = 0  # calls searched once more, since a search that they shared had failed
-    given_up: int = 0  # calls whose caller had gone before they were answered
-    refused: int = 0  # calls that found no room in the line
-    waiting: int = 0  # queries in the line now
-    running: int = 0  # searches that are out now
+    repeated: int = 0  # calls retried after a failure of their shared search
+    given_up: int = 0  # calls cancelled before they were answered
+    refused: int = 0  # calls rejected because the queue was full
+    waiting: int = 0  # queries in the queue now
+    running: int = 0  # searches in flight now
 
     @property
     def mean_batch(self) -> float | None:
@@ -107,7 +107,7 @@ class VerifierStats:
 
 
 def _covered(spans: Iterable[Span]) -> float:
-    """Measure the union of intervals.
+    """Return the length of the union of intervals.
 
     >>> _covered([Span("search", 0.0, 2.0), Span("search", 1.0, 3.0), Span("search", 5.0, 6.0)])
     4.0
@@ -121,7 +121,7 @@ def _covered(spans: Iterable[Span]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of the knowledge base with an id that never changes."""
+    """A piece of the knowledge base with a stable id."""
 
     id: str
     text: str
@@ -131,19 +131,19 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked: a text, and its encoding, made once.
+    """A text to search for, and its encoding, computed once.
 
-    The encoding is the retriever's own (a vector, a list of terms) and is
-    searched, guessed with and remembered as it is: encoding the same text
+    The encoding is specific to the retriever (a vector, a list of terms). The same
+    object is used for searches, guesses and caches: encoding the same text
     again, in another batch, differs in the last bits.
     """
 
     text: str = field(compare=False)
     encoding: Any = field(default=None, compare=False, repr=False)
-    key: Hashable = None  # what makes two queries the same; the text unless given
+    key: Hashable = None  # identifies equal queries; the text by default
 
     def __post_init__(self) -> None:
-        """Fall back to the text as the key."""
+        """Use the text as the default key."""
         if self.key is None:
             object.__setattr__(self, "key", self.text)
 
@@ -166,19 +166,19 @@ class NoRetrieval(Enum):
     NO_RETRIEVAL = "NO_RETRIEVAL"
 
     def __repr__(self) -> str:
-        """Be shown by its name."""
+        """Return the name."""
         return self.value
 
 
-NO_RETRIEVAL: Final = NoRetrieval.NO_RETRIEVAL  # in place of a query: this step needs no search
+NO_RETRIEVAL: Final = NoRetrieval.NO_RETRIEVAL  # in place of a query: no search is needed
 
 
 @dataclass(frozen=True, slots=True)
 class Formed:
-    """What a workload's `query` may return where forming the query computed more than the query.
+    """A query with a value that a workload's `query` passes to `extend`.
 
-    `carried` (a look-ahead sentence, say) is handed on to `extend` with the query's hits, in
-    its parameter `carried`. It has to follow from what `query_key` holds.
+    `carried` (such as a look-ahead sentence) is passed to the parameter `carried` of `extend`
+    with the query's hits. It must be determined by `query_key`.
     """
 
     query: "str | Query | NoRetrieval | None"
@@ -189,8 +189,8 @@ class Formed:
 class Hit:
     """A passage with its score, or without one for workloads that do not read scores.
 
-    `features` is what the retriever wants remembered to rank this passage in a
-    pool (a row number, a vector); it is no part of a hit's value.
+    `features` is what the retriever needs to rank this passage in a
+    passage cache (a row number, a vector); it is not part of a hit's value.
     """
 
     passage: Passage
@@ -198,34 +198,34 @@ class Hit:
     features: Any = field(default=None, compare=False, repr=False)
 
     def unscored(self) -> "Hit":
-        """Give the hit back without its score, for a workload that may not see it."""
+        """Return the hit without its score, for a workload that does not read scores."""
         return Hit(self.passage)
 
 
-Hits: TypeAlias = Sequence[Hit]  # immutable: a tuple, or arrays that say so (`fixed`)
+Hits: TypeAlias = Sequence[Hit]  # immutable: a tuple, or arrays marked as such (`fixed`)
 
 
 def fixed(hits: Hits) -> Hits:
-    """Give hits that nobody can change: those of a list, say, as a tuple.
+    """Return immutable hits: a tuple of those of a list, for example.
 
-    Arrays that stand for hits (a thousand neighbours of a token) are left as they are
-    where they are marked by `immutable = True`: no hit is made that nobody looks at.
+    Arrays that represent hits (a thousand neighbours of a token) are returned unchanged
+    if they are marked with `immutable = True`: hits are created only when they are read.
     """
     return hits if getattr(hits, "immutable", False) else tuple(hits)
 
 
 def unscored(hits: Hits) -> Hits:
-    """Give hits without their scores, for a workload that may not see them."""
+    """Return hits without their scores, for a workload that does not read scores."""
     return tuple(hit.unscored() for hit in hits)
 
 
 def passages_of(hits: Hits) -> list[Passage]:
-    """Give the passages of hits, best first."""
+    """Return the passages of hits, best first."""
     return [hit.passage for hit in hits]
 
 
 def read_by(lm: object, hits: Hits) -> Any:
-    """Give what a language model is handed: passages, or the hits themselves if it `reads_hits`."""
+    """Return the passages of hits, or the hits if the language model has `reads_hits`."""
     return hits if getattr(lm, "reads_hits", False) else passages_of(hits)
 
 
@@ -238,10 +238,10 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None
-    context: Any = field(default=None, compare=False, repr=False)  # for the parts; never looked at
+    context: Any = field(default=None, compare=False, repr=False)  # passed to the parts; never read
 
     def __post_init__(self) -> None:
-        """Refuse settings that no workload could honour."""
+        """Check the settings."""
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.deadline_s is not None and not self.deadline_s > 0:
@@ -250,14 +250,14 @@ class Request:
             raise ConfigError(f"stop must be a tuple of texts, none empty, got {self.stop!r}")
 
     def check_deadline(self, elapsed_s: float) -> None:
-        """Raise `DeadlineExceeded` when this much time is too much."""
+        """Raise `DeadlineExceeded` if this time exceeds the deadline."""
         if self.deadline_s is not None and elapsed_s > self.deadline_s:
             raise DeadlineExceeded(f"no answer within {self.deadline_s} seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """One committed step's part in the record: what was asked, and what was really found."""
+    """The record of one committed step: its query and its real hits."""
 
     query: Query
     hits: Hits
@@ -265,7 +265,7 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The final text, what it rests on, and what it took."""
+    """The final text, its retrieved steps and its statistics."""
 
     text: str
     retrieved: tuple[Retrieved, ...]

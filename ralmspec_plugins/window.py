@@ -1,4 +1,4 @@
-"""The window of steps that are not committed: what is verified, rolled back, and done next."""
+"""The window of uncommitted steps: verification, rollback, and planning."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -30,7 +30,7 @@ from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
-from ralmspec_plugins.steps import Asked, Failure, RollbackCache, Step
+from ralmspec_plugins.steps import Failure, FormedQuery, RollbackCache, Step
 from ralmspec_plugins.types import (
     Answer,
     Formed,
@@ -42,7 +42,7 @@ from ralmspec_plugins.types import (
     unscored,
 )
 
-MOST_RETRIES = 3  # failures while running ahead, after which a request is finished plainly
+MOST_RETRIES = 3  # failures of speculative work, after which a request is run sequentially
 
 
 class SpeculationWindow:
@@ -50,8 +50,8 @@ class SpeculationWindow:
 
     A reorder buffer: steps are written in order, verified in any order, and committed
     in order. At most one step is formed, guessed for or written at a time (`writer`), since
-    each needs the one before it. A writer that was cancelled keeps the place until
-    it has really stopped; until then it belongs to no step (`writer[1]` is `None`).
+    each needs the one before it. A cancelled writer blocks the next one until
+    it has stopped; until then it belongs to no step (`writer[1]` is `None`).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SpeculationWindow:
         cascade: SpeculatorCascade,
         policy: Policy | None,
     ) -> None:
-        """Start before the first state; without a policy nothing runs ahead."""
+        """Create an empty window; without a policy nothing runs speculatively."""
         self.parts = parts
         self.workload = parts.workload
         self.cascade = cascade
@@ -72,22 +72,22 @@ class SpeculationWindow:
         self.steps: list[Step] = []
         self.retrieved: list[Retrieved] = []
         self.writer: tuple[Work, Step | None] | None = None
-        self.alone: Step | None = None  # the step that is run alone
-        self.ran_ahead = False  # since memory was last freed
-        self.stopping_s = 0.0  # when a writer was last cancelled
+        self.retried_step: Step | None = None  # the step that is run in isolation
+        self.speculated = False  # since memory was last freed
+        self.stopping_s = 0.0  # the time at which a writer was last cancelled
         self.settled = ""
-        self.contradiction: Failure | None = None  # a text that was settled did not come again
-        self.out: list[Need] = []  # what the engine is to do next
+        self.contradiction: Failure | None = None  # a settled text was not generated again
+        self.out: list[Need] = []  # work and notices for the engine
         self._cancelled: set[Encode] = set()
-        self._asked_for_guess = self._had_guess = self._began_ahead = False  # for statistics
+        self._requested_guess = self._had_guess = self._used_guess = False  # for statistics
 
     @property
     def complete(self) -> bool:
-        """Whether everything is committed, and the answer found to be complete."""
+        """Whether everything is committed and the answer is complete."""
         return bool(self.steps) and self.steps[0].ends
 
     def answer(self) -> Answer:
-        """Give the final text, its record and its statistics."""
+        """Return the final text, its record and its statistics."""
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.workload.text(self.root)
@@ -96,31 +96,35 @@ class SpeculationWindow:
         return Answer(text, tuple(self.retrieved), self.root, stats)
 
     def _unguessed(self) -> str | None:
-        """Return why no segment was begun on a guess; `None` if one was, or nothing searched."""
-        if self._began_ahead or not self.metrics.batches or self.policy is None:
+        """Return why no segment was started on a guess; `None` if one was or none was needed."""
+        if self._used_guess or not self.metrics.batches or self.policy is None:
             return None
         if not self.cascade.speculates:
             return "no speculators were given"
         if self.cascade.held:
-            return "may_guess has said no"
+            return "may_guess returned False"
         if self._had_guess:
-            return "writing on guesses would not have paid"
-        return "no speculator had a guess" if self._asked_for_guess else "guessing would not pay"
+            return "speculative segments would not have paid off"
+        return (
+            "no speculator had a guess"
+            if self._requested_guess
+            else "guessing would not have paid off"
+        )
 
     def start(self, need: Work) -> None:
-        """Have a piece of work started."""
+        """Request that the engine start a piece of work."""
         self.in_flight.start(need)
-        self.ran_ahead |= isinstance(need, Extend) and need.ahead
+        self.speculated |= isinstance(need, Extend) and need.ahead
         self.metrics.began(need)
         self.out.append(need)
 
     def write(self, need: Work, step: Step) -> None:
-        """Have a step asked, guessed or written."""
+        """Request the writer's next work for a step: a query, a guess or a segment."""
         self.writer = (need, step)
         self.start(need)
 
     def pending(self) -> list[Query]:
-        """Give the queries that have to go out, in the order of the steps."""
+        """Return the queries to search, in the order of the steps."""
         searching = self.in_flight.searching
         return [
             step.query
@@ -132,31 +136,31 @@ class SpeculationWindow:
             and step.query.key not in searching
         ]
 
-    def behind_guess(self, step: Step) -> bool:
-        """Return whether a step before this one is written on hits that are not verified."""
+    def follows_guess(self, step: Step) -> bool:
+        """Return whether a step before this one depends on unverified hits."""
         return any(not one.verified for one in takewhile(lambda one: one is not step, self.steps))
 
-    def asked_behind_guess(self, queries: Sequence[Query]) -> bool:
-        """Return whether a step that asks one of these stands behind hits that are not verified."""
+    def any_follow_guess(self, queries: Sequence[Query]) -> bool:
+        """Return whether a step with one of these queries follows unverified hits."""
         keys = {query.key for query in queries}
         return any(
-            isinstance(step.query, Query) and step.query.key in keys and self.behind_guess(step)
+            isinstance(step.query, Query) and step.query.key in keys and self.follows_guess(step)
             for step in self.steps
         )
 
     @property
     def encoding(self) -> bool:
-        """Whether a step waits for its query's encoding."""
+        """Whether a step waits for the encoding of its query."""
         if self.parts.inline_encode:
             return False
         return any(step.unencoded is not None for step in self.steps)
 
-    def ran_alone(self, need: Work) -> bool:
-        """Whether work ran as in the plain loop: nothing in parallel with it, nothing kept."""
-        return self.in_flight.alone(need) and not self.ran_ahead
+    def ran_isolated(self, need: Work) -> bool:
+        """Return whether work ran as in the plain loop: nothing in parallel, no memory in use."""
+        return self.in_flight.exclusive(need) and not self.speculated
 
     def view(self, *, stalled: bool, pending: int | None = None) -> SchedulerState:
-        """Tell a policy what it may know; `pending` where it has been counted already."""
+        """Return the state for a policy; `pending` is passed if it was counted already."""
         if pending is None:
             pending = len(self.pending())
             if not self.parts.inline_encode:
@@ -170,7 +174,7 @@ class SpeculationWindow:
         )
 
     def confirmed_failure(self) -> Failure | None:
-        """Give the failure of the first step, if the plain loop would have come to it."""
+        """Return the failure of the first step, if the plain loop would raise it."""
         if not self.steps or self.contradiction is not None:
             return self.contradiction
         head = self.steps[0]
@@ -181,18 +185,18 @@ class SpeculationWindow:
         return head.failure if head.verified or not head.asked else None
 
     def visible(self, hits: Hits) -> Hits:
-        """Give the hits as `extend` may see them: without scores unless it reads them."""
+        """Return the hits for `extend`: without scores unless it reads them."""
         return hits if self.workload.reads_scores else unscored(hits)
 
-    def run_ahead(self, step: Step, guess: Hits) -> None:
-        """Have a step written with hits that no search has confirmed yet."""
+    def use_guess(self, step: Step, guess: Hits) -> None:
+        """Start the segment of a step with guessed hits."""
         assert isinstance(step.query, Query)
         step.used = self.visible(guess)
-        self._began_ahead = True
+        self._used_guess = True
         self.out.append(Guessed(step.query, guess))
 
     def failed(self, error: Exception) -> Failed:
-        """Say what the request comes to, and whose search it was if it was a search's error."""
+        """Return the event of a failed request, with the query of a failed search."""
         head = self.steps[0] if self.steps else None
         search = None if head is None else head.search_failure
         if head is None or search is None or search.error is not error:
@@ -201,14 +205,14 @@ class SpeculationWindow:
         return Failed(error, head.query)
 
     def confirm(self) -> None:
-        """Hold the steps against what the searches found; commit what is verified."""
+        """Compare the steps with the searches' results; commit what is verified."""
         for position, step in enumerate(self.steps):
             if step.truth is not None and not step.verified and not self._verify(position, step):
                 break
         self._commit()
 
     def _verify(self, position: int, step: Step) -> bool:
-        """Hold one step against the truth; say whether what follows it stands."""
+        """Compare one step with its real hits; return whether the steps after it remain valid."""
         assert step.truth is not None
         truth = self.visible(step.truth)
         if step.guess is not None:
@@ -217,7 +221,7 @@ class SpeculationWindow:
         if step.used is None:
             step.used = truth
             if self.writer is not None and self.writer[1] is step:
-                self._stop_writer()  # a guess that nobody waits for any more
+                self._stop_writer()  # a guess that is no longer needed
             return True
         if self._agree(step, step.used, truth):
             return True
@@ -226,11 +230,11 @@ class SpeculationWindow:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Compare; what cannot be compared (an array in a passage's metadata) differs."""
+        """Return whether a guess is correct; incomparable values (arrays in metadata) differ."""
         agree = getattr(self.workload, "agree", None)
         try:
             return bool(guess == truth if agree is None else agree(step.before, guess, truth))
-        except Exception:  # noqa: BLE001 the plain loop compares nothing, so it must not matter
+        except Exception:  # noqa: BLE001 the plain loop compares nothing, so this must not fail
             return False
 
     def _judge(self, step: Step, right: bool) -> None:
@@ -241,7 +245,7 @@ class SpeculationWindow:
             self.policy.record_outcome(right)
 
     def _commit(self) -> None:
-        """Commit the verified steps at the head; settle what the next one has so far."""
+        """Commit the verified steps at the head; settle the partial text of the next one."""
         while self.steps and self.steps[0].verified and self.steps[0].written:
             self._confirmed(self.steps[0])
             if self._contradicts(self.steps[0], self.steps[0].after, whole=True):
@@ -262,22 +266,22 @@ class SpeculationWindow:
                 self._show(head, head.partial)
 
     def _show(self, head: Step, partial: Any) -> None:
-        """Settle what the first step, whose hits are right, has so far."""
+        """Settle the partial text of the first step, whose hits are verified."""
         if not self._contradicts(head, partial, whole=False):
             head.shown |= self._settle(partial)
 
     def _contradicts(self, step: Step, state: Any, *, whole: bool) -> bool:
-        """Say whether a step that is written once more takes back what was settled before."""
-        if step.broke_off is None:
+        """Return whether a retried step contradicts the text that was settled before."""
+        if step.interruption is None:
             return False
         text = self.workload.settled(state)
         if text.startswith(self.settled) or (not whole and self.settled.startswith(text)):
             return False
-        self.contradiction = Failure(step.broke_off, alone=True)
+        self.contradiction = Failure(step.interruption, isolated=True)
         return True
 
     def _confirmed(self, step: Step) -> None:
-        """Enter what the step in front has retrieved in the record, once."""
+        """Add the hits of the first step to the record, once."""
         if step.confirmed:
             return
         step.confirmed = True
@@ -290,7 +294,7 @@ class SpeculationWindow:
         self.out.append(Confirmed(step.entry))
 
     def _settle(self, state: Any) -> bool:
-        """Settle what is new of a text, if anything is; say so."""
+        """Settle the new part of a text; return whether there is one."""
         text = self.workload.settled(state)
         if len(text) <= len(self.settled):
             return False
@@ -300,35 +304,35 @@ class SpeculationWindow:
         return True
 
     def roll_back(self, position: int) -> None:
-        """Give up the segment at this position, and drop all steps behind it."""
+        """Discard the segment at this position, and drop all steps after it."""
         segments = sum(step.used is not None for step in self.steps[position:])
         self.out.append(RolledBack(segments))
         self.drop(position + 1)
         self._give_up(self.steps[position])
 
     def drop(self, position: int) -> None:
-        """Drop the steps from this position on; what they found out is remembered."""
+        """Drop the steps from this position on; their results are cached."""
         for step in self.steps[position:]:
             self._give_up(step)
         del self.steps[position:]
 
     def reset(self, step: Step) -> None:
-        """Undo what a step came to, except for hits that are known to be right."""
+        """Reset a step, except for hits that are verified."""
         if step.shown and step.failure is not None:
-            step.broke_off = step.failure.error
+            step.interruption = step.failure.error
         self._give_up(step)
         step.failure = step.encode_failure = step.search_failure = None
         step.rewrite(step.used if step.verified else None)
 
     def _give_up(self, step: Step) -> None:
-        """Give up a step's segment, written or being written."""
+        """Discard a step's segment, finished or not."""
         self.rollback.put(step)
         self.metrics.drop(step.span)
         if self.writer is not None and self.writer[1] is step:
             self._stop_writer()
 
     def _stop_writer(self) -> None:
-        """Stop what is being asked or written; its place is free when it has stopped."""
+        """Cancel the writer; the next one can start when it has stopped."""
         assert self.writer is not None
         need = self.writer[0]
         if isinstance(need, FormQuery | Extend):
@@ -340,18 +344,18 @@ class SpeculationWindow:
     # Completions
 
     def writing(self, need: Work) -> Step | None:
-        """Give the step that this work is for, unless that was dropped since."""
+        """Return the step of this work, unless it was dropped."""
         return self.writer[1] if self.writer is not None and self.writer[0] is need else None
 
     def record_partial(self, report: PartialOutput) -> None:
-        """Take in what an unfinished segment or query has so far."""
+        """Record the partial state of an unfinished segment or query."""
         self.metrics.now_s = max(self.metrics.now_s, report.at_s)
         step = self.writing(report.need)
         if step is not None:
             step.partial = report.state
 
-    def record_search(self, done: Completed, query: Query, *, alone: bool) -> None:
-        """Give every step that waits for a query its hits, or the error of its search."""
+    def record_search(self, done: Completed, query: Query, *, isolated: bool) -> None:
+        """Set the hits, or the search's error, of every step that waits for a query."""
         for step in self.steps:
             asked = step.query
             if not isinstance(asked, Query) or not step.encoded or step.truth is not None:
@@ -361,10 +365,10 @@ class SpeculationWindow:
             if done.error is None:
                 step.truth = done.value.hits
             else:
-                step.search_failure = Failure(done.error, alone and step is self.steps[0])
+                step.search_failure = Failure(done.error, isolated and step is self.steps[0])
 
-    def record_encoding(self, done: Completed, *, alone: bool, stopped: bool) -> None:
-        """Give every step that waits for a query's encoding that query, or the error."""
+    def record_encoding(self, done: Completed, *, isolated: bool, stopped: bool) -> None:
+        """Set the encoded query, or the error, of every step that waits for it."""
         assert isinstance(done.need, Encode)
         text = done.need.query.text
         stopped |= done.need in self._cancelled and isinstance(done.error, Cancelled)
@@ -374,23 +378,23 @@ class SpeculationWindow:
         if done.error is None:
             self.cascade.note_encoded(text, done.value)
         elif stopped:
-            return  # a step that waits for it now asks again
+            return  # a step that waits for it requests it again
         for step in self.steps:
             query = step.unencoded
             if query is None or query.text != text:
                 continue
             if done.error is not None:
-                step.encode_failure = Failure(done.error, alone and step is self.steps[0])
+                step.encode_failure = Failure(done.error, isolated and step is self.steps[0])
                 continue
             step.query, step.encoded = done.value, True
-            if step.used is None:  # a guess that was made by the text alone is kept
+            if step.used is None:  # a guess by the text is kept
                 step.cost_s += done.took_s
                 step.guessed = step.guessed and step.guess is not None
 
-    def record_work(self, done: Completed, *, alone: bool) -> None:
-        """Take in the first state, a query, a guess or a segment."""
+    def record_work(self, done: Completed, *, isolated: bool) -> None:
+        """Record the first state, a query, a guess or a segment."""
         step = self.writing(done.need)
-        alone = alone and bool(self.steps) and step is self.steps[0]
+        isolated = isolated and bool(self.steps) and step is self.steps[0]
         self.in_flight.complete(done.need, 0)
         span = self.metrics.done(done)
         if self.writer is not None and self.writer[0] is done.need:
@@ -400,28 +404,28 @@ class SpeculationWindow:
         elif step is None:
             self._stopped(done, span)
         else:
-            self._advance(step, done, span, alone)
+            self._advance(step, done, span, isolated)
 
-    def _advance(self, step: Step, done: Completed, span: Span, alone: bool) -> None:
-        """Take a step to its next stage."""
+    def _advance(self, step: Step, done: Completed, span: Span, isolated: bool) -> None:
+        """Move a step to its next stage."""
         if not isinstance(done.need, Extend):
             step.cost_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
         elif done.error is not None:
-            step.failure = Failure(done.error, alone)
+            step.failure = Failure(done.error, isolated)
         elif isinstance(done.need, FormQuery):
-            self._take(step, done.value, alone=alone)
+            self._take(step, done.value, isolated=isolated)
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
                 self.policy.wrote(step.cost_s + done.took_s, self.metrics.beside_s)
 
     def _stopped(self, done: Completed, span: Span) -> None:
-        """Take in that a writer whose step was dropped has stopped, whole or not."""
+        """Record that a writer whose step was dropped has stopped."""
         self.metrics.drop(span)
         if isinstance(done.need, FormQuery) and done.error is None:
-            self.rollback.put_query(done.need.state, self._asked(done.value))
+            self.rollback.put_query(done.need.state, self._formed_query(done.value))
         if not isinstance(done.need, Extend):
             return
         if self.policy is not None:
@@ -430,31 +434,31 @@ class SpeculationWindow:
             self.rollback.put_segment(done.need.state, done.need.hits, done.value, span)
 
     @property
-    def plainly(self) -> bool:
-        """Whether nothing may run ahead now."""
+    def sequential(self) -> bool:
+        """Whether speculation is disabled now."""
         if self.policy is None or self.metrics.retries >= MOST_RETRIES:
             return True
-        return self.alone is not None and self.alone in self.steps
+        return self.retried_step is not None and self.retried_step in self.steps
 
     # Planning: the next query, its hits, its segment
 
     def plan(self) -> bool:
-        """Take the last step as far as it goes; return whether anything changed."""
+        """Move the last step through its stages; return whether anything changed."""
         moved = False
         while self.writer is None:
             if not self.steps or self.steps[-1].written:
-                if self.steps and (self.plainly or self.cascade.held):
+                if self.steps and (self.sequential or self.cascade.held):
                     break
                 self.steps.append(Step(self.steps[-1].after if self.steps else self.root))
             step = self.steps[-1]
-            if step.failure is not None or step.ends or not self._further(step):
+            if step.failure is not None or step.ends or not self._next_stage(step):
                 break
             moved = True
         return moved
 
-    def _further(self, step: Step) -> bool:
-        """Take the last step one stage further; return whether anything changed."""
-        if self.cascade.held and (step.ahead or self.behind_guess(step)):
+    def _next_stage(self, step: Step) -> bool:
+        """Move the last step to its next stage; return whether anything changed."""
+        if self.cascade.held and (step.ahead or self.follows_guess(step)):
             return False
         if not step.asked:
             self._form_query(step)
@@ -469,47 +473,47 @@ class SpeculationWindow:
             step.take(known)
             return
         if not self.parts.inline_query:
-            self.write(FormQuery(step.before, speculative=self.behind_guess(step)), step)
+            self.write(FormQuery(step.before, speculative=self.follows_guess(step)), step)
             return
-        alone = not self.in_flight and not self.ran_ahead and step is self.steps[0]
+        isolated = not self.in_flight and not self.speculated and step is self.steps[0]
         try:
             formed = self.parts.form(step.before, Progress())
         except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
-            step.failure = Failure(error, alone)
+            step.failure = Failure(error, isolated)
         else:
-            self._take(step, formed, alone=alone)
+            self._take(step, formed, isolated=isolated)
 
-    def _take(self, step: Step, formed: Formed, *, alone: bool) -> None:
-        """Take in a query that was formed, and encode it if that costs nothing."""
+    def _take(self, step: Step, formed: Formed, *, isolated: bool) -> None:
+        """Set a step's query, and encode it if that is an inline call."""
         if isinstance(formed.query, str) and self.parts.inline_encode:
-            step.take(Asked(Query(formed.query), False, formed.carried))
-            self._encode_inline(step, formed.query, alone=alone)
+            step.take(FormedQuery(Query(formed.query), False, formed.carried))
+            self._encode_inline(step, formed.query, isolated=isolated)
         else:
-            step.take(self._asked(formed))
+            step.take(self._formed_query(formed))
 
-    def _asked(self, formed: Formed) -> Asked:
+    def _formed_query(self, formed: Formed) -> FormedQuery:
         query = formed.query
         if not isinstance(query, str):
-            return Asked(query, isinstance(query, Query), formed.carried)
+            return FormedQuery(query, isinstance(query, Query), formed.carried)
         encoded = self.cascade.encoded(query)
         if encoded is not None:
-            return Asked(encoded, True, formed.carried)
-        return Asked(self.parts.unencoded(query), False, formed.carried)
+            return FormedQuery(encoded, True, formed.carried)
+        return FormedQuery(self.parts.unencoded(query), False, formed.carried)
 
     # Encoding
 
-    def _encode_inline(self, step: Step, text: str, *, alone: bool) -> None:
+    def _encode_inline(self, step: Step, text: str, *, isolated: bool) -> None:
         try:
             step.query = self.parts.encode(text)
         except Exception as error:  # noqa: BLE001 counts only if the step is confirmed
-            step.encode_failure = Failure(error, alone)
+            step.encode_failure = Failure(error, isolated)
         else:
             step.encoded = True
 
     def encode(self) -> bool:
-        """Start encodings while there are lanes, the first steps first; return whether any did.
+        """Start encodings in the order of the steps, up to the lanes; return whether any started.
 
-        One that no step waits for any more is cancelled.
+        An encoding that no step waits for is cancelled.
         """
         if self.parts.inline_encode:
             return self._encode_rest()
@@ -524,24 +528,24 @@ class SpeculationWindow:
             if len(self.in_flight.encoding) >= self.parts.encode_lanes:
                 break
             if query.text not in self.in_flight.encoding:
-                self.start(Encode(query, self.asked_behind_guess([query])))
+                self.start(Encode(query, self.any_follow_guess([query])))
                 started = True
         return started
 
     def _encode_rest(self) -> bool:
-        """Encode what a step that is run once more could not encode before."""
+        """Encode the query of a retried step inline."""
         query = self.steps[0].unencoded if self.steps else None
         if query is None:
             return False
-        alone = not self.in_flight and not self.ran_ahead
-        self._encode_inline(self.steps[0], query.text, alone=alone)
+        isolated = not self.in_flight and not self.speculated
+        self._encode_inline(self.steps[0], query.text, isolated=isolated)
         return True
 
     def _choose(self, step: Step) -> bool:
-        """Find the hits to write with: the truth if it is known, else a guess."""
+        """Choose the hits for the segment: the real ones if they are known, else a guess."""
         query, cascade = step.query, self.cascade
         assert isinstance(query, Query)
-        if self.policy is None or self.plainly or step.encode_failure is not None:
+        if self.policy is None or self.sequential or step.encode_failure is not None:
             return False
         if step.truth is None:
             step.truth = cascade.known(query) if step.encoded else cascade.known_by_text(query)
@@ -552,7 +556,7 @@ class SpeculationWindow:
         if cascade.held:
             return False
         if not step.guessed and self.policy.worth_guessing():
-            step.guessed = self._asked_for_guess = True
+            step.guessed = self._requested_guess = True
             began_s = cascade.clock()
             step.guess = cascade.guess_inline(query, encoded=step.encoded)
             self.policy.guessed(cascade.clock() - began_s)
@@ -564,7 +568,7 @@ class SpeculationWindow:
         self._had_guess = True
         if not self.policy.may_write(self.view(stalled=False)):
             return False
-        self.run_ahead(step, step.guess)
+        self.use_guess(step, step.guess)
         return True
 
     def _extend(self, step: Step) -> None:
@@ -572,7 +576,7 @@ class SpeculationWindow:
         known = self.rollback.segment(step.before, step.used)
         if known is None:
             ahead = not step.verified
-            speculative = ahead or self.behind_guess(step)
+            speculative = ahead or self.follows_guess(step)
             need = Extend(step.before, step.used, ahead, speculative, carried=step.carried)
             self.write(need, step)
             return

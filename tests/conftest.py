@@ -1,7 +1,10 @@
 """Settings of the whole test run."""
 
+import gc
 import os
 
+# Nothing that is imported or collected becomes garbage: it is not searched for any, see below.
+gc.disable()
 # One thread each: the models are tiny, and two workers share two cores.
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -23,6 +26,13 @@ def guessing_pays() -> Iterator[None]:
         patch.setattr(Costs, "WORTH_GUESSING", 0.0)
         patch.setattr(Costs, "WORTH_WRITING", 0.0)
         yield
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Exempt what the collection made from garbage collection: a million objects, a second each."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

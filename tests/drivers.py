@@ -130,9 +130,9 @@ def drive(
         seed: Decides the order, which cancellations come too late, and the haste.
         haste: Share of work beside other work that fails for that reason alone.
     """
-    setup = Session(world.workload, world.retriever, settings)
+    session = Session(world.workload, world.retriever, settings)
     run = _Run(
-        RequestContext(setup, world.request, reports=True), world, random.Random(seed), haste
+        RequestContext(session, world.request, reports=True), world, random.Random(seed), haste
     )
     try:
         return Outcome.of(run.answer()), run.seen
@@ -142,14 +142,14 @@ def drive(
         assert failed.error is error  # noqa: PT017 it was raised by what is tested
         return Outcome.failed(error, run.seen.confirmed, failed.query), run.seen
     finally:
-        run.job.close()
+        run.context.close()
 
 
 class _Run:
     def __init__(
-        self, job: RequestContext, world: World, dice: random.Random, haste: float
+        self, context: RequestContext, world: World, dice: random.Random, haste: float
     ) -> None:
-        self.job = job
+        self.context = context
         self.world = world
         self.dice = dice
         self.haste = haste
@@ -159,15 +159,15 @@ class _Run:
         self.pace = 1.0
 
     def answer(self) -> Answer:
-        needs = next(self.job.flow)
+        needs = next(self.context.flow)
         while True:
             for need in needs:
                 self.see_to(need)
-            if self.job.finish is not None:
-                self.seen.answer = self.job.finish.answer
-                return self.job.answer(self.now_s)
+            if self.context.finish is not None:
+                self.seen.answer = self.context.finish.answer
+                return self.context.answer(self.now_s)
             assert self.out, "the loop waits for nothing"
-            needs = self.job.flow.send(self.pick())
+            needs = self.context.flow.send(self.pick())
 
     def see_to(self, need: Need) -> None:
         if isinstance(need, Settled):
@@ -183,7 +183,7 @@ class _Run:
         else:
             assert isinstance(need, Notice), "nothing that is known is told"
             self._look_at(need)
-            self.job.note(need)
+            self.context.note(need)
 
     def _look_at_cancelled(self, need: Work) -> None:
         if isinstance(need, FormQuery | Extend):
@@ -222,7 +222,7 @@ class _Run:
             )
         busy = any(isinstance(one, Completed) for one in self.out)
         self.pace = 10.0 if isinstance(need, Search) else 1.0
-        self.job.carry_out(need, self.clock, self.out.append)
+        self.context.carry_out(need, self.clock, self.out.append)
         if busy and self.dice.random() < self.haste:
             self.out = [self._hasty(one, need) for one in self.out]
         if isinstance(need, Extend):
@@ -231,7 +231,7 @@ class _Run:
     def _asked(self, need: Extend) -> Any:
         """Form the query that a segment is written for once more."""
         try:
-            return self.job.setup.parts.form(need.state, Progress()).query
+            return self.context.session.parts.form(need.state, Progress()).query
         except WorldError:
             return None
 
@@ -242,7 +242,7 @@ class _Run:
 
     def _look(self, need: Extend) -> None:
         """See whether this segment was written on a wrong guess that changed its text."""
-        parts, query = self.job.setup.parts, self._asked(need)
+        parts, query = self.context.session.parts, self._asked(need)
         if not isinstance(query, str | Query):
             return
         try:

@@ -380,7 +380,7 @@ def test_contention_that_was_measured_is_allowed_for() -> None:
             Counting(), Numbered(), latencies, Settings(speculators=(Guesser(),))
         )
         if not measured:
-            simulation._setup.costs.contention.ENOUGH = 10**6
+            simulation._session.costs.contention.ENOUGH = 10**6
         walls[measured] = sum(simulation.run("").stats.wall_s for _ in range(20))
 
     assert walls[True] < 0.9 * walls[False]

@@ -62,7 +62,7 @@ def test_nothing_is_begun_on_a_guess_from_then_on() -> None:
             seen = workload.ahead[: len(workload.ahead) - STEPS]  # without the plain loop's
             assert not any(seen[at:])
         assert at < 2 or any(seen)
-        assert at or answer.stats.unguessed == "may_guess has said no"
+        assert at or answer.stats.unguessed == "may_guess returned False"
 
 
 def test_an_error_in_it_is_no_answers(caplog: pytest.LogCaptureFixture) -> None:

@@ -146,7 +146,7 @@ def test_guesses_that_are_never_right_are_given_up() -> None:
     answers = [simulation.run(PROMPT) for _ in range(3)]
 
     assert answers[-1].stats.wasted_segments == 0
-    assert answers[-1].stats.unguessed == "writing on guesses would not have paid"
+    assert answers[-1].stats.unguessed == "speculative segments would not have paid off"
     assert answers[-1].text == plain(Mine(), Fresh(), PROMPT).text
 
 

@@ -119,7 +119,7 @@ def owners(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Tenant]:
         return hits
 
     def watched_note(self: RequestContext, notice: Notice) -> None:
-        tenants[self.setup.retriever.signature].events.append(notice)
+        tenants[self.session.retriever.signature].events.append(notice)
         note(self, notice)
 
     monkeypatch.setattr(SpeculatorCascade, "guess_inline", watched_guess)

@@ -91,7 +91,7 @@ BUGS = (
     Bug(
         "an error counts although other work was running",
         "ralmspec_plugins/loop.py",
-        "        if failure.alone:",
+        "        if failure.isolated:",
         "        if failure:",
     ),
     Bug(
@@ -166,8 +166,8 @@ BUGS = (
     Bug(
         "a text that comes otherwise the second time is given out",
         "ralmspec_plugins/window.py",
-        "if step.broke_off is None:",
-        "if step.written or step.broke_off is None:",
+        "if step.interruption is None:",
+        "if step.written or step.interruption is None:",
         "tests/engine/test_events.py",
     ),
     Bug(
@@ -293,8 +293,8 @@ BUGS = (
     Bug(
         "an encoder's error counts although other work was running",
         "ralmspec_plugins/window.py",
-        "step.encode_failure = Failure(done.error, alone and step is self.steps[0])",
-        "step.encode_failure = Failure(done.error, alone=True)",
+        "step.encode_failure = Failure(done.error, isolated and step is self.steps[0])",
+        "step.encode_failure = Failure(done.error, isolated=True)",
     ),
     Bug(
         "a dropped query is not cancelled",
@@ -367,7 +367,7 @@ BUGS = (
     Bug(
         "a state that comes after the end is not released",
         "ralmspec_plugins/engine/session.py",
-        "        if self._closed:\n            self.setup.workload.release(state)\n",
+        "        if self._closed:\n            self.session.workload.release(state)\n",
         "",
         "tests/engine/test_forming.py",
     ),
@@ -497,6 +497,34 @@ BUGS = (
         'transcript, ending = transcript.cut(stop), "stop"',
         'transcript, ending = transcript.cut(stop + 1), "stop"',
         "tests/decoding/test_ends.py",
+    ),
+    Bug(
+        "a draft model keeps what a rolled-back text left",
+        "ralmspec_plugins/decoding/drafters/model.py",
+        "min(common_length(self.run.tokens, text), len(text) - 1)",
+        "min(len(self.run.tokens), len(text) - 1)",
+        "tests/decoding/test_model_drafter.py",
+    ),
+    Bug(
+        "a draft of a corpus runs into the next document",
+        "ralmspec_plugins/decoding/corpus.py",
+        "window = window[: window.index(self.about.boundary)]",
+        "window = [one for one in window if one != self.about.boundary]",
+        "tests/decoding/test_corpus.py",
+    ),
+    Bug(
+        "recycled logits of one request are drafted for another",
+        "ralmspec_plugins/decoding/drafters/recycling.py",
+        "key = _EVERYONE if self.shared else request",
+        "key = _EVERYONE",
+        "tests/decoding/test_recycling.py",
+    ),
+    Bug(
+        "a tree's later layers are read without the earlier ones",
+        "ralmspec_plugins/lm/kv_cache.py",
+        "past = run.cache.get_seq_length() - len(rows.tokens)",
+        "past = run.cache.get_seq_length() - len(rows.tokens) + 1",
+        "tests/decoding/test_model_drafter.py",
     ),
     Bug(
         "FLARE takes back a look-ahead that was written with other passages",

@@ -94,6 +94,7 @@ def _costs(name: str) -> dict[str, float]:
         vocabulary=int(loaded.model.config.vocab_size),
         context=int(loaded.model.config.max_position_embeddings),
         encode=lambda _: (),
+        tokenizer=loaded.tokenizer,
     )
     curve = measure_costs(hosted, 20.0)
     return {str(rows): cost for rows, cost in zip(curve.rows, curve.costs, strict=True)}

@@ -32,22 +32,22 @@ from ralmspec_plugins.types import Answer, Request
 class SimulatedClient:
     """One request of a crowd."""
 
-    def __init__(self, setup: Session, request: Request, arrived_s: float) -> None:
+    def __init__(self, session: Session, request: Request, arrived_s: float) -> None:
         """Arrive at this time of the crowd's clock."""
-        self.setup = setup
+        self.session = session
         self.request = request
         self.arrived_s = arrived_s
         self.ended_s = 0.0
-        self.job: RequestContext | None = None  # from its arrival to its answer
+        self.context: RequestContext | None = None  # from its arrival to its answer
         self.answer: Answer | None = None
         self.out: dict[Work, Out] = {}
 
     @property
     def group(self) -> Hashable:
         """What its searches can be merged with."""
-        wide = self.setup.wide
-        width = None if wide is None else self.setup.settings.width(wide.k)
-        return self.setup.retriever.signature, width
+        wide = self.session.wide
+        width = None if wide is None else self.session.settings.width(wide.k)
+        return self.session.retriever.signature, width
 
 
 @dataclass(slots=True, eq=False)
@@ -94,16 +94,16 @@ class EventSimulator:
                 self._happen(event)
         finally:
             for member in members:
-                if member.job is not None:
-                    member.job.close()
+                if member.context is not None:
+                    member.context.close()
 
     def _push(self, due_s: float, event: Event) -> None:
         heapq.heappush(self._due, (due_s, next(self._order), event))
 
     def _happen(self, event: Event) -> None:
         if isinstance(event, SimulatedClient):
-            event.job = RequestContext(event.setup, event.request)
-            self._see_to(event, next(event.job.flow))
+            event.context = RequestContext(event.session, event.request)
+            self._see_to(event, next(event.context.flow))
         elif isinstance(event, Batch):
             self._searched(event)
         elif event.member.out.get(event.need) is event and event.dones:
@@ -111,22 +111,22 @@ class EventSimulator:
             self._complete(event, event.dones)
 
     def _see_to(self, member: SimulatedClient, needs: Sequence[Need]) -> None:
-        job = member.job
-        assert job is not None
+        context = member.context
+        assert context is not None
         for need in needs:
             if isinstance(need, Work):
-                self._start(member, job, need)
+                self._start(member, context, need)
             elif isinstance(need, Cancel):
                 self._cancel(member, need.need)
             else:
-                job.note(need)
-        if job.finish is not None:
-            self._finish(member, job)
+                context.note(need)
+        if context.finish is not None:
+            self._finish(member, context)
 
-    def _start(self, member: SimulatedClient, job: RequestContext, need: Work) -> None:
+    def _start(self, member: SimulatedClient, context: RequestContext, need: Work) -> None:
         """Do the work now; it is completed when its time has passed."""
         handed_in: list[Completion | Aborted] = []
-        job.carry_out(need, lambda: self._now_s - member.arrived_s, handed_in.append)
+        context.carry_out(need, lambda: self._now_s - member.arrived_s, handed_in.append)
         out = member.out[need] = Out(member, need)
         for done in handed_in:
             if isinstance(done, Aborted):
@@ -146,7 +146,7 @@ class EventSimulator:
     def _line_up(self, out: Out, search: Search) -> None:
         out.call = PendingCall(
             group=out.member.group,
-            way=_NO_WAY,
+            search_fn=_NO_WAY,
             queries=search.queries,
             came_s=self._now_s,
             wake=_nobody,
@@ -195,14 +195,14 @@ class EventSimulator:
     # Completing
 
     def _complete(self, out: Out, dones: Sequence[Completed]) -> None:
-        member, job = out.member, out.member.job
-        if member.out.pop(out.need, None) is None or job is None:
+        member, context = out.member, out.member.context
+        if member.out.pop(out.need, None) is None or context is None:
             return
         for done in dones:
             now_s = self._now_s - member.arrived_s
             member.request.check_deadline(now_s)
-            self._see_to(member, job.flow.send(replace(done, ended_s=now_s)))
-            if member.job is None:
+            self._see_to(member, context.flow.send(replace(done, ended_s=now_s)))
+            if member.context is None:
                 return
 
     def _cancel(self, member: SimulatedClient, need: Work) -> None:
@@ -223,18 +223,18 @@ class EventSimulator:
             out.call.given_up = True
             self._line.leave(out.call)
 
-    def _finish(self, member: SimulatedClient, job: RequestContext) -> None:
+    def _finish(self, member: SimulatedClient, context: RequestContext) -> None:
         """Note the answer; what is still out for this request is let go."""
-        if member.job is None:
+        if member.context is None:
             return
         member.ended_s = self._now_s
-        member.job = None
-        job.close()
+        member.context = None
+        context.close()
         for out in list(member.out.values()):
             self._leave(out)
             self._let_go(out)
         member.out.clear()
-        member.answer = job.answer(self._now_s - member.arrived_s)
+        member.answer = context.answer(self._now_s - member.arrived_s)
 
 
 def _nobody() -> None:
@@ -301,7 +301,7 @@ class LoadSimulation:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if latencies.contention or latencies.slows_searches:
             raise ConfigError("a crowd has no contention; give curves measured under load instead")
-        self._setup = Session(workload, retriever, settings, clock=lambda: 0.0)
+        self._session = Session(workload, retriever, settings, clock=lambda: 0.0)
         self._latencies = latencies
         self._lanes = lanes
         self._max_batch = max_batch
@@ -320,7 +320,7 @@ class LoadSimulation:
         if len(arrivals) != len(requests):
             raise ConfigError(f"{len(requests)} requests came at {len(arrivals)} times")
         members = [
-            SimulatedClient(self._setup, as_request(request), at_s)
+            SimulatedClient(self._session, as_request(request), at_s)
             for request, at_s in zip(requests, arrivals, strict=True)
         ]
         time = EventSimulator(self._latencies, self._lanes, self._max_batch, self._writers)

@@ -2,7 +2,8 @@
 
 `SpeculativeRAG` is a retriever and a model as one runnable, `speculate()` makes one of
 a chain that is there already, and `SpeculativeRetriever` is the retriever's part alone.
-`KNNLLM` is KNN-LM as a model of the host.
+`SpeculativeLLM` and `SpeculativeChatModel` are a local model that writes several tokens a
+pass, `KNNLLM` is KNN-LM, as models of the host.
 """
 
 from ralmspec_plugins.errors import MissingExtraError
@@ -12,11 +13,13 @@ try:
 except ImportError as missing:
     raise MissingExtraError("langchain", "langchain-core") from missing
 
-from langchain_ralmspec.chains import speculate
+from langchain_ralmspec.chains import SpeculativeChain, speculate
 from langchain_ralmspec.knn import KNNLLM
 from langchain_ralmspec.rag import SpeculativeRAG
-from langchain_ralmspec.response import Reply, Report, stats_of
+from langchain_ralmspec.reports import Report, ReportHandler, stats_of
+from langchain_ralmspec.response import Reply
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from langchain_ralmspec.speculative_model import SpeculativeChatModel, SpeculativeLLM
 from langchain_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
 __all__ = [
@@ -24,7 +27,11 @@ __all__ = [
     "BatchSearch",
     "Reply",
     "Report",
+    "ReportHandler",
     "Scored",
+    "SpeculativeChain",
+    "SpeculativeChatModel",
+    "SpeculativeLLM",
     "SpeculativeRAG",
     "SpeculativeRetriever",
     "register_batch_search",

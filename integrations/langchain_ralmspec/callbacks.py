@@ -8,7 +8,7 @@ model's run when it is committed, or as far as its text is settled.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
@@ -25,8 +25,10 @@ from langchain_ralmspec.documents import document_of
 from langchain_ralmspec.local_model import DirectRuns
 from langchain_ralmspec.prompts import Prompting
 from langchain_ralmspec.recording import CallCapture, ModelRun
-from ralmspec_plugins import effects
+from langchain_ralmspec.reports import REPORT_EVENT
+from ralmspec_plugins import Answer, effects
 from ralmspec_plugins.adapters.documents import HostPassage
+from ralmspec_plugins.adapters.events import report_of
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Retrieved, passages_of
@@ -63,16 +65,42 @@ def retrieval_manager(
     )
 
 
+@runtime_checkable
+class Layer(Protocol):
+    """A retriever in front of another one, in whose name its searches are told."""
+
+    def told_as(self, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig] | None:
+        """Return the retriever behind it, with what a call's config becomes; `None`: itself."""
+        ...
+
+
+def retrieval_begun(
+    kind: ManagerKind,
+    part: Silenced,
+    config: RunnableConfig,
+    query: str,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Begin the run of a retrieval that the host's own call does not tell: name, tags, handlers."""
+    handlers = part.handlers(config)
+    retriever, config = _called(part.runnable, config)
+    manager = retrieval_manager(kind, retriever, config, handlers, kwargs)
+    name = config.get("run_name") or retriever.get_name()
+    return manager.on_retriever_start(None, query, name=name, run_id=(kwargs or {}).get("run_id"))
+
+
 def _called(
     retriever: Runnable[Any, Any], config: RunnableConfig
 ) -> tuple[Runnable[Any, Any], RunnableConfig]:
-    """Find what stands inside of bindings and configurable fields, and the config it gets."""
+    """Find what stands inside of bindings, configurable fields and layers, and its config."""
     while True:
         if isinstance(retriever, RunnableBindingBase):
             config = merge_configs(retriever.config, config)
             retriever = retriever.bound
         elif isinstance(retriever, DynamicRunnable):
             retriever, config = retriever.prepare(config)
+        elif isinstance(retriever, Layer) and (behind := retriever.told_as(config)) is not None:
+            retriever, config = behind
         else:
             return retriever, config
 
@@ -194,6 +222,14 @@ class CallbackSink:
         """
         await _arun(self._steps(event, AsyncCallbackManager))
 
+    def ended(self, answer: Answer) -> None:
+        """Tell what an answer took."""
+        _run(self._ended_with(answer, CallbackManager))
+
+    async def aended(self, answer: Answer) -> None:
+        """Do the same on an event loop."""
+        await _arun(self._ended_with(answer, AsyncCallbackManager))
+
     def failed(self, error: BaseException) -> None:
         """Tell of the call that failed or was given up, and end the run that is open."""
         _run(self._failed(error, CallbackManager))
@@ -229,8 +265,15 @@ class CallbackSink:
             if source is not None:
                 yield from self._model(kind, source, ended=isinstance(event, effects.Commit))
         elif not isinstance(event, effects.Failed):
-            manager = self._manager(kind)
-            yield manager.on_custom_event(*_custom(event), run_id=manager.parent_run_id)
+            yield self._custom_event(kind, *_custom(event))
+
+    def _ended_with(self, answer: Answer, kind: ManagerKind) -> Steps:
+        if self._heard:
+            yield self._custom_event(kind, REPORT_EVENT, report_of(answer))
+
+    def _custom_event(self, kind: ManagerKind, name: str, data: Mapping[str, Any]) -> Any:
+        manager = self._manager(kind)
+        return manager.on_custom_event(name, data, run_id=manager.parent_run_id)
 
     def _source(self, event: effects.Commit | effects.Settled) -> ModelRun | None:
         """Find the run of the model that wrote a state."""
@@ -242,11 +285,7 @@ class CallbackSink:
     def _search(
         self, kind: ManagerKind, query: str, outcome: Sequence[Document] | Exception
     ) -> Steps:
-        handlers = self.retriever.handlers(self.context.config)
-        retriever, config = _called(self.retriever.runnable, self.context.config)
-        manager = retrieval_manager(kind, retriever, config, handlers)
-        name = config.get("run_name") or retriever.get_name()
-        run = yield manager.on_retriever_start(None, query, name=name)
+        run = yield retrieval_begun(kind, self.retriever, self.context.config, query)
         if isinstance(outcome, Exception):
             yield run.on_retriever_error(outcome)
         else:

@@ -60,10 +60,16 @@ _CONTINUES: Mapping[str, Mapping[str, Any]] = {
     "langchain_anthropic.chat_models.ChatAnthropic": {},
     "langchain_mistralai.chat_models.ChatMistralAI": {"prefix": True},
     "langchain_ollama.chat_models.ChatOllama": {},
+    "langchain_ralmspec.speculative_model.SpeculativeChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeListChatModel": {},
     "langchain_core.language_models.fake_chat_models.FakeMessagesListChatModel": {},
     "langchain_core.language_models.fake_chat_models.GenericFakeChatModel": {},
+}
+# The arguments that ask a model for the log-probabilities of its tokens, in OpenAI's form.
+_LOGPROBS: Mapping[str, Mapping[str, Any]] = {
+    "langchain_openai.chat_models.base.BaseChatOpenAI": {"logprobs": True},
+    "langchain_openai.llms.base.BaseOpenAI": {"logprobs": 1},
 }
 _REMOTE = frozenset(
     f"langchain_{name}"
@@ -100,6 +106,7 @@ class Abilities:
     takes_stop: bool = True
     streams: bool = True
     native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
+    logprobs: Mapping[str, Any] | None = None  # the arguments that ask for log-probabilities
 
 
 def unwrapped(llm: Runnable[Any, Any], config: RunnableConfig | None = None) -> Unwrapped:
@@ -127,6 +134,7 @@ def abilities(
     bound: Bound | None = None,
     continuation: Continuation | None = None,
     side_by_side: bool | None = None,
+    logprobs: Mapping[str, Any] | None = None,
 ) -> Abilities:
     """Say what a model can do, by its class and by what the user says.
 
@@ -137,13 +145,14 @@ def abilities(
         continuation: "assistant" for a chat model that continues a trailing assistant
             message, or the arguments of a call that make it do so.
         side_by_side: whether several calls may run at a time.
+        logprobs: the arguments of a call that ask for log-probabilities.
     """
     model = inner.model
     names = class_names(model)
     local = inside_pipeline(model) is not None
     mark: Mapping[str, Any] | None = None
     if isinstance(model, BaseChatModel) and not local:
-        mark = next((_CONTINUES[name] for name in _CONTINUES if name in names), None)
+        mark = _first(_CONTINUES, names)
     if continuation is not None:
         arguments: Mapping[str, Any] | None = {} if continuation == "assistant" else continuation
     else:
@@ -161,7 +170,14 @@ def abilities(
         # its stream is not the text that its call gives.
         streams=not local,
         native_async=not local and _awaits(model),
+        logprobs=_first(_LOGPROBS, names) if logprobs is None else logprobs,
     )
+
+
+def _first(
+    table: Mapping[str, Mapping[str, Any]], names: frozenset[str]
+) -> Mapping[str, Any] | None:
+    return next((table[name] for name in table if name in names), None)
 
 
 def cached(model: Any) -> bool:

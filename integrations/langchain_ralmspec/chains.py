@@ -36,6 +36,7 @@ from langchain_ralmspec.capabilities import unwrapped
 from langchain_ralmspec.inspection import concrete
 from langchain_ralmspec.rag import SpeculativeRAG
 from langchain_ralmspec.response import ChainShape
+from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.errors import ConfigError
 
 _STUFF: Final = "create_stuff_documents_chain.<locals>.format_docs"
@@ -62,7 +63,35 @@ class _Context:
         return reduce(or_, self.behind, self.retriever)
 
 
-def speculate(chain: Runnable[Any, Any], **settings: Any) -> Any:
+class SpeculativeChain(RunnableBinding[Any, Any]):
+    """A `SpeculativeRAG` in the wrappings of the chain that it was made of, with its handles.
+
+    As a runnable it is these wrappings: retries, fallbacks, a config, listeners.
+    """
+
+    @property
+    def rag(self) -> SpeculativeRAG:
+        """The `SpeculativeRAG` inside."""
+        inner: Any = self.bound
+        while not isinstance(inner, SpeculativeRAG):
+            inner = inner.runnable if isinstance(inner, RunnableWithFallbacks) else inner.bound
+        return inner
+
+    @property
+    def stats(self) -> HostStats:
+        """What has reached the retriever's store so far: round trips, and queries in them."""
+        return self.rag.stats
+
+    def invalidate(self) -> None:
+        """Forget what was found, for when the index has changed: memo and pool are emptied."""
+        self.rag.invalidate()
+
+    def close(self) -> None:
+        """Wait for searches that nobody needs any more, and let the threads go."""
+        self.rag.close()
+
+
+def speculate(chain: Runnable[Any, Any], **settings: Any) -> SpeculativeRAG | SpeculativeChain:
     """Make the runnable that gives what a chain gives, sooner.
 
     Understood are `create_retrieval_chain(retriever, create_stuff_documents_chain(...))`, also
@@ -72,8 +101,7 @@ def speculate(chain: Runnable[Any, Any], **settings: Any) -> Any:
     (`RunnableParallel(context=retriever, ...).assign(answer=...)`); and all of these in
     `.with_config(...)`, `.with_retry()` and `.with_fallbacks(...)`.
 
-    What comes back is a dict where the chain's is one, with `ralmspec` beside the rest, and
-    the text alone where it is a text. Its schemas are the chain's.
+    What comes back is what the chain gives, and its schemas are the chain's.
 
     Args:
         chain: the chain.
@@ -81,13 +109,20 @@ def speculate(chain: Runnable[Any, Any], **settings: Any) -> Any:
             asked for: one retrieval and one call, as in the chain.
 
     Returns:
-        A `SpeculativeRAG`; for a chain in wrappings, that in the same wrappings.
+        A `SpeculativeRAG`; for a chain in wrappings, a `SpeculativeChain`: that in the same
+        wrappings. Both have `stats`, `invalidate()` and `close()`.
 
     Raises:
         ConfigError: a part of the chain could not be recognised; the message names it.
     """
+    made = _made_of(chain, settings)
+    return made if isinstance(made, SpeculativeRAG) else SpeculativeChain(bound=made)
+
+
+def _made_of(chain: Runnable[Any, Any], settings: Mapping[str, Any]) -> Runnable[Any, Any]:
+    """Make a `SpeculativeRAG` of a chain, in what is around the chain."""
     if isinstance(chain, RunnableWithFallbacks):
-        return chain.model_copy(update={"runnable": speculate(chain.runnable, **settings)})
+        return chain.model_copy(update={"runnable": _made_of(chain.runnable, settings)})
     inner, name = _named(chain)
     wrapped = isinstance(inner, RunnableRetry | RunnableWithFallbacks)
     if wrapped or type(inner) is RunnableBinding:
@@ -106,7 +141,7 @@ def speculate(chain: Runnable[Any, Any], **settings: Any) -> Any:
     return SpeculativeRAG(**own | {"chain": replace(fields["chain"], like=chain)})
 
 
-def _around(wrapping: Any, settings: Mapping[str, Any]) -> Any:
+def _around(wrapping: Any, settings: Mapping[str, Any]) -> Runnable[Any, Any]:
     """Put what was around a chain around what is made of it.
 
     Raises:
@@ -117,7 +152,9 @@ def _around(wrapping: Any, settings: Mapping[str, Any]) -> Any:
             "speculate() cannot take over what is bound to the chain: "
             f"{', '.join(wrapping.kwargs)}. Bind it to the part that takes it."
         )
-    return wrapping.model_copy(update={"bound": speculate(wrapping.bound, **settings)})
+    made: Runnable[Any, Any] = _made_of(wrapping.bound, settings)
+    around: Runnable[Any, Any] = wrapping.model_copy(update={"bound": made})
+    return around
 
 
 # A chain that gives its sources, and one that gives its answer alone.

@@ -1,21 +1,19 @@
 """KNN-LM as a LangChain model: each token is looked up in a datastore, speculatively."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM
-from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.outputs import GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr, StrictBool, StrictFloat, StrictInt
 from typing_extensions import override
 
+from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
-from ralmspec_plugins.adapters.events import REPORT
-from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name, taken_by
+from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
@@ -137,10 +135,10 @@ class KNNLLM(BaseLLM):
     ) -> LLMResult:
         options = self._options(stop, kwargs)
         if len(prompts) == 1:
-            return self._result([self.lm.generate(prompts[0], **options)])
+            return result_of([self.lm.generate(prompts[0], **options)], self.model_name)
         asked = [KNNRequest(prompt, **options) for prompt in prompts]
         engine = self.lm.engine(options["sampling"], plain=options["plain"])
-        return self._result(engine.batch([one.request for one in asked]))
+        return result_of(engine.batch([one.request for one in asked]), self.model_name)
 
     @override
     async def _agenerate(
@@ -152,10 +150,10 @@ class KNNLLM(BaseLLM):
     ) -> LLMResult:
         options = self._options(stop, kwargs)
         if len(prompts) == 1:
-            return self._result([await self.lm.agenerate(prompts[0], **options)])
+            return result_of([await self.lm.agenerate(prompts[0], **options)], self.model_name)
         asked = [KNNRequest(prompt, **options) for prompt in prompts]
         engine = self.lm.async_engine(options["sampling"], plain=options["plain"])
-        return self._result(await engine.batch([one.request for one in asked]))
+        return result_of(await engine.batch([one.request for one in asked]), self.model_name)
 
     @override
     def _stream(
@@ -165,40 +163,15 @@ class KNNLLM(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        with closing(self.lm.stream(prompt, **self._options(stop, kwargs))) as pieces:
-            for piece in pieces:
-                chunk = GenerationChunk(text=piece)
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(piece, chunk=chunk)
-                yield chunk
-            yield GenerationChunk(text="", generation_info=taken_by(pieces.answer))
+        return chunks_of(self.lm.stream(prompt, **self._options(stop, kwargs)), run_manager)
 
     @override
-    async def _astream(
+    def _astream(
         self,
         prompt: str,
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async with aclosing(self.lm.astream(prompt, **self._options(stop, kwargs))) as pieces:
-            async for piece in pieces:
-                chunk = GenerationChunk(text=piece)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(piece, chunk=chunk)
-                yield chunk
-            yield GenerationChunk(text="", generation_info=taken_by(pieces.answer))
-
-    def _result(self, answers: Sequence[Answer]) -> LLMResult:
-        """Make the host's result, with tokens counted as its handlers expect them."""
-        made = [Generation(text=one.text, generation_info=taken_by(one)) for one in answers]
-        usages = [(one.generation_info or {})[REPORT]["usage"] for one in made]
-        counted = {
-            "prompt_tokens": sum(one["input_tokens"] for one in usages),
-            "completion_tokens": sum(one["output_tokens"] for one in usages),
-            "total_tokens": sum(one["total_tokens"] for one in usages),
-        }
-        return LLMResult(
-            generations=[[one] for one in made],
-            llm_output={"token_usage": counted, "model_name": self.model_name},
-        )
+        pieces = self.lm.astream(prompt, **self._options(stop, kwargs))
+        return achunks_of(pieces, run_manager)

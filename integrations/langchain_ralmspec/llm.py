@@ -2,10 +2,11 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_core.messages import (
     AIMessage,
@@ -25,6 +26,7 @@ from langchain_ralmspec.configs import HostContext
 from langchain_ralmspec.prompts import Prompting, continued
 from langchain_ralmspec.recording import CallCapture
 from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.logprobs import aligned, entries_of
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import (
     Bound,
@@ -33,6 +35,7 @@ from ralmspec_plugins.adapters.text_model import (
     Step,
     TextLM,
     came_to_an_end,
+    check_logprobs,
     first_step,
     merged,
     stops,
@@ -135,25 +138,28 @@ class HostCall:
         return Unwrapped(self.inner.model, arguments, dynamic=False)
 
     def _written(self, output: Any, result: LLMResult | None) -> Written:
-        ended, usage = _ended(result), Usage()
+        told = _told(result)
+        usage = Usage()
         if isinstance(output, BaseMessageChunk) and not self.capture.streamed:
             output = message_chunk_to_message(output)  # as if it had been invoked
         if isinstance(output, BaseMessage):
-            ended = came_to_an_end(output.response_metadata)
+            told = output.response_metadata
         if isinstance(output, AIMessage) and output.usage_metadata is not None:
             counted: Mapping[str, Any] = output.usage_metadata  # of a cache's hit: not all
             usage = Usage(*(counted.get(name, 0) for name in _COUNTED))
-        return Written(text_of(output), ended, usage, output, self.capture)
+        text, said = text_of(output), told.get("logprobs")
+        logprobs = None if said is None else aligned(entries_of(said), text)
+        return Written(text, came_to_an_end(told), usage, output, self.capture, logprobs)
 
 
 _COUNTED: Final = ("input_tokens", "output_tokens", "total_tokens")
 
 
-def _ended(result: LLMResult | None) -> bool | None:
-    """Read from a call's end event why it ended."""
+def _told(result: LLMResult | None) -> Mapping[str, Any]:
+    """Read from a call's end event what goes with its text: why it ended, for one."""
     if result is None or not result.generations or not result.generations[0]:
-        return None
-    return came_to_an_end(result.generations[0][0].generation_info)
+        return {}
+    return result.generations[0][0].generation_info or {}
 
 
 def text_of(output: Any) -> str:
@@ -263,14 +269,19 @@ def arguments_for(
     sentence_stop: str | None,
     inner: Unwrapped,
     known: Abilities,
+    *,
+    scored: bool = False,
 ) -> dict[str, Any]:
-    """Give the arguments that tell a model how far to write, and where to stop."""
+    """Give the arguments that tell a model how far to write, where to stop, and what to say."""
     arguments: dict[str, Any] = {}
     stop = stops(draft, step, sentence_stop)
     if stop and known.takes_stop:
         arguments["stop"] = stop
     if step in ("tokens", "sentence") and known.bound is not None:
         arguments.update(merged(inner.arguments, known.bound(bound)))
+    if scored:
+        asking = check_logprobs(known.name, known.logprobs)
+        arguments.update(merged({**inner.arguments, **arguments}, asking))
     return arguments
 
 
@@ -292,6 +303,7 @@ class HostLM(TextLM[Sequence[Passage]]):
         bound: Bound | None = None,
         continuation: Continuation | None = None,
         side_by_side: bool | None = None,
+        logprobs: Mapping[str, Any] | None = None,
         effects: SideEffects | None = None,
     ) -> None:
         """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and their kind.
@@ -307,6 +319,8 @@ class HostLM(TextLM[Sequence[Passage]]):
             continuation: that a chat model continues a trailing assistant message: "assistant",
                 or the arguments that make it. By default by its class.
             side_by_side: whether several calls may run at a time. By default by its class.
+            logprobs: the arguments of a call that ask for log-probabilities, in OpenAI's form,
+                for workloads that read them. By default by its class.
             effects: watches its calls.
 
         Raises:
@@ -314,7 +328,8 @@ class HostLM(TextLM[Sequence[Passage]]):
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         prompting = Prompting() if prompting is None else prompting
-        writer = _Writer(llm, prompting, (bound, continuation, side_by_side), effects)
+        stated = _Stated(bound, continuation, side_by_side, logprobs)
+        writer = _Writer(llm, prompting, stated, effects)
         capabilities.check(writer.known, step)
         super().__init__(
             writer,
@@ -324,6 +339,15 @@ class HostLM(TextLM[Sequence[Passage]]):
         )
 
 
+class _Stated(NamedTuple):
+    """What the user says of a model, in place of what its class says."""
+
+    bound: Bound | None
+    continuation: Continuation | None
+    side_by_side: bool | None
+    logprobs: Mapping[str, Any] | None
+
+
 class _Writer:
     """A model, or a model in its wrappings, and the prompt that it is given."""
 
@@ -331,13 +355,14 @@ class _Writer:
         self,
         llm: Runnable[Any, Any],
         prompting: Prompting,
-        stated: tuple[Bound | None, Continuation | None, bool | None],
+        stated: _Stated,
         effects: SideEffects | None,
     ) -> None:
         self._llm = llm
         self._prompting = prompting
         self._stated = stated
         self._effects = effects
+        self._scored = False
         self._inner, self.known = self._look(None)
 
     @property
@@ -357,9 +382,22 @@ class _Writer:
         if inner.dynamic:
             inner, known = self._look(config)
             capabilities.check(known, step)
-        arguments = arguments_for(draft, step, bound, sentence_stop, inner, known)
+        arguments = arguments_for(
+            draft, step, bound, sentence_stop, inner, known, scored=self._scored
+        )
         parts = (self._llm, inner, known, self._prompting)
         return Plan(*parts, draft, step, arguments, capture, context, config, self._effects)
+
+    def scored(self) -> "_Writer":
+        """Give a writer whose calls ask for log-probabilities.
+
+        Raises:
+            ConfigError: it is not known how the model is asked for them.
+        """
+        check_logprobs(self.known.name, self.known.logprobs)
+        twin = copy(self)
+        twin._scored = True  # noqa: SLF001 its own class
+        return twin
 
     def write_key(self, draft: TextDraft, given: Sequence[Passage], tokens: int) -> Hashable:
         """Hold the draft and what the model would see of the passages."""
@@ -372,9 +410,5 @@ class _Writer:
         return self._prompting.same_passages(one, other)
 
     def _look(self, config: RunnableConfig | None) -> tuple[capabilities.Unwrapped, Abilities]:
-        bound, continuation, side_by_side = self._stated
         inner = capabilities.unwrapped(self._llm, config)
-        known = capabilities.abilities(
-            inner, bound=bound, continuation=continuation, side_by_side=side_by_side
-        )
-        return inner, known
+        return inner, capabilities.abilities(inner, **self._stated._asdict())

@@ -13,13 +13,17 @@ from langchain_core.runnables import Runnable
 from langchain_ralmspec.capabilities import inside_pipeline, unwrapped
 from langchain_ralmspec.prompts import Prompting, continued
 from langchain_ralmspec.recording import ModelRun
+from langchain_ralmspec.speculative_model import SpeculativeChatModel, SpeculativeLLM
 from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
+from ralmspec_plugins.adapters.writing_options import direct_options
 from ralmspec_plugins.effects import Commit
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Request, passages_of
 
 if TYPE_CHECKING:
+    from ralmspec_plugins.lm.decoder import DecodingSettings
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
 _TOKENISING = ("prefix", "add_special_tokens", "truncation", "tokenizer_encode_kwargs")
@@ -30,8 +34,12 @@ def direct_lm(
     prompting: Prompting | None = None,
     *,
     cache_bytes: int | None = None,
+    decoding: "DecodingSettings | None" = None,
 ) -> "HuggingFaceLM":
     """Make a model that writes by tokens of a `HuggingFacePipeline`, or of a chat model over one.
+
+    A `SpeculativeLLM` or `SpeculativeChatModel` is taken, too, with its drafter; the others'
+    tokens are speculated on by `decoding`.
 
     The prompt is the host's, chat template included, split at the place of the
     documents; tokens are chosen by the pipeline's own settings. (What a `format_docs`
@@ -47,11 +55,17 @@ def direct_lm(
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
     inner = unwrapped(llm)
+    parts = Prompting() if prompting is None else prompting
+    if isinstance(inner.model, SpeculativeLLM | SpeculativeChatModel) and not inner.dynamic:
+        writing = direct_options(inner.model, inner.arguments, decoding, "the SpeculativeRAG")
+        template = _template(inner.model, parts)
+        return inner.model.loaded().driven_by_tokens(writing, template, UNCUT)
     wrapper = inside_pipeline(inner.model)
     if wrapper is None or inner.dynamic:
         outer, got = type(llm).__name__, type(inner.model).__name__
         raise ConfigError(
-            "direct=True needs a HuggingFacePipeline, or a ChatHuggingFace over one, not behind "
+            "direct=True needs a HuggingFacePipeline, a ChatHuggingFace over one, or a "
+            "SpeculativeLLM or SpeculativeChatModel, not behind "
             f"configurable alternatives, got {got if outer == got else f'{outer} over {got}'}; "
             "without it the host's own calls are used"
         )
@@ -60,22 +74,26 @@ def direct_lm(
         raise ConfigError(
             f"direct=True needs a pipeline for 'text-generation', got {pipeline.task!r}"
         )
-    parts = Prompting() if prompting is None else prompting
-    shown = _shown_by(inner.model)
     options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
     return HuggingFaceLM(
         pipeline.model,
         pipeline.tokenizer,
         sampling=sampling_of(pipeline, inner.arguments.get("pipeline_kwargs") or {}),
-        template=split_template(
-            lambda request, context: shown(parts.value(request, context)),
-            parts.context,
-            separator=parts.separator,
-            together=parts.format_docs is not None,
-            variable=parts.document_variable,
-        ),
+        template=_template(inner.model, parts),
         passage_tokens=UNCUT,
+        decoding=decoding,
         **options,
+    )
+
+
+def _template(model: Any, parts: Prompting) -> PassageTemplate:
+    shown = _shown_by(model)
+    return split_template(
+        lambda request, context: shown(parts.value(request, context)),
+        parts.context,
+        separator=parts.separator,
+        together=parts.format_docs is not None,
+        variable=parts.document_variable,
     )
 
 
@@ -111,6 +129,8 @@ def settings_of(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown_by(model: Any) -> Callable[[PromptValue], str]:
+    if isinstance(model, SpeculativeChatModel):
+        return lambda value: model.prompt_of(value.to_messages())
     if hasattr(model, "_to_chat_prompt"):
         return lambda value: str(model._to_chat_prompt(value.to_messages()))  # noqa: SLF001
     return lambda value: value.to_string()

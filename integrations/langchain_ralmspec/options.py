@@ -1,11 +1,12 @@
 """Options that are refused when they are given: fields of the runnables, and settings of a call."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
+from ralmspec_plugins.adapters.arguments import suggestion
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Request
 
@@ -20,17 +21,53 @@ def checked_fields(kind: type) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        known = ", ".join(getattr(kind, "model_fields", {}))
+        known: Collection[str] = getattr(kind, "model_fields", {})
         said = [
             f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}, got {one['input']!r:.80}"
             if one["type"] != "extra_forbidden"
-            else f"{one['loc'][0]} is no option of it; known are {known}"
+            else f"{one['loc'][0]} is no option of it; {suggestion(str(one['loc'][0]), known)}"
             for one in error.errors(include_url=False)
         ]
         raise ConfigError(f"{kind.__name__}: {'; '.join(dict.fromkeys(said))}") from error
 
 
-CALL_SETTINGS = ("stop", "max_tokens", "seed", "deadline_s")
+_OF_STEPS: Final = ("bound", "continuation", "sentence_stop")
+
+
+def check_has_effect(given: Collection[str], *, direct: bool, one_shot: bool, named: bool) -> None:
+    """Refuse settings that nothing would read.
+
+    Args:
+        given: the names of the settings that were given.
+        direct: whether a local model is driven by its tokens.
+        one_shot: whether one call writes the answer.
+        named: whether the workload is one of ours: another may read all of a request.
+
+    Raises:
+        ConfigError: the message says which, and what to do.
+    """
+    useless = [name for name in _OF_STEPS if name in given and (direct or one_shot)]
+    if useless and direct:
+        raise ConfigError(
+            f"{', '.join(useless)} cannot be used with direct=True, where the model is driven by "
+            "its tokens and not by its own calls: leave it out"
+        )
+    if "max_tokens" in given and one_shot and not direct:
+        useless.append("max_tokens")
+    if useless:
+        raise ConfigError(
+            f"{', '.join(useless)} cannot be used with workload='one_shot', where the model is "
+            "called once, as it is: bind what it is to be called with to the model, "
+            "llm.bind(...), or use workload='sentences' or 'interval'"
+        )
+    if "seed" in given and named and not direct:
+        raise ConfigError(
+            "seed cannot be used without direct=True, where the model's own calls draw: set it "
+            "where the model is made, or bind it to the model, llm.bind(...)"
+        )
+
+
+CALL_SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
 
 
 def request_with(question: str, context: Any, settings: Mapping[str, Any]) -> Request:
@@ -43,7 +80,7 @@ def request_with(question: str, context: Any, settings: Mapping[str, Any]) -> Re
     unknown = [name for name in settings if name not in CALL_SETTINGS]
     if unknown:
         raise ConfigError(
-            f"unknown settings {unknown} of a call; known are {', '.join(CALL_SETTINGS)}. "
+            f"{unknown[0]} is no setting of a call; {suggestion(unknown[0], CALL_SETTINGS)}. "
             "What the model is to be called with is bound to the model: llm.bind(...)"
         )
     stop = settings["stop"] or ()

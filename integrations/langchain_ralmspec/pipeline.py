@@ -1,6 +1,14 @@
 """The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -23,7 +31,7 @@ from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
 from langchain_ralmspec.llm import HostLM
 from langchain_ralmspec.local_model import DirectRuns, direct_lm, settings_of
-from langchain_ralmspec.options import request_with
+from langchain_ralmspec.options import CALL_SETTINGS, check_has_effect, request_with
 from langchain_ralmspec.prompts import (
     DEFAULT_DOCUMENT_PROMPT,
     DEFAULT_PROMPT,
@@ -56,15 +64,22 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.text_state import draft_of
+from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.protocols import LanguageModel
 
 # What engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
-    *("format_docs", "workload", "direct", "bound", "continuation", "sentence_stop"),
+    *("format_docs", "workload", "direct", "decoding", "bound", "continuation"),
+    "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
+)
+# What a model that is driven directly depends on.
+_OF_DIRECT: Final = (
+    *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
+    *("format_docs", "decoding"),
 )
 _PLAIN: Final = (str, int, float, bool, type(None))
 
@@ -82,10 +97,12 @@ class PipelineSettings:
     document_separator: str
     document_variable_name: str
     question_key: str
+    report: bool
     format_docs: Callable[[list[Document]], str] | None
     output_parser: BaseOutputParser[Any] | None
     workload: WorkloadName | WorkloadMaker | None
     direct: bool
+    decoding: Any
     bound: Bound | None
     continuation: Continuation | None
     sentence_stop: str | None
@@ -124,6 +141,8 @@ class Assembly:
             ConfigError: they do not fit each other; the message says what to do.
         """
         self._settings = settings
+        checked = (*CALL_SETTINGS, "bound", "continuation", "sentence_stop")
+        self.check_has_effect([name for name in checked if getattr(settings, name)])
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
         whole = settings.chain is not None and settings.chain.whole
@@ -162,6 +181,20 @@ class Assembly:
             batch=settings.batching,
             side_by_side=settings.side_by_side,
             pure=settings.pure,
+        )
+
+    def check_has_effect(self, given: Collection[str]) -> None:
+        """Refuse settings, of the runnable or of one call, that nothing would read.
+
+        Raises:
+            ConfigError: the message says which, and what to do.
+        """
+        settings = self._settings
+        check_has_effect(
+            given,
+            direct=settings.direct,
+            one_shot=is_one_shot(settings.workload),
+            named=settings.workload is None or isinstance(settings.workload, str),
         )
 
     def asked(self, value: Any, config: RunnableConfig) -> Asked:
@@ -240,6 +273,11 @@ class Assembly:
             return self._settings.llm.OutputType is str
         return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
 
+    def reply(self, asked: Asked) -> Pieces:
+        """Begin the reply to a question."""
+        text_is_answer, report = self.text_is_answer, self._settings.report
+        return Pieces(asked.given, text_is_answer=text_is_answer, report=report)
+
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
         """Make what a request answers, where that is not its text.
 
@@ -297,8 +335,13 @@ class Assembly:
 
     def _lm(self) -> LanguageModel[Any]:
         settings = self._settings
+        check_decoding(settings.decoding, direct=settings.direct)
         if settings.direct:
-            return direct_lm(settings.llm, self._prompting)
+            make = partial(direct_lm, settings.llm, self._prompting, decoding=settings.decoding)
+            if settings.decoding is None:
+                return make()
+            key = ("direct", *(_identity(getattr(settings, name)) for name in _OF_DIRECT))
+            return settings.runtime.host(key, make)  # what was measured serves copies, too
         return HostLM(
             self.llm.runnable,
             self._prompting,
@@ -387,14 +430,14 @@ class RequestRun:
             TypeError: a setting of another type.
             ConfigError: an unknown setting, or one without a meaning.
         """
+        assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
         chosen = {**assembly.request_settings, **settings}
         self._request = request_with(asked.question, context, chosen)
         self._engines = assembly.engines(config)
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
-        self._pieces = Pieces(asked.given, text_is_answer=assembly.text_is_answer)
-
+        self._pieces = assembly.reply(asked)
         self._reports = streamed or assembly.followed(config)  # the model while it writes
 
     def pieces(self) -> Generator[AddableDict, None, None]:
@@ -403,6 +446,7 @@ class RequestRun:
         events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
         made, answer = None, events.answer
+        self._telling.ended(answer)
         if not self._assembly.text_is_answer:
             made = self._assembly.made_of(answer, self._config)
         yield from self._pieces.end(answer, made)
@@ -415,6 +459,7 @@ class RequestRun:
             async for piece in pieces:
                 yield piece
         made, answer = None, events.answer
+        await self._telling.aended(answer)
         if not self._assembly.text_is_answer:
             made = await self._assembly.amade_of(answer, self._config)
         for piece in self._pieces.end(answer, made):

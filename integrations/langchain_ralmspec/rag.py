@@ -27,7 +27,14 @@ from typing_extensions import override
 
 from langchain_ralmspec.options import checked_fields
 from langchain_ralmspec.pipeline import Assembly, PipelineSettings, RequestRun
-from langchain_ralmspec.response import ChainShape, Output, Reply, given_out, whole
+from langchain_ralmspec.response import (
+    ChainShape,
+    Output,
+    Reply,
+    ReportedReply,
+    given_out,
+    whole,
+)
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
@@ -44,7 +51,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     objects; it comes sooner. Goes where any runnable goes: `|`, `with_retry`,
     `RunnableParallel`, a LangGraph node. Takes a question, or a dict with `input` (or
     `question`); gives a dict with the input's keys, `context` (the documents of all
-    retrievals, each once, in order of use), `answer`, and `ralmspec` (a `Report`).
+    retrievals, each once, in order of use), and `answer`. What it took is told to a
+    `ReportHandler` among the callbacks.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> from langchain_core.language_models import FakeListLLM
@@ -77,6 +85,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """Where the question stands in a dict; the prompt may have it by this name too."""
     output: Output = "reply"
     """What comes back: all of it, or the answer alone."""
+    report: StrictBool = False
+    """True: a reply has its `Report` too, under "ralmspec"."""
     format_docs: Callable[[list[Document]], str] | None = None
     """Shows all documents, instead of `document_prompt` and `document_separator`."""
     output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
@@ -88,6 +98,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     `functools.partial(Interval, interval=8)`."""
     direct: StrictBool = False
     """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
+    decoding: Any = Field(default=None, repr=False)
+    """With `direct`: a `Decoding`, by which tokens are speculated on, too (docs/decoding.md)."""
     bound: Bound | None = None
     """How the model is told to write at most n tokens; known of the usual classes."""
     continuation: Continuation | None = None
@@ -95,9 +107,12 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     sentence_stop: str | None = None
     """Ends sentences by this stop string, for models that cannot be bounded."""
     max_tokens: StrictInt | None = None
-    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024."""
+    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024.
+
+    With `workload="one_shot"` the model is called as it is: its own setting counts."""
     stop: tuple[str, ...] = ()
     seed: StrictInt = 0
+    """Of the draws of a model that is driven by its tokens (`direct`)."""
     deadline_s: StrictFloat | StrictInt | None = None
 
     speculate: StrictBool = True
@@ -177,7 +192,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def OutputType(self) -> Any:
         if self._like is not None:
             return self._like.OutputType
-        return Reply if self.output == "reply" else Any
+        if self.output != "reply":
+            return Any
+        return ReportedReply if self.report else Reply
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:

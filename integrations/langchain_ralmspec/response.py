@@ -10,35 +10,15 @@ from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
 from langchain_ralmspec.documents import document_of
-from ralmspec_plugins import Answer, Retrieved, Stats
+from langchain_ralmspec.reports import Report
+from ralmspec_plugins import Answer, Retrieved
 from ralmspec_plugins.adapters.documents import HostPassage
-from ralmspec_plugins.adapters.events import REPORT, report_of, stats_in
+from ralmspec_plugins.adapters.events import REPORT, report_of
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Passage, passages_of
 
 Output: TypeAlias = Literal["reply", "answer"]
-_OWN: Final = ("context", "answer", REPORT)
-
-
-class DroppedCalls(TypedDict):
-    """Calls of the model that were made, and may be paid for, and are not in the answer."""
-
-    calls: int  # those that failed or were stopped are among them
-    unreported: int  # of them: without a usage, at least until the answer was complete
-    usage: dict[str, int] | None  # of the others
-
-
-class Report(TypedDict):
-    """What an answer took: under the key "ralmspec" of a reply.
-
-    `ralmspec_plugins.adapters.events.Report`, as pydantic can read it in an output schema;
-    `stats_of` makes a `Stats` of it again.
-    """
-
-    stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
-    queries: list[str]  # what was asked of the retriever, in order
-    usage: dict[str, int] | None  # of the calls that made the answer
-    dropped: DroppedCalls | None  # of all other calls; `None` with `direct=True`
+_OWN: Final = ("context", "answer")
 
 
 class Reply(TypedDict):
@@ -47,6 +27,11 @@ class Reply(TypedDict):
     input: str
     context: list[Document]
     answer: Any  # a text, or what the output parser makes of it
+
+
+class ReportedReply(Reply):
+    """The same with `report=True`."""
+
     ralmspec: Report
 
 
@@ -142,12 +127,19 @@ def variables_of(question: str, given: Mapping[str, Any], key: str) -> dict[str,
 class Pieces:
     """Turns what happens into the pieces of a reply; their sum is the reply."""
 
-    def __init__(self, given: Mapping[str, Any], *, text_is_answer: bool) -> None:
+    def __init__(self, given: Mapping[str, Any], *, text_is_answer: bool, report: bool) -> None:
         """Begin with the input, as it was given.
 
         What stands in the input where the reply will is replaced, as in the host's chains.
+
+        Args:
+            given: what of the input is given back.
+            text_is_answer: whether the answer is the text itself.
+            report: whether the reply has its report.
         """
-        self._given = {key: value for key, value in given.items() if key not in _OWN}
+        own = (*_OWN, REPORT) if report else _OWN
+        self._given = {key: value for key, value in given.items() if key not in own}
+        self._report = report
         self._text_is_answer = text_is_answer
         self._seen: dict[str, list[Passage]] = {}  # passages of earlier steps, by id
         self._began = False
@@ -176,23 +168,15 @@ class Pieces:
             yield AddableDict(answer=piece)
 
     def end(self, answer: Answer, made: Any) -> Iterator[AddableDict]:
-        """Give what is still missing, and the report; `made` is an answer that is no text."""
+        """Give what is still missing; `made` is an answer that is no text."""
         if not self._began:
             yield AddableDict(context=[])
         if not self._text_is_answer:
             yield AddableDict(answer=made)
         elif not self._shown:
             yield AddableDict(answer="")
-        yield AddableDict({REPORT: report_of(answer)})
-
-
-def stats_of(reply: Mapping[str, Any]) -> Stats:
-    """Make the statistics of a reply an object again, for its computed numbers and pictures.
-
-    Raises:
-        InputError: the reply has no report.
-    """
-    return stats_in(reply, "a reply of SpeculativeRAG")
+        if self._report:
+            yield AddableDict({REPORT: report_of(answer)})
 
 
 def whole(pieces: Iterable[AddableDict], output: Output) -> Any:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -15,16 +15,22 @@ from langchain_core.callbacks import (
     CallbackManagerForRetrieverRun,
 )
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
-from pydantic import ConfigDict, Field, PositiveInt
+from langchain_core.runnables.config import (
+    ensure_config,
+    get_config_list,
+    merge_configs,
+    patch_config,
+)
+from pydantic import ConfigDict, Field, StrictBool, StrictInt
 
-from langchain_ralmspec.callbacks import retrieval_manager
-from langchain_ralmspec.configs import quiet_config
+from langchain_ralmspec.callbacks import retrieval_begun
+from langchain_ralmspec.configs import quiet_config, silenced
 from langchain_ralmspec.documents import documents_of, passage_of
 from langchain_ralmspec.host_retriever import Calls, HostRetriever
 from langchain_ralmspec.inspection import concrete, heeding
+from langchain_ralmspec.options import checked_fields
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
@@ -42,6 +48,7 @@ from ralmspec_plugins.types import Hits
 
 Run: TypeAlias = CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun
 Outcome: TypeAlias = list[Document] | Exception
+StrictPositiveInt: TypeAlias = Annotated[int, Field(strict=True, gt=0)]
 
 _config: ContextVar[RunnableConfig | None] = ContextVar("config", default=None)
 
@@ -56,15 +63,9 @@ def calling(config: RunnableConfig) -> Iterator[None]:
         _config.reset(token)
 
 
-def child_calls(config: RunnableConfig, run: Run | None) -> Calls:
-    """Have runs of the wrapped retriever be children of a run; heard by nobody if there is none."""
-
-    def child() -> tuple[RunnableConfig, bool]:
-        if run is None:
-            return quiet_config(config), False
-        return patch_config(config, callbacks=run.get_child()), True
-
-    return child
+def _below(run: Run) -> RunnableConfig:
+    """Make the config of what is called inside a run of this retriever."""
+    return patch_config(_config.get() or ensure_config(), callbacks=run.get_child())
 
 
 async def told(telling: Any) -> Any:
@@ -72,12 +73,32 @@ async def told(telling: Any) -> Any:
     return await telling if isawaitable(telling) else telling
 
 
-async def ended(run: Run, outcome: list[Document] | BaseException) -> None:
-    """Close a run with what came of it."""
-    if isinstance(outcome, BaseException):
-        await told(run.on_retriever_error(outcome))
-    else:
-        await told(run.on_retriever_end(outcome))
+@dataclass(slots=True, eq=False)
+class Question:
+    """One question of a caller's, and how the search for it is told.
+
+    There is one run for each, under the wrapped retriever's name. Where that retriever is
+    called as it is, it tells the run itself; else it is begun and ended here.
+    """
+
+    config: RunnableConfig
+    heard: bool = True  # False: nobody is told
+    run: Run | None = None
+    call: RetrieverCall[HostRetriever] = field(init=False)
+
+    def calls(self) -> tuple[RunnableConfig, bool]:
+        """Make the config of a call of the wrapped retriever, and say whether it is heard."""
+        heard = self.heard and self.run is None
+        return (self.config if heard else quiet_config(self.config)), heard
+
+    async def ended(self, outcome: list[Document] | BaseException) -> None:
+        """Close the run with what came of it."""
+        if self.run is None:
+            return
+        if isinstance(outcome, BaseException):
+            await told(self.run.on_retriever_error(outcome))
+        else:
+            await told(self.run.on_retriever_end(outcome))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,48 +145,52 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     batching: BatchMode = "exact"
     """Which batch searches are used: "exact" by construction, also "probed" ones, or "off"."""
 
-    max_batch: PositiveInt = 64
+    max_batch: StrictPositiveInt = 64
     """The most queries in one search."""
 
-    lanes: PositiveInt = 1
+    lanes: StrictPositiveInt = 1
     """Searches of the store that may be out at a time; more than one only for a server."""
 
-    side_by_side: PositiveInt = THREADS
+    side_by_side: StrictPositiveInt = THREADS
     """Single calls at a time in `batch`, where the config does not say `max_concurrency`."""
 
-    pure: bool | None = None
+    pure: StrictBool | None = None
     """Whether equal queries find equal documents, without side effects; found out by default."""
 
-    k: int | None = None
+    k: StrictInt | None = None
     """How many documents to give, instead of what the retriever says."""
 
     runtime: RetrieverRuntime = Field(default_factory=RetrieverRuntime, exclude=True, repr=False)
     """What is running; shared by the copies that configurable fields make."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        """Wrap a retriever, and stand in the traces as it does.
+        """Wrap a retriever.
 
         Raises:
-            ConfigError: a k that the retriever does not take (pydantic would wrap the error).
+            ConfigError: a field of another type, an unknown one, or a k that the retriever does
+                not take.
         """
-        super().__init__(*args, **fields)
-        inner = concrete(self.retriever, RunnableConfig(), {}).runnable
-        if isinstance(inner, BaseRetriever):
-            if self.tags is None and inner.tags is not None:
-                self.tags = list(inner.tags)
-            if self.metadata is None and inner.metadata is not None:
-                self.metadata = dict(inner.metadata)
+        with checked_fields(type(self)):
+            super().__init__(*args, **fields)
         if self.k is not None:
+            inner = concrete(self.retriever, RunnableConfig(), {}).runnable
             self.retriever = heeding(self.retriever, inner, self.k)
 
-    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
-        """Say what the wrapped retriever says of itself."""
-        inner = concrete(self.retriever, RunnableConfig(), {}).runnable
-        if isinstance(inner, BaseRetriever):
-            return inner._get_ls_params(**kwargs)  # noqa: SLF001 there is no other way
-        return super()._get_ls_params(**kwargs)
+    def told_as(self, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig] | None:
+        """Return the wrapped retriever, and a call's config with this one's name, tags, metadata.
+
+        Traces show the wrapped retriever. `None` for a subclass that answers in its own way:
+        it is told as a retriever of its own.
+        """
+        if self._answers_itself():
+            return None
+        own = RunnableConfig()
+        if self.name is not None:
+            own["run_name"] = self.name
+        own |= RunnableConfig(tags=self.tags or [], metadata=self.metadata or {})
+        return self.retriever, merge_configs(own, config)
 
     @property
     def _service(self) -> RetrieverService[HostRetriever]:
@@ -183,61 +208,59 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         )
 
     def _call(
-        self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], run: Run | None = None
+        self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], calls: Calls
     ) -> RetrieverCall[HostRetriever]:
-        """Take a question; runs of the wrapped retriever become children of this one's."""
-        passed = {} if self.k is None else {"k": self.k}
-        passed |= {key: value for key, value in kwargs.items() if key != "run_id"}
+        """Take a question; nothing is searched yet."""
+        passed = {**({} if self.k is None else {"k": self.k}), **kwargs}
         service = self._service
-        return service.call(text, service.host.for_call(config, passed, child_calls(config, run)))
+        return service.call(text, service.host.for_call(config, passed, calls))
+
+    async def _asked(
+        self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], *, asynchronous: bool
+    ) -> Question:
+        """Take a question, and begin its run unless the wrapped retriever does."""
+        behind = self.told_as(config)
+        question = Question(config if behind is None else behind[1])
+        passed = {key: value for key, value in kwargs.items() if key != "run_id"}
+        question.call = self._call(text, config, passed, question.calls)
+        if question.call.remembered is not None or question.call.look.native is not None:
+            kind = AsyncCallbackManager if asynchronous else CallbackManager
+            part = silenced(self.retriever)
+            question.run = await told(retrieval_begun(kind, part, question.config, text, kwargs))
+        elif "run_id" in kwargs:
+            question.call = self._call(text, config, kwargs, question.calls)
+        return question
 
     async def _found(
-        self, query: str, run: Run, kwargs: Mapping[str, Any], *, asynchronous: bool
-    ) -> list[Outcome]:
-        """Answer one question inside its run."""
-        try:
-            call = self._call(query, _config.get() or ensure_config(), kwargs, run)
-            answers = await self._service.answers([call], 1, asynchronous=asynchronous)
-        except Exception:
-            raise
-        except BaseException as error:  # Ctrl-C, cancelled: the host would leave the run open
-            await ended(run, error)
-            raise
-        return _outcomes(answers)
-
-    async def _found_together(
         self,
         inputs: Sequence[str],
-        config: RunnableConfig | Sequence[RunnableConfig] | None,
+        configs: Sequence[RunnableConfig],
         kwargs: Mapping[str, Any],
         *,
         asynchronous: bool,
     ) -> list[Outcome]:
-        """Answer many questions, each inside a run of its own, as the host's `batch` does."""
-        configs = get_config_list(config, len(inputs))
-        kind = AsyncCallbackManager if asynchronous else CallbackManager
-        runs: list[Run] = []
-        for text, one in zip(inputs, configs, strict=True):
-            manager: Any = retrieval_manager(kind, self, one, kwargs=kwargs)
-            name, run_id = one.get("run_name") or self.get_name(), kwargs.get("run_id")
-            begun = manager.on_retriever_start(None, text, name=name, run_id=run_id)
-            runs.append(await told(begun))
+        """Answer questions, each in one run that is told as the wrapped retriever's."""
+        asked: list[Question] = []
         try:
-            calls = [
-                self._call(text, one, kwargs, run)
-                for text, one, run in zip(inputs, configs, runs, strict=True)
-            ]
+            for text, config in zip(inputs, configs, strict=True):
+                asked.append(await self._asked(text, config, kwargs, asynchronous=asynchronous))
             by_default = len(inputs) if asynchronous else self.side_by_side
             at_once = configs[0].get("max_concurrency") or by_default
+            calls = [question.call for question in asked]
             answers = await self._service.answers(calls, at_once, asynchronous=asynchronous)
             outcomes = _outcomes(answers)
-        except BaseException as error:
-            for run in runs:
-                await ended(run, error)
+        except BaseException as error:  # Ctrl-C, cancelled: no run of ours is left open
+            for question in asked:
+                await question.ended(error)
             raise
-        for run, outcome in zip(runs, outcomes, strict=True):
-            await ended(run, outcome)
+        for question, outcome in zip(asked, outcomes, strict=True):
+            await question.ended(outcome)
         return outcomes
+
+    def _found_now(
+        self, inputs: Sequence[str], configs: Sequence[RunnableConfig], kwargs: Mapping[str, Any]
+    ) -> list[Outcome]:
+        return completed(self._found(inputs, configs, kwargs, asynchronous=False))
 
     def invoke(
         self,
@@ -247,8 +270,10 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     ) -> list[Document]:
         """Give the documents that the wrapped retriever gives."""
         config = ensure_config(config)
-        with calling(config):
-            return super().invoke(input, config, **kwargs)
+        if self._answers_itself():
+            with calling(config):
+                return super().invoke(input, config, **kwargs)
+        return all_or_first_error(self._found_now([input], [config], kwargs))[0]
 
     async def ainvoke(
         self,
@@ -258,13 +283,16 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     ) -> list[Document]:
         """Give the documents that the wrapped retriever gives."""
         config = ensure_config(config)
-        with calling(config):
-            return await super().ainvoke(input, config, **kwargs)
+        if self._answers_itself():
+            with calling(config):
+                return await super().ainvoke(input, config, **kwargs)
+        found = await self._found([input], [config], kwargs, asynchronous=True)
+        return all_or_first_error(found)[0]
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        found = completed(self._found(query, run_manager, kwargs, asynchronous=False))
+        found = self._found_now([query], [_below(run_manager)], kwargs)
         return all_or_first_error(found)[0]
 
     async def _aget_relevant_documents(
@@ -272,8 +300,12 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     ) -> list[Document]:
         if self._overrides("_get_relevant_documents"):  # and not this one: the host's default
             return await super()._aget_relevant_documents(query, run_manager=run_manager, **kwargs)
-        found = await self._found(query, run_manager, kwargs, asynchronous=True)
+        found = await self._found([query], [_below(run_manager)], kwargs, asynchronous=True)
         return all_or_first_error(found)[0]
+
+    def _answers_itself(self) -> bool:
+        """Whether a subclass has the host's methods for answers: it is told as any retriever is."""
+        return self._overrides("_get_relevant_documents", "_aget_relevant_documents")
 
     def _overrides(self, *names: str) -> bool:
         """Whether a subclass has one of these methods of its own: the host calls it each time."""
@@ -293,7 +325,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
             return []
         if self._overrides("invoke", "_get_relevant_documents"):
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        found = completed(self._found_together(inputs, config, kwargs, asynchronous=False))
+        found = self._found_now(inputs, get_config_list(config, len(inputs)), kwargs)
         return found if return_exceptions else all_or_first_error(found)
 
     async def abatch(
@@ -311,7 +343,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
             return await super().abatch(
                 inputs, config, return_exceptions=return_exceptions, **kwargs
             )
-        found = await self._found_together(inputs, config, kwargs, asynchronous=True)
+        configs = get_config_list(config, len(inputs))
+        found = await self._found(inputs, configs, kwargs, asynchronous=True)
         return found if return_exceptions else all_or_first_error(found)
 
     def guess(
@@ -321,7 +354,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
 
         The memo knows it exactly; the pool takes the best of what was found before.
         """
-        call = self._call(query, ensure_config(config), kwargs)
+        config = ensure_config(config)
+        call = self._call(query, config, kwargs, Question(config, heard=False).calls)
         hits = completed(self._service.guess(call, asynchronous=False))
         return None if hits is None else documents_of(hits)
 
@@ -329,7 +363,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         self, query: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document] | None:
         """Do what `guess` does with the embedder's asynchronous method."""
-        call = self._call(query, ensure_config(config), kwargs)
+        config = ensure_config(config)
+        call = self._call(query, config, kwargs, Question(config, heard=False).calls)
         hits = await self._service.guess(call, asynchronous=True)
         return None if hits is None else documents_of(hits)
 

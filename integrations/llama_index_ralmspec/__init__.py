@@ -1,7 +1,8 @@
 """Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner.
 
 `SpeculativeQueryEngine` is a query engine over a retriever, and `SpeculativeRetriever` is
-the retriever's part alone. `KNNLLM` is KNN-LM as a model of the host.
+the retriever's part alone. `SpeculativeLLM` is a local model that writes several tokens a
+pass, `KNNLLM` is KNN-LM, as models of the host.
 """
 
 from ralmspec_plugins.errors import MissingExtraError
@@ -24,6 +25,7 @@ from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.query_engine import SpeculativeQueryEngine, speculate
 from llama_index_ralmspec.response import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
+from llama_index_ralmspec.speculative_model import SpeculativeLLM
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 from ralmspec_plugins.adapters.events import Report
 
@@ -38,6 +40,7 @@ __all__ = [
     "RetrievalEvent",
     "RollbackEvent",
     "Scored",
+    "SpeculativeLLM",
     "SpeculativeQueryEngine",
     "SpeculativeRetriever",
     "Verdict",

@@ -54,6 +54,7 @@ class Way:
         instead: what such arguments are in place of, where they are settings.
         clients: what makes the connection to a server, and the asynchronous one, when
             they are first needed.
+        logprobs: the settings that have it say the log-probabilities of its tokens.
     """
 
     setting: str | None = None
@@ -62,6 +63,7 @@ class Way:
     stop: str | None = "stop"
     instead: Sequence[str] = ()
     clients: tuple[str, str] | None = None
+    logprobs: Mapping[str, Any] | None = None
 
     @property
     def bounds(self) -> bool:
@@ -75,6 +77,7 @@ _WAYS: Final[Mapping[str, Way]] = {
         place="additional_kwargs",
         instead=_OPENAI_BOUNDS,
         clients=("_get_client", "_get_aclient"),
+        logprobs={"logprobs": True, "top_logprobs": 1},
     ),
     "llama_index.llms.huggingface.base.HuggingFaceLLM": Way("max_new_tokens", stop=None),
     "llama_index.core.llms.mock.MockLLM": Way("max_tokens", stop=None),
@@ -112,6 +115,7 @@ def told(
     tokens: int | None = None,
     stop: Sequence[str] = (),
     further: Mapping[str, Any] | None = None,
+    scored: bool = False,
     asynchronous: bool = False,
 ) -> tuple[LLM, dict[str, Any]]:
     """Give the model to call, and the arguments of the call.
@@ -122,6 +126,7 @@ def told(
         tokens: the bound, if there is one.
         stop: stop strings, passed on where the model takes any.
         further: arguments besides, as for a message that is continued.
+        scored: whether it is to say the log-probabilities of its tokens.
         asynchronous: whether the call is to be awaited.
     """
     arguments: dict[str, Any] = {}
@@ -133,6 +138,8 @@ def told(
     settings: dict[str, Any] = {}
     if tokens is not None and way.setting is not None:
         settings[way.setting] = tokens
+    if scored:
+        settings.update(way.logprobs or {})
     if way.place is not None:
         settings.update(_placed(llm, way, arguments, bounded=tokens is not None))
         arguments = {}
@@ -219,6 +226,7 @@ class Abilities:
     streams: bool = True
     native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
     parses: bool = False  # it reads its own output, as a whole
+    logprobs: Mapping[str, Any] | None = None  # the arguments of a call that ask for them
 
 
 def abilities(
@@ -227,6 +235,7 @@ def abilities(
     bound: Bound | None = None,
     continuation: Continuation | None = None,
     side_by_side: bool | None = None,
+    logprobs: Mapping[str, Any] | None = None,
 ) -> Abilities:
     """Say what a model can do, by its class and by what the user says.
 
@@ -237,6 +246,7 @@ def abilities(
         continuation: "assistant" for a chat model that continues a trailing assistant
             message, or the arguments of a call that make it do so.
         side_by_side: whether several calls may run at a time.
+        logprobs: the arguments of a call that ask for log-probabilities.
     """
     names = class_names(llm)
     parses = llm.output_parser is not None or _STRUCTURED in names
@@ -245,17 +255,21 @@ def abilities(
     arguments: Mapping[str, Any] | None = {} if names & _CONTINUES else None
     if continuation is not None:
         arguments = {} if continuation == "assistant" else continuation
+    way = way_of(llm, names, bound)
+    if logprobs is None and way.logprobs is not None:
+        logprobs = {}  # its settings say it all
     return Abilities(
         name=qualified_name(type(llm)),
         chat=chat,
         by_prompt=by_prompt,
-        way=way_of(llm, names, bound),
+        way=way,
         continuation=arguments,
         side_by_side=is_remote(llm) if side_by_side is None else side_by_side,
         # Its stream comes from a thread that goes on when nobody listens any more.
         streams=_HUGGING_FACE not in names and not parses,
         native_async=awaits(llm, "achat" if chat and not by_prompt else "acomplete"),
         parses=parses,
+        logprobs=logprobs,
     )
 
 

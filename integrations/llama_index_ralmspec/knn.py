@@ -1,7 +1,6 @@
 """KNN-LM as a LlamaIndex model: each token is looked up in a datastore, speculatively."""
 
 from collections.abc import Sequence
-from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import (
@@ -23,11 +22,11 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from typing_extensions import override
 
-from ralmspec_plugins.adapters.events import REPORT
-from ralmspec_plugins.adapters.local_model import check_model, model_name, taken_by
+from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from ralmspec_plugins.adapters.arguments import refuse_unknown
+from ralmspec_plugins.adapters.local_model import check_model, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
-from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
@@ -94,11 +93,7 @@ class KNNLLM(CustomLLM):
             ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
         """
         check_model(lm)
-        unknown = sorted(host.keys() - CustomLLM.model_fields.keys())
-        if unknown:
-            raise TypeError(
-                f"KNNLLM takes its settings and those of LlamaIndex' LLMs, got {unknown}"
-            )
+        refuse_unknown(host.keys(), type(self).model_fields.keys())
         super().__init__(
             max_tokens=max_tokens,
             seed=seed,
@@ -141,6 +136,7 @@ class KNNLLM(CustomLLM):
             "deadline_s": self.deadline_s,
             "plain": not self.speculate,
         }
+        refuse_unknown(given.keys(), own.keys())
         return {**own, **given}
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:
@@ -158,7 +154,7 @@ class KNNLLM(CustomLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Continue a text."""
         shown = self._shown(prompt, formatted=formatted)
-        return _whole(self.lm.generate(shown, **self._options(kwargs)))
+        return response_of(self.lm.generate(shown, **self._options(kwargs)))
 
     @llm_completion_callback()
     @override
@@ -167,7 +163,7 @@ class KNNLLM(CustomLLM):
     ) -> CompletionResponse:
         """Continue a text without holding up the event loop."""
         shown = self._shown(prompt, formatted=formatted)
-        return _whole(await self.lm.agenerate(shown, **self._options(kwargs)))
+        return response_of(await self.lm.agenerate(shown, **self._options(kwargs)))
 
     @llm_completion_callback()
     @override
@@ -177,15 +173,7 @@ class KNNLLM(CustomLLM):
         """Continue a text piece by piece; the last piece is empty, and has `raw`."""
         stream = self.lm.stream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
 
-        def responses() -> CompletionResponseGen:
-            text = ""
-            with closing(stream) as pieces:
-                for piece in pieces:
-                    text += piece
-                    yield CompletionResponse(text=text, delta=piece)
-                yield _whole(pieces.answer, delta="")
-
-        return responses()
+        return responses_of(stream)
 
     @llm_completion_callback()
     @override
@@ -195,15 +183,7 @@ class KNNLLM(CustomLLM):
         """Continue a text piece by piece without holding up the event loop."""
         stream = self.lm.astream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
 
-        async def responses() -> CompletionResponseAsyncGen:
-            text = ""
-            async with aclosing(stream) as pieces:
-                async for piece in pieces:
-                    text += piece
-                    yield CompletionResponse(text=text, delta=piece)
-                yield _whole(pieces.answer, delta="")
-
-        return responses()
+        return aresponses_of(stream)
 
     @llm_chat_callback()
     @override
@@ -220,11 +200,3 @@ class KNNLLM(CustomLLM):
         """Answer messages piece by piece, likewise."""
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)
-
-
-def _whole(answer: Answer, delta: str | None = None) -> CompletionResponse:
-    """Make the host's response of a whole text, with tokens where its counters look for them."""
-    taken = taken_by(answer)
-    return CompletionResponse(
-        text=answer.text, delta=delta, raw={**taken, "usage": taken[REPORT]["usage"]}
-    )

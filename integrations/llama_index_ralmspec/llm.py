@@ -6,6 +6,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractContextManager, aclosing, closing, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_ca
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompts import Prompting, continued
 from ralmspec_plugins.adapters.events import aclosable, closable
+from ralmspec_plugins.adapters.logprobs import Entry, aligned, entries_of
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Continuation,
@@ -27,7 +29,9 @@ from ralmspec_plugins.adapters.text_model import (
     Step,
     TextLM,
     came_to_an_end,
+    check_logprobs,
     first_step,
+    merged,
     stops,
 )
 from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
@@ -128,7 +132,9 @@ class HostCall:
         ended = next((one for one in said if one is not None), None)
         counts = (usage_of(reply) for reply in reversed(came))
         usage = next((one for one in counts if one != Usage()), Usage())
-        return Written(text, ended, usage, came[-1] if came else None, self.record)
+        entries = [entry for reply in came for entry in logprobs_of(reply)]
+        logprobs = aligned(entries, text) if entries else None
+        return Written(text, ended, usage, came[-1] if came else None, self.record, logprobs)
 
     def _ended(self, reply: Reply) -> bool | None:
         ended = came_to_an_end(said_of(reply))
@@ -158,6 +164,13 @@ def said_of(reply: Reply) -> dict[str, Any]:
     names = ("finish_reason", "stop_reason", "done_reason")
     said = ((name, _get(place, name)) for place in places for name in names)
     return {name: value for name, value in said if value is not None}
+
+
+def logprobs_of(reply: Reply) -> list[Entry]:
+    """Read the log-probabilities that a server's own reply says: the host keeps others."""
+    choices = _get(reply.raw, "choices")
+    said = _get(choices[0], "logprobs") if choices else None
+    return [] if said is None else entries_of(said)
 
 
 def usage_of(reply: Reply) -> Usage:
@@ -203,6 +216,7 @@ class Plan:
     bound: int
     stop: Sequence[str]
     call: RequestCall
+    scored: bool = False
 
     def alone(self) -> AbstractContextManager[None]:
         """Change nothing: the host's handlers are told when things happen."""
@@ -246,10 +260,17 @@ class Plan:
             self.known.way,
             tokens=self.bound if self.step in ("tokens", "sentence") else None,
             stop=self.stop,
-            further=self.known.continuation if continues else None,
+            further=self._further(continues=continues),
+            scored=self.scored,
             asynchronous=awaited,
         )
         return HostCall(llm, shown, arguments, self.call.record)
+
+    def _further(self, *, continues: bool) -> Mapping[str, Any]:
+        """Give the arguments for a message that is continued, and for log-probabilities."""
+        further = (self.known.continuation if continues else None) or {}
+        asking = self.known.logprobs if self.scored else None
+        return {**further, **merged(further, asking or {})}
 
     def _shown(self, nodes: list[NodeWithScore]) -> tuple[str | list[ChatMessage], bool]:
         """Give what is to be written on, and whether that is a message of the model's own."""
@@ -289,6 +310,7 @@ class HostLM(TextLM[Hits]):
         bound: Bound | None = None,
         continuation: Continuation | None = None,
         side_by_side: bool | None = None,
+        logprobs: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -305,13 +327,19 @@ class HostLM(TextLM[Hits]):
             continuation: that a chat model continues a trailing assistant message: "assistant",
                 or the arguments that make it. By default by its class.
             side_by_side: whether several calls may run at a time. By default by its class.
+            logprobs: the arguments of a call that ask for log-probabilities, in OpenAI's form,
+                for workloads that read them. By default by its class.
 
         Raises:
             ConfigError: the model cannot write step by step; or not in the ways asked for.
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         known = capabilities.abilities(
-            llm, bound=bound, continuation=continuation, side_by_side=side_by_side
+            llm,
+            bound=bound,
+            continuation=continuation,
+            side_by_side=side_by_side,
+            logprobs=logprobs,
         )
         capabilities.check(known, step)
         prompting = Prompting() if prompting is None else prompting
@@ -340,6 +368,7 @@ class _ModelWriter:
         self._llm = llm
         self._known = known
         self._prompting = prompting
+        self._scored = False
         self.processing = processing
 
     @property
@@ -354,7 +383,19 @@ class _ModelWriter:
         """Plan one call."""
         parts = (self._llm, self._known, self._prompting, self.processing)
         stop = stops(draft, step, sentence_stop)
-        return Plan(*parts, draft.text, step, bound, stop, request_call(draft.origin))
+        call = request_call(draft.origin)
+        return Plan(*parts, draft.text, step, bound, stop, call, self._scored)
+
+    def scored(self) -> "_ModelWriter":
+        """Give a writer whose calls ask for log-probabilities.
+
+        Raises:
+            ConfigError: it is not known how the model is asked for them.
+        """
+        check_logprobs(self._known.name, self._known.logprobs)
+        twin = copy(self)
+        twin._scored = True  # noqa: SLF001 its own class
+        return twin
 
     def write_key(self, draft: TextDraft, given: Hits, tokens: int) -> Hashable:
         """Hold the draft and the nodes, with their scores if anybody looks at them."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llama_index.core.llms import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -14,7 +14,9 @@ from llama_index_ralmspec.documents import node_of, passage_of
 from llama_index_ralmspec.host_calls import CallRecord, RequestCall, request_call
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompts import Prompting
+from llama_index_ralmspec.speculative_model import SpeculativeLLM
 from ralmspec_plugins.adapters.local_model import UNCUT, sampling, split_template
+from ralmspec_plugins.adapters.writing_options import direct_options
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -24,6 +26,7 @@ from ralmspec_plugins.types import Hits, Passage, Request
 from ralmspec_plugins.workloads.base import Reports
 
 if TYPE_CHECKING:
+    from ralmspec_plugins.lm.decoder import DecodingSettings
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
 # Node postprocessors in front of a model that is driven directly.
@@ -163,8 +166,11 @@ def direct_lm(
     postprocessors: Sequence[BaseNodePostprocessor] = (),
     *,
     cache_bytes: int | None = None,
+    decoding: "DecodingSettings | None" = None,
 ) -> "HuggingFaceLM | ProcessedLM":
-    """Make a model that writes by tokens of the one in a `HuggingFaceLLM`.
+    """Make a model that writes by tokens of the one in a `HuggingFaceLLM` or `SpeculativeLLM`.
+
+    A `SpeculativeLLM` has its drafter; the other's tokens are speculated on by `decoding`.
 
     The prompt is the host's, with its system prompt, its wrappers and its chat template,
     split at the place of the nodes; tokens are chosen by the wrapper's own settings. What
@@ -176,24 +182,50 @@ def direct_lm(
         ConfigError: it is no `HuggingFaceLLM`, or it has settings that cannot be kept to;
             the message names them.
     """
+    template = _template(Prompting() if prompting is None else prompting, llm)
+    if isinstance(llm, SpeculativeLLM):
+        made = _own_lm(llm, template, decoding)
+    else:
+        made = _wrapped_lm(llm, template, cache_bytes, decoding)
+    return ProcessedLM(made, Postprocessing(postprocessors)) if postprocessors else made
+
+
+def _own_lm(
+    llm: SpeculativeLLM, template: PassageTemplate, decoding: "DecodingSettings | None"
+) -> "HuggingFaceLM":
+    if llm.output_parser is not None:
+        raise ConfigError(f"direct=True cannot keep to {_PARSER} of the SpeculativeLLM")
+    options = direct_options(llm, {}, decoding, "the SpeculativeQueryEngine")
+    return llm.loaded().driven_by_tokens(options, template, UNCUT)
+
+
+def _wrapped_lm(
+    llm: LLM,
+    template: PassageTemplate,
+    cache_bytes: int | None,
+    decoding: "DecodingSettings | None",
+) -> "HuggingFaceLM":
     if not hugging_face(llm):
         raise ConfigError(
-            f"direct=True needs a HuggingFaceLLM, got {type(llm).__name__}; "
+            f"direct=True needs a HuggingFaceLLM or a SpeculativeLLM, got {type(llm).__name__}; "
             "without it the host's own calls are used"
         )
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
     wrapper: Any = llm
     options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
-    made = HuggingFaceLM(
+    return HuggingFaceLM(
         wrapper._model,  # noqa: SLF001 there is no public way
         wrapper._tokenizer,  # noqa: SLF001 as above
         sampling=sampling_of(wrapper),
-        template=_template(Prompting() if prompting is None else prompting, llm),
+        template=template,
         passage_tokens=UNCUT,
+        decoding=decoding,
         **options,
     )
-    return ProcessedLM(made, Postprocessing(postprocessors)) if postprocessors else made
+
+
+_PARSER: Final = "output_parser (a text that is written step by step cannot be parsed)"
 
 
 def sampling_of(llm: Any) -> Greedy | Sampling:
@@ -208,7 +240,7 @@ def sampling_of(llm: Any) -> Greedy | Sampling:
     if not set(llm.stopping_ids) <= ends:
         unfit.append("stopping_ids (set them as eos_token_id of the model's generation_config)")
     if llm.output_parser is not None:
-        unfit.append("output_parser (a text that is written step by step cannot be parsed)")
+        unfit.append(_PARSER)
     return sampling(_settings(llm), eos, "the HuggingFaceLLM", unfit=unfit)
 
 

@@ -15,6 +15,7 @@ from ralmspec_plugins.adapters.engines import (
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
+from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
@@ -29,7 +30,10 @@ class Options:
         workload: "one_shot" (one retrieval, then the response synthesizer: the host's own query
             engine), "sentences" (a retrieval for each sentence), "interval" (one every few
             tokens), or what makes a workload of a model: `functools.partial(Interval, interval=8)`.
-        direct: drive a local `HuggingFaceLLM` by tokens and key-value cache, not by its calls.
+        direct: drive a local `HuggingFaceLLM` or `SpeculativeLLM` by tokens and key-value cache,
+            not by its calls.
+        decoding: with `direct`, a `Decoding`, by which tokens are speculated on, too
+            (docs/decoding.md); a `SpeculativeLLM` has its own.
         bound: how the model is told to write at most n tokens; known of the usual classes.
         continuation: that the chat model continues its own last message, and how.
         sentence_stop: ends sentences by this stop string, for models that cannot be bounded.
@@ -58,6 +62,7 @@ class Options:
 
     workload: WorkloadName | WorkloadMaker = "one_shot"
     direct: bool = False
+    decoding: Any = None
     bound: Bound | None = None
     continuation: Continuation | None = None
     sentence_stop: str | None = None
@@ -94,6 +99,7 @@ class Options:
                 "a replica makes guesses, and guess_through=False has nothing run on any: leave "
                 "one of them out, or say guess_through=True"
             )
+        check_decoding(self.decoding, direct=self.direct)
         object.__setattr__(self, "one_shot", is_one_shot(self.workload))
         if self.one_shot:
             self._refuse_steps()

@@ -28,7 +28,7 @@ from llama_index_ralmspec.llm import HostLM
 from llama_index_ralmspec.options import Options
 from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompts import Prompting
-from llama_index_ralmspec.response import Responses, record_of
+from llama_index_ralmspec.response import LoopBoundStream, Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
 from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
@@ -101,7 +101,11 @@ class Assembly:
         if options.direct:
             from llama_index_ralmspec.local_model import direct_lm
 
-            return direct_lm(llm, prompting, self._postprocessors)
+            parts, decoding = (llm, prompting, self._postprocessors), options.decoding
+            if decoding is None:
+                return direct_lm(*parts)
+            key = ("direct", object_id(decoding), self.key)  # what was measured serves copies
+            return self._runtime.host(key, partial(direct_lm, *parts, decoding=decoding))
         return HostLM(
             llm,
             prompting,
@@ -248,6 +252,7 @@ class RequestRun:
             effects=assembly.effects,
         )
         self._engines = engines
+        self._synthesizer = assembly.synthesizer
         self._context = context
         self._streaming = streaming
         self._request = assembly.request(context)
@@ -286,7 +291,8 @@ class RequestRun:
         await anext(pieces)
         made = self._responses.response
         if isinstance(made, AsyncStreamingResponse) and made is not self._responses.unread:
-            return self._responses.streaming(pieces)
+            anew = partial(self._responses.anew, self._synthesizer)
+            return self._responses.streaming(LoopBoundStream(pieces, anew))
         async for _ in pieces:
             pass
         return made

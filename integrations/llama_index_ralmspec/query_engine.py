@@ -1,10 +1,9 @@
 """LlamaIndex' query engine over a retriever, speculating: the same responses, sooner."""
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from difflib import get_close_matches
 from inspect import signature
+from types import FunctionType
 from typing import Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -22,6 +21,7 @@ from llama_index.core.schema import QueryBundle
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
 from llama_index_ralmspec.response import PlainRun
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
 from ralmspec_plugins.adapters.retriever_state import HostStats
@@ -116,6 +116,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             TypeError: an unknown argument; the host would pass over it.
             ConfigError: the parts do not fit each other; the message says what to do.
         """
+        refuse_unknown(kwargs.keys(), NAMES, beside=signature(cls.from_args).parameters)
         host = RetrieverQueryEngine.from_args(
             retriever,
             llm=llm,
@@ -150,9 +151,14 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             TypeError: an unknown argument; the host would pass over it.
             ConfigError: it makes no query engine over a retriever, or the parts do not fit.
         """
+        if not isinstance(index, BaseIndex):
+            raise ConfigError(
+                f"from_index() takes an index, got {type(index).__name__}; of a retriever: "
+                "from_args(retriever, ...), of a query engine: wrap(engine, ...)"
+            )
         own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
         engine = index.as_query_engine(**arguments)
-        _refuse_unknown(index, getattr(engine, "retriever", None), arguments)
+        _check_arguments(index, getattr(engine, "retriever", None), arguments)
         return cls.wrap(engine, **own)
 
     @classmethod
@@ -166,14 +172,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         Raises:
             ConfigError: it is another one, or the parts do not fit.
         """
-        ours = (RetrieverQueryEngine, SpeculativeQueryEngine, cls)
-        if type(engine) not in ours or overridden(engine):
-            raise ConfigError(
-                "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
-                f"response synthesizer; got {type(engine).__name__}, with methods of its own. "
-                "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer), "
-                "or put ours inside"
-            )
+        _check_wrappable(engine)
         return cls(
             engine.retriever,
             engine._response_synthesizer,  # noqa: SLF001 the host has no other name for them
@@ -194,6 +193,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             TypeError: an unknown option.
             ConfigError: the options do not fit the parts.
         """
+        refuse_unknown(changed.keys(), NAMES)
         return self._like(self._retriever, replace(self._options, **changed), self._runtime)
 
     def with_retriever(self, retriever: BaseRetriever) -> Self:
@@ -295,6 +295,47 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         self.close()
 
 
+def _check_wrappable(engine: Any) -> None:
+    """Refuse what is more, or less, than a retriever, postprocessors and a synthesizer.
+
+    Raises:
+        ConfigError: it is; the message says what takes its place.
+    """
+    kind = type(engine)
+    if isinstance(engine, BaseIndex):
+        remedy = "of an index: SpeculativeQueryEngine.from_index(index, ...)"
+        raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
+    if isinstance(engine, BaseRetriever):
+        remedy = "of a retriever: SpeculativeQueryEngine.from_args(retriever, ...)"
+        raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
+    if not isinstance(engine, RetrieverQueryEngine):
+        raise ConfigError(
+            "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
+            f"response synthesizer; got {kind.__name__}. If it asks an engine, put ours inside"
+        )
+    own = [] if isinstance(engine, SpeculativeQueryEngine) else _own_methods(kind)
+    if own or overridden(engine):
+        raise ConfigError(
+            "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
+            f"response synthesizer; got {kind.__name__}, with methods of its own: "
+            f"{', '.join(own) or 'replaced on the object'}. "
+            "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer), "
+            "or put ours inside"
+        )
+
+
+def _own_methods(kind: type) -> list[str]:
+    """List what a class, and those between it and the host's, add to the host's."""
+    between = kind.__mro__[: kind.__mro__.index(RetrieverQueryEngine)]
+    return sorted(
+        name
+        for one in between
+        for name, value in vars(one).items()
+        if isinstance(value, FunctionType | property | classmethod | staticmethod)
+        and name != "__init__"  # it has made the parts that are taken
+    )
+
+
 def _refuse_uncalled(kind: type) -> None:
     """Refuse a class with methods of its own that would never be called.
 
@@ -335,11 +376,11 @@ def speculate(engine: Any, **options: Any) -> SpeculativeQueryEngine:
 
 
 def _options(given: dict[str, Any]) -> Options:
-    _refuse(given.keys() - NAMES, NAMES)
+    refuse_unknown(given.keys(), NAMES)
     return Options(**given)
 
 
-def _refuse_unknown(index: BaseIndex[Any], retriever: Any, arguments: dict[str, Any]) -> None:
+def _check_arguments(index: BaseIndex[Any], retriever: Any, arguments: dict[str, Any]) -> None:
     """Refuse arguments that neither retriever nor query engine has: the host passes over them.
 
     Raises:
@@ -351,11 +392,4 @@ def _refuse_unknown(index: BaseIndex[Any], retriever: Any, arguments: dict[str, 
         if "__init__" in vars(kind):
             known |= signature(vars(kind)["__init__"]).parameters.keys()
     known |= {"vector_store_kwargs"}  # read out of the others by the retriever of a vector index
-    _refuse(arguments.keys() - known, (known | NAMES) - {"self", "args", "kwargs"})
-
-
-def _refuse(unknown: AbstractSet[str], known: AbstractSet[str]) -> None:
-    for name in sorted(unknown):
-        near = get_close_matches(name, known, 1)
-        instead = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-        raise TypeError(f"unknown argument {name!r}; {instead}")
+    refuse_unknown(arguments.keys(), known, beside=NAMES)

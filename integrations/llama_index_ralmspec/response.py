@@ -1,7 +1,8 @@
 """Makes a host's response of what happens in the engine, streamed or whole."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 from weakref import ref
@@ -13,6 +14,7 @@ from llama_index.core.base.response.schema import (
     Response,
     StreamingResponse,
 )
+from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ralmspec.documents import nodes_of
@@ -27,6 +29,54 @@ _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
 _REPORT: Final = "_ralmspec_report"
 _UNMADE: Final = object()  # a synthesizer may return anything, `None` too
 BEGUN = ""  # the first piece, when there is a response to return
+
+
+class LoopBoundStream(AsyncGenerator[str, None]):
+    """The pieces of an asynchronous stream, for as long as its event loop reads them.
+
+    The host's responses may be read in another event loop: `str(response)` on a running one does
+    so, in a thread. The request cannot move there, as its work belongs to its own loop:
+    what is `anew` is read instead, from where the caller has come to.
+    """
+
+    def __init__(
+        self, pieces: AsyncGenerator[str, None], anew: Callable[[], AsyncIterator[str]]
+    ) -> None:
+        """Give these pieces in the running loop; `anew` gives all of them in another one."""
+        self._pieces: AsyncIterator[str] = pieces
+        self._anew = anew
+        self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        self._given = 0
+        self._skip = 0  # what was given before, of a text that is read anew
+
+    async def asend(self, value: None = None) -> str:
+        """Wait for the next piece."""
+        if self._loop not in (None, asyncio.get_running_loop()):
+            self._move(self._loop)
+        while True:
+            piece = await anext(self._pieces)
+            skipped, self._skip = piece[self._skip :], max(0, self._skip - len(piece))
+            if skipped or not piece:
+                self._given += len(skipped)
+                return skipped
+
+    def _move(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Give the request up, and read what is anew."""
+        if self._given and loop is not None and loop.is_closed():
+            raise StopAsyncIteration  # a generator that was begun ends with its loop
+        self._loop, self._skip = None, self._given
+        self._pieces = self._anew()
+
+    async def athrow(self, *error: Any) -> str:
+        """Give the request up, and raise an error."""
+        await self.aclose()
+        raise error[0]
+
+    async def aclose(self) -> None:
+        """Give the request up."""
+        close: Any = getattr(self._pieces, "aclose", None)
+        if close is not None and self._loop in (None, asyncio.get_running_loop()):
+            await close()
 
 
 class Responses:
@@ -54,6 +104,7 @@ class Responses:
         self._right = False  # whether that was guessed
         self._shown = 0
         self._returned: ref[Any] | None = None
+        self._record: CallRecord | None = None  # of the call whose stream is read here
         self.unread: Any = None  # the host's response, if its stream is left to the caller
 
     @property
@@ -110,6 +161,27 @@ class Responses:
         returned: RESPONSE_TYPE = made
         return returned
 
+    async def anew(self, synthesizer: BaseSynthesizer) -> AsyncGenerator[str, None]:
+        """Have the host's synthesizer write with the nodes of this response once more.
+
+        Raises:
+            InputError: there are more steps than one call of it.
+        """
+        if not self._one_shot or self._record is None:
+            raise InputError(
+                "this stream is read in another event loop than the one of its aquery(), and its "
+                "steps belong to that one: read it there, with `async for`"
+            )
+        query = self._context.bundle
+        began = PlainRun(query.query_str, in_metadata=self._report)
+        nodes = began.retrieved(list(self._record.used))
+        response: Any = await synthesizer.asynthesize(query=query, nodes=nodes)
+        async for piece in response.response_gen:
+            yield piece
+        returned = None if self._returned is None else self._returned()
+        if returned is not None:
+            _attach(returned, began.report(), in_metadata=self._report)
+
     def _begins(self, event: Event) -> bool:
         """Make the response that streams as soon as its nodes are known; say whether it is made."""
         if not self._one_shot:
@@ -129,6 +201,7 @@ class Responses:
         if not isinstance(record.response, _STREAMS) or record.unread:
             return False
         # The text is read here, and the caller reads it from us.
+        self._record = record
         self._response = replace(record.response, response_txt=None)
         return True
 
@@ -194,6 +267,11 @@ class PlainRun:
 
     def reported(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """Attach the report of a query with one search and one segment."""
+        made: RESPONSE_TYPE = put_report(response, self.report(), in_metadata=self._in_metadata)
+        return made
+
+    def report(self) -> Report:
+        """Report what it took until now."""
         found_s, wall_s = self._found_s - self._began_s, time.perf_counter() - self._began_s
         stats = Stats(
             wall_s=wall_s,
@@ -203,9 +281,7 @@ class PlainRun:
             segments=1,
             timeline=(Span("search", 0.0, found_s, 1), Span("extend", found_s, wall_s, 0)),
         )
-        answer = Answer("", (Retrieved(Query(self._query), ()),), None, stats)
-        made: RESPONSE_TYPE = put_report(response, report_of(answer), in_metadata=self._in_metadata)
-        return made
+        return report_of(Answer("", (Retrieved(Query(self._query), ()),), None, stats))
 
 
 def stats_of(response: RESPONSE_TYPE) -> Stats:

@@ -23,6 +23,7 @@ from ralmspec_plugins.adapters.events import aclosable, closable
 from ralmspec_plugins.adapters.fingerprint import is_known as is_known_class
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, speculative
 from ralmspec_plugins.types import Hits
 
@@ -119,6 +120,17 @@ class _SynthesisWriter:
         """Plan one call."""
         call = request_call(draft.origin)
         return _Synthesis(self._synthesizer, self.processing, call, self._model_awaits)
+
+    def scored(self) -> "_SynthesisWriter":
+        """Refuse: a synthesizer's response is a text alone.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"{type(self._synthesizer).__name__} gives no log-probabilities of its tokens, which "
+            "this workload needs; it needs the model itself"
+        )
 
     def write_key(
         self,

@@ -1,1 +1,1 @@
-"""What the adapters of all hosts share: over plain values and raw clients, no host imported."""
+"""Shared code of the adapters of all hosts, which imports no host."""

@@ -1,8 +1,8 @@
-"""Native batch search of vector stores: what an adapter offers, and which one fits a store.
+"""Native batch search of vector stores: the adapter protocol, and a registry of adapters.
 
-Hosts' own batch methods do not batch (they run single calls in threads, where they
-have any), so each store is reached by a small adapter for exactly known classes and
-settings. What no adapter knows is searched through the host, query by query.
+Hosts' own batch methods do not batch (they run single calls in threads, if they
+exist), so each store has a small adapter for exactly known classes and
+settings. All other retrievers are searched through the host, query by query.
 """
 
 import logging
@@ -21,26 +21,26 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.proxy import Bm25ProxyTable
 from ralmspec_plugins.types import Hit, Query
 
-# Ranks a pool's passages by the host's vectors where they are known, and by words where not.
+# Ranks cached passages by the host's vectors if they are known, and by words otherwise.
 
 
 Metric: TypeAlias = Literal["cosine", "ip", "l2"]
 Floats: TypeAlias = NDArray[np.float64]
-# Makes the host's score of the metric's value: a cosine, a product, or a squared distance.
+# Converts the metric's value (a cosine, a product, or a squared distance) to the host's score.
 ScoreOf: TypeAlias = Callable[[float], float]
-_TINY: Final = 1e-300  # a zero vector's cosine is 0, as hosts have it, not NaN
+_TINY: Final = 1e-300  # the cosine of a zero vector is 0, as in hosts, not NaN
 
 
 class HostTable:
-    """The passages of a pool over a host's store.
+    """The passage table of a host's store.
 
-    It ranks with the store's metric as long as every passage and the query bring a
-    vector; one that does not, and it ranks by words from then on. What it ranks
-    wrongly (the store's ties are its own) costs a guess, never truth.
+    It ranks with the store's metric as long as every passage and the query have a
+    vector; after the first one without, it ranks by words. A wrong ranking
+    (such as of ties) costs a guess, and never changes the answer.
 
-    Where it is known how the host makes scores, guesses have such ones, right but for the
-    last bits: whatever looks at scores behind a retriever sees sensible ones. Ranked by
-    words, they are NaN.
+    If the host's conversion of scores is known, guesses have such scores, correct up to the
+    last bits: components that read scores after a retriever receive sensible values. Ranked
+    by words, scores are NaN.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class HostTable:
         score_of: ScoreOf | None = None,
         kept: Callable[[Hit], Hit] | None = None,
     ) -> None:
-        """Start empty; grows with the pool.
+        """Create an empty table.
 
         Args:
-            metric: how the store ranks; `None`: by words.
-            vector_of: gives a passage's vector, or `None`.
-            query_vector_of: gives a query's, or `None`.
-            score_of: makes the host's scores; `None`: it gives none, or others.
-            kept: gives of a hit what the pool keeps of it; `None`: all of it.
+            metric: the store's metric; `None`: rank by words.
+            vector_of: returns a passage's vector, or `None`.
+            query_vector_of: returns a query's vector, or `None`.
+            score_of: converts to the host's scores; `None`: there is no known conversion.
+            kept: returns the part of a hit that is cached; `None`: the whole hit.
         """
         if kept is not None:
             self.kept = kept
@@ -73,7 +73,7 @@ class HostTable:
         self._words: Bm25ProxyTable | None = None
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage under a slot number, over whatever was there."""
+        """Store a passage in a slot, replacing the previous one."""
         self._hits[slot] = hit
         if self._words is not None:
             self._words.put(slot, hit)
@@ -81,14 +81,14 @@ class HostTable:
             self._by_words()
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots, best first, ties by passage id."""
+        """Return the best k of these slots, best first, ties by passage id."""
         vector = None if self._words is not None else self._query_vector_of(query)
         if vector is None:
             ranked = self._by_words().rank(query, slots, k)
             return [(slot, math.nan) for slot, _ in ranked] if self.scored else ranked
         asked: Floats = np.asarray(vector, dtype=np.float64)
         scores = self._scores(asked, np.asarray(slots))
-        best = np.argsort(-scores, kind="stable")[: k + 1]  # one more, to see a tie at the end
+        best = np.argsort(-scores, kind="stable")[: k + 1]  # one more, to detect a tie at the end
         if len(best) > k and scores[best[k - 1]] == scores[best[k]]:
             best = np.flatnonzero(scores >= scores[best[k]])
         found = [(slots[at], float(scores[at])) for at in best.tolist()]
@@ -98,7 +98,7 @@ class HostTable:
         return [(slot, self._shown(score, asked, self._score_of)) for slot, score in ranked]
 
     def _shown(self, score: float, query: Floats, score_of: ScoreOf) -> float:
-        """Make the host's score of one that only ranks, which leaves out the query's own norm."""
+        """Convert a ranking score, which omits the query's norm, to the host's score."""
         square = float(query @ query)
         if self._metric == "l2":
             return score_of(max(square - score, 0.0))
@@ -107,7 +107,7 @@ class HostTable:
         return score_of(score)
 
     def _keep(self, slot: int, vector: Any) -> bool:
-        """Store a vector; say whether it is one."""
+        """Store a vector; return whether it is one."""
         if vector is None:
             return False
         row: Floats = np.asarray(vector, dtype=np.float64)
@@ -135,7 +135,7 @@ class HostTable:
         return products / np.sqrt(np.maximum(self._squares[slots], _TINY))
 
     def _by_words(self) -> Bm25ProxyTable:
-        """Rank by words from now on."""
+        """Switch to ranking by words, and return the table."""
         if self._words is None:
             self._words = Bm25ProxyTable()
             for slot, hit in self._hits.items():
@@ -146,17 +146,17 @@ class HostTable:
 
 _log = logging.getLogger(__name__)
 
-Vector: TypeAlias = Any  # as the embedder gave it: a list of floats, or an array [dim]
+Vector: TypeAlias = Any  # as returned by the embedder: a list of floats, or an array [dim]
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A document that a batch search found.
+    """A document found by a batch search.
 
-    `document` is the host's own object, perhaps the store's very own: whoever makes
-    hits of it copies it. `vector` is the document's own, where the store gives it
-    cheaply: pools rank with it. `score` is, to the bit, the one that the host gives
-    for the same search alone; `None` where that cannot be had.
+    `document` is the host's object, possibly the store's own: it must be copied before it
+    becomes a hit. `vector` is the document's, if the store returns it
+    cheaply: passage caches rank with it. `score` equals, to the bit, that of the host's
+    single search; `None` if it is not available.
     """
 
     document: Any
@@ -168,23 +168,23 @@ class BatchSearch(Protocol):
     """Searches many query vectors in one call, with the settings of one retriever.
 
     The documents are exactly those of the retriever's own single calls: order,
-    content, metadata, ids. They may be the store's own objects; callers copy.
+    content, metadata, ids. They may be the store's own objects; callers copy them.
 
     `name`: the store, for logs and the exactness table.
-    `exact`: by construction a query's result does not depend on the batch; others
+    `exact`: by construction a query's result does not depend on the batch; other adapters
     are used with `batch="probed"` only.
     `wide`: the first k of a wider search are exactly the search for k.
-    `metric`: how a pool ranks by the documents' vectors; `None` if it cannot.
-    `k`: how many documents the retriever's settings ask for.
+    `metric`: the metric of the documents' vectors, for passage caches; `None` if unknown.
+    `k`: the number of documents by the retriever's settings.
 
     An adapter whose store has an asynchronous batch call also has `asearch`, with
-    the same arguments; otherwise `search` runs in a thread. One that knows how its host
-    makes scores also has `score_of`: guesses then show such scores.
+    the same arguments; otherwise `search` runs in a thread. An adapter with a known
+    conversion of scores also has `score_of`: guesses then have such scores.
     """
 
     @property
     def name(self) -> str:
-        """Name the store."""
+        """The name of the store."""
         ...
 
     @property
@@ -199,16 +199,16 @@ class BatchSearch(Protocol):
 
     @property
     def metric(self) -> Metric | None:
-        """How a pool ranks by vectors."""
+        """The metric of the vectors, for passage caches."""
         ...
 
     @property
     def k(self) -> int:
-        """How many documents the retriever's settings ask for."""
+        """The number of documents by the retriever's settings."""
         ...
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query vector, best first."""
+        """Return the best k documents of each query vector, best first."""
         ...
 
 
@@ -217,35 +217,35 @@ Factory: TypeAlias = Callable[[Any], SearchT | None]
 
 
 class Registry(Generic[SearchT]):
-    """Which function makes the batch search of which store class, for one host. Thread-safe.
+    """Maps store classes to factories of batch searches, for one host. Thread-safe.
 
-    Known are those that were registered, those that come with the integration, and
-    those that other packages offer as entry points, in this order.
+    Sources are registered factories, those of the integration, and
+    entry points of other packages, in this order.
     """
 
     def __init__(self, group: str, own: Mapping[str, str]) -> None:
-        """Load nothing yet.
+        """Create a registry; factories are loaded on demand.
 
         Args:
-            group: the entry points' group, where other packages offer batch searches.
+            group: the group of entry points of other packages.
             own: "module:function", by the qualified names of the stores' classes.
         """
         self._group = group
         self._own = own
         self._lock = threading.RLock()
-        self._factories: dict[str, Factory[SearchT] | None] = {}  # None: there is none
+        self._factories: dict[str, Factory[SearchT] | None] = {}  # None: the class has none
 
     def register(self, class_name: str, factory: Factory[SearchT]) -> None:
-        """Have a store class searched by what this factory makes.
+        """Register the factory of batch searches for a store class.
 
         Args:
             class_name: "package.module.ClassName", so that no store has to be imported.
-                Subclasses are not meant: they may have changed anything.
-            factory: makes the batch search of a retriever; gives `None` for settings that
-                it does not know, so that they are searched through the host.
+                Subclasses are excluded: they may change anything.
+            factory: returns the batch search of a retriever, or `None` for unsupported
+                settings, which are searched through the host.
 
         Raises:
-            ConfigError: the name is not a qualified one.
+            ConfigError: the name is not qualified.
         """
         if "." not in class_name.strip("."):
             raise ConfigError(
@@ -256,13 +256,13 @@ class Registry(Generic[SearchT]):
             self._factories[class_name] = factory
 
     def search_of(self, retriever: Any, store: object) -> SearchT | None:
-        """Give the batch search that is exactly a retriever's own search, or `None`.
+        """Return the batch search that equals a retriever's own search, or `None`.
 
-        `None` too where somebody has put his own methods on the retriever or its
-        store: what they do cannot be known.
+        The result is `None`, too, if methods of the retriever or its
+        store are replaced: their effect is unknown.
 
         Args:
-            retriever: the host's, as the store's factory wants it.
+            retriever: the host's retriever, as the store's factory expects it.
             store: the vector store that it searches.
         """
         if any(overridden(one) or patched(type(one)) for one in (retriever, store)):
@@ -273,7 +273,7 @@ class Registry(Generic[SearchT]):
             return None
         try:
             return factory(retriever)
-        except Exception:  # noqa: BLE001 the host's own way is always there
+        except Exception:  # noqa: BLE001 the host's own search is the fallback
             _log.warning("the batch search of %s failed; it is not used again", name, exc_info=True)
             with self._lock:
                 self._factories[name] = None
@@ -287,7 +287,7 @@ class Registry(Generic[SearchT]):
             return self._factories[name]
 
     def _sources(self, name: str) -> list[EntryPoint]:
-        """List who offers a batch search for a class, the integration itself first."""
+        """Return the sources of a batch search for a class, the integration first."""
         own = [EntryPoint(name, self._own[name], self._group)] if name in self._own else []
         return [*own, *entry_points(group=self._group, name=name)]
 
@@ -295,6 +295,6 @@ class Registry(Generic[SearchT]):
         try:
             factory: Factory[SearchT] = source.load()
         except Exception:  # noqa: BLE001 as above
-            _log.warning("%s cannot be loaded; it is passed over", source, exc_info=True)
+            _log.warning("%s cannot be loaded; it is ignored", source, exc_info=True)
             return None
         return factory

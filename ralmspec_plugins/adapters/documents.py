@@ -1,4 +1,4 @@
-"""A host's document as a passage: compared by value, its original kept for giving back."""
+"""A host's document as a passage, compared by value, with a copy of the original."""
 
 import math
 from collections.abc import Mapping
@@ -9,31 +9,31 @@ from typing import Any
 from ralmspec_plugins.adapters.fingerprint import canonical_bytes
 from ralmspec_plugins.types import Passage
 
-_SCALARS = frozenset({str, int, bool, type(None)})  # equal ones of one type are the same
-_LONG = 16  # from here on a list may be an embedding
+_SCALARS = frozenset({str, int, bool, type(None)})  # equal values of one type are interchangeable
+_LONG = 16  # a list of this length may be an embedding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostPassage(Passage):
-    """A passage that stands for a document of the host.
+    """A passage that represents a document of the host.
 
-    Two are equal when id, content and metadata are, by value and with their types
-    (NaN equals NaN, arrays are compared whole). What has no value that can be read
-    must say itself that it is equal.
+    Two are equal if id, content and metadata are equal, by value and type
+    (NaN equals NaN, arrays are compared as a whole). Opaque objects are compared by their
+    own `__eq__`.
 
-    `source` is a private copy of the host's own object, and is never handed out
-    itself; `more` is what else counts, such as the fields of a document's subclass.
-    `ordered`: the order of keys counts, as where a host shows metadata as they stand.
-    Make one with `host_passage`.
+    `source` is a private copy of the host's object, which is copied again before it is
+    returned; `more` has other relevant values, such as the fields of a document's subclass.
+    `ordered`: the order of keys is relevant, as for a host that renders metadata in order.
+    Create one with `host_passage`.
     """
 
     source: Any = field(default=None, compare=False, repr=False, kw_only=True)
     more: Any = field(default=None, repr=False, kw_only=True)
     ordered: bool = field(default=False, repr=False, kw_only=True)
-    _digest: "Digest | None" = field(default=None, init=False, repr=False)  # made when asked for
+    _digest: "Digest | None" = field(default=None, init=False, repr=False)  # computed on first use
 
     def __eq__(self, other: object) -> bool:
-        """Compare by value; what cannot be compared is not equal."""
+        """Compare by value; incomparable values are not equal."""
         if not isinstance(other, HostPassage):
             return NotImplemented
         if self is other:
@@ -49,12 +49,12 @@ class HostPassage(Passage):
         )
 
     def __hash__(self) -> int:
-        """Hash by the parts that are always plain."""
+        """Hash the fields that are always plain."""
         return hash((self.id, self.text))
 
     @property
     def digest(self) -> "Digest":
-        """A short name for the passage's value."""
+        """The digest of the passage's value."""
         if self._digest is None:
             values = self.id, self.text, self.metadata, self.more
             found = digest_of(*values, ordered=self.ordered)
@@ -65,14 +65,14 @@ class HostPassage(Passage):
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A short name for a value; `whole` if equal names mean equal values."""
+    """A digest of a value; `whole` if equal digests imply equal values."""
 
     text: str
     whole: bool
 
 
 def digest_of(*values: object, ordered: bool = False) -> Digest:
-    """Make the digest of these values together, whatever they are nested of.
+    """Return the digest of these values together, nested or not.
 
     >>> digest_of("a", {"page": 1}).text == digest_of("a", {"page": 1.0}).text
     False
@@ -93,25 +93,25 @@ def digest_of(*values: object, ordered: bool = False) -> Digest:
 
 def host_passage(
     *,
-    id: str | None,  # noqa: A002 the record's own word
+    id: str | None,  # noqa: A002 the name of the field
     text: str,
     metadata: Mapping[str, Any],
     source: Any,
     more: Any = None,
     ordered: bool = False,
 ) -> HostPassage:
-    """Make the passage of a document.
+    """Return the passage of a document.
 
-    A document without an id gets one from its value, so that the same document is
-    the same passage each time it is found.
+    A document without an id gets one from its value, so that the same document
+    always becomes the same passage.
 
     Args:
         id: the document's own id, if it has one.
         text: its content.
         metadata: by reference; it belongs to `source`.
         source: a private copy of the host's document.
-        more: what else counts for equality.
-        ordered: whether the order of keys counts.
+        more: other values that are relevant for equality.
+        ordered: whether the order of keys is relevant.
     """
     if id is None:
         id = digest_of(None, text, metadata, more, ordered=ordered).text  # noqa: A001
@@ -121,15 +121,15 @@ def host_passage(
 def _plainly(ours: HostPassage, theirs: HostPassage) -> bool:
     try:
         return _alike(ours.metadata, theirs.metadata) and _alike(ours.more, theirs.more)
-    except RecursionError:  # something that contains itself
+    except RecursionError:  # a value that contains itself
         return False
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
-    """Whether both are the same plain values in the same order.
+    """Return whether both are the same plain values in the same order.
 
-    `False` also where that takes a closer look. Nothing is compared that is not of the same
-    type, and no 0.0 with a -0.0.
+    `False` may also mean undecided. Only values of the same type are compared, and 0.0 differs
+    from -0.0.
     """
     kind = type(ours)
     if ours is theirs:
@@ -152,7 +152,7 @@ def _alike(ours: Any, theirs: Any) -> bool:
 
 
 def _same_floats(ours: Any, theirs: Any) -> bool:
-    """Whether both are the same floats, as embeddings are: told quickly, since they are long."""
+    """Return whether both are equal lists of floats: a fast path for embeddings."""
     return (
         len(ours) > _LONG
         and {*map(type, ours), *map(type, theirs)} == {float}
@@ -162,7 +162,7 @@ def _same_floats(ours: Any, theirs: Any) -> bool:
 
 
 def _plain_record(kind: type) -> bool:
-    """Whether all that there is to an object of this class are its fields: a pydantic model."""
+    """Return whether instances of this class consist of their fields only: a pydantic model."""
     return hasattr(kind, "__pydantic_fields__")
 
 
@@ -174,5 +174,5 @@ def _nothing_else(*models: Any) -> bool:
 def _same(ours: object, theirs: object) -> bool:
     try:
         return bool(ours == theirs)
-    except Exception:  # noqa: BLE001 arrays among objects: an unknown value equals nothing
+    except Exception:  # noqa: BLE001 arrays among objects: an incomparable value equals nothing
         return False

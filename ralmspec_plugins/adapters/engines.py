@@ -1,4 +1,4 @@
-"""How a host's requests run ahead: the settings that all integrations have, and what follows."""
+"""Settings of speculation shared by all integrations, and the engines made from them."""
 
 import os
 import threading
@@ -36,10 +36,10 @@ __all__ = [
     "workload_of",
 ]
 
-# What the calls of one host's object share: verifiers in front of stores, engines, threads.
+# The state shared by all calls of one host object: verifiers, engines, threads.
 
 
-_MOST: Final = 64  # engines that are kept: one for each user's store and for each setting in use
+_MOST: Final = 64  # cached engines: one for each user's store and each setting in use
 _MAX_BATCH: Final = 64  # queries in a merged search
 
 HostT = TypeVar("HostT")
@@ -48,27 +48,27 @@ Parts: TypeAlias = tuple[Workload[Any], Settings]
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The two engines over one retriever with the same settings."""
+    """The two engines of one retriever with the same settings."""
 
     sync: Engine
     asynchronous: AsyncEngine
-    threads: Executor  # in which they have work done
+    threads: Executor  # in which their work runs
 
 
 class Runtime:
-    """Made when the first call comes, anew in a forked process, and shared by all copies.
+    """The shared state of a host object and its copies, created again in a forked process.
 
     Hosts copy their objects (LangChain a runnable, for each call whose config sets a
-    field). The copies have the same runtime, so verifiers, threads and what was learned stay.
+    field). The copies have the same runtime, so verifiers, threads and caches persist.
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Create an empty runtime."""
         self._lock = threading.Lock()
         self._reset()
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
-        """Be copied and pickled as a new one: threads belong to one process, and one owner."""
+        """Copy and pickle as a new runtime: threads belong to one process, and one owner."""
         return type(self), ()
 
     def _reset(self) -> None:
@@ -78,18 +78,18 @@ class Runtime:
 
     def _stop(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
-        self._verifiers: dict[tuple[int, int], Verifier] = {}  # by their lanes and largest batch
+        self._verifiers: dict[tuple[int, int], Verifier] = {}  # by lanes and batch size
         self._engines: OrderedDict[Hashable, Engines] = OrderedDict()
 
     def _check_process(self) -> None:
-        if self._process != os.getpid():  # forked: the threads are not here
+        if self._process != os.getpid():  # forked: the threads do not exist here
             self._reset()
 
     def host(self, key: Hashable, make: Callable[[], HostT]) -> HostT:
-        """Give the host's retriever of this key: copies share what is known of it, and counts.
+        """Return the object of this key, created on first use: copies share its state and counts.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: it cannot be created.
         """
         with self._lock:
             self._check_process()
@@ -110,15 +110,16 @@ class Runtime:
         *,
         kept: bool = True,
     ) -> Engines:
-        """Give the engines of this key, making them when it is new.
+        """Return the engines of this key, created on first use.
 
         Args:
-            key: names everything that the engines depend on, the retriever's signature too.
-            retriever: what is searched.
-            make: makes workload and settings for it.
-            lanes: merged searches that may be out at a time; `None` to merge none.
-            kept: whether another call may want them. Those that are not kept take no other's
-                place; their threads are everybody's, so nobody has to close them.
+            key: identifies everything that the engines depend on, including the retriever's
+                signature.
+            retriever: the retriever to search.
+            make: returns the workload and settings for it.
+            lanes: the maximum number of merged searches in parallel; `None` to merge none.
+            kept: whether another call may need them. Others are not cached; they use shared
+                threads, so they need not be closed.
         """
         with self._lock:
             self._check_process()
@@ -146,10 +147,10 @@ class Runtime:
         )
 
     def verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
-        """Give the verifier with such lanes, which is put in front of this retriever if it is new.
+        """Return a verifier of this retriever, which shares the lanes of all with these numbers.
 
         Raises:
-            ConfigError: a number that would let nothing through.
+            ConfigError: a number is out of range.
         """
         with self._lock:
             self._check_process()
@@ -168,7 +169,7 @@ class Runtime:
             return tuple(self._verifiers.values())
 
     def close(self) -> None:
-        """Let all threads go; whoever calls again starts anew."""
+        """Release all threads; a later call creates new ones."""
         with self._lock:
             verifiers, threads = tuple(self._verifiers.values()), self._threads
             self._stop()
@@ -180,36 +181,36 @@ class Runtime:
 
 _MOST_TOKENS: Final = 256
 _MOST_PREFETCHED: Final = 80  # 20 k for a k of 4
-_WORTH_A_CALL: Final = 0.3  # share of right guesses below which no call is made on one
+_WORTH_A_CALL: Final = 0.3  # acceptance rate below which no speculative call is made
 
 
 class OwnPool(SharedPassageCache):
-    """The pool of an integration's object, where its user gave none.
+    """The default passage cache of an integration's object.
 
     Requests share it only over exactly known classes with plain settings. Other code may
-    read whose turn it is in places that no signature names: then each request has a pool of
-    its own, so that no passage of one tenant is shown to the model of another.
+    read the current user from places outside the signature: then each request has its own
+    cache, so that no passage of one tenant reaches the model of another.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled empty."""
+        """Copy and pickle as an empty cache."""
         return OwnPool, ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
-    """How far requests run ahead, and with what they guess.
+    """Settings of speculation for a host's requests.
 
     Args:
         speculate: False: the plain loop.
-        schedule: `Continuous` by default, with lanes if single calls go side by side.
-        prefetch: passages that a wider search brings to the pool, where that is possible.
-        pool: passages seen so far; `None`: each request has its own.
-        memo: answers of former searches, trusted.
-        side_by_side: single calls of the retriever at a time.
-        calls_cost: whether a wrong guess costs a call that may be paid for.
-        guesses: False: nothing is written before its search is known. The memo may know it.
-        may_guess: says the same at any time, also within a request that runs.
+        schedule: `Continuous` by default, with lanes if single calls run in parallel.
+        prefetch: the number of passages of a wider search, for the passage cache.
+        pool: the passage cache; `None`: each request has its own.
+        memo: the query cache, whose results are not verified.
+        side_by_side: the maximum number of single calls of the retriever in parallel.
+        calls_cost: whether a wrong guess costs a call that may be billed.
+        guesses: False: no segment precedes its hits, which may come from the query cache.
+        may_guess: returns the same at run time, also during a request.
     """
 
     speculate: bool = True
@@ -223,7 +224,7 @@ class Speculation:
     may_guess: Callable[[], bool] | None = None
 
     def one_by_one(self) -> "Speculation":
-        """Give the same with one search out at a time."""
+        """Return the same settings with one search at a time."""
         schedule = self.schedule
         if isinstance(schedule, Continuous):
             schedule = replace(schedule, lanes=1)
@@ -237,17 +238,17 @@ class Speculation:
         workload: Workload[Any],
         replica: Retriever | None = None,
     ) -> Engines:
-        """Give the engines of a host's object for one call.
+        """Return the engines of a host object for one call.
 
         Args:
-            runtime: what the object's calls share.
-            key: names everything that the engines depend on, besides the retriever.
+            runtime: the shared state of the object's calls.
+            key: identifies everything that the engines depend on, besides the retriever.
             host: the retriever, with the settings of this call.
-            workload: what is computed.
-            replica: a near copy of the retriever, that guesses.
+            workload: the workload.
+            replica: a cheap copy of the retriever, for guesses.
 
         Raises:
-            ConfigError: the settings do not fit each other or the retriever.
+            ConfigError: the settings are incompatible with each other or the retriever.
         """
         look = host.look()
         looked_into = look.native is not None
@@ -262,11 +263,11 @@ class Speculation:
         return runtime.engines(name, host, parts, merged, kept=not look.passing)
 
     def can_guess(self, look: RetrieverSnapshot, replica: Retriever | None) -> bool:
-        """Whether anything can be known of a request's first search before it returns.
+        """Return whether a request's first search can be guessed or is known.
 
         Args:
-            look: the retriever as it is now.
-            replica: a near copy of it, that guesses.
+            look: a snapshot of the retriever.
+            replica: a cheap copy of the retriever, for guesses.
         """
         if not self.speculate or not look.pure:
             return False
@@ -275,13 +276,13 @@ class Speculation:
         return self.guesses and (replica is not None or self._pool(look) is not None)
 
     def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
-        """Give the pool that a call shares with others: one of settings that come again."""
+        """Return the passage cache that a call shares with others, if its settings may recur."""
         if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):
             return None
         return self.pool
 
     def schedule_for(self, *, looked_into: bool) -> Schedule:
-        """Give the schedule over a store that is searched in batches, or over a black box."""
+        """Return the schedule over a store with batch search, or over an opaque retriever."""
         if self.schedule is not None:
             return self.schedule
         lanes = 1 if looked_into else self.side_by_side
@@ -291,9 +292,9 @@ class Speculation:
         )
 
     def merged_lanes(self, schedule: Schedule, *, looked_into: bool, pure: bool) -> int | None:
-        """Say how many merged searches may be out at a time; `None` to merge none.
+        """Return the maximum number of merged searches in parallel; `None` to merge none.
 
-        Merging single calls would only make them wait for each other.
+        Single calls are not merged, since they would only wait for each other.
         """
         if not looked_into or not pure:
             return None
@@ -302,12 +303,12 @@ class Speculation:
     def settings(
         self, retriever: Retriever, schedule: Schedule, replica: Retriever | None = None
     ) -> Settings:
-        """Give the engine's settings over a retriever.
+        """Return the engine's settings for a retriever.
 
         Raises:
-            ConfigError: they do not fit each other or the retriever.
+            ConfigError: they are incompatible with each other or the retriever.
         """
-        if not self.guesses:  # and nothing is fetched that only guesses would need
+        if not self.guesses:  # and nothing is prefetched for guesses
             return Settings(
                 schedule=schedule,
                 prefetch=1,
@@ -337,18 +338,18 @@ class Speculation:
 
 
 def is_one_shot(chosen: object) -> bool:
-    """Say whether a workload, by its name or what makes it, is one retrieval and one call."""
+    """Return whether a workload, by its name or factory, is one retrieval and one call."""
     return chosen == "one_shot" or getattr(chosen, "func", chosen) is OneShot
 
 
 def most_tokens(workload: Workload[Any]) -> int:
-    """Give an answer's length: of sentences, as much as the workload's own bounds allow."""
+    """Return the maximum number of tokens of an answer by the workload's own limits."""
     if isinstance(workload, Sentences):
         return workload.tokens * workload.max_sentences
     return _MOST_TOKENS
 
 
 def _prefetch(retriever: Retriever) -> int | None:
-    """Bound how many documents a search brings: each is a Python object, made and copied."""
+    """Return an upper bound of the documents per search: each is a Python object to be copied."""
     k = getattr(retriever, "k", None)
     return None if k is None or 20 * k <= _MOST_PREFETCHED else max(_MOST_PREFETCHED, 2 * k)

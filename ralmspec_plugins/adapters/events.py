@@ -1,4 +1,4 @@
-"""Follows one request: what happens is told to the host's handlers, and shown in pieces."""
+"""Drives the events of one request: reports them to the host's handlers, and emits pieces."""
 
 import asyncio
 from collections.abc import (
@@ -24,55 +24,55 @@ PieceT = TypeVar("PieceT")
 
 
 class Events(Protocol):
-    """What happens while a request is answered; closing it gives the request up."""
+    """The events of a request; closing the iterator cancels the request."""
 
     def __iter__(self) -> Iterator[Event]:
-        """Wait for one event after the other."""
+        """Iterate over the events."""
         ...
 
     def close(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         ...
 
 
 class AsyncEvents(Protocol):
-    """The same on an event loop."""
+    """The events of a request on an event loop."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        """Await one event after the other."""
+        """Iterate over the events."""
         ...
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         ...
 
 
 class EventSink(Protocol):
-    """What tells a host's handlers of one request."""
+    """Reports one request to a host's handlers."""
 
     def tell(self, event: Event) -> None:
-        """Tell what an event means for the host."""
+        """Report an event."""
         ...
 
     async def atell(self, event: Event) -> None:
-        """Do the same on an event loop."""
+        """Report an event on an event loop."""
         ...
 
     def failed(self, error: BaseException) -> None:
-        """Tell of the call that the request's error comes from, and end what is open."""
+        """Report the call that caused the request's error, and end open runs."""
         ...
 
     async def afailed(self, error: BaseException) -> None:
-        """Do the same on an event loop."""
+        """Report a failure on an event loop."""
         ...
 
 
 def drive_events(
     events: Events, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
 ) -> Generator[PieceT, None, None]:
-    """Tell each event, and give the pieces that it makes.
+    """Report each event, and yield its pieces.
 
-    The request ends with this generator: closing it gives the request up.
+    Closing this generator cancels the request.
 
     Raises:
         Exception: what the request, or a handler, raises.
@@ -89,21 +89,21 @@ def drive_events(
 
 
 class AsyncPieces(AsyncIterator[PieceT]):
-    """Do the same on an event loop; what is being told is told to its end.
+    """Reports each event on an event loop, and iterates over its pieces; no report is interrupted.
 
-    It is no asynchronous generator: an event loop that ends closes all of these at once, and
-    reports those inside of each other as errors.
+    It is not an asynchronous generator: an event loop that ends closes all of these, and
+    reports nested ones as errors.
     """
 
     def __init__(
         self, events: AsyncEvents, telling: EventSink, show: Callable[[Event], Iterable[PieceT]]
     ) -> None:
-        """Give the pieces of these events.
+        """Create the iterator.
 
         Args:
-            events: what happens; closed with this iterator.
-            telling: what tells each event.
-            show: makes pieces of an event.
+            events: the events; closed with this iterator.
+            telling: reports each event.
+            show: returns the pieces of an event.
         """
         self._events = events
         self._waiting = aiter(events)
@@ -113,7 +113,7 @@ class AsyncPieces(AsyncIterator[PieceT]):
         self._ended = False
 
     async def __anext__(self) -> PieceT:
-        """Wait for the next piece.
+        """Return the next piece.
 
         Raises:
             Exception: what the request, or a handler, raises.
@@ -135,7 +135,7 @@ class AsyncPieces(AsyncIterator[PieceT]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         if not self._ended:
             await self._give_up(GeneratorExit())
 
@@ -143,12 +143,12 @@ class AsyncPieces(AsyncIterator[PieceT]):
         self._ended = True
         await self._events.aclose()
         failed = self._telling.afailed(error)
-        # At the end of an event loop nothing may be waited for, if there is nobody to be told.
+        # At the end of an event loop nothing may be awaited if there is no handler.
         await (failed if isinstance(error, GeneratorExit) else _to_its_end(failed))
 
 
 def _count(event: Event) -> None:
-    """Count the call that wrote a committed segment to those of the answer."""
+    """Count the call of a committed segment as part of the answer."""
     if isinstance(event, Commit):
         call: MadeCall | None = getattr(draft_of(event.state), "call", None)
         if call is not None:
@@ -156,7 +156,7 @@ def _count(event: Event) -> None:
 
 
 async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
-    """Have something told completely, also when this task is cancelled: a run told has an end."""
+    """Finish a report, even if this task is cancelled, so that each reported run ends."""
     task = asyncio.ensure_future(telling)
     try:
         await asyncio.shield(task)
@@ -165,45 +165,45 @@ async def _to_its_end(telling: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-# Keeps what a request's failed calls have told: the one that counts is told of.
+# Keeps the recordings of a request's failed calls, to report the one that is raised.
 
 
 RecordingT = TypeVar("RecordingT")
 
 
 class Failures(Generic[RecordingT]):
-    """The errors that calls of a host have raised for one request, with their recordings.
+    """The errors of a host's calls for one request, with their recordings.
 
     >>> failures, error = Failures[str](), ValueError("no")
-    >>> failures.note(error, "what it told")
+    >>> failures.note(error, "its events")
     >>> failures.recording_of(error), failures.recording_of(ValueError("no"))
-    ('what it told', None)
+    ('its events', None)
     >>> len(failures)
     1
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Create an empty collection."""
         self._noted: list[tuple[BaseException, RecordingT]] = []
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of errors."""
         return len(self._noted)
 
     def note(self, error: BaseException, recording: RecordingT) -> None:
-        """Note what a call raised: if it counts, what it told does too."""
+        """Store the error and the recording of a call."""
         self._noted.append((error, recording))
 
     def recording_of(self, error: BaseException) -> RecordingT | None:
-        """Give the recording of the call that raised this very error."""
+        """Return the recording of the call that raised this error object."""
         return next((made for raised, made in self._noted if raised is error), None)
 
 
-# Makes what a host streams closable: a stream that nobody reads on is let go at once.
+# Makes a host's streams closable, so that an unread stream is released immediately.
 
 
 def closable(pieces: Iterable[PieceT]) -> Generator[PieceT, None, None]:
-    """Give the pieces of any iterable; closing this closes it, where it can be closed.
+    """Yield the pieces of an iterable; closing this generator closes the iterable, if possible.
 
     >>> each = closable(iter("ab"))
     >>> next(each), each.close()
@@ -213,7 +213,7 @@ def closable(pieces: Iterable[PieceT]) -> Generator[PieceT, None, None]:
 
 
 async def aclosable(pieces: AsyncIterable[PieceT]) -> AsyncGenerator[PieceT, None]:
-    """Do the same with what is awaited."""
+    """Yield the pieces of an asynchronous iterable; closing this closes it, if possible."""
     try:
         async for piece in pieces:
             yield piece
@@ -223,31 +223,31 @@ async def aclosable(pieces: AsyncIterable[PieceT]) -> AsyncGenerator[PieceT, Non
             await close()
 
 
-# What an answer took, as plain values: replies are kept in checkpoints and sent as JSON.
+# The report of an answer as plain values, since replies are stored in checkpoints and as JSON.
 
 
 REPORT: Final = "ralmspec"  # the key of the report in a host's reply
 
 
 class DroppedCalls(TypedDict):
-    """Calls of the host's model that were made, and may be paid for, and are not in the answer."""
+    """Calls of the host's model that may be billed, and are not part of the answer."""
 
-    calls: int  # those that failed or were stopped are among them
-    unreported: int  # of them: without a usage, at least until the answer was complete
+    calls: int  # including failed and cancelled ones
+    unreported: int  # those without a usage when the answer was complete
     usage: dict[str, int] | None  # of the others
 
 
 class Report(TypedDict):
-    """What an answer took; `stats_in` makes a `Stats` of it again."""
+    """The report of an answer; `stats_in` converts it to `Stats`."""
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
-    queries: list[str]  # what was asked of the retriever, in order
-    usage: dict[str, int] | None  # of the calls that made the answer
-    dropped: DroppedCalls | None  # of all other calls; `None` where no host's model is called
+    queries: list[str]  # the queries of the retriever, in order
+    usage: dict[str, int] | None  # of the calls of the answer
+    dropped: DroppedCalls | None  # of all other calls; `None` if no model of a host is called
 
 
 def report_of(answer: Answer) -> Report:
-    """Make the report of an answer whose events were driven here."""
+    """Return the report of an answer whose events were driven here."""
     calls: list[MadeCall] | None = getattr(draft_of(answer.state), "made", None)
     of_answer = [call for call in calls or () if call.committed]
     return Report(
@@ -269,11 +269,11 @@ def _usage(calls: list[MadeCall]) -> dict[str, int] | None:
 
 
 def stats_in(reply: Mapping[str, Any] | None, what: str) -> Stats:
-    """Make the statistics under `REPORT` an object again, for its computed numbers and pictures.
+    """Return the statistics under `REPORT` as a `Stats`, for its properties and timelines.
 
     Args:
-        reply: what the report stands in.
-        what: what it was expected to be, for the error.
+        reply: the mapping that contains the report.
+        what: the expected kind of reply, for the error message.
 
     Raises:
         InputError: there is no report.

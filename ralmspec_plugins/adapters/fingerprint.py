@@ -1,4 +1,4 @@
-"""Values of any kind as bytes: one text for each value, whatever it is nested in."""
+"""Fingerprints: canonical bytes of values, and ids of objects, for keys of caches."""
 
 import itertools
 import operator
@@ -16,14 +16,14 @@ from ralmspec_plugins.adapters.plain_data import copied as copied
 from ralmspec_plugins.adapters.plain_data import copied_where_possible as copied_where_possible
 from ralmspec_plugins.adapters.plain_data import is_data as is_data
 
-Opaque: TypeAlias = Callable[[object], bytes]  # a name for an object whose value cannot be read
-# What counts of an object, besides which one it is; `None` for one that is read as any other.
+Opaque: TypeAlias = Callable[[object], bytes]  # returns an id of an unreadable object
+# Returns the relevant value of an object, besides its id; `None` for a generic object.
 Read: TypeAlias = Callable[[object], Mapping[str, Any] | None]
 
 _STORED: Final = (dict, list, tuple, set, frozenset)  # of documents, ids and vectors
-_HEAP_TYPE: Final = 1 << 9  # of a class's flags: made by a class statement
-_DEEPEST_READ: Final = 64  # containers in containers
-_MOST_READ: Final = 20_000  # containers in one value, each counted as often as it is met
+_HEAP_TYPE: Final = 1 << 9  # flag of classes created by a class statement
+_DEEPEST_READ: Final = 64  # maximum nesting of containers
+_MOST_READ: Final = 20_000  # maximum number of containers in one value, with repetitions
 
 
 def canonical_bytes(
@@ -35,33 +35,33 @@ def canonical_bytes(
     read: Read | None = None,
     unread: Opaque | None = None,
 ) -> bytes:
-    """Give the one text of a value: different values have different texts.
+    """Return the canonical bytes of a value: different values have different bytes.
 
-    Everything stands behind its type and its length, so nothing that one value
-    contains can be taken for another one. Sets have no order, dictionaries only if asked.
-    Nothing is raised, whatever the value's classes do.
+    Each item is preceded by its type and its length, so that the encoding is
+    unambiguous. The order of sets is ignored, that of dictionaries unless `ordered`.
+    No error is raised, whatever the value's classes do.
 
     >>> canonical_bytes(["ab", "c"], lambda _: b"") == canonical_bytes(["a", "bc"], lambda _: b"")
     False
 
     Args:
-        value: any.
-        opaque: names what has no value that can be read.
-        most: containers of more items are not looked into; `None`: all are.
-        ordered: whether dictionaries of another order are other values.
-        read: says what counts of objects that their caller knows better.
-        unread: names what could not be read to its end: too deep, too large, or raising;
+        value: any value.
+        opaque: returns the id of an object without a readable value.
+        most: containers of more items are opaque; `None`: there is no limit.
+        ordered: whether the order of dictionaries is relevant.
+        read: returns the relevant value of objects that the caller knows.
+        unread: returns the id of a value that is too deep, too large, or raises;
             `opaque` by default.
     """
     writer = _ValueWriter(opaque, most, ordered, read, unread or opaque)
     try:
         return writer.written(value)
-    except Exception:  # noqa: BLE001 a class's own code raised, or the stack ended
+    except Exception:  # noqa: BLE001 code of a class raised, or the recursion limit was reached
         return writer.unread(value)
 
 
 class _ValueWriter:
-    """Writes one value."""
+    """Writes the canonical bytes of one value."""
 
     def __init__(
         self, opaque: Opaque, most: int | None, ordered: bool, read: Read | None, unread: Opaque
@@ -71,7 +71,7 @@ class _ValueWriter:
         self._ordered = ordered
         self._read = read
         self._unread = unread
-        self._inside: list[int] = []  # the containers around what is being written, by id()
+        self._inside: list[int] = []  # the enclosing containers, by id()
         self._left = _MOST_READ
 
     def unread(self, value: object) -> bytes:
@@ -86,10 +86,10 @@ class _ValueWriter:
         if kind is float:
             return _part(b"float", [value.hex().encode()])
         if kind is int:
-            return _part(b"int", [b"%x" % value])  # a repr of many digits is refused
+            return _part(b"int", [b"%x" % value])  # a repr of many digits raises
         if is_atom(value):
             return _part(_name(kind), [repr(value).encode("utf-8", "surrogatepass")])
-        if id(value) in self._inside:  # a container in itself: how far up says which
+        if id(value) in self._inside:  # a container in itself, identified by its depth
             return _part(b"cycle", [b"%d" % self._inside[::-1].index(id(value))])
         self._left -= 1
         if len(self._inside) >= _DEEPEST_READ or self._left < 0:
@@ -137,14 +137,14 @@ class _ValueWriter:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Read a record's content: a dataclass's, or a pydantic model's; `None` for other things.
+    """Return the fields of a dataclass or pydantic model; `None` for other values.
 
-    What a model keeps in private is its own affair (counters, caches, clients): with
-    it, a model is named as an object besides. A record that is a dictionary, a text or the like
-    as well is no record.
+    Private attributes of a model (counters, caches, clients) are not readable: a model with
+    such attributes is identified by its id in addition. A record that is also a dictionary, a
+    text or similar is not supported.
 
     Raises:
-        TypeError: its class hides what it holds.
+        TypeError: its class hides its attributes.
     """
     kind = type(value)
     if not (hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")):
@@ -154,7 +154,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
     own = state(value)
     for name in getattr(kind, "__dataclass_fields__", ()):
         if name not in own and hasattr(kind, name):
-            own[name] = getattr(kind, name)  # a default that stands in the class alone
+            own[name] = getattr(kind, name)  # a default in the class only
     if more := getattr(value, "__pydantic_extra__", None):
         own["__pydantic_extra__"] = more
     return own
@@ -170,33 +170,33 @@ def _part(kind: bytes, items: Iterable[bytes]) -> bytes:
     return b"%s(%s:%s)" % (kind, lengths, b"".join(listed))
 
 
-# Names for live objects and values of any kind, fit to be parts of a retriever's signature.
+# Ids of live objects and fingerprints of values, as parts of a retriever's signature.
 #
-# Caches are partitioned by what answers depend on. Hosts hold that in mutable
+# Caches are partitioned by all that answers depend on. Hosts store that in mutable
 # dictionaries, filter objects, clients and functions; here it becomes a key.
 
 
-_HELD: Final = 4096  # objects without weak references that are kept alive for their tokens
+_HELD: Final = 4096  # objects without weak references that are kept alive for their ids
 
 
 class _Tokens:
-    """Numbers objects: one number each, and no number twice, however long the process lives."""
+    """Assigns each object a number that is unique in the process's lifetime."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._lock = threading.RLock()  # a garbage collection may come to `forget` under it
+        self._lock = threading.RLock()  # garbage collection may call `forget` under the lock
         self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}  # by id()
         self._held: OrderedDict[int, tuple[object, int]] = OrderedDict()  # the last used at the end
 
     def number(self, value: object) -> int:
-        """Give an object's number."""
+        """Return an object's number."""
         with self._lock:
             known = self._seen.get(id(value))
             if known is not None and known[0]() is value:
                 return known[1]
             try:
                 return self._watch(value, id(value))
-            except TypeError:  # it takes no weak references
+            except TypeError:  # it does not support weak references
                 return self._hold(value)
 
     def _watch(self, value: object, key: int) -> int:
@@ -212,9 +212,9 @@ class _Tokens:
         return number
 
     def _hold(self, value: object) -> int:
-        """Keep the object, so that no other one gets its place in memory.
+        """Keep the object alive, so that its address is not reused.
 
-        One that is let go and comes again gets a new number: a cache misses, no more.
+        An evicted object gets a new number on its next use: this only causes a cache miss.
         """
         known = self._held.get(id(value))
         number = next(self._numbers) if known is None else known[1]
@@ -229,28 +229,28 @@ _tokens = _Tokens()
 
 
 def object_id(value: object) -> str:
-    """Name a live object: itself and no other, as long as the process lives.
+    """Return an id of a live object that is unique in the process's lifetime.
 
-    What is inside the object is not looked at: a store that gets new documents
-    keeps its name.
+    The content of the object is ignored: a store that gets new documents
+    keeps its id.
 
     >>> store, other = {1}, {1}
     >>> object_id(store) == object_id(store), object_id(store) == object_id(other)
     (True, False)
     """
-    if type(value) is MethodType:  # made anew at each look
+    if type(value) is MethodType:  # a new object at each access
         return f"{object_id(value.__self__)}.{object_id(value.__func__)}"
     return f"{type(value).__name__}#{_tokens.number(value)}"
 
 
 def value_fingerprint(value: object, most: int | None = None, read: Read | None = None) -> bytes:
-    """Give a key for a value as it is now: equal values, equal keys, and never otherwise.
+    """Return a key of the current value: keys are equal if and only if values are.
 
-    The order of dictionaries and sets does not count, types do: 1, 1.0, True and
-    "1" are four things. Plain values, containers, arrays, dataclasses and pydantic
-    models are taken by value; functions and all other objects by `object_id`. What cannot be
-    read to its end (too deep, too large, a class that raises) has another key each time: it
-    shares nothing.
+    The order of dictionaries and sets is ignored, types are relevant: 1, 1.0, True and
+    "1" are four different values. Plain values, containers, arrays, dataclasses and pydantic
+    models are compared by value; functions and all other objects by `object_id`. A value that
+    cannot be read completely (too deep, too large, a class that raises) has a new key each
+    time: it shares nothing.
 
     >>> one = value_fingerprint({"k": 4, "filter": {"user": 1}})
     >>> one == value_fingerprint({"filter": {"user": 1}, "k": 4})
@@ -259,16 +259,16 @@ def value_fingerprint(value: object, most: int | None = None, read: Read | None 
     False
 
     Args:
-        value: any.
-        most: containers of more items are taken by `object_id` too, where reading them all
-            would take too long; `None`: all are read.
-        read: says what counts of an object besides its token; `None` for what is read as above.
+        value: any value.
+        most: containers of more items are compared by `object_id`, too, where reading them
+            would take too long; `None`: there is no limit.
+        read: returns the relevant value of an object besides its id; `None` for a generic one.
     """
     return canonical_bytes(value, _by_token, most, read=read, unread=_unlike_any)
 
 
 def as_called(value: object) -> bytes:
-    """Give a key for what a call brings: the order of dictionaries counts, a black box may read it.
+    """Return a key of a call's arguments, with the order of dictionaries, which may be read.
 
     >>> as_called({"a": 1, "b": 2}) == as_called({"b": 2, "a": 1})
     False
@@ -284,15 +284,15 @@ _unlike = itertools.count()
 
 
 def _unlike_any(_: object) -> bytes:
-    """Name a value as no other is named, nor the same one a second time."""
+    """Return a unique id at each call, even for the same value."""
     return b"%d" % next(_unlike)
 
 
-# Knows classes of hosts by their qualified names, so that none has to be imported.
+# Identifies classes of hosts by their qualified names, so that none has to be imported.
 
 
 def qualified_name(kind: type) -> str:
-    """Name a class by its module and its own name.
+    """Return the qualified name of a class, with its module.
 
     >>> qualified_name(FunctionType)
     'builtins.function'
@@ -301,33 +301,33 @@ def qualified_name(kind: type) -> str:
 
 
 def class_names(instance: object) -> frozenset[str]:
-    """Name an instance's class and all classes that it comes from."""
+    """Return the qualified names of an instance's class and of its base classes."""
     return frozenset(qualified_name(kind) for kind in type(instance).__mro__)
 
 
 def overridden(instance: object) -> bool:
-    """Whether a method of the class is hidden by an attribute of the instance."""
+    """Return whether an attribute of the instance hides a method of its class."""
     try:
         own = list(state(instance))
     except TypeError:
-        return True  # nobody knows
-    kind = type(instance)  # a decorated method says that it is a function, though it is another
+        return True  # unknown
+    kind = type(instance)  # a decorated method claims to be a function, but is another object
     methods = [getattr(kind, name, None) for name in own]
     return bool([one for one in methods if isinstance(one, FunctionType)])
 
 
 def is_known(value: object, names: Container[str]) -> bool:
-    """Whether a value is of exactly a known class, with the methods that its package ships.
+    """Return whether a value is an instance of exactly a known class, with unmodified methods.
 
-    The class must be the one that its module has under its name, and none of its methods
-    replaced: neither on the instance, nor on the class or one that it comes from.
+    The class must be the one that its module has under its name, and none of its methods may
+    be replaced: neither on the instance, nor on the class or a base class.
 
     >>> is_known(partial(print), {"functools.partial"}), is_known(partial(print), {"x.Other"})
     (True, False)
 
     Args:
-        value: any.
-        names: qualified names of classes, whose code is known.
+        value: any value.
+        names: qualified names of known classes.
     """
     kind = type(value)
     if qualified_name(kind) not in names or overridden(value):
@@ -340,12 +340,12 @@ def is_known(value: object, names: Container[str]) -> bool:
 def holds_no_code(
     value: object, clients: Container[str], own: str, records: Container[str] = ()
 ) -> bool:
-    """Whether an attribute of a known store is data, or an object of its client as it is shipped.
+    """Return whether an attribute of a known store is data, or an unmodified object of its client.
 
     Args:
-        value: the attribute's.
+        value: the attribute's value.
         clients: packages of clients, by `package_name`.
-        own: how the names of the host's packages begin, whose objects hold data in turn.
+        own: prefixes of the names of the host's packages, whose objects contain data in turn.
         records: packages whose records are data.
     """
     kind = type(value)
@@ -361,7 +361,7 @@ def holds_no_code(
 
 
 def patched(kind: type) -> bool:
-    """Whether a method of a class, or of one that it comes from, was written elsewhere.
+    """Return whether a method of a class, or of a base class, is defined elsewhere.
 
     >>> class Own:
     ...     def run(self) -> None: ...
@@ -380,7 +380,7 @@ def patched(kind: type) -> bool:
 
 
 def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether these are the same objects: a wrapper says that it equals what it wraps."""
+    """Return whether these are identical objects: a wrapper may equal the wrapped object."""
     return one.keys() == other.keys() and all(map(operator.is_, one.values(), map(other.get, one)))
 
 
@@ -394,7 +394,7 @@ def _written_elsewhere(kind: type) -> bool:
     )
 
 
-# What was found out of a class, and the attributes that it and its parents had then.
+# The result for a class, with the attributes that it and its base classes had.
 _shipped: MutableMapping[type, tuple[list[dict[str, Any]], bool]] = weakref.WeakKeyDictionary()
 # Packages whose decorators and metaclasses make methods of other packages' classes.
 _MAKERS: Final = frozenset(
@@ -417,15 +417,15 @@ _MAKERS: Final = frozenset(
 
 
 def _homes_of(method: object, depth: int = 0) -> Iterator[str]:
-    """Name the packages in which a method's functions, and its kind of descriptor, were written.
+    """Yield the packages that define a method's functions and its type of descriptor.
 
-    Decorators hold the function that they were given, and descriptors their functions. What
-    has ever more of these (a mock has every attribute) was written nowhere that is known.
+    Decorators contain the decorated function, and descriptors their functions. Unlimited
+    nesting (a mock has every attribute) yields an unknown package.
     """
     if depth > _DEEPEST:
         yield ""
         return
-    kind = type(method)  # and not what a proxy says that it is
+    kind = type(method)  # and not the class that a proxy reports
     if not issubclass(kind, type) and (hasattr(kind, "__get__") or callable(method)):
         yield package_name(kind.__module__)
     for name in ("__func__", "fget", "fset", "func", "__wrapped__", "_self_wrapper"):
@@ -437,7 +437,7 @@ def _homes_of(method: object, depth: int = 0) -> Iterator[str]:
 
 
 def package_of(thing: Any) -> str:
-    """Name the package whose code this is: a function's own, or of an object's class.
+    """Return the package that defines a function, or an object's class.
 
     >>> package_of(package_of), package_of([])
     ('ralmspec_plugins', 'builtins')
@@ -448,11 +448,11 @@ def package_of(thing: Any) -> str:
     return package_name(str(named.__module__))
 
 
-# Walks through what a host's object is made of: parts in parts, each once.
+# Walks through the parts of a host's object, recursively, each once.
 
 
-MOST: Final = 64  # items of a container that is looked into: an object's parts, not its documents
-_DEEPEST: Final = 12  # parts in parts
+MOST: Final = 64  # items of an inspected container: an object's parts, not its documents
+_DEEPEST: Final = 12  # maximum nesting of parts
 
 
 def parts(
@@ -460,12 +460,12 @@ def parts(
     inside: Callable[[object], Iterable[object]],
     besides: tuple[type, ...] = (),
 ) -> Iterator[object]:
-    """Walk through the parts of an object, itself first.
+    """Yield the parts of an object recursively, the object itself first.
 
     Args:
         whole: the object.
-        inside: lists what a part holds, one level down.
-        besides: classes of what is no part, such as documents.
+        inside: returns the direct parts of a part.
+        besides: excluded classes, such as documents.
     """
     seen: set[int] = set()
 
@@ -474,7 +474,7 @@ def parts(
             return
         try:
             part.__class__  # noqa: B018 as isinstance asks for it
-        except Exception:  # noqa: BLE001 a proxy for what is not there now
+        except Exception:  # noqa: BLE001 a proxy without a current object
             return
         seen.add(id(part))
         yield part
@@ -485,7 +485,7 @@ def parts(
 
 
 def held(part: object) -> list[Any]:
-    """List what a container or a pydantic model holds; nothing of a long one, or of any other.
+    """Return the items of a short container, or the fields of a pydantic model; else nothing.
 
     >>> held([1, {2}]), held({"a": 3}), held("text"), held(range(3)), held([0] * 1000)
     ([1, {2}], [3], [], [], [])
@@ -499,10 +499,10 @@ def held(part: object) -> list[Any]:
 
 
 def attributes(part: object) -> dict[str, Any]:
-    """Give all attributes that an object has for itself; a pydantic model's private ones too.
+    """Return all attributes of an instance, including private ones of a pydantic model.
 
-    Those that its class computes of the others, when they are first wanted, are left out.
-    An object whose class hides them has one that is another object each time.
+    Cached properties are excluded.
+    An object whose class hides them has one attribute with a new object each time.
 
     >>> class Part:
     ...     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A host's prompt as the template of a directly driven model: split where passages stand."""
+"""A host's prompt as the template of a local model, split at its passages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,8 +15,10 @@ from ralmspec_plugins.types import Answer, Passage, Request
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
 
-UNCUT: Final = 2**31  # tokens of a passage that are shown: hosts show them whole
-_PLACE: Final = "[[ralmspec:passages]]"  # stands for them while the prompt is filled in
+UNCUT: Final = 2**31  # maximum number of tokens of a passage: hosts do not truncate
+_PLACE: Final = (
+    "[[ralmspec:passages]]"  # placeholder for the passages while the prompt is formatted
+)
 
 
 def split_template(
@@ -27,14 +29,14 @@ def split_template(
     together: bool,
     variable: str,
 ) -> PassageTemplate:
-    """Make a template that shows what the host's own prompt would.
+    """Return a template with the same text as the host's prompt.
 
     Args:
-        prompt: fills in the host's prompt: for a request, with this context.
-        context: shows passages as the host would.
-        separator: what `context` puts between two of them.
-        together: whether passages are shown as one text, which cannot be told apart.
-        variable: the context's name in the prompt, for the message.
+        prompt: formats the host's prompt for a request and a context.
+        context: formats passages as the host does.
+        separator: the text between two passages.
+        together: whether passages are formatted as one inseparable text.
+        variable: the name of the context in the prompt, for the error message.
     """
 
     def frame(request: Request) -> tuple[str, str]:
@@ -48,7 +50,7 @@ def split_template(
         return front, behind
 
     def arrange(passages: Sequence[Passage]) -> Sequence[str]:
-        if together:  # the first one stands for all
+        if together:  # the first one represents all
             return [context(passages), *[""] * (len(passages) - 1)] if passages else []
         shown = [context([passage]) for passage in passages]
         return [text + separator for text in shown[:-1]] + shown[-1:]
@@ -56,10 +58,10 @@ def split_template(
     return PassageTemplate(frame=frame, arrange=arrange)
 
 
-# How a Hugging Face model that is driven directly chooses tokens: by its wrapper's settings.
+# The sampling of a local Hugging Face model, by the settings of its wrapper.
 
 
-# What `generate` takes for a setting that nobody has set.
+# The defaults of `generate`.
 _DEFAULTS: Mapping[str, Any] = {
     "do_sample": False,
     "temperature": 1.0,
@@ -67,7 +69,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "top_p": 1.0,
     "repetition_penalty": 1.0,
 }
-# Settings with which one text is written as without them.
+# Settings without effect on one text.
 _NEUTRAL: Mapping[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -83,7 +85,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "min_length": 0,
     "guidance_scale": 1.0,
 }
-# Settings that say how far to write, which is the workload's affair, or how to compute and report.
+# Settings of the length, which the workload defines, or of computation and reporting.
 _NOT_OURS = frozenset(
     {
         *("max_length", "max_new_tokens", "prefix_length", "pad_token_id", "bos_token_id"),
@@ -102,16 +104,16 @@ _NOT_OURS = frozenset(
 def sampling(
     settings: Mapping[str, Any], eos: Any, whose: str, *, unfit: Sequence[str] = ()
 ) -> Greedy | Sampling:
-    """Turn the settings of `generate` into the way in which tokens are chosen.
+    """Return the sampling parameters for the settings of `generate`.
 
     Args:
-        settings: all of them: the model's own, under those of its wrapper and of the call.
-        eos: the token, or the tokens, that end the model's texts.
-        whose: whose settings they are, for the message.
-        unfit: what else cannot be kept to.
+        settings: the model's settings, overridden by those of its wrapper and of the call.
+        eos: the end token or tokens of the model.
+        whose: the owner of the settings, for the error message.
+        unfit: other unsupported settings.
 
     Raises:
-        ConfigError: there are settings that cannot be kept to; the message names them.
+        ConfigError: there are unsupported settings; the message names them.
     """
     named = sorted(
         name
@@ -123,7 +125,7 @@ def sampling(
         named.append("eos_token_id (set it on the model's generation_config)")
     if named:
         raise ConfigError(
-            f"direct=True cannot keep to these settings of {whose}: {', '.join(named)}. "
+            f"direct=True does not support these settings of {whose}: {', '.join(named)}. "
             "Leave them out, or leave out direct=True"
         )
     values = {
@@ -141,16 +143,16 @@ def sampling(
     )
 
 
-# A `KNNLanguageModel` as a host's model: what it is known by, and what a text of it took.
+# A `KNNLanguageModel` as a host's model: its identifying parameters, and its reports.
 
 
 def check_model(lm: object) -> None:
-    """Refuse what is no `KNNLanguageModel`.
+    """Check that a model is a `KNNLanguageModel`.
 
     Raises:
         ConfigError: it is something else.
     """
-    from ralmspec_plugins.knn import KNNLanguageModel  # who has one has torch
+    from ralmspec_plugins.knn import KNNLanguageModel  # imports torch
 
     if not isinstance(lm, KNNLanguageModel):
         raise ConfigError(
@@ -160,37 +162,38 @@ def check_model(lm: object) -> None:
 
 
 def model_name(lm: "KNNLanguageModel") -> str:
-    """Give the name that the model was loaded by, or its kind for one that was made in memory."""
+    """Return the name from which the model was loaded, or else its class."""
     config = lm.model.model.config
     return str(config.name_or_path or config.model_type)
 
 
 def known_by(lm: "KNNLanguageModel") -> dict[str, Any]:
-    """Name all that a text depends on besides its request: hosts make keys of caches of it.
+    """Return all that a text depends on besides its request, for the cache keys of hosts.
 
-    How it speculates is not in it, since that changes no text. This reads some of each
-    weight, which takes up to a second: keep it.
+    Settings of speculation are excluded, since they change no text. This reads a sample of each
+    weight, which takes up to a second: keep the result.
     """
-    from ralmspec_plugins.knn.model import model_fingerprint
+    from ralmspec_plugins.lm.fingerprint import model_fingerprint
 
     network = lm.model.model
     return {
         "model_name": model_name(lm),
         "model": model_fingerprint(network),
         "precision": str(network.dtype).removeprefix("torch."),
-        "search": str(lm.retriever.signature),  # names the datastore and k, too
+        "search": str(lm.retriever.signature),  # includes the datastore and k
         "weight": lm.mixing.weight,
         "distance_temperature": lm.mixing.temperature,
     }
 
 
 def taken_by(answer: Answer) -> dict[str, Any]:
-    """Say why a text ended ("length", or "stop" for its own end too), and report what it took.
+    """Return the finish reason of a text ("length" or "stop"), and its report.
 
     The report has no queries: hidden states cannot be read.
     """
     draft = answer.state.draft
-    read, written = len(draft.prompt_tokens), len(draft.tokens)
+    read = len(draft.origin.head_tokens) + len(draft.prompt_tokens)
+    written = len(draft.tokens)
     usage = asdict(Usage(read, written, read + written))
     report = Report(**{**report_of(answer), "queries": [], "usage": usage})
     return {"finish_reason": "length" if draft.ending == "length" else "stop", REPORT: report}

@@ -1,4 +1,4 @@
-"""Values that are data and nothing else: told from code, and copied quickly."""
+"""Detection and fast copies of values that are plain data."""
 
 import datetime as dt
 import decimal
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-# Immutable; the repr of all but texts and numbers says all that there is to them.
+# Immutable; the repr of all but texts and numbers determines the value.
 _ATOMS: Final = frozenset(
     {
         str, bytes, float, int, bool, complex, range, type(None), type(...),
@@ -25,7 +25,7 @@ _ATOMS: Final = frozenset(
     }
 )  # fmt: skip
 LISTS: Final = frozenset({list, tuple, set, frozenset})
-_ZONES: Final = frozenset({type(None), dt.timezone, zoneinfo.ZoneInfo})  # whose repr is all
+_ZONES: Final = frozenset({type(None), dt.timezone, zoneinfo.ZoneInfo})  # determined by the repr
 
 
 def is_atom(value: Any) -> bool:
@@ -35,14 +35,14 @@ def is_atom(value: Any) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is numpy's own array or scalar, and holds nothing else besides."""
+    """Return whether a value is exactly a numpy array or scalar, without other objects."""
     kind = type(value)
     own = kind is np.ndarray or (issubclass(kind, np.generic) and kind.__module__ == "numpy")
     return own and value.dtype.metadata is None
 
 
 def state(value: object) -> dict[str, Any]:
-    """Return what an instance holds in its dictionary and its slots, as it is.
+    """Return the attributes of an instance in its dictionary and slots.
 
     Raises:
         TypeError: its class hides the dictionary.
@@ -54,7 +54,7 @@ def state(value: object) -> dict[str, Any]:
             raise TypeError(f"{base.__qualname__} hides what its instances hold")
         for name, slot in attributes.items() if "__slots__" in attributes else ():
             if type(slot) is MemberDescriptorType and not name.startswith("__pydantic_"):
-                with suppress(AttributeError):  # it was never set
+                with suppress(AttributeError):  # it is not set
                     unique = f"{base.__qualname__}.{name}" if name in own else name
                     own[unique] = slot.__get__(value)
     with suppress(AttributeError):
@@ -66,11 +66,11 @@ _DICTIONARY: Final = vars(type("_Plain", (), {}))["__dict__"]
 
 
 class _OtherError(Exception):
-    """A value holds something that only its own class can copy."""
+    """A value contains an object that only its class can copy."""
 
 
 def package_name(module: str) -> str:
-    """Name the package that ships a module; of a namespace that many share, the part of one.
+    """Return the package of a module; for namespace packages, with the distinguishing part.
 
     >>> package_name("faiss.swigfaiss"), package_name("llama_index.core.schema")
     ('faiss', 'llama_index.core')
@@ -84,21 +84,21 @@ def package_name(module: str) -> str:
 
 
 def is_data(value: object, packages: Container[str] = ()) -> bool:
-    """Say whether a value holds nothing that could do something, however deeply.
+    """Return whether a value contains only data, recursively.
 
-    What is not data (a function, an object of an unknown class) may read whose turn it
-    is, in a `ContextVar`: it must be run in its caller's own context.
+    Other values (a function, an object of an unknown class) may read the current user
+    from a `ContextVar`: they must run in their caller's context.
 
     >>> is_data({"user": ["ada", 1]}), is_data({"user": lambda: "ada"})
     (True, False)
 
     Args:
-        value: any; one that contains itself, or is nested too deep to be read, is not data.
+        value: any value; a recursive or too deeply nested one is not data.
         packages: packages, by `package_name`, whose enums and records (pydantic models) are data.
     """
     try:
         return _is_data(value, packages, {})
-    except Exception:  # noqa: BLE001 a class's own code raised, or the stack ended
+    except Exception:  # noqa: BLE001 code of a class raised, or the recursion limit was reached
         return False
 
 
@@ -106,9 +106,7 @@ def _is_data(value: Any, packages: Container[str], met: dict[int, bool]) -> bool
     kind = type(value)
     if is_atom(value):
         return True
-    if (
-        id(value) not in met
-    ):  # `met`: containers, and whether they are data; not while they are read
+    if id(value) not in met:  # `met`: containers, and whether they are data, after they are read
         met[id(value)] = False
         met[id(value)] = all(
             _is_data(one, packages, met) for one in _data_in(value, kind, packages)
@@ -117,7 +115,7 @@ def _is_data(value: Any, packages: Container[str], met: dict[int, bool]) -> bool
 
 
 def _data_in(value: Any, kind: type, packages: Container[str]) -> Iterable[Any]:
-    """List what must be data for this value to be data; a function if nothing makes it data."""
+    """Return the values that must be data for this value to be data; a function if it never is."""
     if kind in LISTS:
         return list(value)
     if kind is dict:
@@ -134,7 +132,7 @@ def _data_in(value: Any, kind: type, packages: Container[str]) -> Iterable[Any]:
 
 
 def copied(value: Any) -> Any:
-    """Copy what `deepcopy` copies, several times faster where it is plain values in containers.
+    """Return a deep copy, several times faster than `deepcopy` for plain values in containers.
 
     >>> ours = {"tags": ["a"]}
     >>> theirs = copied(ours)
@@ -153,7 +151,7 @@ def copied(value: Any) -> Any:
 
 
 def copied_where_possible(value: Any) -> Any:
-    """Copy all of a value that can be copied; the rest (a lock, a client) is shared.
+    """Return a copy of a value, in which parts that cannot be copied (a lock) are shared.
 
     >>> import threading
     >>> ours = {"tags": ["a"], "lock": threading.Lock()}
@@ -161,7 +159,7 @@ def copied_where_possible(value: Any) -> Any:
     >>> theirs["tags"] is ours["tags"], theirs["lock"] is ours["lock"]
     (False, True)
     """
-    with suppress(Exception):  # whatever the classes inside raise
+    with suppress(Exception):  # any error of the contained classes
         return copied(value)
     with suppress(RecursionError):
         if type(value) is dict:

@@ -1,4 +1,4 @@
-"""Any retriever of a host's as a retriever of the core's: the same documents, in batches."""
+"""A host's retriever as a retriever of the core: the same documents, in batches."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
@@ -23,7 +23,7 @@ from ralmspec_plugins.adapters.retriever_state import (
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Hits, Query
 
-# Calls of one kind at the same time, for hosts whose stores take one query a call.
+# Parallel calls, for hosts whose stores take one query per call.
 
 
 ItemT = TypeVar("ItemT")
@@ -33,9 +33,9 @@ ResultT = TypeVar("ResultT")
 def each(
     call: Callable[[ItemT], ResultT], items: Sequence[ItemT], at_once: int
 ) -> list[ResultT | Exception]:
-    """Call once for each item, so many at a time, each in a copy of the caller's context.
+    """Call a function for each item, in parallel, each in a copy of the caller's context.
 
-    What a call raises stands in the place of its result. No thread is left behind.
+    The error of a call is returned in place of its result. No thread outlives the call.
     """
     workers = min(at_once, len(items))
     if workers <= 1:
@@ -44,7 +44,7 @@ def each(
         futures = [threads.submit(copy_context().run, _tried, call, item) for item in items]
         try:
             return [future.result() for future in futures]
-        except BaseException:  # Ctrl-C: what has not begun does not begin
+        except BaseException:  # Ctrl-C: calls that have not started are dropped
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -52,14 +52,14 @@ def each(
 def _tried(call: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | Exception:
     try:
         return call(item)
-    except Exception as error:  # noqa: BLE001 given back in the place of the result
+    except Exception as error:  # noqa: BLE001 returned in place of the result
         return error
 
 
 async def aeach(
     call: Callable[[ItemT], Coroutine[Any, Any, ResultT]], items: Sequence[ItemT], at_once: int
 ) -> list[ResultT | Exception]:
-    """Do the same with tasks; none is left behind, also where the caller is cancelled."""
+    """Call a coroutine function for each item, in tasks, which end with the caller."""
     if len(items) == 1:
         return [await _atried(call(items[0]))]
     gate = asyncio.Semaphore(at_once)
@@ -80,12 +80,12 @@ async def aeach(
 async def _atried(call: Awaitable[ResultT]) -> ResultT | Exception:
     try:
         return await call
-    except Exception as error:  # noqa: BLE001 given back in the place of the result
+    except Exception as error:  # noqa: BLE001 returned in place of the result
         return error
 
 
 def all_or_first_error(results: Sequence[ResultT | Exception]) -> list[ResultT]:
-    """Give the results, or raise the first error among them."""
+    """Return the results, or raise the first error among them."""
     good: list[ResultT] = []
     for result in results:
         if isinstance(result, Exception):
@@ -98,8 +98,8 @@ class Host(Protocol):
     """A host's retriever with the settings of one caller, as the host itself calls it.
 
     `retriever`: the host's own object.
-    `calls`: what a query of this caller carries, so that the host is called in his name
-    also where his query is searched together with those of others.
+    `calls`: the call settings in a query's payload, so that the host is called with those of
+    its caller, also in a batch with queries of others.
     """
 
     @property
@@ -109,35 +109,34 @@ class Host(Protocol):
 
     @property
     def calls(self) -> Any:
-        """What a query of this caller carries."""
+        """The call settings in a query's payload."""
         ...
 
     def look_at(self) -> tuple[Hashable, Any]:
-        """Name all that answers depend on, as it is now.
+        """Return the current signature, and the retriever as `RetrieverState` prepares it.
 
-        What goes with it is what `RetrieverState` prepares: the retriever, with settings that
-        nobody changes meanwhile where that is possible.
+        The settings of that retriever are copies, if possible.
         """
         ...
 
     def single(self, look: RetrieverSnapshot, query: Query) -> Hits:
-        """Ask one query exactly as the host does, with the settings of the look."""
+        """Search one query exactly as the host does, with the settings of the snapshot."""
         ...
 
     async def asingle(self, look: RetrieverSnapshot, query: Query) -> Hits:
-        """Do the same by the host's asynchronous method, without holding up the event loop."""
+        """Search one query with the host's asynchronous method, without blocking the event loop."""
         ...
 
     def hits_of(self, found: Sequence[Scored]) -> Hits:
-        """Make the hits of what a batch search found: the same as a single call would give."""
+        """Return the hits of a batch search's documents: the same as those of a single call."""
         ...
 
     def nobodys(self) -> Self:
-        """Give the same settings without their caller, to be kept and used for others too."""
+        """Return the same settings without those of the caller, for use by other callers."""
         ...
 
     def unheard(self, query: Query) -> Query:
-        """Give the same query, but such that nobody is told of the calls made for it."""
+        """Return the same query without the caller's handlers."""
         ...
 
 
@@ -147,13 +146,13 @@ HostT = TypeVar("HostT", bound=Host)
 class HostSearch(Generic[HostT]):
     """Searches a host's retriever, with the settings of one caller.
 
-    What is known to the host's adapters is looked into: its query is embedded once, by
-    the store's own embedder, and searched in batches where all settings are known.
-    Everything else is a black box, called query by query. Either way the documents are
+    For supported classes the query is embedded once, by
+    the store's own embedder, and searched in batches if all settings are known.
+    Any other retriever is opaque, and called query by query. In both cases the documents are
     those of the host's own single calls.
 
-    A change of the retriever's settings counts from the next call on: one that was made
-    with a `look` keeps to that, where the host's retriever can be kept to its settings.
+    A change of the retriever's settings takes effect at the next call: one with a
+    `look` uses that snapshot, if the host's retriever can be copied with its settings.
     """
 
     def __init__(
@@ -163,27 +162,27 @@ class HostSearch(Generic[HostT]):
         side_by_side: int,
         look: RetrieverSnapshot | None = None,
     ) -> None:
-        """Search this host's retriever.
+        """Create a retriever of a host's retriever.
 
         Args:
-            host: how it is looked at and called.
-            known: what is known of it, by all callers.
-            side_by_side: how many single calls run at a time when several are due.
-            look: the retriever as it was when a call began that goes on here.
+            host: the host's retriever with its caller's settings.
+            known: the state shared by all callers.
+            side_by_side: the maximum number of single calls in parallel.
+            look: the snapshot from the start of a call that continues here.
         """
         self._host = host
         self._known = known
         self._side_by_side = side_by_side
         self._fixed = look
         native = self.look().native
-        if native is not None and native.wide:  # an attribute of those that can
+        if native is not None and native.wide:  # the attribute exists only if it is supported
             self.search_wide = self._search_wide
             self.asearch_wide = self._asearch_wide
 
     def beside(self, host: HostT, look: RetrieverSnapshot | None = None) -> Self:
-        """Give the same retriever for a call of its own; what is known is shared.
+        """Return the same retriever for another call, with shared state.
 
-        `look` has the settings, where they are those of a call that goes on.
+        `look` has the settings, if they are those of a call that continues.
         """
         other = object.__new__(type(self))
         fixed = self._known.look(*host.look_at()) if look is None else look
@@ -191,27 +190,27 @@ class HostSearch(Generic[HostT]):
         return other
 
     def one_by_one(self) -> Self:
-        """Give the same retriever with one single call at a time."""
+        """Return the same retriever with one single call at a time."""
         other = self.beside(self._host, self._fixed)
-        other._side_by_side = 1  # noqa: SLF001 its own class
+        other._side_by_side = 1  # noqa: SLF001 the same class
         return other
 
     def nobodys(self, look: RetrieverSnapshot) -> Self:
-        """Give the same retriever in nobody's name, kept to a look."""
+        """Return the same retriever without its caller, for a snapshot."""
         return self.beside(self._host.nobodys(), look)
 
     def look(self) -> RetrieverSnapshot:
-        """Look at the retriever as it is now, or was when its call began."""
+        """Return the current snapshot of the retriever, or that from the start of the call."""
         if self._fixed is not None:
             return self._known.trusted(self._fixed)
         return self._known.look(*self._host.look_at())
 
     @property
     def signature(self) -> Hashable:
-        """Name all that answers depend on, as it is now.
+        """Return the current key of all that answers depend on.
 
-        A black box cannot be kept from changing in the middle of a call: what was found
-        under another signature than the one asked for is not to be remembered.
+        An opaque retriever may change during a call: results under
+        another signature than the requested one must not be cached.
         """
         if self._fixed is not None and self._fixed.fixed is not None:
             return self._fixed.signature
@@ -224,7 +223,7 @@ class HostSearch(Generic[HostT]):
 
     @property
     def k(self) -> int | None:
-        """How many documents a search gives; `None` while that cannot be known."""
+        """The number of documents of a search; `None` while it is unknown."""
         look = self.look()
         return look.k if look.k is not None else self._known.latest_size(look)
 
@@ -235,56 +234,56 @@ class HostSearch(Generic[HostT]):
 
     @property
     def inline_encode(self) -> bool:
-        """Whether encoding costs nothing: a black box's query is its text."""
+        """Whether encoding is free: the query of an opaque retriever is its text."""
         return self.look().native is None
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the host, for all callers together."""
+        """The counts of calls of the host, for all callers together."""
         return self._known.stats
 
     def note_call(self, found: int) -> None:
-        """Count a call of the host's retriever that its caller made, and how much it found."""
+        """Count a call of the host's retriever by its caller, and the number of its documents."""
         self._known.note_single(self.look(), found)
 
     def unencoded(self, text: str) -> Query:
-        """Form the query of a text without its vector, to be asked alone or remembered."""
+        """Return the query of a text without its vector, for single calls or caches."""
         return Query(text, QueryPayload(calls=self._host.calls))
 
     def encode(self, text: str, calls: Any = None) -> Query:
-        """Form the query of a text, embedded as the store would.
+        """Return the query of a text, embedded as the store does.
 
         Args:
-            text: what is asked.
-            calls: how this query's calls of the host are made; the caller's unless given.
+            text: the query's text.
+            calls: the settings of calls for this query; the caller's by default.
         """
         native = self.look().native
         asked = QueryPayload() if native is None else native.embedder.embed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     async def aencode(self, text: str, calls: Any = None) -> Query:
-        """Do the same as the store's own asynchronous search does it."""
+        """Return the query of a text, embedded as the store's asynchronous search does."""
         native = self.look().native
         asked = QueryPayload() if native is None else await native.embedder.aembed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     def table(self, capacity: int) -> HostTable:
-        """Make a table that ranks a pool by the store's vectors and metric, or by words."""
+        """Return an empty passage table, which ranks by the store's metric, or by words."""
         native = self.look().native
         metric = None if native is None else native.search.metric
         score_of = None if native is None else getattr(native.search, "score_of", None)
         return HostTable(metric, hit_vector, query_vector, score_of, unrecorded)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find what the host's retriever finds for each query.
+        """Return the hits of the host's retriever for each query.
 
         Raises:
-            Exception: what the host raises; for many queries, that of the first that fails.
+            Exception: the host's error; for several queries, the first one.
         """
         return self._search(queries, None)
 
     def _search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find at least what `search` finds, and what comes next, up to `width`."""
+        """Return the hits of `search` and the next ones, up to `width`."""
         return self._search(queries, width)
 
     def _search(self, queries: Sequence[Query], width: int | None) -> list[Hits]:
@@ -342,7 +341,7 @@ class HostSearch(Generic[HostT]):
         return hits
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
-        """Do what `search` does, by the host's asynchronous methods."""
+        """Return the hits of `search`, by the host's asynchronous methods."""
         return await self._asearch(queries, None)
 
     async def _asearch_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
@@ -386,7 +385,7 @@ class HostSearch(Generic[HostT]):
         return hits
 
     def _watched(self, look: RetrieverSnapshot) -> AbstractContextManager[None]:
-        """See to a call of a black box that could be remembered."""
+        """Return a context that watches a call of an opaque retriever for changes."""
         if look.fixed is not None or not look.pure:
             return nullcontext()
         host = self._host

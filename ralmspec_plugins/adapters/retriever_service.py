@@ -1,4 +1,4 @@
-"""Answers the calls of a retriever in front of a host's: by the query cache, or merged searches."""
+"""Serves the calls of a wrapping retriever by the query cache and merged searches."""
 
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 ValueT = TypeVar("ValueT")
 SearchT = TypeVar("SearchT", bound=HostSearch[Any])
 
-# One code for synchronous and asynchronous calls: a coroutine that is told which of them it makes.
-# The synchronous ones are made in it, so it never waits for anything, and needs no event loop.
+# Synchronous and asynchronous calls share one coroutine with a flag. With synchronous calls it
+# never suspends, and needs no event loop.
 
 
 def completed(coroutine: Coroutine[Any, Any, ValueT]) -> ValueT:
-    """Run a coroutine that makes synchronous calls only, without an event loop.
+    """Return the result of a coroutine with synchronous calls only, without an event loop.
 
     >>> async def doubled(number: int) -> int:
     ...     return 2 * number
@@ -42,18 +42,18 @@ def completed(coroutine: Coroutine[Any, Any, ValueT]) -> ValueT:
         value: ValueT = done.value
         return value
     coroutine.close()
-    raise RuntimeError("a coroutine that was told not to wait does")
+    raise RuntimeError("a coroutine of synchronous calls suspended")
 
 
 async def outcomes(
     method: str, calls: Sequence[tuple[Any, ...]], at_once: int, *, asynchronous: bool
 ) -> list[Any]:
-    """Call a method of many objects; what a call raises stands in the place of its result.
+    """Call a method of many objects; return results, or errors in their place.
 
     Args:
-        method: its name; the asynchronous one has an "a" in front.
+        method: its name; that of the asynchronous one has the prefix "a".
         calls: each an object and the arguments.
-        at_once: how many calls run at a time.
+        at_once: the maximum number of calls in parallel.
         asynchronous: whether the asynchronous method is called.
     """
     if asynchronous:
@@ -62,10 +62,10 @@ async def outcomes(
 
 
 def check_caches(memo: object, pool: object, pure: object) -> None:
-    """Refuse caches that are none.
+    """Check the types of the caches.
 
     Raises:
-        ConfigError: the message says which.
+        ConfigError: one is not a cache; the message names it.
     """
     if not isinstance(memo, QueryCache | None):
         raise ConfigError(f"memo must be a QueryCache or None, got {memo!r}")
@@ -77,53 +77,53 @@ def check_caches(memo: object, pool: object, pure: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RetrieverStats:
-    """What a retriever was asked, and what of it reached the host."""
+    """The counts of a retriever's queries, and of the host's calls."""
 
     asked: int = 0
-    remembered: int = 0  # answered by the memo
+    remembered: int = 0  # answered by the query cache
     round_trips: int = 0  # calls of the store or the wrapped retriever
-    queries: int = 0  # in all of these calls
+    queries: int = 0  # in these calls
 
 
 class RetrieverRuntime(Runtime):
-    """What the calls of a `SpeculativeRetriever` and its copies share. Thread-safe.
+    """The shared state of a `SpeculativeRetriever` and its copies. Thread-safe.
 
-    No part of the retriever's value: all are equal.
+    It is not part of the retriever's value: all instances are equal.
     """
 
     def __init__(self) -> None:
-        """Start with nothing running."""
+        """Create an empty runtime."""
         super().__init__()
         self._asked = RetrieverStats()
         self._warned = False
 
     def __eq__(self, other: object) -> bool:
-        """Be no part of a retriever's value."""
+        """Return true for any runtime."""
         return isinstance(other, RetrieverRuntime)
 
     def __hash__(self) -> int:
-        """Agree with that."""
+        """Return the same hash for all runtimes."""
         return hash(RetrieverRuntime)
 
     def note(self, asked: int, remembered: int) -> None:
-        """Count questions, and those of them that the memo has answered."""
+        """Count queries, and those answered by the query cache."""
         with self._lock:
             old = self._asked
             self._asked = RetrieverStats(old.asked + asked, old.remembered + remembered)
 
     def warn_once(self, retriever: object) -> None:
-        """Say that a retriever is passed straight through."""
+        """Log once that a retriever's calls are not cached or merged."""
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
             _log.warning(
-                "%s is not pure: its calls are passed on as they come, nothing is remembered",
+                "%s is not pure: its calls are neither merged nor cached",
                 type(retriever).__name__,
             )
 
     @property
     def stats(self) -> RetrieverStats:
-        """What has happened so far."""
+        """The statistics so far."""
         with self._lock:
             hosts, asked = [host.stats for host in self._hosts.values()], self._asked
         return replace(
@@ -135,14 +135,14 @@ class RetrieverRuntime(Runtime):
 
 @dataclass(frozen=True, slots=True)
 class RetrieverCall(Generic[SearchT]):
-    """One question with its caller's settings; its retriever as it is at this moment.
+    """One query with its caller's settings, and a snapshot of the retriever.
 
     Args:
-        text: what is asked.
+        text: the query's text.
         host: the wrapped retriever with the caller's settings.
-        look: how it is searched.
-        remembered: what the memo knows.
-        guesses: guesses otherwise, and learns what a search finds.
+        look: the snapshot.
+        remembered: the hits of the query cache.
+        guesses: the speculator.
     """
 
     text: str
@@ -153,19 +153,19 @@ class RetrieverCall(Generic[SearchT]):
 
     @property
     def unencoded(self) -> Query:
-        """The question as it stands, for the memo and for what is only passed on."""
+        """The query without its encoding, for the query cache and for opaque retrievers."""
         return self.host.unencoded(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class RetrieverService(Generic[SearchT]):
-    """Answers the calls of one retriever in front of a host's.
+    """Serves the calls of one wrapping retriever.
 
-    What is looked into is searched through a `Verifier`, where calls that come together are
-    searched together. A black box is called as the host would call it: nothing is gained by
-    waiting for others.
+    A supported retriever is searched through a `Verifier`, which merges concurrent
+    calls. An opaque retriever is called as the host does: merging would gain
+    nothing.
 
-    `search` makes of the host's `retriever` one that the core searches, given the settings
+    `search` converts the host's `retriever` to one of the core, given the settings
     `batch`, `side_by_side` and `pure`.
     """
 
@@ -182,19 +182,19 @@ class RetrieverService(Generic[SearchT]):
 
     @property
     def host(self) -> SearchT:
-        """The wrapped retriever as the core searches it."""
+        """The wrapped retriever as a retriever of the core."""
         settings = {"batch": self.batching, "side_by_side": self.side_by_side, "pure": self.pure}
 
-        def made() -> SearchT:  # hosts take handlers from the context: here from nobody's
+        def made() -> SearchT:  # hosts take handlers from the context: here from an empty one
             return Context().run(self.search, self.retriever, **settings)
 
         return self.runtime.host((object_id(self.retriever), *settings.values()), made)
 
     def call(self, text: str, host: SearchT) -> RetrieverCall[SearchT]:
-        """Take a question; nothing is searched yet.
+        """Return the call of a query, before any search.
 
         Args:
-            text: what is asked.
+            text: the query's text.
             host: the wrapped retriever with the settings of this call.
         """
         look = host.look()
@@ -215,7 +215,7 @@ class RetrieverService(Generic[SearchT]):
     async def answers(
         self, calls: Sequence[RetrieverCall[SearchT]], at_once: int, *, asynchronous: bool
     ) -> list[Hits | Exception]:
-        """Answer many questions, each with its hits or its own error."""
+        """Return the hits, or the error, of each of many queries."""
         answers: dict[int, Hits | Exception] = {}
         searched: dict[Hashable, list[int]] = {}
         for at, call in enumerate(calls):
@@ -233,7 +233,7 @@ class RetrieverService(Generic[SearchT]):
     async def _found(
         self, calls: Sequence[RetrieverCall[SearchT]], at_once: int, *, asynchronous: bool
     ) -> list[Hits | Exception]:
-        """Search for questions of one signature, and learn what was found."""
+        """Search queries of one signature, and learn from their hits."""
         if calls[0].look.native is None:
             queries: list[Any] = [call.unencoded for call in calls]
             searches = [(call.host, [query]) for call, query in zip(calls, queries, strict=True)]
@@ -249,7 +249,7 @@ class RetrieverService(Generic[SearchT]):
         width = self._width(calls[0], line)
         method, wide = ("search", ()) if width is None else ("search_wide", (width,))
         [found] = await outcomes(method, [(line, good, *wide)], 1, asynchronous=asynchronous)
-        if isinstance(found, Exception):  # whose it is shows when each is asked alone
+        if isinstance(found, Exception):  # separate searches show to which query it belongs
             found = [found]
             if len(good) > 1:
                 searches = [(line, [query], *wide) for query in good]
@@ -260,7 +260,7 @@ class RetrieverService(Generic[SearchT]):
         return self._learned(calls, queries, found, width)
 
     def _width(self, call: RetrieverCall[SearchT], line: Verifier) -> int | None:
-        """Say how wide to search for the pool's sake, where a wider search is the same one."""
+        """Return the width of a search for the passage cache, if a wider search is exact."""
         if call.look.k is None or not call.guesses.speculates or not hasattr(line, "search_wide"):
             return None
         return Settings().width(call.look.k)
@@ -272,7 +272,7 @@ class RetrieverService(Generic[SearchT]):
         found: Sequence[Hits | Exception],
         width: int | None,
     ) -> list[Hits | Exception]:
-        """Remember what was found, and give back what was asked for."""
+        """Add the hits to the caches, and return those of the requested k."""
         answers: list[Hits | Exception] = []
         for call, query, wide in zip(calls, queries, found, strict=True):
             if isinstance(wide, Exception):
@@ -285,7 +285,7 @@ class RetrieverService(Generic[SearchT]):
         return answers
 
     async def guess(self, call: RetrieverCall[SearchT], *, asynchronous: bool) -> Hits | None:
-        """Say what a search is expected to find, without one."""
+        """Return the guessed hits of a query, without a search."""
         if call.remembered is not None or not call.guesses.speculates:
             return call.remembered
         if asynchronous:
@@ -294,27 +294,27 @@ class RetrieverService(Generic[SearchT]):
 
 
 class ServedRetriever:
-    """What the `SpeculativeRetriever` of each host has besides its host's own methods."""
+    """The methods of a `SpeculativeRetriever` that do not depend on its host."""
 
     _service: Any  # a RetrieverService
 
     @property
     def stats(self) -> RetrieverStats:
-        """What was asked so far, and what of it reached the store."""
+        """The counts of queries so far, and of the store's calls."""
         stats: RetrieverStats = self._service.runtime.stats
         return stats
 
     def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied.
+        """Clear the query cache and the passage cache, after a change of the index.
 
-        What a search that is running finds is not remembered.
+        The results of running searches are not cached.
         """
         for cache in (self._service.memo, self._service.pool):
             if cache is not None:
                 cache.invalidate()
 
     def close(self) -> None:
-        """Wait for searches in threads, and let the threads go; later calls start new ones."""
+        """Wait for searches in threads, and release the threads; later calls start new ones."""
         self._service.runtime.close()
 
     def __enter__(self) -> Self:
@@ -327,26 +327,26 @@ class ServedRetriever:
 
 
 def _nobodys(host: SearchT, look: RetrieverSnapshot) -> SearchT:
-    """Give a retriever in nobody's name, and so with nobody's handlers: to be kept for others."""
+    """Return a retriever without its caller's handlers, for use by other callers."""
     return Context().run(host.nobodys, look)
 
 
 def _firsts(found: Sequence[Any]) -> list[Any]:
-    """Give the hits of searches for one query each, or what was raised instead."""
+    """Return the hits of searches for one query each, or their errors."""
     return [one if isinstance(one, Exception) else one[0] for one in found]
 
 
-# Holds guesses against what was found, for those who build their own loops.
+# Compares guesses with real hits, for users with their own loops.
 
 
 FoundT = TypeVar("FoundT")
 
 
 def check_pairs(queries: Sequence[Any], guesses: Sequence[Any]) -> None:
-    """Make sure that there is a guess, or `None`, for each query.
+    """Check that there is a guess, or `None`, for each query.
 
     Raises:
-        InputError: there is not.
+        InputError: the numbers differ.
     """
     if len(queries) != len(guesses):
         raise InputError(
@@ -359,7 +359,7 @@ def agreeing(
     truths: Sequence[Sequence[FoundT]],
     value_of: Callable[[FoundT], object],
 ) -> list[bool]:
-    """Say of each guess whether it is what was found, one by one and in the same order.
+    """Return for each guess whether it equals the hits, in the same order.
 
     >>> agreeing([["a"], None, ["b"]], [["A"], [], ["c"]], str.lower)
     [True, False, False]

@@ -1,4 +1,4 @@
-"""What all calls of one host's retriever share: prepared settings, what failed a probe, counts."""
+"""State shared by all calls of one host's retriever: snapshots, failed probes, counts."""
 
 import asyncio
 import logging
@@ -13,20 +13,20 @@ from ralmspec_plugins.adapters.batch_search import BatchSearch, Scored, Vector
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.types import Hit, Hits, Query
 
-# What the queries and hits of a host's retriever carry: vectors, and whose call it is.
+# Payloads of queries and hits: vectors, and call settings.
 
 
 @dataclass(frozen=True, slots=True)
 class QueryPayload:
-    """What a query carries: its vector, and how calls of the host are made for it.
+    """The payload of a query: its vector, and the settings of calls for it.
 
-    So a batch may hold the queries of many callers, and each caller's handlers
-    hear of his own calls only.
+    So a batch may contain the queries of many callers, and each caller's handlers
+    receive only that caller's calls.
 
     Args:
-        vector: the query's, as the host's own embedder made it.
-        calls: whatever the host needs to make a call in its caller's name.
-        recording: what the host told of the embedding, where that is kept.
+        vector: the query's vector, from the host's own embedder.
+        calls: the settings with which the host is called for this query.
+        recording: the recorded events of the embedding, if they are kept.
     """
 
     vector: Vector | None = None
@@ -36,17 +36,17 @@ class QueryPayload:
 
 @dataclass(frozen=True, slots=True)
 class HitPayload:
-    """What a hit carries: the document's vector, and what recorded the call that found it."""
+    """The payload of a hit: the document's vector, and the recording of its search."""
 
     vector: Vector | None = None
     recording: Any = None
 
 
 def payload_of(query: Query) -> QueryPayload:
-    """Give what a query carries; nothing, for one that a workload has made of a text.
+    """Return the payload of a query; an empty one if a workload created it from a text.
 
     Raises:
-        InputError: it was not made for a host's retriever.
+        InputError: it was not created for a host's retriever.
     """
     if query.encoding is None:
         return QueryPayload()
@@ -59,17 +59,17 @@ def payload_of(query: Query) -> QueryPayload:
 
 
 def query_vector(query: Query) -> Vector | None:
-    """Give a query's vector, if it has one."""
+    """Return a query's vector, if it has one."""
     return payload_of(query).vector
 
 
 def hit_vector(hit: Hit) -> Vector | None:
-    """Give the vector of a hit's document, if it is known."""
+    """Return the vector of a hit's document, if it is known."""
     return hit.features.vector if isinstance(hit.features, HitPayload) else None
 
 
 def unrecorded(hit: Hit) -> Hit:
-    """Give a hit without what recorded its search: that may be long, and a guess is never told."""
+    """Return a hit without the recording of its search, which guesses do not need."""
     origin = hit.features
     if not isinstance(origin, HitPayload) or origin.recording is None:
         return hit
@@ -77,20 +77,20 @@ def unrecorded(hit: Hit) -> Hit:
 
 
 def filled(hits: Sequence[Hits | None], rest: Sequence[Hits]) -> list[Hits]:
-    """Put the hits that were asked for one by one into their places."""
+    """Return hits with the missing ones filled in order."""
     singles = iter(rest)
     return [next(singles) if own is None else own for own in hits]
 
 
-# A store's batch search, made to give what the host's retriever itself gives.
+# A store's batch search, with the results of the host's retriever.
 
 
 BatchMode: TypeAlias = Literal["exact", "probed", "off"]
 BATCH_MODES: Final = ("exact", "probed", "off")
 
-# Keeps of each query's documents what the retriever would; `None` for what only the
-# retriever itself can say. Documents beyond its k are kept as far as all those before
-# them are, so that a wider search still begins with its own.
+# Filters each query's documents as the retriever does; `None` if only the retriever can decide.
+# Documents beyond its k are kept up to the first one that is not, so that a wider search still
+# starts with the retriever's own hits.
 Cut: TypeAlias = Callable[[Sequence[list[Scored]]], list[list[Scored] | None]]
 
 
@@ -98,39 +98,39 @@ class Embedder(Protocol):
     """Embeds queries by the methods that the host's own search calls."""
 
     def embed(self, text: str) -> QueryPayload:
-        """Embed a query; what it carries is its vector, and what was recorded of the call."""
+        """Embed a query; return its vector, and the recording of the call."""
         ...
 
     async def aembed(self, text: str) -> QueryPayload:
-        """Do it as the host's own asynchronous search does, without holding up the event loop."""
+        """Embed a query as the host's asynchronous search does, without blocking the event loop."""
         ...
 
 
 def all_of(found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
-    """Keep everything that was found."""
+    """Return all documents."""
     return list(found)
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """How one retriever's settings are searched in batches."""
+    """The batch search of one retriever's settings."""
 
     search: BatchSearch
     embedder: Embedder
     cut: Cut = all_of
-    leads_on: bool = False  # what is found may stand for more than one document
+    leads_on: bool = False  # a found document may refer to several documents
 
     @property
     def wide(self) -> bool:
-        """Whether a wider search may stand for the retriever's own."""
+        """Whether a wider search may replace the retriever's own."""
         return self.search.exact and self.search.wide and not self.leads_on
 
     def find(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
-        """Search many vectors at once, by default as wide as the retriever does."""
+        """Search many vectors in one call, by default with the retriever's width."""
         return self.search.search(vectors, max(self.search.k, width or 0))
 
     async def afind(self, vectors: Sequence[Vector], width: int | None) -> list[list[Scored]]:
-        """Do the same without holding up the event loop."""
+        """Search many vectors in one call without blocking the event loop."""
         asearch = getattr(self.search, "asearch", None)
         if asearch is None:
             return await asyncio.to_thread(self.find, vectors, width)
@@ -140,18 +140,18 @@ class Native:
 
 @dataclass(frozen=True, slots=True)
 class RetrieverSnapshot:
-    """A host's retriever as it is now.
+    """A snapshot of a host's retriever.
 
     Args:
-        signature: all that its answers depend on.
-        native: its batch search; `None`: it is a black box.
-        k: how many documents it gives, where it says so.
-        pure: whether equal queries find equal documents, without side effects.
-        fixed: the retriever with copies of these settings, where it is kept to them for a
-            whole call; `None` where it cannot be.
-        hosts_own: whether the signature surely names all: no code but the host's own, and
-            what is known of stores, says what is found.
-        passing: whether these settings are one call's alone, and nothing is kept for them.
+        signature: a key of all that its answers depend on.
+        native: its batch search; `None`: it is opaque.
+        k: the number of documents of a search, if it is known.
+        pure: whether equal queries return equal documents, without side effects.
+        fixed: the retriever with copies of these settings, for a whole call; `None` if it
+            cannot be copied.
+        hosts_own: whether the signature is complete: only code of the host and of supported
+            stores determines the documents.
+        passing: whether these settings belong to one call, and are not cached.
     """
 
     signature: Hashable
@@ -163,17 +163,17 @@ class RetrieverSnapshot:
     passing: bool = False
 
     def fitting(self, vectors: Sequence[Vector | None]) -> Native | None:
-        """Give the batch search for such queries, or `None` if they are asked one by one."""
+        """Return the batch search for these queries, or `None` if they are searched one by one."""
         native = self.native
         if native is None or not vectors or any(vector is None for vector in vectors):
             return None
         return native if native.search.exact or len(vectors) > 1 else None
 
     def beginning(self, singles: list[Hits], width: int | None) -> list[Hits]:
-        """Give the host's own results back where a wider search can begin with them.
+        """Return the host's own results as the start of a wider search.
 
         Raises:
-            InputError: the host gives more than k, so that k of them are not its result.
+            InputError: the host returns more than k, so that a wider search cannot start with them.
         """
         longest = max(map(len, singles), default=0)
         if width is not None and self.k is not None and longest > self.k:
@@ -185,40 +185,40 @@ class RetrieverSnapshot:
 
 
 def check_way(batch: str, side_by_side: object) -> None:
-    """Refuse a way of searching that there is not.
+    """Check the settings of batch search.
 
     Raises:
-        ConfigError: an unknown `batch`, or no call at a time.
+        ConfigError: `batch` is unknown, or `side_by_side` is below 1.
     """
     if batch not in BATCH_MODES:
-        raise ConfigError(f"unknown batch {batch!r}; known are {', '.join(BATCH_MODES)}")
+        raise ConfigError(f"batching must be one of {', '.join(BATCH_MODES)}, got {batch!r}")
     if isinstance(side_by_side, bool) or not isinstance(side_by_side, int) or side_by_side < 1:
         raise ConfigError(f"side_by_side must be at least 1, got {side_by_side!r}")
 
 
-# Notices a black box that is another one after each call, so that nothing of it is remembered.
+# Detects an opaque retriever that changes with each call, whose results are never cached.
 
 
 _log = logging.getLogger(__name__)
 
-_WATCHED: Final = 3  # calls; an attribute that the first one makes is no reason to complain
+_WATCHED: Final = 3  # watched calls; an attribute that is created by the first one is ignored
 
 
 class ChangeDetector:
-    """Compares what a black box was before and after its first calls. Thread-safe.
+    """Compares an opaque retriever before and after its first calls. Thread-safe.
 
-    All its attributes are part of its signature, since nobody knows on which of them its
-    answers depend. One that counts its calls in one of them is safe, and never remembered.
+    All its attributes are part of its signature, since its answers may depend on any of
+    them. One that counts its calls in an attribute is safe, but its results are never cached.
     """
 
     def __init__(self) -> None:
-        """Watch what comes."""
+        """Create a detector."""
         self._lock = threading.Lock()
         self._changes: list[bool] = []
 
     @contextmanager
     def watched(self, signature: Callable[[], Hashable], retriever: object) -> Iterator[None]:
-        """Watch one call, if it is one of the first; say so if each of them changed something."""
+        """Watch one of the first calls; log if each of them changed an attribute."""
         if len(self._changes) >= _WATCHED:
             yield
             return
@@ -232,21 +232,21 @@ class ChangeDetector:
             last = len(self._changes) == _WATCHED
         if last and all(self._changes):
             _log.warning(
-                "each call of %s changes one of its attributes, so that nothing it finds is "
-                "remembered for later requests; if that is a counter, keep it in an object of "
-                "its own, such as itertools.count()",
+                "each call of %s changes one of its attributes, so that its results are "
+                "not cached for later requests; if that is a counter, keep it in a separate "
+                "object, such as itertools.count()",
                 type(retriever).__name__,
             )
 
 
-_KEPT: Final = 64  # settings (users, filters) that are kept prepared
-_STEP: Final = 7919  # a prime, so that the probes come to every place in a batch
+_KEPT: Final = 64  # cached snapshots of settings (users, filters)
+_STEP: Final = 7919  # a prime, so that probes reach all positions in a batch
 ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, slots=True)
 class HostStats:
-    """What reached the host: batches of the store, the queries in them, and single calls."""
+    """Counts of the host's calls: batches of the store, the queries in them, and single calls."""
 
     batches: int = 0
     batched_queries: int = 0
@@ -254,25 +254,24 @@ class HostStats:
 
     @property
     def round_trips(self) -> int:
-        """How often the store or the retriever was called."""
+        """The number of calls of the store or the retriever."""
         return self.batches + self.single_calls
 
     @property
     def queries(self) -> int:
-        """How many queries it was asked."""
+        """The number of queries in these calls."""
         return self.batched_queries + self.single_calls
 
 
 class RetrieverState:
-    """The memory of a host retriever, for all its users and settings. Thread-safe."""
+    """The state of a host's retriever, for all its users and settings. Thread-safe."""
 
     def __init__(self, prepare: Callable[[Hashable, Any], RetrieverSnapshot]) -> None:
-        """Know nothing yet.
+        """Create an empty state.
 
         Args:
-            prepare: looks closely at the host's retriever, given its signature and what
-                goes with it; what it makes is kept for as long as the signature is in use, unless
-                it says that it is one call's alone.
+            prepare: inspects the host's retriever, given its signature; the returned snapshot
+                is cached while the signature is in use, unless it is `passing`.
         """
         self._prepare = prepare
         self._lock = threading.Lock()
@@ -285,7 +284,7 @@ class RetrieverState:
         self.steadiness = ChangeDetector()
 
     def look(self, signature: Hashable, at: Any) -> RetrieverSnapshot:
-        """Give what is known of a retriever as it is now."""
+        """Return the current snapshot of a retriever."""
         with self._lock:
             known = self._looks.get(signature)
             if known is not None:
@@ -296,12 +295,12 @@ class RetrieverState:
         return look
 
     def trusted(self, look: RetrieverSnapshot) -> RetrieverSnapshot:
-        """Give what is known now of these settings: a batch may have differed meanwhile."""
+        """Return the current snapshot of these settings, since a batch may have differed."""
         with self._lock:
             return self._looks.get(look.signature, look)
 
     def distrust(self, look: RetrieverSnapshot) -> None:
-        """Search these settings one by one from now on: a batch gave something else."""
+        """Disable batches for these settings, after a batch differed."""
         _log.warning(
             "batches of %s differ from single searches; it is searched query by query from now on",
             "a store" if look.native is None else look.native.search.name,
@@ -309,13 +308,13 @@ class RetrieverState:
         self._keep(self._looks, look, replace(look, native=None))
 
     def probe(self, size: int) -> int:
-        """Choose the query of a batch that is compared with a single search."""
+        """Return the position of the query that is compared with a single search."""
         with self._lock:
             self._probes += 1
             return self._probes * _STEP % size
 
     def latest_size(self, look: RetrieverSnapshot) -> int | None:
-        """Say how many documents the latest result had that had any."""
+        """Return the number of documents of the latest result with any."""
         with self._lock:
             return self._sizes.get(look.signature)
 
@@ -337,7 +336,7 @@ class RetrieverState:
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the host so far."""
+        """The counts so far."""
         with self._lock:
             return self._stats
 

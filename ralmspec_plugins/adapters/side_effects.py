@@ -1,4 +1,4 @@
-"""Notices models whose calls leave traces: they draw from process-wide random state, or count."""
+"""Detects models whose calls have side effects, such as random numbers or counters."""
 
 import logging
 import random
@@ -16,12 +16,12 @@ _PLAIN: Final = (bool, int, float, str, bytes, tuple, np.generic)
 
 
 class SideEffects:
-    """Compares what a model's calls may change, before and after each. Thread-safe.
+    """Compares the state that a model's calls may change, before and after each. Thread-safe.
 
-    A call that is discarded must not be noticed by a later one. One that drew random numbers
-    from Python's, NumPy's or torch's process-wide generators changes what the next call
-    draws, and one of a model that counts its calls, or takes its answers from an iterator,
-    what the next one says. Once a call was seen to do so, no call is made ahead any more.
+    A discarded call must not change a later one. A call that draws random numbers
+    from Python's, NumPy's or torch's process-wide generators changes those of the next call;
+    a call of a model that counts its calls, or reads its answers from an iterator,
+    changes the next answer. After such a call no further call is speculative.
 
     >>> import random
     >>> class Dice:
@@ -36,11 +36,11 @@ class SideEffects:
     """
 
     def __init__(self, *models: object) -> None:
-        """Watch the calls of a model, or of something that calls several."""
+        """Create a watcher of the calls of one or several models."""
         self._models = models
         self._lock = threading.Lock()
         self.found: str | None = None
-        self.observed = False  # whether a call has been watched to its end
+        self.observed = False  # whether a watched call has ended
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -61,7 +61,7 @@ class SideEffects:
             self.observed = True
 
     def may_guess(self) -> bool:
-        """Whether calls may be made that may be discarded: one was watched, and none found out."""
+        """Return whether calls may be speculative: one was watched, without any side effect."""
         return self.observed and self.found is None
 
     def _attributes(self) -> list[dict[str, object]]:
@@ -72,8 +72,8 @@ class SideEffects:
             first, self.found = self.found is None, what
         if first:
             _log.warning(
-                "nothing is written on guesses: %s keeps something between two calls (%s), so a "
-                "call that is discarded would change a later one. guess_through=True says that "
+                "speculation is disabled: %s keeps state between calls (%s), so a "
+                "discarded call would change a later one. guess_through=True states that "
                 "this makes no difference",
                 ", ".join(type(model).__name__ for model in self._models) or "the model",
                 what,
@@ -81,7 +81,7 @@ class SideEffects:
 
 
 def _random_state() -> list[object]:
-    """Return the states of the random generators that are shared by a process."""
+    """Return the states of the process-wide random generators."""
     states: list[object] = [random.getstate()]
     numpy: Any = sys.modules.get("numpy.random")
     if numpy is not None:
@@ -95,7 +95,7 @@ def _random_state() -> list[object]:
 
 
 def _device_states(torch: Any) -> list[Any]:
-    """Return the states of torch's generators of devices; none is set up for that."""
+    """Return the states of torch's device generators, without initialising any."""
     cuda = getattr(torch, "cuda", None)
     if cuda is None or not cuda.is_initialized():
         return []
@@ -104,26 +104,26 @@ def _device_states(torch: Any) -> list[Any]:
 
 
 def _plain_attributes(model: object) -> dict[str, object]:
-    """Return the attributes of a model that are plain values, and its own generators' states."""
+    """Return the plain attributes of a model, and the states of its random generators."""
     held = _held(model)
     plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
     return plain | {
         name: value.getstate()
         for name, value in held.items()
         if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
-    }  # a SystemRandom has no state: no call changes what another one draws
+    }  # a SystemRandom has no state
 
 
 def _differ(now: list[dict[str, object]], before: list[dict[str, object]]) -> bool:
-    """Whether attributes differ; those that cannot be compared, such as arrays, do."""
+    """Return whether attributes differ; incomparable ones, such as arrays, do."""
     try:
         return now != before
-    except Exception:  # noqa: BLE001 whatever it is, it must not take the place of the model's reply
+    except Exception:  # noqa: BLE001 no error may replace the model's reply
         return True
 
 
 def _reads_from_an_iterator(model: object) -> bool:
-    """Whether a model holds an iterator, which each call may take something from."""
+    """Return whether a model has an iterator, which each call may advance."""
     return any(isinstance(value, Iterator) for value in _held(model).values())
 
 

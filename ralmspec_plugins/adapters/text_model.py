@@ -1,17 +1,18 @@
-"""Any host's model as the core's `LanguageModel`: each segment is one call of the host's own."""
+"""A host's model as a `LanguageModel` of the core: each segment is one call of the host."""
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+import copy
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from ralmspec_plugins.adapters import text_state
 from ralmspec_plugins.adapters.text_state import MadeCall, Streamed, TextDraft, Written
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, InputError, ModelError
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, TokenLogprob
 
-# What calls of any host's model have in common: their steps, their arguments, how they ended.
+# Steps, arguments and finish reasons of calls of any host's model.
 
 
 Step: TypeAlias = Literal["tokens", "sentence", "stop", "whole"]
@@ -19,14 +20,14 @@ Bound: TypeAlias = str | Callable[[int], Mapping[str, Any]]
 Continuation: TypeAlias = Literal["assistant"] | Mapping[str, Any]
 Bounded: TypeAlias = Callable[[int], Mapping[str, Any]]
 
-_CUT_OFF = frozenset(  # finish reasons of a text that a bound cut off
+_CUT_OFF = frozenset(  # finish reasons of a text that was cut at the maximum number of tokens
     {"length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length", "max_length"}
 )
 _UNSAID = frozenset({"finish_reason_unspecified", "unspecified", "unknown", "null", ""})
 
 
 def stated(bound: Bound) -> Bounded:
-    """Turn what a user says of a model's bound into the arguments for at most n tokens.
+    """Return the function from a maximum number of tokens to a call's arguments.
 
     >>> stated("max_tokens")(4)
     {'max_tokens': 4}
@@ -38,7 +39,7 @@ def stated(bound: Bound) -> Bounded:
 
 
 def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay arguments over others; those that are mappings in both are merged.
+    """Return arguments overridden by others; mappings in both are merged.
 
     >>> merged({"extra_body": {"top_k": 1}, "seed": 1}, {"extra_body": {"echo": True}})
     {'extra_body': {'top_k': 1, 'echo': True}}
@@ -55,7 +56,7 @@ def merged(base: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
-    """Say whether a model ended by itself or at a bound, if what goes with its output says so."""
+    """Return whether a model ended by itself or at a limit, if its output states that."""
     for name in ("finish_reason", "stop_reason", "done_reason"):
         reason = (information or {}).get(name)
         if reason is not None:
@@ -67,48 +68,64 @@ def came_to_an_end(information: Mapping[str, Any] | None) -> bool | None:
 def check_step(
     name: str, step: Step, *, bounded: bool, takes_stop: bool, continues: bool, instead: str
 ) -> None:
-    """Refuse a model that cannot write in such steps.
+    """Check that a model supports a kind of step.
 
     Args:
         name: of its class.
-        step: how far a call is to write.
-        bounded: whether it can be told to write at most n tokens.
-        takes_stop: whether it can be told where to stop.
-        continues: whether it writes on where the text so far ends.
-        instead: which arguments make whose models continue, and what else can be done.
+        step: the length of a call.
+        bounded: whether it supports a maximum number of tokens.
+        takes_stop: whether it supports stop strings.
+        continues: whether it can continue an assistant message.
+        instead: the arguments that make models continue, for the error message.
 
     Raises:
-        ConfigError: it cannot; the message says what to do.
+        ConfigError: it is not supported; the message states what to do.
     """
     if step == "whole":
         return
     if step != "stop" and not bounded:
         raise ConfigError(
-            f"It is not known how {name} is told to write at most n tokens. Say so with "
+            f"The argument of {name} for the maximum number of tokens is unknown. Set "
             "bound='max_tokens' (the argument's name, or a function from n to arguments); or "
-            "write sentences through a stop string (sentence_stop='.'); or use "
-            "workload='one_shot', which needs no bound."
+            "generate sentences with a stop string (sentence_stop='.'); or use "
+            "workload='one_shot', which needs no limit."
         )
     if step == "stop" and not takes_stop:
         raise ConfigError(
-            f"{name} does not stop at stop strings, so sentence_stop cannot be used with "
-            "it; leave it out: this model can be told how far to write."
+            f"{name} does not support stop strings, so sentence_stop cannot be used with "
+            "it; omit it: this model supports a maximum number of tokens."
         )
     if not continues:
         raise ConfigError(
-            f"It is not known that {name} can continue an assistant message, without which "
-            "it cannot write on. If it can, say so with continuation='assistant', or with the "
+            f"It is unknown whether {name} can continue an assistant message, which "
+            "is required here. If it can, set continuation='assistant', or the "
             f"arguments that it needs {instead}"
         )
 
 
-def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:
-    """Give the stop strings that a call is told of.
+def check_logprobs(name: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Give the arguments that ask a model for log-probabilities.
 
-    A stop string is passed on where the model takes one: it is cut off by the text
-    draft in any case, but a model that knows of it writes no further. A model that
-    is to stop behind a sentence is told of nothing else, or it could not be said why
-    it stopped.
+    Raises:
+        ConfigError: it is not known what they are; the message says what to do.
+    """
+    if arguments is None:
+        raise ConfigError(
+            f"It is not known how {name} is asked for the log-probabilities of its tokens, which "
+            "this workload needs. If its server gives them in OpenAI's form, say how with "
+            "logprobs={'logprobs': True}, the arguments of a call that ask for them; a local "
+            "Hugging Face model has them with direct=True."
+        )
+    return arguments
+
+
+def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:
+    """Return the stop strings of a call.
+
+    Stop strings are passed on if the model supports them: the text draft cuts them
+    in any case, but the model then stops earlier. A model that
+    stops after a sentence gets no other stop string, so that the reason of
+    the stop is known.
     """
     if step == "stop":
         assert sentence_stop is not None
@@ -119,7 +136,7 @@ def stops(draft: TextDraft, step: Step, sentence_stop: str | None) -> list[str]:
 def taken(
     draft: TextDraft, written: Written, step: Step, bound: int, sentence_stop: str | None
 ) -> TextDraft:
-    """Append what a call gave, as its step says."""
+    """Return the draft with the text of a call appended, by the kind of its step."""
     if step == "whole":
         return text_state.whole(draft, written)
     if step == "stop":
@@ -129,7 +146,7 @@ def taken(
     return text_state.grown(draft, written, bound)
 
 
-GivenT = TypeVar("GivenT")  # what is written with: passages, or hits for one that reads them
+GivenT = TypeVar("GivenT")  # passages, or hits for a model that reads them
 GivenInT = TypeVar("GivenInT", contravariant=True)
 Show: TypeAlias = Callable[[Written], None]
 Awaited: TypeAlias = Callable[[TextDraft, GivenT, int, Progress], Awaitable[TextDraft]]
@@ -139,65 +156,73 @@ class ModelCall(Protocol[GivenInT]):
     """One call of a host's model, planned for one segment of a draft."""
 
     def alone(self) -> AbstractContextManager[None]:
-        """Have nobody hear of what runs inside but whatever records it.
+        """Return a context in which the host's events are only recorded.
 
-        What it raises is noted, for the case that it counts: then its events do too.
+        An error inside is stored with its recording, in case it is raised.
         """
         ...
 
     def write(self, given: GivenInT, progress: Progress, show: Show) -> Written:
-        """Make the call and wait for it.
+        """Make the call and return its result.
 
-        Where `progress.wanted` and the model can be listened to, `show` is called with
-        what came so far, again with each piece, and `progress.check()` before it.
+        If `progress.wanted` and the model streams, `show` is called with
+        the partial result at each piece, after `progress.check()`.
         """
         ...
 
     async def awrite(self, given: GivenInT, progress: Progress, show: Show) -> Written:
-        """Make the call and await it."""
+        """Make the call asynchronously and return its result."""
         ...
 
 
 class Writer(Protocol[GivenInT]):
-    """A host's model, and how passages and text become what it is given.
+    """A host's model, and the conversion of passages and text to its input.
 
-    `awaits`: its calls are awaited without holding up an event loop.
+    `awaits`: its calls are awaited without blocking an event loop.
     """
 
     @property
     def awaits(self) -> bool:
-        """Whether its calls are awaited without holding up an event loop."""
+        """Whether its calls are awaited without blocking an event loop."""
         ...
 
     def call(
         self, draft: TextDraft, step: Step, bound: int, sentence_stop: str | None
     ) -> ModelCall[GivenInT]:
-        """Plan one call.
+        """Return one call.
 
         Args:
-            draft: what it continues.
-            step: how far it is to write: by tokens, by a sentence, up to the stop, at once.
-            bound: the most tokens.
+            draft: the draft to continue.
+            step: the kind of step: tokens, a sentence, up to the stop string, or a whole answer.
+            bound: the maximum number of tokens.
             sentence_stop: the stop string that ends a sentence.
         """
         ...
 
+    def scored(self) -> "Writer[GivenInT]":
+        """Give a writer whose calls ask for log-probabilities.
+
+        Raises:
+            ConfigError: it is not known how its model is asked for them.
+        """
+        ...
+
     def write_key(self, draft: TextDraft, given: GivenInT, tokens: int) -> Hashable:
-        """Hold all that a call depends on."""
+        """Return a key of all that a call depends on."""
         ...
 
     def same(self, one: GivenInT, other: GivenInT) -> bool:
-        """Say whether the model is shown the same of both."""
+        """Return whether the model's input is the same for both."""
         ...
 
 
 class TextLM(Generic[GivenT]):
     """Continues a text by calls of a host's model.
 
-    `write` and `write_sentence` have twins that are awaited, `awrite` and
-    `awrite_sentence`, only where the model itself is asynchronous. One that is not is
-    better off in the engine's threads: there a cancelled call keeps its place until it
-    has really ended, and it holds up nobody else.
+    The asynchronous methods `awrite` and `awrite_sentence` exist
+    only if the model itself is asynchronous. Other models run
+    in the engine's threads: there a cancelled call blocks the next one until it
+    has ended, and no other request.
     """
 
     awrite: Awaited[GivenT]
@@ -211,48 +236,85 @@ class TextLM(Generic[GivenT]):
         sentence_stop: str | None = None,
         side_by_side: bool = False,
     ) -> None:
-        """Write by this model.
+        """Create a language model.
 
         Args:
             writer: the host's model.
-            whole: the whole answer in one call, the host's own, with no bound.
-            sentence_stop: for models that cannot be told how far to write, but where to
-                stop: the mark that ends a sentence, such as ".".
-            side_by_side: whether several calls may run at a time.
+            whole: the whole answer in one call of the host, without a limit.
+            sentence_stop: for models with stop strings but without a maximum number of
+                tokens: the mark that ends a sentence, such as ".".
+            side_by_side: whether several calls may run in parallel.
 
         Raises:
-            ConfigError: the steps make no sense.
+            ConfigError: the steps are contradictory.
         """
         first_step(whole=whole, sentence_stop=sentence_stop)
-        self._writer = writer
         self.whole = whole
         self.sentence_stop = sentence_stop
         self.side_by_side = side_by_side
+        self._scored = False
+        self._write_by(writer)
+
+    def _write_by(self, writer: Writer[GivenT]) -> None:
+        self._writer = writer
         if writer.awaits:
             self.awrite = self._awrite
             self.awrite_sentence = self._awrite_sentence
 
+    def scored(self, thresholds: Sequence[float] = ()) -> "TextLM[GivenT]":
+        """Give this model with log-probabilities in its drafts, which its calls then ask for.
+
+        Args:
+            thresholds: not looked at: a server's probabilities are taken as they come.
+
+        Raises:
+            ConfigError: it is not known how the model is asked for them, or a stop string
+                ends its sentences, which it then does not show.
+        """
+        if self.sentence_stop is not None:
+            raise ConfigError(
+                "with sentence_stop a model does not show the mark that ends its sentence, and no "
+                "log-probability of it; leave sentence_stop out, or use another workload"
+            )
+        twin = copy.copy(self)
+        twin._scored = True  # noqa: SLF001 its own class
+        twin._write_by(self._writer.scored())  # noqa: SLF001 its own class
+        return twin
+
+    def logprobs(self, draft: TextDraft) -> tuple[TokenLogprob, ...]:
+        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+
+        Raises:
+            InputError: some of the draft was written without.
+        """
+        if draft.logprobs is None:
+            raise InputError(
+                "some of this draft was written without log-probabilities; write all of it with "
+                "a model that scored() gave"
+            )
+        return draft.logprobs
+
     def begin(self, request: Request) -> TextDraft:
-        """Begin with no text."""
+        """Return a draft without text."""
         return TextDraft(request)
 
     def write(self, draft: TextDraft, given: GivenT, tokens: int, progress: Progress) -> TextDraft:
-        """Continue a draft by one call that is bounded to this many tokens.
+        """Continue a draft by one call with this maximum number of tokens.
 
         Raises:
             Cancelled: `progress` was cancelled, before the call or while it streamed.
-            Exception: what the host raises.
+            Exception: the error of the host.
         """
         return self._run(draft, given, tokens, self._step("tokens"), progress)
 
     def write_sentence(
         self, draft: TextDraft, given: GivenT, tokens: int, progress: Progress
     ) -> TextDraft:
-        """Continue a draft by the first sentence of what one bounded call gives.
+        """Continue a draft by the first sentence of one call's text.
 
         Raises:
             Cancelled: `progress` was cancelled, before the call or while it streamed.
-            Exception: what the host raises.
+            Exception: the error of the host.
         """
         return self._run(draft, given, tokens, self._step("sentence"), progress)
 
@@ -267,41 +329,41 @@ class TextLM(Generic[GivenT]):
         return await self._arun(draft, given, tokens, self._step("sentence"), progress)
 
     def finished(self, draft: TextDraft) -> bool:
-        """Say whether the draft has ended."""
+        """Return whether the draft has ended."""
         return draft.finished
 
     def tail(self, draft: TextDraft, tokens: int) -> str:
-        """Give the last words of question and text; the question alone while there is no text."""
+        """Return the last words of question and text; the question alone while there is no text."""
         return text_state.tail(draft, tokens)
 
     def text(self, draft: TextDraft) -> str:
-        """Give what was written, cut before a stop string."""
+        """Return the generated text, cut before a stop string."""
         return draft.text
 
     def settled(self, draft: TextDraft) -> str:
-        """Give the part of `text` that no later call can change."""
+        """Return the part of `text` that no later call can change."""
         return draft.settled
 
     def text_key(self, draft: TextDraft) -> Hashable:
-        """Hold question and text, and whether that is all."""
+        """Return a key of question and text, and of whether that is all."""
         return draft.origin.prompt, draft.text, draft.finished
 
     def write_key(self, draft: TextDraft, given: GivenT, tokens: int) -> Hashable:
-        """Hold all that a call depends on."""
+        """Return a key of all that a call depends on."""
         return self._writer.write_key(draft, given, tokens)
 
     def same_passages(self, one: GivenT, other: GivenT) -> bool:
-        """Say whether the model is shown the same of both."""
+        """Return whether the model's input is the same for both."""
         return self._writer.same(one, other)
 
     def release(self, draft: TextDraft) -> None:
-        """Nothing is kept."""
+        """Do nothing: no memory is kept."""
 
     def _step(self, step: Step) -> Step:
-        """Say what a call writes.
+        """Return the kind of step of a call.
 
         Raises:
-            ConfigError: the steps are not those of `sentence_stop`.
+            ConfigError: it is not that of `sentence_stop`.
         """
         if self.whole:
             return "whole"
@@ -325,6 +387,7 @@ class TextLM(Generic[GivenT]):
         draft.made.append(made := MadeCall())
         with call.alone():
             written = call.write(given, progress, _showing(draft, step, progress))
+            self._check(written)
         made.usage = written.usage
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
@@ -339,15 +402,29 @@ class TextLM(Generic[GivenT]):
         draft.made.append(made := MadeCall())
         with call.alone():
             written = await call.awrite(given, progress, _showing(draft, step, progress))
+            self._check(written)
         made.usage = written.usage
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
+    def _check(self, written: Written) -> None:
+        """Refuse a call that gave no log-probabilities though they were asked for.
+
+        Raises:
+            ModelError: there are none, or they do not spell the text.
+        """
+        if self._scored and written.text and written.logprobs is None:
+            raise ModelError(
+                f"The model was asked for the log-probabilities of its tokens and gave none that "
+                f"spell its text ({written.text[:40]!r}). This workload needs them: use a server "
+                "that gives them, or a local model with direct=True."
+            )
+
 
 def first_step(*, whole: bool, sentence_stop: str | None) -> Step:
-    """Say in which steps a model is to write, for what it must be able to do.
+    """Return the kind of step, for the required capabilities of the model.
 
     Raises:
-        ConfigError: they make no sense.
+        ConfigError: the settings are contradictory.
     """
     if sentence_stop == "":
         raise ConfigError("sentence_stop must be a text such as '.', got an empty one")
@@ -359,7 +436,7 @@ def first_step(*, whole: bool, sentence_stop: str | None) -> Step:
 
 
 def _showing(draft: TextDraft, step: Step, progress: Progress) -> Show:
-    """Give what reports a draft with what has come so far, to those who want to know."""
+    """Return the function that reports a draft with the partial text of a call."""
     streamed = Streamed(draft, sentence=step == "sentence")
 
     def show(written: Written) -> None:

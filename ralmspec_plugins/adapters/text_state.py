@@ -1,9 +1,10 @@
-"""The draft of a host's model: text in, text out, and the rules by which it grows and ends."""
+"""The draft of a host's model: its text, and the rules by which it is extended and ends."""
 
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ralmspec_plugins.adapters.logprobs import first_tokens
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.text import (
     INCOMPLETE,
@@ -12,24 +13,24 @@ from ralmspec_plugins.lm.text import (
     settled_length,
     stop_position,
 )
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, TokenLogprob
 
-# A word, or a character of a script that has no spaces, stands in for a token.
+# A word, or a character of a script without spaces, is counted as a token.
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
-_WINDOW = 16  # characters for each word that is looked for, to begin with
+_WINDOW = 16  # initial number of characters for each word
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens that a host counted; 0 where it does not say."""
+    """The tokens counted by a host; 0 if it does not report them."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        """Add up two counts."""
+        """Return the sum of two counts."""
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
@@ -39,18 +40,18 @@ class Usage:
 
 @dataclass(slots=True, eq=False)
 class MadeCall:
-    """A call of the host's model that was made for a request, for the answer or not."""
+    """A call of the host's model for a request, whether it is part of the answer or not."""
 
-    usage: Usage = Usage()  # nothing if it failed, was stopped or does not say
+    usage: Usage = Usage()  # empty if it failed, was cancelled or reports none
     committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one host call gave.
+    """The result of one call of the host.
 
-    `ended` says whether the model itself came to an end, rather than to a bound; None
-    where the host does not say.
+    `ended` is whether the model ended by itself and not at a limit; `None`
+    if the host does not report it. `logprobs` of the tokens are present if requested.
     """
 
     text: str
@@ -58,18 +59,20 @@ class Written:
     usage: Usage = Usage()
     message: Any = None
     recording: Any = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TextDraft:
-    """Everything written so far by a host's model.
+    """The text generated so far by a host's model.
 
-    `spent` is how much of the request's `max_tokens` is used up, counted in what
-    the calls were allowed, not in what came: that would depend on how the host
-    counts. A sentence that ended early has spent its words.
+    `spent` is the used part of the request's `max_tokens`, counted by the limits of
+    the calls, not by their results, which would depend on the host's
+    counting. A sentence that ends early counts its words.
 
-    `usage`, `message`, `recording` and `call` (of the last call) are no part of the value,
-    nor is `made`: the calls of all drafts of one request.
+    `usage`, `message`, `recording` and `call` (of the last call) are not part of the value,
+    nor is `made`: the calls of all drafts of one request; nor `logprobs`: of all tokens of
+    the text, `None` if a call returned none.
     """
 
     origin: Request
@@ -82,9 +85,10 @@ class TextDraft:
     recording: Any = field(default=None, compare=False, repr=False)
     call: MadeCall | None = field(default=None, compare=False, repr=False)
     made: list[MadeCall] = field(default_factory=list, compare=False, repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=(), compare=False, repr=False)
 
     def allowed(self, tokens: int) -> int:
-        """Count how many of these tokens may still be asked for."""
+        """Return how many of these tokens are left in the request's limit."""
         if tokens < 1:
             raise ConfigError(f"tokens must be at least 1, got {tokens}")
         return min(tokens, self.origin.max_tokens - self.spent)
@@ -101,18 +105,18 @@ class TextDraft:
 
 
 def draft_of(state: Any) -> Any:
-    """Give the draft in a workload's state; the state itself, where that is one.
+    """Return the draft in a workload's state, or the state itself if it is one.
 
-    Of a model that is no host's it may be any draft.
+    For a model that is not a host's it may be any draft.
     """
     return getattr(state, "draft", state)
 
 
 def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
-    """Append what a call that was bounded gave, and see whether the text ends there.
+    """Return the draft extended by the result of a limited call, and mark its end.
 
-    It ends when the model says so, when nothing came, at a stop string, and when
-    the bounds are used up.
+    It ends when the model ends, with an empty result, at a stop string, and when
+    the limit is reached.
     """
     spent = draft.spent + bound
     ended = bool(written.ended) or not written.text or spent >= draft.origin.max_tokens
@@ -120,7 +124,7 @@ def grown(draft: TextDraft, written: Written, bound: int) -> TextDraft:
 
 
 def grown_by_sentence(draft: TextDraft, written: Written, bound: int) -> TextDraft:
-    """Append the first sentence of what a bounded call gave; what follows it is dropped."""
+    """Return the draft with the first sentence of a limited call; the rest is dropped."""
     sentence = first_sentence(draft.text, written.text)
     dropped = written.text[len(sentence) :]
     if not dropped or (written.ended and not dropped.strip()):
@@ -131,10 +135,10 @@ def grown_by_sentence(draft: TextDraft, written: Written, bound: int) -> TextDra
 
 
 def grown_to_stop(draft: TextDraft, written: Written, stop: str, bound: int) -> TextDraft:
-    """Append a sentence whose end the host cut off because it was told to stop there.
+    """Return the draft with a sentence whose end the host cut off at the stop string.
 
-    Nothing tells an end of the model from that stop; so the text ends where
-    nothing more comes. What a bound cut off has no end to be put back.
+    The model's end is indistinguishable from that stop; so the text ends with
+    an empty result. The stop string is not restored if the limit cut the text.
     """
     cut_off = not written.text or written.ended is False
     piece = written.text if cut_off else written.text + stop
@@ -144,18 +148,18 @@ def grown_to_stop(draft: TextDraft, written: Written, stop: str, bound: int) -> 
 
 
 def whole(draft: TextDraft, written: Written) -> TextDraft:
-    """Take the whole answer of a call without a bound."""
+    """Return the draft with the whole answer of a call without a limit."""
     return _appended(draft, written, written.text, spent=draft.origin.max_tokens, ended=True)
 
 
 class Streamed:
-    """Makes drafts of what a call has given so far; looks each time at what is new alone.
+    """Converts the partial results of a call to drafts, incrementally.
 
-    A text of n tokens is shown n times: what looks at all of it each time takes n * n.
+    A text of n tokens is reported n times: reading all of it each time would take n * n.
     """
 
     def __init__(self, draft: TextDraft, *, sentence: bool = False) -> None:
-        """Continue this draft, by one sentence or by whatever comes."""
+        """Continue this draft, by one sentence or by the whole result."""
         self._draft = draft
         self._sentence = sentence
         self._end: int | None = None  # of the sentence, once it is known
@@ -163,7 +167,7 @@ class Streamed:
         self._behind = self._looked = len(draft.text)  # for a sentence's end; for stop strings
 
     def shown(self, written: Written) -> TextDraft:
-        """Show what has come so far; nothing ends before the call does, but at a stop."""
+        """Return the draft with the partial result, which ends early only at a stop string."""
         draft = self._draft
         text = self._cut(draft.text + written.text)
         found = stop_position(text, self._looked, draft.origin.stop)
@@ -171,7 +175,7 @@ class Streamed:
         if found is not None and (self._stop is None or found < self._stop):
             self._stop = found
         if self._stop is not None:
-            # A stop string that is not whole yet may have started in front of this one.
+            # An incomplete stop string may have started before this one.
             text = text[: min(self._stop, settled_length(text, draft.origin.stop))]
         return replace(
             draft,
@@ -181,6 +185,7 @@ class Streamed:
             usage=draft.usage + written.usage,
             message=written.message,
             recording=written.recording,
+            logprobs=None,
         )
 
     def _cut(self, text: str) -> str:
@@ -193,16 +198,16 @@ class Streamed:
 
 
 def first_sentence(text: str, piece: str) -> str:
-    """Cut a piece behind its first sentence, given the text that it continues."""
+    """Return a piece cut after its first sentence, given the text that it continues."""
     end = sentence_end(text + piece, len(text))
     return piece if end is None else piece[: end - len(text)]
 
 
 def tail(draft: TextDraft, words: int) -> str:
-    """Give the last words of question and text; the question in full while there is no text.
+    """Return the last words of question and text; the question in full while there is no text.
 
-    Words stand in for tokens, which a host's model does not show. White space
-    is shown as one space, as in `" ".join((question + " " + text).split()[-words:])`.
+    Words are used as tokens, which a host's model does not provide. White space
+    becomes one space, as in `" ".join((question + " " + text).split()[-words:])`.
     """
     if not draft.text:
         return draft.origin.prompt
@@ -217,14 +222,14 @@ def tail(draft: TextDraft, words: int) -> str:
 
 
 def _end_of(draft: TextDraft, size: int) -> tuple[str, bool]:
-    """Give the last characters of question and text, spaced singly, and whether that is all."""
+    """Return the last characters of question and text, with single spaces, and if that is all."""
     if len(draft.text) >= size:
         return " ".join(draft.text[-size:].split()), False
     return " ".join(f"{draft.origin.prompt} {draft.text}".split()), True
 
 
 def _half(character: str) -> bool:
-    """Whether this is of a character whose rest may follow."""
+    """Return whether this is part of an incomplete character."""
     return character == INCOMPLETE or "\ud800" <= character <= "\udbff"
 
 
@@ -233,13 +238,18 @@ def _appended(
 ) -> TextDraft:
     text = draft.text + piece
     stop = stop_position(text, len(draft.text), draft.origin.stop)
+    text = text if stop is None else text[:stop]
+    logprobs = None
+    if draft.logprobs is not None and written.logprobs is not None:
+        logprobs = first_tokens(draft.logprobs + written.logprobs, len(text))
     return replace(
         draft,
-        text=text if stop is None else text[:stop],
+        text=text,
         finished=ended or stop is not None,
         spent=spent,
         calls=draft.calls + 1,
         usage=draft.usage + written.usage,
         message=written.message,
         recording=written.recording,
+        logprobs=logprobs,
     )

@@ -1,1 +1,1 @@
-"""Merging the searches of concurrent requests: who waits, and what runs."""
+"""Micro-batching: merges the searches of concurrent requests."""

@@ -1,4 +1,4 @@
-"""Runs the merged searches of many callers, a few at a time, in threads or as asyncio tasks."""
+"""Runs merged searches in lanes, in threads or as asyncio tasks."""
 
 import asyncio
 import contextlib
@@ -15,23 +15,23 @@ from ralmspec_plugins.batching.queue import Batch, PendingCall, RequestQueue, Se
 from ralmspec_plugins.errors import Closed, ConfigError, Overloaded
 from ralmspec_plugins.types import Hits, Query, VerifierStats
 
-# Counts what happens to merged searches.
+# Statistics of merged searches.
 
 
-_WAITS_KEPT = 4096  # of the latest calls, for median and quantile
+_WAITS_KEPT = 4096  # latest calls in the median and quantile
 
 
 class Counters:
-    """Counts calls by what became of them, searches by their size, and how long calls waited."""
+    """Counts calls by outcome, searches by size, and the waiting times of calls."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Create counters at 0."""
         self.counts: Counter[str] = Counter()
         self.batch_sizes: Counter[int] = Counter()
         self.waits_s: deque[float] = deque(maxlen=_WAITS_KEPT)
 
     def stats(self, *, waiting: int, running: int) -> VerifierStats:
-        """Sum up."""
+        """Return the statistics."""
         waits_s = tuple(self.waits_s) or (0.0,)
         sizes = dict(sorted(self.batch_sizes.items()))
         return VerifierStats(
@@ -55,55 +55,55 @@ def _p95(waits_s: Sequence[float]) -> float:
     return quantiles(waits_s, n=20, method="inclusive")[-1]
 
 
-# Whose searches this code is part of: what it asks of them itself cannot wait for a lane.
-_inside: "ContextVar[tuple[Dispatcher, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
+# The dispatchers whose searches run this code: nested searches must not wait for a lane.
+_enclosing: "ContextVar[tuple[Dispatcher, ...]]" = ContextVar("ralmspec_inside_lanes", default=())
 
 
 class Dispatcher:
-    """At most `lanes` searches at a time; whatever waits when one ends goes into the next.
+    """Runs at most `lanes` searches in parallel; queued calls are merged into the next one.
 
-    There is no timer. Thread-safe, also for several event loops at once. An
-    awaited search is a task of its own, so that no caller's cancellation ends it
-    for the others; with its last caller gone it is cancelled.
+    There is no timer. Thread-safe, also with several event loops. An
+    awaited search is a separate task, so that the cancellation of one caller does not end it
+    for the others; it is cancelled with its last caller.
     """
 
     def __init__(
         self, lanes: int, max_batch: int, max_waiting: int, patience_s: float | None
     ) -> None:
-        """Start with nothing to do; threads start with the first search that needs one."""
+        """Create an idle dispatcher; threads start with the first search that needs one."""
         self._free = self._lanes = lanes
         self._max_batch = max_batch
         forever = patience_s is None or patience_s > threading.TIMEOUT_MAX
         self._patience_s = None if forever else patience_s
-        self._line = RequestQueue(max_waiting)
+        self._queue = RequestQueue(max_waiting)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="ralmspec-verifier")
-        self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not begun yet
-        self._gone: deque[tuple[PendingCall, str]] = (
-            deque()
-        )  # whose callers have gone, not seen to yet
+        self._awaited: dict[Batch, asyncio.Task[None] | None] = {}  # None: not started yet
+        self._gone: deque[tuple[PendingCall, str]] = deque()  # cancelled calls, not processed yet
         self._closed = False
         self._process = os.getpid()
-        self._tally = Counters()
+        self._counters = Counters()
 
-    def search(self, group: Hashable, way: SearchFn, queries: Sequence[Query]) -> list[Hits] | None:
-        """Have queries searched with others', and wait in this thread.
+    def search(
+        self, group: Hashable, search_fn: SearchFn, queries: Sequence[Query]
+    ) -> list[Hits] | None:
+        """Search queries together with those of other callers, and wait in this thread.
 
         Returns:
-            The hits of each query; `None` if the caller has to search alone: nothing can be
-            started any more, or he would wait for himself.
+            The hits of each query; `None` if the caller has to search separately: nothing can be
+            started, or the caller would wait for itself.
 
         Raises:
-            Overloaded: there was no room in the line for too long.
-            BaseException: what the search raised, where it was this caller's alone.
+            Overloaded: the queue was full until the timeout.
+            BaseException: the error of a search of this caller only.
         """
-        if self in _inside.get() or self._waits_on_this_thread():
+        if self in _enclosing.get() or self._waits_on_this_thread():
             return None
         ended = threading.Event()
-        call = self._join(group, way, queries, ended.set)
+        call = self._join(group, search_fn, queries, ended.set)
         try:
             if not ended.wait(self._patience_s):
-                self._refuse_if_outside(call)
+                self._check_admission(call)
                 ended.wait()
         except BaseException as error:
             self._give_up(call, error)
@@ -111,25 +111,25 @@ class Dispatcher:
         return _outcome(call)
 
     async def asearch(
-        self, group: Hashable, way: SearchFn, queries: Sequence[Query]
+        self, group: Hashable, search_fn: SearchFn, queries: Sequence[Query]
     ) -> list[Hits] | None:
-        """Do the same without holding up the event loop."""
-        if self in _inside.get():
+        """Search queries as `search` does, without blocking the event loop."""
+        if self in _enclosing.get():
             return None
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
         def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits there
                 loop.call_soon_threadsafe(ended.set)
 
-        call = self._join(group, way, queries, wake)
+        call = self._join(group, search_fn, queries, wake)
         try:
             try:
                 async with asyncio.timeout(self._patience_s):
                     await ended.wait()
             except TimeoutError:
-                self._refuse_if_outside(call)
+                self._check_admission(call)
                 await ended.wait()
         except BaseException as error:
             self._give_up(call, error)
@@ -137,133 +137,137 @@ class Dispatcher:
         return _outcome(call)
 
     def _join(
-        self, group: Hashable, way: SearchFn, queries: Sequence[Query], wake: Callable[[], None]
+        self,
+        group: Hashable,
+        search_fn: SearchFn,
+        queries: Sequence[Query],
+        wake: Callable[[], None],
     ) -> PendingCall:
         if os.getpid() != self._process:
             raise ConfigError(
-                "this verifier was made before the process forked, and its threads are not here; "
-                "make one in each worker process"
+                "this verifier was created before the process forked, and its threads do not "
+                "exist here; create one in each worker process"
             )
         call = PendingCall(
-            group=group, way=way, queries=queries, came_s=time.perf_counter(), wake=wake
+            group=group, search_fn=search_fn, queries=queries, came_s=time.perf_counter(), wake=wake
         )
         with self._lock:
             if self._closed:
                 raise Closed("verifier")
-            self._tally.counts["calls"] += 1
-            self._line.join(call)
+            self._counters.counts["calls"] += 1
+            self._queue.join(call)
             ended = self._fill()
         _wake(ended)
         return call
 
     def _waits_on_this_thread(self) -> bool:
-        """Whether this thread runs an event loop whose searches it would keep from ending."""
+        """Return whether this thread runs an event loop whose searches it would block."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
         with self._lock:
-            out = any(batch.way.loop is loop for batch in self._awaited)
-            return out or self._line.waits_on(loop)
+            out = any(batch.search_fn.loop is loop for batch in self._awaited)
+            return out or self._queue.waits_on(loop)
 
-    def _refuse_if_outside(self, call: PendingCall) -> None:
+    def _check_admission(self, call: PendingCall) -> None:
         with self._lock:
-            if self._line.outside(call):
+            if self._queue.awaits_admission(call):
                 raise Overloaded(
-                    f"{self._line.size} queries are waiting to be searched, and there was no "
-                    f"room for {len(call.queries)} more within {self._patience_s} s; ask less at "
-                    "a time, or allow more (max_waiting, patience_s, lanes)"
+                    f"{self._queue.size} queries are waiting to be searched, and there was no "
+                    f"room for {len(call.queries)} more within {self._patience_s} s; reduce "
+                    "the load, or raise max_waiting, patience_s or lanes"
                 )
 
     def _give_up(self, call: PendingCall, error: BaseException) -> None:
-        """Take a call out of the line; stop a search that nobody else waits for."""
+        """Remove a call from the queue; stop a search without any other caller."""
         self._gone.append((call, "refused" if isinstance(error, Overloaded) else "given_up"))
         if isinstance(error, GeneratorExit):
-            return  # the garbage collection can come to this under our own lock: next time then
+            return  # called by garbage collection under the lock: the next call processes it
         with self._lock:
             ended = self._fill()
         _wake(ended)
 
-    def _see_off(self) -> None:
-        """Forget the calls whose callers have gone, and stop what only they waited for."""
+    def _remove_cancelled(self) -> None:
+        """Remove cancelled calls, and stop searches without any other caller."""
         while self._gone:
             gone, how = self._gone.popleft()
-            self._tally.counts[how] += 1
+            self._counters.counts[how] += 1
             gone.given_up = True
-            self._line.leave(gone)
+            self._queue.leave(gone)
             for batch, task in self._awaited.items():
-                # Once only: a second time would break off the first one's cleaning up.
-                if task and batch.unwanted and gone in batch.calls:
+                # Only once: a second cancellation would interrupt the cleanup of the first one.
+                if task and batch.abandoned and gone in batch.calls:
                     _cancel(task)
 
     def _fill(self) -> list[PendingCall]:
-        """Start searches while lanes are free and calls wait; list the calls that this ended."""
-        self._see_off()
+        """Start searches while lanes are free and calls wait; return the calls that ended."""
+        self._remove_cancelled()
         ended: list[PendingCall] = []
         for stranded, task in tuple(self._awaited.items()):
-            if stranded.way.stopped:
+            if stranded.search_fn.stopped:
                 ended += self._settle(stranded, None)
                 if task:
                     _cancel(task)
-        while self._free and (batch := self._line.next_batch(self._max_batch)):
+        while self._free and (batch := self._queue.next_batch(self._max_batch)):
             now_s = time.perf_counter()
-            self._tally.waits_s.extend(now_s - call.came_s for call in batch.calls)
+            self._counters.waits_s.extend(now_s - call.came_s for call in batch.calls)
             self._free -= 1
             try:
                 self._start(batch)
-            except Exception:  # noqa: BLE001 no thread, or no loop: its callers do without
+            except Exception:  # noqa: BLE001 no thread or loop: the callers search separately
                 ended += self._settle(batch, None)
             else:
-                self._tally.batch_sizes[batch.size] += 1
+                self._counters.batch_sizes[batch.size] += 1
         return ended
 
     def _start(self, batch: Batch) -> None:
-        context = batch.calls[0].context.copy()  # a call may be in two batches at once
-        if batch.way.loop is None:
+        context = batch.calls[0].context.copy()  # a call may be part of two batches
+        if batch.search_fn.loop is None:
             self._threads.submit(context.run, self._run, batch)
             return
-        if batch.way.stopped:
+        if batch.search_fn.stopped:
             raise RuntimeError("the event loop of this search does not run")
-        batch.way.loop.call_soon_threadsafe(self._spawn, batch, context)
+        batch.search_fn.loop.call_soon_threadsafe(self._spawn, batch, context)
         self._awaited[batch] = None
 
     def _run(self, batch: Batch) -> None:
         """Search in a thread."""
-        assert batch.way.search is not None
-        if batch.given:  # its thread could not be started at once
+        assert batch.search_fn.search is not None
+        if batch.delivered:  # its thread could not be started
             return
-        _inside.set((*_inside.get(), self))
+        _enclosing.set((*_enclosing.get(), self))
         try:
-            found = batch.checked(batch.way.search(batch.queries))
-        except BaseException as error:  # noqa: BLE001 raised where it is waited for
+            found = batch.checked(batch.search_fn.search(batch.queries))
+        except BaseException as error:  # noqa: BLE001 raised to the callers
             self._end(batch, error)
         else:
             self._end(batch, found)
 
     def _spawn(self, batch: Batch, context: Context) -> None:
-        """Make a task of a search, on its loop."""
-        if batch.given or batch.unwanted:
+        """Create the task of a search on its event loop."""
+        if batch.delivered or batch.abandoned:
             self._end(batch, None)
             return
         search = self._arun(batch)
         try:
             task = asyncio.get_running_loop().create_task(search, context=context)
-        except Exception:  # noqa: BLE001 a task factory that does not know contexts, say
+        except Exception:  # noqa: BLE001 such as a task factory without support for contexts
             search.close()
             self._end(batch, None)
             return
         with self._lock:
-            if not batch.given:  # an eager task may have ended already
+            if not batch.delivered:  # an eager task may have ended already
                 self._awaited[batch] = task
-        # One that is cancelled before its first step never comes to its own end.
+        # A task that is cancelled before its first step never runs its own cleanup.
         task.add_done_callback(lambda _: self._end(batch, asyncio.CancelledError()))
 
     async def _arun(self, batch: Batch) -> None:
-        assert batch.way.asearch is not None
-        _inside.set((*_inside.get(), self))
+        assert batch.search_fn.asearch is not None
+        _enclosing.set((*_enclosing.get(), self))
         try:
-            found = batch.checked(await batch.way.asearch(batch.queries))
-        except GeneratorExit:  # its loop is gone; perhaps in a garbage collection, see _give_up
+            found = batch.checked(await batch.search_fn.asearch(batch.queries))
+        except GeneratorExit:  # its loop has ended; perhaps in a garbage collection, see _give_up
             raise
         except BaseException as error:
             self._end(batch, error)
@@ -273,9 +277,9 @@ class Dispatcher:
             self._end(batch, found)
 
     def _end(self, batch: Batch, outcome: list[Hits] | BaseException | None) -> None:
-        """Give each caller what was found for him, once, and start the next searches."""
+        """Deliver the results to each caller, once, and start the next searches."""
         with self._lock:
-            if batch.given:
+            if batch.delivered:
                 return
             self._settle(batch, outcome)
             ended = [call for call in batch.calls if call.ended] + self._fill()
@@ -284,36 +288,36 @@ class Dispatcher:
     def _settle(
         self, batch: Batch, outcome: list[Hits] | BaseException | None
     ) -> list[PendingCall]:
-        """Note an outcome, or that there is none; list the calls that have to search alone."""
+        """Record an outcome, if there is one; return the calls that must search separately."""
         self._free += 1
         self._awaited.pop(batch, None)
         broken_off = isinstance(outcome, asyncio.CancelledError) and not batch.is_one_call
         if outcome is None or broken_off:
-            let_go = batch.let_go()
-            self._tally.counts["repeated"] += len(let_go)
-            for call in let_go:
-                self._line.leave(call)
-            return let_go
+            released = batch.disturb()
+            self._counters.counts["repeated"] += len(released)
+            for call in released:
+                self._queue.leave(call)
+            return released
         again = batch.give(outcome)
-        self._tally.counts["repeated"] += len(again)
+        self._counters.counts["repeated"] += len(again)
         if again:
-            self._line.repeat(again)
+            self._queue.repeat(again)
         return []
 
     def close(self) -> None:
-        """Let whoever waits search alone, wait for what is running, and let the threads go."""
+        """Make queued calls search separately, wait for running ones, and release the threads."""
         with self._lock:
             self._closed = True
-            sent_off = self._line.empty()
-            for call in sent_off:
+            removed = self._queue.empty()
+            for call in removed:
                 call.disturbed = True
-        _wake(sent_off)
+        _wake(removed)
         self._threads.shutdown(wait=True)
 
     def stats(self) -> VerifierStats:
-        """Say what has happened so far."""
+        """Return the statistics so far."""
         with self._lock:
-            return self._tally.stats(waiting=self._line.size, running=self._lanes - self._free)
+            return self._counters.stats(waiting=self._queue.size, running=self._lanes - self._free)
 
 
 def _outcome(call: PendingCall) -> list[Hits] | None:

@@ -1,4 +1,4 @@
-"""One retriever for many requests at once: their searches are merged into batches."""
+"""A retriever for many concurrent requests, which merges their searches into batches."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
@@ -14,24 +14,24 @@ from ralmspec_plugins.types import Hits, Query, VerifierStats
 
 
 class Verifier:
-    """A retriever in front of another one, for any number of threads and event loops.
+    """Wraps a retriever, for any number of threads and event loops.
 
-    What is asked while a search is running goes into the next one, whoever asks.
+    Queries that arrive during a search are merged into the next one.
     There is no timer: as soon as one of the `lanes` is free, a search starts with
-    what is waiting. Callers take turns, however much one of them brings. A
-    query's hits do not depend on what else is in its batch (every retriever
-    promises that), so each caller gets what a search alone would have given him:
+    the waiting queries. Callers are served round-robin, whatever the size of their calls. The
+    hits of a query do not depend on the other queries of its batch (every retriever
+    guarantees that), so each caller receives the hits of a separate search:
 
-    - Errors are each one's own: a shared search that fails is repeated in two
-      halves, and these again, until what fails is exactly one caller's search.
-    - A caller that goes away (a cancelled task, Ctrl-C) leaves the line; others
-      do not notice. A search that nobody waits for any more is cancelled, where
-      it can be.
-    - Nobody waits for himself or for what cannot go on: what a search asks of its
-      own verifier, what blocks the event loop that it waits for, and what no thread
-      or loop is left for, is searched alone.
+    - Errors are separate: a shared search that fails is repeated in two
+      halves, recursively, until the failing search belongs to one caller.
+    - A cancelled caller (a cancelled task, Ctrl-C) leaves the queue without
+      effect on others. A search without callers is cancelled, if
+      possible.
+    - Deadlocks are avoided: a search that calls its own verifier, a call that blocks
+      the event loop that it waits for, and a call without any thread or loop left
+      are searched separately.
     - Only searches of one signature (and width) are merged. Retrievers put
-      `beside` each other share the lanes and nothing else.
+      `beside` each other share only the lanes.
 
     A search runs in a copy of the context (`contextvars`) of its first caller.
 
@@ -51,20 +51,20 @@ class Verifier:
         max_waiting: int = 4096,
         patience_s: float | None = None,
     ) -> None:
-        """Put a verifier in front of a retriever.
+        """Wrap a retriever.
 
         Args:
-            retriever: any; what it offers beyond `search` (`search_wide`, `table`, `asearch`,
-                `aencode`, its size) is offered here too.
-            lanes: searches that may be out at a time: 1 for a local scan, which uses the whole
-                machine; more for a server.
-            max_batch: the most queries in one search.
-            max_waiting: the most queries of one signature (and width) in the line; callers beyond
-                wait at its door for room.
-            patience_s: how long they do, before they get `Overloaded`; `None`: for ever.
+            retriever: any retriever; its other methods and attributes (`search_wide`, `table`,
+                `asearch`, `aencode`, its size) are available here, too.
+            lanes: the maximum number of searches in parallel: 1 for a local scan, which uses the
+                whole machine; more for a server.
+            max_batch: the maximum number of queries in one search.
+            max_waiting: the maximum number of queries of one signature (and width) in the queue;
+                further callers wait for admission.
+            patience_s: their timeout, after which they receive `Overloaded`; `None` for none.
 
         Raises:
-            ConfigError: a number that would let nothing through, or a retriever whose signature
+            ConfigError: a number is out of range, or the retriever's signature
                 is not hashable.
         """
         for name, value in (
@@ -89,7 +89,7 @@ class Verifier:
                 "make it of texts, numbers and tuples"
             ) from error
         self._lanes = lanes
-        # As plain attributes, and only what is there: protocols ask for no more than that.
+        # As attributes, and only existing ones: runtime protocols check for attributes.
         own: Any = retriever
         if isinstance(retriever, WideRetriever):
             self.search_wide = self._search_wide
@@ -100,41 +100,41 @@ class Verifier:
 
     @property
     def signature(self) -> Hashable:
-        """The retriever's own, as it is now."""
+        """The current value of the retriever."""
         return self.retriever.signature
 
     @property
     def k(self) -> int:
-        """The retriever's own, as it is now."""
+        """The current value of the retriever."""
         own: Any = self.retriever
         k: int = own.k
         return k
 
     def beside(self, retriever: Retriever) -> "Verifier":
-        """Put another retriever in front of the same lanes, such as another tenant's."""
+        """Return a verifier of another retriever with the same lanes, such as another tenant's."""
         other = object.__new__(Verifier)
         other._take_over(retriever, self._lanes)
         return other
 
     @property
     def stats(self) -> VerifierStats:
-        """What has happened so far, to all retrievers beside each other together."""
+        """The statistics so far, of all retrievers that share the lanes."""
         return self._lanes.stats()
 
     def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass: encodings are never merged."""
+        """Encode one query, in a batch of one: encodings are never merged."""
         return self.retriever.encode(text)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best passages of each query, together with whatever others ask for.
+        """Return the best passages of each query, merged with the searches of other callers.
 
         Raises:
-            Overloaded: there was no room in the line within `patience_s`.
+            Overloaded: the queue was full for `patience_s`.
         """
         return self._merged(None, self.retriever.search, queries)
 
     def _search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
+        """Return the best `width` passages of each query."""
         own: Any = self.retriever
         return self._merged(width, _with_width(own.search_wide, width), queries)
 
@@ -148,7 +148,7 @@ class Verifier:
         return list(search(queries)) if found is None else found
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
-        """Do what `search` does without holding up the event loop."""
+        """Return what `search` does, without blocking the event loop."""
         own: Any = self.retriever
         asearch = getattr(own, "asearch", None)
         return await self._amerged(None, None if asearch else own.search, asearch, queries)
@@ -175,15 +175,15 @@ class Verifier:
             found = await self._lanes.asearch(group, SearchFn(search), queries)
             return list(await asyncio.to_thread(search, queries)) if found is None else found
         loop = asyncio.get_running_loop()
-        way = SearchFn(None, asearch, loop)
-        found = await self._lanes.asearch((*group, id(loop)), way, queries)
+        search_fn = SearchFn(None, asearch, loop)
+        found = await self._lanes.asearch((*group, id(loop)), search_fn, queries)
         return list(await asearch(queries)) if found is None else found
 
     def close(self) -> None:
-        """Let whoever waits search alone, wait for searches in threads, and let the threads go.
+        """Make waiting calls search separately, wait for running searches, and release the threads.
 
-        Closes those beside it too. Without it the threads end when nobody holds
-        the verifier any more.
+        This closes the verifiers with the same lanes, too. Without this call the threads end with
+        the last reference to the verifier.
         """
         self._lanes.close()
 
@@ -201,13 +201,13 @@ class Verifier:
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Offer whatever else the retriever has: its size, whether it is exact, `aencode`."""
+        """Return any other attribute of the retriever, such as its size or `aencode`."""
         if name.startswith("_") or name in _OWN or "retriever" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.retriever, name)
 
 
-_OWN = ("retriever", "search_wide", "asearch_wide", "table")  # offered above, or not at all
+_OWN = ("retriever", "search_wide", "asearch_wide", "table")  # defined above, or absent
 
 
 def _with_width(search: Callable[..., Any], width: int) -> Callable[..., Any]:

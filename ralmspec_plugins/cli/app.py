@@ -1,7 +1,7 @@
-"""The `ralmspec` application: its commands, and what becomes of an error.
+"""The `ralmspec` application: its commands, and the handling of errors.
 
-Exit codes: 0 all went well, 1 an error that a message explains, 2 a wrong
-command line, 130 Ctrl-C. Only our own bugs show a traceback.
+Exit codes: 0 success, 1 an error with a message, 2 an invalid
+command line, 130 Ctrl-C. Only internal errors show a traceback.
 """
 
 import errno
@@ -16,6 +16,7 @@ from ralmspec_plugins import __version__
 from ralmspec_plugins.cli.ask import ask
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
+from ralmspec_plugins.cli.draft import draft
 from ralmspec_plugins.cli.index import index
 from ralmspec_plugins.cli.knn import knn
 from ralmspec_plugins.cli.output import complain
@@ -25,17 +26,17 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Commands(TyperGroup):
-    """Runs a command, and turns what a user can cause into a message and an exit code."""
+    """Runs a command, and converts errors that users can cause to a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         with explained_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
 def explained_errors() -> Iterator[None]:
-    """Turn an error that a user can cause into a message on stderr and an exit code."""
+    """Convert an error that a user can cause to a message on stderr and an exit code."""
     try:
         yield
     except RalmSpecError as error:
@@ -45,7 +46,7 @@ def explained_errors() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise  # the reader of our output has closed it: typer ends without a message
+            raise  # the reader of the output has closed it: typer ends without a message
         complain(_explained(error))
     else:
         return
@@ -53,7 +54,7 @@ def explained_errors() -> Iterator[None]:
 
 
 def _explained(error: OSError) -> str:
-    """Say what the system refused, and that nothing half-written was left.
+    """Return the system's error, with the remark that existing files are unchanged.
 
     >>> _explained(OSError(28, "No space left on device", "kb/vectors.npy"))
     'kb/vectors.npy: No space left on device. Free some space; what was there before is unchanged.'
@@ -70,7 +71,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Speculative retrieval for iterative RAG: the same answers as the plain loop, sooner.",
+    help="Speculative retrieval for iterative RAG: the answers of the plain loop, in less time.",
 )
 
 
@@ -85,15 +86,16 @@ def _common(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version, and stop."
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and exit."
         ),
     ] = False,
 ) -> None:
-    """Take the options that stand in front of a command."""
+    """Process the options before a command."""
 
 
 app.command()(index)
 app.command()(ask)
 app.command()(demo)
 app.command()(diagnose)
+app.add_typer(draft, name="draft")
 app.add_typer(knn, name="knn")

@@ -35,17 +35,22 @@ def ask(
     eviction: Literal["lru", "lfu", "fifo"] = "lru",
     template: str | None = None,
     chat: ChatPlace | None = None,
+    drafter: options.DrafterName = "none",
 ) -> None:
-    """Answer one question, or those of a file, with the text shown while it is written.
+    """Answer one question, or those of a file, and stream the text.
 
     Options:
-        question: One question, or rather: the start of a text.
-        workload: Search every few tokens, every sentence, once; see docs/workloads.md.
-        capacity: Passages in the pool.
-        eviction: What leaves a full pool.
+        question: The question, or the start of a text.
+        workload: Search every few tokens, every sentence, once, or as docs/workloads.md describes.
+        capacity: Maximum number of passages in the passage cache.
+        eviction: Eviction policy of the passage cache.
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the passages in this place.
+        drafter: Draft tokens, several of which are read in one pass: from what is in front of the
+            model (suffix), from passages that were there earlier (passages), or from both.
     """
+    if drafter != "none" and asking.plain:
+        raise typer.BadParameter("--plain writes a token a pass; leave out --drafter, or --plain")
     modes, requests = asking.modes(), asking.requests(question)
     settings = Settings(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
@@ -56,11 +61,12 @@ def ask(
             "temperature": asking.temperature,
             "template": template,
             "chat": chat,
+            "drafter": drafter,
         }
         weights = build.Weights(common.model, common.threads, **style)
 
-    def make() -> Workload[Any]:
-        return searching.workload(weights.language_model(), workload, **asdict(choosing))
+    def make(mode: str) -> Workload[Any]:
+        return searching.workload(weights.language_model(mode), workload, **asdict(choosing))
 
     with build.engines(modes, make, store, settings) as opened:
         printer = Printer(common.json, many=len(requests) > 1)
@@ -68,28 +74,28 @@ def ask(
 
 
 class Printer:
-    """Shows answers: text as it is written on a terminal, otherwise an object a line."""
+    """Prints answers: streamed text on a terminal, otherwise one JSON object per line."""
 
     def __init__(self, as_json: bool, *, many: bool) -> None:
-        """Print for a person, unless JSON is wanted or no person reads."""
+        """Print text on a terminal; JSON if requested, or for a pipe."""
         self.human = not output.wants_json(as_json)
         self._many = many
         self.console = output.screen()
 
     def begin(self, question: str, mode: str | None) -> None:
-        """Announce a run where there is more than one."""
+        """Print the title of a run, if there are several."""
         if self.human and (self._many or mode):
             title = f"{question} [{mode}]" if mode else question
             self.console.print(Rule(title.replace("[", "\\["), align="left"))
 
     def piece(self, text: str) -> None:
-        """Show text that stays."""
+        """Print settled text."""
         if self.human:
             self.console.out(output.printable(text), end="", highlight=False)
             self.console.file.flush()
 
     def end(self, question: str, answer: Answer, mode: str) -> None:
-        """Show what an answer rests on and what it took."""
+        """Print the sources and the statistics of an answer."""
         if not self.human:
             record = self.record(question, answer)
             output.write_json({**record, "mode": mode, "stats": output.stats_record(answer.stats)})
@@ -107,7 +113,7 @@ class Printer:
         return {"question": question, "answer": answer.text, "sources": sources}
 
     def summary(self, answer: Answer) -> None:
-        """Show some sources, and what the answer took."""
+        """Print some sources, and the statistics."""
         for hit in answer.sources[:_SOURCES_SHOWN]:
             score = "" if hit.score is None else f"  {hit.score:.3f}"
             title = f"  {hit.passage.title}" if hit.passage.title else ""
@@ -117,13 +123,13 @@ class Printer:
         self.console.print(output.in_short(answer.stats), style="cyan")
 
     def equal(self, plain: Answer, speculative: Answer) -> None:
-        """Say that a comparison found no difference."""
+        """Print that a comparison found no difference."""
         if self.human:
             faster = output.speed_up(plain.stats.wall_s, speculative.stats.wall_s)
             self.console.print(f"equal: {self.compared(plain)}; {faster}", style="green")
 
     def compared(self, answer: Answer) -> str:
-        """Return what was compared, in words."""
+        """Return a description of the compared values."""
         return f"text, and {len(answer.sources)} sources with their scores"
 
 
@@ -138,10 +144,10 @@ def ask_all(
 
     Args:
         engines: by mode.
-        requests: what is asked.
-        printer: shows the answers.
-        drawing: the timeline's file; of several, each gets its number.
-        note: stands in the timeline.
+        requests: the requests.
+        printer: prints the answers.
+        drawing: the timeline's file; with several requests, numbered.
+        note: a note in the timeline.
 
     Raises:
         RalmSpecError: the only request failed.
@@ -180,7 +186,7 @@ def _answers(
 
 
 def numbered(path: Path, number: int) -> Path:
-    """Put a number into a file's name.
+    """Return a path with a number in the file's name.
 
     >>> str(numbered(Path("out.html"), 3))
     'out-3.html'

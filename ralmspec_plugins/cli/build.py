@@ -1,4 +1,4 @@
-"""Put together what the options name: the store, the model, the workload, the engines."""
+"""Creation of the store, the model, the workload and the engines from options."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ralmspec_plugins.cli.options import PLAIN, Count, OptionalCount, Seconds
+from ralmspec_plugins.cli.options import PLAIN, Count, DrafterName, OptionalCount, Seconds
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.demo import MODEL
@@ -20,20 +20,20 @@ from ralmspec_plugins.types import Answer, Passage, Request
 from ralmspec_plugins.workloads import workload_of
 
 WARM_TOKENS: Final = 4
-_DEMO_PROMPT: Final = "{prompt}\n"  # its prompts are lines
+_DEMO_PROMPT: Final = "{prompt}\n"  # its prompts end with a line break
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """A saved knowledge base, and how it is searched.
+    """A saved knowledge base, and the settings of its search.
 
     Options:
         kb: A saved knowledge base (see: ralmspec index).
         encoder: The encoder, if it has moved since the knowledge base was saved.
         k: Passages for each query. (default: as saved)
-        interval: Tokens written between two searches.
-        query_tokens: Last tokens that a query is made of.
-        prefetch: Hits that each search brings to the pool. (default: 20 k)
+        interval: Tokens generated between two searches.
+        query_tokens: Number of last tokens in a query.
+        prefetch: Hits that each search adds to the passage cache. (default: 20 k)
         latency: Simulate a remote store: add this to each round trip, such as 50ms.
     """
 
@@ -46,13 +46,13 @@ class SearchOptions:
     latency: Seconds = 0.0
 
     def open(self) -> Retriever:
-        """Load the knowledge base, and put it at a simulated distance if there is one."""
+        """Load the knowledge base, with the simulated latency of a remote store if one is set."""
         return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
 
     def workload(
         self, lm: LanguageModel[Any], name: str = "interval", **settings: Any
     ) -> Workload[Any]:
-        """Put the workload of this name around a model; settings that it does not have are left.
+        """Return the workload of this name for a model, without the settings of others.
 
         Raises:
             ConfigError: a setting is out of range, or the model lacks what the workload needs.
@@ -62,7 +62,7 @@ class SearchOptions:
 
 
 def use_threads(threads: int | None, model: str | None) -> str:
-    """Prepare torch for so many threads (the demo's small model: one); return the model's name.
+    """Set the number of torch's threads (for the demo's model: one); return the model's name.
 
     Raises:
         ModelError: the demo's model is not in this installation.
@@ -76,29 +76,40 @@ def use_threads(threads: int | None, model: str | None) -> str:
     torch: Any = optional("torch", "hf", "torch")
     _hide_bars()
     if threads is None and model is None:
-        threads = 1  # the demo's model is too small to be shared out
+        threads = 1  # the demo's model is too small for several threads
     if threads is not None:
         torch.set_num_threads(threads)
     return str(MODEL) if model is None else model
 
 
 def _hide_bars() -> None:
-    """Keep transformers' own progress bars from standing among our messages."""
+    """Disable the progress bars of transformers."""
     optional("transformers.utils.logging", "hf", "transformers").disable_progress_bar()
 
 
 def sampling_of(temperature: float) -> Any:
-    """Return how tokens are chosen: the most likely ones at 0, else drawn."""
+    """Return the sampling settings: greedy at 0, else sampled."""
     from ralmspec_plugins.lm import Greedy, Sampling
 
     return Sampling(temperature=temperature) if temperature else Greedy()
 
 
-class Weights:
-    """A loaded model, from which each run gets a language model with caches of its own.
+def decoding_of(drafter: DrafterName) -> Any:
+    """Return how a model's tokens are speculated on; `None` for one token a pass."""
+    if drafter == "none":
+        return None
+    from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
 
-    So a run never finds passages that another one has read already, and two
-    runs can be compared in time.
+    kinds = {"suffix": (SuffixDrafter,), "passages": (PassageDrafter,)}
+    both = (SuffixDrafter, PassageDrafter)
+    return Decoding(drafter=[kind() for kind in kinds.get(drafter, both)])
+
+
+class Weights:
+    """A loaded model, from which each run gets a language model with separate caches.
+
+    So the times of two runs can be compared, since no run reuses the other's
+    passages.
     """
 
     def __init__(
@@ -109,11 +120,12 @@ class Weights:
         temperature: float = 0.0,
         template: str | None = None,
         chat: Any = None,
+        drafter: DrafterName = "none",
     ) -> None:
-        """Load a model, or the demo's, and write a little: no run pays for what is set up once.
+        """Load a model, or the demo's, and generate a few tokens to warm it up.
 
         Raises:
-            ModelError: there is none.
+            ModelError: the model cannot be loaded.
             MissingExtraError: transformers or torch is not installed.
         """
         from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
@@ -122,20 +134,24 @@ class Weights:
         passages = PassageTemplate(prompt=prompt, chat=chat)
         self._style = {"sampling": sampling_of(temperature), "template": passages}
         self._kind = HuggingFaceLM
+        self._drafter = drafter
         self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
         lm = self.language_model()
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
         lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
 
-    def language_model(self) -> LanguageModel[Any]:
-        """Return the model with empty caches."""
+    def language_model(self, mode: str = PLAIN) -> LanguageModel[Any]:
+        """Return the model with empty caches; with a drafter, if there is one, unless plain."""
         loaded = self._loaded
-        lm: LanguageModel[Any] = self._kind(loaded.model, loaded.tokenizer, **self._style)
+        decoding = None if mode == PLAIN else decoding_of(self._drafter)
+        lm: LanguageModel[Any] = self._kind(
+            loaded.model, loaded.tokenizer, decoding=decoding, **self._style
+        )
         return lm
 
 
 def make_encoder(name: str | None) -> Encoder | None:
-    """Make an encoder: "hashing", or a sentence-transformers folder or name on the hub.
+    """Return an encoder: "hashing", or a sentence-transformers folder or name on the hub.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -151,7 +167,7 @@ def make_encoder(name: str | None) -> Encoder | None:
 
 
 def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -> Retriever:
-    """Put a store at a simulated distance, and say so unless that was `said` already."""
+    """Return a store with a simulated latency, and print that unless it was `said` before."""
     if not latency_s:
         return store
     if not said:
@@ -160,7 +176,7 @@ def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -
 
 
 def added(latency_s: float) -> str:
-    """Label a simulated cost; none for none."""
+    """Return the label of a simulated latency, empty for 0."""
     if not latency_s:
         return ""
     return f"added: {seconds(latency_s)} per round trip, simulated remote store"
@@ -178,22 +194,22 @@ def default_backend() -> str:
 @contextmanager
 def engines(
     modes: tuple[str, ...],
-    workload: Callable[[], Workload[Any]],
+    workload: Callable[[str], Workload[Any]],
     retriever: Retriever,
     settings: Settings,
 ) -> Iterator[Mapping[str, Engine]]:
-    """Open one engine for each mode, each with a workload, and so with caches, of its own."""
+    """Open one engine for each mode, each with a separate workload and caches."""
     with ExitStack() as stack:
         yield {
             mode: stack.enter_context(
-                Engine(workload(), retriever, replace(settings, speculate=mode != PLAIN))
+                Engine(workload(mode), retriever, replace(settings, speculate=mode != PLAIN))
             )
             for mode in modes
         }
 
 
 def answered(engine: Engine, request: Request, show: Callable[[str], None]) -> Answer:
-    """Answer a request, and show its text while it is written."""
+    """Answer a request, and stream its text."""
     with closing(engine.stream(request)) as stream:
         for piece in stream:
             show(piece)

@@ -1,4 +1,4 @@
-"""`ralmspec demo`: a handful of questions, plainly and speculatively, in two columns."""
+"""`ralmspec demo`: some questions, answered plainly and speculatively, in two columns."""
 
 import time
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ from ralmspec_plugins.scheduling.schedules import Continuous
 from ralmspec_plugins.types import Answer, Request, Stats
 from ralmspec_plugins.workloads import Interval
 
-_LANES = 8  # as many round trips at once as a 50 ms store needs to be hidden here
-_REFRESH_S = 0.05  # drawing more often would take time from the model
+_LANES = 8  # the round trips in parallel that hide a store's latency of 50 ms here
+_REFRESH_S = 0.05  # a shorter interval would slow down the model
 _REAL = "all costs are real: the model and the searches run on this machine"
 
 
@@ -41,15 +41,15 @@ def demo(
     threads: options.OptionalCount = 1,
     json: bool = False,
 ) -> None:
-    """Show that speculation writes the same, sooner: over a local store, then over a remote one.
+    """Show that speculation returns equal answers in less time, with a local and a remote store.
 
     Options:
         docs: Ask about Python's own documentation instead.
-        questions: How many are asked.
+        questions: Number of questions.
         model: A causal model's folder, or its name on the hub. (default: the demo's own)
-        latency: The simulated remote store's round trip; 0 for the local store alone.
-        lanes: Searches out at a time in the last act.
-        drawing: Where the first question's timeline goes.
+        latency: Round trip of the simulated remote store; 0 for the local store only.
+        lanes: Searches in parallel in the last part.
+        drawing: File of the first question's timeline.
         threads: The model's threads.
         json: JSON on stdout, and nothing else.
     """
@@ -64,15 +64,15 @@ def demo(
     console.print(corpus.about)
     acts = [Act(f"A local store ({backend}, k = 1, a search every 4 tokens)", 0.0, 1)]
     if latency:
-        acts.append(Act("The same store far away, one round trip at a time", latency, 1))
+        acts.append(Act("The same store, remote, one round trip at a time", latency, 1))
     if latency and lanes > 1:
-        acts.append(Act(f"The same store far away, {lanes} round trips at once", latency, lanes))
+        acts.append(Act(f"The same store, remote, {lanes} round trips in parallel", latency, lanes))
     for act in acts:
         act.play(corpus, weights, store, console)
         for prompt, *both in zip(
             corpus.prompts, acts[0].answers[PLAIN], act.answers[PLAIN], strict=False
         ):
-            check_equal(prompt, *both)  # a store's distance changes nothing but the time
+            check_equal(prompt, *both)  # a store's latency changes only the time
     runs = {mode: acts[-1].answers[mode][0].stats for mode in (SPECULATIVE, PLAIN)}
     timeline.write(drawing, runs, title=corpus.prompts[0].strip(), note=acts[-1].costs)
     if json:
@@ -87,18 +87,18 @@ def demo(
 
 @dataclass(slots=True)
 class Act:
-    """One way of having the same store, here or at a simulated distance, and what came of it."""
+    """The store with one latency and number of lanes, and the results of its runs."""
 
     title: str
     latency_s: float
     lanes: int
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # by mode
     right: dict[str, int] = field(default_factory=dict)  # facts, by mode
-    asked: int = 0  # facts; 0 where they are not counted
+    asked: int = 0  # number of facts; 0 if they are not counted
 
     @property
     def costs(self) -> str:
-        """Say what is real."""
+        """Return which costs are real."""
         return (
             f"{build.added(self.latency_s)}; all other costs are real" if self.latency_s else _REAL
         )
@@ -106,17 +106,17 @@ class Act:
     def play(
         self, corpus: Corpus, weights: build.Weights, store: KnowledgeBase, console: Console
     ) -> None:
-        """Answer all questions both ways, and check that the answers are equal.
+        """Answer all questions in both modes, and check that the answers are equal.
 
         Raises:
-            UnequalError: they are not.
+            UnequalError: they differ.
         """
         console.print(Text(f"\n{self.title}", style="bold"))
         console.print(Text(f"({self.costs})", style="yellow"))
         retriever = build.at_distance(store, self.latency_s, said=not console.quiet)
 
-        def workload() -> Workload[Any]:
-            return Interval(weights.language_model(), interval=4, query_tokens=32)
+        def workload(mode: str) -> Workload[Any]:
+            return Interval(weights.language_model(mode), interval=4, query_tokens=32)
 
         self.answers = {PLAIN: [], SPECULATIVE: []}
         settings = Settings(schedule=Continuous(lanes=self.lanes))
@@ -157,7 +157,7 @@ class Act:
         return table
 
     def record(self) -> dict[str, Any]:
-        """Return all numbers."""
+        """Return all statistics."""
         return {
             "act": self.title,
             "added_latency_s": self.latency_s,
@@ -174,7 +174,7 @@ class Act:
 
 
 class _Panels:
-    """Two texts that grow in parallel columns; a pipe gets the last state."""
+    """Two streamed texts in parallel columns; a pipe gets the final state."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title

@@ -1,4 +1,4 @@
-"""`ralmspec diagnose`: what speculation can gain at best, before anyone turns it on."""
+"""`ralmspec diagnose`: the upper bound of the speedup by speculation."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def diagnose(
     common: options.CommonOptions,
     max_tokens: options.Count = 128,
 ) -> None:
-    """Measure searches and writing, and say what speculation can gain at best.
+    """Measure searches and generation, and print the upper bound of the speedup.
 
     Options:
         question: A typical question.
@@ -33,8 +33,8 @@ def diagnose(
     if output.notes().is_terminal:
         output.notes().print("measuring", style="dim")  # a spinner would compete for the processor
 
-    def workload() -> Workload[Any]:
-        return searching.workload(weights.language_model())
+    def workload(mode: str) -> Workload[Any]:
+        return searching.workload(weights.language_model(mode))
 
     def run(switch_interval_s: float | None, *, plain: bool) -> Answer:
         mode = PLAIN if plain else SPECULATIVE
@@ -100,10 +100,10 @@ def _show(diagnosis: Diagnosis) -> None:
     console.print(rows)
     console.print(verdict(bounds, curve, diagnosis.switch_gains), style="bold")
     if diagnosis.agrees:
-        console.print("Two plain runs gave the same answer: this machine agrees with itself.")
+        console.print("Two plain runs gave equal answers: this machine is deterministic.")
     else:
         console.print(
-            "Two plain runs gave different answers: this machine does not agree with itself, "
-            "so no two runs can be promised to be equal. Fix the number of threads (--threads 1).",
+            "Two plain runs gave different answers: this machine is not deterministic, "
+            "so equal answers cannot be guaranteed. Fix the number of threads (--threads 1).",
             style="red",
         )

@@ -1,4 +1,4 @@
-"""`ralmspec index`: text in, a saved knowledge base out."""
+"""`ralmspec index`: build a knowledge base from text, and save it."""
 
 import time
 from pathlib import Path
@@ -35,21 +35,21 @@ def index(
     restart: bool = False,
     json: bool = False,
 ) -> None:
-    """Read passages and save a knowledge base; an old one stays until the new one is complete.
+    """Read passages and save a knowledge base; an old one is kept until the new one is complete.
 
-    With a dense backend, what is encoded is on the disk at once: stopped by Ctrl-C, a
-    full disk or a crash, the same command goes on where it was.
+    With a dense backend, vectors are written to the disk immediately: after Ctrl-C, a
+    full disk or a crash, the same command continues.
 
     Options:
         source: A .txt, .md or .jsonl file (text, id, title), or a folder.
         target: The folder of the saved knowledge base.
-        backend: How passages are found. (default: bm25s if installed, or numpy-flat)
+        backend: The retriever. (default: bm25s if installed, or numpy-flat)
         encoder: For dense backends: hashing, or a sentence-transformers folder or hub name.
         vectors: For dense backends: the passages' vectors, a .npy file, row by row.
         k: Passages for each query.
-        words: A passage's greatest length.
+        words: Maximum number of words of a passage.
         restart: Discard an unfinished build of OUTPUT, and encode again from the start.
-        json: JSON on stdout, as always when it is no terminal.
+        json: JSON on stdout, which is the default if stdout is not a terminal.
     """
     began_s = time.perf_counter()
     name = _backend(backend)
@@ -92,11 +92,11 @@ def _backend(name: str | None) -> str:
 
 
 def _check_target(source: Path, target: Path) -> None:
-    """Refuse, before hours of encoding, a target that could not be saved to."""
+    """Check the target before passages are encoded."""
     if source.is_dir() and target.absolute().is_relative_to(source.absolute()):
         raise ConfigError(
-            f"OUTPUT {target} lies in INPUT {source}, and would be read as text the next time; "
-            "choose a folder beside it"
+            f"OUTPUT {target} is inside INPUT {source}, and would be read as text the next time; "
+            "choose a folder next to it"
         )
     check_target(target)
 

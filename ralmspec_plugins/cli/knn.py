@@ -1,4 +1,4 @@
-"""`ralmspec knn`: a language model that looks its next token up in a datastore."""
+"""`ralmspec knn`: a language model with a datastore of neighbours (KNN-LM)."""
 
 import math
 import time
@@ -27,7 +27,7 @@ OptionalNumber = Annotated[int | None, {"min": 0}]
 AtLeastTwo = Annotated[int, {"min": 2}]
 
 knn = typer.Typer(
-    no_args_is_help=True, help="KNN-LM: build a datastore, and write with it or measure it."
+    no_args_is_help=True, help="KNN-LM: build a datastore, and generate with it or measure it."
 )
 
 
@@ -46,25 +46,25 @@ def build(
     batch_size: options.Count = 8,
     restart: bool = False,
 ) -> None:
-    """Build a datastore; an old one stays until the new one is complete.
+    """Build a datastore; an old one is kept until the new one is complete.
 
     Each file of plain text or Markdown is one document, and each line of JSON lines.
-    What is encoded is on the disk at once: stopped by Ctrl-C, a full disk or a crash, the
-    same command goes on where it was.
+    Entries are written to the disk immediately: after Ctrl-C, a full disk or a crash, the
+    same command continues.
 
     Options:
         text: A .txt, .md or .jsonl file (text), or a folder; may be repeated.
         out: The folder of the datastore.
         key: The key: the last feed-forward input, or the last hidden state.
-        context: Tokens of a window. (default: 1024, or what the model can)
-        stride: Tokens that a window goes on by. (default: half the context)
+        context: Tokens of a window. (default: 1024, or the model's context if that is less)
+        stride: Tokens between the starts of windows. (default: half the context)
         bos: Begin each text with BOS. (default: if the tokenizer has one)
         eos: End each text with EOS, so that answers may end.
         batch_size: Windows in one pass.
         restart: Discard an unfinished build of the same folder.
     """
     began_s = time.perf_counter()
-    stream_texts(text)  # what is not there is known before a model is loaded
+    stream_texts(text)  # missing files are reported before a model is loaded
     name = parts.use_threads(common.threads, common.model)
     from ralmspec_plugins.knn.build import build_datastore, cutting_for
     from ralmspec_plugins.lm.huggingface import load
@@ -100,16 +100,16 @@ def build(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourOptions:
-    """How the neighbours of a token are found.
+    """The search of a token's neighbours.
 
     Options:
         k: Neighbours of each token.
-        distance_temperature: Of the neighbours' distances: above 1 the far ones say more.
-        search: How they are found.
-        index: hnsw, ivfpq: the folder of the index, built and saved if it is not there.
-        rerank: hnsw, ivfpq: of so many that the index finds the k nearest are taken, measured
-            exactly; 0 takes the index's own distances. (default: k; ivfpq: 16 k, up to 1024)
-        any_model: Allow other weights than those that made the keys: a precision, say.
+        distance_temperature: Of the neighbours' distances: above 1 distant ones weigh more.
+        search: Kind of search.
+        index: hnsw, ivfpq: the folder of the index, built and saved if it does not exist.
+        rerank: hnsw, ivfpq: number of candidates that are measured exactly, to select the k
+            nearest; 0 uses the index's own distances. (default: k; ivfpq: 16 k, up to 1024)
+        any_model: Allow other weights than those of the keys, such as another precision.
     """
 
     k: options.Count = 1024
@@ -130,12 +130,12 @@ class NeighbourOptions:
         """Open a datastore, and load its model; `settings` are the `KNNLanguageModel`'s.
 
         Raises:
-            ConfigError: settings of an index for a search that has none.
-            IndexFileError: the folder holds no datastore, or a damaged one.
+            ConfigError: settings of an index for a search without one.
+            IndexFileError: the folder has no datastore, or a damaged one.
             ModelError: there is no such model, or it does not fit the datastore.
             MissingExtraError: transformers, torch or the search's library is not installed.
         """
-        datastore = Datastore.open(folder)  # what is wrong is known before a model is loaded
+        datastore = Datastore.open(folder)  # errors are reported before a model is loaded
         name = parts.use_threads(common.threads, common.model)
         from ralmspec_plugins.knn import KNNLanguageModel
 
@@ -147,7 +147,7 @@ class NeighbourOptions:
                     f"{foreign} belongs to --search hnsw and ivfpq; exact has no index"
                 )
             if replica is not None:
-                few = min(self.k, GUESSED)  # they choose nearly as all do
+                few = min(self.k, GUESSED)  # their choices are nearly those of all
                 index = _given(index=replica_index)
                 settings["replica"] = open_search(replica, datastore, k=few, **index)
             search = open_search(self.search, datastore, k=self.k, **given)
@@ -157,7 +157,7 @@ class NeighbourOptions:
 
 
 def _given(**settings: Any) -> dict[str, Any]:
-    """Return those settings that were given."""
+    """Return the settings that were set."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -179,18 +179,18 @@ def generate(
     followed: OptionalNumber = None,
     capacity: options.OptionalCount = None,
 ) -> None:
-    """Continue one text, or those of a file, shown while they are written.
+    """Continue one text, or those of a file, and stream the result.
 
     Options:
         datastore: The folder of a datastore (see: knn build).
         prompt: The start of a text.
         weight: The neighbours' share in each choice, up to 1 (lambda).
-        replica: Guess with this search of the same datastore, and not from the cache.
-        replica_index: The folder of its index, built and saved if it is not there.
-        prefetch: Neighbours that a search brings to the cache. (default: k)
-        following: Entries after each neighbour that are guessed with. (default: 10)
-        followed: Of so many neighbours, the nearest. (default: of all)
-        capacity: Entries in the cache. (default: 16384)
+        replica: Guess with this search of the same datastore, in place of the cache.
+        replica_index: The folder of its index, built and saved if it does not exist.
+        prefetch: Neighbours that a search adds to the cache. (default: k)
+        following: Entries after each neighbour that are added, too. (default: 10)
+        followed: Number of nearest neighbours whose successors are added. (default: all)
+        capacity: Maximum number of entries in the cache. (default: 16384)
     """
     modes, requests = asking.modes(), asking.requests(prompt)
     cache = _given(following=following, followed=followed, capacity=capacity)
@@ -205,14 +205,16 @@ def generate(
     with neighbours.open(
         datastore, common, replica, replica_index, weight=weight, settings=settings, **cache
     ) as lm:
-        lm.generate("Hello", max_tokens=parts.WARM_TOKENS, plain=True)  # no run pays for set-up
+        lm.generate(
+            "Hello", max_tokens=parts.WARM_TOKENS, plain=True
+        )  # warm-up before the timed runs
         sampling = parts.sampling_of(asking.temperature)
         engines = {mode: lm.engine(sampling, plain=mode == options.PLAIN) for mode in modes}
         ask_all(engines, requests, _Texts(common.json, many=len(requests) > 1), asking.timeline)
 
 
 class _Texts(Printer):
-    """Shows texts; their neighbours, a thousand for each token, are only counted."""
+    """Prints texts; their neighbours, a thousand for each token, are only counted."""
 
     def record(self, question: str, answer: Answer) -> dict[str, Any]:
         found = sum(len(step.hits) for step in answer.retrieved)
@@ -247,7 +249,7 @@ def perplexity(
         text: A .txt, .md or .jsonl file (text), or a folder; may be repeated.
         weight: The neighbours' share; may be repeated. (default: 0.25)
         block: Tokens of a window.
-        stride: Tokens that a window goes on by.
+        stride: Tokens between the starts of windows.
     """
     weights = [Mixing(weight=one).weight for one in weight or (Mixing().weight,)]
     texts = list(stream_texts(text))
@@ -272,5 +274,5 @@ def perplexity(
 
 
 def _finite(value: float) -> float | None:
-    """Return a number that JSON has: none where the neighbours alone made a token impossible."""
+    """Return a finite number, or `None` for infinity, which JSON does not support."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The options that several commands share, in groups, and how their values are read."""
+"""Groups of options that several commands share, and the parsing of their values."""
 
 import functools
 import inspect
@@ -24,10 +24,10 @@ _ENTRY: Final = re.compile(r"^    (\w+): (.+(?:\n     .+)*)", re.MULTILINE)  # o
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command: the section `Options` of its docstring has the help texts.
+    """Return a function as a command: the section `Options` of its docstring has the help texts.
 
-    What can be given by position is an argument, the rest are options; a dataclass is a group
-    whose fields are options. An annotation may carry settings of `typer.Option` in a dictionary.
+    Positional parameters are arguments, others are options; a dataclass is a group
+    whose fields are options. An annotation may have settings of `typer.Option` in a dictionary.
     """
     signature = inspect.signature(function, eval_str=True)
     text, helps = _described(function)
@@ -57,7 +57,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _described(thing: Any) -> tuple[str, dict[str, str]]:
-    """Split a docstring into its text and what it says of each option."""
+    """Return the text of a docstring, and the help text of each option."""
     text, _, listed = inspect.cleandoc(thing.__doc__).partition("\nOptions:\n")
     return text, {name: " ".join(told.split()) for name, told in _ENTRY.findall(listed)}
 
@@ -67,7 +67,7 @@ def _parameter(one: inspect.Parameter, told: str) -> inspect.Parameter:
     if get_origin(kind) is Annotated:
         kind, settings = get_args(kind)
     keyword = inspect.Parameter.KEYWORD_ONLY
-    if one.kind is keyword:  # by its name alone, so that a bool has no --no-...
+    if one.kind is keyword:  # with one name, so that a bool has no --no-...
         name = {"name": option(one.name)} if kind is bool else {}
         info: Any = _option(help=told, **name, **settings)
     else:
@@ -80,7 +80,7 @@ def _option(name: str | None = None, **settings: Any) -> Any:
 
 
 def duration(text: str | float) -> float:
-    """Read a time with its unit, in seconds; a default comes as a number already.
+    """Return a time with its unit in seconds; a default is a number already.
 
     >>> duration("50ms"), duration("1.5s"), duration("2")
     (0.05, 1.5, 2.0)
@@ -98,7 +98,7 @@ def duration(text: str | float) -> float:
 
 
 def workload_name(text: str) -> str:
-    """Read the name of a workload.
+    """Return the name of a workload.
 
     >>> workload_name("one-shot")
     'one-shot'
@@ -112,6 +112,7 @@ WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOAD
 WorkloadOption = Annotated[
     str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
 ]
+DrafterName = Literal["none", "suffix", "passages", "both"]
 Count = Annotated[int, {"min": 1}]
 Probability = Annotated[float, {"min": 0.0, "max": 1.0}]
 OptionalCount = Annotated[int | None, {"min": 1}]
@@ -126,7 +127,7 @@ class CommonOptions:
     Options:
         model: A causal model's folder, or its name on the hub. (default: the demo's own)
         threads: The model's threads. (default: torch's choice; 1 for the demo's model)
-        json: JSON on stdout, as always when it is no terminal.
+        json: JSON on stdout, which is the default if stdout is not a terminal.
     """
 
     model: Annotated[str | None, {"metavar": "PATH"}] = None
@@ -166,18 +167,18 @@ _SCHEDULES: Final[Mapping[str, tuple[Any, tuple[str, ...]]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleOptions:
-    """How far to run ahead, and when to search.
+    """The schedule of speculation and of searches.
 
     Options:
-        schedule: How far to run ahead, and when to search.
+        schedule: The schedule of speculation and of searches.
         stride: fixed: guesses for each verification.
-        lanes: continuous: searches out at a time.
-        window: The most unverified steps (continuous), rounds looked at (os3).
-        overlap: fixed, os3: write during a verification.
-        gamma_limit: os3: the upper bound of its estimated acceptance rate, 0.6 if not given (the
+        lanes: continuous: maximum number of searches in parallel.
+        window: Maximum number of unverified steps (continuous), rounds in estimates (os3).
+        overlap: fixed, os3: generate during a verification.
+        gamma_limit: os3: the upper bound of its estimated acceptance rate, 0.6 by default (the
             paper's); 0.98 for a replica.
-        switch_interval: How often Python's threads take turns while a request runs ahead, such
-            as 0.5ms. (default: as Python has it)
+        switch_interval: Python's thread switch interval during speculative requests, such
+            as 0.5ms. (default: Python's own)
     """
 
     schedule: Literal["continuous", "fixed", "os3"] = "continuous"
@@ -192,7 +193,7 @@ class ScheduleOptions:
         """Return the schedule and the switch interval, by their names in `Settings`.
 
         Raises:
-            ConfigError: an option that this schedule does not have, or a value out of range.
+            ConfigError: the schedule does not have an option, or a value is out of range.
         """
         kind, known = _SCHEDULES[self.schedule]
         names = ("stride", "lanes", "window", "overlap", "gamma_limit")
@@ -208,7 +209,7 @@ class ScheduleOptions:
 
 
 def option(name: str) -> str:
-    """Write a setting's name as an option.
+    """Return a setting's name as an option.
 
     >>> option("gamma_limit")
     '--gamma-limit'
@@ -218,18 +219,18 @@ def option(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionOptions:
-    """What is asked, how often, and what is drawn of it.
+    """The questions, the modes of their runs, and their timelines.
 
     Options:
-        file: Questions, one a line ('-' for stdin), or a .jsonl file with a 'question' each.
+        file: Questions, one per line ('-' for stdin), or a .jsonl file with a 'question' each.
         plain: Do not speculate.
-        compare: Run both, and check that all is equal.
+        compare: Run both modes, and check that the answers are equal.
         max_tokens: The maximum number of tokens of an answer.
         stop: End the answer before this text; may be repeated.
         seed: Random seed for sampling.
-        temperature: 0 takes the most likely token; above, tokens are drawn.
+        temperature: 0 for greedy decoding; above, tokens are sampled.
         deadline: Timeout of one question, such as 30s.
-        timeline: Draw what happened when: .html, .json (Chrome trace events) or .svg.
+        timeline: File of the timeline: .html, .json (Chrome trace events) or .svg.
     """
 
     file: Path | None = None
@@ -243,25 +244,25 @@ class QuestionOptions:
     timeline: Path | None = None
 
     def modes(self) -> tuple[str, ...]:
-        """Return the ways to run each request.
+        """Return the modes of each request.
 
         Raises:
             BadParameter: the options contradict each other.
         """
         if self.plain and self.compare:
             raise typer.BadParameter(
-                "--compare runs plainly too; give one of --plain and --compare"
+                "--compare includes a plain run; give one of --plain and --compare"
             )
         if self.compare:
             return PLAIN, SPECULATIVE
         return (PLAIN,) if self.plain else (SPECULATIVE,)
 
     def requests(self, question: str | None) -> list[Request]:
-        """Make a request of each question, and check where its timeline goes.
+        """Return a request for each question, after a check of the timeline's path.
 
         Raises:
             BadParameter: a question and a file were given, or neither.
-            InputError: the file holds no questions.
+            InputError: the file has no questions.
             ConfigError: the timeline cannot be written there.
         """
         if (question is None) == (self.file is None):
@@ -275,10 +276,10 @@ class QuestionOptions:
 
 
 def readable(question: str) -> str:
-    """Refuse a question with bytes that are not UTF-8, which no model could read.
+    """Return a question, if all its bytes are UTF-8.
 
     Raises:
-        InputError: it has some.
+        InputError: they are not.
     """
     try:
         question.encode()
@@ -290,7 +291,7 @@ def readable(question: str) -> str:
 def _in_file(file: Path | None) -> list[str]:
     assert file is not None
     if str(file) != "-" and not file.is_file():
-        raise InputError(f"there is no file {file}; --file takes questions, one a line")
+        raise InputError(f"there is no file {file}; --file takes questions, one per line")
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -298,7 +299,7 @@ def _in_file(file: Path | None) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not a file of questions: {error!r}") from error
     if not questions:
-        raise InputError(f"{file} holds no question; write one a line")
+        raise InputError(f"{file} has no question; write one per line")
     return questions
 
 

@@ -1,4 +1,4 @@
-"""Where output goes: text and tables on a terminal, JSON otherwise; messages always to stderr."""
+"""Output: text and tables on a terminal, JSON otherwise; messages on stderr."""
 
 import json
 import re
@@ -16,21 +16,21 @@ from ralmspec_plugins.errors import RalmSpecError
 from ralmspec_plugins.types import Stats
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_MEASURED: Final = ("guess_rate", "search_s", "write_s", "overlap_s")
+_MEASURED: Final = ("guess_rate", "tokens_per_pass", "search_s", "write_s", "overlap_s")
 
 
 def on_terminal() -> bool:
-    """Return whether a person reads stdout."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def wants_json(asked: bool) -> bool:
-    """Return whether stdout gets JSON: where it was asked for, or no person reads."""
+    """Return whether stdout gets JSON: if requested, or if it is not a terminal."""
     return asked or not on_terminal()
 
 
 def screen() -> Console:
-    """Return the console for what was asked for."""
+    """Return the console for results: stdout."""
     return Console(highlight=False)
 
 
@@ -45,13 +45,13 @@ def complain(message: str) -> None:
 
 
 def write_json(record: Mapping[str, Any]) -> None:
-    """Print an object as one line, at once."""
+    """Print an object as one line, and flush."""
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
 
 
 def report(record: Mapping[str, Any], sentence: str, as_json: bool) -> None:
-    """Print what a command made: an object, or for a person a sentence with its numbers."""
+    """Print the result of a command: a JSON object, or a sentence on a terminal."""
     if wants_json(as_json):
         write_json(record)
     else:
@@ -59,13 +59,13 @@ def report(record: Mapping[str, Any], sentence: str, as_json: bool) -> None:
 
 
 def stats_record(stats: Stats) -> dict[str, Any]:
-    """Return all numbers of a run, without the timeline."""
+    """Return all statistics of a run, without the timeline."""
     names = [field.name for field in fields(stats) if field.name != "timeline"]
     return {name: getattr(stats, name) for name in (*names, *_MEASURED)}
 
 
 def seconds(value: float) -> str:
-    """Write a duration with three figures.
+    """Return a duration with three digits.
 
     >>> seconds(0.0), seconds(0.00042), seconds(0.0421), seconds(3.21987), seconds(75.3)
     ('0 ms', '0.42 ms', '42.1 ms', '3.22 s', '75.3 s')
@@ -78,7 +78,7 @@ def seconds(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Replace what would control a terminal: a model may write anything.
+    r"""Return a text without control characters of terminals, which a model may generate.
 
     >>> printable("a\tb\nc\x1b[31md")
     'a\tb\nc\ufffd[31md'
@@ -87,33 +87,49 @@ def printable(text: str) -> str:
 
 
 def plural(count: int, thing: str) -> str:
-    """Count things in English.
+    """Return a count with its noun.
 
-    >>> plural(1, "query"), plural(3, "query"), plural(0, "round trip")
-    ('1 query', '3 queries', '0 round trips')
+    >>> plural(1, "query"), plural(3, "query"), plural(0, "round trip"), plural(2, "pass")
+    ('1 query', '3 queries', '0 round trips', '2 passes')
     """
     if count == 1:
         return f"1 {thing}"
-    return f"{count:,} {thing[:-1]}ies" if thing.endswith("y") else f"{count:,} {thing}s"
+    if thing.endswith("y"):
+        return f"{count:,} {thing[:-1]}ies"
+    return f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
 
 
 def accepted(stats: Stats) -> str:
-    """Return how many guesses were right, in words."""
+    """Return the number of right guesses, in words."""
     return f"{stats.accepted} of {stats.guesses}" if stats.guesses else "-"
 
 
 def in_short(stats: Stats) -> str:
-    """Sum a run up in one line."""
+    """Return a summary of a run in one line."""
     trips = f"{plural(stats.searches, 'round trip')} for {plural(stats.queries, 'query')}"
     parts = [seconds(stats.wall_s), trips]
     if stats.guesses:
         parts.append(f"{accepted(stats)} guesses right")
         parts.append(f"{plural(stats.wasted_segments, 'segment')} discarded")
+    if stats.drafts_accepted:
+        parts.append(f"{plural(stats.tokens_written, 'token')} in {passes(stats)}")
     return ", ".join(parts)
 
 
+def passes(stats: Stats) -> str:
+    """Say in how many passes a model wrote, and what of its drafts.
+
+    >>> passes(Stats(model_passes=9, drafts_accepted=30, decisions_retaken=1))
+    '9 passes (30 drafts accepted, 1 choice taken again)'
+    """
+    drafts = f"{plural(stats.drafts_accepted, 'draft')} accepted"
+    if stats.decisions_retaken:
+        drafts += f", {plural(stats.decisions_retaken, 'choice')} taken again"
+    return f"{plural(stats.model_passes, 'pass')} ({drafts})"
+
+
 def speed_up(plain_s: float, speculative_s: float) -> str:
-    """Compare two times in words.
+    """Return the speedup in words.
 
     >>> speed_up(3.0, 1.5), speed_up(1.0, 1.25), speed_up(1.0, 0.99)
     ('2.00 times as fast', '0.80 times as fast', 'as fast')
@@ -123,7 +139,7 @@ def speed_up(plain_s: float, speculative_s: float) -> str:
 
 
 def bars() -> rich_progress.Progress:
-    """Make room for progress bars: on stderr, and only where a person sees them."""
+    """Return progress bars on stderr, which are only shown on a terminal."""
     console = notes()
     text = rich_progress.TextColumn("{task.description}", markup=False)
     columns = (rich_progress.SpinnerColumn(), text, rich_progress.BarColumn())
@@ -134,7 +150,7 @@ def bars() -> rich_progress.Progress:
 
 
 class BuildBars:
-    """Shows how far a build is that reads its input once to count it, and then goes on."""
+    """Shows the progress of a build that reads its input first to count it."""
 
     def __init__(self, progress: rich_progress.Progress, source: str) -> None:
         """Show that a source is being read."""
@@ -143,13 +159,13 @@ class BuildBars:
         self._total = self._encoded = 0
 
     def counted(self, total: int) -> None:
-        """Show that the input was read, and begin the build's bar."""
+        """Show that the input was read, and start the build's bar."""
         self._total = total
         self._progress.update(self._task, total=total, completed=total)
         self._task = self._progress.add_task("encoding", total=total)
 
     def __call__(self, stage: str, done: int) -> None:
-        """Show how much is done in a stage of `build_index` or `build_datastore`."""
+        """Show the progress in a stage of `build_index` or `build_datastore`."""
         if stage in ("checking", "encoding"):
             self._encoded = done
             self._progress.update(self._task, completed=done, description=stage)
@@ -160,7 +176,7 @@ class BuildBars:
 
     @contextmanager
     def kept(self, thing: str) -> Iterator[None]:
-        """Say, where the build is stopped in the middle, what is kept and how to go on."""
+        """Print what is kept and how to continue, if the build is interrupted."""
         try:
             yield
         except RalmSpecError:
@@ -169,7 +185,7 @@ class BuildBars:
             if self._encoded:
                 notes().print(
                     f"{self._encoded:,} of {plural(self._total, thing)} are encoded, and kept: "
-                    "the same command goes on from there.",
+                    "the same command continues from there.",
                     soft_wrap=True,
                 )
             raise

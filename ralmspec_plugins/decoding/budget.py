@@ -121,7 +121,8 @@ def _keys(evidence: Evidence, depth: int, first: bool) -> tuple[_Key, _Key]:
 _RECENT: Final = 16.0  # observations that a running mean goes back
 _LEAST_ASKED: Final = 4  # drafts
 _PATIENCE: Final = 4  # choices of no draft, until drafting becomes rarer
-_RAREST: Final = 7  # tokens without drafting, between two with
+_RAREST: Final = 7  # tokens without drafting, between two with, where drafting costs little
+_TRIED: Final = 0.02  # of the time: the most that drafts cost which do not pay
 
 
 class Budget:
@@ -139,6 +140,7 @@ class Budget:
         self.rates = AcceptanceRates()
         self._retakes = 0.0  # passes a token that decisions taken again have cost of late
         self._checks = 0.0  # what certifying a token takes, in passes
+        self._drafting = 0.0  # what drafting takes each time, in passes
         self._accepted = 1.0  # drafts that were right, of those judged together, of late
         self._refused = 0  # choices of no draft, since the last of some
         self._skipped = 0  # tokens for which nobody drafted, since the last for which some did
@@ -147,11 +149,13 @@ class Budget:
     def ask(self, most: int) -> int:
         """Say how many drafts to ask for: some more than are right of late, and at times none.
 
-        Drafting takes time, too. Where no draft has been worth a pass for a while, it is
-        tried at every second, fourth, and then eighth token.
+        Drafting takes time, too. Where no draft has been worth its cost for a while, it is
+        tried at every second token, every third, and so on: at last at every eighth, or
+        so seldom that trying takes a fiftieth of the time.
         """
         with self._lock:
-            if self._skipped < min(_RAREST, self._refused // _PATIENCE):
+            rarest = max(_RAREST, math.ceil(self._drafting / _TRIED))
+            if self._skipped < min(rarest, self._refused // _PATIENCE):
                 self._skipped += 1
                 return 0
             self._skipped = 0
@@ -180,17 +184,19 @@ class Budget:
         with self._lock:
             chances = self.chances(tree)
             least = 1.0 / (1.0 - self._retakes) if self._retakes < 1.0 else math.inf
-            checks = self._checks
+            checks, drafting = self._checks, self._drafting
         order = sorted(range(len(chances)), key=lambda node: (-chances[node], node))
-        best, count, rows, expected = least, 0, 1, 1.0
+        best, count, rows, expected, pays = least, 0, 1, 1.0, False
         for taken, node in enumerate(order, 1):
             expected += chances[node]
             filled, cost = self.costs.cheapest(1 + taken)
             speed = expected / (cost + checks * expected)
             if speed > best:
                 best, count, rows = speed, taken, filled
+                # The drafts are there already; whether to draft again is another question.
+                pays = expected / (cost + drafting + checks * expected) > least
         with self._lock:
-            self._refused = 0 if count else self._refused + 1
+            self._refused = 0 if pays else self._refused + 1
         if not count:
             return EMPTY
         return filled_up(tree.kept(order[:count]), rows - 1, depth, trees=trees)
@@ -209,6 +215,12 @@ class Budget:
                         accepted = tree.tokens[node] == token
                         place = tree.evidence[node], depths[node]
                         self.rates.learn(*place, first=node in first, accepted=accepted)
+
+    def note_draft(self, seconds: float) -> None:
+        """Take in what it took to draft."""
+        if self.costs.pass_s:
+            with self._lock:
+                self._drafting += (seconds / self.costs.pass_s - self._drafting) / _RECENT
 
     def note_check(self, seconds: float) -> None:
         """Take in what it took to certify a token."""

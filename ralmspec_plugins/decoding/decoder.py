@@ -2,8 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -17,9 +18,14 @@ from ralmspec_plugins.decoding.calibration import (
     pass_clock,
 )
 from ralmspec_plugins.decoding.certification import is_certain
-from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter
+from ralmspec_plugins.decoding.drafters.protocol import (
+    Accepted,
+    DraftContext,
+    Drafter,
+    DraftTarget,
+)
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
-from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree, merged
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged
 from ralmspec_plugins.decoding.verification import TreePass
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.decoder import (
@@ -30,6 +36,7 @@ from ralmspec_plugins.lm.decoder import (
     SegmentText,
 )
 from ralmspec_plugins.lm.kv_cache import Run
+from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 
 _log = logging.getLogger(__name__)
@@ -94,6 +101,18 @@ class Decoding:
 
     def decoder(self, model: HostedModel) -> Decoder:
         """Make the decoder of a model: the plain one where speculation cannot be had."""
+        drafters = self.drafters
+        target = DraftTarget(model.encode, model.vocabulary, model.tokenizer)
+        for drafter in drafters:
+            bind = getattr(drafter, "bind", None)
+            if bind is not None:
+                bind(target)
+        return self._measured(model, drafters, self.costs)
+
+    def _measured(
+        self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
+    ) -> Decoder:
+        """Measure what is not known yet, and decide by it."""
         try:
             known = measure_errors(model, self.error_factor, self.calibration_s)
         except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
@@ -109,15 +128,32 @@ class Decoding:
                 100 * self.most_retakes,
             )
             return PlainDecoder(model.runner)
-        costs = self.costs or measure_costs(model, self.calibration_s)
-        return SpeculativeDecoder(model, self, known, costs)
+        costs = costs or measure_costs(model, self.calibration_s)
+        return SpeculativeDecoder(model, self, known, costs, drafters)
+
+    def decoder_beside(self, other: "SpeculativeDecoder", sampling: Greedy | Sampling) -> Decoder:
+        """Make a decoder beside another of the same model, with its drafters, for other choices.
+
+        What passes cost is known. How far their logits differ is measured anew, with how many
+        of these choices that leaves open.
+        """
+        model = replace(other.model, sampling=sampling)
+        made = self._measured(model, other.drafters, other.budget.costs)
+        if isinstance(made, SpeculativeDecoder):
+            made.known.error.observe(other.known.error.largest, 0.0)
+        return made
 
 
 class SpeculativeDecoder:
     """Drafts, verifies and accepts for all requests of a model, and learns what pays."""
 
     def __init__(
-        self, model: HostedModel, settings: Decoding, known: Calibration, costs: CostCurve
+        self,
+        model: HostedModel,
+        settings: Decoding,
+        known: Calibration,
+        costs: CostCurve,
+        drafters: tuple[Drafter, ...],
     ) -> None:
         """Decode by these settings, with what was measured."""
         self.model = model
@@ -126,12 +162,9 @@ class SpeculativeDecoder:
         self.budget = Budget(costs)
         self.counts = DecodingCounts()
         self.clock = pass_clock(model)
-        self._drafters = settings.drafters
+        self.drafters = drafters
+        self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
         self._failed: set[int] = set()  # drafters that have raised, and were reported
-        for drafter in self._drafters:
-            bind = getattr(drafter, "bind", None)
-            if bind is not None:
-                bind(model.encode)
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
@@ -139,27 +172,47 @@ class SpeculativeDecoder:
 
     def release(self, request: int) -> None:
         """Let the drafters forget a request."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             release = getattr(drafter, "release", None)
             if release is not None:
                 release(request)
 
+    def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
+        """Give a decoder with the same drafters, for texts whose tokens are chosen otherwise."""
+        return self.settings.decoder_beside(self, sampling)
+
     def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
         """Put together what the drafters propose; one that raises has nothing to propose."""
-        found = []
-        for drafter in self._drafters:
+        began_s, found = time.perf_counter(), []
+        for drafter in self.drafters:
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
             except Exception:  # noqa: BLE001 a draft is never worth an answer
                 self._report(drafter)
+        self.budget.note_draft(time.perf_counter() - began_s)
         return merged(found)
 
     def accept(self, accepted: Accepted) -> None:
         """Tell the drafters what became of a draft."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             try:
                 drafter.update(accepted)
+            except Exception:  # noqa: BLE001 as above
+                self._report(drafter)
+
+    @property
+    def observed(self) -> bool:
+        """Whether a drafter observes the model's passes."""
+        return bool(self._observers)
+
+    def observe(
+        self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Tensor
+    ) -> None:
+        """Show a pass to the drafters that observe."""
+        for drafter in self._observers:
+            try:
+                drafter.observe(context, tokens, parents, logits)
             except Exception:  # noqa: BLE001 as above
                 self._report(drafter)
 
@@ -206,6 +259,9 @@ class SpeculativeSegment:
             return self._run.logits
         self._pass = TreePass(self._runner, self._run, missing[-1], tree)
         self._decoder.counts.add(passes=1, drafts=len(tree))
+        if self._decoder.observed and self._context is not None:
+            rows = self._pass.rows
+            self._decoder.observe(self._context, rows.tokens, rows.parents, rows.logits)
         return self._pass.here
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
@@ -259,15 +315,30 @@ class SpeculativeSegment:
     def _feed(self, token: int) -> None:
         self._runner.feed(self._run, token)
         self._decoder.counts.add(passes=1)
+        if self._decoder.observed:
+            context = self._context_of(tuple(self._run.tokens))
+            self._decoder.observe(context, (token,), (ROOT,), self._run.logits)
+
+    def _context_of(self, tokens: tuple[int, ...]) -> DraftContext:
+        text, decoder = self._text, self._decoder
+        return DraftContext(
+            text.request,
+            text.passages,
+            text.front,
+            tokens,
+            seed=text.seed,
+            sampling=decoder.model.sampling,
+            pass_s=decoder.budget.costs.pass_s,
+        )
 
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
         """Draft what may follow, and give what is worth verifying."""
         self._judge(tokens)
-        decoder, text = self._decoder, self._text
+        decoder = self._decoder
         most = decoder.budget.ask(decoder.settings.most_drafts) if depth > 0 else 0
         if not most:
             return EMPTY
-        self._context = DraftContext(text.request, text.passages, text.front, tuple(tokens))
+        self._context = self._context_of(tuple(tokens))
         tree = decoder.draft(self._context, depth, most)
         trees = decoder.known.trees
         self._drafted = tree if trees else tree.chain()

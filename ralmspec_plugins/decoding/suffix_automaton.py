@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from ralmspec_plugins.errors import ConfigError
 
 START: Final = 0  # the state of the empty sequence
 _CLIMB: Final = 32  # suffixes of a place that are counted, longest first: keeps a token's cost O(1)
+
+
+_PLACES: Final = itemgetter(2, 3)  # of a follower: how many, and how late
 
 
 class Follower(NamedTuple):
@@ -131,13 +135,23 @@ class SuffixAutomaton:
             Follower(token, to, count[to], recent[to]) for token, to in self._next[state].items()
         ]
         if len(found) > 1:
-            found.sort(key=lambda one: (-one.places, -one.recent))
+            found.sort(key=_PLACES, reverse=True)
         return found
 
-    def only(self, state: int) -> tuple[int, int] | None:
-        """Give the one token that follows a state, and the state behind it; `None` of several."""
-        following = self._next[state]
-        return next(iter(following.items())) if len(following) == 1 else None
+    def single_way(self, state: int, most: int) -> tuple[list[int], int]:
+        """Return the tokens that alone follow each other behind a state, and the state there.
+
+        >>> SuffixAutomaton([1, 2, 3, 4]).single_way(1, 2)
+        ([2, 3], 3)
+        """
+        next_states, tokens = self._next, list[int]()
+        while len(tokens) < most and len(next_states[state]) == 1:
+            [(token, behind)] = next_states[state].items()
+            if token < 0:  # no token: it stands between two sequences
+                break
+            tokens.append(token)
+            state = behind
+        return tokens, state
 
     def check(self) -> None:
         """Assert what must hold between any two calls (for tests)."""

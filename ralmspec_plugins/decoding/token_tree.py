@@ -80,6 +80,22 @@ class TokenTree:
             evidence=(Evidence(source),) * count,
         )
 
+    @classmethod
+    def unchecked(
+        cls,
+        tokens: tuple[int, ...],
+        parents: tuple[int, ...],
+        values: tuple[float, ...],
+        evidence: tuple[Evidence, ...],
+    ) -> "TokenTree":
+        """Make a tree of what is known to be one: the checks take longer than a look-up."""
+        tree = object.__new__(cls)
+        object.__setattr__(tree, "tokens", tokens)
+        object.__setattr__(tree, "parents", parents)
+        object.__setattr__(tree, "values", values)
+        object.__setattr__(tree, "evidence", evidence)
+        return tree
+
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.tokens)
@@ -139,6 +155,27 @@ class TokenTree:
             tuple(self.evidence[node] for node in order),
         )
 
+    def step_value(self, node: int) -> float:
+        """Give the estimate that a token is accepted where its parent was."""
+        parent = self.parents[node]
+        before = 1.0 if parent == ROOT else self.values[parent]
+        return min(1.0, self.values[node] / before) if before > 0 else 0.0
+
+    def most_valued(self, count: int) -> "TokenTree":
+        """Give the tree of the most valued tokens, with all on the way to them, the best first.
+
+        >>> TokenTree((5, 6, 7), (-1, -1, 1), (0.3, 0.6, 0.5)).most_valued(2).tokens
+        (6, 7)
+        """
+        if len(self.tokens) <= count:
+            return self
+        kept: set[int] = set()
+        for node in sorted(range(len(self.tokens)), key=lambda one: (-self.values[one], one)):
+            way = kept.union(self.path(node))
+            if len(way) <= count:
+                kept = way
+        return self.kept(kept)
+
     def chain(self) -> "TokenTree":
         """Give the path from the root that takes the most valued child each time.
 
@@ -170,6 +207,21 @@ class TokenTree:
 
 
 EMPTY: Final = TokenTree()
+
+
+def scaled(tree: TokenTree, weight: float) -> TokenTree:
+    """Give a tree whose tokens are each as likely, behind their parents, times a weight.
+
+    >>> scaled(TokenTree((5, 6), (-1, 0), (0.8, 0.4)), 0.5).values
+    (0.4, 0.1)
+    """
+    if weight == 1.0:
+        return tree
+    values: list[float] = []
+    for node, parent in enumerate(tree.parents):
+        before = 1.0 if parent == ROOT else values[parent]
+        values.append(before * min(1.0, tree.step_value(node) * weight))
+    return TokenTree(tree.tokens, tree.parents, tuple(values), tree.evidence)
 
 
 def merged(trees: Sequence[TokenTree]) -> TokenTree:

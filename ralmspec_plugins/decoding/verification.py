@@ -24,7 +24,7 @@ class TreePass:
         self._runner = runner
         self._run = run
         parents = [ROOT, *(parent + 1 for parent in tree.parents)]
-        self._rows = runner.read_rows(run, (last, *tree.tokens), parents)
+        self.rows = runner.read_rows(run, (last, *tree.tokens), parents)
         self._path = [_FIRST]
 
     @property
@@ -41,7 +41,7 @@ class TreePass:
     def here(self) -> Tensor:
         """The logits behind the last token that was followed: [1, vocabulary], float32."""
         row = self._path[-1]
-        return self._rows.logits[row : row + 1]
+        return self.rows.logits[row : row + 1]
 
     def follow(self, token: int) -> bool:
         """Go on to a draft, if this token was drafted here."""
@@ -53,4 +53,4 @@ class TreePass:
 
     def finish(self) -> None:
         """Keep in the cache what was followed, and nothing else."""
-        self._runner.keep_rows(self._run, self._rows, self._path)
+        self._runner.keep_rows(self._run, self.rows, self._path)

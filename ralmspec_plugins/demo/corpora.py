@@ -1,4 +1,4 @@
-"""What the demo asks about: the invented world, or the documentation of the standard library."""
+"""The corpora of the demo: the invented world, or the documentation of the standard library."""
 
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -27,17 +27,19 @@ _FAVOURITES = (
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Passages, questions about them, and how the answers are marked."""
+    """Passages, questions about them, and the scoring of answers."""
 
     about: str
     passages: Sequence[Passage]
     prompts: Sequence[str]
     max_tokens: int
-    facts: Callable[[int, str], tuple[int, int]] | None  # question and text to right, asked
+    facts: (
+        Callable[[int, str], tuple[int, int]] | None
+    )  # question and text -> right facts, all facts
 
 
 def world_corpus(questions: int) -> Corpus:
-    """Invent the demo's world."""
+    """Return the corpus of the demo's invented world."""
     world = make_world(DEMO_SEED)
     asked = world.questions(questions, QUESTIONS_SEED)
 
@@ -55,7 +57,7 @@ def world_corpus(questions: int) -> Corpus:
 
 
 def docs_corpus(questions: int) -> Corpus:
-    """Read the documentation of the installed Python's standard library.
+    """Return the corpus of the installed Python's standard library.
 
     Raises:
         InputError: its sources are not on this machine.
@@ -69,7 +71,7 @@ def docs_corpus(questions: int) -> Corpus:
     prompts = [f"Explain {name}.\n" for name in dict.fromkeys(names)]
     about = (
         f"The documentation of this Python's standard library: {len(passages):,} passages. The "
-        "demo's own model knows the invented world's language only, so do not believe what it "
-        "writes here; what counts is that both runs write the same."
+        "demo's own model knows the invented world's language only, so its texts "
+        "here are not reliable; the demo shows that both runs return equal texts."
     )
     return Corpus(about, passages, prompts[:questions], 128, None)

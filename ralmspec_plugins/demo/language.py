@@ -55,7 +55,7 @@ ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "place": ("river", "goods", "sign", "near"),
     "event": ("prize", "year", "sign", "song"),
 }
-"""What is told of each kind, beside `next` and `previous`, its neighbours in the story."""
+"""The attributes of each kind, in addition to its neighbours `next` and `previous`."""
 
 YEARS = ("born", "made", "year")
 """The attributes that are years, by a calendar of the world's own."""
@@ -140,7 +140,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One fact as told: the attribute of the subject, both named by what the text says."""
+    """One statement of a text: an attribute of a subject, and its value."""
 
     subject: str
     attribute: str

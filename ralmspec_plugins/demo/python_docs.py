@@ -1,4 +1,4 @@
-"""Passages of the installed Python's own documentation: text that is on any machine."""
+"""Passages of the installed Python's own documentation, which is available on any machine."""
 
 import ast
 import warnings
@@ -13,7 +13,7 @@ _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def library_passages(library: Path) -> Iterator[Passage]:
-    """Make passages of all public docstrings below a folder; nothing is imported or run."""
+    """Yield passages of all public docstrings in a folder; no code is imported or run."""
     seen: set[str] = set()
     for file in sorted(library.rglob("*.py")):
         module = _module(file.relative_to(library))
@@ -35,14 +35,14 @@ def library_passages(library: Path) -> Iterator[Passage]:
 def _parsed(file: Path) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what others wrote
+            warnings.simplefilter("ignore")  # of third-party code
             return ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
-        return None  # templates and the like lie there too
+        return None  # not Python, such as templates
 
 
 def _module(path: Path) -> str | None:
-    """Name a file's module, or `None` if it is no public one.
+    """Return the name of a file's module, or `None` if it is not public.
 
     >>> _module(Path("json/__init__.py")), _module(Path("email/_policybase.py"))
     ('json', None)
@@ -56,7 +56,7 @@ def _module(path: Path) -> str | None:
 
 
 def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str, str]]:
-    """Give name, title and text of everything public with a docstring, methods included."""
+    """Return name, title and text of everything public with a docstring, methods included."""
     text = ast.get_docstring(tree)
     if text:
         yield module, module, text

@@ -1,7 +1,7 @@
-"""An invented world: people, their works, places and events, told in passages.
+"""An invented world: people, their works, places and events, described in passages.
 
-Everything is drawn from one seed, so two machines have the same world, and nothing in it can be
-known from elsewhere: whoever writes about it must read its passages.
+It is generated from one seed, so it is equal on all machines, and its facts are not part of
+any model's training data: a text about it must use its passages.
 
 The entities form one large ring: a person *wrote* a work, which is *kept in* a place, which *saw*
 an event, which *was won by* another person. Each passage names both neighbours (`next` and
@@ -20,12 +20,12 @@ DEMO_SEED = 7
 """The seed of the demo's own world; the language model was trained on others."""
 
 CHAIN = 4
-"""How many entities an article tells of."""
+"""The number of entities of an article."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """An inhabitant of the world, with everything that is true of it."""
+    """An entity of the world, with its facts."""
 
     id: str
     kind: str
@@ -35,7 +35,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class WorldPassage:
-    """What the knowledge base holds about one entity."""
+    """The passage of one entity."""
 
     id: str
     title: str
@@ -61,7 +61,7 @@ class ArticlePiece:
 
 @dataclass(frozen=True, slots=True)
 class FactCount:
-    """How much of a written text is true.
+    """The number of true statements of a text.
 
     Attributes:
         right: the question's facts that the text states, each counted once.
@@ -78,7 +78,7 @@ class FactCount:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything that is true, and what can be asked about it."""
+    """All facts, and the questions about them."""
 
     seed: int
     entities: tuple[Entity, ...]
@@ -92,21 +92,21 @@ class World:
         """Return the entity of that name.
 
         Raises:
-            KeyError: nobody and nothing here is called that.
+            KeyError: there is no entity of that name.
         """
         return self._by_name[name]
 
     def is_true(self, statement: Statement) -> bool:
-        """Tell whether the statement's subject exists and has that value."""
+        """Return whether the statement's subject exists and has that value."""
         entity = self._by_name.get(statement.subject)
         return entity is not None and entity.facts.get(statement.attribute) == statement.value
 
     def passages(self) -> list[WorldPassage]:
-        """Write one passage for each entity, in the order of `entities`."""
+        """Return one passage for each entity, in the order of `entities`."""
         return [self.passage(entity) for entity in self.entities]
 
     def passage(self, entity: Entity) -> WorldPassage:
-        """Write an entity's passage: all of its facts, in an order and a wording of its own."""
+        """Return an entity's passage: all of its facts, in a random order and wording."""
         rng = _draws(self.seed, "passage", entity.id)
         wordings = language.PASSAGE[entity.kind]
         sentences = [
@@ -116,7 +116,7 @@ class World:
         return WorldPassage(entity.id, entity.name, " ".join(sentences))
 
     def questions(self, n: int, seed: int) -> list[Question]:
-        """Ask about `n` entities, all different as long as the world has enough of them."""
+        """Return questions about `n` entities, all different if the world has enough."""
         rng = _draws(self.seed, "questions", str(seed))
         names = [entity.name for entity in self.entities]
         while len(names) < n:
@@ -124,16 +124,16 @@ class World:
         return [self.question(name) for name in _shuffled(rng, names)[:n]]
 
     def question(self, name: str) -> Question:
-        """Ask for the article about one entity."""
+        """Return the question about one entity."""
         facts = tuple(language.statements(self._write(name)))
         return Question(language.PROMPT.format(name=name), name, facts)
 
     def article(self, question: Question) -> str:
-        """Write the article that answers a question completely and rightly."""
+        """Return the complete and correct article for a question."""
         return self._write(question.subject)
 
     def article_pieces(self, name: str) -> list[ArticlePiece]:
-        """Write an article in pieces, each with the entity whose passage it takes."""
+        """Return an article in pieces, each with the entity of its passage."""
         first = entity = self.entity(name)
         told = [ArticlePiece(p, first.id) for p in _sentence(language.OPENING, first)[1:]]
         for step in range(CHAIN):
@@ -151,7 +151,7 @@ class World:
 
 
 def make_world(seed: int, passages: int = 5000) -> World:
-    """Invent a world; the same seed and size give the same world on every machine.
+    """Return a generated world; the same seed and size give the same world on every machine.
 
     Raises:
         ValueError: `passages` is not a multiple of the number of kinds, or gives one of each.
@@ -176,7 +176,7 @@ def make_world(seed: int, passages: int = 5000) -> World:
 
 
 def count_facts(text: str, question: Question, world: World) -> FactCount:
-    """Read the statements of a written text and count how many are right.
+    """Return the number of right statements of a text.
 
     A statement is one attribute of one subject: "Osk was a baker, born in 1200, and wrote the
     book Ulm." makes three, "Now let us hear of Ulm." none. Statements are read only from whole
@@ -193,17 +193,17 @@ def count_facts(text: str, question: Question, world: World) -> FactCount:
 
 
 def _draws(seed: int, *purpose: str) -> Random:
-    """Return a generator of its own for each purpose, so that none disturbs another."""
+    """Return a separate generator for each purpose."""
     return Random("/".join([str(seed), *purpose]))  # noqa: S311 - nothing here is secret
 
 
 def _sentence(template: str, entity: Entity) -> list[Piece]:
-    """Fill a template in, with the space that separates it from the sentence before."""
+    """Return a filled template, with the space that separates it from the sentence before."""
     return [Piece(" "), *language.fill(template, {"name": entity.name, **entity.facts})]
 
 
 def _ring(names: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
-    """Lead from each entity to one of the next kind; the last event leads back to a person.
+    """Return the neighbours of each entity in the ring of entities.
 
     Names were drawn at random, so the order of the names is already a random one.
     """
@@ -215,7 +215,7 @@ def _ring(names: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
 
 
 def _facts(rng: Random, kind: str, name: str, names: Mapping[str, list[str]]) -> dict[str, str]:
-    """Draw an entity's own facts, each independently of all others."""
+    """Return an entity's own facts, each drawn independently."""
     facts = {}
     for attribute in language.ATTRIBUTES[kind]:
         if attribute in language.REFERS:

@@ -1,1 +1,1 @@
-"""Engines: carry out what the loop asks for, on threads, on asyncio or in virtual time."""
+"""Engines, which carry out the loop's work on threads, on asyncio or in virtual time."""

@@ -1,4 +1,4 @@
-"""The engine on asyncio: searches and model calls as tasks, or in threads where they are sync."""
+"""The engine on asyncio: asynchronous calls run as tasks, others in threads."""
 
 import asyncio
 import contextlib
@@ -44,14 +44,14 @@ from ralmspec_plugins.types import Answer, Query, Request
 
 
 class AsyncExecutor(Executor):
-    """Has one request's work done in tasks, and in threads where it is not asynchronous."""
+    """Runs the work of one request in tasks, or in threads if it is not asynchronous."""
 
     def __init__(
-        self, job: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
+        self, context: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
     ) -> None:
-        """Begin with nothing out."""
-        super().__init__(job, threads)
-        self._setup = job.setup
+        """Create an executor with nothing in flight."""
+        super().__init__(context, threads)
+        self._session = context.session
         self._loop = asyncio.get_running_loop()
         self._completed = completed
         self._tasks: dict[Work, asyncio.Task[None]] = {}
@@ -63,22 +63,22 @@ class AsyncExecutor(Executor):
         task.add_done_callback(lambda task: self._ended(need, task))
 
     def _ended(self, need: Work, task: asyncio.Task[None]) -> None:
-        """Forget a task; complete the work of one that was cancelled before it began."""
+        """Remove a task; complete the work of one that was cancelled before it started."""
         del self._tasks[need]
         if task.cancelled() and need in self._told_to_stop:
             self._hand_in_all(need, _stopped(need), self.clock())
-        elif task.cancelled():  # by other code: a thread may still be at it
+        elif task.cancelled():  # by other code: a thread may still be running it
             self._completed.put_nowait(Aborted(asyncio.CancelledError()))
 
     def _cancel(self, need: Work) -> None:
-        """Cancel a task, unless a thread works for it: that has to be waited for."""
+        """Cancel a task, unless it waits for a thread, which must finish first."""
         if need in self._tasks and self._awaitable(need) is not None:
             self._told_to_stop.add(need)
             self._tasks[need].cancel()
 
     def _awaitable(self, need: Work) -> Callable[[], Awaitable[Any]] | None:
-        """Return what can be awaited for this work; `None` if it takes a thread."""
-        parts, retriever = self._setup.parts, self._setup.retriever
+        """Return the asynchronous function for this work; `None` if it needs a thread."""
+        parts, retriever = self._session.parts, self._session.retriever
         if isinstance(need, Extend) and (write := parts.aextend):
             return lambda: write.call(need.state, need.hits, need.progress, need.carried)
         if isinstance(need, FormQuery) and parts.aquery:
@@ -92,17 +92,17 @@ class AsyncExecutor(Executor):
         return None
 
     async def _carry_out(self, need: Work) -> None:
-        """Do a piece of work and hand in its completion, as cancelled if the task was."""
+        """Run a piece of work and report its completion, as cancelled if the task was."""
         started_s = self.clock()
         speculative.set(speculative.get() or may_be_discarded(need))  # in this task's own context
         work = self._awaitable(need)
         if work is None:
             try:
-                await self._in_thread(self._job.carry_out, need, self.clock, self._hand_in)
+                await self._in_thread(self._context.carry_out, need, self.clock, self._hand_in)
             except Closed as error:
                 self._hand_in(Aborted(error, need))
             return
-        if isinstance(need, FormQuery | Extend) and self._job.reports:
+        if isinstance(need, FormQuery | Extend) and self._context.reports:
             need.progress.connect(
                 lambda state: self._hand_in(PartialOutput(need, state, self.clock()))
             )
@@ -111,7 +111,7 @@ class AsyncExecutor(Executor):
             result = await work()
             results = result if isinstance(need, Search) else [result]
             if isinstance(need, Start):
-                self._job.begun(result)
+                self._context.begun(result)
         except asyncio.CancelledError as error:
             if need not in self._told_to_stop:
                 self._hand_in(Aborted(error))
@@ -119,7 +119,7 @@ class AsyncExecutor(Executor):
             results = _stopped(need)
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
-        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+        except BaseException as error:  # noqa: BLE001 raised to the request's caller
             self._hand_in(Aborted(error))
             return
         self._hand_in_all(need, results, started_s)
@@ -131,16 +131,16 @@ class AsyncExecutor(Executor):
     async def _search(
         self, queries: Sequence[Query], *, widely: bool
     ) -> list[SearchResult | Exception]:
-        """Search a batch; if that fails, each query singly, so that errors are each one's own."""
+        """Search a batch; if that fails, search each query separately, for separate errors."""
         try:
-            return list(await self._setup.asearch(queries, widely=widely))
+            return list(await self._session.asearch(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
                 return [error] * len(queries)
         return [(await self._search([query], widely=widely))[0] for query in queries]
 
     def _hand_in(self, completion: Completion | Aborted) -> None:
-        """Take a completion from any thread; after the loop has ended none is waited for."""
+        """Queue a completion from any thread; after the end of the event loop it is ignored."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._completed.put_nowait, completion)
 
@@ -153,17 +153,17 @@ class AsyncExecutor(Executor):
         return await done
 
     async def next_completion(self) -> Completion:
-        """Wait for something to finish.
+        """Return the next completion.
 
         Raises:
             DeadlineExceeded: The deadline passed.
-            BaseException: A part raised what is no `Exception`, or the stream was closed.
+            BaseException: A part raised no `Exception`, or the stream was closed.
         """
         try:
             async with asyncio.timeout(self._time_left_s()):
                 completion = await self._completed.get()
         except TimeoutError:
-            self._job.request.check_deadline(float("inf"))
+            self._context.request.check_deadline(float("inf"))
             raise
         if isinstance(completion, Aborted):
             raise completion.error
@@ -171,14 +171,14 @@ class AsyncExecutor(Executor):
 
     @property
     def busy(self) -> bool:
-        """Whether any work is out."""
+        """Whether any work is in flight."""
         return bool(self._tasks)
 
     def last_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Have the loop run something that nobody waits for, now or when it runs again.
+        """Schedule a background task on the event loop, now or when it runs again.
 
         Returns:
-            Whether it may: a closed loop never runs again.
+            Whether it was scheduled: a closed loop never runs again.
         """
         try:
             self._loop.call_soon_threadsafe(lambda: self._loop.create_task(work()))
@@ -187,13 +187,13 @@ class AsyncExecutor(Executor):
         return True
 
     def cancel_writing(self) -> None:
-        """Tell what is being written that nobody needs it."""
+        """Cancel the generation in progress."""
         for need in tuple(self._tasks):
             if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
 
     async def stop(self) -> None:
-        """Cancel all that is out; wait until the model is free and all tasks have ended."""
+        """Cancel all work in flight; wait until the model is free and all tasks have ended."""
         self.cancel_writing()
         for need, task in tuple(self._tasks.items()):
             on_the_model = isinstance(need, Start | FormQuery | Extend)
@@ -213,8 +213,8 @@ def _stopped(need: Work) -> list[Any]:
 class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
     """Answers requests on the running event loop, without blocking it.
 
-    Where the workload has `astart`, `aquery` or `aextend`, or the retriever
-    `aencode` or `asearch`, those are awaited; everything else runs in threads. A
+    The methods `astart`, `aquery` and `aextend` of a workload, and `aencode` and `asearch`
+    of a retriever, are awaited if they exist; all else runs in threads. A
     task that is no longer needed is cancelled.
     """
 
@@ -225,16 +225,16 @@ class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
 
         Raises:
             DeadlineExceeded: The request's deadline passed.
-            Exception: What the plain loop would have raised; a `StopIteration` as a
+            Exception: What the plain loop would raise; a `StopIteration` as a
                 `RuntimeError` from it, since no coroutine can raise one.
         """
-        outcome = await self._outcome(self._setup, as_request(request))
+        outcome = await self._outcome(self._session, as_request(request))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    async def _outcome(self, setup: Session, request: Request) -> Outcome:
-        return await self._stream(setup, request, reports=False).outcome()
+    async def _outcome(self, session: Session, request: Request) -> Outcome:
+        return await self._stream(session, request, reports=False).outcome()
 
     @overload
     async def batch(
@@ -260,23 +260,23 @@ class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
         max_concurrency: int = DEFAULT_CONCURRENCY,
         return_exceptions: bool = False,
     ) -> Sequence[Answer | Exception]:
-        """Answer many requests at once, as `Engine.batch` does.
+        """Answer many requests concurrently, as `Engine.batch` does.
 
         Raises:
             ConfigError: `max_concurrency` is below 1.
-            Exception: what the first request (in order) that fails has raised; those behind it
-                are given up. Only without `return_exceptions`.
+            Exception: the error of the first request (in order) that fails; later ones
+                are cancelled. Only without `return_exceptions`.
         """
-        setup, asked, workers = self._batch(requests, max_concurrency)
+        session, asked, workers = self._batch(requests, max_concurrency)
         return await aanswer_all(
-            lambda request: self._outcome(setup, request),
+            lambda request: self._outcome(session, request),
             asked,
             workers,
             return_exceptions=return_exceptions,
         )
 
     async def close(self) -> None:
-        """Wait for searches in threads that are no longer needed, and let the threads go."""
+        """Wait for discarded searches in threads, and release the threads."""
         await asyncio.to_thread(self._together.close)
         if self._owns_threads:
             await asyncio.to_thread(self._threads.shutdown, wait=True)
@@ -294,22 +294,22 @@ class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
         """Close."""
         await self.close()
 
-    def _events(self, job: RequestContext) -> AsyncEventStream:
+    def _events(self, context: RequestContext) -> AsyncEventStream:
         completed: AsyncCompletionQueue = asyncio.Queue()
-        return AsyncEventStream(_Drive(job, self._threads, completed), completed)
+        return AsyncEventStream(_Drive(context, self._threads, completed), completed)
 
 
 class _Drive:
-    """Runs one request's loop in the caller's task, its work in others.
+    """Runs the loop of one request in the caller's task, and its work in others.
 
-    It is no asynchronous generator: an event loop closes all of these at once when it ends,
-    whichever stands inside of which, and reports what is closed twice.
+    It is not an asynchronous generator: an event loop closes all of these when it ends, in any
+    order of nesting, and reports those that are closed twice.
     """
 
     def __init__(
-        self, job: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
+        self, context: RequestContext, threads: ThreadPoolExecutor, completed: AsyncCompletionQueue
     ) -> None:
-        self._job = job
+        self._context = context
         self._threads = threads
         self._completed = completed
         self._executor: AsyncExecutor | None = None
@@ -318,65 +318,65 @@ class _Drive:
         self._stopped = False
 
     async def advance(self) -> list[Event]:
-        """Take one completion in; return what has happened then.
+        """Process one completion; return the resulting events.
 
         Raises:
-            BaseException: What the request came to, if it was given up.
+            BaseException: The reason, if the request was cancelled.
         """
-        job, executor = self._job, self._executor
+        context, executor = self._context, self._executor
         if executor is None:
-            executor = self._executor = AsyncExecutor(job, self._threads, self._completed)
-            self._switching.enter_context(thread_switch_interval(job.setup.switch_interval_s))
-            needs = next(job.flow)
+            executor = self._executor = AsyncExecutor(context, self._threads, self._completed)
+            self._switching.enter_context(thread_switch_interval(context.session.switch_interval_s))
+            needs = next(context.flow)
         else:
-            needs = job.flow.send(await executor.next_completion())
-        executor.see_to(needs)
-        return job.events()
+            needs = context.flow.send(await executor.next_completion())
+        executor.process(needs)
+        return context.events()
 
     @property
     def finished(self) -> bool:
-        """Whether the request has come to its end."""
-        return self._job.finish is not None
+        """Whether the request has ended."""
+        return self._context.finish is not None
 
     async def end(self) -> tuple[Outcome, list[Event]]:
-        """Stop what is still out; return what the request came to, and its last events."""
+        """Stop the work in flight; return the outcome of the request, and its last events."""
         await self.stop()
         assert self._executor is not None
-        return self._job.outcome(self._executor.clock()), self._job.rest()
+        return self._context.outcome(self._executor.clock()), self._context.rest()
 
     async def stop(self) -> None:
-        """Stop all work; a second call waits for the first one. With no work out it is immediate.
+        """Stop all work; a second call waits for the first one. Without work it is immediate.
 
-        At the end of an event loop, when all tasks have ended, nothing must be waited for: what
-        holds this stream may be closed by the loop at the same time.
+        At the end of an event loop, when all tasks have ended, it must not wait: the
+        owner of this stream may be closed by the loop at the same time.
         """
         if self._stopped:
             return
         if self._executor is None or not self._executor.busy:
             self._stopped = True
             self._switching.close()
-            self._job.close()
+            self._context.close()
             return
         if self._stopping is None:
-            work = _stop(self._executor, self._job, self._switching)
+            work = _stop(self._executor, self._context, self._switching)
             self._stopping = asyncio.ensure_future(work)
         await asyncio.shield(self._stopping)
         self._stopped = True
 
     def __del__(self) -> None:
-        """Stop the work of a stream that nobody holds any more, at once or when its loop runs."""
-        executor, job, switching = self._executor, self._job, self._switching
+        """Stop the work of an unreferenced stream, immediately or when its event loop runs."""
+        executor, context, switching = self._executor, self._context, self._switching
         if self._stopping is not None or self._stopped or executor is None:
             return
         switching.close()
         executor.cancel_writing()
-        if not executor.last_task(lambda: _stop(executor, job, switching)):
-            job.close()
+        if not executor.last_task(lambda: _stop(executor, context, switching)):
+            context.close()
 
 
-async def _stop(executor: AsyncExecutor, job: RequestContext, switching: ExitStack) -> None:
+async def _stop(executor: AsyncExecutor, context: RequestContext, switching: ExitStack) -> None:
     try:
         switching.close()
         await executor.stop()
     finally:
-        job.close()
+        context.close()

@@ -1,4 +1,4 @@
-"""What both engines share: their parts, and how the needs of a request are handed out."""
+"""Base classes of both engines, and of their executors."""
 
 import time
 from abc import abstractmethod
@@ -13,19 +13,19 @@ from ralmspec_plugins.engine.session import RequestContext, Session, as_request
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Request
 
-GRACE_S = 5.0  # how long an unwanted segment may take to notice, when a request is given up
-THREADS = 256  # idle ones are reused; more are only started while all are busy
+GRACE_S = 5.0  # maximum wait for a segment to stop, when a request is cancelled
+THREADS = 256  # upper bound; a thread is only started while all others are busy
 
 EventsT = TypeVar("EventsT")
 PiecesT = TypeVar("PiecesT")
 
 
 class Executor:
-    """Has one request's work done; a subclass decides where."""
+    """Runs the work of one request; a subclass decides where."""
 
-    def __init__(self, job: RequestContext, threads: ThreadPoolExecutor) -> None:
-        """Begin with nothing out; the request's clock starts now."""
-        self._job = job
+    def __init__(self, context: RequestContext, threads: ThreadPoolExecutor) -> None:
+        """Create an executor with nothing in flight; the request's clock starts now."""
+        self._context = context
         self._threads = threads
         self._began_s = time.perf_counter()
 
@@ -33,11 +33,11 @@ class Executor:
         """Return the seconds since the request began."""
         return time.perf_counter() - self._began_s
 
-    def see_to(self, needs: Sequence[Need]) -> None:
-        """Start work, and carry out notices.
+    def process(self, needs: Sequence[Need]) -> None:
+        """Start work, and process notices.
 
-        What writes comes last: it keeps Python's lock for milliseconds, in which a search
-        would not even begin.
+        Generation is started last: it keeps Python's lock for milliseconds, which would
+        delay the start of a search.
         """
         work = [need for need in needs if isinstance(need, Work)]
         for need in sorted(needs, key=_writes):
@@ -50,14 +50,14 @@ class Executor:
 
     @abstractmethod
     def _start(self, need: Work, *, only: bool) -> None:
-        """Start work; `only` if nothing else starts with it."""
+        """Start work; `only` if nothing else is started with it."""
 
     @abstractmethod
     def _cancel(self, need: Work) -> None:
-        """Stop work that is no longer needed, if it can be stopped."""
+        """Stop work that is no longer needed, if possible."""
 
     def _note(self, notice: Notice) -> None:
-        self._job.note(notice)
+        self._context.note(notice)
 
     def _time_left_s(self) -> float | None:
         """Return the seconds until the request's deadline; `None` if it has none.
@@ -65,7 +65,7 @@ class Executor:
         Raises:
             DeadlineExceeded: It has passed.
         """
-        request, now_s = self._job.request, self.clock()
+        request, now_s = self._context.request, self.clock()
         request.check_deadline(now_s)
         return None if request.deadline_s is None else max(0.0, request.deadline_s - now_s)
 
@@ -75,9 +75,9 @@ def _writes(need: Need) -> bool:
 
 
 class BaseEngine(Generic[EventsT, PiecesT]):
-    """The parts of an engine, and its streams."""
+    """The workload, retriever and session of an engine, and its streams."""
 
-    _pieces: ClassVar[Any]  # makes a stream of text of a stream of events
+    _pieces: ClassVar[Any]  # converts a stream of events to a stream of text
 
     def __init__(
         self,
@@ -87,73 +87,75 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         *,
         threads: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Put a workload in front of a retriever.
+        """Create an engine for a workload and a retriever.
 
         Args:
-            workload: when to ask, what to ask, what the hits do.
-            retriever: what is searched.
-            settings: how to speculate.
-            threads: where work is done, for engines that share them; the caller lets them go.
+            workload: defines the steps of a request.
+            retriever: is searched by the steps' queries.
+            settings: of speculation.
+            threads: a pool of threads shared with other engines, which the caller shuts down.
 
         Raises:
             ConfigError: The settings do not fit the retriever.
         """
-        self._setup = Session(workload, retriever, settings)
-        self._together: BatchSession = BatchSession(self._setup)
+        self._session = Session(workload, retriever, settings)
+        self._together: BatchSession = BatchSession(self._session)
         self._owns_threads = threads is None
         self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")
 
     def stream(self, request: Request | str) -> PiecesT:
-        """Answer a request piece by piece; only text that stays is given out."""
-        pieces: PiecesT = self._pieces(self._stream(self._setup, as_request(request), reports=True))
+        """Return the answer as a stream of text; only settled text is emitted."""
+        pieces: PiecesT = self._pieces(
+            self._stream(self._session, as_request(request), reports=True)
+        )
         return pieces
 
     def events(self, request: Request | str, *, reports: bool = True) -> EventsT:
-        """Answer a request, and tell everything that happens on the way.
+        """Return the events of answering a request as a stream.
 
         Args:
-            request: what is to be answered.
-            reports: whether a segment is followed while it is written, so that its text
-                settles bit by bit and not at once.
+            request: the request to answer.
+            reports: whether unfinished segments are reported, so that their text
+                settles incrementally.
         """
-        return self._stream(self._setup, as_request(request), reports=reports, watched=True)
+        return self._stream(self._session, as_request(request), reports=reports, watched=True)
 
     def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed. Thread-safe.
+        """Discard cached results, after a change of the index. Thread-safe.
 
-        The query cache forgets what was found under this retriever's signature; the passage
-        caches that requests share are emptied, and so are other speculators that have
-        `invalidate`. What a request that is running finds is not remembered for others. It
-        goes on itself with what it has found.
+        Entries of the query cache with this retriever's signature are removed; shared passage
+        caches, and other speculators that have `invalidate`, are cleared. Hits of running
+        requests are not shared with others. Those requests
+        continue with their own hits.
         """
-        self._setup.invalidate()
+        self._session.invalidate()
         self._together.invalidate()
 
     def _stream(
         self,
-        setup: Session,
+        session: Session,
         request: Request,
         *,
         reports: bool,
         watched: bool = False,
         stoppable: bool = True,
     ) -> EventsT:
-        setup.check_process()
+        session.check_process()
         return self._events(
-            RequestContext(setup, request, reports=reports, watched=watched, stoppable=stoppable)
+            RequestContext(session, request, reports=reports, watched=watched, stoppable=stoppable)
         )
 
     @abstractmethod
-    def _events(self, job: RequestContext) -> EventsT:
-        """Return the stream of a request's events; nothing is done until it is read."""
+    def _events(self, context: RequestContext) -> EventsT:
+        """Return the stream of a request's events; work starts when it is read."""
 
     def _batch(
         self, requests: Sequence[Request | str], max_concurrency: int
     ) -> tuple[Session, list[Request], int]:
-        """Return what a batch shares, its requests, and how many are answered at a time."""
+        """Return the session of a batch, its requests, and the maximum concurrency."""
         asked = [as_request(request) for request in requests]
         workers = check_concurrency(max_concurrency, len(asked))
-        return self._together.setup, asked, workers
+        return self._together.session, asked, workers
 
 
 __all__ = ["DEFAULT_CONCURRENCY", "GRACE_S", "THREADS", "BaseEngine", "Executor"]

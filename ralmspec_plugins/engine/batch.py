@@ -1,4 +1,4 @@
-"""Many requests at once: answered side by side, given back in order, given up together."""
+"""Batches: many requests answered in parallel, returned in order, and cancelled together."""
 
 import asyncio
 import threading
@@ -12,37 +12,37 @@ from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.types import Answer, Request
 
-DEFAULT_CONCURRENCY = 16  # requests, unless the caller says otherwise
+DEFAULT_CONCURRENCY = 16  # requests in parallel by default
 
 
 class BatchSession:
-    """What the batches of one engine share, made when the first one comes. Thread-safe."""
+    """The session shared by the batches of one engine, created on first use. Thread-safe."""
 
-    def __init__(self, setup: Session) -> None:
-        """Keep the setup of single requests until then."""
-        self._single = setup
-        self._setup: Session | None = None
+    def __init__(self, session: Session) -> None:
+        """Store the session of single requests."""
+        self._single = session
+        self._session: Session | None = None
         self._lock = threading.Lock()
 
     @property
-    def setup(self) -> Session:
-        """The setup of requests that are answered at once."""
+    def session(self) -> Session:
+        """The session of concurrent requests."""
         with self._lock:
-            if self._setup is None:
-                self._setup = self._single.for_batch()
-            return self._setup
+            if self._session is None:
+                self._session = self._single.for_batch()
+            return self._session
 
     def invalidate(self) -> None:
-        """Forget what batches have found."""
+        """Discard the results that batches have cached."""
         with self._lock:
-            setup = self._setup
-        if setup is not None:
-            setup.invalidate()
+            session = self._session
+        if session is not None:
+            session.invalidate()
 
     def close(self) -> None:
-        """Let the verifier's threads go, unless the verifier was the caller's."""
+        """Shut down the verifier's threads, unless the caller passed the verifier."""
         with self._lock:
-            retriever = None if self._setup is None else self._setup.retriever
+            retriever = None if self._session is None else self._session.retriever
         if isinstance(retriever, Verifier) and retriever is not self._single.retriever:
             retriever.close()
 
@@ -52,19 +52,19 @@ class Stream(Protocol):
 
     @property
     def answer(self) -> Answer:
-        """Wait for the answer."""
+        """Wait for the answer, and return it."""
         ...
 
     def close(self) -> None:
-        """Give the request up, from any thread."""
+        """Cancel the request, from any thread."""
         ...
 
 
 def check_concurrency(max_concurrency: int, requests: int) -> int:
-    """Give how many requests there are to be answered at a time.
+    """Return how many requests are answered in parallel.
 
     Raises:
-        ConfigError: none.
+        ConfigError: `max_concurrency` is below 1.
     """
     if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
         raise ConfigError(f"max_concurrency must be a whole number, got {max_concurrency!r}")
@@ -80,7 +80,7 @@ def answer_all(
     *,
     return_exceptions: bool,
 ) -> list[Answer | Exception]:
-    """Answer requests side by side in threads.
+    """Answer requests in parallel, in threads.
 
     Raises:
         Exception: the first error, in the requests' order, unless they are to be returned.
@@ -93,7 +93,7 @@ def answer_all(
             raise Cancelled("another request of this batch has failed")
         stream = begin(request)
         streams.append(stream)
-        if given_up.is_set():  # meanwhile, perhaps before the stream was in the list
+        if given_up.is_set():  # it may have been set before the stream was in the list
             stream.close()
         return stream.answer
 
@@ -123,7 +123,7 @@ async def aanswer_all(
     *,
     return_exceptions: bool,
 ) -> list[Answer | Exception]:
-    """Answer requests side by side in tasks.
+    """Answer requests in parallel, in tasks.
 
     Raises:
         Exception: the first error, in the requests' order, unless they are to be returned.

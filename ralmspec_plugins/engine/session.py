@@ -1,4 +1,4 @@
-"""What the requests of one engine have in common: parts that fit each other, and what is shared."""
+"""The session of an engine, shared by its requests, and the context of one request."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """What the requests of one engine have in common."""
+    """The parts and caches that the requests of one engine share."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Session:
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Check that the parts fit each other.
+        """Check that the parts are compatible.
 
         Args:
-            workload: what is written.
-            retriever: what is searched.
-            settings: how.
-            clock: gives the seconds that guesses inside the loop are timed with.
+            workload: the engine's workload.
+            retriever: the engine's retriever.
+            settings: the engine's settings.
+            clock: returns the seconds by which inline guesses are timed.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -84,11 +84,11 @@ class Session:
         self._pure = getattr(retriever, "pure", True)
         self._process = os.getpid()
         self._told = False
-        self.unguessed: str | None = None  # why nothing is ever guessed
+        self.unguessed: str | None = None  # why no guess is ever made
         if not self.speculate:
             self.unguessed = "speculation is switched off"
         elif not self._pure:
-            _log.warning("%r is not pure: its requests are answered plainly", retriever)
+            _log.warning("%r is not pure: its requests are answered without speculation", retriever)
             self.speculate, self._told = False, True
             self.unguessed = "the retriever is not pure"
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
@@ -98,27 +98,27 @@ class Session:
 
     @property
     def switch_interval_s(self) -> float | None:
-        """How often threads take turns while a request is answered; `None` leaves it be."""
+        """The thread switch interval during a request; `None` for the process's own."""
         return self.settings.switch_interval_s if self.speculate else None
 
     def check_process(self) -> None:
-        """Refuse to go on in a forked process: it has none of the threads.
+        """Check that the process was not forked: the child process has none of the threads.
 
         Raises:
             ConfigError: The process was forked since this was made.
         """
         if os.getpid() != self._process:
             raise ConfigError(
-                "this engine was made before the process forked, and its threads are not here; "
-                "make an engine in each worker process"
+                "this engine was created before the process forked, and its threads do not exist "
+                "here; create an engine in each worker process"
             )
 
     def for_batch(self) -> "Session":
-        """Make the setup of requests that are answered at once: one verifier and one pool.
+        """Return the session of concurrent requests, with one verifier and one passage cache.
 
-        An opaque retriever may answer each request in the name of another user, so its requests
-        keep passage caches of their own. A memo is shared only where the caller gave one, who
-        alone knows that the index does not change. What is not pure is not merged either.
+        An opaque retriever may answer each request for another user, so its requests
+        have separate passage caches. A query cache is shared only if the caller passed one, since
+        only the caller knows that the index does not change. Impure retrievers are not merged.
         """
         settings, retriever = self.settings, self.retriever
         if not self._pure:
@@ -132,7 +132,7 @@ class Session:
         return Session(self.workload, retriever, settings, clock=self._clock)
 
     def guesses(self) -> SpeculatorCascade:
-        """Make what one request knows and guesses with."""
+        """Return a new cascade of query caches and speculators for one request."""
         if not self.speculate:
             return SpeculatorCascade()
         speculators = self.settings.speculators
@@ -151,10 +151,10 @@ class Session:
         )
 
     def invalidate(self) -> None:
-        """Forget what requests have found with this retriever and later ones would use.
+        """Discard the results of this retriever that later requests would reuse.
 
-        A function that makes speculators for each request is asked for some, since those
-        that it gives may be shared nevertheless.
+        A function that creates speculators for each request is called, since the
+        speculators that it returns may be shared.
         """
         settings, signature = self.settings, self.retriever.signature
         if settings.memo is not None:
@@ -168,13 +168,13 @@ class Session:
 
     @property
     def _shares(self) -> bool:
-        """Whether what a request finds may be remembered for others; a function may give shared."""
+        """Whether requests may share results; a function may return shared speculators."""
         settings = self.settings
         shared = (settings.memo, settings.pool, settings.speculators)
         return any(one is not None for one in shared)
 
     def _common_speculators(self) -> Sequence[Speculator]:
-        """Give those that all requests share."""
+        """Return the speculators that all requests share."""
         speculators = self.settings.speculators
         return () if speculators is None or callable(speculators) else speculators
 
@@ -189,10 +189,10 @@ class Session:
                 )
 
     def tell_unguessed(self, why: str) -> None:
-        """Log once why nothing was guessed."""
+        """Log once why no guess was made."""
         if not self._told:
             self._told = True
-            _log.info("%r: nothing is guessed: %s", self.retriever, why)
+            _log.info("%r: no guess is made: %s", self.retriever, why)
 
     def _own_pool(self) -> Sequence[Speculator]:
         settings = self.settings
@@ -202,19 +202,19 @@ class Session:
         return (pool,)
 
     def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
-        """Search one batch; `widely`, more than is verified where that is the same ranking."""
+        """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
         wide = self.wide
         if wide is None or not widely:
             return _found(self.retriever.search(queries), queries)
         try:
             return _found(wide.search_wide(queries, self.settings.width(wide.k)), queries, wide.k)
-        except Overloaded:  # says nothing about wide searches
+        except Overloaded:  # independent of the width
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
-        """Search as wide as is verified; if only that works, it is searched so from now on."""
+        """Search without prefetching; if only this succeeds, later searches do the same."""
         found = _found(self.retriever.search(queries), queries)
         self._complain(error)
         self.wide = None
@@ -224,7 +224,7 @@ class Session:
         _log.warning("%r cannot be searched wider: %s", self.retriever, error)
 
     async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
-        """Do the same with a retriever that is asynchronous."""
+        """Search one batch with an asynchronous retriever."""
         wide: Any = self._awide
         plainly: Any = self.retriever
         if wide is None or not widely:
@@ -242,20 +242,19 @@ class Session:
 
 
 def _found(found: Any, queries: Sequence[Query], k: int | None = None) -> list[SearchResult]:
-    """Return the results of a search that was wider than k, or just as wide."""
+    """Return the results of a search of width k or more."""
     if k is None:
         return [SearchResult(hits, hits) for hits in results(found, queries)]
     return [SearchResult(fixed(hits[:k]), hits) for hits in results(found, queries)]
 
 
-# One request being answered: its loop, and the code that carries out what the loop needs.
-#
-# What the engines share. An engine decides where and when the work is done.
+# The context of one request: its loop, and the code of its work. An engine decides where and when
+# the work runs.
 
 
 _ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
 
-HandIn: TypeAlias = Callable[[Completion | Aborted], None]  # takes what comes, from any thread
+HandIn: TypeAlias = Callable[[Completion | Aborted], None]  # receives completions, from any thread
 
 
 def _never_busy() -> float:
@@ -263,42 +262,42 @@ def _never_busy() -> float:
 
 
 class RequestContext:
-    """One request being answered: the loop, and what it needs to have done."""
+    """One request: its loop, its work and its events."""
 
     def __init__(
         self,
-        setup: Session,
+        session: Session,
         request: Request,
         *,
         reports: bool = False,
         watched: bool = False,
         stoppable: bool = True,
     ) -> None:
-        """Begin nothing yet.
+        """Create the context; no work is started.
 
         Args:
-            setup: what the engine's requests have in common.
-            request: what is to be answered.
-            reports: whether unfinished segments are handed in too, for a stream.
+            session: the engine's session.
+            request: the request to answer.
+            reports: whether unfinished segments are reported, for a stream.
             watched: whether all events are kept, not only the settled text.
-            stoppable: whether another thread may give it up at any moment.
+            stoppable: whether another thread may cancel the request.
         """
-        self.setup = setup
+        self.session = session
         self.request = request
         self.reports = reports
         self.stoppable = stoppable
         self._kept = _ALL if watched else (Settled,)
         self._events: list[Event] = []
-        self.guesses = setup.guesses()
-        policy = setup.settings.schedule.begin(setup.costs) if setup.speculate else None
-        self.flow = speculate(setup.parts, request, self.guesses, policy)
+        self.guesses = session.guesses()
+        policy = session.settings.schedule.begin(session.costs) if session.speculate else None
+        self.flow = speculate(session.parts, request, self.guesses, policy)
         self.finish: Finish | None = None
         self._state: Any = None
         self._shown = 0  # characters of settled text
         self._closed = False
 
     def note(self, notice: Notice) -> None:
-        """Keep up with the loop, and free memory where it asks for it."""
+        """Process a notice of the loop: store events, and free memory."""
         if isinstance(notice, self._kept):
             self._events.append(notice)
         if isinstance(notice, Settled):
@@ -306,47 +305,47 @@ class RequestContext:
         elif isinstance(notice, Commit):
             self._state = notice.state
         elif isinstance(notice, Release):
-            self.setup.workload.release(notice.state)
+            self.session.workload.release(notice.state)
         elif isinstance(notice, Finish):
             self.finish = notice
 
     def events(self) -> list[Event]:
-        """Take what has happened since this was last asked."""
+        """Return the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def outcome(self, wall_s: float) -> Answer | Exception:
-        """Return the answer of a finished request, or the error that it came to."""
+        """Return the answer of a finished request, or its error."""
         assert self.finish is not None
         answer = self.finish.answer
         if answer is None:
             assert self.finish.error is not None
             return self.finish.error
-        unguessed = self.setup.unguessed or answer.stats.unguessed
+        unguessed = self.session.unguessed or answer.stats.unguessed
         if unguessed is not None:
-            self.setup.tell_unguessed(unguessed)
+            self.session.tell_unguessed(unguessed)
         return replace(answer, stats=replace(answer.stats, wall_s=wall_s, unguessed=unguessed))
 
     def answer(self, wall_s: float) -> Answer:
-        """Return the answer of a finished request, or raise what it came to."""
+        """Return the answer of a finished request, or raise its error."""
         outcome = self.outcome(wall_s)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def rest(self) -> list[Event]:
-        """Settle what is left of a complete answer's text."""
+        """Return the events that settle the rest of a complete answer's text."""
         answer = None if self.finish is None else self.finish.answer
         if answer is None or len(answer.text) <= self._shown:
             return []
         return [Settled(answer.text, answer.state)]
 
     def close(self) -> None:
-        """End the loop, and free what is kept for this request's states."""
+        """End the loop, and free the memory of this request's states."""
         self.flow.close()
         self._closed = True
         if self._state is not None:
-            self.setup.workload.release(self._state)
+            self.session.workload.release(self._state)
 
     def carry_out(
         self,
@@ -355,13 +354,13 @@ class RequestContext:
         complete: HandIn,
         busy: Callable[[], float] = _never_busy,
     ) -> None:
-        """Do a piece of work and hand in its completion; errors are handed in, never raised.
+        """Run a piece of work and report its completion; errors are reported, never raised.
 
         Args:
             need: the work.
-            clock: gives the seconds since the request began.
-            complete: takes the completions.
-            busy: gives the seconds that this process has computed.
+            clock: returns the seconds since the request began.
+            complete: receives the completions.
+            busy: returns the seconds that this process has computed.
         """
         started_s, before_s = clock(), busy()
         results: list[Any]
@@ -373,7 +372,7 @@ class RequestContext:
                 results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [error]
-        except BaseException as error:  # noqa: BLE001 raised where the request is waited for
+        except BaseException as error:  # noqa: BLE001 raised to the request's caller
             complete(Aborted(error, need))
             return
         finally:
@@ -382,9 +381,9 @@ class RequestContext:
             complete(done)
 
     def results(self, queries: Sequence[Query], *, widely: bool) -> list[SearchResult | Exception]:
-        """Search a batch; if that fails, each query singly, so that errors are each one's own."""
+        """Search a batch; if that fails, search each query separately, for separate errors."""
         try:
-            return list(self.setup.search(queries, widely=widely))
+            return list(self.session.search(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
                 return [error] * len(queries)
@@ -396,8 +395,8 @@ class RequestContext:
         clock: Callable[[], float],
         complete: HandIn,
     ) -> Any:
-        """Do a piece of work other than a search; what it raises is raised."""
-        parts = self.setup.parts
+        """Run a piece of work other than a search; errors are raised."""
+        parts = self.session.parts
         if isinstance(need, FormQuery | Extend) and self.reports:
             need.progress.connect(lambda state: complete(PartialOutput(need, state, clock())))
         if isinstance(need, Extend):
@@ -412,15 +411,15 @@ class RequestContext:
         return self.begun(parts.workload.start(need.request))
 
     def begun(self, state: Any) -> Any:
-        """Note the first state; one that comes when nobody waits any more is freed at once."""
+        """Record the first state; after the end of the request it is freed immediately."""
         self._state = state
         if self._closed:
-            self.setup.workload.release(state)
+            self.session.workload.release(state)
         return state
 
 
 def may_be_discarded(need: Work) -> bool:
-    """Return whether work makes a guess, or stands behind one that no search has confirmed."""
+    """Return whether work makes a guess, or depends on an unverified one."""
     if isinstance(need, FormQuery | Encode | Search | Extend):
         return need.speculative
     return isinstance(need, Guess)
@@ -429,7 +428,7 @@ def may_be_discarded(need: Work) -> bool:
 def completions(
     need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
 ) -> list[Completed]:
-    """Turn the results of a piece of work into its completions."""
+    """Return the completions of a piece of work from its results."""
     return [
         Completed(need, None, result, index, started_s, ended_s, busy_s)
         if isinstance(result, Exception)
@@ -439,5 +438,5 @@ def completions(
 
 
 def as_request(request: Request | str) -> Request:
-    """Take a prompt for a request with default settings."""
+    """Return a request; a prompt becomes one with default settings."""
     return Request(prompt=request) if isinstance(request, str) else request

@@ -1,4 +1,4 @@
-"""The engine in virtual time: the same loop, given latencies, deterministic."""
+"""The engine in virtual time: the same loop with given latencies, deterministic."""
 
 import heapq
 import itertools
@@ -25,7 +25,7 @@ from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Answer, Request
 
-# How long each kind of work takes in virtual time.
+# Durations of each kind of work in virtual time.
 
 
 WorkT = TypeVar("WorkT", FormQuery, Encode, Extend, Guess)
@@ -33,11 +33,10 @@ WorkT = TypeVar("WorkT", FormQuery, Encode, Extend, Guess)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latencies:
-    """How long each kind of work takes, in seconds of virtual time.
+    """The duration of each kind of work, in seconds of virtual time.
 
-    Where one piece of work takes longer than another of its kind (a segment on another
-    passage begins with a prefill), a function gives the seconds: it is shown the work,
-    and so the state that it starts from.
+    If the duration differs within one kind (a segment with another
+    passage begins with a prefill), a function of the work returns the seconds.
     """
 
     extend_s: float | Callable[[Extend], float] = 1.0
@@ -45,14 +44,14 @@ class Latencies:
     ask_s: float | Callable[[FormQuery], float] = 0.0
     encode_s: float | Callable[[Encode], float] = 0.0
     guess_s: float | Callable[[Guess], float] = 0.0
-    overhead_s: float = 0.0  # what the engine itself takes to hand out a piece of work
-    stop_s: float = 0.0  # until a segment that is told to stop has stopped, at most
-    contention: float = 0.0  # 0: searching and writing take nothing from each other; 1: each
-    # takes twice as long while the other goes on, as on one machine that either of them fills
-    search_contention: float | None = None  # of the searches, where it differs from the writing's
+    overhead_s: float = 0.0  # the engine's overhead for a piece of work
+    stop_s: float = 0.0  # maximum time until a cancelled segment has stopped
+    contention: float = 0.0  # 0: searches and generation do not slow each other down; 1: each
+    # takes twice as long during the other, as on one machine that either of them uses fully
+    search_contention: float | None = None  # of searches, if it differs from that of generation
 
     def __post_init__(self) -> None:
-        """Refuse times without a meaning."""
+        """Check the durations."""
         given = {
             "contention": self.contention,
             "search_contention": self.slows_searches,
@@ -65,11 +64,11 @@ class Latencies:
 
     @property
     def slows_searches(self) -> float:
-        """How much longer a search takes while something is written."""
+        """The relative slowdown of a search during generation."""
         return self.contention if self.search_contention is None else self.search_contention
 
     def of(self, need: Work) -> float:
-        """Give the duration of one piece of work that has the machine to itself."""
+        """Return the duration of one piece of work without contention."""
         if isinstance(need, Search):
             return self.overhead_s + self.search_s(len(need.queries))
         if isinstance(need, Extend):
@@ -88,12 +87,12 @@ def _seconds(given: float | Callable[[WorkT], float], need: WorkT) -> float:
 
 
 class Simulation:
-    """Answers requests in virtual time: real results, given durations.
+    """Answers requests in virtual time: real results with given durations.
 
-    Searches run side by side as the schedule sends them, the model writes one
-    segment or query at a time, and one that is cancelled stops within `stop_s`. Encodings take
-    turns in as many lanes as the retriever has for them. With
-    `contention`, searches and the model's work slow each other down. What is done inside the
+    Searches run in parallel as the schedule starts them, the model generates one
+    segment or query at a time, and a cancelled one stops within `stop_s`. Encodings run
+    in the retriever's number of lanes. With
+    `contention`, searches and the model's work slow each other down. Work inside the
     loop takes no time. Times in the answer's statistics are simulated.
     """
 
@@ -104,68 +103,70 @@ class Simulation:
         latencies: Latencies,
         settings: Settings | None = None,
     ) -> None:
-        """Put a workload in front of a retriever, both real, with these latencies."""
-        self._setup = Session(workload, retriever, settings, clock=lambda: 0.0)
+        """Create a simulation of a workload and a retriever with these latencies."""
+        self._session = Session(workload, retriever, settings, clock=lambda: 0.0)
         self._latencies = latencies
 
     def run(self, request: Request | str) -> Answer:
         """Answer a request.
 
         Raises:
-            Exception: What the plain loop would have raised.
+            Exception: What the plain loop would raise.
         """
         wanted = as_request(request)
-        job = RequestContext(self._setup, wanted)
-        clock = _VirtualTime(job, self._latencies)
+        context = RequestContext(self._session, wanted)
+        clock = _VirtualTime(context, self._latencies)
         try:
-            needs = next(job.flow)
+            needs = next(context.flow)
             while True:
                 for need in needs:
-                    clock.see_to(need)
-                if job.finish is not None:
-                    return job.answer(clock.now_s)
+                    clock.process(need)
+                if context.finish is not None:
+                    return context.answer(clock.now_s)
                 completion = clock.next_completion()
                 wanted.check_deadline(clock.now_s)
-                needs = job.flow.send(completion)
+                needs = context.flow.send(completion)
         finally:
-            job.close()
+            context.close()
 
 
 class _VirtualTime:
-    """The work that is out, by the virtual time at which it will be done."""
+    """The work in flight, by the virtual time at which it will be complete."""
 
-    def __init__(self, job: RequestContext, latencies: Latencies) -> None:
-        self._job = job
+    def __init__(self, context: RequestContext, latencies: Latencies) -> None:
+        self._context = context
         self._latencies = latencies
         self.now_s = 0.0
         self._due: list[tuple[float, int, Completed]] = []
         self._order = itertools.count()
-        self._both = False  # whether a search and something else are going on
+        self._both = False  # whether a search and other work overlap
         self._slower = 1.0 + latencies.contention, 1.0 + latencies.slows_searches
 
-    def see_to(self, need: Need) -> None:
+    def process(self, need: Need) -> None:
         if isinstance(need, Work):
             self._start(need)
         elif isinstance(need, Cancel):
             self._cancel(need.need)
         else:
-            self._job.note(need)
+            self._context.note(need)
 
     def _start(self, need: Work) -> None:
-        """Do the work now; it is completed when its time has passed."""
+        """Run the work now; it is completed after its duration."""
         handed_in: list[Completion | Aborted] = []
-        self._job.carry_out(need, lambda: self.now_s, handed_in.append)
+        self._context.carry_out(need, lambda: self.now_s, handed_in.append)
         pace = self._slower[isinstance(need, Search)] if self._both else 1.0
         ends_s = self.now_s + pace * self._latencies.of(need)
         for done in handed_in:
             if isinstance(done, Aborted):
                 raise done.error
-            if isinstance(done, Completed):  # reports are passed over: a segment is one moment here
+            if isinstance(
+                done, Completed
+            ):  # reports are ignored: a segment has no duration in real time
                 self._push(ends_s, done)
         self._keep_pace()
 
     def _keep_pace(self) -> None:
-        """Stretch or shorten what is left of everything that is out, when the pace changes."""
+        """Rescale the remaining durations of the work in flight, when contention changes."""
         both = len({isinstance(done.need, Search) for _, _, done in self._due}) == 2
         if both == self._both:
             return
@@ -183,7 +184,7 @@ class _VirtualTime:
         heapq.heappush(self._due, (due_s, next(self._order), done))
 
     def _cancel(self, need: Work) -> None:
-        """Complete as cancelled, as soon as it can stop, what would be completed later."""
+        """Complete work as cancelled at the time when it stops, if that is earlier."""
         writes = isinstance(need, FormQuery | Extend)
         stops_s = self.now_s + (self._latencies.stop_s if writes else 0.0)
         due, self._due = self._due, []
@@ -195,7 +196,7 @@ class _VirtualTime:
         self._keep_pace()
 
     def next_completion(self) -> Completed:
-        """Go on to the next moment at which something is completed."""
+        """Advance to the next completion, and return it."""
         self.now_s, _, done = heapq.heappop(self._due)
         self._keep_pace()
         return replace(done, ended_s=self.now_s)

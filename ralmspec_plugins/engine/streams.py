@@ -1,4 +1,4 @@
-"""An answer while it comes: its pieces of text, or all events of its request."""
+"""Streams of an answer: its pieces of text, or all events of its request."""
 
 import asyncio
 import queue
@@ -17,7 +17,7 @@ _CLOSED: Final = "this stream was closed"
 
 
 class _Result:
-    """What a stream has come to: an answer, an error, or nothing yet."""
+    """The result of a stream: an answer, an error, or none yet."""
 
     def __init__(self) -> None:
         self._outcome: Outcome | None = None
@@ -26,10 +26,10 @@ class _Result:
         self._outcome = outcome
 
     def _raise(self) -> None:
-        """Raise what the request came to.
+        """Raise the error of the request.
 
-        An iterator that raises `StopIteration` would be taken to have ended: that of a part is
-        raised as a generator's would be; `answer` raises it as itself.
+        A `StopIteration` of a part would end the iterator: it is raised as a `RuntimeError`,
+        as generators do; `answer` raises it unchanged.
         """
         error = self._outcome
         if isinstance(error, StopIteration | StopAsyncIteration):
@@ -47,16 +47,16 @@ class _Result:
 
 
 class EventStream(_Result, Iterator[Event]):
-    """What happens while a request is answered; `answer` is there after the last event."""
+    """The events of a request; `answer` is available after the last event."""
 
     def __init__(self, events: Generator[Event, None, Outcome], completed: CompletionQueue) -> None:
-        """Give out these events; `completed` is what they are waited for at."""
+        """Iterate over these events, which wait on the queue `completed`."""
         super().__init__()
         self._events = events
         self._completed = completed
 
     def __next__(self) -> Event:
-        """Wait for the next event."""
+        """Wait for the next event, and return it."""
         event = self._next()
         if event is None:
             raise StopIteration
@@ -73,37 +73,45 @@ class EventStream(_Result, Iterator[Event]):
             return None
 
     def close(self) -> None:
-        """Give the request up, from any thread; all its work is stopped.
+        """Cancel the request, from any thread; all its work is stopped.
 
-        Whoever is waiting for an event in another thread gets `Cancelled`.
+        A thread that waits for an event receives `Cancelled`.
         """
         try:
             self._events.close()
-        except ValueError:  # it is running, in another thread
-            self._completed.put(Aborted(Cancelled(_CLOSED)))
+        except ValueError as error:
+            if not _raised_by_interpreter(error):  # but by what is cleaned up
+                raise
+            self._completed.put(Aborted(Cancelled(_CLOSED)))  # it is running, in another thread
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; reads the stream to its end first."""
+        """The answer; the rest of the stream is read first."""
         while self._next(raises=False) is not None:
             pass
         return self._answer("this stream was closed before its answer was complete")
 
 
+def _raised_by_interpreter(error: BaseException) -> bool:
+    """Return whether an error that was caught where it is asked has passed no other frame."""
+    traceback = error.__traceback__
+    return traceback is not None and traceback.tb_next is None
+
+
 class AsyncRun(Protocol):
-    """One request being answered on an event loop."""
+    """One request on an event loop."""
 
     @property
     def finished(self) -> bool:
-        """Whether the request has come to its end."""
+        """Whether the request has ended."""
         ...
 
     async def advance(self) -> list[Event]:
-        """Wait for something to finish; return what has happened then."""
+        """Wait for a completion; return the resulting events."""
         ...
 
     async def end(self) -> tuple[Outcome, list[Event]]:
-        """Stop what is still out; return what the request came to, and its last events."""
+        """Stop the work in flight; return the outcome of the request, and its last events."""
         ...
 
     async def stop(self) -> None:
@@ -112,20 +120,20 @@ class AsyncRun(Protocol):
 
 
 class AsyncEventStream(_Result, AsyncIterator[Event]):
-    """What happens while a request is answered; `answer` is there after the last event."""
+    """The events of a request; `answer` is available after the last event."""
 
     def __init__(self, run: AsyncRun, completed: AsyncCompletionQueue) -> None:
-        """Give out the events of this run; `completed` is what they are waited for at."""
+        """Iterate over the events of this run, which waits on the queue `completed`."""
         super().__init__()
         self._run = run
         self._completed = completed
         self._events: deque[Event] = deque()
-        self._last: Outcome | None = None  # the outcome, while events stand before it
+        self._last: Outcome | None = None  # the outcome, while events before it are unread
         self._busy = self._closed = False
-        self._given_up = False  # while another task was waiting for an event
+        self._given_up = False  # closed while another task was waiting for an event
 
     async def __anext__(self) -> Event:
-        """Wait for the next event."""
+        """Wait for the next event, and return it."""
         before = self._outcome
         event = await self._next()
         if event is None:
@@ -135,7 +143,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
         return event
 
     async def _next(self) -> Event | None:
-        """Return the next event, or `None` behind the last one."""
+        """Return the next event, or `None` after the last one."""
         if self._busy:
             raise RuntimeError("this stream is read by another task")
         while not self._events:
@@ -168,16 +176,16 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
         self._events.extend(events)
 
     async def outcome(self) -> Outcome:
-        """Read the stream to its end, and return its answer or what it came to."""
+        """Read the stream to its end, and return its answer or error."""
         while await self._next() is not None:
             pass
         assert self._outcome is not None
         return self._outcome
 
     async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
+        """Cancel the request, from any task of its loop; all its work is stopped.
 
-        Whoever is waiting for an event in another task stops the work, and gets `Cancelled`.
+        A task that waits for an event stops the work, and receives `Cancelled`.
         """
         if self._busy:  # in another task
             self._given_up = True
@@ -189,12 +197,12 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer, once the stream was read to its end."""
+        """The answer, after the stream was read to its end."""
         return self._answer("read this stream to its end before asking for its answer")
 
 
 class _Shown:
-    """How much of a text was given out."""
+    """The length of the text that was emitted."""
 
     def __init__(self) -> None:
         self._shown = 0
@@ -206,56 +214,56 @@ class _Shown:
 
 
 class AnswerStream(_Shown, Iterator[str]):
-    """The pieces of an answer as they become settled; `answer` is there after the last one."""
+    """The pieces of an answer as they become settled; `answer` is available after the last one."""
 
     def __init__(self, events: EventStream) -> None:
-        """Give out the text of these events."""
+        """Iterate over the text of these events."""
         super().__init__()
         self._events = events
 
     def __next__(self) -> str:
-        """Wait for the next piece."""
+        """Wait for the next piece, and return it."""
         for event in self._events:
             if isinstance(event, Settled):
                 return self._piece(event)
         raise StopIteration
 
     def close(self) -> None:
-        """Give the request up, from any thread; all its work is stopped.
+        """Cancel the request, from any thread; all its work is stopped.
 
-        Whoever is waiting for a piece in another thread gets `Cancelled`.
+        A thread that waits for a piece receives `Cancelled`.
         """
         self._events.close()
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; reads the stream to its end first."""
+        """The answer; the rest of the stream is read first."""
         return self._events.answer
 
 
 class AsyncAnswerStream(_Shown, AsyncIterator[str]):
-    """The pieces of an answer as they become settled; `answer` is there after the last one."""
+    """The pieces of an answer as they become settled; `answer` is available after the last one."""
 
     def __init__(self, events: AsyncEventStream) -> None:
-        """Give out the text of these events."""
+        """Iterate over the text of these events."""
         super().__init__()
         self._events = events
 
     async def __anext__(self) -> str:
-        """Wait for the next piece."""
+        """Wait for the next piece, and return it."""
         async for event in self._events:
             if isinstance(event, Settled):
                 return self._piece(event)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Give the request up, from any task of its loop; all its work is stopped.
+        """Cancel the request, from any task of its loop; all its work is stopped.
 
-        Whoever is waiting for a piece in another task gets `Cancelled`.
+        A task that waits for a piece receives `Cancelled`.
         """
         await self._events.aclose()
 
     @property
     def answer(self) -> Answer:
-        """The whole answer, once the stream was read to its end."""
+        """The answer, after the stream was read to its end."""
         return self._events.answer

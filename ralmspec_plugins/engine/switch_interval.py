@@ -1,26 +1,26 @@
-"""The interpreter's thread switch interval, shorter while requests run ahead."""
+"""A shorter thread switch interval of the interpreter during speculative requests."""
 
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Lets Python's threads take turns more often while requests run ahead (docs/decisions/0009).
+# See docs/decisions/0009.
 
-_lock = threading.RLock()  # a run that is dropped ends wherever garbage is collected
-_wanted: list[float] = []  # by the requests that are running
-_before_s = 0.0  # the interpreter's own interval, to go back to
+_lock = threading.RLock()  # an unreferenced run ends wherever garbage is collected
+_wanted: list[float] = []  # by the running requests
+_before_s = 0.0  # the interpreter's own interval, to be restored
 
 
 @contextmanager
 def thread_switch_interval(interval_s: float | None) -> Iterator[None]:
-    """Have the interpreter switch threads at least this often; `None` leaves it as it is.
+    """Limit the interpreter's thread switch interval; `None` does not change it.
 
-    A thread that comes back from waiting (for a store's answer, a queue, a lock) gets Python's
-    lock from one that computes only after the switch interval, 5 ms unless it is set; and the
-    answer of a store takes several such waits to arrive. The interval belongs to the whole
-    process: it is never made longer, and with the last request it is put back, unless other
-    code has set it meanwhile.
+    A thread that resumes after a wait (for a store's response, a queue, a lock) gets Python's
+    lock from a computing thread only after the switch interval, 5 ms by default; and the
+    response of a store involves several such waits. The interval applies to the whole
+    process: it is never increased, and it is restored after the last request, unless other
+    code has changed it.
 
     >>> before = sys.getswitchinterval()
     >>> with thread_switch_interval(0.001):
@@ -61,5 +61,5 @@ def _set() -> None:
 
 
 def _is(interval_s: float) -> bool:
-    """Return whether it is what is set now; it is kept in whole microseconds."""
+    """Return whether this interval is set now, up to whole microseconds."""
     return abs(sys.getswitchinterval() - interval_s) < 2e-6

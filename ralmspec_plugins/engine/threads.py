@@ -1,4 +1,4 @@
-"""The engine on threads: the model writes in one, each search runs in another."""
+"""The engine on threads: generation in one thread, each search in another."""
 
 import contextvars
 import queue
@@ -34,58 +34,58 @@ from ralmspec_plugins.types import Answer, Request
 
 
 @dataclass(frozen=True, slots=True)
-class _Out:
-    """Work on the model, in a thread."""
+class _Generation:
+    """Generation in a thread."""
 
     future: Future[None]
     began_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Left:
-    """Work whose result is no longer needed, and what it was completed with."""
+class _Abandoned:
+    """Work whose result is no longer needed, and its reported completion."""
 
     future: Future[None]
     done: Completed
 
 
 class ThreadExecutor(Executor):
-    """Hands one request's work to threads.
+    """Runs the work of one request in threads.
 
-    A segment that is no longer needed is asked to stop, and waited for; or, where the
-    workload says that its segments may be written side by side, left to itself.
+    A segment that is no longer needed is cancelled and waited for; or it is left
+    running, if the workload has `side_by_side`.
 
-    Work that nothing is done beside is done in the thread that asks for it: a plain request's
-    objects may be bound to that thread (a connection to SQLite is), and a short search or segment
-    takes up to a tenth longer elsewhere. Unless this thread has to watch meanwhile: a clock,
-    unfinished text, or whether the request was given up.
+    Work with nothing in parallel runs in the calling thread: objects of a plain request
+    may be bound to that thread (such as a connection to SQLite), and a short search or segment
+    takes up to a tenth longer in another one. The exception is a calling thread that must
+    watch a deadline, unfinished text, or the cancellation of the request.
     """
 
     def __init__(
-        self, job: RequestContext, threads: ThreadPoolExecutor, completed: CompletionQueue
+        self, context: RequestContext, threads: ThreadPoolExecutor, completed: CompletionQueue
     ) -> None:
-        """Begin with nothing out."""
-        super().__init__(job, threads)
+        """Create an executor with nothing in flight."""
+        super().__init__(context, threads)
         self._completed = completed
-        self._side_by_side: bool = getattr(job.setup.workload, "side_by_side", False)
-        self._out = 0  # completions still to come
-        self._on_the_model: dict[Work, _Out] = {}
-        self._left: dict[Work, _Left] = {}
+        self._side_by_side: bool = getattr(context.session.workload, "side_by_side", False)
+        self._outstanding = 0  # outstanding completions
+        self._generating: dict[Work, _Generation] = {}
+        self._abandoned: dict[Work, _Abandoned] = {}
 
     def _note(self, notice: Notice) -> None:
-        if isinstance(notice, Release):  # what comes next runs alone
-            left = [left.future for left in self._left.values()]
+        if isinstance(notice, Release):  # the next work runs in isolation
+            left = [left.future for left in self._abandoned.values()]
             wait(left, timeout=self._time_left_s())
         super()._note(notice)
 
     def _start(self, need: Work, *, only: bool) -> None:
-        alone = only and not self._out and not self._left
-        self._out += len(need.queries) if isinstance(need, Search) else 1
+        exclusive = only and not self._outstanding and not self._abandoned
+        self._outstanding += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
         carry_out = partial(
-            self._job.carry_out, need, self.clock, self._completed.put, time.process_time
+            self._context.carry_out, need, self.clock, self._completed.put, time.process_time
         )
-        if alone and self._at_once(need):
+        if exclusive and self._runs_inline(need):
             context.run(carry_out)
             return
         try:
@@ -93,69 +93,71 @@ class ThreadExecutor(Executor):
         except RuntimeError as error:
             raise Closed from error
         if isinstance(need, Start | FormQuery | Extend):
-            self._on_the_model[need] = _Out(future, self.clock())
+            self._generating[need] = _Generation(future, self.clock())
 
-    def _at_once(self, need: Work) -> bool:
-        """Return whether work that nothing else is done beside is done here, not in a thread."""
-        job = self._job
-        if (job.setup.speculate and job.stoppable) or job.request.deadline_s is not None:
+    def _runs_inline(self, need: Work) -> bool:
+        """Return whether work with nothing in parallel runs in the calling thread."""
+        context = self._context
+        if (
+            context.session.speculate and context.stoppable
+        ) or context.request.deadline_s is not None:
             return False
-        return not (isinstance(need, FormQuery | Extend) and job.reports)
+        return not (isinstance(need, FormQuery | Extend) and context.reports)
 
     def _cancel(self, need: Work) -> None:
-        """Leave a segment to itself; else it notices by its progress, and nothing else can be."""
+        """Leave a segment running if possible; otherwise its `progress` stops it."""
         writes = isinstance(need, FormQuery | Extend)
-        if self._side_by_side and writes and need in self._on_the_model:
-            out = self._on_the_model.pop(need)
+        if self._side_by_side and writes and need in self._generating:
+            out = self._generating.pop(need)
             error = Cancelled("this work is no longer needed")
             done = Completed(need, None, error, started_s=out.began_s, ended_s=self.clock())
-            self._left[need] = _Left(out.future, done)
+            self._abandoned[need] = _Abandoned(out.future, done)
             self._completed.put(done)
 
     def next_completion(self) -> Completion:
-        """Wait for something to finish.
+        """Return the next completion.
 
         Raises:
             DeadlineExceeded: The deadline passed.
-            BaseException: A part raised what is no `Exception`, or the stream was closed.
+            BaseException: A part raised no `Exception`, or the stream was closed.
         """
         while True:
             try:
                 completion = self._completed.get(timeout=self._time_left_s())
             except queue.Empty:
-                self._job.request.check_deadline(float("inf"))
+                self._context.request.check_deadline(float("inf"))
                 raise
-            if not self._late(completion):
+            if not self._is_late(completion):
                 break
         self._take(completion)
         if isinstance(completion, Aborted):
             raise completion.error
         return completion
 
-    def _late(self, completion: Completion | Aborted) -> bool:
-        """Return whether this comes from work left to itself, which is completed already."""
+    def _is_late(self, completion: Completion | Aborted) -> bool:
+        """Return whether this comes from work that was left running and already completed."""
         need = completion.need
-        left = None if need is None else self._left.get(need)
+        left = None if need is None else self._abandoned.get(need)
         if need is None or left is None or left.done is completion:
             return False
-        if not isinstance(completion, PartialOutput):  # it has ended by now
-            del self._left[need]
+        if not isinstance(completion, PartialOutput):  # it has ended
+            del self._abandoned[need]
         return True
 
     def _take(self, completion: Completion | Aborted) -> None:
         if not isinstance(completion, PartialOutput) and completion.need is not None:
-            self._on_the_model.pop(completion.need, None)
-            self._out -= 1
+            self._generating.pop(completion.need, None)
+            self._outstanding -= 1
 
     def stop(self) -> None:
-        """Stop what is being written, and wait until the model is free."""
-        for need in self._on_the_model:
+        """Stop generation, and wait until the model is free."""
+        for need in self._generating:
             if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
         if self._side_by_side:
             return
         until_s = self.clock() + GRACE_S
-        while self._on_the_model and (left_s := until_s - self.clock()) > 0:
+        while self._generating and (left_s := until_s - self.clock()) > 0:
             try:
                 self._take(self._completed.get(timeout=left_s))
             except queue.Empty:
@@ -163,7 +165,7 @@ class ThreadExecutor(Executor):
 
 
 class Engine(BaseEngine[EventStream, AnswerStream]):
-    """Answers requests with real overlap of writing and searching. Thread-safe.
+    """Answers requests with generation and search in parallel. Thread-safe.
 
     >>> from ralmspec_plugins.testing import EchoWorkload, WordRetriever
     >>> with Engine(EchoWorkload(), WordRetriever(["red fox", "blue whale"])) as engine:
@@ -178,9 +180,11 @@ class Engine(BaseEngine[EventStream, AnswerStream]):
 
         Raises:
             DeadlineExceeded: The request's deadline passed.
-            Exception: What the plain loop would have raised.
+            Exception: What the plain loop would raise.
         """
-        return self._stream(self._setup, as_request(request), reports=False, stoppable=False).answer
+        return self._stream(
+            self._session, as_request(request), reports=False, stoppable=False
+        ).answer
 
     @overload
     def batch(
@@ -206,31 +210,31 @@ class Engine(BaseEngine[EventStream, AnswerStream]):
         max_concurrency: int = DEFAULT_CONCURRENCY,
         return_exceptions: bool = False,
     ) -> Sequence[Answer | Exception]:
-        """Answer many requests at once, their searches merged into common batches.
+        """Answer many requests concurrently, with their searches merged into batches.
 
-        Each answer is the one that `run` gives. All batches of an engine share one
+        Each answer equals that of `run`. All batches of an engine share one
         `Verifier` and one passage cache.
 
         Args:
-            requests: the requests; a deadline counts from the moment that its request begins.
-            max_concurrency: how many are answered at a time.
-            return_exceptions: give back what a request raised in the place of its answer.
+            requests: the requests; a deadline counts from the start of its request.
+            max_concurrency: the maximum number of requests in parallel.
+            return_exceptions: return the error of a request in place of its answer.
 
         Raises:
             ConfigError: `max_concurrency` is below 1.
-            Exception: what the first request (in order) that fails has raised; those behind it
-                are given up. Only without `return_exceptions`.
+            Exception: the error of the first request (in order) that fails; later ones
+                are cancelled. Only without `return_exceptions`.
         """
-        setup, asked, workers = self._batch(requests, max_concurrency)
+        session, asked, workers = self._batch(requests, max_concurrency)
         return answer_all(
-            lambda request: self._stream(setup, request, reports=False),
+            lambda request: self._stream(session, request, reports=False),
             asked,
             workers,
             return_exceptions=return_exceptions,
         )
 
     def close(self) -> None:
-        """Wait for searches whose results are no longer needed, and let the threads go."""
+        """Wait for discarded searches, and release the threads."""
         self._together.close()
         if self._owns_threads:
             self._threads.shutdown(wait=True)
@@ -248,31 +252,31 @@ class Engine(BaseEngine[EventStream, AnswerStream]):
         """Close."""
         self.close()
 
-    def _events(self, job: RequestContext) -> EventStream:
+    def _events(self, context: RequestContext) -> EventStream:
         completed: CompletionQueue = queue.SimpleQueue()
-        return EventStream(self._drive(job, completed), completed)
+        return EventStream(self._drive(context, completed), completed)
 
     def _drive(
-        self, job: RequestContext, completed: CompletionQueue
+        self, context: RequestContext, completed: CompletionQueue
     ) -> Generator[Event, None, Outcome]:
-        """Run one request's loop in the caller's thread, its work in others.
+        """Run the loop of one request in the caller's thread, and its work in others.
 
         An error is returned: a generator cannot raise a part's `StopIteration`.
         """
-        executor = ThreadExecutor(job, self._threads, completed)
+        executor = ThreadExecutor(context, self._threads, completed)
         try:
-            with thread_switch_interval(job.setup.switch_interval_s):
-                needs = next(job.flow)
-                while job.finish is None:
-                    executor.see_to(needs)
-                    yield from job.events()
-                    if job.finish is None:
-                        needs = job.flow.send(executor.next_completion())
+            with thread_switch_interval(context.session.switch_interval_s):
+                needs = next(context.flow)
+                while context.finish is None:
+                    executor.process(needs)
+                    yield from context.events()
+                    if context.finish is None:
+                        needs = context.flow.send(executor.next_completion())
         except Exception as error:  # noqa: BLE001 raised by the stream
             return error
         finally:
             executor.stop()
-            job.close()
-        outcome = job.outcome(executor.clock())
-        yield from job.rest()
+            context.close()
+        outcome = context.outcome(executor.clock())
+        yield from context.rest()
         return outcome

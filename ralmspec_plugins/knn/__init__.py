@@ -1,19 +1,19 @@
-"""KNN-LM: a language model that looks its next token up in a datastore, speculatively.
+"""KNN-LM: a language model that retrieves neighbours for each token, speculatively.
 
-`build_datastore` makes the datastore, `KNNLanguageModel` writes with it. Nothing here
-imports torch until one of them is asked for. The parts:
+`build_datastore` builds the datastore, `KNNLanguageModel` generates with it. Torch is
+imported on first use of one of them. The modules:
 
 - `datastore`: keys (hidden states) and values (next tokens) on disk;
-- `build`, `windows`: make a datastore from any texts with any causal Hugging Face model;
+- `build`, `windows`: build a datastore from texts with a causal Hugging Face model;
 - `hidden_states`: finds the hidden state that is the key of a position;
 - `search`, `ann_search`, `ann_index`: the neighbours of a hidden state, exact or approximate;
 - `cache`: guesses them from the entries that follow earlier neighbours;
 - `interpolation`: mixes the neighbours' distribution with the model's;
 - `model`: drives the model one token at a time;
-- `state`: a draft and what the model said at its last position;
+- `state`: a draft and the model's output at its last position;
 - `workload`: one step per token on the speculative loop;
 - `perplexity`: perplexity of held-out texts;
-- `language_model`: all of it together.
+- `language_model`: the combination of all parts.
 """
 
 from importlib import import_module

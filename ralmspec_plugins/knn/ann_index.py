@@ -1,7 +1,7 @@
-"""Approximate indexes of a datastore's keys: built in bounded memory, saved beside it, opened.
+"""Approximate indexes of a datastore's keys: built in bounded memory, saved and opened.
 
-`index.faiss` is FAISS's own format; `index.json` says how it was built, for which
-datastore, and what the other file must be. Nothing is ever pickled.
+`index.faiss` is in FAISS's own format; `index.json` has the recipe, the
+datastore, and the digest of the other file. Nothing is pickled.
 """
 
 import json
@@ -32,13 +32,13 @@ from ralmspec_plugins.retrieval.storage.format import (
     write_folder,
 )
 
-_REFINED = 1024  # quantised candidates that are measured exactly at no great cost
+_REFINED = 1024  # quantised candidates that are measured exactly at low cost
 _KEYS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HnswRecipe(Hnsw):
-    """A graph over all keys, by default as halves: what the datastore holds, so nothing is lost.
+    """A graph over all keys, by default in half precision, as in the datastore, without loss.
 
     "float32" is twice as large and a little faster.
     """
@@ -55,7 +55,7 @@ class IvfPqRecipe(IvfPq):
     sample: int | None = 131_072
 
     def candidates(self, k: int) -> int:
-        """Measure more than k where k is small, since quantised keys look alike."""
+        """Return more than k candidates for a small k, since quantised keys are similar."""
         return max(k, min(self.refine * k, _REFINED))
 
 
@@ -69,13 +69,13 @@ def build_index(datastore: Datastore, recipe: IndexRecipe, *, threads: int = 1) 
     """Build an index of a datastore's keys, with some thousands of them in memory at a time.
 
     Args:
-        datastore: what is to be searched.
+        datastore: the datastore to search.
         recipe: `HnswRecipe(...)` or `IvfPqRecipe(...)`.
-        threads: with one, the same datastore gives the same index, byte for byte; more are
-            faster, and what a graph comes to depends on their race.
+        threads: with one, equal datastores give equal indexes, byte for byte; more are
+            faster, and the graph depends on their timing.
 
     Raises:
-        ConfigError: threads below 1, or a recipe that does not fit the dimension.
+        ConfigError: threads are below 1, or the recipe does not fit the dimension.
         InputError: too few entries for the recipe.
         MissingExtraError: FAISS is not installed.
     """
@@ -97,7 +97,7 @@ def build_index(datastore: Datastore, recipe: IndexRecipe, *, threads: int = 1) 
 
 @contextmanager
 def _openmp_threads(faiss: Any, threads: int) -> Iterator[None]:
-    """Let FAISS use so many threads for what this thread asks of it."""
+    """Set the number of FAISS threads for calls of this thread."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
@@ -119,26 +119,26 @@ _KIND = RecordKind(
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Refuse a place that `save_index` would refuse, before an hour of building.
+    """Check the target of `save_index` before the index is built.
 
     Raises:
-        IndexFileError: something that is not a search index is in the way.
+        IndexFileError: the target exists, and is not a search index.
     """
     check_target(Path(path).resolve(), kind="search index", mark=_ABOUT)
 
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
-    """Say whether there is an index in this folder, whole or damaged."""
+    """Return whether there is an index in this folder, whole or damaged."""
     return (Path(path) / _ABOUT).exists()
 
 
 def save_index(built: AnnIndex, path: str | os.PathLike[str]) -> None:
     """Save an index, replacing one that is already there.
 
-    Its place is best a folder inside the datastore's, so that they go together.
+    It is best saved inside the datastore's folder, so that they are moved together.
 
     Raises:
-        IndexFileError: something that is not a search index is in the way.
+        IndexFileError: the target exists, and is not a search index.
     """
     write_folder(Path(path).resolve(), partial(_write, built), check_place)
 
@@ -167,12 +167,12 @@ def open_index(
 
     Args:
         path: its folder.
-        datastore: what is searched; the index must have been built for just this content.
-        verify: "sizes" compares the file's length; "digests" reads it once more, and so finds
+        datastore: the datastore to search; the index must have been built for this content.
+        verify: "sizes" compares the file's length; "digests" reads the file, and detects
             a changed byte.
 
     Raises:
-        ConfigError: another word for `verify`.
+        ConfigError: `verify` is unknown.
         IndexFileError: it is missing, damaged, of another version, or of another datastore.
         MissingExtraError: FAISS is not installed.
     """

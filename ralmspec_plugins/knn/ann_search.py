@@ -27,11 +27,11 @@ from ralmspec_plugins.types import Query
 
 
 class ApproximateSearch:
-    """Gives near entries fast, and now and then not the nearest. The same ones in any batch.
+    """Finds near entries fast, but not always the nearest; the result is independent of the batch.
 
-    By default what the index finds is measured again with the datastore's own keys,
-    exactly, and ordered as everywhere: distances are then those of an exact search.
-    A wider search may start with other neighbours, so there is none.
+    By default the candidates of the index are measured again with the datastore's own keys,
+    and ordered exactly: distances are then those of an exact search.
+    A wider search may start with other neighbours, and is not supported.
     """
 
     exact = False
@@ -41,18 +41,18 @@ class ApproximateSearch:
     def __init__(
         self, datastore: Datastore, built: AnnIndex, *, k: int = 1024, rerank: int | None = None
     ) -> None:
-        """Search a datastore by an index that belongs to it.
+        """Create a search of a datastore by its index.
 
         Args:
-            datastore: has the keys and the tokens.
+            datastore: the keys and the tokens.
             built: from `build_index`, or `open_index`.
-            k: how many neighbours a query gets; fewer where the index does not find so many.
-            rerank: how many of the index's entries are measured exactly, to take the best k of;
-                0 takes the index's own distances for true. By default k for HNSW; for IVF-PQ
-                `refine` times k (16 k) while that is no more than 1024, and k from there on.
+            k: the number of neighbours of a query; fewer if the index finds fewer.
+            rerank: the number of candidates that are measured exactly, to select the best k;
+                with 0 the index's own distances are used. By default k for HNSW; for IVF-PQ
+                `refine` times k (16 k) up to 1024, and k beyond that.
 
         Raises:
-            ConfigError: k below 1, or rerank between 0 and k.
+            ConfigError: k is below 1, or rerank is between 0 and k.
             IndexFileError: the index belongs to another datastore.
             MissingExtraError: FAISS is not installed.
         """
@@ -75,7 +75,7 @@ class ApproximateSearch:
 
     @property
     def signature(self) -> Hashable:
-        """Name index, content and settings; it changes when the index is tuned."""
+        """A key of index, content and settings; it changes when the index is tuned."""
         recipe = self.built.recipe
         return (
             f"knn-{recipe.name}",
@@ -85,7 +85,7 @@ class ApproximateSearch:
         )
 
     def encode(self, text: str) -> Query:
-        """Refuse a text: the model's hidden states are the queries.
+        """Raise an error: the queries are the model's hidden states.
 
         Raises:
             InputError: always.
@@ -93,7 +93,7 @@ class ApproximateSearch:
         return encode_no_text(text)
 
     def search(self, queries: Sequence[Query]) -> list[Neighbours]:
-        """Find near entries of each query.
+        """Return near entries of each query.
 
         Raises:
             InputError: a query without hidden state, of another dimension, or with NaN.
@@ -105,7 +105,7 @@ class ApproximateSearch:
         return [self._ranked(*one) for one in zip(hidden, *found, strict=True)]
 
     def _ranked(self, hidden: Vectors, distances: Vectors, found: Ids) -> Neighbours:
-        there = found >= 0  # FAISS pads with -1 where it found fewer
+        there = found >= 0  # FAISS pads missing results with -1
         ids = found[there]
         if self.rerank:
             scores = exact_scores(self.datastore.keys[ids], hidden, Metric.L2)
@@ -137,14 +137,14 @@ def approximate_search(
     """Open a datastore's index, or build it.
 
     Args:
-        datastore: what is searched.
-        kind: of which index.
+        datastore: the datastore to search.
+        kind: the kind of index.
         k: as for `ApproximateSearch`.
         rerank: as for `ApproximateSearch`.
-        index: the folder of the index: opened if it is there, else built and saved. Its place is
-            best inside the datastore's folder. Without one it is built in memory, each time.
+        index: the folder of the index: opened if it exists, else built and saved, ideally
+            inside the datastore's folder. By default the index is built in memory.
         build_threads: as for `build_index`.
-        settings: the recipe's; those that an index was built with must be those of the saved one.
+        settings: the recipe's; they must equal those of a saved index.
 
     Raises:
         ConfigError: a setting is out of range, or the saved index was built with another.
@@ -168,11 +168,11 @@ def approximate_search(
 def _as_asked(
     built: AnnIndex, recipe: HnswRecipe | IvfPqRecipe, settings: dict[str, Any], folder: Path
 ) -> AnnIndex:
-    """Tune an opened index; refuse one that was built otherwise than was asked for."""
+    """Return an opened index with tuned settings, if its recipe is the requested one."""
     asked: Any = recipe
     if type(built.recipe) is type(recipe):
         as_built: Any = built.recipe
-        asked = replace(as_built, **settings)  # what was not asked for stays
+        asked = replace(as_built, **settings)  # other settings are kept
     try:
         return built.tuned(asked)
     except ConfigError as error:

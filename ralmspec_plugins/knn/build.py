@@ -1,4 +1,4 @@
-"""Build a datastore of KNN-LM: bounded memory, and after a crash it goes on where it was."""
+"""Build a datastore of KNN-LM in bounded memory; an interrupted build is resumed."""
 
 import os
 from array import array
@@ -31,34 +31,34 @@ from ralmspec_plugins.knn.datastore import (
     check_keys,
 )
 from ralmspec_plugins.knn.hidden_states import KeyHook
-from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.knn.windows import Cutting, Window, digest_of, portions
+from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.retrieval.storage.files import write_array
 from ralmspec_plugins.retrieval.storage.format import check_target
 from ralmspec_plugins.retrieval.storage.journal import ResumableBuild, building, link
 
-# Runs a model over windows of text, and takes the keys of a datastore from each pass.
+# Runs a model over windows of text, and reads the keys of a datastore from each pass.
 
 
 class KeyMaker:
-    """Makes keys, some windows of similar length in one pass, padded behind.
+    """Computes keys of several windows of similar length in one pass, padded at the end.
 
-    A causal model does not look ahead, so padding is never seen. It does change a
-    number's last bits, as everything that shares a pass does; so a portion of windows
-    is always shared out in the same way. The part that makes logits is not run.
+    A causal model ignores later padding. Padding may change the last bits
+    of a result, as other windows of a pass do; so a portion of windows
+    is always divided in the same way. The output matrix is not computed.
     """
 
     def __init__(self, model: PreTrainedModel, kind: KeyKind, together: int) -> None:
-        """Make keys with this model, so many windows in a pass; it is put into evaluation mode.
+        """Compute keys with this model and number of windows per pass; sets evaluation mode.
 
         Raises:
-            ModelError: it cannot be said where in this model such a hidden state is.
+            ModelError: the hidden state cannot be located in this model.
         """
         whole: Any = model.train(False)  # its functions are untyped
         self._decoder = whole.get_decoder()
-        self._embedding = whole.get_input_embeddings()  # where tokens go in: its device
+        self._embedding = whole.get_input_embeddings()  # its device is that of the input
         self._tap = KeyHook(model, kind)
         self.kind: KeyKind = kind
         self._together = together
@@ -67,14 +67,14 @@ class KeyMaker:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name what the keys' bits depend on besides the weights and the windows."""
+        """Return all that the keys depend on besides the weights and the windows."""
         kind = self._embedding.weight.device.type
         return {"key_kind": self.kind, "precision": self._precision, "device": kind}
 
     def keys(self, windows: Sequence[Window]) -> NDArray[np.float16]:
-        """Give the keys of all new positions, window after window.  # [entries, dimension].
+        """Return the keys of all new positions, window after window.  # [entries, dimension].
 
-        What float16 cannot hold becomes infinity.
+        Values out of the range of float16 become infinity.
         """
         by_length = sorted(range(len(windows)), key=lambda row: len(windows[row].tokens))
         parts: dict[int, NDArray[np.float16]] = {}
@@ -83,7 +83,7 @@ class KeyMaker:
         return np.concatenate([parts[row] for row in range(len(windows))])
 
     def _pass(self, windows: Sequence[Window]) -> list[NDArray[np.float16]]:
-        """Run some windows together, and give each one's keys."""
+        """Return the keys of each window of one pass."""
         longest = max(len(window.tokens) for window in windows)
         padded = np.zeros((len(windows), longest), dtype=np.int64)
         for row, window in zip(padded, windows, strict=True):
@@ -104,7 +104,7 @@ class KeyMaker:
 Stage: TypeAlias = Literal["checking", "encoding", "finishing"]
 Watcher: TypeAlias = Callable[[Stage, int], None]
 
-_CONTEXT = 1024  # as in knn-transformers: windows of 1,024 tokens that go on by 512
+_CONTEXT = 1024  # as in knn-transformers: windows of 1,024 tokens with a stride of 512
 
 
 def build_datastore(
@@ -123,48 +123,46 @@ def build_datastore(
     progress: Watcher | None = None,
     restart: bool = False,
 ) -> Datastore:
-    """Build a datastore on the disk, portion by portion, and open it.
+    """Build a datastore on the disk, in portions, and open it.
 
     Each token but the first of each text becomes an entry: the hidden state at the
     token before it is the key, the token the value. A text's first token has an entry
-    only behind a BOS token. Texts are taken as a stream; one text and a portion are in
-    memory, and eight bytes for each text. What is encoded is safe at once, in a
-    hidden folder beside the target: after a crash, a full disk or Ctrl-C the same
-    call on the same machine goes on behind the last whole portion, and gives the same
-    files, to the byte, as one that was never stopped (with as many threads of torch;
-    another number may change a key's last bit). Until the last moment the target
-    stays as it was; then it is replaced as a whole, and search indexes in it, which
-    were the old one's, are removed.
+    only after a BOS token. Texts are read as a stream; one text and a portion are in
+    memory, and eight bytes for each text. Each portion is written immediately to a
+    hidden folder next to the target: after a crash, a full disk or Ctrl-C the same
+    call on the same machine continues after the last complete portion, and returns the same
+    files, to the byte, as an uninterrupted one (with the same number of torch threads;
+    another number may change a key's last bit). The target is replaced atomically at the end,
+    and search indexes of its previous content are removed.
 
     Args:
-        texts: documents, read once, from the beginning each time.
+        texts: documents, read once, from the start at each call.
         target: the folder of the datastore.
         model: any causal model, on any device and in any precision; put into evaluation mode.
         tokenizer: the model's tokenizer.
         key_kind: which hidden state is the key (`KeyHook`).
         context: tokens of a window; 1,024, or the model's context where that is less.
-        stride: tokens that each window of a long text goes on by; half the context. The rest of
-            the window is there to be looked back at.
-        bos: whether each text begins with the BOS token; as soon as the tokenizer has one.
+        stride: tokens between the windows of a long text; half the context. The rest of
+            the window is context only.
+        bos: whether each text begins with the BOS token; by default if the tokenizer has one.
         eos: whether each text ends with the EOS token, so that a neighbour can end an answer. Not
             by default: texts here are often parts of something longer.
-        batch_size: windows in one pass. Short ones are gathered until they hold as many tokens as
-            so many full ones, and share passes by their lengths; such a portion is what a crash
-            loses at most.
-        source: where the texts are from, in words, for `about.json`.
-        progress: called with a stage and how many entries are through it: "checking" those
-            that an earlier run has encoded, "encoding", "finishing".
-        restart: forget an unfinished build of this target.
+        batch_size: windows in one pass. Short ones are grouped up to the same number of tokens,
+            and share passes by length; a crash loses at most one such portion.
+        source: the origin of the texts, for `about.json`.
+        progress: called with a stage and the number of entries that it has processed: "checking"
+            those of an earlier run, "encoding", "finishing".
+        restart: discard an unfinished build of this target.
 
     Raises:
-        ConfigError: a number is out of range, or an unfinished build with other settings, or
+        ConfigError: a number is out of range, or an unfinished build has other settings, or
             another model or tokenizer.
-        InputError: no entries, or a key that float16 cannot hold.
-        IndexFileError: something else is at the target, somebody else is building it, or an
-            unfinished build was begun with other texts.
+        InputError: there are no entries, or a key is out of the range of float16.
+        IndexFileError: the target is something else, another process is building it, or an
+            unfinished build has other texts.
         ModelError: the model has no such hidden state.
     """
-    place = Path(target).resolve()  # a link keeps leading to it
+    place = Path(target).resolve()  # resolved, so that a link is preserved
     _check_target(place)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
@@ -187,7 +185,7 @@ def cutting_for(
     bos: bool | None = None,
     eos: bool = False,
 ) -> Cutting:
-    """Say how a build cuts texts, with what is not given as `build_datastore` has it.
+    """Return the settings of windows, with the defaults of `build_datastore`.
 
     Raises:
         ConfigError: a number is out of range, or larger than the model's context.
@@ -207,7 +205,7 @@ def cutting_for(
 
 
 def _check_target(place: Path) -> None:
-    """Refuse what must not be replaced; a datastore's indexes go with it, nothing else does."""
+    """Check that only a datastore and its indexes would be replaced."""
     check_target(place, kind="datastore", mark=ABOUT)
     if not place.is_dir():
         return
@@ -218,13 +216,13 @@ def _check_target(place: Path) -> None:
     ]
     if others:
         raise IndexFileError(
-            f"{place} is to be replaced, but holds what belongs to no datastore: "
-            f"{', '.join(others)}; move that away, or give another place"
+            f"{place} would be replaced, but has files that belong to no datastore: "
+            f"{', '.join(others)}; move them, or give another target"
         )
 
 
 def _unwatched(stage: Stage, entries: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class _Recipe:
@@ -251,7 +249,7 @@ class _Recipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name it; compared when a build is gone on with."""
+        """Return the identity, which is compared when a build is resumed."""
         return {
             "batch_size": self._batch_size,
             "tokenizer": self._tokenizer,
@@ -261,7 +259,7 @@ class _Recipe:
         }
 
     def about(self, entries: int, documents: int) -> DatastoreInfo:
-        """Describe what came out."""
+        """Return the description of the result."""
         return DatastoreInfo(
             dimension=self.maker.dimension,
             vocabulary=self._vocabulary,
@@ -277,7 +275,7 @@ class _Recipe:
 
 
 class _DatastoreBuild:
-    """One attempt at a datastore, in a building folder that is held."""
+    """One attempt to build a datastore, in a locked folder."""
 
     def __init__(self, build: ResumableBuild, recipe: _Recipe, progress: Watcher) -> None:
         self._build = build
@@ -286,7 +284,7 @@ class _DatastoreBuild:
         self._document_ends = array("q")
 
     def fill(self, texts: Iterable[str]) -> None:
-        """Bring all keys and values to the disk, as far as they are not there."""
+        """Write all missing keys and values to the disk."""
         build = self._build
         for some in portions(self._recipe.cutting.windows(texts), self._recipe.tokens):
             first, source = build.rows, digest_of(some)
@@ -296,7 +294,7 @@ class _DatastoreBuild:
                 check_keys(keys, first)
                 values = np.concatenate([window.following for window in some])
                 build.append(source, len(keys), [keys.astype("<f2"), values.astype("<i4")])
-                del keys  # of a portion, the largest thing in memory
+                del keys  # the largest object in memory
             for window in some:
                 first += len(window.following)
                 if window.ends_document:
@@ -309,7 +307,7 @@ class _DatastoreBuild:
         build.end()
 
     def publish(self, target: Path) -> None:
-        """Put what is on the disk at the target; nothing large is copied."""
+        """Move the finished files to the target; large files are not copied."""
         build = self._build
         self._progress("finishing", 0)
         about = self._recipe.about(build.rows, len(self._document_ends))

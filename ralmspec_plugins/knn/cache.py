@@ -1,8 +1,8 @@
-"""The local cache of KNN-LM: entries that were neighbours, and those that stand behind them.
+"""The local cache of KNN-LM: former neighbours, and the entries that follow them.
 
-One that was a neighbour of this token is seldom one of the next. But where the
-text goes on as a text of the datastore did, the next entries of that text are
-(RaLMSpec): so they are taken in as well, and guessed with.
+A neighbour of one token is seldom a neighbour of the next. But if the
+text continues as a text of the datastore, the next entries of that text are
+(RaLMSpec): so they are cached as well, for guesses.
 """
 
 import threading
@@ -27,21 +27,21 @@ from ralmspec_plugins.types import Hits, Query
 
 CAPACITY = 16_384
 FOLLOWING = 10  # as in the paper
-_WAITING = 256  # searches that wait to be taken in
+_WAITING = 256  # maximum number of results that are not added yet
 
 
 class NeighbourCache:
-    """Guesses the neighbours of a query: the nearest of the entries in here.
+    """Guesses the neighbours of a query: the nearest cached entries.
 
     They are ranked as an exact search ranks all entries, to the last bit. So a guess
-    whose true neighbours are all in here is the truth itself.
+    equals the search if all true neighbours are cached.
 
-    What searches found waits until somebody wants a guess, or until 256 of them do: where
-    nobody guesses it costs next to nothing, and what newer ones displace is never read.
+    Results are queued until the next guess, or until 256 are queued: without
+    guesses they cost little, and results that newer ones displace are never read.
 
-    One for each request, by default; it may be shared, since it is thread-safe. Its
-    memory grows as it is filled, up to `4 * capacity * dimension` bytes, and half as much
-    again for a moment while entries are taken in.
+    By default each request has its own; it may be shared, since it is thread-safe. Its
+    memory grows up to `4 * capacity * dimension` bytes, with temporarily half as much
+    again while entries are added.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class NeighbourCache:
         capacity: int = CAPACITY,
         inline: bool = True,
     ) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
-            datastore: whose entries are guessed.
-            k: how many neighbours a guess has, or all of them while there are fewer.
-            following: how many entries behind each neighbour are taken in, too.
-            followed: of how many of a query's neighbours, the nearest; by default of all, as in the
-                paper and as far as one search's entries then surely fit. At k = 1024 fewer leave
-                room for what earlier searches brought (benchmarks/results/knn_lm.md).
-            capacity: the most entries; those that were brought longest ago make room. Below k, the
-                farthest neighbours are left out.
-            inline: guess inside the loop, not in a worker. It takes milliseconds, mostly for
-                taking in what waits: too long for an event loop that others share.
+            datastore: the datastore whose entries are guessed.
+            k: the number of neighbours of a guess, or fewer while there are not so many.
+            following: the number of entries after each neighbour that are added, too.
+            followed: the number of nearest neighbours whose successors are added; by default all,
+                as in the paper, if the entries of one search then fit. At k = 1024 a smaller
+                number leaves room for earlier searches (benchmarks/results/knn_lm.md).
+            capacity: the maximum number of entries; the oldest are evicted. Below k, the
+                farthest neighbours are omitted.
+            inline: guess inside the loop, not in a worker. It takes milliseconds, mostly to
+                add queued results: too long for a shared event loop.
 
         Raises:
             ConfigError: a number is out of range.
@@ -78,7 +78,7 @@ class NeighbourCache:
         self.followed = followed
         self.capacity = capacity
         self._datastore = datastore
-        self._waiting: deque[Ids] = deque()  # of neighbours, the newest search last
+        self._waiting: deque[Ids] = deque()  # neighbours, the newest search last
         self._lock = threading.Lock()
         self._make_room()
 
@@ -87,23 +87,25 @@ class NeighbourCache:
         self._ids: Ids = np.empty(self.capacity, dtype=np.int64)
         self._keys: Vectors = np.empty((self.capacity, dimension), dtype=np.float32)
         self._squares: Vectors = np.empty(self.capacity, dtype=np.float32)
-        self._brought: NDArray[np.int64] = np.empty(self.capacity, dtype=np.int64)  # when, last
+        self._brought: NDArray[np.int64] = np.empty(
+            self.capacity, dtype=np.int64
+        )  # the time of the last addition
         self._now = 0
-        self._sorted: Ids = np.empty(0, dtype=np.int64)  # the ids in here, ascending
+        self._sorted: Ids = np.empty(0, dtype=np.int64)  # the cached ids, ascending
         self._slots: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # of the sorted ids
-        self._longest = 0.0  # the greatest square that was ever in here
+        self._longest = 0.0  # the greatest squared norm so far
         self._size = 0
         self._waiting.clear()
 
     @property
     def size(self) -> int:
-        """How many entries are in here."""
+        """The number of cached entries."""
         with self._lock:
             self._take_in()
             return self._size
 
     def guess(self, query: Query) -> Neighbours | None:
-        """Give the nearest k entries in here; `None` while there are none."""
+        """Return the nearest k cached entries; `None` while there are none."""
         check_hidden(query, self._datastore.about.dimension)
         hidden: Vectors = np.asarray(query.encoding, dtype=np.float32)
         with self._lock:
@@ -122,7 +124,7 @@ class NeighbourCache:
         return nearest_of(ids, self._datastore.values[ids], scores, self.k)
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Have what a search found, and what stands behind it, in here for the next guess.
+        """Queue the neighbours of a search, and their successors, for the next guess.
 
         Raises:
             InputError: the datastore has no such entry.
@@ -139,7 +141,7 @@ class NeighbourCache:
             self._waiting.append(ids)
 
     def _take_in(self) -> None:
-        """Take in what waits, as if each had been taken in when it came."""
+        """Add the queued results, with the same effect as adding each immediately."""
         if not self._waiting:
             return
         parts, known = [], np.empty(0, dtype=np.int64)
@@ -147,11 +149,11 @@ class NeighbourCache:
             entries = self._entries(self._waiting.pop())
             parts.append(entries[~_among(known, entries)])
             known = np.sort(np.concatenate([known, parts[-1]]), kind="stable")
-        self._waiting.clear()  # newer ones have taken all the room
+        self._waiting.clear()  # newer ones fill the capacity
         self._bring(np.concatenate(parts)[: self.capacity])
 
     def _entries(self, neighbours: Ids) -> Ids:
-        """Give neighbours, the nearest first, and then what stands behind them."""
+        """Return neighbours, the nearest first, and then their successors."""
         ids = neighbours[: self.capacity]
         fitting = (self.capacity - len(ids)) // max(1, self.following)
         followed = fitting if self.followed is None else min(fitting, self.followed)
@@ -159,7 +161,7 @@ class NeighbourCache:
         return np.concatenate([ids, behind[~_among(np.sort(ids), behind)]])
 
     def _bring(self, ids: Ids) -> None:
-        """Have these entries in here, the first as the newest, instead of the oldest."""
+        """Add these entries, the first as the newest, in place of the oldest."""
         self._now += len(ids)
         when = self._now - np.arange(len(ids))
         there = _among(self._sorted, ids)
@@ -180,7 +182,7 @@ class NeighbourCache:
         self._sorted = self._ids[self._slots]
 
     def _write(self, slots: NDArray[np.int64], ids: Ids) -> None:
-        """Put these entries into these slots."""
+        """Write these entries to these slots."""
         halves = self._datastore.keys[ids]
         keys = np.empty(halves.shape, dtype=np.float32)
         widen(halves, keys)
@@ -189,12 +191,12 @@ class NeighbourCache:
         self._longest = max(self._longest, float(squares.max()))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
             self._make_room()
 
     def check(self) -> None:
-        """Assert what must hold between any two calls."""
+        """Assert the invariants."""
         with self._lock:
             ids, store = self._ids[: self._size], self._datastore
             assert self._size <= self.capacity
@@ -206,7 +208,7 @@ class NeighbourCache:
 
 
 def check_cache(following: int, followed: int | None, capacity: int) -> None:
-    """Check what a cache is made with.
+    """Check the settings of a cache.
 
     Raises:
         ConfigError: a number is out of range.
@@ -223,7 +225,7 @@ def check_cache(following: int, followed: int | None, capacity: int) -> None:
 
 
 def _among(ascending: Ids, ids: Ids) -> NDArray[np.bool_]:
-    """Say of each id whether it is one of these."""
+    """Return for each id whether it is one of these."""
     if not len(ascending):
         return np.zeros(len(ids), dtype=np.bool_)
     places = np.minimum(ascending.searchsorted(ids), len(ascending) - 1)

@@ -1,8 +1,8 @@
 """A datastore of KNN-LM: for each token of a text, a hidden state and the token that came next.
 
 A folder holds `keys.npy` (float16), `values.npy` (int32), `document_ends.npy`
-(int64) and `about.json`. Entries stand in the order of the text, so the ones
-behind an entry are how its text went on. Nothing is ever pickled.
+(int64) and `about.json`. Entries are in the order of the text, so the ones
+after an entry are the continuation of its text. Nothing is pickled.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from ralmspec_plugins.retrieval.storage.format import (
 )
 from ralmspec_plugins.retrieval.storage.journal import npy_header
 
-# What a datastore says about itself, and whether a model fits it.
+# The description of a datastore, and the check of a model against it.
 
 
 KeyKind: TypeAlias = Literal["ffn_input", "output"]
@@ -38,7 +38,7 @@ KEY_KINDS: tuple[KeyKind, ...] = get_args(KeyKind)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatastoreInfo:
-    """The facts in a datastore's `about.json`; an empty text means that it is not known."""
+    """The contents of a datastore's `about.json`; an empty text means unknown."""
 
     dimension: int  # of a key
     vocabulary: int  # values are below this
@@ -48,14 +48,14 @@ class DatastoreInfo:
     tokenizer: str = ""  # fingerprint
     model: str = ""  # fingerprint
     model_name: str = ""
-    context: int = 0  # tokens that a window of the building pass held
-    stride: int = 0  # tokens that each window went on by
+    context: int = 0  # tokens of a window when it was built
+    stride: int = 0  # tokens between the starts of windows
     bos: bool = False  # whether each document began with the tokenizer's BOS token
     eos: bool = False  # whether each document ended with the tokenizer's EOS token
     source: str = ""  # where the texts came from, in words
 
     def __post_init__(self) -> None:
-        """Refuse what no datastore can be.
+        """Check the values.
 
         Raises:
             InputError: a number is out of range, or the kind of keys is unknown.
@@ -76,15 +76,15 @@ class DatastoreInfo:
         tokenizer: str = "",
         model: str = "",
     ) -> None:
-        """Refuse a model whose hidden states or tokens mean something else than those in here.
+        """Check that a model's hidden states and tokens are compatible with the entries.
 
-        A fingerprint that is empty, here or there, is not compared: give no
-        `model` to use another precision or a fine-tuned descendant on purpose.
+        An empty fingerprint on either side is not compared: omit
+        `model` to use another precision or a fine-tuned model deliberately.
 
         Args:
             dimension: of the model's keys.
-            vocabulary: how many tokens the model gives a probability to.
-            key_kind: which hidden state is asked with.
+            vocabulary: the number of tokens in the model's distribution.
+            key_kind: the hidden state of the queries.
             tokenizer: `tokenizer_fingerprint(...)`.
             model: `model_fingerprint(...)`.
 
@@ -134,14 +134,14 @@ _KIND = RecordKind(
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """Give the SHA-256 of the .npy file that would hold an array."""
+    """Return the SHA-256 of an array's .npy file."""
     digest = hashlib.sha256(npy_header(array.dtype.str, array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def about_bytes(info: DatastoreInfo, folder: Path) -> bytes:
-    """Write `about.json` of the finished files in a folder, reading each once."""
+    """Return the content of `about.json` for the files in a folder, reading each once."""
     files = {name: file_record(folder / name) for name in FILES}
     head = {"format": _KIND.format, "version": _KIND.version}
     record = {**head, "about": asdict(info), "files": files}
@@ -149,11 +149,11 @@ def about_bytes(info: DatastoreInfo, folder: Path) -> bytes:
 
 
 def read_about(folder: Path, verify: Verify) -> tuple[DatastoreInfo, list[str]]:
-    """Read `about.json`, and check the files that it names; give their digests, too.
+    """Return `about.json`, and the digests of the files that it names, after checks.
 
     Raises:
-        ConfigError: another word for `verify`.
-        IndexFileError: the folder is missing, damaged, of another version, or not one of ours.
+        ConfigError: `verify` is unknown.
+        IndexFileError: the folder is missing, damaged, or in another format.
     """
     check_verify(verify)
     record = read_record(folder, _KIND)
@@ -182,8 +182,8 @@ class Datastore:
         values: int32, the token that came next.  # [entries]
         document_ends: int64, ascending: where each document's entries end, exclusively.
             # [documents]
-        about: what it was made of.
-        signature: a name of its content: equal for equal keys, values and document ends.
+        about: its description.
+        signature: a key of its content: equal for equal keys, values and document ends.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Datastore:
         about: DatastoreInfo,
         signature: str,
     ) -> None:
-        """Take over checked arrays; use `open` or `of`."""
+        """Store checked arrays; use `open` or `of`."""
         self.keys = keys
         self.values = values
         self.document_ends = document_ends
@@ -208,11 +208,11 @@ class Datastore:
         Args:
             path: the folder.
             verify: "sizes" compares lengths and shapes, and reads values and document ends;
-                "digests" reads the keys, too, and so finds a changed byte.
+                "digests" reads the keys, too, and detects a changed byte.
 
         Raises:
-            ConfigError: another word for `verify`.
-            IndexFileError: it is missing, damaged, of another version, or not one of ours.
+            ConfigError: `verify` is unknown.
+            IndexFileError: it is missing, damaged, or in another format.
         """
         check_verify(verify)
         folder = Path(path)
@@ -235,18 +235,18 @@ class Datastore:
         document_ends: ArrayLike | None = None,
         about: DatastoreInfo | None = None,
     ) -> Self:
-        """Make a datastore in memory.
+        """Return a datastore in memory.
 
         Args:
             keys: any floating type; rounded to float16.  # [entries, dimension]
             values: tokens.  # [entries]
             document_ends: one document by default.
-            about: as few facts as there are, by default.
+            about: the description; minimal by default.
 
         Raises:
-            InputError: they do not fit each other, or a key is not finite in float16.
+            InputError: they are incompatible, or a key is not finite in float16.
         """
-        with np.errstate(over="ignore"):  # becomes infinity, and is refused as that
+        with np.errstate(over="ignore"):  # becomes infinity, which is an error
             rounded = np.ascontiguousarray(keys, dtype=np.float16)
         tokens = np.ascontiguousarray(values, dtype=np.int32)
         ends = np.array([len(tokens)] if document_ends is None else document_ends, dtype=np.int64)
@@ -270,14 +270,14 @@ class Datastore:
         return cls(_fixed(rounded), _fixed(tokens), _fixed(ends), about, _signature(digests))
 
     def __len__(self) -> int:
-        """Count the entries."""
+        """Return the number of entries."""
         return len(self.values)
 
     def following(self, ids: Ids, n: int) -> Ids:
-        """Give the ids of the next n entries behind each of these, never in another document.
+        """Return the ids of the next n entries after each of these, in the same document.
 
-        They come ascending, each once. These are the likely neighbours of the
-        next tokens: a text that is followed is followed for a while.
+        They are ascending and unique. These are likely neighbours of the
+        next tokens, since matches with a text often continue.
 
         >>> store = Datastore.of(np.eye(6), [1, 2, 3, 4, 5, 6], [4, 6])
         >>> store.following(np.array([4, 0, 1]), 2).tolist()
@@ -285,7 +285,7 @@ class Datastore:
 
         Raises:
             ConfigError: n is negative.
-            InputError: an id is not one of ours.
+            InputError: an id is out of range.
         """
         if n < 0:
             raise ConfigError(f"n must be at least 0, got {n}")
@@ -298,7 +298,8 @@ class Datastore:
             )
         document = np.searchsorted(self.document_ends, known, side="right")
         stops = np.minimum(known + 1 + n, self.document_ends[document])
-        # Both ends of the runs ascend, so each one's part of its own begins where the last ended.
+        # Both ends of the runs ascend, so each one's new part starts at the end of the previous
+        # one.
         starts = known + 1
         starts[1:] = np.maximum(starts[1:], stops[:-1])
         lengths = np.maximum(stops - starts, 0)
@@ -307,7 +308,7 @@ class Datastore:
 
 
 def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
-    """Refuse keys that float16 cannot hold: infinity would be as near to nothing as to all.
+    """Check that keys are finite in float16: infinity has no meaningful distance.
 
     Args:
         keys: rounded to float16 already.  # [entries, dimension]
@@ -321,13 +322,13 @@ def check_keys(keys: NDArray[np.float16], first: int = 0) -> None:
         row = int(np.argmin(finite))
         raise InputError(
             f"the key of entry {first + row} is not finite in float16, whose largest number is "
-            f"{_LARGEST:.0f}; use another kind of key (ffn_input is behind a norm, and small), or "
+            f"{_LARGEST:.0f}; use another kind of key (ffn_input is normalised, and small), or "
             "a model whose hidden states are smaller"
         )
 
 
 def _fixed(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
-    """Give a view that cannot be written to; the caller's array stays as it is."""
+    """Return a read-only view; the caller's array is not changed."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -336,7 +337,7 @@ def _fixed(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
 def _problem(
     keys: NDArray[Any], values: NDArray[Any], ends: NDArray[Any], about: DatastoreInfo
 ) -> str:
-    """Say what does not fit, or nothing."""
+    """Return a description of what is invalid, or an empty text."""
     shapes: Sequence[tuple[str, NDArray[Any], type, tuple[int, ...]]] = (
         ("keys", keys, np.float16, (about.entries, about.dimension)),
         ("values", values, np.int32, (about.entries,)),

@@ -1,4 +1,4 @@
-"""Finds in a causal model the hidden state that is a KNN-LM key, and shows it after each pass."""
+"""Hooks that capture the hidden state of a causal model that is a KNN-LM key."""
 
 import threading
 import weakref
@@ -13,36 +13,36 @@ try:
 except ImportError as missing:
     raise MissingExtraError("hf", "transformers with torch") from missing
 
-# What the layers of causal models call their feed-forward part, or the first matrix of it.
+# Names of the feed-forward part, or of its first matrix, in layers of causal models.
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc1")
 
 
 class KeyHook:
-    """Shows a hidden state of a model's passes; the model computes what it would without.
+    """Captures a hidden state of a model's passes, without changing its results.
 
     Two kinds of keys:
 
-    - `"ffn_input"`: what goes into the last layer's feed-forward part, behind its norm
-      (Khandelwal et al. 2020). In a layer that puts its norms behind its parts (OPT
-      with `do_layer_norm_before=False`) that is behind the attention's norm.
-    - `"output"`: the last hidden state, as the matrix that makes logits sees it.
+    - `"ffn_input"`: the input of the last layer's feed-forward part, after its norm
+      (Khandelwal et al. 2020). In a layer with norms after its parts (OPT
+      with `do_layer_norm_before=False`) that is after the attention's norm.
+    - `"output"`: the last hidden state, which is the input of the output matrix.
 
-    The place is found by the model's shape, not by its name: GPT-2, Llama, Mistral,
-    Qwen2, Qwen3, OPT, GPT-NeoX and whatever else has one stack of layers with a
-    feed-forward part in each. Passes of several threads do not meet here. The model
-    forgets a tap that is dropped.
+    The location is found by the model's structure, not by its name: GPT-2, Llama, Mistral,
+    Qwen2, Qwen3, OPT, GPT-NeoX and any other model with one stack of layers with a
+    feed-forward part in each. Passes of different threads are separate. The hook is removed
+    with the last reference to it.
 
     Attributes:
         kind: the kind of key.
-        dimension: how many numbers a key has.
+        dimension: the dimension of a key.
     """
 
     def __init__(self, model: PreTrainedModel, kind: KeyKind = "ffn_input") -> None:
-        """Tap a model from its next pass on.
+        """Install the hooks in a model.
 
         Raises:
-            ConfigError: an unknown kind.
-            ModelError: there is no such place in this model, or more than one.
+            ConfigError: the kind is unknown.
+            ModelError: the location is missing in this model, or ambiguous.
         """
         if kind not in KEY_KINDS:
             raise ConfigError(f"a kind of keys must be one of {', '.join(KEY_KINDS)}, got {kind!r}")
@@ -64,7 +64,7 @@ class KeyHook:
             weakref.finalize(self, handle.remove)
 
     def taken(self) -> Tensor:
-        """Give the states of this thread's last pass, once: [batch, positions, dimension].
+        """Return the states of this thread's last pass, once: [batch, positions, dimension].
 
         They are in the model's precision and on its device.
 
@@ -74,55 +74,55 @@ class KeyHook:
         states = self._caught.taken()
         if states is None:
             raise ModelError(
-                "There is no hidden state to take: the tapped model made no pass in this thread "
-                "since the last one was taken. Run the model first"
+                "There is no hidden state: the model made no pass in this thread "
+                "since the last call. Run the model first"
             )
         return states
 
 
 class _Caught:
-    """The states of each thread's last pass, and the hooks that bring them here.
+    """The states of each thread's last pass, and the hooks that store them.
 
-    A tap may come or go in the middle of another thread's pass. Torch then calls one of the
-    hooks without the other, or without the keywords: nobody asks for the states of that pass.
+    Hooks may be added or removed during another thread's pass. Torch then calls one of the
+    hooks without the other, or without the keywords: the states of that pass are not used.
     """
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
 
     def __reduce__(self) -> tuple[type["_Caught"], tuple[()]]:
-        """Copy nothing: a copied or pickled model is another one, and nobody's tap."""
+        """Copy as an empty object: a copied or pickled model has no hooks."""
         return type(self), ()
 
     def taken(self) -> Tensor | None:
-        """Give the states and forget them."""
+        """Return the states and remove them."""
         states: Tensor | None = self._of_thread.__dict__.pop("states", None)
         return states
 
     def ffn_input(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Keep what goes into a feed-forward part, which comes first whatever else does."""
+        """Store the input of a feed-forward part, its first argument."""
         if kwargs is not None:
             self._of_thread.states = args[0] if args else next(iter(kwargs.values()))
 
     def unflatten(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        """Give back its shape to what a layer (OPT's) made one row for each position of."""
+        """Restore the shape of a state that a layer (of OPT) flattened to one row per position."""
         states: Tensor | None = self._of_thread.__dict__.get("states")
         if states is not None and states.dim() == 2:
             whole = output[0] if isinstance(output, tuple) else output
             self._of_thread.states = states.view(*whole.shape[:2], -1)
 
     def output(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        """Keep what a decoder gives first, its last hidden state."""
+        """Store the first output of a decoder, its last hidden state."""
         self._of_thread.states = output[0]
 
 
 def _last_layer(model: PreTrainedModel) -> nn.Module:
-    """Find the stack of as many layers as the model has, and give its last.
+    """Return the last layer of the model's stack of layers.
 
     Raises:
-        ModelError: there is none with feed-forward parts, or more than one.
+        ModelError: there is no stack with feed-forward parts, or more than one.
     """
     count = _text_config(model).num_hidden_layers
     stacks = [
@@ -132,7 +132,7 @@ def _last_layer(model: PreTrainedModel) -> nn.Module:
     ]
     if len(stacks) != 1:
         raise ModelError(
-            f"It cannot be said which hidden state of a {type(model).__name__} is the input of "
+            f"It is unknown which hidden state of a {type(model).__name__} is the input of "
             f"the last feed-forward part: {len(stacks)} of its parts are lists of {count} layers "
             f"with one of {', '.join(_FEED_FORWARD)}, and one must be. Use the keys 'output'"
         )
@@ -149,7 +149,7 @@ def _names(layer: nn.Module) -> list[str]:
 
 
 def _decoder(model: Any) -> nn.Module:
-    """Give the part below the matrix that makes logits; the function that does is untyped."""
+    """Return the part below the output matrix; the function that returns it is untyped."""
     decoder: nn.Module = model.get_decoder()
     return decoder
 

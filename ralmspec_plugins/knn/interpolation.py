@@ -5,8 +5,8 @@ next tokens with the weights softmax(-distance / temperature), and
 
     p(token) = weight * p_knn(token) + (1 - weight) * p_model(token).
 
-All in float64, in an order that the inputs alone fix: the same neighbours give
-the same probabilities to the bit, whoever computes them.
+All in float64, in an order that only the inputs determine: the same neighbours give
+the same probabilities to the bit.
 """
 
 import math
@@ -25,13 +25,13 @@ LogProbs: TypeAlias = NDArray[np.float32] | Floats  # [vocabulary]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixing:
-    """How much the neighbours say, and how sharply distance decides among them."""
+    """The weight of the neighbours, and the temperature of their distances."""
 
     weight: float = 0.25  # lambda: 0.25 in the model's own domain, about 0.65 in another
     temperature: float = 1.0  # of the distances, as in Khandelwal et al. 2020
 
     def __post_init__(self) -> None:
-        """Refuse what is no mixture.
+        """Check the settings.
 
         Raises:
             ConfigError: a number is out of range.
@@ -46,10 +46,10 @@ class Mixing:
 
 
 def votes(neighbours: Neighbours, temperature: float) -> tuple[NDArray[np.int32], Floats]:
-    """Give the tokens that the neighbours vote for, ascending, with their log-probabilities.
+    """Return the tokens that the neighbours vote for, ascending, with their log-probabilities.
 
     A token that several neighbours vote for has the sum of their weights. In log
-    space no vote is lost however far its neighbour is: exp(-1000) is no float.
+    space distant neighbours do not underflow, as exp(-1000) does.
 
     >>> near = Neighbours(np.arange(3), np.array([7, 3, 7]), np.zeros(3))
     >>> tokens, log_probs = votes(near, 1.0)
@@ -58,9 +58,9 @@ def votes(neighbours: Neighbours, temperature: float) -> tuple[NDArray[np.int32]
     """
     order = neighbours.values.argsort(kind="stable")
     tokens = neighbours.values[order]
-    starts = np.flatnonzero(np.diff(tokens, prepend=-1))  # where each token's votes begin
+    starts = np.flatnonzero(np.diff(tokens, prepend=-1))  # the start of each token's votes
     scores = neighbours.distances[order] / -temperature
-    # Neighbours stand nearest first, so each token's first vote is its strongest.
+    # Neighbours are ordered by distance, so each token's first vote is its strongest.
     strongest = scores[starts]
     counts = np.diff(starts, append=len(tokens))
     summed = np.add.reduceat(np.exp(scores - np.repeat(strongest, counts)), starts)
@@ -72,10 +72,10 @@ def votes(neighbours: Neighbours, temperature: float) -> tuple[NDArray[np.int32]
 def interpolate(
     log_probs: LogProbs, neighbours: Neighbours, weight: float, temperature: float
 ) -> Floats:
-    """Give the mixture's log-probabilities for the whole vocabulary.
+    """Return the mixture's log-probabilities for the whole vocabulary.
 
     Without neighbours it is the model's own distribution. With a weight of 1 it is
-    the neighbours' alone, and every other token is impossible (-inf).
+    only that of the neighbours, and other tokens are impossible (-inf).
 
     Args:
         log_probs: of the model.  # [vocabulary]
@@ -93,7 +93,7 @@ def interpolate(
 
 
 def log_prob_of(token: int, neighbours: Neighbours, temperature: float) -> float:
-    """Give the log-probability that the neighbours alone give a token; -inf without a vote."""
+    """Return the log-probability of a token by the neighbours only; -inf without a vote."""
     if not len(neighbours):
         return -math.inf
     tokens, voted = votes(neighbours, temperature)
@@ -102,7 +102,7 @@ def log_prob_of(token: int, neighbours: Neighbours, temperature: float) -> float
 
 
 def mix(model: Floats, neighbours: Floats, weight: float) -> Floats:
-    """Mix log-probabilities of the same tokens under both distributions, elementwise."""
+    """Return the mixed log-probabilities of the same tokens, elementwise."""
     own = math.log1p(-weight) if weight < 1 else -math.inf
     mixed: Floats = np.logaddexp(model + own, neighbours + math.log(weight))
     return mixed

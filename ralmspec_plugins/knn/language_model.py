@@ -1,4 +1,4 @@
-"""KNN-LM ready to use: a model, its datastore, and an engine that looks neighbours up ahead."""
+"""KNN-LM: a model, its datastore, and an engine with speculative searches."""
 
 import asyncio
 import os
@@ -22,13 +22,12 @@ from ralmspec_plugins.knn.interpolation import Mixing
 from ralmspec_plugins.knn.model import (
     KNNModel,
     LogProbSampler,
-    model_fingerprint,
-    tokenizer_fingerprint,
 )
 from ralmspec_plugins.knn.perplexity import BLOCK, STRIDE, Foretold, foretell
 from ralmspec_plugins.knn.request import KNNRequest, RequestOptions
 from ralmspec_plugins.knn.search import GUESSED, NeighbourSearch, open_search
 from ralmspec_plugins.knn.workload import KNNLM
+from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import load, vocabulary_size
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.speculators.replica import Replica
@@ -37,7 +36,7 @@ from ralmspec_plugins.types import Answer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Puts a model and a search beside a datastore, and refuses those that do not fit it.
+# Combines a model and a search with a datastore, after checks of compatibility.
 
 
 def fitting_model(
@@ -48,17 +47,17 @@ def fitting_model(
     *,
     same_model: bool,
 ) -> KNNModel:
-    """Drive a model as it was driven when it made a datastore's keys.
+    """Return a model that runs as it did when the datastore's keys were computed.
 
     Args:
         model: a causal model.
         tokenizer: its tokenizer.
         store: the datastore.
-        cache_bytes: the most memory for key-value caches that are not in use.
-        same_model: refuse weights that did not make the keys.
+        cache_bytes: the maximum memory for key-value caches that are not in use.
+        same_model: require the weights by which the keys were computed.
 
     Raises:
-        ModelError: they do not fit each other; the message names what differs.
+        ModelError: they are incompatible; the message lists the differences.
     """
     about = store.about
     store.about.check_fits(
@@ -74,10 +73,10 @@ def fitting_model(
 
 
 def fitting_search(store: Datastore, search: str | NeighbourSearch, k: int) -> NeighbourSearch:
-    """Open a search of a datastore by its name, or take one that is open.
+    """Return a search of a datastore, opened by its name or given.
 
     Raises:
-        ConfigError: an unknown name, k below 1, or a search of another datastore.
+        ConfigError: the name is unknown, k is below 1, or it is a search of another datastore.
     """
     if isinstance(search, str):
         return open_search(search, store, k=k)
@@ -90,10 +89,10 @@ _GIB = 2**30
 
 
 class KNNLanguageModel:
-    """A causal model whose next tokens are voted on by the neighbours in a datastore.
+    """A causal model interpolated with the neighbours in a datastore.
 
-    The text is that of a plain loop that searches for each token before it writes
-    it, greedy or sampled; it only comes sooner (`KNNLM` says why). Thread-safe.
+    The text equals that of a plain loop that searches before each token,
+    greedy or sampled, in less time (see `KNNLM`). Thread-safe.
     """
 
     def __init__(
@@ -115,38 +114,39 @@ class KNNLanguageModel:
         cache_bytes: int = 2 * _GIB,
         same_model: bool = True,
     ) -> None:
-        """Put a loaded model beside its datastore.
+        """Create a KNN-LM from a loaded model and its datastore.
 
         Args:
             model: a causal model, on any device and in any precision.
             tokenizer: the model's tokenizer.
             datastore: built with this model, or the folder of one.
-            k: how many neighbours vote.
+            k: the number of neighbours.
             weight: their share in the mixture (lambda): 0.25 in the model's own domain, about
                 0.65 in another.
-            temperature: of their distances; above 1 the far ones say more.
-            search: how they are found: "exact", "hnsw" or "ivfpq", or an opened search of this
-                datastore, which brings its own k. "exact" scans on threads of its own and holds
-                numpy's BLAS to one thread in the whole process, where threadpoolctl is installed;
-                `open_search("exact", datastore, k=k, threads=None)` leaves it alone.
+            temperature: of their distances; above 1 distant ones have more weight.
+            search: "exact", "hnsw" or "ivfpq", or an opened search of this
+                datastore, which has its own k. "exact" scans with its own threads and limits
+                numpy's BLAS to one thread in the whole process, if threadpoolctl is installed;
+                `open_search("exact", datastore, k=k, threads=None)` does not change it.
             replica: guess with an approximate search of the same datastore, by its name or opened,
-                and with no cache: it is right far more often, and its index takes memory. One
-                opened by its name finds up to 64 neighbours, which choose nearly as 1024 do.
+                and without a cache: its acceptance rate is much higher, and its index takes
+                memory. A named one finds up to 64 neighbours, whose choices are nearly those of
+                1024.
             sampling: how tokens are chosen; greedily by default.
-            settings: how to speculate; by default each request guesses from a cache of its own,
+            settings: of speculation; by default each request guesses from its own cache,
                 and searches are no wider than k.
-            following: entries behind each neighbour that this cache takes in (none by a replica).
-            followed: behind how many of the nearest; by default behind all.
-            capacity: the most entries in that cache.
-            cache_bytes: the most memory for key-value caches that are not in use.
-            same_model: refuse a model whose weights are not those that made the keys; set it
-                to False for another precision, say.
+            following: the number of entries after each neighbour that the cache adds.
+            followed: the number of nearest neighbours whose successors are added; by default all.
+            capacity: the maximum number of entries in that cache.
+            cache_bytes: the maximum memory for key-value caches that are not in use.
+            same_model: require the weights by which the keys were computed; set it
+                to False for another precision, for example.
 
         Raises:
             ConfigError: a setting is out of range, the name of a search is unknown, an opened one
                 searches another datastore, or there are both a replica and other speculators.
-            IndexFileError: the folder holds no datastore, or a damaged one.
-            ModelError: model and datastore do not fit each other.
+            IndexFileError: the folder has no datastore, or a damaged one.
+            ModelError: model and datastore are incompatible.
         """
         check_cache(following, followed, capacity)
         self.mixing = Mixing(weight=weight, temperature=temperature)
@@ -177,17 +177,17 @@ class KNNLanguageModel:
         device: Any = None,
         **settings: Any,
     ) -> Self:
-        """Load a saved model, or one from the hub; code that comes with it is never run.
+        """Load a saved model, or one from the hub; remote code is never run.
 
         Args:
             path: the model's folder or name.
             datastore: as above.
             dtype: the precision; as saved by default.
-            device: where it runs.
+            device: the device of the model.
             settings: as for the class itself.
 
         Raises:
-            ModelError: what is there is no causal model, or does not fit the datastore.
+            ModelError: it is not a causal model, or does not fit the datastore.
         """
         model, tokenizer = load(path, dtype, device)
         return cls(model, tokenizer, datastore, **settings)
@@ -197,12 +197,12 @@ class KNNLanguageModel:
 
         Args:
             prompt: the text.
-            options: `max_tokens` (128), `seed` (0) of the draws, `stop` (texts in front of which
-                to end), `sampling` (this model's by default), `deadline_s`, and `plain` (search
-                for one token at a time and guess nothing: the same text, later).
+            options: the maximum number of tokens `max_tokens` (128), the random seed for sampling
+                `seed` (0), the stop strings `stop`, `sampling` (this model's by default),
+                `deadline_s`, and `plain` (without speculation: the same text in more time).
 
         Returns:
-            The text, the neighbours of each token (`retrieved`), and what it took (`stats`);
+            The text, the neighbours of each token (`retrieved`), and statistics (`stats`);
             the tokens are `answer.state.tokens`.
 
         Raises:
@@ -214,17 +214,17 @@ class KNNLanguageModel:
         return self.engine(asked.sampling, plain=asked.plain).run(asked.request)
 
     def stream(self, prompt: str, **options: Unpack[RequestOptions]) -> AnswerStream:
-        """Continue a text piece by piece, as `generate` does; only text that stays is given out."""
+        """Return the text of `generate` as a stream; only settled text is emitted."""
         asked = KNNRequest(prompt, **options)
         return self.engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
     async def agenerate(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
-        """Do what `generate` does without holding up the event loop."""
+        """Return the result of `generate` without blocking the event loop."""
         asked = KNNRequest(prompt, **options)
         return await self.async_engine(asked.sampling, plain=asked.plain).run(asked.request)
 
     def astream(self, prompt: str, **options: Unpack[RequestOptions]) -> AsyncAnswerStream:
-        """Do what `stream` does without holding up the event loop."""
+        """Return the stream of `stream` without blocking the event loop."""
         asked = KNNRequest(prompt, **options)
         return self.async_engine(asked.sampling, plain=asked.plain).stream(asked.request)
 
@@ -236,13 +236,13 @@ class KNNLanguageModel:
         stride: int = STRIDE,
         progress: Callable[[int], None] | None = None,
     ) -> Foretold:
-        """Say how well held-out texts are foretold, with the neighbours and without.
+        """Return the perplexity of held-out texts, with the neighbours and without.
 
         Args:
-            texts: each by itself.
-            block: the tokens that a window holds.
-            stride: how far a window goes on.
-            progress: called with the number of tokens that are foretold.
+            texts: independent texts.
+            block: the number of tokens of a window.
+            stride: the number of tokens between windows.
+            progress: called with the number of predicted tokens.
         """
         return foretell(
             self.model,
@@ -255,19 +255,19 @@ class KNNLanguageModel:
         )
 
     def engine(self, sampling: Greedy | Sampling | None = None, *, plain: bool = False) -> Engine:
-        """Give the engine that answers: for batches, events, and requests of your own."""
+        """Return the engine, for batches, events, and custom requests."""
         engine: Engine = self._engine(Engine, sampling, plain)
         return engine
 
     def async_engine(
         self, sampling: Greedy | Sampling | None = None, *, plain: bool = False
     ) -> AsyncEngine:
-        """Give the engine that answers on the running event loop."""
+        """Return the engine for the running event loop."""
         engine: AsyncEngine = self._engine(AsyncEngine, sampling, plain)
         return engine
 
     def close(self) -> None:
-        """Wait for searches that nobody needs any more, and let the threads go."""
+        """Wait for discarded searches, and release the threads."""
         with self._lock:
             self._closed = True
             engines = [engine for engine in self._engines.values() if isinstance(engine, Engine)]
@@ -276,7 +276,7 @@ class KNNLanguageModel:
         self._threads.shutdown(wait=True)
 
     async def aclose(self) -> None:
-        """Do what `close` does without holding up the event loop, for its engine, too."""
+        """Close as `close` does, and the engine of the event loop, without blocking it."""
         with self._lock:
             engines = [one for one in self._engines.values() if isinstance(one, AsyncEngine)]
         for engine in engines:
@@ -310,7 +310,7 @@ class KNNLanguageModel:
         await self.aclose()
 
     def _checked(self, settings: Settings) -> Settings:
-        """Search no wider than k, unless told otherwise; refuse two kinds of guesses."""
+        """Return settings without prefetching by default; check that there is one kind of guess."""
         own = settings.speculators is not None or settings.pool is not None
         if self.replica is not None and own:
             raise ConfigError(
@@ -321,7 +321,7 @@ class KNNLanguageModel:
         return settings
 
     def _guessing(self, *, inline: bool) -> Settings:
-        """Guess from cache or replica, unless told otherwise; in workers where others wait."""
+        """Return settings with a cache or replica by default; in workers on an event loop."""
         if self.replica is not None:
             of: Any = self.retriever
             aside = Replica(self.replica.retriever, of)

@@ -1,11 +1,8 @@
-"""Drives a Hugging Face causal model for KNN-LM: a token a pass, and the hidden state of each."""
+"""A Hugging Face causal model for KNN-LM: one token per pass, with its hidden state."""
 
-import hashlib
 import itertools
-import json
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ralmspec_plugins.errors import (
     Cancelled,
@@ -36,15 +33,15 @@ from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Request
 
 _GIB = 2**30
-_ROWS = 64  # of a window's logits that are worked on at a time, in float64
+_ROWS = 64  # rows of a window's logits that are processed at a time, in float64
 
 
 class KNNModel:
-    """A causal model that shows a hidden state beside each next-token distribution.
+    """A causal model that returns a hidden state with each next-token distribution.
 
-    The compute schedule is that of `lm.passes`: the prompt in one pass, each later
-    token in one of its own. So a state's distribution depends on its tokens alone, and
-    is bit-equal whatever was written, dropped or evicted before. Going back to a state
+    The compute schedule is that of `lm.kv_cache`: the prompt in one pass, each later
+    token in a separate one. So the distribution of a state depends only on its tokens, and
+    is bit-equal whatever was generated, dropped or evicted before. A rollback to a state
     costs no pass: the cache is cropped to what the next token's pass needs. One
     instance serves any number of requests in any number of threads.
     """
@@ -58,21 +55,21 @@ class KNNModel:
         bos: bool = False,
         cache_bytes: int = 2 * _GIB,  # as for `HuggingFaceLM`
     ) -> None:
-        """Drive a loaded model; it is put into evaluation mode.
+        """Wrap a loaded model, and set its evaluation mode.
 
         Args:
             model: a causal model, on any device and in any precision.
             tokenizer: the model's tokenizer.
-            key_kind: which hidden state is shown; the datastore's.
-            bos: whether texts begin with the tokenizer's BOS token; as the datastore's did.
-            cache_bytes: the most memory for caches that are not in use.
+            key_kind: the kind of hidden state, that of the datastore.
+            bos: whether texts begin with the tokenizer's BOS token, as those of the datastore.
+            cache_bytes: the maximum memory for caches that are not in use.
 
         Raises:
-            ConfigError: `bos` with a tokenizer that has none.
-            ModelError: it cannot be said where in this model such a hidden state is.
+            ConfigError: `bos` with a tokenizer without such a token.
+            ModelError: the hidden state cannot be located in this model.
         """
         if bos and tokenizer.bos_token_id is None:
-            raise ConfigError("bos is set, but the tokenizer has no BOS token; leave it out")
+            raise ConfigError("bos is set, but the tokenizer has no BOS token; omit it")
         self.model = model.train(False)
         self.tokenizer = tokenizer
         self._begins = (int(tokenizer.bos_token_id),) if bos else ()
@@ -81,7 +78,7 @@ class KNNModel:
         self._passes = ModelRunner(model, cache_bytes, self.tap)
         self._eos = eos_tokens(model)
         self._owners = itertools.count()
-        self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
+        self._tokenizer_lock = threading.Lock()  # encoding may change the tokenizer's settings
 
     @property
     def caches(self) -> CacheStore:
@@ -89,10 +86,10 @@ class KNNModel:
         return self._passes.store
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokenise a text as those of the datastore: special tokens in it are mere letters.
+        """Tokenise a text as those of the datastore: special tokens in it are plain text.
 
         Raises:
-            InputError: it holds half a character, which no tokenizer takes.
+            InputError: it has an incomplete character (a lone surrogate).
         """
         check_text(text)
         with self._tokenizer_lock:
@@ -102,7 +99,7 @@ class KNNModel:
         """Read the prompt in one pass.
 
         Raises:
-            InputError: the prompt is empty, or holds half a character.
+            InputError: the prompt is empty, or has an incomplete character.
             ContextOverflowError: prompt and text together would exceed the context.
         """
         with self._tokenizer_lock:
@@ -124,7 +121,7 @@ class KNNModel:
         return _shown(draft, run.last)
 
     def feed(self, state: KNNDraft, token: int, progress: Progress) -> KNNDraft:
-        """Write a token, and read it in one pass unless it ends the text.
+        """Append a token, and run its pass unless it ends the text.
 
         Raises:
             Cancelled: `progress` was cancelled.
@@ -146,11 +143,11 @@ class KNNModel:
         return _shown(draft, run.last)
 
     def read(self, tokens: Sequence[int], following: Sequence[int]) -> Reading:
-        """Read a window in one pass; say how likely what follows its last positions is.
+        """Run a window in one pass; return the log-probabilities of the following tokens.
 
         Args:
-            tokens: what is read, at most the model's context.
-            following: the tokens that really follow the last positions, one for each.
+            tokens: the window, at most the model's context.
+            following: the actual next token of each of the last positions.
         """
         last = self._passes.read(tokens, len(following))
         assert last.hidden is not None
@@ -187,7 +184,7 @@ class LogProbSampler:
     """Chooses tokens from a mixture's log-probabilities, as `generate` would from logits."""
 
     def __init__(self, settings: Greedy | Sampling) -> None:
-        """Choose by these settings."""
+        """Create a sampler with these settings."""
         self._chooser = TokenSampler(settings)
         self.needs_history = self._chooser.needs_history
 
@@ -204,60 +201,8 @@ def _lineage(draft: Draft) -> PrefillSchedule:
 
 
 def _shown(draft: Draft, last: Last) -> KNNDraft:
-    """Give the state behind the last token, from what its pass left."""
+    """Return the state after the last token, from the output of its pass."""
     assert last.hidden is not None
     with torch.inference_mode():
         log_probs = torch.log_softmax(last.logits[0], dim=-1)
     return KNNDraft(draft, last.hidden[0].cpu().numpy(), log_probs.cpu().numpy())
-
-
-# Tells one tokenizer, and one model, from another, so that a datastore meets its own.
-
-
-_SAMPLE = 1024  # numbers of each weight
-
-
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Name a tokenizer by all that decides which tokens a text becomes.
-
-    That is vocabulary, merges, normalisation, added tokens, and which tokens begin
-    and end a text. What a call may change is left out (padding, truncation), and the
-    padding token, which many set as they like.
-    """
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    content: dict[str, Any]
-    if fast is not None:
-        content = json.loads(fast.to_str())
-        content.pop("padding", None)
-        content.pop("truncation", None)
-    else:  # in Python: its vocabulary must do for its rules
-        content = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    text = json.dumps([content, ends], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """Name a model by its type and its weights.
-
-    Of each weight its shape and up to 1,024 numbers, spread over all of it: training
-    moves nearly all of them, and so a large model is named in a second. They are
-    rounded to bfloat16, so that a model has one name in float32 and in bfloat16; in
-    float16 it has another. The rest of the configuration is left out, since each
-    release of transformers writes another one of the same model.
-    """
-    digest = hashlib.sha256(str(model.config.model_type).encode())
-    for part in _samples(model):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _samples(model: Any) -> Iterator[bytes]:
-    """Give each weight's shape, and some of its numbers as bytes."""
-    for weight in model.parameters():  # a shared one comes once
-        yield repr(tuple(weight.shape)).encode()
-        if weight.is_meta:  # its numbers are on a disk
-            continue
-        numbers = weight.detach().flatten()
-        step = max(1, len(numbers) // _SAMPLE)
-        yield numbers[::step][:_SAMPLE].bfloat16().float().cpu().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""How well held-out texts are foretold, by the model alone and with its neighbours."""
+"""The perplexity of held-out texts, with and without the neighbours."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +13,13 @@ from ralmspec_plugins.knn.search import Neighbours
 from ralmspec_plugins.knn.state import Reading
 from ralmspec_plugins.types import Query
 
-BLOCK = 1024  # as in knn-transformers: the tokens that a window holds
-STRIDE = (
-    512  # as in knn-transformers: how far a window goes on, and the least context of later tokens
-)
+BLOCK = 1024  # tokens of a window, as in knn-transformers
+STRIDE = 512  # tokens between windows, as in knn-transformers: the minimum context of later tokens
 BATCH = 64  # queries in one search
 
 
 class TextModel(Protocol):
-    """A model that reads whole windows."""
+    """A model that processes whole windows."""
 
     context: int | None
 
@@ -30,12 +28,12 @@ class TextModel(Protocol):
         ...
 
     def read(self, tokens: Sequence[int], following: Sequence[int]) -> Reading:
-        """Read a window; tell of its last positions, which these tokens follow."""
+        """Return the output of a window's last positions, which these tokens follow."""
         ...
 
 
 class HiddenSearch(Protocol):
-    """Finds the neighbours of hidden states."""
+    """Searches the neighbours of hidden states."""
 
     def search(self, queries: Sequence[Query]) -> list[Neighbours]:
         """Search a batch."""
@@ -44,11 +42,11 @@ class HiddenSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """How likely each token of held-out texts was, under both distributions.
+    """The log-probabilities of the tokens of held-out texts, under both distributions.
 
-    All tokens but the first of each text are counted, each with at least
-    `block - stride` tokens of context where there are so many. Any weight can be
-    asked for afterwards: searching does not depend on it.
+    All tokens except the first of each text are counted, each with at least
+    `block - stride` tokens of context, if there are so many. The perplexity is computed for
+    any weight, without a further search.
 
     >>> halves = np.log([0.5, 0.5])
     >>> foretold = Foretold(halves, np.log([1.0, 0.25]), 1)
@@ -62,16 +60,16 @@ class Foretold:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were foretold."""
+        """The number of predicted tokens."""
         return len(self.model)
 
     @property
     def model_perplexity(self) -> float:
-        """Of the model alone."""
+        """The perplexity of the model without neighbours."""
         return _perplexity(self.model)
 
     def perplexity(self, weight: float) -> float:
-        """Of the mixture in which the neighbours have this share (lambda).
+        """Return the perplexity of the mixture with this weight of the neighbours (lambda).
 
         Raises:
             ConfigError: the weight is not above 0 and at most 1.
@@ -89,20 +87,20 @@ def foretell(
     stride: int = STRIDE,
     progress: Callable[[int], None] | None = None,
 ) -> Foretold:
-    """Read held-out texts in windows, and search for every token but each text's first.
+    """Return the log-probabilities of all tokens of held-out texts except each text's first.
 
     Args:
-        model: reads windows; they are cut to its context.
-        search: the datastore's.
-        texts: each by itself; one with fewer than two tokens counts for nothing.
+        model: processes windows; they are cut to its context.
+        search: the datastore's search.
+        texts: independent texts; one with fewer than two tokens is ignored.
         temperature: of the distances.
-        block: the tokens that a window holds.
-        stride: how far a window goes on; below `block`.
-        progress: called with the number of tokens that are foretold.
+        block: the number of tokens of a window.
+        stride: the number of tokens between windows; below `block`.
+        progress: called with the number of predicted tokens.
 
     Raises:
         ConfigError: a number is out of range.
-        InputError: there is no token to foretell.
+        InputError: there is no token to predict.
     """
     Mixing(temperature=temperature)
     if not 1 <= stride < block:
@@ -122,15 +120,15 @@ def foretell(
             if progress is not None:
                 progress(done)
     if not parts:
-        raise InputError("there is no token to foretell: give a text of at least two tokens")
+        raise InputError("there is no token to predict: give a text of at least two tokens")
     own, neighbours = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Foretold(own, neighbours, len(texts))
 
 
 def windows(length: int, block: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a text into windows: where each starts, the first token it foretells, where it ends.
+    """Yield the windows of a text: start, first predicted token, and end.
 
-    Each token but the first is foretold once.
+    Each token except the first is predicted once.
 
     >>> list(windows(10, 6, 3))
     [(0, 1, 6), (3, 6, 9), (6, 9, 10)]
@@ -146,7 +144,7 @@ def windows(length: int, block: int, stride: int) -> Iterator[tuple[int, int, in
 def _votes(
     search: HiddenSearch, reading: Reading, following: Sequence[int], temperature: float
 ) -> Floats:
-    """Give the log-probabilities that the neighbours give to what follows."""
+    """Return the log-probabilities of the following tokens by the neighbours."""
     voted = np.empty(len(following))
     for start in range(0, len(following), BATCH):
         part = reading.hidden[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""One request to a `KNNLanguageModel`, made of its keywords."""
+"""A request to a `KNNLanguageModel`, from keywords."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -8,7 +8,7 @@ from ralmspec_plugins.types import Request
 
 
 class RequestOptions(TypedDict, total=False):
-    """How a text is continued: the keywords of `KNNLanguageModel.generate` and its like."""
+    """The keywords of `KNNLanguageModel.generate` and its variants."""
 
     max_tokens: int
     seed: int
@@ -19,7 +19,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 class KNNRequest:
-    """A request, and how it is answered."""
+    """A request, and the settings of its answer."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class KNNRequest:
         deadline_s: float | None = None,
         plain: bool = False,
     ) -> None:
-        """Take the keywords; an unknown one is a `TypeError`.
+        """Create a request from keywords; an unknown one is a `TypeError`.
 
         Raises:
             ConfigError: a value is out of range.

@@ -1,4 +1,4 @@
-"""The searches of a datastore by name, each loaded only when it is asked for.
+"""The searches of a datastore by name, each imported on first use.
 
 | name | finds | needs the extra |
 |---|---|---|
@@ -34,7 +34,7 @@ from ralmspec_plugins.retrieval.ranking import (
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hit, Passage, Query
 
-# The neighbours of a query as arrays that read as hits: a thousand of them cost one record.
+# The neighbours of a query as arrays with the interface of hits.
 
 
 Tokens: TypeAlias = NDArray[np.int32]
@@ -44,10 +44,10 @@ Tokens: TypeAlias = NDArray[np.int32]
 class Neighbours(Sequence[Hit]):
     """Entries of a datastore, nearest first, ties by id; immutable.
 
-    Whoever works with them reads the arrays. As a sequence they are hits, each made
-    when it is asked for: its passage's id is the entry's, its text the token's number,
-    its score minus the squared distance. A hit so made equals one of any other
-    retriever; the arrays are equal when all numbers in them are.
+    Code for KNN-LM reads the arrays. As a sequence they are hits, each created
+    on access: its passage's id is the entry's, its text the token's number,
+    its score minus the squared distance. Neighbours are equal if all numbers in their arrays
+    are.
 
     >>> values = np.array([50, 60], dtype=np.int32)
     >>> near = Neighbours(np.array([7, 3]), values, np.array([0.5, 2.0]))
@@ -65,10 +65,10 @@ class Neighbours(Sequence[Hit]):
     ids: Ids
     values: Tokens
     distances: FloatArray
-    immutable: ClassVar[bool] = True  # says `records.fixed` to leave them as they are
+    immutable: ClassVar[bool] = True  # `types.fixed` returns them unchanged
 
     def __post_init__(self) -> None:
-        """Take the arrays over: nobody can write to them from now on.
+        """Make the arrays read-only.
 
         Raises:
             InputError: they are not of one length.
@@ -85,7 +85,7 @@ class Neighbours(Sequence[Hit]):
             )
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of neighbours."""
         return len(self.ids)
 
     @overload
@@ -95,7 +95,7 @@ class Neighbours(Sequence[Hit]):
     def __getitem__(self, index: slice) -> Self: ...
 
     def __getitem__(self, index: int | slice) -> Hit | Self:
-        """Make one hit, or give some of the neighbours; copied, so that the others can go."""
+        """Return one hit, or a copied part of the neighbours, so that the others can be freed."""
         if isinstance(index, slice):
             if len(range(*index.indices(len(self)))) == len(self) and (index.step or 1) > 0:
                 return self
@@ -105,7 +105,7 @@ class Neighbours(Sequence[Hit]):
         return Hit(passage, 0.0 - float(self.distances[index]))  # never -0.0
 
     def __eq__(self, other: object) -> bool:
-        """Say whether all ids, values and distances are the same, to the bit."""
+        """Return whether all ids, values and distances are the same, to the bit."""
         if self is other:
             return True
         if not isinstance(other, Neighbours):
@@ -117,11 +117,11 @@ class Neighbours(Sequence[Hit]):
         )
 
     def __hash__(self) -> int:
-        """Agree with equality; ids and distances tell enough apart."""
+        """Return a hash of ids and distances."""
         return hash((self.ids.tobytes(), (self.distances + 0.0).tobytes()))
 
     def __repr__(self) -> str:
-        """Name the nearest and count them."""
+        """Return the number of neighbours and the nearest one."""
         nearest = f", nearest {self.ids[0]} at {self.distances[0]:.4g}" if len(self) else ""
         return f"Neighbours({len(self)}{nearest})"
 
@@ -132,12 +132,12 @@ SEARCHES = {
     "hnsw": (f"{_HERE}.ann_search", "hnsw_search"),
     "ivfpq": (f"{_HERE}.ann_search", "ivfpq_search"),
 }
-GUESSED: Final = 64  # neighbours that a replica looks for, unless it is given opened
-_MOST_THREADS: Final = 8  # more wait for memory, and for each other at Python's lock
+GUESSED: Final = 64  # neighbours of a replica that is opened by name
+_MOST_THREADS: Final = 8  # more threads are limited by memory and by Python's lock
 
 
 class NeighbourSearch(Protocol):
-    """What every search here is; `exact` ones can be searched wider than k, too."""
+    """The protocol of searches; `exact` ones can be searched wider than k, too."""
 
     exact: bool
     pure: bool
@@ -148,33 +148,33 @@ class NeighbourSearch(Protocol):
 
     @property
     def signature(self) -> Hashable:
-        """Name the datastore's content, the index, and all settings that answers depend on."""
+        """A key of the datastore's content, the index, and all settings that results depend on."""
         ...
 
     def encode(self, text: str) -> Query:
-        """Refuse a text: queries are hidden states."""
+        """Raise an error: queries are hidden states."""
         ...
 
     def search(self, queries: Sequence[Query]) -> list[Neighbours]:
-        """Find the neighbours of each query; they do not depend on its batch."""
+        """Return the neighbours of each query, independently of its batch."""
         ...
 
 
 def open_search(
     name: str, datastore: Datastore, *, k: int = 1024, **settings: Any
 ) -> NeighbourSearch:
-    """Search a datastore in the way of this name.
+    """Return the search of this name over a datastore.
 
     Args:
         name: one of `SEARCHES`.
-        datastore: what is searched.
-        k: how many neighbours a query gets.
-        settings: what the search itself takes: `memory_bytes` and `threads` of `ExactSearch`
-            (`own_threads()` unless given); `index`, `rerank`, `search_list`, `probes` and the like
+        datastore: the datastore to search.
+        k: the number of neighbours of a query.
+        settings: of the search: `memory_bytes` and `threads` of `ExactSearch`
+            (`own_threads()` by default); `index`, `rerank`, `search_list`, `probes` and others
             of `approximate_search`.
 
     Raises:
-        ConfigError: an unknown name (the message lists the known ones), or a setting that is
+        ConfigError: the name is unknown (the message lists the known ones), or a setting is
             out of range.
         MissingExtraError: the search's library is not installed.
     """
@@ -188,7 +188,7 @@ def open_search(
 
 
 def own_threads() -> int | None:
-    """Say on how many threads of its own an exact search should scan; `None` for BLAS's.
+    """Return the number of own threads of an exact search; `None` for those of BLAS.
 
     One for each core where threadpoolctl is installed (extra hf), eight at most; batches gain
     most by it (docs/benchmarks.md).
@@ -200,9 +200,7 @@ def own_threads() -> int | None:
     return min(cores, _MOST_THREADS)
 
 
-# Half-precision numbers made float32, exactly, eight times as fast as numpy's own conversion.
-
-
+# Conversion of half precision to float32, exact, and eight times as fast as numpy's own.
 # A half is a sign, 5 bits of exponent (bias 15) and 10 of fraction; a float32 has 8 (bias 127)
 # and 23. Shifted left by 13 they lie where a float32 has them, but for the sign, which an
 # extension to 32 bits has put in front, and for the bias: 2^(127 - 15) makes up for that. The
@@ -221,7 +219,7 @@ def widen(halves: NDArray[np.float16], out: Vectors) -> None:
     >>> out.tolist() == [1.5, 0.0, 2.0**-24, -65504.0]
     True
     """
-    if not (_SUBNORMAL * _SCALE)[0]:  # this thread was told to take subnormal numbers for 0
+    if not (_SUBNORMAL * _SCALE)[0]:  # this thread flushes subnormal numbers to 0
         np.copyto(out, halves)
         return
     bits = out.view(np.int32)
@@ -231,27 +229,27 @@ def widen(halves: NDArray[np.float16], out: Vectors) -> None:
     out *= _SCALE
 
 
-# A datastore's keys as searches need them: in float32 by blocks, measured, and ranked exactly.
+# A datastore's keys for searches: in float32 by blocks, with exact distances.
 
 
 _ROWS_AT_ONCE = 4096
-_NUMBERS_AT_ONCE = 1 << 18  # widened at once: 1 MB, which a core's cache holds
+_NUMBERS_AT_ONCE = 1 << 18  # numbers converted at a time: 1 MB, which fits into a core's cache
 HELD_BYTES = 2**31  # of float32 keys: 500,000 entries of 1024 dimensions
 
 
 class Keys:
-    """The keys of a datastore: what a `Scanned` offers, with the squared distance as metric."""
+    """The keys of a datastore as a `Scanned` table, with the squared distance as metric."""
 
     def __init__(self, datastore: Datastore, memory_bytes: int = HELD_BYTES) -> None:
-        """Read all keys once, and hold as many as fit, in float32.
+        """Read all keys once, and keep as many as fit, in float32.
 
         Args:
-            datastore: whose keys may be memory-mapped.
-            memory_bytes: how much the float32 copy may take. Keys beyond it are read from the
-                datastore and widened at each search, once for all queries of a batch.
+            datastore: the datastore, whose keys may be memory-mapped.
+            memory_bytes: the maximum size of the float32 copy. Other keys are read from the
+                datastore and converted at each search, once for all queries of a batch.
 
         Raises:
-            ConfigError: less than no memory.
+            ConfigError: `memory_bytes` is negative.
         """
         if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int) or memory_bytes < 0:
             raise ConfigError(f"memory_bytes must be at least 0, got {memory_bytes!r}")
@@ -268,7 +266,7 @@ class Keys:
             rows = slice(start, start + _ROWS_AT_ONCE)
             try:
                 squares = squared_norms(self.vectors[rows], start)
-            except InputError as error:  # none when it was built
+            except InputError as error:  # they were finite when it was built
                 raise IndexFileError(
                     f"the datastore's keys are damaged ({error}); copy it again, or build it again"
                 ) from error
@@ -277,29 +275,29 @@ class Keys:
         self.largest_norm = float(np.sqrt(largest))
 
     def error(self, query: Vectors) -> float:
-        """Bound a float32 kernel's error for this query, over all keys."""
+        """Return an upper bound of a float32 kernel's error for this query, over all keys."""
         return kernel_error(Metric.L2, self.dimension, self.largest_norm, norm_of(query))
 
     def exact(self, ids: Ids, query: Vectors) -> FloatArray:
-        """Give minus the squared distances, in float64, each entry's independent of the others."""
+        """Return minus the squared distances, in float64, computed separately for each entry."""
         return exact_scores(self.vectors.take(ids), query, Metric.L2)
 
     def ranked(self, ids: Ids, query: Vectors, k: int) -> Neighbours:
-        """Order nominated entries by their exact distances, ties by id."""
+        """Return candidates in the order of their exact distances, ties by id."""
         return nearest_of(ids, self.datastore.values[ids], self.exact(ids, query), k)
 
 
 def nearest_of(ids: Ids, values: NDArray[np.int32], scores: FloatArray, k: int) -> Neighbours:
-    """Give the best k of these entries, by their exact scores, ties by id."""
+    """Return the best k of these entries, by their exact scores, ties by id."""
     best = best_first(scores, ids, k)
     return Neighbours(ids[best], values[best], 0.0 - scores[best])
 
 
 def hidden_states(queries: Sequence[Query], dimension: int) -> Vectors:
-    """Stack the queries' hidden states.  # [queries, dimension].
+    """Return the queries' hidden states.  # [queries, dimension].
 
     Raises:
-        InputError: a query without one, of another dimension, or with NaN.
+        InputError: a query has none, or one of another dimension or with NaN.
     """
     for query in queries:
         check_hidden(query, dimension)
@@ -307,10 +305,10 @@ def hidden_states(queries: Sequence[Query], dimension: int) -> Vectors:
 
 
 def check_hidden(query: Query, dimension: int) -> None:
-    """Refuse what cannot be searched.
+    """Check that a query has a valid hidden state.
 
     Raises:
-        InputError: no hidden state, one of another dimension, or with NaN.
+        InputError: it has none, or one of another dimension or with NaN.
     """
     if query.encoding is None:
         raise InputError(
@@ -328,14 +326,14 @@ def check_hidden(query: Query, dimension: int) -> None:
 
 
 class WidenedRows:
-    """Half-precision rows, given in float32: of the first ones a copy is held.
+    """Half-precision rows, read as float32, with a converted copy of the first ones.
 
-    The others are widened when they are asked for, into a buffer of the asking
-    thread's own, which its next such slice overwrites.
+    The others are converted on access, into a buffer of the reading
+    thread, which its next slice overwrites.
     """
 
     def __init__(self, halves: NDArray[np.float16], held: int) -> None:
-        """Hold the first `held` rows widened."""
+        """Convert and keep the first `held` rows."""
         self._halves = halves
         self._buffers = threading.local()
         self._held: Vectors = np.empty((held, halves.shape[1]), dtype=np.float32)
@@ -344,7 +342,7 @@ class WidenedRows:
             np.copyto(self._held[rows], halves[rows])
 
     def __getitem__(self, rows: slice, /) -> Vectors:
-        """Give a slice of neighbouring rows; see the class on how long it lasts."""
+        """Return a slice of rows, which is valid until the thread's next one."""
         start, stop, _ = rows.indices(len(self._halves))
         if stop <= len(self._held):
             return self._held[start:stop]
@@ -360,29 +358,29 @@ class WidenedRows:
         return buffer[:rows]
 
     def take(self, ids: Ids) -> NDArray[np.floating[Any]]:
-        """Give some rows, in float32 where they are held: the same numbers in any case."""
+        """Return some rows, in float32 if they are kept: the numbers are the same."""
         if len(ids) and int(ids.max()) < len(self._held):
             return self._held[ids]
         return self._halves[ids]
 
 
-# Exact search of a datastore: every key is scored, float64 decides, whatever the batch.
+# Exact search of a datastore: every key is scored, and float64 distances decide.
 
 
 _QUERIES_AT_ONCE = 64
 
 
 class ExactSearch:
-    """Gives the true k nearest entries, ties by id: the same bits in any batch.
+    """Finds the true k nearest entries, ties by id: the same bits in any batch.
 
-    float32 products nominate, with a margin that is certified to hold the true
-    neighbours; these are measured again in float64 and put in order. A batch goes
-    through the keys once, so 16 queries take little longer than one.
+    float32 products select candidates, with a margin that certifiably contains the true
+    neighbours; these are measured again in float64 and sorted. A batch reads
+    the keys once, so 16 queries take little longer than one.
     """
 
     exact = True
     pure = True
-    inline_encode = True  # there is nothing to encode: queries are hidden states already
+    inline_encode = True  # queries are hidden states and need no encoding
 
     def __init__(
         self,
@@ -392,19 +390,19 @@ class ExactSearch:
         memory_bytes: int = HELD_BYTES,
         threads: int | None = None,
     ) -> None:
-        """Search a datastore.
+        """Create an exact search of a datastore.
 
         Args:
-            datastore: whose keys may be memory-mapped.
-            k: how many neighbours a query gets; all entries where there are fewer.
-            memory_bytes: how much a float32 copy of the keys may take (2 GiB). Keys beyond it
-                stay on the disk, and are widened at each search, once for all its queries.
-            threads: scan on so many threads of our own, with numpy's BLAS held to one thread in
-                the whole process; None leaves the threads to BLAS. The bits are the same.
+            datastore: the datastore, whose keys may be memory-mapped.
+            k: the number of neighbours of a query; all entries if there are fewer.
+            memory_bytes: the maximum size of a float32 copy of the keys (2 GiB). Other keys
+                stay on the disk, and are converted at each search, once for all its queries.
+            threads: scan with this number of threads, with numpy's BLAS limited to one thread in
+                the whole process; None uses the threads of BLAS. The results are equal.
 
         Raises:
-            ConfigError: k or threads below 1, or less than no memory.
-            MissingExtraError: threads are asked for, and threadpoolctl is not installed.
+            ConfigError: k or threads are below 1, or `memory_bytes` is negative.
+            MissingExtraError: threads are given, and threadpoolctl is not installed.
         """
         self.k = check_k(k)
         self._scan: Scan = InTurn() if threads is None else OwnThreads(threads)
@@ -414,7 +412,7 @@ class ExactSearch:
         self.signature: Hashable = ("knn-exact", k, datastore.signature)
 
     def encode(self, text: str) -> Query:
-        """Refuse a text: the model's hidden states are the queries.
+        """Raise an error: the queries are the model's hidden states.
 
         Raises:
             InputError: always.
@@ -422,11 +420,11 @@ class ExactSearch:
         return encode_no_text(text)
 
     def search(self, queries: Sequence[Query]) -> list[Neighbours]:
-        """Find the k nearest entries of each query."""
+        """Return the k nearest entries of each query."""
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Neighbours]:
-        """Find the `width` nearest entries of each query.
+        """Return the `width` nearest entries of each query.
 
         Raises:
             InputError: a query without hidden state, of another dimension, or with NaN.
@@ -445,7 +443,7 @@ class ExactSearch:
 
 
 def encode_no_text(text: str) -> Query:
-    """Refuse to encode a text.
+    """Raise an error for any text.
 
     Raises:
         InputError: always.

@@ -1,4 +1,4 @@
-"""The state of KNN-LM: a text so far, and what the model said behind its last token."""
+"""The state of KNN-LM: a draft, and the model's output after its last token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,21 +16,23 @@ Hidden: TypeAlias = NDArray[np.float32]  # [dimension]
 
 
 class Choices:
-    """The tokens that were chosen behind one state, by the hits that chose them.
+    """Caches the tokens chosen after one state, by the identity of their hits.
 
-    Extending and agreeing ask for the same choice two or three times a step, and
-    it costs more than the rest of a step beside the model. Hits are told apart by
+    `extend` and `agree` need the same choice two or three times per step, and
+    it costs more than all other work outside the model. Hits are compared by
     identity: comparing a thousand neighbours would cost as much as choosing.
     """
 
     __slots__ = ("_chosen",)
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._chosen: dict[int, tuple[Hits, int]] = {}  # holding the hits keeps their id theirs
+        """Create an empty cache."""
+        self._chosen: dict[
+            int, tuple[Hits, int]
+        ] = {}  # keeps the hits alive, so that their id is not reused
 
     def of(self, hits: Hits, choose: Callable[[], int]) -> int:
-        """Give the token that these hits chose, or choose it now (twice at worst, by threads)."""
+        """Return the token for these hits, choosing it on first use (in threads perhaps twice)."""
         known = self._chosen.get(id(hits))
         if known is None:
             known = self._chosen[id(hits)] = (hits, choose())
@@ -39,13 +41,13 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class KNNDraft:
-    """A prompt and the tokens behind it, with the last position's hidden state.
+    """A prompt and the tokens after it, with the last position's hidden state.
 
-     `hidden` and `log_probs` are a function of the tokens: the prompt is read in one
-     pass and each token in one of its own, whatever was written and dropped before
-    . So drafts with equal tokens are equal to the bit, and a rollback
-     needs no pass: the draft to return to has them still. A text that has ended
-     has neither.
+    `hidden` and `log_probs` are a function of the tokens: the prompt is read in one
+    pass and each token in a separate one, whatever was generated and dropped before. So
+    drafts with equal tokens are equal to the bit, and a rollback
+    needs no pass: the earlier draft still has them. A text that has ended
+    has neither.
     """
 
     draft: Draft
@@ -55,17 +57,17 @@ class KNNDraft:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing can be written any more."""
+        """Whether the text has ended."""
         return self.draft.finished
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What was written, as tokens."""
+        """The generated tokens."""
         return self.draft.tokens
 
     @property
     def text(self) -> str:
-        """What was written, without the prompt, cut before a stop string."""
+        """The generated text, without the prompt, cut before a stop string."""
         return self.draft.text
 
     @property
@@ -76,26 +78,26 @@ class KNNDraft:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a model says at some positions of a text that is there already."""
+    """A model's output at some positions of an existing text."""
 
     hidden: NDArray[np.float32]  # [positions, dimension]
-    log_probs: Floats  # of the tokens that really follow  # [positions]
+    log_probs: Floats  # of the actual next tokens  # [positions]
 
 
 class TokenModel(Protocol):
-    """A model that is driven a token at a time, and shows its hidden state."""
+    """A model that processes one token at a time, and returns its hidden state."""
 
     def begin(self, request: Request) -> KNNDraft:
         """Read the prompt.
 
         Raises:
-            InputError: there is nothing to continue.
+            InputError: the prompt is empty.
             ContextOverflowError: prompt and text together would exceed the context.
         """
         ...
 
     def feed(self, state: KNNDraft, token: int, progress: Progress) -> KNNDraft:
-        """Write a token, and read it in one pass unless it ends the text.
+        """Append a token, and run its pass unless it ends the text.
 
         Raises:
             Cancelled: `progress` was cancelled.

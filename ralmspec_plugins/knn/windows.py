@@ -1,4 +1,4 @@
-"""Cuts texts into the windows that a model reads, so that each token has enough before it."""
+"""Cuts texts into windows for a model, with a minimum context for each token."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,18 +19,18 @@ Tokens: TypeAlias = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some tokens of a document, read in one pass, and what followed the last ones."""
+    """Tokens of a document for one pass, and the next tokens of the last positions."""
 
     tokens: Tokens
-    following: Tokens  # one for each of the last positions, those that no window before had
+    following: Tokens  # one for each position that is new in this window
     ends_document: bool
 
 
 def windows_of(tokens: Tokens, context: int, stride: int) -> Iterator[Window]:
-    """Cut a document: each window begins `stride` tokens behind the one before.
+    """Yield the windows of a document, each `stride` tokens after the previous one.
 
-    Every token but the last is a position that a token followed, and is new in just
-    one window, the first that it is in. So from the second window on it is read with
+    Every token except the last is a position with a next token, and is new in exactly
+    one window, the first that contains it. So from the second window on it has
     at least `context - stride` tokens before it.
 
     >>> for window in windows_of(np.arange(7, dtype=np.int32), context=4, stride=2):
@@ -48,7 +48,7 @@ def windows_of(tokens: Tokens, context: int, stride: int) -> Iterator[Window]:
 
 
 def portions(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
-    """Gather windows in order, as many as hold this many tokens together; at least one.
+    """Yield groups of windows in order, of up to this many tokens, or of one window.
 
     >>> cut = windows_of(np.arange(12, dtype=np.int32), context=4, stride=4)
     >>> [[len(window.tokens) for window in portion] for portion in portions(cut, 8)]
@@ -67,7 +67,7 @@ def portions(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
 
 
 def digest_of(windows: Sequence[Window]) -> str:
-    """Name what the model reads, and what is written of it."""
+    """Return a digest of the windows' tokens and next tokens."""
     digest = hashlib.sha256()
     for window in windows:
         sizes = (len(window.tokens), len(window.following), window.ends_document)
@@ -79,10 +79,10 @@ def digest_of(windows: Sequence[Window]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutting:
-    """How texts become windows.
+    """The settings by which texts are cut into windows.
 
-    A text is read as it stands: what looks like a special token in it is text. The
-    tokens of one text never stand in another's window.
+    Special tokens in a text are read as plain text. A window has
+    tokens of one text only.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -92,7 +92,7 @@ class Cutting:
     eos: bool
 
     def __post_init__(self) -> None:
-        """Refuse lengths that leave tokens out, and tokens that the tokenizer has not.
+        """Check the settings.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -107,28 +107,28 @@ class Cutting:
             ("eos", self.tokenizer.eos_token_id),
         ):
             if getattr(self, name) and token is None:
-                raise ConfigError(f"{name} is set, but the tokenizer has no such token; leave it")
+                raise ConfigError(f"{name} is set, but the tokenizer has no such token; omit it")
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name the settings, but for the tokenizer."""
+        """Return the settings, without the tokenizer."""
         names = ("context", "stride", "bos", "eos")
         return {name: getattr(self, name) for name in names}
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
-        """Cut texts one after another; one of fewer than two tokens has no window.
+        """Yield the windows of texts in order; a text of fewer than two tokens has none.
 
         Raises:
-            InputError: a text is none, or holds half a character.
+            InputError: a text is no str, or has an incomplete character.
         """
         for number, text in enumerate(texts):
             yield from windows_of(self._tokens(number, text), self.context, self.stride)
 
     def count(self, texts: Iterable[str]) -> int:
-        """Count the entries that texts make, without the model.
+        """Return the number of entries of texts, without the model.
 
         Raises:
-            InputError: a text is none, or holds half a character.
+            InputError: a text is no str, or has an incomplete character.
         """
         lengths = (len(self._tokens(number, text)) for number, text in enumerate(texts))
         return sum(max(0, length - 1) for length in lengths)

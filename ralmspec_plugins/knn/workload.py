@@ -1,4 +1,4 @@
-"""KNN-LM: each token is chosen with the help of the nearest neighbours of a hidden state."""
+"""The KNN-LM workload: each token is chosen with the nearest neighbours of a hidden state."""
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol
@@ -12,9 +12,9 @@ from ralmspec_plugins.types import Hits, Query, Request
 
 
 class TokenChooser(Protocol):
-    """Chooses the next token from log-probabilities: the most likely one, or by a draw."""
+    """Chooses the next token from log-probabilities, greedily or by sampling."""
 
-    needs_history: bool  # whether the tokens before it matter
+    needs_history: bool  # whether the choice depends on earlier tokens
 
     def choose(self, log_probs: Floats, history: Sequence[int], seed: int, position: int) -> int:
         """Choose the token at a position of the text; a draw is keyed by seed and position."""
@@ -22,7 +22,7 @@ class TokenChooser(Protocol):
 
 
 class KNNLM:
-    """Search for every token, and mix what the neighbours continue with into the choice.
+    """Searches for every token, and interpolates the neighbours' next tokens.
 
     This is the KNN-LM workload of RaLMSpec (after Khandelwal et
     al. 2020). A step is a token, the query is the model's hidden state, and the hits
@@ -30,11 +30,11 @@ class KNNLM:
 
     Verification is relaxed, as in the paper: a guess is right when it chooses the
     token that the real neighbours choose, since the token is all that later steps
-    depend on. The record holds the real neighbours in every case. When a guess was
-    wrong, the verification itself says which token is right, so it costs only the
-    passes behind the wrong one.
+    depend on. The record holds the real neighbours in every case. The verification of
+    a wrong guess also yields the right token, so it costs only the
+    passes after the wrong one.
 
-    Draws are keyed by seed and position, so that is as true of sampled texts.
+    Draws are keyed by seed and position, so this also applies to sampled texts.
     """
 
     inline_query = True
@@ -43,7 +43,7 @@ class KNNLM:
     def __init__(
         self, model: TokenModel, chooser: TokenChooser, mixing: Mixing | None = None
     ) -> None:
-        """Write with a model, and choose by this rule from this mixture."""
+        """Create the workload of a model, a rule of choice and a mixture."""
         self.model = model
         self.chooser = chooser
         self.mixing = mixing if mixing is not None else Mixing()
@@ -53,22 +53,22 @@ class KNNLM:
         return self.model.begin(request)
 
     def query(self, state: KNNDraft) -> Query | None:
-        """Ask with the hidden state, whose bytes say which queries are the same."""
+        """Return the hidden state as a query, with its bytes as the key."""
         if state.hidden is None:
             return None
         return Query("", state.hidden, key=state.hidden.tobytes())
 
     def extend(self, state: KNNDraft, hits: Hits, progress: Progress) -> KNNDraft:
-        """Choose the next token, and read it in one pass unless it ends the text."""
+        """Choose the next token, and run its pass unless it ends the text."""
         progress.check()
         return self.model.feed(state, self.chosen(state, hits), progress)
 
     def agree(self, state: KNNDraft, guess: Hits, hits: Hits) -> bool:
-        """Say whether the guess chooses the token that the real neighbours choose."""
+        """Return whether the guess chooses the token that the real neighbours choose."""
         return guess is hits or self.chosen(state, guess) == self.chosen(state, hits)
 
     def chosen(self, state: KNNDraft, hits: Hits) -> int:
-        """Choose the token behind a state that has not ended, under these hits."""
+        """Return the token chosen after an unfinished state with these hits."""
         return state.choices.of(hits, lambda: self._choose(state, hits))
 
     def _choose(self, state: KNNDraft, hits: Hits) -> int:
@@ -80,22 +80,22 @@ class KNNLM:
         return self.chooser.choose(mixed, history, draft.origin.seed, len(draft.tokens))
 
     def text(self, state: KNNDraft) -> str:
-        """Give what was written, without the prompt."""
+        """Return the generated text, without the prompt."""
         return state.text
 
     def settled(self, state: KNNDraft) -> str:
-        """Give the part of the text that no later token can change."""
+        """Return the part of the text that no later token can change."""
         return state.settled
 
     def query_key(self, state: KNNDraft) -> Hashable | None:
-        """Say nothing: forming a query anew costs no more than looking it up."""
+        """Return `None`: forming a query costs no more than a cache lookup."""
         return None
 
     def extend_key(self, state: KNNDraft, hits: Hits) -> Hashable | None:
-        """Say nothing, so that dropped segments are not kept.
+        """Return `None`, so that dropped segments are not cached.
 
-        What was dropped never comes again: it stood behind a wrong token, and a text
-        is its tokens. Keeping 512 of them would cost 100 MB with GPT-2's vocabulary.
+        A dropped segment cannot be reused, since it follows a wrong token.
+        Caching 512 of them would cost 100 MB with GPT-2's vocabulary.
         """
         return None
 
@@ -107,7 +107,7 @@ class KNNLM:
 def _neighbours(hits: Hits) -> Neighbours:
     if not isinstance(hits, Neighbours):
         raise InputError(
-            f"KNN-LM needs a retriever that finds neighbours, got {type(hits).__name__}; "
+            f"KNN-LM needs a retriever that returns Neighbours, got {type(hits).__name__}; "
             "use one over a Datastore (ralmspec_plugins.knn)"
         )
     return hits

@@ -1,6 +1,6 @@
-"""Language models driven directly, by tokens and key-value cache.
+"""Local language models, with tokens and key-value cache.
 
-Nothing here imports torch until `HuggingFaceLM` is asked for.
+Torch is imported on the first use of `HuggingFaceLM`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,10 +1,11 @@
-"""How a segment's passes are run: what gives the logits that each next token is chosen from."""
+"""Decoders, which run a segment's passes and return the logits of each token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -14,37 +15,38 @@ from ralmspec_plugins.types import Passage
 
 @dataclass(frozen=True, slots=True)
 class SegmentText:
-    """What a segment is a continuation of, beside the text: the same for all its tokens."""
+    """The context of a segment besides its text: the same for all its tokens."""
 
     request: int  # the same for all segments of a request
     seed: int
-    passages: tuple[tuple[int, ...], ...]  # the tokens of each passage in front
-    front: tuple[int, ...]  # all tokens in front of the text
+    passages: tuple[tuple[int, ...], ...]  # the tokens of each passage
+    front: tuple[int, ...]  # all tokens before the text
 
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """What a decoder needs to know of the model that it is to run."""
+    """The properties of a model that a decoder needs."""
 
     runner: ModelRunner
     sampling: Greedy | Sampling
     vocabulary: int
-    context: int | None  # the most tokens that the model can look at, if there is a limit
-    encode: Callable[[Passage], tuple[int, ...]]  # how its passages become tokens
+    context: int | None  # the model's maximum number of tokens, if there is a limit
+    encode: Callable[[Passage], tuple[int, ...]]  # tokenises a passage
+    tokenizer: PreTrainedTokenizerBase
 
 
 class SegmentDecoder(Protocol):
-    """Runs the passes of one segment. Between two calls its run may be kept, or dropped."""
+    """Runs the passes of one segment. Between calls its run may be kept or dropped."""
 
-    drafts_accepted: int  # drafts that became text
-    decisions_retaken: int  # choices taken again by the schedule
+    drafts_accepted: int  # drafts that were accepted
+    decisions_retaken: int  # choices repeated by the compute schedule
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
-        """Give the logits behind these tokens, [1, vocabulary], in float32.
+        """Return the logits after these tokens, [1, vocabulary], in float32.
 
         Args:
-            tokens: the text so far; each time as before, with one token more.
-            goal: how many tokens it may have at the end of the segment.
+            tokens: the text; at each call one token longer.
+            goal: the maximum number of its tokens at the end of the segment.
             progress: is checked between passes.
 
         Raises:
@@ -53,7 +55,7 @@ class SegmentDecoder(Protocol):
         ...
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Say whether the schedule's logits would have led to the same choice as these."""
+        """Return whether the compute schedule's logits certainly lead to the same choice."""
         ...
 
     def logprob_error(self) -> float:
@@ -61,39 +63,43 @@ class SegmentDecoder(Protocol):
         ...
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the logits behind these tokens by the compute schedule."""
+        """Return the logits after these tokens by the compute schedule."""
         ...
 
     def close(self) -> None:
-        """Leave nothing in the cache but tokens of the text."""
+        """Remove all tokens from the cache that are not part of the text."""
         ...
 
 
 class Decoder(Protocol):
-    """Decides how the passes of a model's segments are run, for all its requests."""
+    """Runs the passes of a model's segments, for all its requests."""
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
         ...
 
     def release(self, request: int) -> None:
-        """Forget what is kept for a request."""
+        """Free the memory of a request."""
+        ...
+
+    def for_sampling(self, sampling: Greedy | Sampling) -> "Decoder":
+        """Give the decoder of texts whose tokens are chosen in another way."""
         ...
 
 
 class DecodingSettings(Protocol):
-    """What `HuggingFaceLM(decoding=...)` takes: settings that make a decoder for a model."""
+    """The settings for `HuggingFaceLM(decoding=...)`, which create a model's decoder."""
 
     def decoder(self, model: HostedModel) -> Decoder:
-        """Make the decoder of a model; measures what it has to know of it."""
+        """Return the decoder of a model, after measuring the model."""
         ...
 
 
 class PlainDecoder:
-    """One token a pass: the compute schedule itself."""
+    """One token per pass: the compute schedule itself."""
 
     def __init__(self, runner: ModelRunner) -> None:
-        """Run the passes of this runner."""
+        """Create a decoder of this runner."""
         self._runner = runner
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
@@ -101,7 +107,11 @@ class PlainDecoder:
         return PlainSegment(self._runner, run)
 
     def release(self, request: int) -> None:
-        """Do nothing: nothing is kept."""
+        """Do nothing: no memory is used."""
+
+    def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
+        """Give itself: the schedule does not depend on it."""
+        return self
 
 
 class PlainSegment:
@@ -111,19 +121,19 @@ class PlainSegment:
     decisions_retaken = 0
 
     def __init__(self, runner: ModelRunner, run: Run) -> None:
-        """Go on with a run."""
+        """Continue a run."""
         self._runner = runner
         self._run = run
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
-        """Read the tokens that were not read yet, each in a pass of its own."""
+        """Read the tokens that were not read yet, each in a separate pass."""
         for token in tokens[len(self._run.tokens) :]:
             progress.check()
             self._runner.feed(self._run, token)
         return self._run.logits
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Say yes: these are the schedule's logits."""
+        """Return true: these are the schedule's logits."""
         return True
 
     def logprob_error(self) -> float:
@@ -131,8 +141,8 @@ class PlainSegment:
         return 0.0
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Give the same logits again."""
+        """Return the same logits again."""
         return self._run.logits
 
     def close(self) -> None:
-        """Do nothing: all that was read is text."""
+        """Do nothing: all tokens in the cache are text."""

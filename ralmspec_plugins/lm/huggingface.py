@@ -51,7 +51,7 @@ from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval.optional import no_progress_bar
 from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
-# Loads a local or hub model, and says clearly what is wrong if it is none.
+# Loads a local or hub model, with clear errors.
 
 
 def load(
@@ -92,6 +92,23 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a saved model, or of one from the hub, without its weights.
+
+    Raises:
+        ModelError: there is no such directory, or no tokenizer in it.
+    """
+    name = os.fspath(path)
+    _check_directory(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"{name!r} has no tokenizer that can be loaded: {problem}") from problem
+    return tokenizer
+
+
 def _check_directory(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -106,13 +123,13 @@ def _check_directory(name: str) -> None:
         raise ModelError(f"There is no directory {name!r}.")
 
 
-# What a model's own settings say: which tokens there are and end a text, how long one may be.
+# Properties of a model's configuration: end tokens, vocabulary, context.
 
 
 def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """Give the tokens that end a text.
+    """Return the tokens that end a text.
 
-    As in `generate`, the tokenizer has no say: what ends a text is the model's setting.
+    As in `generate`, the model's setting decides, not the tokenizer's.
     """
     eos: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
@@ -121,14 +138,14 @@ def eos_tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Give the most tokens that the model can look at, if it has such a limit."""
+    """Return the model's maximum number of tokens, if it has such a limit."""
     config = model.config.get_text_config(decoder=True)
     length: int | None = getattr(config, "max_position_embeddings", None)
     return length
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Give the number of tokens that the model gives a probability to."""
+    """Return the number of tokens in the model's distribution."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
@@ -137,12 +154,12 @@ _ROUNDING = 1e-9  # of a log-probability in float64, and of whoever compares it
 
 
 class HuggingFaceLM:
-    """Continues a text with passages in front of it, on one model, bit for bit reproducibly.
+    """Continues a text with passages before it, with one model, bit for bit reproducibly.
 
-    Whatever was written, dropped and written again before, a draft's next
-    tokens depend only on the draft (module `kv_cache` says why). One instance
-    serves any number of requests in any number of threads: they take turns
-    token by token.
+    The next tokens of a draft depend only on the draft, not on earlier or dropped
+    passes (see module `kv_cache`). One instance
+    serves any number of requests in any number of threads, which alternate
+    by token.
     """
 
     def __init__(
@@ -156,35 +173,31 @@ class HuggingFaceLM:
         passage_tokens: int = 256,  # as in the paper: passages are cut to 256 tokens
         decoding: DecodingSettings | None = None,
     ) -> None:
-        """Drive a loaded model; it is put into evaluation mode.
+        """Wrap a loaded model, and set its evaluation mode.
 
         Args:
             model: A causal model, on any device and in any precision.
             tokenizer: The model's tokenizer.
             sampling: How tokens are chosen; greedily by default.
             template: The text around passages and prompt.
-            cache_bytes: The most memory for caches that are not in use.
-            passage_tokens: Where each passage is cut.
-            decoding: How tokens are speculated on (`ralmspec_plugins.decoding.Decoding`); one
-                token a pass without. What it needs to know of the model is measured here.
+            cache_bytes: The maximum memory for caches that are not in use.
+            passage_tokens: The maximum number of tokens of each passage.
+            decoding: Token-level speculation (`ralmspec_plugins.decoding.Decoding`); without it
+                one token per pass. The model is measured here as it requires.
 
         Raises:
             ConfigError: a number is out of range.
         """
-        if passage_tokens < 1:
-            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
         self.model = model.train(False)
         self.tokenizer = tokenizer
-        self.template = template if template is not None else PassageTemplate()
-        self.passage_tokens = passage_tokens
+        self._set(template if template is not None else PassageTemplate(), passage_tokens)
         self._chooser = TokenSampler(sampling if sampling is not None else Greedy())
         self._passes = ModelRunner(model, cache_bytes)
         self._eos = eos_tokens(model)
         self._context = context_length(model)
         self._owners = itertools.count()
         self._thresholds: tuple[float, ...] | None = None  # logarithms; None: drafts have no scores
-        self._tokenizer_lock = threading.Lock()  # encoding may set up the tokenizer anew
-        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
+        self._tokenizer_lock = threading.Lock()  # encoding may change the tokenizer's settings
         self.decoder: Decoder = (
             PlainDecoder(self._passes)
             if decoding is None
@@ -195,6 +208,7 @@ class HuggingFaceLM:
                     vocabulary=vocabulary_size(model),
                     context=self._context,
                     encode=lambda passage: self._passage_ids(passage.title, passage.text),
+                    tokenizer=tokenizer,
                 )
             )
         )
@@ -212,10 +226,10 @@ class HuggingFaceLM:
         passage_tokens: int = 256,
         decoding: DecodingSettings | None = None,
     ) -> "HuggingFaceLM":
-        """Load a saved model, or one from the hub; code that comes with it is never run.
+        """Load a saved model, or one from the hub; remote code is never run.
 
         Raises:
-            ModelError: what is there is no causal model.
+            ModelError: it is not a causal model.
         """
         model, tokenizer = load(path, dtype, device)
         return cls(
@@ -227,6 +241,35 @@ class HuggingFaceLM:
             passage_tokens=passage_tokens,
             decoding=decoding,
         )
+
+    def variant(
+        self,
+        *,
+        sampling: Greedy | Sampling | None = None,
+        template: PassageTemplate | None = None,
+        passage_tokens: int | None = None,
+    ) -> "HuggingFaceLM":
+        """Return the same model with other settings; those that are not given stay.
+
+        Both take turns on the model, share its caches, and draft with the same drafters.
+        What speculation needs to know of another `sampling` is measured here.
+        """
+        made = copy.copy(self)
+        made._set(template or self.template, passage_tokens or self.passage_tokens)  # noqa: SLF001 one of this class
+        if sampling is not None and sampling != self.sampling:
+            made._chooser = TokenSampler(sampling)  # noqa: SLF001 as above
+            made.decoder = self.decoder.for_sampling(sampling)
+        return made
+
+    @property
+    def sampling(self) -> Greedy | Sampling:
+        """How tokens are chosen."""
+        return self._chooser.settings
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model can look at, if there is a limit."""
+        return self._context
 
     @property
     def caches(self) -> CacheStore:
@@ -243,7 +286,7 @@ class HuggingFaceLM:
             thresholds: probabilities that those of tokens are compared with.
         """
         twin = copy.copy(self)
-        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)
+        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)  # noqa: SLF001 its own class
         return twin
 
     def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
@@ -258,7 +301,7 @@ class HuggingFaceLM:
         """Tokenise the prompt.
 
         Raises:
-            InputError: the prompt holds half a character, which no tokenizer takes.
+            InputError: the prompt has an incomplete character (a lone surrogate).
         """
         with self._tokenizer_lock:
             head, prompt = framed_tokens(self.template, self.tokenizer, request)
@@ -275,14 +318,14 @@ class HuggingFaceLM:
     def write(
         self, draft: Draft, passages: Sequence[Passage], tokens: int, progress: Progress
     ) -> Draft:
-        """Continue a draft by at most this many tokens, these passages in front.
+        """Continue a draft by at most this many tokens, with these passages before it.
 
         Each token is reported as soon as it is chosen.
 
         Raises:
-            ContextOverflowError: passages, prompt and text exceed the context.
-            InputError: there is nothing to continue: no prompt, no passage, no BOS token.
-            Cancelled: `progress` was cancelled while writing.
+            ContextOverflowError: passages, prompt and text exceed the model's context.
+            InputError: there is no token to continue: no prompt, no passage, no BOS token.
+            Cancelled: `progress` was cancelled during generation.
         """
         return self._write(draft, passages, tokens, progress, _never)
 
@@ -291,12 +334,12 @@ class HuggingFaceLM:
     ) -> Draft:
         """Continue a draft up to the token that shows its next sentence to be complete.
 
-        That token is the first one behind the sentence, and stays in the draft.
+        That token is the first one after the sentence, and stays in the draft.
 
         Raises:
-            ContextOverflowError: passages, prompt and text exceed the context.
-            InputError: there is nothing to continue: no prompt, no passage, no BOS token.
-            Cancelled: `progress` was cancelled while writing.
+            ContextOverflowError: passages, prompt and text exceed the model's context.
+            InputError: there is no token to continue: no prompt, no passage, no BOS token.
+            Cancelled: `progress` was cancelled during generation.
         """
         start = len(draft.transcript.text)
 
@@ -349,43 +392,51 @@ class HuggingFaceLM:
         return draft.stopped_by
 
     def finished(self, draft: Draft) -> bool:
-        """Say whether the draft has ended: end of sequence, a stop string, or its full length."""
+        """Return whether the draft has ended: by an end token, a stop string, or its length."""
         return draft.finished
 
     def tail(self, draft: Draft, tokens: int) -> str:
-        """Give the last tokens of prompt and text, as text without broken characters."""
+        """Return the last tokens of prompt and text, as text without broken characters."""
         text = self._decode((draft.prompt_tokens + draft.tokens)[-tokens:])
         return text.strip(lm_text.INCOMPLETE)
 
     def text(self, draft: Draft) -> str:
-        """Give what was written, without the prompt, cut before a stop string."""
+        """Return the generated text, without the prompt, cut before a stop string."""
         return draft.text
 
     def settled(self, draft: Draft) -> str:
-        """Give the part of `text` that no later token can change."""
+        """Return the part of `text` that no later token can change."""
         return draft.settled
 
     def text_key(self, draft: Draft) -> Hashable:
-        """Hold prompt and tokens, and whether they end there."""
+        """Return a key of prompt and tokens, and of whether they end."""
         return draft.prompt_tokens, draft.tokens, draft.finished
 
     def write_key(self, draft: Draft, passages: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold all that `write` depends on, to the last bit; with `decoding`, to the last token.
+        """Return a key of all that `write` depends on, to the last bit (token, with `decoding`).
 
-        With other passages than the draft's, its own cache does not matter. How drafts
-        were cut into passes is no part of it: it changes no token.
+        With other passages than the draft's, its cache is not relevant. The division of
+        drafts into passes is not part of it: it changes no token.
         """
         count = draft.allowed(tokens)
         try:
             placed = draft.placed(self.template.arranged(passages))
-        except Exception:  # noqa: BLE001 raised again where it counts, by `write`
+        except Exception:  # noqa: BLE001 raised again by `write`
             return object()
         return placed.origin, placed.tokens, placed.passages, placed.prefilled_at, count
 
     def release(self, draft: Draft) -> None:
-        """Free the caches of this draft's request; passages' own caches stay for others."""
+        """Free the caches of this draft's request, except the shared ones of passages."""
         self._passes.store.release(draft.origin.owner)
         self.decoder.release(draft.origin.owner)
+
+    def _set(self, template: PassageTemplate, passage_tokens: int) -> None:
+        """Say how passages become tokens."""
+        if passage_tokens < 1:
+            raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
+        self.template = template
+        self.passage_tokens = passage_tokens
+        self._passage_ids = lru_cache(maxsize=4096)(self._encode_passage)
 
     def _write(
         self,
@@ -457,7 +508,7 @@ class HuggingFaceLM:
         progress: Progress,
         tokens: int,
     ) -> None:
-        """Keep a run whose last pass was completed, and say what writing took."""
+        """Store a run whose last pass was completed, and add to the statistics."""
         segment.close()
         self._passes.close(lineage, run)
         progress.count(
@@ -482,7 +533,7 @@ class HuggingFaceLM:
             raise ContextOverflowError(
                 f"{prefix} passage tokens + {prompt} prompt tokens + {goal} text tokens = "
                 f"{prefix + prompt + goal}, but the model's context is {self._context}. "
-                "Ask for fewer or shorter passages (k, passage_tokens) or fewer max_tokens."
+                "Use fewer or shorter passages (k, passage_tokens) or a smaller max_tokens."
             )
 
     def _next_token(self, draft: Draft, lineage: PrefillSchedule, logits: torch.Tensor) -> int:

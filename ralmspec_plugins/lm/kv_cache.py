@@ -1,16 +1,16 @@
-"""Runs a model's passes by the one compute schedule that makes tokens bit-equal.
+"""Key-value caches, and the compute schedule of passes that makes tokens bit-equal.
 
-The same tokens fed in other portions give logits that differ in the last bits.
-So which tokens share a pass is fixed by a `PrefillSchedule` and never by what happened:
+The same tokens in other passes give logits that differ in the last bits.
+So the tokens of each pass are determined by a `PrefillSchedule`, independently of history:
 
-1. the prefix (passages) alone in one pass;
-2. the prompt, with the tokens generated before these passages came, in one pass;
-3. each later token in a pass of its own.
+1. the prefix (passages) in one pass;
+2. the prompt, with the tokens generated before these passages, in one pass;
+3. each later token in a separate pass.
 
-A cache in memory saves passes; it never changes which ones a result rests on.
+A cache in memory saves passes; it never changes the passes that a result depends on.
 
-Where several tokens are read in one pass all the same (`read_rows`, for drafts), a
-`Run` knows how many of its tokens were read by the schedule, and goes back to them.
+If several tokens are read in one pass nevertheless (`read_rows`, for drafts), a
+`Run` records how many of its tokens were read by the schedule, and can be rolled back to them.
 """
 
 import copy
@@ -30,39 +30,39 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ralmspec_plugins.errors import ConfigError, ModelError
 
-# Keeps the key-value caches of a model: one owner, one byte budget, oldest out first.
+# The key-value caches of a model: one owner, one byte budget, least recently used evicted first.
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Names the cache of some passages alone, which any request may share."""
+    """The key of a cache of passages, which requests share."""
 
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillSchedule:
-    """Names the cache of one text behind one prefix, from its prefill on.
+    """The key of a cache of one text after one prefix, from its prefill on.
 
-    All that its content depends on is in the name, so a cache found under it
-    differs from the one wanted only in how far it has come.
+    It has all that the content depends on, so that a cache with this key
+    differs from the required one only in its length.
     """
 
     owner: int
     prefix: Prefix
     prompt: tuple[int, ...]
-    prefilled: tuple[int, ...]  # the generated tokens that went into the prefill pass
+    prefilled: tuple[int, ...]  # the generated tokens of the prefill pass
 
 
 Name: TypeAlias = Prefix | PrefillSchedule
 
 
 class Sized(Protocol):
-    """What can be kept: it knows how much memory it holds."""
+    """A cache entry with a size."""
 
     @property
     def nbytes(self) -> int:
-        """The bytes held."""
+        """The size in bytes."""
         ...
 
 
@@ -70,16 +70,16 @@ EntryT = TypeVar("EntryT", bound=Sized)
 
 
 class CacheStore:
-    """Caches that are not in use at the moment, at most `budget_bytes` of them.
+    """Caches that are not in use, of at most `budget_bytes`.
 
-    A prefix is only ever looked at (`find`); a lineage is taken out while it is
-    extended (`take`) and put back when that is over, so no two extensions ever
-    share one. Whatever is not here is rebuilt by the compute schedule: the
-    budget changes the time, never the result. Thread-safe.
+    A prefix is only read (`find`); a lineage is removed while it is
+    extended (`take`) and stored again afterwards (`put`), so that no two extensions
+    share one. Missing caches are rebuilt by the compute schedule: the
+    budget affects the time, never the result. Thread-safe.
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        """Keep at most this many bytes."""
+        """Create a store of at most this many bytes."""
         if budget_bytes < 0:
             raise ConfigError(f"cache_bytes must be at least 0, got {budget_bytes}")
         self.budget_bytes = budget_bytes
@@ -89,19 +89,19 @@ class CacheStore:
 
     @property
     def nbytes(self) -> int:
-        """The bytes kept."""
+        """The total size in bytes."""
         return self._nbytes
 
     def __len__(self) -> int:
-        """Count the caches kept."""
+        """Return the number of caches."""
         return len(self._entries)
 
     def __contains__(self, name: Name) -> bool:
-        """Say whether a cache is kept under this name."""
+        """Return whether there is a cache of this key."""
         return name in self._entries
 
     def find(self, name: Name, kind: type[EntryT]) -> EntryT | None:
-        """Give a cache to look at, and count it as just used."""
+        """Return a cache for reading, and mark it as recently used."""
         with self._lock:
             if name not in self._entries:
                 return None
@@ -111,14 +111,14 @@ class CacheStore:
         return entry
 
     def take(self, name: Name, kind: type[EntryT]) -> EntryT | None:
-        """Hand a cache over to the caller, who may change it."""
+        """Remove and return a cache, which the caller may change."""
         with self._lock:
             entry = self._remove(name)
         assert entry is None or isinstance(entry, kind)
         return entry
 
     def put(self, name: Name, entry: Sized) -> None:
-        """Keep a cache, in place of the oldest ones where the budget is short."""
+        """Store a cache, and evict the oldest ones beyond the budget."""
         nbytes = entry.nbytes
         with self._lock:
             self._remove(name)
@@ -128,14 +128,14 @@ class CacheStore:
                 self._remove(next(iter(self._entries)))
 
     def release(self, owner: int) -> None:
-        """Drop every lineage of a request."""
+        """Remove all lineages of a request."""
         with self._lock:
             for name in list(self._entries):
                 if isinstance(name, PrefillSchedule) and name.owner == owner:
                     self._remove(name)
 
     def check(self) -> None:
-        """Raise `AssertionError` if the books are wrong (for tests)."""
+        """Assert the invariants, for tests."""
         with self._lock:
             assert self._nbytes == sum(nbytes for _, nbytes in self._entries.values())
             assert self._nbytes <= self.budget_bytes
@@ -147,44 +147,44 @@ class CacheStore:
 
 
 class HiddenStateHook(Protocol):
-    """Shows a hidden state of a model's last pass, for those who want more than logits."""
+    """Captures a hidden state of a model's last pass."""
 
     def taken(self) -> Tensor:
-        """Give the states of the last pass in this thread: [batch, positions, dimension]."""
+        """Return the states of the last pass in this thread: [batch, positions, dimension]."""
         ...
 
 
 @dataclass(slots=True)
 class Last:
-    """What a pass leaves behind of its last positions (one, as a rule), in float32."""
+    """The output of a pass at its last positions (usually one), in float32."""
 
     logits: Tensor  # [positions, vocabulary]
-    hidden: Tensor | None  # [positions, dimension], where a tap shows it
+    hidden: Tensor | None  # [positions, dimension], with a hook
 
     @property
     def nbytes(self) -> int:
-        """The bytes of both."""
+        """The size of both in bytes."""
         return self.logits.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
 
 
 @dataclass(slots=True)
 class Run:
-    """A key-value cache, the generated tokens that it holds, and what the last pass left.
+    """A key-value cache, its generated tokens, and the output of the last pass.
 
-    The first `scheduled` of the tokens were read by the compute schedule; those
-    behind them, if any, in passes of other portions. A cache that cannot be cropped
-    is kept as it was behind those tokens in `fallback`.
+    The first `scheduled` of the tokens were read by the compute schedule; later
+    ones, if any, in other passes. If a cache cannot be cropped,
+    its state after the scheduled tokens is kept in `fallback`.
     """
 
     cache: DynamicCache
     tokens: list[int]
     last: Last
-    passes: int = 0  # made for it since it was opened
+    passes: int = 0  # since it was opened
     scheduled: int = field(init=False)
     fallback: DynamicCache | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        """Count all tokens as read by the schedule."""
+        """Mark all tokens as read by the schedule."""
         self.scheduled = len(self.tokens)
 
     @property
@@ -194,61 +194,62 @@ class Run:
 
     @property
     def logits(self) -> Tensor:
-        """The logits behind the tokens: [1, vocabulary], float32."""
+        """The logits after the tokens: [1, vocabulary], float32."""
         return self.last.logits
 
     @property
     def nbytes(self) -> int:
-        """The bytes of caches, logits and hidden state."""
+        """The size of caches, logits and hidden state in bytes."""
         caches = [self.cache] if self.fallback is None else [self.cache, self.fallback]
         return self.last.nbytes + sum(t.nbytes for cache in caches for t in _tensors(cache))
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one pass over several rows left: the logits behind each, and the cache before it.
+    """The result of one pass over several rows: the logits after each, and the cache before it.
 
-    Row 0 is the token behind the run's last; every other one stands behind its parent.
+    Row 0 is the token after the run's last; every other one follows its parent.
     """
 
     tokens: tuple[int, ...]
+    parents: tuple[int, ...]  # for each token the row that it stands behind; -1 for the first
     logits: Tensor  # [rows, vocabulary], float32
-    before: DynamicCache | None  # where the cache cannot be cropped
+    before: DynamicCache | None  # if the cache cannot be cropped
 
 
 class ModelRunner:
     """Owns a model and its caches.
 
-    The lock is held for one pass at a time, so several requests take turns
-    token by token, and a cancelled one lets the next begin at once.
+    The lock is held for one pass at a time, so that several requests alternate
+    by token, and the next one starts immediately after a cancellation.
     """
 
     def __init__(
         self, model: PreTrainedModel, cache_bytes: int, tap: HiddenStateHook | None = None
     ) -> None:
-        """Run this model; keep at most `cache_bytes` of caches between segments."""
+        """Create a runner with at most `cache_bytes` of caches between segments."""
         parameters = inspect.signature(model.forward).parameters
         self._model: Any = model  # its call is untyped
-        self._embedding: Any = model.get_input_embeddings()  # where tokens go in: its device
+        self._embedding: Any = model.get_input_embeddings()  # its device is that of the input
         self._tap = tap
         self._lock = threading.Lock()
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._keeps = "logits_to_keep" in parameters
         attention = getattr(model.config, "_attn_implementation", None)
-        # Other kinds of attention take no mask of ours, or read it in another way.
+        # Other kinds of attention do not support this mask.
         self.takes_trees = "position_ids" in parameters and attention in ("sdpa", "eager")
         self.store = CacheStore(cache_bytes)
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device of the input."""
         device: torch.device = self._embedding.weight.device
         return device
 
     def open(self, lineage: PrefillSchedule, tokens: Sequence[int]) -> Run:
-        """Take out a lineage's cache with at most these tokens in it, or make it anew.
+        """Return a run of a lineage with a prefix of these tokens, from the cache or a new prefill.
 
-        The caller feeds the tokens that are missing, and gives the run back with `close`.
+        The caller feeds the missing tokens, and returns the run with `close`.
         """
         run = self.store.take(lineage, Run)
         if run is not None:
@@ -266,22 +267,22 @@ class ModelRunner:
         run.tokens.append(token)
 
     def start(self, tokens: Sequence[int]) -> Run:
-        """Read tokens in one pass, for a run that belongs to no request."""
-        cache = self._empty()
+        """Read tokens in one pass, and return a run without a request."""
+        cache = self.empty_cache()
         return Run(cache, [], self._pass(cache, tokens))
 
     def read_rows(self, run: Run, tokens: Sequence[int], parents: Sequence[int]) -> Rows:
-        """Read a token and drafts behind it in one pass, each seeing its ancestors alone.
+        """Read a token and its drafts in one pass, each attending to its ancestors only.
 
-        The cache then holds all rows: nothing else is done with the run before `keep_rows`.
+        The cache then has all rows: `keep_rows` must be the next call for this run.
 
         Args:
-            run: a run behind which the first token stands.
+            run: the run that the first token continues.
             tokens: the first one, then drafts.
-            parents: for each token the row that it stands behind; -1 for the first.
+            parents: for each token the row of its parent; -1 for the first.
 
         Raises:
-            ModelError: the rows are no chain, and the cache or the model takes nothing else.
+            ModelError: the rows are not a chain, and the cache or the model supports only chains.
         """
         chain = all(parent == row - 1 for row, parent in enumerate(parents))
         more: dict[str, Any] = {}
@@ -294,10 +295,41 @@ class ModelRunner:
             run.fallback = before
         last = self._pass(run.cache, tokens, len(tokens), **more)
         run.passes += 1
-        return Rows(tuple(tokens), last.logits, before)
+        return Rows(tuple(tokens), tuple(parents), last.logits, before)
+
+    def read_more_rows(
+        self, run: Run, rows: Rows, tokens: Sequence[int], parents: Sequence[int]
+    ) -> Rows:
+        """Read more drafts behind rows that are read and not kept yet; give all of them.
+
+        Args:
+            run: as for `read_rows`.
+            rows: what the last call gave.
+            tokens: those to add.
+            parents: for each of them its row, counted from row 0 of all.
+
+        Raises:
+            ModelError: the cache or the model takes no trees.
+        """
+        if not (self.takes_trees and is_croppable(run.cache)):
+            raise ModelError("this model reads chains of drafts, not trees")
+        every = (*rows.parents, *parents)
+        past = run.cache.get_seq_length() - len(rows.tokens)
+        more = _tree_arguments(past, every, self._model, first=len(rows.tokens))
+        last = self._pass(run.cache, tokens, len(tokens), **more)
+        run.passes += 1
+        logits = torch.cat([rows.logits, last.logits])
+        return Rows((*rows.tokens, *tokens), every, logits, None)
+
+    def crop(self, run: Run, length: int) -> None:
+        """Keep the first `length` tokens of a run whose cache can be cropped."""
+        if length < len(run.tokens):
+            run.cache.crop(length - len(run.tokens))
+            del run.tokens[length:]
+            run.scheduled = min(run.scheduled, length)
 
     def keep_rows(self, run: Run, rows: Rows, path: Sequence[int]) -> None:
-        """Keep the rows of one path, row 0 first, and forget the others."""
+        """Keep the rows of one path, row 0 first, and remove the others."""
         kept, rejected = [rows.tokens[row] for row in path], len(rows.tokens) - len(path)
         if rejected and rows.before is None:
             _keep_columns(run.cache, len(rows.tokens), path)
@@ -310,7 +342,7 @@ class ModelRunner:
         run.last = Last(rows.logits[path[-1] : path[-1] + 1], None)
 
     def reschedule(self, run: Run) -> None:
-        """Go back to the tokens that were read by the schedule; the next one is to be fed."""
+        """Roll back to the tokens that were read by the schedule."""
         if is_croppable(run.cache):
             run.cache.crop(run.scheduled - len(run.tokens))
         elif not run.is_scheduled:
@@ -319,19 +351,19 @@ class ModelRunner:
         del run.tokens[run.scheduled :]
 
     def close(self, lineage: PrefillSchedule, run: Run) -> None:
-        """Keep a run for later; only one whose last pass was completed."""
+        """Store a run, whose last pass must be complete."""
         self.store.put(lineage, run)
 
     def read(self, tokens: Sequence[int], keep: int) -> Last:
-        """Run some tokens in one pass, and give what it leaves of the last `keep` positions."""
-        return self._pass(self._empty(), tokens, keep)
+        """Run tokens in one pass, and return the output of the last `keep` positions."""
+        return self._pass(self.empty_cache(), tokens, keep)
 
     def _roll_back(self, run: Run, tokens: Sequence[int], prefilled: int) -> bool:
-        """Crop a run to what it has in common with `tokens`; say whether that was possible."""
-        keep = _common_length(run.tokens, tokens)
+        """Crop a run to its common prefix with `tokens`; return whether that is possible."""
+        keep = common_length(run.tokens, tokens)
         if keep == len(run.tokens):
             return True
-        keep = min(keep, len(tokens) - 1)  # the last token's pass gives the logits again
+        keep = min(keep, len(tokens) - 1)  # the last token's pass computes the logits again
         if keep < prefilled or not is_croppable(run.cache):
             return False
         run.cache.crop(keep - len(run.tokens))
@@ -342,7 +374,7 @@ class ModelRunner:
     def _prefill(self, lineage: PrefillSchedule) -> Run:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
-            cache = self._empty()
+            cache = self.empty_cache()
             return Run(cache, list(lineage.prefilled), self._pass(cache, behind), 1)
         prefix, passes = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
@@ -350,16 +382,17 @@ class ModelRunner:
         return Run(cache, list(lineage.prefilled), last, passes + bool(behind))
 
     def _prefix(self, name: Prefix) -> tuple[Run, int]:
-        """Give the cache of a prefix, and how many passes that took."""
+        """Return the cache of a prefix, and the number of passes."""
         run = self.store.find(name, Run)
         if run is not None:
             return run, 0
-        cache = self._empty()
+        cache = self.empty_cache()
         run = Run(cache, [], self._pass(cache, name.tokens))
         self.store.put(name, run)
         return run, 1
 
-    def _empty(self) -> DynamicCache:
+    def empty_cache(self) -> DynamicCache:
+        """Give a cache that holds nothing."""
         return DynamicCache(config=self._model.config)
 
     def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
@@ -370,12 +403,13 @@ class ModelRunner:
             ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
             output = self._model(input_ids=ids, **arguments)
             hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
-            # Copies in float32, as `generate` makes one of the logits before it chooses.
+            # Copies in float32, as `generate` copies the logits before sampling.
             logits: Tensor = output.logits[0, -keep:, :].to(torch.float32, copy=True)
             return Last(logits, None if hidden is None else hidden.to(torch.float32, copy=True))
 
 
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Count the tokens with which both begin."""
     for length, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return length
@@ -383,18 +417,18 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def is_croppable(cache: DynamicCache) -> bool:
-    """Say whether a cache can be cut back, and single rows of it kept.
+    """Return whether a cache can be cropped, and single rows of it kept.
 
-    Sliding windows and recurrent states forget what that would need.
+    Sliding windows and recurrent states discard the data that this needs.
     """
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:
-    """Copy a cache so that extending the copy leaves the original as it is.
+    """Return a copy of a cache that can be extended without changing the original.
 
-    Layers that grow by concatenation into a new tensor may share the old ones with
-    their copies; other layers may write in place.
+    Layers that grow by concatenation share their tensors with
+    the copy; other layers may write in place, and are copied.
     """
     with torch.inference_mode():
         twin = copy.copy(cache)
@@ -409,7 +443,7 @@ _CONCATENATED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
-    """Say which rows each row of a tree sees: itself and those on the way to it, [rows, rows].
+    """Return the ancestors of each row of a tree, including itself, [rows, rows].
 
     >>> ancestors([-1, 0, 0, 2]).astype(int).tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
@@ -421,21 +455,26 @@ def ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
     return seen
 
 
-def _tree_arguments(past: int, parents: Sequence[int], model: Any) -> dict[str, Tensor]:
-    """Give a tree's additive mask, [1, 1, rows, past + rows], and its positions, by depth."""
+def _tree_arguments(
+    past: int, parents: Sequence[int], model: Any, first: int = 0
+) -> dict[str, Tensor]:
+    """Return the additive mask, [1, 1, rows, past + all rows], and the positions, by depth.
+
+    They are those of a tree's rows from `first` on: the rows before it are in the cache.
+    """
     seen = torch.from_numpy(ancestors(parents))
-    device = model.get_input_embeddings().weight.device
-    mask = torch.zeros((len(parents), past + len(parents)), dtype=model.dtype)
-    mask[:, past:].masked_fill_(~seen, torch.finfo(model.dtype).min)
     positions = past + seen.sum(dim=1) - 1
+    device = model.get_input_embeddings().weight.device
+    mask = torch.zeros((len(parents) - first, past + len(parents)), dtype=model.dtype)
+    mask[:, past:].masked_fill_(~seen[first:], torch.finfo(model.dtype).min)
     return {
         "attention_mask": mask[None, None].to(device),
-        "position_ids": positions[None].to(device),
+        "position_ids": positions[None, first:].to(device),
     }
 
 
 def _keep_columns(cache: DynamicCache, rows: int, path: Sequence[int]) -> None:
-    """Keep of a cache's last `rows` columns those of a path, in its order."""
+    """Keep the columns of a path among a cache's last `rows` columns, in its order."""
     if list(path) != list(range(len(path))):
         with torch.inference_mode():
             layers: list[Any] = cache.layers  # each of them a DynamicLayer

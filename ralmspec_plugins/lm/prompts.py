@@ -1,4 +1,4 @@
-"""How passages and prompt become tokens."""
+"""Templates and tokenisation of passages and prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ChatPlace = Literal["front", "system", "user"]
 Frame = Callable[[Request], tuple[str, str]]
 Arrange = Callable[[Sequence[Passage]], Sequence[str]]
-_PLACE = "[[ralmspec:passages]]"  # stands for the passages while a chat template is applied
+_PLACE = "[[ralmspec:passages]]"  # placeholder for the passages while a chat template is applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +22,16 @@ class PassageTemplate:
 
     `prompt` is a format string or a function. `chat` applies the tokenizer's
     chat template, with the passages before everything ("front", as in the
-    papers), or in the "system" or "user" message. A special token's name that
-    stands in a passage is read as plain text: a document cannot end a turn.
+    papers), or in the "system" or "user" message. Special tokens in
+    a passage are read as plain text: a document cannot end a turn.
 
-    Where the text around the passages is somebody else's work (a host's prompt),
-    `frame` gives what stands in front of them and behind them, in the place of
-    `prompt`, `chat` and `system`; `arrange` gives the text of each passage among
-    the others, in the place of `title` and `passage`.
+    If the text around the passages is defined elsewhere (in a host's prompt),
+    `frame` returns the text before and after them, and replaces
+    `prompt`, `chat` and `system`; `arrange` returns the text of each passage, and
+    replaces `title` and `passage`.
     """
 
-    title: str = "{title}\n"  # as in the paper: title, newline, text; left out for an empty title
+    title: str = "{title}\n"  # as in the paper: title, newline, text; omitted for an empty title
     passage: str = "{text}\n\n"
     prompt: str | Callable[[str], str] = "{prompt}"
     chat: ChatPlace | None = None
@@ -40,7 +40,7 @@ class PassageTemplate:
     arrange: Arrange | None = None
 
     def __post_init__(self) -> None:
-        """Refuse templates that lose what they should show."""
+        """Check that the templates have all their fields."""
         _check_format("title", self.title, "title")
         _check_format("passage", self.passage, "text")
         if isinstance(self.prompt, str):
@@ -55,21 +55,21 @@ class PassageTemplate:
             raise ConfigError("frame and chat cannot be used together: a frame is the whole text")
 
     def show(self, passage: Passage) -> str:
-        """Give the text that stands for a passage."""
+        """Return the text of a passage."""
         if self.arrange is not None:
             return passage.text  # as it was arranged
         title = self.title.format(title=passage.title) if passage.title else ""
         return title + self.passage.format(text=passage.text)
 
     def arranged(self, passages: Sequence[Passage]) -> Sequence[Passage]:
-        """Put the text that stands for each passage in the place of its own, with `arrange`."""
+        """Return the passages with their texts from `arrange`."""
         if self.arrange is None:
             return passages
         shown = self.arrange(passages)
         return [Passage(one.id, text) for one, text in zip(passages, shown, strict=True)]
 
     def ask(self, prompt: str) -> str:
-        """Give the text that stands for a prompt."""
+        """Return the text of a prompt."""
         if isinstance(self.prompt, str):
             return self.prompt.format(prompt=prompt)
         return self.prompt(prompt)
@@ -78,10 +78,10 @@ class PassageTemplate:
 def framed_tokens(
     template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", request: Request
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokenise what stands around a request's passages, by the template's frame where it has one.
+    """Tokenise the text around a request's passages, by the template's frame if there is one.
 
     Raises:
-        InputError: a text holds half a character, which no tokenizer takes.
+        InputError: a text has an incomplete character.
         ModelError: as for `prompt_tokens`.
     """
     check_text(request.prompt)
@@ -91,23 +91,26 @@ def framed_tokens(
     for text in (front, behind):
         check_text(text)
     head = encode(tokenizer, front)
-    begins = tuple(tokenizer.encode("", verbose=False))[:1]  # as the tokenizer begins any text
+    begins = tuple(tokenizer.encode("", verbose=False))[:1]  # the tokenizer's start of any text
+    rest = encode(tokenizer, behind)
     if begins == (tokenizer.bos_token_id,) and head[:1] != begins:
+        if not head and rest[:1] == begins:  # a chat template has put it there
+            rest = rest[1:]
         head = begins + head
-    return head, encode(tokenizer, behind)
+    return head, rest
 
 
 def prompt_tokens(
     template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", prompt: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokenise what stands in front of the passages, and what stands behind them.
+    """Tokenise the text before the passages, and the text after them.
 
-    Each part is tokenised by itself, so that the passages' own tokens, and the
-    key-value cache made of them, do not depend on the prompt.
+    Each part is tokenised separately, so that the passages' tokens, and their
+    key-value cache, do not depend on the prompt.
 
     Raises:
         ModelError: the tokenizer has no chat template, or its template does not
-            show the message that the passages belong in.
+            include the message with the passages.
     """
     bos = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
     asked = template.ask(prompt)
@@ -119,8 +122,8 @@ def prompt_tokens(
         return bos, tokens[len(bos) :] if bos and tokens[:1] == bos else tokens
     if chat.count(_PLACE) != 1:
         raise ModelError(
-            f"The chat template does not show the {template.chat} message as it is, so the "
-            f"passages have no place in it. Use chat='front' or another place."
+            f"The chat template does not include the {template.chat} message unchanged, so the "
+            f"passages cannot be part of it. Use chat='front' or another message."
         )
     head, _, tail = chat.partition(_PLACE)
     return encode(tokenizer, head), encode(tokenizer, tail)
@@ -129,7 +132,7 @@ def prompt_tokens(
 def encode(
     tokenizer: "PreTrainedTokenizerBase", text: str, *, literal: bool = False
 ) -> tuple[int, ...]:
-    """Tokenise a text by itself, adding no special tokens; if `literal`, reading none either."""
+    """Tokenise a text without adding special tokens; if `literal`, without reading any."""
     ids = tokenizer.encode(
         text, add_special_tokens=False, split_special_tokens=literal, verbose=False
     )
@@ -137,7 +140,7 @@ def encode(
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
-    """Give the text of some tokens, without special tokens."""
+    """Return the text of some tokens, without special tokens."""
     text = tokenizer.decode(
         list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -158,7 +161,7 @@ def _chat_text(template: PassageTemplate, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def check_text(text: str) -> None:
-    """Refuse a text with half a character.
+    """Check that a text has no incomplete character.
 
     Raises:
         InputError: it has one.

@@ -1,4 +1,4 @@
-"""How the next token is chosen: settings, and a draw that depends on seed and position only."""
+"""Sampling settings, and draws that depend on seed and position only."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from ralmspec_plugins.errors import ConfigError, ModelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greedy:
-    """Choose the most likely token."""
+    """Chooses the most likely token."""
 
     repetition_penalty: float = 1.0  # 1 is none, as in transformers
 
     def __post_init__(self) -> None:
-        """Refuse a penalty that transformers would refuse."""
+        """Check the penalty as transformers does."""
         _check_penalty(self.repetition_penalty)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Draw the next token; off are temperature 1, top_k 0, top_p 1, penalty 1."""
+    """Draws the next token; temperature 1, top_k 0, top_p 1 and penalty 1 have no effect."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -29,7 +29,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings that no distribution fits."""
+        """Check the settings."""
         if not self.temperature > 0:
             raise ConfigError(
                 f"temperature must be above 0, got {self.temperature}; "
@@ -43,16 +43,16 @@ class Sampling:
 
 
 def uniform(seed: int, position: int) -> float:
-    """Give the random number, in [0, 1), that belongs to a position of a text."""
+    """Return the random number, in [0, 1), of a position of a text."""
     key = np.array([seed % 2**64, position], dtype=np.uint64)
     return float(np.random.Generator(np.random.Philox(key=key)).random())
 
 
 def draw(scores: NDArray[np.float64], seed: int, position: int) -> int:
-    """Draw an index with probability softmax(scores), by inverting the distribution in float64.
+    """Return an index drawn with probability softmax(scores), by inversion in float64.
 
-    The random number comes from a counter-based generator keyed by (seed,
-    position): however often a position is rewritten, it draws the same.
+    The random number is from a counter-based generator keyed by (seed,
+    position): a position that is generated again draws the same number.
 
     Raises:
         ModelError: the scores are no distribution, because the model returned NaN.
@@ -63,7 +63,7 @@ def draw(scores: NDArray[np.float64], seed: int, position: int) -> int:
     if not total > 0:
         raise ModelError(f"The model's scores at position {position} are not numbers (NaN).")
     index = int(cumulative.searchsorted(uniform(seed, position) * total, side="right"))
-    # The product may round up to the total itself; then the last possible token is meant.
+    # The product may round up to the total itself; then the last possible token is chosen.
     return index if index < len(weights) else int(np.flatnonzero(weights)[-1])
 
 

@@ -1,4 +1,4 @@
-"""The state of a language model that is driven by tokens."""
+"""The draft of a local language model."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +13,15 @@ Ending: TypeAlias = Literal["eos", "stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class DraftOrigin:
-    """What a request fixed: the tokens around the passages, and how to end and to draw.
+    """The constants of a request: the tokens around the passages, stop strings and seed.
 
-    `owner` tells the caches of two requests apart. It is no part of the value:
-    the same request, begun twice, gives equal drafts.
+    `owner` distinguishes the caches of requests. It is not part of the value:
+    equal requests have equal drafts.
     """
 
     owner: int = field(compare=False, repr=False)
-    head_tokens: tuple[int, ...]  # in front of the passages
-    prompt_tokens: tuple[int, ...]  # behind them
+    head_tokens: tuple[int, ...]  # before the passages
+    prompt_tokens: tuple[int, ...]  # after them
     max_tokens: int
     seed: int
     stop: tuple[str, ...]
@@ -37,11 +37,11 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Everything written so far, and what the compute schedule needs to go on.
+    """The generated tokens, and the data that the compute schedule needs.
 
     The key-value cache of a draft is a function of `passages`, `prefilled_at`
-    and `tokens`: the passages by themselves in one pass, the prompt with the
-    first `prefilled_at` tokens in another, then one pass for each token but the
+    and `tokens`: the passages in one pass, the prompt with the
+    first `prefilled_at` tokens in another, then one pass for each token except the
     last, whose pass belongs to the next segment.
 
     `scores` of the tokens are there where a scored model wrote them. They are no part of the
@@ -59,17 +59,17 @@ class Draft:
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:
-        """The tokens behind the passages and in front of the text."""
+        """The tokens between the passages and the text."""
         return self.origin.prompt_tokens
 
     @property
     def finished(self) -> bool:
-        """Whether nothing can be written any more."""
+        """Whether the text has ended."""
         return self.ending is not None
 
     @property
     def text(self) -> str:
-        """What was written, without the prompt, cut before a stop string."""
+        """The generated text, without the prompt, cut before a stop string."""
         return self.transcript.text + self.transcript.pending
 
     @property
@@ -99,14 +99,14 @@ class Draft:
         return tuple(found)
 
     def placed(self, passages: Sequence[Passage]) -> "Draft":
-        """Put passages in front: the same ones keep the cache, others have all prefilled anew."""
+        """Return the draft with these passages: other ones than before require a new prefill."""
         front = tuple(Passage(passage.id, passage.text, passage.title) for passage in passages)
         if front == self.passages:
             return self
         return replace(self, passages=front, prefilled_at=len(self.tokens))
 
     def allowed(self, tokens: int) -> int:
-        """Count how many of these tokens may still be written."""
+        """Return how many of these tokens are left in the request's limit."""
         if tokens < 1:
             raise ConfigError(f"tokens must be at least 1, got {tokens}")
         return min(tokens, self.origin.max_tokens - len(self.tokens))
@@ -114,7 +114,7 @@ class Draft:
     def grown(
         self, token: int, eos: Container[int], decode: Decode, logprob: float | None = None
     ) -> "Draft":
-        """Write one token, and see whether it ends the text."""
+        """Return the draft with one more token, ended if the token ends the text."""
         tokens = (*self.tokens, token)
         transcript, ending = self.transcript, _ending(token, len(tokens), self.origin, eos)
         if ending != "eos":

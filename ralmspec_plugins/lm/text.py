@@ -1,4 +1,4 @@
-"""Turns tokens into text as they come, and finds stop strings in it."""
+"""Incremental detokenisation, stop strings and ends of sentences."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 Decode = Callable[[Sequence[int]], str]
 
-INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
+INCOMPLETE = "\ufffd"  # decoded from bytes of an incomplete character
 CONTEXT_TOKENS = 5  # of the prompt, so that a first word keeps its leading space
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The text of some tokens, of which `text` can never change by further tokens.
+    """The text of tokens, of which `text` is never changed by further tokens.
 
-    Decoding a longer sequence may change what a shorter one gave: a character's
-    missing bytes arrive, or a tokenizer drops the space in front of a first word.
-    So tokens are decoded behind the last tokens whose text is known (`anchor`),
-    and what they add is taken over once it ends in a whole character. The text
-    is defined by that rule, and therefore only ever grows.
+    The text of a longer sequence may differ from that of a shorter one: a character's
+    missing bytes follow, or a tokenizer drops the space before a first word.
+    So tokens are decoded after the last tokens whose text is known (`anchor`),
+    and their text is added when it ends with a complete character. The text
+    is defined by this rule, and is only ever extended.
 
     >>> words = {1: "An", 2: " apple"}
     >>> decode = lambda ids: "".join(words[i] for i in ids).lstrip()
@@ -27,12 +27,12 @@ class Transcript:
     """
 
     text: str = ""
-    pending: str = ""  # what `waiting` looks like so far; later tokens may change it
+    pending: str = ""  # the text of `waiting`, which later tokens may change
     anchor: tuple[int, ...] = ()
     waiting: tuple[int, ...] = ()
 
     def add(self, token: int, decode: Decode) -> "Transcript":
-        """Take in one more token."""
+        """Return the transcript with one more token."""
         waiting = (*self.waiting, token)
         known = len(decode(self.anchor)) if self.anchor else 0
         added = decode(self.anchor + waiting)[known:]
@@ -41,23 +41,23 @@ class Transcript:
         return Transcript(self.text + added, "", waiting, ())
 
     def close(self) -> "Transcript":
-        """Take over what is pending: no token follows that could complete it."""
+        """Return the transcript with the pending text, after the last token."""
         if not self.pending:
             return self
         return Transcript(self.text + self.pending, "", self.anchor + self.waiting, ())
 
     def cut(self, length: int) -> "Transcript":
-        """Keep only this many characters, because a stop string follows."""
+        """Return the transcript cut to this many characters, before a stop string."""
         return Transcript(self.text[:length], "", self.anchor, self.waiting)
 
 
 def begin(prompt: Sequence[int]) -> Transcript:
-    """Start an empty text behind a prompt, of which only the last tokens matter."""
+    """Return an empty transcript after a prompt, of which only the last tokens are relevant."""
     return Transcript(anchor=tuple(prompt[-CONTEXT_TOKENS:]))
 
 
 def stop_position(text: str, since: int, stop: Sequence[str]) -> int | None:
-    r"""Find where the first stop string starts, if one ends behind the first `since` characters.
+    r"""Return the start of the first stop string that ends after the first `since` characters.
 
     >>> stop_position("one.\n\ntwo", 5, ["\n\n"])
     4
@@ -76,7 +76,7 @@ def stop_at(text: str, position: int, stop: Sequence[str]) -> str:
 
 
 def settled_length(text: str, stop: Sequence[str]) -> int:
-    r"""Count the characters in front of what may turn out to be the start of a stop string.
+    r"""Return the number of characters before a possible start of a stop string.
 
     >>> settled_length("The end.\n", ["\n\n", "END"])
     8
@@ -90,21 +90,21 @@ def settled_length(text: str, stop: Sequence[str]) -> int:
     return len(text) - held
 
 
-# Finds where a sentence ends, in a text that may not be whole yet.
+# Ends of sentences, in a text that may be incomplete.
 
 
 _CLOSING = "\"')\\]}\u00bb\u2019\u201d"
 _CLOSING_WIDE = "\u300d\u300f\uff09\u3011\u300b\u3009\u201d\u2019"
 _MARKS_WIDE = "\u3002\uff01\uff1f"
 _ENDING = ".!?" + _CLOSING.replace("\\", "") + _MARKS_WIDE + _CLOSING_WIDE
-# A mark of a script without spaces needs none behind it, but something: more marks may follow.
+# A mark of a script without spaces needs no space after it, but another character.
 _END = re.compile(
     rf"[.!?]+[{_CLOSING}]*(?=\s)|[{_MARKS_WIDE}]+[{_CLOSING_WIDE}]*(?=[^{_MARKS_WIDE}{_CLOSING_WIDE}])"
 )
 
 
 def sentence_end(text: str, start: int) -> int | None:
-    """Find the first end of a sentence whose mark stands at `start` or behind it.
+    """Return the first end of a sentence with a mark at or after `start`.
 
     The end is the position behind the mark and what closes with it. It counts
     only once the next character is there and shows that nothing more belongs to
@@ -124,9 +124,9 @@ def sentence_end(text: str, start: int) -> int | None:
 
 
 def no_end_before(text: str) -> int:
-    """Say behind where to look on, when more comes, if no end has been found so far.
+    """Return the position from which to search a longer text, if no end was found in this one.
 
-    An end that only what comes will show consists of marks, and what closes, up to
+    An end that only later text confirms consists of marks and closing characters up to
     the end of this text.
 
     >>> no_end_before('It weighs 3.5 kg. "Does it?"')

@@ -1,4 +1,4 @@
-"""Applies transformers' own logits processors and chooses the next token."""
+"""Token sampling with the logits processors of transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +17,17 @@ from ralmspec_plugins.lm.sampling import Greedy, Sampling, draw
 
 
 class TokenSampler:
-    """Chooses a token from a model's logits, as `generate` would.
+    """Chooses a token from a model's logits, as `generate` does.
 
-    `needs_history` says whether the tokens before it matter (a repetition
-    penalty, which as in `generate` counts prompt and passages too).
+    `needs_history` is whether earlier tokens are relevant (for a repetition
+    penalty, which, as in `generate`, includes prompt and passages).
     """
 
     def __init__(self, settings: Greedy | Sampling) -> None:
-        """Make the processors in the order in which `generate` applies them."""
+        """Create the processors in the order in which `generate` applies them."""
         self.settings = settings
         self._sampled = isinstance(settings, Sampling)
-        self._processors: Any = _processors(settings)  # its call is typed too narrowly
+        self._processors: Any = _processors(settings)  # its call has too narrow types
         self.needs_history = settings.repetition_penalty != 1.0
 
     def choose(self, logits: Tensor, history: Sequence[int], seed: int, position: int) -> int:

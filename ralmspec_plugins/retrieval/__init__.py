@@ -1,4 +1,4 @@
-"""Retrievers: exact and approximate, dense and sparse, all ranked by one rule."""
+"""Retrievers: exact and approximate, dense and sparse, with one ranking rule."""
 
 from ralmspec_plugins.retrieval.artifacts import save
 from ralmspec_plugins.retrieval.builder import build_index

@@ -1,9 +1,9 @@
-"""What a retriever is saved as, and how: passages, arrays, settings and files.
+"""Artifacts of a saved retriever: passages, arrays, settings and files.
 
 A folder holds `kb.json` (format, version, backend, settings, and each file's
 size and SHA-256), the passages' three files (`storage/files.py`), the backend's
-arrays as `.npy`, and files that only the backend can read. Nothing is ever
-pickled. It is written beside its final place and renamed: whole or not at all.
+arrays as `.npy`, and files that only the backend can read. Nothing is
+pickled. It is written next to its target and renamed, so that saving is atomic.
 """
 
 import hashlib
@@ -49,14 +49,14 @@ WriteTo: TypeAlias = Callable[[Callable[[bytes], Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class IndexArtifacts:
-    """A retriever taken apart. Settings are plain JSON values.
+    """The artifacts of a retriever. Settings are plain JSON values.
 
-    `files` are for what is too large for memory, or is opened by a library of
-    its own: the names say where they shall lie in the saved folder ("index.bin",
-    or "lucene/segments_1" in a folder of theirs), the values where they lie now.
-    They are copied when saved, and when loaded given back as checked paths.
-    `written` are such files that do not lie anywhere yet: each value is called
-    with a function, and writes the file to it piece by piece.
+    `files` are for data that is too large for memory, or is opened by another
+    library: the keys are names in the saved folder ("index.bin",
+    or "lucene/segments_1" in a subfolder), the values current paths.
+    They are copied when saved, and loaded as checked paths.
+    `written` are such files that do not exist yet: each value is called
+    with a function, and writes the file to it in pieces.
     """
 
     backend: str
@@ -67,7 +67,7 @@ class IndexArtifacts:
     written: Mapping[str, WriteTo] = field(default_factory=dict)
 
     def setting(self, name: str) -> Any:
-        """Give a setting.
+        """Return a setting.
 
         Raises:
             IndexFileError: kb.json lacks it.
@@ -75,7 +75,7 @@ class IndexArtifacts:
         return _found(self.settings, name, f"kb.json lacks the setting {name!r}")
 
     def array(self, name: str) -> NDArray[Any]:
-        """Give an array.
+        """Return an array.
 
         Raises:
             IndexFileError: it was not saved.
@@ -83,7 +83,7 @@ class IndexArtifacts:
         return _found(self.arrays, name, f"the knowledge base lacks {name}.npy")
 
     def file(self, name: str) -> Path:
-        """Give the place of a file, which is not read.
+        """Return the path of a file, which is not read.
 
         Raises:
             IndexFileError: it was not saved.
@@ -102,28 +102,28 @@ _BYTES_AT_ONCE = 1 << 20
 
 
 class Saveable(Protocol):
-    """A retriever that can be taken apart."""
+    """A retriever that can be saved."""
 
     def parts(self) -> IndexArtifacts:
-        """Give everything that must be saved."""
+        """Return the artifacts to save."""
         ...
 
 
 def save(retriever: Saveable, path: str | os.PathLike[str]) -> None:
     """Save a retriever's knowledge base, replacing one that is already there.
 
-    Whatever goes wrong on the way (a full disk, Ctrl-C), the old folder stays
-    as it was and nothing else is left behind.
+    After an error (a full disk, Ctrl-C) the old folder is
+    unchanged and no other file remains.
 
     Raises:
-        IndexFileError: something that is not a knowledge base is in the way.
+        IndexFileError: the target exists, and is not a knowledge base.
     """
-    target = Path(path).resolve()  # a link keeps leading to it
+    target = Path(path).resolve()  # resolved, so that a link is preserved
     write_folder(target, lambda folder: write(retriever.parts(), folder, {}), check_target)
 
 
 class _Recorder:
-    """A file that counts and digests what is written to it."""
+    """A file with the size and digest of its written content."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -153,9 +153,9 @@ def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> Non
     """Write a knowledge base into an empty folder.
 
     Args:
-        parts: what to write.
-        folder: where.
-        there: by name, files on this disk that hold just what would be written; they
+        parts: the artifacts.
+        folder: the empty folder.
+        there: by name, files on this disk with the same content, which
             are linked instead.
     """
     writer = _Writer(folder, there)
@@ -179,7 +179,7 @@ def write(parts: IndexArtifacts, folder: Path, there: Mapping[str, Path]) -> Non
 
 
 class _Writer:
-    """Writes a folder's files and keeps the list of them for kb.json."""
+    """Writes a folder's files, and records them for kb.json."""
 
     def __init__(self, folder: Path, there: Mapping[str, Path]) -> None:
         self._folder = folder
@@ -218,7 +218,7 @@ class _Writer:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
     def own(self, name: str, write_to: WriteTo) -> None:
-        """Let a backend's own file be written."""
+        """Write a backend's own file."""
         assert plain_name(name), f"a backend calls its file {name!r}"
         (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
         with self.recorder(name) as file:
@@ -226,7 +226,7 @@ class _Writer:
         self.files[name]["kind"] = OWN
 
     def _link(self, name: str) -> bool:
-        """Link a file that is there already, if it is and the file system can."""
+        """Link an existing file; return whether that was possible."""
         source = self._there.get(name)
         if source is None:
             return False
@@ -239,12 +239,12 @@ class _Writer:
 
 
 def _copy(source: Path, name: str, write: Callable[[bytes], object]) -> None:
-    """Copy a file, piece by piece."""
+    """Copy a file in pieces."""
     try:
         with source.open("rb") as opened:
             while piece := opened.read(_BYTES_AT_ONCE):
                 write(piece)
     except FileNotFoundError as error:
         raise IndexFileError(
-            f"{source} is gone, so {name} cannot be saved; build the index again"
+            f"{source} does not exist any more, so {name} cannot be saved; build the index again"
         ) from error

@@ -1,8 +1,8 @@
-"""Sparse search: BM25 as Lucene scores it, over the score matrix that bm25s builds.
+"""Sparse search: BM25 with Lucene's formula, by the score matrix of bm25s.
 
-bm25s works out every (word, passage) score when the index is built; a search
-adds up the query's columns. They are added here in the query's word order, in
-float32, for all passages or for a pool's alone: the same additions, so the same
+bm25s computes every (word, passage) score when the index is built; a search
+sums the query's columns. They are summed here in the query's word order, in
+float32, for all passages or for cached ones only: the same additions, and so the same
 bits, as in bm25s's own search.
 """
 
@@ -36,15 +36,15 @@ class ScoreMatrix:
     starts: NDArray[np.int64]  # [words + 1]
 
     def all_scores(self, words: Sequence[int], size: int) -> Vectors:
-        """Add up the words' columns.  # [passages]."""
+        """Return the sum of the words' columns.  # [passages]."""
         scores = np.zeros(size, dtype=np.float32)
         for word in words:
             column = slice(self.starts[word], self.starts[word + 1])
-            scores[self.rows[column]] += self.data[column]  # a passage is in a column once
+            scores[self.rows[column]] += self.data[column]  # a passage occurs once in a column
         return scores
 
     def scores_of(self, words: Sequence[int], rows: NDArray[np.int32]) -> Vectors:
-        """Add up the words' columns for some passages alone, to the same bits."""
+        """Return the sum of the words' columns for some passages, to the same bits."""
         scores = np.zeros(len(rows), dtype=np.float32)
         for word in words:
             start, stop = self.starts[word], self.starts[word + 1]
@@ -59,7 +59,7 @@ class ScoreMatrix:
 
     @classmethod
     def of_columns(cls, scores: Mapping[str, Any], numbers: Sequence[int]) -> Self:
-        """Take over a matrix in the usual three arrays: these columns, each in row order."""
+        """Return a matrix from the three arrays of a sparse format: these columns, in row order."""
         starts = np.asarray(scores["indptr"], dtype=np.int64)
         lengths = np.diff(starts)[list(numbers)]
         places = np.empty(len(starts) - 1, dtype=np.int64)
@@ -70,7 +70,7 @@ class ScoreMatrix:
         return cls(data[order], rows[order], np.concatenate([[0], np.cumsum(lengths)]))
 
     def fits(self, words: int, passages: int) -> bool:
-        """Whether the arrays belong together and to so many words and passages."""
+        """Return whether the arrays match each other, and the numbers of words and passages."""
         return (
             len(self.data) == len(self.rows)
             and len(self.starts) > words
@@ -81,7 +81,7 @@ class ScoreMatrix:
 
 
 def check_bm25(k1: float, b: float) -> None:
-    """Refuse weights outside BM25's range.
+    """Check the parameters of BM25.
 
     Raises:
         ConfigError: `k1` is negative, or `b` not in [0, 1].
@@ -93,7 +93,7 @@ def check_bm25(k1: float, b: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bm25Settings:
-    """How texts become words and words become scores; saved with the index."""
+    """The settings of tokenisation and scoring; saved with the index."""
 
     k1: float = 0.9  # Anserini's defaults, which the paper's sparse retriever uses
     b: float = 0.4
@@ -102,7 +102,7 @@ class Bm25Settings:
     stopwords: str | None = "english"
 
     def __post_init__(self) -> None:
-        """Refuse values outside BM25's range, and what splits no text.
+        """Check the settings.
 
         Raises:
             ConfigError: the message names the setting.
@@ -118,7 +118,7 @@ class Bm25Settings:
             raise ConfigError(f"stopwords must be a language or None, got {self.stopwords!r}")
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
-        """Split texts into words.
+        """Return the words of texts.
 
         Raises:
             ConfigError: bm25s has no stop words of that language.
@@ -155,7 +155,7 @@ class Bm25Retriever:
         k: int = 1,
         print_of_files: str | None = None,
     ) -> None:
-        """Search an index that is already there; `build` makes one."""
+        """Create a retriever of an existing index; `build` creates one."""
         self.places = places_of(passages)
         self.passages = kept(passages)
         self.size = len(self.passages)
@@ -170,7 +170,7 @@ class Bm25Retriever:
     def build(
         cls,
         passages: Sequence[Passage],
-        encoder: Encoder | None = None,  # noqa: ARG003 all backends are built alike
+        encoder: Encoder | None = None,  # noqa: ARG003 all backends have the same signature
         *,
         k: int = 1,
         **settings: Any,
@@ -180,38 +180,38 @@ class Bm25Retriever:
         Args:
             passages: the knowledge base.
             encoder: not used.
-            k: how many passages a query gets.
+            k: the number of passages of a query.
             settings: those of `Bm25Settings`.
 
         Raises:
-            InputError: no passage holds a single word.
+            InputError: no passage has a word.
         """
         chosen = Bm25Settings(**settings)
         places_of(passages)
         words = chosen.words([f"{p.title}\n{p.text}" if p.title else p.text for p in passages])
         if not any(word for passage in words for word in passage):
-            raise InputError("no passage holds any word that the tokenizer keeps")
+            raise InputError("no passage has any word that the tokenizer keeps")
         engine = _bm25s().BM25(k1=chosen.k1, b=chosen.b, method="lucene")
         engine.index(words, show_progress=False)
-        columns = len(engine.scores["indptr"]) - 1  # bm25s numbers an empty word that has none
-        # bm25s numbers words by a set's order, which each process has its own.
+        columns = len(engine.scores["indptr"]) - 1  # bm25s numbers an empty word without a column
+        # bm25s numbers words in a set's order, which differs between processes.
         known = sorted(word for word, number in engine.vocab_dict.items() if number < columns)
         matrix = ScoreMatrix.of_columns(engine.scores, [engine.vocab_dict[w] for w in known])
         vocabulary = {word: number for number, word in enumerate(known)}
         return cls(passages, matrix, vocabulary, chosen, k=k)
 
     def encode(self, text: str) -> Query:
-        """Turn a text into the numbers of its known words, in order, repetitions included."""
+        """Return the numbers of a text's known words, in order, with repetitions."""
         words = self._settings.words([text])[0]
         known = self._vocabulary
         return Query(text, tuple(known[word] for word in words if word in known))
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
+        """Return the best k passages of each query."""
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query; a batch saves nothing."""
+        """Return the best `width` passages of each query; a batch saves no time."""
         check_k(width)
         return [self._best(self.check(query), width) for query in queries]
 
@@ -224,27 +224,27 @@ class Bm25Retriever:
         )
 
     def check(self, query: Query) -> Sequence[int]:
-        """Give a query's word numbers.
+        """Return a query's word numbers.
 
         Raises:
-            InputError: it was encoded by something else.
+            InputError: it was encoded by another retriever.
         """
         words = query.encoding
         if not isinstance(words, tuple) or not all(
             isinstance(word, int) and 0 <= word < len(self._matrix.starts) - 1 for word in words
         ):
             raise InputError(
-                f"the query {query.text!r} does not hold this index's word numbers; make it with "
+                f"the query {query.text!r} does not have this index's word numbers; create it with "
                 "retriever.encode(text)"
             )
         return words
 
     def table(self, capacity: int) -> "Bm25Table":
-        """Make an empty table, which scores with the whole corpus's statistics."""
+        """Return an empty table, which scores with the whole corpus's statistics."""
         return Bm25Table(self, self._matrix, capacity)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return the artifacts to save."""
         matrix, words = self._matrix, json.dumps(self._vocabulary).encode()
         return IndexArtifacts(
             "bm25s",
@@ -258,10 +258,10 @@ class Bm25Retriever:
     def from_parts(
         cls,
         parts: IndexArtifacts,
-        encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
+        encoder: Encoder | None,  # noqa: ARG003 all backends have the same signature
         k: int,
     ) -> Self:
-        """Make the retriever again from what was saved.
+        """Return the retriever of saved artifacts.
 
         Raises:
             IndexFileError: the parts do not fit together.
@@ -271,36 +271,36 @@ class Bm25Retriever:
         if not matrix.fits(max(vocabulary.values(), default=-1) + 1, len(parts.passages)):
             raise IndexFileError("the saved BM25 matrix does not fit its passages; build it again")
         settings = Bm25Settings(**parts.setting("bm25"))
-        settings.words([""])  # what splits no text is found now
+        settings.words([""])  # checks the token pattern
         print_of_files = parts.setting("fingerprint")
         return cls(parts.passages, matrix, vocabulary, settings, k=k, print_of_files=print_of_files)
 
 
 class Bm25Table:
-    """The rows of a pool's passages, scored from the corpus's own matrix."""
+    """The rows of cached passages, scored by the corpus's matrix."""
 
     def __init__(self, retriever: Bm25Retriever, matrix: ScoreMatrix, capacity: int) -> None:
-        """Make room for `capacity` passages."""
+        """Create a table of `capacity` passages."""
         self._retriever = retriever
         self._matrix = matrix
         self._rows = np.zeros(capacity, dtype=np.int32)
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage's row under a slot number.
+        """Store a passage's row in a slot.
 
         Raises:
-            InputError: the hit is not one of this retriever's.
+            InputError: the hit is from another retriever.
         """
         row, retriever = hit.features, self._retriever
         if not isinstance(row, int) or not 0 <= row < retriever.size:
             raise InputError(
-                f"the hit {hit.passage.id!r} carries no row number; a pool takes hits of its own "
-                "retriever only"
+                f"the hit {hit.passage.id!r} has no row number; a passage cache takes hits of its "
+                "own retriever only"
             )
         self._rows[slot] = row
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with a search's own scores."""
+        """Return the best k of these slots with the scores of a search."""
         chosen = row_numbers(slots)
         rows = self._rows[chosen]
         scores = self._matrix.scores_of(self._retriever.check(query), rows)

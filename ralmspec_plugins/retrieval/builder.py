@@ -1,4 +1,4 @@
-"""Build a knowledge base on the disk: bounded memory, and after a crash it goes on where it was."""
+"""Build a knowledge base on the disk in bounded memory; an interrupted build is resumed."""
 
 import json
 import os
@@ -48,40 +48,40 @@ from ralmspec_plugins.retrieval.storage.journal import (
 )
 from ralmspec_plugins.types import Passage
 
-# Where a build's vectors come from: an encoder, or an array that is there already.
+# The source of a build's vectors: an encoder, or an existing array.
 
 
-_SAME_ENCODER = 0.01  # relative; far above what batches and devices differ by
+_SAME_ENCODER = 0.01  # relative; far above the differences of batches and devices
 
 
 class Source(Protocol):
-    """Gives each batch its vectors, always the same ones."""
+    """Returns the vectors of each batch, reproducibly."""
 
     encoder: Encoder | None
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name what the vectors depend on; compared when a build is gone on with."""
+        """Return all that the vectors depend on, which is compared when a build is resumed."""
         ...
 
     def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
-        """Give the vectors of a batch.  # [passages, dim]."""
+        """Return the vectors of a batch.  # [passages, dim]."""
         ...
 
     def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:
-        """Refuse to go on with vectors that this source would not give."""
+        """Check that recorded vectors are those of this source."""
         ...
 
     def check_count(self, count: int) -> None:
-        """Refuse another number of passages in all."""
+        """Check the total number of passages."""
         ...
 
 
 class Encoded:
-    """Vectors by an encoder, a batch at a time."""
+    """Vectors by an encoder, one batch at a time."""
 
     def __init__(self, encoder: Encoder, metric: str) -> None:
-        """Encode for a metric."""
+        """Create the source for a metric."""
         self.encoder: Encoder | None = encoder
         self._encode = encoder
         self._metric = metric
@@ -89,7 +89,7 @@ class Encoded:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name encoder and metric; a function without a name has no more than its own."""
+        """Return encoder and metric; a nameless function has its qualified name."""
         encoder = self._encode
         name = getattr(encoder, "name", None) or getattr(encoder, "__qualname__", None)
         kind = type(encoder).__qualname__
@@ -99,7 +99,7 @@ class Encoded:
         """Encode a batch.
 
         Raises:
-            InputError: NaN, or another shape than before.
+            InputError: the vectors have NaN, or another shape than before.
         """
         rows = encode_batch(self._encode, passages)
         self._dimension = self._dimension or rows.shape[1]
@@ -107,10 +107,10 @@ class Encoded:
         return _ready(rows, self._metric, first)
 
     def compare(self, first: int, passages: Sequence[Passage], recorded: Vectors) -> None:
-        """Encode the very first passage again: another model may have the same name.
+        """Encode the first passage again, since another model may have the same name.
 
         Raises:
-            IndexFileError: the vector is another one.
+            IndexFileError: the vector differs.
         """
         if first == 0:
             again = self.rows(0, passages[:1])[0]
@@ -119,15 +119,15 @@ class Encoded:
                 raise start_anew(
                     f"the encoder {encoder_name(self._encode)} gives passage "
                     f"{passages[0].id!r} another vector than before",
-                    "give the same to go on",
+                    "use the same to continue",
                 )
 
     def check_count(self, count: int) -> None:
-        """Any number can be encoded."""
+        """Do nothing: any number can be encoded."""
 
 
 class Given:
-    """Vectors that are there already, in memory or as a .npy file, converted block by block."""
+    """Existing vectors, in memory or in a .npy file, converted in blocks."""
 
     def __init__(
         self,
@@ -135,11 +135,11 @@ class Given:
         encoder: Encoder | None,
         metric: str,
     ) -> None:
-        """Look at the vectors, without reading them.
+        """Check the shape of the vectors, without reading them.
 
         Raises:
-            InputError: they are no two-dimensional array of floating numbers, the file cannot be
-                read, or the encoder makes vectors of another dimension.
+            InputError: they are not a two-dimensional array of floating numbers, the file cannot
+                be read, or the encoder returns vectors of another dimension.
         """
         self.encoder = encoder
         self._metric = metric
@@ -161,14 +161,14 @@ class Given:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name no more than the metric: each block is compared itself."""
+        """Return the metric: the blocks themselves are compared."""
         return {"encoder": None, "metric": self._metric, "vectors": "given"}
 
     def rows(self, first: int, passages: Sequence[Passage]) -> Vectors:
         """Convert a block.
 
         Raises:
-            InputError: there are too few, or NaN.
+            InputError: there are too few vectors, or NaN.
         """
         last = first + len(passages)
         if last > len(self._vectors):
@@ -176,7 +176,7 @@ class Given:
                 f"{last} passages, or more, need as many vectors, got an array of shape "
                 f"{self._vectors.shape}"
             )
-        with np.errstate(over="ignore"):  # becomes infinity, and is refused as that
+        with np.errstate(over="ignore"):  # becomes infinity, which is an error
             rows = self._vectors[first:last].astype(np.float32)
         return _ready(rows, self._metric, first)
 
@@ -184,20 +184,20 @@ class Given:
         """Convert the block again.
 
         Raises:
-            IndexFileError: it is another one.
+            IndexFileError: it differs.
         """
         if not np.array_equal(self.rows(first, passages), recorded):
             raise start_anew(
                 f"the vectors of passages {first} to {first + len(passages) - 1} are not those "
                 "that were given before",
-                "give the same to go on",
+                "use the same to continue",
             )
 
     def check_count(self, count: int) -> None:
-        """Refuse vectors that nobody has a passage for.
+        """Check that there are no more vectors than passages.
 
         Raises:
-            InputError: there are too many.
+            InputError: there are more.
         """
         if count != len(self._vectors):
             raise InputError(
@@ -207,14 +207,14 @@ class Given:
 
 
 def _ready(rows: Vectors, metric: str, first: int) -> Vectors:
-    """Refuse unusable rows, and normalise for cosine; each row by itself."""
+    """Check rows, and normalise them for cosine, each separately."""
     squares = squared_norms(rows, first)
     return normalise(rows, squares, rows) if metric == Metric.COSINE else rows
 
 
 def _opened(file: Path) -> NDArray[Any]:
     if not file.is_file():
-        raise InputError(f"there is no file {file}; vectors are taken from a .npy file")
+        raise InputError(f"there is no file {file}; vectors are read from a .npy file")
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
@@ -240,37 +240,36 @@ def build_index(
     restart: bool = False,
     **settings: Any,
 ) -> KnowledgeBase:
-    """Build a dense knowledge base on the disk, batch by batch, and open it.
+    """Build a dense knowledge base on the disk, in batches, and open it.
 
-    Passages are taken as a stream, and neither they nor their vectors are held
-    in memory. What is encoded is safe at once, in a hidden folder beside the
-    target: after a crash, a full disk or Ctrl-C the same call goes on behind the
-    last whole batch, and gives the same files, to the byte, as one that was
-    never stopped. Until the last moment the target stays as it was; then it is
-    replaced as a whole.
+    Passages are read as a stream, and neither they nor their vectors are kept
+    in memory. Each batch is written immediately to a hidden folder next to the
+    target: after a crash, a full disk or Ctrl-C the same call continues after the
+    last complete batch, and returns the same files, to the byte, as an
+    uninterrupted one. The target is replaced atomically at the end.
 
     Args:
-        passages: read once, from the beginning each time; see `stream_passages`.
+        passages: read once, from the start at each call; see `stream_passages`.
         target: the folder of the knowledge base.
-        encoder: makes vectors of texts; `HashingEncoder()` unless it or vectors are given.
+        encoder: converts texts to vectors; `HashingEncoder()` unless it or vectors are given.
         backend: a dense one.
-        vectors: the passages' vectors in order, or the .npy file that holds them, of any
+        vectors: the passages' vectors in order, or their .npy file, of any
             floating type and any size; then the encoder is for queries only.
         metric: "ip", "cosine" or "l2".
-        batch_size: passages encoded together, and lost at most by a crash.
-        progress: called with a stage and how many passages are through it: "checking" those
-            that an earlier run has encoded, "encoding", "indexing".
-        restart: forget an unfinished build of this target.
-        settings: what the backend's `build` takes besides (`k`, `search_list`, ...); these may
-            change when an unfinished build is gone on with. What is not saved, such as
-            `threads`, does not reach the knowledge base that is given back.
+        batch_size: passages encoded together; a crash loses at most one batch.
+        progress: called with a stage and the number of passages that it has processed: "checking"
+            those of an earlier run, "encoding", "indexing".
+        restart: discard an unfinished build of this target.
+        settings: other arguments of the backend's `build` (`k`, `search_list`, ...); they may
+            change when an unfinished build is resumed. Settings that are not saved, such as
+            `threads`, have no effect on the returned knowledge base.
 
     Raises:
-        ConfigError: an unknown backend, one without vectors, or an unfinished build with another
+        ConfigError: the backend is unknown or has no vectors, or an unfinished build has another
             encoder, metric or batch size.
-        InputError: no passages, ids that occur twice, vectors that do not fit.
-        IndexFileError: something else is at the target, somebody else is building it, or an
-            unfinished build was begun with other passages.
+        InputError: there are no passages, duplicate ids, or invalid vectors.
+        IndexFileError: the target is something else, another process is building it, or an
+            unfinished build has other passages.
     """
     place = Path(target).resolve()  # a link keeps leading to it
     check_target(place)
@@ -290,31 +289,31 @@ def build_index(
 
 
 def _unwatched(stage: Stage, passages: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def _rehearse(backend: str, metric: str, batch_size: int, settings: dict[str, Any]) -> None:
-    """Refuse, before hours of encoding, what would be refused behind them."""
+    """Check the settings before passages are encoded."""
     if not needs_encoder(backend):
         raise ConfigError(
-            f"the backend {backend!r} takes no vectors, so there is nothing to go on with; build "
+            f"the backend {backend!r} takes no vectors, so there is nothing to resume; build "
             "it with open_retriever, and save that"
         )
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     metric_of(metric)
     check_k(settings.get("k", 1))
-    try:  # all settings are read before passages are, of which there are none
+    try:  # all settings are read before the passages, of which there are none
         open_retriever(
             backend, [], vectors=np.empty((0, 1), dtype=np.float32), metric=metric, **settings
         )
     except InputError:
         return
-    raise AssertionError(f"{backend} made a knowledge base of nothing")
+    raise AssertionError(f"{backend} built a knowledge base without passages")
 
 
 class _IndexBuild:
-    """One attempt at a knowledge base, in a building folder that is held."""
+    """One attempt to build a knowledge base, in a locked folder."""
 
     def __init__(self, build: ResumableBuild, source: Source, progress: Watcher) -> None:
         self._build = build
@@ -326,7 +325,7 @@ class _IndexBuild:
         self._dimension = 0
 
     def fill(self, batches: Iterable[Sequence[Passage]]) -> None:
-        """Bring all passages and their vectors to the disk, as far as they are not there."""
+        """Write all missing passages and vectors to the disk."""
         build, source = self._build, self._source
         for some in batches:
             lines = [passage_line(passage).encode() for passage in some]
@@ -369,7 +368,7 @@ class _IndexBuild:
                     yield json.loads(line)["id"]
 
     def publish(self, target: Path, backend: str, metric: str, settings: dict[str, Any]) -> None:
-        """Index what is on the disk, and put it at the target; nothing large is copied."""
+        """Index the files on the disk, and move them to the target; large files are not copied."""
         build, folder, count = self._build, self._build.folder, self._build.rows
         self._progress("indexing", 0)
         places = places_by_merging(self._ids(count), folder)

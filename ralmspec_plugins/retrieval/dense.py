@@ -1,4 +1,4 @@
-"""What all dense retrievers share: passages with vectors, their metric and their ranking."""
+"""Dense retrievers: passages with vectors, their metric and their ranking."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ from ralmspec_plugins.types import Hit, Hits, Passage, Query
 # Lengths of vectors: measured in float64, checked, and scaled to 1.
 
 
-_NUMBERS_AT_ONCE = 1 << 20  # 8 MB of float64, however long the rows are
+_NUMBERS_AT_ONCE = 1 << 20  # 8 MB of float64, independently of the dimension
 
 
 def norm_of(vector: Vectors) -> float:
-    """Give a vector's length, in float64."""
+    """Return a vector's length, in float64."""
     wide = vector.astype(np.float64)
     return float(np.sqrt(wide.dot(wide)))
 
 
 def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
-    """Square each row's length, in float64.  # [rows].
+    """Return the squared norm of each row, in float64.  # [rows].
 
     Args:
         vectors: may be memory-mapped; only a few rows are copied at a time.
@@ -62,21 +62,21 @@ def squared_norms(vectors: Vectors, first_row: int = 0) -> FloatArray:
 
 
 def unit_rows(squares: FloatArray) -> NDArray[np.bool_]:
-    """Say which squared lengths are those of vectors of length 1, or 0."""
+    """Return which squared norms are those of vectors of norm 1 or 0."""
     rows: NDArray[np.bool_] = (np.abs(squares - 1) < 1e-5) | (squares == 0)
     return rows
 
 
 def normalised(vectors: Vectors) -> Vectors:
-    """Scale each row to length 1; zero rows, and rows of length 1, stay as they are."""
+    """Return each row scaled to norm 1; rows of norm 0 or 1 are unchanged."""
     return normalise(vectors, squared_norms(vectors), np.empty(vectors.shape, dtype=np.float32))
 
 
 def normalise(vectors: Vectors, squares: FloatArray, out: Vectors) -> Vectors:
-    """Scale as `normalised` does, into `out`, which may be `vectors` itself.
+    """Normalise rows as `normalised` does, into `out`, which may be `vectors` itself.
 
-    A row's result depends on that row alone. Beyond `out`, no more than a few
-    rows are held in memory.
+    A row's result depends only on that row. Besides `out`, only a few
+    rows are in memory.
     """
     lengths = np.where(unit_rows(squares), 1, np.sqrt(squares))
     for rows in _blocks(vectors):
@@ -90,14 +90,14 @@ def _blocks(vectors: Vectors) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-# The vectors of a pool's passages, ranked as a search over all passages ranks them.
+# The vectors of cached passages, ranked as a search over all passages ranks them.
 
 
 class DenseTable:
-    """The vectors of a pool's passages, ranked as the retriever ranks its own."""
+    """The vectors of cached passages, ranked as the retriever ranks all."""
 
     def __init__(self, metric: Metric, dimension: int, capacity: int) -> None:
-        """Make room for `capacity` passages."""
+        """Create a table of `capacity` passages."""
         self._metric = metric
         self._vectors = np.zeros((capacity, dimension), dtype=np.float32)
         self._squares = np.zeros(capacity, dtype=np.float32)
@@ -105,16 +105,16 @@ class DenseTable:
         self._ids = [""] * capacity
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage's vector under a slot number.
+        """Store a passage's vector in a slot.
 
         Raises:
-            InputError: the hit does not carry a vector of the right dimension.
+            InputError: the hit has no vector of the right dimension.
         """
         vector = np.asarray(hit.features)
         if vector.shape != self._vectors.shape[1:]:
             raise InputError(
-                f"the hit {hit.passage.id!r} carries no vector of {self._vectors.shape[1]} "
-                "dimensions; a pool takes hits of its own retriever only"
+                f"the hit {hit.passage.id!r} has no vector of {self._vectors.shape[1]} "
+                "dimensions; a passage cache takes hits of its own retriever only"
             )
         norm = norm_of(vector)
         if not norm < LARGEST_NORM:
@@ -127,7 +127,7 @@ class DenseTable:
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots with exact scores; `range(n)` is the fastest."""
+        """Return the best k of these slots with exact scores; `range(n)` is the fastest."""
         if not len(slots) or k < 1:
             return []
         whole = isinstance(slots, range) and slots.step == 1
@@ -149,7 +149,7 @@ class DenseTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """What was worked out of all vectors when they were saved, and need not be again."""
+    """Values computed from all vectors when they were saved."""
 
     fingerprint: str
     largest_norm: float
@@ -157,7 +157,7 @@ class Measured:
 
 
 class DenseCorpus:
-    """Passages and their vectors, checked once; knows the metric, not how to search.
+    """Passages and their vectors, checked once, with their metric, but without a search.
 
     `vectors` may be memory-mapped: rows are read when they are needed, and a
     hit's `features` is a view of its row.
@@ -173,20 +173,20 @@ class DenseCorpus:
         own: bool = False,
         measured: Measured | None = None,
     ) -> None:
-        """Check that passages and vectors fit together.
+        """Check that passages and vectors match.
 
         Args:
             passages: in the order of the rows.
-            vectors: one row a passage; for cosine, lengths that are not 1 or 0 are made so, in
+            vectors: one row per passage; for cosine they are normalised, in
                 a copy unless they are the corpus's own.
-            encoder: makes queries from texts; not needed where queries come encoded.
+            encoder: encodes queries; not needed if queries are already encoded.
             metric: "ip", "cosine" or "l2".
-            own: the vectors are nobody else's, and may be changed.
-            measured: what storage knows already; then no vector is read here.
+            own: whether the vectors belong to the corpus, and may be changed.
+            measured: saved values; with them no vector is read here.
 
         Raises:
-            InputError: no passages, wrong shape, NaN, two passages with one id.
-            ConfigError: an unknown metric.
+            InputError: there are no passages, a wrong shape, NaN, or duplicate ids.
+            ConfigError: the metric is unknown.
         """
         self.metric = metric_of(metric)
         self.places = places_of(passages)
@@ -209,7 +209,7 @@ class DenseCorpus:
         self.print = measured.fingerprint
 
     def _measure(self, own: bool) -> Measured:
-        """Read all vectors, normalise them for cosine, and keep what searches need to know."""
+        """Read all vectors, normalise them for cosine, and return the values that searches need."""
         squares = squared_norms(self.vectors)
         if self.metric is Metric.COSINE and not unit_rows(squares).all():
             vectors = self.vectors
@@ -236,11 +236,11 @@ class DenseCorpus:
             return cls(passages, vectors, encoder, metric)
         if encoder is None:
             raise ConfigError("give an encoder, or the passages' vectors, or both")
-        places_of(passages)  # refuse what cannot be used before encoding for hours
+        places_of(passages)  # checked before the encoding
         return cls(passages, encode_all(encoder, passages), encoder, metric, own=True)
 
     def artifacts(self, backend: str, k: int, **extra: Any) -> IndexArtifacts:
-        """Give what must be saved, with a backend's extra settings."""
+        """Return the artifacts to save, with a backend's extra settings."""
         settings = {
             "k": k,
             "metric": self.metric.value,
@@ -258,10 +258,10 @@ class DenseCorpus:
 
     @classmethod
     def from_artifacts(cls, parts: IndexArtifacts, encoder: Encoder | None) -> Self:
-        """Put a corpus together again.
+        """Return the corpus of saved artifacts.
 
         Raises:
-            IndexFileError: another encoder than the saved one, or vectors that do not fit.
+            IndexFileError: the encoder is not the saved one, or the vectors do not match.
         """
         vectors, dimension = parts.array("vectors"), parts.setting("dimension")
         if vectors.shape != (len(parts.passages), dimension):
@@ -276,34 +276,34 @@ class DenseCorpus:
 
     @property
     def size(self) -> int:
-        """How many passages there are."""
+        """The number of passages."""
         return len(self.passages)
 
     @property
     def rows_at_once(self) -> int:
-        """How many vectors a scan may ask for at once: all, since a slice costs nothing."""
+        """The number of vectors that a scan may read at a time: all, since a slice is free."""
         return self.size
 
     @property
     def dimension(self) -> int:
-        """The length of each vector."""
+        """The dimension of each vector."""
         return int(self.vectors.shape[1])
 
     @property
     def inline_encode(self) -> bool:
-        """Whether encoding a query costs microseconds, as the encoder says of itself."""
+        """Whether encoding a query takes microseconds, by the encoder's `inline`."""
         return bool(getattr(self.encoder, "inline", False))
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What a signature needs to say about this corpus."""
+        """The part of a signature that identifies this corpus."""
         return self.metric.value, self.print, encoder_name(self.encoder)
 
     def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass.
+        """Encode one query, in a batch of one.
 
         Raises:
-            InputError: there is no encoder, or it gave something unusable.
+            InputError: there is no encoder, or its result is invalid.
         """
         if self.encoder is None:
             raise InputError(
@@ -318,10 +318,10 @@ class DenseCorpus:
         return Query(text, vector)
 
     def matrix(self, queries: Sequence[Query]) -> Vectors:
-        """Stack the queries' encodings.  # [queries, dim].
+        """Return the queries' encodings as a matrix.  # [queries, dim].
 
         Raises:
-            InputError: a query without encoding, of another dimension, or with NaN.
+            InputError: a query has no encoding, or one of another dimension or with NaN.
         """
         for query in queries:
             if query.encoding is None:
@@ -342,29 +342,29 @@ class DenseCorpus:
             raise InputError(f"{source} gave a vector with NaN, infinite or huge entries")
 
     def error(self, query: Vectors, roundoff: float = FLOAT32_ROUNDOFF) -> float:
-        """Bound a float32 kernel's error for this query, over all rows."""
+        """Return an upper bound of a float32 kernel's error for this query, over all rows."""
         norms = self.largest_norm, norm_of(query)
         return kernel_error(self.metric, self.dimension, *norms, roundoff)
 
     def exact(self, rows: IntArray, query: Vectors) -> FloatArray:
-        """Score rows exactly."""
+        """Return the exact scores of rows."""
         return exact_scores(self.vectors[rows], query, self.metric)
 
     def ranked(self, rows: IntArray, query: Vectors, k: int) -> Hits:
-        """Order nominated rows by their exact scores, ties by passage id."""
+        """Return candidate rows in the order of their exact scores, ties by passage id."""
         scores = self.exact(rows, query)
         best = best_first(scores, self.places[rows], k)
         return self.hits(rows[best], scores[best])
 
     def hits(self, rows: IntArray, scores: FloatArray) -> Hits:
-        """Turn rows and scores into hits."""
+        """Return the hits of rows and scores."""
         return tuple(
             Hit(self.passages[row], score, self.vectors[row])
             for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
         )
 
     def table(self, capacity: int) -> "DenseTable":
-        """Make an empty table that ranks a pool's passages as a search would."""
+        """Return an empty table that ranks cached passages as a search does."""
         return DenseTable(self.metric, self.dimension, capacity)
 
 
@@ -395,19 +395,19 @@ def _saved_measures(parts: IndexArtifacts, metric: str) -> Measured:
 
 
 class DenseRetriever:
-    """What the searches of a `DenseCorpus` share; each brings its own `search`."""
+    """Base class of retrievers over a `DenseCorpus`; a subclass defines `search`."""
 
     exact: ClassVar[bool]
     pure: ClassVar[bool] = True
 
     def __init__(self, corpus: DenseCorpus, backend: str, k: int, *depends_on: Hashable) -> None:
-        """Search a corpus.
+        """Create a retriever of a corpus.
 
         Args:
             corpus: the passages and their vectors.
             backend: its name.
-            k: how many passages a query gets.
-            depends_on: what else the hits depend on, for the signature.
+            k: the number of passages of a query.
+            depends_on: other values that the hits depend on, for the signature.
 
         Raises:
             ConfigError: k is below 1.
@@ -420,15 +420,15 @@ class DenseRetriever:
         self.signature: Hashable = (backend, k, *depends_on, *corpus.identity)
 
     def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
+        """Encode one query, in a batch of one."""
         return self.corpus.encode(text)
 
     def table(self, capacity: int) -> DenseTable:
-        """Make an empty table for a passage cache."""
+        """Return an empty table for a passage cache."""
         return self.corpus.table(capacity)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return the artifacts to save."""
         return self.corpus.artifacts(self.backend, self.k)
 
 
@@ -441,11 +441,11 @@ class ExactRetriever(DenseRetriever):
     exact: ClassVar[bool] = True
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
+        """Return the best k passages of each query."""
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
+        """Return the best `width` passages of each query."""
         check_k(width)
         if not queries:
             return []
@@ -458,12 +458,12 @@ class ExactRetriever(DenseRetriever):
         return found
 
     def _nominate(self, queries: Vectors, k: int) -> Sequence[IntArray]:
-        """Give, for each query, rows that hold its true top k."""
+        """Return, for each query, candidate rows that contain its true top k."""
         raise NotImplementedError
 
     @classmethod
     def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved."""
-        make: Any = cls  # each takes a corpus and k
+        """Return the retriever of saved artifacts."""
+        make: Any = cls  # all subclasses take a corpus and k
         made: Self = make(DenseCorpus.from_artifacts(parts, encoder), k=k)
         return made

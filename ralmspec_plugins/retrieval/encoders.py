@@ -1,10 +1,10 @@
-"""What turns a text into a vector, with no dependency but numpy.
+"""Encoders of text to vectors.
 
 An encoder is any callable from a text to a vector. Four attributes are used
-where they exist: `name` (what signatures and saved knowledge bases call it),
-`settings` (enough to make it again when a knowledge base is loaded), `inline`
-(it costs microseconds) and `many(texts)` (all passages at once; queries are
-always encoded alone).
+if they exist: `name` (for signatures and saved knowledge bases),
+`settings` (to create it again when a knowledge base is loaded), `inline`
+(it takes microseconds) and `many(texts)` (encodes all passages; queries are
+always encoded in a batch of one).
 """
 
 import hashlib
@@ -42,8 +42,8 @@ class HashingEncoder:
     """Signed feature hashing of words: no model, no state, the same vector everywhere.
 
     Each word, lower-cased, adds +1 or -1 to one of `dimension` places, both
-    chosen by its CRC-32; the sum is scaled to length 1. It finds shared words,
-    not shared meaning: good for trying things out, no rival to a trained model.
+    chosen by its CRC-32; the sum is scaled to length 1. It matches shared words,
+    not shared meaning: use it for experiments, not in place of a trained model.
 
     >>> HashingEncoder(8)("to be or not to be").tolist() == HashingEncoder(8)(
     ...     "To be, or not to be!").tolist()
@@ -53,7 +53,7 @@ class HashingEncoder:
     inline = True
 
     def __init__(self, dimension: int = 512) -> None:
-        """Encode into this many dimensions."""
+        """Create an encoder of this dimension."""
         if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
             raise ConfigError(f"dimension must be a whole number of at least 1, got {dimension!r}")
         self.dimension = dimension
@@ -61,7 +61,7 @@ class HashingEncoder:
         self.settings: dict[str, Any] = {"kind": "hashing", "dimension": dimension}
 
     def __call__(self, text: str) -> Vectors:
-        """Encode one text; one without any word gives the zero vector."""
+        """Return the vector of a text; the zero vector for one without words."""
         counts = np.zeros(self.dimension, dtype=np.float64)
         for word in _WORD.findall(text.lower()):
             code = zlib.crc32(word.encode())
@@ -71,7 +71,7 @@ class HashingEncoder:
 
 
 def encoder_name(encoder: Encoder | None) -> str:
-    """Name an encoder for signatures; one without a name is told apart by its identity."""
+    """Return an encoder's name for signatures; a nameless one is identified by its id."""
     if encoder is None:
         return "none"
     name = getattr(encoder, "name", None)
@@ -82,7 +82,7 @@ def encoder_name(encoder: Encoder | None) -> str:
 
 
 def weights_digest(weights: Mapping[str, Any]) -> str:
-    """Digest a model's tensors, so that a moved model is recognised and a changed one is not."""
+    """Return a digest of a model's tensors, which does not depend on its path."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -91,13 +91,12 @@ def weights_digest(weights: Mapping[str, Any]) -> str:
 
 
 def encoder_from(settings: Mapping[str, Any]) -> Encoder:
-    """Make an encoder again from the settings saved with a knowledge base.
+    """Return an encoder from the settings saved with a knowledge base.
 
-    A file never causes a download: of a model only a folder of this machine is loaded.
+    A file never causes a download: a model is only loaded from a local folder.
 
     Raises:
-        InputError: the kind of encoder is not one of those known here, or its model is not a
-            folder of this machine.
+        InputError: the kind of encoder is unknown, or its model is not a local folder.
     """
     options = dict(settings) if isinstance(settings, Mapping) else {"kind": settings}
     kind = options.pop("kind", None)
@@ -124,7 +123,7 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
 
 
 def encode_passages(encoder: Encoder, texts: Sequence[str]) -> Vectors:
-    """Encode all passages, together where the encoder can do that."""
+    """Return the vectors of all passages, encoded together if the encoder supports it."""
     many = getattr(encoder, "many", None)
     encoded = many(texts) if many is not None else [encoder(text) for text in texts]
     try:
@@ -141,23 +140,23 @@ def encode_passages(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     return vectors
 
 
-# Encode many passages a batch at a time, always in the same batches.
+# Encodes many passages in batches, always the same ones.
 
 
-BATCH = 256  # passages encoded together, always from a multiple of it: the same bits each time
+BATCH = 256  # passages encoded together, from a multiple of it on, for reproducible bits
 
 
 def encode_batch(encoder: Encoder, passages: Sequence[Passage]) -> Vectors:
-    """Encode some passages together, title before text.  # [passages, dim]."""
+    """Return the vectors of some passages, title before text.  # [passages, dim]."""
     texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
     return encode_passages(encoder, texts)
 
 
 def encode_all(encoder: Encoder, passages: Sequence[Passage], batch_size: int = BATCH) -> Vectors:
-    """Encode all passages, a batch at a time into one array.  # [passages, dim].
+    """Return the vectors of all passages, encoded in batches.  # [passages, dim].
 
     Raises:
-        InputError: the encoder gave unusable vectors, or of another length in a later batch.
+        InputError: the encoder returned invalid vectors, or another dimension in a later batch.
     """
     vectors: Vectors | None = None
     start = 0
@@ -168,15 +167,15 @@ def encode_all(encoder: Encoder, passages: Sequence[Passage], batch_size: int = 
         check_batch(encoder, rows, (len(some), vectors.shape[1]))
         vectors[start : start + len(some)] = rows
         start += len(some)
-    assert vectors is not None, "an empty knowledge base was not refused"
+    assert vectors is not None, "an empty knowledge base was not detected"
     return vectors
 
 
 def check_batch(encoder: Encoder, rows: Vectors, shape: tuple[int, int]) -> None:
-    """Refuse a batch of another shape.
+    """Check the shape of a batch.
 
     Raises:
-        InputError: the encoder changes its mind.
+        InputError: the encoder returned another shape than before.
     """
     if rows.shape != shape:
         raise InputError(
@@ -185,18 +184,18 @@ def check_batch(encoder: Encoder, rows: Vectors, shape: tuple[int, int]) -> None
         )
 
 
-# Encode with a model: queries one at a time, passages in batches, each with its prefix.
+# Encoders by a model: queries one at a time, passages in batches, each with its prefix.
 
 
 class ModelEncoder:
-    """What the encoders by a model share."""
+    """Base class of encoders by a model."""
 
     def __init__(self, query_prefix: str, passage_prefix: str) -> None:
-        """Put these in front of queries and of passages."""
+        """Create an encoder with these prefixes of queries and passages."""
         self._prefixes = (query_prefix, passage_prefix)
 
     def __call__(self, text: str) -> Vectors:
-        """Encode one query alone."""
+        """Encode one query, in a batch of one."""
         vector: Vectors = self._encode([self._prefixes[0] + text])[0]
         return vector
 
@@ -208,7 +207,7 @@ class ModelEncoder:
         raise NotImplementedError
 
     def _kept(self, kind: str, path: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
-        """Give what makes this encoder again, for `encoder_from`."""
+        """Return the settings of this encoder for `encoder_from`."""
         query, passage = self._prefixes
         return {
             "kind": kind,
@@ -244,15 +243,15 @@ class HuggingFaceEncoder(ModelEncoder):
 
         Args:
             path: a folder, or a name on the hub.
-            pooling: how token vectors become one.
-            max_tokens: longer texts are cut.
-            device: where it runs.
-            query_prefix: put in front of queries.
-            passage_prefix: put in front of passages.
-            batch_size: how many passages are encoded at once.
+            pooling: the pooling of token vectors.
+            max_tokens: the maximum number of tokens; longer texts are cut.
+            device: the device of the model.
+            query_prefix: the prefix of queries.
+            passage_prefix: the prefix of passages.
+            batch_size: the number of passages in a batch.
 
         Raises:
-            ConfigError: an unknown pooling.
+            ConfigError: the pooling is unknown.
             MissingExtraError: torch or transformers is not installed.
             ModelError: the model cannot be loaded.
         """
@@ -311,7 +310,7 @@ class HuggingFaceEncoder(ModelEncoder):
 
 
 class SentenceTransformerEncoder(ModelEncoder):
-    """A sentence-transformers model, named by its weights, wherever they lie."""
+    """A sentence-transformers model, named by its weights."""
 
     def __init__(
         self,
@@ -326,10 +325,10 @@ class SentenceTransformerEncoder(ModelEncoder):
 
         Args:
             path: a folder, or a name on the hub.
-            device: where it runs.
-            query_prefix: put in front of queries, as E5 and BGE models want.
-            passage_prefix: put in front of passages.
-            batch_size: how many passages are encoded at once.
+            device: the device of the model.
+            query_prefix: the prefix of queries, required by E5 and BGE models.
+            passage_prefix: the prefix of passages.
+            batch_size: the number of passages in a batch.
 
         Raises:
             MissingExtraError: sentence-transformers is not installed.

@@ -1,10 +1,10 @@
 """Approximate search with FAISS: HNSW, IVF and IVF-PQ indexes, of passages and of KNN-LM's keys.
 
-A query's result does not depend on its batch: HNSW goes through its graph once a
-query, and IVF's nearest lists are asked for one query at a time (FAISS would take
-a matrix product for many, with other last bits, so other lists). FAISS shares a
-batch's queries among its own threads; single calls, and threads of our own around
-them, were measured and gained nothing (benchmarks/batch_curves.py).
+A query's result does not depend on its batch: HNSW searches its graph once per
+query, and IVF's nearest lists are computed for one query at a time (FAISS would use
+a matrix product for many, with other last bits, so other lists). FAISS divides a
+batch's queries among its own threads; single calls in other threads
+were measured without a gain (benchmarks/batch_curves.py).
 """
 
 import hashlib
@@ -26,20 +26,20 @@ from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hits, Passage, Query
 
-# How an index is made and asked: settings that are checked, and saved with it.
+# The settings of an index, which are checked, and saved with it.
 
 
 STORAGES = {"float32": None, "float16": "QT_fp16", "8bit": "QT_8bit"}
-_POINTS_PER_LIST = 39  # below this FAISS warns that k-means has too little to learn from
-_POINTS_OF_PQ = 256  # a byte's worth of centres for each piece
-_POINTS_OF_8BIT = 65_536  # to learn each dimension's range from
+_POINTS_PER_LIST = 39  # below this FAISS warns of too few points for k-means
+_POINTS_OF_PQ = 256  # centres for each piece: one byte
+_POINTS_OF_8BIT = 65_536  # for learning each dimension's range
 _INT = 2**31  # FAISS keeps settings in 32 bits
 _LONGEST_CODE = 64  # bytes, as in Khandelwal et al. 2020
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRecipe:
-    """The settings of an index: those it is built with, and those it is asked with.
+    """The settings of an index, for building and for searching.
 
     Attributes:
         name: of the kind of index.
@@ -50,10 +50,10 @@ class IndexRecipe:
     tunable: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no index, or search nothing.
+        """Check the settings.
 
         Raises:
-            ConfigError: a number is below its least, or no number.
+            ConfigError: a value is below its minimum, or not a whole number.
         """
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
@@ -66,34 +66,34 @@ class IndexRecipe:
                 )
 
     def candidates(self, k: int) -> int:
-        """Say how many rows the index is asked for, where k hits are wanted."""
+        """Return the number of rows requested from the index for k hits."""
         return k
 
     def learns_from(self, size: int) -> IntArray | None:
-        """Choose the rows that the index learns from, ascending; `None` for all of them."""
+        """Return the rows for training, ascending; `None` for all of them."""
         return None
 
     def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
-        """Make an untrained, empty index.
+        """Return an untrained, empty index.
 
         Args:
             faiss: the library.
             dimension: of the vectors.
-            size: how many vectors there will be.
+            size: the final number of vectors.
             kind: FAISS's number of the metric.
 
         Raises:
             ConfigError: a setting does not fit the dimension.
-            InputError: there are too few vectors to learn from.
+            InputError: there are too few vectors for training.
         """
         raise NotImplementedError
 
     def tune(self, index: Any) -> None:
-        """Set what a built index is asked with."""
+        """Set the search parameters of a built index."""
         raise NotImplementedError
 
     def tuning(self, index: Any) -> int:
-        """Give what a built index is asked with now."""
+        """Return the current search parameter of a built index."""
         raise NotImplementedError
 
 
@@ -104,8 +104,8 @@ _MAY_BE_NONE = ("lists", "pieces", "sample")
 class Hnsw(IndexRecipe):
     """A navigable graph. Defaults: FAISS's own, but a search list of 64 for recall 0.99.
 
-    `storage`: "float32" holds the vectors as they are, "float16" in half the memory,
-    "8bit" in a quarter, and rough.
+    `storage`: "float32" stores the vectors unchanged, "float16" in half the memory,
+    "8bit" in a quarter, with a lower precision.
     """
 
     name: ClassVar[str] = "hnsw"
@@ -114,20 +114,20 @@ class Hnsw(IndexRecipe):
     links: int = 32
     build_list: int = 40
     storage: str = "float32"
-    search_list: int = 64  # as many as are looked for, where that is more
+    search_list: int = 64  # at least the number of requested rows
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no graph."""
+        """Check the settings."""
         IndexRecipe.__post_init__(self)
         if self.storage not in STORAGES:
             raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
 
     def learns_from(self, size: int) -> IntArray | None:
-        """Learn the range of each dimension where numbers are cut to 8 bits, else nothing."""
+        """Return a sample for the ranges of 8-bit numbers, else no rows."""
         return _sample(size, _POINTS_OF_8BIT if self.storage == "8bit" else 0, seed=0)
 
     def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
-        """Make an empty graph."""
+        """Return an empty graph."""
         storage = STORAGES[self.storage]
         if storage is None:
             index = faiss.IndexHNSWFlat(dimension, self.links, kind)
@@ -138,11 +138,11 @@ class Hnsw(IndexRecipe):
         return index
 
     def tune(self, index: Any) -> None:
-        """Set how many candidates a search keeps."""
+        """Set the number of candidates of a search."""
         index.hnsw.efSearch = self.search_list
 
     def tuning(self, index: Any) -> int:
-        """Give how many candidates a search keeps."""
+        """Return the number of candidates of a search."""
         return int(index.hnsw.efSearch)
 
 
@@ -157,13 +157,13 @@ class Ivf(IndexRecipe):
     probes: int = 8
 
     def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
-        """Make empty lists."""
+        """Return empty lists."""
         return self._lists(faiss, faiss.IndexIVFFlat, dimension, (size, size), kind)
 
     def _lists(
         self, faiss: Any, make: Any, dimension: int, sizes: tuple[int, int], *settings: int
     ) -> Any:
-        """Make lists for so many vectors, of which so many are learned from."""
+        """Return lists for a number of vectors and of training vectors."""
         size, learned = sizes
         most = max(1, min(4 * isqrt(size), learned // _POINTS_PER_LIST))
         lists = min(self.lists or most, learned)
@@ -172,21 +172,21 @@ class Ivf(IndexRecipe):
         return index
 
     def tune(self, index: Any) -> None:
-        """Set how many lists a search looks through."""
+        """Set the number of lists that a search reads."""
         index.nprobe = min(self.probes, index.nlist)
 
     def tuning(self, index: Any) -> int:
-        """Give how many lists a search looks through."""
+        """Return the number of lists that a search reads."""
         return int(index.nprobe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IvfPq(Ivf):
-    """Lists of product-quantised vectors: the smallest index, and the roughest.
+    """Lists of product-quantised vectors: the smallest index, with the lowest precision.
 
-    Quantised, near vectors look alike: so the index is asked for `refine` times k
-    rows, and the best k by their exact scores are the hits (FAISS's own IndexRefine
-    calls it `k_factor`). That is a setting of the index, the same in every search.
+    Quantised vectors that are near are similar: so `refine` times k
+    rows are requested, and the best k by their exact scores are the hits (`k_factor` of FAISS's
+    IndexRefine). That is a setting of the index, equal for all searches.
     """
 
     name: ClassVar[str] = "ivfpq"
@@ -194,19 +194,19 @@ class IvfPq(Ivf):
 
     pieces: int | None = 16  # bytes of a vector; must divide the dimension; None: 64 at the most
     refine: int = 16  # on MiniLM vectors, k = 4: recall 0.92 for 0.14 ms; 1: 0.49 for 0.10 ms
-    sample: int | None = None  # vectors that it learns from; None: all
-    seed: int = 0  # of their choice
+    sample: int | None = None  # training vectors; None: all
+    seed: int = 0  # of the sample
 
     def candidates(self, k: int) -> int:
-        """Ask for more than the hits, to choose from by exact scores."""
+        """Return more candidates than hits, to select by exact scores."""
         return k * self.refine
 
     def learns_from(self, size: int) -> IntArray | None:
-        """Learn centres and codes from a sample."""
+        """Return the sample for centres and codes."""
         return None if self.sample is None else _sample(size, self.sample, self.seed)
 
     def make(self, faiss: Any, dimension: int, size: int, kind: int) -> Any:
-        """Make empty lists."""
+        """Return empty lists."""
         pieces = self.pieces or next(
             length for length in range(min(dimension, _LONGEST_CODE), 0, -1)
             if dimension % length == 0
@@ -236,10 +236,10 @@ def _sample(size: int, most: int, seed: int) -> IntArray:
     return np.sort(chosen).astype(np.int64)
 
 
-# An index of FAISS's, with what it was made of.
+# A FAISS index with its recipe and source.
 
 
-Nearest: TypeAlias = tuple[Vectors, IntArray]  # FAISS's scores and rows, -1 where it found fewer
+Nearest: TypeAlias = tuple[Vectors, IntArray]  # FAISS's scores and rows, -1 if it found fewer
 
 
 def faiss_library() -> Any:
@@ -253,13 +253,13 @@ def faiss_library() -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnIndex:
-    """An approximate index of vectors, whose row n is the n-th of them. Safe for many threads.
+    """An approximate index of vectors, in the order of rows. Thread-safe.
 
     Attributes:
-        index: FAISS's.
-        recipe: how it was made, and is asked.
-        digest: of the index as it was built: two graphs over the same vectors may differ.
-        source: the name of the content that it belongs to.
+        index: the FAISS index.
+        recipe: its settings.
+        digest: of the built index: two graphs of the same vectors may differ.
+        source: the key of the indexed content.
     """
 
     index: Any
@@ -281,12 +281,12 @@ class AnnIndex:
         """Build an index of some vectors.
 
         Args:
-            recipe: how.
-            rows: gives vectors in float32 by a slice, or by an array of numbers.
-            shape: how many vectors there are, and of which dimension.
-            metric: cosine is the inner product, of vectors that are normalised.
-            source: the name of the content.
-            rows_at_once: add so many at a time; all by default.
+            recipe: the settings.
+            rows: returns vectors in float32 for a slice, or an array of numbers.
+            shape: the number of vectors, and their dimension.
+            metric: cosine is the inner product of normalised vectors.
+            source: the key of the content.
+            rows_at_once: the number of vectors added at a time; all by default.
 
         Raises:
             ConfigError: a setting does not fit the dimension.
@@ -302,7 +302,7 @@ class AnnIndex:
         for start in range(0, size, step):
             index.add(rows(slice(start, start + step)))
         digest = hashlib.sha256()
-        cls._write(index, digest.update)  # before it is tuned, which is no part of it
+        cls._write(index, digest.update)  # before tuning, which is not part of the digest
         return cls(index, recipe, digest.hexdigest()[:32], source).tuned(recipe)
 
     @classmethod
@@ -312,13 +312,13 @@ class AnnIndex:
         """Read a saved index.
 
         Args:
-            file: FAISS's own format.
-            made: recipe, digest and source, as they were saved beside it.
-            shape: how many vectors it must hold, and of which dimension.
-            again: what helps where it cannot be used, for messages.
+            file: in FAISS's own format.
+            made: the saved recipe, digest and source.
+            shape: the required number and dimension of vectors.
+            again: the remedy for error messages.
 
         Raises:
-            IndexFileError: it cannot be read, or is another one.
+            IndexFileError: it cannot be read, or is another index.
         """
         recipe = made[0]
         try:
@@ -336,30 +336,30 @@ class AnnIndex:
             raise IndexFileError(f"{file} is no {recipe.name} index ({error}); {again}") from error
 
     def tuned(self, recipe: IndexRecipe) -> Self:
-        """Ask this index as a recipe says from now on, also in searches that have it already.
+        """Return this index with the search parameters of a recipe, also for existing searches.
 
         Raises:
-            ConfigError: it was built otherwise than the recipe says.
+            ConfigError: it was built with other settings.
         """
         if type(recipe) is not type(self.recipe):
             raise ConfigError(
-                f"this is an {self.recipe.name} index, and {recipe.name} was asked for; build one"
+                f"this is an {self.recipe.name} index, and {recipe.name} was requested; build one"
             )
         for field in fields(recipe):
             was, wanted = getattr(self.recipe, field.name), getattr(recipe, field.name)
             if field.name not in recipe.tunable and was != wanted:
                 raise ConfigError(
-                    f"this index was built with {field.name} = {was!r}, and {wanted!r} was asked "
-                    f"for; only {', '.join(recipe.tunable)} can be changed"
+                    f"this index was built with {field.name} = {was!r}, and {wanted!r} was "
+                    f"requested; only {', '.join(recipe.tunable)} can be changed"
                 )
         recipe.tune(self.index)
         return replace(self, recipe=recipe)
 
     def nearest(self, queries: Vectors, count: int) -> Nearest:
-        """Find `count` rows for each query, independently of the others.  # [queries, count], both.
+        """Return `count` rows for each query, independently.  # [queries, count], both.
 
-        Along a graph with a list of candidates that is at least as long as what is looked
-        for: FAISS would stop sooner, and of 1,024 with a list of 64 find half.
+        A graph is searched with at least as many candidates as requested
+        rows: with fewer, FAISS stops early, and finds half of 1,024 with a list of 64.
         """
         faiss, index = faiss_library(), self.index
         if isinstance(index, faiss.IndexHNSW):
@@ -374,7 +374,7 @@ class AnnIndex:
         return scores, rows
 
     def write_to(self, write: Callable[[bytes], Any]) -> None:
-        """Write the index piece by piece, so that there is no second one in memory."""
+        """Write the index in pieces, without a second copy in memory."""
         self._write(self.index, write)
 
     @staticmethod
@@ -384,17 +384,17 @@ class AnnIndex:
 
 
 class FaissApproximate(DenseRetriever):
-    """Search in an HNSW or IVF index: fast, and now and then not the best passages.
+    """Searches an HNSW or IVF index: fast, but not always the best passages.
 
-    What is verified comes from a search with this k and these settings. A wider
-    search may start with other hits, so there is none (this is no `WideRetriever`).
-    What the index returns is scored exactly and ordered as everywhere.
+    Guesses are verified by a search with this k and these settings. A wider
+    search may start with other hits, and is not supported (this is no `WideRetriever`).
+    The rows of the index are scored exactly and sorted.
     """
 
     exact = False
 
     def __init__(self, corpus: DenseCorpus, index: AnnIndex, *, k: int = 1) -> None:
-        """Search an index that holds exactly the corpus's vectors, in order.
+        """Create a retriever of an index with exactly the corpus's vectors, in order.
 
         Raises:
             ConfigError: k is below 1.
@@ -421,8 +421,8 @@ class FaissApproximate(DenseRetriever):
         k: int = 1,
         metric: str = Metric.IP,
     ) -> Self:
-        """Encode the passages, unless their vectors are given, and index them."""
-        faiss_library()  # before hours of encoding
+        """Return a retriever of passages, encoded unless their vectors are given."""
+        faiss_library()  # checked before the encoding
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
         vectors = corpus.vectors
         size = corpus.size, corpus.dimension
@@ -431,7 +431,7 @@ class FaissApproximate(DenseRetriever):
         return cls(corpus, index, k=k)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find k good passages of each query."""
+        """Return k near passages of each query."""
         if not queries:
             return []
         corpus = self.corpus
@@ -443,14 +443,14 @@ class FaissApproximate(DenseRetriever):
         ]
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return the artifacts to save."""
         made = {"recipe": asdict(self.index.recipe), "index_digest": self.index.digest}
         parts = self.corpus.artifacts(self.backend, self.k, **made)
         return replace(parts, written={"index.faiss": self.index.write_to})
 
     @classmethod
     def from_parts(cls, parts: IndexArtifacts, encoder: Encoder | None, k: int) -> Self:
-        """Make the retriever again from what was saved.
+        """Return the retriever of saved artifacts.
 
         Raises:
             IndexFileError: the saved index cannot be read.

@@ -20,16 +20,16 @@ from ralmspec_plugins.retrieval.ranking import (
 from ralmspec_plugins.retrieval.storage.corpus import check_k
 from ralmspec_plugins.types import Hits, Passage, Query
 
-MOST_ON_GPU = 2048  # FAISS's limit for k on a GPU; beyond it the CPU searches
-_ROUNDOFF = 2.0**-22  # of sums in float32 on a GPU, four times that of a CPU for good measure
+MOST_ON_GPU = 2048  # FAISS's limit for k on a GPU; larger ones run on the CPU
+_ROUNDOFF = 2.0**-22  # of sums in float32 on a GPU: four times that of a CPU as a reserve
 _ROWS_AT_ONCE = 1 << 18
 
 
 def on_gpu(faiss: Any, device: str | None) -> bool:
-    """Decide where to search, and refuse a GPU that FAISS cannot use.
+    """Return whether to search on a GPU.
 
     Raises:
-        ConfigError: an unknown device, FAISS's CPU build, or no GPU.
+        ConfigError: the device is unknown, FAISS is a CPU build, or there is no GPU.
     """
     if device not in ("cpu", "gpu", None):
         raise ConfigError(f"unknown device {device!r} for FAISS; known are 'cpu', 'gpu' and None")
@@ -42,7 +42,7 @@ def on_gpu(faiss: Any, device: str | None) -> bool:
         )
     if device == "gpu" and not there:
         raise ConfigError(
-            "device='gpu' was asked for, and FAISS is built for it, but it sees no GPU; check "
+            "device='gpu' was requested, and FAISS supports it, but finds no GPU; check "
             "the driver (nvidia-smi), or give device='cpu'"
         )
     return device != "cpu" and there > 0
@@ -54,16 +54,16 @@ def _faiss(device: str | None) -> Any:
 
 
 class FaissFlat(ExactRetriever):
-    """Exact search by FAISS's own scan, then ranked as every exact retriever here ranks.
+    """Exact search by FAISS's own scan, with the common ranking of exact retrievers.
 
-    On the CPU the vectors are searched where they are, also memory-mapped: no index
-    is made. On a GPU (the extra `faiss-gpu`) all of them are copied there, in
+    On the CPU the vectors are searched in place, also memory-mapped, without an
+    index. On a GPU (the extra `faiss-gpu`) all of them are copied there, in
     float32; hits, scores and signature are the same. The device is not saved: a
     loaded knowledge base gets it by `FaissFlat(loaded.corpus, k=loaded.k, device="gpu")`.
 
-    FAISS gives a batch no advantage below some 128,000 / dimension queries, unless
-    `lower_blas_threshold` is set: that changes all of FAISS in this process, so
-    nothing here does it unasked.
+    A batch has no advantage in FAISS below about 128,000 / dimension queries, unless
+    `lower_blas_threshold` is set: it changes all of FAISS in this process, so
+    it is off by default.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class FaissFlat(ExactRetriever):
         device: str | None = "cpu",
         lower_blas_threshold: bool = False,
     ) -> None:
-        """Search a corpus.
+        """Create a retriever of a corpus.
 
         Args:
             corpus: the passages and their vectors.
-            k: how many passages a query gets.
+            k: the number of passages of a query.
             device: "cpu", "gpu", or None for the GPU if FAISS can use one.
-            lower_blas_threshold: let batches through BLAS, for the whole process.
+            lower_blas_threshold: use BLAS for batches, in the whole process.
 
         Raises:
-            ConfigError: k or device cannot be used; a GPU is asked for and FAISS has none.
+            ConfigError: k or device is invalid, or FAISS has no GPU.
             MissingExtraError: FAISS is not installed.
         """
         super().__init__(corpus, "faiss-flat", k)
@@ -108,13 +108,13 @@ class FaissFlat(ExactRetriever):
         device: str | None = "cpu",
         lower_blas_threshold: bool = False,
     ) -> Self:
-        """Encode the passages, unless their vectors are given, and search them."""
-        on_gpu(_faiss(device), device)  # before hours of encoding
+        """Return a retriever of passages, encoded unless their vectors are given."""
+        on_gpu(_faiss(device), device)  # checked before the encoding
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
         return cls(corpus, k=k, device=device, lower_blas_threshold=lower_blas_threshold)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
+        """Return the best `width` passages of each query."""
         if not queries:
             return []
         matrix = self.corpus.matrix(queries)
@@ -140,7 +140,7 @@ class FaissFlat(ExactRetriever):
         return corpus.hits(best, scores)
 
     def _nearest(self, queries: Vectors, count: int) -> tuple[Vectors, IntArray]:
-        """Give each query's best rows with their fast scores, best first.  # [queries, count]."""
+        """Return each query's best rows with their fast scores, best first.  # [queries, count]."""
         by_distance = self.corpus.metric is Metric.L2
         if self._gpu and count <= MOST_ON_GPU:
             with self._one_at_a_time:
@@ -154,10 +154,10 @@ class FaissFlat(ExactRetriever):
 
 
 def _copied(faiss: Any, resources: Any, corpus: DenseCorpus) -> Any:
-    """Copy all vectors to the first GPU, in float32.
+    """Return an index of all vectors on the first GPU, in float32.
 
-    FAISS leaves TensorFloat-32 off, and float16 is not asked for, so the scores are
-    sums of float32 products, as `kernel_error` supposes.
+    FAISS does not use TensorFloat-32, and float16 is not set, so the scores are
+    sums of float32 products, as `kernel_error` assumes.
     """
     config = faiss.GpuIndexFlatConfig()
     config.useFloat16 = False

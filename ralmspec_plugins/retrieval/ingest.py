@@ -22,17 +22,17 @@ _HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
 
 
 def read_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> list[Passage]:
-    """Read one file, or all files of the known kinds below a folder, in the order of their names.
+    """Return the passages of a file, or of all supported files in a folder, by name.
 
-    A text's passages are called `<file>#0001` and so on; a JSON line's keep the
-    given `id`, and get such a suffix only if the text had to be split.
+    A text's passages have the ids `<file>#0001` and so on; those of a JSON line keep the
+    given `id`, with such a suffix only if the text was split.
 
     Args:
         path: a .txt, .md or .jsonl file, or a folder.
-        words: a passage's greatest length.
+        words: the maximum number of words of a passage.
 
     Raises:
-        InputError: nothing to read, an unknown kind of file, bad lines, ids that occur twice.
+        InputError: there is no text, an unsupported file, an invalid line, or a duplicate id.
         ConfigError: `words` is below 1.
     """
     passages = list(stream_passages(path, words=words))
@@ -42,13 +42,13 @@ def read_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> list[
 
 
 def stream_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> Iterator[Passage]:
-    """Read the passages of `read_passages` one by one, so that the files may be of any size.
+    """Yield the passages of `read_passages`, for files of any size.
 
-    Of a text or JSON-lines file only a small part is in memory. Ids that occur
-    twice are not looked for here: `check_passages` does, and `build_index` too.
+    Only a small part of a text or JSON-lines file is in memory. Duplicate ids
+    are not detected here, but by `check_passages` and `build_index`.
 
     Raises:
-        InputError: nothing to read, an unknown kind of file; while reading: bad lines.
+        InputError: there is no text or an unsupported file; while reading: an invalid line.
         ConfigError: `words` is below 1.
     """
     if words < 1:
@@ -58,10 +58,10 @@ def stream_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> Ite
 
 
 def check_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> int:
-    """Read all passages once, keeping none, and count them: what is wrong is known before work.
+    """Return the number of passages, after reading and checking all of them.
 
     Raises:
-        InputError: whatever `read_passages` would refuse.
+        InputError: as for `read_passages`.
         ConfigError: `words` is below 1.
     """
     seen = SeenIds()
@@ -76,10 +76,10 @@ def check_passages(path: str | os.PathLike[str], *, words: int = _WORDS) -> int:
 
 
 def split_text(text: str, words: int = _WORDS) -> list[str]:
-    """Split a text into pieces of at most so many words.
+    """Return the pieces of a text, of at most this many words.
 
-    A piece ends behind the last sentence that ends in its second half, where
-    there is one, and the text inside a piece is left as it is.
+    A piece ends after the last sentence that ends in its second half, if
+    there is one, and the text inside a piece is unchanged.
 
     >>> split_text("One two three. Four five six seven.", words=5)
     ['One two three.', 'Four five six seven.']
@@ -89,7 +89,7 @@ def split_text(text: str, words: int = _WORDS) -> list[str]:
 
 
 def _split(text: str, words: int, *, whole: bool) -> tuple[list[str], int]:
-    """Split a text, or the part of it that no later text can change; say where that ends."""
+    """Return the pieces of a text, or of its part that no later text changes, and its end."""
     spans = [match.span() for match in _WORD.finditer(text)]
     pieces = []
     start = 0
@@ -104,7 +104,7 @@ def _split(text: str, words: int, *, whole: bool) -> tuple[list[str], int]:
 
 
 def _split_stream(blocks: Iterable[str], words: int) -> Iterator[str]:
-    """Split a text that comes in blocks, as `split_text` splits the whole."""
+    """Yield the pieces of a text in blocks, as `split_text` returns them."""
     rest = ""
     for block in blocks:
         rest += block
@@ -119,10 +119,10 @@ def _ends_sentence(word: str) -> bool:
 
 
 def text_files(root: Path) -> list[Path]:
-    """Give a file, or the files of the known kinds below a folder in the order of their names.
+    """Return a file, or the supported files in a folder in the order of their names.
 
     Raises:
-        InputError: there is none, or one of an unknown kind.
+        InputError: there is none, or an unsupported one.
     """
     if root.is_dir():
         found = [
@@ -163,7 +163,7 @@ def _read(file: Path, name: str, words: int) -> Iterator[Passage]:
             return
         title, blocks = "", iter(lambda: opened.read(_LETTERS_AT_ONCE), "")
         if file.suffix.lower() == ".md":
-            text = "".join(blocks)  # whole: its title may stand anywhere in it
+            text = "".join(blocks)  # complete, since its title may be anywhere in it
             heading = _HEADING.search(text)
             title, blocks = heading.group(1) if heading else "", iter([text])
         for number, piece in enumerate(_split_stream(blocks, words), start=1):
@@ -202,7 +202,7 @@ def _record_passages(record: Any, own_id: str, words: int) -> Iterator[Passage]:
 
 
 def _refuse_doubles(passages: Iterable[Passage], suspects: set[str]) -> None:
-    """Count how often each suspect occurs, and refuse those that occur twice."""
+    """Check that none of the suspected ids occurs twice."""
     counts = Counter(passage.id for passage in passages if passage.id in suspects)
     doubles = [name for name, count in counts.items() if count > 1]
     if doubles:
@@ -211,14 +211,14 @@ def _refuse_doubles(passages: Iterable[Passage], suspects: set[str]) -> None:
 
 
 def stream_texts(paths: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
-    """Give each file's documents in the order given, and those of a folder by their names.
+    """Yield the documents of each file in the given order, and of folders by name.
 
-    A .txt or .md file is one document, as it stands; in a .jsonl file each line is
+    A .txt or .md file is one document; in a .jsonl file each line is
     one, its "text". One document at a time is in memory.
 
     Raises:
-        InputError: nothing to read, or an unknown kind of file; while reading: a line that is
-            no object with a "text", or bytes that are no UTF-8.
+        InputError: there is no text, or an unsupported file; while reading: a line that is
+            not an object with a "text", or bytes that are not UTF-8.
     """
     return _stream_texts([file for path in paths for file in text_files(Path(path))])
 

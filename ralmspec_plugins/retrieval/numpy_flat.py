@@ -1,4 +1,4 @@
-"""Exact dense search with numpy alone: float32 products nominate, float64 scores decide."""
+"""Exact dense search with numpy: float32 products select candidates, float64 scores decide."""
 
 import os
 import threading
@@ -20,20 +20,18 @@ from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Shortlist, Vectors, deal
 from ralmspec_plugins.types import Passage
 
-# Nominate rows for an exact ranking: tiles of float32 products, held against a rising bar.
-#
-# A tile of rows times all queries is one matrix product, and picking from it one
+# Candidate rows for an exact ranking: tiles of float32 products, compared with a rising bar.
+# A tile of rows times all queries is one matrix product, and the selection from it one
 # comparison with each query's bar: after the first tiles hardly any row passes,
-# so nothing is ever sorted or partitioned but a handful of numbers.
-#
-# `scan` leaves the threads to BLAS, so its tiles are large: each is one wait for
+# so only a few numbers are sorted or partitioned.
+# `scan` uses the threads of BLAS, so its tiles are large: each is one wait for
 # all threads. `OwnThreads` gives each thread its share of the rows and BLAS one
 # thread: tiles are then small enough to stay in a core's cache, and no thread
-# ever waits for another. Both nominate with the same error bound, which holds
-# for any order of summation, so what is ranked afterwards is the same.
+# waits for another. Both use the same error bound, which is valid
+# for any order of summation, so their rankings are equal.
 
 
-_FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
+_FIRST_ROWS = 1024  # sets the bar; all later rows are only compared with it
 _SECOND_ROWS = 16_384  # raises it
 _TILE_SCORES = 1 << 20  # 4 MB; each tile is one wait for all BLAS threads, so few are better
 
@@ -41,49 +39,49 @@ _TILE_SCORES = 1 << 20  # 4 MB; each tile is one wait for all BLAS threads, so f
 _SMALL_PRODUCT = 1_000_000  # multiplications; up to here OpenBLAS multiplies without packing
 _SMALL_ROWS = 128  # 192 KB of 384 dimensions: a fraction of a core's L2 cache
 _LEAST_ROWS = 16
-_BLOCK_SCORES = 1 << 16  # looked through at once; 256 KB, still in the cache
+_BLOCK_SCORES = 1 << 16  # compared at a time; 256 KB, still in the cache
 
 _blas = threading.Lock()  # held by a product that uses all of BLAS's threads
 
 
 class SlicedRows(Protocol):
-    """Rows that are given in float32, a slice at a time."""
+    """Rows in float32, read by slices."""
 
     def __getitem__(self, rows: slice, /) -> Vectors:
-        """Give these rows; they may be gone when the same thread asks again."""
+        """Return these rows, which are valid until the thread's next slice."""
         ...
 
 
 class Scanned(Protocol):
-    """What a scan must know of what it goes through; a `DenseCorpus` is that."""
+    """The protocol of scanned rows; a `DenseCorpus` implements it."""
 
     @property
     def size(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         ...
 
     @property
     def dimension(self) -> int:
-        """How long each is."""
+        """The dimension of a row."""
         ...
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows may be asked for at once, where they take memory."""
+        """The maximum number of rows of a slice, if they take memory."""
         ...
 
     @property
     def vectors(self) -> SlicedRows:
-        """The rows themselves."""
+        """The rows."""
         ...
 
     @property
     def squares(self) -> Vectors | None:
-        """The square of each row's length, for L2."""
+        """The squared norm of each row, for L2."""
         ...
 
     def error(self, query: Vectors) -> float:
-        """Bound a float32 kernel's error for this query, over all rows."""
+        """Return an upper bound of a float32 kernel's error for this query, over all rows."""
         ...
 
 
@@ -91,7 +89,7 @@ Scan: TypeAlias = Callable[[Scanned, Vectors, int], list[IntArray]]
 
 
 def scan(corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
-    """Nominate, for each query, all rows that may belong to its true top k."""
+    """Return, for each query, all rows that may belong to its true top k."""
     size, most = corpus.size, corpus.rows_at_once
     blocks = [
         *cut(range(min(_FIRST_ROWS, size)), min(_FIRST_ROWS, most)),
@@ -102,14 +100,14 @@ def scan(corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
 
 
 class InTurn:
-    """The same scan, one at a time in the whole process, where BLAS has threads of its own.
+    """A scan that runs once at a time in the process if BLAS has several threads.
 
-    Such a product uses all cores; several at once take from each other, and at 16
-    callers were measured 14 times slower than one after the other.
+    Such a product uses all cores; with 16 callers parallel products
+    were measured 14 times slower than sequential ones.
     """
 
     def __init__(self) -> None:
-        """See how many threads BLAS has; several are assumed if threadpoolctl is not installed."""
+        """Read the number of BLAS threads; several are assumed without threadpoolctl."""
         threads = os.cpu_count() or 1
         if find_spec("threadpoolctl") is not None:
             info = import_module("threadpoolctl").threadpool_info()
@@ -119,16 +117,16 @@ class InTurn:
         self._alone = threads > 1
 
     def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
-        """Nominate, for each query, all rows that may belong to its true top k."""
+        """Return, for each query, all rows that may belong to its true top k."""
         with _blas if self._alone else nullcontext():
             return scan(corpus, queries, k)
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads that cannot be, and one that lacks its library.
+    """Check a number of threads, and that its library is installed.
 
     Raises:
-        ConfigError: fewer than one.
+        ConfigError: it is below 1.
         MissingExtraError: threadpoolctl is not installed.
     """
     if threads is None:
@@ -139,14 +137,14 @@ def check_threads(threads: int | None) -> None:
 
 
 class OwnThreads:
-    """The same scan on threads of our own, each over its share of the rows.
+    """A scan with own threads, each over its share of the rows.
 
-    They start with the first search, serve concurrent searches in turn, and
-    end when nobody holds the scan any more.
+    They start with the first search, serve concurrent searches one by one, and
+    end with the last reference to the scan.
     """
 
     def __init__(self, threads: int) -> None:
-        """Hold BLAS to one thread, in the whole process and for good."""
+        """Limit BLAS to one thread, permanently in the whole process."""
         check_threads(threads)
         control = optional("threadpoolctl", "threads", "threadpoolctl")
         control.threadpool_limits(limits=1, user_api="blas")
@@ -154,7 +152,7 @@ class OwnThreads:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="numpy-flat")
 
     def __call__(self, corpus: Scanned, queries: Vectors, k: int) -> list[IntArray]:
-        """Nominate, for each query, all rows that may belong to its true top k."""
+        """Return, for each query, all rows that may belong to its true top k."""
         share = -(-corpus.size // self._threads)
         shares = [
             range(start, min(start + share, corpus.size)) for start in range(0, corpus.size, share)
@@ -179,7 +177,7 @@ def _scan_share(corpus: Scanned, queries: Vectors, k: int, rows: range) -> list[
 
 
 def cut(rows: range, tile: int, tiles: int = 1) -> Iterator[range]:
-    """Cut rows into blocks of whole tiles; what remains at the end is a shorter tile.
+    """Yield blocks of whole tiles, with a shorter tile at the end.
 
     >>> list(cut(range(10, 25), tile=2, tiles=3))
     [range(10, 16, 2), range(16, 22, 2), range(22, 24, 2), range(24, 25)]
@@ -196,14 +194,14 @@ def cut(rows: range, tile: int, tiles: int = 1) -> Iterator[range]:
 def _shortlists(
     corpus: Scanned, queries: Vectors, k: int, blocks: Iterable[range], tile: int
 ) -> list[Shortlist]:
-    """Go through blocks of rows, each `range(start, stop, rows of a tile)`.
+    """Return the shortlists over blocks of rows, each `range(start, stop, rows of a tile)`.
 
     Args:
-        corpus: whose rows.
-        queries: all of them at once.  # [queries, dim]
-        k: how many rows are wanted for each.
+        corpus: the rows.
+        queries: all queries.  # [queries, dim]
+        k: the number of rows of each query.
         blocks: without gaps; all queries' bars are set by the first, so it should be short.
-        tile: how often the bars are repeated, so that comparing runs over more
+        tile: the repetitions of the bars, for comparisons of more
             than a few scores at a time: the rows of a tile, or 1.
     """
     shortlists = [Shortlist(k, corpus.error(query)) for query in queries]
@@ -223,9 +221,9 @@ def _shortlists(
 
 
 def _fast_scores(corpus: Scanned, columns: Vectors, block: range) -> Vectors:
-    """Score a block in float32; for L2 as 2 x.q - |x|^2, which ranks alike.
+    """Return the scores of a block in float32; for L2 as 2 x.q - |x|^2, with the same order.
 
-    numpy goes through stacked matrices in C, without the GIL: one product a tile.
+    numpy multiplies stacked matrices in C, without the GIL: one product per tile.
     """
     stack = len(block), block.step
     rows = corpus.vectors[block.start : block.stop].reshape(*stack, -1)
@@ -237,17 +235,17 @@ def _fast_scores(corpus: Scanned, columns: Vectors, block: range) -> Vectors:
 
 
 def _share_all(fast: Vectors, block: range, shortlists: list[Shortlist]) -> None:
-    """Hand each query all rows of a block."""
+    """Add all rows of a block to each shortlist."""
     rows = np.arange(block.start, block.stop)
     for column, shortlist in enumerate(shortlists):
         shortlist.add(rows, fast[:, :, column].ravel())
 
 
 class Waiting:
-    """Rows that passed, until there are enough to be worth a round of all shortlists."""
+    """Buffers rows that passed, until there are enough for an update of all shortlists."""
 
     def __init__(self, shortlists: list[Shortlist], k: int) -> None:
-        """Share them out when there are k for each query, on average."""
+        """Create a buffer of k rows per query, on average."""
         self._shortlists = shortlists
         self._enough = k * len(shortlists)
         self._numbers: list[IntArray] = []
@@ -255,7 +253,7 @@ class Waiting:
         self._count = 0
 
     def add(self, passed: IntArray, fast: Vectors, start: int) -> bool:
-        """Take in what passed of a block from this row on; say whether the bars were raised."""
+        """Add the passed rows of a block; return whether the bars were raised."""
         self._numbers.append(passed + start * len(self._shortlists))
         self._fast.append(fast.ravel()[passed])
         self._count += len(passed)
@@ -265,36 +263,36 @@ class Waiting:
         return True
 
     def share(self) -> None:
-        """Hand each query its rows."""
+        """Add the buffered rows to the shortlists."""
         if self._count:
             deal(np.concatenate(self._numbers), np.concatenate(self._fast), self._shortlists)
             self._numbers, self._fast, self._count = [], [], 0
 
 
 class NumpyFlat(ExactRetriever):
-    """Every passage is scored; the answer is the true top k, bit for bit, in any batch.
+    """Scores every passage: the hits are the true top k, bit for bit, in any batch.
 
-    With `threads=n` the rows are scanned by n threads of the retriever's own,
-    which is faster for batches and gives the same bits. BLAS must then run on
-    one thread. That is a switch of the whole process, and it stays set: other
-    users of numpy's BLAS in it (and of the BLAS that scipy or FAISS bring
-    along) get one thread too. So it is left alone unless this argument asks
-    for it. `threads` is not saved; a loaded knowledge base gets them by
+    With `threads=n` the rows are scanned by n threads of the retriever,
+    which is faster for batches, with the same bits. BLAS is then limited to
+    one thread permanently, in the whole process: this also applies to other
+    users of numpy's BLAS (and of the BLAS of scipy or FAISS).
+    So it is only changed with this argument.
+    `threads` is not saved; for a loaded knowledge base use
     `NumpyFlat(loaded.corpus, k=loaded.k, threads=n)`.
     """
 
     def __init__(self, corpus: DenseCorpus, *, k: int = 1, threads: int | None = None) -> None:
-        """Search a corpus, whose vectors may be memory-mapped and are not copied.
+        """Create a retriever of a corpus, whose vectors may be memory-mapped and are not copied.
 
         Args:
             corpus: the passages and their vectors.
-            k: how many passages a query gets.
-            threads: scan on so many threads of our own, with BLAS held to one thread in the
-                whole process; None leaves the threads to BLAS.
+            k: the number of passages of a query.
+            threads: the number of own threads, with BLAS limited to one thread in the
+                whole process; None uses the threads of BLAS.
 
         Raises:
-            ConfigError: k or threads below 1.
-            MissingExtraError: threads are asked for, and threadpoolctl is not installed.
+            ConfigError: k or threads is below 1.
+            MissingExtraError: threads are given, and threadpoolctl is not installed.
         """
         super().__init__(corpus, "numpy-flat", k)
         self._scan: Scan = InTurn() if threads is None else OwnThreads(threads)
@@ -310,8 +308,8 @@ class NumpyFlat(ExactRetriever):
         metric: str = Metric.IP,
         threads: int | None = None,
     ) -> Self:
-        """Encode the passages, unless their vectors are given, and search them."""
-        check_threads(threads)  # before encoding for hours
+        """Return a retriever of passages, encoded unless their vectors are given."""
+        check_threads(threads)  # checked before the encoding
         return cls(DenseCorpus.encoded(passages, encoder, metric, vectors), k=k, threads=threads)
 
     def _nominate(self, queries: Vectors, k: int) -> list[IntArray]:

@@ -1,4 +1,4 @@
-"""Import optional dependencies where they are used, and say how to get a missing one."""
+"""Imports of optional dependencies, with an error that names the missing extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from ralmspec_plugins.errors import MissingExtraError
 
 
 def optional(module: str, extra: str, package: str) -> Any:
-    """Import a module that an extra brings.
+    """Return a module of an extra.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -18,16 +18,16 @@ def optional(module: str, extra: str, package: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
-            raise  # the module is there, and lacks something of its own
+            raise  # the module is installed, and lacks its own dependency
         raise MissingExtraError(extra, package) from error
 
 
-# Keeps transformers from drawing progress bars while it loads: a library is silent.
+# Disables the progress bars of transformers while it loads a model.
 
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Load a model without a bar; the caller has transformers installed."""
+    """Disable progress bars in a context; transformers must be installed."""
     logging = import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

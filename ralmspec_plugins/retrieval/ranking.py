@@ -1,9 +1,9 @@
-"""One ranking: whatever found the candidates, their order is decided here, once.
+"""The ranking of candidates, shared by all exact retrievers.
 
 A fast float32 kernel (a matrix product, a library's scan) differs in the last
-bits from batch to batch, so it only nominates. The nominees are scored again
-in float64, each row by itself, and ordered by (score descending, passage id
-ascending). Every search, every pool and every batch size so agrees to the bit.
+bits between batches, so it only selects candidates. These are scored again
+in float64, each row separately, and sorted by (score descending, passage id
+ascending). So all searches, passage caches and batch sizes agree to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 FLOAT32_ROUNDOFF = 2.0**-24  # its unit roundoff
 _U64 = 2.0**-53  # and of float64
-_TINY = 2.0**-125  # more than flushing one product or operand to zero can cost
-_ROWS_AT_ONCE = 1024  # rescored at once; bounds memory, and changes no bit
-LARGEST_NORM = 1e17  # squares and products of vectors up to here are far from overflow
+_TINY = 2.0**-125  # upper bound of the error of flushing one product or operand to zero
+_ROWS_AT_ONCE = 1024  # rescored at a time; limits memory, and changes no bit
+LARGEST_NORM = 1e17  # up to this norm squares and products do not overflow
 
 
 class Metric(StrEnum):
-    """How a passage's vector is held against a query's; a bigger score is always better."""
+    """The metric of passages' and queries' vectors; a bigger score is always better."""
 
     IP = "ip"  # inner product
     COSINE = "cosine"  # inner product of vectors that are normalised when stored and encoded
@@ -35,10 +35,10 @@ class Metric(StrEnum):
 
 
 def metric_of(name: str) -> Metric:
-    """Find a metric by name.
+    """Return a metric by name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the name is unknown.
     """
     try:
         return Metric(name)
@@ -48,11 +48,11 @@ def metric_of(name: str) -> Metric:
 
 
 def exact_scores(rows: NDArray[np.floating[Any]], query: Vectors, metric: Metric) -> FloatArray:
-    """Score rows in float64, each row's result independent of all others.
+    """Return the scores of rows in float64, each independent of all others.
 
     An elementwise product, summed along the contiguous row: numpy adds each row
-    pairwise in an order that only the dimension decides. A matrix-vector product
-    would be faster, and gives identical rows unequal scores.
+    pairwise in an order that only the dimension determines. A matrix-vector product
+    would be faster, but may give identical rows unequal scores.
 
     >>> row = np.array([[3.0, 4.0]], dtype=np.float32)
     >>> exact_scores(row, np.array([1.0, 1.0], dtype=np.float32), Metric.IP).tolist()
@@ -81,7 +81,7 @@ def kernel_error(
     query_norm: float,
     roundoff: float = FLOAT32_ROUNDOFF,
 ) -> float:
-    """Bound how far a float32 kernel's score can lie from `exact_scores`.
+    """Return an upper bound of the difference of a float32 kernel's score and `exact_scores`.
 
     A sum of d products, in any order and with or without fused operations, is
     within gamma_d * sum|x_i q_i| <= gamma_d |x||q| of the truth, where
@@ -89,7 +89,7 @@ def kernel_error(
     L2 both forms in use, sum (x_i - q_i)^2 and 2 x.q - |x|^2 (- |q|^2), stay
     within gamma_{d+4} (|x| + |q|)^2. The float64 score's own error is added in
     the same form, and an allowance for results flushed to zero. `roundoff` is u,
-    for a kernel that adds less carefully than float32 arithmetic on a CPU.
+    for a kernel with less precise additions than float32 arithmetic on a CPU.
     """
     terms = dimension + 4
     gamma = terms * roundoff / (1 - terms * roundoff) + terms * _U64 / (1 - terms * _U64)
@@ -99,18 +99,18 @@ def kernel_error(
 
 
 def nominee_bound(kth_fast: float, error: float) -> np.float32:
-    """Say from which fast score on a row may belong to the true top k.
+    """Return the minimum fast score of rows that may belong to the true top k.
 
     k rows have an exact score of at least `kth_fast - error`; a row whose fast
     score is below `kth_fast - 2 error` has a smaller exact score than all of
-    these. So everything from there on is nominated, and nothing else needs to be.
+    these. So exactly the rows with at least this score are candidates.
     """
     bound: np.float32 = np.nextafter(np.float32(kth_fast - 2 * error), np.float32(-np.inf))
     return bound
 
 
 def nominees(fast: Vectors, k: int, error: float) -> IntArray:
-    """Give the positions of all scores that may belong to the true top k."""
+    """Return the positions of all scores that may belong to the true top k."""
     if k >= len(fast):
         return np.arange(len(fast))
     kth = fast.max() if k == 1 else np.partition(fast, len(fast) - k)[len(fast) - k]
@@ -118,14 +118,14 @@ def nominees(fast: Vectors, k: int, error: float) -> IntArray:
 
 
 def row_numbers(slots: Sequence[int]) -> IntArray:
-    """Turn slot numbers into an index array; a range without going through its numbers."""
+    """Return slot numbers as an index array; a range without iterating over it."""
     if isinstance(slots, range):
         return np.arange(slots.start, slots.stop, slots.step)
     return np.asarray(slots, dtype=np.int64)
 
 
 def best_first(scores: FloatArray | Vectors, places: IntArray, k: int) -> IntArray:
-    """Give the positions of the best k: score descending, then place (of the id) ascending."""
+    """Return the positions of the best k: score descending, then place (of the id) ascending."""
     if len(scores) > 4 * k:
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = np.flatnonzero(scores >= kth)
@@ -140,18 +140,18 @@ def certified_top_k(
     k: int,
     error: float,
 ) -> tuple[IntArray, FloatArray]:
-    """Rank with a kernel that can only give its own top m, making m as large as it must be.
+    """Return the top k with a kernel that returns its top m, with m as large as necessary.
 
-    The margin doubles until the last candidate's fast score lies below the k-th
-    rescored one by more than twice the kernel's error: then no row that was left
-    out can belong to the top k. (One error would do; the other is reserve for a
-    kernel whose arithmetic is not ours.)
+    The margin doubles until the last candidate's fast score is below the k-th
+    rescored one by more than twice the kernel's error: then no omitted row
+    can belong to the top k. (One error would suffice; the other is a reserve for
+    foreign kernels.)
 
     Args:
-        candidates: gives a width's best rows, and their fast scores, best first.
+        candidates: returns a width's best rows, and their fast scores, best first.
         exact: scores rows as `exact_scores` does.
-        places: each row's place in the order of passage ids.
-        k: how many are wanted.
+        places: each row's position in the order of passage ids.
+        k: the number of results.
         error: the kernel's bound, from `kernel_error`.
     """
     size = len(places)
@@ -166,27 +166,27 @@ def certified_top_k(
         width = min(size, 2 * width)
 
 
-# The rows that may still belong to a query's true top k, while a scan is going on.
+# The rows that may still belong to a query's true top k, during a scan.
 
 
 class Shortlist:
     """The rows that may still belong to one query's top k, and the bar for new ones.
 
-    It is raised when as many rows have come as were kept before: at once where k is
-    1, and where it is 1024 not for each handful that passes.
+    The bar is raised when as many rows were added as were kept before: immediately for a k of
+    1, and not for every few rows for a k of 1024.
     """
 
     def __init__(self, k: int, error: float) -> None:
-        """Start with everything allowed in."""
+        """Create a shortlist that accepts all rows."""
         self._k, self._error = k, error
         self._rows: list[IntArray] = []
         self._fast: list[Vectors] = []
-        self._count = 0  # of rows in these
-        self._room = k  # rows at which the bar is raised
+        self._count = 0  # number of rows in these
+        self._room = k  # number of rows at which the bar is raised
         self.bar = np.float32(-np.inf)
 
     def add(self, rows: IntArray, fast: Vectors) -> None:
-        """Take in rows that passed the bar; raise it, and drop what no longer passes."""
+        """Add rows that passed the bar; raise it, and drop rows that no longer pass."""
         self._rows.append(rows)
         self._fast.append(fast)
         self._count += len(rows)
@@ -204,7 +204,7 @@ class Shortlist:
 
     @property
     def kept(self) -> tuple[IntArray, Vectors]:
-        """All rows that may belong to the top k, none known not to, and their fast scores."""
+        """Return all rows that may belong to the top k, and their fast scores."""
         if self._count > self._k:
             self._raise_bar()
         if not self._rows:
@@ -213,16 +213,16 @@ class Shortlist:
 
     @property
     def rows(self) -> IntArray:
-        """The rows of these alone."""
+        """Return the rows without their scores."""
         return self.kept[0]
 
     def merge(self, other: "Shortlist") -> None:
-        """Take in another shortlist, made over other rows for the same query."""
+        """Add another shortlist of other rows for the same query."""
         self.add(*other.kept)
 
 
 def deal(numbers: IntArray, fast: Vectors, shortlists: Sequence[Shortlist]) -> None:
-    """Hand each query's rows to its shortlist.
+    """Add each query's rows to its shortlist.
 
     Args:
         numbers: each is a row, times the number of queries, plus a query.

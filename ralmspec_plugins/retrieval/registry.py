@@ -1,4 +1,4 @@
-"""The table of backends by name, each loaded only when it is asked for.
+"""The table of backends by name, each imported on first use.
 
 | name | ranking | needs the extra |
 |---|---|---|
@@ -37,11 +37,13 @@ from ralmspec_plugins.retrieval.storage.format import (
 )
 from ralmspec_plugins.types import Hits, Passage, Query
 
-# Read a saved knowledge base, and check every byte of it before anything is used.
+# Reads a saved knowledge base, and checks it before use.
 
 
 _KIND = RecordKind(
-    missing="is not a saved knowledge base: it has no kb.json; make one with save(retriever, path)",
+    missing=(
+        "is not a saved knowledge base: it has no kb.json; create one with save(retriever, path)"
+    ),
     file="kb.json",
     format=FORMAT,
     version=VERSION,
@@ -50,19 +52,19 @@ _KIND = RecordKind(
 
 
 def read(path: str | os.PathLike[str], verify: Verify = "digests") -> IndexArtifacts:
-    """Read a folder and check it; passages and arrays stay on the disk, memory-mapped.
+    """Return the checked artifacts of a folder; passages and arrays are memory-mapped.
 
-    A backend's own files are checked as all others, and given as paths.
+    A backend's own files are checked, too, and returned as paths.
 
     Args:
         path: the folder.
         verify: "digests" reads every file once and compares its SHA-256; "sizes" only
-            compares the files' lengths, and so opens an index of any size at once, but
-            does not notice a changed byte.
+            compares the files' lengths, and so opens an index of any size immediately, but
+            does not detect a changed byte.
 
     Raises:
-        ConfigError: another word for `verify`.
-        IndexFileError: it is missing, damaged, of another version, or not one of ours.
+        ConfigError: `verify` is unknown.
+        IndexFileError: it is missing, damaged, or in another format.
     """
     check_verify(verify)
     folder = Path(path)
@@ -99,12 +101,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _check_file(folder: Path, name: str, expected: Any, verify: Verify) -> None:
     if not plain_name(name) or not isinstance(expected, Mapping):
-        raise IndexFileError(f"{folder / _KIND.file} names a strange file {name!r}; {_KIND.again}")
+        raise IndexFileError(f"{folder / _KIND.file} names an invalid file {name!r}; {_KIND.again}")
     check_file(folder / name, expected, verify, _KIND.again)
 
 
 class KnowledgeBase(Protocol):
-    """What every backend here offers; the exact ones have `search_wide` too."""
+    """The protocol of backends; exact ones have `search_wide`, too."""
 
     exact: bool
     pure: bool
@@ -114,19 +116,19 @@ class KnowledgeBase(Protocol):
     signature: Hashable
 
     def encode(self, text: str) -> Query:
-        """Encode one query, alone in its pass."""
+        """Encode one query, in a batch of one."""
         ...
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
+        """Return the best k passages of each query."""
         ...
 
     def table(self, capacity: int) -> PassageTable:
-        """Make an empty table for a pool."""
+        """Return an empty table for a passage cache."""
         ...
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved."""
+        """Return the artifacts to save."""
         ...
 
 
@@ -146,17 +148,17 @@ BACKENDS = {
 def open_retriever(
     name: str, passages: Sequence[Passage], encoder: Encoder | None = None, **settings: Any
 ) -> KnowledgeBase:
-    """Build a retriever over passages by its backend's name.
+    """Return a retriever of passages by its backend's name.
 
     Args:
         name: one of `BACKENDS`.
         passages: the knowledge base.
-        encoder: makes vectors of texts; `HashingEncoder()` unless given. Sparse ones need none.
-        settings: what the backend's `build` takes (`k`, `metric`, `vectors`, `k1`, ...), for
-            faiss-hnsw and the like also those of its recipe (`search_list`, `probes`, ...).
+        encoder: converts texts to vectors; `HashingEncoder()` by default. Sparse ones need none.
+        settings: the arguments of the backend's `build` (`k`, `metric`, `vectors`, `k1`, ...),
+            for approximate ones also of the recipe (`search_list`, `probes`, ...).
 
     Raises:
-        ConfigError: an unknown backend; the message lists the known ones.
+        ConfigError: the backend is unknown; the message lists the known ones.
         MissingExtraError: the backend's library is not installed.
     """
     backend = backend_of(name)
@@ -177,14 +179,14 @@ def load(
 
     Args:
         path: its folder.
-        encoder: the one it was built with; made anew from its saved settings unless given.
-        k: how many passages a query gets; as saved unless given.
-        verify: "digests" reads every file once and compares its SHA-256 (about a second a
-            gigabyte); "sizes" compares the files' lengths alone, for huge indexes.
+        encoder: the one it was built with; created from its saved settings by default.
+        k: the number of passages of a query; as saved by default.
+        verify: "digests" reads every file once and compares its SHA-256 (about a second per
+            gigabyte); "sizes" compares only the files' lengths, for huge indexes.
 
     Raises:
-        IndexFileError: the folder is missing, damaged or foreign, or the encoder another one.
-        InputError: the encoder that it names cannot be made here.
+        IndexFileError: the folder is missing, damaged or foreign, or the encoder differs.
+        InputError: its encoder cannot be created here.
         MissingExtraError: its backend's library is not installed.
     """
     check_verify(verify)
@@ -221,19 +223,19 @@ def _load_once(
 
 
 def needs_encoder(name: str) -> bool:
-    """Whether a backend searches vectors; the sparse ones search words.
+    """Return whether a backend searches vectors; sparse ones search words.
 
     Raises:
-        ConfigError: an unknown backend; the message lists the known ones.
+        ConfigError: the backend is unknown; the message lists the known ones.
     """
     return bool(getattr(backend_of(name), "needs_encoder", True))
 
 
 def backend_of(name: str) -> Any:
-    """Find a backend's class.
+    """Return a backend's class.
 
     Raises:
-        ConfigError: there is none of that name; the message lists the known ones.
+        ConfigError: the name is unknown; the message lists the known ones.
     """
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")

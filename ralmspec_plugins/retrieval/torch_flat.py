@@ -1,4 +1,4 @@
-"""Exact dense search with torch, on a GPU or the CPU: its products nominate, float64 decides."""
+"""Exact dense search with torch, on a GPU or the CPU; float64 scores decide."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
@@ -17,21 +17,21 @@ from ralmspec_plugins.types import Passage
 Precision = Literal["float32", "half"]
 
 _SHARE = 0.8  # of a GPU's free memory; the rest is for tiles of scores, and the model's caches
-_MANY = 64  # from so many nominees on, a float32 look at them saves more than it costs
+_MANY = 64  # number of candidates from which a float32 filter saves time
 
 
 class TorchFlat(ExactRetriever):
-    """Every passage is scored; the answer is the true top k, bit for bit, on any device.
+    """Scores every passage: the hits are the true top k, bit for bit, on any device.
 
-    The vectors lie on the device in float32 or half precision; what does not
-    fit is streamed through it from the host's memory at each search. Hits, scores
-    and signature are those of every other exact backend, whatever the device and
-    the precision: these are no part of what is saved. A loaded knowledge base
-    runs on the GPU if there is one, and otherwise is told by
+    The vectors are on the device in float32 or half precision; vectors that do not
+    fit are streamed from the host's memory at each search. Hits, scores
+    and signature equal those of the other exact backends, for any device and
+    precision, which are not saved. A loaded knowledge base
+    runs on the GPU if there is one; for other settings use
     `TorchFlat(loaded.corpus, k=loaded.k, device=..., precision=...)`.
 
     Half precision halves memory and traffic on a GPU. On the CPU it only saves
-    memory: tiles must be widened again, so it is slower than float32.
+    memory: tiles must be converted again, so it is slower than float32.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class TorchFlat(ExactRetriever):
         precision: Precision = "float32",
         device_bytes: int | None = None,
     ) -> None:
-        """Bring a corpus, whose vectors may be memory-mapped, to a device.
+        """Copy a corpus, whose vectors may be memory-mapped, to a device.
 
         Args:
             corpus: the passages and their vectors.
-            k: how many passages a query gets.
-            device: "cpu", "cuda" or "cuda:<number>"; None takes a GPU if there is one.
-            precision: what the vectors on the device are kept in.
-            device_bytes: how much of them may stay there; None means all on the CPU (in
-                float32 they are not even copied), and four fifths of what is free on a GPU.
+            k: the number of passages of a query.
+            device: "cpu", "cuda" or "cuda:<number>"; None uses a GPU if there is one.
+            precision: of the vectors on the device.
+            device_bytes: the maximum size of the resident vectors; None means all on the CPU (in
+                float32 without a copy), and four fifths of the free memory on a GPU.
 
         Raises:
-            ConfigError: k, device, precision or device_bytes cannot be used.
+            ConfigError: k, device, precision or device_bytes is invalid.
             MissingExtraError: torch is not installed.
         """
         super().__init__(corpus, "torch-flat", k)
@@ -84,8 +84,8 @@ class TorchFlat(ExactRetriever):
         precision: Precision = "float32",
         device_bytes: int | None = None,
     ) -> Self:
-        """Encode the passages, unless their vectors are given, and search them."""
-        _device(_torch(), device)  # before encoding for hours
+        """Return a retriever of passages, encoded unless their vectors are given."""
+        _device(_torch(), device)  # checked before the encoding
         _check(precision, device_bytes)
         corpus = DenseCorpus.encoded(passages, encoder, metric, vectors)
         return cls(corpus, k=k, device=device, precision=precision, device_bytes=device_bytes)
@@ -96,10 +96,10 @@ class TorchFlat(ExactRetriever):
 
 
 def narrowed(corpus: DenseCorpus, rows: IntArray, query: Vectors, k: int) -> IntArray:
-    """Drop the nominees that a float32 product already rules out.
+    """Return the candidates that a float32 product does not exclude.
 
-    A rough kernel can nominate hundreds of rows for one place, and scoring them in
-    float64 would cost more than finding them did.
+    An imprecise kernel can return hundreds of candidates for one position, and scoring them in
+    float64 would cost more than the scan.
     """
     if len(rows) <= k + _MANY:
         return rows
@@ -116,7 +116,7 @@ def _torch() -> Any:
 
 
 def _device(torch: Any, name: str | None) -> Any:
-    """Find a device, and see that it is there."""
+    """Return an available device."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -131,14 +131,14 @@ def _device(torch: Any, name: str | None) -> Any:
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= there:
             raise ConfigError(
-                f"the device {name!r} was asked for, but torch {torch.__version__} sees {there} "
+                f"the device {name!r} was requested, but torch {torch.__version__} finds {there} "
                 "GPUs; give device='cpu', or install a CUDA build of torch and its driver"
             )
     return device
 
 
 def _check(precision: str, device_bytes: int | None) -> None:
-    """Refuse settings of the copy that cannot be."""
+    """Check the settings of the copy."""
     known = get_args(Precision)
     if precision not in known:
         raise ConfigError(f"unknown precision {precision!r}; known are {', '.join(known)}")

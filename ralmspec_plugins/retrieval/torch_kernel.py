@@ -1,13 +1,13 @@
-"""A nominating kernel in torch: one product and one comparison for a whole batch, on any device.
+"""A kernel in torch that selects candidates with one product and one comparison per batch.
 
-How far its scores can lie from the exact ones has three parts:
+The error of its scores has three parts:
 
 1. *Copies.* In half precision a row x is multiplied by a power of two and
    rounded to x'; a query q to q'. The distances |x - x'| and |q - q'| are
    measured, in float64, not estimated: then |x.q - x'.q'| is at most
-   |x - x'| |q| + |x'| |q - q'|, and subnormal numbers need no case of their own.
+   |x - x'| |q| + |x'| |q - q'|, which includes subnormal numbers.
    The power of two puts the largest entry below 2^15, so nothing overflows.
-2. *Operands.* Where torch is allowed to round float32 operands (TF32, bfloat16),
+2. *Operands.* If torch may round float32 operands (TF32, bfloat16),
    each loses a relative 2^-10 or 2^-8 at most; the setting is read at each search.
 3. *Sums.* `kernel_error`, with u = 2^-24 on the CPU, 2^-22 on a GPU's float32
    units, and 2^-21 on its tensor cores: these truncate each product and partial
@@ -15,8 +15,8 @@ How far its scores can lie from the exact ones has three parts:
    it per term, twice.
 
 Products of halves are summed and returned in float32: on the CPU a tile is
-widened first; on a GPU `torch.mm(..., out_dtype=torch.float32)` does it, and
-where torch is too old for that, the tile is widened there, too.
+converted first; on a GPU `torch.mm(..., out_dtype=torch.float32)` is used, and
+with an older torch the tile is converted there, too.
 """
 
 import threading
@@ -40,37 +40,37 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
 )
 
-# The rows that torch multiplies: kept on the device as far as they fit, the rest streamed.
+# The rows that torch multiplies: resident on the device as far as they fit, the rest streamed.
 
 
 STAGE_BYTES = 1 << 26  # of each staging buffer; a search that streams has four on a GPU
-_STREAMED = 2  # searches that stream at once; more would only wait for the same bus
+_STREAMED = 2  # searches that stream in parallel; more would only compete for the same bus
 _LOAD_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How rows lie on the device: their type, and the power of two they are multiplied by."""
+    """The form of rows on the device: their type, and the power of two of their scale."""
 
     dtype: Any
     exponent: int
 
     def of(self, rows: Any) -> Any:
-        """Bring float32 rows into this form, rounding to nearest."""
+        """Return float32 rows in this form, rounded to nearest."""
         return rows.mul(2.0**self.exponent).to(self.dtype) if self.exponent else rows.to(self.dtype)
 
 
 class DeviceRows:
     """All rows in one form, as tiles on the device.
 
-    The first `resident` rows stay there. The others come through two staging
+    The first `resident` rows are kept there. The others are streamed with two staging
     buffers, so that one is filled from the host's memory (which may be a mapped
-    file) while the other is copied to the device and multiplied. A search borrows
-    its buffers, and waits where two others have them.
+    file) while the other is copied to the device and multiplied. A search acquires
+    its buffers, and waits if two others use them.
     """
 
     def __init__(self, torch: Any, vectors: Vectors, form: Form, device: Any, limit: int) -> None:
-        """Put as many rows on the device as `limit` bytes hold."""
+        """Copy as many rows to the device as fit into `limit` bytes."""
         self._torch, self._form, self._device = torch, form, device
         self._host = _shared(torch, vectors)
         self._row_bytes = self._host.shape[1] * form.dtype.itemsize
@@ -82,7 +82,7 @@ class DeviceRows:
     def _load(self) -> Any:
         whole = self._host[: self.resident]
         if self._device.type == "cpu" and self._form.dtype is self._torch.float32:
-            return whole  # where it is, without a copy
+            return whole  # without a copy
         kept = self._torch.empty(whole.shape, dtype=self._form.dtype, device=self._device)
         for start in range(0, self.resident, _LOAD_ROWS):
             kept[start : start + _LOAD_ROWS] = self._form.of(whole[start : start + _LOAD_ROWS])
@@ -92,13 +92,13 @@ class DeviceRows:
 
     @property
     def stage_rows(self) -> int:
-        """How many rows a staging buffer holds."""
+        """The number of rows of a staging buffer."""
         return max(1, STAGE_BYTES // int(self._row_bytes))
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range, in order; a range is resident, or fits a stage.
+        """Yield the rows of each range, in order; a range is resident, or fits a stage.
 
-        A tile's memory may be used again as soon as the next one is asked for.
+        A tile's memory is reused for the next one.
         """
         here = [rows for rows in ranges if rows.stop <= self.resident]
         for rows in here:
@@ -124,14 +124,14 @@ class DeviceRows:
 
 
 def _shared(torch: Any, vectors: Vectors) -> Any:
-    """Give an array to torch where it is; only read, so it may be a read-only mapping."""
+    """Return a tensor of an array without a copy; it is only read, so it may be read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
 
 class _Stages:
-    """Staging buffers where the device is the CPU: nothing can be overlapped."""
+    """Staging buffers for the CPU, without overlap."""
 
     def __init__(
         self, torch: Any, host: Any, form: Form, device: Any, shape: tuple[int, int]
@@ -140,7 +140,7 @@ class _Stages:
         self._buffers = [torch.empty(shape, dtype=form.dtype, device=device) for _ in range(2)]
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range."""
+        """Yield the rows of each range."""
         for number, rows in enumerate(ranges):
             stage = self._buffers[number % 2][: len(rows)]
             stage.copy_(self._form.of(self._host[rows.start : rows.stop]))
@@ -150,7 +150,7 @@ class _Stages:
 class _CudaStages:
     """Two staging buffers in pinned memory, two on the device, and a stream that copies.
 
-    Whoever used them before has read his results, so his work on them is done.
+    The previous user has read its results, so its work on them is complete.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class _CudaStages:
         self._used = [torch.cuda.Event() for _ in range(2)]
 
     def tiles(self, ranges: Sequence[range]) -> Iterator[tuple[range, Any]]:
-        """Give the rows of each range, the next one being copied meanwhile."""
+        """Yield the rows of each range, while the next one is copied."""
         computing = self._torch.cuda.current_stream(self._device)
         for slot in range(2):
             self._used[slot].record(computing)
@@ -191,10 +191,10 @@ class _CudaStages:
             self._copied[slot].record(self._copying)
 
 
-_FIRST_ROWS = 1024  # sets the bar; all later rows only have to be held against it
+_FIRST_ROWS = 1024  # sets the bar; all later rows are only compared with it
 _SECOND_ROWS = 16_384  # raises it
 _TILE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 24}  # 4 and 64 MB
-_WIDENED_ROWS = 2048  # on the CPU, where a widened tile of halves should stay in the cache
+_WIDENED_ROWS = 2048  # on the CPU, where a converted tile of halves should stay in the cache
 _ROWS_AT_ONCE = 16_384
 _HALF_TOP = 15  # halves end at 65504; scaled entries stay below 2^15
 _LARGEST_EXPONENT = 100
@@ -204,7 +204,7 @@ _OPERAND = {"tf32": 2.0**-10, "high": 2.0**-10, "bf16": 2.0**-8, "medium": 2.0**
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """How well the rows on the device stand for the true ones, in the copy's own scale."""
+    """The error of the rows on the device, in their own scale."""
 
     form: Form
     longest: float  # |x|, of the longest row
@@ -213,24 +213,24 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class QueryColumns:
-    """A batch of queries as the kernel takes them."""
+    """A batch of queries in the form of the kernel."""
 
     columns: Any  # [dim, queries], of contiguous queries: on CPUs up to four times as fast
-    factors: Any  # [queries]; what brings squared lengths to the scale of the products
+    factors: Any  # [queries]; scale squared norms to the products
     errors: list[float]  # bounds, in the scale of the products
 
 
 class TorchKernel:
-    """Nominates the rows that may belong to the true top k. Safe for many threads at once.
+    """Selects the rows that may belong to the true top k. Thread-safe.
 
-    On CUDA each searching thread has a stream of its own, so that a search runs
-    beside a model's work; it waits for that stream alone.
+    On CUDA each searching thread has its own stream, so that a search runs
+    in parallel with a model's work; it waits only for that stream.
     """
 
     def __init__(
         self, torch: Any, corpus: DenseCorpus, device: Any, *, half: bool, limit: int
     ) -> None:
-        """Copy as many rows to the device as `limit` bytes hold."""
+        """Copy as many rows to the device as fit into `limit` bytes."""
         self._torch, self._corpus, self._device = torch, corpus, device
         self._cuda = device.type == "cuda"
         self._mixed = half and self._cuda and _mixed_products(torch, device)
@@ -245,7 +245,7 @@ class TorchKernel:
         self._local = threading.local()
 
     def nominate(self, queries: Vectors, k: int) -> list[IntArray]:
-        """Give, for each query, all rows that may belong to its true top k."""
+        """Return, for each query, all rows that may belong to its true top k."""
         with self._prepared():
             asked = self._asked(queries)
             shortlists = [Shortlist(k, error) for error in asked.errors]
@@ -255,7 +255,7 @@ class TorchKernel:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        """Keep out what the caller's thread has switched on, and use this thread's stream."""
+        """Disable settings of the caller's thread, and use this thread's stream."""
         torch = self._torch
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
@@ -268,7 +268,7 @@ class TorchKernel:
             yield
 
     def _ranges(self, queries: int) -> list[range]:
-        """Cut all rows into tiles, the first ones short, none across the end of what is kept."""
+        """Return the tiles of all rows, the first ones short, none across the end of residents."""
         size, kept = self._corpus.size, self.rows.resident
         rows = max(1, _TILE_SCORES[self._device.type] // queries)
         if self._widen and not self._cuda:
@@ -281,7 +281,7 @@ class TorchKernel:
         return ranges
 
     def _scores(self, rows: range, tile: Any, asked: QueryColumns) -> Any:
-        """Score a tile in float32; for L2 as 2 x.q - |x|^2, which ranks alike."""
+        """Return the scores of a tile in float32; for L2 as 2 x.q - |x|^2, with the same order."""
         torch = self._torch
         if self._mixed:
             fast = torch.mm(tile, asked.columns, out_dtype=torch.float32)
@@ -293,7 +293,7 @@ class TorchKernel:
         return fast  # [rows, queries]
 
     def _share(self, rows: range, fast: Any, shortlists: list[Shortlist]) -> None:
-        """Hand each query the rows of a tile that pass its bar."""
+        """Add the rows of a tile that pass a query's bar to its shortlist."""
         torch = self._torch
         bars = torch.tensor([float(s.bar) for s in shortlists], dtype=torch.float32, device="cpu")
         passed = (fast >= bars.to(self._device)).reshape(-1).nonzero()[:, 0]
@@ -303,12 +303,12 @@ class TorchKernel:
         deal(passed.cpu().numpy() + rows.start * len(shortlists), scores, shortlists)
 
     def _asked(self, queries: Vectors) -> QueryColumns:
-        """Bring queries into the form of the rows, and bound each one's error."""
+        """Return queries in the form of the rows, with an upper bound of each one's error."""
         torch, copy, metric = self._torch, self._copy, self._corpus.metric
         exponents = np.zeros(len(queries), dtype=np.int64)
         if copy.form.dtype is torch.float16:
             exponents = np.array([_exponent(float(np.abs(query).max())) for query in queries])
-            if metric is Metric.L2:  # so that no squared length has to be scaled up
+            if metric is Metric.L2:  # so that no squared norm is scaled up
                 exponents = np.minimum(exponents, copy.form.exponent)
         scaled = np.ldexp(queries.astype(np.float64), exponents[:, None])
         columns = torch.from_numpy(scaled).to(torch.float16 if self._mixed else torch.float32)
@@ -327,7 +327,7 @@ class TorchKernel:
         )
 
     def _error(self, query_norm: float, query_error: float, exponent: int) -> float:
-        """Add up the parts of the bound for one query, all in the scale of the products."""
+        """Return the error bound for one query, in the scale of the products."""
         copy, corpus = self._copy, self._corpus
         rows, query = copy.longest + copy.error, query_norm + query_error
         operand = 0.0 if self._mixed else _operand_roundoff(self._torch, self._device.type)
@@ -337,7 +337,7 @@ class TorchKernel:
         roundoff = 2.0**-24
         if self._cuda:
             roundoff = 2.0**-21 if self._mixed or operand else 2.0**-22
-        # In the true scale: for L2, |q|^2 is no part of the products, but of the true scores.
+        # In the true scale: for L2, |q|^2 is not part of the products, but of the true scores.
         up = copy.form.exponent
         true = float(np.ldexp(rows, -up)), float(np.ldexp(query, -exponent))
         sums = kernel_error(corpus.metric, corpus.dimension, *true, roundoff)
@@ -346,7 +346,7 @@ class TorchKernel:
 
 
 def _product(torch: Any, tile: Any, columns: Any) -> Any:
-    """Multiply in float32; one column as two, since a CPU takes thrice as long for one."""
+    """Return the product in float32; one column as two, which is three times as fast on a CPU."""
     if columns.shape[1] > 1 or tile.device.type != "cpu":
         return torch.mm(tile, columns)
     return torch.mm(tile, columns.expand(-1, 2).T.contiguous().T)[:, :1].contiguous()
@@ -357,7 +357,7 @@ def _plain_copy(torch: Any, corpus: DenseCorpus) -> Copy:
 
 
 def _half_copy(torch: Any, corpus: DenseCorpus) -> Copy:
-    """Choose the power of two, and measure what rounding to half does to each row."""
+    """Return the copy's power of two, and the measured rounding errors of half precision."""
     vectors = corpus.vectors
     blocks = range(0, len(vectors), _ROWS_AT_ONCE)
     largest = max(float(np.abs(vectors[at : at + _ROWS_AT_ONCE]).max()) for at in blocks)
@@ -373,7 +373,7 @@ def _half_copy(torch: Any, corpus: DenseCorpus) -> Copy:
 
 
 def _exponent(largest: float) -> int:
-    """Give the power of two that brings this number just below 2^15.
+    """Return the power of two that brings this number just below 2^15.
 
     >>> _exponent(1.0), _exponent(0.0)
     (14, 0)
@@ -384,7 +384,7 @@ def _exponent(largest: float) -> int:
 
 
 def _scaled_squares(corpus: DenseCorpus, exponent: int) -> Vectors:
-    """Square each row's length, in the scale of the rows.  # [rows]."""
+    """Return the squared norm of each row, in the scale of the rows.  # [rows]."""
     if not exponent and corpus.squares is not None:
         return np.array(corpus.squares)
     squares = np.empty(corpus.size, dtype=np.float32)
@@ -395,7 +395,7 @@ def _scaled_squares(corpus: DenseCorpus, exponent: int) -> Vectors:
 
 
 def _mixed_products(torch: Any, device: Any) -> bool:
-    """Whether this torch multiplies halves into float32 (`out_dtype`, torch 2.8 or later)."""
+    """Return whether torch multiplies halves to float32 (`out_dtype`, torch 2.8 or later)."""
     halves = torch.ones((8, 8), dtype=torch.float16, device=device)
     try:
         torch.mm(halves, halves, out_dtype=torch.float32)
@@ -405,10 +405,10 @@ def _mixed_products(torch: Any, device: Any) -> bool:
 
 
 def _operand_roundoff(torch: Any, device: str) -> float:
-    """Say how much of a float32 operand torch may drop, as it is set at this moment.
+    """Return the relative rounding of float32 operands by torch's current settings.
 
-    Newer releases of torch have a setting a library and a general one; the
-    older one, for all together, raises where the newer ones have been used.
+    Newer releases of torch have a setting per library and a general one; the
+    older common setting raises an error if the newer ones were used.
     """
     library = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
     places = (getattr(library, "matmul", None), library, torch.backends)

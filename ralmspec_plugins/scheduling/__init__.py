@@ -1,1 +1,1 @@
-"""When to guess, how far to run ahead and when to search: schedules, policies and their costs."""
+"""Scheduling: when to guess, to generate speculatively and to search; policies and cost models."""

@@ -1,11 +1,11 @@
-"""The policy of `Continuous`: keep the lanes and the model busy."""
+"""The policy of `Continuous`: it keeps the lanes and the model busy."""
 
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE, Costs, Searched
 from ralmspec_plugins.scheduling.os3 import best_part, optimal_stride, worth_gathering
 from ralmspec_plugins.scheduling.policy import SchedulerState
 
-# A batch's first query waits for its last one. So a batch must verify this many times the
-# steps a second that single queries do.
+# The first query of a batch waits for its last one. So a batch must verify this many times the
+# steps per second of single queries.
 WORTH_BATCHING = 1.15
 
 
@@ -24,24 +24,24 @@ class ContinuousPolicy:
         self._least_right = min_acceptance_rate
         self._window = window
         self._lanes = lanes
-        self._wait_for = self._worth_waiting_for()  # queries, before a search
-        self._enough = self._worth_gathering()  # queries that a lane is worth taking for
+        self._wait_for = self._worth_waiting_for()  # queries before a search starts
+        self._enough = self._worth_gathering()  # queries for which a lane is used
         self._gathering = False
-        self._trial_from: int | None = None  # queries that were pending when a trial began
+        self._trial_from: int | None = None  # pending queries at the start of a trial
 
     def worth_guessing(self) -> bool:
-        """Guess where hiding a search would be noticed."""
+        """Return whether hiding a search would save a noticeable share of a step."""
         return self._costs.worth_guessing()
 
     def may_write(self, view: SchedulerState) -> bool:
-        """Write on within the window, as long as it saves more than wrong guesses cost."""
+        """Return whether the window has room and speculation saves more than wrong guesses cost."""
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):
             return False
         return view.ahead < self._window and self._costs.worth_writing(self._least_right)
 
     def batches(self, view: SchedulerState) -> list[int]:
-        """Give each free lane a query, or a share of them when there are more."""
+        """Return the batch of each free lane: one query, or a share of them if there are more."""
         free = self._lanes - view.searching
         if free <= 0 or not view.pending:
             return []
@@ -56,49 +56,49 @@ class ContinuousPolicy:
         return [size for size in _within(sizes, view.pending) if size]
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in what a step costs."""
+        """Record the seconds of a step."""
         self._costs.wrote(seconds, beside_s)
 
     def searched(self, search: Searched) -> None:
-        """Take it into the curve, and look anew at what the next one should wait for."""
+        """Add a search to the batch curve, and update what the next one waits for."""
         self._costs.searched(search)
         self._wait_for = self._worth_waiting_for()
         self._enough = self._worth_gathering()
 
     def stopped(self, seconds: float) -> None:
-        """Take in what a wrong guess costs."""
+        """Record the cost of a wrong guess."""
         self._costs.stopped(seconds)
 
     def guessed(self, seconds: float) -> None:
-        """Take in what guessing costs."""
+        """Record the cost of a guess."""
         self._costs.guessed(seconds)
 
     def record_outcome(self, accepted: bool) -> None:
-        """Note a guess."""
+        """Record the outcome of a guess."""
         self._costs.record_outcome(accepted)
 
     def _is_due(self, view: SchedulerState) -> bool:
-        """Say whether there is enough for a search to go out now; a step would run beside it."""
+        """Return whether there are enough queries for a search in parallel with the next step."""
         if not view.pending:
             return False
         return view.pending >= max(self._wait_for, self._trial(view), self._gathered(view))
 
     def _trial(self, view: SchedulerState) -> int:
-        """Hold a search back for one whole step, where nobody knows how long one takes alone."""
+        """Delay a search by one whole step, to measure a step without a parallel search."""
         if not self._costs.contention.unknown or view.searching:
             return 1
         if self._trial_from is None:
             self._trial_from = view.pending
-        return self._trial_from + 2  # the first of them may have begun beside a search
+        return self._trial_from + 2  # the first step may have started in parallel with a search
 
     def _worth_waiting_for(self) -> int:
-        """Choose how many queries a search should wait for while the model goes on writing.
+        """Return how many queries a search waits for while the model continues to generate.
 
-        A search that takes nothing from the model starts with the first one. One that takes
-        as much as it needs itself might as well come when writing pauses: then what counts is
-        how many steps a round of writing and searching verifies, as in the paper's synchronous
-        rounds. In between lies what is in between; squared, since waiting too long costs more
-        than searching too early (docs/decisions/0004).
+        A search that does not slow the model down starts with the first query. One that slows
+        it down by its whole duration may as well run while generation pauses: then the number
+        of steps that a round of generation and search verifies is decisive, as in the paper's
+        synchronous rounds. Between these cases it is interpolated, squared, since waiting too
+        long costs more than searching too early (docs/decisions/0004).
         """
         costs = self._costs
         taken = ((1 - costs.contention.speed) / (1 - costs.contention.LEAST)) ** 2
@@ -108,7 +108,7 @@ class ContinuousPolicy:
         return 1 + round(taken * (stride - 1))
 
     def _worth_gathering(self) -> int:
-        """Choose how many queries a lane should have, lest it is taken by the first alone."""
+        """Return how many queries a lane should have, so that one query does not occupy it."""
         costs = self._costs
         if costs.step_s is None or not costs.curve.points:
             return 1
@@ -116,21 +116,21 @@ class ContinuousPolicy:
         return min(enough, self._window)
 
     def _gathered(self, view: SchedulerState) -> int:
-        """Say how many queries a search needs now: one that is begun with half of them can start.
+        """Return how many queries a search needs now: with half of them it can start.
 
-        So what was written during the last search is searched at once; only at the start and
-        after a wrong guess, when there is next to nothing, more is gathered.
+        So the queries formed during the last search are searched immediately; only at the start
+        and after a wrong guess, with hardly any query, are more collected.
         """
         self._gathering |= 2 * view.pending < self._enough
         return self._enough if self._gathering else 1
 
     def _worthwhile(self, most: int) -> int:
-        """Choose the batch that verifies the most steps a second, as OS3 counts them."""
+        """Return the batch size with the most verified steps per second, as in OS3."""
         return best_part(most, self._costs.curve, self._costs.guess_rate, worth=WORTH_BATCHING)
 
 
 def _within(sizes: list[int], total: int) -> list[int]:
-    """Cut a list of sizes where their sum passes a total.
+    """Return a list of sizes, cut where their sum reaches a total.
 
     >>> _within([3, 3, 3], 7)
     [3, 3, 1]

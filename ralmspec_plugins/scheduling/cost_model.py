@@ -1,4 +1,4 @@
-"""Measured costs: what a batch of n queries costs, and whether running ahead pays."""
+"""Measured costs: the seconds of a batch of n queries, and whether speculation pays off."""
 
 import threading
 from bisect import bisect_left
@@ -6,29 +6,29 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
-RECENT = 5  # measurements of one kind that are kept
-FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured anew
-MIN_ACCEPTANCE_RATE = 0.1  # below this share of right guesses nothing is written ahead
+RECENT = 5  # kept measurements of one kind
+FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
+MIN_ACCEPTANCE_RATE = 0.1  # below this acceptance rate no segment is speculative
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What was measured of one search."""
+    """The measurements of one search."""
 
     queries: int
     seconds: float
-    beside_s: float = 0.0  # how long the model wrote meanwhile
-    busy_s: float = 0.0  # how long this process computed meanwhile
+    beside_s: float = 0.0  # overlap with generation
+    busy_s: float = 0.0  # seconds that this process computed in that time
 
 
 class BatchCurve:
-    """The seconds b(n) that a search of n queries takes, learned while running.
+    """The seconds b(n) that a search of n queries takes, learned at run time.
 
-    A size's cost is the median of its last measurements, so that one cold or
-    disturbed search does not count for long. Between measured sizes the curve is
-    linear; beyond the largest it goes on with the slope from the smallest, and is
-    flat while only one size was seen: that optimism costs one batch, which then is
-    measured. It never falls as n grows. Thread-safe.
+    The cost of a size is the median of its last measurements, so that one slow
+    outlier has little effect. Between measured sizes the curve is
+    linear; beyond the largest it continues with the slope from the smallest, and it is
+    constant while only one size was measured: this optimistic estimate costs one batch,
+    which is then measured. It never decreases as n grows. Thread-safe.
 
     >>> curve = BatchCurve()
     >>> for size, seconds in ((1, 0.5), (3, 0.7)):
@@ -38,15 +38,15 @@ class BatchCurve:
     """
 
     def __init__(self) -> None:
-        """Start with nothing measured: b(n) is 0."""
+        """Create a curve without measurements: b(n) is 0."""
         self._measured: dict[int, deque[float]] = {}
-        self._seen_at: dict[int, int] = {}  # size -> the search it was last seen at
+        self._seen_at: dict[int, int] = {}  # size -> number of the search at which it last occurred
         self._searches = 0
         self._points: list[tuple[int, float]] = []
         self._lock = threading.Lock()
 
     def observe(self, queries: int, seconds: float) -> None:
-        """Take in how long one search of this many queries took."""
+        """Record how long one search of this many queries took."""
         with self._lock:
             self._searches += 1
             self._measured.setdefault(queries, deque(maxlen=RECENT)).append(seconds)
@@ -58,11 +58,11 @@ class BatchCurve:
 
     @property
     def points(self) -> list[tuple[int, float]]:
-        """The measured sizes with their seconds, rising."""
+        """The measured sizes with their seconds, ascending."""
         return list(self._points)
 
     def __call__(self, queries: int) -> float:
-        """Predict the seconds of a search of this many queries."""
+        """Return the predicted seconds of a search of this many queries."""
         points = self._points
         if not points:
             return 0.0
@@ -75,22 +75,24 @@ class BatchCurve:
 
 
 class Contention:
-    """How fast the model writes while a search is running, as a share of its speed alone.
+    """The model's speed during a search, as a share of its speed without one.
 
-    1 where they do not take from each other (a remote store, another device), 1/2
-    where they share one machine that either of them fills. Learned from steps
-    written beside a search and steps written alone; 1 until there are some of both.
+    1 if they do not slow each other down (a remote store, another device), 1/2
+    if they share one machine that either of them uses fully. Learned from steps
+    with and without a search in parallel; 1 until there are some of both.
     """
 
-    KEPT = 8  # steps of each kind that are kept
-    ENOUGH = 3  # of each kind, before anything is concluded
+    KEPT = 8  # kept steps of each kind
+    ENOUGH = 3  # steps of each kind before an estimate is made
     NOISE = 0.9  # a speed above this counts as 1
-    LEAST = 0.5  # more than all of the machine cannot be taken; what is below is thrashing
-    PATIENCE = 64  # steps beside searches, after which it is worth waiting for some alone
-    FADING = 16  # searches after which a step beside a search is forgotten: things change
+    LEAST = 0.5  # a search cannot use more than the whole machine; lower speeds are thrashing
+    PATIENCE = (
+        64  # steps in parallel with searches, after which a delay to measure others is worthwhile
+    )
+    FADING = 16  # searches after which the measurement of a step in parallel with one expires
 
     def __init__(self) -> None:
-        """Start with nothing measured."""
+        """Create an estimate without measurements."""
         self._alone: deque[float] = deque(maxlen=self.KEPT)
         self._beside: deque[tuple[float, float]] = deque(maxlen=self.KEPT)
         self._searches = 0
@@ -98,7 +100,7 @@ class Contention:
         self.speed = 1.0
 
     def wrote(self, seconds: float, beside_s: float) -> None:
-        """Take in a step, and how much of it was written beside a search."""
+        """Record a step, and its overlap with searches."""
         if beside_s <= 0.05 * seconds:
             self._alone.append(seconds)
         elif beside_s >= 0.5 * seconds:
@@ -108,7 +110,7 @@ class Contention:
             self.speed = self._estimate()
 
     def searched(self) -> None:
-        """Take in that there was a search; after some of them old steps are forgotten."""
+        """Record a search; after some of them old measurements expire."""
         self._searches += 1
         if self._searches % self.FADING == 0 and self._beside:
             self._beside.popleft()
@@ -116,11 +118,11 @@ class Contention:
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known for want of a step written alone."""
+        """Whether the estimate lacks steps without a search in parallel."""
         return self._steps_beside >= self.PATIENCE and len(self._alone) < self.ENOUGH
 
     def alone_s(self, seconds: float, beside_s: float) -> float:
-        """Estimate how long something would have taken alone."""
+        """Return the estimated seconds of work if nothing had run in parallel."""
         return seconds - beside_s * (1 - self.speed)
 
     def _estimate(self) -> float:
@@ -133,54 +135,54 @@ class Contention:
 
 
 class Costs:
-    """What one engine's requests have measured together, and whether running ahead pays.
+    """Costs measured by all requests of an engine, and whether speculation pays off.
 
-    A right guess hides a search, b(1) seconds of it; a wrong one costs the time
-    until the segment written on it has stopped.
+    A right guess hides up to b(1) seconds of a search; a wrong one costs the time
+    until its segment has stopped.
     """
 
-    GUESSES = 32  # guesses that the guess rate is taken over
-    WORTH_GUESSING = 0.05  # of a step: what can be hidden at most must be more than this
-    # Two threads of one Python process that both compute take the lock and the caches from each
-    # other: a step takes 2 to 4 ms longer beside a search of 1 to 5 ms (docs/benchmarks.md).
+    GUESSES = 32  # guesses in the average acceptance rate
+    WORTH_GUESSING = 0.05  # share of a step that the largest possible gain must exceed
+    # Two computing threads of one Python process compete for the lock and the caches: a step takes
+    # 2 to 4 ms longer in parallel with a search of 1 to 5 ms (docs/benchmarks.md).
     SIDE_BY_SIDE_S = 0.003
-    QUICK_GUESS_S = 0.0003  # a guess of up to this is never held back: a pool's takes less
-    WORTH_WRITING = 0.05  # of a step: what is hidden on average must be more than this
-    # What stopping cost is forgotten by with each guess, and what guessing cost with each search:
-    # else nobody would try again.
+    QUICK_GUESS_S = 0.0003  # a faster guess is always made: a passage cache takes less
+    WORTH_WRITING = 0.05  # share of a step that the average gain must exceed
+    # The cost of stopping decays with each guess, and the cost of guessing with each search:
+    # otherwise speculation would never be tried again.
     FADING = 0.97
 
     def __init__(self, curve: BatchCurve | None = None) -> None:
-        """Start optimistic: with nothing measured, everything pays."""
+        """Create optimistic costs: without measurements, speculation pays off."""
         self.curve = curve or BatchCurve()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stop_s = 0.0
         self._guessing: deque[float] = deque(maxlen=RECENT)
-        self._guess_s = 0.0  # that a guess takes as a rule
+        self._guess_s = 0.0  # usual duration of a guess
         self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
-        # Policies ask for these several times a step, so they are worked out when they change.
-        self.step_s: float | None = None  # that a step takes to write, as a rule
-        self.guess_rate = 1.0  # the share of right guesses, two right ones assumed beforehand
-        self._side_by_side_s = 0.0  # what a search costs the writing beside it, however short
+        # Policies read these several times a step, so they are computed when they change.
+        self.step_s: float | None = None  # usual duration of a step
+        self.guess_rate = 1.0  # acceptance rate, with two right guesses as the prior
+        self._side_by_side_s = 0.0  # fixed cost of a search for a segment in parallel
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in how long a step took, from its question to its last token.
+        """Record the seconds of a step, from its query to its last token.
 
         Args:
             seconds: the whole step.
-            beside_s: how long a search ran meanwhile.
+            beside_s: its overlap with searches.
         """
         self.contention.wrote(seconds, beside_s)
         self._steps.append(self.contention.alone_s(seconds, beside_s))
         self.step_s = median_low(tuple(self._steps))
 
     def searched(self, search: Searched) -> None:
-        """Take in how long a search took, and what went on meanwhile."""
+        """Record the seconds of a search, and its overlap with generation."""
         self.contention.searched()
         self._guess_s *= self.FADING
-        if search.beside_s <= 0.05 * search.seconds:  # then it computed for the search
+        if search.beside_s <= 0.05 * search.seconds:  # the process computed for the search
             self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
             busy = tuple(self._busy)
             self._side_by_side_s = self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
@@ -188,23 +190,23 @@ class Costs:
         self.curve.observe(search.queries, alone_s)
 
     def stopped(self, seconds: float) -> None:
-        """Take in how long a segment took from the word to stop until it had stopped."""
+        """Record the seconds from the cancellation of a segment to its end."""
         self._stop_s += 0.3 * (seconds - self._stop_s)
 
     def guessed(self, seconds: float) -> None:
-        """Take in how long a guess inside the loop took."""
+        """Record the seconds of a guess inside the loop."""
         self._guessing.append(seconds)
         self._guess_s = median_low(tuple(self._guessing))
 
     def record_outcome(self, accepted: bool) -> None:
-        """Take in whether a guess was right."""
+        """Record whether a guess was right."""
         self._guesses.append(accepted)
         guesses = tuple(self._guesses)
         self.guess_rate = (sum(guesses) + 2) / (len(guesses) + 2)
         self._stop_s *= self.FADING
 
     def worth_guessing(self) -> bool:
-        """Say whether what right guesses hide would be noticed, beside what all guesses take."""
+        """Return whether the time that right guesses hide exceeds the time of all guesses."""
         step_s = self.step_s
         if step_s is None or not self.curve.points:
             return True
@@ -214,10 +216,10 @@ class Costs:
         return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 
     def worth_writing(self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE) -> bool:
-        """Say whether writing on guesses saves more than the wrong ones cost.
+        """Return whether speculative segments save more than wrong guesses cost.
 
         Args:
-            min_acceptance_rate: the share of right guesses below which it never does.
+            min_acceptance_rate: the acceptance rate below which the result is false.
         """
         rate, step_s = self.guess_rate, self.step_s
         if len(self._guesses) >= 8 and rate < min_acceptance_rate:
@@ -228,18 +230,18 @@ class Costs:
         return gain_s >= self.WORTH_WRITING * step_s
 
     def worth_writing_beside(self, ahead: int) -> bool:
-        """Say whether to write while a search is running, behind so many unconfirmed guesses.
+        """Return whether to generate during a search, after this many unverified guesses.
 
-        At a speed v, for each second that a search takes alone a second's worth is written,
-        and both take 1 / v seconds. So it pays where the chance that all of it will be used
-        is more than the 1 / v - 1 seconds that it costs.
+        At a relative speed v, one second of generation in parallel with one second of search
+        takes 1 / v seconds. So it pays off if the probability that the segment is used
+        exceeds the 1 / v - 1 seconds that it costs.
         """
         speed = self.contention.speed
         return speed == 1.0 or self.guess_rate**ahead > 1 / speed - 1
 
 
 def _rising(measured: dict[int, deque[float]]) -> list[tuple[int, float]]:
-    """List the measured sizes with seconds that never fall."""
+    """Return the measured sizes with seconds that never decrease."""
     points: list[tuple[int, float]] = []
     for size in sorted(measured):
         seconds = median_low(measured[size])
@@ -248,5 +250,5 @@ def _rising(measured: dict[int, deque[float]]) -> list[tuple[int, float]]:
 
 
 def _line(low: tuple[int, float], high: tuple[int, float], queries: int) -> float:
-    """Read the straight line through two points."""
+    """Return the value of the line through two points."""
     return low[1] + (high[1] - low[1]) * (queries - low[0]) / (high[0] - low[0])

@@ -1,4 +1,4 @@
-"""The policies of the paper's schedules: so many guesses, one batch that verifies them, repeat."""
+"""The policies of the paper's schedules: guess a number of steps, and verify them in one batch."""
 
 from collections import deque
 from collections.abc import Callable
@@ -26,22 +26,22 @@ def optimal_stride(
     limit: int = MAX_STRIDE,
     slack: float = 0.0,
 ) -> int:
-    """Find the stride with the most verified steps a second (RaLMSpec's OS3).
+    """Return the stride with the most verified steps per second (RaLMSpec's OS3).
 
     A round of stride s verifies (1 - gamma^s) / (1 - gamma) steps on average and
     takes s a + b(s), or with overlap, if all of its guesses are right,
-    (s - 1) a + max(a, b(s)). Where writing and searching slow each other down to a
-    share v of their speed (the paper has v = 1), the shorter of a and b(s) takes 1 / v
-    times as long, and the longer one goes on alone.
+    (s - 1) a + max(a, b(s)). If generation and search slow each other down to a
+    share v of their speed (v = 1 in the paper), the shorter of a and b(s) takes 1 / v
+    times as long, and the rest of the longer one runs at full speed.
 
     Args:
-        a: Seconds to write one step.
+        a: Seconds to generate one step.
         b: Seconds to verify one batch: a constant, or a function of its size.
         gamma: Probability that one guess is right.
-        overlap: Whether one more step is written during the verification.
-        speed: Of writing and searching while both are going on, as a share of their own.
+        overlap: Whether one more step is generated during the verification.
+        speed: Of generation and search in parallel, as a share of their speed in isolation.
         limit: The largest stride to consider.
-        slack: Share of the best rate that may be given up for a longer stride.
+        slack: Share of the best rate that is traded for a longer stride.
 
     >>> [optimal_stride(1, 40, gamma) for gamma in (0.2, 0.4, 0.6, 0.8, 0.9)]
     [3, 4, 6, 11, 19]
@@ -61,16 +61,16 @@ def optimal_stride(
         rates.append((1 - right) / ((1 - gamma) * latency))
         best = max(best, rates[-1])
         if 1 / ((1 - gamma) * latency) < best * (1 - slack):
-            break  # no longer round can verify enough: its latency is higher still
+            break  # no longer round verifies enough: its latency is even higher
     enough = best * (1 - slack)
     return max(stride for stride, rate in enumerate(rates, start=1) if rate >= enough)
 
 
 def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_LIMIT) -> float:
-    """Estimate how often a guess is right from whole rounds.
+    """Return the acceptance rate estimated from whole rounds.
 
-    The maximum-likelihood estimate of a geometric stop: right guesses over right
-    guesses plus rounds that had a wrong one, at most `limit`.
+    The maximum-likelihood estimate of a geometric distribution: right guesses over right
+    guesses plus rounds with a wrong one, at most `limit`.
 
     >>> round(estimate_gamma([3, 4, 3, 2], [4, 4, 4, 4], limit=0.9), 3)
     0.8
@@ -81,18 +81,18 @@ def estimate_gamma(matches: list[int], strides: list[int], limit: float = GAMMA_
 
 
 def best_part(pending: int, b: Callable[[int], float], gamma: float, *, worth: float = 1.0) -> int:
-    """Choose in parts of which size to search `pending` queries, one part after the other.
+    """Return the batch size in which to search `pending` queries, one batch after another.
 
-    A part is searched only if all guesses before it were right, so parts of m take
+    A batch is searched only if all guesses before it were right, so batches of m take
     b(m) + gamma^m b(m) + gamma^2m b(m) + ... seconds, the last one less. One search for
-    all saves most where batches are nearly free; single ones find a wrong guess soonest.
+    all is fastest where batches are nearly free; single ones detect a wrong guess earliest.
 
     Args:
-        pending: how many there are.
+        pending: their number.
         b: seconds of a search by its size.
         gamma: probability that one guess is right.
-        worth: how many times single searches must take, so that parts are preferred to them:
-            a part's first query waits for its last one.
+        worth: the minimum speedup over single searches for which batches are preferred:
+            the first query of a batch waits for its last one.
 
     >>> best_part(31, lambda n: 39 + n, 0.95)
     31
@@ -114,11 +114,11 @@ def best_part(pending: int, b: Callable[[int], float], gamma: float, *, worth: f
 
 
 def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes: int = 1) -> int:
-    """Choose how many queries a search should have, where the model goes on writing meanwhile.
+    """Return how many queries a search should have while the model continues to generate.
 
-    While a search of b(1) is out, b(1) / a steps are written. So one that starts with fewer
-    keeps its lane from what comes next, at every start and after every wrong guess. More than
-    OS3's stride is never worth it: then a wrong guess is found too late.
+    During a search of b(1), b(1) / a steps are generated. So a search with fewer queries
+    blocks its lane for the following ones, at each start and after each wrong guess. The
+    result never exceeds OS3's stride, beyond which a wrong guess is detected too late.
 
     >>> [worth_gathering(1.0, lambda n: 39 + n, gamma) for gamma in (0.6, 0.9, 0.99)]
     [5, 14, 40]
@@ -129,17 +129,17 @@ def worth_gathering(a: float, b: Callable[[int], float], gamma: float, *, lanes:
     return optimal_stride(a, b, gamma, limit=min(written, MAX_STRIDE))
 
 
-# The cap on the guess rate makes OS3's estimate pessimistic, and the rate of verified
-# steps is flat around its best: of strides that differ by less than this the longest is
-# taken (docs/decisions/0003).
+# The cap on the acceptance rate makes OS3's estimate pessimistic, and the rate of verified steps is
+# flat around its maximum: of strides that differ by less than this the longest is used
+# (docs/decisions/0003).
 STRIDE_SLACK = 0.01
 
 
 class FixedStridePolicy:
-    """Speculate `stride` steps, verify them in one batch, repeat.
+    """Speculates `stride` steps, verifies them in one batch, and repeats.
 
-    A round is one step with verified hits and stride - 1 on guesses; the last
-    query's guess is not written on before the batch is out.
+    A round is one step with verified hits and stride - 1 with guesses; the last
+    query's guess is not used before the batch is in flight.
     """
 
     def __init__(self, costs: Costs, *, overlap: bool, stride: int) -> None:
@@ -148,40 +148,40 @@ class FixedStridePolicy:
         self._stride = stride
 
     def worth_guessing(self) -> bool:
-        """Guess always: a fixed stride is a reproduction."""
+        """Return true: a fixed stride reproduces the paper."""
         return True
 
     def may_write(self, view: SchedulerState) -> bool:
-        """Write until the batch is full; during a search one step more, if they may overlap."""
+        """Return whether the batch has room; during a search, one more with `overlap`."""
         if view.searching:
             return self._overlap and view.ahead < view.in_flight
         return view.pending < self._stride
 
     def batches(self, view: SchedulerState) -> list[int]:
-        """Send a full batch, or what there is when nothing can be written."""
+        """Return a full batch, or all pending queries if nothing can be generated."""
         if view.searching or not view.pending:
             return []
         return [view.pending] if view.stalled or view.pending >= self._stride else []
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Nothing is adapted to it."""
+        """Do nothing: a fixed stride is not adapted."""
 
     def searched(self, search: Searched) -> None:
-        """Take it into the curve."""
+        """Add a search to the batch curve."""
         self._costs.searched(search)
 
     def stopped(self, seconds: float) -> None:
-        """Nothing is adapted to it."""
+        """Do nothing: a fixed stride is not adapted."""
 
     def guessed(self, seconds: float) -> None:
-        """Nothing is adapted to it."""
+        """Do nothing: a fixed stride is not adapted."""
 
     def record_outcome(self, accepted: bool) -> None:
-        """Nothing is adapted to it."""
+        """Do nothing: a fixed stride is not adapted."""
 
 
 class OS3Policy(FixedStridePolicy):
-    """Rounds whose stride is chosen anew when one has been verified."""
+    """Rounds whose stride is chosen again after each verification."""
 
     def __init__(
         self,
@@ -199,43 +199,43 @@ class OS3Policy(FixedStridePolicy):
         self._over = False
 
     def may_write(self, view: SchedulerState) -> bool:
-        """Write until the batch is full, where that saves more than wrong guesses cost."""
+        """Return whether the batch has room and speculation saves more than wrong guesses cost."""
         self._renew(view)
         if view.searching and not self._costs.worth_writing_beside(view.ahead):
             return False
         return super().may_write(view) and self._costs.worth_writing()
 
     def worth_guessing(self) -> bool:
-        """Guess where hiding a search would be noticed."""
+        """Return whether hiding a search would save a noticeable share of a step."""
         return self._costs.worth_guessing()
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in what a step costs."""
+        """Record the seconds of a step."""
         self._costs.wrote(seconds, beside_s)
 
     def searched(self, search: Searched) -> None:
-        """Take it into the curve; the round is over."""
+        """Add a search to the batch curve, and end the round."""
         super().searched(search)
         self._over = True
 
     def batches(self, view: SchedulerState) -> list[int]:
-        """Send as any rounds do; what is judged from then on belongs to this round."""
-        self._renew(view)  # a guess that is made in a worker comes too late to be asked about
+        """Return the batches as for a fixed stride; outcomes from now on belong to this round."""
+        self._renew(view)  # a guess from a worker is too late for `worth_guessing`
         sizes = super().batches(view)
         if sizes:
             self._rounds.append([])
         return sizes
 
     def stopped(self, seconds: float) -> None:
-        """Take in what a wrong guess costs."""
+        """Record the cost of a wrong guess."""
         self._costs.stopped(seconds)
 
     def guessed(self, seconds: float) -> None:
-        """Take in what guessing costs."""
+        """Record the cost of a guess."""
         self._costs.guessed(seconds)
 
     def record_outcome(self, accepted: bool) -> None:
-        """Note a guess of the round that was verified last."""
+        """Record the outcome of a guess in the last verified round."""
         self._costs.record_outcome(accepted)
         if self._rounds:
             self._rounds[-1].append(accepted)

@@ -1,4 +1,4 @@
-"""What a policy sees of the loop, and what it decides."""
+"""The state that a policy reads, and the decisions that it makes."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,46 +8,46 @@ from ralmspec_plugins.scheduling.cost_model import Searched
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """What a policy may know of the loop at the moment of a decision."""
+    """The state of the loop at a decision."""
 
-    pending: int  # steps whose query waits to go out; equal queries go out once
-    searching: int  # searches that are out
+    pending: int  # steps whose query is not searched yet; equal queries are searched once
+    searching: int  # searches in flight
     in_flight: int  # queries in them
-    ahead: int  # steps written, or being written, on guesses that no search confirmed yet
-    stalled: bool  # nothing can be written until a search answers
+    ahead: int  # steps whose segment depends on an unverified guess
+    stalled: bool  # nothing can be generated until a search returns
 
 
 class Policy(Protocol):
-    """Decides for one request; told of everything that was measured."""
+    """Decides for one request, and receives all measurements."""
 
     def worth_guessing(self) -> bool:
-        """Say whether the speculators should be asked at all."""
+        """Return whether to call the speculators."""
         ...
 
     def may_write(self, view: SchedulerState) -> bool:
-        """Say whether the next step may be written on its guess."""
+        """Return whether the next step may use its guess."""
         ...
 
     def batches(self, view: SchedulerState) -> list[int]:
-        """Give the sizes of the searches to start now, over the pending queries in order."""
+        """Return the sizes of the searches to start now, over the pending queries in order."""
         ...
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Take in how long a step took, and how long a search ran meanwhile."""
+        """Record the seconds of a step, and its overlap with searches."""
         ...
 
     def searched(self, search: Searched) -> None:
-        """Take in how long a search took, and what went on meanwhile."""
+        """Record the seconds of a search, and its overlap with generation."""
         ...
 
     def stopped(self, seconds: float) -> None:
-        """Take in how long a segment took to stop after it was told to."""
+        """Record the seconds from the cancellation of a segment to its end."""
         ...
 
     def guessed(self, seconds: float) -> None:
-        """Take in how long a guess inside the loop took."""
+        """Record the seconds of a guess inside the loop."""
         ...
 
     def record_outcome(self, accepted: bool) -> None:
-        """Take in whether a guess was right, in the order of the steps."""
+        """Record whether a guess was right, in the order of the steps."""
         ...

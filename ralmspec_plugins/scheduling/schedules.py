@@ -1,9 +1,8 @@
-"""How far to run ahead, and when to search: fixed stride, OS3, continuous.
+"""Schedules: fixed stride, OS3, and continuous.
 
-A schedule is a frozen setting; `begin()` makes the policy that decides for one
-request. Decisions are taken from a `SchedulerState` of the loop and from what was measured:
-how long a step takes to write, what a batch of n queries costs, and how often
-guesses were right.
+A schedule is a frozen setting; `begin()` returns the policy of one
+request. A policy decides by the `SchedulerState` of the loop and by measurements:
+the seconds of a step, the seconds of a batch of n queries, and the acceptance rate.
 """
 
 from dataclasses import dataclass
@@ -17,45 +16,45 @@ from ralmspec_plugins.scheduling.policy import Policy
 
 
 class Schedule(Protocol):
-    """A setting that makes policies."""
+    """A setting that creates policies."""
 
     def begin(self, costs: Costs) -> Policy:
-        """Make the policy for one request; the costs outlive it."""
+        """Return the policy of one request; the costs are shared by all requests."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedStride:
-    """Verify every `stride` guesses in one batch: the paper's base.
+    """Verifies every `stride` guesses in one batch, as the paper does by default.
 
-    With `overlap`, the next step is written while the batch is out, on the last
-    query's guess (the paper computes this gain; here it is run).
+    With `overlap`, the next step is generated with the last query's guess while the batch is
+    in flight: the paper's asynchronous verification (where its gain is computed; here it runs).
     """
 
     stride: int = 3  # RaLMSpec's section 5
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a stride that never verifies."""
+        """Check the stride."""
         if self.stride < 1:
             raise ConfigError(f"stride must be at least 1, got {self.stride}")
 
     def begin(self, costs: Costs) -> Policy:
-        """Make the policy for one request."""
+        """Return the policy of one request."""
         return FixedStridePolicy(costs, overlap=self.overlap, stride=self.stride)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimalStride:
-    """Choose the stride of each round from what was measured: the paper's OS3."""
+    """Chooses the stride of each round by measurements: the paper's OS3."""
 
     overlap: bool = True
-    window: int = 5  # rounds that the guess rate is estimated over
+    window: int = 5  # rounds in the estimate of the acceptance rate
     gamma_limit: float = GAMMA_LIMIT
     max_stride: int = MAX_STRIDE
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Check the settings."""
         if self.window < 1:
             raise ConfigError(f"window must be at least 1, got {self.window}")
         if not 0.0 <= self.gamma_limit < 1.0:
@@ -64,7 +63,7 @@ class OptimalStride:
             raise ConfigError(f"max_stride must be at least 1, got {self.max_stride}")
 
     def begin(self, costs: Costs) -> Policy:
-        """Make the policy for one request."""
+        """Return the policy of one request."""
         return OS3Policy(
             costs,
             overlap=self.overlap,
@@ -76,23 +75,23 @@ class OptimalStride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuous:
-    """Search whenever a lane is free, and write on meanwhile: the default.
+    """Searches whenever a lane is free, and generates in parallel: the default.
 
-    With one lane the batch size sets itself: it is what was written during the
-    last search. With several, each query starts when it is born.
+    With one lane the batch size adapts: a batch has the queries formed during the
+    last search. With several, each query is searched as soon as it is formed.
 
-    A wrong guess costs a segment that is thrown away. Where the model would only have
-    waited that costs no time; where its calls are paid for, raise `min_acceptance_rate`.
+    A wrong guess costs a discarded segment. That costs no time where the model would
+    otherwise wait; where its calls are billed, raise `min_acceptance_rate`.
     """
 
-    window: int = 64  # the most unverified steps at once
-    lanes: int = 1  # searches that may be out at a time
+    window: int = 64  # maximum number of unverified steps
+    lanes: int = 1  # maximum number of searches in parallel
     min_acceptance_rate: float = (
-        MIN_ACCEPTANCE_RATE  # share of right guesses below which nothing is written ahead
+        MIN_ACCEPTANCE_RATE  # acceptance rate below which no segment is speculative
     )
 
     def __post_init__(self) -> None:
-        """Refuse settings that could never search or write."""
+        """Check the settings."""
         if not 0.0 <= self.min_acceptance_rate <= 1.0:
             raise ConfigError(
                 f"min_acceptance_rate must be between 0 and 1, got {self.min_acceptance_rate}"
@@ -103,7 +102,7 @@ class Continuous:
             raise ConfigError(f"lanes must be at least 1, got {self.lanes}")
 
     def begin(self, costs: Costs) -> Policy:
-        """Make the policy for one request."""
+        """Return the policy of one request."""
         return ContinuousPolicy(
             costs,
             window=self.window,

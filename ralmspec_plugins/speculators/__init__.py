@@ -1,4 +1,4 @@
-"""What guesses the hits of a search before they are there: memo, pool and replica."""
+"""Speculators, which guess the hits of a search: query cache, passage cache and replica."""
 
 from ralmspec_plugins.speculators.passage_cache import POLICIES, PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.proxy import (

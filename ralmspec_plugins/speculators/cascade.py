@@ -1,4 +1,4 @@
-"""What a request knows already, and who guesses the rest: memo, then speculators in order."""
+"""The cascade of a request: a query cache of real hits, then speculators in order."""
 
 import logging
 import time
@@ -15,12 +15,12 @@ _log = logging.getLogger(__name__)
 
 
 class SpeculatorCascade:
-    """The memo and the speculators of one request, asked in this order.
+    """The query caches and the speculators of one request, called in this order.
 
-    What was really found for a query is known exactly: for the length of the
-    request always, and longer where a shared memo is given. An error inside a
-    speculator means no guess. What is found after a cache was invalidated that
-    others share is the request's own: its search may have begun before.
+    The real hits of a query are reused: always within the
+    request, and across requests if a shared query cache is given. An error in a
+    speculator means no guess. Hits that arrive after a shared cache was invalidated
+    stay in the request: their search may have started before.
     """
 
     def __init__(
@@ -33,28 +33,28 @@ class SpeculatorCascade:
         may_guess: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Ask these speculators, the first that answers counts.
+        """Create a cascade; the first guess is used.
 
         Args:
-            speculators: in the order in which they are asked.
-            memo: remembers longer than the request.
-            signature: what is remembered there belongs to it.
-            signature_now: gives the retriever's at any time: what was found after it has changed
-                is kept from whatever others share.
-            may_guess: says at any time whether guesses may be written on; `None`: always.
-            clock: gives the seconds that quick guesses are timed with.
+            speculators: in the order of the calls.
+            memo: a query cache shared with other requests.
+            signature: the retriever's; the key of the entries in `memo`.
+            signature_now: returns the retriever's current signature: hits found after a change
+                are not added to shared caches.
+            may_guess: returns whether guesses may be used now; `None`: always.
+            clock: returns the seconds by which inline guesses are timed.
         """
         self.clock = clock
         self._speculators = tuple(speculators)
         by_text = takewhile(lambda one: getattr(one, "by_text", False), self._speculators)
-        # Those to ask: all of them, or while a query is being encoded those that read its text.
+        # The speculators to call: all, or those that read the text while a query is being encoded.
         self._asked = {True: self._speculators, False: tuple(by_text)}
         self._quick = {
             encoded: tuple(takewhile(lambda one: one.inline, asked))
             for encoded, asked in self._asked.items()
         }
         self._memo = memo
-        # What is found now that was asked before these were invalidated is kept from them.
+        # Hits of searches from before an invalidation are not added to these.
         self._generations = [getattr(one, "generation", None) for one in self._speculators]
         self._memo_generation = None if memo is None else memo.generation
         self._signature = signature
@@ -62,25 +62,25 @@ class SpeculatorCascade:
         self._may_guess = may_guess
         self._complained = False
         self._found: dict[Hashable, Hits] = {}
-        self._encoded: dict[str, Query] = {}  # by their texts
+        self._encoded: dict[str, Query] = {}  # by text
 
     def known(self, query: Query) -> Hits | None:
-        """Give the real hits of a query that was searched before."""
+        """Return the real hits of a query that was searched before."""
         hits = self._found.get(query.key)
         if hits is None and self._memo is not None:
             hits = self._memo.known(self._signature, query)
         return hits
 
     def known_by_text(self, query: Query) -> Hits | None:
-        """Give the real hits of a query that is not encoded yet."""
+        """Return the real hits of a query that is not encoded yet."""
         return None if self._memo is None else self._memo.known_by_text(self._signature, query)
 
     def encoded(self, text: str) -> Query | None:
-        """Give the query that a text was encoded to in this request."""
+        """Return the query that a text was encoded to in this request."""
         return self._encoded.get(text)
 
     def note_encoded(self, text: str, query: Query) -> None:
-        """Take in what a text was encoded to, whether its step is still there or not."""
+        """Record the encoded query of a text, even if its step was dropped."""
         self._encoded[text] = query
 
     @property
@@ -90,29 +90,29 @@ class SpeculatorCascade:
 
     @property
     def held(self) -> bool:
-        """Whether nothing may be written on guesses now; an error in there is no request's."""
+        """Whether `may_guess` forbids guesses now; an error in it counts as no."""
         try:
             return self._may_guess is not None and not self._may_guess()
-        except Exception:  # noqa: BLE001 whatever it is, the plain loop would not have met it
+        except Exception:  # noqa: BLE001 the plain loop does not call it
             self._complain(self._may_guess)
             return True
 
     def slow(self, *, encoded: bool = True) -> bool:
-        """Say whether there are speculators left that must not be asked inside the loop."""
+        """Return whether there are speculators left that must not be called inside the loop."""
         return len(self._quick[encoded]) < len(self._asked[encoded])
 
     def guess_inline(self, query: Query, *, encoded: bool = True) -> Hits | None:
-        """Give the first guess of the speculators that are asked first, inside the loop.
+        """Return the first guess of the leading inline speculators.
 
         Args:
-            query: what is asked.
+            query: the query.
             encoded: whether the query has its encoding; without it only speculators that guess
-                by the text are asked, and only those in front of all others.
+                by the text are called, and only those that precede all others.
         """
         return self._first_guess(self._quick[encoded], query)
 
     def guess_async(self, query: Query, *, encoded: bool = True) -> Hits | None:
-        """Give the first guess of the others."""
+        """Return the first guess of the other speculators."""
         return self._first_guess(self._asked[encoded][len(self._quick[encoded]) :], query)
 
     def _first_guess(self, speculators: Sequence[Speculator], query: Query) -> Hits | None:
@@ -120,7 +120,7 @@ class SpeculatorCascade:
             try:
                 hits = speculator.guess(query)
                 hits = None if hits is None else _checked(hits)
-            except Exception:  # noqa: BLE001 an error here means no guess, whatever it is
+            except Exception:  # noqa: BLE001 any error means no guess
                 self._complain(speculator)
                 continue
             if hits is not None:
@@ -128,7 +128,7 @@ class SpeculatorCascade:
         return None
 
     def learn(self, query: Query, found: SearchResult) -> None:
-        """Take in what a search found, whether its step is still there or not."""
+        """Record the result of a search, even if its step was dropped."""
         self._found[query.key] = found.hits
         if not self._is_as_it_was():
             return
@@ -141,11 +141,11 @@ class SpeculatorCascade:
                     learn(query, found.wide)
                 else:
                     learn(query, found.wide, generation)
-            except Exception:  # noqa: BLE001 what was not learned costs a guess, never truth
+            except Exception:  # noqa: BLE001 a failure to learn never changes the answer
                 self._complain(speculator)
 
     def _is_as_it_was(self) -> bool:
-        """Whether the retriever has the signature still that it had when the request began."""
+        """Whether the retriever's signature is that of the start of the request."""
         if self._signature_now is None:
             return True
         try:
@@ -155,14 +155,14 @@ class SpeculatorCascade:
             return False
 
     def _complain(self, part: object) -> None:
-        """Log an error of what only speculation asks, once for each request."""
+        """Log an error of a part that only speculation uses, once for each request."""
         if not self._complained:
-            _log.warning("%r failed; nothing is guessed with it", part, exc_info=True)
+            _log.warning("%r failed; no guess is made with it", part, exc_info=True)
         self._complained = True
 
 
 def _checked(hits: Hits) -> Hits:
-    """Refuse a guess that is not made of hits; what raises here is no guess."""
+    """Check that a guess is a sequence of hits; an error here means no guess."""
     hits = fixed(hits)
     if isinstance(hits, tuple) and not all(isinstance(hit, Hit) for hit in hits):
         raise TypeError(f"a guess must be a sequence of hits, got {hits!r}")

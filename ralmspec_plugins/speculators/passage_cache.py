@@ -1,4 +1,4 @@
-"""The paper's local cache: passages seen so far, ranked as the retriever ranks."""
+"""Passage cache, the paper's local cache: retrieved passages, ranked by the retriever's metric."""
 
 import threading
 import weakref
@@ -12,34 +12,34 @@ from ralmspec_plugins.protocols import PassageTable, PoolableRetriever, Retrieve
 from ralmspec_plugins.speculators.proxy import FallbackTable, ProxyTable
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
-# Which passage leaves a full pool: one small policy each, all with the same four methods.
+# Eviction policies: they decide which passage leaves a full cache.
 
 
 class Eviction(Protocol):
-    """Keeps the order in which slots are given up. A slot is added once, until it is given up."""
+    """Keeps the order in which slots are evicted. A slot is added once, until it is evicted."""
 
     def add(self, slot: int) -> None:
-        """Take in a slot that has just been filled."""
+        """Add a slot that has just been filled."""
         ...
 
     def use(self, slot: int) -> None:
-        """Note that a slot's passage was guessed, or found again by a real search."""
+        """Record that a slot's passage was guessed, or found again by a real search."""
         ...
 
     def give_up(self) -> int:
-        """Choose a slot, and forget it."""
+        """Choose the slot to evict, and remove it."""
         ...
 
     def slots(self) -> set[int]:
-        """Give all slots that are kept, for checks."""
+        """Return all slots that are kept, for checks."""
         ...
 
 
 class Fifo:
-    """The oldest goes first, used or not."""
+    """Evicts the oldest slot."""
 
     def __init__(self) -> None:
-        """Start without slots."""
+        """Create a policy without slots."""
         self._order: OrderedDict[int, None] = OrderedDict()
 
     def add(self, slot: int) -> None:
@@ -48,19 +48,19 @@ class Fifo:
         self._order[slot] = None
 
     def use(self, slot: int) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
     def give_up(self) -> int:
-        """Choose the slot in front."""
+        """Remove and return the oldest slot."""
         return self._order.popitem(last=False)[0]
 
     def slots(self) -> set[int]:
-        """Give all slots that are kept."""
+        """Return all slots that are kept."""
         return set(self._order)
 
 
 class Lru(Fifo):
-    """The least recently used goes first."""
+    """Evicts the least recently used slot."""
 
     def use(self, slot: int) -> None:
         """Move a slot behind all others."""
@@ -68,16 +68,16 @@ class Lru(Fifo):
 
 
 class Lfu:
-    """The least often used goes first; among equals, the one that was used longest ago."""
+    """Evicts the least frequently used slot; among equals, the least recently used."""
 
     def __init__(self) -> None:
-        """Start without slots."""
+        """Create a policy without slots."""
         self._uses: dict[int, int] = {}
         self._with: dict[int, OrderedDict[int, None]] = {}  # slots by their number of uses
         self._fewest = 0
 
     def add(self, slot: int) -> None:
-        """Take in a slot with no use yet."""
+        """Add a slot with no use yet."""
         assert slot not in self._uses
         self._file(slot, 0)
         self._fewest = 0
@@ -89,7 +89,7 @@ class Lfu:
         self._file(slot, uses + 1)
 
     def give_up(self) -> int:
-        """Choose the first of those with the fewest uses."""
+        """Remove and return the first of the slots with the fewest uses."""
         while self._fewest not in self._with:
             self._fewest += 1
         slot = next(iter(self._with[self._fewest]))
@@ -97,7 +97,7 @@ class Lfu:
         return slot
 
     def slots(self) -> set[int]:
-        """Give all slots that are kept."""
+        """Return all slots that are kept."""
         return set(self._uses)
 
     def _file(self, slot: int, uses: int) -> None:
@@ -116,10 +116,10 @@ POLICIES: dict[str, type[Fifo] | type[Lru] | type[Lfu]] = {"lru": Lru, "lfu": Lf
 
 
 def eviction_of(name: str) -> Eviction:
-    """Make a policy by name.
+    """Return a new policy by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the name is unknown.
     """
     if name not in POLICIES:
         raise ConfigError(f"unknown eviction {name!r}; known are {', '.join(sorted(POLICIES))}")
@@ -130,13 +130,13 @@ class PassageCache:
     """Guesses the best k of at most `capacity` passages that searches have returned.
 
     With an exact retriever the guess is right whenever the true k passages are in
-    the pool, since they beat every other passage of the knowledge base, and its
-    scores are the search's own to the bit. A pool belongs to one retriever: it is
-    filled with its hits and asked with its queries. Thread-safe, so it may be
+    the cache, since they rank before all other passages of the knowledge base, and the
+    scores equal those of the search to the bit. A cache belongs to one retriever: it
+    contains its hits and is ranked by its queries. Thread-safe, so it may be
     shared between requests.
 
-    Slots 0 to n - 1 are filled, always: a passage that leaves makes room for the
-    one that comes. So the table ranks one block of rows.
+    Slots 0 to n - 1 are always filled: a new passage replaces the evicted one.
+    So the table ranks one block of rows.
     """
 
     inline = True
@@ -151,21 +151,21 @@ class PassageCache:
         k: int | None = None,
         corpus_size: int | None = None,
     ) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
-            retriever: whose hits are pooled.
-            capacity: the most passages kept; below k nothing is ever guessed.
-            eviction: which passage leaves a full pool: "lru", "lfu" or "fifo".
-            table: ranks for a retriever whose metric is unknown; its guesses carry no scores.
+            retriever: the retriever whose hits are cached.
+            capacity: the maximum number of passages; below k no guess is made.
+            eviction: which passage leaves a full cache: "lru", "lfu" or "fifo".
+            table: ranks for a retriever whose metric is unknown; its guesses have no scores.
                 By default the retriever's own, or else `FallbackTable`.
-            k: how many hits a guess has; the retriever's own k where it has one, else as many as
-                the last search found.
-            corpus_size: how many passages there are at all, where the retriever has no `size`:
-                a smaller pool than k is enough if it holds them all.
+            k: the number of hits of a guess; by default the retriever's k, or else the number
+                that the last search found.
+            corpus_size: the number of passages in the knowledge base, if the retriever has no
+                `size`: fewer than k passages are enough if the cache contains all.
 
         Raises:
-            ConfigError: no capacity, or an unknown eviction.
+            ConfigError: the capacity is below 1, or the eviction is unknown.
         """
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {capacity}")
@@ -175,9 +175,11 @@ class PassageCache:
         self._given_table = table
         self._retriever = retriever
         self._given_k = k
-        self._found_k: int | None = None  # hits of the last search that found any
+        self._found_k: int | None = None  # number of hits of the last search with any
         if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
-            raise ConfigError(f"k must be at least 1, got {self.k!r}; give k=... to the pool")
+            raise ConfigError(
+                f"k must be at least 1, got {self.k!r}; give k=... to the passage cache"
+            )
         size: Any = corpus_size if corpus_size is not None else getattr(retriever, "size", None)
         self._corpus_size: int | None = size if isinstance(size, int) else None
         self._eviction_name = eviction
@@ -186,7 +188,7 @@ class PassageCache:
         self._empty()
 
     def _empty(self) -> None:
-        given = self._given_table  # whose slots are written over
+        given = self._given_table  # its slots are overwritten
         table: PassageTable = given or _own_table(self._retriever, self.capacity)
         self._table = table
         self._scored = getattr(table, "scored", given is None)
@@ -199,7 +201,7 @@ class PassageCache:
 
     @property
     def k(self) -> int | None:
-        """How many hits a guess has; `None` while the retriever cannot say it yet."""
+        """The number of hits of a guess; `None` while it is unknown."""
         if self._given_k is not None:
             return self._given_k
         k: int | None = getattr(self._retriever, "k", self._found_k)
@@ -207,16 +209,16 @@ class PassageCache:
 
     @property
     def size(self) -> int:
-        """How many passages are in the pool."""
+        """The number of passages in the cache."""
         return len(self._hits)
 
     @property
     def generation(self) -> int:
-        """How often it was invalidated: to be read before a search that is learned."""
+        """The number of invalidations, to be read before a search whose hits are learned."""
         return self._generation
 
     def guess(self, query: Query) -> Hits | None:
-        """Give the pool's best k; `None` while it holds fewer than a search would return."""
+        """Return the cache's best k; `None` while it has fewer than a search would return."""
         k = self.k
         if k is None:
             return None
@@ -235,16 +237,16 @@ class PassageCache:
             )
 
     def learn(self, query: Query, hits: Hits, generation: int | None = None) -> None:
-        """Take in the hits of a real search; what does not fit are the last of them.
+        """Add the hits of a real search, the best ones if not all fit.
 
         Args:
-            query: what was asked.
-            hits: what was found.
+            query: the query.
+            hits: the hits of the search.
             generation: the cache's, from before the search. If it was invalidated since, nothing
-                is taken in. `None`: found just now.
+                is added. `None`: the hits are current.
         """
         if self._learn is not None and getattr(hits, "immutable", False):
-            return  # arrays that stand for thousands of hits: only a table of their own ranks them
+            return  # arrays of thousands of hits: only a specific table ranks them
         with self._lock:
             if generation not in (None, self._generation):
                 return
@@ -263,7 +265,7 @@ class PassageCache:
             self._eviction.use(slot)
         elif len(self._hits) < self.capacity:
             slot = len(self._hits)
-            self._table.put(slot, hit)  # first, since it may refuse
+            self._table.put(slot, hit)  # first, since it may raise
             self._hits.append(hit)
             self._eviction.add(slot)
             self._slots[hit.passage.id] = slot
@@ -276,21 +278,21 @@ class PassageCache:
             self._slots[hit.passage.id] = slot
 
     def passages(self) -> list[Passage]:
-        """Give the passages that are held, for who copies text from them."""
+        """Return the cached passages, for drafters that copy text from them."""
         with self._lock:
             return [hit.passage for hit in reversed(self._hits)]
 
     def invalidate(self) -> None:
-        """Forget everything, for when the index has changed.
+        """Discard all passages, after a change of the index.
 
-        What a search finds that began before is not taken in either, given its generation.
+        The hits of a search that started before are not added either, given its generation.
         """
         with self._lock:
             self._generation += 1
             self._empty()
 
     def check(self) -> None:
-        """Assert what must hold between any two calls."""
+        """Assert the invariants."""
         with self._lock:
             assert len(self._hits) <= self.capacity
             ids = [hit.passage.id for hit in self._hits]
@@ -303,10 +305,10 @@ def _whole(hit: Hit) -> Hit:
 
 
 def _rank_otherwise(old: Passage, new: Passage) -> bool:
-    """Say whether a passage is ranked by something else now: that is all a table must know.
+    """Return whether the ranked content of a passage has changed.
 
-    Whole passages are not compared: each search brings many, and their metadata may be
-    costly to compare.
+    Whole passages are not compared: each search returns many, and metadata may be
+    expensive to compare.
     """
     return old is not new and (old.text != new.text or old.title != new.title)
 
@@ -317,14 +319,14 @@ def _own_table(retriever: Retriever, capacity: int) -> PassageTable:
     )
 
 
-# A passage pool for many requests, in parts: one for each retriever, knowing no other.
+# A passage cache for many requests, partitioned by retriever.
 
 
 class SharedPassageCache:
-    """One pool for each signature: what one tenant's searches found is never another's guess.
+    """One passage cache for each signature: tenants never receive each other's passages.
 
-    Requests over retrievers of the same signature share what they find, so a
-    later one guesses from the first step on. Thread-safe.
+    Requests over retrievers of the same signature share their hits, so that a
+    later request guesses from its first step on. Thread-safe.
 
     >>> from ralmspec_plugins.testing import WordRetriever
     >>> ours, theirs = WordRetriever(["red fox"]), WordRetriever(["red flag"])
@@ -336,15 +338,15 @@ class SharedPassageCache:
     """
 
     def __init__(self, *, capacity: int = 1000, eviction: str = "lru", parts: int = 64) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
-            capacity: the most passages in each part.
+            capacity: the maximum number of passages in each part.
             eviction: which passage leaves a full part: "lru", "lfu" or "fifo".
-            parts: the most signatures that are kept; the least recently used is forgotten.
+            parts: the maximum number of signatures; the least recently used is discarded.
 
         Raises:
-            ConfigError: no capacity, no parts, or an unknown eviction.
+            ConfigError: a number is below 1, or the eviction is unknown.
         """
         if capacity < 1 or parts < 1:
             raise ConfigError(f"capacity and parts must be at least 1, got {capacity} and {parts}")
@@ -353,15 +355,15 @@ class SharedPassageCache:
         self._eviction = eviction
         self._most = parts
         self._parts: OrderedDict[Hashable, PassageCache] = OrderedDict()  # the last used at the end
-        self._held: weakref.WeakSet[PassageCache] = weakref.WeakSet()  # also by others than this
+        self._held: weakref.WeakSet[PassageCache] = weakref.WeakSet()  # those in use elsewhere, too
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled empty: hosts copy the parts of a chain."""
+        """Copy and pickle as an empty cache: hosts copy the parts of a chain."""
         return _made, (self.capacity, self._eviction, self._most)
 
     def of(self, retriever: Retriever) -> PassageCache:
-        """Give the part that belongs to a retriever's signature."""
+        """Return the part of a retriever's signature."""
         retriever = complete(retriever)
         with self._lock:
             part = self._parts.get(retriever.signature)
@@ -375,7 +377,7 @@ class SharedPassageCache:
             return part
 
     def invalidate(self, *signatures: Hashable) -> None:
-        """Empty the parts of these signatures, for when an index has changed; by default all."""
+        """Clear the parts of these signatures, after a change of the index; by default all."""
         with self._lock:
             parts = list(self._held)
         for part in parts:
@@ -383,7 +385,7 @@ class SharedPassageCache:
                 part.invalidate()
 
     def check(self) -> None:
-        """Assert what must hold between any two calls."""
+        """Assert the invariants."""
         with self._lock:
             assert len(self._parts) <= self._most
             for signature, part in self._parts.items():

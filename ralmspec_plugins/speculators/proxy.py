@@ -1,7 +1,7 @@
-"""Stand-in rankings for pools over retrievers whose metric is not known.
+"""Proxy rankings for passage caches over retrievers whose metric is unknown.
 
 A proxy decides only which passages are guessed, never what is verified: a bad
-one costs hits, not truth.
+one lowers the acceptance rate, and never changes the answer.
 """
 
 import math
@@ -22,31 +22,31 @@ _K1, _B = 0.9, 0.4  # Anserini's defaults
 
 
 class ProxyTable(Protocol):
-    """A `PassageTable` whose scores are its own, and so never shown (`scored` is false)."""
+    """A `PassageTable` whose scores are not those of the search (`scored` is false)."""
 
     scored: bool
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage under a slot number, over whatever was there."""
+        """Store a passage in a slot, replacing the previous one."""
         ...
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots, best first."""
+        """Return the best k of these slots, best first."""
         ...
 
 
 class Bm25ProxyTable:
-    """Ranks by BM25 between the query's text and the pool's, with the pool as the corpus."""
+    """Ranks by BM25 of the query's text, with the cached passages as the corpus."""
 
     scored = False
     by_text = True
 
     def __init__(self) -> None:
-        """Start empty; grows with the pool."""
+        """Create an empty table."""
         self._hits: dict[int, Hit] = {}
         self._words: dict[int, Counter[str]] = {}
         self._holding: dict[str, set[int]] = {}  # word -> slots
-        self._total = 0  # words in the pool
+        self._total = 0  # words in the cache
 
     def put(self, slot: int, hit: Hit) -> None:
         """Index a passage's words."""
@@ -68,7 +68,7 @@ class Bm25ProxyTable:
                 del self._holding[word]
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k by BM25, ties by passage id."""
+        """Return the best k by BM25, ties by passage id."""
         scores = dict.fromkeys(slots, 0.0)
         count = len(self._words)
         average = self._total / count if count else 0.0
@@ -85,36 +85,36 @@ class Bm25ProxyTable:
 
 
 class FallbackTable:
-    """Ranks a pool over a retriever whose metric is unknown, with what its queries show.
+    """Ranks the passages of a retriever with an unknown metric by its earlier queries.
 
-    Where queries are encoded as vectors, the passages that the nearest former queries found come
-    first, in their order. Otherwise passages are ranked by BM25 between words. Nothing is indexed
-    before a guess is asked for.
+    If queries are encoded as vectors, the passages found by the nearest earlier queries come
+    first, in their order. Otherwise passages are ranked by BM25. Nothing is indexed
+    before the first guess.
     """
 
     scored = False
-    _QUERIES = 256  # former queries that are compared with
+    _QUERIES = 256  # maximum number of earlier queries
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Create an empty table."""
         self._words = Bm25ProxyTable()
         self._unindexed: dict[int, Hit] = {}
         self._ids: dict[int, str] = {}
         self._found: deque[tuple[Vector, tuple[str, ...]]] = deque(maxlen=self._QUERIES)
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage under a slot number."""
+        """Store a passage in a slot."""
         self._ids[slot] = hit.passage.id
         self._unindexed[slot] = hit
 
     def learn(self, query: Query, hits: Sequence[Hit]) -> None:
-        """Remember which passages a query found."""
+        """Record which passages a query found."""
         vector = _vector(query)
         if vector is not None:
             self._found.append((vector, tuple(hit.passage.id for hit in hits)))
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k; their scores have no meaning."""
+        """Return the best k; their scores have no meaning."""
         vector = _vector(query)
         if vector is not None and self._found:
             return self._by_vectors(vector, slots, k)
@@ -136,13 +136,13 @@ class FallbackTable:
                     best.setdefault(slot_of[identity], near[at])
             if len(best) >= k:
                 break
-        for slot in slots:  # in the pool, but found by no query that is remembered
+        for slot in slots:  # cached, but found by no recorded query
             best.setdefault(slot, -math.inf)
         return list(best.items())[:k]
 
 
 def _vector(query: Query) -> Vector | None:
-    """Return a query's encoding if that is a vector, with length 1."""
+    """Return a query's encoding, normalised, if it is a vector."""
     encoding = query.encoding
     if isinstance(encoding, np.ndarray):
         if encoding.ndim != 1 or encoding.dtype.kind not in "fiu":
@@ -156,18 +156,18 @@ def _vector(query: Query) -> Vector | None:
 
 
 class EmbeddingProxyTable:
-    """Ranks by the inner product of embeddings that the caller can give cheaply."""
+    """Ranks by the inner product of embeddings that the caller provides cheaply."""
 
     scored = False
 
     def __init__(
         self, embed_query: Callable[[Query], ArrayLike], embedding_of: Callable[[Hit], ArrayLike]
     ) -> None:
-        """Start empty.
+        """Create an empty table.
 
         Args:
-            embed_query: gives a query's vector, best from an encoding already made.
-            embedding_of: gives a passage's, best from its metadata or a look-up.
+            embed_query: returns a query's vector, ideally from its existing encoding.
+            embedding_of: returns a passage's vector, ideally from its metadata or a look-up.
         """
         self._embed_query = embed_query
         self._embedding_of = embedding_of
@@ -175,7 +175,7 @@ class EmbeddingProxyTable:
         self._vectors = np.zeros((0, 0), dtype=np.float32)
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage's vector."""
+        """Store a passage's vector."""
         vector = np.asarray(self._embedding_of(hit), dtype=np.float32)
         if slot >= len(self._vectors):
             grown = np.zeros((max(64, 2 * slot), len(vector)), dtype=np.float32)
@@ -186,7 +186,7 @@ class EmbeddingProxyTable:
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k by inner product, ties by passage id."""
+        """Return the best k by inner product, ties by passage id."""
         chosen = list(slots)
         vector = np.asarray(self._embed_query(query), dtype=np.float32)
         scores = (self._vectors[chosen] @ vector).tolist()

@@ -1,4 +1,4 @@
-"""Remember what real searches returned: not a guess, but the answer itself."""
+"""Query cache: the results of real searches, reused without verification."""
 
 import threading
 import time
@@ -9,16 +9,16 @@ from typing import Any, Final
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Hits, Query
 
-_FORGOTTEN: Final = 1024  # signatures whose last invalidation is known
+_FORGOTTEN: Final = 1024  # maximum number of signatures whose last invalidation is recorded
 
 
 class QueryCache:
-    """Query to real hits, the least recently used forgotten first. Thread-safe.
+    """Maps queries to real hits, with least-recently-used eviction. Thread-safe.
 
-    Entries are kept apart by the retriever's signature, so nothing found for one
-    user, filter or k is ever given to another. To be shared between requests only
-    where the index does not change, changes may be seen `ttl_s` late, or whoever
-    changes it calls `invalidate`.
+    Entries are partitioned by the retriever's signature, so that results for one
+    user, filter or k are never returned to another. Share it between requests only
+    if the index does not change, changes may be seen `ttl_s` late, or `invalidate`
+    is called after each change.
 
     >>> memo = QueryCache(capacity=1)
     >>> memo.learn("index", Query("a"), ())
@@ -32,16 +32,16 @@ class QueryCache:
         ttl_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
-            capacity: how many queries are remembered.
-            ttl_s: seconds from a search's return after which its result is forgotten; `None` for
+            capacity: the maximum number of queries.
+            ttl_s: seconds after the end of a search until its result expires; `None` for
                 never.
-            clock: where the time comes from.
+            clock: returns the time in seconds.
 
         Raises:
-            ConfigError: a capacity or a time to live that lets nothing stay.
+            ConfigError: the capacity is below 1, or `ttl_s` is not positive.
         """
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, got {capacity}")
@@ -51,34 +51,36 @@ class QueryCache:
         self.ttl_s = ttl_s
         self._clock = clock
         self._lock = threading.Lock()
-        # (signature, query key) -> hits, when they were found, and whether the key is a text that
-        # was encoded; the last used at the end
+        # (signature, query key) -> hits, time of the search, and whether the key is a text that was
+        # encoded; the last used at the end
         self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Hits, float, bool]]
         self._entries = OrderedDict()
-        self._generation = 0  # invalidations so far
-        self._cleared = 0  # the last generation that forgot everything
-        self._forgotten: OrderedDict[Hashable, int] = OrderedDict()  # and that of one signature
+        self._generation = 0  # number of invalidations
+        self._cleared = 0  # the last generation that cleared all entries
+        self._forgotten: OrderedDict[Hashable, int] = (
+            OrderedDict()
+        )  # the last generation that cleared a signature
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled without what is remembered: hosts copy the parts of a chain."""
+        """Copy and pickle as an empty cache: hosts copy the parts of a chain."""
         return QueryCache, (self.capacity, self.ttl_s, self._clock)
 
     @property
     def size(self) -> int:
-        """How many queries are remembered, those past their time included."""
+        """The number of queries, including expired ones."""
         return len(self._entries)
 
     @property
     def generation(self) -> int:
-        """How often something was invalidated: to be read before a search that is learned."""
+        """The number of invalidations, to be read before a search whose hits are learned."""
         return self._generation
 
     def known(self, signature: Hashable, query: Query) -> Hits | None:
-        """Give the real hits of a query, or `None` if they are not known."""
+        """Return the real hits of a query, or `None` if they are not known."""
         return self._known(signature, query, by_text=False)
 
     def known_by_text(self, signature: Hashable, query: Query) -> Hits | None:
-        """Give the real hits of a query that is not encoded, if its text was encoded to its key."""
+        """Return the real hits of an unencoded query, if its text was encoded to its key."""
         return self._known(signature, query, by_text=True)
 
     def _known(self, signature: Hashable, query: Query, *, by_text: bool) -> Hits | None:
@@ -99,14 +101,14 @@ class QueryCache:
     def learn(
         self, signature: Hashable, query: Query, hits: Hits, generation: int | None = None
     ) -> None:
-        """Remember exactly what `search` returned: k hits, not the prefetched ones.
+        """Store the result of `search`: k hits, without the prefetched ones.
 
         Args:
             signature: the retriever's.
-            query: what was asked.
-            hits: what was found.
+            query: the query.
+            hits: the hits of the search.
             generation: the cache's, from before the search. If the signature was invalidated
-                since, nothing is remembered. `None`: found just now.
+                since, nothing is stored. `None`: the hits are current.
         """
         key = (signature, query.key)
         with self._lock:
@@ -120,9 +122,9 @@ class QueryCache:
                 self._entries.popitem(last=False)
 
     def invalidate(self, *signatures: Hashable) -> None:
-        """Forget what was found, for when the index has changed; without signatures, everything.
+        """Remove the entries of these signatures after a change of the index; by default all.
 
-        What a search finds that began before is not remembered either, given its generation.
+        The hits of a search that started before are not stored either, given its generation.
         """
         with self._lock:
             self._generation += 1
@@ -140,7 +142,7 @@ class QueryCache:
                 self._cleared = self._forgotten.popitem(last=False)[1]
 
     def check(self) -> None:
-        """Assert what must hold between any two calls."""
+        """Assert the invariants."""
         with self._lock:
             assert len(self._entries) <= self.capacity
             assert len(self._forgotten) <= _FORGOTTEN

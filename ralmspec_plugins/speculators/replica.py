@@ -1,4 +1,4 @@
-"""A cheap index over the whole knowledge base that guesses for an expensive one."""
+"""A cheap index over the whole knowledge base that guesses the hits of an expensive one."""
 
 from collections.abc import Hashable
 
@@ -7,10 +7,10 @@ from ralmspec_plugins.types import Hits, Query
 
 
 class Replica:
-    """Guesses with a search of its own, so it can guess the very first retrieval too.
+    """Guesses with its own search, and so can guess the first retrieval, too.
 
-    The retriever inside is approximate, quantised or local, over the same passages
-    as the one whose answers count. It sees the same encoding unless `reencode`.
+    Its retriever is approximate, quantised or local, over the same passages
+    as the verified one. It receives the same encoding unless `reencode`.
     """
 
     def __init__(
@@ -21,17 +21,17 @@ class Replica:
         reencode: bool = False,
         inline: bool = False,
     ) -> None:
-        """Guess with a retriever.
+        """Create a speculator from a retriever.
 
         Args:
-            retriever: the cheap one. Its k should be at least that of the other: a guess with
-                fewer hits is right only where a workload compares what hits lead to, as KNN-LM
+            retriever: the cheap retriever. Its k should be at least that of `of`: a guess with
+                fewer hits is right only if the workload compares the effect of hits, as KNN-LM
                 does.
-            of: the one guessed for, and no other: no passage of this replica can come
-                before another retriever's user.
-            reencode: encode the query's text again, with the cheap one's own encoder.
-            inline: search inside the loop, not in a worker: for one that takes less than a
-                millisecond, beside steps that take little more.
+            of: the retriever whose hits are guessed. Its signature is checked, so that no
+                passage of this replica reaches users of another retriever.
+            reencode: encode the query's text again, with the cheap retriever's encoder.
+            inline: search inside the loop, not in a worker: for a search that takes less than a
+                millisecond, where steps take little more.
         """
         self.inline = inline
         self.retriever = retriever
@@ -40,11 +40,11 @@ class Replica:
         self._reencode = reencode
 
     def guess(self, query: Query) -> Hits | None:
-        """Search the cheap index; nothing found is no guess."""
+        """Return the hits of the cheap index; `None` if it finds nothing."""
         if self._reencode:
             query = self.retriever.encode(query.text)
         hits = self.retriever.search([query])[0]
         return hits[: self._k] or None
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Learn nothing: the index already holds every passage."""
+        """Do nothing: the index already contains all passages."""

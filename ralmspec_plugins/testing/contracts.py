@@ -1,6 +1,6 @@
-"""What every retriever and every speculator must keep to, as tests to inherit.
+"""Contract tests of retrievers and speculators.
 
-Public: subclass a contract in your own tests and say how yours is made.
+Public: subclass a contract in your own tests and define how yours is created.
 
     class TestMine(RetrieverContract):
         def make(self, passages, k):
@@ -45,7 +45,7 @@ def invented_queries(count: int, seed: int = 1) -> list[str]:
 
 
 def plain_hits(hits: Hits) -> list[tuple[str, float | None]]:
-    """Give ids and scores, for comparisons to the bit that are easy to read."""
+    """Return ids and scores, for comparisons to the bit that are easy to read."""
     return [(hit.passage.id, hit.score) for hit in hits]
 
 
@@ -60,7 +60,7 @@ class RetrieverContract:
 
     def make(self, passages: Sequence[Passage], k: int) -> Any:
         """Make the retriever under test."""
-        raise NotImplementedError("say in make() how your retriever is made")
+        raise NotImplementedError("define in make() how your retriever is created")
 
     def made(self, k: int = 4) -> tuple[Retriever, list[Query]]:
         """Make the retriever, and its queries."""
@@ -219,7 +219,7 @@ class RetrieverContract:
 
 
 def refused(call: Callable[[], object], error: type[Exception]) -> bool:
-    """Whether a call raises this error."""
+    """Return whether a call raises this error."""
     try:
         call()
     except error:
@@ -236,7 +236,7 @@ _DUPLICATES = 5000
 class DenseContract:
     """The true best k by exact scores, ties by id, on vectors that are hard to rank.
 
-    Subclass it and say how yours is made of vectors::
+    Subclass it and define how yours is created from vectors::
 
         class TestMine(DenseContract):
             metric = "l2"
@@ -249,7 +249,7 @@ class DenseContract:
 
     def make_of_vectors(self, passages: Sequence[Passage], vectors: Vectors, k: int) -> Any:
         """Make the retriever under test over these vectors, one row a passage."""
-        raise NotImplementedError("say in make_of_vectors() how your retriever is made")
+        raise NotImplementedError("define in make_of_vectors() how your retriever is created")
 
     def holds(self, vectors: Vectors, asked: Vectors, k: int) -> None:
         """Check one corpus: each query alone, all in a batch, and wider than k."""
@@ -290,7 +290,7 @@ class DenseContract:
         self.holds(vectors, np.concatenate([base[None], others[:3] + 0.1]), 30)
 
     def test_planted_duplicates_come_in_order_of_id(self) -> None:
-        """5,000 equal rows in random places; two thirds of what is asked for are ties."""
+        """5,000 equal rows in random places; two thirds of the requested rows are ties."""
         dice = np.random.default_rng(4)
         one = dice.standard_normal((1, _DIMENSION), dtype=np.float32)
         others = dice.standard_normal((6000, _DIMENSION), dtype=np.float32)

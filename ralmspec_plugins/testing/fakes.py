@@ -1,4 +1,4 @@
-"""Fakes for tests of retrieval pipelines: no model, no index, every answer worked out by hand.
+"""Fakes for tests of retrieval pipelines, without a model or an index.
 
 Public: use them to test your own workloads, retrievers and speculators.
 """
@@ -23,31 +23,31 @@ class WordRetriever:
     inline_encode = True
 
     def __init__(self, texts: Sequence[str], k: int = 1) -> None:
-        """Make one passage of each text, with the ids `p0`, `p1`, ..."""
+        """Create one passage of each text, with the ids `p0`, `p1`, ..."""
         self.passages = [Passage(f"p{number}", text) for number, text in enumerate(texts)]
         self.k = k
         self.signature: Hashable = ("words", tuple(texts), k)
-        self.searched: list[tuple[str, ...]] = []  # the batches that came
+        self.searched: list[tuple[str, ...]] = []  # the received batches
 
     def encode(self, text: str) -> Query:
-        """Take a text as it is."""
+        """Return the query of a text, without an encoding."""
         return Query(text)
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
+        """Return the best k passages of each query."""
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
+        """Return the best `width` passages of each query."""
         self.searched.append(tuple(query.text for query in queries))
         return [self._ranked(query)[:width] for query in queries]
 
     def score(self, query: Query, passage: Passage) -> float:
-        """Count the shared words."""
+        """Return the number of shared words."""
         return float(len(set(query.text.split()) & set(passage.text.split())))
 
     def table(self, capacity: int) -> "WordTable":
-        """Make a table that ranks a pool in the same way."""
+        """Return a passage table with the same ranking."""
         return WordTable(self, capacity)
 
     def _ranked(self, query: Query) -> Hits:
@@ -56,19 +56,19 @@ class WordRetriever:
 
 
 class WordTable:
-    """Ranks the passages of a pool as `WordRetriever` does."""
+    """Ranks cached passages as `WordRetriever` does."""
 
     def __init__(self, retriever: WordRetriever, capacity: int) -> None:
-        """Start empty."""
+        """Create an empty table."""
         self._retriever = retriever
         self._passages: list[Passage | None] = [None] * capacity
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage."""
+        """Store a passage."""
         self._passages[slot] = hit.passage
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots."""
+        """Return the best k of these slots."""
         ranked = []
         for slot in slots:
             passage = self._passages[slot]
@@ -81,40 +81,40 @@ Lines: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]  # words to look up, 
 
 
 class EchoWorkload:
-    """Answers each word of the prompt with the text of the best passage for it, a line each."""
+    """Answers each word of the prompt with the text of its best passage, one per line."""
 
     inline_query = True
     reads_scores = False
 
     def start(self, request: Request) -> Lines:
-        """Begin with the words that are to be looked up and no text."""
+        """Return a state with all words left and no text."""
         return tuple(request.prompt.split()), ()
 
     def query(self, state: Lines) -> str | None:
-        """Ask for the next word."""
+        """Return the next word."""
         words, _ = state
         return words[0] if words else None
 
     def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
-        """Write the text of the best passage."""
+        """Append the text of the best passage."""
         words, lines = state
         return words[1:], (*lines, *(hit.passage.text for hit in hits[:1]))
 
     def text(self, state: Lines) -> str:
-        """Give the lines."""
+        """Return the lines."""
         return "\n".join(state[1])
 
     def settled(self, state: Lines) -> str:
-        """All that is written stays."""
+        """Return all of the text."""
         return self.text(state)
 
     def query_key(self, state: Lines) -> Hashable:
-        """A question depends on the words that are left."""
+        """Return the words that are left."""
         return state[0]
 
     def extend_key(self, state: Lines, hits: Hits) -> Hashable:
-        """A segment depends on all of the state and the hits."""
+        """Return the whole state and the hits."""
         return state, hits
 
     def release(self, state: Lines) -> None:
-        """Nothing is kept."""
+        """Do nothing: no memory is used."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ralmspec_plugins.protocols import LanguageModel
-from ralmspec_plugins.types import Hits, Query, Request, read_by
+from ralmspec_plugins.types import Hits, NoRetrieval, Query, Request, read_by
 from ralmspec_plugins.workloads.base import DraftWorkload
 
 DraftT = TypeVar("DraftT")
@@ -31,9 +31,12 @@ class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
         self,
         lm: LanguageModel[DraftT],
         *,
-        query: Callable[[Request], str | Query] | None = None,
+        query: Callable[[Request], str | Query | NoRetrieval] | None = None,
     ) -> None:
-        """Ask with `query(request)`, a pure and quick function, or else with the prompt."""
+        """Ask with `query(request)`, a pure and quick function, or else with the prompt.
+
+        Where it gives `NO_RETRIEVAL` the answer is written without passages.
+        """
         super().__init__(lm)
         self._query = query if query is not None else _prompt
 
@@ -41,7 +44,7 @@ class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
         """Tokenise the prompt."""
         return OneShotState(request, self.lm.begin(request))
 
-    def query(self, state: OneShotState[DraftT]) -> str | Query | None:
+    def query(self, state: OneShotState[DraftT]) -> str | Query | NoRetrieval | None:
         """Ask at the start, and never again."""
         return None if state.asked else self._query(state.request)
 

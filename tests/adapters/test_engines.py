@@ -89,7 +89,7 @@ def test_who_shares_a_pool(hosts_own: bool, passing: bool, shared: list[bool]) -
     for pool in (OwnPool(), SharedPassageCache()):
         runtime, speculation = Runtime(), Speculation(pool=pool)
         engines = speculation.engines(runtime, "key", host, EchoWorkload())
-        given.append(engines.sync._setup.settings.pool is pool)
+        given.append(engines.sync._session.settings.pool is pool)
         again = speculation.engines(runtime, "key", host, EchoWorkload())
 
         assert (again is engines) is not passing

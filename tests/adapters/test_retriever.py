@@ -127,9 +127,9 @@ async def test_what_gives_more_than_k_is_not_searched_wider() -> None:
         host.search_wide(queries, 20)
     with pytest.raises(InputError, match="3 documents gave 6"):
         await host.asearch_wide(queries, 20)
-    setup = Session(EchoWorkload(), host, Settings(pool=None))
-    assert expected == [found.hits for found in setup.search(queries)]
-    assert expected == [found.hits for found in await setup.asearch(queries)]
+    session = Session(EchoWorkload(), host, Settings(pool=None))
+    assert expected == [found.hits for found in session.search(queries)]
+    assert expected == [found.hits for found in await session.asearch(queries)]
 
 
 def leaving_all(found: Sequence[list[Scored]]) -> list[list[Scored] | None]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from ralmspec_plugins.adapters.text_model import Show, Step, TextLM, check_step, first_step
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
-from ralmspec_plugins.errors import Cancelled, ConfigError
-from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.errors import Cancelled, ConfigError, ModelError
+from ralmspec_plugins.protocols import Progress, scored_model
 from ralmspec_plugins.types import Request
 
 TEXT = "It rains. It pours. The old man is snoring."
@@ -28,6 +28,9 @@ class Copier:
     ) -> "CopierCall":
         self.calls.append((step, bound, sentence_stop))
         return CopierCall(self, draft, step, bound, sentence_stop)
+
+    def scored(self) -> "Copier":
+        return replace(self)
 
     def write_key(self, draft: TextDraft, given: str, tokens: int) -> Hashable:
         return draft.text, given, tokens
@@ -199,3 +202,20 @@ def test_models_that_cannot_take_steps_are_refused_by_name() -> None:
             check_step("Model", step, **{**able, ability: False})
         assert "Model" in str(caught.value)
         assert said in str(caught.value)
+
+
+def test_sentences_by_a_stop_string_have_no_log_probabilities() -> None:
+    """The mark that ends a sentence is not shown, so nothing can be said of it."""
+    with pytest.raises(ConfigError, match="leave sentence_stop out"):
+        TextLM(Copier(), sentence_stop=".").scored()
+
+
+def test_a_scored_model_asks_for_them_and_is_refused_without() -> None:
+    """The writer is one that asks; the model itself stays as it was, awaited methods included."""
+    lm = TextLM(Copier(awaits=True))
+    scored = scored_model(lm, (0.5,))
+    with pytest.raises(ModelError, match="gave none that spell its text"):
+        scored.write(scored.begin(Request(prompt="Sing!")), "passages", 4, Progress())  # type: ignore[arg-type]
+
+    assert finished(lm).text == TEXT
+    assert scored.awrite.__self__ is scored is not lm  # type: ignore[attr-defined]

@@ -191,7 +191,7 @@ def test_callers_may_be_collected_under_the_lock(monkeypatch: pytest.MonkeyPatch
     loop.close()
     del tasks
     store._gate = asyncio.Semaphore(0)
-    line = verifier._lanes._line
+    line = verifier._lanes._queue
     take = line.next_batch
 
     def take_and_collect(most: int) -> Any:

@@ -13,7 +13,7 @@ def call(group: str, count: int) -> PendingCall:
     """Make a call that nobody waits for."""
     queries = [Query(f"{group}{place}") for place in range(count)]
     return PendingCall(
-        group=group, way=SearchFn(None), queries=queries, came_s=0.0, wake=lambda: None
+        group=group, search_fn=SearchFn(None), queries=queries, came_s=0.0, wake=lambda: None
     )
 
 
@@ -28,7 +28,7 @@ def drained(line: RequestQueue, most: int) -> list[Batch]:
 
 def parts(batch: Batch) -> list[tuple[PendingCall, range]]:
     """List what a batch has of each call."""
-    return [(piece.call, piece.places) for piece in batch.pieces]
+    return [(piece.call, piece.places) for piece in batch.parts]
 
 
 class LineMachine(RuleBasedStateMachine):
@@ -135,9 +135,9 @@ def test_the_door_opens_in_order() -> None:
     for one in calls:
         line.join(one)
 
-    assert [line.outside(one) for one in calls] == [False, True, True]
+    assert [line.awaits_admission(one) for one in calls] == [False, True, True]
     line.next_batch(3)
-    assert [line.outside(one) for one in calls] == [False, False, True]
+    assert [line.awaits_admission(one) for one in calls] == [False, False, True]
 
 
 def test_a_call_larger_than_the_line_is_let_in_alone() -> None:
@@ -157,7 +157,7 @@ def test_a_call_that_leaves_the_door_makes_way() -> None:
         line.join(one)
     assert line.leave(calls[1])
 
-    assert not line.outside(calls[2])
+    assert not line.awaits_admission(calls[2])
     assert line.size == 4
 
 
@@ -236,7 +236,7 @@ def test_one_groups_flood_keeps_no_other_group_at_its_door() -> None:
     quiet = call("b", 1)
     line.join(quiet)
 
-    assert line.outside(flood[-1])
-    assert not line.outside(quiet)
+    assert line.awaits_admission(flood[-1])
+    assert not line.awaits_admission(quiet)
     line.next_batch(4)
     assert [quiet] == line.next_batch(4).calls  # type: ignore[union-attr]

@@ -64,6 +64,7 @@ def test_too_little_text_is_said(tmp_path: Path) -> None:
         wikipedia(data(tmp_path, articles=1))
 
 
+@pytest.mark.usefixtures("docs_read_once")
 def test_python_has_its_documentation() -> None:
     """A document for each module, a tenth of the longer ones held out."""
     found = python_docs()

@@ -146,7 +146,7 @@ def test_an_unequal_answer_stops_everything(
 
     def wrongly(self: Any, engine: Any, workload: Any, requests: Any) -> list[Answer]:
         answers = rightly(self, engine, workload, requests)
-        if not engine._setup.speculate:
+        if not engine._session.speculate:
             return answers
         return [dataclasses.replace(answer, text=answer.text + "!") for answer in answers]
 

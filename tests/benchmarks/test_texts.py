@@ -83,6 +83,7 @@ def test_a_folder_without_articles_is_refused(tmp_path: Path) -> None:
         folder_library(tmp_path)
 
 
+@pytest.mark.usefixtures("docs_read_once")
 def test_pythons_documentation_is_enough_for_a_suite() -> None:
     """Twenty texts of 128 tokens, over some thousands of passages."""
     library = python_library()

@@ -278,3 +278,36 @@ def test_no_latency_adds_nothing() -> None:
     """Zero is a time too."""
     assert options.duration("0") == 0.0
     assert output.speed_up(1.0, 0.0) == "as fast"
+
+
+@pytest.mark.parametrize("drafter", ["suffix", "passages", "both"])
+def test_drafts_never_change_an_answer(run: Run, base: tuple[object, ...], drafter: str) -> None:
+    """With a drafter, text and sources are those of a token a pass; passes are counted."""
+    question = "the ships that passed the ships that passed the ships that"
+    result = run("ask", question, "--compare", "--drafter", drafter, *base, "--interval", 8)
+    slow, fast = lines(result)
+
+    assert result.exit_code == 0, result.output
+    assert slow["answer"]
+    assert _outcome(slow) == _outcome(fast)
+    assert slow["stats"]["drafts_accepted"] == 0 < slow["stats"]["model_passes"]
+    assert fast["stats"].keys() >= {"tokens_per_pass", "decisions_retaken"}
+    assert fast["stats"]["model_passes"] > 0
+
+
+def test_plain_and_drafts_contradict_each_other(run: Run, base: tuple[object, ...]) -> None:
+    """The message says which of the two to leave out."""
+    result = run("ask", "q", "--plain", "--drafter", "suffix", *base)
+
+    assert result.exit_code == 2
+    assert "leave out --drafter" in " ".join(result.stderr.split())
+
+
+def test_passes_are_summed_up_where_drafts_were_accepted() -> None:
+    """In the line for a person: tokens, passes, drafts; nothing of them without drafts."""
+    stats = Stats(model_passes=9, tokens_written=39, drafts_accepted=30, decisions_retaken=2)
+
+    assert "39 tokens in 9 passes (30 drafts accepted, 2 choices taken again)" in output.in_short(
+        stats
+    )
+    assert "passes" not in output.in_short(Stats(model_passes=9, tokens_written=9))

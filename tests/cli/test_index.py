@@ -141,7 +141,7 @@ def test_output_inside_input_is_refused(tmp_path: Path, run: Run) -> None:
     result = run("index", tmp_path, tmp_path / "kb")
 
     assert result.exit_code == 1
-    assert "choose a folder beside it" in result.stderr
+    assert "choose a folder next to it" in result.stderr
 
 
 def test_a_full_disk_loses_nothing(

@@ -1,7 +1,6 @@
 """Compositions of LangChain's own parts, drawn by a seed: a chain, how it is called, and ours."""
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -35,6 +34,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeRAG, speculate
 
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
+from tests.compositions.draws import Draws
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     HashChat,
@@ -132,26 +132,14 @@ def composition(seed: int) -> Composition:
     return Composition(seed, host, ours, values, way, cached, heard, most, tuple(draw.about))
 
 
-class _Draw:
+class _Draw(Draws):
     """Throws the dice for the parts; the same seed gives equal parts that are not the same."""
 
     def __init__(self, seed: int) -> None:
-        self._dice = random.Random(seed)
-        self.about: list[str] = []
+        super().__init__(seed)
         self.ordered = False  # its answers depend on the order of the calls
         self.loses_streams = False
         self._plain = True  # the retriever is one that tells what ours tells
-
-    def any(self, *choices: Any) -> Any:
-        return self._dice.choice(choices)
-
-    def maybe(self, share: float) -> bool:
-        return self._dice.random() < share
-
-    def _named(self, choices: dict[str, Callable[[], Any]]) -> Any:
-        name = self.any(*choices)
-        self.about.append(name)
-        return choices[name]()
 
     # Retrievers
 
@@ -175,7 +163,7 @@ class _Draw:
         return BM25Retriever.from_documents(documents(6), k=self.any(1, 2))
 
     def _simple(self) -> Any:
-        return self._named({"store": self._store, "black box": self._hashed, "bm25": self._bm25})
+        return self.named({"store": self._store, "black box": self._hashed, "bm25": self._bm25})
 
     def _ensemble(self) -> Any:
         self._plain = False
@@ -192,7 +180,7 @@ class _Draw:
 
     def retriever(self) -> Any:
         """Draw a retriever, perhaps in a wrapping."""
-        found = self._named(
+        found = self.named(
             {
                 "simple": self._simple,
                 "simple again": self._simple,
@@ -218,7 +206,7 @@ class _Draw:
 
     def model(self) -> Any:
         """Draw a model, perhaps in a wrapping."""
-        llm: Any = self._named(
+        llm: Any = self.named(
             {
                 "text": HashLLM,
                 "chat": HashChat,
@@ -277,7 +265,7 @@ class _Draw:
 
     def chains(self) -> tuple[Any, Any, list[Any], bool]:
         """Draw a chain: the host's, ours where it is not `speculate`'s, inputs, events alike."""
-        return self._named(  # type: ignore[no-any-return]
+        return self.named(  # type: ignore[no-any-return]
             {
                 "piped": self._piped,
                 "piped too": self._piped,
@@ -387,7 +375,7 @@ class _Draw:
         workload = self.any("sentences", "interval")
         self.about.append(workload)
         host = by_hand(llm, retriever, workload)
-        ours: SpeculativeRAG = rag_of(llm, retriever, workload, **self.options())
+        ours: SpeculativeRAG = rag_of(llm, retriever, workload, report=False, **self.options())
         return host, ours, self._values(str), False
 
     def _wrapped(self, chain: Any) -> Any:
@@ -492,6 +480,4 @@ def _all(runnable: Any, values: list[Any], config: Any, way: str, **given: Any) 
 def _outcome(given: Any) -> Any:
     if isinstance(given, Exception):
         return type(given).__name__, str(given)
-    if isinstance(given, dict):
-        return {name: value for name, value in given.items() if name != "ralmspec"}
     return given

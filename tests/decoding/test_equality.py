@@ -10,7 +10,7 @@ from tests.decoding.drafters import RULES
 from tests.decoding.pairs import SAMPLINGS, Pair, integers, operations
 from tests.lm.reference import Tokenizer
 
-PART = 50  # cases of each way of sampling by default; all of them are `slow`
+PART = 25  # cases of each way of sampling by default; all of them are `slow`
 ALL = 2000 // len(SAMPLINGS)
 STOPS = ((), (), ("the",), (" pa", "é"), (", s",))
 

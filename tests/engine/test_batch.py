@@ -110,12 +110,13 @@ def beside_another(world: World, settings: Settings) -> list[Outcome]:
     return outcomes(answers)
 
 
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 25), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("run", [in_threads, in_tasks, in_tasks_over_threads, beside_another])
 def test_a_batch_never_changes_an_answer(
-    run: Callable[[World, Settings], list[Outcome]],
+    run: Callable[[World, Settings], list[Outcome]], seeds: range
 ) -> None:
     """Whatever else is answered at the same time, each request's outcome is the plain one."""
-    for seed in range(25):
+    for seed in seeds:
         world = random_world(seed)
         settings = random_settings(world, random.Random(seed))
         if seed % 2:
@@ -330,17 +331,17 @@ class Overfull(WordRetriever):
 
 def test_no_room_once_does_not_end_prefetching() -> None:
     """A search that found no room is searched wider again next time, not narrower for ever."""
-    setup = Session(EchoWorkload(), Overfull(TEXTS), None)
+    session = Session(EchoWorkload(), Overfull(TEXTS), None)
     query = [Query("thing1")]
     with pytest.raises(Overloaded):
-        setup.search(query)
-    assert len(setup.search(query)[0].wide) == 20
+        session.search(query)
+    assert len(session.search(query)[0].wide) == 20
 
     async def main() -> int:
-        setup = Session(EchoWorkload(), Overfull(TEXTS), None)
+        session = Session(EchoWorkload(), Overfull(TEXTS), None)
         with pytest.raises(Overloaded):
-            await setup.asearch(query)
-        return len((await setup.asearch(query))[0].wide)
+            await session.asearch(query)
+        return len((await session.asearch(query))[0].wide)
 
     assert 20 == asyncio.run(main())
 

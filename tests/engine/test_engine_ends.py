@@ -130,6 +130,36 @@ def test_a_stream_can_be_closed_from_another_thread() -> None:
         assert len(ended) == 1
 
 
+class Unreleasable(EchoWorkload):
+    """Cannot free what it keeps for a state."""
+
+    def release(self, state: Lines) -> None:
+        raise ValueError("the state cannot be freed")
+
+
+def test_closing_a_stream_raises_what_its_cleanup_raises() -> None:
+    """Also where that is of the class which Python raises for a generator that is running."""
+    with Engine(Unreleasable(), WordRetriever(TEXTS)) as engine:
+        stream = engine.stream(PROMPT)
+        next(stream)
+        with pytest.raises(ValueError, match="cannot be freed"):
+            stream.close()
+        assert list(stream) == []
+
+
+def test_closing_an_async_stream_raises_what_its_cleanup_raises() -> None:
+    """The same on asyncio."""
+
+    async def main() -> None:
+        async with AsyncEngine(Unreleasable(), WordRetriever(TEXTS)) as engine:
+            stream = engine.stream(PROMPT)
+            await anext(stream)
+            with pytest.raises(ValueError, match="cannot be freed"):
+                await stream.aclose()
+
+    asyncio.run(main())
+
+
 def test_an_async_stream_can_be_closed_from_another_task() -> None:
     """The same on asyncio."""
 

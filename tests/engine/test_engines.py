@@ -140,7 +140,17 @@ def virtual_time(world: World, settings: Settings) -> Answer:
 
 @pytest.mark.parametrize(
     ("engine", "count"),
-    [(threads, 150), (coroutines, 150), (coroutines_over_threads, 80), (virtual_time, 400)],
+    [
+        (threads, 50),
+        (coroutines, 50),
+        (coroutines_over_threads, 30),
+        (virtual_time, 200),
+        *(
+            pytest.param(*many, marks=pytest.mark.slow)
+            for many in ((threads, 150), (coroutines, 150), (coroutines_over_threads, 80))
+        ),
+        pytest.param(virtual_time, 400, marks=pytest.mark.slow),
+    ],
 )
 def test_an_engine_never_changes_the_answer(
     engine: Callable[[World, Settings], Answer], count: int

@@ -196,7 +196,7 @@ def test_closing_a_stream_does_not_wait_for_a_left_segment() -> None:
     """Whoever closes it is not held up by a call that cannot be stopped."""
     workload = Slow("right")
     with Engine(workload, OneWord(threading.Event()), Settings(speculate=False)) as engine:
-        engine._setup.retriever.began.set()  # type: ignore[attr-defined]
+        engine._session.retriever.began.set()  # type: ignore[attr-defined]
         stream = engine.events("?")
         assert isinstance(next(stream), Confirmed)
         assert workload.began.wait(20)

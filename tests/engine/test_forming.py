@@ -363,8 +363,8 @@ def test_a_state_that_comes_after_the_end_is_released() -> None:
 
     workload = Releasing()
     session = Session(workload, WordRetriever(["red fox"]), Settings())
-    job = RequestContext(session, Request(prompt="red"))
-    job.close()
-    job.begun(workload.start(Request(prompt="red")))
+    context = RequestContext(session, Request(prompt="red"))
+    context.close()
+    context.begun(workload.start(Request(prompt="red")))
 
     assert 1 == workload.released

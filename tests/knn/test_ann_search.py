@@ -240,7 +240,7 @@ def test_tuning_shows_in_the_signature(store: Datastore, built: dict[str, AnnInd
 
 def test_an_index_is_tuned_as_it_was_built(built: dict[str, AnnIndex]) -> None:
     """Another kind, or other lists, would have to be built."""
-    with pytest.raises(ConfigError, match="this is an ivfpq index, and hnsw was asked for"):
+    with pytest.raises(ConfigError, match="this is an ivfpq index, and hnsw was requested"):
         built["ivfpq"].tuned(MADE["hnsw"])
     with pytest.raises(ConfigError, match=r"built with lists = .*only probes, refine can"):
         built["ivfpq"].tuned(IvfPqRecipe(lists=3, probes=1))
@@ -270,9 +270,9 @@ def test_how_it_is_asked_may_change_how_it_was_built_may_not(
 
     assert 200 == wider.built.index.hnsw.efSearch
     assert first.signature != wider.signature
-    with pytest.raises(ConfigError, match="built with links = 8, and 16 was asked for"):
+    with pytest.raises(ConfigError, match="built with links = 8, and 16 was requested"):
         hnsw_search(store, k=4, links=16, index=place)
-    with pytest.raises(ConfigError, match="is an hnsw index, and ivfpq was asked for"):
+    with pytest.raises(ConfigError, match="is an hnsw index, and ivfpq was requested"):
         open_search("ivfpq", store, k=4, index=place)
 
 

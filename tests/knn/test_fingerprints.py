@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from ralmspec_plugins.knn.model import model_fingerprint, tokenizer_fingerprint
+from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 

@@ -21,6 +21,7 @@ class Served:
     """Where the server listens, and what came in."""
 
     url: str
+    lm: HuggingFaceLM
     requests: list[dict[str, Any]] = field(default_factory=list)
     hung_up: int = 0  # streams that their reader closed
 
@@ -37,10 +38,16 @@ def chat_prompt(messages: list[dict[str, Any]], *, continued: bool) -> str:
     return "".join(lines)
 
 
+def written_by(lm: HuggingFaceLM, asked: dict[str, Any]) -> Draft:
+    """Write what the server answers to one of its requests, with log-probabilities."""
+    prompt = _prompt(asked, chat=asked["path"].endswith("/chat/completions"))
+    return _write(lm, {**asked, "logprobs": True}, prompt, Progress())
+
+
 @contextmanager
 def serving(lm: HuggingFaceLM) -> Iterator[Served]:
     """Serve this model until the block ends."""
-    served = Served("")
+    served = Served("", lm)
     handler = type("Handler", (_Handler,), {"lm": lm, "served": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     served.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -72,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._stream(asked, prompt, chat=chat)
             else:
                 draft = _write(self.lm, asked, prompt, Progress())
-                self._send(200, _whole(draft, chat=chat, text=draft.text))
+                logprobs = _logprobs(draft, 0, chat=chat) if asked.get("logprobs") else None
+                self._send(200, _whole(draft, chat=chat, text=draft.text, logprobs=logprobs))
         except _RefusedError as refused:
             self._send(400, {"error": {"message": str(refused), "type": "invalid_request_error"}})
 
@@ -89,19 +97,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        sent = 0
+        sent = told = 0
 
         def send(draft: Draft) -> None:
-            nonlocal sent
+            nonlocal sent, told
             piece = draft.settled[sent:]
             sent += len(piece)
             if piece:
-                self._event(_piece(piece, None, chat=chat))
+                logprobs = _logprobs(draft, told, chat=chat) if asked.get("logprobs") else None
+                told = len(draft.tokens)
+                self._event(_piece(piece, None, chat=chat, logprobs=logprobs))
 
         try:
             draft = _write(self.lm, asked, prompt, Progress(send))
             rest, ending = draft.text[sent:], _reason(draft)
-            self._event(_piece(rest, ending, chat=chat))
+            logprobs = _logprobs(draft, told, chat=chat) if asked.get("logprobs") else None
+            self._event(_piece(rest, ending, chat=chat, logprobs=logprobs))
             if (asked.get("stream_options") or {}).get("include_usage"):
                 self._event({**_piece("", None, chat=chat), "choices": [], "usage": _usage(draft)})
             self.wfile.write(b"data: [DONE]\n\n")
@@ -138,6 +149,7 @@ def _write(lm: HuggingFaceLM, asked: dict[str, Any], prompt: str, progress: Prog
         max_tokens=tokens,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
+    lm = lm.scored() if asked.get("logprobs") else lm
     draft = lm.begin(request)
     try:
         return lm.write(draft, [], tokens, progress)
@@ -158,20 +170,37 @@ def _usage(draft: Draft) -> dict[str, int]:
     }
 
 
-def _whole(draft: Draft, *, chat: bool, text: str) -> dict[str, Any]:
+def _logprobs(draft: Draft, since: int, *, chat: bool) -> dict[str, Any]:
+    """Say what tokens had which log-probability, in the form of either method."""
+    found = draft.logprobs[since:]
+    if not chat:
+        return {
+            "tokens": [one.text for one in found],
+            "token_logprobs": [one.logprob for one in found],
+            "top_logprobs": [{one.text: one.logprob} for one in found],
+            "text_offset": [0 for _ in found],
+        }
+    shown = [
+        {"token": one.text, "bytes": list(one.text.encode()), "logprob": one.logprob}
+        for one in found
+    ]
+    return {"content": [{**one, "top_logprobs": [one]} for one in shown]}
+
+
+def _whole(draft: Draft, *, chat: bool, text: str, logprobs: Any = None) -> dict[str, Any]:
     shown: dict[str, Any] = {"text": text}
     if chat:
         shown = {"message": {"role": "assistant", "content": text}}
-    choice = {"index": 0, "finish_reason": _reason(draft), "logprobs": None, **shown}
+    choice = {"index": 0, "finish_reason": _reason(draft), "logprobs": logprobs, **shown}
     kind = "chat.completion" if chat else "text_completion"
     return _envelope(kind, choice) | {"usage": _usage(draft)}
 
 
-def _piece(text: str, reason: str | None, *, chat: bool) -> dict[str, Any]:
+def _piece(text: str, reason: str | None, *, chat: bool, logprobs: Any = None) -> dict[str, Any]:
     shown: dict[str, Any] = {"text": text}
     if chat:
         shown = {"delta": {"role": "assistant", "content": text}}
-    choice = {"index": 0, "finish_reason": reason, "logprobs": None, **shown}
+    choice = {"index": 0, "finish_reason": reason, "logprobs": logprobs, **shown}
     return _envelope("chat.completion.chunk" if chat else "text_completion", choice)
 
 

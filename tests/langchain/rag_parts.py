@@ -322,7 +322,9 @@ def rag_of(llm: Any, retriever: Any, workload: str = "sentences", **settings: An
     whole = workload == "one_shot"
     if isinstance(llm, HashChat) and not whole:
         settings.setdefault("continuation", "assistant")
-    settings.setdefault("max_tokens", MAX_TOKENS[workload])
+    if not whole or settings.get("direct"):
+        settings.setdefault("max_tokens", MAX_TOKENS[workload])
+    settings.setdefault("report", True)
     return SpeculativeRAG(
         retriever=retriever, llm=llm, prompt=PROMPT, workload=WORKLOADS[workload], **settings
     )

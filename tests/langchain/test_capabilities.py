@@ -170,7 +170,7 @@ def test_arguments_that_continue_a_message_join_the_models_own() -> None:
         (lambda: HostLM(WordLLM().with_retry()), "RunnableRetry.*one_shot"),
         (lambda: HostLM(WordLLM().with_fallbacks([WordLLM()])), "RunnableWithFallbacks"),
         (lambda: HostLM(WordLLM() | str.upper), "RunnableSequence"),
-        (lambda: HostLM(PIPELINE, sentence_stop="."), "does not stop at stop strings"),
+        (lambda: HostLM(PIPELINE, sentence_stop="."), "does not support stop strings"),
         (
             lambda: HostLM(
                 ChatHuggingFace(llm=PIPELINE, tokenizer=object(), model_id="none"),

@@ -1,5 +1,6 @@
 """`speculate(chain)`: what users have already, taken over exactly or refused clearly."""
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -22,9 +23,11 @@ from langchain_core.runnables import (
     RunnablePassthrough,
 )
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_ralmspec import SpeculativeRAG, speculate
+from langchain_ralmspec import SpeculativeChain, SpeculativeRAG, speculate
 
+from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
+from tests.langchain.rag_parts import called
 from tests.langchain.test_cases import answer_of
 
 PROMPT = PromptTemplate.from_template("{context} ? {question} !")
@@ -70,10 +73,6 @@ def retriever() -> BaseRetriever:
     return store.as_retriever(search_kwargs={"k": 3})
 
 
-def without_report(reply: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in reply.items() if key != "ralmspec"}
-
-
 @pytest.mark.parametrize("separator", ["\n\n", " | "])
 @pytest.mark.parametrize("question", ["fox", "", "wölfe 🐺"])
 def test_a_retrieval_chain_gives_what_it_gave(
@@ -96,7 +95,7 @@ def test_a_retrieval_chain_gives_what_it_gave(
     ours = speculate(chain)
 
     assert isinstance(ours, SpeculativeRAG)
-    assert chain.invoke(value) == without_report(ours.invoke(value))
+    assert chain.invoke(value) == ours.invoke(value)
     assert ours.get_name() == "retrieval_chain"
 
 
@@ -110,10 +109,8 @@ async def test_it_gives_the_same_asynchronously_and_in_pieces(retriever: BaseRet
     for piece in pieces[1:]:
         total = total + piece
 
-    assert await chain.ainvoke({"input": "fox"}) == without_report(
-        await ours.ainvoke({"input": "fox"})
-    )
-    assert chain.invoke({"input": "fox"}) == without_report(total)
+    assert await chain.ainvoke({"input": "fox"}) == await ours.ainvoke({"input": "fox"})
+    assert chain.invoke({"input": "fox"}) == total
 
 
 def _idioms(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], Any]]:
@@ -355,3 +352,36 @@ def test_a_chain_that_is_called_as_it_is_is_called_once(retriever: BaseRetriever
     chain, _ = _strange(retriever)["no parser"]
     with pytest.raises(ConfigError, match="workload='one_shot'"):
         speculate(chain, workload="sentences")
+
+
+WRAPPINGS: dict[str, Callable[[Any], Any]] = {
+    "retry": lambda chain: chain.with_retry(),
+    "fallbacks": lambda chain: chain.with_fallbacks([RunnableLambda(str)]),
+    "config": lambda chain: chain.with_config(tags=["mine"]),
+    "listeners": lambda chain: chain.with_listeners(on_end=lambda _: None),
+    "all": lambda chain: (
+        chain.with_retry().with_config(tags=["mine"]).with_fallbacks([RunnableLambda(str)])
+    ),
+    "around ours": lambda chain: chain,
+}
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_what_is_made_of_a_chain_in_wrappings_has_the_handles(
+    retriever: BaseRetriever, wrapping: str, way: str
+) -> None:
+    """`stats`, `invalidate()` and `close()`, through whatever is around it, or put there later."""
+    chain = WRAPPINGS[wrapping](_idioms(retriever)["passed through"][0])
+    ours: Any = speculate(chain, memo=QueryCache())
+    if wrapping == "around ours":
+        ours = SpeculativeChain(bound=ours).with_retry().with_config(tags=["more"])
+    for _ in range(2):
+        assert called(chain, "fox", way) == called(ours, "fox", way)
+    assert ours.stats.queries == 1
+    ours.invalidate()
+    assert called(chain, "fox", way) == called(ours, "fox", way)
+    assert ours.stats.queries == 2
+    assert isinstance(ours, SpeculativeChain)
+    assert ours.stats == ours.rag.stats
+    ours.close()

@@ -28,7 +28,7 @@ from ralmspec_plugins.types import Hits, Query
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box, filled, nameless
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions
 
-COUNTS = [60, pytest.param(200, marks=pytest.mark.slow)]  # queries
+COUNTS = [20, pytest.param(200, marks=pytest.mark.slow)]  # queries
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"search_kwargs": {"k": 1}},

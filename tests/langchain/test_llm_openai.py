@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
@@ -12,16 +13,17 @@ from langchain_ralmspec.prompts import Prompting
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.threads import Engine
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, ModelError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.protocols import Progress, scored_model
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, TokenLogprob
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
+from tests.langchain import openai_server
 from tests.langchain.by_hand import PROMPT, prompted, searching
-from tests.langchain.openai_server import Served, serving
+from tests.langchain.openai_server import Served, serving, written_by
 
 PARTS = Prompting(prompt=PROMPT)
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
@@ -184,3 +186,60 @@ def test_the_servers_refusal_is_the_clients_error(served: Served) -> None:
 
     with pytest.raises(openai.BadRequestError, match="not the assistant"):
         lm.write(lm.begin(Request(prompt="Who?")), [], 4, Progress())
+
+
+def check_logprobs(lm: Any, draft: Any, served: Served, calls: int) -> None:
+    """Compare with what the served model itself has for the calls, each cut where it was cut."""
+    found, expected = lm.logprobs(draft), list[TokenLogprob]()
+    for asked in served.requests[-calls:]:
+        for one in written_by(served.lm, asked).logprobs:
+            left = draft.text[sum(len(other.text) for other in expected) :]
+            if one.text and not left.startswith(one.text):
+                break  # a sentence was cut here
+            expected.append(one)
+
+    assert draft.text == "".join(one.text for one in found)
+    assert expected == list(found)
+    assert found
+
+
+@pytest.mark.parametrize("listened", [False, True], ids=["invoke", "stream"])
+@pytest.mark.parametrize("method", ["write", "write_sentence"])
+def test_log_probabilities_are_the_servers(
+    llm: Any, served: Served, method: str, listened: bool
+) -> None:
+    """Asked for and read, streamed or not; the tokens spell the text, cut or whole."""
+    lm: Any = scored_model(wrapped(llm), (0.8, 0.4))
+    draft = lm.begin(Request(prompt=QUESTIONS[0], max_tokens=60))
+    calls = 2 if method == "write" else 1
+    for _ in range(calls):
+        progress = Progress((lambda _: None) if listened else None)
+        draft = getattr(lm, method)(draft, RETRIEVER.passages[:1], 20, progress)
+
+    check_logprobs(lm, draft, served, calls)
+
+
+async def test_awaited_log_probabilities_are_the_servers(llm: Any, served: Served) -> None:
+    """Over the client's asynchronous methods."""
+    async with httpx.AsyncClient() as client:
+        settings: Any = {"http_async_client": client, "base_url": served.url, "api_key": "none"}
+        lm: Any = scored_model(wrapped(type(llm)(model="demo", temperature=0, **settings)))
+        for report in (None, lambda _: None):
+            draft = lm.begin(Request(prompt=QUESTIONS[0], max_tokens=60))
+            draft = await lm.awrite(draft, RETRIEVER.passages[:1], 20, Progress(report))
+            check_logprobs(lm, draft, served, 1)
+
+
+def test_a_server_without_log_probabilities_is_refused(
+    llm: Any, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for and not given: an error that says so, not a text without."""
+    monkeypatch.setattr(openai_server, "_logprobs", lambda *_, **__: None)
+    lm: Any = scored_model(wrapped(llm))
+    with pytest.raises(ModelError, match=r"gave none that spell its text.*direct=True"):
+        lm.write(
+            lm.begin(Request(prompt=QUESTIONS[0], max_tokens=60)),
+            RETRIEVER.passages[:1],
+            8,
+            Progress(),
+        )

@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM
 from langchain_core.prompts import PromptTemplate
-from langchain_ralmspec import SpeculativeRAG, speculate
+from langchain_core.retrievers import BaseRetriever
+from langchain_ralmspec import SpeculativeRAG, SpeculativeRetriever, speculate
 
 from ralmspec_plugins.errors import ConfigError
-from tests.langchain.rag_parts import HashLLM, HashRetriever, documents
-from tests.langchain.test_cases import Found, chain_of
+from ralmspec_plugins.workloads import Interval
+from tests.langchain.rag_parts import HashLLM, HashRetriever, called, documents, rag_of
+from tests.langchain.test_cases import WAYS, Found, chain_of
 
 WRONG: list[tuple[str, Any]] = [
     *(("max_tokens", one) for one in (0, -1, "5", 2.5, True)),
@@ -56,6 +59,97 @@ def test_a_wrong_option_of_a_call_is_refused_by_name(name: str, value: Any) -> N
     with pytest.raises((ConfigError, TypeError), match=name):
         rag.invoke("q", **{name: value})
     assert retriever.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memos", 1),
+        ("k", True),
+        *(("memo", one) for one in (True, 5)),
+        ("pool", 5),
+        *(("max_batch", one) for one in (0, "2", True, 2.0)),
+        *(("lanes", one) for one in (0, "2", True)),
+        *(("side_by_side", one) for one in (0, "2", None)),
+        *(("pure", one) for one in ("no", 0)),
+        *(("batching", one) for one in ("always", True)),
+        *(("retriever", one) for one in (None, "store", print)),
+    ],
+)
+def test_a_wrong_option_of_a_retriever_is_refused_by_name(name: str, value: Any) -> None:
+    """The same for `SpeculativeRetriever`."""
+    parts: dict[str, Any] = {"retriever": HashRetriever(documents=documents())}
+    SpeculativeRetriever(**parts)
+
+    with pytest.raises(ConfigError, match=name):
+        SpeculativeRetriever(**parts | {name: value})
+
+
+def test_an_unknown_option_names_the_one_that_was_meant() -> None:
+    """Of both classes, of `speculate()`, and of a call."""
+    retriever, llm = HashRetriever(documents=documents()), HashLLM()
+    chain = chain_of(FakeListLLM(responses=["x"]))
+    rag = SpeculativeRAG(retriever=retriever, llm=llm)
+    for call in (
+        lambda: SpeculativeRetriever(retriever=retriever, memos=1),
+        lambda: SpeculativeRAG(retriever=retriever, llm=llm, memos=1),
+        lambda: speculate(chain, memos=1),
+    ):
+        with pytest.raises(ConfigError, match=r"memos.*did you mean 'memo'"):
+            call()
+    with pytest.raises(ConfigError, match=r"max_token .*did you mean 'max_tokens'"):
+        rag.invoke("q", max_token=5)
+    with pytest.raises(ConfigError, match=r"colour .*known are deadline_s, max_tokens, seed, stop"):
+        rag.invoke("q", colour=5)
+
+
+class Fake(BaseRetriever):
+    """Fails where it is asked."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        raise AssertionError(query)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 5), ("seed", 3)])
+def test_what_would_have_no_effect_is_refused(name: str, value: Any, way: str) -> None:
+    """With one call of the model as it is nothing reads these: of the runnable, or of a call."""
+    parts: dict[str, Any] = {"retriever": Fake(), "llm": HashLLM(), "workload": "one_shot"}
+    with pytest.raises(ConfigError, match=f"{name}.*llm.bind"):
+        SpeculativeRAG(**parts, **{name: value})
+    with pytest.raises(ConfigError, match=f"{name}.*llm.bind"):
+        speculate(chain_of(HashLLM()), **{name: value})
+    rag = SpeculativeRAG(**parts)
+    with pytest.raises(ConfigError, match=f"{name}.*llm.bind"):
+        called(rag.bind(**{name: value}), "q", way)
+    rag.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bound", "max_tokens"), ("continuation", "assistant")]
+)
+def test_settings_of_steps_are_refused_where_there_are_none(name: str, value: Any) -> None:
+    """A call as it is, and a model that is driven by its tokens, take none of them."""
+    for workload, direct in (("one_shot", False), ("interval", True)):
+        with pytest.raises(ConfigError, match=name):
+            SpeculativeRAG(
+                retriever=Fake(), llm=HashLLM(), workload=workload, direct=direct, **{name: value}
+            )
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    """A bound of steps, a stop string of one call, the seed of a workload of one's own."""
+    retriever = HashRetriever(documents=documents())
+    rag = rag_of(HashLLM(), retriever, "one_shot")
+    whole = rag.invoke("q")["answer"]
+    mark = whole.split()[2]
+
+    assert whole[: whole.index(mark)] == rag.invoke("q", stop=[mark])["answer"]
+    loop = SpeculativeRAG(retriever=retriever, llm=HashLLM(), workload="interval")
+    assert len(loop.invoke("q", max_tokens=8)["answer"].split()) == 8
+    SpeculativeRAG(retriever=retriever, llm=HashLLM(), workload=Interval, seed=3)
+    for one in (rag, loop):
+        one.close()
 
 
 def test_options_of_a_chain_are_refused_too() -> None:

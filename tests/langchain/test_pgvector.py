@@ -60,7 +60,7 @@ def test_it_is_never_batched(store: PGVector) -> None:
         ("mmr", {"k": 3, "fetch_k": 12}),
     ],
 )
-@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_documents_are_the_hosts(
     store: PGVector, search_type: str, settings: dict[str, Any], count: int
 ) -> None:

@@ -270,7 +270,9 @@ def test_schemas_and_graph_say_what_goes_in_and_out(rag: Any) -> None:
     graph = rag.get_graph()
 
     assert {"string", "object"} == {one["type"] for one in into["anyOf"]}
-    assert {"input", "context", "answer", "ralmspec"} == set(out["$defs"]["Reply"]["properties"])
+    assert {"input", "context", "answer", "ralmspec"} == set(
+        out["$defs"]["ReportedReply"]["properties"]
+    )
     assert rag.get_input_schema().model_validate(QUESTION).root == QUESTION
     assert ["SpeculativeRAG"] == [
         node.name for node in graph.nodes.values() if node.name == "SpeculativeRAG"

@@ -52,7 +52,13 @@ def rag_over(llm: Any, prompt: Any, **settings: Any) -> SpeculativeRAG:
     store = InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=TEXTS)
     retriever = store.as_retriever(search_kwargs={"k": 1})
     return SpeculativeRAG(
-        retriever=retriever, llm=llm, prompt=prompt, direct=True, max_tokens=16, **settings
+        retriever=retriever,
+        llm=llm,
+        prompt=prompt,
+        direct=True,
+        max_tokens=16,
+        report=True,
+        **settings,
     )
 
 

@@ -19,6 +19,7 @@ from tests.langchain.rag_parts import (
     rag_of,
     vector_store,
 )
+from tests.selection import covering
 
 MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
 LYING = {"replica": HashRetriever(documents=documents(), salt="lie")}
@@ -67,13 +68,14 @@ def pair(setting: str, workload: str, model: str, retriever: str) -> tuple[Runna
     return by_hand(llm, found, workload), rag_of(llm, found, workload, **SETTINGS[setting])
 
 
+@pytest.mark.parametrize("every", [9, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("setting", "workload", "model", "retriever"), cases())
 async def test_the_answer_is_that_of_the_loop_by_hand(
-    setting: str, workload: str, model: str, retriever: str
+    setting: str, workload: str, model: str, retriever: str, every: int
 ) -> None:
     """Text, documents and their order, however far ahead and however wrong: sync and async."""
     hand, rag = pair(setting, workload, model, retriever)
-    questions = QUESTIONS[len(setting) % 3 :: 3]
+    questions = QUESTIONS[len(setting) % 3 :: every]
     expected = [values(hand.invoke(question)) for question in questions]
 
     assert expected == [values(rag.invoke(question)) for question in questions]
@@ -81,17 +83,11 @@ async def test_the_answer_is_that_of_the_loop_by_hand(
     rag.close()
 
 
-def each_with_each() -> list[Any]:
-    """Every model with every retriever; in the default run each occurs once."""
-    pairs = itertools.product(enumerate(MODELS), enumerate(retrievers()))
-    return [
-        pytest.param(model, retriever, marks=[pytest.mark.slow] * (row != column))
-        for (row, model), (column, retriever) in pairs
-    ]
-
-
-@pytest.mark.parametrize(("model", "retriever"), each_with_each())
-def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, retriever: str) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("model", "retriever"), covering(MODELS, retrievers()))
+def test_wrong_guesses_were_made_and_stop_strings_cut(
+    model: str, retriever: str, every: int
+) -> None:
     """The replica that lies is believed and found out; a stop string ends the same text."""
     llm, found = MODELS[model](), retrievers()[retriever]
     ahead = {**LYING, "pool": None, "schedule": FixedStride(stride=3)}  # whatever it costs
@@ -102,7 +98,7 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, retriever: str
         cut = by_hand(MODELS[model](), retrievers()[retriever], "interval", stop=stop)
 
         assert values(cut.invoke(question)) == values(rag.invoke(question, stop=list(stop)))
-    stats = [rag.invoke(question)["ralmspec"]["stats"] for question in QUESTIONS]
+    stats = [rag.invoke(question)["ralmspec"]["stats"] for question in QUESTIONS[::every]]
 
     assert sum(stat["guesses"] for stat in stats) > 0
     assert sum(stat["guesses"] - stat["accepted"] for stat in stats) > 10

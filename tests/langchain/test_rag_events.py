@@ -9,6 +9,7 @@ import pytest
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.globals import set_debug
 from langchain_core.tracers.context import collect_runs
+from langchain_ralmspec import SpeculativeRetriever
 
 from ralmspec_plugins import FixedStride
 from tests.langchain.rag_loops import by_hand
@@ -26,6 +27,7 @@ from tests.langchain.rag_parts import (
     told,
     vector_store,
 )
+from tests.selection import covering
 
 LIAR = HashRetriever(documents=documents(), salt="lie")
 MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
@@ -35,6 +37,9 @@ CONFIG: dict[str, Any] = {"tags": ["mine"], "metadata": {"user": "u1"}, "run_nam
 
 
 def retriever_of(kind: str) -> Any:
+    if kind.startswith("a layer over "):
+        inner = retriever_of(kind.removeprefix("a layer over "))
+        return SpeculativeRetriever(retriever=inner.with_config(tags=["bound"]), tags=["layer"])
     if kind == "looked into":
         store = vector_store(documents())
         return store.as_retriever(search_kwargs={"k": 2}, tags=["own"], metadata={"m": 1})
@@ -46,9 +51,12 @@ def parts(model: str, kind: str, workload: str, **settings: Any) -> tuple[Any, A
     return llm, retriever, rag_of(llm, retriever, workload, **{**WRONG, **settings})
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind", ["black box", "looked into"])
-@pytest.mark.parametrize("workload", ["sentences", "interval", "one_shot"])
+@pytest.mark.parametrize(
+    ("model", "kind", "workload"),
+    covering(
+        MODELS, ["black box", "looked into"], ["sentences", "interval", "one_shot"], strength=2
+    ),
+)
 async def test_invoked_it_tells_what_the_loop_by_hand_tells(
     model: str, kind: str, workload: str
 ) -> None:
@@ -69,6 +77,24 @@ async def test_invoked_it_tells_what_the_loop_by_hand_tells(
         assert [[]] * 4 == [log.left_open() for log in logs]
     if workload != "one_shot":
         assert canaries(llm.written) > right  # wrong branches were written
+    rag.close()
+
+
+@pytest.mark.parametrize("kind", ["black box", "looked into"])
+async def test_a_retriever_in_front_of_another_is_told_as_that(kind: str) -> None:
+    """By the loop by hand over it, by the loop over what it wraps, and by ours."""
+    llm, layer, rag = parts("text", f"a layer over {kind}", "interval")
+    logs = Log(), Log(), AsyncLog(), AsyncLog()
+    hand = by_hand(llm, layer, "interval")
+    hand.invoke(QUESTIONS[0], {**CONFIG, "callbacks": [logs[0]]})
+    rag.invoke(QUESTIONS[0], {**CONFIG, "callbacks": [logs[1]]})
+    await hand.ainvoke(QUESTIONS[0], {**CONFIG, "callbacks": [logs[2]]})
+    await rag.ainvoke(QUESTIONS[0], {**CONFIG, "callbacks": [logs[3]]})
+    names = {k["name"] for name, _, k in logs[1].events if name == "on_retriever_start"}
+
+    assert {type(retriever_of(kind)).__name__} == names
+    assert told(logs[0]) == told(logs[1])
+    assert told(logs[2]) == told(logs[3])
     rag.close()
 
 
@@ -101,7 +127,9 @@ def test_custom_events_tell_of_guesses_verdicts_and_rollbacks() -> None:
     customs = log.customs()
     verdicts = [data["right"] for name, data in customs if name == "ralmspec.verify"]
 
-    assert {"ralmspec.guess", "ralmspec.verify", "ralmspec.rollback"} == {n for n, _ in customs}
+    kinds = ("guess", "verify", "rollback", "report")
+
+    assert {f"ralmspec.{kind}" for kind in kinds} == {name for name, _ in customs}
     assert report["stats"]["guesses"] == len(verdicts)
     assert report["stats"]["accepted"] == sum(verdicts)
     rag.close()

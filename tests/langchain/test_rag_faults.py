@@ -30,6 +30,7 @@ from tests.langchain.rag_parts import (
     vector_store,
 )
 from tests.langchain.test_rag_equality import values
+from tests.selection import covering
 
 LIAR = HashRetriever(documents=documents(), salt="lie")
 MODELS = {"text": HashLLM, "chat": HashChat, "text in threads": ThreadedLLM}
@@ -406,9 +407,10 @@ async def test_a_deadline_ends_everything(where: str, gate: threading.Event) -> 
     rag.close()
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("where", ["retriever", "model"])
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("model", "where", "streamed"),
+    covering(MODELS, ["retriever", "model"], [False, True], strength=2),
+)
 async def test_cancelled_half_way_it_leaves_nothing(
     model: str, where: str, streamed: bool, gate: threading.Event
 ) -> None:
@@ -458,8 +460,7 @@ async def test_cancelled_half_way_it_leaves_nothing(
     await asyncio.to_thread(rag.close)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
+@pytest.mark.parametrize(("model", "after"), covering(MODELS, [1, 2, 3, 4]))
 async def test_a_stream_that_is_closed_half_way_leaves_nothing(model: str, after: int) -> None:
     """Closed after some pieces, sync and async: runs ended, tasks gone, and at once."""
     _, _, rag = parts(model)

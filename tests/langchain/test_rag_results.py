@@ -37,6 +37,7 @@ from tests.langchain.rag_parts import (
     vector_store,
 )
 from tests.langchain.test_rag_equality import values
+from tests.selection import covering
 
 QUESTION = QUESTIONS[0]
 
@@ -189,9 +190,10 @@ SHOWN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("shown", SHOWN)
-@pytest.mark.parametrize("kind", ["black box", "looked into", "twice the same"])
+@pytest.mark.parametrize(
+    ("name", "shown", "kind"),
+    covering(CHAINS, SHOWN, ["black box", "looked into", "twice the same"], strength=2),
+)
 async def test_one_retrieval_is_the_hosts_own_chain(name: str, shown: str, kind: str) -> None:
     """`create_retrieval_chain` key by key: invoked, and streamed chunk by chunk."""
     make, prompt, more = CHAINS[name]
@@ -210,20 +212,15 @@ async def test_one_retrieval_is_the_hosts_own_chain(name: str, shown: str, kind:
     for question in QUESTIONS[:3]:
         given = {"input": question, **more}
         expected, reply = chain.invoke(given), rag.invoke(given)
-        report = reply.pop("ralmspec")
 
         assert list(expected) == list(reply)
         assert expected == reply
-        assert [question] == report["queries"]
         reply = await rag.ainvoke(given)
-        reply.pop("ralmspec")
         assert expected == reply
         chunks, ours = list(chain.stream(given)), list(rag.stream(given))
-        assert "ralmspec" in ours.pop()
         merged = kind == "looked into"  # what was written before it was verified comes at once
         assert _pieces(chunks, merged=merged) == _pieces(ours, merged=merged)
         ours = [one async for one in rag.astream(given)]
-        ours.pop()
         assert _pieces(chunks, merged=merged) == _pieces(ours, merged=merged)
     rag.close()
 

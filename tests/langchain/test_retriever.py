@@ -11,6 +11,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_community.vectorstores import FAISS
@@ -480,17 +481,117 @@ class TestRuns:
             }
             assert [one["a"] for one in runs.metadata] == [1, 1]
 
-    def test_runs_inside_a_black_box_are_its_callers(self) -> None:
-        """An ensemble's own runs hang below ours, in a batch each below its own."""
-        runs = Runs()
-        ours = SpeculativeRetriever(retriever=black_box("ensemble"))
-        ours.batch(["river", "stone"], {"callbacks": [runs]})
-        query_of = {run_id: began[0] for run_id, began in runs.began.items()}
-        below = [began for began in runs.began.values() if began[3] is not None]
+    def test_a_black_box_tells_its_runs_itself(self) -> None:
+        """An ensemble's runs are those of the ensemble alone, in a batch each below its own."""
+        seen = []
+        for retriever in (
+            black_box("ensemble"),
+            SpeculativeRetriever(retriever=black_box("ensemble")),
+        ):
+            runs = Runs()
+            retriever.batch(["river", "stone"], {"callbacks": [runs]})
+            query_of = {run_id: began[0] for run_id, began in runs.began.items()}
+            below = [began for began in runs.began.values() if began[3] is not None]
 
-        assert len(runs.began) == 8  # ours, the ensemble and its two, for each query
-        assert all(query_of[began[3]] == began[0] for began in below)
-        assert not runs.open
+            assert all(query_of[began[3]] == began[0] for began in below)
+            assert not runs.open
+            seen.append(sorted(began[:3] for began in runs.began.values()))
+
+        assert len(seen[0]) == 6  # the ensemble and its two, for each query
+        assert seen[0] == seen[1]
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    @pytest.mark.parametrize("warm", [False, True])
+    @pytest.mark.parametrize("kind", ["store", "mmr", "bound", "black box"])
+    def test_one_run_under_the_wrapped_retrievers_name(
+        self, store: InMemoryVectorStore, kind: str, warm: bool, asynchronous: bool
+    ) -> None:
+        """Name, tags, metadata, id and documents are those of the wrapped retriever's own run."""
+        wrapped: Any = {
+            "store": lambda: store.as_retriever(tags=["mine"], metadata={"a": 1}),
+            "mmr": lambda: store.as_retriever(search_type="mmr", tags=["mine"]),
+            "bound": lambda: store.as_retriever().with_config(run_name="finder", tags=["bound"]),
+            "black box": lambda: WordSearch(documents=nameless(), tags=["mine"], name="words"),
+        }[kind]()
+        ours = SpeculativeRetriever(retriever=wrapped, memo=QueryCache() if warm else None)
+        own: RunnableConfig = {"tags": ["t"], "metadata": {"who": "me"}}
+        ours.batch(["river", "stone"], own)
+        run_id = uuid4()
+        seen = []
+        for retriever in (wrapped, ours):
+            runs = Runs()
+            config: RunnableConfig = {"callbacks": [runs], **own}
+            if asynchronous:
+                found = [asyncio.run(retriever.ainvoke("river", config, run_id=run_id))]
+                found += asyncio.run(retriever.abatch(["river", "stone"], config))
+            else:
+                found = [retriever.invoke("river", config, run_id=run_id)]
+                found += retriever.batch(["river", "stone"], config)
+            assert run_id == next(iter(runs.began))
+            assert not runs.open
+            began = sorted(
+                (query, name, sorted(tags)) for query, name, tags, _ in runs.began.values()
+            )
+            seen.append((began, runs.metadata, found, len(runs.ended)))
+
+        assert seen[0] == seen[1]
+        assert len(seen[0][0]) == 3
+        assert ours.stats.remembered == 3 * warm
+
+    def test_a_name_and_tags_of_its_own_are_added(self, store: InMemoryVectorStore) -> None:
+        """As `with_config` adds them to the wrapped retriever."""
+        for retriever in (store.as_retriever(tags=["mine"]), WordSearch(documents=nameless())):
+            memo = QueryCache()
+            given = {"name": "finder", "tags": ["ours"], "metadata": {"b": 2}}
+            ours = SpeculativeRetriever(retriever=retriever, memo=memo, **given)
+            there = retriever.with_config(run_name="finder", tags=["ours"], metadata={"b": 2})
+            seen = []
+            for one in (there, ours, ours):
+                runs = Runs()
+                one.invoke("river", {"callbacks": [runs]})
+                [(_, name, tags, _)] = runs.began.values()
+                seen.append((name, set(tags), runs.metadata))
+
+            assert seen[0][0] == "finder"
+            assert seen[0] == seen[1] == seen[2]
+            assert ours.stats.remembered == 1
+
+    def test_listeners_hear_of_what_the_memo_answers(self, store: InMemoryVectorStore) -> None:
+        """Those that are bound to the wrapped retriever."""
+        ended: list[Any] = []
+        retriever = store.as_retriever().with_listeners(on_end=lambda run: ended.append(run.name))
+        ours = SpeculativeRetriever(retriever=retriever, memo=QueryCache())
+        for _ in range(2):
+            ours.invoke("river")
+
+        assert ours.stats.remembered == 1
+        assert ["VectorStoreRetriever"] * 2 == ended
+
+    def test_a_subclass_that_answers_itself_is_told_as_itself(
+        self, store: InMemoryVectorStore
+    ) -> None:
+        """As a retriever around another one that a user writes."""
+
+        class Reversed(SpeculativeRetriever):
+            def _get_relevant_documents(
+                self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+            ) -> list[Document]:
+                found = super()._get_relevant_documents(query, run_manager=run_manager, **kwargs)
+                return found[::-1]
+
+        retriever = store.as_retriever()
+        ours = Reversed(retriever=retriever, tags=["own"])
+        for found in (
+            lambda config: ours.invoke("river", config),
+            lambda config: asyncio.run(ours.ainvoke("river", config)),
+            lambda config: ours.batch(["river"], config)[0],
+        ):
+            runs = Runs()
+
+            assert retriever.invoke("river")[::-1] == found({"callbacks": [runs]})
+            assert ["Reversed", "VectorStoreRetriever"] == [one[1] for one in runs.began.values()]
+            assert [None, next(iter(runs.began))] == [one[3] for one in runs.began.values()]
+            assert not runs.open
 
     def test_implicit_callers_are_found(self, store: InMemoryVectorStore) -> None:
         """Called inside a chain, without a config, it is the chain's child."""
@@ -551,7 +652,7 @@ class TestErrors:
         assert ours.invoke("river") == counting.as_retriever().invoke("river")
 
     def test_a_cancelled_call_leaves_nothing(self) -> None:
-        """No task, no open run; whoever asks next is answered."""
+        """No task; whoever asks next is answered."""
 
         class Slow(BaseRetriever):
             def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
@@ -579,14 +680,40 @@ class TestErrors:
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-                ours_open = {run_id for run_id in runs.open if runs.began[run_id][3] is None}
-                assert not ours_open
                 for run_id in runs.open:  # the host leaves its own runs open when cancelled
                     runs.ended[run_id] = None
             assert await ours.ainvoke("quick") == [Document("quick")]
             return len(asyncio.all_tasks())
 
         assert asyncio.run(main()) == 1
+
+    def test_a_cancelled_search_of_a_store_leaves_no_run_open(
+        self, store: InMemoryVectorStore
+    ) -> None:
+        """It is told here, and so it is ended here."""
+        embedder: Any = store.embeddings
+
+        class Waits(type(embedder)):  # type: ignore[misc]
+            async def aembed_query(self, text: str) -> list[float]:
+                await asyncio.Event().wait()
+                raise AssertionError
+
+        store.embedding = Waits()
+        ours = SpeculativeRetriever(retriever=store.as_retriever())
+        runs = Runs()
+
+        async def main() -> None:
+            for call in (
+                lambda: ours.ainvoke("slow", {"callbacks": [runs]}),
+                lambda: ours.abatch(["slow", "slower"], {"callbacks": [runs]}),
+            ):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(call(), 0.05)
+
+        asyncio.run(main())
+
+        assert len(runs.began) == 3
+        assert not runs.open
 
 
 def test_what_is_not_pure_is_passed_straight_through(
@@ -609,7 +736,7 @@ def test_what_is_not_pure_is_passed_straight_through(
     assert [documents[0].page_content for documents in found] == ["a 1", "a 2", "a 3"]
     assert (ours.guess("a"), len(calls), memo.size) == (None, 3, 0)
     assert [record.message for record in caplog.records] == [
-        "RunnableLambda is not pure: its calls are passed on as they come, nothing is remembered"
+        "RunnableLambda is not pure: its calls are neither merged nor cached"
     ]
 
 

@@ -155,7 +155,12 @@ def ours_over(retrievers: list[Any]) -> int:
 
     count, ahead = 0, FixedStride(stride=3)
     for retriever in retrievers:
-        settings: Any = {"continuation": "assistant", "schedule": ahead, "prompt": PROMPT}
+        settings: Any = {
+            "continuation": "assistant",
+            "schedule": ahead,
+            "prompt": PROMPT,
+            "report": True,
+        }
         rag = SpeculativeRAG(
             retriever=retriever, llm=Chat(), replica=Found(lies=True), pool=None, **settings
         )

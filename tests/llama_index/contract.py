@@ -21,6 +21,11 @@ from ralmspec_plugins.adapters.batch_search import BatchSearch
 from tests.llama_index.worlds import WordEmbedding, batches, questions
 
 
+def slow(*values: int) -> Any:
+    """Have these numbers among the slow tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def topic(name: str) -> MetadataFilters:
     """Let through the nodes of a topic."""
     return MetadataFilters(filters=[MetadataFilter(key="topic", value=name)])
@@ -48,7 +53,7 @@ class StoreContract:
     exact = True
     wide = True
     metric: str | None = "l2"
-    queries = 200  # of the first k; a quarter of that elsewhere
+    queries = 200  # of a k; by default a share of them
     coarse_dimension = 6  # few enough for many ties
     score_error = 0.0  # by how much the host's own scores differ from call to call
 
@@ -58,16 +63,20 @@ class StoreContract:
         dimension = cls.coarse_dimension if request.param else 24
         return WordEmbedding(dimension=dimension, coarse=request.param)
 
-    @pytest.mark.parametrize("k", [1, 4, 10, 400])
-    def test_batches_are_the_hosts_single_calls(self, index: VectorStoreIndex, k: int) -> None:
+    @pytest.mark.parametrize(
+        ("k", "share"), [(1, 10), (4, 4), (10, 10), (400, 16), slow(1, 4), slow(4, 1), slow(10, 4)]
+    )
+    def test_batches_are_the_hosts_single_calls(
+        self, index: VectorStoreIndex, k: int, share: int
+    ) -> None:
         """Nodes of any batch: the host's own, in order, with scores to the last bit."""
-        count = self.queries if k == 4 else 12 if k > 100 else self.queries // 4
-        self._check(index, {"similarity_top_k": k}, count)
+        self._check(index, {"similarity_top_k": k}, self.queries // share)
 
-    def test_filters(self, index: VectorStoreIndex) -> None:
+    @pytest.mark.parametrize("share", [10, slow(4)])
+    def test_filters(self, index: VectorStoreIndex, share: int) -> None:
         """What settings leave out of single calls, they leave out of batches."""
         for settings in self.narrowed:
-            self._check(index, {"similarity_top_k": 4, **settings}, self.queries // 4)
+            self._check(index, {"similarity_top_k": 4, **settings}, self.queries // share)
 
     def test_a_filter_that_nothing_passes(self, index: VectorStoreIndex) -> None:
         """Empty results are empty lists, one a query."""
@@ -77,12 +86,13 @@ class StoreContract:
 
         assert expected == [[]] * 12
 
-    def test_a_wider_search_starts_alike(self, index: VectorStoreIndex) -> None:
+    @pytest.mark.parametrize("share", [10, slow(4)])
+    def test_a_wider_search_starts_alike(self, index: VectorStoreIndex, share: int) -> None:
         """Where the adapter says wide: the first k of a wider search are the search for k."""
         for settings in ({"similarity_top_k": 1}, {"similarity_top_k": 4}, *self.narrowed[:1]):
             search = self._search(index, settings)
             if search.wide:
-                self._check(index, settings, self.queries // 4, width=search.k + 40)
+                self._check(index, settings, self.queries // share, width=search.k + 40)
 
     def test_what_the_adapter_says(self, index: VectorStoreIndex) -> None:
         """Exact, wide and metric are what is documented of this store."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,14 +260,14 @@ class Heard:
     @property
     def events(self) -> list[BaseEvent]:
         """The events of the host that count: untagged ones, and those of committed calls."""
-        told = [what[1] for what in self.all if what[0] == "event"]
-        return [one for one in told if not isinstance(one, OWN) and self.counts(one.span_id)]
+        told, counts = [what[1] for what in self.all if what[0] == "event"], self._counting()
+        return [one for one in told if not isinstance(one, OWN) and counts(one.span_id)]
 
     @property
     def dropped(self) -> list[BaseEvent]:
         """The events of the host that do not count."""
-        told = [what[1] for what in self.all if what[0] == "event"]
-        return [one for one in told if not isinstance(one, OWN) and not self.counts(one.span_id)]
+        told, counts = [what[1] for what in self.all if what[0] == "event"], self._counting()
+        return [one for one in told if not isinstance(one, OWN) and not counts(one.span_id)]
 
     @property
     def parents(self) -> dict[str, str | None]:
@@ -276,15 +276,21 @@ class Heard:
 
     def counts(self, span: str | None) -> bool:
         """Say whether a call counts, by its span: it was not made ahead, or it was committed."""
-        committed = {
-            id_ for one in self.own if isinstance(one, CommitEvent) for id_ in one.span_ids
-        }
+        return self._counting()(span)
+
+    def _counting(self) -> Callable[[str | None], bool]:
+        commits = [one for one in self.own if isinstance(one, CommitEvent)]
+        committed = {id_ for one in commits for id_ in one.span_ids}
         parents = self.parents
-        while span is not None:
-            if _is_ahead(span) and span not in committed:
-                return False
-            span = parents.get(span)
-        return True
+
+        def counts(span: str | None) -> bool:
+            while span is not None:
+                if _is_ahead(span) and span not in committed:
+                    return False
+                span = parents.get(span)
+            return True
+
+        return counts
 
     @property
     def retrievals(self) -> list[tuple[list[str], list[float | None]]]:
@@ -302,27 +308,31 @@ class Heard:
         Retrievals have their own list: searches made together never enter the host's method.
         """
         told: list[tuple[str, ...]] = []
+        counts, parents = self._counting(), self.parents
         for what in self.all:
             if what[0] == "event":
                 event = what[1]
                 ended = isinstance(event, SpanDropEvent) and _hidden(event.span_id or "")
                 if isinstance(event, (*OWN, *RETRIEVALS)) or ended:
                     continue
-                if self.counts(event.span_id):
-                    told.append(("event", type(event).__name__, self._shown(event.span_id)))
-            elif not _hidden(what[1]) and self.counts(what[1]):
-                told.append((what[0], _name(what[1]), *map(self._shown, what[2:3])))
+                if counts(event.span_id):
+                    shown = _shown(event.span_id, parents)
+                    told.append(("event", type(event).__name__, shown))
+            elif not _hidden(what[1]) and counts(what[1]):
+                shown_in = [_shown(span, parents) for span in what[2:3]]
+                told.append((what[0], _name(what[1]), *shown_in))
         return sorted(told)
-
-    def _shown(self, span: str | None) -> str:
-        parents = self.parents
-        while span is not None and _hidden(span):
-            span = parents.get(span)
-        return _name(span)
 
 
 def _is_ahead(span: str) -> bool:
     return span.startswith("SpeculativeCall.")
+
+
+def _shown(span: str | None, parents: Mapping[str, str | None]) -> str:
+    """Name the span, or the nearest one around it that is not hidden."""
+    while span is not None and _hidden(span):
+        span = parents.get(span)
+    return _name(span)
 
 
 def _hidden(span: str) -> bool:

@@ -23,9 +23,24 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever, stats_of
+from llama_index_ralmspec import (
+    SpeculativeQueryEngine,
+    SpeculativeRetriever,
+    speculate,
+    stats_of,
+)
 
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins import FixedStride
+from ralmspec_plugins.errors import ConfigError, InputError
+from tests.llama_index.engine_parts import default_llm
+from tests.llama_index.rag_parts import (
+    AsyncHashLLM,
+    HashChat,
+    HashLLM,
+    HashRetriever,
+    made_nodes,
+    pair,
+)
 
 
 def an_index(*texts: str) -> VectorStoreIndex:
@@ -295,6 +310,92 @@ def test_f10_an_async_stream_may_be_read_in_another_loop() -> None:
     assert ["text text text text text"] * 4 == texts
 
 
+class Later(HashRetriever):
+    """Takes its time, so that a guess is written on."""
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        await asyncio.sleep(0.02)
+        return self._ranked(query_bundle.query_str)
+
+
+def ahead(llm: Any, workload: str) -> tuple[Any, Any]:
+    """Make engines that stream, and of ours one that writes on guesses, which are right."""
+    nodes = made_nodes(3)
+    return pair(
+        llm,
+        Later(nodes),
+        workload,
+        streaming=True,
+        replica=HashRetriever(nodes),
+        schedule=FixedStride(stride=2),
+    )
+
+
+async def shown(response: Any) -> str:
+    return "".join([piece async for piece in response.response_gen])
+
+
+async def shown_inside(engine: Any) -> tuple[Any, str]:
+    """Make a text of a stream on a running event loop: the host reads it in another thread."""
+    response = await engine.aquery("x")
+    return response, str(response)
+
+
+@pytest.mark.parametrize("model", [HashLLM, AsyncHashLLM, HashChat])
+def test_f10_a_stream_that_was_begun_ahead_may_be_read_in_another_loop(model: Any) -> None:
+    """The host's synthesizer writes there once more."""
+    texts = []
+    for engine in ahead(model(), "one_shot"):
+        asyncio.run(engine.aquery("x"))  # from here on it is known that the model leaves no traces
+        response = asyncio.run(engine.aquery("x"))
+        texts.append(asyncio.run(shown(response)))
+        response, text = asyncio.run(shown_inside(engine))
+        texts.append(text)
+
+    assert len(texts[0]) > 20
+    assert [texts[0]] * 4 == texts
+    assert stats_of(response).segments == 1
+
+
+def test_f10_a_stream_half_read_ends_with_its_loop_and_goes_on_beside_it() -> None:
+    """As an asynchronous generator of the host's does."""
+
+    async def begun(engine: Any) -> tuple[Any, str]:
+        response, first = await engine.aquery("x"), ""
+        while not first:
+            first = await anext(response.response_gen)
+        return response, first
+
+    async def beside(engine: Any) -> str:
+        response, first = await begun(engine)
+        rest = await asyncio.to_thread(lambda: asyncio.run(shown(response)))
+        return first + rest
+
+    host, ours = ahead(HashLLM(), "one_shot")
+    expected = str(host.query("x"))
+    for engine in (host, ours):
+        asyncio.run(engine.aquery("x"))
+        response, first = asyncio.run(begun(engine))
+        assert first
+        assert asyncio.run(shown(response)) == ""
+    assert len(expected) > 20
+    assert expected == asyncio.run(beside(ours))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_f10_a_stream_of_many_steps_says_where_it_is_to_be_read(inside: bool) -> None:
+    """An error of ours, not no text."""
+    _, ours = ahead(HashLLM(), "sentences")
+
+    def read() -> Any:
+        if inside:
+            return asyncio.run(shown_inside(ours))
+        return asyncio.run(shown(asyncio.run(ours.aquery("x"))))
+
+    with pytest.raises(InputError, match="read it there"):
+        read()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -315,6 +416,64 @@ def test_f5_options_are_checked_when_they_are_given(
     """Misspelt names and values without a meaning, before any query."""
     with pytest.raises(error, match=match):
         SpeculativeQueryEngine.from_index(an_index("a"), llm=MockLLM(), **arguments)
+
+
+HOST = RetrieverQueryEngine.from_args(Tenants(), llm=MockLLM())
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (lambda: speculate(HOST, workloda="sentences"), "workload"),
+        (lambda: speculate(HOST).with_options(memmo=None), "memo"),
+        (lambda: SpeculativeQueryEngine(Tenants(), spekulate=False), "speculate"),
+        (lambda: SpeculativeQueryEngine.from_args(Tenants(), streming=True), "streaming"),
+    ],
+)
+def test_f5_a_misspelt_name_is_refused_with_what_was_meant(make: Any, meant: str) -> None:
+    """Everywhere, in words of the public names."""
+    with pytest.raises(TypeError, match=f"^unknown argument .*; did you mean '{meant}'") as told:
+        make()
+
+    assert "Options" not in str(told.value)
+
+
+class Own(RetrieverQueryEngine):
+    """Overrides a method."""
+
+    def _query(self, query_bundle: QueryBundle) -> Any:
+        return "something else"
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: speculate(an_index("a")), r"of an index: SpeculativeQueryEngine\.from_index"),
+        (lambda: speculate(Tenants()), r"of a retriever: SpeculativeQueryEngine\.from_args"),
+        (lambda: speculate(Own(Tenants())), "got Own, with methods of its own: _query"),
+        (lambda: SpeculativeQueryEngine.from_index(Tenants()), r"of a retriever: from_args"),
+        (lambda: SpeculativeQueryEngine.from_index(HOST), r"of a query engine: wrap"),
+        (lambda: SpeculativeQueryEngine.from_args(an_index("a")), r"give index\.as_retriever\(\)"),
+    ],
+)
+def test_f5_another_kind_of_object_is_refused_with_what_takes_it(make: Any, remedy: str) -> None:
+    """Each way of making an engine names the one that fits."""
+    with default_llm(), pytest.raises(ConfigError, match=remedy):
+        make()
+
+
+def test_f5_a_subclass_without_methods_is_a_query_engine() -> None:
+    """What has been put together in `__init__` is taken over."""
+
+    class Ours(RetrieverQueryEngine):
+        def __init__(self) -> None:
+            super().__init__(Calls(), HOST._response_synthesizer)
+
+    engine = Ours()
+    expected = engine.query("x")
+
+    assert ["a"] == [one.node_id for one in expected.source_nodes]
+    assert expected == speculate(engine).query("x")
 
 
 def test_f5_all_that_the_host_takes_is_taken() -> None:

@@ -61,13 +61,14 @@ def batches_of(queries: list[Query]) -> list[list[Query]]:
     return made  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_an_index_gives_what_the_host_gives(
-    index: VectorStoreIndex, settings: dict[str, Any]
+    index: VectorStoreIndex, settings: dict[str, Any], count: int
 ) -> None:
     """Nodes and scores of mixed batches, synchronous and not, whatever the settings."""
     retriever = index.as_retriever(**settings)
-    texts = asked(6 if "vector_store_query_mode" in settings else 60)
+    texts = asked(6 if "vector_store_query_mode" in settings else count)
     expected = truth(retriever, texts)
     host = HostRetriever(retriever)
     queries = [host.encode(text) for text in texts]

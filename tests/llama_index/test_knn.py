@@ -384,5 +384,5 @@ def test_what_makes_no_model_is_refused(lm: KNNLanguageModel) -> None:
         KNNLLM(other)
     with pytest.raises(ConfigError, match="max_tokens must be at least 1"):
         KNNLLM(lm, max_tokens=0)
-    with pytest.raises(TypeError, match=r"got \['max_token'\]"):
+    with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
         KNNLLM(lm, max_token=3)

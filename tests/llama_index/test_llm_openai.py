@@ -1,6 +1,7 @@
 """LlamaIndex's OpenAI clients, wrapped, over a server on loopback: same texts, calls counted."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import openai
@@ -20,16 +21,18 @@ from ralmspec_plugins.adapters.text_state import Usage
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.threads import Engine
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, ModelError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.plain import plain
-from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.protocols import Progress, scored_model
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.types import Hits, Query, Request
+from ralmspec_plugins.types import Hits, Query, Request, TokenLogprob
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
-from tests.langchain.openai_server import Served, serving
+from tests.langchain import openai_server
+from tests.langchain.openai_server import Served, serving, written_by
 from tests.llama_index.by_hand import PROMPT, called, last_words, searching
+from tests.selection import covering
 
 PARTS = Prompting(text_qa_template=PROMPT)
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
@@ -113,17 +116,20 @@ def test_the_same_requests_are_sent(llm: Any, served: Served) -> None:
     assert [4] * 3 == [one["max_tokens"] for one in served.requests[middle:]]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-async def test_awaited_calls_answer_the_same(llm: Any, asynchronous: bool) -> None:
+@pytest.mark.parametrize(
+    ("asynchronous", "kind"),
+    covering([True, False], [Interval, partial(Sentences, max_sentences=2)]),
+)
+async def test_awaited_calls_answer_the_same(llm: Any, asynchronous: bool, kind: Any) -> None:
     """Over the client's asynchronous methods."""
-    for workload in (Interval(wrapped(llm)), Sentences(wrapped(llm), max_sentences=2)):
-        expected = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=16))
-        request = asked(QUESTIONS[0], max_tokens=16, asynchronous=asynchronous)
-        async with AsyncEngine(workload, RETRIEVER) as engine:
-            answer = await engine.run(request)
-            pieces = [piece async for piece in engine.stream(request)]
+    workload: Any = kind(wrapped(llm))
+    expected = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=16))
+    request = asked(QUESTIONS[0], max_tokens=16, asynchronous=asynchronous)
+    async with AsyncEngine(workload, RETRIEVER) as engine:
+        answer = await engine.run(request)
+        pieces = [piece async for piece in engine.stream(request)]
 
-        assert expected.text == answer.text == "".join(pieces)
+    assert expected.text == answer.text == "".join(pieces)
     assert llm._aclient is not None  # its copies have not made one each
     await llm._aclient.close()
 
@@ -300,3 +306,56 @@ def test_openais_own_models_are_known() -> None:
     chat = OpenAI(model="gpt-4o-mini", api_key="none")
     with pytest.raises(Exception, match="continue an assistant message"):
         HostLM(chat, PARTS)
+
+
+def check_logprobs(lm: Any, draft: Any, served: Served, calls: int) -> None:
+    """Compare with what the served model itself has for the calls, each cut where it was cut."""
+    found, expected = lm.logprobs(draft), list[TokenLogprob]()
+    for asked in served.requests[-calls:]:
+        for one in written_by(served.lm, asked).logprobs:
+            left = draft.text[sum(len(other.text) for other in expected) :]
+            if one.text and not left.startswith(one.text):
+                break  # a sentence was cut here
+            expected.append(one)
+
+    assert draft.text == "".join(one.text for one in found)
+    assert expected == list(found)
+    assert found
+
+
+@pytest.mark.parametrize("listened", [False, True], ids=["invoke", "stream"])
+@pytest.mark.parametrize("method", ["write", "write_sentence"])
+def test_log_probabilities_are_the_servers(
+    llm: Any, served: Served, method: str, listened: bool
+) -> None:
+    """Asked for and read, streamed or not; the tokens spell the text, cut or whole."""
+    lm: Any = scored_model(wrapped(llm), (0.8, 0.4))
+    draft = lm.begin(asked(QUESTIONS[0], max_tokens=60))
+    calls = 2 if method == "write" else 1
+    for _ in range(calls):
+        progress = Progress((lambda _: None) if listened else None)
+        draft = getattr(lm, method)(draft, hits_for(QUESTIONS[0]), 20, progress)
+
+    check_logprobs(lm, draft, served, calls)
+
+
+async def test_awaited_log_probabilities_are_the_servers(llm: Any, served: Served) -> None:
+    """Over the client's asynchronous methods."""
+    lm: Any = scored_model(wrapped(llm))
+    for report in (None, lambda _: None):
+        draft = lm.begin(asked(QUESTIONS[0], max_tokens=60, asynchronous=True))
+        draft = await lm.awrite(draft, hits_for(QUESTIONS[0]), 20, Progress(report))
+        check_logprobs(lm, draft, served, 1)
+    await llm._aclient.close()
+
+
+def test_a_server_without_log_probabilities_is_refused(
+    llm: Any, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for and not given: an error that says so, not a text without."""
+    monkeypatch.setattr(openai_server, "_logprobs", lambda *_, **__: None)
+    lm: Any = scored_model(wrapped(llm))
+    with pytest.raises(ModelError, match=r"gave none that spell its text.*direct=True"):
+        lm.write(
+            lm.begin(asked(QUESTIONS[0], max_tokens=60)), hits_for(QUESTIONS[0]), 8, Progress()
+        )

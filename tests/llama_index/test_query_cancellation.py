@@ -23,6 +23,7 @@ from tests.llama_index.rag_parts import (
     pair,
 )
 from tests.llama_index.worlds import WordEmbedding
+from tests.selection import covering
 
 LYING = {"replica": HashRetriever(made_nodes(), salt="lie"), "pool": None}
 WORKLOADS = ["interval", "one_shot"]
@@ -115,9 +116,10 @@ async def ended(call: Any) -> None:
         await asyncio.wait_for(call, 10)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("where", ["retriever", "model"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "where", "workload"),
+    covering(MODELS, ["retriever", "model"], WORKLOADS, strength=2),
+)
 async def test_a_query_that_is_cancelled_half_way_leaves_nothing(
     model: str, where: str, workload: str, gate: threading.Event
 ) -> None:
@@ -190,10 +192,12 @@ def test_a_stream_that_is_left_half_way_leaves_nothing(
         assert watched.expected[1] == "".join(watched.ours.query(QUESTION).response_gen)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("pieces", [0, 2])
-@pytest.mark.parametrize("how", ["closed", "forgotten", "cancelled"])
-@pytest.mark.parametrize("model", ["text", "awaited"])
+@pytest.mark.parametrize(
+    ("model", "how", "pieces", "workload"),
+    covering(
+        ["text", "awaited"], ["closed", "forgotten", "cancelled"], [0, 2], WORKLOADS, strength=2
+    ),
+)
 async def test_an_awaited_stream_that_is_left_half_way_leaves_nothing(
     model: str, how: str, pieces: int, workload: str
 ) -> None:

@@ -29,6 +29,7 @@ from tests.llama_index.rag_parts import (
     pair,
 )
 from tests.llama_index.worlds import WordEmbedding
+from tests.selection import covering
 
 MANY = [*QUESTIONS[:9], *QUESTIONS[:3]]  # some at the same time
 WORKLOADS = ["sentences", "interval", "one_shot"]
@@ -65,8 +66,7 @@ async def atagged(call: Any, asker: int) -> Any:
         return await call(MANY[asker])
 
 
-@pytest.mark.parametrize("kind", ["black box", "looked into"])
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize(("kind", "workload"), covering(["black box", "looked into"], WORKLOADS))
 async def test_many_at_once_get_and_hear_what_each_does_alone(kind: str, workload: str) -> None:
     """Threads and tasks over one pool and memo: each one's answer, and each one's own events."""
     askers = range(len(MANY))

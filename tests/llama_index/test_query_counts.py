@@ -186,6 +186,10 @@ def test_round_trips_to_the_store(workload: str, k: int) -> None:
 
 
 WORLD = make_world(DEMO_SEED, 60)
+FIRST, *MORE = [one.prompt for one in WORLD.questions(2, 1)]
+EACH_QUESTION = pytest.mark.parametrize(
+    "question", [FIRST, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)]
+)
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
 CLIENTS: dict[str, Any] = {
     "like, completing": partial(OpenAILike, model="demo", is_chat_model=False),
@@ -221,8 +225,9 @@ def requests_for(served: Served, call: Any, *arguments: Any) -> tuple[Any, list[
     return made, served.requests[before:]
 
 
+@EACH_QUESTION
 def test_one_shot_sends_what_the_hosts_engine_sends(
-    client: Any, searched: Any, served: Served
+    client: Any, searched: Any, served: Served, question: str
 ) -> None:
     """Byte for byte, each once; on a wrong guess one more, and on a right one no more."""
     host = RetrieverQueryEngine.from_args(searched, llm=client, text_qa_template=PROMPT)
@@ -233,21 +238,23 @@ def test_one_shot_sends_what_the_hosts_engine_sends(
         SpeculativeQueryEngine.wrap(host, replica=searched, **guess) as right,
         SpeculativeQueryEngine.wrap(host, replica=liar, **guess) as wrong,
     ):
-        for question in [one.prompt for one in WORLD.questions(2, 1)]:
-            expected, sent = requests_for(served, host.query, question)
+        expected, sent = requests_for(served, host.query, question)
 
-            assert 1 == len(sent)
-            assert (expected, sent) == requests_for(served, right.query, question)
-            got, also_dropped = requests_for(served, wrong.query, question)
-            assert expected == got
-            assert sent[0] in also_dropped
-            assert 2 >= len(also_dropped)
-            assert (expected, sent) == requests_for(
-                served, ours.with_options(speculate=False).query, question
-            )
+        assert 1 == len(sent)
+        assert (expected, sent) == requests_for(served, right.query, question)
+        got, also_dropped = requests_for(served, wrong.query, question)
+        assert expected == got
+        assert sent[0] in also_dropped
+        assert 2 >= len(also_dropped)
+        assert (expected, sent) == requests_for(
+            served, ours.with_options(speculate=False).query, question
+        )
 
 
-def test_sentences_take_a_round_trip_each(client: Any, searched: Any, served: Served) -> None:
+@EACH_QUESTION
+def test_sentences_take_a_round_trip_each(
+    client: Any, searched: Any, served: Served, question: str
+) -> None:
     """Plainly one a sentence; with right guesses no more of them, and the same text."""
     workload = partial(Sentences, tokens=24, max_sentences=3)
     continuation = CONTINUED if client.metadata.is_chat_model else None
@@ -261,11 +268,10 @@ def test_sentences_take_a_round_trip_each(client: Any, searched: Any, served: Se
         schedule=FixedStride(stride=2),
     ) as ours:
         plain = ours.with_options(speculate=False)
-        for question in [one.prompt for one in WORLD.questions(2, 1)]:
-            expected, sent = requests_for(served, plain.query, question)
-            got, also_sent = requests_for(served, ours.query, question)
+        expected, sent = requests_for(served, plain.query, question)
+        got, also_sent = requests_for(served, ours.query, question)
 
-            assert 3 == len(sent)
-            assert [24] * 3 == [one["max_tokens"] for one in sent]
-            assert expected == got
-            assert sent == also_sent
+        assert 3 == len(sent)
+        assert [24] * 3 == [one["max_tokens"] for one in sent]
+        assert expected == got
+        assert sent == also_sent

@@ -20,6 +20,7 @@ from tests.llama_index.rag_parts import (
     pair,
 )
 from tests.llama_index.worlds import WordEmbedding
+from tests.selection import covering
 
 LYING = {"replica": HashRetriever(made_nodes(), salt="lie")}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -71,9 +72,10 @@ def cases() -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+@pytest.mark.parametrize("every", [12, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("setting", "workload", "model", "retriever", "processors"), cases())
 async def test_the_response_is_that_of_the_loop_by_hand(
-    setting: str, workload: str, model: str, retriever: str, processors: str
+    setting: str, workload: str, model: str, retriever: str, processors: str, every: int
 ) -> None:
     """Text, nodes, scores, metadata, however far ahead and however wrong: sync and async."""
     hand, ours = pair(
@@ -84,15 +86,14 @@ async def test_the_response_is_that_of_the_loop_by_hand(
         **SETTINGS[setting],
     )
     with ours:
-        for question in QUESTIONS[len(setting) % 5 :: 5]:
+        for question in QUESTIONS[len(setting) % 5 :: every]:
             expected = seen(hand.query(question))
 
             assert expected == seen(ours.query(question))
             assert expected == seen(await ours.aquery(question))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("workload", ["sentences", "interval"])
+@pytest.mark.parametrize(("model", "workload"), covering(MODELS, ["sentences", "interval"]))
 async def test_a_stream_adds_up_to_the_loop_by_hand(model: str, workload: str) -> None:
     """Pieces concatenate to the text, sync and async; in the end all nodes are there."""
     llm, retriever = MODELS[model](), HashRetriever(made_nodes())
@@ -110,8 +111,9 @@ async def test_a_stream_adds_up_to_the_loop_by_hand(model: str, workload: str) -
             assert seen(expected)[3] == seen(stream)[3] == seen(astream)[3]
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", MODELS)
-def test_wrong_guesses_were_made_and_stop_strings_cut(model: str) -> None:
+def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, every: int) -> None:
     """The replica that lies is believed and found out; a stop string ends the same text."""
     llm, retriever = MODELS[model](), HashRetriever(made_nodes())
     ahead = {**LYING, "pool": None, "schedule": FixedStride(stride=3)}  # whatever it costs
@@ -123,7 +125,7 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str) -> None:
             cut, ours_cut = pair(llm, retriever, stop=stop, **LYING)
             with ours_cut:
                 assert seen(cut.query(question)) == seen(ours_cut.query(question))
-        reports = [stats_of(ours.query(question)) for question in QUESTIONS]
+        reports = [stats_of(ours.query(question)) for question in QUESTIONS[::every]]
         wrong = [one.guesses - one.accepted for one in reports]
 
     assert sum(wrong) > 10

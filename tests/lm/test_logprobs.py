@@ -1,5 +1,6 @@
 """A scored model's drafts hold the log-probability of each token, and what it added to the text."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -58,7 +59,7 @@ def test_their_texts_are_the_text(models: Models, tokenizer: Tokenizer) -> None:
             found = lm.logprobs(draft)
             assert lm.text(draft) == "".join(one.text for one in found)
             assert len(draft.tokens) == len(found)
-        added = [end - start for start, end in zip(known, known[1:], strict=False)]
+        added = [end - start for start, end in pairwise(known)]
         assert draft.ending == "stop" or added == [len(one.text) for one in found]
         empty += sum(not one.text for one in found)
         endings.add(draft.ending)

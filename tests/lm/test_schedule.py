@@ -27,6 +27,7 @@ from tests.lm.reference import (
     Tokenizer,
     check_against_straight_run,
 )
+from tests.selection import covering
 
 REQUEST = Request(prompt="The keeper counted", max_tokens=14, seed=5)
 OPERATIONS = st.lists(
@@ -40,9 +41,16 @@ SEVERAL = settings(
 )
 
 
-@pytest.mark.parametrize("sampling", [Greedy(), Sampling(temperature=0.9, top_k=40)], ids=repr)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("sampling", "dtype", "family"),
+    covering(
+        [Greedy(), Sampling(temperature=0.9, top_k=40)],
+        ["float32", "bfloat16"],
+        ["llama", "gpt2"],
+        strength=2,
+    ),
+    ids=repr,
+)
 @SEVERAL
 @given(operations=OPERATIONS, budget=BUDGETS)
 def test_history_leaves_no_trace(

@@ -26,6 +26,7 @@ from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.speculators import PassageCache, Replica
 from ralmspec_plugins.testing.contracts import plain_hits
 from ralmspec_plugins.types import Hits, Passage, Query
+from tests.selection import covering
 
 faiss = pytest.importorskip("faiss")
 
@@ -103,8 +104,7 @@ def batches_through_blas() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("openmp_threads", "batches_through_blas")
-@pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "metric"), covering(RECIPES, ["ip", "cosine", "l2"]))
 def test_no_batch_changes_a_row(name: str, metric: str, vectors: Vectors) -> None:
     """One call, one by one, any split: the rows of FAISS's own single search."""
     retriever = made(name, vectors, metric)
@@ -370,7 +370,7 @@ def test_a_gpu_is_used_when_asked_for_and_there() -> None:
     assert not on_gpu(cpu_build, None)
     with pytest.raises(ConfigError, match="for the CPU; run pip uninstall faiss-cpu"):
         on_gpu(cpu_build, "gpu")
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         on_gpu(fake_gpu_build(0), "gpu")
     with pytest.raises(ConfigError, match="known are 'cpu', 'gpu'"):
         on_gpu(cpu_build, "cuda")

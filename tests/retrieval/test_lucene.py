@@ -235,11 +235,11 @@ def test_what_lucene_cannot_take_is_refused_or_left_out() -> None:
     assert retriever.size == 3
     assert len(retriever.search([retriever.encode("fox")])[0]) == 1
     for nothing in ([Passage("a", "...")], [Passage("a", "")], [Passage("a", "the of")]):
-        with pytest.raises(InputError, match="no passage holds any term"):
+        with pytest.raises(InputError, match="no passage has any term"):
             open_retriever("lucene", nothing)
     with pytest.raises(InputError, match="can be written"):
         open_retriever("lucene", [Passage("\ud800", "text")])
-    with pytest.raises(InputError, match="took only 1 of 2"):
+    with pytest.raises(InputError, match="accepted only 1 of 2"):
         open_retriever("lucene", [Passage("a", "text"), Passage("x" * 40_000, "text")])
 
 

@@ -96,7 +96,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     """Nothing there, something else, a damaged one: each with the folder's name."""
     (tmp_path / "empty").mkdir()
     for name in ("nowhere", "empty"):
-        with pytest.raises(IndexFileError, match=f"{name} holds no Lucene index"):
+        with pytest.raises(IndexFileError, match=f"{name} has no Lucene index"):
             LuceneRetriever.open(tmp_path / name)
     index_with(tmp_path / "cut", PASSAGES, storeRaw=True)
     segments = next((tmp_path / "cut").glob("segments_*"))

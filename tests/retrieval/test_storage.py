@@ -190,7 +190,7 @@ def test_damaged_files_are_found(kb: Path, name: str) -> None:
         (lambda m: m["files"].pop("passages.jsonl"), "passages.jsonl"),
         (lambda m: m["files"].pop("passages.places.npy"), r"passages\.places\.npy"),
         (lambda m: m.update(version=1), "version 1, but this release reads version 2"),
-        (lambda m: m["files"].update({"../x": {}}), "strange file"),
+        (lambda m: m["files"].update({"../x": {}}), "invalid file"),
         (lambda m: m.update(passages=31), "30 passages"),
     ],
 )
@@ -396,7 +396,7 @@ def test_an_own_file_that_is_gone_is_named_when_saving(tmp_path: Path) -> None:
 def test_names_that_lead_out_of_the_folder_are_refused(kb: Path, name: str) -> None:
     """A manifest cannot make the reader open anything outside."""
     edit_manifest(kb, lambda manifest: manifest["files"].update({name: {"kind": "own"}}))
-    with pytest.raises(IndexFileError, match="strange file"):
+    with pytest.raises(IndexFileError, match="invalid file"):
         load(kb)
 
 

@@ -309,7 +309,7 @@ def test_a_float32_look_drops_most_nominees_and_no_true_one() -> None:
     [
         ({"device": "tpu0"}, "device 'tpu0'"),
         ({"device": "meta"}, "got the device 'meta'"),
-        ({"device": "cuda:99"}, "'cuda:99' was asked for.*sees"),
+        ({"device": "cuda:99"}, "'cuda:99' was requested.*finds"),
         ({"precision": "int8"}, "known are float32, half"),
         ({"device_bytes": -1}, "device_bytes"),
     ],

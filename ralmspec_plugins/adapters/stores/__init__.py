@@ -1,4 +1,4 @@
-"""What to ask the clients of vector stores, and how to read their rows, for every host.
+"""Batch searches of vector stores by their clients, for all hosts.
 
-No store library is imported here: the client is the one that the host's wrapper holds.
+No store library is imported here: the client is that of the host's wrapper.
 """

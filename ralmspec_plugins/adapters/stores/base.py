@@ -1,4 +1,4 @@
-"""What the batch searches of all stores share: a host's settings, and ties decided its way."""
+"""Base class of batch searches: the settings of a host, and its order of ties."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -10,53 +10,53 @@ from ralmspec_plugins.adapters.batch_search import Scored, ScoreOf, Vector
 
 
 class Ranked(Protocol):
-    """A row of a store's answer: its id, and a score that ties can be seen by."""
+    """A row of a store's response: its id, and a score that shows ties."""
 
     @property
     def id(self) -> Hashable:
-        """Name the row within the store."""
+        """The id of the row in the store."""
         ...
 
     @property
     def score(self) -> float:
-        """Give the store's own score or distance."""
+        """The store's own score or distance."""
         ...
 
 
 RowT = TypeVar("RowT")
 RankedT = TypeVar("RankedT", bound=Ranked)
-# Searches many vectors for so many rows each, best first.
+# Returns the best rows of many vectors, best first.
 RowSearch: TypeAlias = Callable[[Sequence[Vector], int], list[list[RankedT]]]
-# Makes a host's documents of each query's rows, of a whole batch at once.
+# Converts the rows of a whole batch to the host's documents.
 DocumentsOf: TypeAlias = Callable[[Sequence[list[RowT]]], list[list[Scored]]]
 
 
 def no_options() -> Mapping[str, Any]:
-    """Narrow nothing."""
+    """Return no options."""
     return {}
 
 
 def no_relevance() -> None:
-    """Have no relevances: the host is asked for them, query by query."""
+    """Return no conversion: relevances are computed by the host, query by query."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSearch(ABC, Generic[RowT]):
     """The batch call of one store, with the settings of one retriever of a host.
 
-    A store's class adds where its rows are (a collection, a table, an index) and asks for
-    them. Whatever a host may exchange in its own store object is given as a function, and
-    read again at each search, so that the search after a change finds what is there then.
+    A subclass adds the location of the rows (a collection, a table, an index) and their
+    search. Replaceable parts of the host's store object are passed as functions, and
+    read at each search, so that changes take effect.
 
     Args:
-        k: how many documents the retriever asks for.
-        documents: makes the host's documents of the rows of each query; of a batch in one
-            call, since a host may fetch what it shows from elsewhere.
-        options: what narrows the search, by the names of the client's arguments, as the host
-            reads its settings; may raise the host's own error.
-        shown: makes the host's score of the store's; `None`: the host shows none, or another.
-        relevance: gives what makes relevances of the store's scores, for a host that cuts by
-            them; `None` where they cannot be had from a batch.
+        k: the number of documents of the retriever.
+        documents: converts the rows of each query to the host's documents; of a batch in one
+            call, since a host may fetch contents from elsewhere.
+        options: the arguments of the client that restrict the search, from the host's
+            settings; may raise the host's own error.
+        shown: converts the store's score to the host's; `None`: there is no such conversion.
+        relevance: returns the conversion of scores to relevances, for a host with a
+            threshold; `None` if a batch does not provide them.
     """
 
     k: int
@@ -67,23 +67,23 @@ class StoreSearch(ABC, Generic[RowT]):
 
     @property
     def score_of(self) -> ScoreOf | None:
-        """Give what makes the host's scores of the metric's values, for guesses."""
+        """Return what makes the host's scores of the metric's values, for guesses."""
         shown = self.shown
         return None if shown is None else lambda value: shown(self.stored_score(value))
 
     def stored_score(self, value: float) -> float:
-        """Make the store's score of a cosine, a product or a squared distance."""
+        """Return the store's score for a cosine, a product or a squared distance."""
         return value
 
     def own_documents(self, found: Sequence[list[RowT]], own: int) -> list[list[Scored]]:
-        """Make the documents of wide searches; none from behind where some are missing in front.
+        """Return the documents of wide searches, without later ones if earlier ones are missing.
 
-        A host that leaves out rows (such as those without a text) leaves them out of the first
-        `own`, and then gives fewer: what comes behind must not take their places.
+        A host that omits rows (such as those without a text) of the first
+        `own` returns fewer documents: later rows must not replace them.
 
         Args:
             found: the rows of each query, best first.
-            own: how many rows the host itself would have asked for.
+            own: the number of rows that the host itself requests.
         """
         made = self.documents(found)
         left_out = [
@@ -97,14 +97,14 @@ class StoreSearch(ABC, Generic[RowT]):
 
     @abstractmethod
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        """Return the best k documents of each query; those beyond the own k are prefetched."""
 
 
-# Wider searches that begin with the search for k, where ties were decided another way.
+# Wider searches that start with the search for k, also with ties in another order.
 
 
 def decided(scores: Sequence[float], k: int) -> bool:
-    """Say whether the order of the first k, or who is among them, was decided by a tie.
+    """Return whether a tie decided the order or the set of the first k.
 
     NaN has no order, so it ties with everything.
 
@@ -118,16 +118,16 @@ def decided(scores: Sequence[float], k: int) -> bool:
 def own_first(
     search: RowSearch[RankedT], vectors: Sequence[Vector], own: int, width: int
 ) -> list[list[RankedT]]:
-    """Search wide, so that the first rows are those of the search for `own` rows.
+    """Return the rows of a wide search that starts with the search for `own` rows.
 
-    Where a tie is among the first or at their end, who comes first may depend on the
-    width: these are searched once more, and what else the wide search found is put behind.
+    With a tie among the first rows or at their end, their order may depend on the
+    width: such queries are searched again narrowly, and the other rows are appended.
 
     Args:
-        search: gives the rows of each vector, best first, at most so many.
-        vectors: what is searched for.
-        own: how many rows are to be exactly those of the narrow search.
-        width: how many are wanted in all.
+        search: returns the rows of each vector, best first, up to a number.
+        vectors: the query vectors.
+        own: the number of rows that equal those of the narrow search.
+        width: the total number of rows.
     """
     found = search(vectors, width)
     doubtful = tied(found, own, width)
@@ -137,7 +137,7 @@ def own_first(
 
 
 def tied(found: Sequence[Sequence[Ranked]], own: int, width: int) -> list[int]:
-    """List the queries whose first rows may be others in a narrower search."""
+    """Return the queries whose first rows may differ in a narrower search."""
     if width <= own:
         return []
     return [
@@ -148,7 +148,7 @@ def tied(found: Sequence[Sequence[Ranked]], own: int, width: int) -> list[int]:
 def put_first(
     found: list[list[RankedT]], places: Sequence[int], narrow: Sequence[Sequence[RankedT]]
 ) -> None:
-    """Put the rows of narrow searches before what else wide ones found."""
+    """Put the rows of narrow searches before the other rows of wide ones."""
     for at, rows in zip(places, narrow, strict=True):
         first = {row.id for row in rows}
         found[at] = [*rows, *(row for row in found[at] if row.id not in first)]

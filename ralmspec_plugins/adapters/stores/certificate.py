@@ -2,9 +2,9 @@
 
 A store's scan for a batch and its scan for one query may be different kernels: FAISS has
 three, chosen by the numbers of queries, rows and threads, whose scores differ in the last
-bits. What one of them ranks first the others rank first too, where the scores lie further
-apart than both kernels' errors. Where they do not (near ties, duplicates) nothing can be
-said, and the query is asked as the host asks.
+bits. Their rankings are equal if the scores differ by more
+than the errors of both kernels. Otherwise (near ties, duplicates) nothing is
+certain, and the query is searched as the host does.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from ralmspec_plugins.retrieval.ranking import (
     kernel_error,
 )
 
-MARGIN = 8  # rows fetched behind the k-th, so that what was not fetched is clearly worse
-_LARGEST_DIMENSION = 8192  # up to here `tie_margin` holds
+MARGIN = 8  # rows fetched after the k-th, so that the others are clearly worse
+_LARGEST_DIMENSION = 8192  # the maximum for `tie_margin`
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The rows that a scan found for one query, and how good a row can be that it left out.
+    """The rows of a scan for one query, and an upper bound of the rows that it omitted.
 
-    `vectors` [rows, dimension] are those that the store scores with.
+    `vectors` [rows, dimension] are those of the store's scores.
     `worst`: the scan's score of the last row (bigger is better, so distances are
-    negated); `None` where no row was left out.
-    `largest_norm`: of the rows left out; `None` where it is not known.
+    negated); `None` if no row was omitted.
+    `largest_norm`: of the omitted rows; `None` if it is unknown.
     """
 
     vectors: Vectors
@@ -47,7 +47,7 @@ class Candidates:
         complete: bool,
         largest_norm: float | None = None,
     ) -> Self:
-        """Take as many rows of a scan as certify its first k; `complete`: it left out none."""
+        """Return as many rows of a scan as certify its first k; `complete`: no row is omitted."""
         count = min(k + MARGIN, len(scores))
         if complete and count == len(scores):
             return cls(vectors, None)
@@ -62,18 +62,18 @@ def is_clear_of_ties(
     metric: Metric,
     threshold: float | None = None,
 ) -> bool:
-    """Say whether any float32 scan would give the first k of these rows, in this order.
+    """Return whether any float32 scan returns the first k of these rows, in this order.
 
     With the exact scores t (float64) and a bound e on any float32 kernel's error, every
-    kernel keeps the order of two rows with t_i - t_j > 2 e. A row that was left out has
+    kernel keeps the order of two rows with t_i - t_j > 2 e. An omitted row has
     a kernel score of at most worst + 2 e', where e' bounds the error for such rows.
 
     Args:
-        query: the vector that the store searches with.
-        found: the rows that one such scan found, best first.
-        k: how many rows the host reads.
-        metric: what the store scores by.
-        threshold: a score that the host cuts at; no row's score may lie within e of it.
+        query: the query vector.
+        found: the rows of one such scan, best first.
+        k: the number of rows that the host reads.
+        metric: the store's metric.
+        threshold: the host's minimum score; no row's score may be within e of it.
     """
     rows = found.vectors
     if not len(rows):
@@ -96,7 +96,7 @@ def is_clear_of_ties(
 def _clear_of_the_rest(
     found: Candidates, last: float, error: float, metric: Metric, query_norm: float, dimension: int
 ) -> bool:
-    """Whether no row that was left out can come before the last one that counts."""
+    """Return whether no omitted row can rank before the last relevant one."""
     if found.worst is None:
         return True
     largest = found.largest_norm
@@ -109,7 +109,7 @@ def _clear_of_the_rest(
 
 
 def tie_margin(query_norm: float, last: float) -> float:
-    """Bound the norms of the rows that may come before a row of this L2 score.
+    """Return an upper bound of the norms of rows that may rank before a row of this L2 score.
 
     A row whose norm exceeds the query's by r, with r at least 2 D (D the last one's
     distance) and at least |q| / 10, is at least r away. A kernel's error for it is at
@@ -124,5 +124,5 @@ def tie_margin(query_norm: float, last: float) -> float:
 
 
 def _tame(vectors: Vectors) -> bool:
-    """Whether no entry is NaN, infinite or so large that a product could overflow."""
+    """Return whether no entry is NaN, infinite or so large that a product could overflow."""
     return bool((np.abs(vectors) < LARGEST_NORM / vectors.shape[-1]).all())

@@ -1,8 +1,8 @@
-"""Chroma, over the collection that a host holds: a list of queries in one call.
+"""Chroma, by the collection of a host: a list of queries in one call.
 
-The embedded client walks through the queries one by one, each in its own HNSW
-search of the same graph, and reads texts and metadata of all hits at once. So a
-query's rows do not depend on the batch. A server may be of another kind.
+The embedded client processes the queries one by one, each with its own HNSW
+search of the same graph, and reads texts and metadata of all hits in one call. So a
+query's rows do not depend on the batch. A server may differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first
 
 _EMBEDDED: Final = "chromadb.api.rust.RustBindingsAPI"
 _COLUMNS: Final = ("documents", "metadatas", "distances", "embeddings")
-_DEFAULT_EF: Final = 100  # of chromadb; how far an HNSW search looks at least
+_DEFAULT_EF: Final = 100  # of chromadb; the minimum width of an HNSW search
 
 
 @dataclass(frozen=True, slots=True)
 class ChromaRow:
-    """One row as the client gives it; its score is a distance."""
+    """One row of the client's response; its score is a distance."""
 
     id: str
     text: str | None
@@ -31,7 +31,7 @@ class ChromaRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChromaSearch(StoreSearch[ChromaRow]):
-    """A list of queries in one call; exact with the embedded client, which runs them singly.
+    """Searches a list of queries in one call; exact with the embedded client.
 
     `options`: `where` and `where_document`, as `Collection.query` takes them.
     """
@@ -47,7 +47,7 @@ class ChromaSearch(StoreSearch[ChromaRow]):
 
     @property
     def wide(self) -> bool:
-        """Up to `ef_search` rows the graph is walked alike; wider is not searched."""
+        """Whether a wider search is exact: up to `ef_search` rows the graph search is the same."""
         return self.exact and self._reach > 0
 
     @property
@@ -60,11 +60,11 @@ class ChromaSearch(StoreSearch[ChromaRow]):
         return None
 
     def stored_score(self, value: float) -> float:
-        """Make a distance: a square as it is, 1 less a cosine or product."""
+        """Return a distance: an unchanged square, or 1 minus a cosine or product."""
         return value if self.metric == "l2" else 1.0 - value
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query, wider only as far as the first stay alike."""
+        """Return the best k documents of each query, so many that the first are unchanged."""
         own = min(k, self.k)
         width = max(own, min(k, self._reach)) if k > own else own
         return self.own_documents(own_first(self._rows, vectors, own, width), own)
@@ -81,11 +81,11 @@ class ChromaSearch(StoreSearch[ChromaRow]):
 
     @property
     def _reach(self) -> int:
-        """Up to which number of rows every search walks the same part of the graph."""
+        """Return the number of rows up to which each search visits the same part of the graph."""
         settings = self._configuration.get("hnsw")
         return int(settings.get("ef_search") or _DEFAULT_EF) if settings else 0
 
     @property
     def _configuration(self) -> Mapping[str, Any]:
-        """The settings as they are: `configuration` warns of some embedding functions."""
+        """Return the settings without the warnings of `configuration` on embedding functions."""
         return self.collection().configuration_json or {}

@@ -1,12 +1,12 @@
-"""FAISS, over the index that a host holds: what a batch finds, and for how much of it that is sure.
+"""FAISS, by the index of a host: batch searches, certified where kernels differ.
 
 FAISS chooses its kernel by the numbers of queries, rows and threads: one query over
 10,000 rows and more runs through BLAS, split by rows, where two threads are free; a
 few queries run through a sequential kernel; from queries x dimension = 128,000 on
-through BLAS again. Their scores differ in the last bits. So for a host that shows scores
-a flat index is searched such that the sequential kernel is used, which takes each query
-by itself (`FaissSearch`); for one that does not, a batch runs through any kernel, and is
-believed as far as the certificate goes (`CertifiedFaissSearch`).
+through BLAS again. Their scores differ in the last bits. So for a host that returns scores
+a flat index is searched with the sequential kernel, which processes each query
+separately (`FaissSearch`); for other hosts a batch uses any kernel, and its results
+are used if they are certified (`CertifiedFaissSearch`).
 """
 
 import threading
@@ -28,10 +28,12 @@ from ralmspec_plugins.retrieval.ranking import Vectors, exact_scores
 _FLAT = {"IndexFlat", "IndexFlatL2", "IndexFlatIP"}
 _METRICS = {0: ScanMetric.IP, 1: ScanMetric.L2}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _ROWS_AT_ONCE = 65536
-_SAMPLE = 16  # rows by which it is seen that all are others
-_SPLIT_ROWS = 10_000  # from here on a single query is split by rows, if there are threads
+_SAMPLE = 16  # rows whose change shows that all rows were replaced
+_SPLIT_ROWS = (
+    10_000  # from this number of rows on a single query is split by rows, if there are threads
+)
 _BLAS_FROM = {20, 128_000}  # the defaults: in queries (up to faiss 1.12), in queries x dimension
-_FEW = 19  # as many queries as no version takes through BLAS, if the dimension allows
+_FEW = 19  # the number of queries up to which no version uses BLAS, if the dimension allows
 
 _lock = threading.Lock()
 _norms: "WeakKeyDictionary[Any, tuple[tuple[int, bytes], object, float]]" = WeakKeyDictionary()
@@ -39,7 +41,7 @@ _norms: "WeakKeyDictionary[Any, tuple[tuple[int, bytes], object, float]]" = Weak
 
 @dataclass(frozen=True, slots=True)
 class FaissRow:
-    """A row's position in the index, its score as FAISS gives it, its vector where it is cheap."""
+    """A row's position in the index, its FAISS score, and its vector if that is cheap."""
 
     id: int
     score: float
@@ -48,10 +50,10 @@ class FaissRow:
 
 @dataclass(frozen=True, slots=True)
 class FlatScan:
-    """What a flat index gave for one query, best first.
+    """The result of a flat index for one query, best first.
 
-    `positions` in the index; `scores` as the scan gave them, bigger is better;
-    `complete`: no row of the index was left out; `largest_norm` of all rows, where it counts.
+    `positions` in the index; `scores` of the scan, bigger is better;
+    `complete`: no row of the index is omitted; `largest_norm` of all rows, if it is relevant.
     """
 
     query: Vectors
@@ -63,16 +65,16 @@ class FlatScan:
     largest_norm: float | None
 
     def rows(self, width: int) -> list[FaissRow]:
-        """Give the best rows."""
+        """Return the best rows."""
         columns = self.positions[:width].tolist(), self.scores[:width], self.vectors[:width]
         return [FaissRow(*row) for row in zip(*columns, strict=True)]
 
     def is_certain(self, k: int, width: int, cut: float | None = None) -> bool:
-        """Say whether every scan would give the first k rows in this order.
+        """Return whether every scan returns the first k rows in this order.
 
         Args:
-            k: how many rows the host reads.
-            width: how many rows were scanned for the host, if it cuts them by a score.
+            k: the number of rows that the host reads.
+            width: the number of scanned rows, if the host has a minimum score.
             cut: that score, bigger is better.
         """
         read = k if cut is None else width
@@ -83,7 +85,7 @@ class FlatScan:
 
 
 def flat_metric(index: Any) -> ScanMetric | None:
-    """Give the metric of an exact flat index on the CPU; `None` for any other index."""
+    """Return the metric of an exact flat index on the CPU; `None` for any other index."""
     kind = type(index)
     if kind.__module__.partition(".")[0] != "faiss" or kind.__name__ not in _FLAT:
         return None
@@ -96,9 +98,9 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
     Args:
         index: a flat index (`flat_metric`).
         queries: [queries, dimension], prepared as the host prepares a single one.
-        width: how many rows are wanted.
-        stamp: any object that is another one after rows were removed: the largest norm of
-            the rows is remembered with it, and with the number of rows.
+        width: the number of rows.
+        stamp: an object that is replaced when rows are removed: the largest norm of
+            the rows is cached by it, and by the number of rows.
     """
     metric, total = flat_metric(index), int(index.ntotal)
     assert metric is not None, "an index that is not flat has no scan"
@@ -111,7 +113,7 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
     largest = _largest_norm(index, stamp) if metric is ScanMetric.IP else None
     found = []
     for query, row_scores, row_positions in zip(queries, fast, positions, strict=True):
-        there = row_positions >= 0  # NaN somewhere: fewer, and then nothing is sure
+        there = row_positions >= 0  # fewer with NaN: nothing is certain
         kept = row_positions[there]
         vectors = index.reconstruct_batch(kept)
         complete = len(kept) == total
@@ -122,11 +124,11 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
 def plain_search(
     index: Any, queries: Vectors, width: int
 ) -> list[tuple[NDArray[np.int64], Vectors]]:
-    """Search any index, and promise nothing.
+    """Search any index, without a guarantee.
 
     Returns:
-        For each query the rows' positions, best first, and their scores as FAISS gives them;
-        what was not found is left out.
+        For each query the rows' positions, best first, and their FAISS scores;
+        missing rows are omitted.
     """
     scores, positions = index.search(queries, width)
     rows = zip(positions, scores, positions >= 0, strict=True)
@@ -136,18 +138,18 @@ def plain_search(
 def alike_search(
     index: Any, queries: Vectors, width: int
 ) -> list[tuple[NDArray[np.int64], Vectors]]:
-    """Search a flat index for many queries, each to the bit as if it were asked alone.
+    """Search a flat index for many queries, with results equal to single searches to the bit.
 
-    As many go together as the sequential kernel takes, which scans for each by itself,
-    with a heap of its own: rows, ties and scores are those of a single search.
+    The sequential kernel processes as many queries as it supports, each in a separate scan
+    and heap: rows, ties and scores are those of a single search.
 
     Args:
         index: a flat index (`flat_metric`).
         queries: [queries, dimension].
-        width: how many rows a query.
+        width: the number of rows per query.
 
     Returns:
-        For each query the rows' positions, best first, and their scores as FAISS gives them.
+        For each query the rows' positions, best first, and their FAISS scores.
     """
     at_once, found = _together(index), []
     for start in range(0, len(queries), at_once):
@@ -156,7 +158,7 @@ def alike_search(
 
 
 def _together(index: Any) -> int:
-    """Say how many queries the sequential kernel takes; 1 where a single one goes otherwise."""
+    """Return how many queries the sequential kernel supports; 1 if a single one uses another."""
     faiss = import_module("faiss")
     blas_from = int(faiss.cvar.distance_compute_blas_threshold)
     split = int(index.ntotal) >= _SPLIT_ROWS and faiss.omp_get_max_threads() > 1
@@ -166,10 +168,10 @@ def _together(index: Any) -> int:
 
 
 def _largest_norm(index: Any, stamp: object) -> float:
-    """Give the largest norm of an index's rows: read once, as long as the index is the same.
+    """Return the largest norm of an index's rows, cached while the index is unchanged.
 
-    Rows are only ever appended and removed, or all of them written anew: a few of them, the
-    last among them, show what the number of rows does not.
+    Rows are appended, removed, or all replaced: a sample that includes the last row shows
+    changes that keep the number of rows.
     """
     total = int(index.ntotal)
     some = index.reconstruct_batch(np.linspace(0, total - 1, min(total, _SAMPLE)).astype(np.int64))
@@ -195,7 +197,7 @@ def _pool_metric(index: Any) -> Metric | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaissSearch(StoreSearch[FaissRow]):
-    """A batch of queries in as few scans as leave each query's scores what they are alone."""
+    """Searches a batch in as few scans as keep the scores of single searches."""
 
     index: Callable[[], Any]
     name: str = "FAISS"
@@ -207,16 +209,16 @@ class FaissSearch(StoreSearch[FaissRow]):
 
     @property
     def wide(self) -> bool:
-        """A flat index scores a row alike, whatever the width; ties are asked once more."""
+        """Whether wider searches are exact: true, since ties are searched again."""
         return self.exact
 
     @property
     def metric(self) -> Metric | None:
-        """How a pool ranks by the index's vectors; others may be unable to give them back."""
+        """The metric of the index's vectors; `None` if it cannot return them."""
         return _pool_metric(self.index())
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        """Return the best k documents of each query; those beyond the own k are prefetched."""
         queries = [np.array(vector, dtype=np.float32) for vector in vectors]
         own = min(k, self.k) if self.exact else k
         return self.own_documents(own_first(self._rows, queries, own, k), own)
@@ -236,23 +238,23 @@ class FaissSearch(StoreSearch[FaissRow]):
 
 
 def keeps_all(_: Scored) -> bool:
-    """Keep every document."""
+    """Return true for each document."""
     return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedFaissSearch(FaissSearch):
-    """A batch of queries in one scan; those whose ranking is not certain are asked singly.
+    """Searches a batch in one scan; queries with an uncertain ranking are searched separately.
 
     Args:
-        single: asks one query for so many documents as the host does; it hands out the same
-            objects as `documents`.
-        stamp: gives any object that is another one after rows were removed.
-        normalized: whether the host gives queries and rows unit length.
-        fetch_k: how many rows a filter sees; `None`: there is no filter.
-        keeps: makes what says which documents the filter keeps; may raise the host's own error.
-        threshold: a score of FAISS that the host cuts at.
-        upwards: whether the host keeps scores from the threshold upwards.
+        single: searches one query for a number of documents as the host does, and returns the
+            same objects as `documents`.
+        stamp: returns an object that is replaced when rows are removed.
+        normalized: whether the host normalises queries and rows.
+        fetch_k: the number of rows before a filter; `None`: there is no filter.
+        keeps: returns the filter of documents; may raise the host's own error.
+        threshold: the host's minimum or maximum score.
+        upwards: whether the threshold is a minimum.
     """
 
     single: Callable[[Vector, int], list[Scored]]
@@ -265,17 +267,17 @@ class CertifiedFaissSearch(FaissSearch):
 
     @property
     def wide(self) -> bool:
-        """A filter sees the same rows in a wider search; a threshold need not cut a prefix."""
+        """Whether wider searches are exact: a filter gets the same rows, a threshold may not."""
         return self.exact and self.threshold is None
 
     @property
     def metric(self) -> Metric | None:
-        """How a pool ranks by the index's vectors."""
+        """The metric of the index's vectors, for passage caches."""
         metric = _pool_metric(self.index())
         return "cosine" if metric is not None and self.normalized() else metric
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        """Return the best k documents of each query; those beyond the own k are prefetched."""
         index, queries, keeps = self.index(), self._prepared(vectors), self.keeps()
         width = k if self.fetch_k is None else self.fetch_k
         if flat_metric(index) is not None:
@@ -285,7 +287,7 @@ class CertifiedFaissSearch(FaissSearch):
                 self._certified(vector, scan, hits, [*map(keeps, hits)], k)
                 for vector, scan, hits in zip(vectors, scans, found, strict=True)
             ]
-        if self.threshold is not None:  # without scores to hold against it
+        if self.threshold is not None:  # without scores to compare
             return [self._single(vector, self.k, []) for vector in vectors]
         found = self.documents(self._rows(list(queries), width))
         return [[hit for hit in hits if keeps(hit)][:k] for hits in found]
@@ -294,17 +296,17 @@ class CertifiedFaissSearch(FaissSearch):
         queries = np.array(list(vectors), dtype=np.float32)
         if self.normalized():
             normalize = import_module("faiss").normalize_L2
-            for at in range(len(queries)):  # each by itself, as a host does it
+            for at in range(len(queries)):  # each separately, as a host does
                 normalize(queries[at : at + 1])
         return queries
 
     def _certified(
         self, vector: Vector, scan: FlatScan, hits: list[Scored], passing: list[bool], k: int
     ) -> list[Scored]:
-        """Give one query's documents, those of the host's own k certain or asked singly."""
+        """Return one query's documents, certified or from a separate search."""
         own, cut = min(k, self.k), None
         if self.threshold is not None:
-            l2 = scan.metric is ScanMetric.L2  # whose scores are distances, negated
+            l2 = scan.metric is ScanMetric.L2  # scores are negated distances
             cut = -self.threshold if l2 else self.threshold
             above = exact_scores(scan.vectors[: len(hits)], scan.query, scan.metric) >= cut
             within = (above == (self.upwards() != l2)).tolist()
@@ -317,7 +319,7 @@ class CertifiedFaissSearch(FaissSearch):
         return self._single(vector, own, wider)[:k]
 
     def _single(self, vector: Vector, own: int, wider: Sequence[Scored]) -> list[Scored]:
-        """Ask one query as the host does, and put what a wider search found behind it."""
+        """Search one query as the host does, and append the other rows of a wider search."""
         seen = {id(hit.document): hit for hit in wider}
         first = [seen.pop(id(hit.document), hit) for hit in self.single(vector, own)]
         return [*first, *seen.values()] if self.wide else first

@@ -1,4 +1,4 @@
-"""LanceDB, over the table that a host holds: many queries in one scan, and what is sure about them.
+"""LanceDB, by the table of a host: many queries in one scan, with a certificate.
 
 A table without an index on its vectors is scanned, and a list of queries shares
 the scan: 16 of them took 0.15 times as long as one by one (20,000 rows of 384).
@@ -22,7 +22,7 @@ _DISTANCE: Final = "_distance"
 
 
 def vectors_of(rows: Any, column: str) -> Vectors:
-    """Give the vectors of some rows [rows, dimension]."""
+    """Return the vectors of some rows [rows, dimension]."""
     values = rows[column].combine_chunks()
     dimension = values.type.list_size
     flat: Vectors = values.flatten().to_numpy(zero_copy_only=False)
@@ -31,17 +31,17 @@ def vectors_of(rows: Any, column: str) -> Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanceSearch(StoreSearch[Any]):
-    """A batch of queries in one scan; those whose ranking is not certain are asked singly.
+    """Searches a batch in one scan; queries with an uncertain ranking are searched separately.
 
-    A query's rows are an Arrow table: `documents` gets one for each query.
+    A query's rows are an Arrow table: `documents` receives one for each query.
 
     Args:
-        table: the table; `None` where it is not to be searched in batches any more.
+        table: the table; `None` if batch search is disabled.
         column: of the vectors.
-        single: asks one query for so many documents as the host does.
-        distance: LanceDB's name of the metric, where the host says one.
-        certified: an L2 search that is filtered before it ranks, if at all. Of one that is
-            filtered behind it the rows that fell away are not seen.
+        single: searches one query for a number of documents as the host does.
+        distance: LanceDB's name of the metric, if the host sets one.
+        certified: whether it is an L2 search without a filter, or filtered before ranking. A
+            later filter removes rows that the certificate needs.
         options: `where` and `prefilter`, as the query builder's `where` takes them.
     """
 
@@ -60,11 +60,11 @@ class LanceSearch(StoreSearch[Any]):
 
     @property
     def wide(self) -> bool:
-        """Where the own k is certain, so is the start of a wider search."""
+        """Whether wider searches are exact: their start is certified with the own k."""
         return self.exact
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        """Return the best k documents of each query; those beyond the own k are prefetched."""
         table, own = self.table(), min(k, self.k)
         if table is None or (self.certified and not self._scanned(table)):
             return [self.single(vector, own) for vector in vectors]
@@ -83,7 +83,7 @@ class LanceSearch(StoreSearch[Any]):
         ]
 
     def _rows(self, table: Any, vectors: Sequence[Vector], limit: int) -> list[Any]:
-        """Search all vectors at once; give the rows of each query, best first, as Arrow tables."""
+        """Search all vectors in one call; return the rows of each query, best first, as tables."""
         listed = [list(vector) for vector in vectors]
         query = table.search(listed, vector_column_name=self.column()).limit(limit)
         if self.distance is not None:
@@ -96,14 +96,14 @@ class LanceSearch(StoreSearch[Any]):
         return [rows.take(np.flatnonzero(owners == at)) for at in range(len(vectors))]
 
     def _certain(self, vector: Vector, rows: Any, own: int, limit: int) -> bool:
-        """Whether every scan would give the first of these rows in this order."""
+        """Return whether every scan returns the first of these rows in this order."""
         scores = -rows[_DISTANCE].to_numpy()
         vectors = vectors_of(rows, self.column())
         found = Candidates.of_scan(vectors, scores, own, complete=len(rows) < limit)
         return is_clear_of_ties(np.asarray(vector, dtype=np.float32), found, own, ScanMetric.L2)
 
     def _scanned(self, table: Any) -> bool:
-        """Whether a search reads every row: float32 vectors, and no index on them."""
+        """Return whether a search reads every row: float32 vectors without an index."""
         if table is None:
             return False
         column = self.column()

@@ -1,9 +1,9 @@
-"""Milvus, over the client that a host holds: a list of vectors in one search.
+"""Milvus, by the client of a host: a list of vectors in one search.
 
-Milvus Lite multiplies matrices where there are several queries, so inner products
-and cosines differ from a single search's in the last bits; what a server does
-depends on its index and version. So nothing is promised here: this is used only
-where batches are compared with single searches.
+Milvus Lite multiplies matrices for several queries, so inner products
+and cosines differ from those of a single search in the last bits; the results of a server
+depend on its index and version. So there is no guarantee: this is used only
+if batches are compared with single searches.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _METRICS: Final[dict[str, Metric]] = {"L2": "l2", "IP": "ip", "COSINE": "cosine"
 
 @dataclass(frozen=True, slots=True)
 class Entities:
-    """Where entities are: a client's collection, and its field of vectors."""
+    """The location of entities: a client's collection, and its vector field."""
 
     client: Any
     collection: str
@@ -28,12 +28,12 @@ class Entities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MilvusSearch(StoreSearch[dict[str, Any]]):
-    """A list of vectors in one call; whether it agrees with single calls must be probed.
+    """Searches a list of vectors in one call; agreement with single calls must be probed.
 
     Args:
-        entities: where to search; the client a `MilvusClient`.
+        entities: the location; the client is a `MilvusClient`.
         metric_type: Milvus' name of the collection's metric.
-        awaited: gives the host's `AsyncMilvusClient`.
+        awaited: returns the host's `AsyncMilvusClient`.
         options: all other arguments of `MilvusClient.search`; `output_fields` without the vectors.
     """
 
@@ -50,12 +50,12 @@ class MilvusSearch(StoreSearch[dict[str, Any]]):
         return _METRICS.get(str(self.metric_type()))
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query."""
+        """Return the best k documents of each query."""
         found = self.entities().client.search(**self._asked(vectors, k))
         return self.documents([list(hits) for hits in found])
 
     async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the same by the host's asynchronous client, if it has one."""
+        """Return the results of `search` by the host's asynchronous client, if it has one."""
         if self.awaited is None:
             return await asyncio.to_thread(self.search, vectors, k)
         found = await self.awaited().search(**self._asked(vectors, k))

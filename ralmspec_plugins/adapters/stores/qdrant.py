@@ -1,6 +1,6 @@
-"""Qdrant, over the client that a host holds: a list of queries in one request.
+"""Qdrant, by the client of a host: a list of queries in one request.
 
-A server searches each segment for every query of the list by itself, with the
+A server searches each segment for every query of the list separately, with the
 scoring of a single query; the local mode is a loop over single queries. So a
 query's points do not depend on the batch.
 """
@@ -21,24 +21,24 @@ _METRICS: Final[dict[str, Metric]] = {"Cosine": "cosine", "Dot": "ip", "Euclid":
 
 
 def is_rest_model(value: Any) -> bool:
-    """Say whether a filter or search parameter can stand in a list of requests."""
+    """Return whether a filter or search parameter can be used in a list of requests."""
     return value is None or type(value).__module__.startswith(_REST_MODELS)
 
 
 def search_params(values: dict[str, Any]) -> Any:
-    """Make search parameters of plain values, as a host does."""
+    """Return search parameters from plain values, as a host does."""
     return import_module(_REST_MODELS).SearchParams(**values)
 
 
 def vector_of(point: Any, field: str) -> Any:
-    """Give a point's own vector, or `None`."""
+    """Return a point's own vector, or `None`."""
     vector = point.vector
     return vector.get(field) if isinstance(vector, dict) else vector
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Where points are: a client's collection, and the name of its vectors ("": they have none)."""
+    """The location of points: a client's collection, and the name of its vectors ("": none)."""
 
     client: Any
     collection: str
@@ -47,12 +47,12 @@ class Points:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QdrantSearch(StoreSearch[Any]):
-    """A list of queries in one request, which the server answers one by one.
+    """Searches a list of queries in one request, which the server processes one by one.
 
     Args:
-        points: where to search; the client a `QdrantClient`.
+        points: the location; the client is a `QdrantClient`.
         distance: the collection's `Distance`, or its name.
-        awaited: gives the host's `AsyncQdrantClient`, whose data may be others.
+        awaited: returns the host's `AsyncQdrantClient`, whose data may differ.
         params: the `SearchParams`, or `None`.
         options: `filter`, `offset` and `score_threshold` of a `QueryRequest`, and `consistency`.
     """
@@ -66,7 +66,7 @@ class QdrantSearch(StoreSearch[Any]):
 
     @property
     def wide(self) -> bool:
-        """Whether every vector is compared: in local mode, or with `SearchParams(exact=True)`."""
+        """Whether the search is exhaustive: in local mode, or with `SearchParams(exact=True)`."""
         if type(getattr(self.points().client, "_client", None)).__name__ in _LOCAL:
             return True
         return getattr(self.params(), "exact", None) is True
@@ -78,16 +78,16 @@ class QdrantSearch(StoreSearch[Any]):
         return _METRICS.get(getattr(distance, "value", distance))
 
     def stored_score(self, value: float) -> float:
-        """Make a score: a cosine or product as it is, and a distance not squared."""
+        """Return a score: an unchanged cosine or product, or a distance that is not squared."""
         return math.sqrt(value) if self.metric == "l2" else value
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each query; what lies behind the own k is for pools."""
+        """Return the best k documents of each query; those beyond the own k are prefetched."""
         own = min(k, self.k)
         return self.own_documents(own_first(self._points, vectors, own, k), own)
 
     async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the same by the host's asynchronous client, if it has one."""
+        """Return the results of `search` by the host's asynchronous client, if it has one."""
         if self.awaited is None:
             return await asyncio.to_thread(self.search, vectors, k)
         client, own = await self.awaited(), min(k, self.k)

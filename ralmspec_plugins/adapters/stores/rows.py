@@ -1,7 +1,7 @@
-"""Vectors that a host keeps as lists, laid out as one array as long as they are the same.
+"""Vectors that a host stores as lists, cached as one array while they are unchanged.
 
-To lay out 20,000 lists of 384 floats takes a quarter of a second, several times as long
-as to search them: stores in Python do it for every query.
+The conversion of 20,000 lists of 384 floats takes a quarter of a second, several times as long
+as their search: stores in Python convert them for every query.
 """
 
 import threading
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 
 _UNIT = 2.0**-53  # float64's rounding error
-_SMALLEST, _LARGEST = 1e-100, 1e100  # of norms whose squares and products are harmless
+_SMALLEST, _LARGEST = 1e-100, 1e100  # norms whose squares and products do not overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RowTable:
     norms: Floats
 
     def holds(self, lists: Sequence[Any]) -> bool:
-        """Whether these very lists were laid out, and still begin and end as they did."""
+        """Return whether the array has these list objects, with the same first and last values."""
         if len(lists) != len(self.lists) or not all(map(is_, lists, self.lists)):
             return False
         if not lists:
@@ -38,10 +38,10 @@ class RowTable:
         return bool((self.table[:, [0, -1]] == np.array(ends)).all())
 
     def cosines(self, queries: Sequence[Any]) -> list[Floats | None]:
-        """Give each query's cosines with all rows, wrong by `error` at most.
+        """Return each query's cosines with all rows, with an error of at most `error`.
 
-        `None` where that cannot be promised: for vectors of zeros, of NaN, or of a size that
-        makes a square overflow.
+        `None` if that is not guaranteed: for vectors of zeros, of NaN, or with an
+        overflowing square.
         """
         if not len(self.table):
             return [np.zeros(0) for _ in queries]
@@ -49,7 +49,7 @@ class RowTable:
             return [None for _ in queries]
         found: list[Floats | None] = []
         table = np.stack([np.asarray(query, dtype=np.float64) for query in queries])
-        with np.errstate(all="ignore"):  # what overflows is seen in the norms
+        with np.errstate(all="ignore"):  # overflows show in the norms
             norms = np.linalg.norm(table, axis=1)
             products = table @ self.table.T  # [queries, rows]
         for row, norm in zip(products, norms, strict=True):
@@ -58,7 +58,7 @@ class RowTable:
 
     @property
     def error(self) -> float:
-        """Bound how far two ways to compute a cosine in float64 lie apart.
+        """The upper bound of the difference of two computations of a cosine in float64.
 
         A product of dimension d, in any order of adding, is wrong by d u |a| |b| at most, and
         each norm by (d / 2 + 1) u: so a cosine by (2 d + 8) u, and two of them by twice that.
@@ -75,19 +75,19 @@ class RowTable:
 
 
 class RowCache:
-    """Keeps the rows of each owner until it goes, or its vectors change. Thread-safe.
+    """Caches the rows of each owner until it is deleted, or its vectors change. Thread-safe.
 
-    A vector counts as changed when another list stands in its place, or its list begins or
-    ends otherwise.
+    A vector has changed if its list is another object, or has another first or
+    last value.
     """
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
-        self._lock = threading.RLock()  # a garbage collection may come to `forget` under it
+        """Create an empty cache."""
+        self._lock = threading.RLock()  # garbage collection may call `forget` under the lock
         self._known: dict[int, tuple[weakref.ref[Any], RowTable]] = {}
 
     def rows(self, owner: object, lists: Sequence[Any]) -> RowTable:
-        """Give the rows of these lists, laid out anew where they changed.
+        """Return the rows of these lists, converted again if they changed.
 
         Raises:
             ValueError: they are not vectors of one dimension.
@@ -111,7 +111,7 @@ class RowCache:
 
 
 def laid_out(lists: Sequence[Any]) -> RowTable:
-    """Make the array of some vectors.
+    """Return the array of some vectors.
 
     Raises:
         ValueError: they are not vectors of one dimension, or not of float64.

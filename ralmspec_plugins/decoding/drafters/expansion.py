@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from ralmspec_plugins.decoding.suffix_automaton import START, SuffixAutomaton
@@ -35,63 +36,79 @@ def expand(
     (3, 4, 1)
     """
     heap: list[_Entry] = []
-    for order, root in enumerate(_roots(automaton, state, length, source, least)):
-        heapq.heappush(heap, (root[0], order, *root[1:]))
-    order = len(heap)
+    levels, left = _levels(automaton, state, length, source, least), 1.0
+    order = 0
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
     evidence: list[Evidence] = []
-    while heap and len(tokens) < budget:
+    while len(tokens) < budget:
+        while left and (not heap or -heap[0][0] < left):  # a shorter ending may be worth more
+            roots, left = next(levels, ((), 0.0))
+            for root in roots:
+                heapq.heappush(heap, root)
+        if not heap:
+            break
         negative, _, at, token, parent, found = heapq.heappop(heap)
-        while True:  # as long as there is one way to go on, no queue is needed
-            tokens.append(token)
-            parents.append(parent)
-            values.append(-negative)
-            evidence.append(found)
-            only = automaton.only(at)
-            if only is None or only[0] < 0 or len(tokens) == budget:
-                break
-            parent = len(tokens) - 1
-            token, at = only
-            found = Evidence(source, found.match + 1, 1.0)
+        # As long as there is one way to go on, no queue is needed.
+        run, at = automaton.single_way(at, budget - len(tokens) - 1)
+        first = len(tokens)
+        tokens.append(token)
+        tokens += run
+        parents.append(parent)
+        parents += range(first, first + len(run))
+        values += [-negative] * (1 + len(run))
+        evidence.append(found)
+        evidence += [_sure(source, found.match + 1 + place) for place in range(len(run))]
+        if len(tokens) == budget:
+            break
+        match, parent = found.match + len(run) + 1, len(tokens) - 1
         steps = automaton.followers(at)
-        places, parent = sum(step.places for step in steps), len(tokens) - 1
+        places = sum(step.places for step in steps)
         for step in steps[:_BRANCHES]:
             share = step.places / places
             if -negative * share < _LEAST:
                 break  # those behind are rarer
             if step.token >= 0:  # else a passage ends there
-                deeper = Evidence(source, found.match + 1, share)
+                deeper = Evidence(source, match, share)
                 entry = (negative * share, order, step.state, step.token, parent, deeper)
                 heapq.heappush(heap, entry)
                 order += 1
     if not tokens:
         return EMPTY
-    return TokenTree(tuple(tokens), tuple(parents), tuple(values), tuple(evidence))
+    return TokenTree.unchecked(tuple(tokens), tuple(parents), tuple(values), tuple(evidence))
 
 
-def _roots(
+def _levels(
     automaton: SuffixAutomaton, state: int, length: int, source: str, least: int
-) -> Iterator[tuple[float, int, int, int, Evidence]]:
-    """Give the tokens behind the root, from the longest ending and from shorter ones."""
-    left, seen = 1.0, set[int]()
-    for _ in range(_LEVELS):
+) -> Iterator[tuple[list[_Entry], float]]:
+    """Yield the tokens behind the root, from the longest ending and then from shorter ones.
+
+    With each level goes what no value of a later one reaches. The root's tokens are in front of
+    all others of equal value.
+    """
+    left, seen = 1.0, dict[int, None]()
+    for level in range(_LEVELS):
         if state == START or length < least:
             return
         steps = automaton.followers(state)[:_BRANCHES]
         places = sum(step.places for step in steps)
         total = places + len(steps)
+        roots: list[_Entry] = []
         for step in steps:
             value = left * step.places / total
             if step.token >= 0 and step.token not in seen and value >= _LEAST:
-                seen.add(step.token)
-                yield (
-                    -value,
-                    step.state,
-                    step.token,
-                    ROOT,
-                    Evidence(source, length, step.places / places),
-                )
+                order = len(seen) - _LEVELS * _BRANCHES
+                seen[step.token] = None
+                rests = Evidence(source, length, step.places / places)
+                roots.append((-value, order, step.state, step.token, ROOT, rests))
         left *= len(steps) / total if total else 1.0
+        last = level == _LEVELS - 1
+        yield roots, 0.0 if last else left
         state, length = automaton.shorter(state)
+
+
+@lru_cache(maxsize=4096)
+def _sure(source: str, match: int) -> Evidence:
+    """Return the evidence of a token that alone follows: it is asked for again and again."""
+    return Evidence(source, match, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
 from ralmspec_plugins.decoding.drafters.expansion import expand
-from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext
+from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.suffix_automaton import SuffixAutomaton
 from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree
 from ralmspec_plugins.errors import ConfigError
@@ -36,6 +36,8 @@ class PassageDrafter:
     >>> drafter.propose(DraftContext("request", ((4, 5),), (4, 5), (1, 7, 8)), 3).tokens
     (9,)
     """
+
+    source: Final = "passages"  # in the evidence of its drafts
 
     def __init__(
         self,
@@ -69,9 +71,9 @@ class PassageDrafter:
         self._requests: OrderedDict[Hashable, _Shelf] = OrderedDict()  # oldest use first
         self._lock = threading.Lock()
 
-    def bind(self, encode: Callable[[Passage], tuple[int, ...]]) -> None:
+    def bind(self, target: DraftTarget) -> None:
         """Take in how the model's passages become tokens."""
-        self._encode = encode
+        self._encode = target.encode
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
         """Draft at most `budget` tokens, from what followed the text's end in a passage."""
@@ -87,7 +89,7 @@ class PassageDrafter:
             state, length = shelf.automaton.find(context.text[-_LONGEST:])
             if length < self.least_match:
                 return EMPTY
-            return expand(shelf.automaton, state, length, budget, "passages", self.least_match)
+            return expand(shelf.automaton, state, length, budget, self.source, self.least_match)
 
     def update(self, accepted: Accepted) -> None:
         """Learn nothing: passages come by themselves."""

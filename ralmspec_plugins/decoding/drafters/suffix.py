@@ -32,6 +32,8 @@ class SuffixDrafter:
     (3, 4, 9)
     """
 
+    source: Final = "suffix"  # in the evidence of its drafts
+
     def __init__(self, *, least_match: int = 1, requests: int = 64) -> None:
         """Draft for texts whose last `least_match` tokens stood somewhere before.
 
@@ -58,7 +60,7 @@ class SuffixDrafter:
             state, length = automaton.repeated()
             if length < self.least_match:
                 return EMPTY
-            return expand(automaton, state, length, budget, "suffix", self.least_match)
+            return expand(automaton, state, length, budget, self.source, self.least_match)
 
     def update(self, accepted: Accepted) -> None:
         """Learn nothing: all that counts is in the text."""

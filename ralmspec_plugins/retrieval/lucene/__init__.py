@@ -1,4 +1,4 @@
-"""BM25 by Lucene, through the jar of pyserini. Java starts with the first retriever."""
+"""BM25 by Lucene, with the jar of pyserini. Java starts with the first retriever."""
 
 from ralmspec_plugins.retrieval.lucene.index import LuceneSettings
 from ralmspec_plugins.retrieval.lucene.jvm import start_java

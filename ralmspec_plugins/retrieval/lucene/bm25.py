@@ -1,4 +1,4 @@
-"""Lucene's BM25 to the bit, outside of Lucene: for a pool's passages, without asking Java.
+"""Lucene's BM25 in Python, equal to the bit: for cached passages, without Java.
 
 A word's part of a score is computed in float32, exactly as `BM25Similarity` of
 Lucene 9 does; a score is their sum in float64, rounded to float32, as all of its
@@ -10,10 +10,10 @@ scorers do:
 with N, df and avgdl of the whole index and L the passage's length as Lucene
 keeps it, in one byte (exact up to 40 words). A float32 has 24 bits, a float64
 53: the sum has no rounding error, so no order of words matters, as long as the
-largest part is below 2^29 times the smallest one's last place. Beyond that, where
-Java's logarithm and Python's differ, and where an analyzer gives several terms for
-one place of a text, a guess's score may differ from the search's: a wrong guess,
-never a wrong answer.
+largest part is below 2^29 times the smallest one's last place. Beyond that, if
+the logarithms of Java and Python differ, or if an analyzer returns several terms for
+one position of a text, the score of a guess may differ from that of the search: a wrong
+guess, never a wrong answer.
 """
 
 import math
@@ -28,12 +28,12 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.retrieval.ranking import Vectors, row_numbers
 from ralmspec_plugins.types import Hit, Query
 
-_SMALL = 24  # lengths below are kept as they are, above with four leading bits
+_SMALL = 24  # lengths below are exact, others have four leading bits
 
 
 @dataclass(frozen=True, slots=True)
 class QueryTerms:
-    """A query's encoding: what is searched, and the index's terms in it with qtf * idf of each."""
+    """A query's encoding: its text, and the index's terms in it with qtf * idf of each."""
 
     text: str
     terms: tuple[str, ...]
@@ -42,7 +42,7 @@ class QueryTerms:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassageTerms:
-    """What a pool needs of a passage: its terms, with tf * c of each."""
+    """The terms of a cached passage, with tf * c of each."""
 
     terms: tuple[str, ...]
     factors: Vectors
@@ -50,13 +50,13 @@ class PassageTerms:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What BM25 needs of the whole index."""
+    """The statistics of an index for BM25."""
 
-    passages: int  # N: those that have a text
+    passages: int  # N: those with a text
     tokens: int
 
     def idf(self, holding: int) -> np.float32:
-        """Weigh a term by the number of passages that hold it.
+        """Return the weight of a term by the number of passages that contain it.
 
         >>> round(float(Statistics(passages=10, tokens=100).idf(2)), 4)  # ln(1 + 8.5 / 2.5)
         1.4816
@@ -64,7 +64,7 @@ class Statistics:
         return np.float32(math.log(1 + (self.passages - holding + 0.5) / (holding + 0.5)))
 
     def length_factors(self, k1: float, b: float) -> Vectors:
-        """Give c for each of the 256 lengths that one byte can hold.
+        """Return c for each of the 256 lengths of one byte.
 
         >>> factors = Statistics(passages=10, tokens=100).length_factors(k1=0.5, b=0.5)
         >>> float(factors[10])  # the average length, so 1 / k1
@@ -77,7 +77,7 @@ class Statistics:
 
 
 def decoded_length(code: int) -> int:
-    """Give the length that a byte stands for, as Lucene's `SmallFloat.byte4ToInt`.
+    """Return the length of a byte, as Lucene's `SmallFloat.byte4ToInt`.
 
     >>> [decoded_length(code) for code in (0, 23, 39, 40, 41, 48, 255)]
     [0, 23, 39, 40, 42, 56, 2013265944]
@@ -92,7 +92,7 @@ LENGTHS = np.array([decoded_length(code) for code in range(256)])
 
 
 def encoded_length(length: int) -> int:
-    """Give the byte in which Lucene keeps a length: the greatest that is not above it.
+    """Return the byte of a length in Lucene: the greatest that does not exceed it.
 
     >>> [encoded_length(length) for length in (0, 23, 41, 42, 57)]
     [0, 23, 40, 41, 48]
@@ -101,14 +101,14 @@ def encoded_length(length: int) -> int:
 
 
 class LuceneTable:
-    """The terms of a pool's passages, in three long arrays that a query goes through at once.
+    """The terms of cached passages, in three arrays that are scored in one operation.
 
-    A passage's entries are appended. Those of a passage that left stay behind
-    without a slot, until they outnumber the others and are taken out.
+    A passage's entries are appended. Those of an evicted passage remain
+    without a slot, until they outnumber the others and are removed.
     """
 
     def __init__(self, capacity: int) -> None:
-        """Make room for `capacity` passages."""
+        """Create a table of `capacity` passages."""
         self._capacity = capacity
         self._ids = [""] * capacity
         self._spans = [(0, 0)] * capacity
@@ -118,16 +118,16 @@ class LuceneTable:
         self._resize(4096)
 
     def put(self, slot: int, hit: Hit) -> None:
-        """Remember a passage's terms under a slot number.
+        """Store a passage's terms in a slot.
 
         Raises:
-            InputError: the hit is not one of a Lucene retriever's.
+            InputError: the hit is not from a Lucene retriever.
         """
         found = hit.features
         if not isinstance(found, PassageTerms):
             raise InputError(
-                f"the hit {hit.passage.id!r} carries no term counts; a pool takes hits of its own "
-                "retriever only"
+                f"the hit {hit.passage.id!r} has no term counts; a passage cache takes hits of its "
+                "own retriever only"
             )
         start, stop = self._spans[slot]
         self._slots[start:stop] = self._capacity
@@ -146,7 +146,7 @@ class LuceneTable:
         self._ids[slot] = hit.passage.id
 
     def rank(self, query: Query, slots: Sequence[int], k: int) -> list[tuple[int, float]]:
-        """Give the best k of these slots that share a term with the query, with their scores."""
+        """Return the best k of these slots that share a term with the query, with their scores."""
         chosen = row_numbers(slots)
         scores = self._scores(terms_of(query))[chosen]
         sharing = np.flatnonzero(scores > 0)
@@ -178,7 +178,7 @@ class LuceneTable:
         return number
 
     def _make_room(self, count: int) -> None:
-        """Take out what belongs to no slot, and grow unless that frees half of the room."""
+        """Remove entries without a slot, and grow unless that frees half of the space."""
         kept = np.flatnonzero(self._slots[: self._used] < self._capacity)
         terms, factors, slots = self._terms[kept], self._factors[kept], self._slots[kept]
         room = len(self._terms)
@@ -203,7 +203,7 @@ class LuceneTable:
         self._slots: NDArray[np.int64] = np.full(room, self._capacity)
 
     def check(self) -> None:
-        """Assert what must hold between any two calls."""
+        """Assert the invariants."""
         assert self._live == np.count_nonzero(self._slots[: self._used] < self._capacity)
         assert not self._weights.any()
         for slot, (start, stop) in enumerate(self._spans):
@@ -211,15 +211,15 @@ class LuceneTable:
 
 
 def terms_of(query: Query) -> QueryTerms:
-    """Give a query's terms.
+    """Return a query's terms.
 
     Raises:
-        InputError: it was encoded by something else.
+        InputError: it was encoded by another retriever.
     """
     asked: Any = query.encoding
     if not isinstance(asked, QueryTerms):
         raise InputError(
-            f"the query {query.text!r} does not hold an index's terms; make it with "
+            f"the query {query.text!r} does not have an index's terms; create it with "
             "retriever.encode(text)"
         )
     return asked

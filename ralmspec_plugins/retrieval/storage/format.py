@@ -1,7 +1,7 @@
-"""Folders that a JSON record describes: the record read, and the files checked against it.
+"""Folders described by a JSON record: reading the record, and checking the files.
 
-A knowledge base, a KNN-LM datastore and a saved search index are all stored so.
-Whatever is wrong with one is reported before anything in it is used.
+A knowledge base, a KNN-LM datastore and a saved search index have this format.
+Errors are reported before any file is used.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ Verify: TypeAlias = Literal["digests", "sizes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordKind:
-    """What a folder is, and what to do about one that is not.
+    """A kind of folder, and the messages for errors.
 
     Attributes:
-        missing: what is said of a folder without the record, behind its name.
+        missing: the message about a folder without the record, after its name.
         file: the record's name.
-        format: what stands in it as "format".
-        version: the one that this release reads.
-        again: what helps when it is damaged.
+        format: its value of "format".
+        version: the version that this release reads.
+        again: the remedy for a damaged folder.
     """
 
     missing: str
@@ -43,20 +43,20 @@ class RecordKind:
 
 
 def check_verify(verify: str) -> None:
-    """Refuse a word that is no way to verify.
+    """Check a mode of verification.
 
     Raises:
-        ConfigError: the message says which there are.
+        ConfigError: it is unknown; the message lists the known ones.
     """
     if verify not in get_args(Verify):
         raise ConfigError(f"verify must be one of {', '.join(get_args(Verify))}, got {verify!r}")
 
 
 def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
-    """Read the record of a folder.
+    """Return the record of a folder.
 
     Raises:
-        IndexFileError: it is missing, damaged, of another version, or not one of ours.
+        IndexFileError: it is missing, damaged, or in another format.
     """
     file = folder / kind.file
     if not file.is_file():
@@ -76,20 +76,20 @@ def read_record(folder: Path, kind: RecordKind) -> dict[str, Any]:
 
 
 def opened_whole(folder: Path, open_once: Callable[[Path], OpenedT]) -> OpenedT:
-    """Open a folder's files as one, also while another folder takes its name.
+    """Return a folder's opened files consistently, even if it is replaced at the same time.
 
-    A folder is replaced as a whole, in one step, but its files are opened one by one. So
-    links are followed once, at the beginning, and what was opened counts only if the name
-    then led to the same folder before and after; otherwise all of it is opened again. What
-    is returned is the old or the new one.
+    A folder is replaced in one step, but its files are opened one by one. So
+    links are resolved once at the start, and the result is only used if the name
+    referred to the same folder before and after; otherwise all files are opened again. The
+    result is the old or the new folder.
 
     Args:
-        folder: what is opened.
-        open_once: opens and checks all files of the folder that it is given.
+        folder: the folder to open.
+        open_once: opens and checks all files of a folder.
 
     Raises:
-        IndexFileError: what `open_once` raises, of a folder that stayed; or it is replaced
-            again and again.
+        IndexFileError: the error of `open_once` for an unchanged folder; or it is replaced
+            repeatedly.
     """
     for attempt in range(_MOST_ATTEMPTS):
         real = _followed(folder)
@@ -111,24 +111,26 @@ def opened_whole(folder: Path, open_once: Callable[[Path], OpenedT]) -> OpenedT:
 
 
 def _followed(folder: Path) -> Path:
-    """Give the folder itself, behind all links.
+    """Return the folder with all links resolved.
 
     Raises:
-        IndexFileError: they lead in a circle.
+        IndexFileError: the links form a cycle.
     """
     try:
         return folder.resolve()
     except (OSError, RuntimeError) as error:
-        raise IndexFileError(f"{folder} leads nowhere ({error}); give another folder") from error
+        raise IndexFileError(
+            f"{folder} cannot be resolved ({error}); give another folder"
+        ) from error
 
 
 def _moved_aside(folder: Path) -> bool:
-    """Whether a folder is just being replaced by two renames, where there is no exchange."""
+    """Return whether a folder is being replaced by two renames, without an exchange."""
     return any(folder.parent.glob(f".{folder.name}.old-*"))
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """Tell one folder under a name from the next; a rename changes the last number."""
+    """Return the identity of a folder; a rename changes the last number."""
     try:
         found = folder.stat()
     except OSError:
@@ -137,14 +139,14 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def file_record(file: Path) -> dict[str, Any]:
-    """Say what a record must know of a finished file, to find it changed later."""
+    """Return the record of a finished file, to detect later changes."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}
 
 
 def check_file(file: Path, expected: Mapping[str, Any], verify: Verify, again: str) -> None:
-    """Compare a file with what was written.
+    """Compare a file with its record.
 
     Raises:
         IndexFileError: it is missing, or has another length; with "digests", another content.
@@ -165,8 +167,8 @@ def check_file(file: Path, expected: Mapping[str, Any], verify: Verify, again: s
 
 
 FORMAT = "ralmspec-knowledge-base"
-VERSION = 2  # 1 had no offsets and no places
-OWN = "own"  # kb.json marks so the files that are given back as paths
+VERSION = 2  # version 1 had no offsets and no places
+OWN = "own"  # the mark in kb.json of files that are loaded as paths
 
 
 def write_folder(
@@ -175,23 +177,23 @@ def write_folder(
     check: Callable[[Path], None],
     place: Path | None = None,
 ) -> None:
-    """Have a folder written, and give it its name: whole or not at all.
+    """Write a folder atomically.
 
-    Whatever goes wrong on the way (a full disk, Ctrl-C), what had the name before stays
-    as it was, and nothing else is left behind.
+    After an error (a full disk, Ctrl-C) the previous target is
+    unchanged, and no other file remains.
 
     Args:
-        target: the folder's name; not a link.
+        target: the folder's path; not a link.
         write: writes into an empty folder.
-        check: refuses what must not be replaced. Called again at the end: writing can take
-            minutes, and others may have come.
-        place: where it is written; beside the target by default.
+        check: raises for a target that must not be replaced. Called again at the end: writing
+            can take minutes, and the target may have changed.
+        place: the temporary folder; next to the target by default.
     """
     check(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = place or target.with_name(f".{target.name}.new-{secrets.token_hex(8)}")
-    shutil.rmtree(fresh, ignore_errors=True)  # a killed attempt's
-    try:  # made inside: it may be stopped as soon as it is there
+    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process
+    try:  # created inside: an interruption may follow immediately
         fresh.mkdir(mode=0o700)
         write(fresh)
         check(target)
@@ -203,17 +205,17 @@ def write_folder(
 def check_target(
     path: str | os.PathLike[str], *, kind: str = "knowledge base", mark: str = "kb.json"
 ) -> None:
-    """Refuse a place that `save` would refuse, so that it can be known before the work.
+    """Check the target of `save` before the work.
 
-    Free places, empty folders and saved knowledge bases are accepted.
+    Free paths, empty folders and saved knowledge bases are accepted.
 
     Args:
-        path: the place.
-        kind: what may be replaced there, in words.
-        mark: the file that such a folder has.
+        path: the target.
+        kind: the kind of folder that may be replaced, for error messages.
+        mark: the file of such a folder.
 
     Raises:
-        IndexFileError: something else is in the way.
+        IndexFileError: the target is something else.
     """
     target = Path(path)
     if not target.exists() or (target / mark).is_file():
@@ -225,7 +227,7 @@ def check_target(
 
 
 def plain_name(name: str) -> bool:
-    """Whether a file's name stays inside the folder, and is written in only one way.
+    """Return whether a file's name is a canonical path inside the folder.
 
     >>> plain_name("index.bin"), plain_name("lucene/segments_1")
     (True, True)

@@ -1,10 +1,10 @@
-"""Builds that are resumed after a crash: batches on the disk, and a journal of which count.
+"""Resumable builds: batches on the disk, and a journal of complete ones.
 
-A build grows in a hidden folder beside its target, `.<name>.building`. Its files are
-the finished folder's own: they only ever grow, batch after batch, and are linked
-into it at the end, not copied. `journal.jsonl` has one line a batch, a CRC-32 and
-JSON, appended and synced to the disk after the batch itself. A crash can only tear the last
-line, and a torn line does not count: what was written for it is cut off again.
+A build is written to a hidden folder next to its target, `.<name>.building`. Its files are
+those of the finished folder: they are only appended to, batch by batch, and are linked
+into it at the end, not copied. `journal.jsonl` has one line per batch, a CRC-32 and
+JSON, appended and synced to the disk after the batch itself. A crash can only truncate the
+last line, and the data of an incomplete line is removed.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ from ralmspec_plugins.retrieval.storage.format import write_folder
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
-_VERSION = 2  # 1 had entries of its own for each kind of build
-_ANEW = "start anew with restart=True (--restart on the command line)"
-_HEADER = 128  # bytes of a .npy file's header, as long as a row is short
+_VERSION = 2  # version 1 had different entries for each kind of build
+_ANEW = "start again with restart=True (--restart on the command line)"
+_HEADER = 128  # bytes of a .npy file's header, for short rows
 Content: TypeAlias = bytes | NDArray[Any]
 
 
 def start_anew(problem: str, otherwise: str = "") -> IndexFileError:
-    """Say why an unfinished build cannot be resumed, and what to do."""
+    """Return the error of an unfinished build that cannot be resumed."""
     return IndexFileError(f"{problem}; {otherwise + ', or ' if otherwise else ''}{_ANEW}")
 
 
 def digest(content: Any) -> str:
-    """Give the SHA-256 of some bytes."""
+    """Return the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
-    """Write a .npy header; numpy leaves room in it, so that the number of rows can grow.
+    """Return a .npy header, padded by numpy, so that the number of rows can grow.
 
     >>> len(npy_header("<f4", (0, 384))) == len(npy_header("<f4", (10**12, 384)))
     True
@@ -60,13 +60,13 @@ def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A batch that is on the disk.
+    """A batch on the disk.
 
     Attributes:
-        rows: passages, or entries of a datastore, from the beginning.
-        source: SHA-256 of what the batch was made of.
-        ends: where it ends in each file, in bytes.
-        digests: SHA-256 of what each file holds of it.
+        rows: the number of passages, or entries of a datastore, up to its end.
+        source: SHA-256 of its source.
+        ends: its end in each file, in bytes.
+        digests: SHA-256 of its part of each file.
     """
 
     rows: int
@@ -76,10 +76,10 @@ class Entry:
 
     @classmethod
     def of(cls, record: Mapping[str, Any], files: int) -> "Entry":
-        """Read an entry.
+        """Return an entry from its record.
 
         Raises:
-            TypeError: it is none.
+            TypeError: it is not an entry.
         """
         entry = cls(**record)
         numbers = [entry.rows, *entry.ends]
@@ -89,29 +89,29 @@ class Entry:
 
 
 class ResumableBuild:
-    """A build in a folder that is held, batch by batch; goes on behind what is recorded.
+    """A build in a locked folder, in batches, which continues after the recorded ones.
 
-    Each batch is asked for with `recorded`, and added with `append` where an earlier
-    run has not written it; `end` comes behind the last one.
+    Each batch is requested with `recorded`, and added with `append` if no earlier
+    run has written it; `end` follows the last one.
     """
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], noun: str, files: Sequence[str]
     ) -> None:
-        """Begin in a folder, or resume what was begun there.
+        """Start or resume a build in a folder.
 
         Args:
-            folder: held by `building`.
-            settings: what the rows depend on besides the input.
-            noun: what a row is, in the plural, for messages.
-            files: those that grow; .npy files take arrays, the others bytes.
+            folder: locked by `building`.
+            settings: all that the rows depend on besides the input.
+            noun: the plural of a row's name, for error messages.
+            files: the growing files; .npy files take arrays, the others bytes.
 
         Raises:
-            ConfigError: it was begun with other settings.
+            ConfigError: it was started with other settings.
             IndexFileError: the journal is damaged beyond its last line, or a file is too short.
         """
         self.folder = folder
-        self.rows = 0  # of the batches that were asked for or appended
+        self.rows = 0  # of the requested or appended batches
         self._noun = noun
         self._files = [folder / name for name in files]
         self._journal = folder / JOURNAL
@@ -119,7 +119,7 @@ class ResumableBuild:
         self._finished = False
         self._at = 0  # the next batch
         records = _records(self._journal)
-        if len(records) < 2:  # no batch yet, so nothing that could be mixed
+        if len(records) < 2:  # no batch yet, so any settings are valid
             self._journal.unlink(missing_ok=True)
             self._record({"version": _VERSION, "settings": dict(settings)})
         else:
@@ -141,35 +141,35 @@ class ResumableBuild:
         return not self._entries
 
     def recorded(self, source: str, rows: int) -> list[bytes] | None:
-        """Read the next batch back, if an earlier run has written it.
+        """Return the next batch, if an earlier run has written it.
 
         Args:
-            source: `digest` of what it is made of.
-            rows: how many it has.
+            source: `digest` of its source.
+            rows: its number of rows.
 
         Raises:
-            IndexFileError: the input is another, there is more of it than before, or a file
-                does not hold what was written.
+            IndexFileError: the input differs, is longer than before, or a file
+                does not match its record.
         """
         if self._at == len(self._entries):
             if self._finished:
                 raise start_anew(
                     f"there are more than the {self.rows} {self._noun} there were before",
-                    "give the same to go on",
+                    "use the same to continue",
                 )
             return None
         entry = self._entries[self._at]
         what = f"{self._noun} {self.rows} to {entry.rows - 1}"
         if (source, self.rows + rows) != (entry.source, entry.rows):
             raise start_anew(
-                f"{what} are not those that were encoded before", "give the same to go on"
+                f"{what} are not those that were encoded before", "use the same to continue"
             )
         contents = [
             _read(file, start, stop)
             for file, start, stop in zip(self._files, self._ends(self._at), entry.ends, strict=True)
         ]
         if [digest(content) for content in contents] != list(entry.digests):
-            raise start_anew(f"what {self.folder} holds of {what} is not what was written")
+            raise start_anew(f"the content of {self.folder} for {what} is not what was written")
         self.rows, self._at = entry.rows, self._at + 1
         return contents
 
@@ -189,23 +189,23 @@ class ResumableBuild:
         """Record that there is no more input.
 
         Raises:
-            IndexFileError: there was more of it before.
+            IndexFileError: there was more input before.
         """
         before = self._entries[-1].rows if self._entries else 0
         if self.rows < before:
             raise start_anew(
                 f"there are only {self.rows} of the {before} {self._noun} that were encoded before",
-                "give the same to go on",
+                "use the same to continue",
             )
         if not self._finished:
             self._record({"finished": True})
             self._finished = True
 
     def finish_array(self, name: str, kind: str, row: tuple[int, ...] = ()) -> None:
-        """Write the number of rows into a .npy file's header, unless it is there already.
+        """Write the number of rows to a .npy file's header, unless it is complete.
 
-        After a crash at the very end this may be the finished folder's own file,
-        so it is not changed when it is complete.
+        After a crash at the end this may be the finished folder's own file,
+        so a complete file is not changed.
         """
         file, header = self.folder / name, npy_header(kind, (self.rows, *row))
         if _read(file, 0, len(header)) != header:
@@ -216,11 +216,11 @@ class ResumableBuild:
     def publish(
         self, target: Path, write: Callable[[Path], None], check: Callable[[Path], None]
     ) -> None:
-        """Have the finished folder written, and put it at the target; see `write_folder`."""
+        """Write the finished folder to the target; see `write_folder`."""
         write_folder(target, write, check, place=self.folder / "fresh")
 
     def _ends(self, number: int) -> Sequence[int]:
-        """Say where the files end before a recorded batch; the first one is behind the headers."""
+        """Return the ends of the files before a recorded batch; the first follows the headers."""
         if number:
             return self._entries[number - 1].ends
         return [_HEADER if file.suffix == ".npy" else 0 for file in self._files]
@@ -231,7 +231,7 @@ class ResumableBuild:
 
 
 def _sync_to(file: Path, *contents: Any) -> None:
-    """Append to a file, and see it to the disk."""
+    """Append to a file, and sync it to the disk."""
     with file.open("ab") as opened:
         for content in contents:
             opened.write(content)
@@ -240,7 +240,7 @@ def _sync_to(file: Path, *contents: Any) -> None:
 
 
 def _add(file: Path, content: Content) -> str:
-    """Append a batch's bytes, behind a .npy file's header, and give their digest."""
+    """Append a batch's bytes, after a .npy file's header, and return their digest."""
     if isinstance(content, bytes):
         _sync_to(file, content)
         return digest(content)
@@ -259,10 +259,10 @@ def _read(file: Path, start: int, stop: int) -> bytes:
 
 
 def _cut(file: Path, size: int) -> None:
-    """Cut off what lies behind the recorded bytes.
+    """Truncate a file to its recorded size.
 
     Raises:
-        IndexFileError: the file holds less.
+        IndexFileError: the file is shorter.
     """
     there = file.stat().st_size if file.exists() else 0
     if there < size:
@@ -272,7 +272,7 @@ def _cut(file: Path, size: int) -> None:
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
-    """Read all lines but a torn one at the end, which is cut off."""
+    """Return all lines, and truncate an incomplete one at the end."""
     content = file.read_bytes() if file.exists() else b""
     *lines, _ = content.split(b"\n")
     records: list[dict[str, Any]] = []
@@ -302,12 +302,12 @@ def _compare(folder: Path, head: Mapping[str, Any], settings: Mapping[str, Any])
     if differing:
         raise ConfigError(
             f"{folder} holds an unfinished build with other settings: {', '.join(differing)}. "
-            f"Give the same to go on with it, or {_ANEW}"
+            f"Use the same settings to resume it, or {_ANEW}"
         )
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
+    """Link a file, or copy it if the file system does not support links."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -316,11 +316,11 @@ def link(source: Path, target: Path) -> None:
             os.fsync(copied.fileno())
 
 
-# The folder where a build grows: held by one builder at a time, and removed at the end.
+# The folder of a build: locked by one process, and removed at the end.
 
 
 def folder_of(target: Path) -> Path:
-    """Say where the build of this target grows."""
+    """Return the folder of a target's build."""
     return target.parent / f".{target.name}.building"
 
 
@@ -334,21 +334,21 @@ def building(
     restart: bool,
     cheap: bool = False,
 ) -> Iterator[ResumableBuild]:
-    """Hold a target's building folder, and resume or begin its build.
+    """Lock a target's building folder, and resume or start its build.
 
-    Where this ends well the folder is removed. After an error it stays, unless nothing in it
-    cost any work.
+    On success the folder is removed. After an error it is kept, unless it is empty
+    or cheap.
 
     Args:
-        target: the finished folder's place.
+        target: the finished folder's path.
         settings: as for `ResumableBuild`.
         noun: as for `ResumableBuild`.
         files: as for `ResumableBuild`.
-        restart: forget what was begun.
-        cheap: what this run has written costs nothing, so an error of ours forgets it.
+        restart: discard an unfinished build.
+        cheap: the data of this run is discarded after an error.
 
     Raises:
-        ConfigError: a system without file locks; or as for `ResumableBuild`.
+        ConfigError: the system has no file locks; or as for `ResumableBuild`.
         IndexFileError: another process builds there; or as for `ResumableBuild`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -388,7 +388,7 @@ def _lock(folder: Path, target: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its holder has just finished, and removed the folder
+        except FileNotFoundError:  # the other process has finished, and removed the folder
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -409,7 +409,7 @@ def _lock(folder: Path, target: Path) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Remove a building folder that is held; a new one may then be begun at once."""
+    """Remove a locked building folder."""
     prefix = folder.name.removesuffix("building") + "done-"
     gone = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     folder.rename(gone / "building")
@@ -417,7 +417,7 @@ def remove(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove all but the lock."""
+    """Remove all files except the lock."""
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)

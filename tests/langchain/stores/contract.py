@@ -50,7 +50,7 @@ class StoreContract:
         )
 
     @pytest.mark.parametrize(
-        ("k", "share"), [(1, 4), (4, 2), (10, 4), (400, 16), slow(1, 1), slow(4, 1), slow(10, 1)]
+        ("k", "share"), [(1, 8), (4, 4), (10, 8), (400, 16), slow(1, 1), slow(4, 1), slow(10, 1)]
     )
     def test_batches_are_the_hosts_single_calls(
         self, store: VectorStore, k: int, share: int

@@ -1,0 +1,414 @@
+"""A local model as a model of LangChain's, several tokens a pass: for texts, and for messages."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, BaseLLM, LangSmithParams
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    ChatResult,
+    GenerationChunk,
+    LLMResult,
+)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from typing_extensions import override
+
+from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
+from langchain_ralmspec.options import checked_fields
+from ralmspec_plugins.adapters.events import REPORT
+from ralmspec_plugins.adapters.local_model import taken_by
+from ralmspec_plugins.adapters.writing_options import (
+    NO_TOOLS,
+    OPTIONS,
+    DecodingStats,
+    LoadingOptions,
+    WritingOptions,
+    options_of,
+)
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.types import Answer
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.adapters.speculative_model import SpeculativeModel
+
+
+class LocalModelSettings(BaseModel):
+    """The settings that `SpeculativeLLM` and `SpeculativeChatModel` have in common."""
+
+    model: Any = Field(repr=False, exclude=True)
+    """A saved model's folder or name, a loaded transformers model, or a `HuggingFaceLM`; once
+    this object is made, what was loaded."""
+    tokenizer: Any = Field(default=None, repr=False, exclude=True)
+    """Of a model that is loaded already; else the one that stands beside it."""
+    drafter: Any = Field(default="suffix", exclude=True)
+    """Who drafts tokens: "suffix" (copies from the prompt and the text), "passages", a `Drafter`,
+    or several of these; None for plain decoding: the same texts, one token a pass."""
+    decoding: Any = Field(default=None, exclude=True)
+    """A `Decoding` with more settings, in the place of `drafter`."""
+    dtype: Any = Field(default="auto", exclude=True)
+    """The precision of a model that is loaded here; as saved by default."""
+    device: Any = Field(default=None, exclude=True)
+    """Where it is put."""
+    cache_bytes: int = Field(default=2 * 2**30, exclude=True)
+    """The most memory for key-value caches that are not in use."""
+
+    max_tokens: Any = 256
+    """The longest text."""
+    temperature: Any = 0.0
+    """0 for the most likely token; above, tokens are drawn."""
+    top_k: Any = 0
+    """How many tokens a draw chooses from; 0 for all."""
+    top_p: Any = 1.0
+    """The probability that they have together."""
+    repetition_penalty: Any = 1.0
+    """For tokens of prompt and text; 1 for none."""
+    seed: Any = 0
+    """Of the draws: the same prompt and seed give the same text."""
+    stop: Any = ()
+    """Texts in front of which to end; those of a call take their place."""
+    deadline_s: Any = None
+    """Give a text up after so many seconds."""
+
+    def __init__(self, **given: Any) -> None:
+        """Load the model, unless it is loaded, and measure what its drafter has to know.
+
+        Raises:
+            ConfigError: a setting of another type, an unknown one, or one without a meaning.
+            ModelError: what is there is no causal model.
+        """
+        with checked_fields(type(self)):
+            super().__init__(**given)
+        options_of(self, {})
+        self.loaded()
+
+    def loaded(self) -> "SpeculativeModel":
+        """Return the model that writes, with this object's drafter."""
+        from ralmspec_plugins.adapters.speculative_model import speculative_model
+
+        names = ("tokenizer", "drafter", "decoding", "dtype", "device", "cache_bytes")
+        loading = LoadingOptions(**{name: getattr(self, name) for name in names})
+        made = speculative_model(self.model, loading, options_of(self, {}).sampling)
+        if made is not self.model:
+            self.model = made
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; the model stays the same one."""
+        return self.model_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: a loaded model belongs to its process.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: its model is loaded in this process. "
+            "Make it anew where it is needed, from the same folder"
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model was loaded by."""
+        return self.loaded().name
+
+    @property
+    def stats(self) -> DecodingStats:
+        """What all calls of this model took so far, those of copies of this object included."""
+        return self.loaded().stats
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """Name all that texts depend on: LangChain's caches tell models apart by it."""
+        own = {name: getattr(self, name) for name in OPTIONS if name not in ("stop", "deadline_s")}
+        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        # The host puts a call's own stop strings under "stop".
+        return {**self.loaded().known_by(), **own, "own_stop": stop}
+
+    def _call_options(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> WritingOptions:
+        return options_of(self, given if stop is None else {**given, "stop": stop})
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Tokenise as the model does; the host's way would ask the hub for GPT-2's tokenizer."""
+        custom = getattr(self, "custom_get_token_ids", None)
+        return list(custom(text)) if custom is not None else self.loaded().tokens(text)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        named: LangSmithParams = super()._get_ls_params(  # type: ignore[misc] # of the host's class
+            stop=stop, **kwargs
+        )
+        named["ls_provider"] = "ralmspec"
+        return named
+
+
+class SpeculativeLLM(LocalModelSettings, BaseLLM):
+    """Continues texts with a local Hugging Face model, several tokens a pass.
+
+    The text is the one of `drafter=None`, which writes one token a pass, greedy or drawn.
+    `stream` gives out only text that stays. `generation_info` has the reason of a text's end
+    and, under "ralmspec", a `Report`: `stats_of(generation_info)` reads it.
+
+    A call takes `stop`, and any of `max_tokens`, `temperature`, `top_k`, `top_p`,
+    `repetition_penalty`, `seed` and `deadline_s`, for itself alone; any other argument is a
+    `TypeError`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @property
+    @override
+    def _llm_type(self) -> str:
+        return "ralmspec-llm"
+
+    @override
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        answers = self.loaded().answers(prompts, self._call_options(stop, kwargs))
+        return result_of(answers, self.model_name)
+
+    @override
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        answers = await self.loaded().aanswers(prompts, self._call_options(stop, kwargs))
+        return result_of(answers, self.model_name)
+
+    @override
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        stream = self.loaded().stream(prompt, self._call_options(stop, kwargs))
+        return chunks_of(stream, run_manager)
+
+    @override
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        stream = await self.loaded().astream(prompt, self._call_options(stop, kwargs))
+        async with aclosing(achunks_of(stream, run_manager)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
+    """Answers messages with a local Hugging Face model, several tokens a pass.
+
+    Messages are shown by the tokenizer's chat template, or by `chat_template`; a last one of
+    the assistant is continued. All else is as with `SpeculativeLLM`; what a message took
+    stands in its `usage_metadata`, and in its `response_metadata`, which `stats_of` reads.
+    It takes text alone, and calls no tools.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    chat_template: Any = Field(default=None, repr=False)
+    """Shows messages as a text: a Jinja template, in the place of the tokenizer's own."""
+    streaming: StrictBool = False
+    """Whether `invoke` streams to handlers that hear single pieces."""
+
+    def __init__(self, **given: Any) -> None:
+        """Load the model, and see that messages can be shown to it.
+
+        Raises:
+            ConfigError: a setting of another type, an unknown one, or one without a meaning.
+            ModelError: what is there is no causal model, or there is no chat template.
+        """
+        from ralmspec_plugins.adapters.speculative_model import check_chat_template
+
+        super().__init__(**given)
+        if not isinstance(self.chat_template, str | None):
+            raise ConfigError(f"chat_template must be a text, got {self.chat_template!r:.80}")
+        check_chat_template(
+            self.loaded(),
+            self.chat_template,
+            "Give one, chat_template=..., or use SpeculativeLLM, which continues texts.",
+        )
+
+    def prompt_of(self, messages: Sequence[BaseMessage]) -> str:
+        """Show messages as the text that the model continues.
+
+        Raises:
+            InputError: they hold more than text, or the template refuses them.
+        """
+        from ralmspec_plugins.adapters.speculative_model import chat_prompt
+
+        return chat_prompt(self.loaded(), self.chat_template, [*map(_plain, messages)])
+
+    @override
+    def bind_tools(self, tools: Any, **kwargs: Any) -> NoReturn:
+        """Refuse tools.
+
+        Raises:
+            NotImplementedError: it calls none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} was given tools, but {NO_TOOLS}")
+
+    @override
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
+        """Refuse a schema.
+
+        Raises:
+            NotImplementedError: it keeps to none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} was given a schema, but {NO_TOOLS}")
+
+    @property
+    @override
+    def _llm_type(self) -> str:
+        return "ralmspec-chat"
+
+    @property
+    @override
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**super()._identifying_params, "chat_template": self.chat_template}
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        options = self._call_options(stop, kwargs)
+        [answer] = self.loaded().answers([self.prompt_of(messages)], options)
+        return self._chat_result(answer)
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        options = self._call_options(stop, kwargs)
+        [answer] = await self.loaded().aanswers([self.prompt_of(messages)], options)
+        return self._chat_result(answer)
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        options = self._call_options(stop, kwargs)
+        stream = self.loaded().stream(self.prompt_of(messages), options)
+        with closing(chunks_of(stream, None)) as pieces:
+            for piece in pieces:
+                chunk = self._chat_chunk(piece)
+                if run_manager is not None and piece.text:
+                    run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
+
+    @override
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        options = self._call_options(stop, kwargs)
+        stream = await self.loaded().astream(self.prompt_of(messages), options)
+        async with aclosing(achunks_of(stream, None)) as pieces:
+            async for piece in pieces:
+                chunk = self._chat_chunk(piece)
+                if run_manager is not None and piece.text:
+                    await run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
+
+    def _chat_result(self, answer: Answer) -> ChatResult:
+        taken = taken_by(answer)
+        message = AIMessage(
+            content=answer.text,
+            usage_metadata=_usage(taken),
+            response_metadata={**taken, "model_name": self.model_name},
+        )
+        made = ChatGeneration(
+            message=message, generation_info={"finish_reason": taken["finish_reason"]}
+        )
+        return ChatResult(generations=[made])
+
+    def _chat_chunk(self, piece: GenerationChunk) -> ChatGenerationChunk:
+        taken = piece.generation_info
+        if taken is None:
+            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text))
+        return ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                usage_metadata=_usage(taken),
+                response_metadata={**taken, "model_name": self.model_name},
+                chunk_position="last",
+            )
+        )
+
+
+def _usage(taken: Mapping[str, Any]) -> UsageMetadata:
+    usage: UsageMetadata = taken[REPORT]["usage"]
+    return UsageMetadata(
+        input_tokens=usage["input_tokens"],
+        output_tokens=usage["output_tokens"],
+        total_tokens=usage["total_tokens"],
+    )
+
+
+def _plain(message: BaseMessage) -> dict[str, str]:
+    """Give role and text of a message.
+
+    Raises:
+        InputError: it is of another kind, or holds more than text.
+    """
+    called = isinstance(message, AIMessage) and message.tool_calls
+    role = _ROLES.get(type(message).__name__.removesuffix("Chunk"))
+    if isinstance(message, ChatMessage):
+        role = message.role
+    if role is None or called:
+        what = "a call of tools" if called else f"a {type(message).__name__}"
+        raise InputError(
+            f"SpeculativeChatModel takes messages of system, user and assistant, got {what}"
+        )
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    other = [one for one in blocks if not isinstance(one, str) and one.get("type") != "text"]
+    if other:
+        kinds = sorted({str(one.get("type")) for one in other if isinstance(one, dict)})
+        raise InputError(f"SpeculativeChatModel takes text alone, got content of {kinds}")
+    return {"role": role, "content": str(message.text)}
+
+
+_ROLES = {
+    HumanMessage.__name__: "user",
+    AIMessage.__name__: "assistant",
+    SystemMessage.__name__: "system",
+}

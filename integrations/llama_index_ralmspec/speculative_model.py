@@ -1,0 +1,272 @@
+"""A local model as a model of LlamaIndex', several tokens a pass: for texts, and for messages."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from llama_index.core.base.llms.generic_utils import (
+    astream_completion_response_to_chat_response,
+    completion_response_to_chat_response,
+)
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    TextBlock,
+)
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from typing_extensions import override
+
+from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from ralmspec_plugins.adapters.writing_options import (
+    OPTIONS,
+    DecodingStats,
+    LoadingOptions,
+    WritingOptions,
+    options_of,
+)
+from ralmspec_plugins.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from ralmspec_plugins.adapters.speculative_model import SpeculativeModel
+
+
+class SpeculativeLLM(CustomLLM):
+    """Writes with a local Hugging Face model, several tokens a pass, for LlamaIndex.
+
+    The text is the one of `drafter=None`, which writes one token a pass, greedy or drawn.
+    Streams give out only text that stays. `raw` of a response, of a stream's last one, has
+    the reason of the text's end, the tokens that the host's counters read and, under
+    "ralmspec", a `Report`; `stats` adds up what all calls took.
+
+    Messages are shown by the tokenizer's chat template, by `chat_template`, or by
+    `messages_to_prompt`; a last one of the assistant is continued. It takes text alone, and
+    calls no tools.
+
+    A call takes any of `max_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`,
+    `seed`, `stop` and `deadline_s`, for itself alone; any other argument is a `TypeError`.
+
+    Attributes:
+        max_tokens: the longest text.
+        temperature: 0 for the most likely token; above, tokens are drawn.
+        top_k: how many tokens a draw chooses from; 0 for all.
+        top_p: the probability that they have together.
+        repetition_penalty: for tokens of prompt and text; 1 for none.
+        seed: of the draws: the same prompt and seed give the same text.
+        stop: texts in front of which to end; those of a call take their place.
+        deadline_s: give a text up after so many seconds.
+        chat_template: shows messages as a text, in the place of the tokenizer's own.
+        is_chat_model: whether the host shows it prompts as messages; by default where
+            there is a chat template.
+    """
+
+    max_tokens: Any = 256
+    temperature: Any = 0.0
+    top_k: Any = 0
+    top_p: Any = 1.0
+    repetition_penalty: Any = 1.0
+    seed: Any = 0
+    stop: Any = ()
+    deadline_s: Any = None
+    chat_template: str | None = None
+    is_chat_model: bool = False
+
+    _model: Any = PrivateAttr()
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        drafter: Any = "suffix",
+        decoding: Any = None,
+        dtype: Any = "auto",
+        device: Any = None,
+        cache_bytes: int = 2 * 2**30,
+        chat_template: str | None = None,
+        is_chat_model: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        """Load the model, unless it is loaded, and measure what its drafter has to know.
+
+        Args:
+            model: a saved model's folder or name, a loaded transformers model, or a
+                `HuggingFaceLM`.
+            tokenizer: of a model that is loaded already.
+            drafter: who drafts tokens: "suffix" (copies from the prompt and the text), "passages",
+                a `Drafter`, or several of these; None for plain decoding: the same texts, one
+                token a pass.
+            decoding: a `Decoding` with more settings, in the place of `drafter`.
+            dtype: the precision of a model that is loaded here; as saved by default.
+            device: where it is put.
+            cache_bytes: the most memory for key-value caches that are not in use.
+            chat_template: see `Attributes`.
+            is_chat_model: as above.
+            settings: the other attributes, and what every LLM of the host takes:
+                `callback_manager`, `system_prompt`, `messages_to_prompt`,
+                `completion_to_prompt`, `output_parser`, and so on.
+
+        Raises:
+            TypeError: an unknown argument.
+            ConfigError: a setting of another type, or one without a meaning.
+            ModelError: what is there is no causal model.
+        """
+        from ralmspec_plugins.adapters.speculative_model import has_chat_template, speculative_model
+
+        known = {*CustomLLM.model_fields, *OPTIONS}
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise TypeError(
+                f"SpeculativeLLM takes its settings and those of LlamaIndex' LLMs, got {unknown}"
+            )
+        if not isinstance(chat_template, str | None):
+            raise ConfigError(f"chat_template must be a text, got {chat_template!r:.80}")
+        given = {name: value for name, value in settings.items() if value is not None}
+        own_messages = "messages_to_prompt" in given
+        given.setdefault("messages_to_prompt", self._by_template)
+        super().__init__(chat_template=chat_template, **given)
+        loading = LoadingOptions(
+            tokenizer=tokenizer,
+            drafter=drafter,
+            decoding=decoding,
+            dtype=dtype,
+            device=device,
+            cache_bytes=cache_bytes,
+        )
+        self._model = speculative_model(model, loading, options_of(self, {}).sampling)
+        if is_chat_model is None:
+            is_chat_model = not own_messages and has_chat_template(self._model, chat_template)
+        self.is_chat_model = is_chat_model
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; the model stays the same one."""
+        return self.model_copy()
+
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        return "ralmspec_speculative_llm"
+
+    @property
+    @override
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(
+            context_window=self.loaded().lm.context or DEFAULT_CONTEXT_WINDOW,
+            num_output=self.max_tokens,
+            is_chat_model=self.is_chat_model,
+            model_name=self.loaded().name,
+        )
+
+    @property
+    def stats(self) -> DecodingStats:
+        """What all calls of this model took so far, those of copies of this object included."""
+        return self.loaded().stats
+
+    def loaded(self) -> "SpeculativeModel":
+        """Return the model that writes."""
+        model: SpeculativeModel = self._model
+        return model
+
+    def _by_template(self, messages: Sequence[ChatMessage]) -> str:
+        """Show messages as the text that the model continues.
+
+        Raises:
+            ModelError: there is no chat template.
+            InputError: they hold more than text, or the template refuses them.
+        """
+        from ralmspec_plugins.adapters.speculative_model import chat_prompt, check_chat_template
+
+        check_chat_template(
+            self.loaded(),
+            self.chat_template,
+            "Give one, chat_template=..., or messages_to_prompt=..., or complete texts.",
+        )
+        return chat_prompt(self.loaded(), self.chat_template, [*map(_plain, messages)])
+
+    def _shown(self, prompt: str, *, formatted: bool) -> str:
+        """Give what the model is to continue; the host's own parts have formatted it already."""
+        assert self.completion_to_prompt is not None, "the host fills it in"
+        return prompt if formatted else self.completion_to_prompt(prompt)
+
+    def _told(self, messages: Sequence[ChatMessage]) -> str:
+        """Show messages as one text."""
+        assert self.messages_to_prompt is not None, "filled in when this was made"
+        return self.messages_to_prompt(messages)
+
+    def _options(self, given: Mapping[str, Any]) -> WritingOptions:
+        return options_of(self, given)
+
+    @llm_completion_callback()
+    @override
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Continue a text."""
+        shown = self._shown(prompt, formatted=formatted)
+        [answer] = self.loaded().answers([shown], self._options(kwargs))
+        return response_of(answer)
+
+    @llm_completion_callback()
+    @override
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """Continue a text without holding up the event loop."""
+        shown = self._shown(prompt, formatted=formatted)
+        [answer] = await self.loaded().aanswers([shown], self._options(kwargs))
+        return response_of(answer)
+
+    @llm_completion_callback()
+    @override
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """Continue a text piece by piece; the last piece is empty, and has `raw`."""
+        shown = self._shown(prompt, formatted=formatted)
+        return responses_of(self.loaded().stream(shown, self._options(kwargs)))
+
+    @llm_completion_callback()
+    @override
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """Continue a text piece by piece without holding up the event loop."""
+        shown = self._shown(prompt, formatted=formatted)
+        return aresponses_of(await self.loaded().astream(shown, self._options(kwargs)))
+
+    @llm_chat_callback()
+    @override
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer messages without holding up the event loop, as the host's way would."""
+        response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
+        return completion_response_to_chat_response(response)
+
+    @llm_chat_callback()
+    @override
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """Answer messages piece by piece, likewise."""
+        responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
+        return astream_completion_response_to_chat_response(responses)
+
+
+def _plain(message: ChatMessage) -> dict[str, str]:
+    """Give role and text of a message.
+
+    Raises:
+        InputError: it belongs to a tool, calls one, or holds more than text.
+    """
+    role = str(message.role.value)
+    if role not in ("system", "user", "assistant") or message.additional_kwargs.get("tool_calls"):
+        what = f"a message of {role}" if role != "assistant" else "a call of tools"
+        raise InputError(f"SpeculativeLLM takes messages of system, user and assistant, got {what}")
+    other = sorted({type(one).__name__ for one in message.blocks if not isinstance(one, TextBlock)})
+    if other:
+        raise InputError(f"SpeculativeLLM takes text alone, got {other}")
+    text = "\n".join(one.text for one in message.blocks if isinstance(one, TextBlock))
+    return {"role": role, "content": text}

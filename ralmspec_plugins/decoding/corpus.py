@@ -1,0 +1,370 @@
+"""Token files to draft from: texts as tokens on the disk, with a suffix array over them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ralmspec_plugins.errors import (
+    IndexFileError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+)
+from ralmspec_plugins.lm.fingerprint import tokenizer_fingerprint
+from ralmspec_plugins.lm.prompts import check_text, encode
+from ralmspec_plugins.retrieval.storage.files import DAMAGE, open_array, write_array
+from ralmspec_plugins.retrieval.storage.format import (
+    RecordKind,
+    Verify,
+    check_file,
+    check_target,
+    check_verify,
+    file_record,
+    opened_whole,
+    read_record,
+)
+from ralmspec_plugins.retrieval.storage.journal import ResumableBuild, building, link
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS: Final = "tokens.npy"
+SUFFIXES: Final = "suffixes.npy"
+FILES: Final = (TOKENS, SUFFIXES)
+ABOUT: Final = "about.json"
+_KIND: Final = RecordKind(
+    missing=f"is no token corpus: it has no {ABOUT}; make one with ralmspec draft build",
+    file=ABOUT,
+    format="ralmspec-token-corpus",
+    version=1,
+    again="build the corpus again",
+)
+_PORTION: Final = 1 << 16  # tokens that become safe on the disk at a time, at least
+
+Stage: TypeAlias = Literal["checking", "encoding", "sorting", "finishing"]
+Watcher: TypeAlias = Callable[[Stage, int], None]
+Tokens: TypeAlias = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusInfo:
+    """What a token corpus was made of.
+
+    Attributes:
+        tokens: of all documents, each with the mark behind it.
+        documents: how many.
+        boundary: the number behind each document, which is no token.
+        tokenizer: `tokenizer_fingerprint(...)`.
+        tokenizer_name: for messages.
+        source: where the texts are from, in words.
+    """
+
+    tokens: int
+    documents: int
+    boundary: int
+    tokenizer: str
+    tokenizer_name: str = ""
+    source: str = ""
+
+
+class TokenCorpus:
+    """The tokens of documents, and the order of all their endings; immutable, for any thread.
+
+    Both are memory-mapped: a look-up touches some pages of each.
+
+    >>> corpus = TokenCorpus.of([[1, 2, 3], [1, 2, 4]])
+    >>> start, stop = corpus.find([1, 2])
+    >>> sorted(corpus.following(start, stop, 2, 8))
+    [(3,), (4,)]
+
+    Attributes:
+        tokens: int32.  # [tokens]
+        suffixes: where each ending begins, in the order of the endings.  # [tokens]
+        about: what it was made of.
+    """
+
+    def __init__(self, tokens: Tokens, suffixes: NDArray[Any], about: CorpusInfo) -> None:
+        """Take over checked arrays; use `open` or `of`."""
+        self.tokens = tokens
+        self.suffixes = suffixes
+        self.about = about
+
+    @classmethod
+    def of(cls, documents: Iterable[Sequence[int]], tokenizer: str = "") -> Self:
+        """Make a corpus in memory, of documents that are tokens already.
+
+        Args:
+            documents: each a sequence of tokens.
+            tokenizer: the fingerprint of the tokenizer that made them, if it shall be compared.
+
+        Raises:
+            InputError: there is no token.
+            MissingExtraError: pydivsufsort is not installed.
+        """
+        held = [np.asarray(document, dtype=np.int32) for document in documents]
+        held = [document for document in held if len(document)]
+        if not held:
+            raise InputError("there is nothing to draft from: no document has a token")
+        boundary = int(max(document.max() for document in held)) + 1
+        mark = np.array([boundary], dtype=np.int32)
+        tokens = np.concatenate([part for document in held for part in (document, mark)])
+        about = CorpusInfo(
+            tokens=len(tokens), documents=len(held), boundary=boundary, tokenizer=tokenizer
+        )
+        return cls(tokens, suffix_array(tokens), about)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: Verify = "sizes") -> Self:
+        """Open a folder that `build_corpus` wrote.
+
+        Args:
+            path: the folder.
+            verify: "sizes" compares lengths and shapes, "digests" reads all and finds a changed
+                byte.
+
+        Raises:
+            ConfigError: another word for `verify`.
+            IndexFileError: it is missing, damaged, of another version, or not one of ours.
+        """
+        check_verify(verify)
+        return opened_whole(Path(path), lambda folder: cls._open_once(folder, verify))
+
+    @classmethod
+    def _open_once(cls, folder: Path, verify: Verify) -> Self:
+        record = read_record(folder, _KIND)
+        try:
+            about, files = CorpusInfo(**record["about"]), record["files"]
+            for name in FILES:
+                check_file(folder / name, files[name], verify, _KIND.again)
+        except IndexFileError:
+            raise
+        except DAMAGE as error:
+            raise IndexFileError(
+                f"{folder / ABOUT} is damaged ({error!r}); {_KIND.again}"
+            ) from error
+        tokens, suffixes = (open_array(folder / name) for name in FILES)
+        problem = _problem(tokens, suffixes, about)
+        if problem:
+            raise IndexFileError(f"{folder} is damaged: {problem}; {_KIND.again}")
+        return cls(tokens, suffixes, about)
+
+    def __len__(self) -> int:
+        """Count the tokens, boundaries among them."""
+        return len(self.tokens)
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Refuse a tokenizer whose tokens mean something else.
+
+        Raises:
+            ModelError: it is not the one that made the corpus.
+        """
+        got = tokenizer_fingerprint(tokenizer)
+        if self.about.tokenizer and got != self.about.tokenizer:
+            made_with = f" ({self.about.tokenizer_name})" if self.about.tokenizer_name else ""
+            raise ModelError(
+                f"The token corpus was built with another tokenizer{made_with}: its fingerprint "
+                f"is {self.about.tokenizer}, and the model's {got}. Build one with yours: "
+                "ralmspec draft build TEXTS OUT --model MODEL"
+            )
+
+    def find(self, pattern: Sequence[int]) -> tuple[int, int]:
+        """Give the stretch of the suffix array whose endings begin with a pattern."""
+        start, stop = 0, len(self.suffixes)
+        for offset, token in enumerate(pattern):
+            start, stop = (
+                self._bound(start, stop, offset, token, behind=False),
+                self._bound(start, stop, offset, token, behind=True),
+            )
+            if start == stop:
+                break
+        return start, stop
+
+    def longest(self, text: Sequence[int], most: int) -> tuple[int, int, int]:
+        """Find the longest ending of a text, of at most `most` tokens, that occurs here.
+
+        Returns:
+            Its length, and its stretch of the suffix array; length 0 where the last token never
+            occurs.
+        """
+        found, low, high = (0, 0, 0), 1, min(most, len(text))
+        while low <= high:  # if an ending occurs, shorter ones do
+            middle = (low + high) // 2
+            start, stop = self.find(text[len(text) - middle :])
+            if start < stop:
+                found, low = (middle, start, stop), middle + 1
+            else:
+                high = middle - 1
+        return found
+
+    def following(self, start: int, stop: int, skip: int, most: int) -> Iterator[tuple[int, ...]]:
+        """Give the tokens behind a pattern, up to `most` from each of its places.
+
+        Args:
+            start: of the pattern's stretch.
+            stop: its end.
+            skip: the pattern's length.
+            most: tokens; fewer at a document's end.
+        """
+        for place in np.asarray(self.suffixes[start:stop]).tolist():
+            window = self.tokens[place + skip : place + skip + most].tolist()
+            if self.about.boundary in window:
+                window = window[: window.index(self.about.boundary)]
+            yield tuple(window)
+
+    def _bound(self, start: int, stop: int, offset: int, token: int, *, behind: bool) -> int:
+        """Find where, among endings with a common beginning, those with a token begin or end."""
+        tokens, suffixes, last = self.tokens, self.suffixes, len(self.tokens)
+        while start < stop:
+            middle = (start + stop) // 2
+            place = int(suffixes[middle]) + offset
+            there = int(tokens[place]) if place < last else -1  # the shortest comes first
+            if there < token or (behind and there == token):
+                start = middle + 1
+            else:
+                stop = middle
+        return start
+
+
+def suffix_array(tokens: Tokens) -> NDArray[Any]:
+    """Give where each ending begins, in the order of the endings.
+
+    Raises:
+        MissingExtraError: pydivsufsort is not installed.
+    """
+    try:
+        from pydivsufsort import divsufsort
+    except ImportError as missing:
+        raise MissingExtraError("decoding", "pydivsufsort") from missing
+    found: NDArray[Any] = np.asarray(divsufsort(np.ascontiguousarray(tokens)))
+    return found
+
+
+def build_corpus(
+    texts: Iterable[str],
+    target: str | os.PathLike[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    source: str = "",
+    progress: Watcher | None = None,
+    restart: bool = False,
+) -> TokenCorpus:
+    """Build a token corpus on the disk, and open it.
+
+    Tokens are safe on the disk portion by portion, in a hidden folder beside the target: after
+    a crash, a full disk or Ctrl-C the same call goes on behind the last portion. The suffix
+    array is made of all of them at the end, in memory (about 13 bytes a token). Until the last
+    moment the target stays as it was; then it is replaced as a whole.
+
+    Args:
+        texts: documents; drafts never run from one into the next.
+        target: the folder of the corpus.
+        tokenizer: that of the model whose text is to be drafted.
+        source: where the texts are from, in words.
+        progress: called with a stage and how many tokens are through it.
+        restart: forget an unfinished build of this target.
+
+    Raises:
+        ConfigError: an unfinished build with another tokenizer.
+        InputError: no tokens, or a text that no tokenizer takes.
+        IndexFileError: something else is at the target, another process is building it, or an
+            unfinished build was begun with other texts.
+        MissingExtraError: pydivsufsort is not installed.
+    """
+    place = Path(target).resolve()  # a link keeps leading to it
+    _check_target(place)
+    suffix_array(np.array([0], dtype=np.int32))  # what is missing is known before the work
+    boundary = len(tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    watch = progress or _unwatched
+    settings = {"tokenizer": fingerprint, "boundary": boundary}
+    with building(place, settings, "tokens", (TOKENS,), restart=restart) as build:
+        documents = 0
+        for part, count in _portions(texts, tokenizer, boundary):
+            documents += count
+            content = hashlib.sha256(part.tobytes()).hexdigest()
+            there = build.recorded(content, len(part))
+            if there is None:
+                build.append(content, len(part), [part.astype("<i4")])
+            watch("checking" if there else "encoding", build.rows)
+        if not documents:
+            raise InputError("there is nothing to draft from: no text has a token; give one")
+        build.end()
+        about = CorpusInfo(
+            tokens=build.rows,
+            documents=documents,
+            boundary=boundary,
+            tokenizer=fingerprint,
+            tokenizer_name=str(tokenizer.name_or_path),
+            source=source,
+        )
+        _publish(build, place, about, watch)
+    return TokenCorpus.open(place)
+
+
+def _portions(
+    texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", boundary: int
+) -> Iterator[tuple[Tokens, int]]:
+    """Give the tokens of texts, some documents at a time, each with the boundary behind it."""
+    held: list[int] = []
+    documents = 0
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} must be a string, got {type(text).__name__}")
+        check_text(text)
+        tokens = encode(tokenizer, text, literal=True)
+        if not tokens:
+            continue
+        held += [*tokens, boundary]
+        documents += 1
+        if len(held) >= _PORTION:
+            yield np.array(held, dtype=np.int32), documents
+            held, documents = [], 0
+    if held:
+        yield np.array(held, dtype=np.int32), documents
+
+
+def _publish(build: ResumableBuild, target: Path, about: CorpusInfo, watch: Watcher) -> None:
+    build.finish_array(TOKENS, "<i4")
+    watch("sorting", 0)
+    write_array(build.folder / SUFFIXES, suffix_array(open_array(build.folder / TOKENS)))
+    watch("sorting", build.rows)
+
+    def write(fresh: Path) -> None:
+        for name in FILES:
+            link(build.folder / name, fresh / name)
+        files = {name: file_record(fresh / name) for name in FILES}
+        head = {"format": _KIND.format, "version": _KIND.version}
+        record = {**head, "about": asdict(about), "files": files}
+        with (fresh / ABOUT).open("wb") as file:
+            file.write(json.dumps(record, indent=2).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    build.publish(target, write, _check_target)
+    watch("finishing", build.rows)
+
+
+def _check_target(target: Path) -> None:
+    check_target(target, kind="token corpus", mark=ABOUT)
+
+
+def _problem(tokens: NDArray[Any], suffixes: NDArray[Any], about: CorpusInfo) -> str:
+    """Say what does not fit; nothing where all does."""
+    if tokens.dtype != np.int32 or tokens.shape != (about.tokens,):
+        return f"{TOKENS} holds {tokens.dtype} of shape {tokens.shape}"
+    if suffixes.dtype.kind != "i" or suffixes.shape != tokens.shape:
+        return f"{SUFFIXES} holds {suffixes.dtype} of shape {suffixes.shape}"
+    if not about.tokens or int(tokens[-1]) != about.boundary:
+        return f"{TOKENS} does not end with a document's end"
+    return ""
+
+
+def _unwatched(stage: Stage, tokens: int) -> None:
+    """Report to no caller."""

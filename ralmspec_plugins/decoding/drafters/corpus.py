@@ -1,0 +1,159 @@
+"""Drafts what followed the text's end in a corpus of tokens, as REST does."""
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from ralmspec_plugins.decoding.corpus import TokenCorpus
+from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
+from ralmspec_plugins.errors import ConfigError
+
+_BACK: Final = 2  # shorter endings that are asked where the longest has few places
+_FEW: Final = 8
+
+
+class CorpusDrafter:
+    """Retrieves drafts from a token corpus: REST (He et al., 2311.08252).
+
+    The longest ending of the text that occurs in the corpus is found by binary searches in a
+    suffix array; what followed it at up to `places` places becomes a tree, valued by how often
+    each path was followed. REST takes endings of at most 16 tokens, 10 tokens behind them, and
+    the 64 most frequent drafts.
+
+    The corpus is read by all who use the drafter: give each tenant the corpus of its own
+    texts. A draft never changes a text.
+
+    Worked: behind "1 2" the corpus goes on with 3 twice and with 4 once; the rest is left to
+    shorter endings, since three places are few:
+
+    >>> corpus = TokenCorpus.of([[1, 2, 3, 5], [1, 2, 3, 6], [1, 2, 4]])
+    >>> tree = CorpusDrafter(corpus).propose(DraftContext("request", (), (9,), (1, 2)), 2)
+    >>> tree.tokens, [round(value, 2) for value in tree.values]
+    ((3, 4), [0.4, 0.2])
+    """
+
+    source: Final = "corpus"  # in the evidence of its drafts
+
+    def __init__(
+        self,
+        corpus: TokenCorpus | str | os.PathLike[str],
+        *,
+        longest_match: int = 16,
+        least_match: int = 1,
+        depth: int = 10,
+        places: int = 128,
+    ) -> None:
+        """Draft from a corpus.
+
+        Args:
+            corpus: one, or the folder of one.
+            longest_match: the most tokens of the text's end that are looked for.
+            least_match: the least that must be found.
+            depth: the most tokens that are taken behind a place.
+            places: the most places that are looked at, spread over all of them.
+
+        Raises:
+            ConfigError: a number is below 1.
+            IndexFileError: there is no corpus in the folder.
+        """
+        for name, value in (
+            ("longest_match", longest_match),
+            ("least_match", least_match),
+            ("depth", depth),
+            ("places", places),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        self.corpus = corpus if isinstance(corpus, TokenCorpus) else TokenCorpus.open(corpus)
+        self.longest_match = longest_match
+        self.least_match = least_match
+        self.depth = depth
+        self.places = places
+
+    def bind(self, target: DraftTarget) -> None:
+        """Refuse a model with another tokenizer than that of the corpus.
+
+        Raises:
+            ModelError: it is another.
+        """
+        self.corpus.check_tokenizer(target.tokenizer)
+
+    def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        """Draft at most `budget` tokens."""
+        end = (*context.front[-self.longest_match :], *context.text)[-self.longest_match :]
+        match, start, stop = self.corpus.longest(end, self.longest_match)
+        counts = _Counts()
+        asked = 0
+        while match >= self.least_match and match > 0:
+            counts.add(self._continuations(start, stop, match), match)
+            asked += 1
+            if counts.places >= _FEW or asked > _BACK:
+                break
+            match -= 1  # a shorter ending has these places and others
+            start, stop = self.corpus.find(end[len(end) - match :])
+        return counts.tree().most_valued(budget)
+
+    def update(self, accepted: Accepted) -> None:
+        """Learn nothing: the corpus is as it is."""
+
+    def _continuations(self, start: int, stop: int, match: int) -> list[tuple[int, ...]]:
+        """Give what follows at the places of a stretch, or at some spread over it."""
+        if stop - start <= self.places:
+            return list(self.corpus.following(start, stop, match, self.depth))
+        step = (stop - start) / self.places
+        chosen = (start + int(step * number) for number in range(self.places))
+        return [
+            one
+            for place in chosen
+            for one in self.corpus.following(place, place + 1, match, self.depth)
+        ]
+
+
+class _Counts:
+    """How often each path was followed, by the longest ending that leads to it first."""
+
+    def __init__(self) -> None:
+        self.places = 0
+        self._nodes: dict[tuple[int, int], int] = {}  # (parent, token) to node
+        self._values: list[float] = []
+        self._evidence: list[Evidence] = []
+        self._left = 1.0  # of all chances, for endings not asked yet
+
+    def add(self, continuations: Sequence[tuple[int, ...]], match: int) -> None:
+        """Count what follows an ending; paths that are known from a longer one stay as they are."""
+        filled = [one for one in continuations if one]
+        self.places = len(continuations)
+        if not filled:
+            return
+        counts: dict[tuple[int, ...], int] = {}
+        for one in filled:
+            for length in range(1, len(one) + 1):
+                counts[one[:length]] = counts.get(one[:length], 0) + 1
+        children = len({one[0] for one in filled})
+        whole = len(continuations)
+        # As in PPM, endings with few places leave a part to shorter ones.
+        part = self._left * (whole / (whole + children) if whole < _FEW else 1.0)
+        known: dict[tuple[int, ...], int] = {(): ROOT}
+        for path in sorted(counts, key=lambda one: (len(one), -counts[one])):
+            parent = known[path[:-1]]
+            node = self._nodes.setdefault((parent, path[-1]), len(self._nodes))
+            known[path] = node
+            if node == len(self._values):
+                before = counts[path[:-1]] if len(path) > 1 else whole
+                self._values.append(part * counts[path] / whole)
+                self._evidence.append(
+                    Evidence(CorpusDrafter.source, match + len(path) - 1, counts[path] / before)
+                )
+        self._left -= part
+
+    def tree(self) -> TokenTree:
+        """Give the tree of all paths."""
+        if not self._nodes:
+            return EMPTY
+        return TokenTree(
+            tuple(token for _, token in self._nodes),
+            tuple(parent for parent, _ in self._nodes),
+            tuple(self._values),
+            tuple(self._evidence),
+        )

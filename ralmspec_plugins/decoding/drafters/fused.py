@@ -1,0 +1,198 @@
+"""Drafts of a small model and of retrieval, put together into one tree."""
+
+import logging
+import threading
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter, DraftTarget
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged, scaled
+from ralmspec_plugins.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_RECENT: Final = 64.0  # drafts that the learned calibration goes back
+
+
+class FusedDrafter:
+    """Fuses a model's draft tree with retrieved ones into one tree, after RASD (2503.03434).
+
+    RASD prunes the retrieved tree by the draft model's distribution and merges both by their
+    longest common prefixes. Its pruning rule is not published; the rule here is ours:
+
+    - a retrieved token behind the root stays if it is among the model's `top_tokens` likeliest
+      (k_p), or if at least `trusted_match` tokens of the text's end were found (a long exact
+      match overrules a small model);
+    - a path that stands in both trees is one path, with the larger of both values, where
+      retrieved values are multiplied by `weight` (beta);
+    - the most valued tokens fill the budget.
+
+    Without these three numbers nothing is set by hand: every retrieved token may stay, and
+    each source's values are multiplied by the part of them that came true of late.
+
+    Retrieval runs in a thread beside the draft model, which RASD leaves open.
+
+    Worked, with drafters that stand for a model and a datastore:
+
+    >>> class Fixed:
+    ...     def __init__(self, tree): self.tree = tree
+    ...     def propose(self, context, budget): return self.tree
+    ...     def update(self, accepted): pass
+    >>> model = Fixed(TokenTree((5, 6), (-1, 0), (0.9, 0.5)))
+    >>> store = Fixed(TokenTree((5, 7, 8), (-1, 0, -1), (0.8, 0.7, 0.1)))
+    >>> drafter = FusedDrafter(model, store)
+    >>> drafter.propose(DraftContext("request", (), (1,), (1,)), 3).tokens
+    (5, 6, 7)
+    """
+
+    def __init__(
+        self,
+        model: Drafter,
+        *retrieval: Drafter,
+        top_tokens: int | None = None,
+        trusted_match: int | None = None,
+        weight: float | None = None,
+        parallel: bool = True,
+    ) -> None:
+        """Fuse drafts.
+
+        Args:
+            model: the small model's drafter.
+            retrieval: those that retrieve: a `CorpusDrafter`, `SuffixDrafter` or another.
+            top_tokens: k_p, of a model drafter that has `likeliest`; unset, none is pruned.
+            trusted_match: the match length that needs no leave of the model.
+            weight: of retrieved values; unset, it is learned.
+            parallel: whether retrieval runs beside the model.
+
+        Raises:
+            ConfigError: nothing retrieves, a number is out of range, or the model drafter cannot
+                tell its likeliest tokens.
+        """
+        if not retrieval:
+            raise ConfigError("a FusedDrafter needs at least one drafter that retrieves")
+        for name, value in (("top_tokens", top_tokens), ("trusted_match", trusted_match)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if weight is not None and not weight > 0:
+            raise ConfigError(f"weight must be above 0, got {weight}")
+        if top_tokens is not None and not hasattr(model, "likeliest"):
+            raise ConfigError(
+                "top_tokens needs a model drafter with likeliest(context, count), as ModelDrafter "
+                f"has it; {type(model).__name__} has none"
+            )
+        self.top_tokens = top_tokens
+        self.trusted_match = trusted_match
+        self.weight = weight
+        self.parallel = parallel
+        self._model: Any = model
+        self._retrieval = retrieval
+        self._parts: tuple[Drafter, ...] = (model, *retrieval)
+        if any(hasattr(part, "observe") for part in self._parts):
+            self.observe = self._observe  # else passes need not be shown
+        self._weights = [_Weight() for _ in self._parts]
+        self._failed: set[int] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def bind(self, target: DraftTarget) -> None:
+        """Bind all parts."""
+        for part in self._parts:
+            bind = getattr(part, "bind", None)
+            if bind is not None:
+                bind(target)
+
+    def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        """Draft at most `budget` tokens, from all sources."""
+        drafted = self._drafts(context, budget)
+        trees = [drafted[0], *(self._pruned(context, tree) for tree in drafted[1:])]
+        return merged(
+            [scaled(tree, self._weight_of(part)) for part, tree in enumerate(trees)]
+        ).most_valued(budget)
+
+    def update(self, accepted: Accepted) -> None:
+        """Take in what became of a draft, and learn how much each source's values are worth."""
+        right = set(accepted.nodes)
+        reached = {ROOT, *right}
+        for part, weight in zip(self._parts, self._weights, strict=True):
+            part.update(accepted)
+            source = getattr(part, "source", None)
+            for node, evidence in enumerate(accepted.tree.evidence):
+                if evidence.source == source and accepted.tree.parents[node] in reached:
+                    with self._lock:
+                        weight.learn(accepted.tree.step_value(node), node in right)
+
+    def release(self, request: Hashable) -> None:
+        """Have all parts forget a request."""
+        for part in self._parts:
+            release = getattr(part, "release", None)
+            if release is not None:
+                release(request)
+
+    def _observe(
+        self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Any
+    ) -> None:
+        """Show a pass to the parts that observe."""
+        for part in self._parts:
+            observe = getattr(part, "observe", None)
+            if observe is not None:
+                observe(context, tokens, parents, logits)
+
+    def _drafts(self, context: DraftContext, budget: int) -> list[TokenTree]:
+        """Give each part's draft."""
+        if not self.parallel:
+            return [self._draft(part, context, budget) for part in self._parts]
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="ralmspec-drafter")
+            beside: list[Future[TokenTree]] = [
+                self._pool.submit(self._draft, part, context, budget) for part in self._retrieval
+            ]
+        return [self._draft(self._model, context, budget), *(one.result() for one in beside)]
+
+    def _draft(self, part: Drafter, context: DraftContext, budget: int) -> TokenTree:
+        """Give one part's draft; one that raises has drafted nothing."""
+        try:
+            return part.propose(context, budget)
+        except Exception:  # noqa: BLE001 a draft is never worth an answer
+            if id(part) not in self._failed:
+                self._failed.add(id(part))
+                _log.warning(
+                    "%s failed; its drafts are left out", type(part).__name__, exc_info=True
+                )
+            return EMPTY
+
+    def _pruned(self, context: DraftContext, tree: TokenTree) -> TokenTree:
+        """Give what stays of a retrieved tree: see the class."""
+        if self.top_tokens is None or not tree.tokens:
+            return tree
+        likeliest = set(self._model.likeliest(context, self.top_tokens))
+        trusted = self.trusted_match
+        return tree.kept(
+            node
+            for node, parent in enumerate(tree.parents)
+            if parent != ROOT
+            or tree.tokens[node] in likeliest
+            or (trusted is not None and tree.evidence[node].match >= trusted)
+        )
+
+    def _weight_of(self, part: int) -> float:
+        if self.weight is not None:
+            return self.weight if part else 1.0
+        return self._weights[part].value
+
+
+class _Weight:
+    """How often a source's drafts came true, against the values that it gave them."""
+
+    def __init__(self) -> None:
+        self._expected = self._accepted = 8.0  # a prior: the values are right
+
+    @property
+    def value(self) -> float:
+        return self._accepted / self._expected
+
+    def learn(self, weighted: float, accepted: bool) -> None:
+        value = min(1.0, weighted / self.value)
+        keep = 1.0 - 1.0 / _RECENT
+        self._expected = keep * self._expected + value
+        self._accepted = keep * self._accepted + accepted
