@@ -91,7 +91,7 @@ class SpeculationWindow:
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.workload.text(self.root)
-        lossy = self._began_ahead and getattr(self.workload, "lossy", False)
+        lossy = self._used_guess and getattr(self.workload, "lossy", False)
         stats = self.metrics.stats(self._unguessed(), lossy=lossy)
         return Answer(text, tuple(self.retrieved), self.root, stats)
 

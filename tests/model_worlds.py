@@ -24,7 +24,7 @@ from tests.worlds import World, WorldError, roll
 KINDS = ("flare", "iter_retgen", "multi_hop")
 STYLES: tuple[HopStyle, ...] = ("search_r1", "ircot", "self_ask")
 _WORDS = ("a", "b", "ab", " a", " b", "é", " x")
-_SENTENCES = (*_WORDS * 3, *[". "] * 4, ".", " 3.5", "!")
+_SENTENCES = (*_WORDS * 2, " a", " b", " x", *[". "] * 2, *["."] * 5, " 3.5", "!")
 # What is written in each style where nothing is asked, and where a question was begun.
 _STYLED: dict[HopStyle, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "search_r1": (

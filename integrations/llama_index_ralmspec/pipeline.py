@@ -30,7 +30,13 @@ from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.response import LoopBoundStream, Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
-from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
+from ralmspec_plugins.adapters.engines import (
+    Engines,
+    Runtime,
+    most_tokens,
+    workload_of,
+    writes_whole,
+)
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import attributes, object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
@@ -110,6 +116,7 @@ class Assembly:
             llm,
             prompting,
             postprocessors=self._postprocessors,
+            whole=writes_whole(options.workload),
             sentence_stop=options.sentence_stop,
             bound=options.bound,
             continuation=options.continuation,
