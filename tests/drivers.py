@@ -25,6 +25,7 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved
@@ -260,14 +261,7 @@ class _Run:
         text = parts.workload.text
         self.seen.changed_text |= text(right) != text(wrong)
         if hasattr(self.world, "kind") and not self.seen.changed_query:
-            self.seen.changed_query = self._asked_behind(right) != self._asked_behind(wrong)
-
-    def _asked_behind(self, state: Any) -> Any:
-        """Form the query of a state once more, without what it carries."""
-        try:
-            return self.job.setup.parts.form(state, Progress()).query
-        except WorldError as error:
-            return repr(error)
+            self.seen.changed_query = _asked_behind(parts, right) != _asked_behind(parts, wrong)
 
     @staticmethod
     def _stopped(one: Completion, need: Work) -> Completion:
@@ -293,3 +287,11 @@ class _Run:
             if isinstance(completion.need, FormQuery):
                 self.seen.query_errors.append(repr(completion.error))
         return completion
+
+
+def _asked_behind(parts: Parts, state: Any) -> Any:
+    """Form the query of a state once more, without what it carries."""
+    try:
+        return parts.form(state, Progress()).query
+    except WorldError as error:
+        return repr(error)

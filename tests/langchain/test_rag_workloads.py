@@ -1,12 +1,13 @@
 """Multi-hop and Iter-RetGen in LangChain: as the loop by hand with the host's own objects."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.outputs import Generation, LLMResult
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_ralmspec.rag import SpeculativeRAG
@@ -49,6 +50,12 @@ class TagLLM(HashLLM):
         if self.cuts:
             text = text[: min(text.find(mark) for mark in stop or () if mark in text)]
         return LLMResult(generations=[[Generation(text=text, generation_info={})]])
+
+    def _stream(
+        self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kw: Any
+    ) -> Iterator[GenerationChunk]:
+        whole = self._generate([prompt], stop).generations[0][0].text
+        yield from (GenerationChunk(text=letter) for letter in whole)
 
 
 def by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str]]:
