@@ -225,6 +225,7 @@ class TextLM(Generic[GivenT]):
     has ended, and no other request.
     """
 
+    fixed_prompt = True  # the host's, whatever a request asks
     awrite: Awaited[GivenT]
     awrite_sentence: Awaited[GivenT]
 

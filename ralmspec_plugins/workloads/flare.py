@@ -121,6 +121,11 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
                 f"question_prompt must have the places {{text}} and {{span}}, got "
                 f"{question_prompt!r}"
             )
+        if query_by == "question" and getattr(lm, "fixed_prompt", False):
+            raise ConfigError(
+                f"query_by='question' needs a prompt of its own, and {type(lm).__name__} has "
+                "the one of its host around every text: use query_by='masking'"
+            )
         scored: Any = scored_model(lm, [one for one in {theta, beta} if one > 0.0])
         alone = hasattr(scored, "write_one_sentence")
         super().__init__(scored, "write_one_sentence" if alone else "write_sentence")

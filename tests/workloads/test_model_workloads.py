@@ -170,6 +170,16 @@ def test_flare_needs_log_probabilities() -> None:
         workload_of("flare", lm)
 
 
+def test_a_question_needs_a_prompt_of_its_own() -> None:
+    """A host's model has its host's prompt around everything."""
+    lm: Any = scripted()
+    lm.fixed_prompt = True
+
+    assert Flare(lm).query_by == "masking"
+    with pytest.raises(ConfigError, match="a prompt of its own"):
+        Flare(lm, query_by="question")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
