@@ -31,11 +31,12 @@ test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, a
 test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
 	$(BIN)/python -m pytest -m java
 
-check: $(VENV)/.hosts ## lint, format, types and layers
+check: $(VENV)/.hosts ## lint, format, types, layers and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/english.py
 
 format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -329,18 +329,18 @@ class LanguageModel(Protocol[StateT]):
 
 
 class ScoredLanguageModel(LanguageModel[StateT], Protocol[StateT]):
-    """A language model whose drafts hold the log-probabilities of the tokens that it wrote.
+    """A language model whose drafts have the log-probabilities of their tokens.
 
-    They are by the model's own distribution: before temperature, penalties, top-k and top-p.
-    They are no part of a draft's value, and of partial drafts that are reported they may be
-    missing.
+    They are those of the model's distribution, before temperature, penalties, top-k and top-p.
+    They are not part of a draft's value, and partial drafts may be without
+    them.
     """
 
     def logprobs(self, draft: StateT) -> tuple[TokenLogprob, ...]:
-        """Give the tokens written so far: their texts, joined, are `text(draft)`.
+        """Return the generated tokens; their joined texts are `text(draft)`.
 
         Raises:
-            InputError: some of the draft was written without log-probabilities.
+            InputError: a part of the draft has no log-probabilities.
         """
         ...
 
@@ -348,7 +348,7 @@ class ScoredLanguageModel(LanguageModel[StateT], Protocol[StateT]):
 def scored_model(
     lm: LanguageModel[StateT], thresholds: Sequence[float] = ()
 ) -> ScoredLanguageModel[StateT]:
-    """Give a model whose drafts hold log-probabilities: the same one, on the same caches.
+    """Return the same model, with the same caches, whose drafts have log-probabilities.
 
     Args:
         lm: the model.

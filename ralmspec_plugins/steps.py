@@ -3,13 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ralmspec_plugins.protocols import Workload
-from ralmspec_plugins.types import Hits, NoRetrieval, Query, Retrieved, Span
+from ralmspec_plugins.types import Hits, NoRetrieval, Query, Retrieved, Span, same_to_read
 
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
+ValueT = TypeVar("ValueT")
+_Table: TypeAlias = OrderedDict[Hashable, tuple[Hashable, ValueT]]  # the key beside the value
 KEPT_DROPPED = 512  # maximum number of dropped queries and segments in a request's cache
 
 
@@ -105,14 +107,15 @@ class RollbackCache:
     A regenerated segment often equals the dropped one. The steps that followed
     it are then still correct, and are reused one by one instead of
     being formed and generated again (reconvergence). The workload guarantees that
-    equal keys mean equal results, to the last bit.
+    equal keys mean equal results, to the last bit; hits in them are equal if every reader
+    of them reads the same.
     """
 
     def __init__(self, workload: Workload[Any]) -> None:
         """Create an empty cache for one request."""
         self._workload = workload
-        self._queries: OrderedDict[Hashable, FormedQuery] = OrderedDict()
-        self._segments: OrderedDict[Hashable, tuple[Any, Span | None]] = OrderedDict()
+        self._queries: _Table[FormedQuery] = OrderedDict()
+        self._segments: _Table[tuple[Any, Span | None]] = OrderedDict()
 
     def put(self, step: Step) -> None:
         """Store the query and the segment of a step that is dropped."""
@@ -148,19 +151,21 @@ class RollbackCache:
     # compared (an array in a passage's metadata) must therefore only be a cache miss.
 
     @staticmethod
-    def _put(table: OrderedDict[Hashable, Any], make: _Key, value: Any) -> None:
+    def _put(table: _Table[Any], make: _Key, value: Any) -> None:
         try:
             key = make()
             if key is not None:
-                table[key] = value
+                table[key] = key, value
         except Exception:  # noqa: BLE001 see above
             return
         if len(table) > KEPT_DROPPED:
             table.popitem(last=False)
 
     @staticmethod
-    def _find(table: OrderedDict[Hashable, Any], make: _Key) -> Any:
+    def _find(table: _Table[Any], make: _Key) -> Any:
         try:
-            return table.get(make(), _ABSENT) if table else _ABSENT
+            key = make() if table else None
+            kept, value = table.get(key, (_ABSENT, _ABSENT))
+            return value if same_to_read(kept, key) else _ABSENT
         except Exception:  # noqa: BLE001 see above
             return _ABSENT

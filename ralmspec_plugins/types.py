@@ -1,8 +1,10 @@
 """The records of the system: passage, query, hit, request, answer, statistics."""
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from numbers import Real
 from typing import Any, Final, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
@@ -217,6 +219,36 @@ def fixed(hits: Hits) -> Hits:
 def unscored(hits: Hits) -> Hits:
     """Return hits without their scores, for a workload that does not read scores."""
     return tuple(hit.unscored() for hit in hits)
+
+
+def same_to_read(ours: object, theirs: object) -> bool:
+    """Return whether two values are equal, and whatever reads them reads the same.
+
+    For Python's `==`, 1.0 equals `True`, 0.0 equals -0.0, and dicts have no order; a workload
+    that writes what it reads would write another text.
+
+    >>> 1.0 == True, same_to_read(1.0, True), same_to_read(0.0, -0.0)
+    (True, False, False)
+    >>> same_to_read({"a": 1, "b": [2]}, {"b": [2], "a": 1})
+    False
+    >>> same_to_read((Hit(Passage("p", "x")),), (Hit(Passage("p", "x")),))
+    True
+    """
+    if ours is theirs:
+        return True
+    if type(ours) is not type(theirs):
+        return False
+    if type(ours) is Hit and type(theirs) is Hit:
+        return same_to_read((ours.score, ours.passage), (theirs.score, theirs.passage))
+    if type(ours) is Passage and type(theirs) is Passage:
+        return ours == theirs and same_to_read(ours.metadata, theirs.metadata)
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return same_to_read(list(ours.items()), list(theirs.items()))
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs))
+    if isinstance(ours, Real) and isinstance(theirs, Real):
+        return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
+    return bool(ours == theirs)
 
 
 def passages_of(hits: Hits) -> list[Passage]:

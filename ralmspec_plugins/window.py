@@ -39,6 +39,7 @@ from ralmspec_plugins.types import (
     Query,
     Retrieved,
     Span,
+    same_to_read,
     unscored,
 )
 
@@ -230,10 +231,11 @@ class SpeculationWindow:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Return whether a guess is correct; incomparable values (arrays in metadata) differ."""
+        """Return whether a guess reads as the truth; incomparable values (arrays) differ."""
         agree = getattr(self.workload, "agree", None)
         try:
-            return bool(guess == truth if agree is None else agree(step.before, guess, truth))
+            same = same_to_read(guess, truth) if agree is None else agree(step.before, guess, truth)
+            return bool(same)
         except Exception:  # noqa: BLE001 the plain loop compares nothing, so this must not fail
             return False
 
@@ -241,6 +243,7 @@ class SpeculationWindow:
         assert isinstance(step.query, Query)
         self.out.append(Judged(step.query, right))
         self.metrics.record_outcome(right)
+        self.cascade.record_outcome(step.query, right)
         if self.policy is not None:
             self.policy.record_outcome(right)
 

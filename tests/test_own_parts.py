@@ -6,6 +6,7 @@ from collections import UserList
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ralmspec_plugins import (
@@ -19,6 +20,7 @@ from ralmspec_plugins import (
     Passage,
     PassageCache,
     Query,
+    Request,
     Settings,
     Simulation,
     Verifier,
@@ -74,8 +76,8 @@ class ThreeMethods(OnlySearch):
         return Query(text, [float(len(words & set(topic.split()))) for topic in TOPICS])
 
 
-def in_threads(workload: Any, retriever: Any) -> Answer:
-    with Engine(workload, retriever) as engine:
+def in_threads(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
+    with Engine(workload, retriever, settings) as engine:
         return engine.run(PROMPT)
 
 
@@ -93,16 +95,16 @@ def in_a_stream(workload: Any, retriever: Any) -> Answer:
         return stream.answer
 
 
-def in_tasks(workload: Any, retriever: Any) -> Answer:
+def in_tasks(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
     async def main() -> Answer:
-        async with AsyncEngine(workload, retriever) as engine:
+        async with AsyncEngine(workload, retriever, settings) as engine:
             return await engine.run(PROMPT)
 
     return asyncio.run(main())
 
 
-def in_virtual_time(workload: Any, retriever: Any) -> Answer:
-    return Simulation(workload, retriever, Latencies()).run(PROMPT)
+def in_virtual_time(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
+    return Simulation(workload, retriever, Latencies(), settings).run(PROMPT)
 
 
 @pytest.mark.parametrize("run", [in_threads, in_a_batch, in_a_stream, in_tasks, in_virtual_time])
@@ -274,6 +276,112 @@ def test_nonsense_for_a_question_of_a_wrong_guess_never_happened() -> None:
 
     assert expected == answer
     assert answer.stats.queries > 3
+
+
+class Reading(TextWorkload[TextState]):
+    """Writes all that it reads of its hits."""
+
+    reads_scores = True
+
+    def query(self, state: TextState) -> str | None:
+        number = state.text.count("\n")
+        return f"question {number}" if number < 4 else None
+
+    def extend(self, state: TextState, hits: Hits) -> TextState:
+        read = [(hit.score, hit.passage.text, dict(hit.passage.metadata)) for hit in hits]
+        return state.append(f"{read!r}\n")
+
+
+class Always(OnlySearch):
+    """Finds the same, whatever is asked; as a speculator, it guesses that."""
+
+    inline = True
+
+    def __init__(self, score: Any, metadata: Any) -> None:
+        super().__init__()
+        self.hit = Hit(Passage("p", "text", metadata=metadata), score)
+
+    def found(self, query: Query) -> Any:
+        return (self.hit,)
+
+    guess = found
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """It does not."""
+
+
+@pytest.mark.parametrize(
+    ("truth", "guess"),
+    [
+        ((-0.0, {}), (0.0, {})),
+        ((1.0, {}), (True, {})),
+        ((1.0, {}), (1, {})),
+        ((1.0, {}), (np.float32(1), {})),
+        ((np.float32(-0.0), {}), (np.float32(0.0), {})),
+        ((1.0, {"a": 1, "b": 2}), (1.0, {"b": 2, "a": 1})),
+        ((1.0, {"a": 1}), (1.0, {"a": True})),
+        ((1.0, {"a": [1, {"b": (0.0,)}]}), (1.0, {"a": [1, {"b": (-0.0,)}]})),
+    ],
+)
+@pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
+def test_a_guess_that_is_equal_and_read_differently_is_wrong(
+    run: Callable[..., Answer], truth: Any, guess: Any
+) -> None:
+    """Text and record are those of what was found, also where the dropped steps come again."""
+    settings = Settings(schedule=FixedStride(stride=3, overlap=True), speculators=[Always(*guess)])
+    store = Always(*truth)
+    expected = plain(Reading(), store, PROMPT)  # type: ignore[arg-type]
+    answer = run(Reading(), store, settings)
+
+    assert Always(*truth).hit == Always(*guess).hit
+    assert expected.text == answer.text
+    assert repr(expected.retrieved) == repr(answer.retrieved)
+    assert answer.stats.guesses > 0 == answer.stats.accepted
+    settings = Settings(speculators=[Always(*truth)])
+    assert run(Reading(), store, settings).stats.accepted > 0
+
+
+class FailingError(Exception):
+    """A state that is an exception."""
+
+    def __init__(self, lines: int = 0) -> None:
+        super().__init__(lines)
+        self.lines = lines
+
+
+class Exceptional(TextWorkload[FailingError]):
+    """Keeps its state in an exception."""
+
+    def start(self, request: Request) -> FailingError:
+        return FailingError()
+
+    def query(self, state: FailingError) -> str | None:
+        return "red" if state.lines < 3 else None
+
+    def extend(self, state: FailingError, hits: Hits) -> FailingError:
+        return FailingError(state.lines + 1)
+
+    def text(self, state: FailingError) -> str:
+        return "x" * state.lines
+
+    def settled(self, state: FailingError) -> str:
+        return ""
+
+
+class Awaited(Exceptional):
+    """The same, awaited."""
+
+    async def aextend(self, state: FailingError, hits: Hits) -> FailingError:
+        return self.extend(state, hits)
+
+
+@pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
+@pytest.mark.parametrize("workload", [Exceptional(), Awaited()])
+def test_a_state_that_is_an_exception_is_a_state(run: Callable[..., Answer], workload: Any) -> None:
+    """It was returned, not raised."""
+    expected = plain(workload, OnlySearch(), PROMPT)  # type: ignore[arg-type]
+
+    assert expected.text == run(workload, OnlySearch()).text == "xxx"
 
 
 class Bare:

@@ -42,6 +42,12 @@ def roll(*parts: Any) -> float:
     return int.from_bytes(digest) / 2**64
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def roll_by_name(seed: int, *names: str) -> float:
+    """Throw the same die where only names decide; what was thrown is remembered."""
+    return roll(seed, *names)
+
+
 @dataclass(frozen=True)
 class World:
     """The settings of one world; its workload and retriever are made from them."""
@@ -68,7 +74,7 @@ class World:
 
     def too_long(self, passage: Passage) -> bool:
         """Say whether a passage breaks the writing; such a passage never scores."""
-        return roll(self.seed, "too long", passage.id) < self.long_passages
+        return roll_by_name(self.seed, "too long", passage.id) < self.long_passages
 
     @property
     def workload(self) -> "WorldWorkload":
@@ -257,7 +263,7 @@ class WorldRetriever:
     def score(self, query: Query, passage: Passage) -> float:
         if self.world.too_long(passage):
             return -1.0
-        return float(int(roll(self.world.seed, "score", query.text, passage.id) * 6))
+        return float(int(roll_by_name(self.world.seed, "score", query.text, passage.id) * 6))
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         return self.search_wide(queries, self.k)
@@ -268,9 +274,9 @@ class WorldRetriever:
     def _ranked(self, query: Query) -> Hits:
         if self.world.encoder != "inline":
             assert query.encoding == ("of", query.text)
-        if roll(self.world.seed, "search fails", query.text) < self.world.search_errors:
+        if roll_by_name(self.world.seed, "search fails", query.text) < self.world.search_errors:
             raise WorldError(f"no search for {query.text}")
-        if roll(self.world.seed, "empty", query.text) < 0.05:
+        if roll_by_name(self.world.seed, "empty", query.text) < 0.05:
             return ()
         hits = [Hit(passage, self.score(query, passage)) for passage in self.passages]
         return tuple(sorted(hits, key=lambda hit: (-(hit.score or 0.0), hit.passage.id)))

@@ -30,7 +30,7 @@ BUGS = (
     Bug(
         "passages are compared by their ids alone",
         "ralmspec_plugins/window.py",
-        "guess == truth if agree is None",
+        "same_to_read(guess, truth) if agree is None",
         "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
     ),
     Bug(
@@ -150,14 +150,14 @@ BUGS = (
         "search.error is error",
     ),
     Bug(
-        "what a left segment comes to is taken for news",
+        "the result of an abandoned segment is processed as a new one",
         "ralmspec_plugins/engine/threads.py",
         "left.done is completion",
         "left.done is not None",
         "tests/engine/test_events.py",
     ),
     Bug(
-        "a left segment is not waited for before its like is run alone",
+        "an abandoned segment is not waited for before an isolated retry",
         "ralmspec_plugins/engine/threads.py",
         "if isinstance(notice, Release):",
         "if isinstance(notice, int):",
@@ -199,7 +199,7 @@ BUGS = (
         "tests/batching tests/engine/test_batch.py",
     ),
     Bug(
-        "an error of a shared search is everybody's",
+        "an error of a shared search is raised to all its callers",
         "ralmspec_plugins/batching/queue.py",
         "if not self.is_one_call:\n",
         "if False:\n",
@@ -228,14 +228,14 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
-        "a search that waits is taken for one that computes here",
+        "a search that waits is measured as one that computes here",
         "ralmspec_plugins/scheduling/cost_model.py",
         "search.busy_s >= 0.5 * search.seconds > 0.0",
         "search.busy_s <= 0.5 * search.seconds",
         THREADS,
     ),
     Bug(
-        "what the model computed is taken for the search's",
+        "the model's computing time is counted as the search's",
         "ralmspec_plugins/scheduling/cost_model.py",
         "if search.beside_s <= 0.05 * search.seconds:",
         "if search.beside_s >= 0.0:",
@@ -270,7 +270,7 @@ BUGS = (
         "tests/test_loop.py",
     ),
     Bug(
-        "a step that begins with a search is not beside it",
+        "a step that begins with a search is not counted as parallel to it",
         "ralmspec_plugins/scheduling/continuous.py",
         "if not beside and (view.searching or self._is_due(view)):",
         "if not beside and view.searching:",
@@ -484,7 +484,7 @@ BUGS = (
         "tests/decoding/test_suffix_automaton.py",
     ),
     Bug(
-        "a text goes on for the rest of an accepted block",
+        "a text continues for the rest of an accepted block",
         "ralmspec_plugins/lm/huggingface.py",
         "while not draft.finished and len(draft.tokens) < goal:",
         "while (\n                not draft.finished or getattr(segment, '_pass', None)\n"
@@ -525,6 +525,27 @@ BUGS = (
         "past = run.cache.get_seq_length() - len(rows.tokens)",
         "past = run.cache.get_seq_length() - len(rows.tokens) + 1",
         "tests/decoding/test_model_drafter.py",
+    ),
+    Bug(
+        "a speculator that is always wrong stays in front",
+        "ralmspec_plugins/speculators/cascade.py",
+        "asked = list(self._rates.order(len(self._speculators)))",
+        "asked = list(range(len(self._speculators)))",
+        "tests/speculators/test_ranking.py",
+    ),
+    Bug(
+        "passes of a fixed shape have rows in two buckets",
+        "ralmspec_plugins/decoding/fixed_shape.py",
+        "most = min(rows, self.bucket(position + at) - (position + at))",
+        "most = rows",
+        "tests/decoding/test_fixed_shape.py",
+    ),
+    Bug(
+        "rows without a token are seen by those behind them",
+        "ralmspec_plugins/decoding/fixed_shape.py",
+        "cache.crop(count - rows)",
+        "cache.crop(0)",
+        "tests/decoding/test_fixed_shape.py",
     ),
     Bug(
         "FLARE takes back a look-ahead that was written with other passages",

@@ -351,9 +351,9 @@ def _found_by(context: _Context, retriever: Runnable[Any, Any]) -> dict[str, Any
 
 
 def _is_retriever(part: Runnable[Any, Any]) -> bool:
-    """Whether a part is a retriever, perhaps with retries or fallbacks."""
+    """Whether a part is a retriever, perhaps with retries, fallbacks or listeners."""
     inner = concrete(part, {}, {}).runnable
-    if isinstance(inner, RunnableRetry):
+    if isinstance(inner, RunnableRetry | RunnableBinding):
         return _is_retriever(inner.bound)
     if isinstance(inner, RunnableWithFallbacks):
         return _is_retriever(inner.runnable)

@@ -39,6 +39,7 @@ from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache,
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
+from ralmspec_plugins.engine.streams import IterationEndError
 
 Question: TypeAlias = str | dict[str, Any]
 Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answer"`, the answer's
@@ -338,14 +339,20 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     ) -> Given:
         asked = self._assembly.asked(value, config)
         run = RequestRun(self._assembly, asked, config, settings, streamed=False)
-        return whole(run.pieces(), self.output)
+        try:
+            return whole(run.pieces(), self.output)
+        except IterationEndError as end:  # no iterator any more: as the part raised it
+            raise end.error from end.error.__cause__
 
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
         asked = await self._assembly.aasked(value, config)
         run = RequestRun(self._assembly, asked, config, settings, streamed=False)
-        return whole([piece async for piece in run.apieces()], self.output)
+        try:
+            return whole([piece async for piece in run.apieces()], self.output)
+        except IterationEndError as end:
+            raise end.error from end.error.__cause__
 
     def _transform(
         self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]

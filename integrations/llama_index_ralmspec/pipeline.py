@@ -292,7 +292,16 @@ class RequestRun:
         Raises:
             Exception: what the host's own loop would have raised.
         """
-        pieces = self._pieces(self._engines.sync.events(self._request, reports=self._streaming))
+        events = self._engines.sync.events(self._request, reports=self._streaming)
+        try:
+            return self._response_of(events)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, StopIteration):
+                _ = events.answer  # raises what the request came to: no iterator stands between
+            raise
+
+    def _response_of(self, events: EventStream) -> RESPONSE_TYPE:
+        pieces = self._pieces(events)
         next(pieces)  # from here on there is a response, and closing it ends the request
         made = self._responses.response
         if isinstance(made, StreamingResponse) and made is not self._responses.unread:

@@ -1,4 +1,4 @@
-"""Arguments that nobody takes: refused by name, with the one that was probably meant."""
+"""Errors of unknown arguments, with a suggestion."""
 
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Say which name was probably meant, or which are known.
+    """Return a similar known name, or all known ones.
 
     >>> suggestion("workloda", ["schedule", "workload"])
     "did you mean 'workload'?"
@@ -20,15 +20,15 @@ def suggestion(name: str, known: Collection[str]) -> str:
 def refuse_unknown(
     given: AbstractSet[str], known: Collection[str], *, beside: Collection[str] = ()
 ) -> None:
-    """Refuse arguments of names that are not known.
+    """Check that all arguments are known.
 
     Args:
         given: the names.
-        known: those that are taken.
-        beside: those that are taken in another way, and may have been meant.
+        known: the names of supported arguments.
+        beside: names that are supported elsewhere, for suggestions.
 
     Raises:
-        TypeError: there are such.
+        TypeError: a name is unknown.
     """
     for name in sorted(given - set(known)):
         meant = {*known, *beside} - {"self", "args", "kwargs"}

@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
 
 from ralmspec_plugins.adapters.text_state import MadeCall, Usage, draft_of
 from ralmspec_plugins.effects import Commit, Event
+from ralmspec_plugins.engine.streams import IterationEndError
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Answer, Outcome, Span, Stats
 
@@ -84,8 +85,13 @@ def drive_events(
             yield from show(event)
     except BaseException as error:
         events.close()
-        telling.failed(error)
+        telling.failed(raised_by_part(error))
         raise
+
+
+def raised_by_part(error: BaseException) -> BaseException:
+    """Return what a part has raised, where an iterator of its request could not raise it."""
+    return error.error if isinstance(error, IterationEndError) else error
 
 
 class AsyncPieces(AsyncIterator[PieceT]):
@@ -142,7 +148,7 @@ class AsyncPieces(AsyncIterator[PieceT]):
     async def _give_up(self, error: BaseException) -> None:
         self._ended = True
         await self._events.aclose()
-        failed = self._telling.afailed(error)
+        failed = self._telling.afailed(raised_by_part(error))
         # At the end of an event loop nothing may be awaited if there is no handler.
         await (failed if isinstance(error, GeneratorExit) else _to_its_end(failed))
 

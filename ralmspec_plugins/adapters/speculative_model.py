@@ -1,4 +1,4 @@
-"""A local model with a drafter that continues prompts: what both hosts' models are made of."""
+"""A local model with a drafter that continues prompts, shared by both hosts' models."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import NO_RETRIEVAL, Answer, Hits, Query, Request
 from ralmspec_plugins.workloads.one_shot import OneShot, OneShotState
 
-# Which drafter: by a name, an instance, several of them, or none.
+# A drafter by name, an instance, several of them, or none.
 
 
 DrafterName: TypeAlias = Literal["suffix", "passages"]
@@ -38,10 +38,10 @@ _NAMED: Final[Mapping[str, type[Any]]] = {"suffix": SuffixDrafter, "passages": P
 
 
 def decoding_of(drafter: GivenDrafter, decoding: Decoding | None) -> Decoding | None:
-    """Say how tokens are speculated on; `None` for one token a pass.
+    """Return the settings of token-level speculation; `None` for one token per pass.
 
     Raises:
-        ConfigError: an unknown name, what is no drafter, or both arguments.
+        ConfigError: the name is unknown, it is not a drafter, or both arguments are given.
     """
     if decoding is not None:
         if not isinstance(decoding, Decoding):
@@ -74,7 +74,7 @@ def _drafter(given: Any) -> Drafter:
 
 
 class _Counts:
-    """Adds up what calls take. Thread-safe."""
+    """Sums the statistics of calls. Thread-safe."""
 
     def __init__(self) -> None:
         self.stats = DecodingStats()
@@ -109,30 +109,30 @@ class _Continuation(OneShot[Draft]):
 
 
 class _NothingToSearch:
-    """Stands where an engine has its retriever."""
+    """A retriever for an engine without searches."""
 
     signature = "nothing to search"
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        raise AssertionError("a continuation asks for nothing")
+        raise AssertionError("a continuation needs no search")
 
 
-_MOST_WRITERS: Final = 16  # ways of choosing tokens that are kept at a time
+_MOST_WRITERS: Final = 16  # cached models by sampling settings
 
 
 class SpeculativeModel:
-    """Continues prompts on a local model, several tokens a pass: the text of one token a pass.
+    """Continues prompts with a local model, several tokens per pass, with equal text.
 
-    All that a call needs is its own; any number of calls, in threads and on event loops, take
-    turns on the model pass by pass.
+    Calls share no state; any number of calls, in threads and on event loops, alternate
+    on the model by pass.
     """
 
     def __init__(self, lm: HuggingFaceLM, loaded: LoadingOptions) -> None:
-        """Continue prompts with a model.
+        """Wrap a model.
 
         Args:
             lm: the model.
-            loaded: how it was made.
+            loaded: its loading options.
         """
         self.lm = lm
         self.loaded = loaded
@@ -143,24 +143,24 @@ class SpeculativeModel:
         self._known: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        """Be shown by the model's name."""
+        """Return the class and the model's name."""
         return f"SpeculativeModel({self.name!r})"
 
     @property
     def name(self) -> str:
-        """The name that the model was loaded by, or its kind for one that was made in memory."""
+        """The name from which the model was loaded, or else its class."""
         config: Any = self.lm.model.config
         return str(config.name_or_path or config.model_type)
 
     @property
     def stats(self) -> DecodingStats:
-        """What all calls took so far."""
+        """The statistics of all calls so far."""
         return self._counts.stats
 
     def known_by(self) -> dict[str, Any]:
-        """Name all that a text depends on besides prompt and options, for hosts' caches.
+        """Return all that a text depends on besides prompt and options, for hosts' caches.
 
-        How tokens are drafted is not in it, since that changes no text.
+        The drafter is excluded, since it changes no text.
         """
         from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 
@@ -176,14 +176,14 @@ class SpeculativeModel:
             return self._known
 
     def tokens(self, text: str) -> list[int]:
-        """Tokenise a text."""
+        """Return the tokens of a text."""
         return list(self.lm.begin(Request(prompt=text)).prompt_tokens)
 
     def answers(self, prompts: Sequence[str], options: WritingOptions) -> list[Answer]:
-        """Continue prompts, one after the other.
+        """Return the continuations of prompts, in order.
 
         Raises:
-            InputError: there is nothing to continue.
+            InputError: a prompt is empty.
             ContextOverflowError: prompt and text would exceed the model's context.
             DeadlineExceeded: the deadline passed.
         """
@@ -191,29 +191,29 @@ class SpeculativeModel:
         return [engine.run(options.request(prompt)) for prompt in prompts]
 
     async def aanswers(self, prompts: Sequence[str], options: WritingOptions) -> list[Answer]:
-        """Do the same without holding up the event loop."""
+        """Return the continuations of prompts without blocking the event loop."""
         engine = (await self._awriter(options.sampling)).asynchronous
         return [await engine.run(options.request(prompt)) for prompt in prompts]
 
     def stream(self, prompt: str, options: WritingOptions) -> AnswerStream:
-        """Continue a prompt piece by piece; only text that stays is given out."""
+        """Return a continuation as a stream; only settled text is emitted."""
         engine = self._writer(options.sampling).sync
         return engine.stream(options.request(prompt))
 
     async def astream(self, prompt: str, options: WritingOptions) -> AsyncAnswerStream:
-        """Do the same without holding up the event loop."""
+        """Return a continuation as a stream, without blocking the event loop."""
         engine = (await self._awriter(options.sampling)).asynchronous
         return engine.stream(options.request(prompt))
 
     def driven_by_tokens(
         self, options: WritingOptions, template: PassageTemplate, passage_tokens: int
     ) -> HuggingFaceLM:
-        """Give the model for a speculative retrieval that drives it directly, drafter included."""
+        """Return the model, with its drafter, for speculative retrieval with `direct=True`."""
         lm = self._writer(options.sampling).lm
         return lm.variant(template=template, passage_tokens=passage_tokens)
 
     def _writer(self, sampling: Greedy | Sampling) -> "_Writer":
-        """Give what writes with a way of choosing tokens; a new one is measured first."""
+        """Return the model with these sampling settings; new ones are measured first."""
         if (known := self._writers.get(sampling)) is not None:
             return known
         with self._lock:
@@ -226,13 +226,13 @@ class SpeculativeModel:
 
     async def _awriter(self, sampling: Greedy | Sampling) -> "_Writer":
         known = self._writers.get(sampling)
-        if known is None:  # what is measured first may take a second
+        if known is None:  # the measurement may take a second
             known = await asyncio.to_thread(self._writer, sampling)
         return known
 
 
 class _Writer:
-    """The model with one way of choosing tokens, and the engines that drive it."""
+    """The model with one sampling setting, and its engines."""
 
     def __init__(self, lm: HuggingFaceLM, counts: _Counts, threads: ThreadPoolExecutor) -> None:
         self.lm = lm
@@ -246,17 +246,17 @@ def speculative_model(
     loading: LoadingOptions,
     sampling: Greedy | Sampling,
 ) -> SpeculativeModel:
-    """Make a model of a folder, a name, or what was loaded already; no remote code is run.
+    """Return a model from a folder, a name, or a loaded model; remote code is never run.
 
     Args:
         model: a saved model's folder or name, a causal model (with `tokenizer`), a
-            `HuggingFaceLM` (whose decoding it keeps), or one that was made here before.
-        loading: the tokenizer, and how tokens are drafted.
-        sampling: how tokens are chosen at first: what that needs is measured now.
+            `HuggingFaceLM` (whose decoding it keeps), or a `SpeculativeModel`.
+        loading: the tokenizer and the drafter.
+        sampling: the first sampling settings, for which the model is measured here.
 
     Raises:
-        ModelError: what is there is no causal model.
-        ConfigError: the arguments do not fit each other.
+        ModelError: it is not a causal model.
+        ConfigError: the arguments are incompatible.
     """
     if isinstance(model, SpeculativeModel):
         if model.loaded == loading:
@@ -266,7 +266,7 @@ def speculative_model(
     if isinstance(model, HuggingFaceLM):
         if (loading.tokenizer, loading.drafter, loading.decoding) != (None, "suffix", None):
             raise ConfigError(
-                "a HuggingFaceLM has its tokenizer and its drafter: give none beside it"
+                "a HuggingFaceLM has its tokenizer and its drafter: give no other ones"
             )
         template = PassageTemplate(frame=_bare)
         return SpeculativeModel(model.variant(template=template), loading)
@@ -279,9 +279,7 @@ def speculative_model(
             f"HuggingFaceLM, got {qualified_name(type(model))}"
         )
     if loading.tokenizer is None:
-        raise ConfigError(
-            "a model that is loaded already needs its tokenizer beside it: tokenizer=..."
-        )
+        raise ConfigError("a loaded model needs its tokenizer, too: tokenizer=...")
     return _driven(model, loading.tokenizer, loading, sampling)
 
 
@@ -303,7 +301,7 @@ def _driven(
 
 
 def _bare(request: Request) -> tuple[str, str]:
-    """Show the prompt as it is."""
+    """Return the unchanged prompt."""
     return "", request.prompt
 
 
@@ -311,35 +309,35 @@ def _bare(request: Request) -> tuple[str, str]:
 
 
 def has_chat_template(model: SpeculativeModel, template: str | None) -> bool:
-    """Say whether messages can be shown to a model."""
+    """Return whether there is a chat template for messages."""
     return bool(template or model.lm.tokenizer.chat_template)
 
 
 def check_chat_template(model: SpeculativeModel, template: str | None, remedy: str) -> None:
-    """Refuse a model that messages cannot be shown to.
+    """Check that there is a chat template for messages.
 
     Raises:
         ModelError: its tokenizer has no chat template, and none was given.
     """
     if not has_chat_template(model, template):
         raise ModelError(
-            f"The tokenizer of {model.name!r} has no chat template, so it is not known how "
-            f"messages are shown to the model. {remedy}"
+            f"The tokenizer of {model.name!r} has no chat template, so messages "
+            f"cannot be converted to a prompt. {remedy}"
         )
 
 
 def chat_prompt(
     model: SpeculativeModel, template: str | None, messages: Sequence[Mapping[str, str]]
 ) -> str:
-    """Show messages as one text, by the chat template; a last one of the assistant is continued.
+    """Return messages as one text, by the chat template; a final assistant message is continued.
 
     Args:
-        model: whose tokenizer has a template.
-        template: one that takes its place.
+        model: the model, whose tokenizer has a template.
+        template: replaces the tokenizer's.
         messages: each with "role" and "content".
 
     Raises:
-        InputError: the template refuses the messages.
+        InputError: the template rejects the messages.
     """
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     shown = [dict(one) for one in (messages[:-1] if continues else messages)]
@@ -347,7 +345,7 @@ def chat_prompt(
         text = model.lm.tokenizer.apply_chat_template(
             shown, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-    except Exception as problem:  # a template raises what it likes
+    except Exception as problem:  # a template may raise any error
         roles = [one["role"] for one in shown]
         raise InputError(
             f"the chat template of {model.name!r} does not take messages of {roles}: {problem}"

@@ -1,4 +1,4 @@
-"""How a local model of a host writes: settings that a call may replace, and what calls took."""
+"""Generation options of a host's local model, which a call may replace, and statistics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,10 +11,10 @@ from ralmspec_plugins.types import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritingOptions:
-    """How long a text becomes, how its tokens are chosen, and where it ends."""
+    """The maximum number of tokens, sampling settings and stop strings of a text."""
 
     max_tokens: int = 256
-    temperature: float = 0.0  # 0: the most likely token
+    temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
     repetition_penalty: float = 1.0
@@ -23,10 +23,10 @@ class WritingOptions:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning.
+        """Check the options.
 
         Raises:
-            ConfigError: the message says which, and what was expected.
+            ConfigError: an option is invalid; the message states what is expected.
         """
         for name in ("max_tokens", "top_k", "seed"):
             _check_number(name, getattr(self, name), int)
@@ -45,13 +45,13 @@ class WritingOptions:
 
     @property
     def sampling(self) -> Greedy | Sampling:
-        """How tokens are chosen."""
+        """The sampling settings."""
         if not self.temperature:
             return Greedy(repetition_penalty=float(self.repetition_penalty))
         return Sampling(**self._drawn)
 
     def request(self, prompt: str) -> Request:
-        """Make the request of a prompt."""
+        """Return the request of a prompt."""
         return Request(
             prompt=prompt,
             max_tokens=self.max_tokens,
@@ -85,12 +85,12 @@ NO_TOOLS: Final = (
 
 
 def options_of(model: object, given: Mapping[str, Any]) -> WritingOptions:
-    """Lay a call's arguments over the settings of a host's model.
+    """Return the options of a host's model, overridden by a call's arguments.
 
     Raises:
         NotImplementedError: tools were given.
-        TypeError: an unknown argument.
-        ConfigError: a value without a meaning.
+        TypeError: an argument is unknown.
+        ConfigError: a value is invalid.
     """
     name = type(model).__name__
     for tool in _TOOLS:
@@ -106,27 +106,27 @@ def options_of(model: object, given: Mapping[str, Any]) -> WritingOptions:
 def direct_options(
     model: object, given: Mapping[str, Any], decoding: object, whose: str
 ) -> WritingOptions:
-    """Say how tokens are chosen where a host's model of ours is driven directly.
+    """Return the sampling settings of a model of this package with `direct=True`.
 
     Raises:
-        ConfigError: what it is given, or has, cannot be kept to.
+        ConfigError: an option is not supported.
     """
     name = type(model).__name__
     if decoding is not None:
-        raise ConfigError(f"decoding cannot be given beside a {name}, which has a drafter itself")
+        raise ConfigError(f"decoding cannot be given with a {name}, which has its own drafter")
     options = options_of(model, given)
     if options.stop or options.deadline_s is not None:
         raise ConfigError(
-            f"direct=True cannot keep to stop and deadline_s of the {name}: set them on {whose}"
+            f"direct=True does not support stop and deadline_s of the {name}: set them on {whose}"
         )
     return options
 
 
 def check_decoding(decoding: object, *, direct: bool) -> None:
-    """Refuse what cannot be a setting for tokens to be speculated on.
+    """Check the setting of token-level speculation.
 
     Raises:
-        ConfigError: it is no `Decoding`, or the model is not driven by tokens.
+        ConfigError: it is not a `Decoding`, or the model is not local.
     """
     if decoding is None:
         return
@@ -139,7 +139,7 @@ def check_decoding(decoding: object, *, direct: bool) -> None:
         )
 
 
-# Where a model comes from, and what it took.
+# Loading options and statistics.
 
 
 _GIB: Final = 2**30
@@ -147,19 +147,19 @@ _GIB: Final = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingOptions:
-    """Where a model comes from, and how its tokens are drafted."""
+    """The source of a model, and its drafter."""
 
     tokenizer: Any = None
     drafter: Any = "suffix"
     decoding: Any = None
-    dtype: Any = field(default="auto", compare=False)  # of a model that is loaded already: known
+    dtype: Any = field(default="auto", compare=False)  # a loaded model has its own
     device: Any = field(default=None, compare=False)
     cache_bytes: int = 2 * _GIB
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingStats:
-    """What all calls of a model took so far; those that were given up are among them."""
+    """The statistics of all calls of a model so far, including cancelled ones."""
 
     calls: int = 0
     model_passes: int = 0
@@ -169,5 +169,5 @@ class DecodingStats:
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Tokens written in a model's pass, prefills included; `None` before the first."""
+        """Tokens per model pass, prefills included; `None` before the first."""
         return self.tokens_written / self.model_passes if self.model_passes else None

@@ -65,12 +65,14 @@ class Calibration:
         near: the part of decisions that would have to be taken again.
         trees: whether drafts may be trees; else they are chains.
         threads: of torch, when this was measured.
+        exact: whether logits do not differ at all, by the shape of the passes.
     """
 
     error: ErrorBound
     near: float
     trees: bool
     threads: int
+    exact: bool = False
 
 
 def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibration:
@@ -128,6 +130,32 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
     least = {size: min(took) for size, took in seconds.items()}
     costs = (1.0, *(min(size, max(1.0, least[size] / least[1])) for size in sizes[1:]))
     return CostCurve(tuple(sizes), costs, least[1])
+
+
+def measure_fixed_cost(
+    model: HostedModel, fixed: HostedModel, budget_s: float
+) -> tuple[float, float]:
+    """Time a pass of fixed shape against one over a single row, in turn.
+
+    Returns:
+        The cost in passes over one row, and the seconds of a pass of fixed shape.
+    """
+    clock, prompt = pass_clock(model), _prompt(model)
+    runs = [(one.runner, one.runner.start(prompt)) for one in (model, fixed)]
+    room = _TEXT if model.context is None else min(_TEXT, model.context - _PROMPT)
+    seconds: list[list[float]] = [[], []]
+    began_s = time.perf_counter()
+    for number in range(room):
+        for took, (runner, run) in zip(seconds, runs, strict=True):
+            started_s = clock()
+            runner.feed(run, prompt[0])
+            run.logits.argmax().item()
+            if number:  # the first is to warm up
+                took.append(clock() - started_s)
+        if number >= _ROUNDS and time.perf_counter() - began_s > budget_s:
+            break
+    least = [min(took) for took in seconds]
+    return least[1] / least[0], least[1]
 
 
 def pass_clock(model: HostedModel) -> Callable[[], float]:

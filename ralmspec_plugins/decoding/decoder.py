@@ -5,16 +5,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ralmspec_plugins.decoding.budget import Budget, CostCurve
 from ralmspec_plugins.decoding.calibration import (
     Calibration,
+    ErrorBound,
     differences,
     measure_costs,
     measure_errors,
+    measure_fixed_cost,
     pass_clock,
 )
 from ralmspec_plugins.decoding.certification import is_certain
@@ -25,6 +27,7 @@ from ralmspec_plugins.decoding.drafters.protocol import (
     DraftTarget,
 )
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
+from ralmspec_plugins.decoding.fixed_shape import PREFILL_ROWS, FixedShapeRunner, probe
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged
 from ralmspec_plugins.decoding.verification import TreePass
 from ralmspec_plugins.errors import ConfigError
@@ -35,13 +38,14 @@ from ralmspec_plugins.lm.decoder import (
     SegmentDecoder,
     SegmentText,
 )
-from ralmspec_plugins.lm.kv_cache import Run
+from ralmspec_plugins.lm.kv_cache import ModelRunner, Run
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 
 _log = logging.getLogger(__name__)
 
-Exactness = Literal["certified"]
+Exactness = Literal["certified", "invariant"]
+_MOST_COST: Final = 1.5  # of a pass of fixed shape, in passes over one row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +58,17 @@ class Decoding:
     passes of one token. Where that would happen too often (16 bit) a warning says so,
     and nothing is speculated.
 
+    In invariant mode every pass has `pass_rows` rows over a cache of fixed length, so
+    that a token's logits are equal to the bit however many are read together; a probe at
+    loading tests it. A text then has the tokens that passes of this shape give with one
+    token each, which `Decoding(drafter=(), exactness="invariant")` writes. They may differ from
+    those of passes over one row where two choices are nearly equal.
+
     Args:
-        drafter: who drafts: one, or several whose drafts are put together.
-        exactness: "certified".
+        drafter: who drafts: one, or several whose drafts are put together; `()` drafts nothing.
+        exactness: "certified" or "invariant". Unset: "certified" in float32; in 16 bit
+            "invariant", where the probe passes and a pass costs at most half more than one row.
+        pass_rows: the rows of a pass in invariant mode, 2 to 64.
         most_drafts: the most drafts in a pass.
         error_factor: the bounds, in largest differences seen.
         most_retakes: the part of choices that may have to be taken again.
@@ -65,7 +77,8 @@ class Decoding:
     """
 
     drafter: Drafter | Sequence[Drafter] | None = None  # a SuffixDrafter
-    exactness: Exactness = "certified"
+    exactness: Exactness | None = None
+    pass_rows: int = 8
     most_drafts: int = 31
     error_factor: float = 8.0  # with twice as much no greedy choice in 1,840 was open in float32
     most_retakes: float = 0.01  # each costs a pass for every token since the last plain one
@@ -78,9 +91,13 @@ class Decoding:
         Raises:
             ConfigError: an unknown exactness, or a number out of range.
         """
-        if self.exactness not in get_args(Exactness):
+        if self.exactness is not None and self.exactness not in get_args(Exactness):
             raise ConfigError(
                 f"exactness must be one of {get_args(Exactness)}, got {self.exactness!r}"
+            )
+        if not 2 <= self.pass_rows <= PREFILL_ROWS // 2:
+            raise ConfigError(
+                f"pass_rows must be from 2 to {PREFILL_ROWS // 2}, got {self.pass_rows}"
             )
         if self.most_drafts < 1:
             raise ConfigError(f"most_drafts must be at least 1, got {self.most_drafts}")
@@ -113,6 +130,13 @@ class Decoding:
         self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
     ) -> Decoder:
         """Measure what is not known yet, and decide by it."""
+        exactness = self.exactness or ("invariant" if model.runner.in_16_bit else "certified")
+        if exactness == "invariant":
+            made = self._invariant(model, drafters)
+            if made is not None:
+                return made
+            if self.exactness is not None:
+                return PlainDecoder(model.runner)
         try:
             known = measure_errors(model, self.error_factor, self.calibration_s)
         except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
@@ -131,6 +155,41 @@ class Decoding:
         costs = costs or measure_costs(model, self.calibration_s)
         return SpeculativeDecoder(model, self, known, costs, drafters)
 
+    def _invariant(
+        self, model: HostedModel, drafters: tuple[Drafter, ...]
+    ) -> "SpeculativeDecoder | None":
+        """Make a decoder by passes of one shape; `None`, with a warning, if there can be none."""
+        usual = model.runner
+        try:
+            runner = FixedShapeRunner(usual.model, usual.store.budget_bytes, rows=self.pass_rows)
+            differing = probe(runner, model.vocabulary)
+        except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
+            _log.warning("There are no passes of a fixed shape: %s", problem)
+            return None
+        if differing:
+            _log.warning(
+                "Passes of a fixed shape are not invariant here: the logits of %d rows depend on "
+                "the other rows.",
+                differing,
+            )
+            return None
+        fixed = replace(model, runner=runner)
+        cost, pass_s = measure_fixed_cost(model, fixed, self.calibration_s)
+        if self.exactness is None and cost > _MOST_COST:
+            _log.warning(
+                "A pass of %d rows costs %.2f times one of a single row, more than %.1f: passes of "
+                'a fixed shape are not used. exactness="invariant" uses them all the same.',
+                self.pass_rows,
+                cost,
+                _MOST_COST,
+            )
+            return None
+        costs = self.costs or CostCurve((1, self.pass_rows), (1.0, 1.0), pass_s)
+        known = Calibration(
+            ErrorBound(1.0), 0.0, trees=False, threads=get_num_threads(), exact=True
+        )
+        return SpeculativeDecoder(fixed, self, known, costs, drafters)
+
     def decoder_beside(self, other: "SpeculativeDecoder", sampling: Greedy | Sampling) -> Decoder:
         """Make a decoder beside another of the same model, with its drafters, for other choices.
 
@@ -138,6 +197,8 @@ class Decoding:
         of these choices that leaves open.
         """
         model = replace(other.model, sampling=sampling)
+        if other.known.exact:
+            return SpeculativeDecoder(model, self, other.known, other.budget.costs, other.drafters)
         made = self._measured(model, other.drafters, other.budget.costs)
         if isinstance(made, SpeculativeDecoder):
             made.known.error.observe(other.known.error.largest, 0.0)
@@ -165,6 +226,17 @@ class SpeculativeDecoder:
         self.drafters = drafters
         self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
         self._failed: set[int] = set()  # drafters that have raised, and were reported
+
+    @property
+    def runner(self) -> ModelRunner:
+        """What runs the passes."""
+        return self.model.runner
+
+    @property
+    def most_drafts(self) -> int:
+        """The most drafts in a pass."""
+        rows = self.settings.pass_rows if self.known.exact else self.settings.most_drafts + 1
+        return min(self.settings.most_drafts, rows - 1)
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
@@ -266,7 +338,7 @@ class SpeculativeSegment:
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
         """Say whether the schedule's logits would have led to the same choice as these."""
-        if self._pass is None and self._run.is_scheduled:
+        if self._decoder.known.exact or (self._pass is None and self._run.is_scheduled):
             return True
         model, began_s = self._decoder.model, self._decoder.clock()
         history: Sequence[int] = ()
@@ -286,7 +358,7 @@ class SpeculativeSegment:
 
     def logprob_error(self) -> float:
         """Give twice the bound of a logit's difference, which all others' add to their own."""
-        if self._pass is None and self._run.is_scheduled:
+        if self._decoder.known.exact or (self._pass is None and self._run.is_scheduled):
             return 0.0
         return 2.0 * self._decoder.known.error.value
 
@@ -335,7 +407,7 @@ class SpeculativeSegment:
         """Draft what may follow, and give what is worth verifying."""
         self._judge(tokens)
         decoder = self._decoder
-        most = decoder.budget.ask(decoder.settings.most_drafts) if depth > 0 else 0
+        most = decoder.budget.ask(decoder.most_drafts) if depth > 0 else 0
         if not most:
             return EMPTY
         self._context = self._context_of(tuple(tokens))

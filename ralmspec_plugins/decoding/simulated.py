@@ -27,7 +27,8 @@ class SimulatedDecoder:
     >>> free = CostCurve((1, 32), (1.0, 1.0))
     >>> decoder = SimulatedDecoder(free, acceptance=1.0, pass_s=0.01, tokens=8)
     >>> progress = Progress()
-    >>> decoder(Extend(None, (), progress=progress)), progress.model_passes, progress.drafts_accepted
+    >>> took_s = decoder(Extend(None, (), progress=progress))
+    >>> took_s, progress.model_passes, progress.drafts_accepted
     (0.01, 1, 7)
     """
 

@@ -25,6 +25,7 @@ from ralmspec_plugins.effects import (
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import aanswer_all
 from ralmspec_plugins.engine.session import (
+    Raised,
     RequestContext,
     Session,
     as_request,
@@ -118,7 +119,7 @@ class AsyncExecutor(Executor):
                 return
             results = _stopped(need)
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-            results = [error]
+            results = [Raised(error)]
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
             self._hand_in(Aborted(error))
             return
@@ -130,13 +131,13 @@ class AsyncExecutor(Executor):
 
     async def _search(
         self, queries: Sequence[Query], *, widely: bool
-    ) -> list[SearchResult | Exception]:
+    ) -> list[SearchResult | Raised]:
         """Search a batch; if that fails, search each query separately, for separate errors."""
         try:
             return list(await self._session.asearch(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
-                return [error] * len(queries)
+                return [Raised(error)] * len(queries)
         return [(await self._search([query], widely=widely))[0] for query in queries]
 
     def _hand_in(self, completion: Completion | Aborted) -> None:
@@ -207,7 +208,7 @@ class AsyncExecutor(Executor):
 def _stopped(need: Work) -> list[Any]:
     """Return the results of work that was cancelled."""
     count = len(need.queries) if isinstance(need, Search) else 1
-    return [Cancelled("this work is no longer needed")] * count
+    return [Raised(Cancelled("this work is no longer needed"))] * count
 
 
 class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.batching.verifier import Verifier
@@ -48,6 +48,7 @@ from ralmspec_plugins.protocols import (
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
+from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Answer, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Session:
         self.retriever = retriever = self.parts.retriever
         self.settings = settings or Settings()
         self.costs = Costs()
+        self.rates = SpeculatorRates()
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -148,6 +150,7 @@ class Session:
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
             may_guess=self.settings.may_guess,
             clock=self._clock,
+            rates=self.rates,
         )
 
     def invalidate(self) -> None:
@@ -371,7 +374,7 @@ class RequestContext:
             else:
                 results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
-            results = [error]
+            results = [Raised(error)]
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
             complete(Aborted(error, need))
             return
@@ -380,13 +383,13 @@ class RequestContext:
         for done in completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
 
-    def results(self, queries: Sequence[Query], *, widely: bool) -> list[SearchResult | Exception]:
+    def results(self, queries: Sequence[Query], *, widely: bool) -> list["SearchResult | Raised"]:
         """Search a batch; if that fails, search each query separately, for separate errors."""
         try:
             return list(self.session.search(queries, widely=widely))
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             if len(queries) == 1 or isinstance(error, Overloaded):
-                return [error] * len(queries)
+                return [Raised(error)] * len(queries)
         return [self.results([query], widely=widely)[0] for query in queries]
 
     def result(
@@ -418,6 +421,13 @@ class RequestContext:
         return state
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a piece of work raised: a result may be an exception too, such as a state."""
+
+    error: Exception
+
+
 def may_be_discarded(need: Work) -> bool:
     """Return whether work makes a guess, or depends on an unverified one."""
     if isinstance(need, FormQuery | Encode | Search | Extend):
@@ -430,8 +440,8 @@ def completions(
 ) -> list[Completed]:
     """Return the completions of a piece of work from its results."""
     return [
-        Completed(need, None, result, index, started_s, ended_s, busy_s)
-        if isinstance(result, Exception)
+        Completed(need, None, result.error, index, started_s, ended_s, busy_s)
+        if isinstance(result, Raised)
         else Completed(need, result, None, index, started_s, ended_s, busy_s)
         for index, result in enumerate(results)
     ]

@@ -16,6 +16,18 @@ AsyncCompletionQueue: TypeAlias = "asyncio.Queue[Completion | Aborted]"
 _CLOSED: Final = "this stream was closed"
 
 
+class IterationEndError(RuntimeError):
+    """A part's `StopIteration`, where an iterator would be taken to have ended by it.
+
+    As Python does it in generators. `error` is what the part raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        """Hold what the part raised."""
+        super().__init__(f"a part of the request raised {error!r}")
+        self.error = error
+
+
 class _Result:
     """The result of a stream: an answer, an error, or none yet."""
 
@@ -33,8 +45,7 @@ class _Result:
         """
         error = self._outcome
         if isinstance(error, StopIteration | StopAsyncIteration):
-            message = f"a part of the request raised {error!r}"
-            raise RuntimeError(message) from error  # noqa: TRY004 as Python does in generators
+            raise IterationEndError(error) from error
         if isinstance(error, Exception):
             raise error
 

@@ -59,7 +59,7 @@ class SegmentDecoder(Protocol):
         ...
 
     def logprob_error(self) -> float:
-        """Give the most by which a log-probability may differ from the schedule's here."""
+        """Return the most by which a log-probability may differ from the schedule's here."""
         ...
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
@@ -74,6 +74,11 @@ class SegmentDecoder(Protocol):
 class Decoder(Protocol):
     """Runs the passes of a model's segments, for all its requests."""
 
+    @property
+    def runner(self) -> ModelRunner:
+        """What runs the passes, and keeps the caches."""
+        ...
+
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
         ...
@@ -83,7 +88,7 @@ class Decoder(Protocol):
         ...
 
     def for_sampling(self, sampling: Greedy | Sampling) -> "Decoder":
-        """Give the decoder of texts whose tokens are chosen in another way."""
+        """Return the decoder of texts whose tokens are chosen in another way."""
         ...
 
 
@@ -100,17 +105,17 @@ class PlainDecoder:
 
     def __init__(self, runner: ModelRunner) -> None:
         """Create a decoder of this runner."""
-        self._runner = runner
+        self.runner = runner
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Begin a segment on a run."""
-        return PlainSegment(self._runner, run)
+        return PlainSegment(self.runner, run)
 
     def release(self, request: int) -> None:
         """Do nothing: no memory is used."""
 
     def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
-        """Give itself: the schedule does not depend on it."""
+        """Return itself: the schedule does not depend on it."""
         return self
 
 
@@ -137,7 +142,7 @@ class PlainSegment:
         return True
 
     def logprob_error(self) -> float:
-        """Give 0: there is no difference."""
+        """Return 0: there is no difference."""
         return 0.0
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:

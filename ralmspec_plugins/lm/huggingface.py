@@ -150,7 +150,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 _GIB = 2**30
-_ROUNDING = 1e-9  # of a log-probability in float64, and of whoever compares it
+_ROUNDING = 1e-9  # of a log-probability in float64, and of comparisons
 
 
 class HuggingFaceLM:
@@ -212,6 +212,7 @@ class HuggingFaceLM:
                 )
             )
         )
+        self._passes = self.decoder.runner
 
     @classmethod
     def from_pretrained(
@@ -277,7 +278,7 @@ class HuggingFaceLM:
         return self._passes.store
 
     def scored(self, thresholds: Sequence[float] = ()) -> "HuggingFaceLM":
-        """Give this model, on the same caches, with log-probabilities in its drafts.
+        """Return this model, on the same caches, with log-probabilities in its drafts.
 
         With `decoding`, a log-probability differs from that of one token a pass by at most twice
         the measured bound, and its comparison with a threshold does not differ.
@@ -286,11 +287,11 @@ class HuggingFaceLM:
             thresholds: probabilities that those of tokens are compared with.
         """
         twin = copy.copy(self)
-        twin._thresholds = tuple(math.log(threshold) for threshold in thresholds)  # noqa: SLF001 its own class
+        twin._thresholds = tuple(math.log(one) for one in thresholds)  # noqa: SLF001 of this class
         return twin
 
     def logprobs(self, draft: Draft) -> tuple[TokenLogprob, ...]:
-        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+        """Return the tokens of a draft that a scored model wrote, with their log-probabilities.
 
         Raises:
             InputError: some of the draft was written without.
@@ -431,7 +432,7 @@ class HuggingFaceLM:
         self.decoder.release(draft.origin.owner)
 
     def _set(self, template: PassageTemplate, passage_tokens: int) -> None:
-        """Say how passages become tokens."""
+        """Return how passages become tokens."""
         if passage_tokens < 1:
             raise ConfigError(f"passage_tokens must be at least 1, got {passage_tokens}")
         self.template = template
@@ -482,7 +483,7 @@ class HuggingFaceLM:
         draft: Draft,
         progress: Progress,
     ) -> float | None:
-        """Give a token's log-probability, which stands on the schedule's side of thresholds."""
+        """Return a token's log-probability, which stands on the schedule's side of thresholds."""
         if self._thresholds is None:
             return None
         logprob, error = logprob_of(logits, token), segment.logprob_error()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ralmspec_plugins.errors import ConfigError, ModelError
@@ -176,12 +176,12 @@ class Run:
     its state after the scheduled tokens is kept in `fallback`.
     """
 
-    cache: DynamicCache
+    cache: Cache
     tokens: list[int]
     last: Last
     passes: int = 0  # since it was opened
     scheduled: int = field(init=False)
-    fallback: DynamicCache | None = field(init=False, default=None)
+    fallback: Cache | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Mark all tokens as read by the schedule."""
@@ -214,7 +214,7 @@ class Rows:
     tokens: tuple[int, ...]
     parents: tuple[int, ...]  # for each token the row that it stands behind; -1 for the first
     logits: Tensor  # [rows, vocabulary], float32
-    before: DynamicCache | None  # if the cache cannot be cropped
+    before: Cache | None  # if the cache cannot be cropped
 
 
 class ModelRunner:
@@ -229,7 +229,7 @@ class ModelRunner:
     ) -> None:
         """Create a runner with at most `cache_bytes` of caches between segments."""
         parameters = inspect.signature(model.forward).parameters
-        self._model: Any = model  # its call is untyped
+        self.model: Any = model  # its call is untyped
         self._embedding: Any = model.get_input_embeddings()  # its device is that of the input
         self._tap = tap
         self._lock = threading.Lock()
@@ -245,6 +245,11 @@ class ModelRunner:
         """The device of the input."""
         device: torch.device = self._embedding.weight.device
         return device
+
+    @property
+    def in_16_bit(self) -> bool:
+        """Whether the model computes in bfloat16 or float16."""
+        return self.model.dtype in (torch.bfloat16, torch.float16)
 
     def open(self, lineage: PrefillSchedule, tokens: Sequence[int]) -> Run:
         """Return a run of a lineage with a prefix of these tokens, from the cache or a new prefill.
@@ -269,7 +274,7 @@ class ModelRunner:
     def start(self, tokens: Sequence[int]) -> Run:
         """Read tokens in one pass, and return a run without a request."""
         cache = self.empty_cache()
-        return Run(cache, [], self._pass(cache, tokens))
+        return Run(cache, [], self.prefill_pass(cache, tokens))
 
     def read_rows(self, run: Run, tokens: Sequence[int], parents: Sequence[int]) -> Rows:
         """Read a token and its drafts in one pass, each attending to its ancestors only.
@@ -289,7 +294,7 @@ class ModelRunner:
         if not chain:
             if not (self.takes_trees and is_croppable(run.cache)):
                 raise ModelError("this model reads chains of drafts, not trees")
-            more = _tree_arguments(run.cache.get_seq_length(), parents, self._model)
+            more = _tree_arguments(run.cache.get_seq_length(), parents, self.model)
         before = None if is_croppable(run.cache) else _copied(run.cache)
         if before is not None and run.is_scheduled:
             run.fallback = before
@@ -315,7 +320,7 @@ class ModelRunner:
             raise ModelError("this model reads chains of drafts, not trees")
         every = (*rows.parents, *parents)
         past = run.cache.get_seq_length() - len(rows.tokens)
-        more = _tree_arguments(past, every, self._model, first=len(rows.tokens))
+        more = _tree_arguments(past, every, self.model, first=len(rows.tokens))
         last = self._pass(run.cache, tokens, len(tokens), **more)
         run.passes += 1
         logits = torch.cat([rows.logits, last.logits])
@@ -356,7 +361,7 @@ class ModelRunner:
 
     def read(self, tokens: Sequence[int], keep: int) -> Last:
         """Run tokens in one pass, and return the output of the last `keep` positions."""
-        return self._pass(self.empty_cache(), tokens, keep)
+        return self.prefill_pass(self.empty_cache(), tokens, keep)
 
     def _roll_back(self, run: Run, tokens: Sequence[int], prefilled: int) -> bool:
         """Crop a run to its common prefix with `tokens`; return whether that is possible."""
@@ -375,10 +380,10 @@ class ModelRunner:
         behind = lineage.prompt + lineage.prefilled
         if not lineage.prefix.tokens:
             cache = self.empty_cache()
-            return Run(cache, list(lineage.prefilled), self._pass(cache, behind), 1)
+            return Run(cache, list(lineage.prefilled), self.prefill_pass(cache, behind), 1)
         prefix, passes = self._prefix(lineage.prefix)
         cache = _copied(prefix.cache)
-        last = self._pass(cache, behind) if behind else prefix.last
+        last = self.prefill_pass(cache, behind) if behind else prefix.last
         return Run(cache, list(lineage.prefilled), last, passes + bool(behind))
 
     def _prefix(self, name: Prefix) -> tuple[Run, int]:
@@ -387,21 +392,25 @@ class ModelRunner:
         if run is not None:
             return run, 0
         cache = self.empty_cache()
-        run = Run(cache, [], self._pass(cache, name.tokens))
+        run = Run(cache, [], self.prefill_pass(cache, name.tokens))
         self.store.put(name, run)
         return run, 1
 
-    def empty_cache(self) -> DynamicCache:
-        """Give a cache that holds nothing."""
-        return DynamicCache(config=self._model.config)
+    def empty_cache(self) -> Cache:
+        """Return an empty cache."""
+        return DynamicCache(config=self.model.config)
 
-    def _pass(self, cache: DynamicCache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
+    def prefill_pass(self, cache: Cache, tokens: Sequence[int], keep: int = 1) -> Last:
+        """Read tokens of passages or prompt; return the output of the last `keep` positions."""
+        return self._pass(cache, tokens, keep)
+
+    def _pass(self, cache: Cache, tokens: Sequence[int], keep: int = 1, **more: Any) -> Last:
         arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, **more}
         if self._keeps:
             arguments["logits_to_keep"] = keep
         with self._lock, torch.inference_mode():
             ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
-            output = self._model(input_ids=ids, **arguments)
+            output = self.model(input_ids=ids, **arguments)
             hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
             # Copies in float32, as `generate` copies the logits before sampling.
             logits: Tensor = output.logits[0, -keep:, :].to(torch.float32, copy=True)
@@ -416,15 +425,18 @@ def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def is_croppable(cache: DynamicCache) -> bool:
+def is_croppable(cache: Cache) -> bool:
     """Return whether a cache can be cropped, and single rows of it kept.
 
     Sliding windows and recurrent states discard the data that this needs.
     """
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(
+        type(layer) is DynamicLayer or getattr(layer, "keeps_all_tokens", False)
+        for layer in cache.layers
+    )
 
 
-def _copied(cache: DynamicCache) -> DynamicCache:
+def _copied(cache: Cache) -> Cache:
     """Return a copy of a cache that can be extended without changing the original.
 
     Layers that grow by concatenation share their tensors with
@@ -473,7 +485,7 @@ def _tree_arguments(
     }
 
 
-def _keep_columns(cache: DynamicCache, rows: int, path: Sequence[int]) -> None:
+def _keep_columns(cache: Cache, rows: int, path: Sequence[int]) -> None:
     """Keep the columns of a path among a cache's last `rows` columns, in its order."""
     if list(path) != list(range(len(path))):
         with torch.inference_mode():
@@ -487,7 +499,7 @@ def _keep_columns(cache: DynamicCache, rows: int, path: Sequence[int]) -> None:
         cache.crop(len(path) - rows)
 
 
-def _tensors(cache: DynamicCache) -> Iterator[Tensor]:
+def _tensors(cache: Cache) -> Iterator[Tensor]:
     for layer in cache.layers:
         for value in vars(layer).values():
             parts = value.values() if isinstance(value, dict) else (value,)

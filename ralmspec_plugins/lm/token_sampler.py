@@ -43,7 +43,7 @@ class TokenSampler:
 
 
 def logprob_of(logits: Tensor, token: int) -> float:
-    """Give the log-probability of a token, from logits [1, vocabulary], in float64.
+    """Return the log-probability of a token, from logits [1, vocabulary], in float64.
 
     >>> round(logprob_of(torch.tensor([[0.0, 0.0]]), 1), 4)
     -0.6931

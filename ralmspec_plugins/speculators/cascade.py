@@ -9,6 +9,7 @@ from typing import Any
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Hit, Hits, Query, fixed
 
 _log = logging.getLogger(__name__)
@@ -32,27 +33,24 @@ class SpeculatorCascade:
         signature_now: Callable[[], Hashable] | None = None,
         may_guess: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        rates: SpeculatorRates | None = None,
     ) -> None:
         """Create a cascade; the first guess is used.
 
         Args:
-            speculators: in the order of the calls.
+            speculators: in the order of the calls, until their guesses are judged.
             memo: a query cache shared with other requests.
             signature: the retriever's; the key of the entries in `memo`.
             signature_now: returns the retriever's current signature: hits found after a change
                 are not added to shared caches.
             may_guess: returns whether guesses may be used now; `None`: always.
             clock: returns the seconds by which inline guesses are timed.
+            rates: of the engine's speculators: the most often right one is called first.
         """
         self.clock = clock
         self._speculators = tuple(speculators)
-        by_text = takewhile(lambda one: getattr(one, "by_text", False), self._speculators)
-        # The speculators to call: all, or those that read the text while a query is being encoded.
-        self._asked = {True: self._speculators, False: tuple(by_text)}
-        self._quick = {
-            encoded: tuple(takewhile(lambda one: one.inline, asked))
-            for encoded, asked in self._asked.items()
-        }
+        self._rates = SpeculatorRates() if rates is None else rates
+        self._guessed_by: dict[Hashable, int] = {}  # by query key: the speculator's place
         self._memo = memo
         # Hits of searches from before an invalidation are not added to these.
         self._generations = [getattr(one, "generation", None) for one in self._speculators]
@@ -99,7 +97,7 @@ class SpeculatorCascade:
 
     def slow(self, *, encoded: bool = True) -> bool:
         """Return whether there are speculators left that must not be called inside the loop."""
-        return len(self._quick[encoded]) < len(self._asked[encoded])
+        return bool(self._turns(encoded)[1])
 
     def guess_inline(self, query: Query, *, encoded: bool = True) -> Hits | None:
         """Return the first guess of the leading inline speculators.
@@ -109,14 +107,36 @@ class SpeculatorCascade:
             encoded: whether the query has its encoding; without it only speculators that guess
                 by the text are called, and only those that precede all others.
         """
-        return self._first_guess(self._quick[encoded], query)
+        return self._first_guess(self._turns(encoded)[0], query)
 
     def guess_async(self, query: Query, *, encoded: bool = True) -> Hits | None:
         """Return the first guess of the other speculators."""
-        return self._first_guess(self._asked[encoded][len(self._quick[encoded]) :], query)
+        return self._first_guess(self._turns(encoded)[1], query)
 
-    def _first_guess(self, speculators: Sequence[Speculator], query: Query) -> Hits | None:
-        for speculator in speculators:
+    def record_outcome(self, query: Query, accepted: bool) -> None:
+        """Record whether the guess for a query was right."""
+        place = self._guessed_by.pop(query.key, None)
+        if place is not None:
+            self._rates.record_outcome(place, accepted)
+
+    def _turns(self, encoded: bool) -> tuple[list[int], list[int]]:
+        """Return the places of those to call inside the loop, and of those to call after them.
+
+        While a query is being encoded these are the speculators that read its text, as far as no
+        other one precedes them.
+        """
+        asked = list(self._rates.order(len(self._speculators)))
+        if not encoded:
+            asked = list(takewhile(self._reads_text, asked))
+        inline = list(takewhile(lambda place: self._speculators[place].inline, asked))
+        return inline, asked[len(inline) :]
+
+    def _reads_text(self, place: int) -> bool:
+        return bool(getattr(self._speculators[place], "by_text", False))
+
+    def _first_guess(self, places: Sequence[int], query: Query) -> Hits | None:
+        for place in places:
+            speculator = self._speculators[place]
             try:
                 hits = speculator.guess(query)
                 hits = None if hits is None else _checked(hits)
@@ -124,6 +144,7 @@ class SpeculatorCascade:
                 self._complain(speculator)
                 continue
             if hits is not None:
+                self._guessed_by[query.key] = place
                 return hits
         return None
 

@@ -31,7 +31,7 @@ from langchain_core.runnables import (
     RunnablePassthrough,
 )
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_ralmspec import SpeculativeRAG, speculate
+from langchain_ralmspec import SpeculativeRAG, SpeculativeRetriever, speculate
 
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from tests.compositions.draws import Draws
@@ -116,7 +116,7 @@ class Composition:
 
 def composition(seed: int) -> Composition:
     """Draw a composition; the host's parts and ours are made alike, and are others."""
-    drawn = [_Draw(seed), _Draw(seed)]
+    drawn = [_Draw(seed, ours=False), _Draw(seed, ours=True)]
     host, *_ = drawn[0].chains()
     own, ours, values, heard = drawn[1].chains()
     draw = drawn[1]
@@ -135,8 +135,9 @@ def composition(seed: int) -> Composition:
 class _Draw(Draws):
     """Throws the dice for the parts; the same seed gives equal parts that are not the same."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, ours: bool) -> None:
         super().__init__(seed)
+        self._ours = ours
         self.ordered = False  # its answers depend on the order of the calls
         self.loses_streams = False
         self._plain = True  # the retriever is one that tells what ours tells
@@ -188,8 +189,18 @@ class _Draw(Draws):
                 "compressed": self._compressed,
             }
         )
-        wrapping = self.any("none", "none", "none", "retry", "fallback", "named", "fields")
+        wrapping = self.any(
+            *("none", "none", "none", "retry", "fallback", "named", "fields", "layer", "listeners")
+        )
         self.about.append(f"retriever {wrapping}")
+        if wrapping == "layer":  # ours in front of it, which nobody is to notice
+            memo, named = self.maybe(0.3), {"tags": ["layer"]} if self.maybe(0.3) else {}
+            if self._ours:
+                memo = QueryCache() if memo else None
+                return SpeculativeRetriever(retriever=found, memo=memo, **named)
+            return found.with_config(**named)
+        if wrapping == "listeners":
+            return found.with_listeners(on_end=_nothing)
         if wrapping == "retry":
             self._plain = False
             return found.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
@@ -274,6 +285,7 @@ class _Draw(Draws):
                 "history-aware": self._history_aware,
                 "sources": self._sources,
                 "loop": self._loop,
+                "alone": self._alone,
             }
         )
 
@@ -378,6 +390,21 @@ class _Draw(Draws):
         ours: SpeculativeRAG = rag_of(llm, retriever, workload, report=False, **self.options())
         return host, ours, self._values(str), False
 
+    def _alone(self) -> Any:
+        """Draw a retriever, and ours in front of it."""
+        found, memo = self.retriever(), self.maybe(0.4)
+        options: dict[str, Any] = {"batching": self.any("exact", "exact", "probed", "off")}
+        if self.maybe(0.5):
+            options["pool"] = SharedPassageCache()
+        if self.maybe(0.3):
+            options["side_by_side"] = 1
+        if memo:
+            options["memo"] = QueryCache()
+        self.about.append(f"options {sorted(options)}")
+        alike = self._plain or not memo  # what is inside of a retriever is told where it runs
+        ours = SpeculativeRetriever(retriever=found, **options)
+        return found, ours, self._values(str), alike
+
     def _wrapped(self, chain: Any) -> Any:
         wrapping = self.any("none", "none", "none", "retry", "fallback", "config", "named")
         self.about.append(f"chain {wrapping}")
@@ -408,6 +435,10 @@ class _Draw(Draws):
             options["batching"] = self.any("off", "probed")
         self.about.append(f"options {sorted(options)}")
         return options
+
+
+def _nothing(_run: Any) -> None:
+    """Hear of a run."""
 
 
 def _refused(prompt: str) -> None:

@@ -284,7 +284,7 @@ def composition(seed: int) -> Composition:
         draw.random_ids,
         alone and draw.told,
         draw.bundles,
-        alone and draw.as_often,
+        alone and draw.as_often and not (draw.side_by_side and way.startswith("a")),
         (f"{way} of", *draw.about),
     )
 
@@ -298,7 +298,7 @@ class _Draw(Draws):
         self.counter = TokenCountingHandler(tokenizer=str.split)
         self.closes: list[Any] = []
         self.ordered = False  # its answers depend on the order of the calls
-        self.in_order = False
+        self.in_order = self.side_by_side = False
         self.chats = self.whole = self.random_ids = False
         self.told = self.as_often = True
         self._waits = False  # a part is not known to be pure
@@ -631,6 +631,7 @@ class _Draw(Draws):
 
     def _sub_questions(self, engine: Any) -> Any:
         self.in_order = self.ordered
+        self.side_by_side = True  # its asynchronous questions
         return SubQuestionQueryEngine.from_defaults(
             _tools(engine),
             llm=HashLLM(),
@@ -894,7 +895,9 @@ class _Call:
         if how == "text":
             return str(response)
         if how == "one piece":
-            return bool(next(iter(response.response_gen), ""))
+            piece = next(iter(response.response_gen), "")
+            response.response_gen.close()
+            return bool(piece)
         return "".join(response.response_gen)
 
     async def _aread(self, response: Any) -> Any:
@@ -902,9 +905,9 @@ class _Call:
         if how == "whole":
             return str(await response.get_response())
         if how == "one piece":
-            async for piece in response.response_gen:
-                return bool(piece)
-            return False
+            piece = await anext(response.response_gen, "")
+            await response.response_gen.aclose()
+            return bool(piece)
         gen = response.async_response_gen() if how == "text" else response.response_gen
         return "".join([piece async for piece in gen])
 

@@ -56,6 +56,7 @@ def test_random_compositions_give_what_the_host_gives() -> None:
     """150 of them: texts, sources, exceptions, and events where both tell the same."""
     counts = check(range(FIRST, FIRST + QUICK))
     kinds = ("loop", "sources", "history-aware", "retrieval chain", "assigned", "astream", "queue")
+    kinds += ("alone", "retriever layer", "retriever listeners")
     assert all(counts[kind] >= 5 for kind in (*kinds, "events compared")), counts
 
 

@@ -31,7 +31,7 @@ def _context(text: tuple[int, ...], front: tuple[int, ...] = (3, 4, 5, 6)) -> Dr
 
 def _eager(drafter: ModelDrafter) -> ModelDrafter:
     """Have every pass count as worth its cost."""
-    drafter.least_gain = lambda context: 0.0  # type: ignore[method-assign]
+    drafter.least_gain = lambda _: 0.0  # type: ignore[method-assign]
     return drafter
 
 

@@ -448,3 +448,67 @@ def test_k_a_search_is_told_once_under_the_retrievers_name() -> None:
 
     ours = SpeculativeRetriever(retriever=Found(), memo=QueryCache())
     assert [["Found"]] * 3 == [asyncio.run(ends(one)) for one in (Found(), ours, ours)]
+
+
+class Stops(BaseRetriever):
+    """A bare `next()` in a search is a common mistake."""
+
+    error: Any
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        raise self.error("of search")
+
+
+def raised_by(runnable: Any, way: str) -> type[BaseException]:
+    with pytest.raises((StopIteration, StopAsyncIteration, RuntimeError)) as raised:
+        called(runnable, "q", way)
+    return raised.type
+
+
+@pytest.mark.parametrize("options", [{}, {"speculate": False}])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "batch", "abatch"])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+def test_f5_the_end_of_an_iteration_in_a_part_is_raised_as_by_the_host(
+    error: type[Exception], way: str, options: Any
+) -> None:
+    """By a retriever or a model, in a chain and a loop; coroutines cannot raise `StopIteration`."""
+
+    def fails(prompt: str) -> None:
+        raise error("of model")
+
+    for retriever, llm in (
+        (Stops(error=error), HashLLM()),
+        (HashRetriever(documents=documents()), HashLLM(hook=fails)),
+    ):
+        chain = chain_of(llm, retriever)
+        hand = by_hand(llm, retriever, "interval")
+        ours = rag_of(llm, retriever, "interval", **options)
+        expected = raised_by(chain, way)
+
+        assert (expected is error) is (error is StopAsyncIteration or "a" != way[0])
+        assert expected is raised_by(speculate(chain, **options), way)
+        assert raised_by(hand, way) is raised_by(ours, way)
+        ours.close()
+    alone = SpeculativeRetriever(retriever=Stops(error=error))
+    assert raised_by(Stops(error=error), way) is raised_by(alone, way)
+
+
+def test_f5_the_call_that_raised_it_is_told() -> None:
+    """With its own error, as any other's."""
+
+    class Errors(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def on_retriever_error(self, error: BaseException, **_: Any) -> None:
+            self.told.append(repr(error))
+
+    seen = []
+    chain = chain_of(HashLLM(), Stops(error=StopIteration))
+    for runnable in (chain, speculate(chain)):
+        heard = Errors()
+        with pytest.raises(StopIteration):
+            runnable.invoke("q", {"callbacks": [heard]})
+        seen.append(heard.told)
+
+    assert [["StopIteration('of search')"]] * 2 == seen

@@ -98,8 +98,9 @@ async def test_a_retriever_in_front_of_another_is_told_as_that(kind: str) -> Non
     rag.close()
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("workload", ["sentences", "interval", "one_shot"])
+@pytest.mark.parametrize(
+    ("model", "workload"), covering(MODELS, ["sentences", "interval", "one_shot"])
+)
 async def test_streamed_it_tells_what_the_loop_by_hand_tells(model: str, workload: str) -> None:
     """The same with the model streaming: every token of a committed call, none of another."""
     llm, retriever, rag = parts(model, "black box", workload)

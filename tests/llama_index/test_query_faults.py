@@ -11,9 +11,10 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import SimpleSummarize
+from llama_index.core.schema import NodeWithScore
 from llama_index_ralmspec import SpeculativeQueryEngine
 
-from ralmspec_plugins import FixedStride
+from ralmspec_plugins import FixedStride, QueryCache
 from ralmspec_plugins.errors import DeadlineExceeded
 from tests.llama_index.engine_parts import hearing, legacy, missing, seen
 from tests.llama_index.rag_parts import (
@@ -451,3 +452,49 @@ def test_no_word_of_a_dropped_branch_is_told() -> None:
 
     assert right == canaries(heard.events)
     assert right < canaries(llm.texts)
+
+
+class Ends(HashRetriever):
+    """Raises `StopIteration`, as a bare `next()` does."""
+
+    def _ranked(self, query: str) -> list[NodeWithScore]:
+        return [next(iter([]))]
+
+
+class EndsWithin(Ends):
+    """Raises it in a generator, which makes another error of it."""
+
+    def _ranked(self, query: str) -> list[NodeWithScore]:
+        def found() -> Iterator[NodeWithScore]:
+            yield next(iter([]))
+
+        return list(found())
+
+
+class EndsWriting(HashLLM):
+    """A model that raises it."""
+
+    def written(self, prompt: str, kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        return [next(iter([]))], {}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("options", [{}, {"speculate": False}, {"memo": QueryCache()}], ids=str)
+@pytest.mark.parametrize(
+    ("model", "finds", "error"),
+    [
+        (HashLLM, Ends, StopIteration),
+        (HashLLM, EndsWithin, RuntimeError),
+        (EndsWriting, HashRetriever, StopIteration),
+    ],
+)
+def test_a_parts_stop_iteration_comes_out_as_itself(
+    model: Any, finds: Any, error: type[Exception], options: Any, workload: str
+) -> None:
+    """Of `query`, as from the host; of `aquery`, the coroutine's error that Python makes of it."""
+    for engine in pair(model(), finds(made_nodes(3)), workload, **options):
+        with pytest.raises(error) as told:
+            engine.query("Who?")
+        assert type(told.value) is error
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            asyncio.run(engine.aquery("Who?"))

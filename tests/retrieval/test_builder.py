@@ -447,6 +447,35 @@ def test_a_second_builder_is_refused(tmp_path: Path, expected: dict[str, str]) -
     assert expected == bytes_of(kb)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Its holder has just finished: `mkdir(exist_ok=True)` then finds it, and does not find it."""
+    kb = tmp_path / "kb"
+    gone = [folder_of(kb)] * times
+    make = Path.mkdir
+
+    def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self in gone:
+            gone.remove(self)
+            raise FileExistsError(self)
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    build_index(PASSAGES, kb, Encoder(), **SETTINGS)
+
+    assert gone == []
+    assert expected == bytes_of(kb)
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    """It is not waited for."""
+    folder_of(tmp_path / "kb").write_text("mine")
+    with pytest.raises(FileExistsError):
+        build_index(PASSAGES, tmp_path / "kb", Encoder(), **SETTINGS)
+
+
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
     """The system lets go of the lock of a process that was killed."""
     kb = tmp_path / "kb"

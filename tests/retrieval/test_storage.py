@@ -218,12 +218,24 @@ def test_a_folder_without_index_is_named(tmp_path: Path) -> None:
             load(folder)
 
 
-@pytest.mark.parametrize("content", [b"{}", b'{"id": 1', b"[]", b"", b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{}", b'{"id": 1', b"[]", b"", b"\xff", b'"text"', b"[" * 10**5),
+        *(b'{"id": 5, "text": "x"}', b'{"id": "p", "text": {"a": 1}}', b'{"id": "p"}'),
+        *(b'{"id": "p", "text": "x", "title": 1}', b'{"id": "p", "text": "x", "metadata": [1]}'),
+        b'{"id": "p", "text": "x", "metadata": {"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}}",
+    ],
+    ids=lambda content: content[:40],
+)
 def test_lines_that_are_no_passages_are_numbered(kb: Path, content: bytes) -> None:
     """A passages file with a true checksum and wrong content is found when its line is read."""
     lines = (kb / "passages.jsonl").read_bytes().splitlines()
     lines[6] = content.ljust(len(lines[6]))
     rewrite(kb, "passages.jsonl", b"\n".join(lines) + b"\n")
+    offsets = np.cumsum([0, *(len(line) + 1 for line in lines)])
+    np.save(kb / "passages.offsets.npy", offsets)
+    rewrite(kb, "passages.offsets.npy", (kb / "passages.offsets.npy").read_bytes())
     loaded = load(kb, k=30)
     with pytest.raises(IndexFileError, match="line 7"):
         loaded.search([loaded.encode("kora")])

@@ -166,16 +166,29 @@ def _reader(lines: mmap.mmap, offsets: NDArray[np.int64], name: str) -> Callable
 
     def read(row: int) -> Passage:
         try:
-            record = json.loads(lines[int(offsets[row]) : int(offsets[row + 1])])
-            return Passage(
-                record["id"], record["text"], record.get("title", ""), record.get("metadata", {})
-            )
+            return _passage(json.loads(lines[int(offsets[row]) : int(offsets[row + 1])]))
         except DAMAGE as error:
             raise IndexFileError(
                 f"{name}, line {row + 1}: not a passage ({error!r}); build it again"
             ) from error
 
     return read
+
+
+def _passage(record: Any) -> Passage:
+    """Make the passage of a line's record.
+
+    Raises:
+        KeyError: it has no id or no text.
+        TypeError: they are of another type.
+    """
+    title, metadata = record.get("title", ""), record.get("metadata", {})
+    for name, value in (("id", record["id"]), ("text", record["text"]), ("title", title)):
+        if not isinstance(value, str):
+            raise TypeError(f"its {name} is no text: {value!r:.80}")
+    if not isinstance(metadata, dict):
+        raise TypeError(f"its metadata are no dict: {metadata!r:.80}")
+    return Passage(record["id"], record["text"], title, metadata)
 
 
 def _fits(offsets: NDArray[Any], places: NDArray[Any], size: int) -> bool:

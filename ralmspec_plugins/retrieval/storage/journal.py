@@ -385,7 +385,12 @@ def _lock(folder: Path, target: Path) -> int:
             "save that"
         ) from error
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # by `exist_ok` what is there is no folder, or has just gone
+            if folder.is_dir() or not os.path.lexists(folder):
+                continue
+            raise
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # the other process has finished, and removed the folder
