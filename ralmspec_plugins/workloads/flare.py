@@ -245,7 +245,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return Formed(asked, LookAhead(draft, sure=not query))
 
     def query_key(self, state: FlareState[DraftT]) -> Hashable | None:
-        """Hold what the look-ahead depends on, to the last bit."""
+        """Return a key of what the look-ahead depends on, to the last bit."""
         if state.hits is None:
             return state.request.prompt
         passages = read_by(self.lm, state.hits)
@@ -298,27 +298,27 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return read_by(self.lm, begun.hits)
 
     def draft(self, state: FlareState[DraftT]) -> DraftT:
-        """Give the draft."""
+        """Return the draft."""
         return state.draft
 
     def after(self, state: FlareState[DraftT], draft: DraftT) -> FlareState[DraftT]:
-        """Give the state with the sentence."""
+        """Return the state with the sentence."""
         return replace(state, draft=draft, settled=None)
 
     def shown(self, begun: FlareState[DraftT], draft: DraftT) -> FlareState[DraftT]:
-        """Give the state with what is settled of an unfinished sentence, and nothing behind it."""
+        """Return the state with what is settled of an unfinished sentence, and nothing behind it."""
         end = sentence_end(self.lm.text(draft), len(self.lm.text(begun.draft)))
         return replace(begun, draft=draft, settled=self.lm.settled(draft)[:end])
 
     def tokens_of(self, state: FlareState[DraftT]) -> int:
-        """Give the length of the longest sentence."""
+        """Return the length of the longest sentence."""
         return self.look_ahead
 
     def settled(self, state: FlareState[DraftT]) -> str:
-        """Give all sentences: one that stands is not written again."""
+        """Return all sentences: one that stands is not written again."""
         return self.lm.settled(state.draft) if state.settled is None else state.settled
 
     def extend_key(self, state: FlareState[DraftT], hits: Hits) -> Hashable | None:
-        """Hold what the look-ahead and the sentence depend on, to the last bit."""
+        """Return a key of what the look-ahead and the sentence depend on, to the last bit."""
         written = self.lm.write_key(state.draft, read_by(self.lm, hits), self.look_ahead)
         return self.query_key(state), written

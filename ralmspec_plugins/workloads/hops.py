@@ -90,7 +90,7 @@ class SearchTags:
     in_front = False
 
     def __post_init__(self) -> None:
-        """Refuse names that make no tags.
+        """Reject names that make no tags.
 
         Raises:
             ConfigError: a name is empty, or two are the same.

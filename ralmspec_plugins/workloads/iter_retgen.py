@@ -86,7 +86,7 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return " ".join(both)
 
     def query_key(self, state: IterRetGenState[DraftT]) -> Hashable | None:
-        """Hold the question and the last answer, and how many there were."""
+        """Return a key of the question and the last answer, and how many there were."""
         return state.request.prompt, state.iterations, self.lm.text_key(state.draft)
 
     def extend(
@@ -117,7 +117,7 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return replace(state, draft=state.blank, hits=hits)
 
     def draft(self, state: IterRetGenState[DraftT]) -> DraftT:
-        """Give the draft of the last answer."""
+        """Return the draft of the last answer."""
         return state.draft
 
     def after(self, state: IterRetGenState[DraftT], draft: DraftT) -> IterRetGenState[DraftT]:
@@ -125,15 +125,15 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return replace(state, draft=draft, iterations=state.iterations + 1)
 
     def tokens_of(self, state: IterRetGenState[DraftT]) -> int:
-        """Give the request's own length."""
+        """Return the request's own length."""
         return state.request.max_tokens
 
     def settled(self, state: IterRetGenState[DraftT]) -> str:
-        """Give nothing before the last answer, which is not written again."""
+        """Return nothing before the last answer, which is not written again."""
         return self.lm.settled(state.draft) if state.iterations >= self.iterations else ""
 
     def extend_key(self, state: IterRetGenState[DraftT], hits: Hits) -> Hashable | None:
-        """Hold the number of answers, and what the model's next answer depends on.
+        """Return a key of the number of answers, and what the model's next answer depends on.
 
         The last answer is no part of it: it takes part in the query alone.
         """

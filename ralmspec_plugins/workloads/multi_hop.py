@@ -110,7 +110,7 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return state.query or NO_RETRIEVAL
 
     def query_key(self, state: HopState[DraftT]) -> Hashable | None:
-        """Hold the whole state but the model's draft, which no later turn is written from."""
+        """Return a key of the whole state but the model's draft, which no later turn is written from."""
         return state
 
     def begun(self, state: HopState[DraftT], hits: Hits) -> HopState[DraftT]:
@@ -143,11 +143,11 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return read_by(self.lm, begun.front)
 
     def draft(self, state: HopState[DraftT]) -> DraftT:
-        """Give the draft of the last turn."""
+        """Return the draft of the last turn."""
         return state.draft
 
     def tokens_of(self, state: HopState[DraftT]) -> int:
-        """Give the request's own length: of each turn."""
+        """Return the request's own length: of each turn."""
         return state.request.max_tokens
 
     def shown(self, begun: HopState[DraftT], draft: DraftT) -> HopState[DraftT]:
@@ -178,22 +178,22 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         )
 
     def text(self, state: HopState[DraftT]) -> str:
-        """Give what the model wrote, or the final answer in it."""
+        """Return what the model wrote, or the final answer in it."""
         if not self.answer_only:
             return state.written
         answer = self.hops.answer(state.written)
         return state.written if answer is None else answer
 
     def settled(self, state: HopState[DraftT]) -> str:
-        """Give all that was written: later turns stand behind it."""
+        """Return all that was written: later turns stand behind it."""
         return "" if self.answer_only else state.written
 
     def extend_key(self, state: HopState[DraftT], hits: Hits) -> Hashable | None:
-        """Hold the state but the draft, and the hits."""
+        """Return a key of the state but the draft, and the hits."""
         return state, hits
 
     def _reads_the_same(self, state: HopState[DraftT], guess: Hits, hits: Hits) -> bool:
-        """Say whether the next turn is written from the same text with both."""
+        """Return whether the next turn is written from the same text with both."""
         if guess == hits:
             return True
         if self._agrees is not None and self._agrees(passages_of(guess), passages_of(hits)):
