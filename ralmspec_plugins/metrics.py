@@ -162,11 +162,12 @@ class MetricsRecorder:
         if self.first_text_s is None:
             self.first_text_s = self.now_s
 
-    def stats(self, unguessed: str | None = None) -> Stats:
+    def stats(self, unguessed: str | None = None, *, lossy: bool = False) -> Stats:
         """Return the statistics.
 
         Args:
             unguessed: the reason why no segment was started on a guess, if none was.
+            lossy: whether a guess that differed may have been accepted.
         """
         extends = [span for span in self._spans if span.kind == "extend"]
         return Stats(
@@ -183,6 +184,7 @@ class MetricsRecorder:
             accepted=self.accepted,
             reused=self.reused,
             unguessed=unguessed,
+            lossy=lossy,
             retries=self.retries,
             model_passes=self.model_passes,
             tokens_written=self.tokens_written,

@@ -101,7 +101,8 @@ class Workload(Protocol[StateT]):
 
     Optional: `astart()`, `aquery()` and `aextend()` for `AsyncEngine`;
     `agree(state, guess, hits)` returns whether a guess is equivalent to the real hits for
-    all that `extend` reads; `side_by_side` is true if a segment that is no longer
+    all that `extend` reads, and `lossy` is true if it may accept one that is not;
+    `side_by_side` is true if a segment that is no longer
     needed may finish in parallel with the next one, as a call to a server may.
     """
 
@@ -271,6 +272,11 @@ class LanguageModel(Protocol[StateT]):
     returns whether the model's output is the same after both; `side_by_side` as in `Workload`.
     With `reads_hits` the model receives hits in place of passages; their scores
     are those of the search only with `reads_scores`, and `None` otherwise.
+    `resume(draft, request, text)` starts after an existing text, in the request of `draft` with
+    the settings of `request`; `text()` then returns only what was written since.
+    `stop_of(draft)` returns the stop string that ended a draft, "" if none did, and `None` if
+    that is unknown. `write_one_sentence()` is a `write_sentence()` that leaves no token after the
+    sentence in the draft.
     `scored(thresholds)` returns the same model as a `ScoredLanguageModel`; call it through the
     function `scored_model`, which says what is missing where a model has no such method.
     """

@@ -51,6 +51,7 @@ class Stats:
     accepted: int = 0
     reused: int = 0  # dropped segments that were reused in the answer
     unguessed: str | None = None  # why no segment was started on a guess; `None` if one was
+    lossy: bool = False  # the workload's `agree` may have accepted a guess that differed
     retries: int = 0  # failed speculative work that was retried in isolation
     model_passes: int = 0  # of a model that counts them, including those of wasted segments
     tokens_written: int = 0  # in them

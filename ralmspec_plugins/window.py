@@ -92,7 +92,8 @@ class SpeculationWindow:
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.workload.text(self.root)
-        stats = self.metrics.stats(self._unguessed())
+        lossy = self._used_guess and getattr(self.workload, "lossy", False)
+        stats = self.metrics.stats(self._unguessed(), lossy=lossy)
         return Answer(text, tuple(self.retrieved), self.root, stats)
 
     def _unguessed(self) -> str | None:

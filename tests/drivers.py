@@ -25,6 +25,7 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.types import Answer, Hits, Query, Retrieved
@@ -69,6 +70,8 @@ class Seen:
     streamed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     changed_text: bool = False  # a wrong guess whose segment differs from the right one
+    changed_query: bool = False  # one behind which something else is asked
+    query_errors: list[str] = field(default_factory=list)  # of errors, those of forming a query
     unretrieved: int = 0  # committed steps without retrieval
     cancelled_queries: int = 0  # that were being formed when their step was dropped
     cancelled_encodings: int = 0
@@ -255,7 +258,10 @@ class _Run:
             wrong = parts.extend(need.state, need.hits, Progress(), need.carried)
         except WorldError:
             return
-        self.seen.changed_text |= right.text != wrong.text
+        text = parts.workload.text
+        self.seen.changed_text |= text(right) != text(wrong)
+        if hasattr(self.world, "kind") and not self.seen.changed_query:
+            self.seen.changed_query = _asked_behind(parts, right) != _asked_behind(parts, wrong)
 
     @staticmethod
     def _stopped(one: Completion, need: Work) -> Completion:
@@ -278,4 +284,14 @@ class _Run:
         completion = self.out.pop(self.dice.choice(list(first.values())))
         if isinstance(completion, Completed) and isinstance(completion.error, WorldError):
             self.seen.errors.append(repr(completion.error))
+            if isinstance(completion.need, FormQuery):
+                self.seen.query_errors.append(repr(completion.error))
         return completion
+
+
+def _asked_behind(parts: Parts, state: Any) -> Any:
+    """Form the query of a state once more, without what it carries."""
+    try:
+        return parts.form(state, Progress()).query
+    except WorldError as error:
+        return repr(error)

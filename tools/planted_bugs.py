@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 EQUALITY = "tests/test_equality.py"
 DECODING = "tests/decoding/test_equality.py"
+MODELS = "tests/test_model_equality.py -k never_changes_the_answer"
+BY_HAND = "tests/workloads/test_model_workloads.py tests/workloads/test_hops.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 
 
@@ -544,5 +546,112 @@ BUGS = (
         "cache.crop(count - rows)",
         "cache.crop(0)",
         "tests/decoding/test_fixed_shape.py",
+    ),
+    Bug(
+        "FLARE takes back a look-ahead that was written with other passages",
+        "ralmspec_plugins/workloads/flare.py",
+        "return state.request.prompt, self.lm.write_key(state.draft, passages, self.look_ahead)",
+        "return state.request.prompt, self.lm.text_key(state.draft)",
+        MODELS,
+    ),
+    Bug(
+        "FLARE shows what stands behind an unfinished sentence",
+        "ralmspec_plugins/workloads/flare.py",
+        "settled=self.lm.settled(draft)[:end])",
+        "settled=self.lm.settled(draft))",
+        MODELS,
+    ),
+    Bug(
+        "FLARE shows a look-ahead that may be written again",
+        "ralmspec_plugins/workloads/flare.py",
+        "return state.draft, passages, self.look_ahead, SilentProgress(progress)",
+        "from ralmspec_plugins.workloads.base import Reports\n"
+        "        reports = Reports(progress, lambda draft: self.after(state, draft))\n"
+        "        return state.draft, passages, self.look_ahead, reports",
+        MODELS,
+    ),
+    Bug(
+        "FLARE keeps the look-ahead whatever passages are found",
+        "ralmspec_plugins/workloads/flare.py",
+        "(ahead.sure or self._same(state.hits, new))",
+        "(ahead.sure or new is not None)",
+        BY_HAND,
+    ),
+    Bug(
+        "FLARE masks the tokens that it is sure of",
+        "ralmspec_plugins/workloads/flare.py",
+        'token.text if token.logprob > self._kept_above else " "',
+        'token.text if token.logprob <= self._kept_above else " "',
+        BY_HAND,
+    ),
+    Bug(
+        "Iter-RetGen shows an answer that is written again",
+        "ralmspec_plugins/workloads/iter_retgen.py",
+        'if state.iterations >= self.iterations else ""',
+        'if state.iterations else ""',
+        MODELS,
+    ),
+    Bug(
+        "Iter-RetGen takes back the answer of another iteration",
+        "ralmspec_plugins/workloads/iter_retgen.py",
+        "return state.request.prompt, state.iterations, written",
+        "return state.request.prompt, written",
+        MODELS,
+    ),
+    Bug(
+        "Iter-RetGen takes back an answer that was written with other passages",
+        "ralmspec_plugins/workloads/iter_retgen.py",
+        "return state.request.prompt, state.iterations, written",
+        "return state.request.prompt, state.iterations",
+        MODELS,
+    ),
+    Bug(
+        "Iter-RetGen keeps the answer though the passages changed",
+        "ralmspec_plugins/workloads/iter_retgen.py",
+        "return bool(last == new if same is None else same(last, new))",
+        "return True",
+        BY_HAND,
+    ),
+    Bug(
+        "multi-hop shows what may become a closing tag",
+        "ralmspec_plugins/workloads/multi_hop.py",
+        "            return self.lm.settled(draft)\n",
+        "            return self.lm.text(draft)\n",
+        MODELS,
+    ),
+    Bug(
+        "multi-hop takes any guess for what was found",
+        "ralmspec_plugins/workloads/multi_hop.py",
+        "return self._with_passages(state, guess) == self._with_passages(state, hits)",
+        "return len(guess) == len(hits)",
+        MODELS,
+    ),
+    Bug(
+        "multi-hop takes back a turn that read other passages",
+        "ralmspec_plugins/workloads/multi_hop.py",
+        "        return state, hits\n",
+        "        return state\n",
+        MODELS,
+    ),
+    Bug(
+        "multi-hop takes a stop string of the request for a closing tag",
+        "ralmspec_plugins/workloads/hops.py",
+        "        if stopped_by is None:\n            stopped_by = self._left_open(text)\n",
+        "        if stopped_by not in self.stop:\n            stopped_by = self._left_open(text)\n",
+        BY_HAND,
+    ),
+    Bug(
+        "multi-hop draws each turn with the same random numbers",
+        "ralmspec_plugins/workloads/multi_hop.py",
+        "seed=state.request.seed + state.turns,",
+        "seed=state.request.seed,",
+        BY_HAND,
+    ),
+    Bug(
+        "a verifier of the user's is not said to be lossy",
+        "ralmspec_plugins/workloads/multi_hop.py",
+        "self.lossy = agree is not None",
+        "self.lossy = False",
+        BY_HAND,
     ),
 )

@@ -57,6 +57,7 @@ from ralmspec_plugins.adapters.engines import (
     is_one_shot,
     most_tokens,
     workload_of,
+    writes_whole,
 )
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import object_id
@@ -345,7 +346,7 @@ class Assembly:
         return HostLM(
             self.llm.runnable,
             self._prompting,
-            whole=is_one_shot(settings.workload),
+            whole=writes_whole(settings.workload),
             sentence_stop=settings.sentence_stop,
             bound=settings.bound,
             continuation=settings.continuation,

@@ -95,7 +95,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     workload: WorkloadName | WorkloadMaker | None = None
     """"sentences" (the default: a sentence a step), "interval" (a few tokens a step; the default
-    of `direct`), "one_shot" (one retrieval, one call), or what makes one of a model, such as
+    of `direct`), "one_shot" (one retrieval, one call), "flare", "iter_retgen", "multi_hop"
+    (docs/workloads.md), or what makes one of a model, such as
     `functools.partial(Interval, interval=8)`."""
     direct: StrictBool = False
     """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""

@@ -29,7 +29,8 @@ class Options:
     Attributes:
         workload: "one_shot" (one retrieval, then the response synthesizer: the host's own query
             engine), "sentences" (a retrieval for each sentence), "interval" (one every few
-            tokens), or what makes a workload of a model: `functools.partial(Interval, interval=8)`.
+            tokens), "flare", "iter_retgen", "multi_hop" (docs/workloads.md), or what makes a
+            workload of a model: `functools.partial(Interval, interval=8)`.
         direct: drive a local `HuggingFaceLLM` or `SpeculativeLLM` by tokens and key-value cache,
             not by its calls.
         decoding: with `direct`, a `Decoding`, by which tokens are speculated on, too

@@ -30,19 +30,43 @@ from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.prompts import Prompting
 from llama_index_ralmspec.response import LoopBoundStream, Responses, record_of
 from llama_index_ralmspec.synthesis import SynthesizerLM, is_known, model_blocks_loop
-from ralmspec_plugins.adapters.engines import Engines, Runtime, most_tokens, workload_of
+from ralmspec_plugins.adapters.engines import (
+    Engines,
+    Runtime,
+    most_tokens,
+    workload_of,
+    writes_whole,
+)
 from ralmspec_plugins.adapters.events import AsyncPieces, drive_events
 from ralmspec_plugins.adapters.fingerprint import attributes, object_id
 from ralmspec_plugins.adapters.retriever_state import HostStats
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.effects import Commit, Event
 from ralmspec_plugins.engine.streams import AsyncEventStream, EventStream
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.schedules import Continuous
 from ralmspec_plugins.types import Request
+from ralmspec_plugins.workloads import MultiHop
 
 _log = logging.getLogger(__name__)
 _TEMPLATES: Final = ("text_qa_template", "summary_template")
 _MOST_MODELS: Final = 4  # models in models that are looked for
+
+
+def check_postprocessors(
+    workload: MultiHop[Any], postprocessors: Sequence[BaseNodePostprocessor]
+) -> None:
+    """Refuse postprocessors of nodes that are inserted into the text, where none would run.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if postprocessors and not workload.hops.in_front:
+        names = ", ".join(type(one).__name__ for one in postprocessors)
+        raise ConfigError(
+            f"{names} would not run: workload='multi_hop' with {workload.hops!r} inserts the "
+            "retriever's nodes into the text. Put a reranker into the retriever."
+        )
 
 
 class Assembly:
@@ -68,6 +92,8 @@ class Assembly:
         self.effects = _side_effects_of(synthesizer, options)
         self._blocks_loop = blocks_loop(retriever) or model_blocks_loop(synthesizer)
         self._workload = workload_of(options.workload, self._lm())
+        if isinstance(self._workload, MultiHop):
+            check_postprocessors(self._workload, self._postprocessors)
         self._host = self._hosts(retriever)
         self._replica = None if options.replica is None else self._hosts(options.replica)
         speculation = options.speculation(guesses=self.guesses)
@@ -110,6 +136,7 @@ class Assembly:
             llm,
             prompting,
             postprocessors=self._postprocessors,
+            whole=writes_whole(options.workload),
             sentence_stop=options.sentence_stop,
             bound=options.bound,
             continuation=options.continuation,

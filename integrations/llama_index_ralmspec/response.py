@@ -213,10 +213,11 @@ class Responses:
         """Add the nodes that a step has used, and their metadata as the host gives it.
 
         A model driven directly without postprocessors records nothing: it is given what the
-        step's search found.
+        step's search found. So is one that reads the nodes in the text, in no prompt.
         """
         record = record_of(state)
-        for node in nodes_of(self._hits) if record is None else record.used:
+        read = nodes_of(self._hits) if record is None or not record.nodes else record.used
+        for node in read:
             if node.node.node_id not in self._metadata:
                 self._nodes.append(node)
                 self._metadata[node.node.node_id] = node.node.metadata

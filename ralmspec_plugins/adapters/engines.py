@@ -21,7 +21,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
-from ralmspec_plugins.workloads import OneShot, Sentences
+from ralmspec_plugins.workloads import IterRetGen, OneShot, Sentences
 from ralmspec_plugins.workloads.registry import WorkloadMaker, WorkloadName, workload_of
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "is_one_shot",
     "most_tokens",
     "workload_of",
+    "writes_whole",
 ]
 
 # The state shared by all calls of one host object: verifiers, engines, threads.
@@ -186,6 +187,7 @@ class Runtime:
 
 
 _MOST_TOKENS: Final = 256
+_REWRITING: Final = ("iter_retgen", "iter-retgen")
 
 
 def _cached(
@@ -361,6 +363,13 @@ class Speculation:
 def is_one_shot(chosen: object) -> bool:
     """Return whether a workload, by its name or factory, is one retrieval and one call."""
     return chosen == "one_shot" or getattr(chosen, "func", chosen) is OneShot
+
+
+def writes_whole(chosen: object) -> bool:
+    """Return whether each segment of a workload is a whole answer, which needs no limit."""
+    return (
+        is_one_shot(chosen) or chosen in _REWRITING or getattr(chosen, "func", chosen) is IterRetGen
+    )
 
 
 def most_tokens(workload: Workload[Any]) -> int:

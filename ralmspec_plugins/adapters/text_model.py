@@ -225,6 +225,7 @@ class TextLM(Generic[GivenT]):
     has ended, and no other request.
     """
 
+    fixed_prompt = True  # the host's, whatever a request asks
     awrite: Awaited[GivenT]
     awrite_sentence: Awaited[GivenT]
 
@@ -338,11 +339,22 @@ class TextLM(Generic[GivenT]):
 
     def text(self, draft: TextDraft) -> str:
         """Return the generated text, cut before a stop string."""
-        return draft.text
+        return draft.text[draft.given :]
 
     def settled(self, draft: TextDraft) -> str:
         """Return the part of `text` that no later call can change."""
-        return draft.settled
+        return draft.settled[draft.given :]
+
+    def resume(self, draft: TextDraft, request: Request, text: str) -> TextDraft:
+        """Start after an existing text, in the request of `draft`.
+
+        The model continues it as it continues the text that it wrote.
+        """
+        return text_state.resumed(draft, request, text)
+
+    def stop_of(self, draft: TextDraft) -> str | None:
+        """Return the stop string that ended a draft, "" if none did, `None` if it is unknown."""
+        return draft.stopped_by
 
     def text_key(self, draft: TextDraft) -> Hashable:
         """Return a key of question and text, and of whether that is all."""

@@ -11,6 +11,7 @@ from ralmspec_plugins.lm.text import (
     no_end_before,
     sentence_end,
     settled_length,
+    stop_at,
     stop_position,
 )
 from ralmspec_plugins.types import Request, TokenLogprob
@@ -70,6 +71,10 @@ class TextDraft:
     the calls, not by their results, which would depend on the host's
     counting. A sentence that ends early counts its words.
 
+    `given` characters of the text existed before the draft; they are no result of a call.
+    `stopped_by` is the stop string that ended the text, "" if none did; `None` if that is
+    unknown, since a host removes the stop strings that it is given.
+
     `usage`, `message`, `recording` and `call` (of the last call) are not part of the value,
     nor is `made`: the calls of all drafts of one request; nor `logprobs`: of all tokens of
     the text, `None` if a call returned none.
@@ -79,6 +84,8 @@ class TextDraft:
     text: str = ""
     finished: bool = False
     spent: int = 0
+    given: int = 0
+    stopped_by: str | None = ""
     calls: int = 0
     usage: Usage = field(default=Usage(), compare=False)
     message: Any = field(default=None, compare=False, repr=False)
@@ -102,6 +109,21 @@ class TextDraft:
         while end and _half(self.text[end - 1]):
             end -= 1
         return self.text[:end]
+
+
+def resumed(draft: TextDraft, request: Request, text: str) -> TextDraft:
+    """Return a draft that starts after an existing text, and counts the calls of `draft` too."""
+    logprobs: tuple[TokenLogprob, ...] | None = None if text else ()
+    return replace(
+        draft,
+        origin=request,
+        text=text,
+        finished=False,
+        spent=0,
+        given=len(text),
+        stopped_by="",
+        logprobs=logprobs,
+    )
 
 
 def draft_of(state: Any) -> Any:
@@ -170,7 +192,7 @@ class Streamed:
         """Return the draft with the partial result, which ends early only at a stop string."""
         draft = self._draft
         text = self._cut(draft.text + written.text)
-        found = stop_position(text, self._looked, draft.origin.stop)
+        found = _stop_in(text, self._looked, draft)
         self._looked = len(text)
         if found is not None and (self._stop is None or found < self._stop):
             self._stop = found
@@ -237,8 +259,11 @@ def _appended(
     draft: TextDraft, written: Written, piece: str, *, spent: int, ended: bool
 ) -> TextDraft:
     text = draft.text + piece
-    stop = stop_position(text, len(draft.text), draft.origin.stop)
-    text = text if stop is None else text[:stop]
+    stop = _stop_in(text, len(draft.text), draft)
+    stopped_by: str | None = "" if written.ended is False else None
+    if stop is not None:
+        stopped_by = stop_at(text, stop, draft.origin.stop)
+        text = text[:stop]
     logprobs = None
     if draft.logprobs is not None and written.logprobs is not None:
         logprobs = first_tokens(draft.logprobs + written.logprobs, len(text))
@@ -247,9 +272,16 @@ def _appended(
         text=text,
         finished=ended or stop is not None,
         spent=spent,
+        stopped_by=stopped_by,
         calls=draft.calls + 1,
         usage=draft.usage + written.usage,
         message=written.message,
         recording=written.recording,
         logprobs=logprobs,
     )
+
+
+def _stop_in(text: str, since: int, draft: TextDraft) -> int | None:
+    """Return the start of the first stop string, which no character of a given text is part of."""
+    found = stop_position(text[draft.given :], since - draft.given, draft.origin.stop)
+    return None if found is None else found + draft.given

@@ -1,6 +1,7 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ def ask(
     scheduling: options.ScheduleOptions,
     common: options.CommonOptions,
     workload: options.WorkloadOption = "interval",
+    choosing: options.WorkloadOptions,
     capacity: options.Count = 1000,
     eviction: Literal["lru", "lfu", "fifo"] = "lru",
     template: str | None = None,
@@ -39,7 +41,7 @@ def ask(
 
     Options:
         question: The question, or the start of a text.
-        workload: Search every few tokens, every sentence, or once.
+        workload: Search every few tokens, every sentence, once, or as docs/workloads.md describes.
         capacity: Maximum number of passages in the passage cache.
         eviction: Eviction policy of the passage cache.
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
@@ -64,7 +66,7 @@ def ask(
         weights = build.Weights(common.model, common.threads, **style)
 
     def make(mode: str) -> Workload[Any]:
-        return searching.workload(weights.language_model(mode), workload)
+        return searching.workload(weights.language_model(mode), workload, **asdict(choosing))
 
     with build.engines(modes, make, store, settings) as opened:
         printer = Printer(common.json, many=len(requests) > 1)

@@ -49,9 +49,15 @@ class SearchOptions:
         """Load the knowledge base, with the simulated latency of a remote store if one is set."""
         return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
 
-    def workload(self, lm: LanguageModel[Any], name: str = "interval") -> Workload[Any]:
-        """Return the workload of this name for a model."""
-        settings = {"interval": self.interval, "query_tokens": self.query_tokens}
+    def workload(
+        self, lm: LanguageModel[Any], name: str = "interval", **settings: Any
+    ) -> Workload[Any]:
+        """Return the workload of this name for a model, without the settings of others.
+
+        Raises:
+            ConfigError: a setting is out of range, or the model lacks what the workload needs.
+        """
+        settings |= {"interval": self.interval, "query_tokens": self.query_tokens}
         return workload_of(name, lm, **settings)
 
 

@@ -17,6 +17,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, Optim
 from ralmspec_plugins.timeline import check_path
 from ralmspec_plugins.types import Request
 from ralmspec_plugins.workloads import WORKLOADS
+from ralmspec_plugins.workloads.flare import QueryBy
 
 PLAIN, SPECULATIVE = "plain", "speculative"  # ways to run a request
 _ENTRY: Final = re.compile(r"^    (\w+): (.+(?:\n     .+)*)", re.MULTILINE)  # of a section
@@ -113,6 +114,7 @@ WorkloadOption = Annotated[
 ]
 DrafterName = Literal["none", "suffix", "passages", "both"]
 Count = Annotated[int, {"min": 1}]
+Probability = Annotated[float, {"min": 0.0, "max": 1.0}]
 OptionalCount = Annotated[int | None, {"min": 1}]
 Seconds = Annotated[float, {"parser": duration, "metavar": "TIME"}]
 OptionalSeconds = Annotated[float | None, {"parser": duration, "metavar": "TIME"}]
@@ -131,6 +133,29 @@ class CommonOptions:
     model: Annotated[str | None, {"metavar": "PATH"}] = None
     threads: OptionalCount = None
     json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadOptions:
+    """The settings of single workloads.
+
+    Options:
+        theta: flare: search unless each token of a sentence is more probable than this.
+        beta: flare: leave tokens up to this probability out of the query.
+        query_by: flare: mask the sentence, or ask a question about it.
+        iterations: iter-retgen: how often the answer is written.
+        hops: multi-hop: how the model asks: tags, thoughts, or follow-up questions.
+        max_hops: multi-hop: searches in an answer.
+        answer_only: multi-hop: give the final answer alone.
+    """
+
+    theta: Probability = 0.8
+    beta: Probability = 0.4
+    query_by: QueryBy = "masking"
+    iterations: Count = 3
+    hops: Literal["search-r1", "ircot", "self-ask"] = "search-r1"
+    max_hops: Count = 5
+    answer_only: bool = False
 
 
 _SCHEDULES: Final[Mapping[str, tuple[Any, tuple[str, ...]]]] = {

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from ralmspec_plugins.lm.decoder import (
     SegmentText,
 )
 from ralmspec_plugins.lm.kv_cache import CacheStore, ModelRunner, PrefillSchedule, Prefix, Run
-from ralmspec_plugins.lm.prompts import PassageTemplate, decode, encode, framed_tokens
+from ralmspec_plugins.lm.prompts import PassageTemplate, check_text, decode, encode, framed_tokens
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
@@ -347,6 +348,49 @@ class HuggingFaceLM:
             return sentence_end(grown.transcript.text, start) is not None
 
         return self._write(draft, passages, tokens, progress, complete)
+
+    def write_one_sentence(
+        self, draft: Draft, passages: Sequence[Passage], tokens: int, progress: Progress
+    ) -> Draft:
+        """Continue a draft by its next sentence, without the token behind it.
+
+        A token that holds the end of the sentence and more stays whole.
+
+        Raises:
+            ContextOverflowError: passages, prompt and text exceed the context.
+            InputError: there is nothing to continue: no prompt, no passage, no BOS token.
+            Cancelled: `progress` was cancelled while writing.
+        """
+        start, sentence = len(draft.transcript.text), draft
+
+        def complete(grown: Draft) -> bool:
+            nonlocal sentence
+            end = sentence_end(grown.transcript.text, start)
+            if end is None or len(sentence.transcript.text) < end:
+                sentence = grown
+            return end is not None
+
+        self._write(draft, passages, tokens, progress, complete)
+        return sentence
+
+    def resume(self, draft: Draft, request: Request, text: str) -> Draft:
+        """Begin behind a text that stands already, in the request of `draft`.
+
+        The text is tokenised by itself, and no special token is read in it.
+
+        Raises:
+            InputError: prompt or text holds half a character, which no tokenizer takes.
+        """
+        check_text(text)
+        begun = self.begin(request)
+        with self._tokenizer_lock:
+            tokens = begun.prompt_tokens + encode(self.tokenizer, text, literal=True)
+        origin = replace(begun.origin, owner=draft.origin.owner, prompt_tokens=tokens)
+        return Draft(origin, lm_text.begin(tokens))
+
+    def stop_of(self, draft: Draft) -> str:
+        """Give the stop string that ended a draft, or "" if none has."""
+        return draft.stopped_by
 
     def finished(self, draft: Draft) -> bool:
         """Return whether the draft has ended: by an end token, a stop string, or its length."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.lm.text import Decode, Transcript, settled_length, stop_position
+from ralmspec_plugins.lm.text import Decode, Transcript, settled_length, stop_at, stop_position
 from ralmspec_plugins.types import Passage, TokenLogprob
 
 Ending: TypeAlias = Literal["eos", "stop", "length"]
@@ -54,6 +54,7 @@ class Draft:
     passages: tuple[Passage, ...] | None = None  # without metadata; None before the first segment
     prefilled_at: int = 0
     ending: Ending | None = None
+    stopped_by: str = ""  # the stop string, where that is the ending
     scores: tuple[TokenScore, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -124,9 +125,18 @@ class Draft:
         if logprob is not None:
             scores = (*scores, TokenScore(logprob, len(transcript.text)))
         stop = stop_position(transcript.text, len(self.transcript.text), self.origin.stop)
+        stopped_by = ""
         if stop is not None:
+            stopped_by = stop_at(transcript.text, stop, self.origin.stop)
             transcript, ending = transcript.cut(stop), "stop"
-        return replace(self, transcript=transcript, tokens=tokens, ending=ending, scores=scores)
+        return replace(
+            self,
+            transcript=transcript,
+            tokens=tokens,
+            ending=ending,
+            stopped_by=stopped_by,
+            scores=scores,
+        )
 
 
 def _ending(token: int, length: int, origin: DraftOrigin, eos: Container[int]) -> Ending | None:

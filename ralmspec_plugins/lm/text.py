@@ -66,6 +66,15 @@ def stop_position(text: str, since: int, stop: Sequence[str]) -> int | None:
     return min((start for start in starts if start >= 0), default=None)
 
 
+def stop_at(text: str, position: int, stop: Sequence[str]) -> str:
+    """Give the first of the stop strings that stands at a position where one does.
+
+    >>> stop_at("one</a>", 3, ["</b>", "</a>"])
+    '</a>'
+    """
+    return next(mark for mark in stop if text.startswith(mark, position))
+
+
 def settled_length(text: str, stop: Sequence[str]) -> int:
     r"""Return the number of characters before a possible start of a stop string.
 

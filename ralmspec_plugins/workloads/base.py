@@ -112,21 +112,34 @@ class DraftWorkload(TextWorkload[StateT], Generic[StateT, DraftT]):
         """Give the maximum number of tokens of the next segment."""
         raise NotImplementedError
 
+    def begun(self, state: StateT, hits: Hits) -> StateT:
+        """Return the state in which the segment with these hits begins; the same by default."""
+        return state
+
+    def in_front(self, begun: StateT, hits: Hits) -> Any:
+        """Return what the model reads of the passages; those of the hits by default."""
+        return read_by(self.lm, hits)
+
+    def shown(self, begun: StateT, draft: DraftT) -> StateT:
+        """Return the state with an unfinished segment; as after a finished one by default."""
+        return self.after(begun, draft)
+
     def extend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
         """Write the next segment with these passages in front."""
-        return self.after(
-            state, getattr(self.lm, self._method)(*self._given(state, hits, progress))
-        )
+        begun = self.begun(state, hits)
+        write: Any = getattr(self.lm, self._method)
+        return self.after(begun, write(*self._given(begun, hits, progress)))
 
     async def _aextend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
         """Do the same without holding up the event loop."""
+        begun = self.begun(state, hits)
         write: Any = getattr(self.lm, f"a{self._method}")
-        return self.after(state, await write(*self._given(state, hits, progress)))
+        return self.after(begun, await write(*self._given(begun, hits, progress)))
 
-    def _given(self, state: StateT, hits: Hits, progress: Progress) -> tuple[Any, ...]:
-        passages = read_by(self.lm, hits)
-        reports = Reports(progress, partial(self.after, state))
-        return self.draft(state), passages, self.tokens_of(state), reports
+    def _given(self, begun: StateT, hits: Hits, progress: Progress) -> tuple[Any, ...]:
+        passages = self.in_front(begun, hits)
+        reports = Reports(progress, partial(self.shown, begun))
+        return self.draft(begun), passages, self.tokens_of(begun), reports
 
     def _agree(self, state: StateT, guess: Hits, hits: Hits) -> bool:
         """Say whether the model sees the same in both."""
@@ -186,3 +199,19 @@ class Reports(Progress):
     def count(self, **counts: int) -> None:
         """Take in what writing took."""
         self._outer.count(**counts)
+
+
+class SilentProgress(Reports):
+    """Passes on everything but reports: of text that may be written again."""
+
+    def __init__(self, outer: Progress) -> None:
+        """Stop and count with `outer`."""
+        super().__init__(outer, lambda draft: draft)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether reports go anywhere: no."""
+        return False
+
+    def report(self, state: Any) -> None:
+        """Hand on nothing."""

@@ -6,17 +6,25 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel, Workload
+from ralmspec_plugins.workloads.flare import Flare
 from ralmspec_plugins.workloads.interval import Interval
+from ralmspec_plugins.workloads.iter_retgen import IterRetGen
+from ralmspec_plugins.workloads.multi_hop import MultiHop
 from ralmspec_plugins.workloads.one_shot import OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 
-WorkloadName: TypeAlias = Literal["one_shot", "sentences", "interval"]
+WorkloadName: TypeAlias = Literal[
+    "one_shot", "sentences", "interval", "flare", "iter_retgen", "multi_hop"
+]
 WorkloadMaker: TypeAlias = Callable[[LanguageModel[Any]], Workload[Any]]
 
 WORKLOADS: Final[Mapping[str, Callable[..., Workload[Any]]]] = {
     "one_shot": OneShot,
     "sentences": Sentences,
     "interval": Interval,
+    "flare": Flare,
+    "iter_retgen": IterRetGen,
+    "multi_hop": MultiHop,
 }
 assert tuple(WORKLOADS) == get_args(WorkloadName)
 

@@ -19,7 +19,8 @@ def test_public_names() -> None:
     """The list that the package promises."""
     assert set(workloads.__all__) == {
         *("DraftWorkload", "Interval", "OneShot", "Sentences", "TextState", "TextWorkload"),
-        *("WORKLOADS", "workload_of"),
+        *("Flare", "IterRetGen", "MultiHop", "HopFormat", "SearchTags", "Thoughts", "FollowUps"),
+        *("Turn", "passages_say_the_same", "says_the_same", "WORKLOADS", "workload_of"),
     }
 
 

@@ -1,0 +1,131 @@
+"""Multi-hop and Iter-RetGen in LangChain: as the loop by hand with the host's own objects."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompts import PromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_ralmspec.rag import SpeculativeRAG
+from pydantic import Field
+
+from ralmspec_plugins.errors import ConfigError
+from tests.langchain.rag_parts import HashLLM, digest
+
+TEXTS = [f"passage {number} of ships no {number * 7}" for number in range(9)]
+PROMPT = PromptTemplate.from_template("{context}Ask in tags. {input}\n")
+
+
+class Store(BaseRetriever):
+    """Ranks by a digest: nobody can guess what it finds."""
+
+    asked: list[str] = Field(default_factory=list)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        self.asked.append(query)
+        ranked = sorted(TEXTS, key=lambda text: digest(query + text))
+        return [Document(page_content=text) for text in ranked[:2]]
+
+
+class TagLLM(HashLLM):
+    """Asks three times for a digest of what it reads, then answers with one."""
+
+    cuts: bool = True  # whether it is told where to stop, and cuts that off
+
+    def _generate(
+        self, prompts: list[str], stop: list[str] | None = None, run_manager: Any = None, **kw: Any
+    ) -> LLMResult:
+        [prompt] = prompts
+        self.prompts.append(prompt)
+        if prompt.count("<information>") < 3:
+            text = f"I look. <search>x{digest(prompt):08x}</search> and on"
+        else:
+            text = f"So <answer>x{digest(prompt):08x}</answer> it is"
+        if self.cuts:
+            text = text[: min(text.find(mark) for mark in stop or () if mark in text)]
+        return LLMResult(generations=[[Generation(text=text, generation_info={})]])
+
+    def _stream(
+        self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kw: Any
+    ) -> Iterator[GenerationChunk]:
+        whole = self._generate([prompt], stop).generations[0][0].text
+        yield from (GenerationChunk(text=letter) for letter in whole)
+
+
+def by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str]]:
+    """Write until a tag closes, put in what is found, and write on."""
+    prompt, read, written = PROMPT.format(context="", input=question), "", ""
+    while True:
+        text = llm.invoke(prompt + read, stop=["</search>", "</answer>"])
+        text = text.partition("</search>")[0].partition("</answer>")[0]
+        if "<answer>" in text:
+            return f"{written}{text}</answer>", store.asked
+        text += "</search>"
+        found = store.invoke(text.rpartition("<search>")[2].partition("</search>")[0])
+        lines = [f"Doc {n}(Title: ) {one.page_content}" for n, one in enumerate(found, start=1)]
+        written += text
+        read += text + "\n\n<information>" + "\n".join(lines) + "</information>\n\n"
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("speculate", [True, False])
+def test_multi_hop_is_the_loop_by_hand(*, cuts: bool, speculate: bool) -> None:
+    """The same text, and the same queries in the same order, called and streamed."""
+    question = "Who saw it?"
+    expected, asked = by_hand(TagLLM(cuts=cuts), Store(), question)
+    store, options = Store(), {"workload": "multi_hop", "prompt": PROMPT, "speculate": speculate}
+    rag = SpeculativeRAG.from_llm(TagLLM(cuts=cuts), store, bound="max_tokens", **options)
+    reply = rag.invoke({"input": question})
+    streamed = "".join(
+        piece["answer"] for piece in rag.stream({"input": question}) if "answer" in piece
+    )
+    awaited = asyncio.run(rag.ainvoke({"input": question}))
+
+    assert expected == reply["answer"] == streamed == awaited["answer"]
+    assert expected.count("<search>") == 3
+    assert set(asked) <= set(store.asked)
+    found = [document.page_content for document in reply["context"]]
+    assert len(found) >= 3
+
+
+class Answering(HashLLM):
+    """Answers a whole question by a digest."""
+
+    def _generate(
+        self, prompts: list[str], stop: list[str] | None = None, run_manager: Any = None, **kw: Any
+    ) -> LLMResult:
+        self.prompts.append(prompts[0])
+        return LLMResult(generations=[[Generation(text=f"x{digest(prompts[0]):08x}")]])
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_iter_retgen_is_the_loop_by_hand(*, speculate: bool) -> None:
+    """Three calls of the host's own, without a bound, each with what the answer before found."""
+    question, llm, store = "Who saw it?", Answering(), Store()
+    prompt = PromptTemplate.from_template("{context}\n{input}")
+    query, answer = question, ""
+    for _ in range(3):
+        context = "\n\n".join(one.page_content for one in store.invoke(query))
+        answer = llm.invoke(prompt.format(context=context, input=question))
+        query = f"{answer} {question}"
+    ours = Store()
+    rag = SpeculativeRAG.from_llm(
+        Answering(), ours, workload="iter_retgen", prompt=prompt, speculate=speculate
+    )
+    reply = rag.invoke({"input": question})
+
+    assert answer == reply["answer"]
+    assert set(store.asked) <= set(ours.asked)
+    assert len(set(store.asked)) == 3
+
+
+def test_flare_needs_a_model_with_log_probabilities() -> None:
+    """One that is not known to give them is refused at once."""
+    with pytest.raises(ConfigError, match="logprobs"):
+        SpeculativeRAG.from_llm(HashLLM(), Store(), workload="flare", bound="max_tokens")
