@@ -366,11 +366,7 @@ class Step:
             self.settle()
 
     def begin_ahead(self) -> None:
-        """Make the calls of a reply that itself was made ahead, if all their tools allow it."""
-        host = self.run.host
-        if not self.slots or not all(host.may_call(slot.call) for slot in self.slots):
-            self.barred = True
-            return
+        """Make the calls of a reply that itself was made ahead."""
         for slot in self.slots:
             slot.early = Recording(slot.call, self.index)
             self.run.counters.add(tools_ahead=1)
@@ -555,11 +551,11 @@ class AgentRun:
             self.counters.add(failed=1)
 
     def _grow(self, recording: Recording) -> None:
-        """Run ahead of the tools that a call made ahead has announced."""
+        """Run ahead of the tools that a call made ahead has announced, if all of them allow it."""
         if recording.index - self.index >= self.limits.depth or recording.step is not None:
             return
         messages, calls = self.host.reply(recording)
-        if calls:
+        if calls and all(map(self.host.may_call, calls)):
             recording.step = Step(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()
 

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
@@ -19,11 +19,17 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langchain_core.tools import (
+    BaseTool,
+    InjectedToolCallId,
+    StructuredTool,
+    ToolException,
+    tool,
+)
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict
 
-from tests.langchain.agents.brain import Brain, ModelDownError, Reply
+from tests.brain import Brain, ModelDownError, Reply
 
 
 class FakeModel(BaseChatModel):
@@ -41,7 +47,9 @@ class FakeModel(BaseChatModel):
 
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> Any:
         schemas = [
-            {"type": "function", "function": {"name": getattr(one, "name", str(one))}}
+            one
+            if isinstance(one, dict) and "function" not in one
+            else {"type": "function", "function": {"name": getattr(one, "name", str(one))}}
             for one in tools
         ]
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
@@ -50,7 +58,8 @@ class FakeModel(BaseChatModel):
         history: Any = convert_to_openai_messages(messages)
         if self.log is not None:
             self.log.append(history)
-        return self.brain.reply(history, [tool["function"]["name"] for tool in tools])
+        names = [tool["function"]["name"] for tool in tools if "function" in tool]
+        return self.brain.reply(history, names)
 
     def _generate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -164,12 +173,15 @@ class Toolbox:
         return self._tool("asking", lambda q: f"they said {interrupt({'about': q})}")
 
     def command(self) -> BaseTool:
-        def update(q: str) -> Any:
-            message = ToolMessage(f"set {q}", name="command", tool_call_id=current[-1])
+        @tool
+        async def command(q: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Any:
+            """Change the state."""
+            self.log.append(("command", q))
+            await turns(self.turns)
+            message = ToolMessage(f"set {q}", name="command", tool_call_id=tool_call_id)
             return Command(update={"messages": [message]})
 
-        current: list[str] = []
-        return _Commanding(update, current).tool(self)
+        return command
 
     def direct(self) -> BaseTool:
         return self._tool("direct", lambda q: f"just {q}", direct=True)
@@ -207,28 +219,6 @@ class Toolbox:
         )
 
 
-class _Commanding:
-    """A tool that answers with a `Command`, which needs its call's id."""
-
-    def __init__(self, update: Any, current: list[str]) -> None:
-        self._update, self._current = update, current
-
-    def tool(self, box: Toolbox) -> BaseTool:
-        from typing import Annotated
-
-        from langchain_core.tools import InjectedToolCallId, tool
-
-        @tool
-        async def command(q: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Any:
-            """Change the state."""
-            box.log.append(("command", q))
-            await turns(box.turns)
-            message = ToolMessage(f"set {q}", name="command", tool_call_id=tool_call_id)
-            return Command(update={"messages": [message]})
-
-        return command
-
-
 class Listener(BaseCallbackHandler):
     """Notes what handlers are told."""
 
@@ -261,6 +251,7 @@ class Listener(BaseCallbackHandler):
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+")
+_SHORTEST = 19  # characters of an id or a time
 _PLACE = re.compile(r"0x[0-9a-f]+")
 
 
@@ -272,23 +263,25 @@ class Trace:
         self._numbered = numbered
 
     def of(self, value: Any) -> Any:
-        if isinstance(value, BaseMessage):
-            return [type(value).__name__, self.of(value.model_dump())]
+        if isinstance(value, str):
+            return value if len(value) < _SHORTEST else self._text(value)
+        if isinstance(value, float | int | bool | None):
+            return value
         if isinstance(value, dict):
             return {self.of(key): self.of(one) for key, one in value.items()}
+        if isinstance(value, BaseMessage | BaseModel):
+            return [type(value).__name__, self.of(dict(value))]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return [type(value).__name__, *map(self.of, value)]
         if isinstance(value, list | tuple | set | frozenset):
             return [self.of(one) for one in value]
-        if isinstance(value, float | int | bool | None):
-            return value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return [type(value).__name__, self.of(vars(value) if hasattr(value, "__dict__") else
-                    {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})]
-        if isinstance(value, BaseModel):
-            return [type(value).__name__, self.of(value.model_dump())]
-        text = _PLACE.sub("AT", _TIME.sub("TIME", str(value)))
-        return _ID.sub(self._number, text)
+            names = [one.name for one in dataclasses.fields(value)]
+            return [type(value).__name__, {name: self.of(getattr(value, name)) for name in names}]
+        return self._text(str(value))
+
+    def _text(self, text: str) -> str:
+        return _ID.sub(self._number, _PLACE.sub("AT", _TIME.sub("TIME", text)))
 
     def _number(self, found: re.Match[str]) -> str:
         if not self._numbered:
