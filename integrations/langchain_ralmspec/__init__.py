@@ -28,7 +28,7 @@ from langchain_ralmspec.stores.registry import BatchSearch, Scored, register_bat
 from langchain_ralmspec.tools import speculative_tool
 
 if TYPE_CHECKING:
-    from langchain_ralmspec.agents import SpeculativeTools
+    from langchain_ralmspec.agents import SpeculativeTools as SpeculativeTools
 
 __all__ = [
     "KNNLLM",

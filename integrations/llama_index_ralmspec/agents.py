@@ -163,7 +163,7 @@ class AgentOptions:
     memo: QueryCache | None = None
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
-    handover_s: float = 0.05
+    handover_s: float = 0.08
     counters: AgentCounters = field(default_factory=AgentCounters, init=False)
     limits: AgentLimits = field(init=False)
 

@@ -84,7 +84,7 @@ class AgentLimits:
     depth: int = 1
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
-    handover_s: float = 0.05
+    handover_s: float = 0.08
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""

@@ -146,7 +146,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         scope: Scope | None = None,
         max_wasted_calls: int | None = 8,
         max_wasted_tokens: int | None = None,
-        handover_s: float = 0.05,
+        handover_s: float = 0.08,
     ) -> None:
         """Check the settings.
 
