@@ -306,7 +306,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return replace(state, draft=draft, settled=None)
 
     def shown(self, begun: FlareState[DraftT], draft: DraftT) -> FlareState[DraftT]:
-        """Return the state with what is settled of an unfinished sentence, and nothing behind it."""
+        """Return the state with the settled part of an unfinished sentence."""
         end = sentence_end(self.lm.text(draft), len(self.lm.text(begun.draft)))
         return replace(begun, draft=draft, settled=self.lm.settled(draft)[:end])
 

@@ -110,7 +110,7 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return state.query or NO_RETRIEVAL
 
     def query_key(self, state: HopState[DraftT]) -> Hashable | None:
-        """Return a key of the whole state but the model's draft, which no later turn is written from."""
+        """Return a key of the whole state but the draft, which no later turn depends on."""
         return state
 
     def begun(self, state: HopState[DraftT], hits: Hits) -> HopState[DraftT]:

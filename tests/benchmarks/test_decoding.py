@@ -61,8 +61,8 @@ def test_an_unequal_text_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path:
         return written(lm, tasks[1] if drafted else task, tokens, seed)
 
     monkeypatch.setattr(measuring, "_written", other)
+    journal = Journal(tmp_path / "journal.jsonl", {})
     with pytest.raises(UnequalTextError, match="is not"):
-        journal = Journal(tmp_path / "journal.jsonl", {})
         measure(load_model("demo", ()), tasks[:1], 12, 1, journal, lambda _: None)
 
 
