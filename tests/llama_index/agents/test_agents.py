@@ -28,7 +28,6 @@ from tests.llama_index.agents.parts import (
     world,
 )
 
-
 # The host's own agents look at deprecated attributes of theirs when they are made, and say of
 # each conversation that its memory is not written to disk.
 pytestmark = pytest.mark.filterwarnings(
