@@ -7,7 +7,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_ralmspec import SpeculativeRAG
+from langchain_ralmspec import SpeculativeRAG, stats_of
 
 from ralmspec_plugins.decoding import (
     Accepted,
@@ -146,13 +146,13 @@ def test_passes_are_in_the_report(speculate: bool) -> None:
     ]
     slow, fast = (rag.invoke("the ships that passed the ships that") for rag in rags)
     streamed = list(rags[1].stream("the ships that passed the ships that"))
-    [report] = [piece["ralmspec"] for piece in streamed if "ralmspec" in piece]
+    [report] = [piece for piece in streamed if "ralmspec" in piece]
 
     assert slow["answer"]
     assert slow["answer"] == fast["answer"]
-    for stats in (slow["ralmspec"]["stats"], fast["ralmspec"]["stats"], report["stats"]):
+    for stats in map(stats_of, (slow, fast, report)):
         assert stats.tokens_written >= 16
         assert stats.model_passes >= stats.tokens_written - stats.drafts_accepted
         assert stats.tokens_per_pass == stats.tokens_written / stats.model_passes
         assert stats.decisions_retaken >= 0
-    assert slow["ralmspec"]["stats"].drafts_accepted == 0
+    assert stats_of(slow).drafts_accepted == 0
