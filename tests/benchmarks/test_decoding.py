@@ -61,9 +61,9 @@ def test_an_unequal_text_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path:
         return written(lm, tasks[1] if drafted else task, tokens, seed)
 
     monkeypatch.setattr(measuring, "_written", other)
+    demo, journal = load_model("demo", ()), Journal(tmp_path / "journal.jsonl", {})
     with pytest.raises(UnequalTextError, match="is not"):
-        journal = Journal(tmp_path / "journal.jsonl", {})
-        measure(load_model("demo", ()), tasks[:1], 12, 1, journal, lambda _: None)
+        measure(demo, tasks[:1], 12, 1, journal, lambda _: None)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
