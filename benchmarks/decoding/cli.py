@@ -90,9 +90,9 @@ def report(result: dict[str, Any]) -> str:
         parts.append(f"c(rows) of {name}, drawn: {_curve(costs)}\n")
     if "both" in result:
         parts.append("## Both speculations at once, seconds\n")
-        names = ("interval", "loop", "model", "seconds", "speed", "bound")
+        shown = ("interval", "loop", "model", "seconds", "speed", "bound")
         told = summary_of_both(result["both"], result["settings"]["delay_s"])
-        parts.append(table(list(names), [[_shown(row[name]) for name in names] for row in told]))
+        parts.append(table(list(shown), [[_shown(row[name]) for name in shown] for row in told]))
     return "\n".join(parts)
 
 
