@@ -204,7 +204,7 @@ def test_a_stopped_build_goes_on(
     assert run(*command[:2], tmp_path / "whole", *command[3:]).exit_code == 0
 
     assert code == stopped.exit_code
-    assert "24 of 40 passages are encoded, and kept: the same command goes on" in stopped.stderr
+    assert "24 of 40 passages are encoded, and kept: the same command continues" in stopped.stderr
     assert not stopped.stdout
     assert again.exit_code == 0, again.output
     assert ["kb", "whole"] == names(tmp_path)

@@ -557,7 +557,7 @@ def test_what_belongs_to_no_datastore_is_not_removed_with_it(tmp_path: Path, bui
     for name in ("hnsw", "notes"):
         (store / name).mkdir()
     (store / "hnsw" / "index.json").write_text("{}")
-    with pytest.raises(IndexFileError, match="what belongs to no datastore: notes; move that away"):
+    with pytest.raises(IndexFileError, match="files that belong to no datastore: notes; move them"):
         build(store)
     (store / "notes").rmdir()
     build(store)

@@ -148,7 +148,7 @@ def test_hits_that_are_no_neighbours_are_refused() -> None:
     """A retriever of passages says nothing about tokens."""
     workload = WORLD.workload
     state = workload.start(WORLD.request)
-    with pytest.raises(InputError, match="finds neighbours, got tuple"):
+    with pytest.raises(InputError, match="returns Neighbours, got tuple"):
         workload.extend(state, (Hit(Passage("1", "text"), 1.0),), Progress())
 
 
