@@ -670,7 +670,7 @@ BUGS = (
         AGENTS,
     ),
     Bug(
-        "a dropped call of an agent's model goes on",
+        "a dropped call of an agent's model continues",
         "ralmspec_plugins/adapters/agents.py",
         "        recording.cancel()\n        self._out.remove(recording)\n",
         "        self._out.remove(recording)\n",
@@ -684,14 +684,14 @@ BUGS = (
         AGENTS,
     ),
     Bug(
-        "tools run ahead that are not marked read-only",
+        "tools that are not marked read-only run speculatively",
         "integrations/langchain_ralmspec/agents/middleware.py",
         "and is_read_only(tool, self.options.read_only)",
         "and bool(is_read_only)",
         AGENTS,
     ),
     Bug(
-        "a tool that ran ahead runs once more",
+        "a tool that ran speculatively runs again",
         "integrations/langchain_ralmspec/agents/middleware.py",
         "return request.override(tool=replaying(request.tool, slot.early, run.counters))",
         "return request",

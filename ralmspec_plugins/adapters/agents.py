@@ -1,4 +1,4 @@
-"""One agent's run ahead of its tools: what calls are expected to return, and calls made on that.
+"""Speculation of one agent: expected results of tools, and calls that depend on them.
 
 An agent alternates between its model and its tools. While a tool runs, the model is called on the
 observation that the tool is expected to return. When the host asks the model itself, and its whole
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AgentStats:
-    """What was called ahead, and what became of it."""
+    """A speculative call, and its outcome."""
 
     model_calls: int = 0  # of the host, those that a call made ahead took the place of included
     calls_ahead: int = 0  # of the model
@@ -87,7 +87,7 @@ class AgentLimits:
     handover_s: float = 0.08
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Check the settings."""
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 0:
             raise ConfigError(f"depth must be at least 0 (0: plain), got {self.depth!r}")
         for name in ("max_wasted_calls", "max_wasted_tokens"):
@@ -118,7 +118,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
-        self.step: Step | None = None  # the tools that the reply calls, once it is run ahead of
+        self.step: Step | None = None  # the tools that the reply calls, once they are speculative
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiter: asyncio.Future[None] | None = None
@@ -147,7 +147,7 @@ class Recording:
             self._waiter.set_result(None)
 
     def read(self) -> Iterator[Any]:
-        """Give the pieces as they come; raises what the call raised."""
+        """Return the pieces as they come; raises what the call raised."""
         read = 0
         while True:
             with self._changed:
@@ -161,7 +161,7 @@ class Recording:
             raise self.error
 
     async def aread(self) -> AsyncIterator[Any]:
-        """Give the pieces as they come, on the event loop of the call."""
+        """Return the pieces as they come, on the event loop of the call."""
         read = 0
         while read < len(self.pieces) or not self.ended:
             if read < len(self.pieces):
@@ -222,11 +222,11 @@ class AgentHost(Protocol):
         """Return whether calls may be made that may be dropped."""
 
     def silent(self) -> AbstractContextManager[object]:
-        """Return a context in which no handler of the caller's is told of anything."""
+        """Return a context without the caller's handlers."""
 
 
 class Launcher(Protocol):
-    """Starts work beside the host's own."""
+    """Starts work in parallel with the host's own."""
 
     asynchronous: bool
 
@@ -336,7 +336,7 @@ class Step:
     def arrive(self, call: Any) -> Slot | None:
         """Return the slot of a call that the host makes, which no other call has.
 
-        Calls are told apart by what they are, not by their ids: models repeat these.
+        Calls are identified by their content, not by their ids, which models repeat.
         """
         with self.run.lock:
             for slot in self.slots:
@@ -503,7 +503,7 @@ class AgentRun:
         self.on_close()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work that no handler of the caller's is told of."""
+        """Start work without the caller's handlers."""
 
         async def silently() -> None:
             with self.host.silent():
@@ -551,7 +551,7 @@ class AgentRun:
             self.counters.add(failed=1)
 
     def _grow(self, recording: Recording) -> None:
-        """Run ahead of the tools that a call made ahead has announced, if all of them allow it."""
+        """Speculate on the tools of a speculative call, if all of them allow it."""
         if recording.index - self.index >= self.limits.depth or recording.step is not None:
             return
         messages, calls = self.host.reply(recording)
@@ -594,7 +594,7 @@ class AgentRun:
             return ahead
 
     def _extend(self) -> None:
-        """Go as far ahead as is allowed now that the host has come one step nearer."""
+        """Start the speculative steps that the depth allows after the host's next step."""
         step = self.step
         while step is not None:
             step.settle()

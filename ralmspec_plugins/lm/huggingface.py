@@ -389,7 +389,7 @@ class HuggingFaceLM:
         return Draft(origin, lm_text.begin(tokens))
 
     def stop_of(self, draft: Draft) -> str:
-        """Give the stop string that ended a draft, or "" if none has."""
+        """Return the stop string that ended a draft, or "" if none has."""
         return draft.stopped_by
 
     def finished(self, draft: Draft) -> bool:

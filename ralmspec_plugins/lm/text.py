@@ -67,7 +67,7 @@ def stop_position(text: str, since: int, stop: Sequence[str]) -> int | None:
 
 
 def stop_at(text: str, position: int, stop: Sequence[str]) -> str:
-    """Give the first of the stop strings that stands at a position where one does.
+    """Return the first of the stop strings that stands at a position where one does.
 
     >>> stop_at("one</a>", 3, ["</b>", "</a>"])
     '</a>'
