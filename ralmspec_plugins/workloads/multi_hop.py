@@ -53,10 +53,10 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
     most the request's `max_tokens`, with a seed of its own; the request's stop strings end the
     answer in any turn. Behind the last hop the model writes one more turn, whatever it asks.
 
-    Run speculatively, this is SpecHop's pipeline (arXiv 2605.21965): the next turns are written with
-    guessed passages while the searches are out, `Continuous(window=k)` turns deep, and
-    committed in order. Here a guess counts as right only where the model reads the same text,
-    so that the answer is the plain loop's; `agree` gives that up.
+    Run speculatively, this is SpecHop's pipeline (arXiv 2605.21965): the next turns are
+    written with guessed passages while the searches are out, `Continuous(window=k)` turns deep,
+    and committed in order. Here a guess counts as right only where the model reads the same
+    text, so that the answer is the plain loop's; `agree` gives that up.
     """
 
     def __init__(
