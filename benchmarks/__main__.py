@@ -1,6 +1,7 @@
 """`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
 
-`python -m benchmarks decoding` measures token-level speculation, with options of its own.
+`python -m benchmarks decoding` measures token-level speculation, and `python -m benchmarks agents`
+agents that run ahead of their tools, with options of their own.
 
 Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
 """
@@ -29,14 +30,18 @@ app.command(cls=_Suite)(bench)
 
 def main() -> None:
     """Run the suite that is named on the command line."""
-    if sys.argv[1:2] != ["decoding"]:
+    name = sys.argv[1] if len(sys.argv) > 1 else None
+    command: Any
+    if name == "decoding":
+        from benchmarks.decoding.cli import decoding as command
+    elif name == "agents":
+        from benchmarks.agents import agents as command
+    else:
         app(prog_name="python -m benchmarks")
         return
-    from benchmarks.decoding.cli import decoding
-
     own = typer.Typer(pretty_exceptions_enable=False)
-    own.command(cls=_Suite)(decoding)
-    own(args=sys.argv[2:], prog_name="python -m benchmarks decoding")
+    own.command(cls=_Suite)(command)
+    own(args=sys.argv[2:], prog_name=f"python -m benchmarks {name}")
 
 
 if __name__ == "__main__":

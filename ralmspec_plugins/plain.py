@@ -23,9 +23,9 @@ def plain(workload: Workload[Any], retriever: Retriever, request: Request | str)
     parts = Parts(workload, retriever)
     state = workload.start(Request(prompt=request) if isinstance(request, str) else request)
     retrieved: list[Retrieved] = []
-    segments = 0
+    segments, progress = 0, Progress()
     try:
-        while (formed := parts.form(state, Progress())).query is not None:
+        while (formed := parts.form(state, progress)).query is not None:
             hits: Hits = ()
             if not isinstance(formed.query, NoRetrieval):
                 asked = formed.query
@@ -33,7 +33,7 @@ def plain(workload: Workload[Any], retriever: Retriever, request: Request | str)
                 [hits] = results(parts.retriever.search([query]), [query])
                 retrieved.append(Retrieved(query, hits))
             seen = hits if workload.reads_scores else unscored(hits)
-            state = parts.extend(state, seen, Progress(), formed.carried)
+            state = parts.extend(state, seen, progress, formed.carried)
             segments += 1
         text = workload.text(state)
     finally:
@@ -45,5 +45,9 @@ def plain(workload: Workload[Any], retriever: Retriever, request: Request | str)
         batch_sizes=(1,) * count,
         segments=segments,
         without_retrieval=segments - count,
+        model_passes=progress.model_passes,
+        tokens_written=progress.tokens,
+        drafts_accepted=progress.drafts_accepted,
+        decisions_retaken=progress.decisions_retaken,
     )
     return Answer(text, tuple(retrieved), state, stats)

@@ -11,7 +11,7 @@ from ralmspec_plugins.types import Hits, NoRetrieval, Query, Retrieved, Span, sa
 _ABSENT: Any = object()
 _Key: TypeAlias = Callable[[], Hashable | None]
 ValueT = TypeVar("ValueT")
-_Table: TypeAlias = OrderedDict[Hashable, tuple[Hashable, ValueT]]  # the key beside the value
+_Table: TypeAlias = OrderedDict[Hashable, tuple[Hashable, ValueT]]  # with the key of the value
 KEPT_DROPPED = 512  # maximum number of dropped queries and segments in a request's cache
 
 

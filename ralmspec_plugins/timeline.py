@@ -160,8 +160,13 @@ def _bar(span: Span) -> Bar:
     if span.kind == "extend":
         look = span.outcome.value
         ahead = ", ahead of its verification" if span.ahead else ""
-        return Bar(look, span, f"{LOOKS[look]}{ahead}, {times}")
-    return Bar("ask", span, f"{span.kind}, {times}")
+        return Bar(look, span, f"{LOOKS[look]}{ahead}{_passes(span)}, {times}")
+    return Bar("ask", span, f"{span.kind}{_passes(span)}, {times}")
+
+
+def _passes(span: Span) -> str:
+    """Return how many passes of the model a piece of work took, if they are counted."""
+    return f", {span.passes} {'pass' if span.passes == 1 else 'passes'}" if span.passes else ""
 
 
 def _bars(bands: Sequence[Band]) -> list[Bar]:
@@ -212,6 +217,8 @@ def numbers(stats: Stats) -> dict[str, str]:
         "searching": f"{stats.search_s:.3f} s",
         "writing": f"{stats.write_s:.3f} s",
         "in parallel": f"{stats.overlap_s:.3f} s",
+        "passes": str(stats.model_passes) if stats.model_passes else "-",
+        "tokens a pass": f"{stats.tokens_per_pass:.2f}" if stats.tokens_per_pass else "-",
     }
 
 
@@ -395,5 +402,6 @@ def _trace(bands: Sequence[Band], title: str, note: str) -> str:
 def _event(bar: Bar) -> dict[str, Any]:
     span = bar.span
     args = {"look": LOOKS[bar.look], "ahead": span.ahead, "queries": span.queries}
+    args["passes"] = span.passes
     start, length = round(1e6 * span.started_s, 3), round(1e6 * (span.ended_s - span.started_s), 3)
     return {"ph": "X", "name": span.kind, "cat": bar.look, "ts": start, "dur": length, "args": args}

@@ -88,7 +88,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class VerifierStats:
-    """The counts and the current load of a `Verifier` and those in parallel with it."""
+    """The counts and the current load of a `Verifier`, and of those that share its lanes."""
 
     calls: int = 0  # requested searches
     searches: int = 0  # merged searches of the retriever

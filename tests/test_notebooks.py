@@ -29,7 +29,7 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 
 def test_there_is_something_to_run() -> None:
     """The tests below have a notebook each."""
-    names = ["knn_lm", "langchain_quickstart", "llama_index_quickstart"]
+    names = ["agents", "knn_lm", "langchain_quickstart", "llama_index_quickstart"]
 
     assert names == [path.stem for path in NOTEBOOKS]
 

@@ -117,6 +117,23 @@ def test_numbers_and_notes_are_shown_and_escaped(tmp_path: Path) -> None:
     assert "2 of 3" in text
 
 
+def test_passes_are_shown_where_they_are_counted(tmp_path: Path) -> None:
+    """In the hint of a segment's bar, in the numbers of a run, in trace events."""
+    spans = (Span("extend", 0.0, 0.5, passes=3), Span("ask", 0.5, 0.6, passes=1))
+    stats = Stats(model_passes=4, tokens_written=10, timeline=(*spans, Span("extend", 0.6, 0.7)))
+    for name in ("t.html", "t.json"):
+        write(tmp_path / name, {"speculative": stats})
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    trace = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    bars = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+
+    assert "3 passes, 0.000 s" in page
+    assert "ask, 1 pass, 0.500 s" in page
+    assert "2.50" in page
+    assert [0, 1, 3] == sorted(bar["args"]["passes"] for bar in bars)
+    assert "passes, " not in _page(tmp_path)
+
+
 def test_the_plain_run_comes_last() -> None:
     """Whatever order they were given in."""
     assert [band.name for band in layout(RUNS)] == ["speculative", "plain"]

@@ -6,6 +6,7 @@ EQUALITY = "tests/test_equality.py"
 DECODING = "tests/decoding/test_equality.py"
 MODELS = "tests/test_model_equality.py -k never_changes_the_answer"
 BY_HAND = "tests/workloads/test_model_workloads.py tests/workloads/test_hops.py"
+AGENTS = "tests/langchain/agents/test_dangers.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 
 
@@ -653,5 +654,68 @@ BUGS = (
         "self.lossy = agree is not None",
         "self.lossy = False",
         BY_HAND,
+    ),
+    Bug(
+        "a reply made ahead of a tool counts whatever the host asks",
+        "ralmspec_plugins/adapters/agents.py",
+        "ahead.error is not None or ahead.request != request:",
+        "ahead.error is not None:",
+        AGENTS,
+    ),
+    Bug(
+        "requests are compared without what tools returned",
+        "integrations/langchain_ralmspec/agents/model_calls.py",
+        'exclude={"id", "artifact"}',
+        'exclude={"id", "artifact", "content", "status"}',
+        AGENTS,
+    ),
+    Bug(
+        "a dropped call of an agent's model goes on",
+        "ralmspec_plugins/adapters/agents.py",
+        "        recording.cancel()\n        self._out.remove(recording)\n",
+        "        self._out.remove(recording)\n",
+        AGENTS,
+    ),
+    Bug(
+        "dropped calls of an agent's model are not counted as wasted",
+        "ralmspec_plugins/adapters/agents.py",
+        "self._wasted_calls += 1",
+        "self._wasted_calls += 0",
+        AGENTS,
+    ),
+    Bug(
+        "tools run ahead that are not marked read-only",
+        "integrations/langchain_ralmspec/agents/middleware.py",
+        "and is_read_only(tool, self.options.read_only)",
+        "and bool(is_read_only)",
+        AGENTS,
+    ),
+    Bug(
+        "a tool that ran ahead runs once more",
+        "integrations/langchain_ralmspec/agents/middleware.py",
+        "return request.override(tool=replaying(request.tool, slot.early, run.counters))",
+        "return request",
+        AGENTS,
+    ),
+    Bug(
+        "what a tool returned to one user is a guess for another",
+        "integrations/langchain_ralmspec/agents/middleware.py",
+        "self.scope = scope if scope is not None else self",
+        'self.scope = "everyone" if scope is not self else scope',
+        AGENTS,
+    ),
+    Bug(
+        "a model that counts its calls is called ahead",
+        "integrations/langchain_ralmspec/agents/middleware.py",
+        "return self.effects is not None and self.effects.may_guess()",
+        "return self.effects is not None",
+        AGENTS,
+    ),
+    Bug(
+        "calls of LlamaIndex made ahead have no tag",
+        "ralmspec_plugins/adapters/agents.py",
+        "            with self.host.silent():\n                await work()\n",
+        "            await work()\n",
+        "tests/llama_index/agents/test_agents.py -k told",
     ),
 )

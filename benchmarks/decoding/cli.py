@@ -1,15 +1,17 @@
 """`python -m benchmarks decoding`: token-level speculation beside plain decoding, as one report."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks.decoding.both import measure_both
+from benchmarks.decoding.both import measure_both, summary_of_both
+from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.measure import measure, summary
-from benchmarks.decoding.tasks import text_tasks, world_tasks
+from benchmarks.decoding.tasks import SEED, text_tasks, world_tasks
 from benchmarks.harness.inputs import load_model, python_library
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
@@ -19,7 +21,7 @@ from ralmspec_plugins.lm.kv_cache import ModelRunner
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.retrieval.storage.files import write_whole
 
-SIZES = ("random:10x512", "random:12x768")  # about 34 and 93 million weights: costs alone
+SIZES = ("random:10x512", "random:16x768")  # about 34 and 120 million weights: costs alone
 
 
 def decoding(
@@ -38,18 +40,33 @@ def decoding(
     repetitions: Annotated[int, typer.Option(min=1)] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     delay_s: Annotated[float, typer.Option(help="A search's, for both speculations.")] = 0.02,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that all of it runs.")] = False,
 ) -> None:
-    """Measure drafts beside plain decoding and transformers' own; texts are asserted equal."""
+    """Measure drafts beside plain decoding and transformers' own; texts are asserted equal.
+
+    A run that was stopped goes on where it was, with the same command.
+    """
     torch.set_num_threads(threads)
-    result: dict[str, Any] = {"surroundings": surroundings(), "models": [], "costs": {}}
-    for name in model or ["demo"]:
+    if quick:
+        requests, tokens, repetitions = 1, 24, 1
+    names, sizes = model or ["demo"], SIZES[:1] if quick else SIZES
+    settings = {
+        "models": names, "requests": requests, "tokens": tokens, "repetitions": repetitions,
+        "threads": threads, "delay_s": delay_s, "sizes": sizes, "seed": SEED,
+    }  # fmt: skip
+    journal = Journal(out / "journal.jsonl", settings)
+    about = journal.of("surroundings", surroundings)
+    result: dict[str, Any] = {"surroundings": about, "settings": settings, "models": []}
+    for name in names:
         loaded = load_model(name, ())
         tasks = world_tasks(requests) if name == "demo" else text_tasks(requests, data)
-        result["models"].append(measure(loaded, tasks, tokens, repetitions, _say))
+        result["models"].append(measure(loaded, tasks, tokens, repetitions, journal, _say))
         if name == "demo":
-            result["both"] = measure_both(loaded, requests, tokens, delay_s, _say)
-    for name in SIZES:
-        result["costs"][name] = _costs(name)
+            result["both"] = measure_both(loaded, requests, tokens, delay_s, journal, _say)
+    budget_s = 2.0 if quick else 20.0
+    result["costs"] = {
+        name: journal.of(f"costs {name}", partial(_costs, name, budget_s)) for name in sizes
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "results.json", json.dumps(result, indent=1).encode())
     page = report(result)
@@ -73,19 +90,13 @@ def report(result: dict[str, Any]) -> str:
         parts.append(f"c(rows) of {name}, drawn: {_curve(costs)}\n")
     if "both" in result:
         parts.append("## Both speculations at once, seconds\n")
-        parts.append(_both(result["both"]))
+        columns = ["interval", "loop", "model", "seconds", "speed", "bound"]
+        told = summary_of_both(result["both"], result["settings"]["delay_s"])
+        parts.append(table(columns, [[_shown(row[name]) for name in columns] for row in told]))
     return "\n".join(parts)
 
 
-def _both(rows: list[dict[str, Any]]) -> str:
-    by: dict[tuple[int, str, str], list[float]] = {}
-    for row in rows:
-        by.setdefault((row["interval"], row["loop"], row["model"]), []).append(row["seconds"])
-    shown = [[*map(str, key), f"{sum(times):.2f}"] for key, times in by.items()]
-    return table(["interval", "loop", "model", "seconds"], shown)
-
-
-def _costs(name: str) -> dict[str, float]:
+def _costs(name: str, budget_s: float) -> dict[str, float]:
     """Time the passes of a drawn model."""
     loaded = load_model(name, python_library().articles[:2])
     hosted = HostedModel(
@@ -96,7 +107,7 @@ def _costs(name: str) -> dict[str, float]:
         encode=lambda _: (),
         tokenizer=loaded.tokenizer,
     )
-    curve = measure_costs(hosted, 20.0)
+    curve = measure_costs(hosted, budget_s)
     return {str(rows): cost for rows, cost in zip(curve.rows, curve.costs, strict=True)}
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.tasks import Task
 from benchmarks.harness.inputs import LoadedModel
 from ralmspec_plugins.decoding import (
@@ -76,35 +77,56 @@ def measure(
     tasks: Sequence[Task],
     tokens: int,
     repetitions: int,
+    journal: Journal,
     watch: Callable[[Row], None],
 ) -> dict[str, Any]:
-    """Write every task in every way, in turn, and say what each took.
+    """Write every task in every way, in turn, and return what each took.
+
+    Args:
+        loaded: the model.
+        tasks: what is written.
+        tokens: of each text.
+        repetitions: of each text in each way.
+        journal: holds what an earlier run has measured.
+        watch: is shown each new row.
 
     Raises:
         UnequalTextError: one of our ways wrote another text than plain decoding.
     """
-    greedy = Ways.of(loaded, Greedy(), None)
-    free = Ways.of(loaded, _FREE, greedy.costs)
-    rows: list[Row] = []
-    texts: list[tuple[Task, Draft]] = []
+    known = journal.of(f"{loaded.name} costs", lambda: _curve_of(loaded))
+    curve = CostCurve(tuple(known["rows"]), tuple(known["costs"]), known["pass_s"])
+    greedy, free = (Ways.of(loaded, one, curve) for one in (Greedy(), _FREE))
     for ways in (greedy, free):  # to warm up
         _written(ways.plain, tasks[0], 8, 0)
-    for number, task in enumerate(tasks):
-        ways = free if task.sampled else greedy
+
+    def one_task(number: int, task: Task) -> dict[str, Any]:
+        rows: list[Row] = []
         for repetition in range(repetitions):
+            ways = free if task.sampled else greedy
             found, plain = _round(ways, task, tokens, number, repetition)
             rows += found
             for row in found:
                 watch(row)
-        if not task.sampled:
-            texts.append((task, plain))
+        return {"rows": rows, "passes": {} if task.sampled else counted(greedy.plain, plain)}
+
+    done = [
+        journal.of(f"{loaded.name} {number}", partial(one_task, number, task))
+        for number, task in enumerate(tasks)
+    ]
     return {
         "model": loaded.name,
         "parameters": loaded.parameters,
-        "costs": {str(k): c for k, c in zip(greedy.costs.rows, greedy.costs.costs, strict=True)},
-        "rows": rows,
-        "expected": expected(greedy.plain, texts),
+        "costs": {str(k): c for k, c in zip(curve.rows, curve.costs, strict=True)},
+        "rows": [row for one in done for row in one["rows"]],
+        "expected": expected(
+            [(task.kind, one["passes"]) for task, one in zip(tasks, done, strict=True)]
+        ),
     }
+
+
+def _curve_of(loaded: LoadedModel) -> dict[str, Any]:
+    curve = Ways.of(loaded, Greedy(), None).costs
+    return {"rows": curve.rows, "costs": curve.costs, "pass_s": curve.pass_s}
 
 
 def _round(
@@ -175,20 +197,26 @@ def _generated(ways: Ways, plain: Draft) -> list[Row]:
     return rows
 
 
-def expected(lm: HuggingFaceLM, texts: Sequence[tuple[Task, Draft]]) -> dict[str, dict[str, float]]:
-    """Count, by task and length of draft, the tokens a pass that the suffix drafter's chains give.
+def counted(lm: HuggingFaceLM, draft: Draft) -> dict[str, tuple[int, int]]:
+    """Count a text's tokens, and the passes that the suffix drafter's chains of a length take.
 
-    Counted, not timed: the texts are gone through as they would be written.
+    Counted, not timed: the text is gone through as it would be written.
     """
+    lineage = lm._lineage(draft)
+    front = lineage.prefix.tokens + lineage.prompt
+    passes = {length: _passes(front, draft.tokens, length) for length in LENGTHS}
+    return {str(length): (len(draft.tokens), count) for length, count in passes.items()}
+
+
+def expected(
+    texts: Sequence[tuple[str, Mapping[str, Sequence[int]]]],
+) -> dict[str, dict[str, float]]:
+    """Return, by task and length of draft, the tokens a pass."""
     totals: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for task, draft in texts:
-        lineage = lm._lineage(draft)
-        front = lineage.prefix.tokens + lineage.prompt
-        for length in LENGTHS:
-            passes = _passes(front, draft.tokens, length)
-            count = totals[task.kind][str(length)]
-            count[0] += len(draft.tokens)
-            count[1] += passes
+    for kind, by_length in texts:
+        for length, (tokens, passes) in by_length.items():
+            totals[kind][length][0] += tokens
+            totals[kind][length][1] += passes
     return {
         kind: {length: tokens / passes for length, (tokens, passes) in by_length.items()}
         for kind, by_length in totals.items()

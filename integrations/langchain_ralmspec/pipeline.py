@@ -159,7 +159,7 @@ class Assembly:
         if watched:
             name = ("side effects", _identity(settings.llm))
             make = partial(side_effects_of, self.llm.runnable)
-            self._effects = settings.runtime.host(name, make)
+            self._effects = settings.runtime.shared(name, make)
         by_default: WorkloadName = "interval" if settings.direct else "sentences"
         self._workload = workload_of(settings.workload or by_default, self._lm())
         of_host = (settings.retriever, settings.batching, settings.side_by_side, settings.pure)
@@ -342,7 +342,7 @@ class Assembly:
             if settings.decoding is None:
                 return make()
             key = ("direct", *(_identity(getattr(settings, name)) for name in _OF_DIRECT))
-            return settings.runtime.host(key, make)  # what was measured serves copies, too
+            return settings.runtime.shared(key, make)  # what was measured serves copies, too
         return HostLM(
             self.llm.runnable,
             self._prompting,

@@ -131,7 +131,7 @@ class Assembly:
             if decoding is None:
                 return direct_lm(*parts)
             key = ("direct", object_id(decoding), self.key)  # what was measured serves copies
-            return self._runtime.host(key, partial(direct_lm, *parts, decoding=decoding))
+            return self._runtime.shared(key, partial(direct_lm, *parts, decoding=decoding))
         return HostLM(
             llm,
             prompting,

@@ -1,7 +1,7 @@
 """LlamaIndex' query engine over a retriever, speculating: the same responses, sooner."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from inspect import signature
 from types import FunctionType
 from typing import Any, Final, Self
@@ -17,7 +17,9 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, ResponseMode
 from llama_index.core.schema import QueryBundle
+from llama_index.core.workflow import Workflow
 
+from llama_index_ralmspec.agents import AgentOptions, speculate_agent
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
 from llama_index_ralmspec.response import PlainRun
@@ -353,8 +355,10 @@ def _refuse_uncalled(kind: type) -> None:
         )
 
 
-def speculate(engine: Any, **options: Any) -> SpeculativeQueryEngine:
-    """Make a query engine that answers what this one answers, and does not wait for its searches.
+def speculate(engine: Any, **options: Any) -> Any:
+    """Make a query engine or an agent that answers what this one answers, sooner.
+
+    A query engine does not wait for its searches; an agent's model runs while its tools do.
 
     >>> from llama_index.core import MockEmbedding, VectorStoreIndex
     >>> from llama_index.core.llms import MockLLM
@@ -365,14 +369,24 @@ def speculate(engine: Any, **options: Any) -> SpeculativeQueryEngine:
     True
 
     Args:
-        engine: a `RetrieverQueryEngine`, as `index.as_query_engine()` gives one.
-        options: see `Options`.
+        engine: a `RetrieverQueryEngine`, as `index.as_query_engine()` gives one: what is
+            returned is a `SpeculativeQueryEngine`. Or a `FunctionAgent`, a `ReActAgent` or an
+            `AgentWorkflow`: what is returned is a copy of it.
+        options: see `Options`, or `AgentOptions` for an agent.
 
     Raises:
         TypeError: an unknown option.
         ConfigError: it is another one, or its parts do not fit; the message says what to do.
     """
+    if isinstance(engine, Workflow):
+        return _agent(engine, options)
     return SpeculativeQueryEngine.wrap(engine, **options)
+
+
+def _agent(agent: Workflow, options: dict[str, Any]) -> Any:
+    known = {one.name for one in fields(AgentOptions) if one.init}
+    refuse_unknown(options.keys(), known)
+    return speculate_agent(agent, AgentOptions(**options))
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -128,8 +128,6 @@ class SpeculativeLLM(CustomLLM):
         if not isinstance(chat_template, str | None):
             raise ConfigError(f"chat_template must be a text, got {chat_template!r:.80}")
         given = {name: value for name, value in settings.items() if value is not None}
-        own_messages = "messages_to_prompt" in given
-        given.setdefault("messages_to_prompt", self._by_template)
         super().__init__(chat_template=chat_template, **given)
         loading = LoadingOptions(
             tokenizer=tokenizer,
@@ -140,6 +138,9 @@ class SpeculativeLLM(CustomLLM):
             cache_bytes=cache_bytes,
         )
         self._model = speculative_model(model, loading, options_of(self, {}).sampling)
+        own_messages = "messages_to_prompt" in given
+        if not own_messages:
+            self.messages_to_prompt = _ChatPrompt(self._model, chat_template)
         if is_chat_model is None:
             is_chat_model = not own_messages and has_chat_template(self._model, chat_template)
         self.is_chat_model = is_chat_model
@@ -172,22 +173,6 @@ class SpeculativeLLM(CustomLLM):
         """Return the model that writes."""
         model: SpeculativeModel = self._model
         return model
-
-    def _by_template(self, messages: Sequence[ChatMessage]) -> str:
-        """Show messages as the text that the model continues.
-
-        Raises:
-            ModelError: there is no chat template.
-            InputError: they hold more than text, or the template refuses them.
-        """
-        from ralmspec_plugins.adapters.speculative_model import chat_prompt, check_chat_template
-
-        check_chat_template(
-            self.loaded(),
-            self.chat_template,
-            "Give one, chat_template=..., or messages_to_prompt=..., or complete texts.",
-        )
-        return chat_prompt(self.loaded(), self.chat_template, [*map(_plain, messages)])
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:
         """Give what the model is to continue; the host's own parts have formatted it already."""
@@ -253,6 +238,30 @@ class SpeculativeLLM(CustomLLM):
         """Answer messages piece by piece, likewise."""
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)
+
+
+class _ChatPrompt:
+    """Shows messages as the text that a model continues, by its chat template or another."""
+
+    def __init__(self, model: "SpeculativeModel", template: str | None) -> None:
+        self._model = model
+        self._template = template
+
+    def __call__(self, messages: Sequence[ChatMessage]) -> str:
+        """Show messages.
+
+        Raises:
+            ModelError: there is no chat template.
+            InputError: they hold more than text, or the template refuses them.
+        """
+        from ralmspec_plugins.adapters.speculative_model import chat_prompt, check_chat_template
+
+        check_chat_template(
+            self._model,
+            self._template,
+            "Give one, chat_template=..., or messages_to_prompt=..., or complete texts.",
+        )
+        return chat_prompt(self._model, self._template, [*map(_plain, messages)])
 
 
 def _plain(message: ChatMessage) -> dict[str, str]:

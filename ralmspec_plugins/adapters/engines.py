@@ -44,6 +44,7 @@ _MOST: Final = 64  # cached engines: one for each user's store and each setting 
 _MAX_BATCH: Final = 64  # queries in a merged search
 
 HostT = TypeVar("HostT")
+SharedT = TypeVar("SharedT")
 Parts: TypeAlias = tuple[Workload[Any], Settings]
 
 
@@ -75,6 +76,7 @@ class Runtime:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._hosts: OrderedDict[Hashable, Any] = OrderedDict()  # the last used at the end
+        self._shared: OrderedDict[Hashable, Any] = OrderedDict()  # likewise
         self._stop()
 
     def _stop(self) -> None:
@@ -87,20 +89,24 @@ class Runtime:
             self._reset()
 
     def host(self, key: Hashable, make: Callable[[], HostT]) -> HostT:
-        """Return the object of this key, created on first use: copies share its state and counts.
+        """Return the retriever of this key, created on first use: copies share its counts.
 
         Raises:
             ConfigError: it cannot be created.
         """
         with self._lock:
             self._check_process()
-            if key not in self._hosts:
-                self._hosts[key] = make()
-                if len(self._hosts) > _MOST:
-                    self._hosts.popitem(last=False)
-            self._hosts.move_to_end(key)
-            host: HostT = self._hosts[key]
-            return host
+            return _cached(self._hosts, key, make)
+
+    def shared(self, key: Hashable, make: Callable[[], SharedT]) -> SharedT:
+        """Return any other object of this key, created on first use and shared by copies.
+
+        Raises:
+            ConfigError: it cannot be created.
+        """
+        with self._lock:
+            self._check_process()
+            return _cached(self._shared, key, make)
 
     def engines(
         self,
@@ -182,6 +188,21 @@ class Runtime:
 
 _MOST_TOKENS: Final = 256
 _REWRITING: Final = ("iter_retgen", "iter-retgen")
+
+
+def _cached(
+    objects: OrderedDict[Hashable, Any], key: Hashable, make: Callable[[], SharedT]
+) -> SharedT:
+    """Return an object by its key, created on first use; the least recently used is evicted."""
+    if key not in objects:
+        objects[key] = make()
+        if len(objects) > _MOST:
+            objects.popitem(last=False)
+    objects.move_to_end(key)
+    found: SharedT = objects[key]
+    return found
+
+
 _MOST_PREFETCHED: Final = 80  # 20 k for a k of 4
 _WORTH_A_CALL: Final = 0.3  # acceptance rate below which no speculative call is made
 

@@ -19,7 +19,7 @@ class Entry(NamedTuple):
 
 
 def entries_of(said: Any) -> list[Entry]:
-    """Read what a server says beside a text: of a chat, or of a completion.
+    """Return the log-probabilities in a server response, of a chat or a completion.
 
     >>> entries_of({"tokens": ["a", " b"], "token_logprobs": [-0.5, -1.0]})
     [Entry(token='a', logprob=-0.5), Entry(token=' b', logprob=-1.0)]
@@ -78,7 +78,7 @@ TokenLogprob(text='é', logprob=-0.3), TokenLogprob(text=' i', logprob=-1.0))
 
 
 def _next_place(entries: Sequence[Entry], text: str, at: int) -> int:
-    """Find where whole tokens go on behind incomplete ones; `at` where they do not."""
+    """Return the position after incomplete tokens; `at` if there are none."""
     run = "".join(entry.token or "" for entry in takewhile(_is_whole, entries))
     start = text.find(run, at, at + _LONGEST + len(run))
     if start >= 0:
@@ -94,7 +94,7 @@ def _is_whole(entry: Entry) -> bool:
 def first_tokens(
     found: tuple[TokenLogprob, ...] | None, length: int
 ) -> tuple[TokenLogprob, ...] | None:
-    """Give the tokens of a text that was cut to a length; of the last one what is left of it.
+    """Return the tokens of a text that was cut to a length; of the last one what is left of it.
 
     >>> first_tokens((TokenLogprob("one", -1.0), TokenLogprob(" two", -2.0)), 5)
     (TokenLogprob(text='one', logprob=-1.0), TokenLogprob(text=' t', logprob=-2.0))

@@ -35,9 +35,16 @@ class SideEffects:
     'it draws from process-wide random state'
     """
 
-    def __init__(self, *models: object) -> None:
-        """Create a watcher of the calls of one or several models."""
+    def __init__(self, *models: object, shared_process: bool = False) -> None:
+        """Create a watcher of the calls of one or several models.
+
+        Args:
+            models: those whose attributes are compared.
+            shared_process: whether other code draws random numbers while a call waits for its
+                provider. A draw then only holds until a call during which nothing was drawn.
+        """
         self._models = models
+        self._shared_process = shared_process
         self._lock = threading.Lock()
         self.found: str | None = None
         self.observed = False  # whether a watched call has ended
@@ -52,13 +59,14 @@ class SideEffects:
         try:
             yield
         finally:
-            if _random_state() != numbers:
+            drawn = _random_state() != numbers
+            if drawn and not self._shared_process:
                 self._note("it draws from process-wide random state")
             elif _differ(self._attributes(), attributes):
                 self._note("its calls change its attributes")
             elif any(map(_reads_from_an_iterator, self._models)):
                 self._note("it takes its answers from an iterator")
-            self.observed = True
+            self.observed = not drawn
 
     def may_guess(self) -> bool:
         """Return whether calls may be speculative: one was watched, without any side effect."""

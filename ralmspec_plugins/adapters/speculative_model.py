@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ralmspec_plugins.adapters.fingerprint import qualified_name
@@ -259,6 +260,8 @@ def speculative_model(
         ConfigError: the arguments are incompatible.
     """
     if isinstance(model, SpeculativeModel):
+        if loading.tokenizer is None:
+            loading = replace(loading, tokenizer=model.loaded.tokenizer)
         if model.loaded == loading:
             return model
         tokenizer = loading.tokenizer or model.lm.tokenizer

@@ -104,7 +104,7 @@ def check_step(
 
 
 def check_logprobs(name: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Give the arguments that ask a model for log-probabilities.
+    """Return the arguments that ask a model for log-probabilities.
 
     Raises:
         ConfigError: it is not known what they are; the message says what to do.
@@ -200,7 +200,7 @@ class Writer(Protocol[GivenInT]):
         ...
 
     def scored(self) -> "Writer[GivenInT]":
-        """Give a writer whose calls ask for log-probabilities.
+        """Return a writer whose calls ask for log-probabilities.
 
         Raises:
             ConfigError: it is not known how its model is asked for them.
@@ -263,7 +263,7 @@ class TextLM(Generic[GivenT]):
             self.awrite_sentence = self._awrite_sentence
 
     def scored(self, thresholds: Sequence[float] = ()) -> "TextLM[GivenT]":
-        """Give this model with log-probabilities in its drafts, which its calls then ask for.
+        """Return this model with log-probabilities in its drafts, which its calls then ask for.
 
         Args:
             thresholds: not looked at: a server's probabilities are taken as they come.
@@ -283,7 +283,7 @@ class TextLM(Generic[GivenT]):
         return twin
 
     def logprobs(self, draft: TextDraft) -> tuple[TokenLogprob, ...]:
-        """Give the tokens of a draft that a scored model wrote, with their log-probabilities.
+        """Return the tokens of a draft that a scored model wrote, with their log-probabilities.
 
         Raises:
             InputError: some of the draft was written without.
@@ -419,14 +419,14 @@ class TextLM(Generic[GivenT]):
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
     def _check(self, written: Written) -> None:
-        """Refuse a call that gave no log-probabilities though they were asked for.
+        """Check that a call returned the requested log-probabilities.
 
         Raises:
             ModelError: there are none, or they do not spell the text.
         """
         if self._scored and written.text and written.logprobs is None:
             raise ModelError(
-                f"The model was asked for the log-probabilities of its tokens and gave none that "
+                f"The log-probabilities of the tokens were requested, and the model gave none that "
                 f"spell its text ({written.text[:40]!r}). This workload needs them: use a server "
                 "that gives them, or a local model with direct=True."
             )

@@ -174,7 +174,7 @@ class Act:
 
 
 class _Panels:
-    """Two streamed texts in parallel columns; a pipe gets the final state."""
+    """Two streamed texts in two columns; a pipe gets the final state."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title

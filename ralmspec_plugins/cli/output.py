@@ -117,7 +117,7 @@ def in_short(stats: Stats) -> str:
 
 
 def passes(stats: Stats) -> str:
-    """Say in how many passes a model wrote, and what of its drafts.
+    """Return the number of passes and the accepted drafts, in words.
 
     >>> passes(Stats(model_passes=9, drafts_accepted=30, decisions_retaken=1))
     '9 passes (30 drafts accepted, 1 choice taken again)'

@@ -23,7 +23,7 @@ class IterationEndError(RuntimeError):
     """
 
     def __init__(self, error: Exception) -> None:
-        """Hold what the part raised."""
+        """Return a key of what the part raised."""
         super().__init__(f"a part of the request raised {error!r}")
         self.error = error
 

@@ -173,3 +173,13 @@ def test_a_prompt_is_split_where_the_passages_stand(together: bool) -> None:
     mute = split_template(lambda request, _: request.prompt, context, **options)
     with pytest.raises(ConfigError, match=r"\{context\} once"):
         mute.frame(request)
+
+
+def test_other_shared_objects_evict_no_retriever() -> None:
+    """A retriever's counts outlive any number of watched models."""
+    runtime = Runtime()
+    kept = runtime.host("retriever", object)
+    others = [runtime.shared(number, object) for number in range(100)]
+
+    assert runtime.shared(99, object) is others[-1]
+    assert runtime.host("retriever", object) is kept

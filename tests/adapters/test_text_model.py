@@ -194,7 +194,7 @@ def test_models_that_cannot_take_steps_are_refused_by_name() -> None:
         check_step("Model", step, **able)
     check_step("Model", "whole", bounded=False, takes_stop=False, continues=False, instead="")
     for step, ability, said in (
-        ("tokens", "bounded", "at most n tokens"),
+        ("tokens", "bounded", "maximum number of tokens is unknown"),
         ("stop", "takes_stop", "stop strings"),
         ("sentence", "continues", "(or so)"),
     ):

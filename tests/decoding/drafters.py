@@ -30,6 +30,7 @@ class ScriptedDrafter:
         self.rule: Callable[[Sequence[int], Random, int], TokenTree] = nothing
         self.rng = Random(0)
         self.updates: list[Accepted] = []
+        self.written = 0  # tokens of the text that is drafted for
         self._texts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
     def know(self, lm: HuggingFaceLM, draft: Draft) -> None:
@@ -41,6 +42,7 @@ class ScriptedDrafter:
         self._texts, self.updates = [], []
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        self.written = len(context.text)
         return self.rule(self._following(context), self.rng, budget)
 
     def update(self, accepted: Accepted) -> None:

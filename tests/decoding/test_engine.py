@@ -3,7 +3,9 @@
 import pytest
 
 from ralmspec_plugins.config import Settings
-from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
+from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter, TokenTree
+from ralmspec_plugins.engine.aio import AsyncEngine
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -11,9 +13,9 @@ from ralmspec_plugins.plain import plain
 from ralmspec_plugins.scheduling.schedules import FixedStride
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.testing.models import tiny_llama
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Answer, Request
 from ralmspec_plugins.workloads import Interval, OneShot
-from tests.decoding.drafters import FREE, EveryDraft
+from tests.decoding.drafters import FREE, EveryDraft, ScriptedDrafter
 from tests.lm.reference import Tokenizer
 
 TEXTS = [
@@ -76,3 +78,53 @@ def test_what_it_took_is_in_the_statistics(tokenizer: Tokenizer) -> None:
     assert fast.model_passes + fast.drafts_accepted >= 41
     assert sum(span.passes for span in fast.timeline) == fast.model_passes
     assert fast.tokens_per_pass is not None
+
+
+WAYS = ("plain", "run", "batch", "stream", "events", "arun", "abatch", "astream", "simulation")
+
+
+async def _answer(way: str, lm: HuggingFaceLM, request: Request) -> Answer:
+    """Answer a request in one of the ways."""
+    workload, store = Interval(lm, interval=16), WordRetriever(TEXTS)
+    if way == "plain":
+        return plain(workload, store, request)
+    if way == "simulation":
+        return Simulation(workload, store, Latencies()).run(request)
+    if way[0] == "a":
+        async with AsyncEngine(workload, store) as engine:
+            if way == "arun":
+                return await engine.run(request)
+            if way == "abatch":
+                return (await engine.batch([request]))[0]
+            stream = engine.stream(request)
+            assert [piece async for piece in stream]
+            return stream.answer
+    with Engine(workload, store) as engine:
+        if way == "run":
+            return engine.run(request)
+        if way == "batch":
+            return engine.batch([request])[0]
+        found = engine.stream(request) if way == "stream" else engine.events(request)
+        assert list(found)
+        return found.answer
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_way_of_answering_counts_passes(tokenizer: Tokenizer, way: str) -> None:
+    """Passes, tokens and drafts; where drafts are right there are more tokens a pass."""
+    request = Request(prompt="The keeper counted the ships", max_tokens=32)
+    model, drafter = tiny_llama(), ScriptedDrafter()
+    slow = await _answer(way, HuggingFaceLM(model, tokenizer), request)
+    text = slow.state.tokens
+    drafter.rule = lambda _, __, budget: TokenTree.of([text[drafter.written :][:budget]])
+    fast_lm = HuggingFaceLM(model, tokenizer, decoding=Decoding(drafter=drafter, costs=FREE))
+    fast = await _answer(way, fast_lm, request)
+
+    assert slow == fast
+    assert slow.stats.drafts_accepted == slow.stats.decisions_retaken == 0
+    assert 1 > (slow.stats.tokens_per_pass or 0) > 0.9
+    assert (fast.stats.tokens_per_pass or 0) > 2
+    assert fast.stats.drafts_accepted > 16
+    assert 32 <= fast.stats.tokens_written
+    for stats in (slow.stats, fast.stats):
+        assert way == "plain" or stats.model_passes == sum(span.passes for span in stats.timeline)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from benchmarks.harness.inputs import load_model
+from benchmarks.decoding import exactness
 from ralmspec_plugins.decoding import CostCurve, Decoding, SuffixDrafter
 from ralmspec_plugins.decoding.decoder import SpeculativeDecoder
 from ralmspec_plugins.lm.decoder import PlainDecoder
@@ -19,7 +19,7 @@ from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama
 from ralmspec_plugins.types import Request
-from tests.decoding.drafters import FREE, RULES, oracle, random_tree
+from tests.decoding.drafters import RULES, oracle, random_tree
 from tests.decoding.pairs import Pair, operations
 from tests.lm.reference import FRONTS, Tokenizer
 
@@ -55,7 +55,6 @@ def _recurrent() -> PreTrainedModel:
 
 TREES = (tiny_llama, tiny_gpt2, _qwen, _mistral)
 CHAINS = (_sliding, _recurrent)
-SEEDS = 14
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1)
 
 
@@ -172,33 +171,16 @@ def _whole(lm: HuggingFaceLM, request: Request) -> Draft:
     return lm.write(lm.begin(request), FRONTS[2], request.max_tokens, Progress())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [*TREES, "demo"])
-def test_long_texts_are_equal(
-    tokenizer: Tokenizer, make: Callable[[], PreTrainedModel] | str
-) -> None:
-    """10,000 tokens of each model, half of them sampled; hardly a choice is taken again."""
-    loaded = load_model("demo", ()) if isinstance(make, str) else None
-    model = loaded.model if loaded is not None else make()  # type: ignore[operator]
-    words = loaded.tokenizer if loaded is not None else tokenizer
-    retaken = tokens = accepted = 0
-    for sampling in (Greedy(), Sampling(temperature=0.6)):
-        decoding = Decoding(drafter=SuffixDrafter(), costs=FREE, most_retakes=1.0)
-        plain = HuggingFaceLM(model, words, sampling=sampling)
-        fast = HuggingFaceLM(model, words, sampling=sampling, decoding=decoding)
-        for seed in range(SEEDS):
-            request = Request(prompt=f"The keeper of {seed}", max_tokens=360, seed=seed)
-            texts = [
-                lm.write(lm.begin(request), FRONTS[2], 360, Progress()) for lm in (plain, fast)
-            ]
-            assert texts[0] == texts[1]
-            tokens += len(texts[0].tokens)
-        retaken += fast.decoder.counts.retaken
-        accepted += fast.decoder.counts.accepted
-    print(f"{make}: {tokens} tokens, {accepted} drafts accepted, {retaken} choices taken again")
+@pytest.mark.parametrize("name", [*exactness.SHAPES, "demo"])
+@pytest.mark.parametrize("tokens", [60, pytest.param(10_500, marks=pytest.mark.slow)])
+def test_long_texts_are_equal(name: str, tokens: int) -> None:
+    """10,500 tokens of each of five models, greedy and drawn; hardly a choice is taken again."""
+    counted = exactness.compare(exactness.subject(name), tokens, 20 if tokens < 100 else 350)
 
-    assert retaken < tokens / 100
-    assert accepted > tokens / 100
+    assert counted["tokens"] >= tokens
+    assert counted["different"] == 0
+    assert counted["accepted"] > tokens / 2
+    assert tokens < 1000 or counted["retake_rate"] < 0.02
 
 
 def test_a_drafter_that_raises_is_reported_once(

@@ -156,7 +156,10 @@ def test_arguments_that_continue_a_message_join_the_models_own() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: HostLM(FakeListLLM(responses=["a"])), "at most n tokens.*bound=.*one_shot"),
+        (
+            lambda: HostLM(FakeListLLM(responses=["a"])),
+            "maximum number of tokens is unknown.*bound=.*one_shot",
+        ),
         (lambda: HostLM(FakeStreamingListLLM(responses=["a"])), "sentence_stop"),
         (lambda: HostLM(openai_chat()), "continue an assistant message.*continue_final_message"),
         (lambda: HostLM(openai_chat(), sentence_stop="."), "continuation='assistant'.*one_shot"),

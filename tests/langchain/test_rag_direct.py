@@ -7,8 +7,16 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_ralmspec import SpeculativeRAG
+from langchain_ralmspec import SpeculativeRAG, stats_of
 
+from ralmspec_plugins.decoding import (
+    Accepted,
+    CostCurve,
+    Decoding,
+    DraftContext,
+    SuffixDrafter,
+    TokenTree,
+)
 from tests.langchain.rag_parts import plain_values
 from tests.langchain.stores.worlds import WordEmbeddings
 from tests.langchain.test_local_model import chat, made
@@ -113,3 +121,38 @@ async def test_nobody_hears_of_it_but_handlers_that_listen() -> None:
 
     assert len(starts) == len(ends) > 0
     assert {event["name"] for event in starts} == {"HuggingFacePipeline"}
+
+
+class Constant:
+    """Drafts one token again and again: right where the model repeats it."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def propose(self, context: DraftContext, budget: int) -> TokenTree:
+        return TokenTree.of([[self.token] * min(4, budget)])
+
+    def update(self, accepted: Accepted) -> None:
+        """Learn nothing."""
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_passes_are_in_the_report(speculate: bool) -> None:
+    """With and without drafts: equal answers, and what they took, also streamed."""
+    llm, free = made(), CostCurve((1, 33), (1.0, 1.0))
+    drafting = Decoding(drafter=[SuffixDrafter(), Constant(5)], costs=free)
+    rags = [
+        rag_over(llm, TEXT, speculate=speculate, decoding=decoding) for decoding in (None, drafting)
+    ]
+    slow, fast = (rag.invoke("the ships that passed the ships that") for rag in rags)
+    streamed = list(rags[1].stream("the ships that passed the ships that"))
+    [report] = [piece for piece in streamed if "ralmspec" in piece]
+
+    assert slow["answer"]
+    assert slow["answer"] == fast["answer"]
+    for stats in map(stats_of, (slow, fast, report)):
+        assert stats.tokens_written >= 16
+        assert stats.model_passes >= stats.tokens_written - stats.drafts_accepted
+        assert stats.tokens_per_pass == stats.tokens_written / stats.model_passes
+        assert stats.decisions_retaken >= 0
+    assert stats_of(slow).drafts_accepted == 0

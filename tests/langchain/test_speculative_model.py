@@ -420,7 +420,9 @@ def test_models_are_shared(pair: HostPair) -> None:
     again = SpeculativeLLM(model=llm.model, seed=3)
     bare = SpeculativeLLM(model=llm.model, drafter=None, max_tokens=24)
     bare_copy = llm.model_copy(update={"drafter": None})
+    chat = SpeculativeChatModel(model=pair.fast.model, decoding=pair.fast.decoding)
 
+    assert chat.model is pair.fast.model
     assert llm.loaded().lm.caches is lm.caches
     assert again.model is llm.model
     assert bare.loaded().lm.model is lm.model

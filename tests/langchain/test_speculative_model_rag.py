@@ -73,7 +73,7 @@ def test_answers_by_the_hosts_calls_are_the_plain_loops(
     settings: Any = {"workload": workload, "schedule": FixedStride(stride=2)}
     with_both = check_equal(rag_over(llm, prompt, **settings), plain)
 
-    assert llm.stats.drafts_accepted > 20
+    assert llm.stats.drafts_accepted > 5
     if workload == "interval":
         assert sum(one["ralmspec"]["stats"]["guesses"] for one in with_both) > 0
 
@@ -90,7 +90,7 @@ def test_answers_of_our_model_driven_directly_are_the_plain_loops(
     replies = check_equal(rag_over(llm, prompt, schedule=FixedStride(stride=2), **settings), plain)
     stats = [one["ralmspec"]["stats"] for one in replies]
 
-    assert sum(one["drafts_accepted"] for one in stats) > 20
+    assert sum(one["drafts_accepted"] for one in stats) > 5
     assert sum(one["guesses"] for one in stats) > 0
 
 
@@ -104,7 +104,7 @@ def test_a_pipelines_tokens_are_speculated_on(wrapped: Any, prompt: Any) -> None
     stats = [one["ralmspec"]["stats"] for one in check_equal(fast, plain)]
     copied = fast.model_copy(update={"max_tokens": 12})
 
-    assert sum(one["drafts_accepted"] for one in stats) > 20
+    assert sum(one["drafts_accepted"] for one in stats) > 5
     assert 0 == plain.invoke(QUESTIONS[0])["ralmspec"]["stats"]["drafts_accepted"]
     assert fast._assembly._workload.lm is SpeculativeRAG(
         **{name: getattr(copied, name) for name in type(copied).model_fields}

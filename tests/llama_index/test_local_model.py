@@ -11,7 +11,7 @@ from llama_index.core.postprocessor import LongContextReorder, SimilarityPostpro
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.llms.huggingface import HuggingFaceLLM
-from llama_index_ralmspec import CommitEvent, SpeculativeQueryEngine
+from llama_index_ralmspec import CommitEvent, SpeculativeQueryEngine, stats_of
 from llama_index_ralmspec.documents import nodes_of
 from llama_index_ralmspec.host_calls import HostContext
 from llama_index_ralmspec.llm import HostLM
@@ -19,6 +19,7 @@ from llama_index_ralmspec.local_model import direct_lm, sampling_of
 from llama_index_ralmspec.prompts import Prompting
 from transformers import GenerationConfig
 
+from ralmspec_plugins.decoding import CostCurve, Decoding, SuffixDrafter
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -229,6 +230,30 @@ def test_no_call_of_the_host_is_imitated() -> None:
     assert str(response)
     assert not {name for name in names if name.startswith("LLM")}
     assert [one for one in heard.own if isinstance(one, CommitEvent)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_passes_are_in_the_statistics(streaming: bool) -> None:
+    """With and without drafts: equal answers, and what they took, also streamed."""
+    index = VectorStoreIndex([TextNode(text="The fox is red.")], embed_model=MockEmbedding(8))
+    found = []
+    for decoding in (None, Decoding(drafter=SuffixDrafter(), costs=CostCurve((1, 9), (1.0, 1.0)))):
+        ours = SpeculativeQueryEngine.from_index(
+            index, llm=made(), workload="interval", direct=True, max_tokens=16,
+            decoding=decoding, streaming=streaming,
+        )  # fmt: skip
+        with ours:
+            response = ours.query(QUESTIONS[0])
+            found.append((str(response), stats_of(response)))
+    (text, slow), (same, fast) = found
+
+    assert text
+    assert text == same
+    assert slow.drafts_accepted == 0
+    for stats in (slow, fast):
+        assert stats.tokens_written >= 16
+        assert stats.model_passes >= stats.tokens_written - stats.drafts_accepted
+        assert stats.tokens_per_pass == stats.tokens_written / stats.model_passes
 
 
 @pytest.mark.parametrize(

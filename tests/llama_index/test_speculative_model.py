@@ -150,30 +150,41 @@ def test_a_response_says_what_it_took() -> None:
     assert 2 * response.raw["usage"]["input_tokens"] == counter.prompt_llm_token_count
     assert (2, 48) == (llm.stats.calls, llm.stats.tokens_written)
     assert (llm.stats.tokens_per_pass or 0) > 2
+    assert "SpeculativeLLM" in repr(llm)
     assert llm.loaded() is pair.fast.loaded() is copy.deepcopy(llm).loaded()
 
 
-async def test_it_goes_into_engines_and_agents(pair: HostPair) -> None:
-    """A query engine, a chat engine and an agent of the host's, with the plain one's texts."""
+async def test_it_goes_into_engines() -> None:
+    """A query engine and a chat engine of the host's, with the plain one's texts."""
     index = VectorStoreIndex([TextNode(text="ships")], embed_model=WordEmbedding())
-    texts = []
-    for llm in (pair.plain, pair.fast):
+    llms, texts = HostPair.of(SpeculativeLLM, tiny_llama(context=4096), max_tokens=12), []
+    for llm in (llms.plain, llms.fast):
         engine = RetrieverQueryEngine.from_args(index.as_retriever(), llm=llm)
         memory = ChatMemoryBuffer.from_defaults(tokenizer_fn=str.split)
         chat = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
-        agent = ReActAgent(tools=[], llm=llm, streaming=False)
         texts.append(
             [
                 str(engine.query("ships?")),
                 str(await engine.aquery("ships?")),
                 str(chat.chat("The ships?")),
                 str(await chat.achat("And then?")),
-                str(await agent.run("The ships?", max_iterations=1)),
             ]
         )
 
     assert texts[0] == texts[1]
     assert all(texts[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the host's own, of its agents
+async def test_it_goes_into_an_agent() -> None:
+    """Whose long prompt shows it what a tool would be called by; streamed, with the same reply."""
+    llms = HostPair.of(SpeculativeLLM, tiny_llama(context=4096), max_tokens=12)
+    replies = []
+    for llm in (llms.plain, llms.fast):
+        agent = ReActAgent(tools=[], llm=llm, streaming=True)
+        replies.append(str(await agent.run("The ships?", max_iterations=2)))
+
+    assert replies[0] == replies[1] != ""
 
 
 async def test_the_event_loop_stays_free_and_the_model_too(pair: HostPair) -> None:
@@ -305,7 +316,7 @@ def test_answers_by_the_hosts_calls_are_the_plain_loops(
     guesses = check_engines(own(tokenizer(), drafter=None, **options), llm)
 
     assert guesses > 0
-    assert llm.stats.drafts_accepted > 20
+    assert llm.stats.drafts_accepted > 5
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.2}])
@@ -319,7 +330,7 @@ def test_answers_of_our_model_driven_directly_are_the_plain_loops(
     guesses = check_engines(own(tokenizer(), drafter=None, **options), llm, direct=True)
 
     assert guesses > 0
-    assert drafter.accepted > 20
+    assert drafter.accepted > 5
 
 
 def test_tokens_of_the_hosts_own_model_are_speculated_on() -> None:
@@ -328,7 +339,7 @@ def test_tokens_of_the_hosts_own_model_are_speculated_on() -> None:
     llm = made()
     check_engines(llm, llm, direct=True, decoding=drafting(drafter))
 
-    assert drafter.accepted > 20
+    assert drafter.accepted > 5
 
 
 class Counting(Repeating):

@@ -1,0 +1,16 @@
+"""Speculative tools for LangChain's agents: the model runs while its tools do.
+
+`SpeculativeTools` is a middleware for `create_agent()`.
+"""
+
+from ralmspec_plugins.errors import MissingExtraError
+
+try:
+    import langchain.agents as _agents  # noqa: F401 the rest of this package needs it
+except ImportError as missing:
+    raise MissingExtraError("langchain-agents", "langchain") from missing
+
+from langchain_ralmspec.agents.middleware import SpeculativeTools
+from ralmspec_plugins.adapters.agents import AgentStats
+
+__all__ = ["AgentStats", "SpeculativeTools"]

@@ -1,0 +1,416 @@
+"""The middleware: what a run's model and tools do goes through it, and runs ahead."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, TypeAlias
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.config import get_config
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.runtime import Runtime, get_runtime
+from langgraph.types import Command
+
+from langchain_ralmspec.agents.model_calls import (
+    ModelCall,
+    ModelTap,
+    refusal,
+    reply_of,
+    tokens_of,
+    view,
+)
+from langchain_ralmspec.agents.tool_calls import (
+    GuessFunction,
+    call_ahead,
+    guessed,
+    hits_of,
+    is_read_only,
+    may_command,
+    observation,
+    query_of,
+    replaying,
+    takes_injected,
+)
+from langchain_ralmspec.configs import quiet_config, unheard
+from ralmspec_plugins.adapters.agents import (
+    AgentCounters,
+    AgentLimits,
+    AgentRun,
+    AgentStats,
+    Recording,
+    Slot,
+    Step,
+    TaskLauncher,
+    ThreadLauncher,
+)
+from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators.query_cache import QueryCache
+
+Scope: TypeAlias = Callable[[Runtime[Any]], Hashable]
+ToolResult: TypeAlias = ToolMessage | Command[Any]
+
+_MOST: Final = 1024  # runs, and models, that are known at a time
+
+
+class _Host:
+    """One run's LangChain side. `AgentHost` says what its methods do."""
+
+    def __init__(self, options: "SpeculativeTools", scope: Hashable) -> None:
+        self.options = options
+        self.scope = scope if scope is not None else self  # nothing is shared with other runs
+        self.config = RunnableConfig()
+        self.tools: dict[str, BaseTool] = {}
+        self.name: str | None = None  # of the agent, as it stands in its messages
+        self.effects: SideEffects | None = None
+
+    def next_request(self, step: Step) -> ModelCall:
+        call: ModelCall = step.request
+        return call.followed_by([*step.tail, *(slot.observation for slot in step.slots)])
+
+    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[Any]:
+        return request.pieces(asynchronous=asynchronous)
+
+    def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
+        message = reply_of(recording, self.name)
+        return [message], list(message.tool_calls)
+
+    async def guess(self, call: Any, *, asynchronous: bool) -> ToolMessage | None:
+        tool, options = self.tools.get(call["name"]), self.options
+        known = options.memo.known(self.scope, query_of(tool, call))
+        if known is not None:
+            return observation(call, known[0].passage.metadata["content"])
+        by_tool = getattr(tool, "aguess_call" if asynchronous else "guess_call", None)
+        for guess in (by_tool, options.guess):
+            found = guess and await guessed(guess, call, wait=asynchronous)
+            if found is not None:
+                return observation(call, found)
+        return None
+
+    def may_call(self, call: Any) -> bool:
+        tool = self.tools.get(call["name"])
+        return (
+            tool is not None
+            and is_read_only(tool, self.options.read_only)
+            and not tool.return_direct
+            and not takes_injected(tool)
+            and not self.options.commands(tool)
+        )
+
+    async def call_tool(self, call: Any, *, asynchronous: bool) -> tuple[Any, ToolMessage]:
+        tool = self.tools[call["name"]]
+        return await call_ahead(tool, call, self.config, asynchronous=asynchronous)
+
+    def equal(self, guess: ToolMessage, real: ToolMessage) -> bool:
+        return view(guess) == view(real)
+
+    def tokens(self, recording: Recording) -> int:
+        return tokens_of(recording)
+
+    def may_run_ahead(self) -> bool:
+        return self.effects is not None and self.effects.may_guess()
+
+    def silent(self) -> AbstractContextManager[object]:
+        return unheard(self.config)
+
+
+class SpeculativeTools(AgentMiddleware[Any, Any]):
+    """Runs the model while a tool does, on what the tool is expected to return.
+
+    Put it last in `create_agent(..., middleware=[..., SpeculativeTools()])`. The tool runs as it
+    always does. When the host asks the model, and the whole request (messages, tools, settings)
+    is the one that was expected, the host gets the reply that was made ahead, as the model gave
+    it; otherwise that reply is dropped and the host's call is made. State, streams, events,
+    checkpoints and usage are those of the agent without it, but for ids and times.
+
+    Where what a tool returns comes from: the same call's former result (`memo`), the tool itself
+    (`speculative_tool()`), a function (`guess`); in that order.
+
+    Calls of a model that keeps state on the provider's side, runs the provider's own tools, has
+    a rate limiter, or is seen to draw from process-wide random state or to count, are never
+    made ahead. A model that samples gives another draw from the same distribution.
+    """
+
+    def __init__(
+        self,
+        guess: GuessFunction | None = None,
+        *,
+        depth: int = 1,
+        read_only: Collection[str] = (),
+        memo: QueryCache | None = None,
+        scope: Scope | None = None,
+        max_wasted_calls: int | None = 8,
+        max_wasted_tokens: int | None = None,
+        handover_s: float = 0.08,
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            guess: takes a tool call (name, args, id) and returns the content that its tool is
+                expected to return, or `None`; may be asynchronous in an asynchronous agent.
+            depth: model calls ahead of the host. Beyond one, the tools announced by a call
+                made ahead are called ahead too, if all of them are read-only.
+            read_only: names of tools that change nothing and need no approval. Tools with
+                `metadata={"read_only": True}`, and those of `speculative_tool()`, need not be
+                named.
+            memo: what tools have returned, by tool, arguments and scope.
+            scope: returns whose results a run may be given as guesses: runs of an equal scope
+                share them. By default runs of the same `thread_id` do. A guess enters a prompt
+                that may be dropped, so return what keeps users apart.
+            max_wasted_calls: dropped model calls in a run after which it goes on plainly.
+            max_wasted_tokens: the same for their tokens.
+            handover_s: how long work made ahead waits for the host's next call.
+
+        Raises:
+            ConfigError: a setting is out of range or of another type.
+        """
+        super().__init__()
+        if guess is not None and not callable(guess):
+            raise ConfigError(f"guess must be a function of a tool call or None, got {guess!r}")
+        if isinstance(read_only, str) or not all(isinstance(name, str) for name in read_only):
+            raise ConfigError(f"read_only must be names of tools, got {read_only!r}")
+        if not isinstance(memo, QueryCache | None):
+            raise ConfigError(f"memo must be a QueryCache or None, got {memo!r}")
+        self.guess = guess
+        self.read_only = frozenset(read_only)
+        self.memo = QueryCache(capacity=_MOST) if memo is None else memo
+        self._scope = scope
+        self._limits = AgentLimits(
+            depth=depth,
+            max_wasted_calls=max_wasted_calls,
+            max_wasted_tokens=max_wasted_tokens,
+            handover_s=handover_s,
+        )
+        self._counters = AgentCounters()
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[Hashable, AgentRun] = OrderedDict()
+        self._effects: OrderedDict[int, tuple[Any, SideEffects]] = OrderedDict()
+        self._commanding: set[str] = set()  # tools that were seen to return a `Command`
+
+    @property
+    def stats(self) -> AgentStats:
+        """What all runs so far called ahead, and what became of it."""
+        return self._counters.stats
+
+    def invalidate(self) -> None:
+        """Forget what tools have returned, for when what they search has changed."""
+        self.memo.invalidate()
+
+    def commands(self, tool: BaseTool) -> bool:
+        """Return whether a tool returns, or has returned, a `Command`."""
+        return tool.name in self._commanding or may_command(tool)
+
+    # Model calls
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> Any:
+        """Call the model, or replay the call that was made ahead with the same request."""
+        run = self._run_of(request, asynchronous=False)
+        if run is None:
+            return handler(request)
+        with run.held():
+            tap = ModelTap(run, request.model, self._watch(run, request.model))
+            response = handler(request.override(model=tap.model()))
+            self._replied(run, tap, response)
+        return response
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> Any:
+        """Do what `wrap_model_call` does on an event loop."""
+        run = self._run_of(request, asynchronous=True)
+        if run is None:
+            return await handler(request)
+        with run.held():
+            tap = ModelTap(run, request.model, self._watch(run, request.model))
+            response = await handler(request.override(model=tap.model()))
+            self._replied(run, tap, response)
+        return response
+
+    def _run_of(self, request: ModelRequest[Any], *, asynchronous: bool) -> AgentRun | None:
+        """Return the run that a model call belongs to, or `None` if nothing is to run ahead."""
+        key = _key(request.state)
+        with self._lock:
+            run = None if key is None else self._runs.pop(key, None)
+        if key is None or self._limits.depth == 0 or refusal(request.model, request.tools):
+            if run is not None:
+                run.close()
+            return None
+        if run is None or run.closed or run.launcher.asynchronous != asynchronous:
+            run = self._new_run(asynchronous=asynchronous)
+        self._host(run).config = quiet_config(get_config())
+        return run
+
+    def _new_run(self, *, asynchronous: bool) -> AgentRun:
+        runtime = get_runtime()
+        scope: Hashable
+        if self._scope is not None:
+            scope = self._scope(runtime)
+        else:
+            info = runtime.execution_info
+            scope = None if info is None else info.thread_id
+        launcher = TaskLauncher() if asynchronous else ThreadLauncher()
+        return AgentRun(_Host(self, scope), launcher, self._limits, self._counters)
+
+    def _host(self, run: AgentRun) -> _Host:
+        host = run.host
+        assert isinstance(host, _Host)
+        return host
+
+    def _watch(self, run: AgentRun, model: BaseChatModel) -> SideEffects:
+        """Return what watches a model's calls, over all runs."""
+        with self._lock:
+            known = self._effects.get(id(model))
+            if known is None or known[0] is not model:
+                known = (model, SideEffects(model, shared_process=True))
+            self._effects[id(model)] = known
+            self._effects.move_to_end(id(model))
+            while len(self._effects) > _MOST:
+                self._effects.popitem(last=False)
+        self._host(run).effects = known[1]
+        return known[1]
+
+    def _replied(self, run: AgentRun, tap: ModelTap, response: ModelResponse[Any]) -> None:
+        """Take the reply, and wait for the tool calls in it."""
+        result = list(response.result)
+        reply = next((one for one in result if isinstance(one, AIMessage)), None)
+        if reply is None or tap.last is None or not reply.tool_calls or reply.id is None:
+            self._counters.add(model_calls=1)
+            run.close()
+            return
+        self._host(run).name = reply.name
+        run.replied(tap.last, [reply], _pending(reply, result))
+        key = _run_key(reply.id)
+        run.on_close = lambda: self._forget(key, run)
+        with self._lock:
+            self._runs[key] = run
+            while len(self._runs) > _MOST:
+                self._runs.popitem(last=False)
+
+    def _forget(self, key: Hashable, run: AgentRun) -> None:
+        with self._lock:
+            if self._runs.get(key) is run:
+                del self._runs[key]
+
+    # Tool calls
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]
+    ) -> ToolResult:
+        """Run the tool as the host does; meanwhile the model runs on what it should return."""
+        run, step, slot = self._arrived(request)
+        if run is None:
+            return handler(request)
+        assert step is not None
+        with run.held():
+            self._begin(step, slot, request)
+            result = handler(self._replayed(run, slot, request))
+            self._returned(run, step, slot, request, result)
+        return result
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        """Do what `wrap_tool_call` does on an event loop."""
+        run, step, slot = self._arrived(request)
+        if run is None:
+            return await handler(request)
+        assert step is not None
+        with run.held():
+            self._begin(step, slot, request)
+            result = await handler(self._replayed(run, slot, request))
+            self._returned(run, step, slot, request, result)
+        return result
+
+    def _arrived(
+        self, request: ToolCallRequest
+    ) -> tuple[AgentRun | None, Step | None, Slot | None]:
+        """Find the run, and the place in it, that a tool call belongs to."""
+        key = _key(request.state)
+        with self._lock:
+            run = None if key is None else self._runs.get(key)
+        step = None if run is None else run.step
+        if run is None or run.closed or step is None:
+            return None, None, None
+        self._host(run).config = quiet_config(request.runtime.config)
+        self._host(run).tools = {tool.name: tool for tool in request.runtime.tools}
+        with run.lock:
+            if not any(slot.arrived for slot in step.slots):
+                step.tail = _tail(_messages(request.state))
+            return run, step, step.arrive(request.tool_call)
+
+    def _begin(self, step: Step, slot: Slot | None, request: ToolCallRequest) -> None:
+        tool = request.tool
+        if tool is not None and (tool.return_direct or self.commands(tool)):
+            step.bar()
+        elif slot is not None:
+            step.guess(slot)
+
+    def _replayed(
+        self, run: AgentRun, slot: Slot | None, request: ToolCallRequest
+    ) -> ToolCallRequest:
+        """Have the host's own call return what the tool returned ahead of it."""
+        if slot is None or slot.early is None or slot.early.dropped or request.tool is None:
+            return request
+        return request.override(tool=replaying(request.tool, slot.early, run.counters))
+
+    def _returned(
+        self,
+        run: AgentRun,
+        step: Step,
+        slot: Slot | None,
+        request: ToolCallRequest,
+        result: ToolResult,
+    ) -> None:
+        if not isinstance(result, ToolMessage):
+            self._commanding.add(request.tool_call["name"])
+            step.bar()
+        elif slot is not None:
+            step.observe(slot, result)
+            if result.status == "success":
+                query = query_of(request.tool, request.tool_call)
+                self.memo.learn(self._host(run).scope, query, hits_of(result))
+
+
+def _messages(state: Any) -> Sequence[BaseMessage]:
+    found = state.get("messages") if isinstance(state, dict) else getattr(state, "messages", None)
+    return found or ()
+
+
+def _tail(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return the last reply of the model and what follows it."""
+    for position in range(len(messages) - 1, -1, -1):
+        if isinstance(messages[position], AIMessage):
+            return list(messages[position:])
+    return []
+
+
+def _pending(reply: AIMessage, result: Sequence[BaseMessage]) -> list[Any]:
+    answered = [one.tool_call_id for one in result if isinstance(one, ToolMessage)]
+    return [call for call in reply.tool_calls if call["id"] not in answered]
+
+
+def _key(state: Any) -> Hashable | None:
+    """Return what tells the run of a state from others; a new one if the model has not replied."""
+    tail = _tail(_messages(state))
+    return _run_key(tail[0].id if tail else None)
+
+
+def _run_key(message_id: str | None) -> Hashable | None:
+    """Return a run's key: the run's own object, the graph in it, and the reply it is at."""
+    try:
+        runtime = get_runtime()
+    except Exception:  # noqa: BLE001 outside of a graph
+        return None
+    info = None if runtime is None else runtime.execution_info
+    if info is None or runtime.control is None:
+        return None
+    return id(runtime.control), info.checkpoint_ns.rpartition("|")[0], info.thread_id, message_id

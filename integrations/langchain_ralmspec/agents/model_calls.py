@@ -1,0 +1,410 @@
+"""The calls of a chat model by an agent: seen, compared, made ahead and replayed.
+
+The host's own wrapper around a model (callbacks, caches, streams, binding of tools) stays the
+host's. What is seen and replaced are the four methods below it that an integration implements,
+on a copy of the model.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from copy import copy
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import signature
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from ralmspec_plugins.adapters.agents import AgentRun, Recording
+from ralmspec_plugins.adapters.side_effects import SideEffects
+
+_GENERATED: Final = "lc_run-"  # how ids begin that the host gives: no two runs have the same
+
+# What providers call the state that they keep between two calls of one conversation.
+_SERVER_STATE: Final = (
+    "previous_response_id",
+    "use_previous_response_id",
+    "conversation",
+    "conversation_id",
+    "session_id",
+    "thread_id",
+    "container",
+    "mcp_servers",
+    "background",
+)
+_IMPLEMENTED: Final = ("_generate", "_agenerate", "_stream", "_astream")  # by integrations
+_CLIENT_TOOLS: Final = ("function", "custom")
+
+
+def view(message: BaseMessage) -> dict[str, Any]:
+    """Return what a model may read of a message: all but generated ids and artifacts."""
+    if isinstance(message, ToolMessage):
+        return message.model_dump(exclude={"id", "artifact"})
+    seen = message.model_dump()
+    if isinstance(message, AIMessage) and str(seen["id"] or _GENERATED).startswith(_GENERATED):
+        seen["id"] = None
+    return seen
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelCall:
+    """One call of a model, below the host's wrapper.
+
+    Attributes:
+        model: the caller's own.
+        method: whether it is called for a stream or for a whole reply.
+        messages: the history.
+        stop: strings at which the reply ends.
+        kwargs: tools, their choice, the response's format, settings.
+        key: what all that was when the call was made: later changes of these objects do not
+            reach it.
+    """
+
+    model: BaseChatModel
+    method: Literal["stream", "generate"]
+    messages: Sequence[BaseMessage]
+    stop: Sequence[str] | None
+    kwargs: Mapping[str, Any]
+    key: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take down the call."""
+        views = [view(message) for message in self.messages]
+        key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)))
+        object.__setattr__(self, "key", key)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the model is asked the same; what cannot be compared is not."""
+        if not isinstance(other, ModelCall):
+            return NotImplemented
+        try:
+            return self.model is other.model and bool(self.key == other.key)
+        except Exception:  # noqa: BLE001 an array in a message, say
+            return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def followed_by(self, messages: Sequence[BaseMessage]) -> "ModelCall":
+        """Return the same call with more history."""
+        together = [*self.messages, *messages]
+        return ModelCall(self.model, self.method, together, self.stop, self.kwargs)
+
+    async def pieces(self, *, asynchronous: bool) -> AsyncIterator[Any]:
+        """Make the call: chunks of a stream, or one whole reply with its tokens."""
+        if self.method == "generate":
+            yield await self._generated(asynchronous=asynchronous)
+            return
+        arguments = {"stop": self.stop, **self.kwargs}
+        model: Any = self.model
+        if asynchronous:
+            async with aclosing(model._astream(list(self.messages), **arguments)) as chunks:  # noqa: SLF001 what integrations implement
+                async for chunk in chunks:
+                    yield chunk
+        else:
+            for chunk in model._stream(list(self.messages), **arguments):  # noqa: SLF001
+                yield chunk
+
+    async def _generated(self, *, asynchronous: bool) -> "WholeReply":
+        model: Any = self.model
+        tokens = _Tokens()
+        kind: Any = AsyncCallbackManagerForLLMRun if asynchronous else CallbackManagerForLLMRun
+        call = model._agenerate if asynchronous else model._generate  # noqa: SLF001
+        arguments = {"stop": self.stop, **self.kwargs}
+        if "run_manager" in signature(call).parameters:
+            arguments["run_manager"] = kind(
+                run_id=uuid4(), handlers=[tokens], inheritable_handlers=[tokens]
+            )
+        result = call(list(self.messages), **arguments)
+        return WholeReply(await result if asynchronous else result, tokens.seen)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeReply:
+    """A reply that was not streamed, and the tokens that the model told of meanwhile."""
+
+    result: ChatResult
+    tokens: Sequence[tuple[Any, Any]]
+
+
+class _Tokens(BaseCallbackHandler):
+    """Keeps the tokens that a model tells of by itself."""
+
+    run_inline = True
+    raise_error = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, Any]] = []
+
+    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **_about: Any) -> None:
+        self.seen.append((token, chunk))
+
+
+def _frozen(value: Any) -> Any:
+    """Copy the containers of a value, so that it stays what it is."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_frozen(one) for one in value]
+    return value
+
+
+def reply_of(recording: Recording, name: str | None) -> AIMessage:
+    """Return the message that the host makes of the pieces of a call, but for its id."""
+    [*pieces] = recording.pieces
+    if isinstance(pieces[0], WholeReply):
+        result: ChatResult = pieces[0].result
+        generation, output = result.generations[0], result.llm_output or {}
+    else:
+        chunks = [piece.model_copy(deep=True) for piece in pieces]
+        for chunk in chunks:
+            chunk.message.response_metadata = _metadata(chunk)
+        if not getattr(chunks[-1].message, "chunk_position", None):
+            content: Any = "" if isinstance(chunks[-1].message.content, str) else []
+            last = AIMessageChunk(content=content, chunk_position="last")
+            chunks.append(ChatGenerationChunk(message=last))
+        generation, output = generate_from_stream(iter(chunks)).generations[0], {}
+    message: Any = generation.message.model_copy(deep=True)
+    message.response_metadata = {**output, **_metadata(generation)}
+    if name is not None:
+        message.name = name
+    assert isinstance(message, AIMessage)
+    return message
+
+
+def _metadata(generation: Any) -> dict[str, Any]:
+    return {**(generation.generation_info or {}), **generation.message.response_metadata}
+
+
+def tokens_of(recording: Recording) -> int:
+    """Return the tokens that the pieces of a call report, prompts included."""
+    total = 0
+    for piece in recording.pieces:
+        whole = isinstance(piece, WholeReply)
+        message: Any = piece.result.generations[0].message if whole else piece.message
+        total += (message.usage_metadata or {}).get("total_tokens", 0)
+    return total
+
+
+def refusal(model: Any, tools: Sequence[Any]) -> str | None:
+    """Return why no call of a model can be made ahead without loss, or `None` if one can."""
+    if not isinstance(model, BaseChatModel):
+        return "it is no chat model, but something around one"
+    for name in ("invoke", "ainvoke", "stream", "astream", "generate", "agenerate"):
+        if getattr(type(model), name) is not getattr(BaseChatModel, name):
+            return f"it has a {name}() of its own"
+    if model.rate_limiter is not None:
+        return "its rate limiter counts calls"
+    if any(isinstance(tool, dict) for tool in tools):
+        return "the provider runs tools of its own"
+    settings = {**model.__dict__, **(getattr(model, "model_kwargs", None) or {})}
+    return _server_state(settings)
+
+
+def _server_state(settings: Mapping[str, Any]) -> str | None:
+    for name in _SERVER_STATE:
+        if settings.get(name):
+            return f"the provider keeps state between calls ({name})"
+    for tool in settings.get("tools") or ():
+        if isinstance(tool, dict) and tool.get("type", "function") not in _CLIENT_TOOLS:
+            return "the provider runs tools of its own"
+    return None
+
+
+def in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method, with the signature of another one: hosts read it."""
+
+    @wraps(original)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return called
+
+
+class ModelTap:
+    """Sees the calls that the host makes of a model, and answers those that were made ahead.
+
+    Attributes:
+        last: the last call that succeeded.
+    """
+
+    def __init__(self, run: AgentRun, model: BaseChatModel, effects: SideEffects) -> None:
+        """Take the run that the calls belong to."""
+        self.last: ModelCall | None = None
+        self._run = run
+        self._model: Any = model
+        self._effects = effects
+        self._calls = {name: getattr(model, name) for name in _IMPLEMENTED}
+
+    def model(self) -> BaseChatModel:
+        """Return a copy of the model that is seen; all else of it is the host's and the user's.
+
+        The copy is of the same class. Calls are made on the original: models count them.
+        """
+        tapped = copy(self._model)
+        for name, call in self._calls.items():
+            tapped.__dict__[name] = in_place_of(call, getattr(self, name))
+        return tapped  # type: ignore[no-any-return]
+
+    def _claim(
+        self, method: Any, messages: Any, stop: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[ModelCall | None, Recording | None]:
+        if _server_state(kwargs) is not None:
+            self._run.close()
+            return None, None
+        call = ModelCall(self._model, method, list(messages), stop, kwargs)
+        return call, self._run.claim(call)
+
+    def _generate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        call, ahead = self._claim("generate", messages, stop, kwargs)
+        for piece in _pieces(ahead):
+            if run_manager is not None:
+                for token, chunk in piece.tokens:
+                    run_manager.on_llm_new_token(token, chunk=chunk)
+            self.last = call
+            return piece.result  # type: ignore[no-any-return]
+        given = _arguments(self._calls["_generate"], stop, run_manager, kwargs)
+        with self._effects.watched():
+            result: ChatResult = self._calls["_generate"](messages, **given)
+        self.last = call
+        return result
+
+    async def _agenerate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        call, ahead = self._claim("generate", messages, stop, kwargs)
+        async for piece in _apieces(ahead):
+            if run_manager is not None:
+                for token, chunk in piece.tokens:
+                    await run_manager.on_llm_new_token(token, chunk=chunk)
+            self.last = call
+            return piece.result  # type: ignore[no-any-return]
+        given = _arguments(self._calls["_agenerate"], stop, run_manager, kwargs)
+        with self._effects.watched():
+            result: ChatResult = await self._calls["_agenerate"](messages, **given)
+        self.last = call
+        return result
+
+    def _stream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        call, ahead = self._claim("stream", messages, stop, kwargs)
+        given = _Prefix(ahead)
+        for chunk in _pieces(ahead):
+            yield given.noted(chunk)
+        if not given.complete:
+            passed = _arguments(self._calls["_stream"], stop, run_manager, kwargs)
+            with self._effects.watched():
+                for chunk in self._calls["_stream"](messages, **passed):
+                    if not given.repeats(chunk):
+                        yield chunk
+        self.last = call
+
+    async def _astream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call, ahead = self._claim("stream", messages, stop, kwargs)
+        given = _Prefix(ahead)
+        async with aclosing(_apieces(ahead)) as pieces:
+            async for chunk in pieces:
+                yield given.noted(chunk)
+        if not given.complete:
+            passed = _arguments(self._calls["_astream"], stop, run_manager, kwargs)
+            with self._effects.watched():
+                async with aclosing(self._calls["_astream"](messages, **passed)) as chunks:
+                    async for chunk in chunks:
+                        if not given.repeats(chunk):
+                            yield chunk
+        self.last = call
+
+
+def _arguments(
+    call: Callable[..., Any], stop: Any, run_manager: Any, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the host has given, to hand it on; it gives no `run_manager` to streams."""
+    given = {"stop": stop, **kwargs}
+    if run_manager is not None and "run_manager" in signature(call).parameters:
+        given["run_manager"] = run_manager
+    return given
+
+
+def _pieces(ahead: Recording | None) -> Iterator[Any]:
+    """Give the pieces of a call made ahead, up to an error: the call is made again then."""
+    if ahead is None:
+        return
+    pieces = ahead.read()
+    try:
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                return
+            except Exception:  # noqa: BLE001 the call's own; the host makes it again
+                return
+            yield piece
+    finally:
+        ahead.abandon()
+
+
+async def _apieces(ahead: Recording | None) -> AsyncGenerator[Any, None]:
+    if ahead is None:
+        return
+    pieces = ahead.aread()
+    try:
+        while True:
+            try:
+                piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except Exception:  # noqa: BLE001
+                return
+            yield piece
+    finally:
+        ahead.abandon()
+
+
+class _Prefix:
+    """What a stream has given of a call made ahead that failed: the call is made again, alone.
+
+    If the stream of that one begins otherwise, what the first one raised is raised.
+    """
+
+    def __init__(self, ahead: Recording | None) -> None:
+        self._ahead = ahead
+        self._given: list[Any] = []
+        self._again = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the call made ahead was replayed to its end."""
+        return self._ahead is not None and self._ahead.error is None
+
+    def noted(self, chunk: Any) -> Any:
+        self._given.append(_content(chunk))
+        return chunk
+
+    def repeats(self, chunk: Any) -> bool:
+        """Return whether a chunk was given before."""
+        if self._again == len(self._given):
+            return False
+        if _content(chunk) != self._given[self._again]:
+            assert self._ahead is not None
+            assert self._ahead.error is not None
+            raise self._ahead.error
+        self._again += 1
+        return True
+
+
+def _content(chunk: Any) -> Any:
+    message = chunk.message
+    return _frozen([message.content, getattr(message, "tool_call_chunks", None)])

@@ -1,0 +1,145 @@
+"""The calls of an agent's tools: which may be made ahead, how they are guessed and replayed."""
+
+import json
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import wraps
+from inspect import isawaitable
+from typing import Any, TypeAlias, get_type_hints
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.types import Command
+
+from ralmspec_plugins.adapters.agents import AgentCounters, Recording
+from ralmspec_plugins.types import Hit, Passage, Query
+
+GuessFunction: TypeAlias = Callable[[Mapping[str, Any]], Any]
+
+
+def is_read_only(tool: BaseTool, names: frozenset[str]) -> bool:
+    """Return whether a tool is marked as one that changes nothing: never guessed by its name."""
+    metadata = tool.metadata or {}
+    marked = metadata.get("read_only") is True or metadata.get("readOnlyHint") is True
+    return tool.name in names or marked or getattr(tool, "read_only", False) is True
+
+
+def takes_injected(tool: BaseTool) -> bool:
+    """Return whether the host injects arguments (state, store, runtime) that cannot be foreseen."""
+    seen: Any = tool.tool_call_schema
+    if isinstance(seen, dict):
+        return False
+    given: Any = tool.get_input_schema()
+    return set(given.model_fields) != set(seen.model_fields)
+
+
+def may_command(tool: BaseTool) -> bool:
+    """Return whether a tool says that it returns a `Command`."""
+    call = getattr(tool, "coroutine", None) or getattr(tool, "func", None) or tool._run  # noqa: SLF001 what tools implement
+    try:
+        returned = get_type_hints(call).get("return")
+    except Exception:  # noqa: BLE001 annotations that cannot be resolved say nothing
+        return False
+    parts = (returned, *getattr(returned, "__args__", ()))
+    return any(part is Command or getattr(part, "__origin__", None) is Command for part in parts)
+
+
+def query_of(tool: BaseTool | None, call: Mapping[str, Any]) -> Query:
+    """Return what a call asks: its tool and arguments, whatever its id."""
+    arguments = json.dumps(call["args"], sort_keys=True, default=repr)
+    return Query(f"{call['name']} {arguments}", key=(call["name"], id(tool), arguments))
+
+
+def hits_of(message: ToolMessage) -> tuple[Hit, ...]:
+    """Return an observation as a query cache keeps it."""
+    text = message.content if isinstance(message.content, str) else ""
+    return (Hit(Passage("observation", text, metadata={"content": message.content})),)
+
+
+def observation(call: Mapping[str, Any], guess: Any) -> ToolMessage:
+    """Return the message that a tool's content would make."""
+    if isinstance(guess, ToolMessage):
+        return guess
+    return ToolMessage(content=guess, name=call["name"], tool_call_id=call["id"])
+
+
+async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: bool) -> Any:
+    """Return what a function guesses; an awaitable of a synchronous agent is no guess."""
+    found = guess(call)
+    if not isawaitable(found):
+        return found
+    if wait:
+        return await found
+    if hasattr(found, "close"):
+        found.close()
+    return None
+
+
+async def call_ahead(
+    tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
+) -> tuple[Any, ToolMessage]:
+    """Call a tool as the host will; return what its implementation returned, and its message.
+
+    Raises:
+        TypeError: it returned no single message.
+    """
+    returned: list[Any] = []
+    seen = copy(tool)
+    original: Any = tool
+
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        returned.append(await original._arun(*args, **kwargs))  # noqa: SLF001
+        return returned[0]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        returned.append(original._run(*args, **kwargs))  # noqa: SLF001
+        return returned[0]
+
+    _replace(seen, arun, run)
+    given = {**call, "type": "tool_call"}
+    message = await seen.ainvoke(given, config) if asynchronous else seen.invoke(given, config)
+    if not isinstance(message, ToolMessage) or not returned or isinstance(returned[0], Command):
+        raise TypeError(f"{tool.name} returned no message, but {message!r}")
+    return returned[0], message
+
+
+def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> BaseTool:
+    """Return a copy of a tool that returns what a call made ahead has returned, when it has.
+
+    If that call fails, the tool itself is called.
+    """
+    replay = copy(tool)
+    original: Any = tool
+    early.committed = True
+
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        try:
+            async for returned in early.aread():
+                counters.add(tools_committed=1)
+                return returned
+        except Exception:  # noqa: BLE001, S110 the tool's own error, if it is one, comes below
+            pass
+        finally:
+            early.abandon()
+        counters.add(tools_dropped=1)
+        return await original._arun(*args, **kwargs)  # noqa: SLF001
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            for returned in early.read():
+                counters.add(tools_committed=1)
+                return returned
+        except Exception:  # noqa: BLE001, S110
+            pass
+        counters.add(tools_dropped=1)
+        return original._run(*args, **kwargs)  # noqa: SLF001
+
+    _replace(replay, arun, run)
+    return replay
+
+
+def _replace(tool: Any, arun: Callable[..., Any], run: Callable[..., Any]) -> None:
+    """Put methods in the place of a copy's; the host reads their signatures."""
+    tool.__dict__["_arun"] = wraps(tool._arun)(arun)  # noqa: SLF001
+    tool.__dict__["_run"] = wraps(tool._run)(run)  # noqa: SLF001

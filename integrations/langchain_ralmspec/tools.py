@@ -1,0 +1,115 @@
+"""A retriever as a tool of an agent, with guesses of what it is about to return."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from langchain_core.documents import Document
+from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
+from langchain_core.runnables import Runnable
+from langchain_core.tools import StructuredTool, create_retriever_tool
+from pydantic import Field
+
+from langchain_ralmspec.retriever import SpeculativeRetriever
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
+
+
+class SpeculativeRetrieverTool(StructuredTool):
+    """A retriever tool that knows what it may return before its retriever does.
+
+    `SpeculativeTools` asks it for guesses, and takes it as read-only.
+    """
+
+    read_only: ClassVar[bool] = True
+
+    retriever: SpeculativeRetriever = Field(exclude=True)
+    """Finds, and guesses from what it found before."""
+
+    replica: Runnable[Any, Any] | None = Field(default=None, exclude=True)
+    """A cheap retriever over the same documents, which guesses where nothing was found before."""
+
+    document_prompt: BasePromptTemplate[str] = Field(exclude=True)
+    document_separator: str = Field(default="\n\n", exclude=True)
+
+    def guess_call(self, call: Mapping[str, Any]) -> str | None:
+        """Return the content that a call is expected to return, or `None`."""
+        query = call["args"]["query"]
+        documents = self.retriever.guess(query)
+        if documents is None and self.replica is not None:
+            documents = self.replica.invoke(query)
+        return self._content(documents)
+
+    async def aguess_call(self, call: Mapping[str, Any]) -> str | None:
+        """Do what `guess_call` does on an event loop."""
+        query = call["args"]["query"]
+        documents = await self.retriever.aguess(query)
+        if documents is None and self.replica is not None:
+            documents = await self.replica.ainvoke(query)
+        return self._content(documents)
+
+    def _content(self, documents: list[Document] | None) -> str | None:
+        if documents is None:
+            return None
+        shown = [format_document(one, self.document_prompt) for one in documents]
+        return self.document_separator.join(shown)
+
+
+def speculative_tool(
+    retriever: Runnable[Any, Any],
+    name: str = "search",
+    description: str = "Search the documents and return the passages that fit best.",
+    *,
+    document_prompt: BasePromptTemplate[str] | None = None,
+    document_separator: str = "\n\n",
+    replica: Runnable[Any, Any] | None = None,
+    memo: QueryCache | None = None,
+    pool: SharedPassageCache | None = None,
+    **options: Any,
+) -> SpeculativeRetrieverTool:
+    """Return a tool over a retriever, with the documents as its artifact.
+
+    It returns what `create_retriever_tool(..., response_format="content_and_artifact")` does.
+
+    >>> from langchain_core.embeddings import DeterministicFakeEmbedding
+    >>> from langchain_core.vectorstores import InMemoryVectorStore
+    >>> store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+    >>> _ = store.add_texts(["The fox is red."])
+    >>> tool = speculative_tool(store.as_retriever())
+    >>> tool.invoke({"query": "Which colour?"})
+    'The fox is red.'
+
+    Args:
+        retriever: a `SpeculativeRetriever`, or one to put into such.
+        name: of the tool.
+        description: of the tool, for the model.
+        document_prompt: shows one document.
+        document_separator: stands between two.
+        replica: a cheap retriever over the same documents, for guesses; it must give as many.
+        memo: remembers what was found: an exact guess.
+        pool: collects what was found: the best of it is a guess. A new one by default.
+        options: of the `SpeculativeRetriever`.
+    """
+    if not isinstance(retriever, SpeculativeRetriever):
+        pool = SharedPassageCache() if pool is None else pool
+        retriever = SpeculativeRetriever(retriever=retriever, memo=memo, pool=pool, **options)
+    shown = document_prompt or PromptTemplate.from_template("{page_content}")
+    made = create_retriever_tool(
+        retriever,
+        name,
+        description,
+        document_prompt=shown,
+        document_separator=document_separator,
+        response_format="content_and_artifact",
+    )
+    return SpeculativeRetrieverTool(
+        name=name,
+        description=description,
+        func=made.func,
+        coroutine=made.coroutine,
+        args_schema=made.args_schema,
+        response_format="content_and_artifact",
+        retriever=retriever,
+        replica=replica,
+        document_prompt=shown,
+        document_separator=document_separator,
+    )

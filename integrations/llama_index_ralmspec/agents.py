@@ -1,0 +1,606 @@
+"""Agents of LlamaIndex that run their model while their tools do.
+
+The host has no middleware; an agent's model and tools are objects that it calls. An agent that
+`speculate()` gives back is a copy of the host's own class whose model and tools are copies that
+are seen: what the host reads of them is the original's, and calls are made on the originals.
+"""
+
+import json
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
+
+from llama_index.core.agent.react.types import ActionReasoningStep, ObservationReasoningStep
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.llms import LLM
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.tools import BaseTool, FunctionTool, RetrieverTool, ToolMetadata, ToolOutput
+
+from llama_index_ralmspec.callbacks import tagged
+from llama_index_ralmspec.retriever import SpeculativeRetriever
+from ralmspec_plugins.adapters.agents import (
+    AgentCounters,
+    AgentLimits,
+    AgentRun,
+    AgentStats,
+    Recording,
+    Slot,
+    Step,
+    TaskLauncher,
+)
+from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.types import Hit, Passage, Query
+
+Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
+
+_OPTIONS: Final = "_ralmspec_agent"  # where a copy of an agent keeps its settings
+_SEEN: Final = ("achat", "astream_chat", "achat_with_tools", "astream_chat_with_tools")
+_SERVER_STATE: Final = (
+    "previous_response_id",
+    "track_previous_responses",
+    "built_in_tools",
+    "conversation",
+    "background",
+)
+
+_current: ContextVar["_Conversation | None"] = ContextVar("ralmspec_agent_run", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool; told apart from others by what it asks, not by its id."""
+
+    name: str
+    kwargs: Mapping[str, Any]
+    id: str = field(default="", compare=False)
+
+    @property
+    def query(self) -> Query:
+        """What the call asks."""
+        arguments = json.dumps(self.kwargs, sort_keys=True, default=repr)
+        return Query(f"{self.name} {arguments}", key=(self.name, arguments))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelCall:
+    """One call of a model by an agent.
+
+    Attributes:
+        llm: the caller's own.
+        method: one of those that agents call.
+        messages: the history.
+        kwargs: tools and settings.
+        key: what all that was when the call was made.
+    """
+
+    llm: LLM
+    method: str
+    messages: Sequence[ChatMessage]
+    kwargs: Mapping[str, Any]
+    key: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take down the call."""
+        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
+        rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
+        key = ([one.model_dump() for one in self.messages], tools, rest)
+        object.__setattr__(self, "key", key)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the model is asked the same; what cannot be compared is not."""
+        if not isinstance(other, ModelCall):
+            return NotImplemented
+        try:
+            same = self.llm is other.llm and self.method == other.method
+            return same and bool(self.key == other.key)
+        except Exception:  # noqa: BLE001 an array in a message, say
+            return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def streams(self) -> bool:
+        """Whether the reply comes in pieces."""
+        return self.method.startswith("astream")
+
+    async def pieces(self) -> AsyncIterator[ChatResponse]:
+        """Make the call."""
+        call: Any = getattr(self.llm, self.method)
+        if "with_tools" in self.method:
+            reply = await call(chat_history=list(self.messages), **self.kwargs)
+        else:
+            reply = await call(list(self.messages), **self.kwargs)
+        if not self.streams:
+            yield reply
+            return
+        try:
+            async for piece in reply:
+                yield piece
+        finally:
+            if hasattr(reply, "aclose"):
+                await reply.aclose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """The settings of an agent that runs ahead, and what its runs share.
+
+    Args:
+        guess: takes a tool call (name, args, id) and returns what the tool is expected to return:
+            a text, a `ToolOutput`, or `None`; may be asynchronous.
+        depth: model calls ahead of the host. Beyond one, the tools announced by a call made
+            ahead are called ahead too, if all of them are read-only.
+        read_only: names of tools that change nothing and need no approval, beside those of
+            `speculative_tool()`.
+        memo: what tools have returned. Shared by all runs; by default each run has its own.
+        max_wasted_calls: dropped model calls in a run after which it goes on plainly.
+        max_wasted_tokens: the same for their tokens, where the model reports them.
+        handover_s: how long work made ahead waits for the host's next call.
+    """
+
+    guess: Guess | None = None
+    depth: int = 1
+    read_only: Collection[str] = ()
+    memo: QueryCache | None = None
+    max_wasted_calls: int | None = 8
+    max_wasted_tokens: int | None = None
+    handover_s: float = 0.08
+    counters: AgentCounters = field(default_factory=AgentCounters, init=False)
+    limits: AgentLimits = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
+        if self.guess is not None and not callable(self.guess):
+            raise ConfigError(f"guess must be a function or None, got {self.guess!r}")
+        if isinstance(self.read_only, str):
+            raise ConfigError(f"read_only must be names of tools, got {self.read_only!r}")
+        if not isinstance(self.memo, QueryCache | None):
+            raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
+        limits = AgentLimits(
+            depth=self.depth,
+            max_wasted_calls=self.max_wasted_calls,
+            max_wasted_tokens=self.max_wasted_tokens,
+            handover_s=self.handover_s,
+        )
+        object.__setattr__(self, "limits", limits)
+
+
+class _Conversation:
+    """One `run()` of an agent or a workflow of agents. `AgentHost` says what its methods do."""
+
+    def __init__(self, options: AgentOptions) -> None:
+        self.options = options
+        self.memo = options.memo or QueryCache(capacity=1024)
+        self.scope: Hashable = "all" if options.memo is not None else self
+        self.agent: Any = None  # whose model was called last
+        self.tools: dict[str, Any] = {}  # its tools, as they were given
+        self.effects: SideEffects | None = None
+        self._run: AgentRun | None = None
+
+    def run(self) -> AgentRun:
+        """Return what is under way; a new one once all that was dropped."""
+        if self._run is None or self._run.closed:
+            options = self.options
+            self._run = AgentRun(self, TaskLauncher(), options.limits, options.counters)
+        return self._run
+
+    def live(self) -> AgentRun | None:
+        """Return what is under way, if anything is."""
+        return None if self._run is None or self._run.closed else self._run
+
+    def next_request(self, step: Step) -> ModelCall:
+        asked: ModelCall = step.request
+        waiting = [slot for slot in step.slots if slot not in step.finished]
+        observed = [(slot.call, slot.observation) for slot in [*step.finished, *waiting]]
+        if isinstance(self.agent, ReActAgent):
+            more = _reasoned(self.agent, step.tail, observed)
+        else:
+            more = [*step.tail, *(_observed(call, output) for call, output in observed)]
+        kwargs = dict(asked.kwargs)
+        kwargs.pop("tool_choice", None)  # the host only gives it to the first call
+        return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
+
+    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[ChatResponse]:
+        assert asynchronous
+        return request.pieces()
+
+    def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
+        return _reply(self.agent, recording.request, recording.pieces[-1])
+
+    async def guess(self, call: ToolCall, *, asynchronous: bool) -> ToolOutput | None:
+        assert asynchronous
+        known = self.memo.known(self.scope, call.query)
+        if known is not None:
+            return _output(call, blocks=known[0].passage.metadata["blocks"])
+        given = {"name": call.name, "args": dict(call.kwargs), "id": call.id}
+        by_tool = getattr(self.tools.get(call.name), "aguess_call", None)
+        for guess in (by_tool, self.options.guess):
+            found = guess and guess(given)
+            found = await found if isawaitable(found) else found
+            if found is not None:
+                return found if isinstance(found, ToolOutput) else _output(call, content=found)
+        return None
+
+    def may_call(self, call: ToolCall) -> bool:
+        tool = self.tools.get(call.name)
+        marked = call.name in self.options.read_only or getattr(tool, "read_only", False) is True
+        return tool is not None and marked and _may_guess(tool)
+
+    async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
+        assert asynchronous
+        output = await self.tools[call.name].acall(**call.kwargs)
+        return output, output
+
+    def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
+        return _blocks(guess) == _blocks(real)
+
+    def tokens(self, recording: Recording) -> int:
+        return _tokens(recording.pieces[-1]) if recording.pieces else 0
+
+    def may_run_ahead(self) -> bool:
+        return self.effects is not None and self.effects.may_guess()
+
+    def silent(self) -> AbstractContextManager[object]:
+        return tagged()
+
+
+def _blocks(output: ToolOutput) -> list[Any]:
+    return [block.model_dump() for block in output.blocks]
+
+
+def _output(call: ToolCall, *, content: Any = None, blocks: Any = None) -> ToolOutput:
+    given = {"blocks": blocks} if content is None else {"content": str(content)}
+    return ToolOutput(tool_name=call.name, raw_input=dict(call.kwargs), raw_output=None, **given)
+
+
+def _observed(call: ToolCall, output: ToolOutput) -> ChatMessage:
+    """Return the message that a `FunctionAgent` makes of what a tool returned."""
+    about = {"tool_call_id": call.id}
+    return ChatMessage(role="tool", blocks=output.blocks, additional_kwargs=about)
+
+
+def _reasoned(agent: ReActAgent, tail: Sequence[Any], observed: Sequence[Any]) -> list[ChatMessage]:
+    """Return the messages that a `ReActAgent` makes of a step of reasoning and what it returned."""
+    seen = [
+        ObservationReasoningStep(observation=str(output.content), return_direct=False)
+        for _, output in observed
+    ]
+    return list(agent.formatter.format([], chat_history=[], current_reasoning=[*tail, *seen])[1:])
+
+
+def _reply(agent: Any, call: ModelCall, last: ChatResponse) -> tuple[list[Any], list[ToolCall]]:
+    """Return what a reply adds to the history, and the tool calls in it, as the agent reads it."""
+    if isinstance(agent, ReActAgent):
+        try:
+            step = agent.output_parser.parse(last.message.content or "", is_streaming=False)
+        except ValueError:
+            return [], []
+        if not isinstance(step, ActionReasoningStep):
+            return [], []
+        return [step], [ToolCall(step.action, dict(step.action_input))]
+    llm: Any = call.llm
+    found = llm.get_tool_calls_from_response(last, error_on_no_tool_call=False) or []
+    return [last.message], [ToolCall(one.tool_name, one.tool_kwargs, one.tool_id) for one in found]
+
+
+def _tokens(response: ChatResponse) -> int:
+    """Return the tokens that a reply reports, in one of the usual places."""
+    raw: Any = response.raw
+    usage = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
+    for reported in (usage, response.additional_kwargs):
+        total = (
+            reported.get("total_tokens")
+            if isinstance(reported, Mapping)
+            else getattr(reported, "total_tokens", None)
+        )
+        if isinstance(total, int):
+            return total
+    return 0
+
+
+def _may_guess(tool: BaseTool) -> bool:
+    needs_context = isinstance(tool, FunctionTool) and tool.requires_context
+    return not needs_context and not tool.metadata.return_direct
+
+
+def _refusal(llm: LLM) -> str | None:
+    for name in _SERVER_STATE:
+        if getattr(llm, name, None):
+            return f"the provider keeps state between calls ({name})"
+    return None
+
+
+class _ModelTap:
+    """Sees the calls that an agent makes of its model, and answers those that were made ahead."""
+
+    def __init__(self, agent: Any, llm: LLM) -> None:
+        self._agent = agent
+        self._llm: Any = llm
+        self._effects = SideEffects(llm, shared_process=True)
+
+    def model(self) -> Any:
+        """Return a copy of the model, of the same class, whose calls are seen."""
+        seen = copy(self._llm)
+        for name in _SEEN:
+            if hasattr(self._llm, name):
+                seen.__dict__[name] = self._method(name)
+        return seen
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        original = getattr(self._llm, name)
+
+        @wraps(original)
+        async def called(*args: Any, **kwargs: Any) -> Any:
+            conversation = _current.get()
+            call = None if conversation is None else self._call(name, args, kwargs)
+            if conversation is None or call is None:
+                return await original(*args, **kwargs)
+            run = self._taken(conversation)
+            if call.streams:
+                return self._streamed(conversation, run, call)
+            [piece] = [piece async for piece in self._pieces(conversation, run, call)]
+            return piece
+
+        return called
+
+    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ModelCall | None:
+        """Return a call as an agent makes it, or `None` if it is another one."""
+        if "with_tools" in name:
+            rest = {key: value for key, value in kwargs.items() if key != "chat_history"}
+            return None if args else ModelCall(self._llm, name, kwargs["chat_history"], rest)
+        return ModelCall(self._llm, name, args[0], dict(kwargs)) if len(args) == 1 else None
+
+    def _taken(self, conversation: _Conversation) -> AgentRun:
+        conversation.agent = self._agent
+        conversation.tools = {
+            tool.metadata.get_name(): getattr(tool, "__dict__", {}).get(_OPTIONS, tool)
+            for tool in self._agent.tools or ()
+        }
+        conversation.effects = self._effects
+        return conversation.run()
+
+    async def _streamed(
+        self, conversation: _Conversation, run: AgentRun, call: ModelCall
+    ) -> AsyncGenerator[ChatResponse, None]:
+        pieces = self._pieces(conversation, run, call)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
+
+    async def _pieces(
+        self, conversation: _Conversation, run: AgentRun, call: ModelCall
+    ) -> AsyncGenerator[ChatResponse, None]:
+        """Give the pieces of a reply: of the call made ahead, or of the host's own."""
+        last, given = None, 0
+        with run.held():
+            ahead = run.claim(call)
+            if ahead is not None:
+                try:
+                    async for last in _replayed(ahead):
+                        given += 1
+                        yield last
+                finally:
+                    ahead.abandon()
+            if ahead is None or ahead.error is not None:
+                number = 0
+                with self._effects.watched():
+                    async for piece in call.pieces():
+                        number += 1
+                        if number > given:
+                            last = piece
+                            yield piece
+            if last is None:
+                run.close()
+                return
+            tail, calls = _reply(self._agent, call, last)
+            run.replied(call, tail, calls)
+            if not calls:
+                run.close()
+
+
+async def _replayed(ahead: Recording) -> AsyncIterator[ChatResponse]:
+    """Give the pieces of a call made ahead, up to an error: the call is made again then."""
+    pieces = ahead.aread()
+    while True:
+        try:
+            piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except Exception:  # noqa: BLE001 the call's own; the host makes it again
+            return
+        yield piece
+
+
+def _seen_tool(tool: Any) -> Any:
+    """Return a copy of a tool, of the same class, whose calls are seen."""
+    seen = copy(tool)
+    name = tool.metadata.get_name()
+
+    @wraps(tool.acall)
+    async def acall(*args: Any, **kwargs: Any) -> ToolOutput:
+        conversation = _current.get()
+        run = None if conversation is None else conversation.live()
+        step = None if run is None else run.step
+        if conversation is None or run is None or step is None or args:
+            output: ToolOutput = await tool.acall(*args, **kwargs)
+            return output
+        with run.held():
+            return await _called(conversation, run, step, ToolCall(name, kwargs), tool)
+
+    seen.__dict__["acall"] = acall
+    seen.__dict__[_OPTIONS] = tool
+    return seen
+
+
+async def _called(
+    conversation: _Conversation, run: AgentRun, step: Step, call: ToolCall, tool: Any
+) -> ToolOutput:
+    """Make the host's call of a tool, with the model running ahead of it."""
+    slot = step.arrive(call)
+    if not _may_guess(tool):
+        step.bar()
+    elif slot is not None:
+        step.guess(slot)
+    output = await _early(run, slot)
+    if output is None:
+        output = await tool.acall(**call.kwargs)
+    if slot is not None and isinstance(output, ToolOutput):
+        step.observe(slot, output)
+        if not output.is_error:
+            hit = Hit(Passage("observation", output.content, metadata={"blocks": output.blocks}))
+            conversation.memo.learn(conversation.scope, call.query, (hit,))
+    return output
+
+
+async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
+    """Return what a tool returned when it was called ahead, or `None` if it was not or failed."""
+    early = None if slot is None else slot.early
+    if early is None or early.dropped:
+        return None
+    early.committed = True
+    try:
+        async for output in early.aread():
+            run.counters.add(tools_committed=1)
+            return output  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001, S110 the host's own call says what it raises
+        pass
+    finally:
+        early.abandon()
+    run.counters.add(tools_dropped=1)
+    return None
+
+
+def speculate_agent(agent: Any, options: AgentOptions) -> Any:
+    """Return a copy of an agent, or of a workflow of agents, that runs ahead of its tools.
+
+    Raises:
+        ConfigError: it is another kind of agent.
+    """
+    if isinstance(agent, AgentWorkflow):
+        workflow = copy(agent)
+        workflow.agents = {name: _seen_agent(one) for name, one in agent.agents.items()}
+        return _started(workflow, agent, options)
+    return _started(_seen_agent(agent), agent, options)
+
+
+def _seen_agent(agent: BaseWorkflowAgent) -> BaseWorkflowAgent:
+    if not isinstance(agent, FunctionAgent | ReActAgent):
+        raise ConfigError(
+            f"only FunctionAgent, ReActAgent and workflows of these run ahead of their tools, "
+            f"got a {type(agent).__name__}"
+        )
+    seen = copy(agent)
+    seen.tools = None if agent.tools is None else [_seen_tool(tool) for tool in agent.tools]
+    if _refusal(agent.llm) is None:
+        seen.llm = _ModelTap(seen, agent.llm).model()
+    return seen
+
+
+def _started(seen: Any, agent: Any, options: AgentOptions) -> Any:
+    """Have each run of a copy be a conversation of its own."""
+
+    @wraps(agent.run)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        token = _current.set(_Conversation(options))
+        try:
+            return type(agent).run(seen, *args, **kwargs)
+        finally:
+            _current.reset(token)
+
+    seen.__dict__["run"] = run
+    seen.__dict__[_OPTIONS] = options
+    return seen
+
+
+def agent_stats(agent: Any) -> AgentStats:
+    """Return what all runs of an agent that `speculate()` gave back called ahead.
+
+    Raises:
+        ConfigError: it is another agent.
+    """
+    options = getattr(agent, "__dict__", {}).get(_OPTIONS)
+    if not isinstance(options, AgentOptions):
+        raise ConfigError(f"no agent that speculate() has given back: {agent!r}")
+    return options.counters.stats
+
+
+class SpeculativeRetrieverTool(RetrieverTool):
+    """A retriever tool that knows what it may return before its retriever does."""
+
+    read_only: Final = True
+
+    async def aguess_call(self, call: Mapping[str, Any]) -> ToolOutput | None:
+        """Return what a call is expected to return, or `None`."""
+        retriever = self.retriever
+        assert isinstance(retriever, SpeculativeRetriever)
+        query = "\n" + ", ".join(f"{key!s} is {value!s}" for key, value in call["args"].items())
+        nodes = await retriever.aguess(f"{query}\n")
+        if nodes is None:
+            return None
+        known = RetrieverTool(_Known(nodes), self.metadata, self._node_postprocessors)
+        return await known.acall(**call["args"])
+
+
+class _Known(BaseRetriever):
+    """A retriever of nodes that are there."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        super().__init__()
+        self._nodes = nodes
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+
+def speculative_tool(
+    retriever: Any,
+    *,
+    name: str = "retriever",
+    description: str = "Finds passages by a natural-language query.",
+    node_postprocessors: Sequence[Any] = (),
+    memo: QueryCache | None = None,
+    pool: SharedPassageCache | None = None,
+    **options: Any,
+) -> SpeculativeRetrieverTool:
+    """Return a tool over a retriever that gives the retriever's nodes, and can guess them.
+
+    Args:
+        retriever: a `SpeculativeRetriever`, or one to put into such.
+        name: of the tool.
+        description: of the tool, for the model.
+        node_postprocessors: of the tool; they run for guesses, too.
+        memo: remembers what was found: an exact guess.
+        pool: collects what was found: the best of it is a guess. A new one by default.
+        options: of the `SpeculativeRetriever`.
+    """
+    if not isinstance(retriever, SpeculativeRetriever):
+        retriever = SpeculativeRetriever(
+            retriever, memo=memo, pool=pool or SharedPassageCache(), **options
+        )
+    return SpeculativeRetrieverTool(
+        retriever, ToolMetadata(description, name), list(node_postprocessors)
+    )

@@ -1,0 +1,616 @@
+"""One agent's run ahead of its tools: what calls are expected to return, and calls made on that.
+
+An agent alternates between its model and its tools. While a tool runs, the model is called on the
+observation that the tool is expected to return. When the host asks the model itself, and its whole
+request is the one that was expected, the call made ahead takes the place of that call; otherwise
+it is dropped, and the host's own call is made. No host is imported: `AgentHost` is what the hosts
+differ in.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ralmspec_plugins.adapters.retriever_service import completed
+from ralmspec_plugins.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStats:
+    """What was called ahead, and what became of it."""
+
+    model_calls: int = 0  # of the host, those that a call made ahead took the place of included
+    calls_ahead: int = 0  # of the model
+    committed: int = 0  # of them: took the place of the host's own
+    dropped: int = 0  # of them: the host's request was another one, or no request came
+    failed: int = 0  # of those dropped: they raised
+    guesses: int = 0  # observations guessed
+    right: int = 0  # of them: the tool returned just that
+    tools_ahead: int = 0  # calls of read-only tools, announced by a call made ahead
+    tools_committed: int = 0  # of them: took the place of the host's own
+    tools_dropped: int = 0
+    dropped_tokens: int = 0  # of dropped calls, as far as the model reported them
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of right guesses among those whose tool has returned."""
+        return self.right / self.guesses if self.guesses else None
+
+
+class AgentCounters:
+    """Adds up what all runs of an agent did ahead. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._stats = AgentStats()
+
+    def add(self, **changes: int) -> None:
+        """Add to some of the numbers."""
+        with self._lock:
+            old = self._stats
+            self._stats = replace(
+                old, **{name: getattr(old, name) + more for name, more in changes.items()}
+            )
+
+    @property
+    def stats(self) -> AgentStats:
+        """What was counted so far."""
+        return self._stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLimits:
+    """How far an agent's run goes ahead, and what wrong guesses may cost it.
+
+    Args:
+        depth: model calls ahead of the host. Beyond one, tools that are marked read-only are
+            called ahead too.
+        max_wasted_calls: dropped model calls after which a run is continued plainly, those
+            that are out counted in. `None`: no limit.
+        max_wasted_tokens: the same for the tokens of dropped calls, as reported by the model.
+        handover_s: how long work made ahead stays when the host neither calls a tool nor the
+            model: a run that was cancelled between two steps leaves nothing behind after that.
+    """
+
+    depth: int = 1
+    max_wasted_calls: int | None = 8
+    max_wasted_tokens: int | None = None
+    handover_s: float = 0.08
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 0:
+            raise ConfigError(f"depth must be at least 0 (0: plain), got {self.depth!r}")
+        for name in ("max_wasted_calls", "max_wasted_tokens"):
+            most = getattr(self, name)
+            if most is not None and (isinstance(most, bool) or not most >= 0):
+                raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
+        if isinstance(self.handover_s, bool) or not self.handover_s > 0:
+            raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
+
+
+class Recording:
+    """A call made ahead: its pieces as they come, for one reader.
+
+    The reader is on the event loop of the call, or another thread.
+    """
+
+    def __init__(self, request: Any, index: int) -> None:
+        """Begin with no piece.
+
+        Args:
+            request: what the call was made with.
+            index: of the step that the reply begins.
+        """
+        self.request = request
+        self.index = index
+        self.pieces: list[Any] = []
+        self.ended = False
+        self.error: Exception | None = None
+        self.committed = False
+        self.dropped = False
+        self.step: Step | None = None  # the tools that the reply calls, once it is run ahead of
+        self.cancel: Callable[[], None] = lambda: None
+        self._changed = threading.Condition()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, piece: Any) -> None:
+        """Add a piece."""
+        with self._changed:
+            self.pieces.append(piece)
+            self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """End the call, with what it raised."""
+        with self._changed:
+            self.ended, self.error = True, error
+            self._wake()
+
+    def abandon(self) -> None:
+        """Stop the call where its reader has gone."""
+        if not self.ended:
+            self.dropped = True
+            self.cancel()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def read(self) -> Iterator[Any]:
+        """Give the pieces as they come; raises what the call raised."""
+        read = 0
+        while True:
+            with self._changed:
+                while read == len(self.pieces) and not self.ended:
+                    self._changed.wait()
+                if read == len(self.pieces):
+                    break
+            yield self.pieces[read]
+            read += 1
+        if self.error is not None:
+            raise self.error
+
+    async def aread(self) -> AsyncIterator[Any]:
+        """Give the pieces as they come, on the event loop of the call."""
+        read = 0
+        while read < len(self.pieces) or not self.ended:
+            if read < len(self.pieces):
+                yield self.pieces[read]
+                read += 1
+            else:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        if self.error is not None:
+            raise self.error
+
+
+class Slot:
+    """One tool call of a step: what it is expected to return, and what it returned."""
+
+    def __init__(self, call: Any) -> None:
+        """Begin with nothing known."""
+        self.call = call
+        self.arrived = False  # the host makes this call
+        self.guess: Any = None
+        self.real: Any = None  # the observation, by the host or by a call made ahead
+        self.early: Recording | None = None  # the tool, called ahead
+
+    @property
+    def observation(self) -> Any:
+        """The real observation if it is known, else the guess, if there is one."""
+        return self.guess if self.real is None else self.real
+
+
+class AgentHost(Protocol):
+    """What the hosts differ in, for one run."""
+
+    def next_request(self, step: "Step") -> Any:
+        """Return the model request that a step's observations lead to; compared by `==`."""
+
+    def pieces(self, request: Any, *, asynchronous: bool) -> AsyncIterator[Any]:
+        """Call the model, silently, and give its reply in pieces."""
+
+    def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
+        """Return the messages that a reply adds to the history, and the tool calls in it."""
+
+    def guess(self, call: Any, *, asynchronous: bool) -> Coroutine[Any, Any, Any]:
+        """Return the observation that a tool call is expected to make, or `None`."""
+
+    def may_call(self, call: Any) -> bool:
+        """Return whether a tool call may be made ahead: its tool is marked read-only."""
+
+    def call_tool(self, call: Any, *, asynchronous: bool) -> Coroutine[Any, Any, tuple[Any, Any]]:
+        """Call a tool, silently; return what replays it, and the observation."""
+
+    def equal(self, guess: Any, real: Any) -> bool:
+        """Return whether an observation is the guessed one, as far as the model sees it."""
+
+    def tokens(self, recording: Recording) -> int:
+        """Return the tokens that a call's pieces report."""
+
+    def may_run_ahead(self) -> bool:
+        """Return whether calls may be made that may be dropped."""
+
+    def silent(self) -> AbstractContextManager[object]:
+        """Return a context in which no handler of the caller's is told of anything."""
+
+
+class Launcher(Protocol):
+    """Starts work beside the host's own."""
+
+    asynchronous: bool
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Start work; what is returned cancels it."""
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Make a call after a while, or before the next piece of work done after that."""
+
+    def poll(self) -> None:
+        """Make the calls that are due, where nothing else does."""
+
+
+class TaskLauncher:
+    """Work as tasks of the event loop that runs now."""
+
+    asynchronous = True
+
+    def __init__(self) -> None:
+        """Take the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Start a task in a copy of the caller's context."""
+        task = self._loop.create_task(work(), context=copy_context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return lambda: None if task is _current_task() else _cancel(task)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Use the loop's clock."""
+        self._loop.call_later(delay_s, call)
+
+    def poll(self) -> None:
+        """Do nothing: the loop makes the calls."""
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+
+
+class ThreadLauncher:
+    """Work in threads of its own; they end before their next piece once nothing needs them."""
+
+    asynchronous = False
+
+    def __init__(self) -> None:
+        """Start with nothing due."""
+        self._due: tuple[float, Callable[[], None]] | None = None
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Start a thread in a copy of the caller's context."""
+        context = copy_context()
+        thread = threading.Thread(
+            target=lambda: context.run(completed, work()), name="ralmspec-agent", daemon=True
+        )
+        thread.start()
+        return lambda: None  # a thread cannot be cancelled: it looks at its recording
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Keep the call; the last one counts."""
+        self._due = (time.monotonic() + delay_s, call)
+
+    def poll(self) -> None:
+        """Make the call that is due."""
+        due = self._due
+        if due is not None and time.monotonic() >= due[0]:
+            self._due = None
+            due[1]()
+
+
+class Step:
+    """The tool calls of one reply of the model, and the model's call on what they return.
+
+    Attributes:
+        index: counts the replies of a run.
+        request: that the reply answers.
+        tail: the messages that the reply has added to the history.
+        slots: the tool calls, in the order of the reply.
+        finished: those that have returned, in the order in which they did.
+        ahead: the model's call on their observations, made ahead.
+        barred: nothing more is made ahead of this step.
+    """
+
+    def __init__(
+        self, run: "AgentRun", index: int, request: Any, tail: Sequence[Any], calls: Sequence[Any]
+    ) -> None:
+        """Begin with no call made."""
+        self.run = run
+        self.index = index
+        self.request = request
+        self.tail = list(tail)
+        self.slots = [Slot(call) for call in calls]
+        self.finished: list[Slot] = []
+        self.ahead: Recording | None = None
+        self.barred = False
+        self._cancels: list[Callable[[], None]] = []
+
+    def arrive(self, call: Any) -> Slot | None:
+        """Return the slot of a call that the host makes, which no other call has.
+
+        Calls are told apart by what they are, not by their ids: models repeat these.
+        """
+        with self.run.lock:
+            for slot in self.slots:
+                if not slot.arrived and slot.call == call:
+                    slot.arrived = True
+                    return slot
+            self.bar()
+            return None
+
+    def guess(self, slot: Slot) -> None:
+        """Look for a guess of what a call returns, and call the model on it."""
+        if self.barred or slot.guess is not None:
+            self.settle()
+            return
+        self._cancels.append(self.run.start(lambda: self._guess(slot)))
+
+    async def _guess(self, slot: Slot) -> None:
+        host, asynchronous = self.run.host, self.run.launcher.asynchronous
+        try:
+            guess = await host.guess(slot.call, asynchronous=asynchronous)
+        except Exception:  # noqa: BLE001 a speculator that fails has no guess
+            _log.debug("a guess failed", exc_info=True)
+            return
+        with self.run.lock:
+            if guess is not None and slot.real is None:
+                slot.guess = guess
+            self.settle()
+
+    def begin_ahead(self) -> None:
+        """Make the calls of a reply that itself was made ahead."""
+        for slot in self.slots:
+            slot.early = Recording(slot.call, self.index)
+            self.run.counters.add(tools_ahead=1)
+            slot.early.cancel = self.run.start(lambda slot=slot: self._call(slot))  # type: ignore[misc]
+            self.guess(slot)
+
+    async def _call(self, slot: Slot) -> None:
+        early, run = slot.early, self.run
+        assert early is not None
+        try:
+            replay, observation = await run.host.call_tool(
+                slot.call, asynchronous=run.launcher.asynchronous
+            )
+        except Exception as error:  # noqa: BLE001 the host's own call says what it raises
+            early.end(error)
+            with run.lock:
+                self.bar()
+            return
+        with run.lock:
+            if not early.dropped and slot.real is None:
+                self._observed(slot, observation)
+            early.put(replay)
+            early.end()
+            self.settle()
+
+    def observe(self, slot: Slot, observation: Any) -> None:
+        """Take what the host's own call returned."""
+        with self.run.lock:
+            if slot.real is None or not self.run.host.equal(slot.real, observation):
+                self._observed(slot, observation)
+            self.settle()
+
+    def _observed(self, slot: Slot, observation: Any) -> None:
+        slot.real = observation
+        if slot not in self.finished:
+            self.finished.append(slot)
+        if slot.guess is not None:
+            right = self.run.host.equal(slot.guess, observation)
+            self.run.counters.add(guesses=1, right=int(right))
+
+    def settle(self) -> None:
+        """See that the model's call that is made ahead is the one that is expected now."""
+        run = self.run
+        if self.barred or run.closed or any(slot.observation is None for slot in self.slots):
+            return
+        request = run.host.next_request(self)
+        if self.ahead is not None:
+            if self.ahead.request == request:
+                return
+            run.drop(self.ahead)
+            self.ahead = None
+        if self.index - run.index >= run.limits.depth or not run.may_spend():
+            return
+        if all(slot.arrived and slot.real is not None for slot in self.slots):
+            return  # the host asks the model itself now
+        self.ahead = Recording(request, self.index + 1)
+        run.record(self.ahead)
+
+    def bar(self) -> None:
+        """Drop what was made ahead of this step, and make nothing more."""
+        self.barred = True
+        if self.ahead is not None:
+            self.run.drop(self.ahead)
+            self.ahead = None
+
+    def drop(self) -> None:
+        """Drop the step with all that was called ahead for it."""
+        self.bar()
+        for cancel in self._cancels:
+            cancel()
+        for slot in self.slots:
+            if slot.early is not None and not slot.early.committed and not slot.early.dropped:
+                slot.early.dropped = True
+                slot.early.cancel()
+                self.run.counters.add(tools_dropped=1)
+
+
+class AgentRun:
+    """What one run of an agent has under way ahead of its host. Thread-safe."""
+
+    def __init__(
+        self, host: AgentHost, launcher: Launcher, limits: AgentLimits, counters: AgentCounters
+    ) -> None:
+        """Begin with nothing under way."""
+        self.host = host
+        self.launcher = launcher
+        self.limits = limits
+        self.counters = counters
+        self.lock = threading.RLock()
+        self.index = 0
+        self.step: Step | None = None  # the host's
+        self.closed = False
+        self.on_close: Callable[[], None] = lambda: None
+        self._out: list[Recording] = []  # model calls that are out, and neither kept nor dropped
+        self._wasted_calls = 0
+        self._wasted_tokens = 0
+        self._holders = 0
+        self._handover = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep what is made ahead while the host makes a call; drop it all if that raises."""
+        with self.lock:
+            self._holders += 1
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            with self.lock:
+                self._holders -= 1
+                self._handover += 1
+                if self._holders == 0 and not self.closed:
+                    now = self._handover
+                    self.launcher.later(self.limits.handover_s, lambda: self._expire(now))
+
+    def _expire(self, handover: int) -> None:
+        """Close the run if no call of the host's came since."""
+        with self.lock:
+            if self._holders == 0 and self._handover == handover:
+                self.close()
+
+    def close(self) -> None:
+        """Drop all that is under way; what the host does from now on is plain."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            if self.step is not None:
+                self.step.drop()
+            for recording in list(self._out):
+                self.drop(recording)
+        self.on_close()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Start work that no handler of the caller's is told of."""
+
+        async def silently() -> None:
+            with self.host.silent():
+                await work()
+
+        return self.launcher.start(silently)
+
+    def may_spend(self) -> bool:
+        """Return whether one more call may be made ahead: if all that are out are wasted, too."""
+        most_calls, most_tokens = self.limits.max_wasted_calls, self.limits.max_wasted_tokens
+        if most_calls is not None and self._wasted_calls + len(self._out) >= most_calls:
+            return False
+        if most_tokens is not None and self._wasted_tokens >= most_tokens:
+            return False
+        return self.host.may_run_ahead()
+
+    def record(self, recording: Recording) -> None:
+        """Start a call of the model ahead."""
+        self.counters.add(calls_ahead=1)
+        self._out.append(recording)
+        recording.cancel = self.start(lambda: self._record(recording))
+
+    async def _record(self, recording: Recording) -> None:
+        pieces: Any = self.host.pieces(recording.request, asynchronous=self.launcher.asynchronous)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    self.launcher.poll()
+                    if recording.dropped:
+                        return
+                    recording.put(piece)
+        except Exception as error:  # noqa: BLE001 the call is made again, by the host
+            recording.end(error)
+        else:
+            recording.end()
+        with self.lock:
+            self._ended(recording)
+
+    def _ended(self, recording: Recording) -> None:
+        if recording.committed or recording.dropped:
+            return
+        if recording.error is None:
+            self._grow(recording)
+        elif recording in self._out:
+            self.counters.add(failed=1)
+
+    def _grow(self, recording: Recording) -> None:
+        """Run ahead of the tools that a call made ahead has announced, if all of them allow it."""
+        if recording.index - self.index >= self.limits.depth or recording.step is not None:
+            return
+        messages, calls = self.host.reply(recording)
+        if calls and all(map(self.host.may_call, calls)):
+            recording.step = Step(self, recording.index, recording.request, messages, calls)
+            recording.step.begin_ahead()
+
+    def drop(self, recording: Recording) -> None:
+        """Drop a call made ahead with all that rests on it, and count what it cost."""
+        if recording.committed or recording.dropped:
+            return
+        recording.dropped = True
+        recording.cancel()
+        self._out.remove(recording)
+        tokens = self.host.tokens(recording)
+        self._wasted_calls += 1
+        self._wasted_tokens += tokens
+        self.counters.add(dropped=1, dropped_tokens=tokens)
+        if recording.step is not None:
+            recording.step.drop()
+
+    def claim(self, request: Any) -> Recording | None:
+        """Return the call made ahead that takes the place of one that the host makes.
+
+        Only one with an equal request does; another one is dropped, with all behind it.
+        """
+        with self.lock:
+            step, self.step = self.step, None
+            ahead = None if step is None or self.closed else step.ahead
+            if ahead is None or ahead.error is not None or ahead.request != request:
+                if step is not None:
+                    step.drop()
+                return None
+            ahead.committed = True
+            self._out.remove(ahead)
+            self.counters.add(committed=1)
+            self.index = ahead.index
+            self.step = ahead.step
+            self._extend()
+            return ahead
+
+    def _extend(self) -> None:
+        """Go as far ahead as is allowed now that the host has come one step nearer."""
+        step = self.step
+        while step is not None:
+            step.settle()
+            ahead = step.ahead
+            if ahead is not None and ahead.ended and ahead.error is None:
+                self._grow(ahead)
+            step = None if ahead is None else ahead.step
+
+    def replied(self, request: Any, tail: Sequence[Any], calls: Sequence[Any]) -> None:
+        """Take the reply that the host has got, and the tool calls that it makes next."""
+        with self.lock:
+            self.counters.add(model_calls=1)
+            step = self.step
+            if step is not None and [slot.call for slot in step.slots] == list(calls):
+                step.tail = list(tail)
+                return
+            if step is not None:
+                step.drop()
+            self.step = Step(self, self.index, request, tail, calls) if calls else None
