@@ -99,7 +99,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
             look_ahead: tokens of a sentence, at most.
             query_by: "masking", or "question": what the model asks about the span of tokens up
                 to `beta` that has the least sure one.
-            question_prompt: what it is told for that, with the places {text} and {span}.
+            question_prompt: its prompt for that, with the places {text} and {span}.
             question_tokens: tokens of a question, at most; it ends with its line.
             keep_unchanged: whether the two savings are made. `False` writes each sentence
                 twice, for a model that writes differently each time.
@@ -163,7 +163,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return self._formed(query, draft)
 
     async def _aquery(self, state: FlareState[DraftT], progress: Progress) -> Formed:
-        """Do the same without holding up the event loop."""
+        """Return the same without blocking the event loop."""
         if state.hits is None:
             return Formed(state.request.prompt)
         if self.lm.finished(state.draft):
@@ -271,7 +271,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         progress: Progress,
         carried: LookAhead[DraftT] | None = None,
     ) -> FlareState[DraftT]:
-        """Do the same without holding up the event loop."""
+        """Return the same without blocking the event loop."""
         done, state = self._without_writing(state, hits, carried)
         return state if done else await self._aextend(state, hits, progress)
 

@@ -14,7 +14,7 @@ class Turn:
     """What a model wrote up to where it asked, or ended."""
 
     text: str  # as it stands from now on, a closing tag that ended it put back
-    query: str | None  # what it asks; "" asks nothing and goes on; `None`: the answer is complete
+    query: str | None  # what it asks; "" asks nothing and continues; `None`: the answer is complete
 
 
 class HopFormat(Protocol):
@@ -54,7 +54,7 @@ class HopFormat(Protocol):
             text: what it wrote, without the stop string.
             stopped_by: the stop string that ended it, which may be one of the request's; "" if
                 it ended otherwise; `None` where the model's interface does not say.
-            finished: whether the model cannot go on: it ended, was stopped, or at its length.
+            finished: whether the model cannot continue: it ended, was stopped, or at its length.
         """
         ...
 
@@ -152,8 +152,8 @@ class Thoughts:
     passages of all hops are collected in front of the prompt, in the order in which they were
     found, each once; a thought that holds `end` is the last one.
 
-    >>> Thoughts().read(" He was born in Bex. He", "", finished=False)
-    Turn(text=' He was born in Bex.', query='He was born in Bex.')
+    >>> Thoughts().read(" Mo was born in Bex. Mo", "", finished=False)
+    Turn(text=' Mo was born in Bex.', query='Mo was born in Bex.')
     """
 
     end: str = "answer is:"

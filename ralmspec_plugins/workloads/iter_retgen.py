@@ -100,7 +100,7 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
     async def _arewrite(
         self, state: IterRetGenState[DraftT], hits: Hits, progress: Progress
     ) -> IterRetGenState[DraftT]:
-        """Do the same without holding up the event loop."""
+        """Return the same without blocking the event loop."""
         if self._unchanged(state, hits):
             return replace(state, iterations=state.iterations + 1)
         return await self._aextend(state, hits, progress)

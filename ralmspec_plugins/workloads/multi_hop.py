@@ -53,10 +53,10 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
     most the request's `max_tokens`, with a seed of its own; the request's stop strings end the
     answer in any turn. Behind the last hop the model writes one more turn, whatever it asks.
 
-    Run ahead, this is SpecHop's pipeline (arXiv 2605.21965): the next turns are written with
-    guessed passages while the searches are out, `Continuous(window=k)` turns deep, and
-    committed in order. Here a guess counts as right only where the model reads the same text,
-    so that the answer is the plain loop's; `agree` gives that up.
+    Run speculatively, this is SpecHop's pipeline (arXiv 2605.21965): the next turns are
+    written with guessed passages while the searches are out, `Continuous(window=k)` turns deep,
+    and committed in order. Here a guess counts as right only where the model reads the same
+    text, so that the answer is the plain loop's; `agree` gives that up.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return state.query or NO_RETRIEVAL
 
     def query_key(self, state: HopState[DraftT]) -> Hashable | None:
-        """Return a key of the whole state but the draft, which no later turn depends on."""
+        """Return the state, of which the draft is no part: no later turn continues it."""
         return state
 
     def begun(self, state: HopState[DraftT], hits: Hits) -> HopState[DraftT]:
