@@ -22,6 +22,7 @@ from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
+from tests.langchain.agents.worlds import Prompting
 
 ASKED = {"messages": [("user", "What about foxes?")]}
 
@@ -420,3 +421,17 @@ async def test_the_replayed_tool_message_is_the_hosts() -> None:
     assert plain == ahead
     assert 2 == stats.tools_committed
     assert all(one[1]["artifact"] for one in messages)
+
+
+@pytest.mark.parametrize("ours_last", [True, False])
+async def test_a_request_that_a_middleware_changes_is_another_one(ours_last: bool) -> None:
+    """The guess was right, and the reply is dropped: the model is asked something else."""
+    results, ours = [], SpeculativeTools(facts, handover_s=5)
+    for mine in ([], [ours]):
+        box, model = Toolbox(turns=40), FakeModel(brain=Brain(hops=3))
+        middleware = [Prompting(), *mine] if ours_last else [*mine, Prompting()]
+        agent: Any = create_agent(model, box.tools(["search"]), middleware=middleware)
+        results.append(Trace().of(await agent.ainvoke(ASKED)))
+
+    assert results[0] == results[1]
+    assert (3, 0, 3) == (ours.stats.right, ours.stats.committed, ours.stats.dropped)
