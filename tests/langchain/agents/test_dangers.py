@@ -341,12 +341,12 @@ def _threads(within_s: float = 2.0) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("after", [5, 20, 45, 60, 90])
+@pytest.mark.parametrize("after", [5, 45, 90])
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """Wherever a run is cancelled, 100 ms later there is no task, and no call goes on."""
     box, log = Toolbox(turns=40), list[Any]()
-    model = FakeModel(brain=Brain(hops=4), turns=10, log=log)
+    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log)
     ours = SpeculativeTools(facts, depth=depth, read_only=["search"])
     agent = agent_of(ours, box, model)
     others = asyncio.all_tasks()
