@@ -1,6 +1,8 @@
 """What could make an agent ahead of its tools lossy, and what is done about each."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -399,6 +401,18 @@ def test_settings_are_checked_at_once(settings: dict[str, Any]) -> None:
     """What was wrong is said."""
     with pytest.raises(ConfigError, match="must be"):
         SpeculativeTools(**settings)
+
+
+def test_without_langchain_the_error_says_what_to_install() -> None:
+    """The rest of the package needs langchain-core alone."""
+    code = (
+        "import sys; sys.modules['langchain.agents'] = None; import langchain_ralmspec as r\n"
+        "try: r.SpeculativeTools\n"
+        "except ImportError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "pip install 'ralmspec-plugins[langchain-agents]'" in said.stdout
 
 
 def test_the_middleware_is_found_at_the_top() -> None:
