@@ -364,10 +364,14 @@ class _ModelTap:
 
     def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ModelCall | None:
         """Return a call as an agent makes it, or `None` if it is another one."""
-        if "with_tools" in name:
-            rest = {key: value for key, value in kwargs.items() if key != "chat_history"}
-            return None if args else ModelCall(self._llm, name, kwargs["chat_history"], rest)
-        return ModelCall(self._llm, name, args[0], dict(kwargs)) if len(args) == 1 else None
+        messages = kwargs.get("chat_history") if "with_tools" in name else args and args[0]
+        rest = {key: value for key, value in kwargs.items() if key != "chat_history"}
+        if not messages or len(args) > 1 or ("with_tools" in name and args):
+            return None
+        try:
+            return ModelCall(self._llm, name, messages, rest)
+        except Exception:  # noqa: BLE001 what cannot be compared is not run ahead of
+            return None
 
     def _taken(self, conversation: _Conversation) -> AgentRun:
         conversation.agent = self._agent
@@ -413,7 +417,10 @@ class _ModelTap:
             if last is None:
                 run.close()
                 return
-            tail, calls = _reply(self._agent, call, last)
+            try:
+                tail, calls = _reply(self._agent, call, last)
+            except Exception:  # noqa: BLE001 the agent reads the reply itself, and says what is wrong
+                tail, calls = [], []
             run.replied(call, tail, calls)
             if not calls:
                 run.close()

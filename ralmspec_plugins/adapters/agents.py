@@ -412,7 +412,12 @@ class Step:
         run = self.run
         if self.barred or run.closed or any(slot.observation is None for slot in self.slots):
             return
-        request = run.host.next_request(self)
+        try:
+            request = run.host.next_request(self)
+        except Exception:  # noqa: BLE001 no call is made ahead of an unknown request
+            _log.debug("the next request cannot be foreseen", exc_info=True)
+            self.bar()
+            return
         if self.ahead is not None:
             if self.ahead.request == request:
                 return
@@ -554,7 +559,11 @@ class AgentRun:
         """Speculate on the tools of a speculative call, if all of them allow it."""
         if recording.index - self.index >= self.limits.depth or recording.step is not None:
             return
-        messages, calls = self.host.reply(recording)
+        try:
+            messages, calls = self.host.reply(recording)
+        except Exception:  # noqa: BLE001 the host reads the reply itself when it comes to it
+            _log.debug("a reply cannot be read ahead", exc_info=True)
+            return
         if calls and all(map(self.host.may_call, calls)):
             recording.step = Step(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()

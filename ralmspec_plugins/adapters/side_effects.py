@@ -12,6 +12,7 @@ import numpy as np
 
 _log = logging.getLogger(__name__)
 
+_WAY_OUT: Final = " guess_through=True states that this makes no difference"
 _PLAIN: Final = (bool, int, float, str, bytes, tuple, np.generic)
 
 
@@ -81,10 +82,10 @@ class SideEffects:
         if first:
             _log.warning(
                 "speculation is disabled: %s keeps state between calls (%s), so a "
-                "discarded call would change a later one. guess_through=True states that "
-                "this makes no difference",
+                "discarded call would change a later one.%s",
                 ", ".join(type(model).__name__ for model in self._models) or "the model",
                 what,
+                "" if self._shared_process else _WAY_OUT,
             )
 
 

@@ -257,10 +257,14 @@ class ModelTap:
     def _claim(
         self, method: Any, messages: Any, stop: Any, kwargs: Mapping[str, Any]
     ) -> tuple[ModelCall | None, Recording | None]:
-        if _server_state(kwargs) is not None:
+        call: ModelCall | None
+        try:
+            call = ModelCall(self._model, method, list(messages), stop, kwargs)
+        except Exception:  # noqa: BLE001 what cannot be compared is not run ahead of
+            call = None
+        if call is None or _server_state(kwargs) is not None:
             self._run.close()
             return None, None
-        call = ModelCall(self._model, method, list(messages), stop, kwargs)
         return call, self._run.claim(call)
 
     def _generate(

@@ -71,6 +71,8 @@ class FakeModel(BaseChatModel):
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         await turns(3 * self.turns)
+        if self.sleep_s:
+            await asyncio.sleep(self.sleep_s)
         result = self._whole(messages, kwargs)
         if run_manager is not None:
             await run_manager.on_llm_new_token("told by itself")

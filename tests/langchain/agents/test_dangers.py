@@ -1,6 +1,8 @@
 """What could make an agent ahead of its tools lossy, and what is done about each."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
+from tests.langchain.agents.worlds import Prompting
 
 ASKED = {"messages": [("user", "What about foxes?")]}
 
@@ -340,12 +343,12 @@ def _threads(within_s: float = 2.0) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("after", [5, 20, 45, 60, 90])
+@pytest.mark.parametrize("after", [5, 45, 90])
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """Wherever a run is cancelled, 100 ms later there is no task, and no call goes on."""
     box, log = Toolbox(turns=40), list[Any]()
-    model = FakeModel(brain=Brain(hops=4), turns=10, log=log)
+    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log)
     ours = SpeculativeTools(facts, depth=depth, read_only=["search"])
     agent = agent_of(ours, box, model)
     others = asyncio.all_tasks()
@@ -400,6 +403,18 @@ def test_settings_are_checked_at_once(settings: dict[str, Any]) -> None:
         SpeculativeTools(**settings)
 
 
+def test_without_langchain_the_error_says_what_to_install() -> None:
+    """The rest of the package needs langchain-core alone."""
+    code = (
+        "import sys; sys.modules['langchain.agents'] = None; import langchain_ralmspec as r\n"
+        "try: r.SpeculativeTools\n"
+        "except ImportError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "pip install 'ralmspec-plugins[langchain-agents]'" in said.stdout
+
+
 def test_the_middleware_is_found_at_the_top() -> None:
     """It is imported when it is asked for: it needs more than the rest."""
     assert SpeculativeTools is langchain_ralmspec.SpeculativeTools
@@ -420,3 +435,17 @@ async def test_the_replayed_tool_message_is_the_hosts() -> None:
     assert plain == ahead
     assert 2 == stats.tools_committed
     assert all(one[1]["artifact"] for one in messages)
+
+
+@pytest.mark.parametrize("ours_last", [True, False])
+async def test_a_request_that_a_middleware_changes_is_another_one(ours_last: bool) -> None:
+    """The guess was right, and the reply is dropped: the model is asked something else."""
+    results, ours = [], SpeculativeTools(facts, handover_s=5)
+    for mine in ([], [ours]):
+        box, model = Toolbox(turns=40), FakeModel(brain=Brain(hops=3))
+        middleware = [Prompting(), *mine] if ours_last else [*mine, Prompting()]
+        agent: Any = create_agent(model, box.tools(["search"]), middleware=middleware)
+        results.append(Trace().of(await agent.ainvoke(ASKED)))
+
+    assert results[0] == results[1]
+    assert (3, 0, 3) == (ours.stats.right, ours.stats.committed, ours.stats.dropped)

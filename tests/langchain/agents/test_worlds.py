@@ -10,6 +10,8 @@ from tests.langchain.agents.worlds import Outcome, World, both, world
 
 def difference(one: Any, other: Any, path: str = "") -> str | None:
     """Return the first place at which two traces differ."""
+    if one == other:
+        return None
     if isinstance(one, list) and isinstance(other, list):
         for position, (left, right) in enumerate(zip(one, other, strict=False)):
             if found := difference(left, right, f"{path}[{position}]"):
@@ -20,7 +22,7 @@ def difference(one: Any, other: Any, path: str = "") -> str | None:
             if found := difference(one[key], other[key], f"{path}.{key}"):
                 return found
         return None
-    return None if one == other else f"{path}: {one!r:.300} is not {other!r:.300}"
+    return f"{path}: {one!r:.300} is not {other!r:.300}"
 
 
 def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
@@ -64,12 +66,12 @@ async def compare(seeds: range) -> Counter[str]:
 @pytest.mark.parametrize("part", range(4))
 async def test_an_agent_ahead_of_its_tools_shows_the_same(part: int) -> None:
     """State, streams in every mode, events, checkpoints, usage: equal but for ids and times."""
-    totals = await compare(range(36 * part, 36 * part + 36))
+    totals = await compare(range(24 * part, 24 * part + 24))
 
-    assert 36 == totals["worlds"]
-    assert totals["calls"] > 40
-    assert totals["committed"] >= 8
-    assert totals["dropped"] >= 8
+    assert 24 == totals["worlds"]
+    assert totals["calls"] > 30
+    assert totals["committed"] >= 5
+    assert totals["dropped"] >= 5
     assert totals["wrong"] >= 5
 
 

@@ -102,7 +102,7 @@ class World:
     before: tuple[str, ...]
     behind: tuple[str, ...]
     structured: bool
-    way: str  # "invoke", "events", or a mode of streams
+    way: str  # "invoke", "events", "several" modes of streams, or one of them
     turns: int  # of the model, a word
     tool_turns: int
     depth: int
@@ -134,7 +134,7 @@ def world(seed: int) -> World:
         before=tuple(names[:cut]),
         behind=tuple(names[cut:]),
         structured=draw.random() < 0.2,
-        way=draw.choice(["invoke", "invoke", "invoke", "events", "all", *STREAM_MODES]),
+        way=draw.choice(["invoke", "invoke", "invoke", "events", "several", *STREAM_MODES]),
         turns=draw.choice([0, 1, 3]),
         tool_turns=draw.choice([0, 5, 20, 60]),
         depth=draw.choice([1, 1, 2, 3]),
@@ -256,7 +256,7 @@ async def _once(world: World, agent: Any, given: Any, config: Any, outcome: Outc
         async for event in agent.astream_events(given, config, version="v2"):
             outcome.shown.append(event)
     else:
-        modes = list(STREAM_MODES) if world.way == "all" else world.way
+        modes = ["values", "updates", "messages"] if world.way == "several" else world.way
         async for item in agent.astream(given, config, stream_mode=modes):
             outcome.shown.append(item)
 
