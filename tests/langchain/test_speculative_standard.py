@@ -1,6 +1,7 @@
 """LangChain's own standard tests for chat models, over a local model with a drafter."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def lm() -> HuggingFaceLM:
 def benchmark() -> Callable[[Callable[[], None]], None]:
     """Run what the suite would time; nothing is measured here."""
     return lambda run: run()
+
+
+@pytest.fixture
+def vcr() -> SimpleNamespace:
+    """Stand for recorded answers of a provider: a local model needs none."""
+    return SimpleNamespace(responses=[None])
 
 
 @pytest.fixture
