@@ -1,8 +1,8 @@
-"""Token-level speculation: several tokens a pass, and the text of one token a pass.
+"""Token-level speculative decoding: several tokens per pass, with unchanged text.
 
     lm = HuggingFaceLM.from_pretrained(path, decoding=Decoding(drafter=SuffixDrafter()))
 
-Nothing here imports torch until `Decoding` or `ModelDrafter` is asked for.
+Nothing here imports torch before `Decoding` or `ModelDrafter` is accessed.
 """
 
 import importlib
@@ -57,7 +57,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch or reads files on first use."""
+    """Import the classes that need torch or read files on first access."""
     if name in _LATER:
         return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How many drafts to verify: what a pass of several rows costs, and how often drafts are right."""
+"""How many drafts to verify: the cost of passes over several rows, and acceptance rates."""
 
 import math
 import threading
@@ -9,15 +9,15 @@ from typing import Final
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError
 
-# What a pass costs by its rows.
+# The cost of a pass by its rows.
 
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
     """c(rows): the time of a pass over several rows, in passes over one row.
 
-    It is measured, and not monotone: on CPUs 4 rows may take longer than 8. So a pass
-    may be filled up with rows that nobody needs.
+    It is measured, and not monotone: on CPUs 4 rows may take longer than 8. So padding a
+    pass with unused rows may make it cheaper.
 
     >>> curve = CostCurve((1, 4, 8), (1.0, 1.6, 1.2))
     >>> [round(curve.of(rows), 2) for rows in (2, 6, 12)]
@@ -28,10 +28,10 @@ class CostCurve:
 
     rows: tuple[int, ...]
     costs: tuple[float, ...]
-    pass_s: float | None = None  # what one row takes, where that was measured
+    pass_s: float | None = None  # seconds of a pass over one row, if measured
 
     def __post_init__(self) -> None:
-        """Refuse what is no curve.
+        """Check that rows and costs make a curve.
 
         Raises:
             ConfigError: it does not begin with one row at cost 1, or is not in order.
@@ -43,7 +43,7 @@ class CostCurve:
             raise ConfigError("a cost curve must begin with one row at cost 1")
 
     def of(self, rows: int) -> float:
-        """Give the cost of a pass, by interpolation; behind the last measured one by its rate."""
+        """Return the cost of a pass, interpolated; beyond the largest one proportional to it."""
         if rows >= self.rows[-1]:
             return self.costs[-1] * rows / self.rows[-1]
         behind = next(at for at, known in enumerate(self.rows) if known > rows)
@@ -52,7 +52,7 @@ class CostCurve:
         return self.costs[behind - 1] * (1.0 - part) + self.costs[behind] * part
 
     def cheapest(self, least: int) -> tuple[int, float]:
-        """Give the cheapest pass of at least this many rows: its rows and its cost."""
+        """Return the rows and the cost of the cheapest pass of at least this many rows."""
         best = least, self.of(least)
         for rows, cost in zip(self.rows, self.costs, strict=True):
             if rows > least and cost < best[1]:
@@ -60,20 +60,20 @@ class CostCurve:
         return best
 
 
-# How often drafts are right.
+# How often drafts are accepted.
 
 
-_STRENGTH: Final = 4.0  # tries that a first estimate counts for
-_MEMORY: Final = 256.0  # tries after which older ones count for half
+_STRENGTH: Final = 4.0  # weight of the prior estimate, in trials
+_MEMORY: Final = 256.0  # trials after which the weight of older ones is halved
 _Key = tuple[str | int, ...]
 
 
 class AcceptanceRates:
-    """How often a drafted token is accepted where its parent was, learned as texts are written.
+    """How often a drafted token is accepted if its parent was, learned during decoding.
 
-    Counted by source, match length, depth, share and rank; where little is counted, by
-    source, match length and rank alone; at first a token that n tokens of context speak
-    for is taken to be right in n / (n + 1) of its share of the places.
+    Counted by source, match length, depth, share and rank. While few of these are counted, the
+    estimate rests on source, match length and rank alone; before that, on a prior: a token
+    drafted after a match of n tokens is accepted with probability n / (n + 1) times its share.
 
     >>> rates = AcceptanceRates()
     >>> before = rates.of(Evidence("suffix", 3), 1, first=True)
@@ -84,11 +84,11 @@ class AcceptanceRates:
     """
 
     def __init__(self) -> None:
-        """Start knowing nothing."""
-        self._counts: dict[_Key, list[float]] = {}  # accepted, tried
+        """Start without counts."""
+        self._counts: dict[_Key, list[float]] = {}  # accepted, verified
 
     def of(self, evidence: Evidence, depth: int, *, first: bool) -> float:
-        """Estimate the chance of a token, its parent being accepted."""
+        """Estimate the probability that a token is accepted if its parent is."""
         coarse, fine = _keys(evidence, depth, first)
         match = max(1, evidence.match)
         estimate = evidence.share * match / (match + 1)
@@ -98,7 +98,7 @@ class AcceptanceRates:
         return estimate
 
     def learn(self, evidence: Evidence, depth: int, *, first: bool, accepted: bool) -> None:
-        """Count a token whose parent was accepted."""
+        """Count the outcome of a token whose parent was accepted."""
         for key in _keys(evidence, depth, first):
             counts = self._counts.setdefault(key, [0.0, 0.0])
             if counts[1] >= _MEMORY:
@@ -118,40 +118,40 @@ def _keys(evidence: Evidence, depth: int, first: bool) -> tuple[_Key, _Key]:
 # How many to verify.
 
 
-_RECENT: Final = 16.0  # observations that a running mean goes back
+_RECENT: Final = 16.0  # time constant of the running means, in observations
 _LEAST_ASKED: Final = 4  # drafts
-_PATIENCE: Final = 4  # choices of no draft, until drafting becomes rarer
-_RAREST: Final = 7  # tokens without drafting, between two with, where drafting costs little
-_TRIED: Final = 0.02  # of the time: the most that drafts cost which do not pay
+_PATIENCE: Final = 4  # choices of no draft after which drafting becomes rarer
+_RAREST: Final = 7  # most tokens between two attempts to draft, if drafting costs little
+_TRIED: Final = 0.02  # maximum share of the time for drafts that do not pay off
 
 
 class Budget:
-    """Chooses the drafts of a pass so that the expected tokens a second are most; perhaps none.
+    """Chooses the drafts of a pass, possibly none, to maximise the expected tokens per second.
 
-    A pass over the root and k drafts gives 1 + (the sum of the drafts' chances) tokens
-    and costs c(1 + k): the k is taken for which the quotient is largest, where the drafts
-    are in order of their chances. A draft's chance is at most its parent's, so these
-    are a tree. Thread-safe.
+    A pass over the root and k drafts yields 1 + (the sum of the drafts' probabilities) tokens
+    and costs c(1 + k). With the drafts sorted by probability, the k with the largest quotient
+    is chosen. A draft is at most as probable as its parent, so the chosen drafts form a tree.
+    Thread-safe.
     """
 
     def __init__(self, costs: CostCurve) -> None:
-        """Choose by this cost curve."""
+        """Create a budget with this cost curve."""
         self.costs = costs
         self.rates = AcceptanceRates()
-        self._retakes = 0.0  # passes a token that decisions taken again have cost of late
-        self._checks = 0.0  # what certifying a token takes, in passes
-        self._drafting = 0.0  # what drafting takes each time, in passes
-        self._accepted = 1.0  # drafts that were right, of those judged together, of late
-        self._refused = 0  # choices of no draft, since the last of some
-        self._skipped = 0  # tokens for which nobody drafted, since the last for which some did
+        self._retakes = 0.0  # recent passes per token for retaken decisions
+        self._checks = 0.0  # cost of certifying a token, in passes
+        self._drafting = 0.0  # cost of drafting once, in passes
+        self._accepted = 1.0  # recent mean of the accepted drafts of a tree
+        self._refused = 0  # consecutive choices of no draft
+        self._skipped = 0  # tokens since the last draft
         self._lock = threading.Lock()
 
     def ask(self, most: int) -> int:
-        """Say how many drafts to ask for: some more than are right of late, and at times none.
+        """Return how many drafts to request: some more than are usually accepted, or none.
 
-        Drafting takes time, too. Where no draft has been worth its cost for a while, it is
-        tried at every second token, every third, and so on: at last at every eighth, or
-        so seldom that trying takes a fiftieth of the time.
+        Drafting takes time, too. While no draft pays off, drafting is attempted at every second
+        token, then at every third, and so on, down to every eighth, or to so few tokens that
+        the attempts take a fiftieth of the time.
         """
         with self._lock:
             rarest = max(_RAREST, math.ceil(self._drafting / _TRIED))
@@ -162,7 +162,7 @@ class Budget:
             return min(most, _LEAST_ASKED + math.ceil(4.0 * self._accepted))
 
     def chances(self, tree: TokenTree) -> list[float]:
-        """Estimate for each token that it and all on the way to it are accepted."""
+        """Estimate for each token the probability that the whole path to it is accepted."""
         depths, first = tree.depths(), _firsts(tree)
         chances: list[float] = []
         for node, parent in enumerate(tree.parents):
@@ -172,12 +172,12 @@ class Budget:
         return chances
 
     def choose(self, tree: TokenTree, depth: int, *, trees: bool) -> TokenTree:
-        """Give the drafts that are worth verifying, filled up where that makes a pass cheaper.
+        """Return the drafts worth verifying, padded where that makes the pass cheaper.
 
         Args:
             tree: what was drafted.
-            depth: the most that is useful.
-            trees: whether the model reads trees; else a chain is given.
+            depth: the maximum useful depth.
+            trees: whether the model reads trees; otherwise padding extends the chain.
         """
         if not tree.tokens or depth < 1:
             return EMPTY
@@ -193,7 +193,7 @@ class Budget:
             speed = expected / (cost + checks * expected)
             if speed > best:
                 best, count, rows = speed, taken, filled
-                # The drafts are there already; whether to draft again is another question.
+                # These drafts exist already; whether to draft again depends on their cost, too.
                 pays = expected / (cost + drafting + checks * expected) > least
         with self._lock:
             self._refused = 0 if pays else self._refused + 1
@@ -202,7 +202,7 @@ class Budget:
         return filled_up(tree.kept(order[:count]), rows - 1, depth, trees=trees)
 
     def learn(self, tree: TokenTree, tokens: Sequence[int]) -> None:
-        """Take in what really followed, for the drafts that can be judged by it."""
+        """Update the acceptance rates with the tokens that actually followed."""
         if not tree.tokens:
             return
         depths, first = tree.depths(), _firsts(tree)
@@ -217,19 +217,19 @@ class Budget:
                         self.rates.learn(*place, first=node in first, accepted=accepted)
 
     def note_draft(self, seconds: float) -> None:
-        """Take in what it took to draft."""
+        """Record the seconds of one drafting."""
         if self.costs.pass_s:
             with self._lock:
                 self._drafting += (seconds / self.costs.pass_s - self._drafting) / _RECENT
 
     def note_check(self, seconds: float) -> None:
-        """Take in what it took to certify a token."""
+        """Record the seconds of certifying one token."""
         if self.costs.pass_s:
             with self._lock:
                 self._checks += (seconds / self.costs.pass_s - self._checks) / _RECENT
 
     def note_tokens(self, tokens: int, passes: int) -> None:
-        """Take in how many tokens were written, and how many passes were made for certainty."""
+        """Record generated tokens, and the passes made to retake decisions."""
         with self._lock:
             for _ in range(tokens):
                 self._retakes *= 1.0 - 1.0 / _MEMORY
@@ -237,7 +237,7 @@ class Budget:
 
 
 def filled_up(tree: TokenTree, count: int, depth: int, *, trees: bool) -> TokenTree:
-    """Add drafts that nothing speaks for, up to `count`: behind a chain, or as siblings.
+    """Pad a tree with arbitrary drafts up to `count`: after a chain, or as siblings.
 
     >>> filled_up(TokenTree((5,), (-1,)), 3, 9, trees=True).parents
     (-1, 0, 1)
@@ -266,7 +266,7 @@ FILLING: Final = Evidence("filling")
 
 
 def _firsts(tree: TokenTree) -> set[int]:
-    """Give, of each token's children, the one with the largest value."""
+    """Return, for each parent, its child with the largest value."""
     best: dict[int, int] = {}
     for node, parent in enumerate(tree.parents):
         if parent not in best or tree.values[node] > tree.values[best[parent]]:

@@ -1,4 +1,4 @@
-"""What is measured of a model when it is loaded: what passes cost, how far their logits differ."""
+"""Measurements when a model is loaded: the cost of passes, and the differences of their logits."""
 
 import itertools
 import threading
@@ -16,39 +16,39 @@ from ralmspec_plugins.lm.decoder import HostedModel
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Run, is_croppable
 
 SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a pass that is timed
-_PROMPT: Final = 16  # tokens, drawn, that the model's own text begins behind
+_PROMPT: Final = 16  # arbitrary tokens that the model's own text follows
 _TEXT: Final = 96  # tokens of that text, at most
-_BLOCKS: Final = (2, 5, 3, 9, 4, 13)  # rows of the passes that it is read again with
-_WIDER: Final = 8.0  # near decisions are rare: they are counted this much wider
+_BLOCKS: Final = (2, 5, 3, 9, 4, 13)  # rows of the passes in which the text is read again
+_WIDER: Final = 8.0  # near decisions are rare: they are counted with bounds this much wider
 _ROUNDS: Final = 5
 
 
 class ErrorBound:
-    """The most that logits of speculative passes are taken to differ from the schedule's.
+    """An upper bound on how far logits of speculative passes differ from the schedule's.
 
-    It is a factor times the largest difference seen: when the model was loaded, and at
-    every decision that was taken again. Thread-safe.
+    It is a factor times the largest difference seen: when the model was loaded, and whenever
+    a decision was retaken. Thread-safe.
     """
 
     def __init__(self, factor: float) -> None:
-        """Take the largest difference seen times this."""
+        """Create a bound of this factor times the largest difference seen."""
         self.factor = factor
         self.largest = 0.0
-        self.largest_share = 0.0  # difference in the probability of all tokens up to one
+        self.largest_share = 0.0  # difference of a cumulative probability
         self._lock = threading.Lock()
 
     @property
     def value(self) -> float:
-        """The bound of a logit's difference."""
+        """The bound on the difference of a logit."""
         return self.factor * self.largest
 
     @property
     def share(self) -> float:
-        """The bound of the difference in the probability of all tokens up to any one."""
+        """The bound on the difference of a cumulative probability, over the tokens in order."""
         return self.factor * self.largest_share
 
     def observe(self, difference: float, share: float) -> None:
-        """Take in differences; one that is no number makes its bound infinite."""
+        """Record differences; NaN makes its bound infinite."""
         with self._lock:
             if not difference <= self.largest:
                 self.largest = difference if difference == difference else float("inf")
@@ -58,14 +58,14 @@ class ErrorBound:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What is known of a model, on its device, in its precision, with its threads.
+    """What was measured of a model, for its device, precision and number of threads.
 
     Attributes:
         error: how far logits of speculative passes differ.
-        near: the part of decisions that would have to be taken again.
-        trees: whether drafts may be trees; else they are chains.
-        threads: of torch, when this was measured.
-        exact: whether logits do not differ at all, by the shape of the passes.
+        near: the share of decisions that would have to be retaken.
+        trees: whether drafts may be trees; otherwise they are chains.
+        threads: the number of torch threads when this was measured.
+        exact: whether logits do not differ at all, because all passes have one shape.
     """
 
     error: ErrorBound
@@ -76,10 +76,10 @@ class Calibration:
 
 
 def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibration:
-    """Read a text of the model's own token by token, in chains and in trees; compare the logits.
+    """Measure how logits differ when a text is read token by token, in chains, and in trees.
 
-    Differences pile up over the blocks, as they do in use: each block is read behind the
-    cache that the ones before it left.
+    The text is the model's own. Differences accumulate over the blocks, as they do in use: each
+    block is read with the cache that the blocks before it left.
     """
     length = _TEXT if model.context is None else min(_TEXT, model.context - _PROMPT - 1)
     prompt = _prompt(model)
@@ -105,10 +105,10 @@ def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibr
 
 
 def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
-    """Time passes over several rows, in turn, as they are run in use.
+    """Measure the time of passes over several rows, run alternately as in use.
 
-    The least time of each size counts: others share the machine. No size is taken to cost
-    more than its rows one by one, nor less than one row.
+    The shortest time of each size counts, since other processes share the machine. The cost of
+    a size is limited to the cost of its rows one by one, and is at least that of one row.
     """
     clock = pass_clock(model)
     room = 1024 if model.context is None else model.context
@@ -118,7 +118,7 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
     token = int(run.logits.argmax())
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     began_s = time.perf_counter()
-    for number in range(_ROUNDS + 1):  # the first is to warm up
+    for number in range(_ROUNDS + 1):  # the first is a warm-up
         for size in sizes:
             if len(front) + len(run.tokens) + size > room:
                 run = model.runner.start(front)
@@ -135,10 +135,10 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
 def measure_fixed_cost(
     model: HostedModel, fixed: HostedModel, budget_s: float
 ) -> tuple[float, float]:
-    """Time a pass of fixed shape against one over a single row, in turn.
+    """Measure the time of a pass of fixed shape and of one over a single row, alternately.
 
     Returns:
-        The cost in passes over one row, and the seconds of a pass of fixed shape.
+        The cost of a pass of fixed shape, in passes over one row, and its seconds.
     """
     clock, prompt = pass_clock(model), _prompt(model)
     runs = [(one.runner, one.runner.start(prompt)) for one in (model, fixed)]
@@ -150,7 +150,7 @@ def measure_fixed_cost(
             started_s = clock()
             runner.feed(run, prompt[0])
             run.logits.argmax().item()
-            if number:  # the first is to warm up
+            if number:  # the first is a warm-up
                 took.append(clock() - started_s)
         if number >= _ROUNDS and time.perf_counter() - began_s > budget_s:
             break
@@ -159,10 +159,10 @@ def measure_fixed_cost(
 
 
 def pass_clock(model: HostedModel) -> Callable[[], float]:
-    """Give the clock to time passes with.
+    """Return the clock that times passes.
 
-    Where a pass is the work of one thread on a CPU that is its own time, which does not
-    run while others have the processor.
+    Where a pass runs in one thread on a CPU this is the thread's CPU time, which does not
+    advance while other threads have the processor.
     """
     alone = torch.get_num_threads() == 1 and model.runner.device.type == "cpu"
     return time.thread_time if alone else time.perf_counter
@@ -171,7 +171,7 @@ def pass_clock(model: HostedModel) -> Callable[[], float]:
 def _timed(
     runner: ModelRunner, run: Run, token: int, size: int, clock: Callable[[], float]
 ) -> float:
-    """Time one pass of which one token is kept, and what is done with its logits."""
+    """Return the seconds of one pass, of choosing its tokens, and of keeping one of them."""
     began_s = clock()
     if size == 1:
         runner.feed(run, token)
@@ -184,7 +184,7 @@ def _timed(
 
 
 def _prompt(model: HostedModel) -> list[int]:
-    """Draw tokens, the same ones each time."""
+    """Return arbitrary tokens, the same ones each time."""
     step = max(1, model.vocabulary // 61)
     return [(7 + at * step * 13) % model.vocabulary for at in range(_PROMPT)]
 
@@ -197,9 +197,9 @@ def _largest_differences(
     *,
     trees: bool,
 ) -> tuple[float, float]:
-    """Read a text in blocks, beside drafts that come to nothing, and compare what it gives.
+    """Return the largest differences when a text is read in blocks, with rejected drafts.
 
-    Gives the largest difference of a logit, and of a share as `share_difference` has it.
+    The first is of a logit, the second of a share as in `share_difference`.
     """
     run = model.runner.start(prompt)
     largest = ErrorBound(1.0)
@@ -225,7 +225,7 @@ def differences(
     front: Sequence[int],
     text: Sequence[int],
 ) -> tuple[float, float]:
-    """Compare logits of the compute schedule with others of the same position."""
+    """Return how far logits of the compute schedule differ from others of the same position."""
     with torch.inference_mode():
         difference = float((logits.reshape(-1) - others.reshape(-1)).abs().max())
         share = share_difference(logits, others, model.sampling, (*front, *text))
@@ -233,8 +233,8 @@ def differences(
 
 
 def _rows_of(block: list[int], trees: bool) -> tuple[list[int], list[int], list[int]]:
-    """Give a block's rows, their parents, and the block's own path; others stand between."""
-    if not trees:  # a draft that is rejected, behind the block
+    """Return rows with a block and rejected drafts, their parents, and the block's own path."""
+    if not trees:  # a draft that is rejected, after the block
         return [*block, block[0]], list(range(-1, len(block))), list(range(len(block)))
     tokens, parents, path = [block[0]], [-1], [0]
     for token in block[1:]:
@@ -251,7 +251,7 @@ def _near(
     truth: Sequence[Tensor],
     error: ErrorBound,
 ) -> float:
-    """Estimate the part of decisions that the bounds leave open."""
+    """Estimate the share of decisions that the bounds leave open."""
 
     def share(wider: float) -> float:
         uncertain = sum(

@@ -1,4 +1,4 @@
-"""Certified decisions: would logits that differ by at most a bound lead to the same token?"""
+"""Certified decisions: whether all logits within a bound lead to the same token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ralmspec_plugins.lm.sampling import Greedy, Sampling, uniform
 
-_ROUNDING = 2.0**-21  # relative; what a few float32 operations add to a difference of scores
-_SUMMING = 2e-5  # of a float32 sum of probabilities, as top-p makes it
-_EDGE = 1e-9  # of a float64 sum of probabilities, as the draw makes it
+_ROUNDING = 2.0**-21  # relative error that a few float32 operations add to scores
+_SUMMING = 2e-5  # error of a float32 sum of probabilities, as in top-p
+_EDGE = 1e-9  # error of a float64 sum of probabilities, as in the draw
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -28,17 +28,17 @@ def is_certain(
     seed: int = 0,
     position: int = 0,
 ) -> bool:
-    """Say whether all logits within the bounds of these lead to the same token.
+    """Return whether all logits within the bounds of these lead to the same token.
 
     Args:
-        logits: behind a position, [1, vocabulary] or [vocabulary], in float32.
+        logits: after a position, [1, vocabulary] or [vocabulary], in float32.
         settings: how the token is chosen.
-        bound: the most that each logit may differ.
-        share_bound: the most that they may then differ in the probability of all tokens up to
-            any one of them, which decides a draw. Errors of logits mostly cancel out in it.
-        history: the tokens in front, for a repetition penalty.
-        seed: of the draw.
-        position: of the draw.
+        bound: the maximum difference of each logit.
+        share_bound: the maximum difference of the cumulative probability at any token, which
+            decides a draw. Errors of logits mostly cancel out in it.
+        history: the preceding tokens, for a repetition penalty.
+        seed: the seed of the draw.
+        position: the position of the draw.
 
     >>> row = torch.tensor([1.0, 3.0, 2.5])
     >>> is_certain(row, Greedy(), 0.2), is_certain(row, Greedy(), 0.3)
@@ -68,7 +68,7 @@ def draw_is_certain(
     number: float,
     share_bound: float = 1.0,
 ) -> bool:
-    """Say whether a random number falls on the same token for all scores within the bounds.
+    """Return whether a random number selects the same token for all scores within the bounds.
 
     Worked: two tokens of equal score share [0, 1) in halves. With a bound of 0.05 the
     odds of the first are at least exp(-0.1) to 1, so its end may lie from 0.475 to 0.525:
@@ -87,7 +87,7 @@ def draw_is_certain(
         shares = weights.cumsum() / weights.sum()
         earliest = np.maximum(earliest, shares - share_bound)
         latest = np.minimum(latest, shares + share_bound)
-    token = int(earliest.searchsorted(number + _EDGE, side="right"))  # the first that ends behind
+    token = int(earliest.searchsorted(number + _EDGE, side="right"))  # the first that ends after it
     if token >= len(scores) or not surely[token]:
         return False
     return token == 0 or bool(latest[token - 1] < number - _EDGE)
@@ -96,9 +96,9 @@ def draw_is_certain(
 def share_difference(
     logits: Tensor, others: Tensor, settings: Greedy | Sampling, history: Sequence[int]
 ) -> float:
-    """Give the largest difference in the probability of all tokens up to any one of them.
+    """Return the largest difference between two cumulative distributions over the tokens.
 
-    The tokens are those that the settings leave of the first logits.
+    Only the tokens count that top-k and top-p leave for the first logits.
 
     >>> one, other = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 4.0]).log1p()
     >>> round(share_difference(one, other, Sampling(), ()), 3)
@@ -121,7 +121,7 @@ def share_difference(
 
 
 def _candidates(scores: Floats, top_k: int, top_p: float, bound: float) -> tuple[Bools, Bools]:
-    """Say which tokens surely, and which possibly, are left to draw from; 0 is the best score."""
+    """Return which tokens are surely, and which possibly, drawn from; the best score is 0."""
     surely, possibly = _top_k(scores, top_k, bound)
     if top_p < 1.0:
         surely, possibly = _top_p(scores, surely, possibly, top_p, bound)
@@ -129,8 +129,7 @@ def _candidates(scores: Floats, top_k: int, top_p: float, bound: float) -> tuple
 
 
 def _share(part: Floats, rest: Floats, bound: float) -> Floats:
-    """Give the share of a part in the whole, each of its weights times exp(bound), of the rest's
-    times exp(-bound)."""  # noqa: D205, D209
+    """Return a part's share, its weights times exp(bound), the rest's times exp(-bound)."""
     part, rest = np.maximum(part, 0.0), np.maximum(rest, 0.0)
     whole = part * np.exp(bound) + rest * np.exp(-bound)
     share: Floats = np.divide(
@@ -140,7 +139,7 @@ def _share(part: Floats, rest: Floats, bound: float) -> Floats:
 
 
 def _top_k(scores: Floats, top_k: int, bound: float) -> tuple[Bools, Bools]:
-    """Say which tokens are surely, and which possibly, among the `top_k` best."""
+    """Return which tokens are surely, and which possibly, among the `top_k` best."""
     if not 0 < top_k < len(scores):
         every = np.ones(len(scores), dtype=np.bool_)
         return every, every
@@ -153,17 +152,17 @@ def _top_k(scores: Floats, top_k: int, bound: float) -> tuple[Bools, Bools]:
 def _top_p(
     scores: Floats, surely: Bools, possibly: Bools, top_p: float, bound: float
 ) -> tuple[Bools, Bools]:
-    """Say which tokens surely, and which possibly, stay where the least likely go.
+    """Return which tokens top-p surely, and which it possibly, keeps.
 
-    A token goes if it and all less likely ones together have at most 1 - top_p.
+    It removes a token if this and all less likely ones together have at most 1 - top_p.
     """
     places = np.flatnonzero(possibly)
     places = places[scores[places].argsort(kind="stable")]  # the least likely first
     ordered, weights = scores[places], np.exp(scores[places])
     all_below = np.concatenate([[0.0], weights.cumsum()])
     sure_below = np.concatenate([[0.0], np.where(surely[places], weights, 0.0).cumsum()])
-    first = ordered.searchsorted(ordered - 2.0 * bound, side="left")  # those below are surely so
-    behind = ordered.searchsorted(ordered + 2.0 * bound, side="right")  # those above are surely so
+    first = ordered.searchsorted(ordered - 2.0 * bound, side="left")  # tokens surely below
+    behind = ordered.searchsorted(ordered + 2.0 * bound, side="right")  # surely above from here
     least = _share(sure_below[first] + weights, all_below[-1] - all_below[first] - weights, -bound)
     most = _share(all_below[behind], sure_below[-1] - sure_below[behind], bound)
     stay, may_stay = surely.copy(), possibly.copy()

@@ -1,4 +1,4 @@
-"""Token files to draft from: texts as tokens on the disk, with a suffix array over them."""
+"""Token corpora to draft from: texts as tokens on disk, with a suffix array over them."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ _KIND: Final = RecordKind(
     version=1,
     again="build the corpus again",
 )
-_PORTION: Final = 1 << 16  # tokens that become safe on the disk at a time, at least
+_PORTION: Final = 1 << 16  # minimum number of tokens that are flushed to the disk at a time
 
 Stage: TypeAlias = Literal["checking", "encoding", "sorting", "finishing"]
 Watcher: TypeAlias = Callable[[Stage, int], None]
@@ -58,12 +58,12 @@ class CorpusInfo:
     """What a token corpus was made of.
 
     Attributes:
-        tokens: of all documents, each with the mark behind it.
-        documents: how many.
-        boundary: the number behind each document, which is no token.
+        tokens: the number of tokens of all documents, each with its boundary.
+        documents: the number of documents.
+        boundary: the number after each document, which is not a token.
         tokenizer: `tokenizer_fingerprint(...)`.
-        tokenizer_name: for messages.
-        source: where the texts are from, in words.
+        tokenizer_name: the tokenizer's name, for messages.
+        source: a description of where the texts are from.
     """
 
     tokens: int
@@ -75,9 +75,9 @@ class CorpusInfo:
 
 
 class TokenCorpus:
-    """The tokens of documents, and the order of all their endings; immutable, for any thread.
+    """The tokens of documents and their suffix array; immutable and thread-safe.
 
-    Both are memory-mapped: a look-up touches some pages of each.
+    Both are memory-mapped if opened from disk: a look-up reads a few pages of each.
 
     >>> corpus = TokenCorpus.of([[1, 2, 3], [1, 2, 4]])
     >>> start, stop = corpus.find([1, 2])
@@ -86,23 +86,23 @@ class TokenCorpus:
 
     Attributes:
         tokens: int32.  # [tokens]
-        suffixes: where each ending begins, in the order of the endings.  # [tokens]
+        suffixes: the position at which each suffix begins, in sorted order.  # [tokens]
         about: what it was made of.
     """
 
     def __init__(self, tokens: Tokens, suffixes: NDArray[Any], about: CorpusInfo) -> None:
-        """Take over checked arrays; use `open` or `of`."""
+        """Create a corpus of checked arrays; use `open` or `of` instead."""
         self.tokens = tokens
         self.suffixes = suffixes
         self.about = about
 
     @classmethod
     def of(cls, documents: Iterable[Sequence[int]], tokenizer: str = "") -> Self:
-        """Make a corpus in memory, of documents that are tokens already.
+        """Return a corpus in memory, of documents given as tokens.
 
         Args:
             documents: each a sequence of tokens.
-            tokenizer: the fingerprint of the tokenizer that made them, if it shall be compared.
+            tokenizer: the fingerprint of the tokenizer that made them; "" is not compared.
 
         Raises:
             InputError: there is no token.
@@ -126,12 +126,12 @@ class TokenCorpus:
 
         Args:
             path: the folder.
-            verify: "sizes" compares lengths and shapes, "digests" reads all and finds a changed
-                byte.
+            verify: "sizes" compares lengths and shapes, "digests" reads all data and detects any
+                changed byte.
 
         Raises:
-            ConfigError: another word for `verify`.
-            IndexFileError: it is missing, damaged, of another version, or not one of ours.
+            ConfigError: `verify` has another value.
+            IndexFileError: the folder is missing, damaged, of another version, or no corpus.
         """
         check_verify(verify)
         return opened_whole(Path(path), lambda folder: cls._open_once(folder, verify))
@@ -156,11 +156,11 @@ class TokenCorpus:
         return cls(tokens, suffixes, about)
 
     def __len__(self) -> int:
-        """Count the tokens, boundaries among them."""
+        """Return the number of tokens, boundaries included."""
         return len(self.tokens)
 
     def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Refuse a tokenizer whose tokens mean something else.
+        """Check that a tokenizer is the one that made the corpus.
 
         Raises:
             ModelError: it is not the one that made the corpus.
@@ -175,7 +175,7 @@ class TokenCorpus:
             )
 
     def find(self, pattern: Sequence[int]) -> tuple[int, int]:
-        """Give the stretch of the suffix array whose endings begin with a pattern."""
+        """Return the range of the suffix array whose suffixes begin with a pattern."""
         start, stop = 0, len(self.suffixes)
         for offset, token in enumerate(pattern):
             start, stop = (
@@ -187,14 +187,14 @@ class TokenCorpus:
         return start, stop
 
     def longest(self, text: Sequence[int], most: int) -> tuple[int, int, int]:
-        """Find the longest ending of a text, of at most `most` tokens, that occurs here.
+        """Return the longest suffix of a text, of at most `most` tokens, that occurs here.
 
         Returns:
-            Its length, and its stretch of the suffix array; length 0 where the last token never
-            occurs.
+            Its length, and its range of the suffix array; length 0 if the last token does not
+            occur.
         """
         found, low, high = (0, 0, 0), 1, min(most, len(text))
-        while low <= high:  # if an ending occurs, shorter ones do
+        while low <= high:  # if a suffix of the text occurs, all shorter ones do
             middle = (low + high) // 2
             start, stop = self.find(text[len(text) - middle :])
             if start < stop:
@@ -204,13 +204,13 @@ class TokenCorpus:
         return found
 
     def following(self, start: int, stop: int, skip: int, most: int) -> Iterator[tuple[int, ...]]:
-        """Give the tokens behind a pattern, up to `most` from each of its places.
+        """Yield the tokens that follow a pattern, up to `most` at each of its occurrences.
 
         Args:
-            start: of the pattern's stretch.
-            stop: its end.
+            start: the start of the pattern's range of the suffix array.
+            stop: the end of that range.
             skip: the pattern's length.
-            most: tokens; fewer at a document's end.
+            most: the maximum number of tokens; fewer are given at a document's end.
         """
         for place in np.asarray(self.suffixes[start:stop]).tolist():
             window = self.tokens[place + skip : place + skip + most].tolist()
@@ -219,7 +219,7 @@ class TokenCorpus:
             yield tuple(window)
 
     def _bound(self, start: int, stop: int, offset: int, token: int, *, behind: bool) -> int:
-        """Find where, among endings with a common beginning, those with a token begin or end."""
+        """Return where, among suffixes with a common prefix, those with a token begin or end."""
         tokens, suffixes, last = self.tokens, self.suffixes, len(self.tokens)
         while start < stop:
             middle = (start + stop) // 2
@@ -233,7 +233,7 @@ class TokenCorpus:
 
 
 def suffix_array(tokens: Tokens) -> NDArray[Any]:
-    """Give where each ending begins, in the order of the endings.
+    """Return the positions at which the suffixes begin, in sorted order.
 
     Raises:
         MissingExtraError: pydivsufsort is not installed.
@@ -255,31 +255,31 @@ def build_corpus(
     progress: Watcher | None = None,
     restart: bool = False,
 ) -> TokenCorpus:
-    """Build a token corpus on the disk, and open it.
+    """Build a token corpus on disk, and return it opened.
 
-    Tokens are safe on the disk portion by portion, in a hidden folder beside the target: after
-    a crash, a full disk or Ctrl-C the same call goes on behind the last portion. The suffix
-    array is made of all of them at the end, in memory (about 13 bytes a token). Until the last
-    moment the target stays as it was; then it is replaced as a whole.
+    Tokens are flushed in portions to a hidden folder next to the target: after a crash, a full
+    disk or Ctrl-C the same call continues after the last portion. The suffix array is built of
+    all tokens at the end, in memory (about 13 bytes per token). The target is unchanged until
+    it is replaced as a whole at the end.
 
     Args:
-        texts: documents; drafts never run from one into the next.
+        texts: documents; a draft never continues from one into the next.
         target: the folder of the corpus.
-        tokenizer: that of the model whose text is to be drafted.
-        source: where the texts are from, in words.
-        progress: called with a stage and how many tokens are through it.
-        restart: forget an unfinished build of this target.
+        tokenizer: the tokenizer of the model whose text is drafted.
+        source: a description of where the texts are from.
+        progress: called with a stage and the number of tokens that have passed it.
+        restart: whether to discard an unfinished build of this target.
 
     Raises:
-        ConfigError: an unfinished build with another tokenizer.
-        InputError: no tokens, or a text that no tokenizer takes.
+        ConfigError: there is an unfinished build with another tokenizer.
+        InputError: there are no tokens, or a text cannot be tokenized.
         IndexFileError: something else is at the target, another process is building it, or an
             unfinished build was begun with other texts.
         MissingExtraError: pydivsufsort is not installed.
     """
-    place = Path(target).resolve()  # a link keeps leading to it
+    place = Path(target).resolve()  # a symbolic link stays valid
     _check_target(place)
-    suffix_array(np.array([0], dtype=np.int32))  # what is missing is known before the work
+    suffix_array(np.array([0], dtype=np.int32))  # a missing extra is reported before the work
     boundary = len(tokenizer)
     fingerprint = tokenizer_fingerprint(tokenizer)
     watch = progress or _unwatched
@@ -311,7 +311,7 @@ def build_corpus(
 def _portions(
     texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", boundary: int
 ) -> Iterator[tuple[Tokens, int]]:
-    """Give the tokens of texts, some documents at a time, each with the boundary behind it."""
+    """Yield the tokens of several documents at a time, each followed by the boundary."""
     held: list[int] = []
     documents = 0
     for number, text in enumerate(texts):
@@ -356,7 +356,7 @@ def _check_target(target: Path) -> None:
 
 
 def _problem(tokens: NDArray[Any], suffixes: NDArray[Any], about: CorpusInfo) -> str:
-    """Say what does not fit; nothing where all does."""
+    """Return a description of what is inconsistent, or "" if nothing is."""
     if tokens.dtype != np.int32 or tokens.shape != (about.tokens,):
         return f"{TOKENS} holds {tokens.dtype} of shape {tokens.shape}"
     if suffixes.dtype.kind != "i" or suffixes.shape != tokens.shape:
@@ -367,4 +367,4 @@ def _problem(tokens: NDArray[Any], suffixes: NDArray[Any], about: CorpusInfo) ->
 
 
 def _unwatched(stage: Stage, tokens: int) -> None:
-    """Report to no caller."""
+    """Do nothing: no progress was requested."""

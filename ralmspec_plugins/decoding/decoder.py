@@ -1,4 +1,4 @@
-"""Speculative decoding of a local model: drafts verified in one pass, the text that of plain."""
+"""Speculative decoding of a local model: drafts are verified in one pass, the text is unchanged."""
 
 import logging
 import threading
@@ -45,35 +45,34 @@ from ralmspec_plugins.protocols import Progress
 _log = logging.getLogger(__name__)
 
 Exactness = Literal["certified", "invariant"]
-_MOST_COST: Final = 1.5  # of a pass of fixed shape, in passes over one row
+_MOST_COST: Final = 1.5  # maximum cost of a pass of fixed shape, in passes over one row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How a model's tokens are speculated on: `HuggingFaceLM(..., decoding=Decoding())`.
+    """Settings of speculative decoding: `HuggingFaceLM(..., decoding=Decoding())`.
 
-    In certified mode a text has the tokens that one pass a token would give it. A
-    pass over several tokens has logits that differ in the last bits, by at most a bound
-    that is measured; a choice that logits within it leave open is taken again from
-    passes of one token. Where that would happen too often (16 bit) a warning says so,
-    and nothing is speculated.
+    In certified mode a text has the tokens that passes over one token each would give. The
+    logits of a pass over several tokens differ in the last bits, by at most a measured bound. A
+    choice that this bound leaves open is retaken from passes over one token. If that would
+    happen too often (in 16 bit), a warning is logged and no tokens are drafted.
 
     In invariant mode every pass has `pass_rows` rows over a cache of fixed length, so
     that a token's logits are equal to the bit however many are read together; a probe at
-    loading tests it. A text then has the tokens that passes of this shape give with one
-    token each, which `Decoding(drafter=(), exactness="invariant")` writes. They may differ from
-    those of passes over one row where two choices are nearly equal.
+    loading tests this. A text then has the tokens that passes of this shape give with one
+    token each, which `Decoding(drafter=(), exactness="invariant")` generates. They may differ
+    from those of passes over one row where two choices are nearly equal.
 
     Args:
-        drafter: who drafts: one, or several whose drafts are put together; `()` drafts nothing.
+        drafter: the drafter, or several whose drafts are merged; `()` drafts nothing.
         exactness: "certified" or "invariant". Unset: "certified" in float32; in 16 bit
-            "invariant", where the probe passes and a pass costs at most half more than one row.
+            "invariant", if the probe succeeds and a pass costs at most 1.5 times one row.
         pass_rows: the rows of a pass in invariant mode, 2 to 64.
-        most_drafts: the most drafts in a pass.
-        error_factor: the bounds, in largest differences seen.
-        most_retakes: the part of choices that may have to be taken again.
-        costs: what passes cost by their rows; measured where it is not given.
-        calibration_s: about the longest that each of the two measurements takes.
+        most_drafts: the maximum number of drafts in a pass.
+        error_factor: the ratio of the bounds to the largest differences seen.
+        most_retakes: the maximum share of choices that may have to be retaken.
+        costs: the cost of passes by their rows; measured if not given.
+        calibration_s: the approximate maximum duration of each of the two measurements.
     """
 
     drafter: Drafter | Sequence[Drafter] | None = None  # a SuffixDrafter
@@ -86,7 +85,7 @@ class Decoding:
     calibration_s: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning.
+        """Check the settings.
 
         Raises:
             ConfigError: an unknown exactness, or a number out of range.
@@ -110,14 +109,14 @@ class Decoding:
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Those who draft."""
+        """The drafters, in order."""
         if self.drafter is None:
             return (SuffixDrafter(),)
         given: Any = self.drafter
         return tuple(given) if isinstance(given, Sequence) else (given,)
 
     def decoder(self, model: HostedModel) -> Decoder:
-        """Make the decoder of a model: the plain one where speculation cannot be had."""
+        """Return the decoder of a model: the plain one if speculation is not possible."""
         drafters = self.drafters
         target = DraftTarget(model.encode, model.vocabulary, model.tokenizer)
         for drafter in drafters:
@@ -129,7 +128,7 @@ class Decoding:
     def _measured(
         self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
     ) -> Decoder:
-        """Measure what is not known yet, and decide by it."""
+        """Return a decoder after measuring what is not known yet."""
         exactness = self.exactness or ("invariant" if model.runner.in_16_bit else "certified")
         if exactness == "invariant":
             made = self._invariant(model, drafters)
@@ -139,14 +138,14 @@ class Decoding:
                 return PlainDecoder(model.runner)
         try:
             known = measure_errors(model, self.error_factor, self.calibration_s)
-        except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
-            _log.warning("Tokens are not speculated on: %s", problem)
+        except Exception as problem:  # noqa: BLE001 after any error plain decoding still works
+            _log.warning("No tokens are drafted: %s", problem)
             return PlainDecoder(model.runner)
         if known.near > self.most_retakes:
             _log.warning(
-                "Tokens are not speculated on: passes over several tokens give logits that differ "
-                "by %.2g, which leaves %.1f %% of the choices open, more than %.1f %%. "
-                "Float32 has the smallest differences; most_retakes allows for more.",
+                "No tokens are drafted: the logits of passes over several tokens differ by "
+                "%.2g, which leaves %.1f %% of the choices open, more than %.1f %%. "
+                "Float32 has the smallest differences; a higher most_retakes allows more.",
                 known.error.largest,
                 100 * known.near,
                 100 * self.most_retakes,
@@ -158,13 +157,13 @@ class Decoding:
     def _invariant(
         self, model: HostedModel, drafters: tuple[Drafter, ...]
     ) -> "SpeculativeDecoder | None":
-        """Make a decoder by passes of one shape; `None`, with a warning, if there can be none."""
+        """Return a decoder by passes of fixed shape; `None`, with a warning, if it is unusable."""
         usual = model.runner
         try:
             runner = FixedShapeRunner(usual.model, usual.store.budget_bytes, rows=self.pass_rows)
             differing = probe(runner, model.vocabulary)
-        except Exception as problem:  # noqa: BLE001 whatever it is: one token a pass still works
-            _log.warning("There are no passes of a fixed shape: %s", problem)
+        except Exception as problem:  # noqa: BLE001 after any error plain decoding still works
+            _log.warning("Passes of a fixed shape are not possible: %s", problem)
             return None
         if differing:
             _log.warning(
@@ -178,7 +177,7 @@ class Decoding:
         if self.exactness is None and cost > _MOST_COST:
             _log.warning(
                 "A pass of %d rows costs %.2f times one of a single row, more than %.1f: passes of "
-                'a fixed shape are not used. exactness="invariant" uses them all the same.',
+                'a fixed shape are not used. exactness="invariant" uses them anyway.',
                 self.pass_rows,
                 cost,
                 _MOST_COST,
@@ -191,10 +190,10 @@ class Decoding:
         return SpeculativeDecoder(fixed, self, known, costs, drafters)
 
     def decoder_beside(self, other: "SpeculativeDecoder", sampling: Greedy | Sampling) -> Decoder:
-        """Make a decoder beside another of the same model, with its drafters, for other choices.
+        """Return a decoder with another sampling, for the same model and drafters as `other`.
 
-        What passes cost is known. How far their logits differ is measured anew, with how many
-        of these choices that leaves open.
+        The cost of passes is known already. The differences of their logits are measured again,
+        and the share of choices that they leave open with this sampling.
         """
         model = replace(other.model, sampling=sampling)
         if other.known.exact:
@@ -206,7 +205,7 @@ class Decoding:
 
 
 class SpeculativeDecoder:
-    """Drafts, verifies and accepts for all requests of a model, and learns what pays."""
+    """Drafts, verifies and accepts for all requests of a model, and learns what pays off."""
 
     def __init__(
         self,
@@ -216,7 +215,7 @@ class SpeculativeDecoder:
         costs: CostCurve,
         drafters: tuple[Drafter, ...],
     ) -> None:
-        """Decode by these settings, with what was measured."""
+        """Create a decoder with these settings and measurements."""
         self.model = model
         self.settings = settings
         self.known = known
@@ -225,48 +224,48 @@ class SpeculativeDecoder:
         self.clock = pass_clock(model)
         self.drafters = drafters
         self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
-        self._failed: set[int] = set()  # drafters that have raised, and were reported
+        self._failed: set[int] = set()  # ids of drafters whose error was logged
 
     @property
     def runner(self) -> ModelRunner:
-        """What runs the passes."""
+        """The runner of the passes."""
         return self.model.runner
 
     @property
     def most_drafts(self) -> int:
-        """The most drafts in a pass."""
+        """The maximum number of drafts in a pass."""
         rows = self.settings.pass_rows if self.known.exact else self.settings.most_drafts + 1
         return min(self.settings.most_drafts, rows - 1)
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
-        """Begin a segment on a run."""
+        """Return the decoder of a segment on a run."""
         return SpeculativeSegment(self, run, text)
 
     def release(self, request: int) -> None:
-        """Let the drafters forget a request."""
+        """Release what the drafters hold for a request."""
         for drafter in self.drafters:
             release = getattr(drafter, "release", None)
             if release is not None:
                 release(request)
 
     def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
-        """Give a decoder with the same drafters, for texts whose tokens are chosen otherwise."""
+        """Return a decoder with the same drafters and another sampling."""
         return self.settings.decoder_beside(self, sampling)
 
     def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
-        """Put together what the drafters propose; one that raises has nothing to propose."""
+        """Return the merged drafts of all drafters; one that raises drafts nothing."""
         began_s, found = time.perf_counter(), []
         for drafter in self.drafters:
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
-            except Exception:  # noqa: BLE001 a draft is never worth an answer
+            except Exception:  # noqa: BLE001 a drafter's error never changes the answer
                 self._report(drafter)
         self.budget.note_draft(time.perf_counter() - began_s)
         return merged(found)
 
     def accept(self, accepted: Accepted) -> None:
-        """Tell the drafters what became of a draft."""
+        """Notify the drafters of the outcome of a draft."""
         for drafter in self.drafters:
             try:
                 drafter.update(accepted)
@@ -281,7 +280,7 @@ class SpeculativeDecoder:
     def observe(
         self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Tensor
     ) -> None:
-        """Show a pass to the drafters that observe."""
+        """Pass the logits of a pass to the drafters that observe."""
         for drafter in self._observers:
             try:
                 drafter.observe(context, tokens, parents, logits)
@@ -297,23 +296,23 @@ class SpeculativeDecoder:
 
 
 class SpeculativeSegment:
-    """The passes of one segment: drafts are proposed, verified, followed, and forgotten."""
+    """The passes of one segment, in which drafts are proposed, verified and accepted."""
 
     def __init__(self, decoder: SpeculativeDecoder, run: Run, text: SegmentText) -> None:
-        """Go on with a run."""
+        """Create a segment that continues a run."""
         self._decoder = decoder
         self._runner = decoder.model.runner
         self._run = run
         self._text = text
         self._pass: TreePass | None = None
-        self._context: DraftContext | None = None  # what was drafted for last
+        self._context: DraftContext | None = None  # of the last draft
         self._drafted: TokenTree = EMPTY
         self._counted = len(run.tokens)
         self.drafts_accepted = 0
         self.decisions_retaken = 0
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
-        """Give the logits behind the text: those of a draft that it followed, or of a new pass."""
+        """Return the logits after the text: from the pass that drafted it, or from a new one."""
         progress.check()
         if self._pass is not None:
             if len(tokens) == self._pass.length or self._pass.follow(tokens[-1]):
@@ -337,7 +336,7 @@ class SpeculativeSegment:
         return self._pass.here
 
     def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Say whether the schedule's logits would have led to the same choice as these."""
+        """Return whether the schedule's logits would have led to the same choice as these."""
         if self._decoder.known.exact or (self._pass is None and self._run.is_scheduled):
             return True
         model, began_s = self._decoder.model, self._decoder.clock()
@@ -357,13 +356,13 @@ class SpeculativeSegment:
         return certain
 
     def logprob_error(self) -> float:
-        """Give twice the bound of a logit's difference, which all others' add to their own."""
+        """Return the bound on a log-probability's error: twice that of a logit, 0 if exact."""
         if self._decoder.known.exact or (self._pass is None and self._run.is_scheduled):
             return 0.0
         return 2.0 * self._decoder.known.error.value
 
     def retake(self, tokens: Sequence[int], progress: Progress) -> Tensor:
-        """Go back to the last token that was read by the schedule, and read on one by one."""
+        """Return to the last token that was read by the schedule; read the rest one by one."""
         self._finish()
         before = self._run.logits
         self._runner.reschedule(self._run)
@@ -379,7 +378,7 @@ class SpeculativeSegment:
         return self._run.logits
 
     def close(self) -> None:
-        """Leave nothing in the cache but tokens of the text."""
+        """Keep only tokens of the text in the cache, and learn from the last draft."""
         self._finish()
         self._judge(tuple(self._run.tokens))
         self._decoder.budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
@@ -404,7 +403,7 @@ class SpeculativeSegment:
         )
 
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
-        """Draft what may follow, and give what is worth verifying."""
+        """Return the drafts that are worth verifying."""
         self._judge(tokens)
         decoder = self._decoder
         most = decoder.budget.ask(decoder.most_drafts) if depth > 0 else 0
@@ -418,13 +417,13 @@ class SpeculativeSegment:
         return chosen.within(decoder.model.vocabulary, depth)
 
     def _judge(self, tokens: Sequence[int]) -> None:
-        """Learn from the last drafts, verified or not, what of them the text has come to."""
+        """Learn which of the last drafts, verified or not, agree with the text."""
         if self._context is not None:
             self._decoder.budget.learn(self._drafted, tokens[len(self._context.text) :])
         self._context, self._drafted = None, EMPTY
 
     def _finish(self) -> None:
-        """Keep what was followed of the pass that is being walked down."""
+        """Keep the followed tokens of the current pass, and report the accepted drafts."""
         if self._pass is None:
             return
         verified, self._pass = self._pass, None
@@ -437,18 +436,18 @@ class SpeculativeSegment:
 
 
 class DecodingCounts:
-    """What all requests of a model took. Thread-safe."""
+    """Counts of all requests of a model. Thread-safe."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
-        self.passes = 0  # that read tokens of a text
+        """Start at zero."""
+        self.passes = 0  # passes over tokens of a text
         self.drafts = 0  # drafts in them
         self.accepted = 0  # drafts that became text
-        self.retaken = 0  # choices taken again by the schedule
+        self.retaken = 0  # choices retaken by the schedule
         self._lock = threading.Lock()
 
     def add(self, *, passes: int = 0, drafts: int = 0, accepted: int = 0, retaken: int = 0) -> None:
-        """Count."""
+        """Add to the counts."""
         with self._lock:
             self.passes += passes
             self.drafts += drafts

@@ -3,8 +3,8 @@
 A pass over several tokens differs in the last bits from passes over one, because sizes of
 matrix products and reductions differ. Where every pass has the same number of rows and the
 same length of cache, all sizes are equal; where the machine then computes rows independently
-of each other, which `probe` tests, tokens read together have the bits of tokens read one by one,
-in any precision.
+of each other, which `probe` tests, the logits of tokens read together equal those of tokens read
+one by one to the bit, in any precision.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from ralmspec_plugins.errors import ModelError
 from ralmspec_plugins.lm.kv_cache import Last, ModelRunner, is_croppable
 
 FIRST_BUCKET: Final = 256  # positions; each further bucket is twice as long
-PREFILL_ROWS: Final = 128  # of a pass over prompt or passages
-_PADDING: Final = 0  # the token in rows that hold none
+PREFILL_ROWS: Final = 128  # rows of a pass over prompt or passages
+_PADDING: Final = 0  # the token in unused rows
 
 
 class FixedShapeLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -31,13 +31,13 @@ class FixedShapeLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = True
 
     def __init__(self, size: int) -> None:
-        """Hold at most `size` columns."""
+        """Create a layer of at most `size` columns."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.size = size
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the buffers, of the shape and precision of the first states."""
+        """Create the buffers, in the shape and precision of the first states."""
         self.keys = self._buffer(key_states)
         self.values = self._buffer(value_states)
         self.is_initialized = True
@@ -45,7 +45,7 @@ class FixedShapeLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write states behind the columns in use, and return the whole buffers."""
+        """Write states after the columns in use, and return the whole buffers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -57,7 +57,7 @@ class FixedShapeLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
     def resize(self, size: int) -> None:
-        """Change the buffers' length; columns in use stay."""
+        """Change the buffers' length, and keep the columns in use."""
         if size != self.size and self.is_initialized:
             keys, values = self.keys, self.values
             assert keys is not None
@@ -69,7 +69,7 @@ class FixedShapeLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.size = size
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take columns out of use."""
+        """Release the last columns in use."""
         self.length -= abs(tokens_to_remove)
 
     def get_seq_length(self) -> int:
@@ -93,9 +93,9 @@ class FixedShapeRunner(ModelRunner):
     """Runs a model in passes of `rows` rows over caches of a fixed length.
 
     A position belongs to one bucket of cache lengths (256, 512, 1024, ...), and no pass
-    has rows in two. Rows without a token are masked; what they wrote is written over. So
-    a token's keys, values and logits are a function of the tokens before it and of the
-    compute schedule's prefill, however tokens were cut into passes.
+    has rows in two. Rows without a token are masked, and their keys and values are overwritten.
+    So a token's keys, values and logits depend on the tokens before it and on the compute
+    schedule's prefill, but not on how tokens are divided into passes.
     """
 
     def __init__(
@@ -106,21 +106,21 @@ class FixedShapeRunner(ModelRunner):
         rows: int,
         first_bucket: int = FIRST_BUCKET,
     ) -> None:
-        """Run this model.
+        """Create a runner of a model.
 
         Args:
-            model: one with full attention, "sdpa" or "eager".
+            model: a model with full attention, "sdpa" or "eager".
             cache_bytes: as for `ModelRunner`.
-            rows: of a pass over tokens of a text.
+            rows: the rows of a pass over tokens of a text.
             first_bucket: the length of the shortest cache, in positions.
 
         Raises:
-            ModelError: the model takes no mask of ours, or its caches forget tokens.
+            ModelError: the model does not accept a custom mask, or its caches discard tokens.
         """
         super().__init__(model, cache_bytes)
         if not self.takes_trees or not is_croppable(super().empty_cache()):
             raise ModelError("passes of a fixed shape need full attention, 'sdpa' or 'eager'")
-        self.takes_trees = False  # only a chain stands in the columns of plain decoding
+        self.takes_trees = False  # only chains have the columns of plain decoding
         self.rows = rows
         self._first_bucket = first_bucket
         config = model.config.get_text_config(decoder=True)
@@ -128,7 +128,7 @@ class FixedShapeRunner(ModelRunner):
         self._positions = getattr(config, "max_position_embeddings", None)
 
     def empty_cache(self) -> Cache:
-        """Return a cache that holds nothing."""
+        """Return an empty cache."""
         size = self._first_bucket + self.rows
         return Cache(layers=[FixedShapeLayer(size) for _ in range(self._layers)])
 
@@ -156,7 +156,7 @@ class FixedShapeRunner(ModelRunner):
         return length
 
     def _parts(self, position: int, tokens: Sequence[int], rows: int) -> Iterator[Sequence[int]]:
-        """Cut tokens into passes: at most `rows`, and none in two buckets."""
+        """Divide tokens into passes of at most `rows`, none of them in two buckets."""
         at = 0
         while at < len(tokens):
             most = min(rows, self.bucket(position + at) - (position + at))
@@ -164,7 +164,7 @@ class FixedShapeRunner(ModelRunner):
             at += most
 
     def _fixed_pass(self, cache: Cache, tokens: Sequence[int], rows: int) -> Tensor:
-        """Run one pass; return the logits behind each token: [tokens, vocabulary], float32."""
+        """Run one pass; return the logits after each token: [tokens, vocabulary], float32."""
         past, count = cache.get_seq_length(), len(tokens)
         size = self.bucket(past) + max(self.rows, PREFILL_ROWS)
         layers: list[Any] = cache.layers
@@ -174,7 +174,7 @@ class FixedShapeRunner(ModelRunner):
         places = torch.arange(past, past + rows)
         mask = torch.zeros((rows, size), dtype=self.model.dtype)
         mask.masked_fill_(torch.arange(size) > places[:, None], torch.finfo(mask.dtype).min)
-        if self._positions is not None:  # rows without a token may stand behind the last one
+        if self._positions is not None:  # unused rows may exceed the last position
             places = places.clamp(max=self._positions - 1)
         arguments: dict[str, Any] = {
             "attention_mask": mask[None, None].to(self.device),
@@ -183,7 +183,7 @@ class FixedShapeRunner(ModelRunner):
             "use_cache": True,
         }
         first = 0
-        if self._keeps:  # of a prefill the last tokens alone: a fixed number, too
+        if self._keeps:  # in a prefill only of the last tokens, a fixed number
             first = max(0, count - self.rows)
             arguments["logits_to_keep"] = torch.arange(first, first + self.rows)
         with self._lock, torch.inference_mode():
@@ -195,15 +195,15 @@ class FixedShapeRunner(ModelRunner):
 
 
 def probe(runner: FixedShapeRunner, vocabulary: int, *, rounds: int = 3) -> int:
-    """Count the rows whose logits depend on how tokens are cut into passes.
+    """Return the number of rows whose logits depend on how tokens are divided into passes.
 
-    The same tokens are read one by one and in chains of all lengths, with drafts behind them that
-    come to nothing, before and behind the first border of two buckets.
+    The same tokens are read one by one and in chains of all lengths, followed by rejected drafts,
+    before and across the border between the first two buckets.
 
     Args:
-        runner: of the model.
-        vocabulary: the number of its tokens.
-        rounds: how often, with other tokens.
+        runner: the runner of the model.
+        vocabulary: the size of the model's vocabulary.
+        rounds: the number of repetitions, with other tokens each time.
     """
     differing = 0
     border = runner.bucket(0)

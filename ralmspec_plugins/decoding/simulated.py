@@ -1,4 +1,4 @@
-"""A local model with a drafter in virtual time: what a segment takes, by given rates and costs."""
+"""A local model with a drafter in virtual time: segment durations by given rates and costs."""
 
 from collections.abc import Callable
 from typing import Final
@@ -14,14 +14,14 @@ _RIGHT, _WRONG = 1, 0  # tokens: every draft is `_RIGHT`
 
 
 class SimulatedDecoder:
-    """Durations of segments for `Simulation`, as a model with a drafter would take them.
+    """Durations of segments for `Simulation`, as of a model with a drafter.
 
     The drafter proposes a chain before each pass. A draft whose parent is right is right
-    with a given probability. A `Budget`, the one that real models decode by, learns from
-    this how many drafts to verify; none is a choice. A pass yields at most what is
-    left of the segment. Passes, tokens and accepted drafts are counted in the statistics.
+    with a given probability. A `Budget`, as used by real models, learns from this how many
+    drafts to verify, possibly none. A pass yields at most the remaining tokens of the
+    segment. Passes, tokens and accepted drafts are counted in the statistics.
 
-    Worked: every draft is right and rows cost nothing, so 8 tokens take one pass.
+    Worked: every draft is right and additional rows cost nothing, so 8 tokens take one pass.
 
     >>> from ralmspec_plugins.protocols import Progress
     >>> free = CostCurve((1, 32), (1.0, 1.0))
@@ -42,15 +42,15 @@ class SimulatedDecoder:
         most_drafts: int = 31,
         seed: int = 0,
     ) -> None:
-        """Take given rates and costs for those of a model.
+        """Create a decoder with given rates and costs.
 
         Args:
             costs: the cost of a pass by its rows, in passes of one row.
             acceptance: the probability that a draft is right if its parent is.
             pass_s: the duration of a pass of one row.
-            tokens: in a segment: the interval, or a function of the segment.
-            most_drafts: the most drafts in a pass.
-            seed: of the draws that decide which drafts are right.
+            tokens: the number of tokens in a segment, or a function of the segment.
+            most_drafts: the maximum number of drafts in a pass.
+            seed: the seed of the draws that decide which drafts are right.
 
         Raises:
             ConfigError: a number is out of range.
@@ -95,7 +95,7 @@ class SimulatedDecoder:
         while right < len(drafted) and self._draw() < self.acceptance:
             right += 1
         accepted = min(right, verified)
-        text = [_RIGHT] * right + [_WRONG]  # what follows; as far as it is written, it is learned
+        text = [_RIGHT] * right + [_WRONG]  # learned from as far as the pass yields it
         self.budget.learn(drafted, text[: accepted + 1])
         return accepted, 1 + len(chosen)
 

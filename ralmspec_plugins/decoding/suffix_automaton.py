@@ -1,4 +1,4 @@
-"""A suffix automaton that grows token by token, counts places, and can be cut back."""
+"""A suffix automaton that grows token by token, counts occurrences, and can be truncated."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,46 +8,45 @@ from typing import Final, NamedTuple
 from ralmspec_plugins.errors import ConfigError
 
 START: Final = 0  # the state of the empty sequence
-_CLIMB: Final = 32  # suffixes of a place that are counted, longest first: keeps a token's cost O(1)
+_CLIMB: Final = 32  # suffixes that are counted per token, longest first: keeps its cost O(1)
 
 
-_PLACES: Final = itemgetter(2, 3)  # of a follower: how many, and how late
+_PLACES: Final = itemgetter(2, 3)  # a follower's number of occurrences, and the last one
 
 
 class Follower(NamedTuple):
-    """A token that follows somewhere: the state behind it, and how often and how late that is."""
+    """A token that follows a state: the state after it, how often, and where it did last."""
 
     token: int
     state: int
-    places: int  # that go on so
-    recent: int  # the last of them: how many tokens end with it
+    places: int  # occurrences
+    recent: int  # the last of them, as the number of tokens up to its end
 
 
 @dataclass(slots=True)
 class _Change:
-    """What one token changed, to be taken back."""
+    """The changes that one token made, so that they can be undone."""
 
     last: int
-    added: list[int]  # states that got a transition
-    climbed: list[tuple[int, int]]  # states counted once more, with their former `recent`
+    added: list[int]  # states that received a transition
+    climbed: list[tuple[int, int]]  # states with a raised count, and their former `recent`
     clone: int | None = None
-    of: int = START  # the state that the clone was made of
-    redirected: list[int] = field(default_factory=list)  # states whose transition went to it
+    of: int = START  # the state that was cloned
+    redirected: list[int] = field(default_factory=list)  # states whose transition led to `of`
 
 
 class SuffixAutomaton:
-    """All places of all stretches of a token sequence, in O(1) amortised time a token.
+    """All occurrences of all substrings of a token sequence, in O(1) amortised time per token.
 
-    A state stands for the stretches that end at the same places; its link leads to
-    the longest shorter ending that has more places. So `repeated()`, the longest
-    ending of the sequence that occurs earlier, is one look-up, and what followed it
-    there are that state's transitions.
+    A state represents the substrings that end at the same positions; its link leads to
+    their longest suffix with more occurrences. So `repeated()`, the longest suffix
+    of the sequence that also occurs earlier, is one look-up, and the tokens that followed
+    it are that state's transitions.
 
-    A token that is appended counts as a place of its 32 longest endings that have
-    other places than the next longer one; shorter ones are then counted too seldom.
+    An appended token is counted as an occurrence for its 32 longest suffixes with distinct
+    states; shorter ones are then undercounted.
 
-    With `undo`, `truncate` takes back tokens one by one, and everything is as if
-    they had never come.
+    `truncate` removes appended tokens one by one and restores the state before them.
 
     >>> automaton = SuffixAutomaton([1, 2, 3, 1, 2, 4, 1, 2])
     >>> state, length = automaton.repeated()
@@ -56,7 +55,7 @@ class SuffixAutomaton:
     """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
-        """Take in a sequence that stays."""
+        """Create an automaton of a sequence that cannot be truncated."""
         self._next: list[dict[int, int]] = [{}]
         self._link: list[int] = [-1]
         self._length: list[int] = [0]
@@ -67,15 +66,15 @@ class SuffixAutomaton:
         self._changes: list[_Change] = []
         for token in tokens:
             self._add(token, None)
-        self.fixed = len(self._tokens)  # tokens that cannot be taken back
+        self.fixed = len(self._tokens)  # tokens that cannot be removed
         self._count_places()
 
     def __len__(self) -> int:
-        """Count the tokens."""
+        """Return the number of tokens."""
         return len(self._tokens)
 
     def append(self, token: int) -> None:
-        """Take in one more token, which `truncate` can take back."""
+        """Append a token, which `truncate` can remove."""
         change = _Change(self._last, [], [])
         self._add(token, change)
         self._changes.append(change)
@@ -89,31 +88,31 @@ class SuffixAutomaton:
             state = self._link[state]
 
     def truncate(self, length: int) -> None:
-        """Take back all tokens but the first `length`.
+        """Remove all tokens but the first `length`.
 
         Raises:
-            ConfigError: some of these belong to the sequence that stays.
+            ConfigError: some tokens to remove belong to the initial sequence.
         """
         if length < self.fixed:
-            raise ConfigError(f"the first {self.fixed} tokens stay, cannot go back to {length}")
+            raise ConfigError(f"the first {self.fixed} tokens stay, cannot truncate to {length}")
         while len(self._tokens) > length:
             self._take_back(self._changes.pop())
 
     def repeated(self) -> tuple[int, int]:
-        """Find the longest ending that occurs earlier: its state and its length in tokens."""
+        """Return the state and the length of the longest suffix that also occurs earlier."""
         if self._last == START:
             return START, 0
         state = self._link[self._last]
         return state, self._length[state]
 
     def shorter(self, state: int) -> tuple[int, int]:
-        """Find the longest shorter ending of a state that has more places."""
+        """Return the state and the length of a state's longest suffix with more occurrences."""
         assert state != START
         link = self._link[state]
         return link, self._length[link]
 
     def find(self, tokens: Iterable[int]) -> tuple[int, int]:
-        """Find the longest ending of other tokens that occurs here: its state and length.
+        """Return the state and the length of the longest suffix of `tokens` that occurs here.
 
         >>> automaton = SuffixAutomaton([1, 2, 3, 4])
         >>> automaton.find([9, 2, 3])[1], automaton.find([1, 2, 9])[1]
@@ -129,7 +128,7 @@ class SuffixAutomaton:
         return state, length
 
     def followers(self, state: int) -> list[Follower]:
-        """Give the tokens that follow a state: the most frequent first, then the most recent."""
+        """Return the tokens that follow a state: the most frequent first, then the most recent."""
         count, recent = self._count, self._recent
         found = [
             Follower(token, to, count[to], recent[to]) for token, to in self._next[state].items()
@@ -139,7 +138,7 @@ class SuffixAutomaton:
         return found
 
     def single_way(self, state: int, most: int) -> tuple[list[int], int]:
-        """Return the tokens that alone follow each other behind a state, and the state there.
+        """Return the only continuation of a state, until it branches, and the state after it.
 
         >>> SuffixAutomaton([1, 2, 3, 4]).single_way(1, 2)
         ([2, 3], 3)
@@ -147,14 +146,14 @@ class SuffixAutomaton:
         next_states, tokens = self._next, list[int]()
         while len(tokens) < most and len(next_states[state]) == 1:
             [(token, behind)] = next_states[state].items()
-            if token < 0:  # no token: it stands between two sequences
+            if token < 0:  # a separator of two sequences
                 break
             tokens.append(token)
             state = behind
         return tokens, state
 
     def check(self) -> None:
-        """Assert what must hold between any two calls (for tests)."""
+        """Assert the invariants that hold between calls (for tests)."""
         anew = SuffixAutomaton(self._tokens[: self.fixed])
         for token in self._tokens[self.fixed :]:
             anew.append(token)
@@ -182,7 +181,7 @@ class SuffixAutomaton:
         self._last = current
 
     def _split(self, state: int, token: int, change: _Change | None) -> int:
-        """Give the stretches of a state with the token a state of their own."""
+        """Move the substrings of a state with the token to a state of their own; return it."""
         found = self._next[state][token]
         length, following = self._length[state] + 1, dict(self._next[found])
         clone = self._new_state(length, following, self._count[found], self._recent[found])
@@ -205,11 +204,11 @@ class SuffixAutomaton:
         return len(self._next) - 1
 
     def _count_places(self) -> None:
-        """Count the places of all states at once: each has those of all that link to it."""
+        """Count the occurrences of all states at once: each includes those of its link children."""
         count, recent, length = self._count, self._recent, self._length
         state = START
         for place, token in enumerate(self._tokens, 1):
-            state = self._next[state][token]  # the state of the whole beginning
+            state = self._next[state][token]  # the state of the whole prefix
             count[state], recent[state] = 1, place
         for state in sorted(range(1, len(length)), key=length.__getitem__, reverse=True):
             link = self._link[state]

@@ -10,12 +10,12 @@ ROOT: Final = -1  # the parent of the tokens that follow the text's last one
 
 
 class Evidence(NamedTuple):
-    """What a drafted token rests on, for those who learn how often such tokens are accepted.
+    """What a drafted token rests on; acceptance rates are learned by it.
 
     Attributes:
         source: the drafter's name.
         match: how many tokens of the text's end were found again.
-        share: the part of the places found that go on with this token, of those behind its parent.
+        share: the share of this token among the continuations of its parent that were found.
     """
 
     source: str
@@ -28,12 +28,11 @@ NO_EVIDENCE: Final = Evidence("")
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """Drafted tokens, each behind its parent: a token of the tree, or the text's last token.
+    """Drafted tokens, each following its parent: a token of the tree, or the text's last one.
 
-    A parent stands in front of its children, and siblings are different tokens: a
-    path from the root is one continuation of the text, and every continuation is
-    one path. Without an estimate of its own, a token is taken to be as likely as
-    its parent.
+    A parent precedes its children, and siblings are different tokens, so each
+    path from the root is a different continuation of the text. Values that are not given
+    are 1.
 
     >>> tree = TokenTree.of([[5, 6, 7], [5, 8]])
     >>> tree.tokens, tree.parents, tree.depths()
@@ -48,10 +47,10 @@ class TokenTree:
     evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is no tree, and fill in what was not given.
+        """Check that this is a tree, and set the defaults.
 
         Raises:
-            ConfigError: lengths differ, a parent stands behind its child, or siblings are equal.
+            ConfigError: lengths differ, a parent follows its child, or siblings are equal.
         """
         count = len(self.tokens)
         if not self.values:
@@ -61,13 +60,13 @@ class TokenTree:
         if not len(self.parents) == len(self.values) == len(self.evidence) == count:
             raise ConfigError("a token tree needs a parent, a value and evidence for each token")
         if not all(ROOT <= parent < node for node, parent in enumerate(self.parents)):
-            raise ConfigError(f"a parent must stand in front of its child, got {self.parents}")
+            raise ConfigError(f"a parent must precede its child, got {self.parents}")
         if len(set(zip(self.parents, self.tokens, strict=True))) != count:
             raise ConfigError("siblings of a token tree must be different tokens")
 
     @classmethod
     def of(cls, continuations: Iterable[Sequence[int]], source: str = "") -> "TokenTree":
-        """Make a tree of continuations, whose common beginnings are shared."""
+        """Return a tree of continuations, whose common prefixes are shared."""
         places: dict[tuple[int, int], int] = {}
         for continuation in continuations:
             node = ROOT
@@ -88,7 +87,7 @@ class TokenTree:
         values: tuple[float, ...],
         evidence: tuple[Evidence, ...],
     ) -> "TokenTree":
-        """Make a tree of what is known to be one: the checks take longer than a look-up."""
+        """Return a tree without checking it: the checks take longer than a look-up."""
         tree = object.__new__(cls)
         object.__setattr__(tree, "tokens", tokens)
         object.__setattr__(tree, "parents", parents)
@@ -97,30 +96,30 @@ class TokenTree:
         return tree
 
     def __len__(self) -> int:
-        """Count the tokens."""
+        """Return the number of tokens."""
         return len(self.tokens)
 
     @property
     def is_chain(self) -> bool:
-        """Whether each token stands behind the one in front of it."""
+        """Whether each token follows the previous one."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
     def depths(self) -> tuple[int, ...]:
-        """Count, for each token, the tokens on the path to it; 1 behind the root."""
+        """Return the depth of each token; 1 for children of the root."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(1 if parent == ROOT else depths[parent] + 1)
         return tuple(depths)
 
     def child(self, parent: int, token: int) -> int | None:
-        """Find the child of a token, or of the root, that is this token."""
+        """Return the child of a node, or of the root, that is this token; `None` if none is."""
         for node in range(parent + 1, len(self.tokens)):
             if self.parents[node] == parent and self.tokens[node] == token:
                 return node
         return None
 
     def path(self, node: int) -> tuple[int, ...]:
-        """Give the tokens' places on the way to one of them, the nearest to the root first."""
+        """Return the nodes on the path from the root to a node, the nearest to the root first."""
         way = []
         while node != ROOT:
             way.append(node)
@@ -128,7 +127,7 @@ class TokenTree:
         return tuple(reversed(way))
 
     def followed(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        """Give the places of the tokens that a continuation leads along.
+        """Return the nodes that a continuation follows.
 
         >>> TokenTree.of([[5, 6], [7]]).followed([5, 6, 8])
         (0, 1)
@@ -142,7 +141,7 @@ class TokenTree:
         return tuple(way)
 
     def kept(self, nodes: Iterable[int]) -> "TokenTree":
-        """Give the tree of some of the tokens; those whose parent is not kept go, too."""
+        """Return the tree of some nodes, without those whose parent is not kept."""
         places: dict[int, int] = {ROOT: ROOT}
         for node in sorted(set(nodes)):
             if self.parents[node] in places:
@@ -156,13 +155,13 @@ class TokenTree:
         )
 
     def step_value(self, node: int) -> float:
-        """Give the estimate that a token is accepted where its parent was."""
+        """Return the estimated probability that a token is accepted if its parent is."""
         parent = self.parents[node]
         before = 1.0 if parent == ROOT else self.values[parent]
         return min(1.0, self.values[node] / before) if before > 0 else 0.0
 
     def most_valued(self, count: int) -> "TokenTree":
-        """Give the tree of the most valued tokens, with all on the way to them, the best first.
+        """Return the tree of at most `count` tokens with the largest values, and their paths.
 
         >>> TokenTree((5, 6, 7), (-1, -1, 1), (0.3, 0.6, 0.5)).most_valued(2).tokens
         (6, 7)
@@ -177,7 +176,7 @@ class TokenTree:
         return self.kept(kept)
 
     def chain(self) -> "TokenTree":
-        """Give the path from the root that takes the most valued child each time.
+        """Return the path from the root that follows the most valued child each time.
 
         >>> TokenTree((5, 6, 7), (-1, -1, 1), (0.3, 0.6, 0.2)).chain().tokens
         (6, 7)
@@ -193,7 +192,7 @@ class TokenTree:
         return self.kept(way)
 
     def within(self, vocabulary: int, depth: int) -> "TokenTree":
-        """Give the tree without tokens outside a vocabulary, or deeper than a depth."""
+        """Return the tree without tokens outside a vocabulary, or deeper than `depth`."""
         inside = all(0 <= token < vocabulary for token in self.tokens)
         if inside and len(self.tokens) <= depth:
             return self
@@ -210,7 +209,7 @@ EMPTY: Final = TokenTree()
 
 
 def scaled(tree: TokenTree, weight: float) -> TokenTree:
-    """Give a tree whose tokens are each as likely, behind their parents, times a weight.
+    """Return a tree in which each token's probability given its parent is times a weight.
 
     >>> scaled(TokenTree((5, 6), (-1, 0), (0.8, 0.4)), 0.5).values
     (0.4, 0.1)
@@ -225,7 +224,7 @@ def scaled(tree: TokenTree, weight: float) -> TokenTree:
 
 
 def merged(trees: Sequence[TokenTree]) -> TokenTree:
-    """Give the union of trees: a path that stands in several has the largest of their values.
+    """Return the union of trees; a path in several of them has the largest of their values.
 
     >>> both = merged([TokenTree((5, 6), (-1, 0), (0.5, 0.4)), TokenTree((5, 7), (-1, 0))])
     >>> both.tokens, both.parents, both.values

@@ -1,4 +1,4 @@
-"""One pass over a token tree, and the walk down the drafts that the model itself chooses."""
+"""One pass over a token tree, and the path of drafts that the model itself chooses."""
 
 from typing import Final
 
@@ -7,19 +7,19 @@ from torch import Tensor
 from ralmspec_plugins.decoding.token_tree import ROOT, TokenTree
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Run
 
-_FIRST: Final = 0  # the row of the text's last token; draft n stands in row n + 1
+_FIRST: Final = 0  # the row of the text's last token; draft n is in row n + 1
 
 
 class TreePass:
-    """A pass over a text's last token and drafts behind it, while it is being walked down.
+    """A pass over a text's last token and the drafts after it, and the path followed so far.
 
-    The walk is driven by what is chosen: whoever chooses a token from the logits of
-    `here` tells it to `follow`, which says whether it was drafted. What was not
-    followed is forgotten at `finish`, which is called once in every case.
+    The caller chooses a token from the logits of `here` and passes it to `follow`, which returns
+    whether the token was drafted. `finish`, to be called exactly once, discards all rows
+    that were not followed.
     """
 
     def __init__(self, runner: ModelRunner, run: Run, last: int, tree: TokenTree) -> None:
-        """Read the text's last token, which the run does not hold yet, and the drafts."""
+        """Read the text's last token, which the run has not read yet, and the drafts."""
         self.tree = tree
         self._runner = runner
         self._run = run
@@ -29,22 +29,22 @@ class TreePass:
 
     @property
     def accepted(self) -> tuple[int, ...]:
-        """The places in the tree of the drafts that were followed, in order."""
+        """The indices in the tree of the followed drafts, in order."""
         return tuple(row - 1 for row in self._path[1:])
 
     @property
     def length(self) -> int:
-        """The tokens of the text that are read, those that the run held before among them."""
+        """The number of tokens of the text read so far, those read before the pass included."""
         return len(self._run.tokens) + len(self._path)
 
     @property
     def here(self) -> Tensor:
-        """The logits behind the last token that was followed: [1, vocabulary], float32."""
+        """The logits after the last followed token: [1, vocabulary], float32."""
         row = self._path[-1]
         return self.rows.logits[row : row + 1]
 
     def follow(self, token: int) -> bool:
-        """Go on to a draft, if this token was drafted here."""
+        """Follow a draft of this token; return whether there is one here."""
         child = self.tree.child(self._path[-1] - 1, token)
         if child is None:
             return False
@@ -52,5 +52,5 @@ class TreePass:
         return True
 
     def finish(self) -> None:
-        """Keep in the cache what was followed, and nothing else."""
+        """Keep only the followed tokens in the cache."""
         self._runner.keep_rows(self._run, self.rows, self._path)

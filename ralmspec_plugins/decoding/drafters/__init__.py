@@ -1,6 +1,6 @@
-"""Who drafts the tokens that may follow a text: one file each, behind one seam.
+"""Drafters of the tokens that may follow a text, one module each, with one protocol.
 
-`CorpusDrafter` and `ModelDrafter` stand in their own modules: they need files or torch.
+`CorpusDrafter` and `ModelDrafter` are not imported here: they need files or torch.
 """
 
 from ralmspec_plugins.decoding.drafters.fused import FusedDrafter

@@ -1,4 +1,4 @@
-"""Drafts what followed the text's end in a corpus of tokens, as REST does."""
+"""Drafts the tokens that followed the text's end in a corpus, as REST does."""
 
 import os
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, 
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError
 
-_BACK: Final = 2  # shorter endings that are asked where the longest has few places
+_BACK: Final = 2  # shorter suffixes that are looked up if the longest has few occurrences
 _FEW: Final = 8
 
 
 class CorpusDrafter:
     """Retrieves drafts from a token corpus: REST (He et al., 2311.08252).
 
-    The longest ending of the text that occurs in the corpus is found by binary searches in a
-    suffix array; what followed it at up to `places` places becomes a tree, valued by how often
-    each path was followed. REST takes endings of at most 16 tokens, 10 tokens behind them, and
-    the 64 most frequent drafts.
+    The longest suffix of the text that occurs in the corpus is found by binary searches in a
+    suffix array. The continuations of up to `places` occurrences become a tree, valued by their
+    frequencies. REST uses suffixes of at most 16 tokens, the 10 tokens after them, and the 64
+    most frequent drafts.
 
-    The corpus is read by all who use the drafter: give each tenant the corpus of its own
+    All requests of the drafter read the corpus: give each tenant a corpus of its own
     texts. A draft never changes a text.
 
-    Worked: behind "1 2" the corpus goes on with 3 twice and with 4 once; the rest is left to
-    shorter endings, since three places are few:
+    Worked: in the corpus "1 2" is followed twice by 3 and once by 4; the remaining probability
+    is left to shorter suffixes, since three occurrences are few:
 
     >>> corpus = TokenCorpus.of([[1, 2, 3, 5], [1, 2, 3, 6], [1, 2, 4]])
     >>> tree = CorpusDrafter(corpus).propose(DraftContext("request", (), (9,), (1, 2)), 2)
@@ -44,14 +44,14 @@ class CorpusDrafter:
         depth: int = 10,
         places: int = 128,
     ) -> None:
-        """Draft from a corpus.
+        """Create a drafter from a corpus.
 
         Args:
-            corpus: one, or the folder of one.
-            longest_match: the most tokens of the text's end that are looked for.
-            least_match: the least that must be found.
-            depth: the most tokens that are taken behind a place.
-            places: the most places that are looked at, spread over all of them.
+            corpus: a corpus, or its folder.
+            longest_match: the maximum length of a suffix that is looked up.
+            least_match: the minimum length of a suffix that must be found.
+            depth: the maximum number of tokens taken after an occurrence.
+            places: the maximum number of occurrences read, spread over all of them.
 
         Raises:
             ConfigError: a number is below 1.
@@ -72,15 +72,15 @@ class CorpusDrafter:
         self.places = places
 
     def bind(self, target: DraftTarget) -> None:
-        """Refuse a model with another tokenizer than that of the corpus.
+        """Check that the model has the tokenizer of the corpus.
 
         Raises:
-            ModelError: it is another.
+            ModelError: it has another one.
         """
         self.corpus.check_tokenizer(target.tokenizer)
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens."""
+        """Return at most `budget` drafted tokens."""
         end = (*context.front[-self.longest_match :], *context.text)[-self.longest_match :]
         match, start, stop = self.corpus.longest(end, self.longest_match)
         counts = _Counts()
@@ -90,15 +90,15 @@ class CorpusDrafter:
             asked += 1
             if counts.places >= _FEW or asked > _BACK:
                 break
-            match -= 1  # a shorter ending has these places and others
+            match -= 1  # a shorter suffix has these occurrences and others
             start, stop = self.corpus.find(end[len(end) - match :])
         return counts.tree().most_valued(budget)
 
     def update(self, accepted: Accepted) -> None:
-        """Learn nothing: the corpus is as it is."""
+        """Do nothing: the corpus does not change."""
 
     def _continuations(self, start: int, stop: int, match: int) -> list[tuple[int, ...]]:
-        """Give what follows at the places of a stretch, or at some spread over it."""
+        """Return the continuations in a range of the suffix array, or in a sample of it."""
         if stop - start <= self.places:
             return list(self.corpus.following(start, stop, match, self.depth))
         step = (stop - start) / self.places
@@ -111,17 +111,17 @@ class CorpusDrafter:
 
 
 class _Counts:
-    """How often each path was followed, by the longest ending that leads to it first."""
+    """Frequencies of paths, each counted for the longest suffix that leads to it."""
 
     def __init__(self) -> None:
         self.places = 0
         self._nodes: dict[tuple[int, int], int] = {}  # (parent, token) to node
         self._values: list[float] = []
         self._evidence: list[Evidence] = []
-        self._left = 1.0  # of all chances, for endings not asked yet
+        self._left = 1.0  # the probability left to suffixes not looked up yet
 
     def add(self, continuations: Sequence[tuple[int, ...]], match: int) -> None:
-        """Count what follows an ending; paths that are known from a longer one stay as they are."""
+        """Count the continuations of a suffix; paths known from a longer one are unchanged."""
         filled = [one for one in continuations if one]
         self.places = len(continuations)
         if not filled:
@@ -132,7 +132,7 @@ class _Counts:
                 counts[one[:length]] = counts.get(one[:length], 0) + 1
         children = len({one[0] for one in filled})
         whole = len(continuations)
-        # As in PPM, endings with few places leave a part to shorter ones.
+        # As in PPM, suffixes with few occurrences leave a share to shorter ones.
         part = self._left * (whole / (whole + children) if whole < _FEW else 1.0)
         known: dict[tuple[int, ...], int] = {(): ROOT}
         for path in sorted(counts, key=lambda one: (len(one), -counts[one])):
@@ -148,7 +148,7 @@ class _Counts:
         self._left -= part
 
     def tree(self) -> TokenTree:
-        """Give the tree of all paths."""
+        """Return the tree of all paths."""
         if not self._nodes:
             return EMPTY
         return TokenTree(

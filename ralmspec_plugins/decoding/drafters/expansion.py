@@ -1,4 +1,4 @@
-"""The tree of what followed, in an automaton, where a text's end was found again."""
+"""The tree of the continuations of a text's suffix in an automaton."""
 
 import heapq
 from collections.abc import Iterator
@@ -8,28 +8,28 @@ from typing import Final
 from ralmspec_plugins.decoding.suffix_automaton import START, SuffixAutomaton
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 
-_BRANCHES: Final = 8  # children of a token, as SAM-Decoding takes of its static automaton
-_LEAST: Final = 0.02  # the least value that is followed; SuffixDecoding stops at 0.1
-_LEVELS: Final = 3  # endings that are asked: the longest, and two shorter ones
+_BRANCHES: Final = 8  # children of a token, as for the static automaton of SAM-Decoding
+_LEAST: Final = 0.02  # the minimum value of a draft; SuffixDecoding stops at 0.1
+_LEVELS: Final = 3  # suffixes that are looked up: the longest, and two shorter ones
 _Entry = tuple[float, int, int, int, int, Evidence]  # -value, order, state, token, parent, evidence
 
 
 def expand(
     automaton: SuffixAutomaton, state: int, length: int, budget: int, source: str, least: int = 1
 ) -> TokenTree:
-    """Draft what followed the places of a state, the most valued tokens first.
+    """Return the tree of the tokens that followed a state, the most valued first.
 
-    A token's value is its parent's times the share of places that go on with it.
-    Where places are few, shorter endings have a say: as in PPM, a state of n places
-    and d different followers leaves d / (n + d) to the next shorter ending.
+    A token's value is its parent's times the share of occurrences that continue with it.
+    Where occurrences are few, shorter suffixes contribute: as in PPM, a state of n occurrences
+    and d different followers leaves d / (n + d) to the next shorter suffix.
 
     Args:
-        automaton: of the tokens that are copied from.
-        state: of the ending that was found again.
-        length: of that ending, in tokens.
-        budget: the most tokens.
+        automaton: the automaton of the tokens that are copied.
+        state: the state of the suffix that was found.
+        length: the length of that suffix, in tokens.
+        budget: the maximum number of tokens.
         source: the drafter's name.
-        least: the least length of an ending that is asked.
+        least: the minimum length of a suffix that is looked up.
 
     >>> automaton = SuffixAutomaton([1, 2, 3, 4, 1, 2])
     >>> expand(automaton, *automaton.repeated(), 3, "suffix").tokens
@@ -43,14 +43,14 @@ def expand(
     values: list[float] = []
     evidence: list[Evidence] = []
     while len(tokens) < budget:
-        while left and (not heap or -heap[0][0] < left):  # a shorter ending may be worth more
+        while left and (not heap or -heap[0][0] < left):  # a shorter suffix may be worth more
             roots, left = next(levels, ((), 0.0))
             for root in roots:
                 heapq.heappush(heap, root)
         if not heap:
             break
         negative, _, at, token, parent, found = heapq.heappop(heap)
-        # As long as there is one way to go on, no queue is needed.
+        # As long as there is only one continuation, no queue is needed.
         run, at = automaton.single_way(at, budget - len(tokens) - 1)
         first = len(tokens)
         tokens.append(token)
@@ -68,7 +68,7 @@ def expand(
         for step in steps[:_BRANCHES]:
             share = step.places / places
             if -negative * share < _LEAST:
-                break  # those behind are rarer
+                break  # the rest are rarer
             if step.token >= 0:  # else a passage ends there
                 deeper = Evidence(source, match, share)
                 entry = (negative * share, order, step.state, step.token, parent, deeper)
@@ -82,10 +82,10 @@ def expand(
 def _levels(
     automaton: SuffixAutomaton, state: int, length: int, source: str, least: int
 ) -> Iterator[tuple[list[_Entry], float]]:
-    """Yield the tokens behind the root, from the longest ending and then from shorter ones.
+    """Yield the children of the root, from the longest suffix and then from shorter ones.
 
-    With each level goes what no value of a later one reaches. The root's tokens are in front of
-    all others of equal value.
+    Each level comes with an upper bound on the values of later ones. The root's children precede
+    all other tokens of equal value.
     """
     left, seen = 1.0, dict[int, None]()
     for level in range(_LEVELS):
@@ -110,5 +110,5 @@ def _levels(
 
 @lru_cache(maxsize=4096)
 def _sure(source: str, match: int) -> Evidence:
-    """Return the evidence of a token that alone follows: it is asked for again and again."""
+    """Return the evidence of a token that is the only continuation; cached, as it recurs."""
     return Evidence(source, match, 1.0)

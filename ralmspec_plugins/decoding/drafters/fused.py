@@ -1,4 +1,4 @@
-"""Drafts of a small model and of retrieval, put together into one tree."""
+"""Drafts of a small model and of retrieval, merged into one tree."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged,
 from ralmspec_plugins.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_RECENT: Final = 64.0  # drafts that the learned calibration goes back
+_RECENT: Final = 64.0  # time constant of the learned calibration, in drafts
 
 
 class FusedDrafter:
@@ -20,19 +20,19 @@ class FusedDrafter:
     RASD prunes the retrieved tree by the draft model's distribution and merges both by their
     longest common prefixes. Its pruning rule is not published; the rule here is ours:
 
-    - a retrieved token behind the root stays if it is among the model's `top_tokens` likeliest
+    - a retrieved child of the root stays if it is among the model's `top_tokens` likeliest
       (k_p), or if at least `trusted_match` tokens of the text's end were found (a long exact
       match overrules a small model);
-    - a path that stands in both trees is one path, with the larger of both values, where
-      retrieved values are multiplied by `weight` (beta);
+    - a path in both trees is one path, with the larger of both values, where retrieved values
+      are multiplied by `weight` (beta);
     - the most valued tokens fill the budget.
 
-    Without these three numbers nothing is set by hand: every retrieved token may stay, and
-    each source's values are multiplied by the part of them that came true of late.
+    Without these three numbers nothing needs tuning: every retrieved token may stay, and each
+    source's values are multiplied by the recent ratio of accepted to expected drafts.
 
-    Retrieval runs in a thread beside the draft model, which RASD leaves open.
+    Retrieval runs in a thread in parallel with the draft model; RASD does not specify this.
 
-    Worked, with drafters that stand for a model and a datastore:
+    Worked, with drafters in place of a model and a datastore:
 
     >>> class Fixed:
     ...     def __init__(self, tree): self.tree = tree
@@ -54,19 +54,19 @@ class FusedDrafter:
         weight: float | None = None,
         parallel: bool = True,
     ) -> None:
-        """Fuse drafts.
+        """Create a drafter that fuses the drafts of others.
 
         Args:
             model: the small model's drafter.
-            retrieval: those that retrieve: a `CorpusDrafter`, `SuffixDrafter` or another.
-            top_tokens: k_p, of a model drafter that has `likeliest`; unset, none is pruned.
-            trusted_match: the match length that needs no leave of the model.
-            weight: of retrieved values; unset, it is learned.
-            parallel: whether retrieval runs beside the model.
+            retrieval: drafters that retrieve: a `CorpusDrafter`, `SuffixDrafter` or another.
+            top_tokens: k_p, for a model drafter that has `likeliest`; unset, none is pruned.
+            trusted_match: the match length from which a token is kept regardless of the model.
+            weight: the factor of retrieved values; unset, it is learned.
+            parallel: whether retrieval runs in parallel with the model.
 
         Raises:
-            ConfigError: nothing retrieves, a number is out of range, or the model drafter cannot
-                tell its likeliest tokens.
+            ConfigError: no drafter retrieves, a number is out of range, or the model drafter has
+                no `likeliest`.
         """
         if not retrieval:
             raise ConfigError("a FusedDrafter needs at least one drafter that retrieves")
@@ -88,21 +88,21 @@ class FusedDrafter:
         self._retrieval = retrieval
         self._parts: tuple[Drafter, ...] = (model, *retrieval)
         if any(hasattr(part, "observe") for part in self._parts):
-            self.observe = self._observe  # else passes need not be shown
+            self.observe = self._observe  # otherwise no pass needs to be observed
         self._weights = [_Weight() for _ in self._parts]
         self._failed: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def bind(self, target: DraftTarget) -> None:
-        """Bind all parts."""
+        """Bind all drafters."""
         for part in self._parts:
             bind = getattr(part, "bind", None)
             if bind is not None:
                 bind(target)
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens, from all sources."""
+        """Return at most `budget` drafted tokens, from all sources."""
         drafted = self._drafts(context, budget)
         trees = [drafted[0], *(self._pruned(context, tree) for tree in drafted[1:])]
         return merged(
@@ -110,7 +110,7 @@ class FusedDrafter:
         ).most_valued(budget)
 
     def update(self, accepted: Accepted) -> None:
-        """Take in what became of a draft, and learn how much each source's values are worth."""
+        """Record the outcome of a draft, and learn how reliable each source's values are."""
         right = set(accepted.nodes)
         reached = {ROOT, *right}
         for part, weight in zip(self._parts, self._weights, strict=True):
@@ -122,7 +122,7 @@ class FusedDrafter:
                         weight.learn(accepted.tree.step_value(node), node in right)
 
     def release(self, request: Hashable) -> None:
-        """Have all parts forget a request."""
+        """Release what all drafters hold for a request."""
         for part in self._parts:
             release = getattr(part, "release", None)
             if release is not None:
@@ -131,14 +131,14 @@ class FusedDrafter:
     def _observe(
         self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Any
     ) -> None:
-        """Show a pass to the parts that observe."""
+        """Pass the logits of a pass to the drafters that observe."""
         for part in self._parts:
             observe = getattr(part, "observe", None)
             if observe is not None:
                 observe(context, tokens, parents, logits)
 
     def _drafts(self, context: DraftContext, budget: int) -> list[TokenTree]:
-        """Give each part's draft."""
+        """Return the draft of each drafter."""
         if not self.parallel:
             return [self._draft(part, context, budget) for part in self._parts]
         with self._lock:
@@ -150,10 +150,10 @@ class FusedDrafter:
         return [self._draft(self._model, context, budget), *(one.result() for one in beside)]
 
     def _draft(self, part: Drafter, context: DraftContext, budget: int) -> TokenTree:
-        """Give one part's draft; one that raises has drafted nothing."""
+        """Return the draft of one drafter; one that raises drafts nothing."""
         try:
             return part.propose(context, budget)
-        except Exception:  # noqa: BLE001 a draft is never worth an answer
+        except Exception:  # noqa: BLE001 a drafter's error never changes the answer
             if id(part) not in self._failed:
                 self._failed.add(id(part))
                 _log.warning(
@@ -162,7 +162,7 @@ class FusedDrafter:
             return EMPTY
 
     def _pruned(self, context: DraftContext, tree: TokenTree) -> TokenTree:
-        """Give what stays of a retrieved tree: see the class."""
+        """Return a retrieved tree pruned by the model: see the class."""
         if self.top_tokens is None or not tree.tokens:
             return tree
         likeliest = set(self._model.likeliest(context, self.top_tokens))
@@ -182,7 +182,7 @@ class FusedDrafter:
 
 
 class _Weight:
-    """How often a source's drafts came true, against the values that it gave them."""
+    """The ratio of a source's accepted drafts to the values that it gave them."""
 
     def __init__(self) -> None:
         self._expected = self._accepted = 8.0  # a prior: the values are right

@@ -21,26 +21,26 @@ from ralmspec_plugins.lm.kv_cache import ModelRunner, Rows, Run, common_length, 
 from ralmspec_plugins.lm.sampling import Sampling
 from ralmspec_plugins.lm.token_sampler import TokenSampler
 
-_FRONTS: Final = 2  # of one request: the passages in front, and those guessed beside them
-_SURE: Final = 8  # the match length that a model's tokens count as
-_RECENT: Final = 16.0  # passes that a running mean goes back
-_UNKNOWN: Final = 0.1  # the cost of a pass of the drafter, in passes of the target, unmeasured
+_FRONTS: Final = 2  # kept prompts of one request: with its passages, and with guessed ones
+_SURE: Final = 8  # the match length in the evidence of a model's tokens
+_RECENT: Final = 16.0  # time constant of the running mean, in passes
+_UNKNOWN: Final = 0.1  # assumed cost of a drafter's pass until measured, in target passes
 
 
 class ModelDrafter:
     """Drafts with a small model that has the target's vocabulary.
 
-    A pass of the small model reads the most valued drafts so far, `breadth` at a time, and
-    gives each its likeliest followers; a draft's value is the product of the probabilities on
-    the way to it, and the most valued are proposed, as EAGLE-2 (2406.16858) expands and ranks
-    its tree. Expansion stops where the next pass would cost more than it is expected to save.
+    A pass of the small model reads the most valued drafts so far, `breadth` at a time, and adds
+    the likeliest followers of each. A draft's value is the product of the probabilities on its
+    path, and the most valued are proposed, as EAGLE-2 (2406.16858) expands and ranks its tree.
+    Expansion stops when the next pass would cost more than it is expected to save.
     With `breadth` 1, or a model that reads no trees, the draft is a chain.
 
-    Where the target samples, its next token is that of (seed, position): the drafter draws
-    with the same number, so two models that agree draw the same token.
+    If the target samples, the random number of a token depends on seed and position alone. The
+    drafter draws with the same number, so two models that agree draw the same token.
 
-    The small model has a key-value cache and a prompt of its own: `prompt` gives it other
-    tokens in front than the target has, a shorter context for one.
+    The small model has its own key-value cache. With `prompt` it also has its own tokens before
+    the text, for example a shorter context.
     """
 
     source: Final = "model"  # in the evidence of its drafts
@@ -55,16 +55,16 @@ class ModelDrafter:
         prompt: Callable[[DraftContext], Sequence[int]] | None = None,
         requests: int = 8,
     ) -> None:
-        """Draft with a loaded model; it is put into evaluation mode.
+        """Create a drafter of a loaded model; this is switched to evaluation mode.
 
         Args:
             model: a causal model with full attention, much cheaper than the target.
-            tokenizer: its tokenizer, to be compared with the target's; unset, only the number of
-                tokens is compared.
-            depth: the most tokens on one path.
-            breadth: followers of a token, and tokens that one pass reads.
-            prompt: gives the tokens in front of the text; the target's by default.
-            requests: the most requests that caches are kept for.
+            tokenizer: its tokenizer, compared with the target's; unset, only the sizes of the
+                vocabularies are compared.
+            depth: the maximum number of tokens on a path.
+            breadth: the followers of a token, and the tokens that one pass reads.
+            prompt: returns the tokens before the text; the target's by default.
+            requests: the maximum number of requests whose caches are kept.
 
         Raises:
             ConfigError: a number is below 1.
@@ -81,8 +81,8 @@ class ModelDrafter:
         self._runner = ModelRunner(model.train(False), 0)
         if not is_croppable(self._runner.empty_cache()):
             raise ModelError(
-                "a draft model needs full attention in all layers: its cache is cut back after "
-                f"each draft, and that of {type(model).__name__} cannot be"
+                "a draft model needs full attention in all layers: its cache is cropped after "
+                f"each draft, and that of {type(model).__name__} cannot be cropped"
             )
         self._context = context_length(model)
         self._vocabulary = vocabulary_size(model)
@@ -101,19 +101,19 @@ class ModelDrafter:
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "ModelDrafter":
-        """Load a saved model, or one from the hub; code that comes with it is never run.
+        """Load a saved model, or one from the hub; code that comes with it is never executed.
 
         Raises:
-            ModelError: what is there is no causal model.
+            ModelError: there is no causal model.
         """
         model, tokenizer = load(path, dtype, device)
         return cls(model, tokenizer, **settings)
 
     def bind(self, target: DraftTarget) -> None:
-        """Refuse a target with other tokens.
+        """Check that the target has the same tokens.
 
         Raises:
-            ConfigError: its tokenizer, or the number of its tokens, is another.
+            ConfigError: its tokenizer or the size of its vocabulary differs.
         """
         same = self._tokenizer is None or (
             tokenizer_fingerprint(self._tokenizer) == tokenizer_fingerprint(target.tokenizer)
@@ -129,12 +129,12 @@ class ModelDrafter:
             )
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens."""
+        """Return at most `budget` drafted tokens."""
         with self._lock:
             reading = self._reading(context)
             if reading is None or budget < 1:
                 return EMPTY
-            if reading.rows is None:  # drafted for before
+            if reading.rows is None:  # this text was drafted for before
                 reading.read(self._runner, context.text)
             growth = _Growth(context, reading.behind, self, budget)
             if self._trees:
@@ -144,10 +144,10 @@ class ModelDrafter:
             return growth.tree()
 
     def update(self, accepted: Accepted) -> None:
-        """Learn nothing: the target's acceptance rates are counted where drafts are chosen."""
+        """Do nothing: the target's acceptance rates are counted where drafts are chosen."""
 
     def likeliest(self, context: DraftContext, count: int) -> list[int]:
-        """Give the tokens that the small model finds likeliest behind a text."""
+        """Return the tokens that are likeliest after a text by the small model."""
         with self._lock:
             reading = self._reading(context)
             if reading is None:
@@ -156,14 +156,14 @@ class ModelDrafter:
             return tokens
 
     def release(self, request: Hashable) -> None:
-        """Forget a request's caches."""
+        """Release a request's caches."""
         with self._lock:
             self._requests.pop(request, None)
 
     def followers(
         self, context: DraftContext, path: Sequence[int], logits: Tensor
     ) -> list[tuple[int, float]]:
-        """Give the likeliest tokens behind a path of drafts, with estimates of their chances."""
+        """Return the likeliest tokens after a path of drafts, with estimated probabilities."""
         settings = context.sampling
         if not isinstance(settings, Sampling):
             return _likeliest(logits, self.breadth)
@@ -177,13 +177,13 @@ class ModelDrafter:
         return [(drawn, (1.0 + chance) / 2.0), *rest][: self.breadth]
 
     def least_gain(self, context: DraftContext) -> float:
-        """Return the expected tokens that are worth another pass: its cost in target passes."""
+        """Return the cost of a pass in target passes: the gain from which it pays off."""
         if context.pass_s is None or self._own_pass_s is None:
             return _UNKNOWN
         return self._own_pass_s / context.pass_s
 
     def _grow_tree(self, reading: "_Reading", growth: "_Growth") -> None:
-        """Read the most valued drafts, some in a pass, as long as that pays."""
+        """Read the most valued drafts, `breadth` per pass, as long as that pays off."""
         rows = reading.rows
         while rows is not None and (chosen := growth.worth_reading(self.breadth)):
             first = len(rows.tokens)
@@ -195,7 +195,7 @@ class ModelDrafter:
         reading.keep_text(self._runner, rows)
 
     def _grow_chain(self, reading: "_Reading", growth: "_Growth") -> None:
-        """Read the most valued draft behind the last one, as long as that pays."""
+        """Read the most valued draft after the last one, as long as that pays off."""
         reading.keep_text(self._runner, reading.rows)
         length = len(reading.run.tokens)
         while chosen := growth.worth_reading(1, chain=True):
@@ -211,7 +211,7 @@ class ModelDrafter:
         self._own_pass_s = before + (took_s - before) / _RECENT
 
     def _reading(self, context: DraftContext) -> "_Reading | None":
-        """Have the text read behind its prompt; `None` where it is too long for the model."""
+        """Read the text after its prompt; return `None` if it is too long for the model."""
         front = tuple(self._prompt(context))
         length = len(front) + len(context.text) + self.depth
         if not front or not context.text:
@@ -239,7 +239,7 @@ def _target_front(context: DraftContext) -> Sequence[int]:
 
 
 def _likeliest(logits: Tensor, count: int) -> list[tuple[int, float]]:
-    """Give the most probable tokens, with their probabilities."""
+    """Return the most probable tokens, with their probabilities."""
     best = logits.softmax(dim=-1).topk(min(count, logits.shape[-1]))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
@@ -250,13 +250,13 @@ class _Reading:
 
     front: tuple[int, ...]
     run: Run
-    text: tuple[int, ...] = ()  # that the last rows end with
+    text: tuple[int, ...] = ()  # the last rows are its end
     rows: Rows | None = None  # of the end of the text; not kept in the run yet
     text_rows: tuple[int, ...] = ()
-    behind: Tensor = field(default_factory=lambda: torch.empty(0))  # logits behind the text
+    behind: Tensor = field(default_factory=lambda: torch.empty(0))  # logits after the text
 
     def read(self, runner: ModelRunner, text: tuple[int, ...]) -> None:
-        """Read what is missing of a text, in one pass; its last token is always read."""
+        """Read the missing tokens of a text in one pass; its last token is always read."""
         self.keep_text(runner, self.rows)
         runner.crop(self.run, min(common_length(self.run.tokens, text), len(text) - 1))
         missing = text[len(self.run.tokens) :]
@@ -264,7 +264,7 @@ class _Reading:
         self.text, self.text_rows, self.behind = text, missing, self.rows.logits[-1]
 
     def keep_text(self, runner: ModelRunner, rows: Rows | None) -> None:
-        """Keep the text's rows in the run, and forget the drafts'."""
+        """Keep the text's rows in the run, and discard those of drafts."""
         if rows is not None:
             runner.keep_rows(self.run, rows, range(len(self.text_rows)))
         self.rows, self.text_rows = None, ()
@@ -289,7 +289,7 @@ class _Growth:
     def __init__(
         self, context: DraftContext, behind: Tensor, drafter: ModelDrafter, budget: int
     ) -> None:
-        """Begin with the likeliest tokens behind the text."""
+        """Create a tree of the likeliest tokens after the text."""
         self.nodes: list[_Node] = []
         self._context = context
         self._drafter = drafter
@@ -297,7 +297,7 @@ class _Growth:
         self._add(ROOT, behind)
 
     def worth_reading(self, most: int, *, chain: bool = False) -> list[int]:
-        """Give the nodes to read next, the most valued first; none if the pass would not pay."""
+        """Return the nodes to read next, the most valued first; none if that does not pay off."""
         nodes = self.nodes
         order = sorted(range(len(nodes)), key=lambda node: (-nodes[node].value, node))
         chosen = [
@@ -305,7 +305,7 @@ class _Growth:
             for node in order[: self._budget]
             if not nodes[node].children and nodes[node].depth < self._drafter.depth
         ]
-        if chain:  # behind the last one that was read, only
+        if chain:  # only after the last one that was read
             last = max((node for node, one in enumerate(nodes) if one.children), default=ROOT)
             chosen = [node for node in chosen if nodes[node].parent == last]
         chosen = chosen[:most]
@@ -313,7 +313,7 @@ class _Growth:
         return chosen if gain > self._drafter.least_gain(self._context) else []
 
     def as_rows(self, chosen: Sequence[int], root: int, first: int) -> tuple[list[int], list[int]]:
-        """Give the tokens of nodes and the rows of their parents; they become rows from `first`."""
+        """Return the tokens of nodes and their parents' rows; they become rows from `first`."""
         tokens, parents = [], []
         for row, node in enumerate(chosen, first):
             one = self.nodes[node]
@@ -325,13 +325,13 @@ class _Growth:
         return tokens, parents
 
     def read(self, chosen: Sequence[int], logits: Tensor) -> None:
-        """Add the followers of nodes, from the logits behind each: [nodes, vocabulary]."""
+        """Add the followers of nodes, from the logits after each: [nodes, vocabulary]."""
         for node, row in zip(chosen, logits, strict=True):
             self.nodes[node].children = True
             self._add(node, row)
 
     def tree(self) -> TokenTree:
-        """Give the most valued drafts."""
+        """Return the most valued drafts."""
         return TokenTree(
             tuple(one.token for one in self.nodes),
             tuple(one.parent for one in self.nodes),

@@ -1,4 +1,4 @@
-"""Drafts from passages that are at hand but do not stand in front of the text."""
+"""Drafts from passages that are available but not in the model's prompt."""
 
 import itertools
 import threading
@@ -13,20 +13,20 @@ from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Passage
 
-_LONGEST: Final = 24  # tokens of the text's end that are looked for, as vLLM's suffix decoding
+_LONGEST: Final = 24  # tokens of the text's end that are looked up, as in vLLM's suffix decoding
 _AT_ONCE: Final = 2  # passages that are encoded between two passes of the model
-_BETWEEN: Final = -1  # stands between two passages: no token, so nothing is drafted across it
+_BETWEEN: Final = -1  # separates two passages: not a token, so no draft crosses it
 
 
 class PassageDrafter:
-    """Copies from passages that retrieval holds, though this text was not given them.
+    """Copies from passages that were retrieved but are not in the prompt of this text.
 
-    Those are the passages that stood in front of the same request's text before, and
-    those of `source`: what a retrieval speculator has fetched ahead, for one.
-    A source belongs to one user's retriever, as a passage cache does.
-    (Those in front are copied from, too; a `SuffixDrafter` does that better.)
+    These are the passages of earlier prompts of the same request, and those of `source`, for
+    example those that a retrieval speculator has prefetched. A source belongs to one user's
+    retriever, as a passage cache does. (The passages in the prompt are copied from, too; a
+    `SuffixDrafter` does that better.)
 
-    Worked: the passage "7 8 9" stood in front earlier, another one stands there now,
+    Worked: the passage "7 8 9" was in the prompt earlier, another one is there now,
     and the text ends with "7 8":
 
     >>> drafter = PassageDrafter()
@@ -47,13 +47,13 @@ class PassageDrafter:
         least_match: int = 2,
         requests: int = 64,
     ) -> None:
-        """Draft from earlier passages of a request, and from those of a source.
+        """Create a drafter from earlier passages of a request, and from those of a source.
 
         Args:
-            source: gives passages, the most promising first: `PassageCache.passages`, for one.
-            capacity: the most passages that are copied from for a request.
-            least_match: the least tokens of the text's end that must be found in a passage.
-            requests: the most requests that passages are kept for.
+            source: returns passages, the most promising first, as `PassageCache.passages` does.
+            capacity: the maximum number of passages that are copied from for a request.
+            least_match: the minimum length of the text's end that must be found in a passage.
+            requests: the maximum number of requests whose passages are kept.
 
         Raises:
             ConfigError: a number is below 1.
@@ -72,11 +72,11 @@ class PassageDrafter:
         self._lock = threading.Lock()
 
     def bind(self, target: DraftTarget) -> None:
-        """Take in how the model's passages become tokens."""
+        """Set how passages are encoded to the model's tokens."""
         self._encode = target.encode
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens, from what followed the text's end in a passage."""
+        """Return at most `budget` tokens that followed the text's end in a passage."""
         with self._lock:
             shelf = self._requests.setdefault(context.request, _Shelf())
             self._requests.move_to_end(context.request)
@@ -92,15 +92,15 @@ class PassageDrafter:
             return expand(shelf.automaton, state, length, budget, self.source, self.least_match)
 
     def update(self, accepted: Accepted) -> None:
-        """Learn nothing: passages come by themselves."""
+        """Do nothing: passages arrive with `propose`."""
 
     def release(self, request: Hashable) -> None:
-        """Forget a request's passages."""
+        """Release a request's passages."""
         with self._lock:
             self._requests.pop(request, None)
 
     def _fetch(self, shelf: "_Shelf") -> None:
-        """Encode what is new in the source, a few passages at a time."""
+        """Encode new passages of the source, a few at a time."""
         if self._source is None or self._encode is None:
             return
         new = (one for one in self._source() if (one.title, one.text) not in shelf.fetched)
@@ -114,12 +114,12 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.automaton = SuffixAutomaton()
-        self.front: tuple[tuple[int, ...], ...] = ()  # the last passages that stood in front
+        self.front: tuple[tuple[int, ...], ...] = ()  # the passages of the last prompt
         self.fetched: set[tuple[str, str]] = set()  # titles and texts taken from the source
         self._held: OrderedDict[tuple[int, ...], None] = OrderedDict()  # the last used at the end
 
     def take_in(self, passages: Iterable[tuple[int, ...]], capacity: int) -> None:
-        """Add passages; where there are too many, keep the half that was used last."""
+        """Add passages; if there are too many, keep the most recently used half."""
         for passage in passages:
             if passage not in self._held:
                 self._add(passage)

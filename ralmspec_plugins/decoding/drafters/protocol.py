@@ -1,4 +1,4 @@
-"""The seam of all drafters: what they are shown, and what they answer."""
+"""The protocol of drafters: what they receive, and what they return."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from ralmspec_plugins.types import Passage
 
 @dataclass(frozen=True, slots=True)
 class DraftTarget:
-    """The model whose text is drafted, as far as drafters may know it."""
+    """The model whose text is drafted, as drafters see it."""
 
-    encode: Callable[[Passage], tuple[int, ...]]  # the tokens that stand for a passage
+    encode: Callable[[Passage], tuple[int, ...]]  # returns the tokens of a passage
     vocabulary: int  # drafts are tokens below this
     tokenizer: Any
 
@@ -21,46 +21,46 @@ class DraftTarget:
 class DraftContext:
     """A text so far, as its model sees it."""
 
-    request: Hashable  # all texts of one request have the same
-    passages: tuple[tuple[int, ...], ...]  # the tokens of each passage that stands in front
-    front: tuple[int, ...]  # all tokens in front of the text: passages and prompt
-    text: tuple[int, ...]  # what was written; its last token is what drafts follow
+    request: Hashable  # equal for all texts of one request
+    passages: tuple[tuple[int, ...], ...]  # the tokens of each passage in the prompt
+    front: tuple[int, ...]  # all tokens before the text: passages and prompt
+    text: tuple[int, ...]  # the generated tokens; drafts follow the last one
     seed: int = 0  # of the request: the random number of a position is drawn from both
     sampling: Any = None  # how the model's tokens are chosen: `Greedy` or `Sampling`
-    pass_s: float | None = None  # what the model's pass over one token takes, where it is known
+    pass_s: float | None = None  # seconds of the model's pass over one token, if known
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a pass made of a draft."""
+    """The outcome of a verified draft."""
 
     context: DraftContext
     tree: TokenTree  # as it was verified
-    nodes: tuple[int, ...]  # the places in it of the tokens that were accepted, in order
+    nodes: tuple[int, ...]  # the accepted nodes, in order
 
 
 class Drafter(Protocol):
-    """Drafts what may follow a text. A draft changes the time that a text takes, never the text.
+    """Drafts the tokens that may follow a text. A draft never changes the text, only its time.
 
-    `propose` depends on nothing but the context and what `update` has taught: a
-    text that was rolled back leaves no trace. Both are called from any thread, for
-    any number of requests in turn. A drafter that raises has drafted nothing.
+    `propose` depends only on the context and on what `update` has recorded: a text
+    that was rolled back has no effect. Both are called from any thread, for any
+    number of interleaved requests. A drafter that raises drafts nothing.
 
     Optional methods, called where they are defined:
 
-    - `bind(target)`, a `DraftTarget`: once, before all others. One that raises is an error of the
-      settings: a drafter for another vocabulary, for one.
-    - `release(request)` when a request is over.
+    - `bind(target)`, with a `DraftTarget`, once, before all other methods. It raises if the
+      settings do not fit, for example if the drafter has another vocabulary.
+    - `release(request)` when a request ends.
     - `observe(context, tokens, parents, logits)` after each pass of the model over tokens of a
-      text and drafts behind them. `parents` has for each token the place of the one that it
-      stands behind, -1 for the first; `logits` is a tensor [tokens, vocabulary] in float32. It
-      belongs to the drafter only while it is called. `context.text` ends with the first token.
+      text and the drafts after them. `parents` has for each token the index of the one that it
+      follows, -1 for the first; `logits` is a tensor [tokens, vocabulary] in float32, valid
+      only during the call. `context.text` ends with the first token.
     """
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens."""
+        """Return at most `budget` drafted tokens."""
         ...
 
     def update(self, accepted: Accepted) -> None:
-        """Take in what became of a draft."""
+        """Record the outcome of a draft."""
         ...

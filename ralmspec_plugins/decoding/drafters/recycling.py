@@ -1,4 +1,4 @@
-"""Drafts the tokens that the model itself found likely behind the same token before."""
+"""Drafts the tokens that the model found likely when it last read the same token."""
 
 import heapq
 import threading
@@ -10,7 +10,7 @@ from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, 
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError
 
-_LEAST: Final = 0.02  # the least value that is drafted
+_LEAST: Final = 0.02  # the minimum value of a draft
 _EVERYONE: Final = "everyone"
 _Likely = tuple[tuple[int, float], ...]  # tokens with their probabilities, the likeliest first
 
@@ -18,16 +18,15 @@ _Likely = tuple[tuple[int, float], ...]  # tokens with their probabilities, the 
 class RecyclingDrafter:
     """Reuses the model's own discarded logits: Token Recycling (Luo et al., 2408.08696).
 
-    After each pass, the 8 likeliest tokens behind every token that was read (accepted or
+    After each pass, the 8 likeliest tokens after every token that was read (accepted or
     not) are kept in a table. A draft is the best-first tree through it from the text's
-    last token. The second likeliest token at the last choice joins the root's children,
-    since what was not chosen at one place often stands at the next.
+    last token. The likeliest token that was not chosen at the last choice joins the root's
+    children, since such a token often follows one position later.
 
-    The table belongs to one request, unless `shared` lets all requests of the model learn
-    from each other. Drafts never change a text; but a shared table holds tokens of all
-    users of the model.
+    The table belongs to one request, unless it is `shared` by all requests of the model. Drafts
+    never change a text, but a shared table holds tokens of all users of the model.
 
-    Worked: behind 1 the model found 2 likely (0.9), behind 2 then 3 (0.8) or 4 (0.2):
+    Worked: after 1 the model found 2 likely (0.9), after 2 then 3 (0.8) or 4 (0.2):
 
     >>> drafter = RecyclingDrafter()
     >>> context = DraftContext("request", (), (1,), (1,))
@@ -41,12 +40,12 @@ class RecyclingDrafter:
     source: Final = "recycling"  # in the evidence of its drafts
 
     def __init__(self, *, likeliest: int = 8, shared: bool = False, requests: int = 64) -> None:
-        """Draft from the likeliest tokens of former passes.
+        """Create a drafter of the likeliest tokens of former passes.
 
         Args:
-            likeliest: tokens that are kept for each token.
+            likeliest: the number of tokens kept for each token.
             shared: whether all requests of the model use one table.
-            requests: the most requests that tables are kept for.
+            requests: the maximum number of requests whose tables are kept.
 
         Raises:
             ConfigError: a number is below 1.
@@ -62,11 +61,11 @@ class RecyclingDrafter:
         self._lock = threading.Lock()
 
     def bind(self, target: DraftTarget) -> None:
-        """Take in how many tokens the model has."""
+        """Limit the kept tokens to the model's vocabulary."""
         self._kept = min(self.likeliest, target.vocabulary)
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens: the best-first tree through the table."""
+        """Return at most `budget` tokens: the best-first tree through the table."""
         with self._lock:
             table = self._table(context.request)
             likely = table.get(context.text[-1], ()) if context.text else ()
@@ -75,24 +74,24 @@ class RecyclingDrafter:
             return _best_first(table, roots, budget)
 
     def update(self, accepted: Accepted) -> None:
-        """Learn nothing: `observe` has seen the pass."""
+        """Do nothing: `observe` has recorded the pass."""
 
     def observe(
         self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Any
     ) -> None:
-        """Keep the likeliest tokens behind each token that was read."""
+        """Keep the likeliest tokens after each token that was read."""
         best = logits.softmax(dim=-1).topk(self._kept, dim=-1)
         rows = zip(tokens, best.indices.tolist(), best.values.tolist(), strict=True)
         for token, likely, chances in rows:
             self.note(context, token, list(zip(likely, chances, strict=True)))
 
     def note(self, context: DraftContext, token: int, likely: Sequence[tuple[int, float]]) -> None:
-        """Keep what is likely behind a token, in place of what was kept before."""
+        """Replace the likeliest tokens kept for a token."""
         with self._lock:
             self._table(context.request)[token] = tuple(likely)
 
     def release(self, request: Hashable) -> None:
-        """Forget a request's table."""
+        """Release a request's table."""
         with self._lock:
             self._tables.pop(request, None)
 
@@ -106,7 +105,7 @@ class RecyclingDrafter:
 
     @staticmethod
     def _runner_up(table: dict[int, _Likely], text: Sequence[int]) -> _Likely:
-        """Give the likeliest token that was not chosen where the text's last one was."""
+        """Return the likeliest token that was not chosen at the last position."""
         if len(text) < 2:
             return ()
         left = [one for one in table.get(text[-2], ()) if one[0] != text[-1]]
@@ -116,7 +115,7 @@ class RecyclingDrafter:
 def _best_first(
     table: dict[int, _Likely], roots: Sequence[tuple[int, float, int]], budget: int
 ) -> TokenTree:
-    """Give the most valued paths through a table; a path's value is its tokens' product."""
+    """Return the most valued paths through a table; a path's value is a product."""
     heap: list[tuple[float, int, int, int, Evidence]] = []
     seen: set[int] = set()
     order = 0
@@ -138,7 +137,7 @@ def _best_first(
         evidence.append(found)
         for following, chance in table.get(token, ()):
             if -negative * chance < _LEAST:
-                break  # those behind are less likely
+                break  # the rest are less likely
             entry = (negative * chance, order, following, place, _evidence(1, chance))
             heapq.heappush(heap, entry)
             order += 1

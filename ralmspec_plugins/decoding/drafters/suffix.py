@@ -1,4 +1,4 @@
-"""Drafts what followed where the text's end stood before: in passages, prompt and text."""
+"""Drafts the tokens that followed earlier occurrences of the text's end."""
 
 import threading
 from collections import OrderedDict
@@ -12,19 +12,19 @@ from ralmspec_plugins.decoding.suffix_automaton import SuffixAutomaton
 from ralmspec_plugins.decoding.token_tree import EMPTY, TokenTree
 from ralmspec_plugins.errors import ConfigError
 
-_FRONTS: Final = 4  # of one request: the passages in front, and those guessed beside them
+_FRONTS: Final = 4  # kept prompts of one request: with its passages, and with guessed ones
 
 
 class SuffixDrafter:
-    """Copies from what the model has in view: a suffix automaton over passages, prompt and text.
+    """Copies from the model's context: a suffix automaton over passages, prompt and text.
 
-    The longest ending of the text that occurs earlier is one look-up in the
-    automaton; what followed it there is drafted, the most frequent first, among
-    equals the most recent. A token costs O(1) amortised time, and one that is rolled
-    back is taken out again.
+    The longest suffix of the text that also occurs earlier is one look-up in the
+    automaton. The tokens that followed it there are drafted, the most frequent first, then
+    the most recent. A token costs O(1) amortised time, and tokens that are rolled back are
+    removed again.
 
-    Worked: the passage says "1 2 3 4", the prompt is "9", and "1 2" was written. That
-    occurs in the passage, where 3 and 4 followed, and then the prompt:
+    Worked: the passage is "1 2 3 4", the prompt is "9", and the text is "1 2". This
+    occurs in the passage, where 3, 4 and then the prompt follow:
 
     >>> drafter = SuffixDrafter()
     >>> front, text = (1, 2, 3, 4, 9), (1, 2)
@@ -35,11 +35,11 @@ class SuffixDrafter:
     source: Final = "suffix"  # in the evidence of its drafts
 
     def __init__(self, *, least_match: int = 1, requests: int = 64) -> None:
-        """Draft for texts whose last `least_match` tokens stood somewhere before.
+        """Create a drafter for texts whose last `least_match` tokens occur earlier.
 
         Args:
-            least_match: the least tokens that must be found again.
-            requests: the most requests that automata are kept for.
+            least_match: the minimum length of the suffix that must be found.
+            requests: the maximum number of requests whose automata are kept.
 
         Raises:
             ConfigError: a number is below 1.
@@ -54,7 +54,7 @@ class SuffixDrafter:
         self._lock = threading.Lock()
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
-        """Draft at most `budget` tokens, from what followed the same ending before."""
+        """Return at most `budget` tokens that followed earlier occurrences of the text's end."""
         with self._lock:
             automaton = self._automaton(context)
             state, length = automaton.repeated()
@@ -63,15 +63,15 @@ class SuffixDrafter:
             return expand(automaton, state, length, budget, self.source, self.least_match)
 
     def update(self, accepted: Accepted) -> None:
-        """Learn nothing: all that counts is in the text."""
+        """Do nothing: everything it needs is in the text."""
 
     def release(self, request: Hashable) -> None:
-        """Forget a request's automata."""
+        """Release a request's automata."""
         with self._lock:
             self._requests.pop(request, None)
 
     def _automaton(self, context: DraftContext) -> SuffixAutomaton:
-        """Give the automaton of a front, with exactly this text in it."""
+        """Return the automaton of a prompt, followed by exactly this text."""
         copied = self._of_front(context)
         automaton, text = copied.automaton, context.text
         automaton.truncate(automaton.fixed + common_length(copied.text, text))
@@ -87,7 +87,7 @@ class SuffixDrafter:
             self._requests.popitem(last=False)
         for number, copied in enumerate(fronts):
             if copied.front is context.front or copied.front == context.front:
-                copied.front = context.front  # to be found without comparing its tokens
+                copied.front = context.front  # found next time without comparing its tokens
                 fronts.append(fronts.pop(number))
                 return copied
         fronts.append(_Copied(context.front, SuffixAutomaton(context.front)))
@@ -97,7 +97,7 @@ class SuffixDrafter:
 
 @dataclass(slots=True)
 class _Copied:
-    """An automaton of a front, and the text that is in it, too."""
+    """An automaton of a prompt, and the text that follows it there."""
 
     front: tuple[int, ...]
     automaton: SuffixAutomaton
@@ -105,7 +105,7 @@ class _Copied:
 
 
 def common_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Count the tokens with which both begin.
+    """Return the length of the common prefix.
 
     >>> common_length((1, 2, 3), (1, 2, 4, 5))
     2
