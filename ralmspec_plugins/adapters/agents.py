@@ -1,10 +1,10 @@
 """Speculation of one agent: expected results of tools, and calls that depend on them.
 
-An agent alternates between its model and its tools. While a tool runs, the model is called on the
-observation that the tool is expected to return. When the host asks the model itself, and its whole
-request is the one that was expected, the call made ahead takes the place of that call; otherwise
-it is dropped, and the host's own call is made. No host is imported: `AgentHost` is what the hosts
-differ in.
+An agent alternates between its model and its tools. While a tool runs, the model is called with
+the observation that the tool is expected to return. When the host then calls the model with a
+request equal to the expected one, the speculative call replaces that call; otherwise it is
+dropped, and the host's own call is made. No host is imported: `AgentHost` is the interface to
+the hosts.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AgentStats:
-    """A speculative call, and its outcome."""
+    """Counts of the speculative calls of an agent's runs, and of their outcomes."""
 
-    model_calls: int = 0  # of the host, those that a call made ahead took the place of included
-    calls_ahead: int = 0  # of the model
-    committed: int = 0  # of them: took the place of the host's own
-    dropped: int = 0  # of them: the host's request was another one, or no request came
-    failed: int = 0  # of those dropped: they raised
+    model_calls: int = 0  # calls by the host, including those replaced by speculative calls
+    calls_ahead: int = 0  # speculative model calls
+    committed: int = 0  # of these, those that replaced a call by the host
+    dropped: int = 0  # of these, those for which the host made another request, or none
+    failed: int = 0  # of the dropped ones, those that raised
     guesses: int = 0  # observations guessed
-    right: int = 0  # of them: the tool returned just that
-    tools_ahead: int = 0  # calls of read-only tools, announced by a call made ahead
-    tools_committed: int = 0  # of them: took the place of the host's own
+    right: int = 0  # of these, those that the tool returned
+    tools_ahead: int = 0  # speculative calls of read-only tools, from speculative model calls
+    tools_committed: int = 0  # of these, those that replaced a call by the host
     tools_dropped: int = 0
-    dropped_tokens: int = 0  # of dropped calls, as far as the model reported them
+    dropped_tokens: int = 0  # of dropped calls, if the model reported them
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -46,7 +46,7 @@ class AgentStats:
 
 
 class AgentCounters:
-    """Adds up what all runs of an agent did ahead. Thread-safe."""
+    """Sums the counts of all runs of an agent. Thread-safe."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -54,7 +54,7 @@ class AgentCounters:
         self._stats = AgentStats()
 
     def add(self, **changes: int) -> None:
-        """Add to some of the numbers."""
+        """Add to some of the counts."""
         with self._lock:
             old = self._stats
             self._stats = replace(
@@ -63,22 +63,22 @@ class AgentCounters:
 
     @property
     def stats(self) -> AgentStats:
-        """What was counted so far."""
+        """The counts so far."""
         return self._stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentLimits:
-    """How far an agent's run goes ahead, and what wrong guesses may cost it.
+    """How far an agent's run may speculate, and how much wrong guesses may cost.
 
     Args:
-        depth: model calls ahead of the host. Beyond one, tools that are marked read-only are
-            called ahead too.
-        max_wasted_calls: dropped model calls after which a run is continued plainly, those
-            that are out counted in. `None`: no limit.
+        depth: the maximum number of model calls ahead of the host. With more than one, tools
+            marked read-only are called speculatively, too.
+        max_wasted_calls: the dropped model calls, including those still running, after which
+            a run continues without speculation. `None`: no limit.
         max_wasted_tokens: the same for the tokens of dropped calls, as reported by the model.
-        handover_s: how long work made ahead stays when the host neither calls a tool nor the
-            model: a run that was cancelled between two steps leaves nothing behind after that.
+        handover_s: how long speculative work is kept while the host calls neither a tool nor
+            the model. It is then dropped, so that a run cancelled between two steps leaves none.
     """
 
     depth: int = 1
@@ -89,7 +89,7 @@ class AgentLimits:
     def __post_init__(self) -> None:
         """Check the settings."""
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 0:
-            raise ConfigError(f"depth must be at least 0 (0: plain), got {self.depth!r}")
+            raise ConfigError(f"depth must be at least 0 (0: no speculation), got {self.depth!r}")
         for name in ("max_wasted_calls", "max_wasted_tokens"):
             most = getattr(self, name)
             if most is not None and (isinstance(most, bool) or not most >= 0):
@@ -99,17 +99,17 @@ class AgentLimits:
 
 
 class Recording:
-    """A call made ahead: its pieces as they come, for one reader.
+    """A speculative call, whose pieces one reader receives as they arrive.
 
-    The reader is on the event loop of the call, or another thread.
+    The reader runs on the event loop of the call, or in another thread.
     """
 
     def __init__(self, request: Any, index: int) -> None:
-        """Begin with no piece.
+        """Create a recording without pieces.
 
         Args:
-            request: what the call was made with.
-            index: of the step that the reply begins.
+            request: the request of the call.
+            index: the index of the step that begins with the reply.
         """
         self.request = request
         self.index = index
@@ -118,7 +118,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
-        self.step: Step | None = None  # the tools that the reply calls, once they are speculative
+        self.step: Step | None = None  # the reply's tool calls, if they were made speculatively
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiter: asyncio.Future[None] | None = None
@@ -130,13 +130,13 @@ class Recording:
             self._wake()
 
     def end(self, error: Exception | None = None) -> None:
-        """End the call, with what it raised."""
+        """End the call, with the error that it raised, if any."""
         with self._changed:
             self.ended, self.error = True, error
             self._wake()
 
     def abandon(self) -> None:
-        """Stop the call where its reader has gone."""
+        """Stop the call because its reader has stopped reading."""
         if not self.ended:
             self.dropped = True
             self.cancel()
@@ -147,7 +147,7 @@ class Recording:
             self._waiter.set_result(None)
 
     def read(self) -> Iterator[Any]:
-        """Return the pieces as they come; raises what the call raised."""
+        """Yield the pieces as they arrive; raise the error of the call at the end."""
         read = 0
         while True:
             with self._changed:
@@ -161,7 +161,7 @@ class Recording:
             raise self.error
 
     async def aread(self) -> AsyncIterator[Any]:
-        """Return the pieces as they come, on the event loop of the call."""
+        """Yield the pieces as they arrive, on the event loop of the call."""
         read = 0
         while read < len(self.pieces) or not self.ended:
             if read < len(self.pieces):
@@ -175,15 +175,15 @@ class Recording:
 
 
 class Slot:
-    """One tool call of a step: what it is expected to return, and what it returned."""
+    """One tool call of a step, its guessed observation, and its real one."""
 
     def __init__(self, call: Any) -> None:
-        """Begin with nothing known."""
+        """Create a slot without observations."""
         self.call = call
-        self.arrived = False  # the host makes this call
+        self.arrived = False  # whether the host has made this call
         self.guess: Any = None
-        self.real: Any = None  # the observation, by the host or by a call made ahead
-        self.early: Recording | None = None  # the tool, called ahead
+        self.real: Any = None  # the observation, from the host's or a speculative call
+        self.early: Recording | None = None  # the speculative call of the tool
 
     @property
     def observation(self) -> Any:
@@ -192,34 +192,34 @@ class Slot:
 
 
 class AgentHost(Protocol):
-    """What the hosts differ in, for one run."""
+    """The interface to a host, for one run."""
 
     def next_request(self, step: "Step") -> Any:
-        """Return the model request that a step's observations lead to; compared by `==`."""
+        """Return the model request that follows a step's observations; compared by `==`."""
 
     def pieces(self, request: Any, *, asynchronous: bool) -> AsyncIterator[Any]:
-        """Call the model, silently, and give its reply in pieces."""
+        """Call the model without the caller's handlers, and yield its reply in pieces."""
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         """Return the messages that a reply adds to the history, and the tool calls in it."""
 
     def guess(self, call: Any, *, asynchronous: bool) -> Coroutine[Any, Any, Any]:
-        """Return the observation that a tool call is expected to make, or `None`."""
+        """Return the expected observation of a tool call, or `None`."""
 
     def may_call(self, call: Any) -> bool:
-        """Return whether a tool call may be made ahead: its tool is marked read-only."""
+        """Return whether a tool may be called speculatively: it is marked read-only."""
 
     def call_tool(self, call: Any, *, asynchronous: bool) -> Coroutine[Any, Any, tuple[Any, Any]]:
-        """Call a tool, silently; return what replays it, and the observation."""
+        """Call a tool without the caller's handlers; return its replay and its observation."""
 
     def equal(self, guess: Any, real: Any) -> bool:
-        """Return whether an observation is the guessed one, as far as the model sees it."""
+        """Return whether the model reads the same in a guessed and a real observation."""
 
     def tokens(self, recording: Recording) -> int:
-        """Return the tokens that a call's pieces report."""
+        """Return the number of tokens that a call's pieces report."""
 
     def may_run_ahead(self) -> bool:
-        """Return whether calls may be made that may be dropped."""
+        """Return whether speculative calls may be made now."""
 
     def silent(self) -> AbstractContextManager[object]:
         """Return a context without the caller's handlers."""
@@ -231,22 +231,22 @@ class Launcher(Protocol):
     asynchronous: bool
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work; what is returned cancels it."""
+        """Start work; return a function that cancels it."""
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Make a call after a while, or before the next piece of work done after that."""
+        """Make a call after a delay, or at the first `poll` after it."""
 
     def poll(self) -> None:
-        """Make the calls that are due, where nothing else does."""
+        """Make the calls that are due, if nothing else makes them."""
 
 
 class TaskLauncher:
-    """Work as tasks of the event loop that runs now."""
+    """Starts work as tasks of the running event loop."""
 
     asynchronous = True
 
     def __init__(self) -> None:
-        """Take the running loop."""
+        """Create a launcher of the running loop."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -258,7 +258,7 @@ class TaskLauncher:
         return lambda: None if task is _current_task() else _cancel(task)
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Use the loop's clock."""
+        """Schedule the call on the loop."""
         self._loop.call_later(delay_s, call)
 
     def poll(self) -> None:
@@ -277,12 +277,12 @@ def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 class ThreadLauncher:
-    """Work in threads of its own; they end before their next piece once nothing needs them."""
+    """Starts work in new threads; work that is no longer needed ends before its next piece."""
 
     asynchronous = False
 
     def __init__(self) -> None:
-        """Start with nothing due."""
+        """Create a launcher without a due call."""
         self._due: tuple[float, Callable[[], None]] | None = None
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -292,14 +292,14 @@ class ThreadLauncher:
             target=lambda: context.run(completed, work()), name="ralmspec-agent", daemon=True
         )
         thread.start()
-        return lambda: None  # a thread cannot be cancelled: it looks at its recording
+        return lambda: None  # a thread cannot be cancelled: it checks its recording
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Keep the call; the last one counts."""
+        """Keep the call until it is due; it replaces an earlier one."""
         self._due = (time.monotonic() + delay_s, call)
 
     def poll(self) -> None:
-        """Make the call that is due."""
+        """Make the call if it is due."""
         due = self._due
         if due is not None and time.monotonic() >= due[0]:
             self._due = None
@@ -307,22 +307,22 @@ class ThreadLauncher:
 
 
 class Step:
-    """The tool calls of one reply of the model, and the model's call on what they return.
+    """The tool calls of one model reply, and the model call that follows their observations.
 
     Attributes:
-        index: counts the replies of a run.
-        request: that the reply answers.
+        index: the number of the reply in its run.
+        request: the request that the reply answers.
         tail: the messages that the reply has added to the history.
         slots: the tool calls, in the order of the reply.
-        finished: those that have returned, in the order in which they did.
-        ahead: the model's call on their observations, made ahead.
-        barred: nothing more is made ahead of this step.
+        finished: the tool calls that have returned, in the order of their return.
+        ahead: the speculative model call with their observations.
+        barred: whether no more speculative calls are made for this step.
     """
 
     def __init__(
         self, run: "AgentRun", index: int, request: Any, tail: Sequence[Any], calls: Sequence[Any]
     ) -> None:
-        """Begin with no call made."""
+        """Create a step without observations."""
         self.run = run
         self.index = index
         self.request = request
@@ -334,7 +334,7 @@ class Step:
         self._cancels: list[Callable[[], None]] = []
 
     def arrive(self, call: Any) -> Slot | None:
-        """Return the slot of a call that the host makes, which no other call has.
+        """Return the free slot of a call by the host, or `None` if there is none.
 
         Calls are identified by their content, not by their ids, which models repeat.
         """
@@ -347,7 +347,7 @@ class Step:
             return None
 
     def guess(self, slot: Slot) -> None:
-        """Look for a guess of what a call returns, and call the model on it."""
+        """Start guessing the observation of a call, and then call the model with it."""
         if self.barred or slot.guess is not None:
             self.settle()
             return
@@ -357,7 +357,7 @@ class Step:
         host, asynchronous = self.run.host, self.run.launcher.asynchronous
         try:
             guess = await host.guess(slot.call, asynchronous=asynchronous)
-        except Exception:  # noqa: BLE001 a speculator that fails has no guess
+        except Exception:  # noqa: BLE001 an error in a speculator means no guess
             _log.debug("a guess failed", exc_info=True)
             return
         with self.run.lock:
@@ -366,7 +366,7 @@ class Step:
             self.settle()
 
     def begin_ahead(self) -> None:
-        """Make the calls of a reply that itself was made ahead."""
+        """Make the tool calls of a speculative reply."""
         for slot in self.slots:
             slot.early = Recording(slot.call, self.index)
             self.run.counters.add(tools_ahead=1)
@@ -380,7 +380,7 @@ class Step:
             replay, observation = await run.host.call_tool(
                 slot.call, asynchronous=run.launcher.asynchronous
             )
-        except Exception as error:  # noqa: BLE001 the host's own call says what it raises
+        except Exception as error:  # noqa: BLE001 the host's own call raises its own error
             early.end(error)
             with run.lock:
                 self.bar()
@@ -393,7 +393,7 @@ class Step:
             self.settle()
 
     def observe(self, slot: Slot, observation: Any) -> None:
-        """Take what the host's own call returned."""
+        """Record the observation of the host's own call."""
         with self.run.lock:
             if slot.real is None or not self.run.host.equal(slot.real, observation):
                 self._observed(slot, observation)
@@ -408,14 +408,14 @@ class Step:
             self.run.counters.add(guesses=1, right=int(right))
 
     def settle(self) -> None:
-        """See that the model's call that is made ahead is the one that is expected now."""
+        """Make the speculative model call that is expected now, and drop another one."""
         run = self.run
         if self.barred or run.closed or any(slot.observation is None for slot in self.slots):
             return
         try:
             request = run.host.next_request(self)
-        except Exception:  # noqa: BLE001 no call is made ahead of an unknown request
-            _log.debug("the next request cannot be foreseen", exc_info=True)
+        except Exception:  # noqa: BLE001 without the request no speculative call is made
+            _log.debug("the next request cannot be predicted", exc_info=True)
             self.bar()
             return
         if self.ahead is not None:
@@ -426,19 +426,19 @@ class Step:
         if self.index - run.index >= run.limits.depth or not run.may_spend():
             return
         if all(slot.arrived and slot.real is not None for slot in self.slots):
-            return  # the host asks the model itself now
+            return  # the host calls the model itself now
         self.ahead = Recording(request, self.index + 1)
         run.record(self.ahead)
 
     def bar(self) -> None:
-        """Drop what was made ahead of this step, and make nothing more."""
+        """Drop the step's speculative model call, and make no more speculative calls."""
         self.barred = True
         if self.ahead is not None:
             self.run.drop(self.ahead)
             self.ahead = None
 
     def drop(self) -> None:
-        """Drop the step with all that was called ahead for it."""
+        """Drop the step with all its speculative calls."""
         self.bar()
         for cancel in self._cancels:
             cancel()
@@ -450,22 +450,22 @@ class Step:
 
 
 class AgentRun:
-    """What one run of an agent has under way ahead of its host. Thread-safe."""
+    """The speculative work of one run of an agent. Thread-safe."""
 
     def __init__(
         self, host: AgentHost, launcher: Launcher, limits: AgentLimits, counters: AgentCounters
     ) -> None:
-        """Begin with nothing under way."""
+        """Create a run without speculative work."""
         self.host = host
         self.launcher = launcher
         self.limits = limits
         self.counters = counters
         self.lock = threading.RLock()
         self.index = 0
-        self.step: Step | None = None  # the host's
+        self.step: Step | None = None  # the host's current step
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
-        self._out: list[Recording] = []  # model calls that are out, and neither kept nor dropped
+        self._out: list[Recording] = []  # model calls that are neither committed nor dropped
         self._wasted_calls = 0
         self._wasted_tokens = 0
         self._holders = 0
@@ -473,7 +473,7 @@ class AgentRun:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep what is made ahead while the host makes a call; drop it all if that raises."""
+        """Keep speculative work while the host makes a call; drop all if that raises."""
         with self.lock:
             self._holders += 1
         try:
@@ -490,13 +490,13 @@ class AgentRun:
                     self.launcher.later(self.limits.handover_s, lambda: self._expire(now))
 
     def _expire(self, handover: int) -> None:
-        """Close the run if no call of the host's came since."""
+        """Close the run if the host has made no call since."""
         with self.lock:
             if self._holders == 0 and self._handover == handover:
                 self.close()
 
     def close(self) -> None:
-        """Drop all that is under way; what the host does from now on is plain."""
+        """Drop all speculative work; the run continues without speculation."""
         with self.lock:
             if self.closed:
                 return
@@ -517,7 +517,7 @@ class AgentRun:
         return self.launcher.start(silently)
 
     def may_spend(self) -> bool:
-        """Return whether one more call may be made ahead: if all that are out are wasted, too."""
+        """Return whether one more speculative call stays within the limits in the worst case."""
         most_calls, most_tokens = self.limits.max_wasted_calls, self.limits.max_wasted_tokens
         if most_calls is not None and self._wasted_calls + len(self._out) >= most_calls:
             return False
@@ -526,7 +526,7 @@ class AgentRun:
         return self.host.may_run_ahead()
 
     def record(self, recording: Recording) -> None:
-        """Start a call of the model ahead."""
+        """Start a speculative model call."""
         self.counters.add(calls_ahead=1)
         self._out.append(recording)
         recording.cancel = self.start(lambda: self._record(recording))
@@ -540,7 +540,7 @@ class AgentRun:
                     if recording.dropped:
                         return
                     recording.put(piece)
-        except Exception as error:  # noqa: BLE001 the call is made again, by the host
+        except Exception as error:  # noqa: BLE001 the host makes the call itself
             recording.end(error)
         else:
             recording.end()
@@ -561,15 +561,15 @@ class AgentRun:
             return
         try:
             messages, calls = self.host.reply(recording)
-        except Exception:  # noqa: BLE001 the host reads the reply itself when it comes to it
-            _log.debug("a reply cannot be read ahead", exc_info=True)
+        except Exception:  # noqa: BLE001 the host reads its own reply
+            _log.debug("the reply of a speculative call cannot be read", exc_info=True)
             return
         if calls and all(map(self.host.may_call, calls)):
             recording.step = Step(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()
 
     def drop(self, recording: Recording) -> None:
-        """Drop a call made ahead with all that rests on it, and count what it cost."""
+        """Drop a speculative call with all that depends on it, and count its cost."""
         if recording.committed or recording.dropped:
             return
         recording.dropped = True
@@ -583,9 +583,9 @@ class AgentRun:
             recording.step.drop()
 
     def claim(self, request: Any) -> Recording | None:
-        """Return the call made ahead that takes the place of one that the host makes.
+        """Return the speculative call that replaces a call by the host, or `None`.
 
-        Only one with an equal request does; another one is dropped, with all behind it.
+        Its request must be equal; otherwise it is dropped with all that depends on it.
         """
         with self.lock:
             step, self.step = self.step, None
@@ -613,7 +613,7 @@ class AgentRun:
             step = None if ahead is None else ahead.step
 
     def replied(self, request: Any, tail: Sequence[Any], calls: Sequence[Any]) -> None:
-        """Take the reply that the host has got, and the tool calls that it makes next."""
+        """Record the reply that the host received, and the tool calls that it makes next."""
         with self.lock:
             self.counters.add(model_calls=1)
             step = self.step

@@ -1,4 +1,4 @@
-"""Workloads: when to ask, what to ask, and what the hits do to the state."""
+"""Workloads: when to retrieve, with which query, and how hits change the state."""
 
 from ralmspec_plugins.workloads.agreement import passages_say_the_same, says_the_same
 from ralmspec_plugins.workloads.base import DraftWorkload, TextState, TextWorkload

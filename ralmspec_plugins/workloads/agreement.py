@@ -1,4 +1,4 @@
-"""SpecHop's verifier: whether a guessed observation says what the real one says. It is lossy."""
+"""SpecHop's verifier: whether a guessed observation agrees with the real one. It is lossy."""
 
 import re
 import unicodedata
@@ -24,12 +24,12 @@ _STOP_WORDS: Final = frozenset(_WORDS.split())
 
 
 def says_the_same(guess: str, real: str) -> bool:
-    """Return whether a guessed observation may stand for the real one, as SpecHop decides it.
+    """Return whether a guessed observation may replace the real one by SpecHop's criterion.
 
     arXiv 2605.21965, appendix D.4. Both are compared in lower case, without accents and
     punctuation. A guess that refuses to answer is wrong, and so is one that lacks a number of
-    several digits. It is right if one text holds the other, or if it shares enough words with
-    the real one. Real observations of under five characters must be the same words.
+    several digits. It is right if one text contains the other, or if it shares enough words with
+    the real one. For real observations of under five characters all words must be equal.
 
     >>> says_the_same("The Eiffel Tower was built in 1889.", "Eiffel tower: built in 1889")
     True
@@ -54,9 +54,9 @@ def says_the_same(guess: str, real: str) -> bool:
 
 
 def passages_say_the_same(guess: Sequence[Passage], real: Sequence[Passage]) -> bool:
-    """Return what `says_the_same` says of all passages of a hop, titles included.
+    """Return the result of `says_the_same` for all passages of a hop, titles included.
 
-    For `MultiHop(agree=...)`: then answers may differ from the plain loop's.
+    For `MultiHop(agree=...)`, with which answers may differ from the plain loop's.
     """
     if not guess or not real:
         return not guess and not real

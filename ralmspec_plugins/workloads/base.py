@@ -1,4 +1,4 @@
-"""What workloads have in common: defaults for all but the question and the next segment."""
+"""Base classes of workloads, with defaults for all but the query and the next segment."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class TextState:
 class TextWorkload(Generic[StateT]):
     r"""Base of workloads: a subclass has `query` and `extend`; all else has a default.
 
-    Its states are `TextState`s, or those of your own `start`, which then need a `text`.
+    Its states are `TextState`s, or the results of your own `start`; these need a `text`.
 
     >>> from ralmspec_plugins import plain
     >>> from ralmspec_plugins.testing import WordRetriever
@@ -43,73 +43,73 @@ class TextWorkload(Generic[StateT]):
     """
 
     inline_query: bool = False  # whether `query` is pure and takes microseconds
-    reads_scores: bool = False  # whether `extend` looks at the scores of its hits
-    append_only: bool = False  # whether `extend` never changes text: it is then streamed by steps
+    reads_scores: bool = False  # whether `extend` reads the scores of its hits
+    append_only: bool = False  # whether `extend` only appends; the text is then streamed by steps
 
     def start(self, request: Request) -> StateT:
-        """Begin with an empty text."""
+        """Return the state of an empty text."""
         begun: Any = TextState(request)
         state: StateT = begun
         return state
 
     def text(self, state: StateT) -> str:
-        """Give the state's `text`."""
+        """Return the state's `text`."""
         written: Any = state
         text: str = written.text
         return text
 
     def settled(self, state: StateT) -> str:
-        """Give all of the text if it is only appended to; else nothing before the end."""
+        """Return the whole text if it is only appended to, otherwise nothing before the end."""
         return self.text(state) if self.append_only else ""
 
     def query_key(self, state: StateT) -> Hashable | None:
-        """Hold the whole state, where that is a `TextState`."""
+        """Return the whole state if it is a `TextState`, otherwise `None`."""
         return state if isinstance(state, TextState) else None
 
     def extend_key(self, state: StateT, hits: Hits) -> Hashable | None:
-        """Hold the whole state and the hits, where the state is a `TextState`."""
+        """Return the whole state and the hits if the state is a `TextState`, otherwise `None`."""
         return (state, hits) if isinstance(state, TextState) else None
 
     def release(self, state: StateT) -> None:
-        """Free nothing."""
+        """Do nothing: there is nothing to release."""
 
 
 class DraftWorkload(TextWorkload[StateT], Generic[StateT, DraftT]):
     """Base of workloads whose text is a language model's draft.
 
-    A subclass has `query`, `query_key`, and says where the draft stands in its state, what the
-    state is after a segment, and how long a segment is.
+    A subclass has `query` and `query_key`, and defines which part of its state is the draft, what
+    the state is after a segment, and how long a segment is.
     """
 
     inline_query = True
 
     def __init__(self, lm: LanguageModel[DraftT], method: str = "write") -> None:
-        """Write with a model.
+        """Create a workload of a model.
 
         Args:
             lm: the model.
-            method: its method that writes a segment; `a` and this where it is awaited.
+            method: its method that writes a segment; its coroutine has the prefix `a`.
         """
         self.lm = lm
         self.side_by_side: bool = getattr(lm, "side_by_side", False)
         self.reads_scores = getattr(lm, "reads_scores", False)
         self._method = method
-        # Only there where the model can: engines look for them.
+        # Engines look for these methods, so they are defined only if the model supports them.
         if hasattr(lm, f"a{method}"):
             self.aextend = self._aextend
         if hasattr(lm, "same_passages"):
             self.agree = self._agree
 
     def draft(self, state: StateT) -> DraftT:
-        """Give the draft of a state."""
+        """Return the draft of a state."""
         raise NotImplementedError
 
     def after(self, state: StateT, draft: DraftT) -> StateT:
-        """Give the state after a segment, or with what there is of it."""
+        """Return the state after a segment, which may be unfinished."""
         raise NotImplementedError
 
     def tokens_of(self, state: StateT) -> int:
-        """Give the maximum number of tokens of the next segment."""
+        """Return the maximum number of tokens of the next segment."""
         raise NotImplementedError
 
     def begun(self, state: StateT, hits: Hits) -> StateT:
@@ -117,21 +117,21 @@ class DraftWorkload(TextWorkload[StateT], Generic[StateT, DraftT]):
         return state
 
     def in_front(self, begun: StateT, hits: Hits) -> Any:
-        """Return what the model reads of the passages; those of the hits by default."""
+        """Return the passages as the model reads them; those of the hits by default."""
         return read_by(self.lm, hits)
 
     def shown(self, begun: StateT, draft: DraftT) -> StateT:
-        """Return the state with an unfinished segment; as after a finished one by default."""
+        """Return the state with an unfinished segment; by default as after a finished one."""
         return self.after(begun, draft)
 
     def extend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
-        """Write the next segment with these passages in front."""
+        """Write the next segment with these passages in the prompt."""
         begun = self.begun(state, hits)
         write: Any = getattr(self.lm, self._method)
         return self.after(begun, write(*self._given(begun, hits, progress)))
 
     async def _aextend(self, state: StateT, hits: Hits, progress: Progress) -> StateT:
-        """Do the same without holding up the event loop."""
+        """Write the next segment without blocking the event loop."""
         begun = self.begun(state, hits)
         write: Any = getattr(self.lm, f"a{self._method}")
         return self.after(begun, await write(*self._given(begun, hits, progress)))
@@ -142,34 +142,34 @@ class DraftWorkload(TextWorkload[StateT], Generic[StateT, DraftT]):
         return self.draft(begun), passages, self.tokens_of(begun), reports
 
     def _agree(self, state: StateT, guess: Hits, hits: Hits) -> bool:
-        """Say whether the model sees the same in both."""
+        """Return whether the model reads the same passages in both."""
         lm: Any = self.lm
         return bool(lm.same_passages(read_by(self.lm, guess), read_by(self.lm, hits)))
 
     def text(self, state: StateT) -> str:
-        """Give what was written, without the prompt."""
+        """Return the text without the prompt."""
         return self.lm.text(self.draft(state))
 
     def settled(self, state: StateT) -> str:
-        """Give the part of the text that no later token can change."""
+        """Return the part of the text that no later token can change."""
         return self.lm.settled(self.draft(state))
 
     def extend_key(self, state: StateT, hits: Hits) -> Hashable | None:
-        """Hold what the model's next tokens depend on, to the last bit, and the state's rest."""
+        """Return a key of all that the next tokens depend on exactly, and the state's rest."""
         passages = read_by(self.lm, hits)
         written = self.lm.write_key(self.draft(state), passages, self.tokens_of(state))
         return self.query_key(state), written
 
     def release(self, state: StateT) -> None:
-        """Free the model's caches for this request."""
+        """Release the model's caches for this request."""
         self.lm.release(self.draft(state))
 
 
 class Reports(Progress):
-    """Passes a model's drafts on as states, and everything else to the outer progress."""
+    """Forwards a model's drafts to another progress as states, and all else unchanged."""
 
     def __init__(self, outer: Progress, state_of: Callable[[Any], Any]) -> None:
-        """Report to `outer` what `state_of` makes of a draft."""
+        """Create a progress that reports `state_of(draft)` to `outer`."""
         super().__init__()
         self._outer = outer
         self._state_of = state_of
@@ -181,11 +181,11 @@ class Reports(Progress):
 
     @property
     def wanted(self) -> bool:
-        """Whether the outer progress goes anywhere."""
+        """Whether reports to the outer progress are used."""
         return self._outer.wanted
 
     def cancel(self) -> None:
-        """Ask the writer to stop at its next check."""
+        """Request that the writer stops at its next check."""
         self._outer.cancel()
 
     def check(self) -> None:
@@ -193,25 +193,25 @@ class Reports(Progress):
         self._outer.check()
 
     def report(self, state: Any) -> None:
-        """Hand on the unfinished draft, as a state."""
+        """Report the state of an unfinished draft."""
         self._outer.report(self._state_of(state))
 
     def count(self, **counts: int) -> None:
-        """Take in what writing took."""
+        """Add to the counts of the outer progress."""
         self._outer.count(**counts)
 
 
 class SilentProgress(Reports):
-    """Passes on everything but reports: of text that may be written again."""
+    """Forwards everything but reports, for text that may be written again."""
 
     def __init__(self, outer: Progress) -> None:
-        """Stop and count with `outer`."""
+        """Create a progress that is cancelled and counts with `outer`."""
         super().__init__(outer, lambda draft: draft)
 
     @property
     def wanted(self) -> bool:
-        """Whether reports go anywhere: no."""
+        """Whether reports are used: no."""
         return False
 
     def report(self, state: Any) -> None:
-        """Hand on nothing."""
+        """Do nothing."""

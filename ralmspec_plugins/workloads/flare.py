@@ -1,4 +1,4 @@
-"""FLARE: look one sentence ahead, and search where the model is not sure of it."""
+"""FLARE: generate the next sentence, and retrieve if the model is not confident in it."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -32,7 +32,7 @@ _PLACES = ("{text}", "{span}")
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """What a question is to be about."""
+    """A span of the text, to ask the model for a question about."""
 
     span: str
     text: str  # with the look-ahead
@@ -50,30 +50,30 @@ class FlareState(Generic[DraftT]):
 
 @dataclass(frozen=True, slots=True)
 class LookAhead(Generic[DraftT]):
-    """The next sentence as it is with the passages of the last search."""
+    """The next sentence, written with the passages of the last search."""
 
     draft: DraftT
     sure: bool  # nothing is searched for it
 
 
 class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
-    """Write the next sentence; where the model is unsure, search with it and write it again.
+    """Write the next sentence; if the model is not confident, retrieve and write it again.
 
-    Jiang et al. 2023 (arXiv 2305.06983), section 3.2, as its official code does it:
+    Jiang et al. 2023 (arXiv 2305.06983), section 3.2, following its official code:
 
     1. The question is searched first.
     2. The next sentence is written with the last passages, by at most `look_ahead` tokens.
     3. If each of its tokens has a probability above `theta`, it stays (section 3.2.1).
-    4. Otherwise a query is made of it, and the passages found take the place of the last ones:
-       the sentence without tokens of a probability of `beta` or less, each of which becomes a
-       space, or a question that the model asks (section 3.2.2). An empty query searches nothing.
-    5. The sentence is written again, with the passages there are.
+    4. Otherwise a query is formed, and the passages found replace the last ones. The query is the
+       sentence in which each token of a probability of `beta` or less is replaced by a space, or
+       a question that the model generates (section 3.2.2). An empty query is not searched.
+    5. The sentence is written again, with the current passages.
 
-    Two savings change nothing, since a prompt that comes again is continued in the same way: a
+    Two savings do not change the text, since a model continues the same prompt in the same way: a
     sentence for which nothing is searched is not written again, nor is one whose search found
-    the passages that are there already. So a guess that the passages stay costs nothing.
+    the passages of the last one. So a guess that the passages stay costs nothing.
 
-    How many passages are found (2 in the official code) is the retriever's `k`.
+    The number of passages (2 in the official code) is the retriever's `k`.
     """
 
     inline_query = False
@@ -90,22 +90,23 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         question_tokens: int = 32,
         keep_unchanged: bool = True,
     ) -> None:
-        """Write sentences with `lm`, which must give the log-probabilities of its tokens.
+        """Create a workload of `lm`, which must return the log-probabilities of its tokens.
 
         Args:
             lm: the model.
-            theta: every token above it: the sentence is sure. 1 always searches, 0 never.
-            beta: tokens up to it are left out of a query, or asked about.
-            look_ahead: tokens of a sentence, at most.
-            query_by: "masking", or "question": what the model asks about the span of tokens up
-                to `beta` that has the least sure one.
-            question_prompt: its prompt for that, with the places {text} and {span}.
-            question_tokens: tokens of a question, at most; it ends with its line.
+            theta: a sentence stays if all its tokens have a higher probability. With 1 every
+                sentence is searched, with 0 none.
+            beta: tokens of at most this probability are masked in a query, or asked about.
+            look_ahead: the maximum number of tokens of a sentence.
+            query_by: "masking", or "question": the model generates a question about the span of
+                tokens of at most `beta` that includes the least probable one.
+            question_prompt: the prompt of that question, with the placeholders {text} and {span}.
+            question_tokens: the maximum number of tokens of a question; it ends with its line.
             keep_unchanged: whether the two savings are made. `False` writes each sentence
-                twice, for a model that writes differently each time.
+                twice, for a model whose output differs each time.
 
         Raises:
-            ConfigError: a setting is out of range, or the model gives no log-probabilities.
+            ConfigError: a setting is out of range, or the model returns no log-probabilities.
         """
         for name, value in (("theta", theta), ("beta", beta)):
             if not 0.0 <= value <= 1.0:
@@ -118,13 +119,13 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
             raise ConfigError(f"query_by must be {known}, got {query_by!r}")
         if not all(place in question_prompt for place in _PLACES):
             raise ConfigError(
-                f"question_prompt must have the places {{text}} and {{span}}, got "
+                f"question_prompt must have the placeholders {{text}} and {{span}}, got "
                 f"{question_prompt!r}"
             )
         if query_by == "question" and getattr(lm, "fixed_prompt", False):
             raise ConfigError(
-                f"query_by='question' needs a prompt of its own, and {type(lm).__name__} has "
-                "the one of its host around every text: use query_by='masking'"
+                f"query_by='question' needs a prompt of its own, but {type(lm).__name__} puts "
+                "every text into the prompt of its host: use query_by='masking'"
             )
         scored: Any = scored_model(lm, [one for one in {theta, beta} if one > 0.0])
         alone = hasattr(scored, "write_one_sentence")
@@ -143,13 +144,13 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
             self.aextend = self._awrite_again
 
     def start(self, request: Request) -> FlareState[DraftT]:
-        """Tokenise the prompt."""
+        """Return the state of the tokenized prompt."""
         return FlareState(request, self.lm.begin(request))
 
-    # The query: the look-ahead, and what it leaves to be searched
+    # The query: the look-ahead, and what to search for it
 
     def query(self, state: FlareState[DraftT], progress: Progress | None = None) -> Formed:
-        """Look ahead, and ask where the model is not sure."""
+        """Write the look-ahead, and return its query: none where the model is confident."""
         progress = progress or Progress()
         if state.hits is None:
             return Formed(state.request.prompt)
@@ -181,7 +182,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return state.draft, passages, self.look_ahead, SilentProgress(progress)
 
     def _asked(self, state: FlareState[DraftT], draft: DraftT) -> "str | _Span":
-        """Return the query for a look-ahead, "" where none is needed, or what to ask about."""
+        """Return the query for a look-ahead, "" if none is needed, or a span to ask about."""
         tokens = self._tokens(state, draft)
         if all(token.logprob > self._sure_above for token in tokens):
             return ""
@@ -190,18 +191,18 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return self._masked(tokens)
 
     def _tokens(self, state: FlareState[DraftT], draft: DraftT) -> Sequence[TokenLogprob]:
-        """Return the look-ahead's own tokens; one that only ends the text is none."""
+        """Return the look-ahead's own tokens, without the one that only ends the text."""
         lm: Any = self.lm
         before = len(lm.logprobs(state.draft))
         return [token for token in lm.logprobs(draft)[before:] if token.text]
 
     def _masked(self, tokens: Sequence[TokenLogprob]) -> str:
-        """Return the text of the tokens, those that are hardly sure as a space."""
+        """Return the text of the tokens, with a space in place of each improbable one."""
         kept = [token.text if token.logprob > self._kept_above else " " for token in tokens]
         return "".join(kept).strip()
 
     def _least_sure(self, tokens: Sequence[TokenLogprob]) -> str | None:
-        """Return the text of the run of hardly sure tokens with the least sure one."""
+        """Return the text of the run of improbable tokens that includes the least probable one."""
         runs = groupby(tokens, key=lambda token: token.logprob > self._kept_above)
         spans = [list(run) for kept, run in runs if not kept]
         spans = [run for run in spans if "".join(token.text for token in run).strip()]
@@ -213,7 +214,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
     def _about(
         self, state: FlareState[DraftT], span: "_Span", progress: Progress
     ) -> tuple[DraftT, tuple[Any, ...]]:
-        """Return a draft that asks about a span, and what it is written with."""
+        """Return the draft of a question about a span, and the arguments to write it with."""
         text = f"{state.request.prompt} {span.text.strip()}"
         prompt = self.question_prompt.replace("{span}", span.span).replace("{text}", text)
         request = replace(
@@ -245,7 +246,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return Formed(asked, LookAhead(draft, sure=not query))
 
     def query_key(self, state: FlareState[DraftT]) -> Hashable | None:
-        """Return a key of what the look-ahead depends on, to the last bit."""
+        """Return a key of all that the look-ahead depends on exactly."""
         if state.hits is None:
             return state.request.prompt
         passages = read_by(self.lm, state.hits)
@@ -260,7 +261,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         progress: Progress,
         carried: LookAhead[DraftT] | None = None,
     ) -> FlareState[DraftT]:
-        """Take the passages of the first search; afterwards write the sentence with them."""
+        """Set the passages after the first search; afterwards write the sentence with them."""
         done, state = self._without_writing(state, hits, carried)
         return state if done else super().extend(state, hits, progress)
 
@@ -278,7 +279,7 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
     def _without_writing(
         self, state: FlareState[DraftT], hits: Hits, ahead: LookAhead[DraftT] | None
     ) -> tuple[bool, FlareState[DraftT]]:
-        """Return whether the sentence is known already, and the state with it or for writing it."""
+        """Return whether the sentence needs no writing, and the state with it or before it."""
         if ahead is None:
             return True, replace(state, hits=hits)
         assert state.hits is not None
@@ -315,10 +316,10 @@ class Flare(DraftWorkload[FlareState[DraftT], DraftT], Generic[DraftT]):
         return self.look_ahead
 
     def settled(self, state: FlareState[DraftT]) -> str:
-        """Return all sentences: one that stands is not written again."""
+        """Return all complete sentences: these are not written again."""
         return self.lm.settled(state.draft) if state.settled is None else state.settled
 
     def extend_key(self, state: FlareState[DraftT], hits: Hits) -> Hashable | None:
-        """Return a key of what the look-ahead and the sentence depend on, to the last bit."""
+        """Return a key of all that the look-ahead and the sentence depend on exactly."""
         written = self.lm.write_key(state.draft, read_by(self.lm, hits), self.look_ahead)
         return self.query_key(state), written

@@ -1,4 +1,4 @@
-"""How a model asks for passages in its own text, and how they are put in."""
+"""Formats in which a model requests passages in its text, and in which they are inserted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from ralmspec_plugins.types import Passage
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a model wrote up to where it asked, or ended."""
+    """The text of a model up to its next query, or up to its end."""
 
-    text: str  # as it stands from now on, a closing tag that ended it put back
-    query: str | None  # what it asks; "" asks nothing and continues; `None`: the answer is complete
+    text: str  # the final text of the turn, including a closing tag that ended it
+    query: str | None  # "": continue without a search; `None`: the answer is complete
 
 
 class HopFormat(Protocol):
-    """How a model asks for passages, and how they are put in.
+    """A format in which a model requests passages, and in which they are inserted.
 
-    `stop`: texts at which the model is to stop writing.
-    `by_sentence`: whether a turn is one sentence, in place of all up to a stop.
+    `stop`: strings at which the model stops writing.
+    `by_sentence`: whether a turn is one sentence, instead of all text up to a stop string.
     `asks_first`: whether the question is searched before anything is written.
-    `in_front`: whether the passages of all hops stand in front of the prompt, as in one-shot
-    RAG; otherwise those of each hop are put into the text, where they were asked for.
+    `in_front`: whether the passages of all hops precede the prompt, as in one-shot RAG;
+    otherwise the passages of each hop are inserted into the text after the query.
     """
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts at which the model is to stop writing."""
+        """Strings at which the model stops writing."""
         ...
 
     @property
@@ -44,26 +44,27 @@ class HopFormat(Protocol):
 
     @property
     def in_front(self) -> bool:
-        """Whether the passages of all hops stand in front of the prompt."""
+        """Whether the passages of all hops precede the prompt."""
         ...
 
     def read(self, text: str, stopped_by: str | None, *, finished: bool) -> Turn:
-        """Return what the model asks at the end of a turn.
+        """Return the text of a turn, and the query at its end.
 
         Args:
-            text: what it wrote, without the stop string.
+            text: the text of the turn, without the stop string.
             stopped_by: the stop string that ended it, which may be one of the request's; "" if
-                it ended otherwise; `None` where the model's interface does not say.
-            finished: whether the model cannot continue: it ended, was stopped, or at its length.
+                it ended otherwise; `None` if the model's interface does not report it.
+            finished: whether the model cannot continue: at its end, a stop string, or the
+                maximum length.
         """
         ...
 
     def block(self, passages: Sequence[Passage]) -> str:
-        """Return the text that is put in for the passages of a hop."""
+        """Return the text to insert for the passages of a hop."""
         ...
 
     def answer(self, text: str) -> str | None:
-        """Return the final answer in all that was written, or `None` if there is none."""
+        """Return the final answer in the whole text, or `None` if there is none."""
         ...
 
 
@@ -71,11 +72,11 @@ class HopFormat(Protocol):
 class SearchTags:
     """Search-R1's tags: `<search>`, answered by passages between `<information>` tags.
 
-    Jin et al. 2025 (arXiv 2503.09516), section 3.2 and table 1. A query is what stands between
+    Jin et al. 2025 (arXiv 2503.09516), section 3.2 and table 1. A query is the text between
     the first `<search>` of a turn and the `</search>` that ends it. As in the reference code, an
-    empty query, and a `</search>` that nothing opened, get an empty block and count as a hop; a
-    turn that ends in no tag ends the answer, one whose tag is not closed too. Where the model's
-    interface does not say what stopped it, the tag that was opened last counts as closed.
+    empty query, and a `</search>` without `<search>`, get an empty block and count as a hop; a
+    turn that ends without a closing tag ends the answer. If the model's interface does not
+    report what stopped it, the tag that was opened last counts as closed.
 
     >>> SearchTags().read("First, <search> who built it", "</search>", finished=True)
     Turn(text='First, <search> who built it</search>', query='who built it')
@@ -90,7 +91,7 @@ class SearchTags:
     in_front = False
 
     def __post_init__(self) -> None:
-        """Reject names that make no tags.
+        """Check the names of the tags.
 
         Raises:
             ConfigError: a name is empty, or two are the same.
@@ -116,7 +117,7 @@ class SearchTags:
         return Turn(text, None)
 
     def _left_open(self, text: str) -> str:
-        """Return the closing tag of what was opened last, or ""."""
+        """Return the closing tag of the tag opened last, or ""."""
         opened = {text.rfind(_opening(name)): name for name in (self.search, self.answer_tag)}
         last = max(opened)
         return _closing(opened[last]) if last >= 0 else ""
@@ -131,7 +132,7 @@ class SearchTags:
         return f"\n\n{inside}\n\n"
 
     def answer(self, text: str) -> str | None:
-        """Return what stands behind the last opening tag of an answer."""
+        """Return the text after the last opening tag of an answer."""
         _, opened, behind = text.rpartition(_opening(self.answer_tag))
         return behind.partition(_closing(self.answer_tag))[0].strip() if opened else None
 
@@ -149,8 +150,8 @@ class Thoughts:
     """IRCoT's interleaving: each sentence of a chain of thought is the next query.
 
     Trivedi et al. 2023 (arXiv 2212.10509), section 3: the question is searched first; the
-    passages of all hops are collected in front of the prompt, in the order in which they were
-    found, each once; a thought that holds `end` is the last one.
+    passages of all hops are collected before the prompt, in the order in which they were
+    found, each once; a thought that contains `end` is the last one.
 
     >>> Thoughts().read(" Mo was born in Bex. Mo", "", finished=False)
     Turn(text=' Mo was born in Bex.', query='Mo was born in Bex.')
@@ -164,18 +165,18 @@ class Thoughts:
     in_front = True
 
     def read(self, text: str, stopped_by: str | None, *, finished: bool) -> Turn:
-        """Return the first sentence, which asks unless it is the last one."""
+        """Return the first sentence, which is also the query unless it is the last one."""
         end = sentence_end(text, 0)
         thought = text if end is None else text[:end]
         over = finished and end is None
         return Turn(thought, None if over or self.end in thought else thought.strip())
 
     def block(self, passages: Sequence[Passage]) -> str:
-        """Return nothing: the passages stand in front."""
+        """Return "": the passages precede the prompt."""
         return ""
 
     def answer(self, text: str) -> str | None:
-        """Return what stands behind the words that announce it."""
+        """Return the text after the words that announce the answer."""
         _, announced, behind = text.rpartition(self.end)
         return behind.strip().removesuffix(".") if announced else None
 
@@ -184,11 +185,11 @@ class Thoughts:
 class FollowUps:
     r"""Self-Ask's questions: "Follow up: ...", answered by passages and "Intermediate answer:".
 
-    Press et al. 2023 (arXiv 2210.03350), section 3, over a retriever in the place of a search
-    engine that gives answers: the passages are put in as "Context1: ...", and the model writes
-    the intermediate answer. Its stop strings are those of FlashRAG. A turn asks what stands
-    behind its last "Follow up:", whatever ended it but a stop string of the request; one
-    without, or with `end` behind it, is the last.
+    Press et al. 2023 (arXiv 2210.03350), section 3, with a retriever instead of a search
+    engine that returns answers: the passages are inserted as "Context1: ...", and the model
+    writes the intermediate answer. Its stop strings are those of FlashRAG. The query of a turn is
+    the text after its last "Follow up:". A turn without one, with `end` after it, or ended by
+    a stop string of the request, is the last.
 
     >>> FollowUps().read("Follow up: Who built it?\n", "Intermediate answer:", finished=True)
     Turn(text='Follow up: Who built it?\n', query='Who built it?')
@@ -204,7 +205,7 @@ class FollowUps:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Where passages are to be put in, and where another example would begin."""
+        """Strings at which passages are inserted, or another example would begin."""
         return "Context:", "#", self.intermediate
 
     def read(self, text: str, stopped_by: str | None, *, finished: bool) -> Turn:
@@ -220,7 +221,7 @@ class FollowUps:
         return "\n".join(["", *lines, self.intermediate])
 
     def answer(self, text: str) -> str | None:
-        """Return what stands behind the words that announce it."""
+        """Return the text after the words that announce the answer."""
         _, announced, behind = text.rpartition(self.end)
         return behind.strip().removesuffix(".") if announced else None
 

@@ -1,4 +1,4 @@
-"""In-Context RALM: every few tokens, ask with the last tokens and replace the passages."""
+"""In-Context RALM: every few tokens, retrieve with the last tokens and replace the passages."""
 
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -12,10 +12,10 @@ DraftT = TypeVar("DraftT")
 
 
 class Interval(DraftWorkload[DraftT, DraftT], Generic[DraftT]):
-    """Write `interval` tokens, ask with the last `query_tokens`, and start over.
+    """Write `interval` tokens, retrieve with the last `query_tokens`, and repeat.
 
-    This is the workload of Ram et al. and of RaLMSpec: the new passages take the
-    place of the old ones in front of the prompt. Its state is the model's own draft.
+    This is the workload of Ram et al. and of RaLMSpec: the new passages replace the old
+    ones before the prompt. Its state is the model's own draft.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Interval(DraftWorkload[DraftT, DraftT], Generic[DraftT]):
         interval: int = 4,  # as in the paper: the generation stride
         query_tokens: int = 32,  # as in the paper: the last 32 tokens of the text so far
     ) -> None:
-        """Ask every `interval` tokens of `lm`.
+        """Create a workload that retrieves every `interval` tokens of `lm`.
 
         Raises:
             ConfigError: a length is below 1.
@@ -39,29 +39,29 @@ class Interval(DraftWorkload[DraftT, DraftT], Generic[DraftT]):
         self.query_tokens = query_tokens
 
     def start(self, request: Request) -> DraftT:
-        """Tokenise the prompt."""
+        """Return the draft of the tokenized prompt."""
         return self.lm.begin(request)
 
     def query(self, state: DraftT) -> str | None:
-        """Ask with the last tokens of prompt and text, until the text has ended."""
+        """Return the last tokens of prompt and text, or `None` if the text has ended."""
         return None if self.lm.finished(state) else self.lm.tail(state, self.query_tokens)
 
     def query_key(self, state: DraftT) -> Hashable | None:
-        """Hold the tokens: a query does not depend on the model's caches."""
+        """Return the tokens: a query does not depend on the model's caches."""
         return self.lm.text_key(state)
 
     def extend_key(self, state: DraftT, hits: Hits) -> Hashable | None:
-        """Hold what the model's next tokens depend on, to the last bit."""
+        """Return a key of all that the model's next tokens depend on exactly."""
         return self.lm.write_key(state, read_by(self.lm, hits), self.interval)
 
     def draft(self, state: DraftT) -> DraftT:
-        """Give the state."""
+        """Return the state, which is the draft."""
         return state
 
     def after(self, state: DraftT, draft: DraftT) -> DraftT:
-        """Give the draft."""
+        """Return the draft, which is the state."""
         return draft
 
     def tokens_of(self, state: DraftT) -> int:
-        """Give the interval."""
+        """Return the interval."""
         return self.interval

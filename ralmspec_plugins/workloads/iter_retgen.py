@@ -1,4 +1,4 @@
-"""Iter-RetGen: ask with the question and the last answer, and write the whole answer again."""
+"""Iter-RetGen: retrieve with question and last answer, and write the whole answer again."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ QueryOrder: TypeAlias = Literal["answer_first", "question_first"]
 
 @dataclass(frozen=True, slots=True)
 class IterRetGenState(Generic[DraftT]):
-    """A request, its last answer, and the passages that this was written with."""
+    """A request, its last answer, and the passages with which this was written."""
 
     request: Request
     blank: DraftT  # the draft with which each answer begins
@@ -25,34 +25,34 @@ class IterRetGenState(Generic[DraftT]):
 
 
 class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]):
-    """Write the whole answer `iterations` times, each with passages found by the one before.
+    """Write the whole answer `iterations` times, each with passages found by the previous one.
 
     Shao et al. 2023 (arXiv 2305.15294), section 3: iteration t retrieves with the
     concatenation of the answer y(t-1) and the question q, and writes y(t) from q and the new
-    passages alone. The first iteration retrieves with the question. How many
-    passages are found (5 in the paper) is the retriever's `k`.
+    passages alone. The first iteration retrieves with the question. The number of
+    passages (5 in the paper) is the retriever's `k`.
 
-    Text settles in the last iteration only. Where an iteration finds the passages of the one
-    before, its prompt is the same, so the answer stays as it is and is not written again.
+    Text settles in the last iteration only. If an iteration finds the passages of the previous
+    one, its prompt is the same, so the answer is kept and not written again.
     """
 
     def __init__(
         self,
         lm: LanguageModel[DraftT],
         *,
-        iterations: int = 3,  # T; the paper's results level off behind the second
+        iterations: int = 3,  # T; the paper's results level off after the second
         query_order: QueryOrder = "answer_first",  # as in the paper
         keep_unchanged: bool = True,
     ) -> None:
-        """Write answers with `lm`.
+        """Create a workload of `lm`.
 
         Args:
             lm: the model.
             iterations: how often the answer is written.
-            query_order: whether the last answer stands before the question in a query, as in
-                the paper, or behind it, as in FlashRAG.
-            keep_unchanged: whether an answer is kept where the passages stay the same. `False`
-                writes it again, for a model that writes differently each time.
+            query_order: whether the last answer precedes the question in a query, as in the
+                paper, or follows it, as in FlashRAG.
+            keep_unchanged: whether an answer is kept if the passages stay the same. `False`
+                writes it again, for a model whose output differs each time.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -70,12 +70,12 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
             self.aextend = self._arewrite
 
     def start(self, request: Request) -> IterRetGenState[DraftT]:
-        """Tokenise the prompt."""
+        """Return the state of the tokenized prompt."""
         blank = self.lm.begin(request)
         return IterRetGenState(request, blank, blank)
 
     def query(self, state: IterRetGenState[DraftT]) -> str | None:
-        """Ask with the question, then with it and the last answer, until all is written."""
+        """Return the question, later with the last answer; `None` after the last iteration."""
         if state.iterations >= self.iterations:
             return None
         question = state.request.prompt
@@ -86,13 +86,13 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return " ".join(both)
 
     def query_key(self, state: IterRetGenState[DraftT]) -> Hashable | None:
-        """Return a key of the question and the last answer, and how many there were."""
+        """Return the question, the last answer, and the number of answers."""
         return state.request.prompt, state.iterations, self.lm.text_key(state.draft)
 
     def extend(
         self, state: IterRetGenState[DraftT], hits: Hits, progress: Progress
     ) -> IterRetGenState[DraftT]:
-        """Write the answer with these passages; keep the last one if it had the same."""
+        """Write the answer with these passages; keep the last one if it had the same passages."""
         if self._unchanged(state, hits):
             return replace(state, iterations=state.iterations + 1)
         return super().extend(state, hits, progress)
@@ -113,7 +113,7 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return bool(last == new if same is None else same(last, new))
 
     def begun(self, state: IterRetGenState[DraftT], hits: Hits) -> IterRetGenState[DraftT]:
-        """Begin with no text."""
+        """Return the state with an empty text and these passages."""
         return replace(state, draft=state.blank, hits=hits)
 
     def draft(self, state: IterRetGenState[DraftT]) -> DraftT:
@@ -121,21 +121,21 @@ class IterRetGen(DraftWorkload[IterRetGenState[DraftT], DraftT], Generic[DraftT]
         return state.draft
 
     def after(self, state: IterRetGenState[DraftT], draft: DraftT) -> IterRetGenState[DraftT]:
-        """Count the answer."""
+        """Return the state with one more answer."""
         return replace(state, draft=draft, iterations=state.iterations + 1)
 
     def tokens_of(self, state: IterRetGenState[DraftT]) -> int:
-        """Return the request's own length."""
+        """Return the request's maximum number of tokens."""
         return state.request.max_tokens
 
     def settled(self, state: IterRetGenState[DraftT]) -> str:
-        """Return nothing before the last answer, which is not written again."""
+        """Return the settled text of the last iteration, and "" before it."""
         return self.lm.settled(state.draft) if state.iterations >= self.iterations else ""
 
     def extend_key(self, state: IterRetGenState[DraftT], hits: Hits) -> Hashable | None:
-        """Return a key of the number of answers, and what the model's next answer depends on.
+        """Return a key of the number of answers, and of all that the next answer depends on.
 
-        The last answer is no part of it: it takes part in the query alone.
+        The last answer is not part of the key: it affects only the query.
         """
         written = self.lm.write_key(state.blank, read_by(self.lm, hits), self.tokens_of(state))
         return state.request.prompt, state.iterations, written

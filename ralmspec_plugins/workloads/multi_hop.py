@@ -1,4 +1,4 @@
-"""Multi-hop: a model writes until it asks; passages are put in, and it writes on."""
+"""Multi-hop: a model writes up to a query; passages are inserted, and it continues."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,32 +31,32 @@ assert tuple(_STYLES) == get_args(HopStyle)
 
 @dataclass(frozen=True, slots=True)
 class HopState(Generic[DraftT]):
-    """What was written, what the model reads, and what it asks."""
+    """The text so far, what the model reads, and its query."""
 
     request: Request
     draft: DraftT = field(compare=False, repr=False)  # of the last turn
     written: str = ""  # by the model, without the passages
-    transcript: str = ""  # the same, with the passages that were put in
-    front: tuple[Hit, ...] = ()  # passages of all hops, where they stand in front
-    query: str | None = None  # what the last turn asks; `None` before the first
+    transcript: str = ""  # the same, with the inserted passages
+    front: tuple[Hit, ...] = ()  # passages of all hops, if they precede the prompt
+    query: str | None = None  # of the last turn; `None` before the first
     turns: int = 0
     hops: int = 0
     ended: bool = False
 
 
 class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
-    """Write until the model asks, put in what is found, and write on, for `max_hops` at most.
+    """Write up to a query, insert the passages found, and continue, for at most `max_hops`.
 
-    How a model asks, and where passages stand, is the format's: Search-R1's tags
+    The format defines how a model queries, and where passages are inserted: Search-R1's tags
     (`SearchTags`), IRCoT's thoughts (`Thoughts`), Self-Ask's questions (`FollowUps`), or a
     `HopFormat` of your own. Each turn is written from the prompt and the text so far, by at
     most the request's `max_tokens`, with a seed of its own; the request's stop strings end the
-    answer in any turn. Behind the last hop the model writes one more turn, whatever it asks.
+    answer in any turn. After the last hop the model writes one more turn, whose query is ignored.
 
-    Run speculatively, this is SpecHop's pipeline (arXiv 2605.21965): the next turns are
-    written with guessed passages while the searches are out, `Continuous(window=k)` turns deep,
-    and committed in order. Here a guess counts as right only where the model reads the same
-    text, so that the answer is the plain loop's; `agree` gives that up.
+    Run speculatively, this is SpecHop's pipeline (arXiv 2605.21965): the next turns, at most
+    `Continuous(window=k)`, are written with guessed passages while the searches run, and
+    committed in order. Here a guess is right only if the model reads the same text, so that
+    the answer equals the plain loop's; with `agree` this no longer holds.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         answer_only: bool = False,
         agree: Callable[[Sequence[Passage], Sequence[Passage]], bool] | None = None,
     ) -> None:
-        """Write turns with `lm`.
+        """Create a workload of `lm`.
 
         Args:
             lm: the model.
-            hops: how it asks: a name ("search_r1", "ircot", "self_ask") or a format.
-            max_hops: searches in an answer, empty ones included.
-            answer_only: whether the answer's text is the final answer alone, where the format
-                finds one; it then comes at the end.
-            agree: says whether guessed passages (its first argument) may stand in the place of
-                those found, such as `passages_say_the_same`. Answers may then differ from the
-                plain loop's, and `Stats.lossy` says so.
+            hops: the format of queries: a name ("search_r1", "ircot", "self_ask") or a format.
+            max_hops: the maximum number of searches in an answer, empty ones included.
+            answer_only: whether the answer's text is only the final answer, if the format
+                finds one; it is then streamed only at the end.
+            agree: returns whether guessed passages (its first argument) may replace those
+                found, such as `passages_say_the_same`. Answers may then differ from the
+                plain loop's, and `Stats.lossy` is true.
 
         Raises:
             ConfigError: there is no such format, or `max_hops` is below 1.
@@ -99,22 +99,22 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         self.agree = self._reads_the_same
 
     def start(self, request: Request) -> HopState[DraftT]:
-        """Begin with no text; with the question as the first query where the format says so."""
+        """Return the state without text, with the question as a query if the format requires."""
         query = request.prompt if self.hops.asks_first else None
         return HopState(request, self.lm.begin(request), query=query)
 
     def query(self, state: HopState[DraftT]) -> str | NoRetrieval | None:
-        """Ask what the last turn asks; write the first turn without passages."""
+        """Return the query of the last turn; the first turn is written without passages."""
         if state.ended or (state.query is not None and state.hops >= self.max_hops):
             return None
         return state.query or NO_RETRIEVAL
 
     def query_key(self, state: HopState[DraftT]) -> Hashable | None:
-        """Return the state, of which the draft is no part: no later turn continues it."""
+        """Return the state, which is compared without its draft: no later turn continues it."""
         return state
 
     def begun(self, state: HopState[DraftT], hits: Hits) -> HopState[DraftT]:
-        """Put in the passages, and begin a turn behind them."""
+        """Return the state with the passages inserted, and the draft of the turn after them."""
         if state.query is not None:
             state = self._with_passages(state, hits)
         request = replace(
@@ -139,7 +139,7 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return replace(state, transcript=transcript, front=front, hops=state.hops + 1)
 
     def in_front(self, begun: HopState[DraftT], hits: Hits) -> Any:
-        """Return the passages of all hops, where they stand in front."""
+        """Return the passages of all hops, if they precede the prompt."""
         return read_by(self.lm, begun.front)
 
     def draft(self, state: HopState[DraftT]) -> DraftT:
@@ -147,11 +147,11 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return state.draft
 
     def tokens_of(self, state: HopState[DraftT]) -> int:
-        """Return the request's own length: of each turn."""
+        """Return the request's maximum number of tokens, which applies to each turn."""
         return state.request.max_tokens
 
     def shown(self, begun: HopState[DraftT], draft: DraftT) -> HopState[DraftT]:
-        """Return the state with what is settled of an unfinished turn."""
+        """Return the state with the settled part of an unfinished turn."""
         return replace(begun, written=begun.written + self._settled_turn(draft))
 
     def _settled_turn(self, draft: DraftT) -> str:
@@ -161,7 +161,7 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         return self.lm.settled(draft)[: len(text)]
 
     def after(self, state: HopState[DraftT], draft: DraftT) -> HopState[DraftT]:
-        """Read what a turn asks."""
+        """Return the state after a turn, with its query."""
         stop_of: Any = getattr(self.lm, "stop_of", None)
         stopped_by = None if stop_of is None else stop_of(draft)
         finished = self.lm.finished(draft)
@@ -178,18 +178,18 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
         )
 
     def text(self, state: HopState[DraftT]) -> str:
-        """Return what the model wrote, or the final answer in it."""
+        """Return the text that the model wrote, or the final answer in it."""
         if not self.answer_only:
             return state.written
         answer = self.hops.answer(state.written)
         return state.written if answer is None else answer
 
     def settled(self, state: HopState[DraftT]) -> str:
-        """Return all that was written: later turns stand behind it."""
+        """Return the whole text: later turns are appended. With `answer_only` return ""."""
         return "" if self.answer_only else state.written
 
     def extend_key(self, state: HopState[DraftT], hits: Hits) -> Hashable | None:
-        """Return a key of the state but the draft, and the hits."""
+        """Return the state, which is compared without its draft, and the hits."""
         return state, hits
 
     def _reads_the_same(self, state: HopState[DraftT], guess: Hits, hits: Hits) -> bool:

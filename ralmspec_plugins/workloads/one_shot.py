@@ -1,4 +1,4 @@
-"""One-shot RAG: ask once with the prompt, then write the whole answer."""
+"""One-shot RAG: retrieve once with the prompt, then write the whole answer."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ DraftT = TypeVar("DraftT")
 
 @dataclass(frozen=True, slots=True)
 class OneShotState(Generic[DraftT]):
-    """A request, its draft, and whether the one segment was begun."""
+    """A request, its draft, and whether the only segment was written."""
 
     request: Request
     draft: DraftT
@@ -21,10 +21,10 @@ class OneShotState(Generic[DraftT]):
 
 
 class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
-    """Ask once, with the prompt itself or what `query` makes of the request.
+    """Retrieve once, with the prompt itself or the result of `query(request)`.
 
-    The answer is one segment of `max_tokens`. It is reported token by token,
-    so that once its passages are verified it streams while it is written.
+    The answer is one segment of `max_tokens`. It is reported token by token, so that
+    it is streamed as soon as its passages are verified.
     """
 
     def __init__(
@@ -33,40 +33,41 @@ class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
         *,
         query: Callable[[Request], str | Query | NoRetrieval] | None = None,
     ) -> None:
-        """Ask with `query(request)`, a pure and quick function, or else with the prompt.
+        """Create a workload that retrieves with `query(request)`, by default with the prompt.
 
-        Where it gives `NO_RETRIEVAL` the answer is written without passages.
+        The function must be pure and quick. If it returns `NO_RETRIEVAL`, the answer is written
+        without passages.
         """
         super().__init__(lm)
         self._query = query if query is not None else _prompt
 
     def start(self, request: Request) -> OneShotState[DraftT]:
-        """Tokenise the prompt."""
+        """Return the state of the tokenized prompt."""
         return OneShotState(request, self.lm.begin(request))
 
     def query(self, state: OneShotState[DraftT]) -> str | Query | NoRetrieval | None:
-        """Ask at the start, and never again."""
+        """Return the query at the start, and `None` afterwards."""
         return None if state.asked else self._query(state.request)
 
     def query_key(self, state: OneShotState[DraftT]) -> Hashable | None:
-        """Hold the request, and whether it was asked already."""
+        """Return the request, and whether the answer was written."""
         return state.request, state.asked
 
     def extend_key(self, state: OneShotState[DraftT], hits: Hits) -> Hashable | None:
-        """Hold what the model's answer depends on, to the last bit."""
+        """Return a key of all that the model's answer depends on exactly."""
         request = state.request
         return request, self.lm.write_key(state.draft, read_by(self.lm, hits), request.max_tokens)
 
     def draft(self, state: OneShotState[DraftT]) -> DraftT:
-        """Give the draft."""
+        """Return the draft."""
         return state.draft
 
     def after(self, state: OneShotState[DraftT], draft: DraftT) -> OneShotState[DraftT]:
-        """Note that it was asked."""
+        """Return the state with the answer."""
         return OneShotState(state.request, draft, asked=True)
 
     def tokens_of(self, state: OneShotState[DraftT]) -> int:
-        """Give the request's own length."""
+        """Return the request's maximum number of tokens."""
         return state.request.max_tokens
 
 

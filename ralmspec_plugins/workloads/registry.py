@@ -32,15 +32,15 @@ assert tuple(WORKLOADS) == get_args(WorkloadName)
 def workload_of(
     chosen: str | WorkloadMaker, lm: LanguageModel[Any], **options: Any
 ) -> Workload[Any]:
-    """Make a workload, given its name or what makes it.
+    """Return the workload of a name, or the result of a function that makes one.
 
     Args:
         chosen: a name, with "-" or "_", or a function of the model.
-        lm: what writes.
-        options: settings by name; those that a named workload does not have are left out.
+        lm: the language model.
+        options: settings by name; those that a named workload does not have are ignored.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no workload of this name.
     """
     if not isinstance(chosen, str):
         return chosen(lm, **options)

@@ -1,4 +1,4 @@
-"""Sentence by sentence: ask with the end of the text, and write the next sentence."""
+"""Sentence by sentence: retrieve with the end of the text, and write the next sentence."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ DraftT = TypeVar("DraftT")
 class SentenceModel(LanguageModel[DraftT], Protocol[DraftT]):
     """A model that can also write just one sentence.
 
-    `write_key` must hold what `write_sentence` depends on too.
+    `write_key` must cover all that `write_sentence` depends on, too.
     """
 
     def write_sentence(
@@ -40,11 +40,10 @@ class SentenceState(Generic[DraftT]):
 
 
 class Sentences(DraftWorkload[SentenceState[DraftT], DraftT], Generic[DraftT]):
-    """Write a sentence, ask with the last `query_tokens`, and start over.
+    """Write a sentence, retrieve with the last `query_tokens`, and repeat.
 
-    The natural step of a model behind an API, where each step is a call. The
-    first question is asked as it is; after that the new passages take the place
-    of the old ones, as with `Interval`.
+    This suits a model behind an API, where each step is a call. The first query is the
+    question itself. New passages replace the old ones, as in `Interval`.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Sentences(DraftWorkload[SentenceState[DraftT], DraftT], Generic[DraftT]):
         query_tokens: int = 32,  # as in the paper: the last 32 tokens of the text so far
         max_sentences: int = 16,
     ) -> None:
-        """Ask before each sentence of `lm`.
+        """Create a workload that retrieves before each sentence of `lm`.
 
         Raises:
             ConfigError: a length is below 1.
@@ -73,11 +72,11 @@ class Sentences(DraftWorkload[SentenceState[DraftT], DraftT], Generic[DraftT]):
         self.max_sentences = max_sentences
 
     def start(self, request: Request) -> SentenceState[DraftT]:
-        """Begin with the question and no text."""
+        """Return the state of the question without text."""
         return SentenceState(request.prompt, self.lm.begin(request))
 
     def query(self, state: SentenceState[DraftT]) -> str | None:
-        """Ask the question, then with the end of the text, until that is complete."""
+        """Return the question, then the end of the text, and `None` if the text is complete."""
         if state.sentences >= self.max_sentences or self.lm.finished(state.draft):
             return None
         if not state.sentences:
@@ -85,17 +84,17 @@ class Sentences(DraftWorkload[SentenceState[DraftT], DraftT], Generic[DraftT]):
         return self.lm.tail(state.draft, self.query_tokens)
 
     def query_key(self, state: SentenceState[DraftT]) -> Hashable | None:
-        """Hold the text, and how many sentences it has."""
+        """Return the question, the text, and the number of its sentences."""
         return state.question, state.sentences, self.lm.text_key(state.draft)
 
     def draft(self, state: SentenceState[DraftT]) -> DraftT:
-        """Give the draft."""
+        """Return the draft."""
         return state.draft
 
     def after(self, state: SentenceState[DraftT], draft: DraftT) -> SentenceState[DraftT]:
-        """Count the sentence."""
+        """Return the state with one more sentence."""
         return SentenceState(state.question, draft, state.sentences + 1)
 
     def tokens_of(self, state: SentenceState[DraftT]) -> int:
-        """Give the length of the longest sentence."""
+        """Return the maximum length of a sentence."""
         return self.tokens
