@@ -1,11 +1,11 @@
-"""Speculative retrieval for LangChain: the same answers as the plain chain, sooner.
+"""Speculative retrieval for LangChain: the answers of the plain chain, in less time.
 
-`SpeculativeRAG` is a retriever and a model as one runnable, `speculate()` makes one of
-a chain that is there already, and `SpeculativeRetriever` is the retriever's part alone.
-`SpeculativeLLM` and `SpeculativeChatModel` are a local model that writes several tokens a
-pass, `KNNLLM` is KNN-LM, as models of the host. For agents, `speculative_tool()` makes a tool
-of a retriever, and `SpeculativeTools`, a middleware in `langchain_ralmspec.agents` (extra
-`langchain-agents`), runs the model while tools do.
+`SpeculativeRAG` combines a retriever and a model in one runnable, `speculate()` makes one from
+an existing chain, and `SpeculativeRetriever` is a retriever alone. `SpeculativeLLM` and
+`SpeculativeChatModel` are LangChain models over a local model that generates several tokens
+per pass, and `KNNLLM` is one over KNN-LM. For agents, `speculative_tool()` makes a tool of a
+retriever, and `SpeculativeTools`, a middleware in `langchain_ralmspec.agents` (extra
+`langchain-agents`), calls the model while tools run.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs the extra `langchain-agents` when it is asked for."""
+    """Import the class that needs the extra `langchain-agents` on first access."""
     if name == "SpeculativeTools":
         from langchain_ralmspec.agents import SpeculativeTools
 

@@ -1,9 +1,9 @@
-"""Tells the host's handlers what is part of the answer, through its callback managers.
+"""Reports committed searches and model calls to the host's handlers, by its callback managers.
 
-One run for each committed search and each committed call of the model, under the request's
-own, in the host's order: a step's search, then its model. They are told in the caller's
-thread or task, from the engine's events: a search when its documents are confirmed, a
-model's run when it is committed, or as far as its text is settled.
+There is one run for each committed search and each committed call of the model, under the
+request's own, in the host's order: a step's search, then its model call. Handlers are called
+in the caller's thread or task, on the engine's events: a search is reported when its documents
+are confirmed, and a model's run when it is committed, or as far as its text is settled.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -46,13 +46,13 @@ def retrieval_manager(
     handlers: list[BaseCallbackHandler] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Configure a callback manager for a call of a retriever, as `BaseRetriever.invoke` does."""
+    """Return the callback manager of a retriever's call, as `BaseRetriever.invoke` creates it."""
     kwargs = {key: value for key, value in (kwargs or {}).items() if key != "run_id"}
     tags = metadata = None
     inheritable = dict(config.get("metadata") or {})
     if isinstance(retriever, BaseRetriever):
         tags, metadata = retriever.tags, retriever.metadata
-        # The host's hook for subclasses: what it says of a store is said nowhere else.
+        # The host's hook for subclasses, the only source of the store's name.
         inheritable |= retriever._get_ls_params(**kwargs)  # noqa: SLF001
     return kind.configure(
         config.get("callbacks"),
@@ -67,10 +67,10 @@ def retrieval_manager(
 
 @runtime_checkable
 class Layer(Protocol):
-    """A retriever in front of another one, in whose name its searches are told."""
+    """A retriever over another one, under whose name its searches are reported."""
 
     def told_as(self, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig] | None:
-        """Return the retriever behind it, with what a call's config becomes; `None`: itself."""
+        """Return the wrapped retriever with the config of its call; `None`: this retriever."""
         ...
 
 
@@ -81,7 +81,7 @@ def retrieval_begun(
     query: str,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Begin the run of a retrieval that the host's own call does not tell: name, tags, handlers."""
+    """Start the run of a retrieval that is not a call of the host; return its run manager."""
     handlers = part.handlers(config)
     retriever, config = _called(part.runnable, config)
     manager = retrieval_manager(kind, retriever, config, handlers, kwargs)
@@ -92,7 +92,7 @@ def retrieval_begun(
 def _called(
     retriever: Runnable[Any, Any], config: RunnableConfig
 ) -> tuple[Runnable[Any, Any], RunnableConfig]:
-    """Find what stands inside of bindings, configurable fields and layers, and its config."""
+    """Return the retriever inside bindings, configurable fields and layers, and its config."""
     while True:
         if isinstance(retriever, RunnableBindingBase):
             config = merge_configs(retriever.config, config)
@@ -105,25 +105,25 @@ def _called(
             return retriever, config
 
 
-# A model's run that has been told in part.
+# A model's run that has been reported in part.
 
 
 @dataclass(slots=True, eq=False)
 class OpenRun:
-    """A run whose handlers wait for its end.
+    """A run that was reported as started but not as ended.
 
-    A call that broke off may be made once more, alone: its run goes on with that one's
-    tokens, from where its own had come to.
+    A call that was interrupted may be made again, in isolation: the run then continues with the
+    tokens of the second call after those already reported.
     """
 
-    manager: Any  # of the run
+    manager: Any  # the run's manager
     source: ModelRun
-    _next: int = 0  # token of the source
-    _read: int = 0  # characters of the source
-    _told: int = 0  # characters, of any source
+    _next: int = 0  # index of the source's next token
+    _read: int = 0  # characters of the source read so far
+    _told: int = 0  # characters reported so far, of any source
 
     def tokens(self, source: ModelRun) -> Iterator[tuple[Any, Any]]:
-        """Give what has not been told of a source's tokens."""
+        """Yield the tokens of a source that were not reported yet."""
         if source is not self.source:
             self.source, self._next, self._read = source, 0, 0
         while self._next < len(source.tokens):
@@ -138,7 +138,7 @@ class OpenRun:
             yield token, self.own(chunk)
 
     def own(self, value: Any) -> Any:
-        """Give messages the id of this run: streams put chunks together by it."""
+        """Return messages with the id of this run, by which the host joins chunks."""
         here, there = str(self.manager.run_id), str(self.source.run_id)
         return value if here == there else _renamed(value, there, here)
 
@@ -150,7 +150,7 @@ def _text_of(token: Any) -> str:
 
 
 def _cut(token: Any, chunk: Any, characters: int) -> tuple[Any, Any]:
-    """Take the first characters off a token that is a text."""
+    """Return a token without its first characters, if it is a text."""
     if not isinstance(token, str):
         return token, chunk
     token = token[characters:]
@@ -171,23 +171,23 @@ def _renamed(value: Any, there: str, here: str) -> Any:
     return value
 
 
-# What one request tells.
+# The reports of one request.
 
 
-# Each step is what a callback manager's method gives: with an asynchronous one to be awaited.
+# Each step is the result of a callback manager's method, awaited if it is asynchronous.
 Steps: TypeAlias = Generator[Any, Any, None]
 
 
 @dataclass(slots=True, eq=False)
 class CallbackSink:
-    """Tells the handlers of one request, and those of its parts, what has been committed.
+    """Reports committed events to the handlers of one request and of its parts.
 
     Args:
-        context: whose handlers, and under which run.
-        llm: the model's own handlers are told of its calls too, ...
-        retriever: ... as the retriever's are of its searches.
-        prompting: how documents become a prompt: equal ones are one call.
-        direct: makes the runs of segments that no call of the host's model has written.
+        context: the request's call, with its handlers and its run.
+        llm: the model, whose own handlers are notified of its calls, too.
+        retriever: the retriever, whose own handlers are notified of its searches, too.
+        prompting: formats documents: equal prompts are one call.
+        direct: creates the runs of segments that no call of the host's model has written.
     """
 
     context: HostContext
@@ -197,45 +197,45 @@ class CallbackSink:
     direct: DirectRuns | None = None
     _heard: bool = field(init=False)
     _writing: Retrieved | None = field(init=False, default=None)  # confirmed, not committed
-    _written: Any = field(init=False, default=None)  # the draft that was committed last
+    _written: Any = field(init=False, default=None)  # the last committed draft
     _open: OpenRun | None = field(init=False, default=None)
     _ended: ModelRun | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        """See whether anybody listens: in the caller's context, where handlers stand too."""
+        """Check in the caller's context, which may have handlers too, whether there are any."""
         parts = self.llm.listeners or self.retriever.listeners
         self._heard = bool(parts or self._manager(CallbackManager).handlers)
 
     def tell(self, event: effects.Event) -> None:
-        """Tell what an event means for the host.
+        """Report an event to the host's handlers.
 
         Raises:
-            Exception: what a handler has raised that was asked to.
+            Exception: the error of a handler with `raise_error`.
         """
         _run(self._steps(event, CallbackManager))
 
     async def atell(self, event: effects.Event) -> None:
-        """Do the same on an event loop.
+        """Report an event to the host's handlers on an event loop.
 
         Raises:
-            Exception: what a handler has raised that was asked to.
+            Exception: the error of a handler with `raise_error`.
         """
         await _arun(self._steps(event, AsyncCallbackManager))
 
     def ended(self, answer: Answer) -> None:
-        """Tell what an answer took."""
+        """Report an answer's statistics."""
         _run(self._ended_with(answer, CallbackManager))
 
     async def aended(self, answer: Answer) -> None:
-        """Do the same on an event loop."""
+        """Report an answer's statistics on an event loop."""
         await _arun(self._ended_with(answer, AsyncCallbackManager))
 
     def failed(self, error: BaseException) -> None:
-        """Tell of the call that failed or was given up, and end the run that is open."""
+        """Report the call that failed or was cancelled, and end the open run."""
         _run(self._failed(error, CallbackManager))
 
     async def afailed(self, error: BaseException) -> None:
-        """Do the same on an event loop."""
+        """Report a failed or cancelled call on an event loop."""
         await _arun(self._failed(error, AsyncCallbackManager))
 
     def _manager(self, kind: ManagerKind, **local: Any) -> Any:
@@ -276,7 +276,7 @@ class CallbackSink:
         return manager.on_custom_event(name, data, run_id=manager.parent_run_id)
 
     def _source(self, event: effects.Commit | effects.Settled) -> ModelRun | None:
-        """Find the run of the model that wrote a state."""
+        """Return the run of the model that wrote a state."""
         if self.direct is not None:
             return self.direct.run_of(event) if isinstance(event, effects.Commit) else None
         call = getattr(draft_of(event.state), "recording", None)
@@ -292,7 +292,7 @@ class CallbackSink:
             yield run.on_retriever_end(outcome)
 
     def _model(self, kind: ManagerKind, source: ModelRun, *, ended: bool) -> Steps:
-        """Tell what is new of a model's run, and its end if it is to be told."""
+        """Report the new tokens of a model's run, and its end if it has ended."""
         if source is self._ended:
             return
         if self._open is None:
@@ -327,7 +327,7 @@ class CallbackSink:
             yield here.manager.on_llm_error(_told(error))
 
     def _given_up(self) -> CallCapture | None:
-        """Find the call that was writing behind the documents that are confirmed."""
+        """Return the call that was writing with the confirmed documents."""
         if self._writing is None or not self._heard:
             return None
         given = passages_of(self._writing.hits)
@@ -343,7 +343,7 @@ class CallbackSink:
 def _custom(
     event: effects.Guessed | effects.Judged | effects.RolledBack,
 ) -> tuple[str, dict[str, Any]]:
-    """Say what happens to guesses, as an event of the host's."""
+    """Return the name and the data of a custom event of the host for guesses."""
     if isinstance(event, effects.Guessed):
         return "ralmspec.guess", {"documents": [hit.passage.id for hit in event.hits]}
     if isinstance(event, effects.Judged):
@@ -352,7 +352,7 @@ def _custom(
 
 
 def _told(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else Cancelled("the request was given up")
+    return error if isinstance(error, Exception) else Cancelled("the request was cancelled")
 
 
 def _run(steps: Steps) -> None:

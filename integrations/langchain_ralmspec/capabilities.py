@@ -1,4 +1,4 @@
-"""What a LangChain model can do: bound its output, continue a message, run beside itself.
+"""The abilities of a LangChain model: bounded output, continued messages, concurrent calls.
 
 Models are recognised by the qualified names of their classes, so that no provider's
 package is imported here.
@@ -40,7 +40,7 @@ _PIPELINES = frozenset(
     f"langchain_{package}.llms.huggingface_pipeline.HuggingFacePipeline"
     for package in ("huggingface", "community")
 )
-# Who continues a message when asked to, and what to do with a model that does not.
+# Servers that can continue a message, and alternatives for models that cannot.
 _INSTEAD = (
     "(vLLM, transformers serve and llama.cpp: continuation="
     "{'extra_body': {'continue_final_message': True, 'add_generation_prompt': False}}; "
@@ -54,8 +54,8 @@ _OLLAMA_OPTIONS = (
     *("repeat_last_n", "repeat_penalty", "temperature", "seed", "stop", "tfs_z", "top_k", "top_p"),
 )
 _RENAMED_BOUNDS = {"langchain_community.llms.vllm.VLLM": "max_tokens"}
-# Chat models that continue a trailing assistant message, and what marks that message. Of
-# Anthropic's models the newest refuse one: their error is what the caller then gets.
+# Chat models that continue a trailing assistant message, and the marks of that message.
+# Anthropic's newest models reject one: the caller then receives their error.
 _CONTINUES: Mapping[str, Mapping[str, Any]] = {
     "langchain_anthropic.chat_models.ChatAnthropic": {},
     "langchain_mistralai.chat_models.ChatMistralAI": {"prefix": True},
@@ -66,7 +66,7 @@ _CONTINUES: Mapping[str, Mapping[str, Any]] = {
     "langchain_core.language_models.fake_chat_models.FakeMessagesListChatModel": {},
     "langchain_core.language_models.fake_chat_models.GenericFakeChatModel": {},
 }
-# The arguments that ask a model for the log-probabilities of its tokens, in OpenAI's form.
+# The arguments that request the log-probabilities of a model's tokens, in OpenAI's form.
 _LOGPROBS: Mapping[str, Mapping[str, Any]] = {
     "langchain_openai.chat_models.base.BaseChatOpenAI": {"logprobs": True},
     "langchain_openai.llms.base.BaseOpenAI": {"logprobs": 1},
@@ -85,11 +85,11 @@ _REMOTE_CLASSES = frozenset({"langchain_huggingface.llms.huggingface_endpoint.Hu
 
 @dataclass(frozen=True, slots=True)
 class Unwrapped:
-    """The model inside of wrappers, and the arguments that these bind into its calls."""
+    """The model inside wrappers, and the arguments that these bind to its calls."""
 
     model: Any
     arguments: Mapping[str, Any]
-    dynamic: bool  # which model it is depends on the config of the call
+    dynamic: bool  # whether the model depends on the config of the call
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +98,21 @@ class Abilities:
 
     name: str
     chat: bool
-    model: bool  # not just any runnable
+    model: bool  # whether it is a model, not another runnable
     bound: Bounded | None  # the arguments for at most n tokens
-    continuation: Mapping[str, Any] | None  # the arguments with which a message is continued
+    continuation: Mapping[str, Any] | None  # the arguments to continue a message
     mark: Mapping[str, Any] = field(default_factory=dict)  # on the message that is continued
-    side_by_side: bool = False  # several calls may run at a time
+    side_by_side: bool = False  # whether several calls may run at a time
     takes_stop: bool = True
     streams: bool = True
-    native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
-    logprobs: Mapping[str, Any] | None = None  # the arguments that ask for log-probabilities
+    native_async: bool = True  # whether cancelling its task stops it, since it uses no thread
+    logprobs: Mapping[str, Any] | None = None  # the arguments that request log-probabilities
 
 
 def unwrapped(llm: Runnable[Any, Any], config: RunnableConfig | None = None) -> Unwrapped:
-    """See through `.bind(...)`, `.with_config(...)`, configurable fields and alternatives.
+    """Return the model in `.bind(...)`, `.with_config(...)`, configurable fields, alternatives.
 
-    Retries, fallbacks and sequences stay as they are: what they call is their affair.
+    Retries, fallbacks and sequences are not unwrapped: they decide what they call.
     """
     arguments: dict[str, Any] = {}
     dynamic = False
@@ -136,16 +136,16 @@ def abilities(
     side_by_side: bool | None = None,
     logprobs: Mapping[str, Any] | None = None,
 ) -> Abilities:
-    """Say what a model can do, by its class and by what the user says.
+    """Return a model's abilities by its class and the user's settings.
 
     Args:
         inner: the model, unwrapped.
-        bound: the argument that bounds its output, or a function from the number of
-            tokens to the arguments of the call.
+        bound: the name of the argument that bounds its output, or a function from the
+            number of tokens to the arguments of the call.
         continuation: "assistant" for a chat model that continues a trailing assistant
-            message, or the arguments of a call that make it do so.
+            message, or the arguments of a call that enable this.
         side_by_side: whether several calls may run at a time.
-        logprobs: the arguments of a call that ask for log-probabilities.
+        logprobs: the arguments of a call that request log-probabilities.
     """
     model = inner.model
     names = class_names(model)
@@ -166,8 +166,8 @@ def abilities(
         mark=mark or {},
         side_by_side=_remote(names) if side_by_side is None else side_by_side,
         takes_stop=not local,
-        # A pipeline streams from a thread that goes on when nobody listens any more, and
-        # its stream is not the text that its call gives.
+        # A pipeline streams from a thread that continues when the stream is closed, and its
+        # stream differs from the text that its call returns.
         streams=not local,
         native_async=not local and _awaits(model),
         logprobs=_first(_LOGPROBS, names) if logprobs is None else logprobs,
@@ -181,13 +181,13 @@ def _first(
 
 
 def cached(model: Any) -> bool:
-    """Say whether the host looks into its cache before it invokes a model."""
+    """Return whether the host reads its cache before it invokes a model."""
     cache = getattr(model, "cache", None)
     return cache is not False and bool(cache or get_llm_cache() is not None)
 
 
 def check(known: Abilities, step: Step) -> None:
-    """Refuse a model that cannot write in such steps.
+    """Check that a model can write in such steps.
 
     Raises:
         ConfigError: it cannot; the message says what to do.
@@ -196,9 +196,9 @@ def check(known: Abilities, step: Step) -> None:
         return
     if not known.model:
         raise ConfigError(
-            f"{known.name} is no LangChain model that can be told how far to write (retries, "
-            "fallbacks and chains hide theirs). Use workload='one_shot', which calls it as it "
-            "is, or give the model itself."
+            f"{known.name} is not a LangChain model whose output can be bounded (retries, "
+            "fallbacks and chains hide theirs). Use workload='one_shot', which calls it "
+            "unchanged, or pass the model itself."
         )
     check_step(
         known.name,
@@ -211,14 +211,14 @@ def check(known: Abilities, step: Step) -> None:
 
 
 def inside_pipeline(model: Any) -> Any | None:
-    """Give the `HuggingFacePipeline` that a model is, or that a chat model stands on."""
+    """Return the `HuggingFacePipeline` that a model is or that a chat model uses, or `None`."""
     if _CHAT_HUGGING_FACE in class_names(model):
         model = model.llm
     return model if class_names(model) & _PIPELINES else None
 
 
 def is_remote(model: Any) -> bool:
-    """Say whether a model is the client of a known server."""
+    """Return whether a model is the client of a known server."""
     return _remote(class_names(model))
 
 
@@ -248,7 +248,7 @@ def _ollama_options(model: Any) -> dict[str, Any]:
 
 
 def _beside_fields(arguments: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
-    # An argument of the call takes the place of the model's own setting, all of it.
+    # An argument of the call replaces the model's own setting completely.
     fields = {name: getattr(model, name, None) for name in arguments}
     return merged(fields, arguments)
 

@@ -1,10 +1,11 @@
-"""Recognises the retrieval chains that users already have, and makes a `SpeculativeRAG` of them.
+"""Converts users' existing retrieval chains to a `SpeculativeRAG`.
 
-A chain is taken apart at its retriever: what stands before it makes the query, and what stands
-behind it makes the answer. Where LangChain's own helpers and its documentation built that,
-prompt, model and parser are found; else it is called as it is, with the documents in the
-retriever's place. No code is read. What cannot be taken apart is refused by the name of the
-part: an equivalent that is nearly one would be a wrong answer.
+A chain is split at its retriever: the parts before it make the query, and the parts after it
+make the answer. If the latter have a form of LangChain's own helpers or documentation, prompt,
+model and parser are recognised; otherwise they are called unchanged, with the documents in
+place of the retriever. No source code is inspected. A chain that cannot be split is rejected
+with an error that names the part: a chain that is only almost equivalent would give wrong
+answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,15 +43,15 @@ from ralmspec_plugins.errors import ConfigError
 _STUFF: Final = "create_stuff_documents_chain.<locals>.format_docs"
 _TAKES_INPUT: Final = "create_retrieval_chain.<locals>.<lambda>"
 _REMEDY: Final = (
-    "Understood are input -> [query |] retriever [| functions] -> prompt | model | parser; what "
-    "has another shape goes around or behind what speculate() gives, or is given in parts to "
+    "Supported are input -> [query |] retriever [| functions] -> prompt | model | parser. Put "
+    "other parts around or after the result of speculate(), or pass the parts to "
     "SpeculativeRAG(retriever=..., llm=..., prompt=...)."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """Where a chain's documents come from, and what is done with them."""
+    """The parts of a chain that make its documents."""
 
     query: Runnable[Any, Any] | None  # of the input; None: the input, or a key of it
     question_key: str | None  # None: the input is the question, or `query` makes it
@@ -59,14 +60,14 @@ class _Context:
 
     @property
     def documents(self) -> Runnable[Any, Any]:
-        """What gives the documents as the chain has them."""
+        """The part of the chain from the query to its documents."""
         return reduce(or_, self.behind, self.retriever)
 
 
 class SpeculativeChain(RunnableBinding[Any, Any]):
-    """A `SpeculativeRAG` in the wrappings of the chain that it was made of, with its handles.
+    """A `SpeculativeRAG` in the wrappers of the chain that it was made from.
 
-    As a runnable it is these wrappings: retries, fallbacks, a config, listeners.
+    The wrappers are retries, fallbacks, a config, or listeners.
     """
 
     @property
@@ -79,38 +80,38 @@ class SpeculativeChain(RunnableBinding[Any, Any]):
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the retriever's store so far: round trips, and queries in them."""
+        """The calls of the retriever's store so far: round trips, and queries in them."""
         return self.rag.stats
 
     def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied."""
+        """Clear memo and pool, after a change of the index."""
         self.rag.invalidate()
 
     def close(self) -> None:
-        """Wait for searches that nobody needs any more, and let the threads go."""
+        """Wait for searches that are no longer needed, and shut down the threads."""
         self.rag.close()
 
 
 def speculate(chain: Runnable[Any, Any], **settings: Any) -> SpeculativeRAG | SpeculativeChain:
-    """Make the runnable that gives what a chain gives, sooner.
+    """Return a runnable with the results of a chain in less time.
 
-    Understood are `create_retrieval_chain(retriever, create_stuff_documents_chain(...))`, also
+    Supported are `create_retrieval_chain(retriever, create_stuff_documents_chain(...))`, also
     with `create_history_aware_retriever(...)`; chains such as `{"context": retriever | show,
     "question": RunnablePassthrough()} | prompt | llm | StrOutputParser()`, also with
-    `RunnablePassthrough.assign(context=...)` in front; chains that give their sources
+    `RunnablePassthrough.assign(context=...)` first; chains that return their sources
     (`RunnableParallel(context=retriever, ...).assign(answer=...)`); and all of these in
     `.with_config(...)`, `.with_retry()` and `.with_fallbacks(...)`.
 
-    What comes back is what the chain gives, and its schemas are the chain's.
+    The result has the form and the schemas of the chain's result.
 
     Args:
         chain: the chain.
-        settings: fields of `SpeculativeRAG`. The workload is "one_shot" unless another is
-            asked for: one retrieval and one call, as in the chain.
+        settings: fields of `SpeculativeRAG`. The workload is "one_shot" by default: one
+            retrieval and one call, as in the chain.
 
     Returns:
-        A `SpeculativeRAG`; for a chain in wrappings, a `SpeculativeChain`: that in the same
-        wrappings. Both have `stats`, `invalidate()` and `close()`.
+        A `SpeculativeRAG`; for a chain in wrappers, a `SpeculativeChain`, which has the same
+        wrappers. Both have `stats`, `invalidate()` and `close()`.
 
     Raises:
         ConfigError: a part of the chain could not be recognised; the message names it.
@@ -120,7 +121,7 @@ def speculate(chain: Runnable[Any, Any], **settings: Any) -> SpeculativeRAG | Sp
 
 
 def _made_of(chain: Runnable[Any, Any], settings: Mapping[str, Any]) -> Runnable[Any, Any]:
-    """Make a `SpeculativeRAG` of a chain, in what is around the chain."""
+    """Return a `SpeculativeRAG` in the wrappers of a chain."""
     if isinstance(chain, RunnableWithFallbacks):
         return chain.model_copy(update={"runnable": _made_of(chain.runnable, settings)})
     inner, name = _named(chain)
@@ -135,33 +136,33 @@ def _made_of(chain: Runnable[Any, Any], settings: Mapping[str, Any]) -> Runnable
     own = {"name": name, "workload": "one_shot", **fields, **settings}
     if fields["chain"].whole and own["workload"] != "one_shot":
         raise ConfigError(
-            "speculate() could not find prompt, model and parser in this chain, so it can only "
-            f"be called as it is, with workload='one_shot', got {own['workload']!r}. {_REMEDY}"
+            "speculate() could not find prompt, model and parser in this chain, so it supports "
+            f"only workload='one_shot', got {own['workload']!r}. {_REMEDY}"
         )
     return SpeculativeRAG(**own | {"chain": replace(fields["chain"], like=chain)})
 
 
 def _around(wrapping: Any, settings: Mapping[str, Any]) -> Runnable[Any, Any]:
-    """Put what was around a chain around what is made of it.
+    """Return a `SpeculativeRAG` of the wrapped chain in the same wrapper.
 
     Raises:
-        ConfigError: arguments are bound to the chain, which go to its first step alone.
+        ConfigError: arguments are bound to the chain, which only its first step would receive.
     """
     if wrapping.kwargs:
         raise ConfigError(
-            "speculate() cannot take over what is bound to the chain: "
-            f"{', '.join(wrapping.kwargs)}. Bind it to the part that takes it."
+            "speculate() does not support arguments that are bound to the chain: "
+            f"{', '.join(wrapping.kwargs)}. Bind them to the part that takes them."
         )
     made: Runnable[Any, Any] = _made_of(wrapping.bound, settings)
     around: Runnable[Any, Any] = wrapping.model_copy(update={"bound": made})
     return around
 
 
-# A chain that gives its sources, and one that gives its answer alone.
+# Chains that return their sources, and chains that return only the answer.
 
 
 def _with_sources(first: Runnable[Any, Any], second: RunnableAssign) -> dict[str, Any]:
-    """Take `create_retrieval_chain(...)`, or another chain that gives its sources, apart."""
+    """Return the fields for `create_retrieval_chain(...)`, or another chain with sources."""
     answer = _only(second, "answer")
     if isinstance(first, RunnableAssign):
         context = _context(_only(first, "context"), "context")
@@ -188,7 +189,7 @@ def _with_sources(first: Runnable[Any, Any], second: RunnableAssign) -> dict[str
 
 
 def _stuffed(combine: Runnable[Any, Any]) -> dict[str, Any] | None:
-    """Take `create_stuff_documents_chain(...)` apart; `None`: it is something else."""
+    """Return the fields for `create_stuff_documents_chain(...)`; `None` for other chains."""
     steps = _steps(combine)
     if not isinstance(inner := _named(steps[0])[0], RunnableAssign):
         return None
@@ -203,7 +204,7 @@ def _stuffed(combine: Runnable[Any, Any]) -> dict[str, Any] | None:
 
 
 def _answer_alone(steps: Sequence[Runnable[Any, Any]], *, shown_as_text: bool) -> dict[str, Any]:
-    """Take `{...} | prompt | llm | parser` apart."""
+    """Return the fields for `{...} | prompt | llm | parser`."""
     first = steps[0]
     assigns = isinstance(first, RunnableAssign)
     if isinstance(first, RunnableAssign):
@@ -214,7 +215,7 @@ def _answer_alone(steps: Sequence[Runnable[Any, Any]], *, shown_as_text: bool) -
         raise _refused("its first step", first, "a dict, or RunnablePassthrough.assign(...)")
     variable = next((name for name, part in places.items() if _retrieves(part)), None)
     if variable is None:
-        raise _refused("its first step", first, "a place with a retriever in it")
+        raise _refused("its first step", first, "a key with a retriever")
     if len(steps) == 1:
         raise _refused("what follows the documents", None, "prompt | model | parser")
     _check_gives_no_message(steps[-1])
@@ -249,7 +250,7 @@ def _in_parts(
     *,
     assigns: bool,
 ) -> dict[str, Any] | None:
-    """Give prompt, model and parser, where all else is plain too; `None` where it is not."""
+    """Return the fields for a chain of known parts only; `None` for other chains."""
     told = _told(steps)
     if told is None or context.query is not None or (assigns and rest):
         return None
@@ -272,7 +273,7 @@ def _in_parts(
 
 
 def _told(steps: Sequence[Runnable[Any, Any]]) -> dict[str, Any] | None:
-    """Find prompt, model and parser; `None`: it is something else."""
+    """Return prompt, model and parser; `None` if the steps are others."""
     if len(steps) != 3:
         return None
     prompt, llm, parser = steps
@@ -285,7 +286,7 @@ def _told(steps: Sequence[Runnable[Any, Any]]) -> dict[str, Any] | None:
 
 
 def _is_model(part: Runnable[Any, Any]) -> bool:
-    """Whether a part is a model, perhaps with retries or fallbacks."""
+    """Return whether a part is a model, possibly with retries or fallbacks."""
     inner = unwrapped(part).model
     if isinstance(inner, RunnableWithFallbacks):
         return _is_model(inner.runnable)
@@ -293,41 +294,41 @@ def _is_model(part: Runnable[Any, Any]) -> bool:
 
 
 def _check_gives_no_message(last: Runnable[Any, Any]) -> None:
-    """Refuse a chain that ends with a chat model.
+    """Check that a chain does not end with a chat model.
 
     Raises:
-        ConfigError: what it gives is a message, not a text.
+        ConfigError: it does, so its result is a message, not a text.
     """
     if isinstance(unwrapped(last).model, BaseChatModel):
         raise ConfigError(
-            "speculate() expects a chain that gives a text or what a parser makes of it, got one "
-            "that ends with a chat model. Put StrOutputParser() at its end."
+            "speculate() expects a chain that returns a text or a parser's result, got one that "
+            "ends with a chat model. Put StrOutputParser() at its end."
         )
 
 
-# The place of the documents: what makes the query, the retriever, and what is behind it.
+# The parts that make the documents: the query, the retriever, and functions after it.
 
 
 def _context(part: Runnable[Any, Any], name: str) -> _Context:
-    """Take `[query |] retriever [| functions]` apart."""
+    """Return the parts of `[query |] retriever [| functions]`."""
     inner = _named(part)[0]
     if isinstance(inner, RunnableBranch):
         return _branched(inner, name)
     steps = _steps(inner)
     at = next((i for i, step in enumerate(steps) if _is_retriever(step)), None)
     if at is None:
-        raise _refused(f"what stands at {name!r}", inner, "[query |] retriever [| functions]")
+        raise _refused(f"the part at {name!r}", inner, "[query |] retriever [| functions]")
     key = _selected(steps[0]) if at == 1 else None
     query = None if at == 0 or key is not None else reduce(or_, steps[:at])
     return _Context(query, key, steps[at], tuple(steps[at + 1 :]))
 
 
 def _branched(branch: RunnableBranch[Any, Any], name: str) -> _Context:
-    """Take `create_history_aware_retriever(...)` apart: all branches end with one retriever."""
+    """Return the parts of `create_history_aware_retriever(...)`, which has one retriever."""
     ways = [_context(way, name) for way in (*(one for _, one in branch.branches), branch.default)]
     first = ways[0].retriever
     if any(way.retriever is not first or way.behind for way in ways):
-        raise _refused(f"what stands at {name!r}", branch, "the same retriever in all branches")
+        raise _refused(f"the part at {name!r}", branch, "the same retriever in all branches")
     *heads, default = map(_query_of, ways)
     conditions = [condition for condition, _ in branch.branches]
     query = RunnableBranch(*zip(conditions, heads, strict=True), default)
@@ -351,7 +352,7 @@ def _found_by(context: _Context, retriever: Runnable[Any, Any]) -> dict[str, Any
 
 
 def _is_retriever(part: Runnable[Any, Any]) -> bool:
-    """Whether a part is a retriever, perhaps with retries, fallbacks or listeners."""
+    """Return whether a part is a retriever, possibly with retries, fallbacks or listeners."""
     inner = concrete(part, {}, {}).runnable
     if isinstance(inner, RunnableRetry | RunnableBinding):
         return _is_retriever(inner.bound)
@@ -361,7 +362,7 @@ def _is_retriever(part: Runnable[Any, Any]) -> bool:
 
 
 def _retrieves(part: Runnable[Any, Any]) -> bool:
-    """Whether a part has a retriever among its steps."""
+    """Return whether a part has a retriever among its steps."""
     inner = _named(part)[0]
     if isinstance(inner, RunnableBranch):
         return _retrieves(inner.default)
@@ -372,7 +373,7 @@ def _retrieves(part: Runnable[Any, Any]) -> bool:
 
 
 def _is_plain_function(part: Any) -> bool:
-    """Whether a step is a function of its input alone, the same for all ways of calling it."""
+    """Return whether a step is one synchronous function of only its input."""
     if type(part) is not RunnableLambda or not hasattr(part, "func") or hasattr(part, "afunc"):
         return False
     return not accepts_config(part.func) and not accepts_run_manager(part.func)
@@ -383,26 +384,26 @@ def _passes(part: Runnable[Any, Any]) -> bool:
 
 
 def _passed(rest: Mapping[str, Runnable[Any, Any]]) -> dict[str, str | None]:
-    """Say which of the input's keys stand in the reply under which name; `None`: all of it.
+    """Return the input's key for each name in the reply; `None` is the whole input.
 
     Raises:
-        ConfigError: one is computed.
+        ConfigError: a value is computed.
     """
     keys: dict[str, str | None] = {}
     for name, part in rest.items():
         keys[name] = None if _passes(part) else _selected(part)
         if keys[name] is None and not _passes(part):
-            raise _refused(f"what stands at {name!r}", part, "RunnablePassthrough() or itemgetter")
+            raise _refused(f"the part at {name!r}", part, "RunnablePassthrough() or itemgetter")
     return keys
 
 
 def _selected(part: Runnable[Any, Any]) -> str | None:
-    """Give the key that `itemgetter(key)` or `RunnablePick` takes out of a dict.
+    """Return the key that `itemgetter(key)` reads from a dict; `None` for other parts.
 
-    Other functions are not read: they are called with the real input.
+    Other functions are not inspected: they are called with the real input.
     """
     if isinstance(part, RunnablePick):
-        return None  # gives `None` for a key that is missing, where we would raise
+        return None  # it returns `None` for a missing key, for which `itemgetter` raises
     function: Any = getattr(part, "func", None)
     if not _is_plain_function(part):
         return None
@@ -427,7 +428,7 @@ def _laid_over(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _only(assign: RunnableAssign, name: str) -> Runnable[Any, Any]:
-    """Give the one thing that is assigned."""
+    """Return the only part that is assigned."""
     places = assign.mapper.steps__
     if len(places) != 1 or name not in places:
         raise _refused(f"the assignment of {list(places)}", assign, f"one assignment, of {name!r}")
@@ -435,7 +436,7 @@ def _only(assign: RunnableAssign, name: str) -> Runnable[Any, Any]:
 
 
 def _steps(part: Runnable[Any, Any]) -> list[Runnable[Any, Any]]:
-    """List the steps of a sequence, those of sequences in it too."""
+    """Return the steps of a sequence, including those of nested sequences."""
     inner = _named(part)[0]
     if not isinstance(inner, RunnableSequence):
         return [part]
@@ -443,7 +444,7 @@ def _steps(part: Runnable[Any, Any]) -> list[Runnable[Any, Any]]:
 
 
 def _named(part: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], str | None]:
-    """Take the run names off a chain; what else is bound to it stays around it."""
+    """Return a chain without bindings of only a run name, and that name."""
     name = None
     while type(part) is RunnableBinding and not isinstance(part.bound, BaseRetriever):
         beside = {key for key, value in part.config.items() if value} - {"run_name"}
@@ -455,7 +456,7 @@ def _named(part: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], str | None]:
 
 
 def _as_python_shows_it(documents: list[Document]) -> str:
-    return f"{documents}"  # what a prompt makes of a list
+    return f"{documents}"  # as a prompt formats a list
 
 
 def _refused(what: str, got: Any, wanted: str) -> ConfigError:

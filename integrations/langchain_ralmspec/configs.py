@@ -1,7 +1,7 @@
-"""The configs of calls that may be dropped: no handler of the caller's hears of them.
+"""The configs of calls that may be dropped, of which no handler of the caller is notified.
 
-Handlers come from more places than a config: from the context, from LangSmith's
-tracing, from `set_debug`, from the parts themselves. Here they are all kept away.
+Handlers come not only from a config: also from the context, from LangSmith's tracing,
+from `set_debug`, and from the parts themselves. This module disables all of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from langchain_ralmspec.recording import CallCapture, StreamingCapture
 
 
 class _Mute(ConsoleCallbackHandler):
-    """Stands where the host would put its printer of `set_debug`, which would print at once."""
+    """Replaces the handler that the host adds for `set_debug`, which would print at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class _Mute(ConsoleCallbackHandler):
 
 
 def quiet_config(config: RunnableConfig, *handlers: BaseCallbackHandler) -> RunnableConfig:
-    """Make the config of a call that only these handlers hear: all else is the caller's.
+    """Return the config of a call that notifies only these handlers; all else is the caller's.
 
-    A call of nobody's run stands under an invented one, as the host's custom events need.
+    A call without a run around it gets a random parent id, as the host's custom events need one.
     """
     given = config.get("callbacks")
     if isinstance(given, BaseCallbackManager):
@@ -57,11 +57,11 @@ def quiet_config(config: RunnableConfig, *handlers: BaseCallbackHandler) -> Runn
 
 @contextmanager
 def unheard(config: RunnableConfig) -> Iterator[None]:
-    """Have what runs here tell nobody but the handlers of `config`.
+    """Restrict the calls made in this context to the handlers of `config`.
 
-    Handlers also come from the context: from `get_usage_metadata_callback` and its
-    kind, from LangSmith's tracing, from the run around this one. To be entered in
-    a context of its own (a worker's): the engine copies it for each piece of work.
+    Handlers also come from the context: from `get_usage_metadata_callback` and similar
+    functions, from LangSmith's tracing, from the run around this one. It must be entered in a
+    separate context (a worker's): the engine copies the context for each piece of work.
     """
     with ExitStack() as stack:
         stack.enter_context(tracing_context(enabled=False))
@@ -74,9 +74,9 @@ def unheard(config: RunnableConfig) -> Iterator[None]:
 
 
 def _handlers_in_context() -> list[ContextVar[Any]]:
-    """Find the context variables whose handlers the host adds to every run.
+    """Return the context variables whose handlers the host adds to every run.
 
-    Others hold handlers too, perhaps, which a part reads itself: those stay.
+    Other variables may hold handlers that a part reads itself: these are unchanged.
     """
     held = [
         (variable, value)
@@ -91,22 +91,22 @@ def _handlers_in_context() -> list[ContextVar[Any]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostContext:
-    """What one request was called with: `Request.context` of LangChain's requests."""
+    """The arguments of one request's call: `Request.context` of LangChain's requests."""
 
     config: RunnableConfig  # the caller's, with the callbacks of this request's own run
-    inputs: Mapping[str, Any]  # what the prompt is formatted with, besides the context
-    streamed: bool = True  # asked for its answer in pieces
-    calls: list[CallCapture] = field(default_factory=list)  # of the model: out, or failed
+    inputs: Mapping[str, Any]  # the prompt's variables, besides the context
+    streamed: bool = True  # whether the answer is requested in pieces
+    calls: list[CallCapture] = field(default_factory=list)  # model calls that run or failed
 
     def call(self) -> tuple[RunnableConfig, CallCapture]:
-        """Make the config for one call of the model, and what captures that call's events."""
+        """Return the config of one model call, and the handler that captures its events."""
         streams = any(map(taps, heard_by(self.config)))
         capture = (StreamingCapture if streams else CallCapture)(streamed=self.streamed)
         return quiet_config(self.config, capture), capture
 
     @contextmanager
     def calling(self, config: RunnableConfig, capture: CallCapture) -> Iterator[None]:
-        """Keep a call among those that are out, and unheard, while it runs here."""
+        """Keep a call in `calls`, without the caller's handlers, while it runs in this context."""
         self.calls.append(capture)
         try:
             with unheard(config):
@@ -118,20 +118,20 @@ class HostContext:
 
 
 def heard_by(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
-    """Give the handlers that hear of a run with this config."""
+    """Return the handlers that are notified of a run with this config."""
     manager = config.get("callbacks")
     return manager.handlers if isinstance(manager, BaseCallbackManager) else ()
 
 
 def taps(handler: BaseCallbackHandler) -> bool:
-    """Whether the host has a chat model stream to this handler, also when it is invoked."""
+    """Return whether the host streams a chat model to this handler even if it is invoked."""
     return hasattr(handler, "tap_output_aiter")
 
 
-# Takes the handlers off a host's part, so that they hear of it only what is committed.
+# Removes the handlers from a host's part, so that they are notified only of committed calls.
 #
-# Callbacks given to a model's constructor, and listeners bound to a runnable, hear every
-# call. A part without them is called; they are told afterwards, with all other handlers.
+# Callbacks given to a model's constructor, and listeners bound to a runnable, are notified of
+# every call. A copy without them is called; they are notified at the commit, with all others.
 
 
 Listen: TypeAlias = Callable[[RunnableConfig], list[BaseCallbackHandler]]
@@ -139,18 +139,18 @@ Listen: TypeAlias = Callable[[RunnableConfig], list[BaseCallbackHandler]]
 
 @dataclass(frozen=True, slots=True)
 class Silenced:
-    """A part without its own handlers, and these."""
+    """A part without its own handlers, and these handlers."""
 
     runnable: Runnable[Any, Any]
     listeners: tuple[Listen, ...] = ()
 
     def handlers(self, config: RunnableConfig) -> list[BaseCallbackHandler]:
-        """Give the handlers that the part would have brought to a call with this config."""
+        """Return the handlers that the part would have added to a call with this config."""
         return [handler for listen in self.listeners for handler in listen(config)]
 
 
 def silenced(runnable: Runnable[Any, Any]) -> Silenced:
-    """Take the handlers off a model or retriever, through what is wrapped around it."""
+    """Return a model or retriever without its handlers, including those of its wrappers."""
     if isinstance(runnable, RunnableBindingBase):
         return _unbound(runnable)
     if isinstance(runnable, RunnableConfigurableFields):

@@ -1,8 +1,7 @@
-"""LangChain's documents as the core's passages, and back: copies both ways.
+"""Conversion of LangChain's documents to passages and back, by copies in both directions.
 
-Hosts hand out the objects that they keep, and their users write into them. So
-what is remembered here is a copy nobody else holds, and what is given out is a
-copy of that copy.
+Hosts return the objects that they store, and users modify them. So a passage holds a
+private copy of its document, and callers receive copies of that copy.
 """
 
 from collections.abc import Iterable
@@ -21,14 +20,14 @@ _OWN_FIELDS = ("id", "metadata", "page_content")
 
 
 def passage_of(document: Document) -> HostPassage:
-    """Make the passage of a document; the document itself is not kept.
+    """Return the passage of a document; the document itself is not kept.
 
     Raises:
-        InputError: it is no document.
+        InputError: it is not a document.
     """
     if not isinstance(document, Document):
         raise InputError(
-            f"a retriever must give LangChain documents, got {type(document).__name__}: "
+            f"a retriever must return LangChain documents, got {type(document).__name__}: "
             f"{document!r:.200}"
         )
     source = copied(document)
@@ -42,7 +41,7 @@ def passage_of(document: Document) -> HostPassage:
 
 
 def document_of(passage: Passage) -> Document:
-    """Give a document of its own for a passage, of the class that the host gave.
+    """Return a new copy of a passage's document, of the class that the host returned.
 
     Raises:
         InputError: the passage was not made of a document.
@@ -57,23 +56,23 @@ def document_of(passage: Passage) -> Document:
 
 
 def documents_of(hits: Iterable[Hit]) -> list[Document]:
-    """Give documents of their own for the passages of these hits."""
+    """Return new copies of the documents of these hits."""
     return [document_of(hit.passage) for hit in hits]
 
 
 def copied(document: Document) -> Document:
-    """Copy a document with all that is in it; what cannot be copied is shared, as the host does."""
+    """Return a deep copy of a document; values that cannot be copied are shared."""
     if type(document) is not Document:
-        with suppress(Exception):  # a lock, a client, a generator in it
+        with suppress(Exception):  # it contains a lock, a client or a generator
             return deepcopy(document)
     metadata = copied_where_possible(document.metadata)
     copy = document.model_copy()
-    copy.__dict__["metadata"] = metadata  # not by name: it would count as set
+    copy.__dict__["metadata"] = metadata  # setting the attribute would mark the field as set
     return copy
 
 
 def _more(document: Document) -> tuple[type, dict[str, Any]]:
-    """What a subclass adds to a document's value."""
+    """Return the class and the fields that a subclass adds to a document."""
     own: dict[str, Any] = {
         name: value for name, value in document.__dict__.items() if name not in _OWN_FIELDS
     }

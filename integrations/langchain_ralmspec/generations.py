@@ -1,4 +1,4 @@
-"""What a model of ours has written, as LangChain's results and chunks."""
+"""Answers of this package's models as LangChain's results and chunks."""
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
@@ -13,7 +13,7 @@ from ralmspec_plugins.types import Answer
 
 
 def result_of(answers: Sequence[Answer], model_name: str) -> LLMResult:
-    """Make the host's result, with tokens counted as its handlers expect them."""
+    """Return the host's result, with token counts as its handlers expect them."""
     made = [Generation(text=one.text, generation_info=taken_by(one)) for one in answers]
     usages = [(one.generation_info or {})[REPORT]["usage"] for one in made]
     counted = {
@@ -30,7 +30,7 @@ def result_of(answers: Sequence[Answer], model_name: str) -> LLMResult:
 def chunks_of(
     stream: AnswerStream, run_manager: CallbackManagerForLLMRun | None
 ) -> Generator[GenerationChunk, None, None]:
-    """Give a stream's pieces, and a last empty one that says what the text took."""
+    """Yield a stream's pieces, and a last empty one with the report."""
     with closing(stream) as pieces:
         for piece in pieces:
             chunk = GenerationChunk(text=piece)
@@ -43,7 +43,7 @@ def chunks_of(
 async def achunks_of(
     stream: AsyncAnswerStream, run_manager: AsyncCallbackManagerForLLMRun | None
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """Do the same on an event loop."""
+    """Yield a stream's pieces and the report on an event loop."""
     async with aclosing(stream) as pieces:
         async for piece in pieces:
             chunk = GenerationChunk(text=piece)

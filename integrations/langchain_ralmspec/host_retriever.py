@@ -1,4 +1,4 @@
-"""Any retriever of LangChain's as a retriever of the core's: the same documents, in batches."""
+"""A LangChain retriever as the core's `Retriever`: the same documents, in batches."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,18 +33,18 @@ from ralmspec_plugins.adapters.retriever_state import (
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Hit, Hits, Query
 
-# In whose name LangChain's retrievers are called, and the hits of what they give.
+# The configs of calls of LangChain's retrievers, and the hits of their results.
 
 
-# Gives the config of one call of the host, and whether a run hears of the call.
+# Returns the config of one call of the host, and whether handlers are notified of it.
 Calls: TypeAlias = Callable[[], tuple[RunnableConfig, bool]]
 
 
 @contextmanager
 def calling(query: Query, calls: Calls) -> Iterator[RunnableConfig]:
-    """Make the config of one call of the host: that of the query's own caller, else by `calls`.
+    """Return the config of one call of the host: of the query's own caller, or by `calls`.
 
-    A call that belongs to nobody's run is not heard by handlers from the context either.
+    A call without a run does not notify handlers of the context either.
     """
     config, heard = (payload_of(query).calls or calls)()
     with nullcontext() if heard else unheard(config):
@@ -52,19 +52,19 @@ def calling(query: Query, calls: Calls) -> Iterator[RunnableConfig]:
 
 
 def hits_of(found: Sequence[Scored]) -> Hits:
-    """Make the hits of what a batch search found."""
+    """Return the hits of a batch search's result."""
     return tuple(Hit(passage_of(one.document), None, HitPayload(one.vector)) for one in found)
 
 
 def single_hits(documents: Any) -> Hits:
-    """Make the hits of what one call of the host gave: a list, or a tuple for one.
+    """Return the hits of the result of one call of the host.
 
     Raises:
-        InputError: it gave something else than documents.
+        InputError: the result is not a list or tuple of documents.
     """
     if not isinstance(documents, list | tuple):
         raise InputError(
-            f"a retriever must give a list of documents, got {type(documents).__name__}"
+            f"a retriever must return a list of documents, got {type(documents).__name__}"
         )
     return tuple(Hit(passage_of(document), None, HitPayload()) for document in documents)
 
@@ -73,15 +73,15 @@ _NO_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class HostRetriever(HostSearch["_Called"]):
-    """A retriever of LangChain's, with one config and one set of arguments.
+    """A LangChain retriever, with one config and one set of arguments.
 
-    A `VectorStoreRetriever` is looked into: its query is embedded once, by the
-    store's own embedder, and searched in batches where an adapter knows the store
-    and all settings. Everything else is a black box, called query by query.
-    Either way the documents are those of `retriever.invoke(query, config, **kwargs)`.
+    A `VectorStoreRetriever` is inspected: its query is embedded once, by the store's own
+    embedder, and searched in batches if an adapter supports the store and all settings.
+    Any other retriever is opaque and called query by query.
+    In both cases the documents are those of `retriever.invoke(query, config, **kwargs)`.
 
-    A change of the retriever (`search_kwargs`, `k`) counts from the next call on: one
-    made by `for_call` keeps the settings of a vector store's retriever as they were.
+    A change of the retriever's settings (`search_kwargs`, `k`) takes effect with the next call: a
+    retriever returned by `for_call` keeps a copy of a vector store retriever's settings.
     """
 
     def __init__(
@@ -99,18 +99,19 @@ class HostRetriever(HostSearch["_Called"]):
 
         Args:
             retriever: any runnable from a text to documents.
-            config: the caller's; its `configurable` values choose and set up the retriever.
-            kwargs: what each call passes on besides.
+            config: the caller's config; its `configurable` values select and configure the
+                retriever.
+            kwargs: further arguments of each call.
             batch: "exact": only batch searches whose results do not depend on the batch by
                 construction; "probed": all, with one query of each batch compared with the
                 host's own single search; "off": none.
-            side_by_side: how many single calls run at a time when several are due.
-            pure: whether the same query finds the same documents, without side effects; found
-                out by the classes inside where it is not said.
-            calls: makes the config of each call of the host; quiet ones unless given.
+            side_by_side: the maximum number of concurrent single calls.
+            pure: whether the same query finds the same documents, without side effects; `None`:
+                determined by the classes inside.
+            calls: returns the config of each call of the host; without handlers by default.
 
         Raises:
-            ConfigError: an unknown `batch`, or no call at a time.
+            ConfigError: `batch` is unknown, or `side_by_side` is below 1.
         """
         check_way(batch, side_by_side)
         check_retriever(retriever)
@@ -124,15 +125,15 @@ class HostRetriever(HostSearch["_Called"]):
         calls: Calls | None = None,
         look: RetrieverSnapshot | None = None,
     ) -> "HostRetriever":
-        """Give the same retriever for a call with another config; what is known is shared.
+        """Return the same retriever for a call with another config; measurements are shared.
 
-        `look` has the settings, where they are those of a call that goes on.
+        `look` has the settings, if they are those of a call that continues.
         """
         return self.beside(_Called(self._host.retriever, config, kwargs, calls), look)
 
 
 class _Called:
-    """A runnable with one caller's config, as LangChain calls it."""
+    """A runnable with one caller's config, called as LangChain calls it."""
 
     def __init__(
         self,
@@ -144,11 +145,11 @@ class _Called:
         self.retriever = retriever
         self._config = ensure_config(config)
         self._kwargs = dict(kwargs)
-        self._own = object()  # names this call alone
+        self._own = object()  # identifies this call only
         self.calls: Calls = calls or self._quietly
 
     def _quietly(self) -> tuple[RunnableConfig, bool]:
-        """Make the config of a call that nobody is told of."""
+        """Return the config of a call without handlers."""
         return quiet_config(self._config), False
 
     def look_at(self) -> tuple[Hashable, Concrete]:

@@ -1,4 +1,4 @@
-"""Looks at a host's retriever: what its answers depend on, and how it may be searched."""
+"""Inspects a host's retriever: what its results depend on, and how it may be searched."""
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -57,10 +57,10 @@ from ralmspec_plugins.adapters.retriever_state import (
 )
 from ralmspec_plugins.errors import ConfigError
 
-# What a host's retriever is made of: the concrete one behind its wrappings, and what is in it.
+# The parts of a host's retriever: the concrete one inside its wrappers, and its attributes.
 
 
-# Those that write on each call, or ask a sampling model: not the same answer twice.
+# Retrievers that write on each call, or call a sampling model: their results vary.
 IMPURE: Final = frozenset(
     f"{package}.retrievers.{place}"
     for package in ("langchain", "langchain_classic", "langchain_community")
@@ -71,7 +71,7 @@ IMPURE: Final = frozenset(
 )
 _DYNAMIC: Final = (RunnableConfigurableFields, RunnableConfigurableAlternatives)
 _PARTS: Final = (Runnable, BaseDocumentCompressor, BaseDocumentTransformer)
-_WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not looked into any further
+_WHOLE: Final = (VectorStore, Embeddings, BaseLanguageModel)  # not inspected any further
 _RETRIEVERS: Final = frozenset({"langchain_core.vectorstores.base.VectorStoreRetriever"})
 # Packages whose objects a known store holds: its client, its index, its settings.
 _CLIENTS: Final = frozenset(
@@ -85,7 +85,7 @@ _CLIENTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Concrete:
-    """A retriever without its wrappings, and what they say about its calls."""
+    """A retriever without its wrappers, and the config and arguments that these add."""
 
     runnable: Runnable[Any, Any]
     config: RunnableConfig
@@ -95,11 +95,10 @@ class Concrete:
 def concrete(
     runnable: Runnable[Any, Any], config: RunnableConfig, kwargs: Mapping[str, Any]
 ) -> Concrete:
-    """Find the retriever that a call with this config and these arguments would reach.
+    """Return the retriever that a call with this config and these arguments would reach.
 
-    Only wrappings that pass a call on and do nothing else are taken off: bindings
-    (`bind`, `with_config`), configurable fields and alternatives. Retries, fallbacks
-    and listeners stay.
+    Only wrappers that merely forward a call are removed: bindings (`bind`, `with_config`),
+    configurable fields and alternatives. Retries, fallbacks and listeners stay.
     """
     while True:
         kind = type(runnable)
@@ -116,9 +115,9 @@ def concrete(
 
 
 def is_pure(runnable: Runnable[Any, Any]) -> bool:
-    """Whether nothing in a retriever is known to answer differently, or to write, when asked again.
+    """Return whether no part of a retriever is known to have side effects or varying results.
 
-    Any language model in it counts as such, wherever it is.
+    Any language model inside counts as such a part.
     """
     return not any(
         isinstance(part, BaseLanguageModel) or class_names(part) & IMPURE
@@ -127,19 +126,19 @@ def is_pure(runnable: Runnable[Any, Any]) -> bool:
 
 
 def models_in(runnable: Runnable[Any, Any]) -> list[BaseLanguageModel[Any]]:
-    """List the language models in a runnable, wherever they are."""
+    """Return the language models in a runnable, at any depth."""
     found = parts(runnable, _direct, (Document,))
     return [part for part in found if isinstance(part, BaseLanguageModel)]
 
 
 def is_hosts_own(at: Concrete) -> bool:
-    """Whether only known code says what a retriever finds, so that its signature names it all.
+    """Return whether only known code determines a retriever's results.
 
-    That is a list of what is known, not of what is not: a `VectorStoreRetriever` over a store of
-    `BATCH_SEARCHES`, whose settings are data, and which holds nothing but data, an embedder
-    and objects of its own client. Any other code may read elsewhere, in a `ContextVar` or a
-    database, whose turn it is. An embedder only ranks: what there is to be found does not
-    depend on it.
+    Its signature is then complete. Only one kind is known: a `VectorStoreRetriever` over a store
+    of `BATCH_SEARCHES`, whose settings are data, and which holds only data, an embedder and
+    objects of its own client. Any other code may read the current user from elsewhere, such
+    as a `ContextVar` or a database. An embedder only affects the ranking, not which documents
+    are accessible.
     """
     retriever = at.runnable
     if not isinstance(retriever, VectorStoreRetriever) or not is_known(retriever, _RETRIEVERS):
@@ -153,18 +152,18 @@ def is_hosts_own(at: Concrete) -> bool:
 
 
 def _reads_nothing(embedder: object) -> bool:
-    """Whether an embedder is exactly as one of the known packages ships it."""
+    """Return whether an embedder is an unchanged class of one of the known packages."""
     kind = type(embedder)
     return package_of(kind) in _EMBEDDERS and is_known(embedder, {qualified_name(kind)})
 
 
 def _holds_no_code(value: object) -> bool:
-    """Whether an attribute of a known store is data, an embedder, or an object of its client."""
+    """Return whether a store's attribute is data, an embedder, or an object of its client."""
     return isinstance(value, Embeddings) or holds_no_code(value, _CLIENTS, "langchain")
 
 
 def _direct(part: object) -> list[Any]:
-    """List what may hold a retriever or a model, one level down."""
+    """Return the direct parts that may contain a retriever or a model."""
     if isinstance(part, RunnableLambda):
         return [*attributes(part).values(), *part.deps]
     if isinstance(part, VectorStore):
@@ -173,11 +172,11 @@ def _direct(part: object) -> list[Any]:
 
 
 def settings_of(runnable: Runnable[Any, Any]) -> Hashable:
-    """Name a black box by all that it and its parts hold, as they are now.
+    """Return the fingerprint of an opaque retriever: of all its attributes and those of its parts.
 
-    Every attribute counts, public or not, whenever it was set: which of them an answer
-    depends on, nobody can see. A retriever is named by them alone, since configurable
-    fields make a new one for each call.
+    Every attribute counts, public or not, since it is unknown which of them a result depends
+    on. A retriever's identity does not count, since configurable fields create a new one for
+    each call.
     """
     if isinstance(runnable, BaseRetriever):
         return object_id(type(runnable)), value_fingerprint(attributes(runnable), MOST, _read)
@@ -185,22 +184,22 @@ def settings_of(runnable: Runnable[Any, Any]) -> Hashable:
 
 
 def _read(value: object) -> Mapping[str, Any] | None:
-    """Read all of what a retriever is made of; stores, embedders and models are only themselves."""
+    """Return the attributes of a retriever's part; stores, embedders and models have none here."""
     if isinstance(value, _WHOLE):
         return {}
     return attributes(value) if isinstance(value, _PARTS) else None
 
 
 def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> Runnable[Any, Any]:
-    """Give a retriever that heeds a k: as an argument of each call, or as a field of its own.
+    """Return a retriever with a k: as an argument of each call, or as its own field.
 
     Args:
-        runnable: the retriever, perhaps wrapped.
-        inner: the concrete one in it.
-        k: how many documents it is to give.
+        runnable: the retriever, possibly wrapped.
+        inner: the concrete retriever inside.
+        k: the number of documents.
 
     Raises:
-        ConfigError: it cannot, or the k lets nothing through.
+        ConfigError: the retriever does not support it, or the k is below 1.
     """
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
@@ -209,7 +208,7 @@ def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> 
         own = getattr(inner, "k", None)
         if own is None or runnable is not inner:
             raise ConfigError(
-                f"{type(inner).__name__} takes no k at its calls; set it where it is made"
+                f"{type(inner).__name__} accepts no k in its calls; set it when creating it"
             )
         changed: Runnable[Any, Any] = whole.model_copy(update={"k": k})
         return inner if own == k else changed
@@ -219,7 +218,7 @@ def heeding(runnable: Runnable[Any, Any], inner: Runnable[Any, Any], k: int) -> 
 _THRESHOLD: Final = "similarity_score_threshold"
 _RECORDS: Final = frozenset({"qdrant_client"})
 _OF_ONE_RUN: Final = ("__pregel", "checkpoint_ns", "checkpoint_id", "langgraph_checkpoint_ns")
-# Packages whose embedders read nothing of a call's config or context.
+# Packages whose embedders do not read a call's config or context.
 _EMBEDDERS: Final = frozenset(
     {
         *("langchain_aws", "langchain_cohere", "langchain_community", "langchain_core"),
@@ -235,31 +234,31 @@ class QueryEmbedder:
     """A store's embedder, called as the store's own searches call it."""
 
     embedder: Embeddings
-    own_async: bool = True  # the store's asynchronous search is not its other one in a thread
+    own_async: bool = True  # whether the store's asynchronous search is its own, not a thread
 
     def embed(self, text: str) -> QueryPayload:
-        """Embed a query."""
+        """Return a query's embedding."""
         return QueryPayload(self.embedder.embed_query(text))
 
     async def aembed(self, text: str) -> QueryPayload:
-        """Embed a query by the method that the store's own asynchronous search calls."""
+        """Return a query's embedding by the method of the store's own asynchronous search."""
         if self.own_async:
             try:
                 return QueryPayload(await self.embedder.aembed_query(text))
-            except NotImplementedError:  # it has the other one only
+            except NotImplementedError:  # it has only the synchronous method
                 pass
         return QueryPayload(await run_in_executor(None, self.embedder.embed_query, text))
 
 
 @dataclass(frozen=True, slots=True)
 class RelevanceCut:
-    """Keeps the documents that `similarity_score_threshold` lets through."""
+    """Keeps the documents that `similarity_score_threshold` keeps."""
 
     search: BatchSearch
-    threshold: Any  # the least relevance; `None`: there is none
+    threshold: Any  # the minimum relevance score, or `None`
 
     def __call__(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
-        """Keep what the retriever would; `None` for what only the retriever itself can say."""
+        """Return what the retriever keeps; `None` where only the retriever itself can decide."""
         relevance = self.search.relevance()
         if relevance is None:
             return [None for _ in found]
@@ -285,10 +284,10 @@ class RelevanceCut:
 
 
 def of_one_run(config: RunnableConfig, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call brings what no later call can be known to bring again.
+    """Return whether a call has values that no later call can be known to share.
 
-    That is what a host makes for each run, such as LangGraph's runtime, and every object that
-    is not plain data. A retriever may read it; so nothing is kept for it, or shared.
+    These are objects that a host creates for each run, such as LangGraph's runtime, and all
+    objects that are not plain data. A retriever may read them, so nothing is cached or shared.
     """
     setup = setup_of(config)
     keys = (*setup["configurable"], *setup["metadata"])
@@ -301,7 +300,7 @@ def of_one_run(config: RunnableConfig, kwargs: Mapping[str, Any]) -> bool:
 
 
 def setup_of(config: RunnableConfig) -> RunnableConfig:
-    """Give all of a config that a retriever may read, without who hears of the call.
+    """Return the part of a config that a retriever may read, without handlers.
 
     Metadata and tags also come from the callback manager of the run around the call.
     """
@@ -321,10 +320,10 @@ def setup_of(config: RunnableConfig) -> RunnableConfig:
 
 
 def signature_of(at: Concrete, own: Hashable = None) -> Hashable:
-    """Name all that a retriever's answers depend on, as it is now.
+    """Return the fingerprint of all that a retriever's results currently depend on.
 
-    What is bound to it counts as what a call says. A black box may read all of its config; a
-    vector store is given none of it, and a known one is named by its settings alone.
+    Bound arguments count like those of a call. An opaque retriever may read its whole config;
+    a vector store does not receive it, and for a known one only its settings count.
     """
     runnable, called = at.runnable, _called(at, own)
     if type(runnable) is not VectorStoreRetriever:
@@ -343,7 +342,7 @@ def signature_of(at: Concrete, own: Hashable = None) -> Hashable:
 
 
 def _called(at: Concrete, own: Hashable) -> Hashable:
-    """Name what a call brings; `own` where no later call can be known to bring it again."""
+    """Return the fingerprint of a call's values; `own` if no later call can share them."""
     if reads_no_config(at):
         return b""
     if of_one_run(at.config, at.kwargs):
@@ -352,7 +351,7 @@ def _called(at: Concrete, own: Hashable) -> Hashable:
 
 
 def reads_no_config(at: Concrete) -> bool:
-    """Whether no code that a search runs may read its call's config: all of it is known."""
+    """Return whether all code of a search is known not to read its call's config."""
     runnable = at.runnable
     return (
         isinstance(runnable, VectorStoreRetriever)
@@ -367,10 +366,10 @@ def look_at(
     kwargs: Mapping[str, Any],
     own: Hashable,
 ) -> tuple[Hashable, Concrete]:
-    """Find the retriever that a call would reach, and name all that its answers depend on.
+    """Return the signature and the concrete retriever of a call.
 
-    Of a vector store's retriever it is a copy, whose settings nobody changes meanwhile.
-    `own` stands for this call alone, where it brings what no other call can be known to bring.
+    A vector store's retriever is copied, so that its settings cannot change meanwhile. `own`
+    identifies this call alone, for values that no other call can be known to share.
     """
     at = _fixed(concrete(runnable, config, kwargs))
     return signature_of(at, own), at
@@ -382,7 +381,7 @@ def reached(
     config: RunnableConfig,
     kwargs: Mapping[str, Any],
 ) -> Concrete:
-    """Give what a single call goes to: with the settings of the look, where they can be kept."""
+    """Return the target of a single call, with the settings of `look` if these are kept."""
     if look.fixed is None:
         return Concrete(runnable, config, kwargs)
     at = concrete(runnable, config, kwargs)
@@ -390,10 +389,10 @@ def reached(
 
 
 def check_retriever(retriever: object) -> None:
-    """Refuse what cannot be searched.
+    """Check that a retriever is a runnable.
 
     Raises:
-        ConfigError: it is no runnable.
+        ConfigError: it is not.
     """
     if not isinstance(retriever, Runnable):
         raise ConfigError(
@@ -409,7 +408,7 @@ def _fixed(at: Concrete) -> Concrete:
 
 
 def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy settings; what is code, or cannot be copied, is shared."""
+    """Return a copy of settings; values that are not data are shared."""
     return {
         name: copied(value) if is_data(value, _RECORDS) else value
         for name, value in settings.items()
@@ -419,13 +418,13 @@ def _copies(settings: Mapping[str, Any]) -> dict[str, Any]:
 def prepared(
     signature: Hashable, at: Concrete, mode: BatchMode, pure: bool | None
 ) -> RetrieverSnapshot:
-    """Find out what can be done with a retriever.
+    """Return a retriever's snapshot: its signature, batch search, k and purity.
 
     Args:
-        signature: what its answers depend on.
-        at: the retriever, kept to its settings.
+        signature: the fingerprint of all that its results depend on.
+        at: the retriever, with fixed settings.
         mode: which batch searches are used.
-        pure: what the user says of it, if anything.
+        pure: the user's setting, or `None`.
     """
     pure = is_pure(at.runnable) if pure is None else pure
     native = native_of(at, mode) if pure else None
@@ -443,11 +442,11 @@ def prepared(
 
 
 def native_of(at: Concrete, mode: BatchMode) -> Native | None:
-    """Give the batch search of a retriever, if there is one that is just like it.
+    """Return the batch search that equals a retriever's own search, or `None`.
 
-    A batch is searched in the context of one of its callers. So there is none where code
-    takes part in the search, such as a callable filter: what it reads from a `ContextVar`
-    would be that caller's.
+    A batch is searched in the context of one of its callers. So there is none if unknown code
+    takes part in the search, such as a callable filter: it would read that caller's
+    `ContextVar`.
     """
     retriever = at.runnable
     if mode == "off" or type(retriever) is not VectorStoreRetriever:
@@ -474,7 +473,7 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
     if search is None or not (search.exact or mode == "probed"):
         return None
     if with_relevance and search.relevance() is None:
-        return None  # nothing could be told from a batch
+        return None  # relevance scores could not be computed for a batch
     way = "asimilarity_search_with_score" if with_relevance else "asimilarity_search"
     own_async = getattr(type(retriever.vectorstore), way) is not getattr(VectorStore, way)
     cut = RelevanceCut(search, threshold) if with_relevance else all_of
@@ -482,18 +481,18 @@ def native_of(at: Concrete, mode: BatchMode) -> Native | None:
 
 
 def _records_of(store: object) -> frozenset[str]:
-    """Name the packages whose records are data: the store's own, and its client's."""
+    """Return the packages whose records are data: the store's own, and its client's."""
     return _RECORDS | {type(store).__module__.partition(".")[0]}
 
 
 def _own_relevance(store: object) -> bool:
-    """Whether somebody's own function makes the relevances of a store."""
+    """Return whether a user's function computes the relevance scores of a store."""
     names = "override_relevance_score_fn", "relevance_score_fn"
     return any(getattr(store, name, None) is not None for name in names)
 
 
 def k_of(at: Concrete) -> int | None:
-    """Say how many documents a retriever gives, where it says so itself."""
+    """Return the number of documents that a retriever is set to, or `None` if unknown."""
     runnable = at.runnable
     settings: dict[str, Any] = {}
     if isinstance(runnable, VectorStoreRetriever):

@@ -1,4 +1,4 @@
-"""KNN-LM as a LangChain model: each token is looked up in a datastore, speculatively."""
+"""KNN-LM as a LangChain model: speculative retrieval from a datastore for each token."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class KNNLLM(BaseLLM):
-    """Writes with a `KNNLanguageModel` wherever LangChain takes an `LLM`.
+    """A `KNNLanguageModel` as a LangChain `LLM`.
 
-    Texts are those of `KNNLanguageModel.generate`, so those of a plain loop that
-    searches before every token. `stream` gives out only text that stays; `batch`
+    Texts are those of `KNNLanguageModel.generate`, and so those of a plain loop that
+    searches before every token. `stream` yields only text that is final; `batch`
     merges the searches of its prompts; `generation_info` has the reason of a text's end
     and, under "ralmspec", a `Report`: `stats_of(generation_info)` reads it.
 
-    A call takes `stop`, and any of `max_tokens`, `seed`, `sampling`, `deadline_s` and
-    `plain`, for itself alone; any other argument is a `TypeError`. The model is not
-    closed with this object: it may be in use elsewhere.
+    A call accepts `stop`, `max_tokens`, `seed`, `sampling`, `deadline_s` and `plain`, which apply
+    to this call only; any other argument is a `TypeError`. The model is not closed with this
+    object: it may be in use elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,28 +38,28 @@ class KNNLLM(BaseLLM):
         lm: KNNLanguageModel
     else:
         lm: Any = Field(repr=False, exclude=True)
-        """What writes, with its datastore."""
+        """The language model, with its datastore."""
 
     max_tokens: StrictInt = 128
-    """The longest text."""
+    """The maximum number of tokens of a text."""
     seed: StrictInt = 0
-    """Of the draws, if it samples: the same prompt and seed give the same text."""
+    """The random seed for sampling: the same prompt and seed give the same text."""
     stop: tuple[str, ...] = ()
-    """Texts in front of which to end; those of a call take their place."""
+    """Strings before which a text ends; those of a call replace them."""
     sampling: Greedy | Sampling | None = None
-    """How tokens are chosen; as the model itself does by default."""
+    """How tokens are chosen; by default as the model is set."""
     deadline_s: StrictFloat | StrictInt | None = None
-    """Give a text up after so many seconds."""
+    """The timeout of a text in seconds."""
     speculate: StrictBool = True
-    """False: search for one token at a time. The same text, later."""
+    """Whether to speculate; `False` gives the same text, with one search at a time."""
 
     _known: tuple[Any, dict[str, Any]] | None = PrivateAttr(default=None)
 
     def __init__(self, **fields: Any) -> None:
-        """Put the settings around a model.
+        """Create a model with these settings.
 
         Raises:
-            ConfigError: a field of another type, an unknown one, or a number out of range.
+            ConfigError: a field is unknown, of another type, or out of range.
         """
         with checked_fields(type(self)):
             super().__init__(**fields)
@@ -67,23 +67,23 @@ class KNNLLM(BaseLLM):
         KNNRequest("", **self._options(None, {}))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the model stays the same one."""
+        """Return a copy of the settings with the same model."""
         return self.model_copy()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse to be pickled.
+        """Raise an error: the model cannot be pickled.
 
         Raises:
             TypeError: a model with an open datastore belongs to its process.
         """
         raise TypeError(
             f"{type(self).__name__} cannot be pickled: its model and datastore are open in this "
-            "process. Make it anew where it is needed, from the same folders"
+            "process. Create it again where it is needed, from the same folders"
         )
 
     @property
     def model_name(self) -> str:
-        """The name that the model was loaded by."""
+        """The name by which the model was loaded."""
         return model_name(self.lm)
 
     @property
@@ -94,7 +94,7 @@ class KNNLLM(BaseLLM):
     @property
     @override
     def _identifying_params(self) -> dict[str, Any]:
-        """Name all that texts depend on: LangChain's caches tell models apart by it."""
+        """All settings that texts depend on: the key of the model in LangChain's caches."""
         if self._known is None or self._known[0] is not self.lm:
             self._known = (self.lm, known_by(self.lm))
         sampling = self.sampling if self.sampling is not None else self.lm.sampling
@@ -108,13 +108,13 @@ class KNNLLM(BaseLLM):
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokenise as the model does; the host's way would ask the hub for GPT-2's tokenizer."""
+        """Return the model's tokens; the host's method would load GPT-2's tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return list(self.lm.model.encode(text))
 
     def _options(self, stop: Sequence[str] | None, given: dict[str, Any]) -> dict[str, Any]:
-        """Lay a call's arguments over the fields."""
+        """Return the fields, overridden by a call's arguments."""
         return {
             "max_tokens": self.max_tokens,
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""A LangChain model as the core's `LanguageModel`: each segment is one call of the host's own."""
+"""A LangChain model as the core's `LanguageModel`: each segment is one call of the model."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing, contextmanager
@@ -44,21 +44,21 @@ from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Passage
 
-# One call of a host's model, by any of its four methods, and what is read from its output.
+# One call of a host's model, by any of its four methods, and the conversion of its output.
 
 
 @dataclass(frozen=True, slots=True)
 class HostCall:
-    """A call of a host's model: what it is given, and with which settings.
+    """A call of a host's model: its input and its settings.
 
     Args:
         llm: the model as the user gave it, wrappers included.
-        inner: what stands inside of the wrappers, where that is a model that gives a bare
-            text, which does not say why it ended.
-        value: what it is given.
-        arguments: how far it is to write, where to stop.
-        capture: of what this call tells, for the draft that it writes.
-        config: the host's own, with the capture; None takes over what is around this call.
+        inner: the model inside the wrappers, if it returns a bare text, which does not contain
+            why it ended.
+        value: the input.
+        arguments: the arguments that bound the output and stop it.
+        capture: records the events of this call, for the draft that it writes.
+        config: the host's config with the capture; `None`: the config of the current context.
     """
 
     llm: Runnable[Any, Any]
@@ -69,7 +69,7 @@ class HostCall:
     config: RunnableConfig | None = None
 
     def invoke(self) -> Written:
-        """Call it and wait."""
+        """Return the result of `invoke`."""
         output = self.llm.invoke(self.value, self._config(), **self.arguments)
         result = self._result
         if (again := self._cached(result)) is not None:
@@ -77,7 +77,7 @@ class HostCall:
         return self._written(output, result)
 
     async def ainvoke(self) -> Written:
-        """Call it and await it."""
+        """Return the result of `ainvoke`."""
         output = await self.llm.ainvoke(self.value, self._config(), **self.arguments)
         result = self._result
         if (again := self._cached(result)) is not None:
@@ -86,10 +86,10 @@ class HostCall:
         return self._written(output, result)
 
     def stream(self, progress: Progress, show: Show) -> Written:
-        """Have it stream, and show what came so far, again with each piece.
+        """Return the result of `stream`, and show the text so far after each piece.
 
-        The stream is read to its end even where enough has come: the host's own end
-        event depends on it.
+        The stream is read to its end even if enough has arrived, since the host sends its end
+        event only then.
 
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
@@ -103,7 +103,7 @@ class HostCall:
         return self._written(came.output, self._result)
 
     async def astream(self, progress: Progress, show: Show) -> Written:
-        """Have it stream on an event loop, in the same way.
+        """Return the result of `astream`, and show the text so far after each piece.
 
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
@@ -123,14 +123,14 @@ class HostCall:
 
     @property
     def _result(self) -> LLMResult | None:
-        """What the model's end event said, where the output is a bare text."""
+        """The result in the model's end event, if the output is a bare text."""
         run = None if self.inner is None else self.capture.run
         return None if run is None else run.response
 
     def _cached(self, result: LLMResult | None) -> Unwrapped | None:
-        """Say how to ask the host's cache again, if it answered: its hits have no events.
+        """Return how to read the host's cache again, if it answered: its hits have no events.
 
-        How a text ended must not depend on whether it was in the cache.
+        The reason of a text's end must not depend on whether it was in the cache.
         """
         if self.inner is None or result is not None or not capabilities.cached(self.inner.model):
             return None
@@ -141,11 +141,11 @@ class HostCall:
         told = _told(result)
         usage = Usage()
         if isinstance(output, BaseMessageChunk) and not self.capture.streamed:
-            output = message_chunk_to_message(output)  # as if it had been invoked
+            output = message_chunk_to_message(output)  # as `invoke` returns it
         if isinstance(output, BaseMessage):
             told = output.response_metadata
         if isinstance(output, AIMessage) and output.usage_metadata is not None:
-            counted: Mapping[str, Any] = output.usage_metadata  # of a cache's hit: not all
+            counted: Mapping[str, Any] = output.usage_metadata  # incomplete for a hit of the cache
             usage = Usage(*(counted.get(name, 0) for name in _COUNTED))
         text, said = text_of(output), told.get("logprobs")
         logprobs = None if said is None else aligned(entries_of(said), text)
@@ -156,21 +156,21 @@ _COUNTED: Final = ("input_tokens", "output_tokens", "total_tokens")
 
 
 def _told(result: LLMResult | None) -> Mapping[str, Any]:
-    """Read from a call's end event what goes with its text: why it ended, for one."""
+    """Return the information in a call's end event, such as why its text ended."""
     if result is None or not result.generations or not result.generations[0]:
         return {}
     return result.generations[0][0].generation_info or {}
 
 
 def text_of(output: Any) -> str:
-    """Give the text of a model's output: of content blocks, the text blocks alone."""
+    """Return the text of a model's output: of content blocks, only the text blocks."""
     if isinstance(output, BaseMessage):
         return str(output.text)
     return output if isinstance(output, str) else str(output)
 
 
 class _Came:
-    """What a stream has given so far."""
+    """The chunks of a stream so far."""
 
     def __init__(self, capture: CallCapture) -> None:
         self._chunks: list[Any] = []
@@ -179,18 +179,18 @@ class _Came:
 
     def with_one_more(self, chunk: Any) -> Written:
         self._chunks.append(chunk)
-        if isinstance(chunk, str | BaseMessage):  # another thing's text is known at the end
+        if isinstance(chunk, str | BaseMessage):  # other output has a text only at the end
             self._text += text_of(chunk)
         return Written(self._text, recording=self._capture)
 
     @property
     def output(self) -> Any:
-        """The sum of the chunks, as hosts make it; a text of nothing where none came."""
+        """The sum of the chunks, as the host computes it; "" if there are none."""
         if self._chunks and isinstance(self._chunks[0], str):
             return "".join(self._chunks)
         if len(self._chunks) > 1 and all(type(one) is AIMessageChunk for one in self._chunks):
             first: Any = self._chunks[0]
-            return first + self._chunks[1:]  # all at once, as hosts do: two by two is n * n
+            return first + self._chunks[1:]  # all at once, as the host does: pairwise is quadratic
         return reduce(add, self._chunks) if self._chunks else ""
 
 
@@ -198,12 +198,12 @@ def _prompt(value: PromptValue | str) -> PromptValue:
     return StringPromptValue(text=value) if isinstance(value, str) else value
 
 
-# How one call of a host's model is planned: what it is given, how far it is to write.
+# The plan of one call of a host's model: its input, and the bound on its output.
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One call: the draft that it continues, what it is told, and who hears of it."""
+    """One call: the draft that it continues, its arguments, and its handlers."""
 
     llm: Runnable[Any, Any]
     inner: Unwrapped
@@ -219,7 +219,7 @@ class Plan:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have what runs inside tell only the call's own capture, and see what traces it leaves."""
+        """Run code with the call's own capture as the only handler, and observe side effects."""
         with ExitStack() as stack:
             if self.context is not None and self.config is not None:
                 stack.enter_context(self.context.calling(self.config, self.capture))
@@ -228,7 +228,7 @@ class Plan:
             yield
 
     def write(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
-        """Call the model, as a stream where somebody listens and it can be listened to."""
+        """Call the model; as a stream if it can stream and its reports are used."""
         self.capture.given = given
         value = self.prompting.value(self.draft.origin, self.prompting.context(given))
         call = self._call(value)
@@ -237,7 +237,7 @@ class Plan:
         return call.invoke()
 
     async def awrite(self, given: Sequence[Passage], progress: Progress, show: Show) -> Written:
-        """Do the same by the host's asynchronous methods."""
+        """Call the model by the host's asynchronous methods."""
         self.capture.given = given
         value = await self.prompting.avalue(self.draft.origin, self.prompting.context(given))
         call = self._call(value)
@@ -246,7 +246,7 @@ class Plan:
         return await call.ainvoke()
 
     def _call(self, value: PromptValue) -> HostCall:
-        """Make the call that continues the draft behind this prompt."""
+        """Return the call that continues the draft after this prompt."""
         told = (self.arguments, self.capture, self.config)
         text = self.draft.text
         if self.step == "whole":
@@ -272,7 +272,7 @@ def arguments_for(
     *,
     scored: bool = False,
 ) -> dict[str, Any]:
-    """Give the arguments that tell a model how far to write, where to stop, and what to say."""
+    """Return the arguments that bound a model's output, stop it, and request log-probabilities."""
     arguments: dict[str, Any] = {}
     stop = stops(draft, step, sentence_stop)
     if stop and known.takes_stop:
@@ -288,9 +288,9 @@ def arguments_for(
 class HostLM(TextLM[Sequence[Passage]]):
     """Continues a text by calls of a LangChain model, with documents in its prompt.
 
-    What is right is the loop that a user would write by hand with the same objects:
-    prompt and text so far go in, at most n tokens come out and are appended. A
-    string model continues its text, a chat model its own last message.
+    The reference is the loop that a user would write manually with the same objects: prompt and
+    text so far are the input, and at most n tokens of output are appended. A string model
+    continues its text, a chat model its own last message.
     """
 
     def __init__(
@@ -306,25 +306,26 @@ class HostLM(TextLM[Sequence[Passage]]):
         logprobs: Mapping[str, Any] | None = None,
         effects: SideEffects | None = None,
     ) -> None:
-        """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and their kind.
+        """Wrap a model, or a model in `.bind(...)`, `.with_config(...)` and similar wrappers.
 
         Args:
             llm: the model. With `whole`, any runnable that takes a prompt.
-            prompting: how documents and inputs become a prompt.
-            whole: write the whole answer in one call, the host's own, with no bound.
-            sentence_stop: for models that cannot be told how far to write, but where to
-                stop: the mark that ends a sentence, such as ".".
-            bound: how the model is told to write at most n tokens: the argument's name,
-                or a function from n to the arguments of the call. By default by its class.
-            continuation: that a chat model continues a trailing assistant message: "assistant",
-                or the arguments that make it. By default by its class.
-            side_by_side: whether several calls may run at a time. By default by its class.
-            logprobs: the arguments of a call that ask for log-probabilities, in OpenAI's form,
-                for workloads that read them. By default by its class.
-            effects: watches its calls.
+            prompting: formats documents and inputs as a prompt.
+            whole: whether one call, without a bound, writes the whole answer.
+            sentence_stop: for models whose output cannot be bounded, but which accept stop
+                strings: the end of a sentence, such as ".".
+            bound: how a call is bounded to n tokens: the name of an argument, or a function
+                from n to the arguments of the call. By default determined by the class.
+            continuation: how a chat model continues a trailing assistant message: "assistant",
+                or the arguments that enable it. By default determined by the class.
+            side_by_side: whether several calls may run at a time. By default determined by the
+                class.
+            logprobs: the arguments of a call that request log-probabilities, in OpenAI's form,
+                for workloads that read them. By default determined by the class.
+            effects: observes side effects of its calls.
 
         Raises:
-            ConfigError: the model cannot write step by step; or not in the ways asked for.
+            ConfigError: the model cannot write in steps, or not in the requested way.
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         prompting = Prompting() if prompting is None else prompting
@@ -340,7 +341,7 @@ class HostLM(TextLM[Sequence[Passage]]):
 
 
 class _Stated(NamedTuple):
-    """What the user says of a model, in place of what its class says."""
+    """The abilities of a model as set by the user, which override those of its class."""
 
     bound: Bound | None
     continuation: Continuation | None
@@ -349,7 +350,7 @@ class _Stated(NamedTuple):
 
 
 class _Writer:
-    """A model, or a model in its wrappings, and the prompt that it is given."""
+    """A model, possibly with wrappers, and its prompt."""
 
     def __init__(
         self,
@@ -373,7 +374,7 @@ class _Writer:
         """Plan one call.
 
         Raises:
-            ConfigError: its config chooses a model that cannot write in such steps.
+            ConfigError: its config selects a model that cannot write in such steps.
         """
         context: HostContext | None = draft.origin.context
         config, capture = (None, CallCapture()) if context is None else context.call()
@@ -389,10 +390,10 @@ class _Writer:
         return Plan(*parts, draft, step, arguments, capture, context, config, self._effects)
 
     def scored(self) -> "_Writer":
-        """Give a writer whose calls ask for log-probabilities.
+        """Return a writer whose calls request log-probabilities.
 
         Raises:
-            ConfigError: it is not known how the model is asked for them.
+            ConfigError: it is not known how they are requested from the model.
         """
         check_logprobs(self.known.name, self.known.logprobs)
         twin = copy(self)
@@ -400,10 +401,10 @@ class _Writer:
         return twin
 
     def write_key(self, draft: TextDraft, given: Sequence[Passage], tokens: int) -> Hashable:
-        """Hold the draft and what the model would see of the passages."""
+        """Return the draft, and the passages as the model reads them."""
         try:
             return draft, self._prompting.context(given), tokens
-        except Exception:  # noqa: BLE001 raised again where it counts, by the call itself
+        except Exception:  # noqa: BLE001 the call itself raises it
             return object()
 
     def same(self, one: Sequence[Passage], other: Sequence[Passage]) -> bool:

@@ -1,4 +1,4 @@
-"""Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
+"""Drives the Hugging Face model inside a host's wrapper by tokens and key-value cache."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,21 +36,20 @@ def direct_lm(
     cache_bytes: int | None = None,
     decoding: "DecodingSettings | None" = None,
 ) -> "HuggingFaceLM":
-    """Make a model that writes by tokens of a `HuggingFacePipeline`, or of a chat model over one.
+    """Return a token-level model over that of a `HuggingFacePipeline`, or of a chat model on one.
 
-    A `SpeculativeLLM` or `SpeculativeChatModel` is taken, too, with its drafter; the others'
-    tokens are speculated on by `decoding`.
+    A `SpeculativeLLM` or `SpeculativeChatModel` is accepted, too, with its own drafter; for the
+    others `decoding` enables speculative decoding.
 
-    The prompt is the host's, chat template included, split at the place of the
-    documents; tokens are chosen by the pipeline's own settings. (What a `format_docs`
-    says of no documents at all is left out.) What is right is
-    then the plain loop over this model: a loop over the host's wrapper turns text
-    into tokens anew at each step, which may split it in other ways, and it draws
-    other random numbers where it samples.
+    The prompt is the host's, chat template included, split at the place of the documents; tokens
+    are chosen by the pipeline's own settings. (The result of `format_docs` for an empty list is
+    not used.) The reference is the plain loop over this model. A loop over the host's wrapper
+    tokenizes the text again at each step, possibly into other tokens, and draws other random
+    numbers if it samples.
 
     Raises:
-        ConfigError: there is no text-generation pipeline inside, or it has settings that
-            cannot be kept to; the message names them.
+        ConfigError: there is no text-generation pipeline inside, or it has unsupported
+            settings; the message names them.
     """
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
@@ -65,9 +64,9 @@ def direct_lm(
         outer, got = type(llm).__name__, type(inner.model).__name__
         raise ConfigError(
             "direct=True needs a HuggingFacePipeline, a ChatHuggingFace over one, or a "
-            "SpeculativeLLM or SpeculativeChatModel, not behind "
+            "SpeculativeLLM or SpeculativeChatModel, without "
             f"configurable alternatives, got {got if outer == got else f'{outer} over {got}'}; "
-            "without it the host's own calls are used"
+            "without direct=True the host's own calls are used"
         )
     pipeline = wrapper.pipeline
     if getattr(pipeline, "task", None) != "text-generation":
@@ -98,10 +97,10 @@ def _template(model: Any, parts: Prompting) -> PassageTemplate:
 
 
 def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Sampling:
-    """Read how a pipeline chooses tokens, given the arguments that are bound into its calls.
+    """Return how a pipeline chooses tokens, with the arguments bound to its calls.
 
     Raises:
-        ConfigError: it has settings that cannot be kept to.
+        ConfigError: it has unsupported settings.
     """
     before = pipeline._preprocess_params  # noqa: SLF001 there is no public way
     return sampling(
@@ -113,7 +112,7 @@ def sampling_of(pipeline: Any, arguments: Mapping[str, Any]) -> Greedy | Samplin
 
 
 def settings_of(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay together what `generate` would: the model's own, the pipeline's, and the call's."""
+    """Return the settings that `generate` combines: the model's, the pipeline's, the call's."""
     given = {**pipeline._forward_params, **arguments}  # noqa: SLF001 as above
     prepare: Callable[..., dict[str, Any]] | None
     prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # transformers >= 5.20
@@ -136,24 +135,23 @@ def _shown_by(model: Any) -> Callable[[PromptValue], str]:
     return lambda value: value.to_string()
 
 
-# The runs of a model that is driven directly, as handlers would hear of its wrapper's calls.
+# The runs of a model that is driven directly, reported as if its wrapper had been called.
 
 
 class DirectRuns:
-    """Makes a run of each committed segment: its prompt, and what was written.
+    """Creates a run for each committed segment: its prompt and its text.
 
-    No call of the wrapper is made, so none is captured; and still a trace should show
-    what the model saw.
+    The wrapper is not called, so no call is captured; a trace still shows what the model read.
     """
 
     def __init__(self, request: Request, prompting: Prompting, llm: Any, text: Any) -> None:
-        """Begin with no text.
+        """Create runs for a request without text.
 
         Args:
-            request: what is answered.
-            prompting: how documents and inputs become a prompt.
+            request: the request.
+            prompting: formats documents and inputs as a prompt.
             llm: the model's wrapper.
-            text: gives the text of a state.
+            text: returns the text of a state.
         """
         self._request = request
         self._prompting = prompting
@@ -162,7 +160,7 @@ class DirectRuns:
         self._shown = ""
 
     def run_of(self, event: Commit) -> ModelRun:
-        """Give the run of the segment that is committed."""
+        """Return the run of a committed segment."""
         context = self._prompting.context(passages_of(event.hits))
         value = self._prompting.value(self._request, context)
         before, self._shown = self._shown, self._text(event.state)

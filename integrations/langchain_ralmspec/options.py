@@ -1,4 +1,4 @@
-"""Options that are refused when they are given: fields of the runnables, and settings of a call."""
+"""Checks of options when they are given: fields of the runnables, and settings of a call."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from ralmspec_plugins.types import Request
 
 @contextmanager
 def checked_fields(kind: type) -> Iterator[None]:
-    """Have a field of another type, or an unknown one, be a `ConfigError` that says which.
+    """Convert pydantic's errors of unknown or wrongly typed fields to a `ConfigError`.
 
     Raises:
-        ConfigError: pydantic has refused the fields.
+        ConfigError: pydantic has rejected the fields.
     """
     try:
         yield
@@ -25,7 +25,7 @@ def checked_fields(kind: type) -> Iterator[None]:
         said = [
             f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}, got {one['input']!r:.80}"
             if one["type"] != "extra_forbidden"
-            else f"{one['loc'][0]} is no option of it; {suggestion(str(one['loc'][0]), known)}"
+            else f"{one['loc'][0]} is not an option; {suggestion(str(one['loc'][0]), known)}"
             for one in error.errors(include_url=False)
         ]
         raise ConfigError(f"{kind.__name__}: {'; '.join(dict.fromkeys(said))}") from error
@@ -35,35 +35,35 @@ _OF_STEPS: Final = ("bound", "continuation", "sentence_stop")
 
 
 def check_has_effect(given: Collection[str], *, direct: bool, one_shot: bool, named: bool) -> None:
-    """Refuse settings that nothing would read.
+    """Check that all settings have an effect.
 
     Args:
         given: the names of the settings that were given.
         direct: whether a local model is driven by its tokens.
         one_shot: whether one call writes the answer.
-        named: whether the workload is one of ours: another may read all of a request.
+        named: whether the workload is a named one: another may read the whole request.
 
     Raises:
-        ConfigError: the message says which, and what to do.
+        ConfigError: a setting has none; the message says which, and what to do.
     """
     useless = [name for name in _OF_STEPS if name in given and (direct or one_shot)]
     if useless and direct:
         raise ConfigError(
             f"{', '.join(useless)} cannot be used with direct=True, where the model is driven by "
-            "its tokens and not by its own calls: leave it out"
+            "its tokens and not by its own calls: remove this setting"
         )
     if "max_tokens" in given and one_shot and not direct:
         useless.append("max_tokens")
     if useless:
         raise ConfigError(
             f"{', '.join(useless)} cannot be used with workload='one_shot', where the model is "
-            "called once, as it is: bind what it is to be called with to the model, "
+            "called once, with its own settings: bind the arguments to the model, "
             "llm.bind(...), or use workload='sentences' or 'interval'"
         )
     if "seed" in given and named and not direct:
         raise ConfigError(
-            "seed cannot be used without direct=True, where the model's own calls draw: set it "
-            "where the model is made, or bind it to the model, llm.bind(...)"
+            "seed cannot be used without direct=True, where the model's own calls sample: set it "
+            "when creating the model, or bind it to the model, llm.bind(...)"
         )
 
 
@@ -71,17 +71,17 @@ CALL_SETTINGS: Final = ("stop", "max_tokens", "seed", "deadline_s")
 
 
 def request_with(question: str, context: Any, settings: Mapping[str, Any]) -> Request:
-    """Make a request of the settings of one call.
+    """Return the request of one call's settings.
 
     Raises:
-        TypeError: a setting of another type.
-        ConfigError: an unknown one, or one without a meaning.
+        TypeError: a setting has another type.
+        ConfigError: a setting is unknown or out of range.
     """
     unknown = [name for name in settings if name not in CALL_SETTINGS]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]} is no setting of a call; {suggestion(unknown[0], CALL_SETTINGS)}. "
-            "What the model is to be called with is bound to the model: llm.bind(...)"
+            f"{unknown[0]} is not a setting of a call; {suggestion(unknown[0], CALL_SETTINGS)}. "
+            "Bind other arguments of the model to the model: llm.bind(...)"
         )
     stop = settings["stop"] or ()
     stop = (stop,) if isinstance(stop, str) else stop

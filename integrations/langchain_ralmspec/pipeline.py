@@ -1,4 +1,4 @@
-"""The parts of a `SpeculativeRAG`, made of its fields and held against each other."""
+"""The parts of a `SpeculativeRAG`, made from its fields and checked for compatibility."""
 
 from collections.abc import (
     AsyncGenerator,
@@ -69,7 +69,7 @@ from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.effects import Confirmed, Event, Settled
 from ralmspec_plugins.protocols import LanguageModel
 
-# What engines depend on, besides the retriever.
+# The fields that engines depend on, besides the retriever.
 _OF_ENGINES: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "workload", "direct", "decoding", "bound", "continuation"),
@@ -77,7 +77,7 @@ _OF_ENGINES: Final = (
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
 )
-# What a model that is driven directly depends on.
+# The fields that a directly driven model depends on.
 _OF_DIRECT: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "decoding"),
@@ -87,7 +87,7 @@ _PLAIN: Final = (str, int, float, bool, type(None))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
-    """The fields of a `SpeculativeRAG` that its parts are made from, under the same names."""
+    """The fields of a `SpeculativeRAG` from which its parts are made, under the same names."""
 
     retriever: Runnable[Any, Any]
     llm: Runnable[Any, Any]
@@ -125,21 +125,21 @@ class PipelineSettings:
 
 
 class Asked(NamedTuple):
-    """What an input comes to."""
+    """The parts of an input."""
 
     question: str
-    given: dict[str, Any]  # what is given back of it
-    variables: dict[str, Any]  # for the prompt, besides the documents
+    given: dict[str, Any]  # the part in the reply
+    variables: dict[str, Any]  # the prompt's variables, besides the documents
 
 
 class Assembly:
-    """What the fields of a runnable come to; everything that can be refused is refused here."""
+    """The parts made from the fields of a runnable; all checks of the fields are made here."""
 
     def __init__(self, settings: PipelineSettings) -> None:
-        """Put the parts together.
+        """Create the parts.
 
         Raises:
-            ConfigError: they do not fit each other; the message says what to do.
+            ConfigError: they are not compatible; the message says what to do.
         """
         self._settings = settings
         checked = (*CALL_SETTINGS, "bound", "continuation", "sentence_stop")
@@ -166,15 +166,15 @@ class Assembly:
         self._host = settings.runtime.host(tuple(map(_identity, of_host)), self._made_host)
         self._replica = None
         if settings.replica is not None:
-            self._replica = Context().run(HostRetriever, settings.replica)  # as the other
+            self._replica = Context().run(HostRetriever, settings.replica)  # as for the retriever
         request_with("", None, self.request_settings)
         self._key = tuple(_identity(getattr(settings, name)) for name in _OF_ENGINES)
         self._speculation = _speculation(settings, self._effects)
         schedule = settings.schedule or Continuous()
-        self._speculation.settings(self._host, schedule, self._replica)  # refuse early
+        self._speculation.settings(self._host, schedule, self._replica)  # raises errors early
 
     def _made_host(self) -> HostRetriever:
-        """Make the host's retriever, in nobody's context: none of its handlers stay with it."""
+        """Return the host's retriever, created in an empty context, so without its handlers."""
         settings = self._settings
         return Context().run(
             HostRetriever,
@@ -185,10 +185,10 @@ class Assembly:
         )
 
     def check_has_effect(self, given: Collection[str]) -> None:
-        """Refuse settings, of the runnable or of one call, that nothing would read.
+        """Check that settings, of the runnable or of one call, have an effect.
 
         Raises:
-            ConfigError: the message says which, and what to do.
+            ConfigError: one has none; the message says which, and what to do.
         """
         settings = self._settings
         check_has_effect(
@@ -199,17 +199,17 @@ class Assembly:
         )
 
     def asked(self, value: Any, config: RunnableConfig) -> Asked:
-        """Read an input: the question, what is given back, and what the prompt may show.
+        """Return the parts of an input: question, reply's keys, and prompt's variables.
 
         Raises:
             InputError: there is no question.
-            Exception: what makes the query raises.
+            Exception: the error of the runnable that makes the query.
         """
         query = self._settings.query
         return self._asked(value, None if query is None else query.invoke(value, config))
 
     async def aasked(self, value: Any, config: RunnableConfig) -> Asked:
-        """Do the same on an event loop."""
+        """Return the parts of an input on an event loop."""
         query = self._settings.query
         return self._asked(value, None if query is None else await query.ainvoke(value, config))
 
@@ -227,7 +227,7 @@ class Assembly:
 
     @property
     def request_settings(self) -> dict[str, Any]:
-        """What a request has unless its call says otherwise."""
+        """The settings of a request unless its call overrides them."""
         settings = self._settings
         return {
             "stop": settings.stop,
@@ -240,11 +240,11 @@ class Assembly:
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the retriever's store so far."""
+        """The calls of the retriever's store so far."""
         return self._host.stats
 
     def sink(self, context: HostContext, request: Request) -> CallbackSink:
-        """Make what tells the handlers of a request, and those of its parts."""
+        """Return the sink that reports to the handlers of a request and of its parts."""
         direct = None
         if self._settings.direct:  # no call of the host's model writes the segments
             model = unwrapped(self.llm.runnable).model
@@ -252,10 +252,10 @@ class Assembly:
         return CallbackSink(context, self.llm, self.retriever, self._prompting, direct)
 
     def followed(self, config: RunnableConfig) -> bool:
-        """Whether the host's `invoke` would have the model stream to a handler.
+        """Return whether the host's `invoke` would stream the model to a handler.
 
-        What stands in the LLM cache is not streamed. A model behind retries or fallbacks is
-        left to them: their `stream` does not do what their `invoke` does.
+        Results in the LLM cache are not streamed. A model in retries or fallbacks is invoked by
+        these, since their `stream` behaves differently from their `invoke`.
         """
         handlers = heard_by(config)
         model = unwrapped(self.llm.runnable, config).model
@@ -267,7 +267,7 @@ class Assembly:
 
     @property
     def text_is_answer(self) -> bool:
-        """Whether the answer is the text itself, so that it can be given out as it comes."""
+        """Whether the answer is the text itself, so that it can be streamed."""
         if self._settings.output_parser is not None:
             return False
         if self._settings.chain is not None and self._settings.chain.whole:
@@ -275,12 +275,12 @@ class Assembly:
         return not is_one_shot(self._settings.workload) or _gives_text(self._settings.llm)
 
     def reply(self, asked: Asked) -> Pieces:
-        """Begin the reply to a question."""
+        """Return the pieces of the reply to a question."""
         text_is_answer, report = self.text_is_answer, self._settings.report
         return Pieces(asked.given, text_is_answer=text_is_answer, report=report)
 
     def made_of(self, answer: Answer, config: RunnableConfig) -> Any:
-        """Make what a request answers, where that is not its text.
+        """Return the answer of a request, if that is not its text.
 
         Raises:
             Exception: the output parser's own.
@@ -290,7 +290,7 @@ class Assembly:
         return output if parser is None else parser.invoke(output, config)
 
     async def amade_of(self, answer: Answer, config: RunnableConfig) -> Any:
-        """Do the same on an event loop.
+        """Return the answer of a request on an event loop, if that is not its text.
 
         Raises:
             Exception: the output parser's own.
@@ -300,7 +300,7 @@ class Assembly:
         return output if parser is None else await parser.ainvoke(output, config)
 
     def _output(self, answer: Answer) -> Any:
-        """Give what a parser gets: of one call what it gave, of many their text."""
+        """Return the input of a parser: the result of the only call, or the text of several."""
         message = getattr(draft_of(answer.state), "message", None)
         if message is None or not is_one_shot(self._settings.workload):
             return answer.text
@@ -310,7 +310,7 @@ class Assembly:
         return answer.text if plain else message
 
     def engines(self, config: RunnableConfig) -> Engines:
-        """Give the engines for a call with this config."""
+        """Return the engines for a call with this config."""
         host, runtime = self._host_for(config), self._settings.runtime
         speculation, key = self._speculation, self._key
         if self._effects is not None and self._effects.found is not None:
@@ -324,10 +324,10 @@ class Assembly:
         return speculation.engines(runtime, key, host, self._workload, self._replica)
 
     def _host_for(self, config: RunnableConfig) -> HostRetriever:
-        """Give the retriever for a call, with all of its config but who hears of it.
+        """Return the retriever for a call, with its config except the handlers.
 
-        It may be kept for later calls, which are equal in all that the signature names; so
-        neither this call's handlers nor those of its context stay with it.
+        It may be kept for later calls of equal signature, so it holds neither this call's
+        handlers nor those of its context.
         """
         return self._called(setup_of(config))
 
@@ -342,7 +342,7 @@ class Assembly:
             if settings.decoding is None:
                 return make()
             key = ("direct", *(_identity(getattr(settings, name)) for name in _OF_DIRECT))
-            return settings.runtime.shared(key, make)  # what was measured serves copies, too
+            return settings.runtime.shared(key, make)  # copies share the measurements
         return HostLM(
             self.llm.runnable,
             self._prompting,
@@ -368,11 +368,11 @@ def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Spe
 
 
 def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
-    """Make what watches the calls of a model, and of all models in it; `None` for known servers.
+    """Return the observer of side effects of a model's calls; `None` if it cannot have any.
 
-    A server keeps nothing here between two calls, and what its client counts is nobody's answer.
-    A pipeline of transformers that does not sample draws random numbers all the same (its
-    loader of data does), and reads none of them.
+    A known server keeps no state in this process, and its client's counters do not affect an
+    answer. A pipeline of transformers that does not sample still draws random numbers (in its
+    data loader), but does not use them.
     """
     model = unwrapped(llm).model
     models = models_in(llm)
@@ -382,7 +382,7 @@ def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
 
 
 def _never_samples(model: Any) -> bool:
-    """Whether a model is a pipeline of transformers that chooses tokens without drawing."""
+    """Return whether a model is a pipeline of transformers that does not sample."""
     wrapper = inside_pipeline(model)
     if wrapper is None:
         return False
@@ -391,19 +391,19 @@ def _never_samples(model: Any) -> bool:
 
 
 def _gives_text(llm: Runnable[Any, Any]) -> bool:
-    """Whether a runnable says of itself that it gives a text or a message."""
+    """Return whether a runnable declares that it returns a text or a message."""
     try:
         return bool(llm.OutputType in (str, AnyMessage))
-    except TypeError:  # it says nothing
+    except TypeError:  # it declares nothing
         return False
 
 
 def _identity(value: Any) -> Hashable:
-    """Tell plain values by their value, and objects by which they are."""
+    """Return the key of a value: plain values by equality, objects by identity."""
     return value if isinstance(value, _PLAIN) else object_id(value)
 
 
-# One request: what happens in the engine, told to the host's handlers and given out in pieces.
+# One request: the engine's events, reported to the host's handlers and converted to pieces.
 
 
 class RequestRun:
@@ -418,18 +418,18 @@ class RequestRun:
         *,
         streamed: bool,
     ) -> None:
-        """Begin nothing yet.
+        """Create a run; nothing is started yet.
 
         Args:
             assembly: the runnable's parts.
             asked: the question.
             config: LangChain's, with the callbacks of this request's own run.
-            settings: of the request, for this call alone.
-            streamed: whether the reply is asked for in pieces.
+            settings: settings of the request, for this call only.
+            streamed: whether the reply is requested in pieces.
 
         Raises:
-            TypeError: a setting of another type.
-            ConfigError: an unknown setting, or one without a meaning.
+            TypeError: a setting has another type.
+            ConfigError: a setting is unknown or out of range.
         """
         assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
@@ -439,10 +439,10 @@ class RequestRun:
         self._telling = assembly.sink(context, self._request)
         self._assembly, self._config = assembly, config
         self._pieces = assembly.reply(asked)
-        self._reports = streamed or assembly.followed(config)  # the model while it writes
+        self._reports = streamed or assembly.followed(config)  # of the model during generation
 
     def pieces(self) -> Generator[AddableDict, None, None]:
-        """Give the reply in pieces."""
+        """Yield the reply in pieces."""
         yield self._pieces.begin()
         events = self._engines.sync.events(self._request, reports=self._reports)
         yield from drive_events(events, self._telling, self._shown)
@@ -453,7 +453,7 @@ class RequestRun:
         yield from self._pieces.end(answer, made)
 
     async def apieces(self) -> AsyncGenerator[AddableDict, None]:
-        """Do the same on an event loop."""
+        """Yield the reply in pieces on an event loop."""
         yield self._pieces.begin()
         events = self._engines.asynchronous.events(self._request, reports=self._reports)
         async with aclosing(AsyncPieces(events, self._telling, self._shown)) as pieces:

@@ -1,4 +1,4 @@
-"""From documents and the text so far to what a host's model is given."""
+"""Prompts of documents, inputs and the text so far for a host's model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,18 +21,18 @@ DEFAULT_PROMPT = PromptTemplate.from_template(
     "Context:\n{context}\n\nQuestion: {input}\nAnswer:"
 )
 DEFAULT_DOCUMENT_PROMPT = PromptTemplate.from_template("{page_content}")
-_UNHEARD = RunnableConfig(callbacks=[])  # the prompt's own run is none of the model's events
+_UNHEARD = RunnableConfig(callbacks=[])  # the prompt's own run is not reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prompting:
-    """How documents and inputs become a prompt: as in `create_stuff_documents_chain`.
+    """Formats documents and inputs as a prompt, as in `create_stuff_documents_chain`.
 
     Args:
-        prompt: the prompt; `context` and `input` are its variables unless said otherwise.
-        document_prompt: how one document is shown.
-        separator: what stands between two documents.
-        format_docs: shows all documents, in the place of `document_prompt` and `separator`.
+        prompt: the prompt; its variables are `context` and `input` by default.
+        document_prompt: formats one document.
+        separator: the text between two documents.
+        format_docs: formats all documents, instead of `document_prompt` and `separator`.
         document_variable: the prompt's variable for the documents.
         input_key: the prompt's variable for the question.
     """
@@ -47,10 +47,10 @@ class Prompting:
     input_key: str = "input"
 
     def __post_init__(self) -> None:
-        """Refuse a prompt that does not show the documents.
+        """Check that the prompt has a variable for the documents.
 
         Raises:
-            ConfigError: it has no variable for them.
+            ConfigError: it has none.
         """
         if self.document_variable not in self.prompt.input_variables:
             raise ConfigError(
@@ -60,37 +60,37 @@ class Prompting:
             )
 
     def context(self, passages: Sequence[Passage]) -> str:
-        """Show the documents, as the model sees them."""
+        """Return the documents formatted for the model."""
         documents = [_document(passage) for passage in passages]
         if self.format_docs is not None:
             return self.format_docs(documents)
         return self.separator.join(self.shown(document) for document in documents)
 
     def shown(self, document: Document) -> str:
-        """Show one document.
+        """Return one formatted document.
 
         Raises:
-            ValueError: the host's own, where a document lacks what its prompt shows.
+            ValueError: the host's own, if a document lacks a variable of its prompt.
         """
         return format_document(document, self.document_prompt)
 
     def same_passages(self, one: Sequence[Passage], other: Sequence[Passage]) -> bool:
-        """Say whether a model sees the same in both; what cannot be shown is not the same."""
+        """Return whether both are formatted equally; false if an error occurs."""
         try:
             return self.context(one) == self.context(other)
-        except Exception:  # noqa: BLE001 raised again where it counts, by the call itself
+        except Exception:  # noqa: BLE001 the call itself raises it
             return False
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """Give the prompt's variables besides the documents."""
+        """Return the prompt's variables besides the documents."""
         context: HostContext | None = request.context
         return {self.input_key: request.prompt} if context is None else context.inputs
 
     def value(self, request: Request, context: str) -> PromptValue:
-        """Fill the prompt in.
+        """Return the formatted prompt.
 
         Raises:
-            KeyError: the host's own, where an input is missing.
+            KeyError: the host's own, if an input is missing.
         """
         variables = self._variables(request, context)
         if self._is_filled_in(variables):
@@ -98,16 +98,16 @@ class Prompting:
         return self.prompt.invoke(variables, _UNHEARD)
 
     async def avalue(self, request: Request, context: str) -> PromptValue:
-        """Fill the prompt in, on an event loop."""
+        """Return the formatted prompt on an event loop."""
         variables = self._variables(request, context)
         if self._is_filled_in(variables):
             return await self.prompt.aformat_prompt(**variables)
         return await self.prompt.ainvoke(variables, _UNHEARD)
 
     def _is_filled_in(self, variables: Mapping[str, Any]) -> bool:
-        """Whether `invoke` only fills the prompt in: telling of a run costs ten times that.
+        """Return whether `invoke` only formats the prompt; reporting a run costs ten times as much.
 
-        Where a variable is missing `invoke` raises the host's own error.
+        If a variable is missing, `invoke` raises the host's own error.
         """
         kind = type(self.prompt)
         if kind.invoke is not BasePromptTemplate.invoke:
@@ -122,31 +122,31 @@ class Prompting:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChainInput(Prompting):
-    """Gives the rest of a chain its input and documents as they are, in place of a prompt."""
+    """Passes input and documents to the rest of a chain, instead of a prompt."""
 
     def __post_init__(self) -> None:
-        """Leave the prompt alone: it is not used."""
+        """Check nothing: the prompt is not used."""
 
     def context(self, passages: Sequence[Passage]) -> Any:
-        """Give documents of its own to each call."""
+        """Return new documents for each call."""
         return [_document(passage) for passage in passages]
 
     def value(self, request: Request, context: Any) -> Any:
-        """Lay both together."""
+        """Return the inputs and the documents as one dict."""
         return {**self.inputs(request), "documents": context}
 
     async def avalue(self, request: Request, context: Any) -> Any:
-        """Do the same on an event loop."""
+        """Return the inputs and the documents as one dict."""
         return self.value(request, context)
 
 
 def continued(
     value: PromptValue, text: str, mark: Mapping[str, Any]
 ) -> tuple[PromptValue | list[BaseMessage], bool]:
-    """Put the text so far behind a chat prompt, as the assistant's own message.
+    """Append the text so far to a chat prompt, as the assistant's own message.
 
-    A prompt that ends with the beginning of an answer has the text appended to it.
-    Says too whether there is such a message, which the model is to continue.
+    If the prompt ends with the beginning of an answer, the text is appended to that. Also return
+    whether there is such a message, which the model continues.
     """
     messages = value.to_messages()
     begun = messages[-1] if messages else None

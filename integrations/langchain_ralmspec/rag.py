@@ -46,14 +46,14 @@ Given: TypeAlias = Any  # a reply or a piece of one: a dict; with `output="answe
 
 
 class SpeculativeRAG(RunnableSerializable[Question, Given]):
-    """Answers questions over a retriever with a model, retrieving again and again, speculatively.
+    """Answers questions with a retriever and a model by iterative speculative retrieval.
 
-    The answer is that of the loop which a user would write by hand with the same
-    objects; it comes sooner. Goes where any runnable goes: `|`, `with_retry`,
-    `RunnableParallel`, a LangGraph node. Takes a question, or a dict with `input` (or
-    `question`); gives a dict with the input's keys, `context` (the documents of all
-    retrievals, each once, in order of use), and `answer`. What it took is told to a
-    `ReportHandler` among the callbacks.
+    The answer is that of the loop which a user would write manually with the same
+    objects, in less time. It can be used like any runnable: with `|`, `with_retry`,
+    `RunnableParallel`, as a LangGraph node. The input is a question, or a dict with `input` (or
+    `question`); the output is a dict with the input's keys, `context` (the documents of all
+    retrievals, each once, in order of use), and `answer`. A `ReportHandler` among the
+    callbacks receives the statistics.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> from langchain_core.language_models import FakeListLLM
@@ -69,91 +69,95 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
 
     retriever: Runnable[Any, Any]
-    """Any retriever; vector stores are looked into (docs/langchain.md)."""
+    """Any retriever; vector stores are inspected (docs/langchain.md)."""
     llm: Runnable[Any, Any]
     """A `BaseLLM` or `BaseChatModel`; for `workload="one_shot"` any runnable."""
     query: Runnable[Any, Any] | None = None
-    """Makes the first query of the input, where that is more than its question: a chain that
-    rewrites the question by the chat history, say. Called once, before anything is guessed."""
+    """Makes the first query from the input if it is not the question itself, such as a chain that
+    rewrites the question by the chat history. Called once, before anything is guessed."""
 
     prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
-    """What the model is given: with `context`, and `input` or `question`."""
+    """The model's prompt, with `context`, and `input` or `question`."""
     document_prompt: InstanceOf[BasePromptTemplate] | None = None  # type: ignore[type-arg]
-    """How a document is shown; its text alone by default."""
+    """Formats a document; only its text by default."""
     document_separator: str = "\n\n"
     document_variable_name: str = "context"
     question_key: str = "input"
-    """Where the question stands in a dict; the prompt may have it by this name too."""
+    """The key of the question in a dict; the prompt may use this name, too."""
     output: Output = "reply"
-    """What comes back: all of it, or the answer alone."""
+    """The output: the whole reply, or only the answer."""
     report: StrictBool = False
-    """True: a reply has its `Report` too, under "ralmspec"."""
+    """Whether a reply includes its `Report`, under "ralmspec"."""
     format_docs: Callable[[list[Document]], str] | None = None
-    """Shows all documents, instead of `document_prompt` and `document_separator`."""
+    """Formats all documents, instead of `document_prompt` and `document_separator`."""
     output_parser: InstanceOf[BaseOutputParser] | None = None  # type: ignore[type-arg]
-    """Makes `answer` of the whole text; the text itself by default."""
+    """Makes `answer` from the whole text; the text itself by default."""
 
     workload: WorkloadName | WorkloadMaker | None = None
-    """"sentences" (the default: a sentence a step), "interval" (a few tokens a step; the default
-    of `direct`), "one_shot" (one retrieval, one call), "flare", "iter_retgen", "multi_hop"
-    (docs/workloads.md), or what makes one of a model, such as
+    """"sentences" (the default: a sentence per step), "interval" (a few tokens per step; the
+    default with `direct`), "one_shot" (one retrieval, one call), "flare", "iter_retgen",
+    "multi_hop" (docs/workloads.md), or a function from a model to a workload, such as
     `functools.partial(Interval, interval=8)`."""
     direct: StrictBool = False
-    """Drive a local Hugging Face model by tokens and key-value cache, not by its own calls."""
+    """Whether a local Hugging Face model is driven by tokens and key-value cache, not by calls."""
     decoding: Any = Field(default=None, repr=False)
-    """With `direct`: a `Decoding`, by which tokens are speculated on, too (docs/decoding.md)."""
+    """With `direct`: a `Decoding`, which enables speculative decoding (docs/decoding.md)."""
     bound: Bound | None = None
-    """How the model is told to write at most n tokens; known of the usual classes."""
+    """How a call is bounded to n tokens; known for the usual classes."""
     continuation: Continuation | None = None
-    """That the chat model continues its own last message, and with which arguments."""
+    """How the chat model continues its own last message; known for the usual classes."""
     sentence_stop: str | None = None
-    """Ends sentences by this stop string, for models that cannot be bounded."""
+    """The stop string that ends a sentence, for models whose output cannot be bounded."""
     max_tokens: StrictInt | None = None
-    """The longest answer, counted in what the steps are allowed: 256, of sentences 1024.
+    """The maximum number of tokens of an answer, by the bounds of its steps: 256, for sentences
+    1024.
 
-    With `workload="one_shot"` the model is called as it is: its own setting counts."""
+    With `workload="one_shot"` the model's own setting applies instead."""
     stop: tuple[str, ...] = ()
     seed: StrictInt = 0
-    """Of the draws of a model that is driven by its tokens (`direct`)."""
+    """The random seed for sampling with `direct`."""
     deadline_s: StrictFloat | StrictInt | None = None
 
     speculate: StrictBool = True
-    """False: the plain loop."""
+    """Whether to speculate; `False`: the plain loop."""
     guess_through: StrictBool = False
-    """True: calls are made on guesses also of a model whose calls are seen to leave traces."""
+    """Whether to call the model speculatively even if its calls are observed to have side
+    effects."""
     schedule: Continuous | OptimalStride | FixedStride | None = None
-    """How far to run ahead; `Continuous` by default, with lanes if single calls go side by side."""
+    """How far to speculate; `Continuous` by default, with lanes if single calls may run in
+    parallel."""
     prefetch: StrictInt | None = None
-    """Documents that a wider search brings to the pool, where it is possible: max(20, 20 k), 80
-    at most, or 2 k."""
+    """The number of documents of a wider search for the pool, where possible: max(20, 20 k),
+    at most 80, or 2 k."""
     pool: SharedPassageCache | None = Field(default_factory=OwnPool)
-    """Documents seen so far, to guess with: shared by all calls, by default if only LangChain's
-    own classes search. None: one for each request."""
+    """The passage cache of documents found so far, for guesses. It is shared by all calls; by
+    default only if the search uses only LangChain's own classes. `None`: one per request."""
     memo: QueryCache | None = None
-    """Answers of former searches, trusted: where the index does not change meanwhile, or
-    `invalidate` is called when it has."""
+    """Caches results of searches, which are used without a new search: for an index that does not
+    change, or if `invalidate` is called after a change."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
     batching: BatchMode = "exact"
-    """Which stores are searched in batches: "exact", "probed" or "off" (docs/langchain.md)."""
+    """Which batch searches are used: "exact", "probed" or "off" (docs/langchain.md)."""
     side_by_side: StrictInt = 8
-    """Single calls of the retriever at a time."""
+    """The maximum number of concurrent single calls of the retriever."""
     pure: StrictBool | None = None
-    """Whether the retriever finds the same for the same query; found out by its class."""
+    """Whether the retriever finds the same documents for the same query; by default determined by
+    its class."""
 
     chain: ChainShape | None = Field(default=None, repr=False)
-    """How the chain was that `speculate()` has made this of."""
+    """The shape of the chain from which `speculate()` made this object."""
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
-    """Threads and what was learned; shared by the copies that LangChain makes."""
+    """Threads and measurements; shared by the copies that LangChain makes."""
 
     _assembly: Assembly = PrivateAttr()
 
     def __init__(self, **values: Any) -> None:
-        """Put the parts together.
+        """Create the runnable.
 
         Raises:
-            ConfigError: a field of another type, an unknown one, or parts that do not fit each
-                other; the message says what to do.
+            ConfigError: a field is unknown or of another type, or the parts are not compatible;
+                the message says what to do.
         """
         with checked_fields(type(self)):
             super().__init__(**values)
@@ -171,10 +175,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         prompt: BasePromptTemplate[Any] | None = None,
         **settings: Any,
     ) -> Self:
-        """Put a model behind a retriever.
+        """Create the runnable of a model and a retriever.
 
         Raises:
-            ConfigError: the parts do not fit each other; the message says what to do.
+            ConfigError: the parts are not compatible; the message says what to do.
         """
         return cls(llm=llm, retriever=retriever, prompt=prompt, **settings)
 
@@ -220,12 +224,12 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
         Args:
             input: a question, or a dict with `input` or `question`.
-            config: LangChain's.
-            kwargs: `stop`, `max_tokens`, `seed` or `deadline_s`, for this call alone.
+            config: LangChain's config.
+            kwargs: `stop`, `max_tokens`, `seed` or `deadline_s`, for this call only.
 
         Raises:
             InputError: there is no question.
-            Exception: what the plain loop would have raised.
+            Exception: the error of the plain loop.
         """
         return self._call_with_config(partial(self._invoke, settings=kwargs), input, config)
 
@@ -241,7 +245,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def stream(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Given]:
-        """Answer piece by piece: input, documents as they are confirmed, text as it is settled."""
+        """Yield the reply in pieces: input, documents when confirmed, text when settled."""
         pieces = partial(self._transform, settings=kwargs)
         yield from self._transform_stream_with_config(iter([input]), pieces, config)
 
@@ -249,10 +253,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def astream(
         self, input: Question, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Given]:
-        """Answer piece by piece on an event loop."""
+        """Yield the reply in pieces on an event loop."""
 
-        # The host's own generator, and none around it: those that an event loop closes at its
-        # end, one inside of the other, are reported as errors.
+        # The host's own generator without another one around it: nested generators that an event
+        # loop closes at its end are reported as errors.
         async def inputs() -> AsyncIterator[Question]:
             yield input
 
@@ -293,22 +297,22 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the retriever's store so far: round trips, and queries in them."""
+        """The calls of the retriever's store so far: round trips, and queries in them."""
         return self._assembly.stats
 
     def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied.
+        """Clear memo and pool, after a change of the index.
 
-        What requests that are running find is not remembered for later ones.
+        Results of requests that are running are not cached for later ones.
         """
         for cache in (self.memo, self.pool):
             if cache is not None:
                 cache.invalidate()
 
     def close(self) -> None:
-        """Wait for searches that nobody needs any more, and let the threads go.
+        """Wait for searches that are no longer needed, and shut down the threads.
 
-        Without it they end when nobody holds the runnable any more.
+        Without it they end when the runnable is garbage-collected.
         """
         self.runtime.close()
 
@@ -341,7 +345,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         run = RequestRun(self._assembly, asked, config, settings, streamed=False)
         try:
             return whole(run.pieces(), self.output)
-        except IterationEndError as end:  # no iterator any more: as the part raised it
+        except IterationEndError as end:  # outside of an iterator: the error as the part raised it
             raise end.error from end.error.__cause__
 
     async def _ainvoke(

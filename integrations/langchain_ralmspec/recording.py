@@ -1,4 +1,4 @@
-"""What one call of a host's model tells handlers, kept until the call is part of the answer."""
+"""The callback events of one call of a host's model, recorded until the call is committed."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 
 @dataclass(slots=True, eq=False)
 class ModelRun:
-    """A run of a model: what its handlers are given at its start, for each token, at its end."""
+    """A run of a model: the arguments of its handlers at its start, per token, and at its end."""
 
-    method: str  # of the callback manager that starts it
+    method: str  # the callback manager's method that starts it
     serialized: Any
     given: Any  # a prompt, or a list of messages
     run_id: UUID
     tags: list[str]
     metadata: dict[str, Any]
-    options: Mapping[str, Any]  # name, invocation parameters and whatever else the host says
+    options: Mapping[str, Any]  # name, invocation parameters and other arguments of the host
     tokens: list[tuple[Any, Any]] = field(default_factory=list)  # with their chunks
     response: LLMResult | None = None
     error: BaseException | None = None
@@ -35,33 +35,33 @@ class ModelRun:
 class CallCapture(BaseCallbackHandler):
     """The only handler of a call that may be dropped.
 
-    `run` is the model's run that made the call's output: the last one that ended, or else
-    the last one that started. A call that runs no model (the LLM cache answers) has none.
+    `run` is the model's run that produced the call's output: the last one that ended, or
+    otherwise the last one that started. It is `None` if no model ran (the LLM cache answered).
     """
 
     run_inline = True
-    raise_error = True  # a fault of ours must not be swallowed
+    raise_error = True  # an error of this handler must not be hidden
 
     def __init__(self, *, streamed: bool = True) -> None:
-        """Begin with nothing.
+        """Create a capture without events.
 
         Args:
-            streamed: whether the host would stream, too. A model that is only streamed so
-                that handlers hear its tokens gives them the same end as one that is invoked.
+            streamed: whether the host itself would stream. Otherwise a model that is streamed
+                to receive its tokens ends with the event of one that is invoked.
         """
         self.streamed = streamed
         self.run: ModelRun | None = None
-        self.raised: BaseException | None = None  # by the call
+        self.raised: BaseException | None = None  # the error of the call
         self.before: Any = None  # the draft that the call continues
-        self.given: Any = None  # the passages that it is shown
+        self.given: Any = None  # the passages in its prompt
         self._runs: dict[UUID, ModelRun] = {}
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **about: Any) -> None:
-        """Note a start."""
+        """Record the start of a run."""
         self._start("on_chat_model_start", serialized, messages[0], **about)
 
     def on_llm_start(self, serialized: Any, prompts: Any, **about: Any) -> None:
-        """Note a start."""
+        """Record the start of a run."""
         self._start("on_llm_start", serialized, prompts[0], **about)
 
     def _start(
@@ -71,7 +71,7 @@ class CallCapture(BaseCallbackHandler):
         given: Any,
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,  # the run that is told has the request's
+        parent_run_id: UUID | None = None,  # the reported run has that of the request
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **options: Any,
@@ -83,11 +83,11 @@ class CallCapture(BaseCallbackHandler):
     def on_llm_new_token(
         self, token: Any, *, chunk: Any = None, run_id: UUID, **_about: Any
     ) -> None:
-        """Note a token."""
+        """Record a token."""
         self._runs[run_id].tokens.append((token, chunk))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_about: Any) -> None:
-        """Note an end."""
+        """Record the end of a run."""
         self.run = self._runs[run_id]
         if not self.streamed:
             made = [[_invoked(one) for one in some] for some in response.generations]
@@ -103,7 +103,7 @@ class CallCapture(BaseCallbackHandler):
         tags: list[str] | None = None,
         **options: Any,
     ) -> None:
-        """Note an error."""
+        """Record the error of a run."""
         self.run = self._runs[run_id]
         self.run.error, self.run.error_options = error, options
 
@@ -116,15 +116,15 @@ def _invoked(generation: Any) -> Any:
 
 
 class StreamingCapture(CallCapture):
-    """The same where the caller's handlers have models stream, also those that are invoked.
+    """A capture for callers whose handlers make the host stream models that are invoked.
 
-    The host knows such handlers by these two methods.
+    The host recognises such handlers by these two methods.
     """
 
     def tap_output_aiter(self, run_id: UUID, output: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Change nothing."""
+        """Return the output unchanged."""
         return output
 
     def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
-        """Change nothing."""
+        """Return the output unchanged."""
         return output

@@ -1,4 +1,4 @@
-"""What an answer took: its report, told to a handler or kept in the reply, and its statistics."""
+"""The report of an answer, passed to a handler or included in the reply, and its statistics."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,32 +15,32 @@ REPORT_EVENT: Final = f"{REPORT}.report"  # the custom event that ends a request
 
 
 class DroppedCalls(TypedDict):
-    """Calls of the model that were made, and may be paid for, and are not in the answer."""
+    """Calls of the model that were made, and possibly paid for, but are not in the answer."""
 
-    calls: int  # those that failed or were stopped are among them
-    unreported: int  # of them: without a usage, at least until the answer was complete
+    calls: int  # including those that failed or were stopped
+    unreported: int  # of these, those without a usage when the answer was complete
     usage: dict[str, int] | None  # of the others
 
 
 class Report(TypedDict):
-    """What an answer took.
+    """The statistics, queries and token usage of an answer.
 
-    `ralmspec_plugins.adapters.events.Report`, as pydantic can read it in an output schema;
-    `stats_of` makes a `Stats` of it again.
+    This is `ralmspec_plugins.adapters.events.Report` in a form that pydantic supports in an
+    output schema; `stats_of` converts it back to `Stats`.
     """
 
     stats: dict[str, Any]  # the fields of `ralmspec_plugins.Stats`
-    queries: list[str]  # what was asked of the retriever, in order
+    queries: list[str]  # the retriever's queries, in order
     usage: dict[str, int] | None  # of the calls that made the answer
     dropped: DroppedCalls | None  # of all other calls; `None` with `direct=True`
 
 
 class ReportHandler(BaseCallbackHandler):
-    """Collects the reports of the requests that it hears of, whichever way they are asked.
+    """Collects the reports of requests.
 
-    Given as one of the `callbacks` of a call, it has one report for each request that was
-    answered, in the order in which they ended. A handler for each call, or for each config of a
-    `batch`, keeps them apart.
+    Given as one of the `callbacks` of a call, it receives one report for each answered request,
+    in the order in which they ended. Use one handler per call, or per config of a `batch`,
+    to separate them.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> from langchain_core.language_models import FakeListLLM
@@ -60,21 +60,21 @@ class ReportHandler(BaseCallbackHandler):
     ignore_agent = ignore_chain = ignore_llm = ignore_chat_model = ignore_retriever = True
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Create a handler without reports."""
         self.reports: list[Report] = []
 
     def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **_about: Any) -> None:
-        """Keep a report."""
+        """Append a report."""
         if name == REPORT_EVENT:
             self.reports.append(data)
 
 
 def stats_of(taken: ReportHandler | Mapping[str, Any]) -> Stats:
-    """Return the statistics of an answer, for its computed numbers and pictures.
+    """Return the statistics of an answer, with their computed values and timeline.
 
     Args:
-        taken: what has its report: a `ReportHandler`, whose last one counts; one of its reports;
-            a reply of `SpeculativeRAG(report=True)`; the `generation_info` of a `KNNLLM`.
+        taken: the source of the report: a `ReportHandler`, whose last report is used; one of its
+            reports; a reply of `SpeculativeRAG(report=True)`; a `KNNLLM`'s `generation_info`.
 
     Raises:
         InputError: there is no report in it.
@@ -82,8 +82,8 @@ def stats_of(taken: ReportHandler | Mapping[str, Any]) -> Stats:
     if isinstance(taken, ReportHandler):
         if not taken.reports:
             raise InputError(
-                "this ReportHandler has heard of no request that was answered; give it as one of "
-                "the callbacks of the call, and read a stream to its end"
+                "this ReportHandler has received no report of an answered request; pass it as one "
+                "of the callbacks of the call, and read a stream to its end"
             )
         taken = taken.reports[-1]
     if isinstance(taken, Mapping) and REPORT not in taken and taken.keys() >= {"stats", "queries"}:

@@ -1,4 +1,4 @@
-"""A request's question and what comes back: input, context, answer, in pieces that add up."""
+"""A request's question and its reply: input, context and answer, in pieces that can be added."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,30 +22,30 @@ _OWN: Final = ("context", "answer")
 
 
 class Reply(TypedDict):
-    """What comes back, beside the other keys of the input."""
+    """The reply, which also has the other keys of the input."""
 
     input: str
     context: list[Document]
-    answer: Any  # a text, or what the output parser makes of it
+    answer: Any  # a text, or the output parser's result
 
 
 class ReportedReply(Reply):
-    """The same with `report=True`."""
+    """The reply with `report=True`."""
 
     ralmspec: Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChainShape:
-    """How a chain that `speculate()` took apart reads its input, and what it gives.
+    """How a chain that was passed to `speculate()` reads its input, and what it returns.
 
     Args:
         like: the chain, whose schemas are kept.
         takes: the input's key of the question; `None`: the input itself.
-        whole: the model is the rest of the chain: it is given the input and the documents.
-        passes: the prompt's variables, and the input's keys that they are; a key of `None` is
-            the input itself. Without: the input's own keys.
-        reply: the same for what is given back.
+        whole: whether the rest of the chain is the model, called with input and documents.
+        passes: pairs of a prompt's variable and the input's key; a key of `None` is the input
+            itself. `None`: the input's own keys.
+        reply: the same for the reply.
     """
 
     like: Runnable[Any, Any] | None = None
@@ -55,21 +55,21 @@ class ChainShape:
     reply: tuple[tuple[str, str | None], ...] | None = None
 
     def question(self, value: Any) -> Any:
-        """Read the question as the chain does.
+        """Return the question as the chain reads it.
 
         Raises:
-            KeyError: it is not in the input.
+            KeyError: it is missing in the input.
         """
         return value if self.takes is None or isinstance(value, str) else value[self.takes]
 
     def given(self, value: Any, key: str) -> dict[str, Any]:
-        """Say what of the input is given back; a bare question under this key."""
+        """Return the part of the input in the reply; a bare question under this key."""
         if self.reply is not None:
             return _chosen(self.reply, value)
         return dict(value) if isinstance(value, Mapping) else {key: value}
 
     def variables(self, value: Any, key: str) -> dict[str, Any]:
-        """Say what the prompt, or the rest of the chain, is given beside the documents."""
+        """Return the inputs of the prompt, or of the rest of the chain, except the documents."""
         if self.whole:
             return {"input": value}
         return self.given(value, key) if self.passes is None else _chosen(self.passes, value)
@@ -80,24 +80,22 @@ def _chosen(keys: Iterable[tuple[str, str | None]], value: Any) -> dict[str, Any
 
 
 def text_asked(found: Any) -> str:
-    """Make sure that what is asked of the retriever is a text.
+    """Return the retriever's query after checking that it is a text.
 
     Raises:
         InputError: it is something else.
     """
     if not isinstance(found, str):
-        raise InputError(
-            f"what is asked must be a text, got {type(found).__name__}: {found!r:.200}"
-        )
+        raise InputError(f"the query must be a text, got {type(found).__name__}: {found!r:.200}")
     return found
 
 
 def question_of(value: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
-    """Find the question in an input, and what else is to be given back and to the prompt.
+    """Return the question of an input, and the input as a dict.
 
     Args:
         value: a question, or a dict with one.
-        key: where it stands in a dict; else it may stand under "input" or "question".
+        key: its key in a dict; "input" and "question" are read otherwise.
 
     Raises:
         InputError: there is none.
@@ -120,22 +118,22 @@ def question_of(value: str | Mapping[str, Any], key: str) -> tuple[str, dict[str
 
 
 def variables_of(question: str, given: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Give what a prompt may ask for: the input's keys, and the question under its usual names."""
+    """Return the prompt's variables: the input's keys, and the question under its usual names."""
     return {"input": question, "question": question, key: question, **given}
 
 
 class Pieces:
-    """Turns what happens into the pieces of a reply; their sum is the reply."""
+    """Converts events into the pieces of a reply; their sum is the reply."""
 
     def __init__(self, given: Mapping[str, Any], *, text_is_answer: bool, report: bool) -> None:
-        """Begin with the input, as it was given.
+        """Create the pieces of a reply to an input.
 
-        What stands in the input where the reply will is replaced, as in the host's chains.
+        Keys of the input that the reply has, too, are replaced, as in the host's chains.
 
         Args:
-            given: what of the input is given back.
+            given: the part of the input in the reply.
             text_is_answer: whether the answer is the text itself.
-            report: whether the reply has its report.
+            report: whether the reply includes its report.
         """
         own = (*_OWN, REPORT) if report else _OWN
         self._given = {key: value for key, value in given.items() if key not in own}
@@ -146,11 +144,11 @@ class Pieces:
         self._shown = 0
 
     def begin(self) -> AddableDict:
-        """Give the input back."""
+        """Return the first piece: the input."""
         return AddableDict(self._given)
 
     def retrieved(self, step: Retrieved) -> Iterator[AddableDict]:
-        """Give the documents of a step that no earlier step has given."""
+        """Yield the documents of a step that no earlier step has found."""
         found = passages_of(step.hits)
         new = [one for one in found if one not in self._seen.get(one.id, ())]
         for passage in new:
@@ -161,14 +159,14 @@ class Pieces:
             yield AddableDict(context=documents)
 
     def settled(self, text: str) -> Iterator[AddableDict]:
-        """Give what is new of the text, if the answer is to be a text."""
+        """Yield the new part of the text, if the answer is the text."""
         if self._text_is_answer and len(text) > self._shown:
             piece = text[self._shown :]
             self._shown = len(text)
             yield AddableDict(answer=piece)
 
     def end(self, answer: Answer, made: Any) -> Iterator[AddableDict]:
-        """Give what is still missing; `made` is an answer that is no text."""
+        """Yield what is still missing; `made` is an answer that is not the text."""
         if not self._began:
             yield AddableDict(context=[])
         if not self._text_is_answer:
@@ -180,7 +178,7 @@ class Pieces:
 
 
 def whole(pieces: Iterable[AddableDict], output: Output) -> Any:
-    """Add pieces up, and leave of the reply what is asked for."""
+    """Return the sum of the pieces: the reply, or only its answer."""
     reply = AddableDict()
     for piece in pieces:
         reply = reply + piece
@@ -188,7 +186,7 @@ def whole(pieces: Iterable[AddableDict], output: Output) -> Any:
 
 
 def given_out(pieces: Iterable[AddableDict], output: Output) -> Iterator[Any]:
-    """Leave of each piece what is asked for."""
+    """Yield the pieces of the reply, or only those of its answer."""
     for piece in pieces:
         if output == "reply":
             yield piece

@@ -1,4 +1,4 @@
-"""A retriever in front of another one: the same documents, with fewer calls of the store."""
+"""A retriever over another one that returns the same documents with fewer calls of the store."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ _config: ContextVar[RunnableConfig | None] = ContextVar("config", default=None)
 
 @contextmanager
 def calling(config: RunnableConfig) -> Iterator[None]:
-    """Let the methods that the host calls in between know the call's config."""
+    """Set the call's config for the methods that the host calls without it."""
     token = _config.set(config)
     try:
         yield
@@ -64,35 +64,35 @@ def calling(config: RunnableConfig) -> Iterator[None]:
 
 
 def _below(run: Run) -> RunnableConfig:
-    """Make the config of what is called inside a run of this retriever."""
+    """Return the config of calls inside a run of this retriever."""
     return patch_config(_config.get() or ensure_config(), callbacks=run.get_child())
 
 
 async def told(telling: Any) -> Any:
-    """Give what a handlers' manager gives; the asynchronous ones are waited for."""
+    """Return the result of a callback manager's method, awaited if it is asynchronous."""
     return await telling if isawaitable(telling) else telling
 
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """One question of a caller's, and how the search for it is told.
+    """One query of a caller, and the run under which its search is reported.
 
-    There is one run for each, under the wrapped retriever's name. Where that retriever is
-    called as it is, it tells the run itself; else it is begun and ended here.
+    Each has one run, under the wrapped retriever's name. If that retriever itself is called, it
+    reports the run; otherwise the run is started and ended here.
     """
 
     config: RunnableConfig
-    heard: bool = True  # False: nobody is told
+    heard: bool = True  # whether handlers are notified
     run: Run | None = None
     call: RetrieverCall[HostRetriever] = field(init=False)
 
     def calls(self) -> tuple[RunnableConfig, bool]:
-        """Make the config of a call of the wrapped retriever, and say whether it is heard."""
+        """Return the config of a call of the wrapped retriever, and whether handlers see it."""
         heard = self.heard and self.run is None
         return (self.config if heard else quiet_config(self.config)), heard
 
     async def ended(self, outcome: list[Document] | BaseException) -> None:
-        """Close the run with what came of it."""
+        """End the run with its documents or its error."""
         if self.run is None:
             return
         if isinstance(outcome, BaseException):
@@ -103,7 +103,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a guess was right, and the documents that are, in every case."""
+    """Whether a guess was right, and the documents found in either case."""
 
     right: bool
     documents: list[Document]
@@ -112,56 +112,56 @@ class Verdict:
 def verdicts(
     guesses: Sequence[Sequence[Document] | None], truths: Sequence[list[Document]]
 ) -> list[Verdict]:
-    """Compare guesses with what was found: the same documents in the same order."""
+    """Return whether each guess has the documents found, in the same order."""
     return list(map(Verdict, agreeing(guesses, truths, passage_of), truths))
 
 
-THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as the host's own `batch` takes
+THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as in the host's own `batch`
 
 
 class SpeculativeRetriever(ServedRetriever, BaseRetriever):
-    """Gives exactly the documents of `retriever`, and calls its store as rarely as it can.
+    """Returns exactly the documents of `retriever`, with as few calls of its store as possible.
 
-    Calls that come while a search is running share the next one, and `batch` is one
-    search, where the store has a batch search that is known to give the same (see
-    `batching`). What was found before is remembered only where you say so, with a
-    `memo`: nobody else knows whether the index changes meanwhile (call `invalidate` when
-    it has). Everything that answers depend on (filters, `search_kwargs`, users'
-    `configurable` values) keeps calls apart.
+    Calls that arrive while a search is running share the next one, and `batch` is one
+    search, if the store has a batch search that is known to return the same (see `batching`).
+    Results are cached only with a `memo`, since only you know whether the index changes (call
+    `invalidate` after a change). Calls share results only if everything that these depend on
+    is equal (filters, `search_kwargs`, users' `configurable` values).
 
-    A retriever that is known to answer differently each time, or to write, is
-    passed straight through.
+    A retriever that is known to have side effects, or to return different results for the
+    same query, is called directly.
     """
 
     retriever: Runnable[Any, Any]
-    """The retriever that answers: any runnable from a text to documents."""
+    """The wrapped retriever: any runnable from a text to documents."""
 
     memo: QueryCache | None = None
-    """Remembers answers, with a size and a time to live, until `invalidate` is called."""
+    """Caches results, with a size and a time to live, until `invalidate` is called."""
 
     pool: SharedPassageCache | None = None
-    """Collects what was found, for `guess`."""
+    """Collects the documents found, for `guess`."""
 
     batching: BatchMode = "exact"
-    """Which batch searches are used: "exact" by construction, also "probed" ones, or "off"."""
+    """Which batch searches are used: "exact" by construction, "probed" ones too, or "off"."""
 
     max_batch: StrictPositiveInt = 64
-    """The most queries in one search."""
+    """The maximum number of queries in one search."""
 
     lanes: StrictPositiveInt = 1
-    """Searches of the store that may be out at a time; more than one only for a server."""
+    """Concurrent searches of the store; more than one is useful only for a server."""
 
     side_by_side: StrictPositiveInt = THREADS
-    """Single calls at a time in `batch`, where the config does not say `max_concurrency`."""
+    """Concurrent single calls in `batch`, unless the config sets `max_concurrency`."""
 
     pure: StrictBool | None = None
-    """Whether equal queries find equal documents, without side effects; found out by default."""
+    """Whether equal queries find equal documents, without side effects; `None`: determined by
+    the retriever's class."""
 
     k: StrictInt | None = None
-    """How many documents to give, instead of what the retriever says."""
+    """The number of documents, instead of the retriever's own setting."""
 
     runtime: RetrieverRuntime = Field(default_factory=RetrieverRuntime, exclude=True, repr=False)
-    """What is running; shared by the copies that configurable fields make."""
+    """Shared state of running calls; copies made by configurable fields share it."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -169,8 +169,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         """Wrap a retriever.
 
         Raises:
-            ConfigError: a field of another type, an unknown one, or a k that the retriever does
-                not take.
+            ConfigError: a field is unknown or of another type, or the retriever does not support
+                the k.
         """
         with checked_fields(type(self)):
             super().__init__(*args, **fields)
@@ -181,8 +181,8 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     def told_as(self, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig] | None:
         """Return the wrapped retriever, and a call's config with this one's name, tags, metadata.
 
-        Traces show the wrapped retriever. `None` for a subclass that answers in its own way:
-        it is told as a retriever of its own.
+        Traces show the wrapped retriever. `None` for a subclass with its own methods: it is
+        reported as a retriever itself.
         """
         if self._answers_itself():
             return None
@@ -210,7 +210,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     def _call(
         self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], calls: Calls
     ) -> RetrieverCall[HostRetriever]:
-        """Take a question; nothing is searched yet."""
+        """Return the call for a query; nothing is searched yet."""
         passed = {**({} if self.k is None else {"k": self.k}), **kwargs}
         service = self._service
         return service.call(text, service.host.for_call(config, passed, calls))
@@ -218,7 +218,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def _asked(
         self, text: str, config: RunnableConfig, kwargs: Mapping[str, Any], *, asynchronous: bool
     ) -> Question:
-        """Take a question, and begin its run unless the wrapped retriever does."""
+        """Return a query, with its run started unless the wrapped retriever starts it."""
         behind = self.told_as(config)
         question = Question(config if behind is None else behind[1])
         passed = {key: value for key, value in kwargs.items() if key != "run_id"}
@@ -239,7 +239,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         *,
         asynchronous: bool,
     ) -> list[Outcome]:
-        """Answer questions, each in one run that is told as the wrapped retriever's."""
+        """Return the results of queries, each in one run under the wrapped retriever's name."""
         asked: list[Question] = []
         try:
             for text, config in zip(inputs, configs, strict=True):
@@ -249,7 +249,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
             calls = [question.call for question in asked]
             answers = await self._service.answers(calls, at_once, asynchronous=asynchronous)
             outcomes = _outcomes(answers)
-        except BaseException as error:  # Ctrl-C, cancelled: no run of ours is left open
+        except BaseException as error:  # on Ctrl-C and cancellation too, no run stays open
             for question in asked:
                 await question.ended(error)
             raise
@@ -268,7 +268,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Give the documents that the wrapped retriever gives."""
+        """Return the documents of the wrapped retriever."""
         config = ensure_config(config)
         if self._answers_itself():
             with calling(config):
@@ -281,7 +281,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Give the documents that the wrapped retriever gives."""
+        """Return the documents of the wrapped retriever."""
         config = ensure_config(config)
         if self._answers_itself():
             with calling(config):
@@ -298,17 +298,17 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        if self._overrides("_get_relevant_documents"):  # and not this one: the host's default
+        if self._overrides("_get_relevant_documents"):  # but not this method: the host's default
             return await super()._aget_relevant_documents(query, run_manager=run_manager, **kwargs)
         found = await self._found([query], [_below(run_manager)], kwargs, asynchronous=True)
         return all_or_first_error(found)[0]
 
     def _answers_itself(self) -> bool:
-        """Whether a subclass has the host's methods for answers: it is told as any retriever is."""
+        """Return whether a subclass implements the host's methods of a retriever itself."""
         return self._overrides("_get_relevant_documents", "_aget_relevant_documents")
 
     def _overrides(self, *names: str) -> bool:
-        """Whether a subclass has one of these methods of its own: the host calls it each time."""
+        """Return whether a subclass overrides one of these methods, which is then called."""
         kind = type(self)
         return any(getattr(kind, name) is not getattr(SpeculativeRetriever, name) for name in names)
 
@@ -320,7 +320,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Give what `invoke` gives for each input, by one search where the store can."""
+        """Return the documents of each input, by one search if the store supports it."""
         if not inputs:
             return []
         if self._overrides("invoke", "_get_relevant_documents"):
@@ -336,7 +336,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Give what `ainvoke` gives for each input, by one search where the store can."""
+        """Return the documents of each input on an event loop, by one search if possible."""
         if not inputs:
             return []
         if self._overrides("ainvoke", "_get_relevant_documents", "_aget_relevant_documents"):
@@ -350,9 +350,9 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     def guess(
         self, query: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document] | None:
-        """Say what `invoke` is expected to give, without a search; `None` where nothing is known.
+        """Return the expected result of `invoke` without a search, or `None`.
 
-        The memo knows it exactly; the pool takes the best of what was found before.
+        A result in the memo is exact; the pool ranks the documents found before.
         """
         config = ensure_config(config)
         call = self._call(query, config, kwargs, Question(config, heard=False).calls)
@@ -362,7 +362,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def aguess(
         self, query: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document] | None:
-        """Do what `guess` does with the embedder's asynchronous method."""
+        """Return the expected result of `ainvoke`, with the embedder's asynchronous method."""
         config = ensure_config(config)
         call = self._call(query, config, kwargs, Question(config, heard=False).calls)
         hits = await self._service.guess(call, asynchronous=True)
@@ -375,10 +375,10 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Verdict]:
-        """Search all queries at once, and compare: same documents, same order.
+        """Search all queries at once; return whether each guess has the same documents in order.
 
         Raises:
-            InputError: not as many guesses as queries.
+            InputError: the numbers of guesses and queries differ.
         """
         check_pairs(queries, guesses)
         return verdicts(guesses, self.batch(list(queries), config, **kwargs))
@@ -390,15 +390,15 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Verdict]:
-        """Do what `verify` does on an event loop.
+        """Search all queries at once and compare, on an event loop.
 
         Raises:
-            InputError: not as many guesses as queries.
+            InputError: the numbers of guesses and queries differ.
         """
         check_pairs(queries, guesses)
         return verdicts(guesses, await self.abatch(list(queries), config, **kwargs))
 
 
 def _outcomes(answers: Sequence[Hits | Exception]) -> list[Outcome]:
-    """Make each answer the caller's own documents."""
+    """Return each result as new documents for the caller."""
     return [answer if isinstance(answer, Exception) else documents_of(answer) for answer in answers]

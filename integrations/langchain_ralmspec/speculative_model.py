@@ -1,4 +1,4 @@
-"""A local model as a model of LangChain's, several tokens a pass: for texts, and for messages."""
+"""LangChain models for texts and for messages over a local model with speculative decoding."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -45,48 +45,48 @@ if TYPE_CHECKING:
 
 
 class LocalModelSettings(BaseModel):
-    """The settings that `SpeculativeLLM` and `SpeculativeChatModel` have in common."""
+    """The common settings of `SpeculativeLLM` and `SpeculativeChatModel`."""
 
     model: Any = Field(repr=False, exclude=True)
-    """A saved model's folder or name, a loaded transformers model, or a `HuggingFaceLM`; once
-    this object is made, what was loaded."""
+    """A saved model's folder or name, a loaded transformers model, or a `HuggingFaceLM`; after
+    construction, the loaded model."""
     tokenizer: Any = Field(default=None, repr=False, exclude=True)
-    """Of a model that is loaded already; else the one that stands beside it."""
+    """The tokenizer of a model that is loaded already; by default the one saved with the model."""
     drafter: Any = Field(default="suffix", exclude=True)
-    """Who drafts tokens: "suffix" (copies from the prompt and the text), "passages", a `Drafter`,
-    or several of these; None for plain decoding: the same texts, one token a pass."""
+    """The drafter: "suffix" (copies from the prompt and the text), "passages", a `Drafter`,
+    or several of these; `None` for plain decoding: the same texts, one token per pass."""
     decoding: Any = Field(default=None, exclude=True)
-    """A `Decoding` with more settings, in the place of `drafter`."""
+    """A `Decoding` with more settings, instead of `drafter`."""
     dtype: Any = Field(default="auto", exclude=True)
-    """The precision of a model that is loaded here; as saved by default."""
+    """The precision in which a model is loaded; as saved by default."""
     device: Any = Field(default=None, exclude=True)
-    """Where it is put."""
+    """The device on which a model is loaded."""
     cache_bytes: int = Field(default=2 * 2**30, exclude=True)
-    """The most memory for key-value caches that are not in use."""
+    """The maximum memory of key-value caches that are not in use."""
 
     max_tokens: Any = 256
-    """The longest text."""
+    """The maximum number of tokens of a text."""
     temperature: Any = 0.0
-    """0 for the most likely token; above, tokens are drawn."""
+    """0: the most likely token is chosen; above 0: tokens are sampled."""
     top_k: Any = 0
-    """How many tokens a draw chooses from; 0 for all."""
+    """The number of most likely tokens to sample from; 0: all."""
     top_p: Any = 1.0
-    """The probability that they have together."""
+    """The total probability of the tokens to sample from."""
     repetition_penalty: Any = 1.0
-    """For tokens of prompt and text; 1 for none."""
+    """The penalty of tokens that occur in prompt or text; 1: none."""
     seed: Any = 0
-    """Of the draws: the same prompt and seed give the same text."""
+    """The random seed for sampling: the same prompt and seed give the same text."""
     stop: Any = ()
-    """Texts in front of which to end; those of a call take their place."""
+    """Strings before which a text ends; those of a call replace them."""
     deadline_s: Any = None
-    """Give a text up after so many seconds."""
+    """The timeout of a text in seconds."""
 
     def __init__(self, **given: Any) -> None:
-        """Load the model, unless it is loaded, and measure what its drafter has to know.
+        """Load the model, unless it is loaded, and make the measurements for its drafter.
 
         Raises:
-            ConfigError: a setting of another type, an unknown one, or one without a meaning.
-            ModelError: what is there is no causal model.
+            ConfigError: a setting is unknown, of another type, or out of range.
+            ModelError: there is no causal model.
         """
         with checked_fields(type(self)):
             super().__init__(**given)
@@ -94,7 +94,7 @@ class LocalModelSettings(BaseModel):
         self.loaded()
 
     def loaded(self) -> "SpeculativeModel":
-        """Return the model that writes, with this object's drafter."""
+        """Return the loaded model, with this object's drafter."""
         from ralmspec_plugins.adapters.speculative_model import speculative_model
 
         names = ("tokenizer", "drafter", "decoding", "dtype", "device", "cache_bytes")
@@ -105,33 +105,33 @@ class LocalModelSettings(BaseModel):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the model stays the same one."""
+        """Return a copy of the settings with the same model."""
         return self.model_copy()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled.
+        """Raise an error: the model cannot be pickled.
 
         Raises:
             TypeError: a loaded model belongs to its process.
         """
         raise TypeError(
             f"{type(self).__name__} cannot be pickled: its model is loaded in this process. "
-            "Make it anew where it is needed, from the same folder"
+            "Create it again where it is needed, from the same folder"
         )
 
     @property
     def model_name(self) -> str:
-        """The name that the model was loaded by."""
+        """The name by which the model was loaded."""
         return self.loaded().name
 
     @property
     def stats(self) -> DecodingStats:
-        """What all calls of this model took so far, those of copies of this object included."""
+        """The counts of all calls of this model so far, including those of copies."""
         return self.loaded().stats
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """Name all that texts depend on: LangChain's caches tell models apart by it."""
+        """All settings that texts depend on: the key of the model in LangChain's caches."""
         own = {name: getattr(self, name) for name in OPTIONS if name not in ("stop", "deadline_s")}
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         # The host puts a call's own stop strings under "stop".
@@ -141,7 +141,7 @@ class LocalModelSettings(BaseModel):
         return options_of(self, given if stop is None else {**given, "stop": stop})
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokenise as the model does; the host's way would ask the hub for GPT-2's tokenizer."""
+        """Return the model's tokens; the host's method would load GPT-2's tokenizer."""
         custom = getattr(self, "custom_get_token_ids", None)
         return list(custom(text)) if custom is not None else self.loaded().tokens(text)
 
@@ -154,15 +154,14 @@ class LocalModelSettings(BaseModel):
 
 
 class SpeculativeLLM(LocalModelSettings, BaseLLM):
-    """Continues texts with a local Hugging Face model, several tokens a pass.
+    """Continues texts with a local Hugging Face model, several tokens per pass.
 
-    The text is the one of `drafter=None`, which writes one token a pass, greedy or drawn.
-    `stream` gives out only text that stays. `generation_info` has the reason of a text's end
+    The text equals that of `drafter=None`, which generates one token per pass, greedy or sampled.
+    `stream` yields only text that is final. `generation_info` has the reason of a text's end
     and, under "ralmspec", a `Report`: `stats_of(generation_info)` reads it.
 
-    A call takes `stop`, and any of `max_tokens`, `temperature`, `top_k`, `top_p`,
-    `repetition_penalty`, `seed` and `deadline_s`, for itself alone; any other argument is a
-    `TypeError`.
+    A call accepts `stop`, `max_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`,
+    `seed` and `deadline_s`, which apply to this call only; any other argument is a `TypeError`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -220,27 +219,27 @@ class SpeculativeLLM(LocalModelSettings, BaseLLM):
 
 
 class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
-    """Answers messages with a local Hugging Face model, several tokens a pass.
+    """Answers messages with a local Hugging Face model, several tokens per pass.
 
-    Messages are shown by the tokenizer's chat template, or by `chat_template`; a last one of
-    the assistant is continued. All else is as with `SpeculativeLLM`; what a message took
-    stands in its `usage_metadata`, and in its `response_metadata`, which `stats_of` reads.
-    It takes text alone, and calls no tools.
+    Messages are formatted by the tokenizer's chat template, or by `chat_template`; a last message
+    of the assistant is continued. Everything else is as with `SpeculativeLLM`. The costs of a
+    message are in its `usage_metadata`, and in its `response_metadata`, which `stats_of` reads.
+    It accepts only text, and does not call tools.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     chat_template: Any = Field(default=None, repr=False)
-    """Shows messages as a text: a Jinja template, in the place of the tokenizer's own."""
+    """A Jinja template that formats messages as a text, instead of the tokenizer's own."""
     streaming: StrictBool = False
-    """Whether `invoke` streams to handlers that hear single pieces."""
+    """Whether `invoke` streams to handlers of single tokens."""
 
     def __init__(self, **given: Any) -> None:
-        """Load the model, and see that messages can be shown to it.
+        """Load the model, and check that messages can be formatted for it.
 
         Raises:
-            ConfigError: a setting of another type, an unknown one, or one without a meaning.
-            ModelError: what is there is no causal model, or there is no chat template.
+            ConfigError: a setting is unknown, of another type, or out of range.
+            ModelError: there is no causal model, or no chat template.
         """
         from ralmspec_plugins.adapters.speculative_model import check_chat_template
 
@@ -250,14 +249,14 @@ class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
         check_chat_template(
             self.loaded(),
             self.chat_template,
-            "Give one, chat_template=..., or use SpeculativeLLM, which continues texts.",
+            "Set chat_template=..., or use SpeculativeLLM, which continues texts.",
         )
 
     def prompt_of(self, messages: Sequence[BaseMessage]) -> str:
-        """Show messages as the text that the model continues.
+        """Return messages formatted as the text that the model continues.
 
         Raises:
-            InputError: they hold more than text, or the template refuses them.
+            InputError: they contain more than text, or the template raises an error.
         """
         from ralmspec_plugins.adapters.speculative_model import chat_prompt
 
@@ -265,19 +264,19 @@ class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
 
     @override
     def bind_tools(self, tools: Any, **kwargs: Any) -> NoReturn:
-        """Refuse tools.
+        """Raise an error: tools are not supported.
 
         Raises:
-            NotImplementedError: it calls none.
+            NotImplementedError: always.
         """
         raise NotImplementedError(f"{type(self).__name__} was given tools, but {NO_TOOLS}")
 
     @override
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
-        """Refuse a schema.
+        """Raise an error: schemas are not supported.
 
         Raises:
-            NotImplementedError: it keeps to none.
+            NotImplementedError: always.
         """
         raise NotImplementedError(f"{type(self).__name__} was given a schema, but {NO_TOOLS}")
 
@@ -385,25 +384,25 @@ def _usage(taken: Mapping[str, Any]) -> UsageMetadata:
 
 
 def _plain(message: BaseMessage) -> dict[str, str]:
-    """Give role and text of a message.
+    """Return the role and the text of a message.
 
     Raises:
-        InputError: it is of another kind, or holds more than text.
+        InputError: it has another role, or contains more than text.
     """
     called = isinstance(message, AIMessage) and message.tool_calls
     role = _ROLES.get(type(message).__name__.removesuffix("Chunk"))
     if isinstance(message, ChatMessage):
         role = message.role
     if role is None or called:
-        what = "a call of tools" if called else f"a {type(message).__name__}"
+        what = "tool calls" if called else f"a {type(message).__name__}"
         raise InputError(
-            f"SpeculativeChatModel takes messages of system, user and assistant, got {what}"
+            f"SpeculativeChatModel accepts messages of system, user and assistant, got {what}"
         )
     blocks = [message.content] if isinstance(message.content, str) else message.content
     other = [one for one in blocks if not isinstance(one, str) and one.get("type") != "text"]
     if other:
         kinds = sorted({str(one.get("type")) for one in other if isinstance(one, dict)})
-        raise InputError(f"SpeculativeChatModel takes text alone, got content of {kinds}")
+        raise InputError(f"SpeculativeChatModel accepts only text, got content of {kinds}")
     return {"role": role, "content": str(message.text)}
 
 

@@ -1,4 +1,4 @@
-"""A retriever as a tool of an agent, with guesses of what it is about to return."""
+"""A retriever as a tool of an agent, with guesses of its results."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,18 +15,18 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
 class SpeculativeRetrieverTool(StructuredTool):
-    """A retriever tool that knows what it may return before its retriever does.
+    """A retriever tool that can guess its results before its retriever has searched.
 
-    `SpeculativeTools` asks it for guesses, and takes it as read-only.
+    `SpeculativeTools` uses its guesses, and treats it as read-only.
     """
 
     read_only: ClassVar[bool] = True
 
     retriever: SpeculativeRetriever = Field(exclude=True)
-    """Finds, and guesses from what it found before."""
+    """The retriever, which also guesses from documents found before."""
 
     replica: Runnable[Any, Any] | None = Field(default=None, exclude=True)
-    """A cheap retriever over the same documents, which guesses where nothing was found before."""
+    """A cheap retriever over the same documents, which guesses if nothing was found before."""
 
     document_prompt: BasePromptTemplate[str] = Field(exclude=True)
     document_separator: str = Field(default="\n\n", exclude=True)
@@ -40,7 +40,7 @@ class SpeculativeRetrieverTool(StructuredTool):
         return self._content(documents)
 
     async def aguess_call(self, call: Mapping[str, Any]) -> str | None:
-        """Do what `guess_call` does on an event loop."""
+        """Return the expected content of a call on an event loop, or `None`."""
         query = call["args"]["query"]
         documents = await self.retriever.aguess(query)
         if documents is None and self.replica is not None:
@@ -68,7 +68,7 @@ def speculative_tool(
 ) -> SpeculativeRetrieverTool:
     """Return a tool over a retriever, with the documents as its artifact.
 
-    It returns what `create_retriever_tool(..., response_format="content_and_artifact")` does.
+    It returns the results of `create_retriever_tool(..., response_format="content_and_artifact")`.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> from langchain_core.vectorstores import InMemoryVectorStore
@@ -79,15 +79,15 @@ def speculative_tool(
     'The fox is red.'
 
     Args:
-        retriever: a `SpeculativeRetriever`, or one to put into such.
-        name: of the tool.
-        description: of the tool, for the model.
-        document_prompt: shows one document.
-        document_separator: stands between two.
-        replica: a cheap retriever over the same documents, for guesses; it must give as many.
-        memo: remembers what was found: an exact guess.
-        pool: collects what was found: the best of it is a guess. A new one by default.
-        options: of the `SpeculativeRetriever`.
+        retriever: a `SpeculativeRetriever`, or another retriever, which is wrapped in one.
+        name: the name of the tool.
+        description: the description of the tool for the model.
+        document_prompt: formats one document.
+        document_separator: the text between two documents.
+        replica: a cheap retriever over the same documents, for guesses; it must return as many.
+        memo: caches results, which are exact guesses.
+        pool: collects the documents found; the best of them are a guess. A new one by default.
+        options: further fields of the `SpeculativeRetriever`.
     """
     if not isinstance(retriever, SpeculativeRetriever):
         pool = SharedPassageCache() if pool is None else pool

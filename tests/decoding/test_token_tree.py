@@ -79,7 +79,7 @@ def test_rows_see_their_ancestors(paths: list[list[int]]) -> None:
     ("tree", "words"),
     [
         ({"tokens": (1,), "parents": ()}, "a parent, a value and evidence"),
-        ({"tokens": (1,), "parents": (0,)}, "in front of its child"),
+        ({"tokens": (1,), "parents": (0,)}, "precede its child"),
         ({"tokens": (1, 1), "parents": (-1, -1)}, "siblings"),
         ({"tokens": (1,), "parents": (-1,), "evidence": (Evidence("a"),) * 2}, "for each token"),
     ],

@@ -316,7 +316,7 @@ def _refused(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], st
     return {
         "no retriever": (
             {"context": RunnableLambda(str), "question": RunnablePassthrough()} | end,
-            "a place with a retriever in it",
+            "a key with a retriever",
         ),
         "a model alone": (Parrot(), "its first step"),
         "a message": (begin | PROMPT | chat, "StrOutputParser"),

@@ -334,7 +334,7 @@ def test_a_copy_has_the_same_model(llm: KNNLLM) -> None:
     for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(deep=True)):
         assert copied.lm is llm.lm
         assert llm.invoke("the sea", max_tokens=3) == copied.invoke("the sea", max_tokens=3)
-    with pytest.raises(TypeError, match="Make it anew"):
+    with pytest.raises(TypeError, match="Create it again"):
         pickle.dumps(llm)
 
 

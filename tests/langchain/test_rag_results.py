@@ -127,7 +127,7 @@ async def test_what_is_no_question_is_refused(rag: Any, bad: Any) -> None:
     with pytest.raises(InputError):
         [one async for one in rag.astream(bad)]
     assert log.names == ["on_chain_start", "on_chain_error"]
-    with pytest.raises(ConfigError, match=r"no setting of a call; .*stop"):
+    with pytest.raises(ConfigError, match=r"not a setting of a call; .*stop"):
         rag.invoke(QUESTION, temperature=3)
 
 

@@ -429,7 +429,7 @@ def test_models_are_shared(pair: HostPair) -> None:
     assert bare.loaded().lm.decoder.__class__.__name__ == "PlainDecoder"
     assert bare_copy.invoke(PROMPT) == bare.invoke(PROMPT) == llm.invoke(PROMPT)
     assert bare_copy.stats.drafts_accepted == 0 < bare_copy.stats.calls
-    with pytest.raises(TypeError, match="Make it anew"):
+    with pytest.raises(TypeError, match="Create it again"):
         pickle.dumps(llm)
 
 

@@ -1,4 +1,4 @@
-"""Speculative tools for LangChain's agents: the model runs while its tools do.
+"""Speculative tools for LangChain's agents: the model runs while its tools run.
 
 `SpeculativeTools` is a middleware for `create_agent()`.
 """

@@ -1,4 +1,4 @@
-"""The middleware: what a run's model and tools do goes through it, and runs ahead."""
+"""The middleware that observes an agent's model and tool calls, and makes them speculatively."""
 
 import threading
 from collections import OrderedDict
@@ -55,18 +55,18 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 Scope: TypeAlias = Callable[[Runtime[Any]], Hashable]
 ToolResult: TypeAlias = ToolMessage | Command[Any]
 
-_MOST: Final = 1024  # runs, and models, that are known at a time
+_MOST: Final = 1024  # the maximum number of runs, and of models, that are kept
 
 
 class _Host:
-    """One run's LangChain side. `AgentHost` says what its methods do."""
+    """The `AgentHost` of one run of a LangChain agent."""
 
     def __init__(self, options: "SpeculativeTools", scope: Hashable) -> None:
         self.options = options
         self.scope = scope if scope is not None else self  # nothing is shared with other runs
         self.config = RunnableConfig()
         self.tools: dict[str, BaseTool] = {}
-        self.name: str | None = None  # of the agent, as it stands in its messages
+        self.name: str | None = None  # of the agent, as in its messages
         self.effects: SideEffects | None = None
 
     def next_request(self, step: Step) -> ModelCall:
@@ -120,20 +120,20 @@ class _Host:
 
 
 class SpeculativeTools(AgentMiddleware[Any, Any]):
-    """Runs the model while a tool does, on what the tool is expected to return.
+    """Calls the model while a tool runs, with the result that the tool is expected to return.
 
-    Put it last in `create_agent(..., middleware=[..., SpeculativeTools()])`. The tool runs as it
-    always does. When the host asks the model, and the whole request (messages, tools, settings)
-    is the one that was expected, the host gets the reply that was made ahead, as the model gave
-    it; otherwise that reply is dropped and the host's call is made. State, streams, events,
-    checkpoints and usage are those of the agent without it, but for ids and times.
+    Put it last in `create_agent(..., middleware=[..., SpeculativeTools()])`. The tool itself runs
+    unchanged. When the host calls the model, and the whole request (messages, tools, settings)
+    equals the expected one, the host receives the reply of the speculative call; otherwise
+    that reply is dropped and the host's call is made. State, streams, events, checkpoints and
+    usage are those of the agent without it, except for ids and times.
 
-    Where what a tool returns comes from: the same call's former result (`memo`), the tool itself
-    (`speculative_tool()`), a function (`guess`); in that order.
+    The expected result comes from the former result of the same call (`memo`), from the tool
+    itself (`speculative_tool()`), or from a function (`guess`), in this order.
 
-    Calls of a model that keeps state on the provider's side, runs the provider's own tools, has
-    a rate limiter, or is seen to draw from process-wide random state or to count, are never
-    made ahead. A model that samples gives another draw from the same distribution.
+    A model is never called speculatively if its provider keeps state between calls or runs tools
+    of its own, if it has a rate limiter, or if its calls are observed to use process-wide random
+    state or a counter. A model that samples gives another draw from the same distribution.
     """
 
     def __init__(
@@ -148,23 +148,25 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         max_wasted_tokens: int | None = None,
         handover_s: float = 0.08,
     ) -> None:
-        """Check the settings.
+        """Create a middleware.
 
         Args:
             guess: takes a tool call (name, args, id) and returns the content that its tool is
                 expected to return, or `None`; may be asynchronous in an asynchronous agent.
-            depth: model calls ahead of the host. Beyond one, the tools announced by a call
-                made ahead are called ahead too, if all of them are read-only.
+            depth: the maximum number of model calls ahead of the host. With more than one, the
+                tool calls of a speculative reply are made speculatively, too, if all of
+                these tools are read-only.
             read_only: names of tools that change nothing and need no approval. Tools with
                 `metadata={"read_only": True}`, and those of `speculative_tool()`, need not be
                 named.
-            memo: what tools have returned, by tool, arguments and scope.
-            scope: returns whose results a run may be given as guesses: runs of an equal scope
-                share them. By default runs of the same `thread_id` do. A guess enters a prompt
-                that may be dropped, so return what keeps users apart.
-            max_wasted_calls: dropped model calls in a run after which it goes on plainly.
+            memo: a cache of former results, by tool, arguments and scope.
+            scope: returns the scope of a run; runs of equal scope share former results as
+                guesses. The default is the `thread_id`. A guess is sent to the model as part of
+                a prompt, so different users need different scopes.
+            max_wasted_calls: the number of dropped model calls after which a run continues
+                without speculation.
             max_wasted_tokens: the same for their tokens.
-            handover_s: how long work made ahead waits for the host's next call.
+            handover_s: how long speculative work waits for the host's next call.
 
         Raises:
             ConfigError: a setting is out of range or of another type.
@@ -190,15 +192,15 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         self._lock = threading.Lock()
         self._runs: OrderedDict[Hashable, AgentRun] = OrderedDict()
         self._effects: OrderedDict[int, tuple[Any, SideEffects]] = OrderedDict()
-        self._commanding: set[str] = set()  # tools that were seen to return a `Command`
+        self._commanding: set[str] = set()  # names of tools that have returned a `Command`
 
     @property
     def stats(self) -> AgentStats:
-        """What all runs so far called ahead, and what became of it."""
+        """The counts of the speculative calls of all runs, and of their outcomes."""
         return self._counters.stats
 
     def invalidate(self) -> None:
-        """Forget what tools have returned, for when what they search has changed."""
+        """Discard all former results, for example after a change of the searched index."""
         self.memo.invalidate()
 
     def commands(self, tool: BaseTool) -> bool:
@@ -210,7 +212,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> Any:
-        """Call the model, or replay the call that was made ahead with the same request."""
+        """Call the model, or replay the speculative call with the same request."""
         run = self._run_of(request, asynchronous=False)
         if run is None:
             return handler(request)
@@ -225,7 +227,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> Any:
-        """Do what `wrap_model_call` does on an event loop."""
+        """Call the model, or replay a speculative call, on an event loop."""
         run = self._run_of(request, asynchronous=True)
         if run is None:
             return await handler(request)
@@ -236,7 +238,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         return response
 
     def _run_of(self, request: ModelRequest[Any], *, asynchronous: bool) -> AgentRun | None:
-        """Return the run that a model call belongs to, or `None` if nothing is to run ahead."""
+        """Return the run of a model call, or `None` if it must not speculate."""
         key = _key(request.state)
         with self._lock:
             run = None if key is None else self._runs.pop(key, None)
@@ -266,7 +268,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         return host
 
     def _watch(self, run: AgentRun, model: BaseChatModel) -> SideEffects:
-        """Return what watches a model's calls, over all runs."""
+        """Return the observer of a model's side effects, shared by all runs."""
         with self._lock:
             known = self._effects.get(id(model))
             if known is None or known[0] is not model:
@@ -279,7 +281,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         return known[1]
 
     def _replied(self, run: AgentRun, tap: ModelTap, response: ModelResponse[Any]) -> None:
-        """Take the reply, and wait for the tool calls in it."""
+        """Record the reply, and keep the run for its tool calls."""
         result = list(response.result)
         reply = next((one for one in result if isinstance(one, AIMessage)), None)
         if reply is None or tap.last is None or not reply.tool_calls or reply.id is None:
@@ -305,7 +307,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]
     ) -> ToolResult:
-        """Run the tool as the host does; meanwhile the model runs on what it should return."""
+        """Run the tool as the host does, and the model with its expected result in parallel."""
         run, step, slot = self._arrived(request)
         if run is None:
             return handler(request)
@@ -319,7 +321,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
-        """Do what `wrap_tool_call` does on an event loop."""
+        """Run the tool, and the model in parallel, on an event loop."""
         run, step, slot = self._arrived(request)
         if run is None:
             return await handler(request)
@@ -333,7 +335,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def _arrived(
         self, request: ToolCallRequest
     ) -> tuple[AgentRun | None, Step | None, Slot | None]:
-        """Find the run, and the place in it, that a tool call belongs to."""
+        """Return the run, the step and the slot of a tool call."""
         key = _key(request.state)
         with self._lock:
             run = None if key is None else self._runs.get(key)
@@ -357,7 +359,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def _replayed(
         self, run: AgentRun, slot: Slot | None, request: ToolCallRequest
     ) -> ToolCallRequest:
-        """Have the host's own call return what the tool returned ahead of it."""
+        """Return a request whose tool replays the speculative call, if there is one."""
         if slot is None or slot.early is None or slot.early.dropped or request.tool is None:
             return request
         return request.override(tool=replaying(request.tool, slot.early, run.counters))
@@ -399,13 +401,13 @@ def _pending(reply: AIMessage, result: Sequence[BaseMessage]) -> list[Any]:
 
 
 def _key(state: Any) -> Hashable | None:
-    """Return what tells the run of a state from others; a new one if the model has not replied."""
+    """Return the key of a state's run and last reply."""
     tail = _tail(_messages(state))
     return _run_key(tail[0].id if tail else None)
 
 
 def _run_key(message_id: str | None) -> Hashable | None:
-    """Return a run's key: the run's own object, the graph in it, and the reply it is at."""
+    """Return a run's key: its control object, graph, thread and last reply; `None` outside."""
     try:
         runtime = get_runtime()
     except Exception:  # noqa: BLE001 outside of a graph

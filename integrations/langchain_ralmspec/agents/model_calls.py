@@ -1,8 +1,8 @@
-"""The calls of a chat model by an agent: seen, compared, made ahead and replayed.
+"""An agent's calls of a chat model: intercepted, compared, made speculatively and replayed.
 
-The host's own wrapper around a model (callbacks, caches, streams, binding of tools) stays the
-host's. What is seen and replaced are the four methods below it that an integration implements,
-on a copy of the model.
+The host's own wrapper around a model (callbacks, caches, streams, binding of tools) is
+unchanged. The four methods below it that an integration implements are replaced on a copy of
+the model.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from ralmspec_plugins.adapters.agents import AgentRun, Recording
 from ralmspec_plugins.adapters.side_effects import SideEffects
 
-_GENERATED: Final = "lc_run-"  # how ids begin that the host gives: no two runs have the same
+_GENERATED: Final = "lc_run-"  # prefix of ids that the host generates: they differ in each run
 
-# What providers call the state that they keep between two calls of one conversation.
+# Providers' names for the state that they keep between two calls of one conversation.
 _SERVER_STATE: Final = (
     "previous_response_id",
     "use_previous_response_id",
@@ -46,7 +46,7 @@ _CLIENT_TOOLS: Final = ("function", "custom")
 
 
 def view(message: BaseMessage) -> dict[str, Any]:
-    """Return what a model may read of a message: all but generated ids and artifacts."""
+    """Return the fields of a message that a model may read: no generated ids, no artifacts."""
     if isinstance(message, ToolMessage):
         return message.model_dump(exclude={"id", "artifact"})
     seen = message.model_dump()
@@ -61,12 +61,11 @@ class ModelCall:
 
     Attributes:
         model: the caller's own.
-        method: whether it is called for a stream or for a whole reply.
+        method: whether the call returns a stream or a whole reply.
         messages: the history.
         stop: strings at which the reply ends.
         kwargs: tools, their choice, the response's format, settings.
-        key: what all that was when the call was made: later changes of these objects do not
-            reach it.
+        key: a copy of all these values, which later changes do not affect.
     """
 
     model: BaseChatModel
@@ -77,18 +76,18 @@ class ModelCall:
     key: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Take down the call."""
+        """Copy the values of the call."""
         views = [view(message) for message in self.messages]
         key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)))
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the model is asked the same; what cannot be compared is not."""
+        """Return whether the calls are equal; values that cannot be compared are not."""
         if not isinstance(other, ModelCall):
             return NotImplemented
         try:
             return self.model is other.model and bool(self.key == other.key)
-        except Exception:  # noqa: BLE001 an array in a message, say
+        except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
     __hash__ = None  # type: ignore[assignment]
@@ -129,14 +128,14 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class WholeReply:
-    """A reply that was not streamed, and the tokens that the model told of meanwhile."""
+    """A reply that was not streamed, and the tokens that the model reported meanwhile."""
 
     result: ChatResult
     tokens: Sequence[tuple[Any, Any]]
 
 
 class _Tokens(BaseCallbackHandler):
-    """Keeps the tokens that a model tells of by itself."""
+    """Records the tokens that a model reports by itself."""
 
     run_inline = True
     raise_error = True
@@ -195,9 +194,9 @@ def tokens_of(recording: Recording) -> int:
 
 
 def refusal(model: Any, tools: Sequence[Any]) -> str | None:
-    """Return why no call of a model can be made ahead without loss, or `None` if one can."""
+    """Return why a model must not be called speculatively, or `None` if it may be."""
     if not isinstance(model, BaseChatModel):
-        return "it is no chat model, but something around one"
+        return "it is not a chat model, but a wrapper around one"
     for name in ("invoke", "ainvoke", "stream", "astream", "generate", "agenerate"):
         if getattr(type(model), name) is not getattr(BaseChatModel, name):
             return f"it has a {name}() of its own"
@@ -220,7 +219,7 @@ def _server_state(settings: Mapping[str, Any]) -> str | None:
 
 
 def in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls a method, with the signature of another one: hosts read it."""
+    """Return a function that calls a method, with the signature of `original` for the host."""
 
     @wraps(original)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -230,14 +229,14 @@ def in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Cal
 
 
 class ModelTap:
-    """Sees the calls that the host makes of a model, and answers those that were made ahead.
+    """Intercepts the host's calls of a model, and replays those that were made speculatively.
 
     Attributes:
         last: the last call that succeeded.
     """
 
     def __init__(self, run: AgentRun, model: BaseChatModel, effects: SideEffects) -> None:
-        """Take the run that the calls belong to."""
+        """Create a tap of a model's calls in a run."""
         self.last: ModelCall | None = None
         self._run = run
         self._model: Any = model
@@ -245,9 +244,9 @@ class ModelTap:
         self._calls = {name: getattr(model, name) for name in _IMPLEMENTED}
 
     def model(self) -> BaseChatModel:
-        """Return a copy of the model that is seen; all else of it is the host's and the user's.
+        """Return a copy of the model whose calls are intercepted.
 
-        The copy is of the same class. Calls are made on the original: models count them.
+        The copy is of the same class. Calls are made on the original, since models may count them.
         """
         tapped = copy(self._model)
         for name, call in self._calls.items():
@@ -260,7 +259,7 @@ class ModelTap:
         call: ModelCall | None
         try:
             call = ModelCall(self._model, method, list(messages), stop, kwargs)
-        except Exception:  # noqa: BLE001 what cannot be compared is not run ahead of
+        except Exception:  # noqa: BLE001 a call that cannot be compared cannot be replaced
             call = None
         if call is None or _server_state(kwargs) is not None:
             self._run.close()
@@ -335,7 +334,7 @@ class ModelTap:
 def _arguments(
     call: Callable[..., Any], stop: Any, run_manager: Any, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the host has given, to hand it on; it gives no `run_manager` to streams."""
+    """Return the arguments of the host's call, with its `run_manager` if there is one."""
     given = {"stop": stop, **kwargs}
     if run_manager is not None and "run_manager" in signature(call).parameters:
         given["run_manager"] = run_manager
@@ -343,7 +342,7 @@ def _arguments(
 
 
 def _pieces(ahead: Recording | None) -> Iterator[Any]:
-    """Give the pieces of a call made ahead, up to an error: the call is made again then."""
+    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
     if ahead is None:
         return
     pieces = ahead.read()
@@ -353,7 +352,7 @@ def _pieces(ahead: Recording | None) -> Iterator[Any]:
                 piece = next(pieces)
             except StopIteration:
                 return
-            except Exception:  # noqa: BLE001 the call's own; the host makes it again
+            except Exception:  # noqa: BLE001 the host makes the call itself
                 return
             yield piece
     finally:
@@ -378,9 +377,9 @@ async def _apieces(ahead: Recording | None) -> AsyncGenerator[Any, None]:
 
 
 class _Prefix:
-    """What a stream has given of a call made ahead that failed: the call is made again, alone.
+    """The chunks that a stream has yielded of a speculative call which then failed.
 
-    If the stream of that one begins otherwise, what the first one raised is raised.
+    The call is made again. If its stream begins differently, the first call's error is raised.
     """
 
     def __init__(self, ahead: Recording | None) -> None:
@@ -390,7 +389,7 @@ class _Prefix:
 
     @property
     def complete(self) -> bool:
-        """Whether the call made ahead was replayed to its end."""
+        """Whether the speculative call was replayed to its end."""
         return self._ahead is not None and self._ahead.error is None
 
     def noted(self, chunk: Any) -> Any:
@@ -398,7 +397,7 @@ class _Prefix:
         return chunk
 
     def repeats(self, chunk: Any) -> bool:
-        """Return whether a chunk was given before."""
+        """Return whether a chunk was yielded before."""
         if self._again == len(self._given):
             return False
         if _content(chunk) != self._given[self._again]:

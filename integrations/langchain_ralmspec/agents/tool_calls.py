@@ -1,4 +1,4 @@
-"""The calls of an agent's tools: which may be made ahead, how they are guessed and replayed."""
+"""The calls of an agent's tools: which may be speculative, how they are guessed and replayed."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ GuessFunction: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
 
 def is_read_only(tool: BaseTool, names: frozenset[str]) -> bool:
-    """Return whether a tool is marked as one that changes nothing: never guessed by its name."""
+    """Return whether a tool is marked as read-only; this is never inferred from its name."""
     metadata = tool.metadata or {}
     marked = metadata.get("read_only") is True or metadata.get("readOnlyHint") is True
     return tool.name in names or marked or getattr(tool, "read_only", False) is True
 
 
 def takes_injected(tool: BaseTool) -> bool:
-    """Return whether the host injects arguments (state, store, runtime) that cannot be foreseen."""
+    """Return whether the host injects arguments (state, store, runtime), which are not known."""
     seen: Any = tool.tool_call_schema
     if isinstance(seen, dict):
         return False
@@ -35,37 +35,37 @@ def takes_injected(tool: BaseTool) -> bool:
 
 
 def may_command(tool: BaseTool) -> bool:
-    """Return whether a tool says that it returns a `Command`."""
+    """Return whether a tool is annotated as returning a `Command`."""
     call = getattr(tool, "coroutine", None) or getattr(tool, "func", None) or tool._run  # noqa: SLF001 what tools implement
     try:
         returned = get_type_hints(call).get("return")
-    except Exception:  # noqa: BLE001 annotations that cannot be resolved say nothing
+    except Exception:  # noqa: BLE001 the annotations cannot be resolved
         return False
     parts = (returned, *getattr(returned, "__args__", ()))
     return any(part is Command or getattr(part, "__origin__", None) is Command for part in parts)
 
 
 def query_of(tool: BaseTool | None, call: Mapping[str, Any]) -> Query:
-    """Return what a call asks: its tool and arguments, whatever its id."""
+    """Return a call's tool and arguments, without its id, as a query."""
     arguments = json.dumps(call["args"], sort_keys=True, default=repr)
     return Query(f"{call['name']} {arguments}", key=(call["name"], id(tool), arguments))
 
 
 def hits_of(message: ToolMessage) -> tuple[Hit, ...]:
-    """Return an observation as a query cache keeps it."""
+    """Return an observation as hits for a query cache."""
     text = message.content if isinstance(message.content, str) else ""
     return (Hit(Passage("observation", text, metadata={"content": message.content})),)
 
 
 def observation(call: Mapping[str, Any], guess: Any) -> ToolMessage:
-    """Return the message that a tool's content would make."""
+    """Return the message of a tool call with this content."""
     if isinstance(guess, ToolMessage):
         return guess
     return ToolMessage(content=guess, name=call["name"], tool_call_id=call["id"])
 
 
 async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: bool) -> Any:
-    """Return what a function guesses; an awaitable of a synchronous agent is no guess."""
+    """Return a function's guess; an awaitable in a synchronous agent is no guess."""
     found = guess(call)
     if not isawaitable(found):
         return found
@@ -79,10 +79,10 @@ async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: b
 async def call_ahead(
     tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
 ) -> tuple[Any, ToolMessage]:
-    """Call a tool as the host will; return what its implementation returned, and its message.
+    """Call a tool as the host does; return the result of its implementation, and its message.
 
     Raises:
-        TypeError: it returned no single message.
+        TypeError: it did not return a single message.
     """
     returned: list[Any] = []
     seen = copy(tool)
@@ -100,12 +100,12 @@ async def call_ahead(
     given = {**call, "type": "tool_call"}
     message = await seen.ainvoke(given, config) if asynchronous else seen.invoke(given, config)
     if not isinstance(message, ToolMessage) or not returned or isinstance(returned[0], Command):
-        raise TypeError(f"{tool.name} returned no message, but {message!r}")
+        raise TypeError(f"{tool.name} must return a message, got {message!r}")
     return returned[0], message
 
 
 def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> BaseTool:
-    """Return a copy of a tool that returns what a call made ahead has returned, when it has.
+    """Return a copy of a tool that waits for a speculative call and returns its result.
 
     If that call fails, the tool itself is called.
     """
@@ -118,7 +118,7 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
             async for returned in early.aread():
                 counters.add(tools_committed=1)
                 return returned
-        except Exception:  # noqa: BLE001, S110 the tool's own error, if it is one, comes below
+        except Exception:  # noqa: BLE001, S110 the call below raises the tool's own error
             pass
         finally:
             early.abandon()
@@ -140,6 +140,6 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
 
 def _replace(tool: Any, arun: Callable[..., Any], run: Callable[..., Any]) -> None:
-    """Put methods in the place of a copy's; the host reads their signatures."""
+    """Replace methods of a copy, with the signatures of the original for the host."""
     tool.__dict__["_arun"] = wraps(tool._arun)(arun)  # noqa: SLF001
     tool.__dict__["_run"] = wraps(tool._run)(run)  # noqa: SLF001

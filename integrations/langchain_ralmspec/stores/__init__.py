@@ -1,7 +1,7 @@
-"""Which function makes the batch search of which vector store, by names: no store is imported.
+"""Factories of batch searches by the class names of vector stores; no store is imported.
 
-The functions get a `VectorStoreRetriever` and give a `BatchSearch`, or `None`
-for settings that they do not know (`langchain_ralmspec.stores.registry`).
+A factory takes a `VectorStoreRetriever` and returns a `BatchSearch`, or `None` for
+settings that it does not support (`langchain_ralmspec.stores.registry`).
 """
 
 BATCH_SEARCHES = {

@@ -1,4 +1,4 @@
-"""What the factories of LangChain's batch searches share: k, documents of rows, relevances."""
+"""Shared parts of the factories of batch searches: k, documents of rows, relevance scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,13 +12,13 @@ RowT = TypeVar("RowT")
 
 
 def known_k(settings: Mapping[str, Any], known: AbstractSet[str]) -> int | None:
-    """Give the k of a retriever's settings; `None` if any of them is not known, or k is strange."""
+    """Return the k of a retriever's settings; `None` if it or another setting is unsupported."""
     k = settings.get("k", DEFAULT_K)
     return k if settings.keys() <= {"k", *known} and type(k) is int and k >= 1 else None
 
 
 def each_row(document: Callable[[RowT], Scored | None]) -> DocumentsOf[RowT]:
-    """Make every document of its own row; rows of which `None` is made are left out."""
+    """Return a function that makes one document per row; rows that give `None` are omitted."""
 
     def documents(found: Sequence[list[RowT]]) -> list[list[Scored]]:
         return [[hit for hit in map(document, rows) if hit is not None] for rows in found]
@@ -27,7 +27,7 @@ def each_row(document: Callable[[RowT], Scored | None]) -> DocumentsOf[RowT]:
 
 
 def stores_relevance(store: Any) -> Callable[[], Callable[[float], float] | None]:
-    """Give relevances by the store's own function, where it knows the collection's distance."""
+    """Return relevance scores by the store's own function, if it knows the distance."""
 
     def relevance() -> Callable[[float], float] | None:
         try:

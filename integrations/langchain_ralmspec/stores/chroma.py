@@ -11,7 +11,7 @@ from ralmspec_plugins.adapters.stores.chroma import ChromaRow, ChromaSearch
 
 
 def chroma_search(retriever: VectorStoreRetriever) -> ChromaSearch | None:
-    """Search a Chroma collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Chroma collection; `None` for unsupported settings."""
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
     k = known_k(settings, {"filter", "where_document"})
@@ -31,7 +31,7 @@ def chroma_search(retriever: VectorStoreRetriever) -> ChromaSearch | None:
 
 
 def _scored(row: ChromaRow) -> Scored | None:
-    """Make a document as the wrapper does, which leaves out rows without a text."""
+    """Return a row's document as the wrapper does, which omits rows without text."""
     if row.text is None:
         return None
     document = Document(page_content=row.text, metadata=dict(row.metadata or {}), id=row.id)

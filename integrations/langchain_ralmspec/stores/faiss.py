@@ -12,11 +12,11 @@ from ralmspec_plugins.adapters.stores.faiss import CertifiedFaissSearch, FaissRo
 
 _KNOWN: Final = frozenset({"filter", "fetch_k", "score_threshold"})
 _FETCH_K: Final = 20  # the wrapper's default
-_BIGGER_IS_BETTER: Final = frozenset({"MAX_INNER_PRODUCT", "JACCARD"})  # as its threshold sees it
+_BIGGER_IS_BETTER: Final = frozenset({"MAX_INNER_PRODUCT", "JACCARD"})  # for the threshold
 
 
 def faiss_search(retriever: VectorStoreRetriever) -> CertifiedFaissSearch | None:
-    """Search a FAISS store in batches; `None` for settings that are not known."""
+    """Return the batch search of a FAISS store; `None` for unsupported settings."""
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
     k, fetch_k = known_k(settings, _KNOWN), settings.get("fetch_k", _FETCH_K)
@@ -30,7 +30,7 @@ def faiss_search(retriever: VectorStoreRetriever) -> CertifiedFaissSearch | None
     def keeps() -> Callable[[Scored], bool]:
         if narrowed is None:
             return keeps_all
-        passes = store._create_filter_func(narrowed)  # noqa: SLF001 the wrapper's own reading
+        passes = store._create_filter_func(narrowed)  # noqa: SLF001 the wrapper's own filter
         return lambda hit: passes(hit.document.metadata)
 
     def single(vector: Vector, k: int) -> list[Scored]:
@@ -57,6 +57,6 @@ def faiss_search(retriever: VectorStoreRetriever) -> CertifiedFaissSearch | None
 def _document(store: Any, position: int) -> Document:
     identity = store.index_to_docstore_id[position]
     document = store.docstore.search(identity)
-    if not isinstance(document, Document):  # as the wrapper has it
+    if not isinstance(document, Document):  # as in the wrapper
         raise ValueError(f"Could not find document for id {identity}, got {document}")  # noqa: TRY004
     return document

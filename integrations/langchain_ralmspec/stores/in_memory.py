@@ -1,4 +1,4 @@
-"""Batch search of LangChain's InMemoryVectorStore: its own formula, on arrays made once a batch."""
+"""Batch search of LangChain's InMemoryVectorStore, by its own formula on shared arrays."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,30 +14,30 @@ from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
 
 
 class InMemorySearch:
-    """Scores every query by itself, exactly as the store does; the vectors are laid out once.
+    """Scores every query separately, exactly as the store does, with one array for a batch.
 
-    Laying them out (lists to an array) is what takes the time in the store's own
-    search, which does it for each query.
+    Converting the vectors from lists to an array takes most of the time of the store's own
+    search, which does this for each query.
     """
 
     name = "InMemoryVectorStore"
-    exact = True  # each query has a product of its own
-    wide = True  # a cut of one sorted list
+    exact = True  # each query has its own matrix product
+    wide = True  # the results are a prefix of one sorted list
     metric: Metric = "cosine"
 
     def __init__(
         self, store: InMemoryVectorStore, k: int, accept: Callable[[Document], bool] | None
     ) -> None:
-        """Search this store for the documents that `accept` lets through."""
+        """Create a search of this store for the documents that `accept` returns true for."""
         self._store = store
         self._accept = accept
         self.k = k
 
     def relevance(self) -> None:
-        """Have none: the store knows no relevances, and says so when it is asked for them."""
+        """Return `None`: the store has no relevance scores and raises its own error."""
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k documents of each vector."""
+        """Return the best k documents of each vector."""
         rows = self._accepted()
         if not rows:
             return [[] for _ in vectors]
@@ -55,7 +55,7 @@ class InMemorySearch:
     def _best(
         rows: Sequence[dict[str, Any]], cosines: NDArray[np.floating[Any]], k: int
     ) -> list[Scored]:
-        best = cosines.argsort()[::-1][:k]  # the store's own sort, so that ties fall alike
+        best = cosines.argsort()[::-1][:k]  # the store's own sort, so that ties are equal
         return [
             Scored(_document(rows[at]), rows[at]["vector"], float(cosines[at].item()))
             for at in best
@@ -63,7 +63,7 @@ class InMemorySearch:
 
 
 def in_memory_search(retriever: VectorStoreRetriever) -> InMemorySearch | None:
-    """Make the batch search of a retriever over an `InMemoryVectorStore`."""
+    """Return the batch search of a retriever over an `InMemoryVectorStore`."""
     store, settings = retriever.vectorstore, retriever.search_kwargs
     k = known_k(settings, {"filter"})
     if k is None or not isinstance(store, InMemoryVectorStore):
@@ -78,7 +78,7 @@ def _document(row: dict[str, Any]) -> Document:
 
 
 def _plain(table: NDArray[Any]) -> bool:
-    """Whether the store would score these vectors by numpy alone, and without a warning."""
+    """Return whether the store scores these vectors by numpy alone, and without a warning."""
     return (
         not getattr(host, "_HAS_SIMSIMD", True)
         and table.ndim == 2
@@ -90,7 +90,7 @@ def _plain(table: NDArray[Any]) -> bool:
 def _cosines(
     vector: Vector, table: NDArray[Any], norms: NDArray[Any] | None
 ) -> NDArray[np.floating[Any]]:
-    """Score all rows for one query: the same operations on the same shapes as the store's."""
+    """Return the scores of all rows by the store's own operations on the same shapes."""
     query = np.array([vector])  # [1, dim]
     if norms is not None and query.shape[1:] == table.shape[1:] and _plain(query):
         with np.errstate(divide="ignore", invalid="ignore"):

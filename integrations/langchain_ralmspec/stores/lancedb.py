@@ -15,10 +15,10 @@ _METRICS: Final[dict[str, Metric]] = {"l2": "l2", "cosine": "cosine", "dot": "ip
 
 
 def lancedb_search(retriever: VectorStoreRetriever) -> LanceSearch | None:
-    """Search a local LanceDB table in batches; `None` for settings that are not known.
+    """Return the batch search of a local LanceDB table; `None` for unsupported settings.
 
-    The wrapper's `distance` chooses how relevances are made of scores, not how the
-    table is searched: that is L2 unless `metrics` says otherwise.
+    The wrapper's `distance` determines how relevance scores are computed, not how the table
+    is searched: this is L2 unless `metrics` is set.
     """
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
@@ -38,14 +38,14 @@ def lancedb_search(retriever: VectorStoreRetriever) -> LanceSearch | None:
         return import_module(type(store).__module__).to_lance_filter(narrowed)
 
     def documents(found: Sequence[Any]) -> list[list[Scored]]:
-        """Make documents of rows as the wrapper does."""
+        """Return the documents of rows as the wrapper does."""
         column = store._vector_key  # noqa: SLF001
         return [
             [*map(Scored, store.results_to_docs(rows), vectors_of(rows, column))] for rows in found
         ]
 
     def single(vector: Vector, k: int) -> list[Scored]:
-        """Ask as the wrapper does, its warning about empty results included."""
+        """Search as the wrapper does, including its warning about empty results."""
         return documents([store._query(vector, k, **own)])[0]  # noqa: SLF001
 
     search = LanceSearch(

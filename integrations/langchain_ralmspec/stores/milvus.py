@@ -11,7 +11,7 @@ from ralmspec_plugins.adapters.stores.milvus import Entities, MilvusSearch
 
 
 def milvus_search(retriever: VectorStoreRetriever) -> MilvusSearch | None:
-    """Search a Milvus collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Milvus collection; `None` for unsupported settings."""
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
     k = known_k(settings, {"param", "expr", "timeout"})
@@ -27,7 +27,7 @@ def milvus_search(retriever: VectorStoreRetriever) -> MilvusSearch | None:
 
     def scored(hit: dict[str, Any]) -> Scored:
         vector = hit["entity"].get(store._vector_field)  # noqa: SLF001
-        document = store._parse_document(hit["entity"])  # noqa: SLF001 takes the vector out
+        document = store._parse_document(hit["entity"])  # noqa: SLF001 removes the vector
         return Scored(document, vector, hit["distance"])
 
     if not isinstance(params(), dict):
@@ -40,7 +40,7 @@ def milvus_search(retriever: VectorStoreRetriever) -> MilvusSearch | None:
             "search_params": params(),
             "filter": settings.get("expr"),
             "timeout": store.timeout or settings.get("timeout"),
-            "output_fields": store._get_output_fields(),  # noqa: SLF001 what the wrapper reads
+            "output_fields": store._get_output_fields(),  # noqa: SLF001 the fields that the wrapper reads
         },
         documents=each_row(scored),
     )

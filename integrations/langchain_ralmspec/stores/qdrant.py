@@ -12,7 +12,7 @@ _OPTIONS: Final = frozenset({"filter", "offset", "score_threshold", "consistency
 
 
 def qdrant_search(retriever: VectorStoreRetriever) -> QdrantSearch | None:
-    """Search a Qdrant collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Qdrant collection; `None` for unsupported settings."""
     store: Any = retriever.vectorstore
     settings = retriever.search_kwargs
     k = known_k(settings, {"search_params", *_OPTIONS})
@@ -25,7 +25,7 @@ def qdrant_search(retriever: VectorStoreRetriever) -> QdrantSearch | None:
     options = {name: settings[name] for name in _OPTIONS if name in settings}
 
     def scored(point: Any) -> Scored:
-        document = store._document_from_point(  # noqa: SLF001 the wrapper's own reading
+        document = store._document_from_point(  # noqa: SLF001 the wrapper's own conversion
             point, store.collection_name, store.content_payload_key, store.metadata_payload_key
         )
         return Scored(document, vector_of(point, store.vector_name), point.score)

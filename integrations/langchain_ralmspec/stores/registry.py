@@ -1,4 +1,4 @@
-"""Native batch search of LangChain's vector stores, and which one fits a retriever."""
+"""The registry of native batch searches of LangChain's vector stores."""
 
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
@@ -27,15 +27,15 @@ ENTRY_POINTS: Final = "ralmspec_plugins.langchain_batch_search"
 class BatchSearch(hosts.BatchSearch, Protocol):
     """Searches many query vectors in one call, with the settings of one retriever.
 
-    The scores of what it finds are, to the bit, those that the store's
-    `similarity_search_with_score` gives for the same search; `None` where they cannot be had.
+    Its scores equal to the bit those of the store's `similarity_search_with_score` for the same
+    search; they are `None` if these are not available.
     """
 
     def relevance(self) -> Callable[[float], float] | None:
-        """Give the function that makes relevances of scores, as the store's own search does.
+        """Return the function from scores to relevance scores of the store's own search.
 
-        Asked for before each batch of `similarity_score_threshold`. `None`: the store's
-        relevances cannot be had from `Scored.score`, and such searches go one by one.
+        Called before each batch of `similarity_score_threshold`. `None`: the store's relevance
+        scores cannot be computed from `Scored.score`, and such searches are made one by one.
         """
         ...
 
@@ -46,27 +46,26 @@ _registry: Registry[BatchSearch] = Registry(ENTRY_POINTS, BATCH_SEARCHES)
 
 
 def register_batch_search(class_name: str, factory: Factory) -> None:
-    """Have a vector store class searched in batches.
+    """Register the batch search of a vector store class.
 
     Args:
         class_name: "package.module.ClassName", so that no store has to be imported.
-            Subclasses are not meant: they may have changed anything.
-        factory: gets a retriever of `search_type="similarity"` over a store of exactly this
+            Subclasses are not included: they may behave differently.
+        factory: takes a retriever of `search_type="similarity"` over a store of exactly this
             class, whose `search_kwargs` are those of the call (without `score_threshold`, which
-            is applied behind it), and gives its batch search; `None` for settings that it does
-            not know, so that they are searched through the host.
+            is applied to its results), and returns its batch search; `None` for settings that
+            it does not support, which are then searched through the host.
 
     Raises:
-        ConfigError: the name is not a qualified one.
+        ConfigError: the name is not qualified.
     """
     _registry.register(class_name, factory)
 
 
 def batch_search_of(retriever: VectorStoreRetriever) -> BatchSearch | None:
-    """Give the batch search that is exactly a retriever's own search, or `None`.
+    """Return the batch search that equals a retriever's own search, or `None`.
 
-    `None` too where somebody has put his own methods on the retriever or its
-    store: what they do cannot be known.
+    It is also `None` if methods of the retriever or its store were replaced on the instance.
     """
     if type(retriever) is not VectorStoreRetriever:
         return None
