@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-CHECKED: Final = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "ralmspec_plugins/**/*.py", "integrations/langchain_ralmspec/**/*.py")
+CHECKED: Final = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/**/*.md",
+    "ralmspec_plugins/**/*.py",
+    "integrations/*_ralmspec/**/*.py",
+)
 EXEMPT: Final = (
     "ralmspec_plugins/demo/language.py",  # the sentences on which the demo's model was trained
     "ralmspec_plugins/demo/world.py",  # the same

@@ -1,8 +1,8 @@
-"""Speculative retrieval for LlamaIndex: the same responses as the host's query engine, sooner.
+"""Speculative retrieval for LlamaIndex: the responses of the host's query engine, in less time.
 
-`SpeculativeQueryEngine` is a query engine over a retriever, and `SpeculativeRetriever` is
-the retriever's part alone. `SpeculativeLLM` is a local model that writes several tokens a
-pass, `KNNLLM` is KNN-LM, as models of the host.
+`SpeculativeQueryEngine` is a query engine over a retriever, and `SpeculativeRetriever` is a
+retriever alone. `SpeculativeLLM` is a LlamaIndex model over a local model that generates several
+tokens per pass, and `KNNLLM` is one over KNN-LM.
 """
 
 from ralmspec_plugins.errors import MissingExtraError

@@ -1,8 +1,8 @@
-"""Agents of LlamaIndex that run their model while their tools do.
+"""Agents of LlamaIndex that run their model while their tools run.
 
 The host has no middleware; an agent's model and tools are objects that it calls. An agent that
-`speculate()` gives back is a copy of the host's own class whose model and tools are copies that
-are seen: what the host reads of them is the original's, and calls are made on the originals.
+`speculate()` returns is a copy of the host's own class, with copies of its model and tools whose
+calls are intercepted. All other attributes are those of the originals, on which calls are made.
 """
 
 import json
@@ -52,7 +52,7 @@ from ralmspec_plugins.types import Hit, Passage, Query
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
-_OPTIONS: Final = "_ralmspec_agent"  # where a copy of an agent keeps its settings
+_OPTIONS: Final = "_ralmspec_agent"  # attribute of a copied agent with its settings
 _SEEN: Final = ("achat", "astream_chat", "achat_with_tools", "astream_chat_with_tools")
 _SERVER_STATE: Final = (
     "previous_response_id",
@@ -67,7 +67,7 @@ _current: ContextVar["_Conversation | None"] = ContextVar("ralmspec_agent_run", 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool; told apart from others by what it asks, not by its id."""
+    """One call of a tool; calls are compared by name and arguments, not by id."""
 
     name: str
     kwargs: Mapping[str, Any]
@@ -75,7 +75,7 @@ class ToolCall:
 
     @property
     def query(self) -> Query:
-        """What the call asks."""
+        """The call as a query."""
         arguments = json.dumps(self.kwargs, sort_keys=True, default=repr)
         return Query(f"{self.name} {arguments}", key=(self.name, arguments))
 
@@ -85,11 +85,11 @@ class ModelCall:
     """One call of a model by an agent.
 
     Attributes:
-        llm: the caller's own.
-        method: one of those that agents call.
+        llm: the caller's own model.
+        method: the name of the called method.
         messages: the history.
         kwargs: tools and settings.
-        key: what all that was when the call was made.
+        key: a copy of all these values.
     """
 
     llm: LLM
@@ -99,31 +99,31 @@ class ModelCall:
     key: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Take down the call."""
+        """Copy the values of the call."""
         tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
         rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
         key = ([one.model_dump() for one in self.messages], tools, rest)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the model is asked the same; what cannot be compared is not."""
+        """Return whether the calls are equal; values that cannot be compared are not."""
         if not isinstance(other, ModelCall):
             return NotImplemented
         try:
             same = self.llm is other.llm and self.method == other.method
             return same and bool(self.key == other.key)
-        except Exception:  # noqa: BLE001 an array in a message, say
+        except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
     def streams(self) -> bool:
-        """Whether the reply comes in pieces."""
+        """Whether the reply is a stream."""
         return self.method.startswith("astream")
 
     async def pieces(self) -> AsyncIterator[ChatResponse]:
-        """Make the call."""
+        """Make the call, and yield its reply in pieces."""
         call: Any = getattr(self.llm, self.method)
         if "with_tools" in self.method:
             reply = await call(chat_history=list(self.messages), **self.kwargs)
@@ -142,19 +142,21 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
-    """The settings of an agent that runs ahead, and what its runs share.
+    """The settings of a speculative agent, and the counters that its runs share.
 
     Args:
-        guess: takes a tool call (name, args, id) and returns what the tool is expected to return:
+        guess: takes a tool call (name, args, id) and returns the expected result of the tool:
             a text, a `ToolOutput`, or `None`; may be asynchronous.
-        depth: model calls ahead of the host. Beyond one, the tools announced by a call made
-            ahead are called ahead too, if all of them are read-only.
-        read_only: names of tools that change nothing and need no approval, beside those of
-            `speculative_tool()`.
-        memo: what tools have returned. Shared by all runs; by default each run has its own.
-        max_wasted_calls: dropped model calls in a run after which it goes on plainly.
-        max_wasted_tokens: the same for their tokens, where the model reports them.
-        handover_s: how long work made ahead waits for the host's next call.
+        depth: the maximum number of model calls ahead of the host. With more than one, the tool
+            calls of a speculative reply are made speculatively, too, if all of these tools are
+            read-only.
+        read_only: names of tools that change nothing and need no approval, in addition to those
+            of `speculative_tool()`.
+        memo: a cache of former results, shared by all runs; by default each run has its own.
+        max_wasted_calls: the number of dropped model calls after which a run continues without
+            speculation.
+        max_wasted_tokens: the same for their tokens, if the model reports them.
+        handover_s: how long speculative work waits for the host's next call.
     """
 
     guess: Guess | None = None
@@ -168,7 +170,7 @@ class AgentOptions:
     limits: AgentLimits = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no sense."""
+        """Check the settings."""
         if self.guess is not None and not callable(self.guess):
             raise ConfigError(f"guess must be a function or None, got {self.guess!r}")
         if isinstance(self.read_only, str):
@@ -185,26 +187,26 @@ class AgentOptions:
 
 
 class _Conversation:
-    """One `run()` of an agent or a workflow of agents. `AgentHost` says what its methods do."""
+    """The `AgentHost` of one `run()` of an agent or a workflow of agents."""
 
     def __init__(self, options: AgentOptions) -> None:
         self.options = options
         self.memo = options.memo or QueryCache(capacity=1024)
         self.scope: Hashable = "all" if options.memo is not None else self
-        self.agent: Any = None  # whose model was called last
-        self.tools: dict[str, Any] = {}  # its tools, as they were given
+        self.agent: Any = None  # the agent whose model was called last
+        self.tools: dict[str, Any] = {}  # its original tools
         self.effects: SideEffects | None = None
         self._run: AgentRun | None = None
 
     def run(self) -> AgentRun:
-        """Return what is under way; a new one once all that was dropped."""
+        """Return the current speculative run, or a new one if that was closed."""
         if self._run is None or self._run.closed:
             options = self.options
             self._run = AgentRun(self, TaskLauncher(), options.limits, options.counters)
         return self._run
 
     def live(self) -> AgentRun | None:
-        """Return what is under way, if anything is."""
+        """Return the current speculative run, or `None` if it was closed."""
         return None if self._run is None or self._run.closed else self._run
 
     def next_request(self, step: Step) -> ModelCall:
@@ -216,7 +218,7 @@ class _Conversation:
         else:
             more = [*step.tail, *(_observed(call, output) for call, output in observed)]
         kwargs = dict(asked.kwargs)
-        kwargs.pop("tool_choice", None)  # the host only gives it to the first call
+        kwargs.pop("tool_choice", None)  # the host passes it only to the first call
         return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
 
     def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[ChatResponse]:
@@ -273,13 +275,13 @@ def _output(call: ToolCall, *, content: Any = None, blocks: Any = None) -> ToolO
 
 
 def _observed(call: ToolCall, output: ToolOutput) -> ChatMessage:
-    """Return the message that a `FunctionAgent` makes of what a tool returned."""
+    """Return the message that a `FunctionAgent` makes of a tool's result."""
     about = {"tool_call_id": call.id}
     return ChatMessage(role="tool", blocks=output.blocks, additional_kwargs=about)
 
 
 def _reasoned(agent: ReActAgent, tail: Sequence[Any], observed: Sequence[Any]) -> list[ChatMessage]:
-    """Return the messages that a `ReActAgent` makes of a step of reasoning and what it returned."""
+    """Return the messages that a `ReActAgent` makes of a reasoning step and its results."""
     seen = [
         ObservationReasoningStep(observation=str(output.content), return_direct=False)
         for _, output in observed
@@ -288,7 +290,7 @@ def _reasoned(agent: ReActAgent, tail: Sequence[Any], observed: Sequence[Any]) -
 
 
 def _reply(agent: Any, call: ModelCall, last: ChatResponse) -> tuple[list[Any], list[ToolCall]]:
-    """Return what a reply adds to the history, and the tool calls in it, as the agent reads it."""
+    """Return a reply's additions to the history, and its tool calls, as the agent reads them."""
     if isinstance(agent, ReActAgent):
         try:
             step = agent.output_parser.parse(last.message.content or "", is_streaming=False)
@@ -303,7 +305,7 @@ def _reply(agent: Any, call: ModelCall, last: ChatResponse) -> tuple[list[Any], 
 
 
 def _tokens(response: ChatResponse) -> int:
-    """Return the tokens that a reply reports, in one of the usual places."""
+    """Return the number of tokens that a reply reports in one of the usual fields."""
     raw: Any = response.raw
     usage = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
     for reported in (usage, response.additional_kwargs):
@@ -330,7 +332,7 @@ def _refusal(llm: LLM) -> str | None:
 
 
 class _ModelTap:
-    """Sees the calls that an agent makes of its model, and answers those that were made ahead."""
+    """Intercepts an agent's calls of its model, and replays those made speculatively."""
 
     def __init__(self, agent: Any, llm: LLM) -> None:
         self._agent = agent
@@ -338,7 +340,7 @@ class _ModelTap:
         self._effects = SideEffects(llm, shared_process=True)
 
     def model(self) -> Any:
-        """Return a copy of the model, of the same class, whose calls are seen."""
+        """Return a copy of the model, of the same class, whose calls are intercepted."""
         seen = copy(self._llm)
         for name in _SEEN:
             if hasattr(self._llm, name):
@@ -363,14 +365,14 @@ class _ModelTap:
         return called
 
     def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ModelCall | None:
-        """Return a call as an agent makes it, or `None` if it is another one."""
+        """Return a call in the form that agents use, or `None` for other calls."""
         messages = kwargs.get("chat_history") if "with_tools" in name else args and args[0]
         rest = {key: value for key, value in kwargs.items() if key != "chat_history"}
         if not messages or len(args) > 1 or ("with_tools" in name and args):
             return None
         try:
             return ModelCall(self._llm, name, messages, rest)
-        except Exception:  # noqa: BLE001 what cannot be compared is not run ahead of
+        except Exception:  # noqa: BLE001 a call that cannot be compared cannot be replaced
             return None
 
     def _taken(self, conversation: _Conversation) -> AgentRun:
@@ -395,7 +397,7 @@ class _ModelTap:
     async def _pieces(
         self, conversation: _Conversation, run: AgentRun, call: ModelCall
     ) -> AsyncGenerator[ChatResponse, None]:
-        """Give the pieces of a reply: of the call made ahead, or of the host's own."""
+        """Yield the pieces of a reply: of the speculative call, or of the host's own."""
         last, given = None, 0
         with run.held():
             ahead = run.claim(call)
@@ -419,7 +421,7 @@ class _ModelTap:
                 return
             try:
                 tail, calls = _reply(self._agent, call, last)
-            except Exception:  # noqa: BLE001 the agent reads the reply itself, and says what is wrong
+            except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
                 tail, calls = [], []
             run.replied(call, tail, calls)
             if not calls:
@@ -427,20 +429,20 @@ class _ModelTap:
 
 
 async def _replayed(ahead: Recording) -> AsyncIterator[ChatResponse]:
-    """Give the pieces of a call made ahead, up to an error: the call is made again then."""
+    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
     pieces = ahead.aread()
     while True:
         try:
             piece = await anext(pieces)
         except StopAsyncIteration:
             return
-        except Exception:  # noqa: BLE001 the call's own; the host makes it again
+        except Exception:  # noqa: BLE001 the host makes the call itself
             return
         yield piece
 
 
 def _seen_tool(tool: Any) -> Any:
-    """Return a copy of a tool, of the same class, whose calls are seen."""
+    """Return a copy of a tool, of the same class, whose calls are intercepted."""
     seen = copy(tool)
     name = tool.metadata.get_name()
 
@@ -463,7 +465,7 @@ def _seen_tool(tool: Any) -> Any:
 async def _called(
     conversation: _Conversation, run: AgentRun, step: Step, call: ToolCall, tool: Any
 ) -> ToolOutput:
-    """Make the host's call of a tool, with the model running ahead of it."""
+    """Make the host's call of a tool, with speculative model calls in parallel."""
     slot = step.arrive(call)
     if not _may_guess(tool):
         step.bar()
@@ -481,7 +483,7 @@ async def _called(
 
 
 async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
-    """Return what a tool returned when it was called ahead, or `None` if it was not or failed."""
+    """Return the result of a tool's speculative call, or `None` if there is none or it failed."""
     early = None if slot is None else slot.early
     if early is None or early.dropped:
         return None
@@ -490,7 +492,7 @@ async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
         async for output in early.aread():
             run.counters.add(tools_committed=1)
             return output  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001, S110 the host's own call says what it raises
+    except Exception:  # noqa: BLE001, S110 the host's own call raises its own error
         pass
     finally:
         early.abandon()
@@ -499,10 +501,10 @@ async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
 
 
 def speculate_agent(agent: Any, options: AgentOptions) -> Any:
-    """Return a copy of an agent, or of a workflow of agents, that runs ahead of its tools.
+    """Return a copy of an agent, or of a workflow of agents, that speculates on its tools.
 
     Raises:
-        ConfigError: it is another kind of agent.
+        ConfigError: the class of the agent is not supported.
     """
     if isinstance(agent, AgentWorkflow):
         workflow = copy(agent)
@@ -514,7 +516,7 @@ def speculate_agent(agent: Any, options: AgentOptions) -> Any:
 def _seen_agent(agent: BaseWorkflowAgent) -> BaseWorkflowAgent:
     if not isinstance(agent, FunctionAgent | ReActAgent):
         raise ConfigError(
-            f"only FunctionAgent, ReActAgent and workflows of these run ahead of their tools, "
+            f"speculate() supports only FunctionAgent, ReActAgent and workflows of these, "
             f"got a {type(agent).__name__}"
         )
     seen = copy(agent)
@@ -525,7 +527,7 @@ def _seen_agent(agent: BaseWorkflowAgent) -> BaseWorkflowAgent:
 
 
 def _started(seen: Any, agent: Any, options: AgentOptions) -> Any:
-    """Have each run of a copy be a conversation of its own."""
+    """Return the copy with a `run()` that starts a new conversation each time."""
 
     @wraps(agent.run)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -541,24 +543,24 @@ def _started(seen: Any, agent: Any, options: AgentOptions) -> Any:
 
 
 def agent_stats(agent: Any) -> AgentStats:
-    """Return what all runs of an agent that `speculate()` gave back called ahead.
+    """Return the counts of the speculative calls of an agent that `speculate()` returned.
 
     Raises:
-        ConfigError: it is another agent.
+        ConfigError: `speculate()` did not return this agent.
     """
     options = getattr(agent, "__dict__", {}).get(_OPTIONS)
     if not isinstance(options, AgentOptions):
-        raise ConfigError(f"no agent that speculate() has given back: {agent!r}")
+        raise ConfigError(f"expected an agent returned by speculate(), got {agent!r}")
     return options.counters.stats
 
 
 class SpeculativeRetrieverTool(RetrieverTool):
-    """A retriever tool that knows what it may return before its retriever does."""
+    """A retriever tool that can guess its results before its retriever has searched."""
 
     read_only: Final = True
 
     async def aguess_call(self, call: Mapping[str, Any]) -> ToolOutput | None:
-        """Return what a call is expected to return, or `None`."""
+        """Return the expected result of a call, or `None`."""
         retriever = self.retriever
         assert isinstance(retriever, SpeculativeRetriever)
         query = "\n" + ", ".join(f"{key!s} is {value!s}" for key, value in call["args"].items())
@@ -570,7 +572,7 @@ class SpeculativeRetrieverTool(RetrieverTool):
 
 
 class _Known(BaseRetriever):
-    """A retriever of nodes that are there."""
+    """A retriever of given nodes."""
 
     def __init__(self, nodes: list[NodeWithScore]) -> None:
         super().__init__()
@@ -593,16 +595,16 @@ def speculative_tool(
     pool: SharedPassageCache | None = None,
     **options: Any,
 ) -> SpeculativeRetrieverTool:
-    """Return a tool over a retriever that gives the retriever's nodes, and can guess them.
+    """Return a tool over a retriever that can guess its results.
 
     Args:
-        retriever: a `SpeculativeRetriever`, or one to put into such.
-        name: of the tool.
-        description: of the tool, for the model.
-        node_postprocessors: of the tool; they run for guesses, too.
-        memo: remembers what was found: an exact guess.
-        pool: collects what was found: the best of it is a guess. A new one by default.
-        options: of the `SpeculativeRetriever`.
+        retriever: a `SpeculativeRetriever`, or another retriever, which is wrapped in one.
+        name: the name of the tool.
+        description: the description of the tool for the model.
+        node_postprocessors: the tool's node postprocessors, which run for guesses, too.
+        memo: caches results, which are exact guesses.
+        pool: collects the nodes found; the best of them are a guess. A new one by default.
+        options: further arguments of the `SpeculativeRetriever`.
     """
     if not isinstance(retriever, SpeculativeRetriever):
         retriever = SpeculativeRetriever(

@@ -1,9 +1,9 @@
-"""What LlamaIndex' handlers are told: tags and a span for calls made ahead, and our own events.
+"""Reports to LlamaIndex' handlers: a tag and a span for speculative calls, and own events.
 
 Nothing of the host is replaced, delayed or imitated: each call of a model, postprocessor or
-opaque retriever is the host's own, and its handlers are told when it happens. A call made
-before it is known whether it counts runs under the instrument tag `SPECULATIVE`, in a span
-`SpeculativeCall.ahead`; `CommitEvent` and `RollbackEvent` say later which of these spans counted.
+opaque retriever is the host's own, and its handlers are notified when it happens. A speculative
+call runs under the instrument tag `SPECULATIVE`, in a span `SpeculativeCall.ahead`;
+`CommitEvent` and `RollbackEvent` report later which of these spans were committed.
 """
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from ralmspec_plugins import effects
 from ralmspec_plugins.protocols import speculative
 from ralmspec_plugins.types import Hits
 
-SPECULATIVE: Final = "ralmspec.speculative"  # the tag of events and spans of calls made ahead
+SPECULATIVE: Final = "ralmspec.speculative"  # the tag of events and spans of speculative calls
 
 ResultT = TypeVar("ResultT")
 
@@ -27,7 +27,7 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class GuessEvent(BaseEvent):
-    """A step is written ahead of its search, with these nodes.
+    """A step is written speculatively, with these nodes, before its search has returned.
 
     Attributes:
         query_str: the query of the step.
@@ -39,7 +39,7 @@ class GuessEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class."""
+        """Return the name of the event's class."""
         return "RalmSpecGuessEvent"
 
 
@@ -56,15 +56,15 @@ class VerificationEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class."""
+        """Return the name of the event's class."""
         return "RalmSpecVerificationEvent"
 
 
 class RetrievalEvent(BaseEvent):
     """The nodes of the next committed step are known.
 
-    Searches that were batched with others never enter the host's own `retrieve`: this event
-    alone tells of them. An opaque retriever's call has told the host's own events besides.
+    Searches that were batched with others do not call the host's own `retrieve`: they are
+    reported only by this event. A call of an opaque retriever also has the host's own events.
 
     Attributes:
         query_str: the query.
@@ -78,7 +78,7 @@ class RetrievalEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class."""
+        """Return the name of the event's class."""
         return "RalmSpecRetrievalEvent"
 
 
@@ -87,8 +87,8 @@ class CommitEvent(BaseEvent):
 
     Attributes:
         query_str: its query; empty if it needed no retrieval.
-        span_ids: the spans of the calls made ahead that it rests on: of its query's embedding,
-            of an opaque retriever, of what wrote it. Calls without the tag always count.
+        span_ids: the spans of the speculative calls that it depends on: of its query's
+            embedding, of an opaque retriever, of the model. Calls without the tag always count.
     """
 
     query_str: str
@@ -96,16 +96,16 @@ class CommitEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class."""
+        """Return the name of the event's class."""
         return "RalmSpecCommitEvent"
 
 
 class RollbackEvent(BaseEvent):
-    """What was written behind a wrong guess is discarded.
+    """Segments written after a wrong guess are discarded.
 
     Attributes:
-        segments: segments, finished or not, that are discarded.
-        span_ids: the spans of all calls made ahead so far that no `CommitEvent` has named.
+        segments: the number of discarded segments, finished or not.
+        span_ids: the spans of all speculative calls so far that no `CommitEvent` has named.
             One of them may still be named later, when its text is reused.
     """
 
@@ -114,7 +114,7 @@ class RollbackEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class."""
+        """Return the name of the event's class."""
         return "RalmSpecRollbackEvent"
 
 
@@ -122,24 +122,24 @@ OwnEvent: TypeAlias = GuessEvent | VerificationEvent | RetrievalEvent | CommitEv
 
 
 class _Record(Protocol):
-    span_id: str | None  # of the span around the calls, where they are made ahead
+    span_id: str | None  # of the span around the calls, if they are speculative
 
 
 class SpeculativeCall:
-    """The span around calls of the host that are made ahead; nothing around other calls."""
+    """The span around speculative calls of the host; other calls have none."""
 
     def __init__(self, record: _Record, spans: list[str] | None = None) -> None:
-        """Take what notes the span's id.
+        """Create a span.
 
         Args:
-            record: of these calls.
-            spans: the ids of all calls made ahead for the request, to which it is added.
+            record: the record of these calls, in which the span's id is set.
+            spans: the ids of all speculative calls of the request, to which it is added.
         """
         self._record = record
         self._spans = spans
 
     def run(self, call: Callable[[], ResultT]) -> ResultT:
-        """Make a call, in a tagged span if it is made ahead."""
+        """Make a call, in a tagged span if it is speculative."""
         if not speculative.get():
             return call()
         with tagged():
@@ -147,7 +147,7 @@ class SpeculativeCall:
             return result
 
     async def arun(self, call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Do the same with a coroutine."""
+        """Await a call, in a tagged span if it is speculative."""
         if not speculative.get():
             return await call()
         with tagged():
@@ -156,13 +156,13 @@ class SpeculativeCall:
 
     @_dispatcher.span
     def ahead(self, call: Callable[[], Any]) -> Any:
-        """Make a call that is made ahead."""
+        """Make a speculative call."""
         self._note()
         return call()
 
     @_dispatcher.span
     async def aahead(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Await a call that is made ahead."""
+        """Await a speculative call."""
         self._note()
         return await call()
 
@@ -175,45 +175,45 @@ class SpeculativeCall:
 
 @contextmanager
 def tagged() -> Iterator[None]:
-    """Tag the events and spans of calls made ahead, beside the caller's own tags."""
+    """Add the tag of speculative calls to the caller's own tags."""
     with instrument_tags({**active_instrument_tags.get(), SPECULATIVE: True}):
         yield
 
 
 class Telling:
-    """Tells one request's own events, one after the other, in its context."""
+    """Reports one request's own events, in order and in its context."""
 
     def __init__(
         self, spans: Sequence[str], records_of: Callable[[effects.Commit], Iterable[_Record]]
     ) -> None:
-        """Begin with nothing told.
+        """Create a reporter of a request.
 
         Args:
-            spans: the ids of the spans of all calls made ahead so far.
-            records_of: lists the records of the calls that a committed step rests on.
+            spans: the ids of the spans of all speculative calls so far.
+            records_of: returns the records of the calls that a committed step depends on.
         """
         self._spans = spans
         self._records_of = records_of
         self._committed: set[str] = set()
 
     def tell(self, event: effects.Event) -> None:
-        """Tell one event of the engine."""
+        """Report one event of the engine."""
         if _has_handlers() and (own := self._own(event)) is not None:
             _dispatcher.event(own)
 
     async def atell(self, event: effects.Event) -> None:
-        """Tell one event of the engine on an event loop."""
+        """Report one event of the engine on an event loop."""
         if _has_handlers() and (own := self._own(event)) is not None:
             await _dispatcher.aevent(own)
 
     def failed(self, error: BaseException) -> None:
-        """Tell nothing: the call that failed has told its error when it happened."""
+        """Do nothing: the call that failed has reported its error itself."""
 
     async def afailed(self, error: BaseException) -> None:
-        """Tell nothing, as `failed`."""
+        """Do nothing, as `failed`."""
 
     def _own(self, event: effects.Event) -> OwnEvent | None:
-        """Make an event of ours."""
+        """Return the own event for an event of the engine, or `None`."""
         if isinstance(event, effects.Guessed):
             ids = [hit.passage.id for hit in event.hits]
             return GuessEvent(query_str=event.query.text, node_ids=ids)
@@ -234,7 +234,7 @@ class Telling:
 
 
 def tell_retrieval(query: str, hits: Hits) -> None:
-    """Tell of one search of a batch."""
+    """Report one search of a batch."""
     if _has_handlers():
         _dispatcher.event(_retrieval(query, hits))
 
@@ -248,7 +248,7 @@ def _retrieval(query: str, hits: Hits) -> RetrievalEvent:
 
 
 def _has_handlers() -> bool:
-    """Whether any handler would receive an event of ours: making one costs more than a guess."""
+    """Return whether any handler would receive an event: creating one takes longer than a guess."""
     teller: Any = _dispatcher
     while teller is not None and not teller.event_handlers:
         teller = teller.parent if teller.propagate else None

@@ -1,4 +1,4 @@
-"""What a LlamaIndex model can do: bound its output, continue a message, run beside itself.
+"""The abilities of a LlamaIndex model: bounded output, continued messages, concurrent calls.
 
 Models are recognised by the qualified names of their classes, so that no provider's
 package is imported here.
@@ -23,11 +23,11 @@ from ralmspec_plugins.adapters.text_model import (
 )
 from ralmspec_plugins.errors import ConfigError
 
-# Tells a LlamaIndex model how far to write and where to stop.
+# How the output of a LlamaIndex model is bounded and stopped.
 #
-# Few models heed the arguments of a call. Some overrule them by their own settings,
-# others know their settings alone: these are called through a copy with settings of
-# its own, which shares everything else, the connections to a server included.
+# Few models use the arguments of a call. Some override them by their own settings, others
+# have only settings: these are called through a copy with changed settings, which shares
+# everything else, including the connections to a server.
 
 
 # Fields that bound the output, where the call takes an argument of the same name.
@@ -44,17 +44,17 @@ _OPENAI_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a class of models is told of its bound and of stop strings.
+    """How calls of a class of models are bounded and given stop strings.
 
     Args:
         setting: the model's own setting that is the bound.
-        arguments: from the bound to further arguments.
-        place: the setting that holds the arguments; `None` for the call itself.
-        stop: the argument that takes stop strings; `None` where there is none.
-        instead: what such arguments are in place of, where they are settings.
-        clients: what makes the connection to a server, and the asynchronous one, when
-            they are first needed.
-        logprobs: the settings that have it say the log-probabilities of its tokens.
+        arguments: a function from the bound to further arguments.
+        place: the setting that holds the arguments; `None`: they are arguments of the call.
+        stop: the name of the argument for stop strings; `None` if there is none.
+        instead: the settings that such arguments replace.
+        clients: the names of the synchronous and the asynchronous connection to a server, which
+            are created on first use.
+        logprobs: the settings that enable log-probabilities of tokens.
     """
 
     setting: str | None = None
@@ -67,7 +67,7 @@ class Way:
 
     @property
     def bounds(self) -> bool:
-        """Whether there is any way to tell the bound."""
+        """Whether the output can be bounded."""
         return self.setting is not None or self.arguments is not None
 
 
@@ -97,7 +97,7 @@ _WAYS: Final[Mapping[str, Way]] = {
 
 
 def way_of(llm: LLM, names: frozenset[str], bound: Bound | None) -> Way:
-    """Say how a model is told, by its class or by what the user says of its bound."""
+    """Return how a model's calls are bounded, by its class or the user's setting."""
     way = next((_WAYS[name] for name in _WAYS if name in names), None)
     if way is None:
         fields = type(llm).model_fields
@@ -118,16 +118,16 @@ def told(
     scored: bool = False,
     asynchronous: bool = False,
 ) -> tuple[LLM, dict[str, Any]]:
-    """Give the model to call, and the arguments of the call.
+    """Return the model to call, and the arguments of the call.
 
     Args:
-        llm: the model as the user has it.
-        way: how it is told.
+        llm: the user's model.
+        way: how its calls are bounded.
         tokens: the bound, if there is one.
-        stop: stop strings, passed on where the model takes any.
-        further: arguments besides, as for a message that is continued.
-        scored: whether it is to say the log-probabilities of its tokens.
-        asynchronous: whether the call is to be awaited.
+        stop: stop strings, ignored if the model does not accept any.
+        further: further arguments, such as those to continue a message.
+        scored: whether the call requests log-probabilities.
+        asynchronous: whether the call is awaited.
     """
     arguments: dict[str, Any] = {}
     if tokens is not None and way.arguments is not None:
@@ -152,19 +152,19 @@ def told(
 
 
 def _placed(llm: LLM, way: Way, arguments: Mapping[str, Any], *, bounded: bool) -> dict[str, Any]:
-    """Give the settings with arguments laid over those that a setting holds."""
+    """Return the settings, with arguments merged into those that a setting holds."""
     assert way.place is not None
     held: dict[str, Any] = getattr(llm, way.place) or {}
     if not bounded:
         return {way.place: {**held, **merged(held, arguments)}}
     held = {name: value for name, value in held.items() if name not in way.instead}
-    unset = [] if way.setting is not None else way.instead  # a stated bound stands for it
+    unset = [] if way.setting is not None else way.instead  # a stated bound replaces it
     settings: dict[str, Any] = {name: None for name in unset if name in type(llm).model_fields}
     return {**settings, way.place: {**held, **merged(held, arguments)}}
 
 
 def _connect(llm: LLM, client: str) -> None:
-    """Have the model make its own connection, so that its copies share it."""
+    """Create the model's connection, so that its copies share it."""
     found = getattr(llm, client)
     if isinstance(found, MethodType):
         found()
@@ -172,7 +172,7 @@ def _connect(llm: LLM, client: str) -> None:
 
 _HUGGING_FACE: Final = "llama_index.llms.huggingface.base.HuggingFaceLLM"
 _STRUCTURED: Final = "llama_index.core.llms.structured_llm.StructuredLLM"
-# Chat models that complete one text, which shows the messages: it can be written on.
+# Chat models that complete one text formatted from the messages: this text can be continued.
 _CHATS_BY_PROMPT: Final = frozenset(
     {
         "llama_index.core.llms.custom.CustomLLM.chat",
@@ -180,8 +180,8 @@ _CHATS_BY_PROMPT: Final = frozenset(
         "llama_index.llms.llama_cpp.base.LlamaCPP.chat",
     }
 )
-# Chat models that continue a trailing message of the assistant. Of Anthropic's models the
-# newest refuse one: their error is what the caller then gets.
+# Chat models that continue a trailing message of the assistant. Anthropic's newest models reject
+# one: the caller then receives their error.
 _CONTINUES: Final = frozenset(
     {"llama_index.llms.anthropic.base.Anthropic", "llama_index.llms.ollama.base.Ollama"}
 )
@@ -197,7 +197,7 @@ _REMOTE: Final = frozenset(
         *("together", "upstage", "vertex", "xinference", "yi", "zhipuai"),
     )
 )
-# Where asynchronous methods are the synchronous ones, which hold up the event loop.
+# Modules whose asynchronous methods call the synchronous ones, which block the event loop.
 _BLOCKING: Final = frozenset(
     {
         "llama_index.core.llms.custom",
@@ -218,15 +218,15 @@ class Abilities:
     """What is known about a model."""
 
     name: str
-    chat: bool  # it is given messages
-    by_prompt: bool  # messages are shown to it as one text, which it completes
-    way: Way  # how it is told to write at most n tokens, and where to stop
-    continuation: Mapping[str, Any] | None  # the arguments with which a message is continued
-    side_by_side: bool = False  # several calls may run at a time
+    chat: bool  # whether its input is messages
+    by_prompt: bool  # whether messages are formatted as one text, which it completes
+    way: Way  # how its calls are bounded and given stop strings
+    continuation: Mapping[str, Any] | None  # the arguments to continue a message
+    side_by_side: bool = False  # whether several calls may run at a time
     streams: bool = True
-    native_async: bool = True  # cancelling its task stops it; otherwise it sits in a thread
-    parses: bool = False  # it reads its own output, as a whole
-    logprobs: Mapping[str, Any] | None = None  # the arguments of a call that ask for them
+    native_async: bool = True  # whether cancelling its task stops it, since it uses no thread
+    parses: bool = False  # whether it parses its whole output
+    logprobs: Mapping[str, Any] | None = None  # the arguments that request log-probabilities
 
 
 def abilities(
@@ -237,16 +237,16 @@ def abilities(
     side_by_side: bool | None = None,
     logprobs: Mapping[str, Any] | None = None,
 ) -> Abilities:
-    """Say what a model can do, by its class and by what the user says.
+    """Return a model's abilities by its class and the user's settings.
 
     Args:
         llm: the model.
-        bound: the argument that bounds its output, or a function from the number of
-            tokens to the arguments of the call.
+        bound: the name of the argument that bounds its output, or a function from the
+            number of tokens to the arguments of the call.
         continuation: "assistant" for a chat model that continues a trailing assistant
-            message, or the arguments of a call that make it do so.
+            message, or the arguments of a call that enable this.
         side_by_side: whether several calls may run at a time.
-        logprobs: the arguments of a call that ask for log-probabilities.
+        logprobs: the arguments of a call that request log-probabilities.
     """
     names = class_names(llm)
     parses = llm.output_parser is not None or _STRUCTURED in names
@@ -257,7 +257,7 @@ def abilities(
         arguments = {} if continuation == "assistant" else continuation
     way = way_of(llm, names, bound)
     if logprobs is None and way.logprobs is not None:
-        logprobs = {}  # its settings say it all
+        logprobs = {}  # its settings enable them
     return Abilities(
         name=qualified_name(type(llm)),
         chat=chat,
@@ -265,7 +265,7 @@ def abilities(
         way=way,
         continuation=arguments,
         side_by_side=is_remote(llm) if side_by_side is None else side_by_side,
-        # Its stream comes from a thread that goes on when nobody listens any more.
+        # Its stream comes from a thread that continues when the stream is closed.
         streams=_HUGGING_FACE not in names and not parses,
         native_async=awaits(llm, "achat" if chat and not by_prompt else "acomplete"),
         parses=parses,
@@ -274,15 +274,15 @@ def abilities(
 
 
 def check(known: Abilities, step: Step) -> None:
-    """Refuse a model that cannot write in such steps.
+    """Check that a model can write in such steps.
 
     Raises:
         ConfigError: it cannot; the message says what to do.
     """
     if step != "whole" and known.parses:
         raise ConfigError(
-            f"{known.name} parses its output, which must be whole for that, so it cannot write "
-            "step by step. Use workload='one_shot', or the model without its output parser."
+            f"{known.name} parses its whole output, so it cannot write in steps. "
+            "Use workload='one_shot', or the model without its output parser."
         )
     check_step(
         known.name,
@@ -295,28 +295,28 @@ def check(known: Abilities, step: Step) -> None:
 
 
 def hugging_face(llm: Any) -> bool:
-    """Say whether this is a `HuggingFaceLLM`."""
+    """Return whether this is a `HuggingFaceLLM`."""
     return _HUGGING_FACE in class_names(llm)
 
 
 def inner(llm: Any) -> Any:
-    """Give the model that makes the calls of this one: what a structured one stands on."""
+    """Return the model that makes the calls of this one: the one inside a structured model."""
     return llm.llm if _STRUCTURED in class_names(llm) else llm
 
 
 def is_remote(llm: Any) -> bool:
-    """Say whether a model's calls go to a server, which takes several at a time."""
+    """Return whether a model calls a server, which accepts several calls at a time."""
     packages = {".".join(name.split(".")[:3]) for name in class_names(inner(llm))}
     return bool(packages & _REMOTE)
 
 
 def awaits(llm: Any, method: str) -> bool:
-    """Say whether a model's asynchronous method is one: not its synchronous twin."""
+    """Return whether a model's asynchronous method waits instead of calling the synchronous one."""
     kind = type(inner(llm))
     return getattr(getattr(kind, method, None), "__module__", None) not in (None, *_BLOCKING)
 
 
 def _defined(llm: Any, method: str) -> str:
-    """Name a method by where it was defined."""
+    """Return the qualified name of a method's definition."""
     found = getattr(type(llm), method)
     return f"{found.__module__}.{found.__qualname__}"

@@ -1,4 +1,4 @@
-"""What a model of ours has written, as LlamaIndex' responses."""
+"""Answers of this package's models as LlamaIndex' responses."""
 
 from contextlib import aclosing, closing
 
@@ -15,7 +15,7 @@ from ralmspec_plugins.types import Answer
 
 
 def response_of(answer: Answer, delta: str | None = None) -> CompletionResponse:
-    """Make the host's response of a whole text, with tokens where its counters look for them."""
+    """Return the host's response of a whole text, with token counts for its counters."""
     taken = taken_by(answer)
     return CompletionResponse(
         text=answer.text, delta=delta, raw={**taken, "usage": taken[REPORT]["usage"]}
@@ -23,7 +23,7 @@ def response_of(answer: Answer, delta: str | None = None) -> CompletionResponse:
 
 
 def responses_of(stream: AnswerStream) -> CompletionResponseGen:
-    """Give the text so far with each piece, and at last what it took."""
+    """Yield a stream's pieces with the text so far, and a last empty one with the report."""
     text = ""
     with closing(stream) as pieces:
         for piece in pieces:
@@ -33,7 +33,7 @@ def responses_of(stream: AnswerStream) -> CompletionResponseGen:
 
 
 async def aresponses_of(stream: AsyncAnswerStream) -> CompletionResponseAsyncGen:
-    """Do the same on an event loop."""
+    """Yield a stream's pieces and the report on an event loop."""
     text = ""
     async with aclosing(stream) as pieces:
         async for piece in pieces:

@@ -1,8 +1,8 @@
-"""LlamaIndex's nodes as the core's passages, and back: copies both ways.
+"""Conversion of LlamaIndex' nodes to passages and back, by copies in both directions.
 
-Hosts hand out the nodes that they keep, and their users and postprocessors write into
-them, scores included. So what is remembered here is a copy nobody else holds, and what
-is given out is a copy of that copy.
+Hosts return the nodes that they store, and users and postprocessors modify them, scores
+included. So a passage holds a private copy of its node, and callers receive copies of
+that copy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,18 +31,17 @@ _OWN_FIELDS: Final = frozenset({"id_", "metadata", "text"})
 
 
 def passage_of(node: BaseNode) -> HostPassage:
-    """Make the passage of a node; the node itself is not kept.
+    """Return the passage of a node; the node itself is not kept.
 
-    Two are equal when nothing can tell their nodes apart: class, id, content, metadata in
-    their order, templates, excluded keys, relationships, embedding, and whatever a
-    subclass adds.
+    Two passages are equal if everything in their nodes is: class, id, content, metadata in
+    order, templates, excluded keys, relationships, embedding, and all that a subclass adds.
 
     Raises:
-        InputError: it is no node.
+        InputError: it is not a node.
     """
     if not isinstance(node, BaseNode):
         raise InputError(
-            f"a retriever must give LlamaIndex nodes, got {type(node).__name__}: {node!r:.200}"
+            f"a retriever must return LlamaIndex nodes, got {type(node).__name__}: {node!r:.200}"
         )
     source = copied(node)
     fields = source.__dict__
@@ -52,12 +51,12 @@ def passage_of(node: BaseNode) -> HostPassage:
         metadata=source.metadata,
         source=source,
         more=_more(source),
-        ordered=True,  # nodes show their metadata as they stand
+        ordered=True,  # nodes format their metadata in order
     )
 
 
 def node_of(passage: Passage) -> BaseNode:
-    """Give a node of its own for a passage, of the class that the host gave.
+    """Return a new copy of a passage's node, of the class that the host returned.
 
     Raises:
         InputError: the passage was not made of a node.
@@ -74,15 +73,15 @@ def node_of(passage: Passage) -> BaseNode:
 
 
 def hits_of(nodes: Iterable[NodeWithScore], features: Any = None) -> Hits:
-    """Make the hits of nodes that a retriever gave, with their scores.
+    """Return the hits of a retriever's nodes, with their scores.
 
-    What a subclass of the host's `NodeWithScore` adds belongs to the passage.
+    Fields that a subclass of the host's `NodeWithScore` adds belong to the passage.
     """
     return tuple(Hit(_passage_with_score(one), one.score, features) for one in nodes)
 
 
 def nodes_of(hits: Iterable[Hit]) -> list[NodeWithScore]:
-    """Give nodes of their own, with their scores, for these hits."""
+    """Return new copies of the nodes of these hits, with their scores."""
     return [_node_with_score(hit) for hit in hits]
 
 
@@ -107,18 +106,18 @@ def _node_with_score(hit: Hit) -> NodeWithScore:
 
 
 def scored(node: BaseNode, score: float | None) -> NodeWithScore:
-    """Put a node and a score together; a score stays of the type that it is."""
+    """Return a node with a score, whose type is kept."""
     made = NodeWithScore(node=node, score=score)
-    if made.score is not score:  # somebody put another number there than the host's class makes
+    if made.score is not score:  # the host's class has converted it
         made.score = score
     return made
 
 
 def copied(node: BaseNode) -> BaseNode:
-    """Copy a node with all that is in it; what cannot be copied is shared, as the host does.
+    """Return a deep copy of a node; values that cannot be copied are shared, as in the host.
 
-    What an `IndexNode` stands for (a retriever, a query engine, a table) is no part of its
-    value: it is shared.
+    The object of an `IndexNode` (a retriever, a query engine, a table) is not part of its
+    value and is shared.
     """
     if type(node) is TextNode:
         return _flat_copy(node)
@@ -126,14 +125,14 @@ def copied(node: BaseNode) -> BaseNode:
         if isinstance(node, IndexNode) and node.obj is not None:
             return deepcopy(node, {id(node.obj): node.obj})
         return deepcopy(node)
-    except Exception:  # noqa: BLE001 a lock, a client, a generator in it
+    except Exception:  # noqa: BLE001 it contains a lock, a client or a generator
         return _flat_copy(node)
 
 
 def _flat_copy(model: ModelT) -> ModelT:
-    """Copy a model of plain values; many times as fast as a deep copy of a model."""
+    """Return a copy of a model of plain values; many times faster than a deep copy."""
     copy = model.model_copy()
-    own = copy.__dict__  # not by name: a value that is set by name is validated anew
+    own = copy.__dict__  # setting an attribute would validate its value again
     for name, value in own.items():
         if name == "embedding" and type(value) is list:
             own[name] = list(value)
@@ -151,7 +150,7 @@ def _related(value: Any) -> Any:
 
 
 def _more(node: BaseNode) -> tuple[type, Mapping[str, Any]]:
-    """Give what makes a node's value besides id, content and metadata."""
+    """Return the class and the fields of a node besides id, content and metadata."""
     own = {name: value for name, value in node.__dict__.items() if name not in _OWN_FIELDS}
     if isinstance(node, IndexNode):
         own["obj"] = None if node.obj is None else object_id(node.obj)

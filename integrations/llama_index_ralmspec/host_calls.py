@@ -1,4 +1,4 @@
-"""The calls of the host that one request makes: with which query, and in which thread."""
+"""The calls of the host that one request makes: their query, thread and record."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,20 +22,20 @@ from ralmspec_plugins.types import Hits, Request
 
 ResultT = TypeVar("ResultT")
 
-# The request that work is done for: the retrievers of an engine serve many requests.
+# The request of the current work: the retrievers of an engine serve many requests.
 current_request: ContextVar["HostContext | None"] = ContextVar("ralmspec_request", default=None)
 
 
 @dataclass(slots=True, eq=False)
 class CallRecord:
-    """What one call of postprocessors and model was given, and made.
+    """The inputs and the results of one call of postprocessors and model.
 
     Attributes:
         nodes: the nodes of the hits, in their order.
-        used: what the postprocessors left of them.
-        span_id: of the span around a call that was made ahead; `None` for one that was not.
-        response: of a response synthesizer.
-        unread: whether the response streams, and its reader is the caller.
+        used: the nodes after the postprocessors.
+        span_id: the span around a speculative call; `None` for other calls.
+        response: the response of a response synthesizer.
+        unread: whether the response streams and the caller reads it.
     """
 
     nodes: list[NodeWithScore] = field(default_factory=list)
@@ -45,10 +45,10 @@ class CallRecord:
     unread: bool = False
 
     def score(self, hits: Hits) -> None:
-        """Give the nodes the scores of the search that confirmed them.
+        """Set the nodes' scores to those of the search that confirmed them.
 
-        They may have been a guess's when the call was made. The same objects stand in the
-        response.
+        At the time of the call these may have been scores of a guess. The response has the same
+        objects.
         """
         for node, hit in zip(self.nodes, hits, strict=False):
             if node.node.node_id == hit.passage.id:
@@ -57,24 +57,24 @@ class CallRecord:
 
 @dataclass(slots=True, eq=False)
 class HostContext:
-    """A request's query as its caller gave it, and the calls of the host made for it.
+    """A request's query, and the calls of the host made for it.
 
-    The host's own query engine gives one bundle, the caller's, to retriever, postprocessors
-    and synthesizer, and what one of them writes into it the others see. Here the search gets
-    a copy, and what it writes there is taken over into `bundle`; each later call gets a copy of
-    that, or `bundle` itself where no call is made on a guess.
+    The host's own query engine passes one bundle, the caller's, to retriever, postprocessors
+    and synthesizer, and each of them sees the changes of the others. Here the search receives
+    a copy, whose changes are applied to `bundle`; each later call receives a copy of
+    that, or `bundle` itself if no call is speculative.
 
     Attributes:
         bundle: the caller's own for `one_shot`, a copy for other workloads.
         asynchronous: whether the request is answered on an event loop.
-        streaming: as the response synthesizer was set when the request began.
-        alone: whether no call is made on a guess: then there is but one.
-        retriever: the one whose search counts.
-        threads: where calls are made that would block the event loop.
-        effects: watches the calls of a model that is not known to leave no traces.
-        records: of the calls that write, in order.
-        begun: whether a response that streams has been returned: it is fed from here.
-        spans: the ids of the spans of all calls made ahead, in order.
+        streaming: the response synthesizer's setting when the request began.
+        alone: whether no call is speculative: then there is only one.
+        retriever: the retriever of the real searches.
+        threads: executes calls that would block the event loop.
+        effects: observes the calls of a model that may have side effects.
+        records: the records of the calls that write, in order.
+        begun: whether a streaming response has been returned.
+        spans: the ids of the spans of all speculative calls, in order.
     """
 
     bundle: QueryBundle
@@ -93,35 +93,35 @@ class HostContext:
         return self.bundle if self.alone else copied(self.bundle)
 
     def note(self, text: str, written: Mapping[str, Any]) -> None:
-        """Take over what a search has written into its copy of the query.
+        """Apply the changes that a search has made to its copy of the query.
 
         Raises:
-            ConfigError: another question, while calls are made with the first one.
+            ConfigError: the question was changed, while calls are made with the original one.
         """
         if text != self.bundle.query_str:
             return
         if not self.alone and written.get("query_str", text) != text:
             raise ConfigError(
-                f"{type(self.retriever).__name__} puts another question into the query that it is "
-                f"given: {written['query_str']!r} for {text!r}. The response synthesizer is to be "
-                "given that, and cannot be called while the search runs: use guess_through=False"
+                f"{type(self.retriever).__name__} changes the question of its query to "
+                f"{written['query_str']!r}, from {text!r}. The response synthesizer needs the new "
+                "question, so it cannot be called while the search runs: use guess_through=False"
             )
         vars(self.bundle).update(written)
 
 
 def search_call() -> tuple[CallRecord, SpeculativeCall]:
-    """Begin a call that embeds a query or searches, for the current request if there is one."""
+    """Return the record and the span of a search or embedding for the current request, if any."""
     record, context = CallRecord(), current_request.get()
     return record, SpeculativeCall(record, None if context is None else context.spans)
 
 
 def kept(record: CallRecord) -> CallRecord | None:
-    """Return the record of a call made ahead, to be kept with what it found; of others nothing."""
+    """Return the record of a speculative call, to be kept with its result; `None` for others."""
     return None if record.span_id is None else record
 
 
 def note_query(retriever: BaseRetriever, text: str, written: Mapping[str, Any]) -> None:
-    """Hand what a search has written into its copy of a query to the request it is made for.
+    """Apply the changes that a search has made to its query to the current request.
 
     Raises:
         ConfigError: the request cannot continue with it.
@@ -132,7 +132,7 @@ def note_query(retriever: BaseRetriever, text: str, written: Mapping[str, Any]) 
 
 
 def copied(bundle: QueryBundle) -> QueryBundle:
-    """Copy a query and its lists; other attributes of its class or caller are kept."""
+    """Return a copy of a query and its lists; other attributes are shared."""
     made = copy(bundle)
     strings, vector = bundle.custom_embedding_strs, bundle.embedding
     made.custom_embedding_strs = None if strings is None else list(strings)
@@ -150,17 +150,17 @@ class RequestCall:
     asynchronous: bool = False
 
     def run(self, call: Callable[[], ResultT]) -> ResultT:
-        """Make the calls; those made ahead stand in a span of their own and are tagged."""
+        """Make the calls; speculative ones are tagged and in a span of their own."""
         with self.watched():
             return self._ahead.run(call)
 
     async def arun(self, call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Do the same with a coroutine."""
+        """Await the calls; speculative ones are tagged and in a span of their own."""
         with self.watched():
             return await self._ahead.arun(call)
 
     def watched(self) -> AbstractContextManager[None]:
-        """Watch for traces that a call leaves: such a model is not called ahead."""
+        """Observe side effects of a call: a model that has any is not called speculatively."""
         effects = None if self.context is None else self.context.effects
         return nullcontext() if effects is None else effects.watched()
 
@@ -176,7 +176,7 @@ class RequestCall:
         return used
 
     async def anodes(self, hits: Hits, processing: Postprocessing) -> list[NodeWithScore]:
-        """Do the same with the postprocessors' asynchronous methods."""
+        """Return the nodes of these hits, postprocessed by the asynchronous methods."""
         self.record.nodes = nodes_of(hits)
         used = await processing.arun(list(self.record.nodes), self.bundle)
         self.record.used = list(used)
@@ -207,7 +207,7 @@ class RequestCall:
 
 
 def request_call(request: Request) -> RequestCall:
-    """Begin the calls for one segment of a request."""
+    """Return the calls for one segment of a request."""
     context: HostContext | None = request.context
     if context is None:
         return RequestCall(QueryBundle(request.prompt))
@@ -219,7 +219,7 @@ def request_call(request: Request) -> RequestCall:
 def in_own_loop(call: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Run a coroutine that blocks its event loop in a new one, in this thread.
 
-    A model whose asynchronous methods are its synchronous ones is called by the asynchronous
-    ones all the same for an asynchronous request: its events and spans are named after them.
+    For an asynchronous request a model is called by its asynchronous methods even if these call
+    the synchronous ones, since its events and spans are named after them.
     """
     return asyncio.run(call)

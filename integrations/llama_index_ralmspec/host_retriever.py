@@ -1,4 +1,4 @@
-"""Any retriever of LlamaIndex's as a retriever of the core's: the same nodes, in batches."""
+"""A LlamaIndex retriever as the core's `Retriever`: the same nodes, in batches."""
 
 from collections.abc import Hashable, Sequence
 from functools import partial
@@ -33,15 +33,15 @@ from ralmspec_plugins.types import Hit, Hits, Query
 
 
 class HostRetriever(HostSearch["_Called"]):
-    """A retriever of LlamaIndex's, for one query bundle.
+    """A LlamaIndex retriever, for one query bundle.
 
-    A `VectorIndexRetriever` is looked into: its query is embedded once, by its own
-    embedder, and searched in batches where an adapter knows the store and all settings.
-    Everything else is a black box, called query by query. Either way the nodes and their
+    A `VectorIndexRetriever` is inspected: its query is embedded once, by its own
+    embedder, and searched in batches if an adapter supports the store and all settings.
+    Any other retriever is opaque and called query by query. In both cases the nodes and their
     scores are those of `retriever.retrieve(query)`.
 
-    A change of the retriever (`similarity_top_k`, filters) counts from the next call on: one
-    made by `for_call` keeps the settings of a `VectorIndexRetriever` as they were.
+    A change of the retriever's settings (`similarity_top_k`, filters) takes effect with the next
+    call: a retriever returned by `for_call` keeps a copy of a `VectorIndexRetriever`'s settings.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class HostRetriever(HostSearch["_Called"]):
         """Wrap a retriever; nothing is called yet.
 
         Args:
-            retriever: the host's.
+            retriever: the host's retriever.
             batch: "exact": only batch searches whose results do not depend on the batch by
                 construction; "probed": all, with one query of each batch compared with the
                 host's own single search; "off": none.
-            side_by_side: how many single calls run at a time when several are due.
-            pure: whether the same query finds the same nodes, without side effects; found out
-                by the classes inside where it is not said.
+            side_by_side: the maximum number of concurrent single calls.
+            pure: whether the same query finds the same nodes, without side effects; `None`:
+                determined by the classes inside.
 
         Raises:
-            ConfigError: no retriever, an unknown `batch`, or no call at a time.
+            ConfigError: it is not a retriever, `batch` is unknown, or `side_by_side` is below 1.
         """
         check_way(batch, side_by_side)
         check_retriever(retriever)
@@ -74,19 +74,19 @@ class HostRetriever(HostSearch["_Called"]):
     def for_call(
         self, bundle: QueryBundle | None, look: RetrieverSnapshot | None = None
     ) -> "HostRetriever":
-        """Give the same retriever for one request; what is known is shared.
+        """Return the same retriever for one request; measurements are shared.
 
         Args:
-            bundle: the request's query. One that brings an embedding, strings to embed or an
-                image counts where the text is its own, and keeps its calls apart.
-            look: the settings, where they are those of a call that goes on.
+            bundle: the request's query. If it has an embedding, strings to embed or an image,
+                these apply to searches of its own text, and its calls share no results.
+            look: the settings, if they are those of a call that continues.
         """
         own = special(bundle)
         own = None if own is None else copied(own)
         return self.beside(_Called(self._host.retriever, own), look)
 
     def encode(self, text: str, calls: Any = None) -> Query:
-        """Form the query of a text, embedded as the retriever would."""
+        """Return the query of a text, embedded as by the retriever."""
         query = super().encode(text, calls)
         self._host.embedding = vector = payload_of(query).vector
         if vector is not None:  # the host's synchronous call writes it into the query
@@ -96,20 +96,20 @@ class HostRetriever(HostSearch["_Called"]):
     def embed_into(self, bundle: QueryBundle) -> None:
         """Write the embedding into a query, as the host's own synchronous call does.
 
-        What comes behind the retriever may use it. A query whose answer was remembered has
-        not been embedded, and stays as it is.
+        Later parts may use it. A query whose result was cached has not been embedded, and is
+        not changed.
         """
         if bundle.embedding is None and self._host.embedding is not None:
             bundle.embedding = list(self._host.embedding)
 
 
 class _Called:
-    """A retriever with one caller's query, as LlamaIndex calls it."""
+    """A retriever with one caller's query, called as LlamaIndex calls it."""
 
     def __init__(self, retriever: BaseRetriever, calls: QueryBundle | None) -> None:
         self.retriever = retriever
         self.calls = calls
-        self.embedding: Vector | None = None  # of the query that was asked last
+        self.embedding: Vector | None = None  # of the last query
 
     def look_at(self) -> tuple[Hashable, At]:
         return look_at(self.retriever, self.calls)
@@ -129,18 +129,18 @@ class _Called:
         return single_hits(nodes, record)
 
     def _note(self, look: RetrieverSnapshot, query: Query, bundle: QueryBundle) -> None:
-        """Hand on what an opaque retriever has written into its query."""
+        """Report what an opaque retriever has written into its query."""
         self.embedding = bundle.embedding
         if look.native is None:
             note_query(self.retriever, query.text, vars(bundle))
 
     def _reached(self, look: RetrieverSnapshot) -> BaseRetriever:
-        """Give what a call goes to: with the settings of the look, where they can be kept."""
+        """Return the target of a call, with the settings of `look` if these are kept."""
         reached: BaseRetriever = self.retriever if look.fixed is None else look.fixed
         return reached
 
     def _bundle(self, query: Query) -> QueryBundle:
-        """Make a bundle for one call, into which the host may write."""
+        """Return a new bundle for one call, into which the host may write."""
         own = payload_of(query).calls or self.calls
         if isinstance(own, QueryBundle) and own.query_str == query.text:
             return copied(own)
@@ -159,14 +159,14 @@ class _Called:
 
 
 def single_hits(nodes: Any, record: CallRecord) -> Hits:
-    """Make the hits of what one call of the host returned.
+    """Return the hits of the result of one call of the host.
 
     Raises:
         InputError: it is not a list of nodes with scores.
     """
     if not isinstance(nodes, list) or not all(isinstance(one, NodeWithScore) for one in nodes):
         raise InputError(
-            f"a retriever must give a list of NodeWithScore, got {type(nodes).__name__}: "
+            f"a retriever must return a list of NodeWithScore, got {type(nodes).__name__}: "
             f"{nodes!r:.200}"
         )
     return hits_of(nodes, HitPayload(None, kept(record)))

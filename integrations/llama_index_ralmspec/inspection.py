@@ -1,4 +1,4 @@
-"""Looks at a host's retriever: what its answers depend on, and how it may be searched."""
+"""Inspects a host's retriever: what its results depend on, and how it may be searched."""
 
 import asyncio
 import itertools
@@ -49,13 +49,13 @@ from ralmspec_plugins.adapters.retriever_state import (
 )
 from ralmspec_plugins.errors import ConfigError
 
-# What a host's retriever is made of: parts in parts, what they are set to, what they may do.
+# The nested parts of a host's retriever, their settings, and their possible side effects.
 
 
-# Those that write on each call: a query is a statement to them.
+# Retrievers that may write on each call: they execute a query as a statement.
 IMPURE: Final = frozenset({"llama_index.core.indices.struct_store.sql_retriever.SQLRetriever"})
 _ASKED: Final = (PromptMixin, BaseTool, BaseNodePostprocessor)  # retrievers, and their parts
-_WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not looked into any further
+_WHOLE: Final = (BaseEmbedding, BaseLLM, BasePydanticVectorStore)  # not inspected any further
 _RETRIEVERS: Final = frozenset(
     {
         "llama_index.core.indices.vector_store.retrievers.retriever.VectorIndexRetriever",
@@ -75,13 +75,13 @@ _DOCSTORES: Final = frozenset(
     {"llama_index.core.storage.docstore.simple_docstore.SimpleDocumentStore"}
 )
 _KV_STORES: Final = frozenset({"llama_index.core.storage.kvstore.simple_kvstore.SimpleKVStore"})
-_NO_SETTINGS: Final = frozenset({"callback_manager"})  # who hears of a call
+_NO_SETTINGS: Final = frozenset({"callback_manager"})  # they do not affect results
 
 
 def is_pure(retriever: BaseRetriever) -> bool:
-    """Whether nothing in a retriever is known to answer differently, or to write, when asked again.
+    """Return whether no part of a retriever is known to have side effects or varying results.
 
-    Any language model in it counts as such, wherever it is.
+    Any language model inside counts as such a part.
     """
     return not any(
         isinstance(part, BaseLLM) or class_names(part) & IMPURE for part in parts(retriever)
@@ -89,12 +89,12 @@ def is_pure(retriever: BaseRetriever) -> bool:
 
 
 def is_hosts_own(retriever: BaseRetriever) -> bool:
-    """Whether only known code says what a retriever finds, so that its signature names it all.
+    """Return whether only known code determines a retriever's results.
 
-    That is a list of what is known, not of what is not: exactly LlamaIndex' own retriever of
-    a vector index, its settings data, over a known store and its own document store. Any other
-    code may read elsewhere, in a `ContextVar` or a database, whose turn it is. An embedder
-    only ranks: what there is to be found does not depend on it.
+    Its signature is then complete. Only one kind is known: LlamaIndex' own retriever of a vector
+    index, whose settings are data, over a known store and its own document store. Any other
+    code may read the current user from elsewhere, such as a `ContextVar` or a database. An
+    embedder only affects the ranking, not which nodes are accessible.
     """
     if not is_known(retriever, _RETRIEVERS):
         return False
@@ -108,10 +108,10 @@ def is_hosts_own(retriever: BaseRetriever) -> bool:
 
 
 def _only_known_code(own: Mapping[str, Any]) -> bool:
-    """Whether store and document store of a vector index' retriever run known code alone.
+    """Return whether store and document store of a vector index' retriever run only known code.
 
-    Searches of many callers run in the context of one. A store that was registered with a batch
-    search of its own answers for itself.
+    Searches of many callers run in the context of one. A store whose batch search was registered
+    by the user is trusted.
     """
     store, docstore = own["_vector_store"], own["_docstore"]
     ours = qualified_name(type(store)) in BATCH_SEARCHES
@@ -123,34 +123,34 @@ def _only_known_code(own: Mapping[str, Any]) -> bool:
 
 
 def parts(whole: object) -> Iterator[object]:
-    """Walk through the parts of a retriever, itself first, each once.
+    """Yield the retriever and its parts, each once.
 
-    Its vector stores, embedders and language models are the last of a branch; indexes and
-    document stores, which hold no part that is called, are not walked through.
+    Vector stores, embedders and language models are leaves; indexes and document stores, which
+    hold no part that is called, are not traversed.
     """
     return walked(whole, _inside, besides=(BaseNode, NodeWithScore))
 
 
 def _inside(part: object) -> list[Any]:
-    """List what may hold a retriever or a model, one level down."""
+    """Return the direct parts that may contain a retriever or a model."""
     if isinstance(part, _WHOLE):
         return []
     if isinstance(part, QueryFusionRetriever) and part.num_queries <= 1:
-        return [value for name, value in vars(part).items() if name != "_llm"]  # it is not asked
+        return [value for name, value in vars(part).items() if name != "_llm"]  # it is not called
     if isinstance(part, _ASKED):
         return list(attributes(part).values())
-    if isinstance(part, dict | list) and len(part) > MOST:  # of nodes; or one retriever for each
+    if isinstance(part, dict | list) and len(part) > MOST:  # of nodes, or of one retriever per node
         items = list(part.values() if isinstance(part, dict) else part)
         return items if isinstance(items[0], _ASKED) else []
     return held(part)
 
 
 def settings_of(retriever: BaseRetriever) -> tuple[tuple[str, bytes], ...]:
-    """Name the parts of a retriever, and all that each of them holds, as it is now.
+    """Return the fingerprint of the parts of a retriever and of all their attributes.
 
-    Every attribute counts, whatever it is called and whenever it was set: which of them an
-    answer depends on, nobody can see. So a part that counts its calls in a number is
-    another one after each of them; one that counts in an object of its own is not.
+    Every attribute counts, since it is unknown which of them a result depends on. So a part
+    that counts its calls in a number has another fingerprint after each call; one that counts
+    in a separate object has not.
     """
     return tuple(
         (object_id(part), value_fingerprint(_settings(part), MOST, _named))
@@ -164,14 +164,14 @@ def _settings(part: object) -> dict[str, Any]:
 
 
 def _named(value: object) -> Mapping[str, Any] | None:
-    """Read nothing of a part: it is named for itself, or not looked into."""
+    """Return no attributes for a part that has its own fingerprint or is not inspected."""
     return {} if isinstance(value, (*_ASKED, *_WHOLE)) else None
 
 
-# Lists of node ids: a retriever carries along those of its whole index.
+# Lists of node ids: a retriever holds those of its whole index.
 #
-# `index.as_retriever()` lists the ids of all nodes that the index holds. To read twenty
-# thousand of them at each call, as other settings are read, would take longer than a search.
+# `index.as_retriever()` lists the ids of all nodes in the index. Reading twenty thousand of them
+# at each call, like other settings, would take longer than a search.
 
 
 _KEPT: Final = 64
@@ -179,15 +179,15 @@ _KEPT: Final = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ids:
-    """A list of ids as it was: a copy that nobody changes, and a name for its value."""
+    """A private copy of a list of ids, and a number that identifies its value."""
 
     name: int
     values: list[str]
-    listed: list[str]  # the list itself, kept so that no other one gets its place in memory
+    listed: list[str]  # the list itself, kept so that its `id` is not reused
 
 
 class _Known:
-    """The lists that were seen last, by place and by value. Thread-safe."""
+    """The most recently used lists, by `id` and by value. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -217,10 +217,10 @@ _node_ids = _Known()
 
 
 def ids_of(listed: Any) -> Ids | None:
-    """Name a list of ids by its value as it is now; `None` for anything else.
+    """Return the copy and the number of a list of ids; `None` for other objects.
 
-    A list that is still what it was is named in the time that it takes to see that. One that
-    was not seen for long may get a new name: a cache misses, no more.
+    For an unchanged list this takes only one comparison of its items. A list that was not used
+    for long may get a new number, which only causes a cache miss.
     """
     return _node_ids.ids(listed) if type(listed) is list else None
 
@@ -229,11 +229,11 @@ def _same(ours: list[str], theirs: list[str]) -> bool:
     return len(ours) == len(theirs) and all(map(is_, ours, theirs))
 
 
-# Which coroutines wait, and which compute and so block the event loop.
+# Which coroutines wait, and which compute and thus block the event loop.
 #
 # Where an asynchronous method is known to call the synchronous one, it runs in a thread, with an
 # event loop of its own. All others are awaited in the caller's event loop, to which
-# their connections belong: one of a user's own that computes blocks it, as it does in the host.
+# their connections belong: a user's coroutine that computes blocks it, as in the host.
 
 
 ResultT = TypeVar("ResultT")
@@ -254,7 +254,7 @@ _COMPUTES: Final = frozenset(
 
 
 def waits(kind: type, method: str) -> bool:
-    """Whether a class' asynchronous method is more than its synchronous twin, as far as known.
+    """Return whether an asynchronous method is not known to call the synchronous one.
 
     >>> from llama_index.core import MockEmbedding
     >>> waits(MockEmbedding, "_aget_query_embedding")
@@ -264,9 +264,9 @@ def waits(kind: type, method: str) -> bool:
 
 
 def blocks_loop(retriever: BaseRetriever) -> bool:
-    """Whether a retriever's own coroutine is to run in a thread.
+    """Return whether a retriever's coroutine must run in a thread.
 
-    It is, where it or a part of it is known to compute, and none has connections that
+    It must if it or one of its parts is known to compute, and none has connections that
     belong to the caller's event loop.
     """
     known = [one for one in map(_waits, parts(retriever)) if one is not None]
@@ -274,7 +274,7 @@ def blocks_loop(retriever: BaseRetriever) -> bool:
 
 
 def _waits(part: object) -> bool | None:
-    """Whether a part waits; `None` for one that is not called, or that only calls other parts."""
+    """Return whether a part waits; `None` if it is not called or only calls other parts."""
     if getattr(part, "keeps_the_loop", False):
         return True
     if isinstance(part, BaseLLM):
@@ -286,16 +286,21 @@ def _waits(part: object) -> bool | None:
     if not isinstance(part, BaseRetriever):
         return None
     if package_of(part).startswith("llama_index") and waits(type(part), "_aretrieve"):
-        return None  # its parts say more
+        return None  # its parts are checked instead
     return waits(type(part), "_aretrieve")
 
 
 async def in_thread(call: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    """Run a coroutine in a thread and an event loop of its own, in a copy of this context."""
+    """Run a coroutine in a new event loop in a thread, in a copy of this context."""
     return await asyncio.to_thread(lambda: asyncio.run(call()))
 
 
-_SETTINGS: Final = ("_filters", "_kwargs", "_node_ids", "_doc_ids")  # what can be changed in place
+_SETTINGS: Final = (
+    "_filters",
+    "_kwargs",
+    "_node_ids",
+    "_doc_ids",
+)  # mutable settings
 _IDS: Final = ("_node_ids", "_doc_ids")
 _NUMBERS: Final = ("_similarity_top_k", "_alpha", "_sparse_top_k", "_hybrid_top_k")
 _RECORDS: Final = frozenset({"llama_index.core", "qdrant_client"})  # packages whose models are data
@@ -305,16 +310,16 @@ _SIZED: Final = "llama_index.retrievers.bm25.base.BM25Retriever"
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """A retriever as one call finds it, and the query that has more to it than its text."""
+    """A retriever with the settings of one call, and its query if that is more than a text."""
 
     retriever: BaseRetriever
     special: QueryBundle | None
 
 
 def special(bundle: QueryBundle | None) -> QueryBundle | None:
-    """Give a query back if it says more than its text: an embedding, strings for it, an image.
+    """Return a query if it has more than its text, such as an embedding or an image.
 
-    So does one of another class, or one that its caller has put something on.
+    This includes queries of subclasses, and those with further attributes.
     """
     if bundle is None:
         return None
@@ -323,22 +328,22 @@ def special(bundle: QueryBundle | None) -> QueryBundle | None:
 
 
 def check_retriever(retriever: object) -> None:
-    """Refuse what cannot be searched.
+    """Check that a retriever is one of the host.
 
     Raises:
-        ConfigError: it is no retriever of the host's.
+        ConfigError: it is not.
     """
     if not isinstance(retriever, BaseRetriever):
         raise ConfigError(
             f"a retriever must be a LlamaIndex BaseRetriever, got {type(retriever).__name__}; "
-            "of an index, give index.as_retriever()"
+            "for an index pass index.as_retriever()"
         )
 
 
 def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashable, At]:
-    """Name all that a retriever's answers depend on, as it is now.
+    """Return the signature of all that a retriever's results depend on, and the retriever.
 
-    What is looked into goes with a copy of it whose settings nobody changes meanwhile.
+    A retriever that is inspected is copied, so that its settings cannot change meanwhile.
     """
     about = None if query is None else value_fingerprint(query)
     if not _known(retriever):
@@ -361,7 +366,7 @@ def look_at(retriever: BaseRetriever, query: QueryBundle | None) -> tuple[Hashab
 def prepared(
     signature: Hashable, at: At, *, mode: BatchMode, pure: bool | None
 ) -> RetrieverSnapshot:
-    """Look closely at a retriever: what is found out holds as long as the signature does."""
+    """Return a retriever's snapshot, which is valid as long as its signature."""
     good = is_pure(at.retriever) if pure is None else pure
     native = native_of(at, mode) if good else None
     k = k_of(at.retriever) if native is None else native.search.k
@@ -371,10 +376,10 @@ def prepared(
 
 
 def native_of(at: At, mode: BatchMode) -> Native | None:
-    """Give the batch search of a retriever, if there is one that is just like it.
+    """Return the batch search that equals a retriever's own search, or `None`.
 
-    A batch is searched in the context of one of its callers. So there is none where code
-    takes part in the search: what it reads from a `ContextVar` would be that caller's.
+    A batch is searched in the context of one of its callers. So there is none if unknown code
+    takes part in the search: it would read that caller's `ContextVar`.
     """
     retriever = at.retriever
     if mode == "off" or not isinstance(retriever, VectorIndexRetriever) or not _known(retriever):
@@ -393,7 +398,7 @@ def native_of(at: At, mode: BatchMode) -> Native | None:
 
 
 def k_of(retriever: BaseRetriever) -> int | None:
-    """Say how many nodes a retriever gives, where it says so itself."""
+    """Return the number of nodes that a retriever is set to, or `None` if unknown."""
     k: Any = None
     if isinstance(retriever, VectorIndexRetriever):
         if retriever._vector_store_query_mode == "default":  # noqa: SLF001
@@ -413,7 +418,7 @@ class QueryEmbedder:
     special: QueryBundle | None
 
     def embed(self, text: str) -> QueryPayload:
-        """Embed a query; one that has nothing to embed has no vector."""
+        """Return a query's embedding; without a vector if there is nothing to embed."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
@@ -423,7 +428,7 @@ class QueryEmbedder:
         return QueryPayload(vector, recording=kept(record))
 
     async def aembed(self, text: str) -> QueryPayload:
-        """Embed a query by the asynchronous method, in a thread if that would not wait."""
+        """Return a query's embedding by the asynchronous method, in a thread if it computes."""
         vector, strings = self._given(text)
         if vector is not None or not strings:
             return QueryPayload(vector)
@@ -437,7 +442,7 @@ class QueryEmbedder:
         return await in_thread(lambda: self.embedder.aget_agg_embedding_from_queries(strings))
 
     def _given(self, text: str) -> tuple[Vector | None, list[str]]:
-        """Give the vector that the query brings along, or the strings that it is made of."""
+        """Return the vector of the query, and the strings to embed."""
         bundle = self.special
         if bundle is None or bundle.query_str != text:
             bundle = QueryBundle(text)
@@ -447,15 +452,15 @@ class QueryEmbedder:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """What a retriever hands on of its store's results: each node once.
+    """Removes duplicates from a store's results, as the retriever does.
 
-    What a node stands for is retrieved from by the retriever itself.
+    If a node has an object to retrieve from, the retriever itself does that.
     """
 
     retriever: VectorIndexRetriever
 
     def __call__(self, found: Sequence[list[Scored]]) -> list[list[Scored] | None]:
-        """Keep the first of each node; `None` where the retriever goes on into one."""
+        """Return the first of each node; `None` if the retriever retrieves from one's object."""
         return [self._once(nodes) for nodes in found]
 
     def _once(self, nodes: list[Scored]) -> list[Scored] | None:
@@ -465,7 +470,7 @@ class Handed:
         for at, one in enumerate(nodes):
             first.setdefault(one.document.node_id, one)
             if at + 1 == self.retriever.similarity_top_k and len(first) <= at:
-                break  # nothing behind them belongs to them
+                break  # the retriever returns fewer nodes, and none of the rest
         return list(first.values())
 
     def _leads_on(self, node: Any) -> bool:
@@ -483,9 +488,9 @@ def _known(retriever: BaseRetriever) -> bool:
 
 
 def _fixed(retriever: BaseRetriever) -> tuple[BaseRetriever, list[Hashable]]:
-    """Copy a retriever with its settings, and name its lists of ids, which are read once.
+    """Return a copy of a retriever with its settings, and the keys of its lists of ids.
 
-    What is code, or cannot be copied, is shared.
+    Values that are not data are shared.
     """
     made = object.__new__(type(retriever))
     own = vars(made)

@@ -1,4 +1,4 @@
-"""KNN-LM as a LlamaIndex model: each token is looked up in a datastore, speculatively."""
+"""KNN-LM as a LlamaIndex model: speculative retrieval from a datastore for each token."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 
 class KNNLLM(CustomLLM):
-    """Writes with a `KNNLanguageModel` wherever LlamaIndex takes an `LLM`.
+    """A `KNNLanguageModel` as a LlamaIndex `LLM`.
 
-    Texts are those of `KNNLanguageModel.generate`, so those of a plain loop that
-    searches before every token. Streams give out only text that stays. It completes
-    texts; messages are shown to it as one text (`messages_to_prompt`). `raw` of a response,
-    of a stream's last one, has the reason of the text's end, the tokens that the host's
-    counters read and, under "ralmspec", a `Report`.
+    Texts are those of `KNNLanguageModel.generate`, and so those of a plain loop that
+    searches before every token. Streams yield only text that is final. It completes
+    texts; messages are formatted as one text (`messages_to_prompt`). `raw` of a response,
+    or of a stream's last one, has the reason of the text's end, the token counts for the
+    host's counters and, under "ralmspec", a `Report`.
 
-    A call takes any of `max_tokens`, `stop`, `seed`, `sampling`, `deadline_s` and
-    `plain`, for itself alone; any other argument is a `TypeError`. The model is not
-    closed with this object: it may be in use elsewhere.
+    A call accepts `max_tokens`, `stop`, `seed`, `sampling`, `deadline_s` and `plain`, which apply
+    to this call only; any other argument is a `TypeError`. The model is not closed with this
+    object: it may be in use elsewhere.
 
     Attributes:
-        max_tokens: the longest text.
-        seed: of the draws, if it samples: the same prompt and seed give the same text.
-        stop: texts in front of which to end; those of a call take their place.
-        sampling: how tokens are chosen; as the model itself does by default.
-        deadline_s: give a text up after so many seconds.
-        speculate: False: search for one token at a time. The same text, later.
+        max_tokens: the maximum number of tokens of a text.
+        seed: the random seed for sampling: the same prompt and seed give the same text.
+        stop: strings before which a text ends; those of a call replace them.
+        sampling: how tokens are chosen; by default as the model is set.
+        deadline_s: the timeout of a text in seconds.
+        speculate: whether to speculate; `False` gives the same text, with one search at a time.
     """
 
     max_tokens: int = 128
@@ -75,22 +75,22 @@ class KNNLLM(CustomLLM):
         speculate: bool = True,
         **host: Any,
     ) -> None:
-        """Put settings around a model.
+        """Create a model with these settings.
 
         Args:
-            lm: what writes, with its datastore.
-            max_tokens: see `Attributes`, as for those that follow.
+            lm: the language model, with its datastore.
+            max_tokens: see `Attributes`.
             seed: as above.
-            stop: one text, or several.
+            stop: one string, or several.
             sampling: as above.
             deadline_s: as above.
             speculate: as above.
-            host: what every LLM of the host takes: `callback_manager`, `system_prompt`,
+            host: the fields of every LLM of the host: `callback_manager`, `system_prompt`,
                 `messages_to_prompt`, `completion_to_prompt`, `output_parser`, and so on.
 
         Raises:
-            TypeError: an unknown argument.
-            ConfigError: `lm` is no `KNNLanguageModel`, or a number is out of range.
+            TypeError: an argument is unknown.
+            ConfigError: `lm` is not a `KNNLanguageModel`, or a number is out of range.
         """
         check_model(lm)
         refuse_unknown(host.keys(), type(self).model_fields.keys())
@@ -108,7 +108,7 @@ class KNNLLM(CustomLLM):
 
     @property
     def lm(self) -> "KNNLanguageModel":
-        """What writes, with its datastore."""
+        """The language model, with its datastore."""
         lm: KNNLanguageModel = self._lm
         return lm
 
@@ -127,7 +127,7 @@ class KNNLLM(CustomLLM):
         )
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Lay a call's arguments over the settings."""
+        """Return the settings, overridden by a call's arguments."""
         own = {
             "max_tokens": self.max_tokens,
             "seed": self.seed,
@@ -140,13 +140,13 @@ class KNNLLM(CustomLLM):
         return {**own, **given}
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:
-        """Give what the model is to continue; the host's own parts have formatted it already."""
-        assert self.completion_to_prompt is not None, "the host fills it in"
+        """Return the text to continue, which the host's own parts have formatted already."""
+        assert self.completion_to_prompt is not None, "the host sets it"
         return prompt if formatted else self.completion_to_prompt(prompt)
 
     def _told(self, messages: Sequence[ChatMessage]) -> str:
-        """Show messages as one text."""
-        assert self.messages_to_prompt is not None, "the host fills it in"
+        """Return messages formatted as one text."""
+        assert self.messages_to_prompt is not None, "the host sets it"
         return self.messages_to_prompt(messages)
 
     @llm_completion_callback()
@@ -161,7 +161,7 @@ class KNNLLM(CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """Continue a text without holding up the event loop."""
+        """Continue a text without blocking the event loop."""
         shown = self._shown(prompt, formatted=formatted)
         return response_of(await self.lm.agenerate(shown, **self._options(kwargs)))
 
@@ -170,7 +170,7 @@ class KNNLLM(CustomLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """Continue a text piece by piece; the last piece is empty, and has `raw`."""
+        """Yield the continuation of a text in pieces; the last one is empty and has `raw`."""
         stream = self.lm.stream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
 
         return responses_of(stream)
@@ -180,7 +180,7 @@ class KNNLLM(CustomLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """Continue a text piece by piece without holding up the event loop."""
+        """Yield the continuation of a text in pieces without blocking the event loop."""
         stream = self.lm.astream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
 
         return aresponses_of(stream)
@@ -188,7 +188,7 @@ class KNNLLM(CustomLLM):
     @llm_chat_callback()
     @override
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer messages without holding up the event loop, as the host's way would."""
+        """Answer messages without blocking the event loop, unlike the host's default."""
         response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
         return completion_response_to_chat_response(response)
 
@@ -197,6 +197,6 @@ class KNNLLM(CustomLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """Answer messages piece by piece, likewise."""
+        """Yield the answer to messages in pieces without blocking the event loop."""
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)

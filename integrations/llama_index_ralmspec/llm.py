@@ -1,4 +1,4 @@
-"""A LlamaIndex model as the core's `LanguageModel`: each segment is one call of the host's own."""
+"""A LlamaIndex model as the core's `LanguageModel`: each segment is one call of the model."""
 
 from collections.abc import (
     Hashable,
@@ -38,7 +38,7 @@ from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits
 
-# One call of a host's model, by any of its eight methods, and what is read from its output.
+# One call of a host's model, by any of its eight methods, and the conversion of its output.
 
 
 Reply: TypeAlias = ChatResponse | CompletionResponse
@@ -49,13 +49,13 @@ _WRITTEN = ("completion_tokens", "output_tokens", "eval_count")
 
 @dataclass(frozen=True, slots=True)
 class HostCall:
-    """A call of a host's model: what it is given, and with which arguments.
+    """A call of a host's model: its input and its arguments.
 
     Args:
         llm: the model, with the settings of this call.
-        given: a text that is completed as it is, or the messages of a chat.
-        arguments: how far it is to write, where to stop.
-        record: of this call, for the draft that it writes.
+        given: a formatted text to complete, or the messages of a chat.
+        arguments: the arguments that bound the output and stop it.
+        record: the record of this call, for the draft that it writes.
     """
 
     llm: LLM
@@ -64,7 +64,7 @@ class HostCall:
     record: Any = None
 
     def invoke(self) -> Written:
-        """Call it and wait."""
+        """Return the result of `complete` or `chat`."""
         reply: Reply
         if isinstance(self.given, str):
             reply = self.llm.complete(self.given, formatted=True, **self.arguments)
@@ -73,7 +73,7 @@ class HostCall:
         return self._written(text_of(reply), [reply])
 
     async def ainvoke(self) -> Written:
-        """Call it and await it."""
+        """Return the result of `acomplete` or `achat`."""
         reply: Reply
         if isinstance(self.given, str):
             reply = await self.llm.acomplete(self.given, formatted=True, **self.arguments)
@@ -82,10 +82,10 @@ class HostCall:
         return self._written(text_of(reply), [reply])
 
     def stream(self, progress: Progress, show: Show) -> Written:
-        """Have it stream, and show what came so far, again with each piece.
+        """Return the result of a stream, and show the text so far after each piece.
 
-        The stream is read to its end even where enough has come: the host's own end
-        event depends on it.
+        The stream is read to its end even if enough has arrived, since the host sends its end
+        event only then.
 
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
@@ -106,7 +106,7 @@ class HostCall:
         return self._written(text, came)
 
     async def astream(self, progress: Progress, show: Show) -> Written:
-        """Have it stream on an event loop, in the same way.
+        """Return the result of an asynchronous stream, and show the text so far.
 
         Raises:
             Cancelled: `progress` was cancelled; the stream is closed.
@@ -127,7 +127,7 @@ class HostCall:
         return self._written(text, came)
 
     def _written(self, text: str, came: Sequence[Reply]) -> Written:
-        """Read why it ended and what it counted: from the last reply that says so."""
+        """Return the text, with the reason of its end and the usage in the last replies."""
         said = (self._ended(reply) for reply in reversed(came))
         ended = next((one for one in said if one is not None), None)
         counts = (usage_of(reply) for reply in reversed(came))
@@ -145,14 +145,14 @@ class HostCall:
 
 
 def text_of(reply: Reply) -> str:
-    """Give the text of a model's reply: of content blocks, the text blocks alone."""
+    """Return the text of a model's reply: of content blocks, only the text blocks."""
     if isinstance(reply, ChatResponse):
         return reply.message.content or ""
     return reply.text
 
 
 def said_of(reply: Reply) -> dict[str, Any]:
-    """Gather what goes with a reply, wherever its server puts it."""
+    """Return the reasons of a reply's end, from all fields in which servers report them."""
     raw = reply.raw
     places = [reply.additional_kwargs, raw, _get(raw, "delta")]
     for name in ("choices", "candidates"):
@@ -167,14 +167,14 @@ def said_of(reply: Reply) -> dict[str, Any]:
 
 
 def logprobs_of(reply: Reply) -> list[Entry]:
-    """Read the log-probabilities that a server's own reply says: the host keeps others."""
+    """Return the log-probabilities in a server's own reply; the host's own are different."""
     choices = _get(reply.raw, "choices")
     said = _get(choices[0], "logprobs") if choices else None
     return [] if said is None else entries_of(said)
 
 
 def usage_of(reply: Reply) -> Usage:
-    """Read the tokens that a reply counts; none where it does not say."""
+    """Return the token counts of a reply, or zeros if it has none."""
     for place in (reply.additional_kwargs, _get(reply.raw, "usage"), reply.raw):
         asked, written = _count(place, _ASKED), _count(place, _WRITTEN)
         if asked or written:
@@ -188,24 +188,24 @@ def _count(place: Any, names: Sequence[str]) -> int:
 
 
 def _get(place: Any, name: str) -> Any:
-    """Look a name up in a mapping or in an object: hosts give either."""
+    """Return a value of a mapping or an attribute of an object: hosts use both."""
     return place.get(name) if isinstance(place, Mapping) else getattr(place, name, None)
 
 
 def _last_is_an_end(llm: Any, tokens: Any) -> bool:
-    """Say whether a local Hugging Face model's last token ends its texts."""
+    """Return whether the last token of a local Hugging Face model is an end token."""
     own = llm._model.generation_config.eos_token_id  # noqa: SLF001 there is no public way
     ends = llm.generate_kwargs.get("eos_token_id", own)
     listed = ends if isinstance(ends, list) else [ends]
     return int(tokens[0][-1]) in (*listed, *llm.stopping_ids)
 
 
-# How one call of a host's model is planned: what it is given, how far it is to write.
+# The plan of one call of a host's model: its input, and the bound on its output.
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One call: the text that it continues, how far, and who hears of it."""
+    """One call: the text that it continues, its bound, and its record."""
 
     llm: LLM
     known: Abilities
@@ -219,11 +219,11 @@ class Plan:
     scored: bool = False
 
     def alone(self) -> AbstractContextManager[None]:
-        """Change nothing: the host's handlers are told when things happen."""
+        """Return an empty context: the host's handlers are notified immediately."""
         return nullcontext()
 
     def write(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Call the model, as a stream where partial text is wanted and the model streams."""
+        """Call the model; as a stream if it can stream and its reports are used."""
         if self.call.asynchronous:
             return in_own_loop(self.awrite(given, progress, show))
         return self.call.run(lambda: self._written(given, progress, show))
@@ -235,7 +235,7 @@ class Plan:
         return self._read(call.invoke())
 
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Do the same by the host's asynchronous methods."""
+        """Call the model by the host's asynchronous methods."""
         return await self.call.arun(lambda: self._awritten(given, progress, show))
 
     async def _awritten(self, given: Hits, progress: Progress, show: Show) -> Written:
@@ -253,7 +253,7 @@ class Plan:
         return self._read(await call.ainvoke())
 
     def _call(self, nodes: list[NodeWithScore], *, awaited: bool) -> HostCall:
-        """Make the call that continues the text behind these nodes."""
+        """Return the call that continues the text after these nodes."""
         shown, continues = self._shown(nodes)
         llm, arguments = told(
             self.llm,
@@ -267,20 +267,20 @@ class Plan:
         return HostCall(llm, shown, arguments, self.call.record)
 
     def _further(self, *, continues: bool) -> Mapping[str, Any]:
-        """Give the arguments for a message that is continued, and for log-probabilities."""
+        """Return the arguments to continue a message, and to request log-probabilities."""
         further = (self.known.continuation if continues else None) or {}
         asking = self.known.logprobs if self.scored else None
         return {**further, **merged(further, asking or {})}
 
     def _shown(self, nodes: list[NodeWithScore]) -> tuple[str | list[ChatMessage], bool]:
-        """Give what is to be written on, and whether that is a message of the model's own."""
+        """Return the input to continue, and whether it ends with a message of the assistant."""
         question, context = self.call.bundle.query_str, self.prompting.context(nodes)
         if not self.known.chat or self.known.by_prompt:
             return self.prompting.shown(self.llm, question, context) + self.text, False
         return continued(self.prompting.messages(self.llm, question, context), self.text)
 
     def _read(self, written: Written) -> Written:
-        """Have the model's own parser read a text that is whole."""
+        """Return a whole text after the model's own output parser, if it has one."""
         if not self.known.parses:
             return written
         text = self.llm._parse_output(written.text)  # noqa: SLF001 what `predict` does
@@ -290,10 +290,10 @@ class Plan:
 class HostLM(TextLM[Hits]):
     """Continues a text by calls of a LlamaIndex model, with nodes in its prompt.
 
-    What is right is the loop that a user would write by hand with the same objects:
-    prompt and text so far go in, at most n tokens come out and are appended. A model
+    The reference is the loop that a user would write manually with the same objects: prompt and
+    text so far are the input, and at most n tokens of output are appended. A model
     that completes texts continues its prompt, with `complete(..., formatted=True)`; so
-    does a chat model that shows its messages as one text (`messages_to_prompt`); any
+    does a chat model that formats its messages as one text (`messages_to_prompt`); any
     other chat model continues its own last message.
     """
 
@@ -316,22 +316,23 @@ class HostLM(TextLM[Hits]):
 
         Args:
             llm: the model.
-            prompting: how nodes and question become a prompt.
-            postprocessors: of the nodes, before they are shown; they are given the
+            prompting: formats nodes and question as a prompt.
+            postprocessors: process the nodes before they are formatted; they receive the
                 request's own question.
-            whole: write the whole answer in one call, with no bound.
-            sentence_stop: for models that cannot be told how far to write, but where to
-                stop: the mark that ends a sentence, such as ".".
-            bound: how the model is told to write at most n tokens: the argument's name,
-                or a function from n to the arguments of the call. By default by its class.
-            continuation: that a chat model continues a trailing assistant message: "assistant",
-                or the arguments that make it. By default by its class.
-            side_by_side: whether several calls may run at a time. By default by its class.
-            logprobs: the arguments of a call that ask for log-probabilities, in OpenAI's form,
-                for workloads that read them. By default by its class.
+            whole: whether one call, without a bound, writes the whole answer.
+            sentence_stop: for models whose output cannot be bounded, but which accept stop
+                strings: the end of a sentence, such as ".".
+            bound: how a call is bounded to n tokens: the name of an argument, or a function
+                from n to the arguments of the call. By default determined by the class.
+            continuation: how a chat model continues a trailing assistant message: "assistant",
+                or the arguments that enable it. By default determined by the class.
+            side_by_side: whether several calls may run at a time. By default determined by the
+                class.
+            logprobs: the arguments of a call that request log-probabilities, in OpenAI's form,
+                for workloads that read them. By default determined by the class.
 
         Raises:
-            ConfigError: the model cannot write step by step; or not in the ways asked for.
+            ConfigError: the model cannot write in steps, or not in the requested way.
         """
         step = first_step(whole=whole, sentence_stop=sentence_stop)
         known = capabilities.abilities(
@@ -355,12 +356,12 @@ class HostLM(TextLM[Hits]):
 
     @property
     def reads_scores(self) -> bool:
-        """Whether anything that is called may look at the nodes' scores."""
+        """Whether any called part may read the nodes' scores."""
         return self._own.reads_scores
 
 
 class _ModelWriter:
-    """A model, the prompt that it is given, and what is done to the nodes before."""
+    """A model, its prompt, and its node postprocessors."""
 
     def __init__(
         self, llm: LLM, known: Abilities, prompting: Prompting, processing: Postprocessing
@@ -380,17 +381,17 @@ class _ModelWriter:
         return self._prompting.format_nodes is not None or self.processing.reads_scores
 
     def call(self, draft: TextDraft, step: Step, bound: int, sentence_stop: str | None) -> Plan:
-        """Plan one call."""
+        """Return the plan of one call."""
         parts = (self._llm, self._known, self._prompting, self.processing)
         stop = stops(draft, step, sentence_stop)
         call = request_call(draft.origin)
         return Plan(*parts, draft.text, step, bound, stop, call, self._scored)
 
     def scored(self) -> "_ModelWriter":
-        """Give a writer whose calls ask for log-probabilities.
+        """Return a writer whose calls request log-probabilities.
 
         Raises:
-            ConfigError: it is not known how the model is asked for them.
+            ConfigError: it is not known how they are requested from the model.
         """
         check_logprobs(self._known.name, self._known.logprobs)
         twin = copy(self)
@@ -398,7 +399,7 @@ class _ModelWriter:
         return twin
 
     def write_key(self, draft: TextDraft, given: Hits, tokens: int) -> Hashable:
-        """Hold the draft and the nodes, with their scores if anybody looks at them."""
+        """Return the draft and the nodes, with their scores if any part reads them."""
         return draft, valued(given, scores=self.reads_scores), tokens
 
     def same(self, one: Hits, other: Hits) -> bool:

@@ -1,4 +1,4 @@
-"""Drives the Hugging Face model inside of a host's wrapper by tokens and key-value cache."""
+"""Drives the Hugging Face model inside a host's wrapper by tokens and key-value cache."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ralmspec_plugins.lm.decoder import DecodingSettings
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
-# Node postprocessors in front of a model that is driven directly.
+# Node postprocessors for a model that is driven directly.
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessedDraft:
-    """A draft of the model, whose request it is, and what was told of its nodes."""
+    """A draft of the model, its request, and the record of its nodes."""
 
     inner: Draft
     request: Request
@@ -46,22 +46,22 @@ _Write: TypeAlias = Callable[[Draft, Sequence[Passage], int, Progress], Draft]
 
 
 class ProcessedLM:
-    """Continues a text with what postprocessors leave of the nodes."""
+    """Continues a text with postprocessed nodes."""
 
     reads_hits = True
 
     def __init__(self, lm: "HuggingFaceLM", processing: Postprocessing) -> None:
-        """Put these postprocessors in front of a model."""
+        """Wrap a model with these postprocessors."""
         self.lm = lm
         self.processing = processing
 
     @property
     def reads_scores(self) -> bool:
-        """Whether a postprocessor may look at scores."""
+        """Whether a postprocessor may read scores."""
         return self.processing.reads_scores
 
     def begin(self, request: Request) -> ProcessedDraft:
-        """Tokenise the prompt."""
+        """Return the draft of the tokenized prompt."""
         return ProcessedDraft(self.lm.begin(request), request)
 
     def write(
@@ -72,7 +72,7 @@ class ProcessedLM:
         Raises:
             ContextOverflowError: nodes, prompt and text exceed the context.
             Cancelled: `progress` was cancelled while writing.
-            Exception: what a postprocessor raises.
+            Exception: the error of a postprocessor.
         """
         shown, grown = self._shown(draft, hits)
         return grown(self.lm.write(draft.inner, shown, tokens, Reports(progress, grown)))
@@ -85,7 +85,7 @@ class ProcessedLM:
         Raises:
             ContextOverflowError: nodes, prompt and text exceed the context.
             Cancelled: `progress` was cancelled while writing.
-            Exception: what a postprocessor raises.
+            Exception: the error of a postprocessor.
         """
         shown, grown = self._shown(draft, hits)
         return grown(self.lm.write_sentence(draft.inner, shown, tokens, Reports(progress, grown)))
@@ -93,49 +93,49 @@ class ProcessedLM:
     async def awrite(
         self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
     ) -> ProcessedDraft:
-        """Do what `write` does; postprocessors are awaited, the model writes in a thread."""
+        """Continue a draft; postprocessors are awaited, and the model runs in a thread."""
         return await self._awritten(self.lm.write, draft, hits, tokens, progress)
 
     async def awrite_sentence(
         self, draft: ProcessedDraft, hits: Hits, tokens: int, progress: Progress
     ) -> ProcessedDraft:
-        """Do the same to the end of the next sentence."""
+        """Continue a draft to the end of its next sentence, as `awrite`."""
         return await self._awritten(self.lm.write_sentence, draft, hits, tokens, progress)
 
     def finished(self, draft: ProcessedDraft) -> bool:
-        """Say whether the draft has ended."""
+        """Return whether the draft has ended."""
         return self.lm.finished(draft.inner)
 
     def tail(self, draft: ProcessedDraft, tokens: int) -> str:
-        """Give the last tokens of prompt and text, as text."""
+        """Return the last tokens of prompt and text, as text."""
         return self.lm.tail(draft.inner, tokens)
 
     def text(self, draft: ProcessedDraft) -> str:
-        """Give what was written, without the prompt."""
+        """Return the text without the prompt."""
         return self.lm.text(draft.inner)
 
     def settled(self, draft: ProcessedDraft) -> str:
-        """Give the part of `text` that no later token can change."""
+        """Return the part of `text` that no later token can change."""
         return self.lm.settled(draft.inner)
 
     def text_key(self, draft: ProcessedDraft) -> Hashable:
-        """Hold prompt and tokens, and whether they end there."""
+        """Return a key of prompt and tokens, and of whether the text has ended."""
         return self.lm.text_key(draft.inner)
 
     def write_key(self, draft: ProcessedDraft, hits: Hits, tokens: int) -> Hashable:
-        """Hold the draft and the nodes, with their scores if a postprocessor looks at them."""
+        """Return the draft and the nodes, with their scores if a postprocessor reads them."""
         return draft, valued(hits, scores=self.reads_scores), tokens
 
     def same_passages(self, one: Hits, other: Hits) -> bool:
-        """Say whether the model is shown the same of both."""
+        """Return whether the model reads the same nodes in both."""
         return self.processing.same(one, other)
 
     def release(self, draft: ProcessedDraft) -> None:
-        """Free the caches of this draft's request."""
+        """Release the caches of this draft's request."""
         self.lm.release(draft.inner)
 
     def _shown(self, draft: ProcessedDraft, hits: Hits) -> tuple[list[Passage], _Grown]:
-        """Process the nodes; give what is left, and what makes a draft of the model's own."""
+        """Return the processed nodes, and the function that wraps the model's drafts."""
         call = request_call(draft.request)
         nodes = call.run(lambda: call.nodes(hits, self.processing))
         return _passages(nodes), _grown(draft, call)
@@ -168,19 +168,18 @@ def direct_lm(
     cache_bytes: int | None = None,
     decoding: "DecodingSettings | None" = None,
 ) -> "HuggingFaceLM | ProcessedLM":
-    """Make a model that writes by tokens of the one in a `HuggingFaceLLM` or `SpeculativeLLM`.
+    """Return a token-level model over that of a `HuggingFaceLLM` or `SpeculativeLLM`.
 
-    A `SpeculativeLLM` has its drafter; the other's tokens are speculated on by `decoding`.
+    A `SpeculativeLLM` has its own drafter; for the other `decoding` enables speculative decoding.
 
     The prompt is the host's, with its system prompt, its wrappers and its chat template,
-    split at the place of the nodes; tokens are chosen by the wrapper's own settings. What
-    is right is then the plain loop over this model: a loop over the host's wrapper turns
-    text into tokens anew at each step, which may split it in other ways, and it draws
-    other random numbers where it samples.
+    split at the place of the nodes; tokens are chosen by the wrapper's own settings. The
+    reference is the plain loop over this model. A loop over the host's wrapper tokenizes the
+    text again at each step, possibly into other tokens, and draws other random numbers if it
+    samples.
 
     Raises:
-        ConfigError: it is no `HuggingFaceLLM`, or it has settings that cannot be kept to;
-            the message names them.
+        ConfigError: it is neither, or it has unsupported settings; the message names them.
     """
     template = _template(Prompting() if prompting is None else prompting, llm)
     if isinstance(llm, SpeculativeLLM):
@@ -194,7 +193,7 @@ def _own_lm(
     llm: SpeculativeLLM, template: PassageTemplate, decoding: "DecodingSettings | None"
 ) -> "HuggingFaceLM":
     if llm.output_parser is not None:
-        raise ConfigError(f"direct=True cannot keep to {_PARSER} of the SpeculativeLLM")
+        raise ConfigError(f"direct=True does not support {_PARSER} of the SpeculativeLLM")
     options = direct_options(llm, {}, decoding, "the SpeculativeQueryEngine")
     return llm.loaded().driven_by_tokens(options, template, UNCUT)
 
@@ -208,7 +207,7 @@ def _wrapped_lm(
     if not hugging_face(llm):
         raise ConfigError(
             f"direct=True needs a HuggingFaceLLM or a SpeculativeLLM, got {type(llm).__name__}; "
-            "without it the host's own calls are used"
+            "without direct=True the host's own calls are used"
         )
     from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 
@@ -229,10 +228,10 @@ _PARSER: Final = "output_parser (a text that is written step by step cannot be p
 
 
 def sampling_of(llm: Any) -> Greedy | Sampling:
-    """Read how a `HuggingFaceLLM` chooses tokens.
+    """Return how a `HuggingFaceLLM` chooses tokens.
 
     Raises:
-        ConfigError: it has settings that cannot be kept to.
+        ConfigError: it has unsupported settings.
     """
     eos = llm._model.generation_config.eos_token_id  # noqa: SLF001 there is no public way
     ends = {*eos} if isinstance(eos, list | tuple) else {eos}
@@ -245,7 +244,7 @@ def sampling_of(llm: Any) -> Greedy | Sampling:
 
 
 def _settings(llm: Any) -> Mapping[str, Any]:
-    """Lay together what `generate` would: the model's own settings, and those of the call."""
+    """Return the settings that `generate` combines: the model's own, and those of the call."""
     given = dict(llm.generate_kwargs)
     settings: dict[str, Any] = {}
     for config in (llm._model.generation_config, given.pop("generation_config", None)):  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The settings of a `SpeculativeQueryEngine`, beside those of the host's own query engine."""
+"""The settings of a `SpeculativeQueryEngine` that the host's own query engine does not have."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -24,41 +24,46 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Options:
-    """How a query engine speculates, and how it writes where that is not the host's affair.
+    """How a query engine speculates, and how it writes if the host's synthesizer does not.
 
     Attributes:
         workload: "one_shot" (one retrieval, then the response synthesizer: the host's own query
             engine), "sentences" (a retrieval for each sentence), "interval" (one every few
-            tokens), "flare", "iter_retgen", "multi_hop" (docs/workloads.md), or what makes a
-            workload of a model: `functools.partial(Interval, interval=8)`.
-        direct: drive a local `HuggingFaceLLM` or `SpeculativeLLM` by tokens and key-value cache,
-            not by its calls.
-        decoding: with `direct`, a `Decoding`, by which tokens are speculated on, too
+            tokens), "flare", "iter_retgen", "multi_hop" (docs/workloads.md), or a function from
+            a model to a workload: `functools.partial(Interval, interval=8)`.
+        direct: whether a local `HuggingFaceLLM` or `SpeculativeLLM` is driven by tokens and
+            key-value cache, not by its calls.
+        decoding: with `direct`, a `Decoding`, which enables speculative decoding
             (docs/decoding.md); a `SpeculativeLLM` has its own.
-        bound: how the model is told to write at most n tokens; known of the usual classes.
-        continuation: that the chat model continues its own last message, and how.
-        sentence_stop: ends sentences by this stop string, for models that cannot be bounded.
-        max_tokens: the longest answer, in what the steps are allowed: 256, of sentences 1024.
-        stop: texts at which an answer ends; not for "one_shot".
-        seed: of the draws of a directly driven model.
-        deadline_s: after which a request ends with `DeadlineExceeded`.
-        speculate: False: the plain loop.
+        bound: how a call is bounded to n tokens; known for the usual classes.
+        continuation: how the chat model continues its own last message; known for the usual
+            classes.
+        sentence_stop: the stop string that ends a sentence, for models whose output cannot be
+            bounded.
+        max_tokens: the maximum number of tokens of an answer, by the bounds of its steps: 256,
+            for sentences 1024.
+        stop: strings at which an answer ends; not for "one_shot".
+        seed: the random seed for sampling with a directly driven model.
+        deadline_s: the timeout after which a request ends with `DeadlineExceeded`.
+        speculate: whether to speculate; `False`: the plain loop.
         guess_through: whether postprocessors, and with "one_shot" the response synthesizer, may
-            run on guessed nodes: more often than in the host, and in another order. By default
-            where all their classes are known to keep nothing between two calls. True says so of
-            yours; False has them wait for the search, and only the memo saves that.
-        schedule: how far to run ahead; `Continuous` by default.
-        prefetch: nodes that a wider search brings to the pool: max(20, 20 k), 80 at most, or 2 k.
-        pool: nodes seen so far, to guess with: one of the engine's own by default, if only
-            LlamaIndex' own classes search. None: one for each request.
-        memo: answers of former searches, trusted: where the index does not change, or the
-            engine's `invalidate` is called when it has.
+            be called with guessed nodes, so more often than in the host and in another order.
+            `None`: if all their classes are known to keep no state between two calls. Set `True`
+            if yours keep none. With `False` they wait for the search, unless the memo has it.
+        schedule: how far to speculate; `Continuous` by default.
+        prefetch: the number of nodes of a wider search for the pool: max(20, 20 k), at most 80,
+            or 2 k.
+        pool: the passage cache of nodes found so far, for guesses: by default one per engine, if
+            the search uses only LlamaIndex' own classes. `None`: one per request.
+        memo: caches results of searches, which are used without a new search: for an index that
+            does not change, or if `invalidate` is called after a change.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
-        batching: which stores are searched in batches: "exact", "probed" or "off".
-        side_by_side: single calls of the retriever at a time.
-        pure: whether the retriever finds the same for the same query; found out by its class.
-        report: whether `metadata["ralmspec"]` of a response has its `Report`, beside the sources'
-            metadata; `stats_of(response)` has its numbers in any case.
+        batching: which batch searches are used: "exact", "probed" or "off".
+        side_by_side: the maximum number of concurrent single calls of the retriever.
+        pure: whether the retriever finds the same nodes for the same query; by default
+            determined by its class.
+        report: whether `metadata["ralmspec"]` of a response has its `Report`, in addition to
+            the sources' metadata; `stats_of(response)` works in either case.
     """
 
     workload: WorkloadName | WorkloadMaker = "one_shot"
@@ -85,10 +90,10 @@ class Options:
     one_shot: bool = field(init=False, repr=False)  # one retrieval, then the synthesizer
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning.
+        """Check the options.
 
         Raises:
-            ConfigError: the message says what to do.
+            ConfigError: they are not compatible; the message says what to do.
         """
         self._check_types()
         if self.pool == "own":
@@ -97,8 +102,8 @@ class Options:
             raise ConfigError(f"pool must be a SharedPassageCache or None, got {self.pool!r}")
         if self.guess_through is False and self.replica is not None:
             raise ConfigError(
-                "a replica makes guesses, and guess_through=False has nothing run on any: leave "
-                "one of them out, or say guess_through=True"
+                "a replica is used for guesses, and guess_through=False disables these: remove "
+                "one of them, or set guess_through=True"
             )
         check_decoding(self.decoding, direct=self.direct)
         object.__setattr__(self, "one_shot", is_one_shot(self.workload))
@@ -106,10 +111,10 @@ class Options:
             self._refuse_steps()
 
     def _check_types(self) -> None:
-        """Refuse values that could only fail later, at the first query.
+        """Check the types of the options, so that errors are raised before the first query.
 
         Raises:
-            ConfigError: the message says which.
+            ConfigError: one has another type; the message says which.
         """
         for names, fits, what in _FITTING:
             for name in names:
@@ -118,7 +123,7 @@ class Options:
                     raise ConfigError(f"{name} must be {what}, got {value!r}")
 
     def _refuse_steps(self) -> None:
-        """Refuse settings of step by step writing: here the synthesizer writes, as it is."""
+        """Check that no setting of writing in steps is given, since the synthesizer writes."""
         given = {
             "direct": self.direct,
             "bound": self.bound,
@@ -144,11 +149,11 @@ class Options:
     def speculation(
         self, *, guesses: bool, may_guess: Callable[[], bool] | None = None
     ) -> Speculation:
-        """Give the part that says how far requests run ahead.
+        """Return the settings of speculation.
 
         Args:
-            guesses: whether the host's parts may run on guesses.
-            may_guess: says the same at any time, also within a request that runs.
+            guesses: whether the host's parts may be called with guesses.
+            may_guess: returns the same at any time, also during a request.
         """
         pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
@@ -184,7 +189,7 @@ def _is_bound(value: object) -> bool:
     return value is None or callable(value) or (isinstance(value, str) and value != "")
 
 
-# Which values options may have, and how that is said.
+# The values that options may have, and their description.
 _FITTING: Final[Sequence[tuple[Sequence[str], Callable[[Any], bool], str]]] = (
     (("max_tokens", "prefetch"), _is_count, "a number of at least 1"),
     (("side_by_side",), lambda one: one is not None and _is_count(one), "a number of at least 1"),

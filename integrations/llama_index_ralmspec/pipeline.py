@@ -1,4 +1,4 @@
-"""The parts of a `SpeculativeQueryEngine`, made of the host's and held against each other."""
+"""The parts of a `SpeculativeQueryEngine`, made from the host's and checked for compatibility."""
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Hashable, Iterator, Sequence
@@ -50,16 +50,16 @@ from ralmspec_plugins.workloads import MultiHop
 
 _log = logging.getLogger(__name__)
 _TEMPLATES: Final = ("text_qa_template", "summary_template")
-_MOST_MODELS: Final = 4  # models in models that are looked for
+_MOST_MODELS: Final = 4  # the maximum depth of nested models
 
 
 def check_postprocessors(
     workload: MultiHop[Any], postprocessors: Sequence[BaseNodePostprocessor]
 ) -> None:
-    """Refuse postprocessors of nodes that are inserted into the text, where none would run.
+    """Check that there are no postprocessors for nodes that are inserted into the text.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: there are some, which would not run.
     """
     if postprocessors and not workload.hops.in_front:
         names = ", ".join(type(one).__name__ for one in postprocessors)
@@ -70,7 +70,7 @@ def check_postprocessors(
 
 
 class Assembly:
-    """What a retriever, a synthesizer, postprocessors and options come to."""
+    """The parts made from a retriever, a synthesizer, postprocessors and options."""
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class Assembly:
         options: Options,
         runtime: Runtime,
     ) -> None:
-        """Put the parts together.
+        """Create the parts.
 
         Raises:
-            ConfigError: they do not fit each other; the message says what to do.
+            ConfigError: they are not compatible; the message says what to do.
         """
         self.retriever, self.synthesizer = retriever, synthesizer
         self.options, self._runtime = options, runtime
@@ -100,13 +100,13 @@ class Assembly:
         speculation.settings(self._host, options.schedule or Continuous(), self._replica)
         if options.speculate and options.guess_through is None and not self.guesses:
             _log.warning(
-                "nothing is written on guesses: it is not known of %s that nothing is kept there "
-                "between two calls. If so, say guess_through=True; or False, for no warning",
+                "no answer is written with guesses: %s may keep state between two calls. Set "
+                "guess_through=True if there is none, or False to disable this warning",
                 ", ".join(self._unknown()),
             )
 
     def _hosts(self, retriever: BaseRetriever) -> HostRetriever:
-        """Make the host's retriever, in nobody's context: none of its spans stay with it."""
+        """Return the host's retriever, created in an empty context, so without its spans."""
         options = self.options
         return Context().run(
             partial(
@@ -118,7 +118,7 @@ class Assembly:
             )
         )
 
-    def _lm(self) -> Any:  # they read hits, where the protocol says passages
+    def _lm(self) -> Any:  # these models read hits instead of the protocol's passages
         options = self.options
         if options.one_shot:
             return SynthesizerLM(self.synthesizer, self._postprocessors)
@@ -130,7 +130,7 @@ class Assembly:
             parts, decoding = (llm, prompting, self._postprocessors), options.decoding
             if decoding is None:
                 return direct_lm(*parts)
-            key = ("direct", object_id(decoding), self.key)  # what was measured serves copies
+            key = ("direct", object_id(decoding), self.key)  # copies share the measurements
             return self._runtime.shared(key, partial(direct_lm, *parts, decoding=decoding))
         return HostLM(
             llm,
@@ -148,7 +148,7 @@ class Assembly:
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the retriever's store so far."""
+        """The calls of the retriever's store so far."""
         return self._host.stats
 
     def note_call(self, found: int) -> None:
@@ -156,7 +156,7 @@ class Assembly:
         self._host.note_call(found)
 
     def request(self, context: HostContext) -> Request:
-        """Make the request for a query."""
+        """Return the request for a query."""
         options = self.options
         longest = options.max_tokens
         return Request(
@@ -170,25 +170,25 @@ class Assembly:
 
     @property
     def guesses(self) -> bool:
-        """Whether the host's parts may run on guesses, in any order and number."""
+        """Whether the host's parts may be called with guesses, in any order and number."""
         options, effects = self.options, self.effects
         if not options.speculate or (effects is not None and effects.found is not None):
             return False
         return not self._unknown() if options.guess_through is None else options.guess_through
 
     def _unknown(self) -> list[str]:
-        """Name the parts that are given nodes, and may do more than what these say."""
+        """Return the class names of parts that may use more than the nodes they receive."""
         unknown = Postprocessing(self._postprocessors).unknown
         if self.options.one_shot and not is_known(self.synthesizer):
             unknown.append(self.synthesizer)
         return [type(one).__name__ for one in unknown]
 
     def engines(self, bundle: QueryBundle, *, asynchronous: bool = False) -> Engines | None:
-        """Return the engines for a query; `None` where the host's own engine answers it.
+        """Return the engines for a query; `None` if the host's own engine answers it.
 
-        It does where there is one retrieval, and nothing that could be known before it: then the
-        host's parts run in the caller's thread and context, as if this package were not there.
-        Parts that would block the caller's event loop run in the engine's threads nevertheless.
+        It does if there is one retrieval and nothing to guess: then the host's parts run in the
+        caller's thread and context, as without this package. Parts that would block the caller's
+        event loop still run in the engine's threads.
         """
         options, guesses = self.options, self.guesses
         host = self._host.for_call(bundle)
@@ -211,7 +211,7 @@ class Assembly:
 
 
 def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffects | None:
-    """Watch the model, unless it is a server's, driven directly, or said to leave no traces."""
+    """Return the observer of the model's side effects; `None` if it is known to have none."""
     llm = inner(getattr(synthesizer, "_llm", None))
     if llm is None or options.guess_through or options.direct or is_remote(llm):
         return None
@@ -219,7 +219,7 @@ def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffe
 
 
 def _models_in(llm: BaseLLM, depth: int = 0) -> list[BaseLLM]:
-    """List a model, and those that it holds and calls."""
+    """Return a model, and those that it holds and calls."""
     inside = [one for one in attributes(llm).values() if isinstance(one, BaseLLM)]
     if depth >= _MOST_MODELS:
         return [llm]
@@ -231,7 +231,7 @@ def key_of(
     synthesizer: BaseSynthesizer,
     postprocessors: Sequence[BaseNodePostprocessor],
 ) -> Hashable:
-    """Name the host's parts: engines are made again where one of them was replaced."""
+    """Return a key of the host's parts: engines are created again if one was replaced."""
     llm = getattr(synthesizer, "_llm", None)
     templates = [one for one in vars(synthesizer).values() if isinstance(one, BasePromptTemplate)]
     parts = (retriever, synthesizer, llm, *templates, *postprocessors)
@@ -239,12 +239,12 @@ def key_of(
 
 
 def template_of(synthesizer: BaseSynthesizer) -> BasePromptTemplate | None:
-    """Return the prompt with which a synthesizer shows nodes and question to the model."""
+    """Return the prompt with which a synthesizer formats nodes and question for the model."""
     prompts = synthesizer.get_prompts()
     return next((prompts[name] for name in _TEMPLATES if name in prompts), None)
 
 
-# One query: what happens in the engine, told to the host's handlers and made a response.
+# One query: the engine's events, reported to the host's handlers and converted to a response.
 
 
 class RequestRun:
@@ -258,15 +258,15 @@ class RequestRun:
         *,
         asynchronous: bool = False,
     ) -> None:
-        """Look at the query, and begin nothing yet.
+        """Create a run; nothing is started yet.
 
         Args:
             assembly: the query engine's parts.
-            engines: what answers it.
+            engines: the engines that answer it.
             bundle: the query.
             asynchronous: whether it is answered on an event loop.
         """
-        # Read once: chat engines switch it on for one query, and off when they have its stream.
+        # Read once: chat engines enable it for one query, and disable it once it streams.
         streaming = bool(getattr(assembly.synthesizer, "_streaming", False))
         options = assembly.options
         context = HostContext(
@@ -287,22 +287,22 @@ class RequestRun:
         self._responses = Responses(context, one_shot=options.one_shot, report=options.report)
 
     def response(self) -> RESPONSE_TYPE:
-        """Answer it; a response that streams is returned when its nodes are known.
+        """Return the response; one that streams is returned when its nodes are known.
 
         Raises:
-            Exception: what the host's own loop would have raised.
+            Exception: the error of the host's own loop.
         """
         events = self._engines.sync.events(self._request, reports=self._streaming)
         try:
             return self._response_of(events)
         except RuntimeError as error:
             if isinstance(error.__cause__, StopIteration):
-                _ = events.answer  # raises what the request came to: no iterator stands between
+                _ = events.answer  # raises the request's own error, outside of an iterator
             raise
 
     def _response_of(self, events: EventStream) -> RESPONSE_TYPE:
         pieces = self._pieces(events)
-        next(pieces)  # from here on there is a response, and closing it ends the request
+        next(pieces)  # now there is a response, and closing it ends the request
         made = self._responses.response
         if isinstance(made, StreamingResponse) and made is not self._responses.unread:
             return self._responses.streaming(pieces)
@@ -317,10 +317,10 @@ class RequestRun:
         yield from self._responses.ended(events.answer)
 
     async def aresponse(self) -> RESPONSE_TYPE:
-        """Answer it on an event loop.
+        """Return the response on an event loop.
 
         Raises:
-            Exception: what the host's own loop would have raised.
+            Exception: the error of the host's own loop.
         """
         engine = self._engines.asynchronous
         pieces = self._apieces(engine.events(self._request, reports=self._streaming))
@@ -343,7 +343,7 @@ class RequestRun:
 
 
 def records_of(event: Commit) -> list[CallRecord]:
-    """List the records of the calls that a committed step rests on: embedding, search, writing."""
+    """Return the records of a committed step's calls: embedding, search and model."""
     payloads = [hit.features for hit in event.hits]
     if event.retrieved is not None:
         payloads.append(event.retrieved.query.encoding)
@@ -353,7 +353,7 @@ def records_of(event: Commit) -> list[CallRecord]:
 
 
 class _Current:
-    """A request's events; its retriever knows the request while the next one is made."""
+    """A request's events; the request is current while the next event is computed."""
 
     def __init__(self, events: EventStream, context: HostContext) -> None:
         self._events = events
@@ -374,7 +374,7 @@ class _Current:
 
 
 class _AsyncCurrent:
-    """The same on an event loop."""
+    """A request's events on an event loop; the request is current during the next one."""
 
     def __init__(self, events: AsyncEventStream, context: HostContext) -> None:
         self._events = events

@@ -1,4 +1,4 @@
-"""The host's node postprocessors: run as its query engine does, and what is known of them."""
+"""The host's node postprocessors: run as in its query engine, and classified by their inputs."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, Final
@@ -12,7 +12,7 @@ from ralmspec_plugins.adapters.fingerprint import is_known, qualified_name
 from ralmspec_plugins.types import Hits, passages_of
 
 _NODE: Final = "llama_index.core.postprocessor.node"
-# What these do depends on nodes alone: on no scores, no question, no model, no clock.
+# The results of these depend only on the nodes: on no scores, question, model or clock.
 _BLIND: Final = frozenset(
     {
         f"{_NODE}.KeywordNodePostprocessor",
@@ -21,49 +21,49 @@ _BLIND: Final = frozenset(
         "llama_index.core.postprocessor.node_recency.FixedRecencyPostprocessor",
     }
 )
-# These look at scores besides, but their results hold none that were not there before.
+# These also read scores, but compute none.
 _SORTING: Final = frozenset({f"{_NODE}.LongContextReorder", f"{_NODE}.SimilarityPostprocessor"})
-# Blind, but dear to run, or reading a store: not to be run just to see what comes out.
+# These depend only on nodes, but are expensive or read a store: they are not run to compare.
 _DEAR: Final = frozenset(
     {f"{_NODE}.KeywordNodePostprocessor", f"{_NODE}.PrevNextNodePostprocessor"}
 )
 
 
 class Postprocessing:
-    """Node postprocessors, one after the other."""
+    """A sequence of node postprocessors."""
 
     def __init__(self, postprocessors: Sequence[BaseNodePostprocessor] = ()) -> None:
-        """Take these over, in their order."""
+        """Create a sequence of these, in order."""
         self.postprocessors = postprocessors
 
     def run(self, nodes: list[NodeWithScore], bundle: QueryBundle) -> list[NodeWithScore]:
-        """Process nodes; they are the postprocessors' to change."""
+        """Return the processed nodes; the given ones may be modified."""
         for one in self.postprocessors:
             nodes = one.postprocess_nodes(nodes, query_bundle=bundle)
         return nodes
 
     async def arun(self, nodes: list[NodeWithScore], bundle: QueryBundle) -> list[NodeWithScore]:
-        """Process nodes with the asynchronous methods."""
+        """Return the processed nodes, by the asynchronous methods."""
         for one in self.postprocessors:
             nodes = await one.apostprocess_nodes(nodes, query_bundle=bundle)
         return nodes
 
     @property
     def reads_scores(self) -> bool:
-        """Whether a postprocessor may look at scores."""
+        """Whether a postprocessor may read scores."""
         return not all(name in _BLIND for name in self._names())
 
     @property
     def unknown(self) -> list[Any]:
-        """List those that may do more than what the nodes say: ask a model, keep something."""
+        """The postprocessors that may use more than the nodes, such as a model or kept state."""
         pairs = zip(self.postprocessors, self._names(), strict=True)
         return [one for one, name in pairs if name not in _BLIND | _SORTING]
 
     def same(self, guess: Hits, truth: Hits) -> bool:
-        """Say whether the same nodes come out of both, whatever their scores.
+        """Return whether the same nodes result from both, regardless of their scores.
 
-        Scores may differ where they decide nothing: a guess has the passages that the
-        search gives, and scores of its own making.
+        Scores may differ if they do not affect the result: a right guess has the passages of the
+        search, but its own scores.
         """
         if passages_of(guess) != passages_of(truth):
             return False
@@ -76,20 +76,20 @@ class Postprocessing:
         return left is not None and left == self._left_of(truth)
 
     def _left_of(self, hits: Hits) -> list[Any] | None:
-        """Give the passages that are left of hits, or nothing where that fails."""
+        """Return the passages of the processed hits, or `None` after an error."""
         with tagged():
             try:
                 nodes = self.run(nodes_of(hits), QueryBundle(""))
                 return [passage_of(one.node) for one in nodes]
-            except Exception:  # noqa: BLE001 raised again where it counts, by the call itself
+            except Exception:  # noqa: BLE001 the call itself raises it
                 return None
 
     def _names(self) -> list[str]:
-        """Name the postprocessors' classes; one with a method of its own is of none."""
+        """Return the class names of the postprocessors; "" for one with replaced methods."""
         named = [(one, qualified_name(type(one))) for one in self.postprocessors]
         return [name if is_known(one, {name}) else "" for one, name in named]
 
 
 def valued(hits: Hits, *, scores: bool) -> Hashable:
-    """Hold all that can be seen of hits, their scores too where somebody looks at them."""
+    """Return a key of hits: of their passages, and of their scores if these are read."""
     return tuple(passages_of(hits)), tuple(hit.score for hit in hits) if scores else None

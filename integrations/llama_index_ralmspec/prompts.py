@@ -1,4 +1,4 @@
-"""From nodes and the text so far to what a host's model is given."""
+"""Prompts of nodes, question and the text so far for a host's model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from ralmspec_plugins.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prompting:
-    """How nodes and question become a prompt: as the host's response synthesizers do it.
+    """Formats nodes and question as a prompt, as the host's response synthesizers do.
 
     Args:
         text_qa_template: the prompt, with the variables `context_str` and `query_str`.
-        separator: what stands between two nodes.
-        format_nodes: shows all nodes, in the place of their own content and `separator`.
+        separator: the text between two nodes.
+        format_nodes: formats all nodes, instead of their own content and `separator`.
     """
 
     text_qa_template: BasePromptTemplate = field(default_factory=lambda: DEFAULT_TEXT_QA_PROMPT_SEL)
@@ -27,10 +27,10 @@ class Prompting:
     format_nodes: Callable[[list[NodeWithScore]], str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a prompt that does not show the nodes.
+        """Check that the prompt has a variable for the nodes.
 
         Raises:
-            ConfigError: it has no variable for them.
+            ConfigError: it has none.
         """
         if not _shows(self.text_qa_template, "context_str"):
             raise ConfigError(
@@ -40,28 +40,28 @@ class Prompting:
             )
 
     def context(self, nodes: Sequence[NodeWithScore]) -> str:
-        """Show the nodes, as the model sees them."""
+        """Return the nodes formatted for the model."""
         if self.format_nodes is not None:
             return self.format_nodes(list(nodes))
         shown = (one.node.get_content(metadata_mode=MetadataMode.LLM) for one in nodes)
         return self.separator.join(shown)
 
     def text(self, llm: LLM, question: str, context: str) -> str:
-        """Fill the prompt in for a model that completes a text, with the model's own frame."""
-        return llm._get_prompt(  # noqa: SLF001 what `predict` does, and there is no public way
+        """Return the prompt of a model that completes a text, formatted by the model."""
+        return llm._get_prompt(  # noqa: SLF001 as `predict` does; there is no public method
             self.text_qa_template, context_str=context, query_str=question
         )
 
     def messages(self, llm: LLM, question: str, context: str) -> list[ChatMessage]:
-        """Fill the prompt in for a chat model, with the model's own system prompt."""
+        """Return the prompt's messages for a chat model, with the model's own system prompt."""
         return llm._get_messages(  # noqa: SLF001 as above
             self.text_qa_template, context_str=context, query_str=question
         )
 
     def shown(self, llm: LLM, question: str, context: str) -> str:
-        """Fill the prompt in as the one text that a model completes; messages, if it chats, in it.
+        """Return the prompt as one text; a chat model formats its messages as one.
 
-        So a chat model is given it that shows its messages as a text.
+        This is for models that complete a text, and chat models that format their messages so.
         """
         if not llm.metadata.is_chat_model:
             return self.text(llm, question, context)
@@ -71,10 +71,10 @@ class Prompting:
 
 
 def continued(messages: Sequence[ChatMessage], text: str) -> tuple[list[ChatMessage], bool]:
-    """Put the text so far behind a chat prompt, as the assistant's own message.
+    """Append the text so far to a chat prompt, as the assistant's own message.
 
-    A prompt that ends with the beginning of an answer has the text appended to it.
-    Says too whether there is such a message, which the model is to continue.
+    If the prompt ends with the beginning of an answer, the text is appended to that. Also return
+    whether there is such a message, which the model continues.
     """
     begun = messages[-1] if messages else None
     if begun is not None and begun.role == MessageRole.ASSISTANT:

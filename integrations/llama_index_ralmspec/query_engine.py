@@ -1,4 +1,4 @@
-"""LlamaIndex' query engine over a retriever, speculating: the same responses, sooner."""
+"""LlamaIndex' query engine over a retriever with speculation: the same responses in less time."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -31,7 +31,7 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
-# What the host's query engine calls while it answers, and this one does not.
+# Methods that the host's query engine calls for a query, and this one does not.
 _UNCALLED: Final = (
     *("retrieve", "aretrieve", "synthesize", "asynthesize"),
     *("_apply_node_postprocessors", "_async_apply_node_postprocessors"),
@@ -39,14 +39,14 @@ _UNCALLED: Final = (
 
 
 class SpeculativeQueryEngine(RetrieverQueryEngine):
-    """Answers what a `RetrieverQueryEngine` answers, and does not wait for its searches.
+    """Answers as a `RetrieverQueryEngine`, without waiting for its searches.
 
     With `workload="one_shot"`, the default, the response is exactly that of the host's
     query engine with the same retriever, node postprocessors and response synthesizer:
     text, nodes, scores, metadata. With "sentences" or "interval" it is that of the loop
-    which a user would write by hand, with a retrieval for each sentence or every few tokens.
+    which a user would write manually, with a retrieval for each sentence or every few tokens.
 
-    Goes where a query engine goes: into a `QueryEngineTool`, a router, a chat engine.
+    It can be used like any query engine: in a `QueryEngineTool`, a router, a chat engine.
 
     >>> from llama_index.core import MockEmbedding, VectorStoreIndex
     >>> from llama_index.core.llms import MockLLM
@@ -66,23 +66,23 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         callback_manager: CallbackManager | None = None,
         **options: Any,
     ) -> None:
-        """Put the host's parts together; the arguments of `RetrieverQueryEngine` first.
+        """Create a query engine, with the arguments of `RetrieverQueryEngine` first.
 
         Args:
-            retriever: any retriever of the host's; vector stores are looked into.
-            response_synthesizer: writes the response; over `Settings.llm` by default. The
-                workloads with many steps take its model and its text_qa_template.
-            node_postprocessors: applied to what a search finds, in every step.
-            callback_manager: the host's.
+            retriever: any retriever of the host; vector stores are inspected.
+            response_synthesizer: writes the response; by default with `Settings.llm`. Workloads
+                with many steps use its model and its text_qa_template.
+            node_postprocessors: applied to the nodes found in every step.
+            callback_manager: the host's callback manager.
             options: see `Options`.
 
         Raises:
-            TypeError: an unknown option.
-            ConfigError: the parts do not fit each other; the message says what to do.
+            TypeError: an option is unknown.
+            ConfigError: the parts are not compatible; the message says what to do.
         """
         self._use(_options(options), Runtime())
         super().__init__(retriever, response_synthesizer, node_postprocessors, callback_manager)
-        self._assembled()  # what does not fit is refused here
+        self._assembled()  # raises errors early
 
     def _use(self, options: Options, runtime: Runtime) -> None:
         _refuse_uncalled(type(self))
@@ -112,11 +112,11 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         multimodal: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Make one as `RetrieverQueryEngine.from_args` does, with `Options` as keywords beside.
+        """Create an engine by the arguments of `RetrieverQueryEngine.from_args` and `Options`.
 
         Raises:
-            TypeError: an unknown argument; the host would pass over it.
-            ConfigError: the parts do not fit each other; the message says what to do.
+            TypeError: an argument is unknown; the host would ignore it.
+            ConfigError: the parts are not compatible; the message says what to do.
         """
         refuse_unknown(kwargs.keys(), NAMES, beside=signature(cls.from_args).parameters)
         host = RetrieverQueryEngine.from_args(
@@ -142,21 +142,22 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     @classmethod
     def from_index(cls, index: BaseIndex[Any], **arguments: Any) -> Self:
-        """Make one in place of `index.as_query_engine(...)`.
+        """Create an engine in place of `index.as_query_engine(...)`.
 
         Args:
             index: the index.
-            arguments: those of `as_query_engine`, which the retriever gets too
+            arguments: those of `as_query_engine`, including those of the retriever
                 (`similarity_top_k`, `filters`, ...), and those of `Options`.
 
         Raises:
-            TypeError: an unknown argument; the host would pass over it.
-            ConfigError: it makes no query engine over a retriever, or the parts do not fit.
+            TypeError: an argument is unknown; the host would ignore it.
+            ConfigError: the index has no query engine over a retriever, or the parts are not
+                compatible.
         """
         if not isinstance(index, BaseIndex):
             raise ConfigError(
-                f"from_index() takes an index, got {type(index).__name__}; of a retriever: "
-                "from_args(retriever, ...), of a query engine: wrap(engine, ...)"
+                f"from_index() takes an index, got {type(index).__name__}; for a retriever use "
+                "from_args(retriever, ...), for a query engine wrap(engine, ...)"
             )
         own = {name: arguments.pop(name) for name in NAMES & arguments.keys()}
         engine = index.as_query_engine(**arguments)
@@ -165,14 +166,14 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     @classmethod
     def wrap(cls, engine: Any, **options: Any) -> Self:
-        """Make one of the parts of a query engine that there is.
+        """Create an engine from the parts of an existing query engine.
 
         Args:
             engine: a `RetrieverQueryEngine`.
             options: see `Options`.
 
         Raises:
-            ConfigError: it is another one, or the parts do not fit.
+            ConfigError: it is another kind of engine, or the parts are not compatible.
         """
         _check_wrappable(engine)
         return cls(
@@ -185,21 +186,21 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     @property
     def options(self) -> Options:
-        """How it speculates."""
+        """The options of speculation."""
         return self._options
 
     def with_options(self, **changed: Any) -> Self:
-        """Give the same engine with other options; what was learned, and threads, are shared.
+        """Return the same engine with other options; measurements and threads are shared.
 
         Raises:
-            TypeError: an unknown option.
-            ConfigError: the options do not fit the parts.
+            TypeError: an option is unknown.
+            ConfigError: the options are not compatible with the parts.
         """
         refuse_unknown(changed.keys(), NAMES)
         return self._like(self._retriever, replace(self._options, **changed), self._runtime)
 
     def with_retriever(self, retriever: BaseRetriever) -> Self:
-        """Give the same engine over another retriever."""
+        """Return the same engine over another retriever."""
         return self._like(retriever, self._options, Runtime())
 
     def _like(self, retriever: BaseRetriever, options: Options, runtime: Runtime) -> Self:
@@ -216,11 +217,11 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """Be copied and pickled as the host's are; what is made of the parts is made again."""
+        """Return the state without the assembled parts, which a copy creates again."""
         return {**vars(self), "_assembly": None}
 
     def _assembled(self) -> Assembly:
-        """Give the parts; anew where the host's were replaced since."""
+        """Return the assembled parts; created again if the host's parts were replaced."""
         processors: Sequence[BaseNodePostprocessor] = self._node_postprocessors
         parts = (self._retriever, self._response_synthesizer, processors)
         if self._assembly is None or self._assembly.key != key_of(*parts):
@@ -255,7 +256,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         return response
 
     def _synthesized(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        """Answer a query as the host does, where nothing could be guessed."""
+        """Answer a query as the host does, because nothing can be guessed."""
         began = PlainRun(query_bundle.query_str, in_metadata=self._options.report)
         nodes = began.retrieved(self.retrieve(query_bundle))
         self._assembled().note_call(len(nodes))
@@ -263,7 +264,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         return began.reported(response)
 
     async def _asynthesized(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        """Do the same on an event loop."""
+        """Answer a query as the host does, on an event loop."""
         began = PlainRun(query_bundle.query_str, in_metadata=self._options.report)
         nodes = began.retrieved(await self.aretrieve(query_bundle))
         self._assembled().note_call(len(nodes))
@@ -272,48 +273,49 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
 
     @property
     def stats(self) -> HostStats:
-        """What has reached the retriever's store so far: round trips, and queries in them."""
+        """The calls of the retriever's store so far: round trips, and queries in them."""
         return self._assembled().stats
 
     def invalidate(self) -> None:
-        """Forget what was found, for when the index has changed: memo and pool are emptied.
+        """Clear memo and pool, after a change of the index.
 
-        What queries that are running find is not remembered for later ones.
+        Results of queries that are running are not cached for later ones.
         """
         for cache in (self._options.memo, self._options.pool):
             if isinstance(cache, QueryCache | SharedPassageCache):
                 cache.invalidate()
 
     def close(self) -> None:
-        """Wait for searches that nobody needs any more, and let the threads go."""
+        """Wait for searches that are no longer needed, and shut down the threads."""
         self._runtime.close()
 
     def __enter__(self) -> Self:
-        """Use as a context manager."""
+        """Return the engine."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the engine."""
         self.close()
 
 
 def _check_wrappable(engine: Any) -> None:
-    """Refuse what is more, or less, than a retriever, postprocessors and a synthesizer.
+    """Check that an engine consists of a retriever, postprocessors and a synthesizer.
 
     Raises:
-        ConfigError: it is; the message says what takes its place.
+        ConfigError: it does not; the message says what to use instead.
     """
     kind = type(engine)
     if isinstance(engine, BaseIndex):
-        remedy = "of an index: SpeculativeQueryEngine.from_index(index, ...)"
+        remedy = "for an index use SpeculativeQueryEngine.from_index(index, ...)"
         raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
     if isinstance(engine, BaseRetriever):
-        remedy = "of a retriever: SpeculativeQueryEngine.from_args(retriever, ...)"
+        remedy = "for a retriever use SpeculativeQueryEngine.from_args(retriever, ...)"
         raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
     if not isinstance(engine, RetrieverQueryEngine):
         raise ConfigError(
             "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
-            f"response synthesizer; got {kind.__name__}. If it asks an engine, put ours inside"
+            f"response synthesizer; got {kind.__name__}. If it calls a query engine, pass a "
+            "SpeculativeQueryEngine to it"
         )
     own = [] if isinstance(engine, SpeculativeQueryEngine) else _own_methods(kind)
     if own or overridden(engine):
@@ -321,28 +323,28 @@ def _check_wrappable(engine: Any) -> None:
             "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
             f"response synthesizer; got {kind.__name__}, with methods of its own: "
             f"{', '.join(own) or 'replaced on the object'}. "
-            "Give it the parts by SpeculativeQueryEngine(retriever, response_synthesizer), "
-            "or put ours inside"
+            "Pass the parts to SpeculativeQueryEngine(retriever, response_synthesizer), "
+            "or pass a SpeculativeQueryEngine to it"
         )
 
 
 def _own_methods(kind: type) -> list[str]:
-    """List what a class, and those between it and the host's, add to the host's."""
+    """Return the methods that a class and its bases add to the host's class."""
     between = kind.__mro__[: kind.__mro__.index(RetrieverQueryEngine)]
     return sorted(
         name
         for one in between
         for name, value in vars(one).items()
         if isinstance(value, FunctionType | property | classmethod | staticmethod)
-        and name != "__init__"  # it has made the parts that are taken
+        and name != "__init__"  # it has created the parts
     )
 
 
 def _refuse_uncalled(kind: type) -> None:
-    """Refuse a class with methods of its own that would never be called.
+    """Check that a class does not override methods that are never called.
 
     Raises:
-        ConfigError: it has; the message says where their code can go.
+        ConfigError: it does; the message says where to put their code.
     """
     own = [
         name for name in _UNCALLED if getattr(kind, name) is not getattr(RetrieverQueryEngine, name)
@@ -350,15 +352,15 @@ def _refuse_uncalled(kind: type) -> None:
     if own:
         raise ConfigError(
             f"{kind.__name__} overrides {', '.join(own)}, which a SpeculativeQueryEngine does not "
-            "call: searching and writing overlap. Put that into a retriever, a node postprocessor "
-            "or a response synthesizer of your own"
+            "call, since retrieval and generation overlap. Put their code into your own retriever, "
+            "node postprocessor or response synthesizer"
         )
 
 
 def speculate(engine: Any, **options: Any) -> Any:
-    """Make a query engine or an agent that answers what this one answers, sooner.
+    """Return a query engine or an agent with the same answers in less time.
 
-    A query engine does not wait for its searches; an agent's model runs while its tools do.
+    A query engine does not wait for its searches; an agent's model runs while its tools run.
 
     >>> from llama_index.core import MockEmbedding, VectorStoreIndex
     >>> from llama_index.core.llms import MockLLM
@@ -369,14 +371,15 @@ def speculate(engine: Any, **options: Any) -> Any:
     True
 
     Args:
-        engine: a `RetrieverQueryEngine`, as `index.as_query_engine()` gives one: what is
-            returned is a `SpeculativeQueryEngine`. Or a `FunctionAgent`, a `ReActAgent` or an
-            `AgentWorkflow`: what is returned is a copy of it.
+        engine: a `RetrieverQueryEngine`, as returned by `index.as_query_engine()`, for which a
+            `SpeculativeQueryEngine` is returned; or a `FunctionAgent`, a `ReActAgent` or an
+            `AgentWorkflow`, of which a copy is returned.
         options: see `Options`, or `AgentOptions` for an agent.
 
     Raises:
-        TypeError: an unknown option.
-        ConfigError: it is another one, or its parts do not fit; the message says what to do.
+        TypeError: an option is unknown.
+        ConfigError: it is of another class, or its parts are not compatible; the message says
+            what to do.
     """
     if isinstance(engine, Workflow):
         return _agent(engine, options)
@@ -395,15 +398,15 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _check_arguments(index: BaseIndex[Any], retriever: Any, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that neither retriever nor query engine has: the host passes over them.
+    """Check that retriever or query engine accepts all arguments; the host ignores others.
 
     Raises:
-        TypeError: there are such.
+        TypeError: an argument is unknown.
     """
     makers = (index.as_query_engine, index.as_retriever, RetrieverQueryEngine.from_args)
     known = {name for make in makers for name in signature(make).parameters}
     for kind in type(retriever).__mro__:
         if "__init__" in vars(kind):
             known |= signature(vars(kind)["__init__"]).parameters.keys()
-    known |= {"vector_store_kwargs"}  # read out of the others by the retriever of a vector index
+    known |= {"vector_store_kwargs"}  # read by the retriever of a vector index
     refuse_unknown(arguments.keys(), known, beside=NAMES)

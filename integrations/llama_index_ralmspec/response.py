@@ -1,4 +1,4 @@
-"""Makes a host's response of what happens in the engine, streamed or whole."""
+"""Converts the engine's events to a response of the host, streamed or whole."""
 
 import asyncio
 import time
@@ -27,30 +27,30 @@ from ralmspec_plugins.types import Answer, Hits, Query, Retrieved, Span, Stats
 
 _STREAMS: Final = (StreamingResponse, AsyncStreamingResponse)
 _REPORT: Final = "_ralmspec_report"
-_UNMADE: Final = object()  # a synthesizer may return anything, `None` too
-BEGUN = ""  # the first piece, when there is a response to return
+_UNMADE: Final = object()  # a synthesizer may return any value, including `None`
+BEGUN = ""  # the first piece, yielded as soon as there is a response
 
 
 class LoopBoundStream(AsyncGenerator[str, None]):
-    """The pieces of an asynchronous stream, for as long as its event loop reads them.
+    """The pieces of an asynchronous stream that belongs to one event loop.
 
-    The host's responses may be read in another event loop: `str(response)` on a running one does
-    so, in a thread. The request cannot move there, as its work belongs to its own loop:
-    what is `anew` is read instead, from where the caller has come to.
+    The host's responses may be read in another event loop: `str(response)` in a running one does
+    so, in a thread. The request cannot move there, since its work belongs to its own loop.
+    Instead the text is generated again by `anew`, and read from the caller's position.
     """
 
     def __init__(
         self, pieces: AsyncGenerator[str, None], anew: Callable[[], AsyncIterator[str]]
     ) -> None:
-        """Give these pieces in the running loop; `anew` gives all of them in another one."""
+        """Create a stream of pieces in the running loop; `anew` yields all in another one."""
         self._pieces: AsyncIterator[str] = pieces
         self._anew = anew
         self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._given = 0
-        self._skip = 0  # what was given before, of a text that is read anew
+        self._skip = 0  # characters of a text read again that were yielded before
 
     async def asend(self, value: None = None) -> str:
-        """Wait for the next piece."""
+        """Return the next piece."""
         if self._loop not in (None, asyncio.get_running_loop()):
             self._move(self._loop)
         while True:
@@ -61,38 +61,38 @@ class LoopBoundStream(AsyncGenerator[str, None]):
                 return skipped
 
     def _move(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Give the request up, and read what is anew."""
+        """Abandon the request, and read the text generated again."""
         if self._given and loop is not None and loop.is_closed():
-            raise StopAsyncIteration  # a generator that was begun ends with its loop
+            raise StopAsyncIteration  # a started generator ends with its loop
         self._loop, self._skip = None, self._given
         self._pieces = self._anew()
 
     async def athrow(self, *error: Any) -> str:
-        """Give the request up, and raise an error."""
+        """Cancel the request, and raise an error."""
         await self.aclose()
         raise error[0]
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         close: Any = getattr(self._pieces, "aclose", None)
         if close is not None and self._loop in (None, asyncio.get_running_loop()):
             await close()
 
 
 class Responses:
-    """Makes the response of one request.
+    """Creates the response of one request.
 
-    Of one retrieval and one call it is the response of the host's own synthesizer. Of
-    many it has the text, and the nodes of all steps in order of use, each once.
+    For one retrieval and one call this is the response of the host's own synthesizer. For
+    several steps it has the text, and the nodes of all steps in order of use, each once.
     """
 
     def __init__(self, context: HostContext, *, one_shot: bool, report: bool) -> None:
-        """Begin with no text.
+        """Create an empty response.
 
         Args:
-            context: the request's.
-            one_shot: whether the host's synthesizer writes it.
-            report: whether the response's metadata get the `Report`, too.
+            context: the request's context.
+            one_shot: whether the host's synthesizer writes the response.
+            report: whether the response's metadata include the `Report`.
         """
         self._context = context
         self._one_shot = one_shot
@@ -101,21 +101,21 @@ class Responses:
         self._nodes: list[NodeWithScore] = []
         self._metadata: dict[str, Any] = {}
         self._hits: Hits = ()  # of the latest confirmed step
-        self._right = False  # whether that was guessed
+        self._right = False  # whether these were guessed
         self._shown = 0
         self._returned: ref[Any] | None = None
-        self._record: CallRecord | None = None  # of the call whose stream is read here
-        self.unread: Any = None  # the host's response, if its stream is left to the caller
+        self._record: CallRecord | None = None  # of the call whose stream is read by this object
+        self.unread: Any = None  # the host's response, if the caller reads its stream
 
     @property
     def response(self) -> RESPONSE_TYPE:
-        """The response, from the first piece on; what streams has no text in it."""
-        assert self._response is not _UNMADE, "nothing has been given yet"
+        """The response, once there is a first piece; if it streams, without text."""
+        assert self._response is not _UNMADE, "there is no piece yet"
         made: RESPONSE_TYPE = self._response
         return made
 
     def shown(self, event: Event) -> Iterator[str]:
-        """Take in an event; give the new text if the response streams."""
+        """Process an event; yield the new text if the response streams."""
         if isinstance(event, Judged):
             self._right = event.right
         if isinstance(event, Confirmed | Commit):
@@ -135,7 +135,7 @@ class Responses:
             yield piece
 
     def ended(self, answer: Answer) -> Iterator[str]:
-        """Complete the response with the whole answer."""
+        """Complete the response with the whole answer; yield a first piece if there was none."""
         message = draft_of(answer.state).message if self._one_shot else None
         record = record_of(answer.state)
         self.unread = message if record is not None and record.unread else None
@@ -155,17 +155,17 @@ class Responses:
         yield BEGUN
 
     def streaming(self, pieces: Any) -> RESPONSE_TYPE:
-        """Return the response with the text that it streams; the report comes with its end."""
+        """Return the response with its stream of text; the report is attached at its end."""
         made: Any = replace(self._response, response_gen=pieces)
-        self._returned = ref(made)  # the caller's alone: a stream that is let go ends at once
+        self._returned = ref(made)  # weak: a stream that the caller releases ends at once
         returned: RESPONSE_TYPE = made
         return returned
 
     async def anew(self, synthesizer: BaseSynthesizer) -> AsyncGenerator[str, None]:
-        """Have the host's synthesizer write with the nodes of this response once more.
+        """Yield the text of the host's synthesizer, called again with this response's nodes.
 
         Raises:
-            InputError: there are more steps than one call of it.
+            InputError: the response has more steps than one call.
         """
         if not self._one_shot or self._record is None:
             raise InputError(
@@ -183,7 +183,7 @@ class Responses:
             _attach(returned, began.report(), in_metadata=self._report)
 
     def _begins(self, event: Event) -> bool:
-        """Make the response that streams as soon as its nodes are known; say whether it is made."""
+        """Create a streaming response as soon as its nodes are known; return whether it exists."""
         if not self._one_shot:
             if not isinstance(event, Settled | Commit):
                 return False
@@ -200,7 +200,7 @@ class Responses:
             return False
         if not isinstance(record.response, _STREAMS) or record.unread:
             return False
-        # The text is read here, and the caller reads it from us.
+        # The text is read by this object, from which the caller reads it.
         self._record = record
         self._response = replace(record.response, response_txt=None)
         return True
@@ -210,10 +210,10 @@ class Responses:
             self._used_by(event.state)
 
     def _used_by(self, state: Any) -> None:
-        """Add the nodes that a step has used, and their metadata as the host gives it.
+        """Add the nodes that a step has used, and their metadata, as the host does.
 
-        A model driven directly without postprocessors records nothing: it is given what the
-        step's search found. So is one that reads the nodes in the text, in no prompt.
+        A model driven directly without postprocessors records nothing: it uses the nodes of the
+        step's search. So does one that reads the nodes in the text instead of the prompt.
         """
         record = record_of(state)
         read = nodes_of(self._hits) if record is None or not record.nodes else record.used
@@ -232,8 +232,8 @@ def record_of(state: Any) -> CallRecord | None:
 def put_report(response: Any, report: Report, *, in_metadata: bool) -> Any:
     """Return a response with its report attached, for `stats_of`.
 
-    It stands in an attribute which is no field: a response with it equals one without. Where
-    the metadata get it too, the response is a copy: a synthesizer may keep the one it returned.
+    It is an attribute but not a field, so that a response with it equals one without. If the
+    metadata include it, the response is a copy, since a synthesizer may keep the original.
     """
     if not isinstance(response, (Response, PydanticResponse, *_STREAMS)):
         return response
@@ -253,26 +253,26 @@ def _attach(response: Any, report: Report, *, in_metadata: bool) -> None:
 
 
 class PlainRun:
-    """Times one query that the host's own parts answer, one after the other."""
+    """Measures one query that the host's own parts answer sequentially."""
 
     def __init__(self, query: str, *, in_metadata: bool) -> None:
-        """Begin."""
+        """Start the measurement."""
         self._query = query
         self._in_metadata = in_metadata
         self._began_s = self._found_s = time.perf_counter()
 
     def retrieved(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        """Note the time at which the nodes were known."""
+        """Record the time at which the nodes were found; return them."""
         self._found_s = time.perf_counter()
         return nodes
 
     def reported(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
-        """Attach the report of a query with one search and one segment."""
+        """Return a response with the report of a query with one search and one segment."""
         made: RESPONSE_TYPE = put_report(response, self.report(), in_metadata=self._in_metadata)
         return made
 
     def report(self) -> Report:
-        """Report what it took until now."""
+        """Return the report up to now."""
         found_s, wall_s = self._found_s - self._began_s, time.perf_counter() - self._began_s
         stats = Stats(
             wall_s=wall_s,
@@ -289,12 +289,12 @@ def stats_of(response: RESPONSE_TYPE) -> Stats:
     """Return the statistics of a response.
 
     Raises:
-        InputError: the response has none; one that streams has them when it was read.
+        InputError: the response has none; one that streams has them once it was read.
     """
     report = vars(response).get(_REPORT) or (response.metadata or {}).get(REPORT)
     if report is None:
         raise InputError(
             f"expected a response of SpeculativeQueryEngine, got a {type(response).__name__} "
-            "without statistics; one that streams has them when it was read to its end"
+            "without statistics; one that streams has them once it was read to its end"
         )
     return stats_in({REPORT: report}, "a response of SpeculativeQueryEngine")

@@ -1,4 +1,4 @@
-"""A retriever in front of another one: the same nodes, with fewer calls of the store."""
+"""A retriever over another one that returns the same nodes with fewer calls of the store."""
 
 import os
 from collections.abc import Sequence
@@ -32,29 +32,28 @@ from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
 Asked: TypeAlias = str | QueryBundle
-THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as many as Python's own pools of threads
+THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # as in Python's own thread pools
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a guess was right, and the nodes that are, in every case, with their scores."""
+    """Whether a guess was right, and the nodes found in either case, with their scores."""
 
     right: bool
     nodes: list[NodeWithScore]
 
 
 class SpeculativeRetriever(ServedRetriever, BaseRetriever):
-    """Gives exactly the nodes of `retriever`, and calls its store as rarely as it can.
+    """Returns exactly the nodes of `retriever`, with as few calls of its store as possible.
 
-    Calls that come while a search is running share the next one, and `retrieve_batch` is one
-    search, where the store has a batch search that is known to give the same (see
-    `batching`). What was found before is remembered only where you say so, with a
-    `memo`: nobody else knows whether the index changes meanwhile (call `invalidate` when
-    it has). Everything that answers depend on (filters, `similarity_top_k`, a query's own
-    embedding) keeps calls apart.
+    Calls that arrive while a search is running share the next one, and `retrieve_batch` is one
+    search, if the store has a batch search that is known to return the same (see `batching`).
+    Results are cached only with a `memo`, since only you know whether the index changes (call
+    `invalidate` after a change). Calls share results only if everything that these depend on
+    is equal (filters, `similarity_top_k`, a query's own embedding).
 
-    A retriever that is known to answer differently each time, or to write, is
-    passed straight through. Asynchronous calls never hold up the event loop.
+    A retriever that is known to have side effects, or to return different results for the
+    same query, is called directly. Asynchronous calls never block the event loop.
     """
 
     keeps_the_loop: Final = True  # its searches belong to the event loop of its callers
@@ -74,18 +73,17 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         """Wrap a retriever; nothing is called yet.
 
         Args:
-            retriever: the one that answers.
-            memo: remembers answers, with a size and a time to live, until `invalidate` is called.
-            pool: collects what was found, for `guess`.
-            batching: which batch searches are used: "exact" by construction, also "probed"
-                ones, or "off".
-            max_batch: the most queries in one search.
-            lanes: searches of the store that may be out at a time; more than one only for a
-                server.
-            side_by_side: single calls at a time in `retrieve_batch`.
-            pure: whether equal queries find equal nodes, without side effects; found out by
-                default.
-            callback_manager: the host's; that of `retriever` by default.
+            retriever: the wrapped retriever.
+            memo: caches results, with a size and a time to live, until `invalidate` is called.
+            pool: collects the nodes found, for `guess`.
+            batching: which batch searches are used: "exact" by construction, "probed" ones too,
+                or "off".
+            max_batch: the maximum number of queries in one search.
+            lanes: concurrent searches of the store; more than one is useful only for a server.
+            side_by_side: concurrent single calls in `retrieve_batch`.
+            pure: whether equal queries find equal nodes, without side effects; `None`:
+                determined by the classes inside.
+            callback_manager: the host's callback manager; that of `retriever` by default.
 
         Raises:
             ConfigError: the message says why.
@@ -117,7 +115,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
 
     @property
     def retriever(self) -> BaseRetriever:
-        """The one that answers."""
+        """The wrapped retriever."""
         return self._retriever
 
     def _call(self, bundle: QueryBundle) -> RetrieverCall[HostRetriever]:
@@ -140,7 +138,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         query_bundle: QueryBundle,
         nodes: list[NodeWithScore],
     ) -> list[NodeWithScore]:
-        """Leave nodes as they are: the wrapped retriever has gone into them."""
+        """Return the nodes unchanged: the wrapped retriever has processed them already."""
         return nodes
 
     async def _ahandle_recursive_retrieval(
@@ -153,12 +151,12 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     def retrieve_batch(
         self, queries: Sequence[Asked], *, return_exceptions: bool = False
     ) -> list[Any]:
-        """Give what `retrieve` gives for each query, by one search where the store can.
+        """Return the nodes of each query, by one search if the store supports it.
 
         Args:
             queries: texts or bundles.
-            return_exceptions: whether an error stands in the place of a query's nodes,
-                instead of being raised when all are done.
+            return_exceptions: whether an error is returned in place of a query's nodes, instead
+                of being raised when all are done.
 
         Raises:
             Exception: the first error, unless they are to be returned.
@@ -169,7 +167,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def aretrieve_batch(
         self, queries: Sequence[Asked], *, return_exceptions: bool = False
     ) -> list[Any]:
-        """Do what `retrieve_batch` does on an event loop.
+        """Return the nodes of each query on an event loop, by one search if possible.
 
         Raises:
             Exception: the first error, unless they are to be returned.
@@ -178,10 +176,10 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         return found if return_exceptions else all_or_first_error(found)
 
     async def _found(self, queries: Sequence[Asked], *, asynchronous: bool) -> list[Any]:
-        """Retrieve for many queries, each with its nodes or its own error."""
+        """Return the nodes or the error of each query."""
         bundles = [_bundle(query) for query in queries]
         calls, at_once = [self._call(one) for one in bundles], self._service.side_by_side
-        if any(call.look.native is None for call in calls):  # the host tells of each by itself
+        if any(call.look.native is None for call in calls):  # the host reports each by itself
             singly = [(self, one) for one in bundles]
             return await outcomes("retrieve", singly, at_once, asynchronous=asynchronous)
         answers = await self._service.answers(calls, at_once, asynchronous=asynchronous)
@@ -195,26 +193,26 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
         return found
 
     def guess(self, query: Asked) -> list[NodeWithScore] | None:
-        """Say what `retrieve` is expected to give, without a search; `None`: nothing is known.
+        """Return the expected result of `retrieve` without a search, or `None`.
 
-        The memo knows it exactly; the pool takes the best of what was found before.
+        A result in the memo is exact; the pool ranks the nodes found before.
         """
         call = self._call(_bundle(query))
         hits = completed(self._service.guess(call, asynchronous=False))
         return None if hits is None else nodes_of(hits)
 
     async def aguess(self, query: Asked) -> list[NodeWithScore] | None:
-        """Do what `guess` does with the embedder's asynchronous method."""
+        """Return the expected result of `aretrieve`, with the embedder's asynchronous method."""
         hits = await self._service.guess(self._call(_bundle(query)), asynchronous=True)
         return None if hits is None else nodes_of(hits)
 
     def verify(
         self, queries: Sequence[Asked], guesses: Sequence[Sequence[NodeWithScore] | None]
     ) -> list[Verdict]:
-        """Search all queries at once, and compare: the same nodes in the same order.
+        """Search all queries at once; return whether each guess has the same nodes in order.
 
         Raises:
-            InputError: not as many guesses as queries.
+            InputError: the numbers of guesses and queries differ.
         """
         check_pairs(queries, guesses)
         return _verdicts(guesses, self.retrieve_batch(queries))
@@ -222,10 +220,10 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
     async def averify(
         self, queries: Sequence[Asked], guesses: Sequence[Sequence[NodeWithScore] | None]
     ) -> list[Verdict]:
-        """Do what `verify` does on an event loop.
+        """Search all queries at once and compare, on an event loop.
 
         Raises:
-            InputError: not as many guesses as queries.
+            InputError: the numbers of guesses and queries differ.
         """
         check_pairs(queries, guesses)
         return _verdicts(guesses, await self.aretrieve_batch(queries))

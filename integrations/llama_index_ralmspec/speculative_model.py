@@ -1,4 +1,4 @@
-"""A local model as a model of LlamaIndex', several tokens a pass: for texts, and for messages."""
+"""A LlamaIndex model for texts and messages over a local model with speculative decoding."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -38,32 +38,32 @@ if TYPE_CHECKING:
 
 
 class SpeculativeLLM(CustomLLM):
-    """Writes with a local Hugging Face model, several tokens a pass, for LlamaIndex.
+    """A local Hugging Face model as a LlamaIndex `LLM`, with several tokens per pass.
 
-    The text is the one of `drafter=None`, which writes one token a pass, greedy or drawn.
-    Streams give out only text that stays. `raw` of a response, of a stream's last one, has
-    the reason of the text's end, the tokens that the host's counters read and, under
-    "ralmspec", a `Report`; `stats` adds up what all calls took.
+    The text equals that of `drafter=None`, which generates one token per pass, greedy or sampled.
+    Streams yield only text that is final. `raw` of a response, or of a stream's last one, has
+    the reason of the text's end, the token counts for the host's counters and, under
+    "ralmspec", a `Report`; `stats` has the counts of all calls.
 
-    Messages are shown by the tokenizer's chat template, by `chat_template`, or by
-    `messages_to_prompt`; a last one of the assistant is continued. It takes text alone, and
-    calls no tools.
+    Messages are formatted by the tokenizer's chat template, by `chat_template`, or by
+    `messages_to_prompt`; a last message of the assistant is continued. It accepts only text, and
+    does not call tools.
 
-    A call takes any of `max_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`,
-    `seed`, `stop` and `deadline_s`, for itself alone; any other argument is a `TypeError`.
+    A call accepts `max_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`,
+    `stop` and `deadline_s`, which apply to this call only; any other argument is a `TypeError`.
 
     Attributes:
-        max_tokens: the longest text.
-        temperature: 0 for the most likely token; above, tokens are drawn.
-        top_k: how many tokens a draw chooses from; 0 for all.
-        top_p: the probability that they have together.
-        repetition_penalty: for tokens of prompt and text; 1 for none.
-        seed: of the draws: the same prompt and seed give the same text.
-        stop: texts in front of which to end; those of a call take their place.
-        deadline_s: give a text up after so many seconds.
-        chat_template: shows messages as a text, in the place of the tokenizer's own.
-        is_chat_model: whether the host shows it prompts as messages; by default where
-            there is a chat template.
+        max_tokens: the maximum number of tokens of a text.
+        temperature: 0: the most likely token is chosen; above 0: tokens are sampled.
+        top_k: the number of most likely tokens to sample from; 0: all.
+        top_p: the total probability of the tokens to sample from.
+        repetition_penalty: the penalty of tokens that occur in prompt or text; 1: none.
+        seed: the random seed for sampling: the same prompt and seed give the same text.
+        stop: strings before which a text ends; those of a call replace them.
+        deadline_s: the timeout of a text in seconds.
+        chat_template: formats messages as a text, instead of the tokenizer's own.
+        is_chat_model: whether the host passes prompts as messages; by default if there is a
+            chat template.
     """
 
     max_tokens: Any = 256
@@ -93,29 +93,29 @@ class SpeculativeLLM(CustomLLM):
         is_chat_model: bool | None = None,
         **settings: Any,
     ) -> None:
-        """Load the model, unless it is loaded, and measure what its drafter has to know.
+        """Load the model, unless it is loaded, and make the measurements for its drafter.
 
         Args:
             model: a saved model's folder or name, a loaded transformers model, or a
                 `HuggingFaceLM`.
-            tokenizer: of a model that is loaded already.
-            drafter: who drafts tokens: "suffix" (copies from the prompt and the text), "passages",
-                a `Drafter`, or several of these; None for plain decoding: the same texts, one
-                token a pass.
-            decoding: a `Decoding` with more settings, in the place of `drafter`.
-            dtype: the precision of a model that is loaded here; as saved by default.
-            device: where it is put.
-            cache_bytes: the most memory for key-value caches that are not in use.
+            tokenizer: the tokenizer of a model that is loaded already.
+            drafter: the drafter: "suffix" (copies from the prompt and the text), "passages",
+                a `Drafter`, or several of these; `None` for plain decoding: the same texts, one
+                token per pass.
+            decoding: a `Decoding` with more settings, instead of `drafter`.
+            dtype: the precision in which a model is loaded; as saved by default.
+            device: the device on which a model is loaded.
+            cache_bytes: the maximum memory of key-value caches that are not in use.
             chat_template: see `Attributes`.
             is_chat_model: as above.
-            settings: the other attributes, and what every LLM of the host takes:
+            settings: the other attributes, and the fields of every LLM of the host:
                 `callback_manager`, `system_prompt`, `messages_to_prompt`,
                 `completion_to_prompt`, `output_parser`, and so on.
 
         Raises:
-            TypeError: an unknown argument.
-            ConfigError: a setting of another type, or one without a meaning.
-            ModelError: what is there is no causal model.
+            TypeError: an argument is unknown.
+            ConfigError: a setting is of another type or out of range.
+            ModelError: there is no causal model.
         """
         from ralmspec_plugins.adapters.speculative_model import has_chat_template, speculative_model
 
@@ -123,7 +123,7 @@ class SpeculativeLLM(CustomLLM):
         unknown = sorted(settings.keys() - known)
         if unknown:
             raise TypeError(
-                f"SpeculativeLLM takes its settings and those of LlamaIndex' LLMs, got {unknown}"
+                f"SpeculativeLLM accepts its settings and those of LlamaIndex' LLMs, got {unknown}"
             )
         if not isinstance(chat_template, str | None):
             raise ConfigError(f"chat_template must be a text, got {chat_template!r:.80}")
@@ -146,7 +146,7 @@ class SpeculativeLLM(CustomLLM):
         self.is_chat_model = is_chat_model
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the model stays the same one."""
+        """Return a copy of the settings with the same model."""
         return self.model_copy()
 
     @classmethod
@@ -166,22 +166,22 @@ class SpeculativeLLM(CustomLLM):
 
     @property
     def stats(self) -> DecodingStats:
-        """What all calls of this model took so far, those of copies of this object included."""
+        """The counts of all calls of this model so far, including those of copies."""
         return self.loaded().stats
 
     def loaded(self) -> "SpeculativeModel":
-        """Return the model that writes."""
+        """Return the loaded model."""
         model: SpeculativeModel = self._model
         return model
 
     def _shown(self, prompt: str, *, formatted: bool) -> str:
-        """Give what the model is to continue; the host's own parts have formatted it already."""
-        assert self.completion_to_prompt is not None, "the host fills it in"
+        """Return the text to continue, which the host's own parts have formatted already."""
+        assert self.completion_to_prompt is not None, "the host sets it"
         return prompt if formatted else self.completion_to_prompt(prompt)
 
     def _told(self, messages: Sequence[ChatMessage]) -> str:
-        """Show messages as one text."""
-        assert self.messages_to_prompt is not None, "filled in when this was made"
+        """Return messages formatted as one text."""
+        assert self.messages_to_prompt is not None, "set at construction"
         return self.messages_to_prompt(messages)
 
     def _options(self, given: Mapping[str, Any]) -> WritingOptions:
@@ -200,7 +200,7 @@ class SpeculativeLLM(CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """Continue a text without holding up the event loop."""
+        """Continue a text without blocking the event loop."""
         shown = self._shown(prompt, formatted=formatted)
         [answer] = await self.loaded().aanswers([shown], self._options(kwargs))
         return response_of(answer)
@@ -210,7 +210,7 @@ class SpeculativeLLM(CustomLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """Continue a text piece by piece; the last piece is empty, and has `raw`."""
+        """Yield the continuation of a text in pieces; the last one is empty and has `raw`."""
         shown = self._shown(prompt, formatted=formatted)
         return responses_of(self.loaded().stream(shown, self._options(kwargs)))
 
@@ -219,14 +219,14 @@ class SpeculativeLLM(CustomLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """Continue a text piece by piece without holding up the event loop."""
+        """Yield the continuation of a text in pieces without blocking the event loop."""
         shown = self._shown(prompt, formatted=formatted)
         return aresponses_of(await self.loaded().astream(shown, self._options(kwargs)))
 
     @llm_chat_callback()
     @override
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer messages without holding up the event loop, as the host's way would."""
+        """Answer messages without blocking the event loop, unlike the host's default."""
         response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
         return completion_response_to_chat_response(response)
 
@@ -235,47 +235,49 @@ class SpeculativeLLM(CustomLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """Answer messages piece by piece, likewise."""
+        """Yield the answer to messages in pieces without blocking the event loop."""
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)
 
 
 class _ChatPrompt:
-    """Shows messages as the text that a model continues, by its chat template or another."""
+    """Formats messages as the text that a model continues, by its chat template or another."""
 
     def __init__(self, model: "SpeculativeModel", template: str | None) -> None:
         self._model = model
         self._template = template
 
     def __call__(self, messages: Sequence[ChatMessage]) -> str:
-        """Show messages.
+        """Return messages formatted as a text.
 
         Raises:
             ModelError: there is no chat template.
-            InputError: they hold more than text, or the template refuses them.
+            InputError: they contain more than text, or the template raises an error.
         """
         from ralmspec_plugins.adapters.speculative_model import chat_prompt, check_chat_template
 
         check_chat_template(
             self._model,
             self._template,
-            "Give one, chat_template=..., or messages_to_prompt=..., or complete texts.",
+            "Set chat_template=... or messages_to_prompt=..., or complete texts.",
         )
         return chat_prompt(self._model, self._template, [*map(_plain, messages)])
 
 
 def _plain(message: ChatMessage) -> dict[str, str]:
-    """Give role and text of a message.
+    """Return the role and the text of a message.
 
     Raises:
-        InputError: it belongs to a tool, calls one, or holds more than text.
+        InputError: it belongs to a tool, calls one, or contains more than text.
     """
     role = str(message.role.value)
     if role not in ("system", "user", "assistant") or message.additional_kwargs.get("tool_calls"):
-        what = f"a message of {role}" if role != "assistant" else "a call of tools"
-        raise InputError(f"SpeculativeLLM takes messages of system, user and assistant, got {what}")
+        what = f"a message of {role}" if role != "assistant" else "tool calls"
+        raise InputError(
+            f"SpeculativeLLM accepts messages of system, user and assistant, got {what}"
+        )
     other = sorted({type(one).__name__ for one in message.blocks if not isinstance(one, TextBlock)})
     if other:
-        raise InputError(f"SpeculativeLLM takes text alone, got {other}")
+        raise InputError(f"SpeculativeLLM accepts only text, got {other}")
     text = "\n".join(one.text for one in message.blocks if isinstance(one, TextBlock))
     return {"role": role, "content": text}

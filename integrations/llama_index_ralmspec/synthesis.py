@@ -1,4 +1,4 @@
-"""The host's response synthesizer as the core's `LanguageModel`: the whole answer at once."""
+"""The host's response synthesizer as the core's `LanguageModel`: one call per answer."""
 
 from collections.abc import AsyncGenerator, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, aclosing, closing, nullcontext
@@ -27,8 +27,8 @@ from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, speculative
 from ralmspec_plugins.types import Hits
 
-# The host's own synthesizers: of a node they see the content, and never the score; of the query
-# the text; and they keep nothing between two calls.
+# The host's own synthesizers: they read only the content of a node, not its score, and only the
+# text of the query, and they keep no state between two calls.
 _KNOWN: Final = frozenset(
     f"llama_index.core.response_synthesizers.{name}"
     for name in (
@@ -41,14 +41,14 @@ _KNOWN: Final = frozenset(
 
 
 def is_known(synthesizer: BaseSynthesizer) -> bool:
-    """Say whether a synthesizer is the host's own, unchanged, with no code in its prompts."""
+    """Return whether a synthesizer is the host's own, unchanged, without code in its prompts."""
     prompts = [one for one in vars(synthesizer).values() if isinstance(one, BasePromptTemplate)]
     with_code = [one for one in prompts if one.function_mappings]
     return is_known_class(synthesizer, _KNOWN) and not with_code
 
 
 def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:
-    """Whether the asynchronous methods of a synthesizer's model are its synchronous ones."""
+    """Return whether the asynchronous methods of a synthesizer's model block the event loop."""
     llm = capabilities.inner(getattr(synthesizer, "_llm", None))
     if llm is None:
         return False
@@ -56,11 +56,11 @@ def model_blocks_loop(synthesizer: BaseSynthesizer) -> bool:
 
 
 class SynthesizerLM(TextLM[Hits]):
-    """Writes the whole answer as the host's `RetrieverQueryEngine` does, from nodes on.
+    """Writes the whole answer from nodes, as the host's `RetrieverQueryEngine` does.
 
-    The nodes are postprocessed, and the synthesizer is given what is left of them.
-    Its response is the draft's `message`, whole or streaming; a stream made ahead is read
-    here, and each piece is reported. For workloads that retrieve once.
+    The nodes are postprocessed and passed to the synthesizer. Its response is the draft's
+    `message`, whole or streaming; a speculative stream is read here, and each piece is
+    reported. For workloads that retrieve once.
     """
 
     reads_hits = True
@@ -72,12 +72,12 @@ class SynthesizerLM(TextLM[Hits]):
         *,
         side_by_side: bool | None = None,
     ) -> None:
-        """Wrap a synthesizer, and the postprocessors that come before it.
+        """Wrap a synthesizer and its node postprocessors.
 
         Args:
-            synthesizer: the host's.
-            postprocessors: in their order.
-            side_by_side: whether several calls may run at a time. By default if the
+            synthesizer: the host's synthesizer.
+            postprocessors: the node postprocessors, in order.
+            side_by_side: whether several calls may run at a time. By default true if the
                 model's class is known to call a server.
         """
         writer = _SynthesisWriter(synthesizer, Postprocessing(postprocessors))
@@ -88,12 +88,12 @@ class SynthesizerLM(TextLM[Hits]):
 
     @property
     def reads_scores(self) -> bool:
-        """Whether anything that is called may look at the nodes' scores."""
+        """Whether any called part may read the nodes' scores."""
         return self._own.reads_scores
 
 
 class _SynthesisWriter:
-    """A synthesizer, and what is done to the nodes before."""
+    """A synthesizer and its node postprocessors."""
 
     def __init__(self, synthesizer: BaseSynthesizer, processing: Postprocessing) -> None:
         self._synthesizer = synthesizer
@@ -117,19 +117,19 @@ class _SynthesisWriter:
         bound: int,
         sentence_stop: str | None,
     ) -> "_Synthesis":
-        """Plan one call."""
+        """Return the plan of one call."""
         call = request_call(draft.origin)
         return _Synthesis(self._synthesizer, self.processing, call, self._model_awaits)
 
     def scored(self) -> "_SynthesisWriter":
-        """Refuse: a synthesizer's response is a text alone.
+        """Raise an error: a synthesizer's response has no log-probabilities.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError(
-            f"{type(self._synthesizer).__name__} gives no log-probabilities of its tokens, which "
-            "this workload needs; it needs the model itself"
+            f"{type(self._synthesizer).__name__} returns no log-probabilities of its tokens, but "
+            "this workload needs them, so it needs the model itself"
         )
 
     def write_key(
@@ -138,7 +138,7 @@ class _SynthesisWriter:
         given: Hits,
         tokens: int,
     ) -> Hashable:
-        """Hold the draft and the nodes: they are the sources of the response, too."""
+        """Return the draft and the nodes, which are also the sources of the response."""
         return draft, valued(given, scores=self.reads_scores)
 
     def same(self, one: Hits, other: Hits) -> bool:
@@ -154,14 +154,14 @@ class _Synthesis:
     synthesizer: BaseSynthesizer
     processing: Postprocessing
     call: RequestCall
-    awaits: bool  # whether the model does
+    awaits: bool  # whether the model's asynchronous methods wait
 
     def alone(self) -> AbstractContextManager[None]:
-        """Change nothing: the host's handlers are told when things happen."""
+        """Return an empty context: the host's handlers are notified immediately."""
         return nullcontext()
 
     def write(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Make a response; one that streams is read where it is made ahead."""
+        """Return the synthesizer's response; a speculative stream is read to its end."""
         if self.call.asynchronous:
             return in_own_loop(self.awrite(given, progress, show))
         return self.call.run(lambda: self._written(given, progress, show))
@@ -178,7 +178,7 @@ class _Synthesis:
         return reading.end()
 
     async def awrite(self, given: Hits, progress: Progress, show: Show) -> Written:
-        """Do the same by the host's asynchronous methods."""
+        """Return the synthesizer's response by the host's asynchronous methods."""
         return await self.call.arun(lambda: self._awritten(given, progress, show))
 
     async def _awritten(self, given: Hits, progress: Progress, show: Show) -> Written:
@@ -202,9 +202,9 @@ class _Synthesis:
         return reading.end()
 
     def _configured(self) -> BaseSynthesizer:
-        """Return the synthesizer as it was when the request began: streaming, or not.
+        """Return the synthesizer with the streaming setting of the request's beginning.
 
-        Chat engines switch it on for one query, and off again while that is answered.
+        Chat engines enable it for one query, and disable it while that is answered.
         """
         context = self.call.context
         streaming = bool(getattr(self.synthesizer, "_streaming", False))
@@ -216,7 +216,7 @@ class _Synthesis:
 
 
 def _left(response: Any, call: RequestCall) -> Any:
-    """Leave a stream to the caller, watched for traces like any call of the model."""
+    """Return a response whose stream the caller reads, observed like any call of the model."""
     if isinstance(response, StreamingResponse):
         return replace(response, response_gen=_watched(response.response_gen, call))
     return replace(response, response_gen=_awatched(response.response_gen, call))
@@ -235,10 +235,10 @@ async def _awatched(pieces: Any, call: RequestCall) -> AsyncGenerator[str, None]
 
 
 class _Reading:
-    """Reads the text of a response: at once, or piece by piece.
+    """Reads the text of a response, whole or in pieces.
 
-    A stream that is made after its search is left to the caller, as the host leaves it: the
-    model is called when the caller reads, and its errors are raised there.
+    A stream that is not speculative is read by the caller, as in the host: the model is called
+    when the caller reads, and its errors are raised there.
     """
 
     def __init__(self, response: Any, call: RequestCall, progress: Progress, show: Show) -> None:
@@ -255,17 +255,17 @@ class _Reading:
         self._text = ""
 
     def take(self, piece: str) -> None:
-        """Take one piece of a stream, and show what came so far.
+        """Append one piece of a stream, and show the text so far.
 
         Raises:
-            Cancelled: nobody needs it any more.
+            Cancelled: it is no longer needed.
         """
         self._progress.check()
         self._text += piece
         self._show(self._written())
 
     def end(self) -> Written:
-        """Give the whole text."""
+        """Return the whole text."""
         response = self._response
         if self.unread:
             return self._written()

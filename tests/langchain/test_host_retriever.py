@@ -506,7 +506,7 @@ class TestErrors:
         """The error says what came instead."""
         for wrong in ("text", [1], None):
             host = HostRetriever(RunnableLambda(lambda _, wrong=wrong: wrong))
-            with pytest.raises(InputError, match="a retriever must give"):
+            with pytest.raises(InputError, match="a retriever must return"):
                 host.search([host.encode("a")])
 
     def test_foreign_encodings_are_refused(self, store: InMemoryVectorStore) -> None:

@@ -512,7 +512,7 @@ def test_messages_that_cannot_be_shown_are_refused(chats: HostPair) -> None:
     picture: Any = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": "x"}]
     for messages, what in (
         ([ToolMessage("3", tool_call_id="1")], "a ToolMessage"),
-        ([HumanMessage("a"), AIMessage("", tool_calls=[call])], "a call of tools"),
+        ([HumanMessage("a"), AIMessage("", tool_calls=[call])], "tool calls"),
         ([HumanMessage(picture)], r"text alone, got content of \['image_url'\]"),
         ([], "does not take messages"),
     ):

@@ -448,11 +448,11 @@ class Own(RetrieverQueryEngine):
 @pytest.mark.parametrize(
     ("make", "remedy"),
     [
-        (lambda: speculate(an_index("a")), r"of an index: SpeculativeQueryEngine\.from_index"),
-        (lambda: speculate(Tenants()), r"of a retriever: SpeculativeQueryEngine\.from_args"),
+        (lambda: speculate(an_index("a")), r"for an index use SpeculativeQueryEngine\.from_index"),
+        (lambda: speculate(Tenants()), r"for a retriever use SpeculativeQueryEngine\.from_args"),
         (lambda: speculate(Own(Tenants())), "got Own, with methods of its own: _query"),
-        (lambda: SpeculativeQueryEngine.from_index(Tenants()), r"of a retriever: from_args"),
-        (lambda: SpeculativeQueryEngine.from_index(HOST), r"of a query engine: wrap"),
+        (lambda: SpeculativeQueryEngine.from_index(Tenants()), r"for a retriever use from_args"),
+        (lambda: SpeculativeQueryEngine.from_index(HOST), r"for a query engine wrap"),
         (lambda: SpeculativeQueryEngine.from_args(an_index("a")), r"give index\.as_retriever\(\)"),
     ],
 )

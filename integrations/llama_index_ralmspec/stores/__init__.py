@@ -1,7 +1,7 @@
-"""Which function makes the batch search of which vector store, by names: no store is imported.
+"""Factories of batch searches by the class names of vector stores; no store is imported.
 
-The functions get a `VectorIndexRetriever` and give a `BatchSearch`, or `None` for
-settings that they do not know (`llama_index_ralmspec.stores.registry`).
+A factory takes a `VectorIndexRetriever` and returns a `BatchSearch`, or `None` for
+settings that it does not support (`llama_index_ralmspec.stores.registry`).
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What the factories of LlamaIndex' batch searches share: a retriever's settings, nodes of rows."""
+"""Shared parts of the factories of batch searches: a retriever's settings, nodes of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """The settings of a dense search by similarity, and nothing else."""
+    """The settings of a dense search by similarity."""
 
     k: int
     filters: MetadataFilters | None
@@ -28,7 +28,7 @@ class Narrowing:
     kwargs: Mapping[str, Any]
 
     def query(self, vector: Vector | None, k: int | None = None) -> VectorStoreQuery:
-        """Make the store's own query of a vector, as the retriever makes it."""
+        """Return the store's own query of a vector, as the retriever creates it."""
         return VectorStoreQuery(
             query_embedding=vector,
             similarity_top_k=self.k if k is None else k,
@@ -42,11 +42,11 @@ class Narrowing:
 def narrowing(
     retriever: VectorIndexRetriever, known: frozenset[str] = frozenset()
 ) -> Narrowing | None:
-    """Read a retriever's settings; `None` where they ask for more than a dense search.
+    """Return a retriever's settings; `None` if they require more than a dense search.
 
     Args:
-        retriever: the host's.
-        known: the `vector_store_kwargs` that the caller knows how to heed.
+        retriever: the host's retriever.
+        known: the `vector_store_kwargs` that the caller supports.
     """
     own: Any = vars(retriever)
     k, kwargs = own["_similarity_top_k"], own["_kwargs"]
@@ -59,9 +59,9 @@ def narrowing(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a store gives for one query: to the bit what its own `query` gives.
+    """The result of a store for one query, equal to the bit to that of its own `query`.
 
-    `vectors`: those of the nodes, in order, where the store gives them cheaply.
+    `vectors`: the vectors of the nodes, in order, if the store returns them cheaply.
     """
 
     result: VectorStoreQueryResult
@@ -70,26 +70,26 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class NodeMaker(Generic[RowT]):
-    """Makes scored nodes of a store's rows, as the retriever of an index does.
+    """Converts a store's rows to scored nodes, as the retriever of an index does.
 
-    Nodes that the store does not hold come from the index's document store, all that a
-    batch needs in one call.
+    Nodes that the store does not hold are read from the index's document store, with one call
+    per batch.
 
     Args:
-        retriever: whose way with results it is.
-        read: makes of one query's rows what the store's own `query` gives.
+        retriever: the retriever whose conversion of results is used.
+        read: converts one query's rows to the result of the store's own `query`.
     """
 
     retriever: VectorIndexRetriever
     read: Callable[[list[RowT]], Found]
 
     def __call__(self, rows: Sequence[list[RowT]]) -> list[list[Scored]]:
-        """Make the nodes of each query's rows."""
+        """Return the nodes of each query's rows."""
         return nodes_of(self.retriever, [self.read(own) for own in rows])
 
 
 def nodes_of(retriever: VectorIndexRetriever, found: Sequence[Found]) -> list[list[Scored]]:
-    """Give the nodes of each result, with the host's scores."""
+    """Return the nodes of each result, with the host's scores."""
     wanted = [retriever._determine_nodes_to_fetch(one.result) for one in found]  # noqa: SLF001
     listed = list({identity for ids in wanted for identity in ids})
     docstore = retriever._docstore  # noqa: SLF001 as the retriever itself reads it

@@ -12,11 +12,11 @@ from llama_index_ralmspec.stores.base import Found, NodeMaker, narrowing
 from ralmspec_plugins.adapters.stores.chroma import ChromaRow, ChromaSearch
 
 _KNOWN: Final = frozenset({"where", "where_document"})
-_LARGEST: Final = 700.0  # of which there is an exponential
+_LARGEST: Final = 700.0  # `exp` overflows for arguments not much larger
 
 
 def chroma_search(retriever: VectorIndexRetriever) -> ChromaSearch | None:
-    """Search a Chroma collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Chroma collection; `None` for unsupported settings."""
     settings = narrowing(retriever, _KNOWN)
     store: Any = retriever._vector_store  # noqa: SLF001
     if settings is None or (settings.filters is not None and "where" in settings.kwargs):
@@ -26,7 +26,7 @@ def chroma_search(retriever: VectorIndexRetriever) -> ChromaSearch | None:
         if settings.filters is None:
             return settings.kwargs.get("where") or None
         module = import_module(type(store).__module__)
-        return module._to_chroma_filter(settings.filters) or None  # noqa: SLF001 its own reading
+        return module._to_chroma_filter(settings.filters) or None  # noqa: SLF001 its own conversion
 
     return ChromaSearch(
         k=settings.k,
@@ -41,7 +41,7 @@ def chroma_search(retriever: VectorIndexRetriever) -> ChromaSearch | None:
 
 
 def _found(rows: list[ChromaRow]) -> Found:
-    """Make nodes and similarities as the store does; it fails for rows of older versions."""
+    """Return nodes and similarities as the store does; rows of older versions raise an error."""
     result = VectorStoreQueryResult(
         nodes=[metadata_dict_to_node(dict(row.metadata or {}), text=row.text) for row in rows],
         similarities=[math.exp(-row.score) for row in rows],

@@ -10,7 +10,7 @@ from ralmspec_plugins.adapters.stores.faiss import FaissRow, FaissSearch
 
 
 def faiss_search(retriever: VectorIndexRetriever) -> FaissSearch | None:
-    """Search a FAISS index in batches; `None` for filters, which the store refuses itself."""
+    """Return the batch search of a FAISS index; `None` for filters, which the store rejects."""
     settings = narrowing(retriever)
     store: Any = retriever._vector_store  # noqa: SLF001
     if settings is None or settings.filters is not None:
@@ -19,7 +19,7 @@ def faiss_search(retriever: VectorIndexRetriever) -> FaissSearch | None:
         k=settings.k,
         index=lambda: store._faiss_index,  # noqa: SLF001
         documents=NodeMaker(retriever, _found),
-        shown=float,  # a product or a squared distance, as it is
+        shown=float,  # a product or a squared distance, unchanged
     )
 
 

@@ -18,7 +18,7 @@ _LOCAL: Final = "lancedb.table.LanceTable"
 
 
 def lancedb_search(retriever: VectorIndexRetriever) -> LanceSearch | None:
-    """Search a local LanceDB table in batches; `None` for settings that are not known."""
+    """Return the batch search of a local LanceDB table; `None` for unsupported settings."""
     settings = narrowing(retriever, _KNOWN)
     store: Any = retriever._vector_store  # noqa: SLF001
     if settings is None or (settings.filters is not None and "where" in settings.kwargs):
@@ -26,7 +26,7 @@ def lancedb_search(retriever: VectorIndexRetriever) -> LanceSearch | None:
     module, factor = import_module(type(store).__module__), store.overfetch_factor
 
     def table() -> Any:
-        """Give the table while it is local, and the store set to what was looked at."""
+        """Return the table if it is local and the store's settings are those inspected."""
         kind = qualified_name(type(store._table))  # noqa: SLF001
         plain = store.query_type == "vector" and store.refine_factor is None
         known = kind == _LOCAL and plain and store.overfetch_factor == factor
@@ -38,7 +38,7 @@ def lancedb_search(retriever: VectorIndexRetriever) -> LanceSearch | None:
         return module._to_lance_filter(settings.filters, store._metadata_keys)  # noqa: SLF001
 
     def found(rows: Any) -> Found:
-        """Make nodes and similarities as the store does; it fails for rows of older versions."""
+        """Return nodes and similarities as the store does; older rows raise an error."""
         column, listed, nodes = store.vector_column_name, rows.to_pandas(), []
         for _, item in listed.iterrows():
             node = metadata_dict_to_node(item.metadata)
@@ -49,14 +49,14 @@ def lancedb_search(retriever: VectorIndexRetriever) -> LanceSearch | None:
         return Found(result, list(vectors_of(rows, column)))
 
     def single(vector: Vector, _: int) -> list[Scored]:
-        """Ask as the host does; it says with an error where nothing is found."""
+        """Search as the host does, which raises an error if nothing is found."""
         result = store.query(settings.query(vector), **settings.kwargs)
         return nodes_of(retriever, [Found(result, [node.embedding for node in result.nodes])])[0]
 
     if table() is None:
         return None
     return LanceSearch(
-        k=settings.k * int(factor),  # it fetches more than asked for if it is told so
+        k=settings.k * int(factor),  # the number of rows that the store fetches
         table=table,
         column=lambda: store.vector_column_name,
         single=single,

@@ -15,14 +15,14 @@ _KNOWN: Final = frozenset({_SEARCH, _PARTITIONS, "string_expr", "milvus_scalar_f
 
 
 def milvus_search(retriever: VectorIndexRetriever) -> MilvusSearch | None:
-    """Search a Milvus collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Milvus collection; `None` for unsupported settings."""
     settings = narrowing(retriever, _KNOWN)
     store: Any = retriever._vector_store  # noqa: SLF001
     if settings is None or not store.enable_dense or store.enable_sparse:
         return None
 
     def options() -> Mapping[str, Any]:
-        """Read the settings as the store's own search does."""
+        """Return the settings as the store's own search reads them."""
         given = settings.kwargs
         condition, fields = store._prepare_before_search(settings.query(None), **given)  # noqa: SLF001
         return {
@@ -40,9 +40,9 @@ def milvus_search(retriever: VectorIndexRetriever) -> MilvusSearch | None:
     return MilvusSearch(
         k=settings.k,
         entities=lambda: Entities(store.client, store.collection_name, store.embedding_field),
-        metric_type=lambda: store.similarity_metric,  # that it makes its collections with
+        metric_type=lambda: store.similarity_metric,  # with which it creates its collections
         awaited=lambda: store.aclient,
         options=options,
         documents=NodeMaker(retriever, found),
-        shown=float,  # the metric's value, as it is
+        shown=float,  # the metric's value, unchanged
     )

@@ -18,7 +18,7 @@ _KNOWN: Final = frozenset({"qdrant_filters", "search_params"})
 
 
 def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
-    """Search a Qdrant collection in batches; `None` for settings that are not known."""
+    """Return the batch search of a Qdrant collection; `None` for unsupported settings."""
     settings = narrowing(retriever, _KNOWN)
     store: Any = retriever._vector_store  # noqa: SLF001
     if settings is None or type(store._client).__name__ != "QdrantClient":  # noqa: SLF001
@@ -33,7 +33,7 @@ def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
         }
 
     async def awaited() -> Any:
-        """Make the asynchronous client ready, as the store's `aquery` does."""
+        """Return the asynchronous client, initialised as by the store's `aquery`."""
         store._ensure_async_client()  # noqa: SLF001 the error is the store's own
         client = store._aclient  # noqa: SLF001
         if store._legacy_vector_format is None:  # noqa: SLF001
@@ -43,7 +43,7 @@ def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
     def found(points: list[Any]) -> Found:
         vectors = [vector_of(point, store.dense_vector_name) for point in points]
         for point in points:
-            point.vector = None  # the store's own search does not read them, and leaves them out
+            point.vector = None  # the store's own search does not fetch vectors
         return Found(store.parse_to_query_result(points), vectors)
 
     return QdrantSearch(
@@ -54,11 +54,11 @@ def qdrant_search(retriever: VectorIndexRetriever) -> QdrantSearch | None:
         awaited=awaited,
         options=options,
         documents=NodeMaker(retriever, found),
-        shown=float,  # as Qdrant gives it
+        shown=float,  # as Qdrant returns it
     )
 
 
 def _distance(store: Any) -> Any:
-    """Give the distance that the store makes its collections with: a pool only guesses by it."""
+    """Return the distance with which the store creates collections; only guesses depend on it."""
     config = store._dense_config  # noqa: SLF001
     return "Cosine" if config is None else config.distance

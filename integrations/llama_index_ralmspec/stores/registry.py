@@ -1,8 +1,8 @@
-"""Native batch search of LlamaIndex's vector stores: which adapter fits which retriever.
+"""The registry of native batch searches of LlamaIndex' vector stores.
 
-The host's stores take one embedding a call, so each is reached by a small adapter for
-exactly known classes and settings (`ralmspec_plugins.adapters.batch_search`). What no adapter
-knows is searched through the host, query by query.
+The host's stores take one embedding per call, so each has a small adapter for exactly known
+classes and settings (`ralmspec_plugins.adapters.batch_search`). Without an adapter, a store is
+searched through the host, query by query.
 """
 
 from typing import Final
@@ -36,29 +36,29 @@ _registry: Registry[BatchSearch] = Registry(ENTRY_POINTS, BATCH_SEARCHES)
 
 
 def register_batch_search(class_name: str, factory: Factory[BatchSearch]) -> None:
-    """Have a vector store class searched in batches.
+    """Register the batch search of a vector store class.
 
-    What a batch search finds must be what the retriever itself gives, scores to the bit,
-    before it enters what its nodes stand for and leaves out what came twice.
+    The results of a batch search must equal those of the retriever itself, scores to the bit,
+    before it retrieves from the objects of index nodes and removes duplicates.
 
     Args:
         class_name: "package.module.ClassName", so that no store has to be imported.
-            Subclasses are not meant: they may have changed anything.
-        factory: gets a `VectorIndexRetriever` over a store of exactly this class, and gives
-            its batch search; `None` for settings that it does not know, so that they are
+            Subclasses are not included: they may behave differently.
+        factory: takes a `VectorIndexRetriever` over a store of exactly this class, and returns
+            its batch search; `None` for settings that it does not support, which are then
             searched through the host.
 
     Raises:
-        ConfigError: the name is not a qualified one.
+        ConfigError: the name is not qualified.
     """
     _registry.register(class_name, factory)
 
 
 def batch_search_of(retriever: VectorIndexRetriever) -> BatchSearch | None:
-    """Give the batch search that is exactly a retriever's own search, or `None`.
+    """Return the batch search that equals a retriever's own search, or `None`.
 
-    `None` too where somebody has put his own methods on the retriever, its index or its
-    store: what they do cannot be known.
+    It is also `None` if methods of the retriever, its index or its store were replaced on the
+    instance.
     """
     if type(retriever) is not VectorIndexRetriever:
         return None

@@ -1,4 +1,4 @@
-"""Batch search of LlamaIndex's SimpleVectorStore: its own scores, of the few rows that count."""
+"""Batch search of LlamaIndex' SimpleVectorStore, with its own scores for the best rows."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
 from ralmspec_plugins.adapters.stores.base import decided
 from ralmspec_plugins.adapters.stores.rows import Floats, RowCache, RowTable
 
-_SIMILARITY: Final = "default_similarity_fn"  # as the host's module calls it
+_SIMILARITY: Final = "default_similarity_fn"  # its name in the host's module
 
 _cache = RowCache()
 
 
 def simple_search(retriever: VectorIndexRetriever) -> "SimpleSearch | None":
-    """Search a SimpleVectorStore in batches; `None` for settings that are not known."""
+    """Return the batch search of a SimpleVectorStore; `None` for unsupported settings."""
     settings = narrowing(retriever)
     if settings is None or not hasattr(host, _SIMILARITY):
         return None
@@ -32,30 +32,30 @@ def simple_search(retriever: VectorIndexRetriever) -> "SimpleSearch | None":
 
 @dataclass(frozen=True, slots=True)
 class SimpleSearch:
-    """One product of matrices says which rows count; these are scored by the host's function.
+    """Selects candidate rows by one matrix product, and scores them by the host's function.
 
-    The host scores every row in Python, keeps the best in a heap, and sorts that.
+    The host itself scores every row in Python, keeps the best in a heap, and sorts that.
     """
 
     retriever: VectorIndexRetriever
     store: Any
     settings: Narrowing
     name: str = "SimpleVectorStore"
-    exact: bool = True  # what is scored for a query is its own
+    exact: bool = True  # each query's candidates are scored separately
     wide: bool = True
     metric: Metric = "cosine"
 
     @property
     def k(self) -> int:
-        """How many nodes the settings ask for."""
+        """The number of nodes in the settings."""
         return self.settings.k
 
     def score_of(self, value: float) -> float:
-        """Show a cosine as it is."""
+        """Return a cosine unchanged."""
         return value
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """Find the best k nodes of each query; what lies behind the own k is for pools."""
+        """Return the best k nodes of each query; those beyond the own k are for pools."""
         return nodes_of(self.retriever, self._found(vectors, k))
 
     def _found(self, vectors: Sequence[Vector], k: int) -> list[Found]:
@@ -74,7 +74,7 @@ class SimpleSearch:
         ]
 
     def _kept(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """List the places of the rows that the settings let through, as the store does."""
+        """Return the indices of the rows that match the settings, as in the store."""
         wanted = None if self.settings.node_ids is None else set(self.settings.node_ids)
         if self.settings.filters is None and (wanted is None or wanted.issuperset(ids)):
             return np.arange(len(ids))
@@ -103,12 +103,12 @@ class SimpleSearch:
         return Found(result, [scores.rows.lists[scores.kept[at]] for _, at in best])
 
     def _single(self, vector: Vector) -> Found:
-        """Ask one query as the host does."""
+        """Return the host's own result for one query."""
         return Found(self.store.query(self.settings.query(vector)))
 
 
 class _Scores:
-    """One query's scores: roughly of all rows that are let through, exactly of those that count."""
+    """One query's scores: approximate ones of all matching rows, exact ones of candidates."""
 
     def __init__(
         self,
@@ -126,14 +126,14 @@ class _Scores:
         self._exact: dict[int, float] = {}
 
     def exact(self, at: int) -> float:
-        """Score one row as the host does."""
+        """Return the score of one row by the host's function."""
         if at not in self._exact:
             similarity: Callable[..., float] = getattr(host, _SIMILARITY)
             self._exact[at] = similarity(self._query, self.rows.table[self.kept[at]])
         return self._exact[at]
 
     def best(self, k: int) -> list[tuple[float, int]]:
-        """Give the best rows and their places, at least k of them and all that tie with these."""
+        """Return the scores and indices of the best rows: at least k, and all ties."""
         count = len(self._rough)
         if count > k:
             last = np.partition(self._rough, count - k)[count - k]
@@ -144,10 +144,10 @@ class _Scores:
         return sorted(scored, key=lambda pair: pair[0], reverse=True)
 
     def in_the_hosts_heap(self, k: int) -> list[tuple[float, int]]:
-        """Decide ties as the host does, whose order is that of a heap all rows went through.
+        """Return the best k rows, with ties in the host's order, that of a heap of all rows.
 
-        A heap only compares. Rows further apart than the error compare roughly as they do
-        exactly; the others are scored exactly.
+        A heap only compares. For rows further apart than the error, approximate scores compare
+        like exact ones; the other rows are scored exactly.
         """
         order = np.argsort(self._rough)
         near = np.diff(self._rough[order]) <= 2 * self.rows.error

@@ -234,5 +234,5 @@ def test_other_agents_and_options_are_refused() -> None:
         speculate(agent, dept=1)
     with pytest.raises(ConfigError, match="depth must be"):
         speculate(agent, depth=-1)
-    with pytest.raises(ConfigError, match="no agent"):
+    with pytest.raises(ConfigError, match="an agent returned by speculate"):
         agent_stats(agent)
