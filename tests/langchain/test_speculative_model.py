@@ -445,7 +445,7 @@ def test_what_makes_no_model_is_refused(pair: HostPair) -> None:
         ({"repetition_penalty": 0}, ConfigError, "repetition_penalty must be above 0"),
         ({"seed": 1.5}, ConfigError, "seed must be a whole number"),
         ({"max_tokens": 0}, ConfigError, "max_tokens must be at least 1"),
-        ({"max_token": 3}, ConfigError, "max_token is no option"),
+        ({"max_token": 3}, ConfigError, "max_token is not an option"),
         ({"stop": [3]}, ConfigError, "stop must be a text"),
         ({"stop": [""]}, ConfigError, "none empty"),
         ({"deadline_s": 0}, ConfigError, "deadline_s must be above 0"),
@@ -513,7 +513,7 @@ def test_messages_that_cannot_be_shown_are_refused(chats: HostPair) -> None:
     for messages, what in (
         ([ToolMessage("3", tool_call_id="1")], "a ToolMessage"),
         ([HumanMessage("a"), AIMessage("", tool_calls=[call])], "tool calls"),
-        ([HumanMessage(picture)], r"text alone, got content of \['image_url'\]"),
+        ([HumanMessage(picture)], r"only text, got content of \['image_url'\]"),
         ([], "does not take messages"),
     ):
         with pytest.raises(InputError, match=what):

@@ -236,7 +236,7 @@ def test_what_makes_no_model_is_refused(pair: HostPair) -> None:
     picture = ChatMessage(blocks=[ImageBlock(url="http://a/b.png")])
     for messages, what in (
         ([ChatMessage(role=MessageRole.TOOL, content="3")], "a message of tool"),
-        ([picture], r"text alone, got \['ImageBlock'\]"),
+        ([picture], r"only text, got \['ImageBlock'\]"),
     ):
         with pytest.raises(InputError, match=what):
             pair.fast.chat(messages)
