@@ -456,7 +456,7 @@ async def test_a_tool_call_that_a_middleware_changes_is_another_one() -> None:
     results, ours = [], SpeculativeTools(facts, depth=3, read_only=["search"], handover_s=5)
     for mine in ([], [ours]):
         box = Toolbox(turns=40)
-        model = FakeModel(brain=Brain(seed=2, hops=6))
+        model = FakeModel(brain=Brain(seed=3, hops=6))
         middleware = [*mine, Renaming()]
         agent: Any = create_agent(model, box.tools(["search"]), middleware=middleware)
         results.append((Trace().of(await agent.ainvoke(ASKED)), set(box.log)))
