@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -53,7 +55,8 @@ class KNNLLM(BaseLLM):
     speculate: StrictBool = True
     """False: search for one token at a time. The same text, later."""
 
-    _known: tuple[Any, dict[str, Any]] | None = PrivateAttr(default=None)
+    # Of each model, what names it. Not a plain value, whose change would pass for a side effect.
+    _names: WeakKeyDictionary[Any, dict[str, Any]] = PrivateAttr(default_factory=WeakKeyDictionary)
 
     def __init__(self, **fields: Any) -> None:
         """Put the settings around a model.
@@ -95,11 +98,11 @@ class KNNLLM(BaseLLM):
     @override
     def _identifying_params(self) -> dict[str, Any]:
         """Name all that texts depend on: LangChain's caches tell models apart by it."""
-        if self._known is None or self._known[0] is not self.lm:
-            self._known = (self.lm, known_by(self.lm))
+        if self.lm not in self._names:
+            self._names[self.lm] = known_by(self.lm)
         sampling = self.sampling if self.sampling is not None else self.lm.sampling
         return {
-            **self._known[1],
+            **self._names[self.lm],
             "sampling": repr(sampling),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
@@ -115,15 +118,16 @@ class KNNLLM(BaseLLM):
 
     def _options(self, stop: Sequence[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """Lay a call's arguments over the fields."""
-        return {
+        own = {
             "max_tokens": self.max_tokens,
             "seed": self.seed,
             "stop": self.stop if stop is None else stop,
             "sampling": self.sampling,
             "deadline_s": self.deadline_s,
             "plain": not self.speculate,
-            **given,
         }
+        refuse_unknown(given.keys(), own.keys())
+        return {**own, **given}
 
     @override
     def _generate(

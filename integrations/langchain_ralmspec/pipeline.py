@@ -198,18 +198,39 @@ class Assembly:
             named=settings.workload is None or isinstance(settings.workload, str),
         )
 
-    def asked(self, value: Any, config: RunnableConfig) -> Asked:
-        """Read an input: the question, what is given back, and what the prompt may show.
+    def check_call(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of one call.
 
         Raises:
+            TypeError: a setting of another type.
+            ConfigError: an unknown setting, or one without a meaning.
+        """
+        self.check_has_effect(settings)
+        request_with("", None, {**self.request_settings, **settings})
+
+    def asked(self, value: Any, config: RunnableConfig, settings: Mapping[str, Any]) -> Asked:
+        """Read an input: the question, what is given back, and what the prompt may show.
+
+        Args:
+            value: the input.
+            config: LangChain's.
+            settings: of this call alone; checked before any code of the user runs.
+
+        Raises:
+            TypeError: a setting of another type.
+            ConfigError: an unknown setting, or one without a meaning.
             InputError: there is no question.
             Exception: what makes the query raises.
         """
+        self.check_call(settings)
         query = self._settings.query
         return self._asked(value, None if query is None else query.invoke(value, config))
 
-    async def aasked(self, value: Any, config: RunnableConfig) -> Asked:
+    async def aasked(
+        self, value: Any, config: RunnableConfig, settings: Mapping[str, Any]
+    ) -> Asked:
         """Do the same on an event loop."""
+        self.check_call(settings)
         query = self._settings.query
         return self._asked(value, None if query is None else await query.ainvoke(value, config))
 
@@ -424,14 +445,9 @@ class RequestRun:
             assembly: the runnable's parts.
             asked: the question.
             config: LangChain's, with the callbacks of this request's own run.
-            settings: of the request, for this call alone.
+            settings: of the request, for this call alone, checked.
             streamed: whether the reply is asked for in pieces.
-
-        Raises:
-            TypeError: a setting of another type.
-            ConfigError: an unknown setting, or one without a meaning.
         """
-        assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
         chosen = {**assembly.request_settings, **settings}
         self._request = request_with(asked.question, context, chosen)
