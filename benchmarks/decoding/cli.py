@@ -11,7 +11,7 @@ import typer
 from benchmarks.decoding.both import measure_both, summary_of_both
 from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.measure import measure, summary
-from benchmarks.decoding.tasks import SEED, text_tasks, world_tasks
+from benchmarks.decoding.tasks import SEED, text_corpus, text_tasks, world_corpus, world_tasks
 from benchmarks.harness.inputs import load_model, python_library
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
@@ -60,7 +60,8 @@ def decoding(
     for name in names:
         loaded = load_model(name, ())
         tasks = world_tasks(requests) if name == "demo" else text_tasks(requests, data)
-        result["models"].append(measure(loaded, tasks, tokens, repetitions, journal, _say))
+        corpus = world_corpus() if name == "demo" else text_corpus(data)
+        result["models"].append(measure(loaded, tasks, tokens, repetitions, journal, _say, corpus))
         if name == "demo":
             result["both"] = measure_both(loaded, requests, tokens, delay_s, journal, _say)
     budget_s = 2.0 if quick else 20.0

@@ -14,13 +14,18 @@ from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.tasks import Task
 from benchmarks.harness.inputs import LoadedModel
 from ralmspec_plugins.decoding import (
+    CorpusDrafter,
     CostCurve,
     Decoding,
     DraftContext,
+    FusedDrafter,
     PassageDrafter,
+    RecyclingDrafter,
     SuffixDrafter,
+    TokenCorpus,
 )
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+from ralmspec_plugins.lm.prompts import encode
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.lm.state import Draft
 from ralmspec_plugins.protocols import Progress
@@ -47,8 +52,14 @@ class Ways:
 
     @classmethod
     def of(
-        cls, loaded: LoadedModel, sampling: Greedy | Sampling, costs: CostCurve | None
+        cls,
+        loaded: LoadedModel,
+        sampling: Greedy | Sampling,
+        costs: CostCurve | None,
+        corpus: TokenCorpus | None = None,
     ) -> "Ways":
+        """Make them; those that copy from a corpus where there is one."""
+
         def made(decoding: Decoding | None) -> HuggingFaceLM:
             return HuggingFaceLM(
                 loaded.model,
@@ -61,8 +72,22 @@ class Ways:
 
         first = made(Decoding(drafter=SuffixDrafter(), costs=costs))
         known: Any = first.decoder
-        both = Decoding(drafter=(SuffixDrafter(), PassageDrafter()), costs=known.budget.costs)
-        return cls(loaded, made(None), {OURS[0]: first, OURS[1]: made(both)})
+        drafters: dict[str, Any] = {
+            OURS[1]: (SuffixDrafter(), PassageDrafter()),
+            "recycling": RecyclingDrafter(),
+            "suffix + recycling": FusedDrafter(RecyclingDrafter(), SuffixDrafter(), parallel=False),
+        }
+        if corpus is not None:
+            drafters["corpus (REST)"] = CorpusDrafter(corpus)
+            fused = FusedDrafter(
+                RecyclingDrafter(), SuffixDrafter(), CorpusDrafter(corpus), parallel=False
+            )
+            drafters["suffix + recycling + corpus"] = fused
+        others = {
+            name: made(Decoding(drafter=drafter, costs=known.budget.costs))
+            for name, drafter in drafters.items()
+        }
+        return cls(loaded, made(None), {OURS[0]: first, **others})
 
     @property
     def costs(self) -> CostCurve:
@@ -79,6 +104,7 @@ def measure(
     repetitions: int,
     journal: Journal,
     watch: Callable[[Row], None],
+    corpus: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write every task in every way, in turn, and return what each took.
 
@@ -89,13 +115,16 @@ def measure(
         repetitions: of each text in each way.
         journal: holds what an earlier run has measured.
         watch: is shown each new row.
+        corpus: texts that REST's drafts are copied from.
 
     Raises:
         UnequalTextError: one of our ways wrote another text than plain decoding.
     """
     known = journal.of(f"{loaded.name} costs", lambda: _curve_of(loaded))
     curve = CostCurve(tuple(known["rows"]), tuple(known["costs"]), known["pass_s"])
-    greedy, free = (Ways.of(loaded, one, curve) for one in (Greedy(), _FREE))
+    documents = [encode(loaded.tokenizer, text, literal=True) for text in corpus]
+    held = TokenCorpus.of(documents) if documents else None
+    greedy, free = (Ways.of(loaded, one, curve, held) for one in (Greedy(), _FREE))
     for ways in (greedy, free):  # to warm up
         _written(ways.plain, tasks[0], 8, 0)
 

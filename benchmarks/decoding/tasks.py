@@ -50,6 +50,16 @@ def world_tasks(count: int) -> list[Task]:
     return tasks + free
 
 
+def world_corpus() -> list[str]:
+    """Return the passages of the demo's world: no story that is written is among them."""
+    return [passage.text for passage in make_world(DEMO_SEED).passages()]
+
+
+def text_corpus(data: Path) -> list[str]:
+    """Return the documents of the domains that `text_tasks` draws from: none that is continued."""
+    return [text for domain in (wikipedia(data), python_docs()) for text in domain.documents]
+
+
 def text_tasks(count: int, data: Path) -> list[Task]:
     """Continue held-out texts: in neither the training nor a datastore.
 

@@ -1,13 +1,13 @@
 """A retriever as a tool of an agent, with guesses of what it is about to return."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from langchain_core.documents import Document
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
 from langchain_core.runnables import Runnable
 from langchain_core.tools import StructuredTool, create_retriever_tool
-from pydantic import Field
+from pydantic import PrivateAttr
 
 from langchain_ralmspec.retriever import SpeculativeRetriever
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
@@ -22,36 +22,28 @@ class SpeculativeRetrieverTool(StructuredTool):
 
     read_only: ClassVar[bool] = True
 
-    retriever: SpeculativeRetriever = Field(exclude=True)
-    """Finds, and guesses from what it found before."""
-
-    replica: Runnable[Any, Any] | None = Field(default=None, exclude=True)
-    """A cheap retriever over the same documents, which guesses where nothing was found before."""
-
-    document_prompt: BasePromptTemplate[str] = Field(exclude=True)
-    document_separator: str = Field(default="\n\n", exclude=True)
+    _retriever: SpeculativeRetriever = PrivateAttr()
+    _replica: Runnable[Any, Any] | None = PrivateAttr(default=None)
+    _show: Callable[[list[Document]], str] = PrivateAttr()
 
     def guess_call(self, call: Mapping[str, Any]) -> str | None:
         """Return the content that a call is expected to return, or `None`."""
         query = call["args"]["query"]
-        documents = self.retriever.guess(query)
-        if documents is None and self.replica is not None:
-            documents = self.replica.invoke(query)
+        documents = self._retriever.guess(query)
+        if documents is None and self._replica is not None:
+            documents = self._replica.invoke(query)
         return self._content(documents)
 
     async def aguess_call(self, call: Mapping[str, Any]) -> str | None:
         """Do what `guess_call` does on an event loop."""
         query = call["args"]["query"]
-        documents = await self.retriever.aguess(query)
-        if documents is None and self.replica is not None:
-            documents = await self.replica.ainvoke(query)
+        documents = await self._retriever.aguess(query)
+        if documents is None and self._replica is not None:
+            documents = await self._replica.ainvoke(query)
         return self._content(documents)
 
     def _content(self, documents: list[Document] | None) -> str | None:
-        if documents is None:
-            return None
-        shown = [format_document(one, self.document_prompt) for one in documents]
-        return self.document_separator.join(shown)
+        return None if documents is None else self._show(documents)
 
 
 def speculative_tool(
@@ -101,15 +93,17 @@ def speculative_tool(
         document_separator=document_separator,
         response_format="content_and_artifact",
     )
-    return SpeculativeRetrieverTool(
+    tool = SpeculativeRetrieverTool(
         name=name,
         description=description,
         func=made.func,
         coroutine=made.coroutine,
         args_schema=made.args_schema,
         response_format="content_and_artifact",
-        retriever=retriever,
-        replica=replica,
-        document_prompt=shown,
-        document_separator=document_separator,
     )
+
+    def show(documents: list[Document]) -> str:
+        return document_separator.join(format_document(one, shown) for one in documents)
+
+    tool._retriever, tool._replica, tool._show = retriever, replica, show  # noqa: SLF001
+    return tool

@@ -76,6 +76,7 @@ def snapshot() -> dict[tuple[str, ...], Any]:
         take(found, (name,), vars(module))
         for kind in list(vars(module).values()):
             if isinstance(kind, type) and kind.__module__.startswith(ROOT):
+                getattr(kind, "__annotations__", None)  # Python makes a class' own when it is read
                 take(found, (kind.__module__, kind.__qualname__), vars(kind))
     return found
 

@@ -479,7 +479,7 @@ class EndsWriting(HashLLM):
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("options", [{}, {"speculate": False}, {"memo": QueryCache()}], ids=str)
+@pytest.mark.parametrize("options", ["by default", "without speculation", "with a memo"])
 @pytest.mark.parametrize(
     ("model", "finds", "error"),
     [
@@ -489,10 +489,15 @@ class EndsWriting(HashLLM):
     ],
 )
 def test_a_parts_stop_iteration_comes_out_as_itself(
-    model: Any, finds: Any, error: type[Exception], options: Any, workload: str
+    model: Any, finds: Any, error: type[Exception], options: str, workload: str
 ) -> None:
     """Of `query`, as from the host; of `aquery`, the coroutine's error that Python makes of it."""
-    for engine in pair(model(), finds(made_nodes(3)), workload, **options):
+    given: dict[str, Any] = {
+        "by default": {},
+        "without speculation": {"speculate": False},
+        "with a memo": {"memo": QueryCache()},
+    }[options]
+    for engine in pair(model(), finds(made_nodes(3)), workload, **given):
         with pytest.raises(error) as told:
             engine.query("Who?")
         assert type(told.value) is error

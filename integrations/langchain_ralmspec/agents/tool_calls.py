@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from functools import wraps
 from inspect import isawaitable
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, Final, TypeAlias, get_type_hints
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -14,6 +14,8 @@ from langgraph.types import Command
 
 from ralmspec_plugins.adapters.agents import AgentCounters, Recording
 from ralmspec_plugins.types import Hit, Passage, Query
+
+_ABOUT_THE_RUN: Final = ("config", "run_manager", "callbacks")
 
 GuessFunction: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -85,14 +87,17 @@ async def call_ahead(
         TypeError: it returned no single message.
     """
     returned: list[Any] = []
+    asked: list[Any] = []
     seen = copy(tool)
     original: Any = tool
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
+        asked.append(_asked(args, kwargs))
         returned.append(await original._arun(*args, **kwargs))  # noqa: SLF001
         return returned[0]
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        asked.append(_asked(args, kwargs))
         returned.append(original._run(*args, **kwargs))  # noqa: SLF001
         return returned[0]
 
@@ -101,13 +106,25 @@ async def call_ahead(
     message = await seen.ainvoke(given, config) if asynchronous else seen.invoke(given, config)
     if not isinstance(message, ToolMessage) or not returned or isinstance(returned[0], Command):
         raise TypeError(f"{tool.name} returned no message, but {message!r}")
-    return returned[0], message
+    return (returned[0], asked[0]), message
+
+
+def _asked(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return what a tool is asked, without what the host tells it of the run."""
+    return args, {name: one for name, one in kwargs.items() if name not in _ABOUT_THE_RUN}
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 what cannot be compared is not the same
+        return False
 
 
 def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> BaseTool:
     """Return a copy of a tool that returns what a call made ahead has returned, when it has.
 
-    If that call fails, the tool itself is called.
+    If that call fails, or a middleware behind changes what is asked, the tool itself is called.
     """
     replay = copy(tool)
     original: Any = tool
@@ -115,9 +132,10 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
         try:
-            async for returned in early.aread():
-                counters.add(tools_committed=1)
-                return returned
+            async for returned, asked in early.aread():
+                if _same(asked, _asked(args, kwargs)):
+                    counters.add(tools_committed=1)
+                    return returned
         except Exception:  # noqa: BLE001, S110 the tool's own error, if it is one, comes below
             pass
         finally:
@@ -127,9 +145,10 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            for returned in early.read():
-                counters.add(tools_committed=1)
-                return returned
+            for returned, asked in early.read():
+                if _same(asked, _asked(args, kwargs)):
+                    counters.add(tools_committed=1)
+                    return returned
         except Exception:  # noqa: BLE001, S110
             pass
         counters.add(tools_dropped=1)

@@ -24,7 +24,7 @@ from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
-from tests.langchain.agents.worlds import Prompting
+from tests.langchain.agents.worlds import Prompting, Renaming
 
 ASKED = {"messages": [("user", "What about foxes?")]}
 
@@ -449,3 +449,18 @@ async def test_a_request_that_a_middleware_changes_is_another_one(ours_last: boo
 
     assert results[0] == results[1]
     assert (3, 0, 3) == (ours.stats.right, ours.stats.committed, ours.stats.dropped)
+
+
+async def test_a_tool_call_that_a_middleware_changes_is_another_one() -> None:
+    """What the tool returned ahead was an answer to something else; the tool is called."""
+    results, ours = [], SpeculativeTools(facts, depth=3, read_only=["search"], handover_s=5)
+    for mine in ([], [ours]):
+        box = Toolbox(turns=40)
+        model = FakeModel(brain=Brain(seed=3, hops=6))
+        middleware = [*mine, Renaming()]
+        agent: Any = create_agent(model, box.tools(["search"]), middleware=middleware)
+        results.append((Trace().of(await agent.ainvoke(ASKED)), set(box.log)))
+
+    assert results[0][0] == results[1][0]
+    assert ("search", "wolf") in results[0][1]
+    assert results[0][1] <= results[1][1]
