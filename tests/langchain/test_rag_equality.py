@@ -50,6 +50,9 @@ def retrievers() -> dict[str, Any]:
 
 
 def values(reply: dict[str, Any]) -> tuple[Any, ...]:
+    """Give what a reply says; documents and answer are asserted, lest nothing equal nothing."""
+    assert reply["context"]
+    assert reply["answer"].strip()
     return reply["input"], plain_values(reply["context"]), reply["answer"]
 
 
