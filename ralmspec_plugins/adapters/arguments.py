@@ -7,7 +7,9 @@ from functools import wraps
 from inspect import signature
 from typing import ParamSpec, TypeVar
 
-P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -65,5 +67,5 @@ def suggests_fields(kind: type[T]) -> type[T]:
         ...
     TypeError: unknown argument 'workloda'; did you mean 'workload'?
     """
-    setattr(kind, "__init__", suggests(kind.__init__))  # noqa: B010 mypy forbids the assignment
+    setattr(kind, "__init__", suggests(vars(kind)["__init__"]))  # noqa: B010 mypy forbids it
     return kind
