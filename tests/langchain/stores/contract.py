@@ -167,7 +167,7 @@ class StoreContract:
         asked = questions(count)
         if "threshold" in search_type:  # between the scores: some pass, some do not
             found = store.similarity_search_with_relevance_scores(asked[count // 2], k=6)
-            settings = {**settings, "score_threshold": found[2][1]}
+            settings = {**settings, "score_threshold": float(found[2][1])}
         retriever = store.as_retriever(search_type=search_type, search_kwargs=settings)
         speculative = SpeculativeRetriever(retriever=retriever, batching=batching)
         expected = [copy.deepcopy(retriever.invoke(text)) for text in asked]
