@@ -283,5 +283,4 @@ def _appended(
 
 def _stop_in(text: str, since: int, draft: TextDraft) -> int | None:
     """Return the start of the first stop string, which no character of a given text is part of."""
-    found = stop_position(text[draft.given :], since - draft.given, draft.origin.stop)
-    return None if found is None else found + draft.given
+    return stop_position(text, since, draft.origin.stop, draft.given)

@@ -56,13 +56,15 @@ def begin(prompt: Sequence[int]) -> Transcript:
     return Transcript(anchor=tuple(prompt[-CONTEXT_TOKENS:]))
 
 
-def stop_position(text: str, since: int, stop: Sequence[str]) -> int | None:
+def stop_position(text: str, since: int, stop: Sequence[str], first: int = 0) -> int | None:
     r"""Return the start of the first stop string that ends after the first `since` characters.
+
+    None of its characters precedes the position `first`.
 
     >>> stop_position("one.\n\ntwo", 5, ["\n\n"])
     4
     """
-    starts = [text.find(mark, max(0, since - len(mark) + 1)) for mark in stop]
+    starts = [text.find(mark, max(first, since - len(mark) + 1)) for mark in stop]
     return min((start for start in starts if start >= 0), default=None)
 
 

@@ -57,9 +57,11 @@ def test_a_trace_does_the_passes_of_writing(small: LoadedModel, monkeypatch: Any
         lm: Any = small.writer(trace=trace)
         once = lm._passes._pass
 
-        def counted(cache: Any, tokens: Any, once: Any = once, trace: bool = trace) -> Any:
+        def counted(
+            cache: Any, tokens: Any, keep: int = 1, *, once: Any = once, trace: bool = trace
+        ) -> Any:
             seen[trace].append(len(tokens))
-            return once(cache, tokens)
+            return once(cache, tokens, keep)
 
         monkeypatch.setattr(lm._passes, "_pass", counted)
         draft = lm.begin(Request(prompt="It was dark", max_tokens=4, context=TEXT))

@@ -121,8 +121,9 @@ def test_16_bit_says_so_and_decodes_plainly(
 ) -> None:
     """One warning, when the model is loaded; then the text is plain decoding's."""
     model = tiny_llama(dtype=dtype)
+    certified = Decoding(exactness="certified", costs=CostCurve((1,), (1.0,)))
     with caplog.at_level(logging.WARNING):
-        fast = HuggingFaceLM(model, tokenizer, decoding=Decoding(costs=CostCurve((1,), (1.0,))))
+        fast = HuggingFaceLM(model, tokenizer, decoding=certified)
         plain = HuggingFaceLM(model, tokenizer)
         request = Request(prompt="The keeper", max_tokens=20)
         texts = [lm.write(lm.begin(request), FRONTS[0], 20, Progress()) for lm in (plain, fast)]

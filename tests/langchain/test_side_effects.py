@@ -61,13 +61,18 @@ def seeded(source: str) -> None:
 def rag_of(llm: Any, **settings: Any) -> SpeculativeRAG:
     """Over a liar of a replica: all its guesses are wrong, unless they are not asked for."""
     found = documents()
+    steps: dict[str, Any] = {
+        "bound": lambda _: {},
+        "continuation": "assistant" if isinstance(llm, GenericFakeChatModel) else None,
+    }
+    if settings.get("workload") == "one_shot":  # one call writes all: they would have no effect
+        steps = {}
     return SpeculativeRAG(
         retriever=HashRetriever(documents=found),
         replica=HashRetriever(documents=found, salt="lie"),
         llm=llm,
         prompt=PROMPT,
-        bound=lambda _: {},
-        continuation="assistant" if isinstance(llm, GenericFakeChatModel) else None,
+        **steps,
         **{"workload": SENTENCES, "schedule": FixedStride(stride=3, overlap=True)} | settings,
     )
 

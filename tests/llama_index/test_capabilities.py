@@ -155,7 +155,7 @@ def test_where_a_models_calls_go(llm: LLM, remote: bool, native: bool) -> None:
         (WordChat(), {}, "continuation="),
         (OpenAILike(**OPENAI, is_chat_model=True), {}, "continue_final_message"),
         (MockFunctionCallingLLM(), {}, "bound="),
-        (MockLLM(max_tokens=1), {"sentence_stop": "."}, "does not stop"),
+        (MockLLM(max_tokens=1), {"sentence_stop": "."}, "does not support stop"),
         (WordLLM(output_parser=PydanticOutputParser(output_cls=LLMMetadata)), {}, "parses"),
         (WordLLM(), {"sentence_stop": ""}, "sentence_stop"),
         (WordLLM(), {"sentence_stop": ".", "whole": True}, "together"),

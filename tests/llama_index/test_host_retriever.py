@@ -434,7 +434,7 @@ class TestErrors:
     def test_settings_are_checked(self, index: VectorStoreIndex) -> None:
         """Unknown ways, and what is no retriever, are refused with what to do."""
         retriever: Any = index.as_retriever()
-        with pytest.raises(ConfigError, match="known are exact, probed, off"):
+        with pytest.raises(ConfigError, match="one of exact, probed, off"):
             HostRetriever(retriever, batch="fast")  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="at least 1"):
             HostRetriever(retriever, side_by_side=0)

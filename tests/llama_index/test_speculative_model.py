@@ -355,7 +355,7 @@ def test_what_cannot_be_kept_to_is_refused() -> None:
     """Two drafters, a drafter that nobody asks, and settings of calls that are not made."""
     for settings, given, message in (
         ({}, {"decoding": Decoding()}, "decoding needs direct=True"),
-        ({}, {"direct": True, "decoding": Decoding()}, "which has a drafter itself"),
+        ({}, {"direct": True, "decoding": Decoding()}, "which has its own drafter"),
         ({"stop": "x"}, {"direct": True}, "stop and deadline_s of the SpeculativeLLM"),
     ):
         llm = own(tiny_tokenizer(), drafter=None, **settings)

@@ -123,7 +123,7 @@ def test_a_chat_template_that_hides_the_passages_is_refused(tokenizer: Tokenizer
         prompt_tokens(PassageTemplate(chat="user"), tokenizer, "Who?")
     silent = tiny_tokenizer()
     silent.chat_template = "{{ messages[-1]['content'] }}"
-    with pytest.raises(ModelError, match="does not show the system message"):
+    with pytest.raises(ModelError, match="does not include the system message"):
         prompt_tokens(PassageTemplate(chat="system"), silent, "Who?")
 
 

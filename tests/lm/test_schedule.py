@@ -361,9 +361,9 @@ def _counted_passes(lm: HuggingFaceLM, monkeypatch: pytest.MonkeyPatch) -> list[
     passes: list[tuple[int, ...]] = []
     run = lm._passes._pass
 
-    def counted(cache: DynamicCache, tokens: Sequence[int]) -> torch.Tensor:
+    def counted(cache: DynamicCache, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
         passes.append(tuple(tokens))
-        return run(cache, tokens)
+        return run(cache, tokens, keep)
 
     monkeypatch.setattr(lm._passes, "_pass", counted)
     return passes

@@ -22,7 +22,16 @@ NEEDS = {"faiss-hnsw": "faiss", "bm25s": "bm25s", "knn-hnsw": "faiss"}
 FOLDERS = ("numpy-flat", "faiss-hnsw", "bm25s", "datastore", "knn-hnsw")
 GONE = object()
 NONSENSE: Sequence[Any] = (None, True, -1, 10**30, 1.5, float("nan"), "x", [1], {"a": 1}, GONE)
-REMEDIES = ("again", "another folder", "give ", "Give ", "make one", "known are")
+REMEDIES = (
+    "again",
+    "another folder",
+    "give ",
+    "Give ",
+    "make one",
+    "create one",
+    "known are",
+    "one of ",
+)
 
 
 @pytest.fixture(params=FOLDERS)

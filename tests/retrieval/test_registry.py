@@ -239,8 +239,7 @@ def test_faiss_and_numpy_agree_to_the_bit(metric: str) -> None:
     assert ours.search(queries) == theirs.search(queries)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
+_SCANS = given(
     seed=st.integers(0, 2**32),
     size=st.sampled_from([1, 2, 5, 1025, 2051, 9300]),
     count=st.sampled_from([1, 2, 7, 64, 70]),
@@ -248,10 +247,24 @@ def test_faiss_and_numpy_agree_to_the_bit(metric: str) -> None:
     k=st.sampled_from([1, 20, 2000]),
     metric=st.sampled_from(["ip", "cosine", "l2"]),
 )
-def test_own_threads_change_no_bit(
-    seed: int, size: int, count: int, dimension: int, k: int, metric: str
-) -> None:
+
+
+@settings(max_examples=12, deadline=None)
+@_SCANS
+def test_own_threads_change_no_bit(**scan: Any) -> None:
     """However the rows are shared and tiled, hits and scores are those of the plain scan."""
+    _compare_threads(**scan)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@_SCANS
+def test_own_threads_change_no_bit_of_many_scans(**scan: Any) -> None:
+    """The same, more often."""
+    _compare_threads(**scan)
+
+
+def _compare_threads(seed: int, size: int, count: int, dimension: int, k: int, metric: Any) -> None:
     pytest.importorskip("threadpoolctl")
     dice = np.random.default_rng(seed)
     vectors = np.round(dice.standard_normal((size, dimension)), 1).astype(np.float32)
