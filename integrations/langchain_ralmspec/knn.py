@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -53,7 +55,8 @@ class KNNLLM(BaseLLM):
     speculate: StrictBool = True
     """Whether to speculate; `False` gives the same text, with one search at a time."""
 
-    _known: tuple[Any, dict[str, Any]] | None = PrivateAttr(default=None)
+    # The fingerprints of each model; not a plain value, whose change would count as a side effect.
+    _names: WeakKeyDictionary[Any, dict[str, Any]] = PrivateAttr(default_factory=WeakKeyDictionary)
 
     def __init__(self, **fields: Any) -> None:
         """Create a model with these settings.
@@ -95,11 +98,11 @@ class KNNLLM(BaseLLM):
     @override
     def _identifying_params(self) -> dict[str, Any]:
         """All settings that texts depend on: the key of the model in LangChain's caches."""
-        if self._known is None or self._known[0] is not self.lm:
-            self._known = (self.lm, known_by(self.lm))
+        if self.lm not in self._names:
+            self._names[self.lm] = known_by(self.lm)
         sampling = self.sampling if self.sampling is not None else self.lm.sampling
         return {
-            **self._known[1],
+            **self._names[self.lm],
             "sampling": repr(sampling),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
@@ -115,15 +118,16 @@ class KNNLLM(BaseLLM):
 
     def _options(self, stop: Sequence[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """Return the fields, overridden by a call's arguments."""
-        return {
+        own = {
             "max_tokens": self.max_tokens,
             "seed": self.seed,
             "stop": self.stop if stop is None else stop,
             "sampling": self.sampling,
             "deadline_s": self.deadline_s,
             "plain": not self.speculate,
-            **given,
         }
+        refuse_unknown(given.keys(), own.keys())
+        return {**own, **given}
 
     @override
     def _generate(

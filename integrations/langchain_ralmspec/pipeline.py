@@ -198,18 +198,39 @@ class Assembly:
             named=settings.workload is None or isinstance(settings.workload, str),
         )
 
-    def asked(self, value: Any, config: RunnableConfig) -> Asked:
-        """Return the parts of an input: question, reply's keys, and prompt's variables.
+    def check_call(self, settings: Mapping[str, Any]) -> None:
+        """Check the settings of one call.
 
         Raises:
+            TypeError: a setting of another type.
+            ConfigError: an unknown setting, or one without a meaning.
+        """
+        self.check_has_effect(settings)
+        request_with("", None, {**self.request_settings, **settings})
+
+    def asked(self, value: Any, config: RunnableConfig, settings: Mapping[str, Any]) -> Asked:
+        """Return the parts of an input: question, reply's keys, and prompt's variables.
+
+        Args:
+            value: the input.
+            config: LangChain's.
+            settings: of this call alone; checked before any code of the user runs.
+
+        Raises:
+            TypeError: a setting of another type.
+            ConfigError: an unknown setting, or one without a meaning.
             InputError: there is no question.
             Exception: the error of the runnable that makes the query.
         """
+        self.check_call(settings)
         query = self._settings.query
         return self._asked(value, None if query is None else query.invoke(value, config))
 
-    async def aasked(self, value: Any, config: RunnableConfig) -> Asked:
+    async def aasked(
+        self, value: Any, config: RunnableConfig, settings: Mapping[str, Any]
+    ) -> Asked:
         """Return the parts of an input on an event loop."""
+        self.check_call(settings)
         query = self._settings.query
         return self._asked(value, None if query is None else await query.ainvoke(value, config))
 
@@ -424,14 +445,9 @@ class RequestRun:
             assembly: the runnable's parts.
             asked: the question.
             config: LangChain's, with the callbacks of this request's own run.
-            settings: settings of the request, for this call only.
+            settings: settings of the request, for this call only, checked.
             streamed: whether the reply is requested in pieces.
-
-        Raises:
-            TypeError: a setting has another type.
-            ConfigError: a setting is unknown or out of range.
         """
-        assembly.check_has_effect(settings)
         context = HostContext(config, asked.variables, streamed)
         chosen = {**assembly.request_settings, **settings}
         self._request = request_with(asked.question, context, chosen)

@@ -341,7 +341,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     def _invoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        asked = self._assembly.asked(value, config)
+        asked = self._assembly.asked(value, config, settings)
         run = RequestRun(self._assembly, asked, config, settings, streamed=False)
         try:
             return whole(run.pieces(), self.output)
@@ -351,7 +351,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     async def _ainvoke(
         self, value: Question, config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Given:
-        asked = await self._assembly.aasked(value, config)
+        asked = await self._assembly.aasked(value, config, settings)
         run = RequestRun(self._assembly, asked, config, settings, streamed=False)
         try:
             return whole([piece async for piece in run.apieces()], self.output)
@@ -362,7 +362,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         self, values: Iterator[Question], config: RunnableConfig, *, settings: Mapping[str, Any]
     ) -> Iterator[Given]:
         for value in values:
-            asked = self._assembly.asked(value, config)
+            asked = self._assembly.asked(value, config, settings)
             run = RequestRun(self._assembly, asked, config, settings, streamed=True)
             with closing(run.pieces()) as pieces:
                 yield from given_out(pieces, self.output)
@@ -375,7 +375,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         settings: Mapping[str, Any],
     ) -> AsyncIterator[Given]:
         async for value in values:
-            asked = await self._assembly.aasked(value, config)
+            asked = await self._assembly.aasked(value, config, settings)
             run = RequestRun(self._assembly, asked, config, settings, streamed=True)
             async with aclosing(run.apieces()) as pieces:
                 async for piece in pieces:

@@ -44,6 +44,7 @@ from ralmspec_plugins.adapters.agents import (
     Step,
     TaskLauncher,
 )
+from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
@@ -140,6 +141,7 @@ class ModelCall:
                 await reply.aclose()
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
     """The settings of a speculative agent, and the counters that its runs share.

@@ -25,6 +25,7 @@ from typing_extensions import override
 from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
 from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, model_name
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 
@@ -90,10 +91,21 @@ class KNNLLM(CustomLLM):
 
         Raises:
             TypeError: an argument is unknown.
-            ConfigError: `lm` is not a `KNNLanguageModel`, or a number is out of range.
+            ConfigError: `lm` is not a `KNNLanguageModel`, or a value has another type or is out of
+                range.
         """
         check_model(lm)
         refuse_unknown(host.keys(), type(self).model_fields.keys())
+        if not isinstance(speculate, bool):
+            raise ConfigError(f"speculate must be True or False, got {speculate!r}")
+        KNNRequest(
+            "",
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=stop,
+            sampling=sampling,
+            deadline_s=deadline_s,
+        )
         super().__init__(
             max_tokens=max_tokens,
             seed=seed,
@@ -104,7 +116,6 @@ class KNNLLM(CustomLLM):
             **{name: value for name, value in host.items() if value is not None},
         )
         self._lm = lm
-        KNNRequest("", **self._options({}))
 
     @property
     def lm(self) -> "KNNLanguageModel":

@@ -36,7 +36,7 @@ from ralmspec_plugins.adapters.text_model import (
 )
 from ralmspec_plugins.adapters.text_state import TextDraft, Usage, Written
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.types import Hits
+from ralmspec_plugins.types import Hits, same_to_read
 
 # One call of a host's model, by any of its eight methods, and the conversion of its output.
 
@@ -403,6 +403,6 @@ class _ModelWriter:
         return draft, valued(given, scores=self.reads_scores), tokens
 
     def same(self, one: Hits, other: Hits) -> bool:
-        if self._prompting.format_nodes is not None and one != other:
+        if self._prompting.format_nodes is not None and not same_to_read(one, other):
             return False
         return self.processing.same(one, other)

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
+from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.engines import (
     OwnPool,
     Speculation,
@@ -22,6 +23,7 @@ from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Options:
     """How a query engine speculates, and how it writes if the host's synthesizer does not.

@@ -9,7 +9,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_ralmspec.callbacks import tagged
 from llama_index_ralmspec.documents import nodes_of, passage_of
 from ralmspec_plugins.adapters.fingerprint import is_known, qualified_name
-from ralmspec_plugins.types import Hits, passages_of
+from ralmspec_plugins.types import Hits, passages_of, same_to_read
 
 _NODE: Final = "llama_index.core.postprocessor.node"
 # The results of these depend only on the nodes: on no scores, question, model or clock.
@@ -68,7 +68,7 @@ class Postprocessing:
         if passages_of(guess) != passages_of(truth):
             return False
         names = self._names()
-        if guess == truth or all(name in _BLIND for name in names):
+        if same_to_read(guess, truth) or all(name in _BLIND for name in names):
             return True
         if not all(name in _BLIND - _DEAR or name in _SORTING for name in names):
             return False

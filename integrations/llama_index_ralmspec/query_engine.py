@@ -1,7 +1,7 @@
 """LlamaIndex' query engine over a retriever with speculation: the same responses in less time."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from inspect import signature
 from types import FunctionType
 from typing import Any, Final, Self
@@ -80,7 +80,7 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             TypeError: an option is unknown.
             ConfigError: the parts are not compatible; the message says what to do.
         """
-        self._use(_options(options), Runtime())
+        self._use(Options(**options), Runtime())
         super().__init__(retriever, response_synthesizer, node_postprocessors, callback_manager)
         self._assembled()  # raises errors early
 
@@ -196,7 +196,6 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             TypeError: an option is unknown.
             ConfigError: the options are not compatible with the parts.
         """
-        refuse_unknown(changed.keys(), NAMES)
         return self._like(self._retriever, replace(self._options, **changed), self._runtime)
 
     def with_retriever(self, retriever: BaseRetriever) -> Self:
@@ -382,19 +381,8 @@ def speculate(engine: Any, **options: Any) -> Any:
             what to do.
     """
     if isinstance(engine, Workflow):
-        return _agent(engine, options)
+        return speculate_agent(engine, AgentOptions(**options))
     return SpeculativeQueryEngine.wrap(engine, **options)
-
-
-def _agent(agent: Workflow, options: dict[str, Any]) -> Any:
-    known = {one.name for one in fields(AgentOptions) if one.init}
-    refuse_unknown(options.keys(), known)
-    return speculate_agent(agent, AgentOptions(**options))
-
-
-def _options(given: dict[str, Any]) -> Options:
-    refuse_unknown(given.keys(), NAMES)
-    return Options(**given)
 
 
 def _check_arguments(index: BaseIndex[Any], retriever: Any, arguments: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from llama_index_ralmspec.callbacks import tell_retrieval
 from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import check_retriever
+from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
@@ -58,6 +59,7 @@ class SpeculativeRetriever(ServedRetriever, BaseRetriever):
 
     keeps_the_loop: Final = True  # its searches belong to the event loop of its callers
 
+    @suggests
     def __init__(
         self,
         retriever: BaseRetriever,

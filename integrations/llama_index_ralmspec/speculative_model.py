@@ -1,6 +1,7 @@
 """A LlamaIndex model for texts and messages over a local model with speculative decoding."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.generic_utils import (
@@ -24,6 +25,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from typing_extensions import override
 
 from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.writing_options import (
     OPTIONS,
     DecodingStats,
@@ -119,12 +121,8 @@ class SpeculativeLLM(CustomLLM):
         """
         from ralmspec_plugins.adapters.speculative_model import has_chat_template, speculative_model
 
-        known = {*CustomLLM.model_fields, *OPTIONS}
-        unknown = sorted(settings.keys() - known)
-        if unknown:
-            raise TypeError(
-                f"SpeculativeLLM accepts its settings and those of LlamaIndex' LLMs, got {unknown}"
-            )
+        beside = signature(type(self).__init__).parameters.keys() - {"settings"}
+        refuse_unknown(settings.keys(), {*CustomLLM.model_fields, *OPTIONS}, beside=beside)
         if not isinstance(chat_template, str | None):
             raise ConfigError(f"chat_template must be a text, got {chat_template!r:.80}")
         given = {name: value for name, value in settings.items() if value is not None}

@@ -25,7 +25,7 @@ from ralmspec_plugins.adapters.text_model import Show, Step, TextLM
 from ralmspec_plugins.adapters.text_state import TextDraft, Written
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, speculative
-from ralmspec_plugins.types import Hits
+from ralmspec_plugins.types import Hits, same_to_read
 
 # The host's own synthesizers: they read only the content of a node, not its score, and only the
 # text of the query, and they keep no state between two calls.
@@ -142,7 +142,7 @@ class _SynthesisWriter:
         return draft, valued(given, scores=self.reads_scores)
 
     def same(self, one: Hits, other: Hits) -> bool:
-        if self._sees_scores and one != other:
+        if self._sees_scores and not same_to_read(one, other):
             return False
         return self.processing.same(one, other)
 

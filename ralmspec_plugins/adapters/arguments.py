@@ -1,8 +1,15 @@
 """Errors of unknown arguments, with a suggestion."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -33,3 +40,32 @@ def refuse_unknown(
     for name in sorted(given - set(known)):
         meant = {*known, *beside} - {"self", "args", "kwargs"}
         raise TypeError(f"unknown argument {name!r}; {suggestion(name, meant)}")
+
+
+def suggests(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function with errors of unknown keyword arguments that suggest a known one."""
+    known = signature(function).parameters.keys()
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_unknown(kwargs.keys(), known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def suggests_fields(kind: type[T]) -> type[T]:
+    """Return the dataclass with errors of unknown fields that suggest a known one.
+
+    >>> from dataclasses import dataclass
+    >>> @suggests_fields
+    ... @dataclass
+    ... class Options:
+    ...     workload: str
+    >>> Options(workloda="sentences")
+    Traceback (most recent call last):
+        ...
+    TypeError: unknown argument 'workloda'; did you mean 'workload'?
+    """
+    setattr(kind, "__init__", suggests(vars(kind)["__init__"]))  # noqa: B010 mypy forbids it
+    return kind

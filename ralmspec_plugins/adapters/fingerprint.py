@@ -6,7 +6,15 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeAlias
@@ -80,15 +88,15 @@ class _ValueWriter:
     def written(self, value: Any) -> bytes:
         kind = type(value)
         if kind is str:
-            return _part(b"str", [value.encode("utf-8", "surrogatepass")])
+            return _leaf(b"str", value.encode("utf-8", "surrogatepass"))
         if kind is bytes:
-            return _part(b"bytes", [value])
+            return _leaf(b"bytes", value)
         if kind is float:
-            return _part(b"float", [value.hex().encode()])
+            return _leaf(b"float", value.hex().encode())
         if kind is int:
-            return _part(b"int", [b"%x" % value])  # a repr of many digits raises
+            return _leaf(b"int", b"%x" % value)  # a repr of many digits raises
         if is_atom(value):
-            return _part(_name(kind), [repr(value).encode("utf-8", "surrogatepass")])
+            return _leaf(_name(kind), repr(value).encode("utf-8", "surrogatepass"))
         if id(value) in self._inside:  # a container in itself, identified by its depth
             return _part(b"cycle", [b"%d" % self._inside[::-1].index(id(value))])
         self._left -= 1
@@ -124,9 +132,11 @@ class _ValueWriter:
 
     def _pairs(self, mapping: Mapping[Any, Any]) -> list[bytes]:
         pairs = [
-            _part(b"", [self.written(key), self.written(value)])
-            for key, value in list(mapping.items())
-        ]
+            b"(%d,%d:%s%s)" % (len(key), len(value), key, value)
+            for key, value in [
+                (self.written(key), self.written(value)) for key, value in list(mapping.items())
+            ]
+        ]  # each as a part without a type
         return pairs if self._ordered else sorted(pairs)
 
     def _array(self, value: Any, kind: type) -> bytes:
@@ -164,10 +174,14 @@ def _name(kind: type) -> bytes:
     return f"{kind.__module__}.{kind.__qualname__}".encode()
 
 
-def _part(kind: bytes, items: Iterable[bytes]) -> bytes:
-    listed = list(items)
-    lengths = ",".join(map(str, map(len, listed))).encode()
-    return b"%s(%s:%s)" % (kind, lengths, b"".join(listed))
+def _part(kind: bytes, items: Sequence[bytes]) -> bytes:
+    lengths = ",".join([str(len(item)) for item in items]).encode()
+    return b"%s(%s:%s)" % (kind, lengths, b"".join(items))
+
+
+def _leaf(kind: bytes, item: bytes) -> bytes:
+    """Return a part of one item, faster."""
+    return b"%s(%d:%s)" % (kind, len(item), item)
 
 
 # Ids of live objects and fingerprints of values, as parts of a retriever's signature.

@@ -52,8 +52,11 @@ def state(value: object) -> dict[str, Any]:
         attributes = vars(base)
         if not isinstance(attributes.get("__dict__", _DICTIONARY), GetSetDescriptorType):
             raise TypeError(f"{base.__qualname__} hides what its instances hold")
-        for name, slot in attributes.items() if "__slots__" in attributes else ():
-            if type(slot) is MemberDescriptorType and not name.startswith("__pydantic_"):
+        if "__slots__" not in attributes:
+            continue
+        slots = [one for one in attributes.items() if type(one[1]) is MemberDescriptorType]
+        for name, slot in slots:
+            if not name.startswith("__pydantic_"):
                 with suppress(AttributeError):  # it is not set
                     unique = f"{base.__qualname__}.{name}" if name in own else name
                     own[unique] = slot.__get__(value)

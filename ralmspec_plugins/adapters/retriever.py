@@ -179,6 +179,10 @@ class HostSearch(Generic[HostT]):
             self.search_wide = self._search_wide
             self.asearch_wide = self._asearch_wide
 
+    def __repr__(self) -> str:
+        """Return the class of the host's retriever."""
+        return f"{type(self).__name__}({type(self._host.retriever).__name__})"
+
     def beside(self, host: HostT, look: RetrieverSnapshot | None = None) -> Self:
         """Return the same retriever for another call, with shared state.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Request
@@ -96,9 +97,7 @@ def options_of(model: object, given: Mapping[str, Any]) -> WritingOptions:
     for tool in _TOOLS:
         if given.get(tool):
             raise NotImplementedError(f"{name} was called with {tool!r}, but {NO_TOOLS}")
-    unknown = sorted(given.keys() - {*OPTIONS, *_TOOLS})
-    if unknown:
-        raise TypeError(f"{name}: a call takes {', '.join(OPTIONS)}, got {unknown}")
+    refuse_unknown(given.keys() - {*_TOOLS}, OPTIONS)
     own = {name: getattr(model, name) for name in OPTIONS}
     return WritingOptions(**{**own, **{name: given[name] for name in OPTIONS if name in given}})
 

@@ -1,8 +1,10 @@
 """A request to a `KNNLanguageModel`, from keywords."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from numbers import Integral, Real
+from typing import Any, TypedDict
 
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Request
 
@@ -35,8 +37,17 @@ class KNNRequest:
         """Create a request from keywords; an unknown one is a `TypeError`.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: a value has another type, or is out of range.
         """
+        _check("max_tokens", max_tokens, Integral, "an integer")
+        _check("seed", seed, Integral, "an integer")
+        _check("stop", stop, str | list | tuple, "a text or a list of texts")
+        for one in (stop,) if isinstance(stop, str) else stop:
+            _check("stop", one, str, "a text or a list of texts")
+        if sampling is not None:
+            _check("sampling", sampling, Greedy | Sampling, "Greedy, Sampling or None")
+        if deadline_s is not None:
+            _check("deadline_s", deadline_s, Real, "a number of seconds or None")
         self.request = Request(
             prompt=prompt,
             max_tokens=max_tokens,
@@ -46,3 +57,8 @@ class KNNRequest:
         )
         self.sampling = sampling
         self.plain = plain
+
+
+def _check(name: str, value: object, kind: Any, what: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be {what}, got {value!r}")

@@ -80,8 +80,9 @@ class Shortens(BaseDocumentCompressor):
 class Heard(BaseCallbackHandler):
     """Notes what retrievers and models were asked and gave, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inline: bool) -> None:
         self.told: list[Any] = []
+        self.run_inline = inline  # in the event loop's thread: quicker
 
     def on_retriever_start(self, serialized: Any, query: str, **about: Any) -> None:
         self.told.append(("asked", query, about.get("name")))

@@ -32,12 +32,12 @@ from llama_index.core.indices.query.query_transform import (
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.postprocessor import (
     FixedRecencyPostprocessor,
-    KeywordNodePostprocessor,
     LongContextReorder,
     MetadataReplacementPostProcessor,
     PrevNextNodePostprocessor,
     SentenceEmbeddingOptimizer,
     SimilarityPostprocessor,
+    TimeWeightedPostprocessor,
 )
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import (
@@ -96,7 +96,7 @@ SYNC = ("query", "query again", "tool", "parts", "threads")
 WAYS = (*SYNC, "aquery", "aquery again", "atool", "aparts", "tasks")
 QUESTIONS = tuple(f"Who {verb} the ships?" for verb in ("saw", "sold", "hid", "lost", "found"))
 STREAMING = ("compact", "refine", "simple_summarize", "tree_summarize", "generation")
-_KNOWN = {"cut-off", "reordered", "replaced", "recent", "neighbours", "keywords"}
+_KNOWN = {"cut-off", "reordered", "replaced", "recent", "neighbours"}
 MODES = (*STREAMING, "accumulate", "compact_accumulate", "no_text", "context_only")
 
 
@@ -457,7 +457,9 @@ class _Draw(Draws):
             "counting": self._counting,
             "scores shown": ScoresIntoTexts,
             "objecting": Objects,
-            "keywords": lambda: KeywordNodePostprocessor(required_keywords=["ships"]),
+            "by time": lambda: TimeWeightedPostprocessor(
+                time_access_refresh=False, now=1.0, top_k=self.any(1, 2)
+            ),
         }
         if {*self.about} & {"recursive", "objects behind nodes"}:  # they keep what they give
             del made["replaced"]

@@ -21,9 +21,11 @@ from langchain_ralmspec.host_retriever import HitPayload, HostRetriever
 from langchain_ralmspec.stores.in_memory import InMemorySearch
 from langchain_ralmspec.stores.registry import Scored, qualified_name, register_batch_search
 
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
 from ralmspec_plugins.speculators import PassageCache
+from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hits, Query
 from tests.langchain.conftest import BLACK_BOXES, WordSearch, black_box, filled, nameless
 from tests.langchain.stores.worlds import WordEmbeddings, batches, corpus, questions
@@ -404,6 +406,14 @@ class TestPurity:
 
         assert (host.pure, host.looked_into) == (False, False)
         assert HostRetriever(model, pure=True).pure
+
+    def test_the_log_names_the_class_of_the_host_s(
+        self, store: InMemoryVectorStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A user has made no `HostRetriever`."""
+        Engine(EchoWorkload(), HostRetriever(store.as_retriever(), pure=False)).close()
+
+        assert "HostRetriever(VectorStoreRetriever) is not pure" in caplog.text
 
 
 class ProbedStore(InMemoryVectorStore):

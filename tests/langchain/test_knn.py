@@ -18,6 +18,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import KNNLLM, SpeculativeRAG, stats_of
+from langchain_ralmspec.pipeline import side_effects_of
 
 from ralmspec_plugins import FixedStride, Settings
 from ralmspec_plugins.errors import ConfigError, ContextOverflowError, DeadlineExceeded, InputError
@@ -282,7 +283,7 @@ def test_threads_share_it(llm: KNNLLM, lm: KNNLanguageModel) -> None:
     [
         ("", {}, InputError, "the prompt is empty"),
         ("The keeper", {"max_tokens": 2000}, ContextOverflowError, "the model's context is 1024"),
-        ("The keeper", {"max_token": 5}, TypeError, "max_token"),
+        ("The keeper", {"max_token": 5}, TypeError, "did you mean 'max_tokens'"),
         ("The keeper", {"max_tokens": 0}, ConfigError, "max_tokens must be at least 1"),
         ("The keeper", {"deadline_s": 1e-9}, DeadlineExceeded, "no answer within"),
     ],
@@ -357,6 +358,17 @@ def test_it_is_known_by_all_that_a_text_depends_on(lm: KNNLanguageModel) -> None
     assert all(llm.model_copy(update=one)._identifying_params != known for one in others)
     assert (known["model_name"], llm._llm_type) == (llm.model_name, "ralmspec-knn")
     wider.close()
+
+
+def test_its_calls_have_no_side_effects(lm: KNNLanguageModel) -> None:
+    """The first call reads the model's weights and keeps what names them: no state of answers."""
+    llm = KNNLLM(lm=lm, max_tokens=LENGTH)
+    effects = side_effects_of(llm)
+    assert effects is not None
+    with effects.watched():
+        assert llm.invoke(PROMPTS[0])
+
+    assert (effects.found, effects.may_guess()) == (None, True)
 
 
 def test_the_host_s_cache_knows_it(lm: KNNLanguageModel) -> None:

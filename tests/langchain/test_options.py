@@ -7,6 +7,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM
 from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
 from langchain_ralmspec import SpeculativeRAG, SpeculativeRetriever, speculate
 
 from ralmspec_plugins.errors import ConfigError
@@ -101,6 +102,28 @@ def test_an_unknown_option_names_the_one_that_was_meant() -> None:
         rag.invoke("q", max_token=5)
     with pytest.raises(ConfigError, match=r"colour .*known are deadline_s, max_tokens, seed, stop"):
         rag.invoke("q", colour=5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "given", [{"max_token": 5}, {"max_tokens": 0}, {"stop": 3}, {"seed": 3}], ids=str
+)
+def test_a_call_is_checked_before_the_query_is_made(given: dict[str, Any], way: str) -> None:
+    """The query may be a model's: a refused call costs nothing."""
+    made: list[Any] = []
+
+    def query(value: Any) -> str:
+        made.append(value)
+        return str(value["input"])
+
+    rag = SpeculativeRAG(retriever=Found(), llm=HashLLM(), query=RunnableLambda(query))
+    assert called(rag, {"input": "q"}, way)
+    assert made.pop() == {"input": "q"}
+    with pytest.raises((ConfigError, TypeError), match=next(iter(given))):
+        called(rag.bind(**given), {"input": "q"}, way)
+
+    assert made == []
+    rag.close()
 
 
 class Fake(BaseRetriever):

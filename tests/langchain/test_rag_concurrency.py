@@ -47,15 +47,17 @@ async def test_many_at_once_get_what_each_gets_alone(kind: str, workload: str) -
     """32 threads, 32 tasks, one batch, over one pool and memo: the answers of the loop by hand."""
     llm, retriever = HashLLM(), retriever_of(kind)
     rag = rag_of(llm, retriever, workload, memo=QueryCache(), pool=SharedPassageCache(capacity=8))
-    expected = [values(by_hand(llm, retriever, workload).invoke(one)) for one in MANY]
+    hand = by_hand(llm, retriever, workload)
+    expected = [values(hand.invoke(one), empty=True) for one in MANY]
+    assert sum(bool(answer) for *_, answer in expected) > len(MANY) / 2
     logs = [Log() for _ in MANY]
     with ThreadPoolExecutor(32) as threads:
         got = list(threads.map(lambda one, log: rag.invoke(one, {"callbacks": [log]}), MANY, logs))
 
-    assert expected == [values(one) for one in got]
-    assert expected == [values(one) for one in rag.batch(MANY)]
+    assert expected == [values(one, empty=True) for one in got]
+    assert expected == [values(one, empty=True) for one in rag.batch(MANY)]
     awaited = await asyncio.gather(*(rag.ainvoke(one) for one in MANY))
-    assert expected == [values(one) for one in awaited]
+    assert expected == [values(one, empty=True) for one in awaited]
     assert [[]] * len(MANY) == [log.left_open() for log in logs]
     # Each one's handlers hear of his own answer only.
     by_question = [canaries(by_hand(llm, retriever, workload).invoke(one)) for one in MANY[:4]]

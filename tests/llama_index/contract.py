@@ -82,7 +82,7 @@ class StoreContract:
         """Empty results are empty lists, one a query."""
         if self.nothing is None:
             return
-        expected = self._check(index, {"similarity_top_k": 4, **self.nothing}, 12)
+        expected = self._check(index, {"similarity_top_k": 4, **self.nothing}, 12, empty=True)
 
         assert expected == [[]] * 12
 
@@ -175,6 +175,8 @@ class StoreContract:
         settings: dict[str, Any],
         count: int,
         width: int | None = None,
+        *,
+        empty: bool = False,
     ) -> list[list[NodeWithScore]]:
         retriever = _retriever(index, settings)
         search: Any = self._search(index, settings)
@@ -196,6 +198,7 @@ class StoreContract:
             for hosts, ours in zip(expected, given, strict=True):
                 _close(hosts, ours, self.score_error)
         assert expected == given
+        assert empty or any(expected)
         return expected
 
     def _awaited(self, search: Any, vectors: list[Any], k: int) -> Any:

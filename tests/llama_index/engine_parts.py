@@ -200,13 +200,23 @@ def an_index(embedding: WordEmbedding | None = None) -> VectorStoreIndex:
     return VectorStoreIndex(nodes(), embed_model=embedding or WordEmbedding())
 
 
-def seen(response: Any) -> tuple[Any, ...]:
-    """Give all that a caller sees of a response, but for our report."""
+EMPTY = ("", "None", "Empty Response")
+
+
+def seen(response: Any, *, empty: bool = False) -> tuple[Any, ...]:
+    """Give all that a caller sees of a response, but for our report.
+
+    Args:
+        response: of any kind.
+        empty: whether it may have neither a text nor sources; else that is asserted, lest
+            nothing be compared with nothing.
+    """
     metadata = dict(response.metadata or {})
     metadata.pop("ralmspec", None)
     text = None if isinstance(response, AsyncStreamingResponse) else str(response)
     kinds = (Response, StreamingResponse, AsyncStreamingResponse, PydanticResponse)
     kind = next(kind for kind in kinds if isinstance(response, kind))
+    assert empty or (text not in EMPTY and response.source_nodes), response
     return kind.__name__, text, seen_nodes(response.source_nodes), metadata
 
 

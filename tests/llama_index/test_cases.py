@@ -24,6 +24,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_ralmspec import (
+    AgentOptions,
+    Options,
     SpeculativeQueryEngine,
     SpeculativeRetriever,
     speculate,
@@ -427,6 +429,9 @@ HOST = RetrieverQueryEngine.from_args(Tenants(), llm=MockLLM())
         (lambda: speculate(HOST, workloda="sentences"), "workload"),
         (lambda: speculate(HOST).with_options(memmo=None), "memo"),
         (lambda: SpeculativeQueryEngine(Tenants(), spekulate=False), "speculate"),
+        (lambda: SpeculativeRetriever(Tenants(), memmo=None), "memo"),
+        (lambda: Options(workloda="sentences"), "workload"),
+        (lambda: AgentOptions(readonly=["search"]), "read_only"),
         (lambda: SpeculativeQueryEngine.from_args(Tenants(), streming=True), "streaming"),
     ],
 )

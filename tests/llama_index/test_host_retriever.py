@@ -26,7 +26,9 @@ from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import blocks_loop
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 
+from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hits, Query
 from tests.llama_index.conftest import BLACK_BOXES, WordSearch, black_box, indexed
 from tests.llama_index.contract import below, topic
@@ -280,6 +282,14 @@ class TestPurity:
 
         assert HostRetriever(fusion, pure=True).pure
         assert (writing.pure, writing.looked_into) == (False, False)
+
+    def test_the_log_names_the_class_of_the_host_s(
+        self, index: VectorStoreIndex, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A user has made no `HostRetriever`."""
+        Engine(EchoWorkload(), HostRetriever(index.as_retriever(), pure=False)).close()
+
+        assert "HostRetriever(VectorIndexRetriever) is not pure" in caplog.text
 
 
 class ProbedStore(SimpleVectorStore):

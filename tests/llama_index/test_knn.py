@@ -386,3 +386,12 @@ def test_what_makes_no_model_is_refused(lm: KNNLanguageModel) -> None:
         KNNLLM(lm, max_tokens=0)
     with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
         KNNLLM(lm, max_token=3)
+    wrong: list[dict[str, Any]] = [{"max_tokens": "3"}, {"max_tokens": True}, {"seed": 1.5}]
+    wrong += [{"sampling": 3}, {"deadline_s": "1"}, {"stop": [3]}, {"stop": 3}]
+    for given in wrong:
+        with pytest.raises(ConfigError, match=f"{next(iter(given))} must be"):
+            KNNLLM(lm, **given)
+        with pytest.raises(ConfigError, match=f"{next(iter(given))} must be"):
+            KNNLLM(lm).complete(PROMPTS[0], **given)
+    with pytest.raises(ConfigError, match="speculate must be True or False, got 'no'"):
+        KNNLLM(lm, speculate="no")  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from llama_index.core.tools import QueryEngineTool, ToolMetadata
 from llama_index_ralmspec import SpeculativeQueryEngine, SpeculativeRetriever
 
 from ralmspec_plugins import FixedStride
-from tests.llama_index.engine_parts import QUESTIONS, WordLLM, an_index, default_llm, seen
+from tests.llama_index.engine_parts import EMPTY, QUESTIONS, WordLLM, an_index, default_llm, seen
 
 QUESTION = "Where does the red fox run, and who finds seven lamps?"
 
@@ -153,6 +153,8 @@ class Thinker(WordLLM):
 
 def without_ids(response: Any) -> tuple[Any, ...]:
     """Give what a response says; the nodes that engines make on the way have random ids."""
+    assert response.source_nodes
+    assert str(response) not in EMPTY
     return str(response), [(one.node.get_content(), one.score) for one in response.source_nodes]
 
 
@@ -254,6 +256,7 @@ async def test_an_agent_with_a_query_engine_tool(engines: list[Any]) -> None:
     expected = str(engines[0].query("Where does the red fox run?"))
 
     assert [expected] * 3 == answers
+    assert expected not in EMPTY
 
 
 def test_a_chat_engine_that_condenses_questions(engines: list[Any]) -> None:
@@ -266,6 +269,7 @@ def test_a_chat_engine_that_condenses_questions(engines: list[Any]) -> None:
         chats.append((first, streamed))
 
     assert [chats[0]] * 3 == chats
+    assert all(chats[0])
 
 
 def test_a_chat_engine_over_our_retriever() -> None:
@@ -278,3 +282,4 @@ def test_a_chat_engine_over_our_retriever() -> None:
             said.append([str(chat.chat(question)) for question in QUESTIONS[:3]])
 
     assert said[0] == said[1]
+    assert all(said[0])

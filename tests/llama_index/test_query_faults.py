@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from llama_index.core import VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import SimpleSummarize
-from llama_index.core.schema import NodeWithScore
-from llama_index_ralmspec import SpeculativeQueryEngine
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index_ralmspec import SpeculativeQueryEngine, stats_of
 
 from ralmspec_plugins import FixedStride, QueryCache
 from ralmspec_plugins.errors import DeadlineExceeded
@@ -24,6 +25,8 @@ from tests.llama_index.rag_parts import (
     HashLLM,
     HashRetriever,
     HostError,
+    Notes,
+    ScoresIntoTexts,
     agoldens,
     canaries,
     goldens,
@@ -503,3 +506,85 @@ def test_a_parts_stop_iteration_comes_out_as_itself(
         assert type(told.value) is error
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             asyncio.run(engine.aquery("Who?"))
+
+
+class Sane(HashRetriever):
+    """Gives nonsense for every question but these."""
+
+    def __init__(self, known: set[str], nonsense: Any) -> None:
+        super().__init__(made_nodes())
+        self._known, self._nonsense = known, nonsense
+        self._met = Notes()
+
+    @property
+    def met(self) -> list[str]:
+        """What was asked besides."""
+        return self._met.asked
+
+    def _ranked(self, query: str) -> Any:
+        if query in self._known:
+            return super()._ranked(query)
+        self._met.asked.append(query)
+        return self._nonsense
+
+
+@pytest.mark.parametrize("workload", ["sentences", "interval"])
+@pytest.mark.parametrize("nonsense", [None, [None], "zz", 5], ids=repr)
+async def test_nonsense_that_only_a_wrong_guess_meets_never_happened(
+    nonsense: Any, workload: str
+) -> None:
+    """Called and awaited; the loop by hand never asks for it."""
+    retriever = HashRetriever(made_nodes())
+    hand, _ = pair(HashLLM(), retriever, workload)
+    expected = [seen(hand.query(question)) for question in QUESTIONS[:4]]
+    for asynchronous in (False, True):
+        odd = Sane(set(retriever.asked), nonsense)
+        schedule = FixedStride(stride=3, overlap=True)
+        with pair(HashLLM(), odd, workload, **LYING, schedule=schedule)[1] as ours:
+            for question, given in zip(QUESTIONS[:4], expected, strict=True):
+                got = await ours.aquery(question) if asynchronous else ours.query(question)
+
+                assert given == seen(got)
+        assert odd.met
+
+
+class Alike(BaseRetriever):
+    """Finds the same, whatever is asked, with this score and these metadata."""
+
+    def __init__(self, score: Any, metadata: dict[str, Any]) -> None:
+        super().__init__()
+        self._score, self._metadata = score, metadata
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        node = TextNode(id_="n", text="the ships", metadata=dict(self._metadata))
+        found = NodeWithScore(node=node, score=1.0)
+        found.score = self._score
+        return [found]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize(
+    ("truth", "guess"),
+    [
+        ((-0.0, {}), (0.0, {})),
+        ((1.0, {}), (True, {})),
+        ((1.0, {}), (1, {})),
+        ((1.0, {"a": 1, "b": 2}), (1.0, {"b": 2, "a": 1})),
+        ((1.0, {"a": 1}), (1.0, {"a": True})),
+        ((1.0, {"a": [0.0]}), (1.0, {"a": [-0.0]})),
+    ],
+    ids=repr,
+)
+async def test_a_guess_that_is_equal_and_reads_differently_is_wrong(
+    truth: Any, guess: Any, workload: str
+) -> None:
+    """Scores and metadata are written into what the model reads."""
+    options = {"replica": Alike(*guess), "pool": None, "schedule": FixedStride(stride=3)}
+    options["guess_through"] = True
+    parts = (HashLLM(), Alike(*truth), workload)
+    hand, ours = pair(*parts, processors=(ScoresIntoTexts(),), **options)
+    with ours:
+        expected = hand.query(QUESTION)
+        for got in (ours.query(QUESTION), await ours.aquery(QUESTION)):
+            assert repr(seen(expected)) == repr(seen(got))
+            assert stats_of(got).guesses > 0 == stats_of(got).accepted

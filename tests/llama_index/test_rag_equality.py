@@ -1,6 +1,7 @@
 """Step by step, the engine answers as the loop that is written by hand with the host's objects."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index_ralmspec import stats_of
 
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
-from tests.llama_index.engine_parts import seen
+from tests.llama_index.engine_parts import EMPTY, seen
 from tests.llama_index.rag_parts import (
     MODELS,
     QUESTIONS,
@@ -38,10 +39,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lying replica, stride of 3": {**LYING, "schedule": FixedStride(stride=3)},
     "lying replica, no pool": {**LYING, "pool": None, "side_by_side": 1},
 }
-PROCESSORS: dict[str, tuple[Any, ...]] = {
-    "none": (),
-    "cut off": (SimilarityPostprocessor(similarity_cutoff=0.9),),
-    "scores shown": (ScoresIntoTexts(),),
+BY_VECTORS = ("looked into", "all found")  # whose scores are lower
+PROCESSORS: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "none": lambda _: (),
+    "cut off": lambda retriever: (
+        SimilarityPostprocessor(similarity_cutoff=0.1 if retriever in BY_VECTORS else 0.9),
+    ),
+    "scores shown": lambda _: (ScoresIntoTexts(),),
 }
 
 
@@ -82,15 +86,19 @@ async def test_the_response_is_that_of_the_loop_by_hand(
         MODELS[model](),
         retrievers()[retriever],
         workload,
-        processors=PROCESSORS[processors],
+        processors=PROCESSORS[processors](retriever),
         **SETTINGS[setting],
     )
+    empty, answered = retriever == "nothing found", 0
     with ours:
         for question in QUESTIONS[len(setting) % 5 :: every]:
-            expected = seen(hand.query(question))
+            expected = seen(hand.query(question), empty=True)
 
-            assert expected == seen(ours.query(question))
-            assert expected == seen(await ours.aquery(question))
+            assert expected == seen(ours.query(question), empty=True)
+            assert expected == seen(await ours.aquery(question), empty=True)
+            assert empty or expected[2]
+            answered += expected[1] not in EMPTY
+    assert answered or every > 5, "all texts are empty"  # the model may write none, seldom
 
 
 @pytest.mark.parametrize(("model", "workload"), covering(MODELS, ["sentences", "interval"]))
@@ -107,8 +115,8 @@ async def test_a_stream_adds_up_to_the_loop_by_hand(model: str, workload: str) -
             atext = "".join([piece async for piece in astream.async_response_gen()])
 
             assert expected.response == text == atext
-            assert seen(expected)[2] == seen(stream)[2] == seen(astream)[2]
-            assert seen(expected)[3] == seen(stream)[3] == seen(astream)[3]
+            hosts, *others = (seen(one, empty=one is stream) for one in (expected, stream, astream))
+            assert [hosts[2:]] * 2 == [one[2:] for one in others]
 
 
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
@@ -124,7 +132,8 @@ def test_wrong_guesses_were_made_and_stop_strings_cut(model: str, every: int) ->
             stop = (" " + whole.split()[-1],)
             cut, ours_cut = pair(llm, retriever, stop=stop, **LYING)
             with ours_cut:
-                assert seen(cut.query(question)) == seen(ours_cut.query(question))
+                expected = seen(cut.query(question), empty=len(whole.split()) == 1)
+                assert expected == seen(ours_cut.query(question), empty=len(whole.split()) == 1)
         reports = [stats_of(ours.query(question)) for question in QUESTIONS[::every]]
         wrong = [one.guesses - one.accepted for one in reports]
 

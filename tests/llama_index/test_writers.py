@@ -142,8 +142,10 @@ def pair(
     )
 
 
-def answers(engine: Any, questions: Any = QUESTIONS) -> list[tuple[Any, ...]]:
-    return [seen(engine.query(question)) for question in questions]
+def answers(
+    engine: Any, questions: Any = QUESTIONS, *, empty: bool = False
+) -> list[tuple[Any, ...]]:
+    return [seen(engine.query(question), empty=empty) for question in questions]
 
 
 @pytest.fixture(params=["looked into", "black box"])
@@ -182,9 +184,10 @@ def test_it_does_step_by_step_too(retriever: BaseRetriever, workload: Any) -> No
 
 def test_a_postprocessor_with_a_memory_answers_as_at_the_host(retriever: BaseRetriever) -> None:
     """What it has passed on for a guess would be missing from the answer."""
-    expected = answers(pair(retriever, Once(passed=set()))[0])
+    expected = answers(pair(retriever, Once(passed=set()))[0], empty=True)
+    assert sum(bool(one[2]) for one in expected) > 2
     with pair(retriever, Once(passed=set()))[1] as ours:
-        assert expected == answers(ours)
+        assert expected == answers(ours, empty=True)
 
 
 def test_a_synthesizer_of_ones_own_is_called_as_often_as_at_the_host(
@@ -345,7 +348,8 @@ def test_what_a_retriever_of_ones_own_puts_there_is_seen() -> None:
     host, ours = pair(Marks(), seeing)
     theirs, own = QueryBundle(QUESTIONS[0]), QueryBundle(QUESTIONS[0])
     with ours:
-        assert seen(host.query(theirs)) == seen(ours.query(own))
+        expected = seen(host.query(theirs), empty=True)
+        assert expected == seen(ours.query(own), empty=True)
     assert "to know" in own.intent  # type: ignore[attr-defined]
     assert vars(theirs) == vars(own)
     assert seeing.given[0] == seeing.given[1]

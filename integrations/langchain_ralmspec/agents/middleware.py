@@ -48,6 +48,7 @@ from ralmspec_plugins.adapters.agents import (
     TaskLauncher,
     ThreadLauncher,
 )
+from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -136,6 +137,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     state or a counter. A model that samples gives another draw from the same distribution.
     """
 
+    @suggests
     def __init__(
         self,
         guess: GuessFunction | None = None,
