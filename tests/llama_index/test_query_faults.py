@@ -579,8 +579,8 @@ async def test_a_guess_that_is_equal_and_reads_differently_is_wrong(
     truth: Any, guess: Any, workload: str
 ) -> None:
     """Scores and metadata are written into what the model reads."""
-    options = {"replica": Alike(*guess), "pool": None, "schedule": FixedStride(stride=3)}
-    options["guess_through"] = True
+    options: dict[str, Any] = {"replica": Alike(*guess), "pool": None}
+    options |= {"schedule": FixedStride(stride=3), "guess_through": True}
     parts = (HashLLM(), Alike(*truth), workload)
     hand, ours = pair(*parts, processors=(ScoresIntoTexts(),), **options)
     with ours:
