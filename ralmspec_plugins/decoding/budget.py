@@ -180,6 +180,8 @@ class Budget:
             trees: whether the model reads trees; otherwise padding extends the chain.
         """
         if not tree.tokens or depth < 1:
+            with self._lock:  # a quick drafter is asked again at the next token
+                self._refused += depth >= 1 and self._drafting > _TRIED
             return EMPTY
         with self._lock:
             chances = self.chances(tree)

@@ -141,3 +141,23 @@ def test_what_is_no_curve_is_refused(rows: tuple[int, ...], costs: tuple[float, 
     """A curve begins with one row at cost 1 and rises in rows."""
     with pytest.raises(ConfigError, match="cost curve"):
         CostCurve(rows, costs)
+
+
+@pytest.mark.parametrize(("draft_s", "rare"), [(0.5, True), (0.001, False)])
+@pytest.mark.parametrize("tree", [TokenTree(), TokenTree((5,), (-1,), (0.1,), (Evidence("x"),))])
+def test_drafts_that_cost_more_than_they_give_become_rare(
+    draft_s: float, rare: bool, tree: TokenTree
+) -> None:
+    """A drafter that takes half a pass and finds nothing, or nothing right, is asked seldom."""
+    budget = Budget(CostCurve((1, 8), (1.0, 1.0), pass_s=1.0))
+    asked = 0
+    for _ in range(2000):
+        if budget.ask(4):
+            asked += 1
+            budget.note_draft(draft_s)
+            budget.choose(tree, 8, trees=True)
+            budget.learn(tree, [9])
+
+    assert rare == (asked < 300)
+    if rare:
+        assert asked * draft_s < 0.1 * 2000

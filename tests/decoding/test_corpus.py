@@ -75,9 +75,9 @@ def test_the_most_frequent_paths_fill_the_budget() -> None:
     drafter = CorpusDrafter(TokenCorpus.of([[1, 2, 3]] * 6 + [[1, 4]] * 2))
     tree = drafter.propose(DraftContext(0, (), (9,), (1,)), 3)
 
-    assert (2, 4, 3) == tree.tokens
-    assert (-1, -1, 0) == tree.parents
-    assert tree.values == pytest.approx((0.75, 0.25, 0.75))
+    assert (2, 3, 4) == tree.tokens
+    assert (-1, 0, -1) == tree.parents
+    assert tree.values == pytest.approx((0.75, 0.75, 0.25))
 
 
 def test_few_places_leave_room_for_shorter_endings() -> None:

@@ -28,9 +28,9 @@ class CorpusDrafter:
     is left to shorter suffixes, since three occurrences are few:
 
     >>> corpus = TokenCorpus.of([[1, 2, 3, 5], [1, 2, 3, 6], [1, 2, 4]])
-    >>> tree = CorpusDrafter(corpus).propose(DraftContext("request", (), (9,), (1, 2)), 2)
+    >>> tree = CorpusDrafter(corpus).propose(DraftContext("request", (), (9,), (1, 2)), 9)
     >>> tree.tokens, [round(value, 2) for value in tree.values]
-    ((3, 4), [0.4, 0.2])
+    ((3, 5, 6, 4), [0.4, 0.2, 0.2, 0.2])
     """
 
     source: Final = "corpus"  # in the evidence of its drafts
@@ -122,29 +122,25 @@ class _Counts:
 
     def add(self, continuations: Sequence[tuple[int, ...]], match: int) -> None:
         """Count the continuations of a suffix; paths known from a longer one are unchanged."""
-        filled = [one for one in continuations if one]
-        self.places = len(continuations)
-        if not filled:
+        whole = self.places = len(continuations)
+        counts: dict[int, int] = {}  # by node
+        for one in continuations:
+            node = ROOT
+            for token in one:
+                node = self._nodes.setdefault((node, token), len(self._nodes))
+                counts[node] = counts.get(node, 0) + 1
+        if not counts:
             return
-        counts: dict[tuple[int, ...], int] = {}
-        for one in filled:
-            for length in range(1, len(one) + 1):
-                counts[one[:length]] = counts.get(one[:length], 0) + 1
-        children = len({one[0] for one in filled})
-        whole = len(continuations)
+        parents = [parent for parent, _ in self._nodes]
+        children = sum(parents[node] == ROOT for node in counts)
         # As in PPM, suffixes with few occurrences leave a share to shorter ones.
         part = self._left * (whole / (whole + children) if whole < _FEW else 1.0)
-        known: dict[tuple[int, ...], int] = {(): ROOT}
-        for path in sorted(counts, key=lambda one: (len(one), -counts[one])):
-            parent = known[path[:-1]]
-            node = self._nodes.setdefault((parent, path[-1]), len(self._nodes))
-            known[path] = node
-            if node == len(self._values):
-                before = counts[path[:-1]] if len(path) > 1 else whole
-                self._values.append(part * counts[path] / whole)
-                self._evidence.append(
-                    Evidence(CorpusDrafter.source, match + len(path) - 1, counts[path] / before)
-                )
+        for node in range(len(self._values), len(parents)):
+            parent = parents[node]
+            before = whole if parent == ROOT else counts[parent]
+            length = match if parent == ROOT else self._evidence[parent].match + 1
+            self._values.append(part * counts[node] / whole)
+            self._evidence.append(Evidence(CorpusDrafter.source, length, counts[node] / before))
         self._left -= part
 
     def tree(self) -> TokenTree:
