@@ -41,8 +41,8 @@ from ralmspec_plugins.adapters.agents import (
     AgentStats,
     Recording,
     Slot,
-    Step,
     TaskLauncher,
+    ToolStep,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects
@@ -211,7 +211,7 @@ class _Conversation:
         """Return the current speculative run, or `None` if it was closed."""
         return None if self._run is None or self._run.closed else self._run
 
-    def next_request(self, step: Step) -> ModelCall:
+    def next_request(self, step: ToolStep) -> ModelCall:
         asked: ModelCall = step.request
         waiting = [slot for slot in step.slots if slot not in step.finished]
         observed = [(slot.call, slot.observation) for slot in [*step.finished, *waiting]]
@@ -465,7 +465,7 @@ def _seen_tool(tool: Any) -> Any:
 
 
 async def _called(
-    conversation: _Conversation, run: AgentRun, step: Step, call: ToolCall, tool: Any
+    conversation: _Conversation, run: AgentRun, step: ToolStep, call: ToolCall, tool: Any
 ) -> ToolOutput:
     """Make the host's call of a tool, with speculative model calls in parallel."""
     slot = step.arrive(call)
@@ -569,11 +569,11 @@ class SpeculativeRetrieverTool(RetrieverTool):
         nodes = await retriever.aguess(f"{query}\n")
         if nodes is None:
             return None
-        known = RetrieverTool(_Known(nodes), self.metadata, self._node_postprocessors)
+        known = RetrieverTool(_FoundNodes(nodes), self.metadata, self._node_postprocessors)
         return await known.acall(**call["args"])
 
 
-class _Known(BaseRetriever):
+class _FoundNodes(BaseRetriever):
     """A retriever of given nodes."""
 
     def __init__(self, nodes: list[NodeWithScore]) -> None:

@@ -21,7 +21,7 @@ from llama_index_ralmspec.host_calls import RequestCall, in_own_loop, request_ca
 from llama_index_ralmspec.postprocessing import Postprocessing, valued
 from llama_index_ralmspec.prompts import Prompting, continued
 from ralmspec_plugins.adapters.events import aclosable, closable
-from ralmspec_plugins.adapters.logprobs import Entry, aligned, entries_of
+from ralmspec_plugins.adapters.logprobs import ScoredToken, aligned, entries_of
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Continuation,
@@ -166,7 +166,7 @@ def said_of(reply: Reply) -> dict[str, Any]:
     return {name: value for name, value in said if value is not None}
 
 
-def logprobs_of(reply: Reply) -> list[Entry]:
+def logprobs_of(reply: Reply) -> list[ScoredToken]:
     """Return the log-probabilities in a server's own reply; the host's own are different."""
     choices = _get(reply.raw, "choices")
     said = _get(choices[0], "logprobs") if choices else None

@@ -118,7 +118,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
-        self.step: Step | None = None  # the reply's tool calls, if they were made speculatively
+        self.step: ToolStep | None = None  # the reply's tool calls, if they were made speculatively
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiter: asyncio.Future[None] | None = None
@@ -194,7 +194,7 @@ class Slot:
 class AgentHost(Protocol):
     """The interface to a host, for one run."""
 
-    def next_request(self, step: "Step") -> Any:
+    def next_request(self, step: "ToolStep") -> Any:
         """Return the model request that follows a step's observations; compared by `==`."""
 
     def pieces(self, request: Any, *, asynchronous: bool) -> AsyncIterator[Any]:
@@ -306,7 +306,7 @@ class ThreadLauncher:
             due[1]()
 
 
-class Step:
+class ToolStep:
     """The tool calls of one model reply, and the model call that follows their observations.
 
     Attributes:
@@ -462,7 +462,7 @@ class AgentRun:
         self.counters = counters
         self.lock = threading.RLock()
         self.index = 0
-        self.step: Step | None = None  # the host's current step
+        self.step: ToolStep | None = None  # the host's current step
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
         self._out: list[Recording] = []  # model calls that are neither committed nor dropped
@@ -565,7 +565,7 @@ class AgentRun:
             _log.debug("the reply of a speculative call cannot be read", exc_info=True)
             return
         if calls and all(map(self.host.may_call, calls)):
-            recording.step = Step(self, recording.index, recording.request, messages, calls)
+            recording.step = ToolStep(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()
 
     def drop(self, recording: Recording) -> None:
@@ -622,4 +622,4 @@ class AgentRun:
                 return
             if step is not None:
                 step.drop()
-            self.step = Step(self, self.index, request, tail, calls) if calls else None
+            self.step = ToolStep(self, self.index, request, tail, calls) if calls else None

@@ -11,20 +11,20 @@ from ralmspec_plugins.types import TokenLogprob
 _LONGEST: Final = 16  # characters that a run of incomplete tokens is taken to stand for
 
 
-class Entry(NamedTuple):
+class ScoredToken(NamedTuple):
     """A token as the server shows it; `None` where it is a part of a character."""
 
     token: str | None
     logprob: float
 
 
-def entries_of(said: Any) -> list[Entry]:
+def entries_of(said: Any) -> list[ScoredToken]:
     """Return the log-probabilities in a server response, of a chat or a completion.
 
     >>> entries_of({"tokens": ["a", " b"], "token_logprobs": [-0.5, -1.0]})
-    [Entry(token='a', logprob=-0.5), Entry(token=' b', logprob=-1.0)]
+    [ScoredToken(token='a', logprob=-0.5), ScoredToken(token=' b', logprob=-1.0)]
     >>> entries_of({"content": [{"token": "a", "bytes": [97], "logprob": -0.5}]})
-    [Entry(token='a', logprob=-0.5)]
+    [ScoredToken(token='a', logprob=-0.5)]
     """
     content = _get(said, "content")
     if content:
@@ -37,19 +37,19 @@ def entries_of(said: Any) -> list[Entry]:
         numbers = list(_get(said, "token_logprobs") or ())
     if len(tokens) != len(numbers) or not all(isinstance(one, float | int) for one in numbers):
         return []
-    return [Entry(token, float(one)) for token, one in zip(tokens, numbers, strict=True)]
+    return [ScoredToken(token, float(one)) for token, one in zip(tokens, numbers, strict=True)]
 
 
-def aligned(entries: Iterable[Entry], text: str) -> tuple[TokenLogprob, ...] | None:
+def aligned(entries: Iterable[ScoredToken], text: str) -> tuple[TokenLogprob, ...] | None:
     """Lay tokens along a text: what each adds to it; `None` where they do not spell it.
 
     What the host has cut off, white space in front or a stop string behind, is left out.
 
-    >>> aligned([Entry(" It", -0.1), Entry(None, -0.2), Entry(None, -0.3), Entry(" is", -1.0)],
-    ...     "Ité i")
+    >>> tokens = [ScoredToken(" It", -0.1), ScoredToken(None, -0.2), ScoredToken(None, -0.3)]
+    >>> aligned([*tokens, ScoredToken(" is", -1.0)], "Ité i")
     (TokenLogprob(text='It', logprob=-0.1), TokenLogprob(text='', logprob=-0.2), \
 TokenLogprob(text='é', logprob=-0.3), TokenLogprob(text=' i', logprob=-1.0))
-    >>> aligned([Entry("It", -0.1)], "It is") is None
+    >>> aligned([ScoredToken("It", -0.1)], "It is") is None
     True
     """
     entries, found = list(entries), list[TokenLogprob]()
@@ -77,7 +77,7 @@ TokenLogprob(text='é', logprob=-0.3), TokenLogprob(text=' i', logprob=-1.0))
     return tuple(found) if at == len(text) else None
 
 
-def _next_place(entries: Sequence[Entry], text: str, at: int) -> int:
+def _next_place(entries: Sequence[ScoredToken], text: str, at: int) -> int:
     """Return the position after incomplete tokens; `at` if there are none."""
     run = "".join(entry.token or "" for entry in takewhile(_is_whole, entries))
     start = text.find(run, at, at + _LONGEST + len(run))
@@ -87,7 +87,7 @@ def _next_place(entries: Sequence[Entry], text: str, at: int) -> int:
     return next((place for place in cut if run.startswith(text[place:])), at)
 
 
-def _is_whole(entry: Entry) -> bool:
+def _is_whole(entry: ScoredToken) -> bool:
     return entry.token is not None
 
 

@@ -74,7 +74,7 @@ def _drafter(given: Any) -> Drafter:
 # The model itself.
 
 
-class _Counts:
+class _CallCounts:
     """Sums the statistics of calls. Thread-safe."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _Counts:
 class _Continuation(OneShot[Draft]):
     """Continues a prompt: no passages, one segment."""
 
-    def __init__(self, lm: HuggingFaceLM, counts: _Counts) -> None:
+    def __init__(self, lm: HuggingFaceLM, counts: _CallCounts) -> None:
         super().__init__(lm, query=lambda _: NO_RETRIEVAL)
         self._counts = counts
 
@@ -137,9 +137,9 @@ class SpeculativeModel:
         """
         self.lm = lm
         self.loaded = loaded
-        self._counts = _Counts()
+        self._counts = _CallCounts()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec-model")
-        self._writers: dict[Greedy | Sampling, _Writer] = {}
+        self._writers: dict[Greedy | Sampling, _PromptWriter] = {}
         self._lock = threading.Lock()
         self._known: dict[str, Any] | None = None
 
@@ -213,29 +213,31 @@ class SpeculativeModel:
         lm = self._writer(options.sampling).lm
         return lm.variant(template=template, passage_tokens=passage_tokens)
 
-    def _writer(self, sampling: Greedy | Sampling) -> "_Writer":
+    def _writer(self, sampling: Greedy | Sampling) -> "_PromptWriter":
         """Return the model with these sampling settings; new ones are measured first."""
         if (known := self._writers.get(sampling)) is not None:
             return known
         with self._lock:
             if sampling not in self._writers:
-                made = _Writer(self.lm.variant(sampling=sampling), self._counts, self._threads)
+                made = _PromptWriter(
+                    self.lm.variant(sampling=sampling), self._counts, self._threads
+                )
                 if len(self._writers) >= _MOST_WRITERS:
                     del self._writers[next(iter(self._writers))]
                 self._writers[sampling] = made
             return self._writers[sampling]
 
-    async def _awriter(self, sampling: Greedy | Sampling) -> "_Writer":
+    async def _awriter(self, sampling: Greedy | Sampling) -> "_PromptWriter":
         known = self._writers.get(sampling)
         if known is None:  # the measurement may take a second
             known = await asyncio.to_thread(self._writer, sampling)
         return known
 
 
-class _Writer:
+class _PromptWriter:
     """The model with one sampling setting, and its engines."""
 
-    def __init__(self, lm: HuggingFaceLM, counts: _Counts, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, lm: HuggingFaceLM, counts: _CallCounts, threads: ThreadPoolExecutor) -> None:
         self.lm = lm
         parts: Any = (_Continuation(lm, counts), _NothingToSearch(), Settings(speculate=False))
         self.sync = Engine(*parts, threads=threads)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ralmspec_plugins.adapters.logprobs import Entry, aligned, entries_of, first_tokens
+from ralmspec_plugins.adapters.logprobs import ScoredToken, aligned, entries_of, first_tokens
 from ralmspec_plugins.adapters.text_model import TextLM, check_logprobs
 from ralmspec_plugins.adapters.text_state import TextDraft, Written, grown, grown_by_sentence
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -46,7 +46,12 @@ def test_bytes_are_tokens_of_any_kind() -> None:
 
 def test_what_the_host_cut_off_is_left_out() -> None:
     """White space in front, a stop string behind: tokens are cut as the text is."""
-    entries = [Entry(" \n", -1.0), Entry(" One", -2.0), Entry(" two", -3.0), Entry(" END", -4.0)]
+    entries = [
+        ScoredToken(" \n", -1.0),
+        ScoredToken(" One", -2.0),
+        ScoredToken(" two", -3.0),
+        ScoredToken(" END", -4.0),
+    ]
 
     assert (("", -1.0), ("One", -2.0), (" t", -3.0)) == tuple(
         (one.text, one.logprob) for one in aligned(entries, "One t") or ()

@@ -44,9 +44,9 @@ from ralmspec_plugins.adapters.agents import (
     AgentStats,
     Recording,
     Slot,
-    Step,
     TaskLauncher,
     ThreadLauncher,
+    ToolStep,
 )
 from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
@@ -70,7 +70,7 @@ class _Host:
         self.name: str | None = None  # of the agent, as in its messages
         self.effects: SideEffects | None = None
 
-    def next_request(self, step: Step) -> ModelCall:
+    def next_request(self, step: ToolStep) -> ModelCall:
         call: ModelCall = step.request
         return call.followed_by([*step.tail, *(slot.observation for slot in step.slots)])
 
@@ -336,7 +336,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
 
     def _arrived(
         self, request: ToolCallRequest
-    ) -> tuple[AgentRun | None, Step | None, Slot | None]:
+    ) -> tuple[AgentRun | None, ToolStep | None, Slot | None]:
         """Return the run, the step and the slot of a tool call."""
         key = _key(request.state)
         with self._lock:
@@ -351,7 +351,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
                 step.tail = _tail(_messages(request.state))
             return run, step, step.arrive(request.tool_call)
 
-    def _begin(self, step: Step, slot: Slot | None, request: ToolCallRequest) -> None:
+    def _begin(self, step: ToolStep, slot: Slot | None, request: ToolCallRequest) -> None:
         tool = request.tool
         if tool is not None and (tool.return_direct or self.commands(tool)):
             step.bar()
@@ -369,7 +369,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def _returned(
         self,
         run: AgentRun,
-        step: Step,
+        step: ToolStep,
         slot: Slot | None,
         request: ToolCallRequest,
         result: ToolResult,

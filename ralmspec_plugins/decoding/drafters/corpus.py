@@ -83,7 +83,7 @@ class CorpusDrafter:
         """Return at most `budget` drafted tokens."""
         end = (*context.front[-self.longest_match :], *context.text)[-self.longest_match :]
         match, start, stop = self.corpus.longest(end, self.longest_match)
-        counts = _Counts()
+        counts = _ContinuationTree()
         asked = 0
         while match >= self.least_match and match > 0:
             counts.add(self._continuations(start, stop, match), match)
@@ -110,7 +110,7 @@ class CorpusDrafter:
         ]
 
 
-class _Counts:
+class _ContinuationTree:
     """Frequencies of paths, each counted for the longest suffix that leads to it."""
 
     def __init__(self) -> None:
