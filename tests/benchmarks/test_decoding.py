@@ -11,12 +11,13 @@ from benchmarks.decoding.both import summary_of_both
 from benchmarks.decoding.cli import report
 from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.measure import UnequalTextError, measure, summary
-from benchmarks.decoding.tasks import world_tasks
+from benchmarks.decoding.tasks import world_corpus, world_tasks
 from benchmarks.harness.inputs import load_model
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import InputError
 
-WAYS = ["plain", "suffix", "suffix + passages", "generate", "generate, prompt lookup"]
+COPIED = ["corpus (REST)", "suffix + recycling + corpus"]  # with texts to copy from
+OURS = ["plain", "suffix", "suffix + passages", "recycling", "suffix + recycling", *COPIED]
 
 
 @pytest.fixture
@@ -33,12 +34,14 @@ def test_a_task_is_measured_and_reported(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     demo, again = load_model("demo", ()), list[dict[str, Any]]()
     journal = Journal(tmp_path / "journal.jsonl", {"seed": 1})
-    result = measure(demo, world_tasks(1), 12, 1, journal, rows.append)
+    corpus = world_corpus()[:50]
+    result = measure(demo, world_tasks(1), 12, 1, journal, rows.append, corpus)
     journal = Journal(tmp_path / "journal.jsonl", {"seed": 1})
-    assert result == measure(demo, world_tasks(1), 12, 1, journal, again.append)
+    assert result == measure(demo, world_tasks(1), 12, 1, journal, again.append, corpus)
     assert again == []
 
-    assert [*WAYS, *WAYS[:3]] == [row["way"] for row in rows] == [r["way"] for r in result["rows"]]
+    ways = [*OURS, "generate", "generate, prompt lookup", *OURS]
+    assert ways == [row["way"] for row in rows] == [row["way"] for row in result["rows"]]
     assert all(row["equal"] for row in rows if "equal" in row)
     assert all(row["seconds"] > 0 for row in rows)
     expected = result["expected"]["in-domain QA"]
