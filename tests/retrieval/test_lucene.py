@@ -237,7 +237,7 @@ def test_what_lucene_cannot_take_is_refused_or_left_out() -> None:
     for nothing in ([Passage("a", "...")], [Passage("a", "")], [Passage("a", "the of")]):
         with pytest.raises(InputError, match="no passage has any term"):
             open_retriever("lucene", nothing)
-    with pytest.raises(InputError, match="can be written"):
+    with pytest.raises(InputError, match="cannot be written as UTF-8"):
         open_retriever("lucene", [Passage("\ud800", "text")])
     with pytest.raises(InputError, match="accepted only 1 of 2"):
         open_retriever("lucene", [Passage("a", "text"), Passage("x" * 40_000, "text")])
