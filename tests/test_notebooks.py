@@ -17,6 +17,10 @@ QUESTIONS = "world.questions(6, seed=0)"  # in each notebook: the measured round
 WHOLE = 6  # questions, as they are committed
 SMALLER = {  # with fewer questions, where a notebook has it
     "passages=400": "passages=100",
+    "passages=200": "passages=60",
+    "sentences=6": "sentences=3",
+    "max_tokens=96": "max_tokens=24",
+    "max_tokens=64": "max_tokens=24",
     "stories[0].prompt, 160": "stories[0].prompt, 60",
 }
 
