@@ -718,6 +718,8 @@ class _Draw(Draws):
             options["guess_through"] = True  # as nothing is kept, and nothing drawn
             waits = options.get("speculate") is False
         self.as_often &= waits or options.get("guess_through") is False
+        if options.get("guess_through") and "optimized" in self.about:
+            self.bundles = False  # it writes into the query, on guesses into a copy
         self.about.append(f"options {sorted(options)}")
         return options
 
