@@ -12,7 +12,7 @@ try:
 except ImportError as missing:
     raise MissingExtraError("llama-index", "llama-index-core") from missing
 
-from llama_index_ralmspec.agents import AgentOptions, agent_stats, speculative_tool
+from llama_index_ralmspec.agents import AgentOptions, agent_stats
 from llama_index_ralmspec.callbacks import (
     SPECULATIVE,
     CommitEvent,
@@ -28,6 +28,7 @@ from llama_index_ralmspec.response import stats_of
 from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 from llama_index_ralmspec.speculative_model import SpeculativeLLM
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
+from llama_index_ralmspec.tools import speculative_tool
 from ralmspec_plugins.adapters.agents import AgentStats
 from ralmspec_plugins.adapters.events import Report
 

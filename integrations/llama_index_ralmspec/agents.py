@@ -5,7 +5,6 @@ The host has no middleware; an agent's model and tools are objects that it calls
 calls are intercepted. All other attributes are those of the originals, on which calls are made.
 """
 
-import json
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -23,33 +22,37 @@ from functools import wraps
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
-from llama_index.core.agent.react.types import ActionReasoningStep, ObservationReasoningStep
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
-from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.base.llms.types import ChatResponse
 from llama_index.core.llms import LLM
-from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.core.tools import BaseTool, FunctionTool, RetrieverTool, ToolMetadata, ToolOutput
+from llama_index.core.tools import BaseTool, FunctionTool, ToolOutput
 
+from llama_index_ralmspec.agent_calls import (
+    ModelCall,
+    ToolCall,
+    blocks_of,
+    message_of,
+    output_of,
+    reasoning_of,
+    reply_of,
+    tokens_of,
+)
 from llama_index_ralmspec.callbacks import tagged
-from llama_index_ralmspec.retriever import SpeculativeRetriever
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
     AgentLimits,
     AgentRun,
     AgentStats,
-    Recording,
     Slot,
-    TaskLauncher,
     ToolStep,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
-from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.types import Hit, Passage, Query
+from ralmspec_plugins.types import Hit, Passage
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -64,81 +67,6 @@ _SERVER_STATE: Final = (
 )
 
 _current: ContextVar["_Conversation | None"] = ContextVar("ralmspec_agent_run", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call of a tool; calls are compared by name and arguments, not by id."""
-
-    name: str
-    kwargs: Mapping[str, Any]
-    id: str = field(default="", compare=False)
-
-    @property
-    def query(self) -> Query:
-        """The call as a query."""
-        arguments = json.dumps(self.kwargs, sort_keys=True, default=repr)
-        return Query(f"{self.name} {arguments}", key=(self.name, arguments))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ModelCall:
-    """One call of a model by an agent.
-
-    Attributes:
-        llm: the caller's own model.
-        method: the name of the called method.
-        messages: the history.
-        kwargs: tools and settings.
-        key: a copy of all these values.
-    """
-
-    llm: LLM
-    method: str
-    messages: Sequence[ChatMessage]
-    kwargs: Mapping[str, Any]
-    key: tuple[Any, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Copy the values of the call."""
-        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
-        rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
-        key = ([one.model_dump() for one in self.messages], tools, rest)
-        object.__setattr__(self, "key", key)
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the calls are equal; values that cannot be compared are not."""
-        if not isinstance(other, ModelCall):
-            return NotImplemented
-        try:
-            same = self.llm is other.llm and self.method == other.method
-            return same and bool(self.key == other.key)
-        except Exception:  # noqa: BLE001 such as an array in a message
-            return False
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def streams(self) -> bool:
-        """Whether the reply is a stream."""
-        return self.method.startswith("astream")
-
-    async def pieces(self) -> AsyncIterator[ChatResponse]:
-        """Make the call, and yield its reply in pieces."""
-        call: Any = getattr(self.llm, self.method)
-        if "with_tools" in self.method:
-            reply = await call(chat_history=list(self.messages), **self.kwargs)
-        else:
-            reply = await call(list(self.messages), **self.kwargs)
-        if not self.streams:
-            yield reply
-            return
-        try:
-            async for piece in reply:
-                yield piece
-        finally:
-            if hasattr(reply, "aclose"):
-                await reply.aclose()
 
 
 @suggests_fields
@@ -216,9 +144,9 @@ class _Conversation:
         waiting = [slot for slot in step.slots if slot not in step.finished]
         observed = [(slot.call, slot.observation) for slot in [*step.finished, *waiting]]
         if isinstance(self.agent, ReActAgent):
-            more = _reasoned(self.agent, step.tail, observed)
+            more = reasoning_of(self.agent, step.tail, observed)
         else:
-            more = [*step.tail, *(_observed(call, output) for call, output in observed)]
+            more = [*step.tail, *(message_of(call, output) for call, output in observed)]
         kwargs = dict(asked.kwargs)
         kwargs.pop("tool_choice", None)  # the host passes it only to the first call
         return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
@@ -228,20 +156,20 @@ class _Conversation:
         return request.pieces()
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
-        return _reply(self.agent, recording.request, recording.pieces[-1])
+        return reply_of(self.agent, recording.request, recording.pieces[-1])
 
     async def guess(self, call: ToolCall, *, asynchronous: bool) -> ToolOutput | None:
         assert asynchronous
         known = self.memo.known(self.scope, call.query)
         if known is not None:
-            return _output(call, blocks=known[0].passage.metadata["blocks"])
+            return output_of(call, blocks=known[0].passage.metadata["blocks"])
         given = {"name": call.name, "args": dict(call.kwargs), "id": call.id}
         by_tool = getattr(self.tools.get(call.name), "aguess_call", None)
         for guess in (by_tool, self.options.guess):
             found = guess and guess(given)
             found = await found if isawaitable(found) else found
             if found is not None:
-                return found if isinstance(found, ToolOutput) else _output(call, content=found)
+                return found if isinstance(found, ToolOutput) else output_of(call, content=found)
         return None
 
     def may_call(self, call: ToolCall) -> bool:
@@ -255,70 +183,16 @@ class _Conversation:
         return output, output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
-        return _blocks(guess) == _blocks(real)
+        return blocks_of(guess) == blocks_of(real)
 
     def tokens(self, recording: Recording) -> int:
-        return _tokens(recording.pieces[-1]) if recording.pieces else 0
+        return tokens_of(recording.pieces[-1]) if recording.pieces else 0
 
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
     def silent(self) -> AbstractContextManager[object]:
         return tagged()
-
-
-def _blocks(output: ToolOutput) -> list[Any]:
-    return [block.model_dump() for block in output.blocks]
-
-
-def _output(call: ToolCall, *, content: Any = None, blocks: Any = None) -> ToolOutput:
-    given = {"blocks": blocks} if content is None else {"content": str(content)}
-    return ToolOutput(tool_name=call.name, raw_input=dict(call.kwargs), raw_output=None, **given)
-
-
-def _observed(call: ToolCall, output: ToolOutput) -> ChatMessage:
-    """Return the message that a `FunctionAgent` makes of a tool's result."""
-    about = {"tool_call_id": call.id}
-    return ChatMessage(role="tool", blocks=output.blocks, additional_kwargs=about)
-
-
-def _reasoned(agent: ReActAgent, tail: Sequence[Any], observed: Sequence[Any]) -> list[ChatMessage]:
-    """Return the messages that a `ReActAgent` makes of a reasoning step and its results."""
-    seen = [
-        ObservationReasoningStep(observation=str(output.content), return_direct=False)
-        for _, output in observed
-    ]
-    return list(agent.formatter.format([], chat_history=[], current_reasoning=[*tail, *seen])[1:])
-
-
-def _reply(agent: Any, call: ModelCall, last: ChatResponse) -> tuple[list[Any], list[ToolCall]]:
-    """Return a reply's additions to the history, and its tool calls, as the agent reads them."""
-    if isinstance(agent, ReActAgent):
-        try:
-            step = agent.output_parser.parse(last.message.content or "", is_streaming=False)
-        except ValueError:
-            return [], []
-        if not isinstance(step, ActionReasoningStep):
-            return [], []
-        return [step], [ToolCall(step.action, dict(step.action_input))]
-    llm: Any = call.llm
-    found = llm.get_tool_calls_from_response(last, error_on_no_tool_call=False) or []
-    return [last.message], [ToolCall(one.tool_name, one.tool_kwargs, one.tool_id) for one in found]
-
-
-def _tokens(response: ChatResponse) -> int:
-    """Return the number of tokens that a reply reports in one of the usual fields."""
-    raw: Any = response.raw
-    usage = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
-    for reported in (usage, response.additional_kwargs):
-        total = (
-            reported.get("total_tokens")
-            if isinstance(reported, Mapping)
-            else getattr(reported, "total_tokens", None)
-        )
-        if isinstance(total, int):
-            return total
-    return 0
 
 
 def _may_guess(tool: BaseTool) -> bool:
@@ -422,7 +296,7 @@ class _ModelTap:
                 run.close()
                 return
             try:
-                tail, calls = _reply(self._agent, call, last)
+                tail, calls = reply_of(self._agent, call, last)
             except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
                 tail, calls = [], []
             run.replied(call, tail, calls)
@@ -554,64 +428,3 @@ def agent_stats(agent: Any) -> AgentStats:
     if not isinstance(options, AgentOptions):
         raise ConfigError(f"expected an agent returned by speculate(), got {agent!r}")
     return options.counters.stats
-
-
-class SpeculativeRetrieverTool(RetrieverTool):
-    """A retriever tool that can guess its results before its retriever has searched."""
-
-    read_only: Final = True
-
-    async def aguess_call(self, call: Mapping[str, Any]) -> ToolOutput | None:
-        """Return the expected result of a call, or `None`."""
-        retriever = self.retriever
-        assert isinstance(retriever, SpeculativeRetriever)
-        query = "\n" + ", ".join(f"{key!s} is {value!s}" for key, value in call["args"].items())
-        nodes = await retriever.aguess(f"{query}\n")
-        if nodes is None:
-            return None
-        known = RetrieverTool(_FoundNodes(nodes), self.metadata, self._node_postprocessors)
-        return await known.acall(**call["args"])
-
-
-class _FoundNodes(BaseRetriever):
-    """A retriever of given nodes."""
-
-    def __init__(self, nodes: list[NodeWithScore]) -> None:
-        super().__init__()
-        self._nodes = nodes
-
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._nodes
-
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._nodes
-
-
-def speculative_tool(
-    retriever: Any,
-    *,
-    name: str = "retriever",
-    description: str = "Finds passages by a natural-language query.",
-    node_postprocessors: Sequence[Any] = (),
-    memo: QueryCache | None = None,
-    pool: SharedPassageCache | None = None,
-    **options: Any,
-) -> SpeculativeRetrieverTool:
-    """Return a tool over a retriever that can guess its results.
-
-    Args:
-        retriever: a `SpeculativeRetriever`, or another retriever, which is wrapped in one.
-        name: the name of the tool.
-        description: the description of the tool for the model.
-        node_postprocessors: the tool's node postprocessors, which run for guesses, too.
-        memo: caches results, which are exact guesses.
-        pool: collects the nodes found; the best of them are a guess. A new one by default.
-        options: further arguments of the `SpeculativeRetriever`.
-    """
-    if not isinstance(retriever, SpeculativeRetriever):
-        retriever = SpeculativeRetriever(
-            retriever, memo=memo, pool=pool or SharedPassageCache(), **options
-        )
-    return SpeculativeRetrieverTool(
-        retriever, ToolMetadata(description, name), list(node_postprocessors)
-    )

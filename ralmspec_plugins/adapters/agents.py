@@ -7,17 +7,14 @@ dropped, and the host's own call is made. No host is imported: `AgentHost` is th
 the hosts.
 """
 
-import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ralmspec_plugins.adapters.retriever_service import completed
+from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -98,82 +95,6 @@ class AgentLimits:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
 
 
-class Recording:
-    """A speculative call, whose pieces one reader receives as they arrive.
-
-    The reader runs on the event loop of the call, or in another thread.
-    """
-
-    def __init__(self, request: Any, index: int) -> None:
-        """Create a recording without pieces.
-
-        Args:
-            request: the request of the call.
-            index: the index of the step that begins with the reply.
-        """
-        self.request = request
-        self.index = index
-        self.pieces: list[Any] = []
-        self.ended = False
-        self.error: Exception | None = None
-        self.committed = False
-        self.dropped = False
-        self.step: ToolStep | None = None  # the reply's tool calls, if they were made speculatively
-        self.cancel: Callable[[], None] = lambda: None
-        self._changed = threading.Condition()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, piece: Any) -> None:
-        """Add a piece."""
-        with self._changed:
-            self.pieces.append(piece)
-            self._wake()
-
-    def end(self, error: Exception | None = None) -> None:
-        """End the call, with the error that it raised, if any."""
-        with self._changed:
-            self.ended, self.error = True, error
-            self._wake()
-
-    def abandon(self) -> None:
-        """Stop the call because its reader has stopped reading."""
-        if not self.ended:
-            self.dropped = True
-            self.cancel()
-
-    def _wake(self) -> None:
-        self._changed.notify_all()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def read(self) -> Iterator[Any]:
-        """Yield the pieces as they arrive; raise the error of the call at the end."""
-        read = 0
-        while True:
-            with self._changed:
-                while read == len(self.pieces) and not self.ended:
-                    self._changed.wait()
-                if read == len(self.pieces):
-                    break
-            yield self.pieces[read]
-            read += 1
-        if self.error is not None:
-            raise self.error
-
-    async def aread(self) -> AsyncIterator[Any]:
-        """Yield the pieces as they arrive, on the event loop of the call."""
-        read = 0
-        while read < len(self.pieces) or not self.ended:
-            if read < len(self.pieces):
-                yield self.pieces[read]
-                read += 1
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-        if self.error is not None:
-            raise self.error
-
-
 class Slot:
     """One tool call of a step, its guessed observation, and its real one."""
 
@@ -223,87 +144,6 @@ class AgentHost(Protocol):
 
     def silent(self) -> AbstractContextManager[object]:
         """Return a context without the caller's handlers."""
-
-
-class Launcher(Protocol):
-    """Starts work in parallel with the host's own."""
-
-    asynchronous: bool
-
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work; return a function that cancels it."""
-
-    def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Make a call after a delay, or at the first `poll` after it."""
-
-    def poll(self) -> None:
-        """Make the calls that are due, if nothing else makes them."""
-
-
-class TaskLauncher:
-    """Starts work as tasks of the running event loop."""
-
-    asynchronous = True
-
-    def __init__(self) -> None:
-        """Create a launcher of the running loop."""
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a task in a copy of the caller's context."""
-        task = self._loop.create_task(work(), context=copy_context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return lambda: None if task is _current_task() else _cancel(task)
-
-    def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Schedule the call on the loop."""
-        self._loop.call_later(delay_s, call)
-
-    def poll(self) -> None:
-        """Do nothing: the loop makes the calls."""
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-
-
-class ThreadLauncher:
-    """Starts work in new threads; work that is no longer needed ends before its next piece."""
-
-    asynchronous = False
-
-    def __init__(self) -> None:
-        """Create a launcher without a due call."""
-        self._due: tuple[float, Callable[[], None]] | None = None
-
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a thread in a copy of the caller's context."""
-        context = copy_context()
-        thread = threading.Thread(
-            target=lambda: context.run(completed, work()), name="ralmspec-agent", daemon=True
-        )
-        thread.start()
-        return lambda: None  # a thread cannot be cancelled: it checks its recording
-
-    def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Keep the call until it is due; it replaces an earlier one."""
-        self._due = (time.monotonic() + delay_s, call)
-
-    def poll(self) -> None:
-        """Make the call if it is due."""
-        due = self._due
-        if due is not None and time.monotonic() >= due[0]:
-            self._due = None
-            due[1]()
 
 
 class ToolStep:

@@ -42,14 +42,12 @@ from ralmspec_plugins.adapters.agents import (
     AgentLimits,
     AgentRun,
     AgentStats,
-    Recording,
     Slot,
-    TaskLauncher,
-    ThreadLauncher,
     ToolStep,
 )
 from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher, ThreadLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
 

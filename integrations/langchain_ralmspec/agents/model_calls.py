@@ -24,8 +24,9 @@ from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from ralmspec_plugins.adapters.agents import AgentRun, Recording
+from ralmspec_plugins.adapters.agents import AgentRun
 from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.speculative_calls import Recording
 
 _GENERATED: Final = "lc_run-"  # prefix of ids that the host generates: they differ in each run
 

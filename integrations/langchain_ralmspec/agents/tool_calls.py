@@ -12,7 +12,8 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.types import Command
 
-from ralmspec_plugins.adapters.agents import AgentCounters, Recording
+from ralmspec_plugins.adapters.agents import AgentCounters
+from ralmspec_plugins.adapters.speculative_calls import Recording
 from ralmspec_plugins.types import Hit, Passage, Query
 
 _ABOUT_THE_RUN: Final = ("config", "run_manager", "callbacks")

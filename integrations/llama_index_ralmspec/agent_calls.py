@@ -1,0 +1,147 @@
+"""Calls of an agent's model and tools, by values that are compared, and what follows from them."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index.core.agent.react.types import ActionReasoningStep, ObservationReasoningStep
+from llama_index.core.agent.workflow import ReActAgent
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.llms import LLM
+from llama_index.core.tools import ToolOutput
+
+from ralmspec_plugins.types import Query
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool; calls are compared by name and arguments, not by id."""
+
+    name: str
+    kwargs: Mapping[str, Any]
+    id: str = field(default="", compare=False)
+
+    @property
+    def query(self) -> Query:
+        """The call as a query."""
+        arguments = json.dumps(self.kwargs, sort_keys=True, default=repr)
+        return Query(f"{self.name} {arguments}", key=(self.name, arguments))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelCall:
+    """One call of a model by an agent.
+
+    Attributes:
+        llm: the caller's own model.
+        method: the name of the called method.
+        messages: the history.
+        kwargs: tools and settings.
+        key: a copy of all these values.
+    """
+
+    llm: LLM
+    method: str
+    messages: Sequence[ChatMessage]
+    kwargs: Mapping[str, Any]
+    key: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Copy the values of the call."""
+        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
+        rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
+        key = ([one.model_dump() for one in self.messages], tools, rest)
+        object.__setattr__(self, "key", key)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the calls are equal; values that cannot be compared are not."""
+        if not isinstance(other, ModelCall):
+            return NotImplemented
+        try:
+            same = self.llm is other.llm and self.method == other.method
+            return same and bool(self.key == other.key)
+        except Exception:  # noqa: BLE001 such as an array in a message
+            return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def streams(self) -> bool:
+        """Whether the reply is a stream."""
+        return self.method.startswith("astream")
+
+    async def pieces(self) -> AsyncIterator[ChatResponse]:
+        """Make the call, and yield its reply in pieces."""
+        call: Any = getattr(self.llm, self.method)
+        if "with_tools" in self.method:
+            reply = await call(chat_history=list(self.messages), **self.kwargs)
+        else:
+            reply = await call(list(self.messages), **self.kwargs)
+        if not self.streams:
+            yield reply
+            return
+        try:
+            async for piece in reply:
+                yield piece
+        finally:
+            if hasattr(reply, "aclose"):
+                await reply.aclose()
+
+
+def blocks_of(output: ToolOutput) -> list[Any]:
+    """Return the content of a tool's result, by values."""
+    return [block.model_dump() for block in output.blocks]
+
+
+def output_of(call: ToolCall, *, content: Any = None, blocks: Any = None) -> ToolOutput:
+    """Return a tool's result of a text or of content blocks."""
+    given = {"blocks": blocks} if content is None else {"content": str(content)}
+    return ToolOutput(tool_name=call.name, raw_input=dict(call.kwargs), raw_output=None, **given)
+
+
+def message_of(call: ToolCall, output: ToolOutput) -> ChatMessage:
+    """Return the message that a `FunctionAgent` makes of a tool's result."""
+    about = {"tool_call_id": call.id}
+    return ChatMessage(role="tool", blocks=output.blocks, additional_kwargs=about)
+
+
+def reasoning_of(
+    agent: ReActAgent, tail: Sequence[Any], observed: Sequence[Any]
+) -> list[ChatMessage]:
+    """Return the messages that a `ReActAgent` makes of a reasoning step and its results."""
+    seen = [
+        ObservationReasoningStep(observation=str(output.content), return_direct=False)
+        for _, output in observed
+    ]
+    return list(agent.formatter.format([], chat_history=[], current_reasoning=[*tail, *seen])[1:])
+
+
+def reply_of(agent: Any, call: ModelCall, last: ChatResponse) -> tuple[list[Any], list[ToolCall]]:
+    """Return a reply's additions to the history, and its tool calls, as the agent reads them."""
+    if isinstance(agent, ReActAgent):
+        try:
+            step = agent.output_parser.parse(last.message.content or "", is_streaming=False)
+        except ValueError:
+            return [], []
+        if not isinstance(step, ActionReasoningStep):
+            return [], []
+        return [step], [ToolCall(step.action, dict(step.action_input))]
+    llm: Any = call.llm
+    found = llm.get_tool_calls_from_response(last, error_on_no_tool_call=False) or []
+    return [last.message], [ToolCall(one.tool_name, one.tool_kwargs, one.tool_id) for one in found]
+
+
+def tokens_of(response: ChatResponse) -> int:
+    """Return the number of tokens that a reply reports in one of the usual fields."""
+    raw: Any = response.raw
+    usage = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
+    for reported in (usage, response.additional_kwargs):
+        total = (
+            reported.get("total_tokens")
+            if isinstance(reported, Mapping)
+            else getattr(reported, "total_tokens", None)
+        )
+        if isinstance(total, int):
+            return total
+    return 0

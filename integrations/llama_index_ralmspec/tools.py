@@ -1,0 +1,73 @@
+"""Retriever tools for agents that can guess their results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.tools import RetrieverTool, ToolMetadata, ToolOutput
+
+from llama_index_ralmspec.retriever import SpeculativeRetriever
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.query_cache import QueryCache
+
+
+class SpeculativeRetrieverTool(RetrieverTool):
+    """A retriever tool that can guess its results before its retriever has searched."""
+
+    read_only: Final = True
+
+    async def aguess_call(self, call: Mapping[str, Any]) -> ToolOutput | None:
+        """Return the expected result of a call, or `None`."""
+        retriever = self.retriever
+        assert isinstance(retriever, SpeculativeRetriever)
+        query = "\n" + ", ".join(f"{key!s} is {value!s}" for key, value in call["args"].items())
+        nodes = await retriever.aguess(f"{query}\n")
+        if nodes is None:
+            return None
+        known = RetrieverTool(_FoundNodes(nodes), self.metadata, self._node_postprocessors)
+        return await known.acall(**call["args"])
+
+
+class _FoundNodes(BaseRetriever):
+    """A retriever of given nodes."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        super().__init__()
+        self._nodes = nodes
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+
+def speculative_tool(
+    retriever: Any,
+    *,
+    name: str = "retriever",
+    description: str = "Finds passages by a natural-language query.",
+    node_postprocessors: Sequence[Any] = (),
+    memo: QueryCache | None = None,
+    pool: SharedPassageCache | None = None,
+    **options: Any,
+) -> SpeculativeRetrieverTool:
+    """Return a tool over a retriever that can guess its results.
+
+    Args:
+        retriever: a `SpeculativeRetriever`, or another retriever, which is wrapped in one.
+        name: the name of the tool.
+        description: the description of the tool for the model.
+        node_postprocessors: the tool's node postprocessors, which run for guesses, too.
+        memo: caches results, which are exact guesses.
+        pool: collects the nodes found; the best of them are a guess. A new one by default.
+        options: further arguments of the `SpeculativeRetriever`.
+    """
+    if not isinstance(retriever, SpeculativeRetriever):
+        retriever = SpeculativeRetriever(
+            retriever, memo=memo, pool=pool or SharedPassageCache(), **options
+        )
+    return SpeculativeRetrieverTool(
+        retriever, ToolMetadata(description, name), list(node_postprocessors)
+    )
