@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from numbers import Real
 from typing import Any, Final, TypeAlias
@@ -225,7 +225,8 @@ def same_to_read(ours: object, theirs: object) -> bool:
     """Return whether two values are equal, and whatever reads them reads the same.
 
     For Python's `==`, 1.0 equals `True`, 0.0 equals -0.0, and dicts have no order; a workload
-    that writes what it reads would write another text.
+    that writes what it reads would write another text. Dataclasses are compared field by field;
+    any other objects must be equal and look the same.
 
     >>> 1.0 == True, same_to_read(1.0, True), same_to_read(0.0, -0.0)
     (True, False, False)
@@ -233,22 +234,29 @@ def same_to_read(ours: object, theirs: object) -> bool:
     False
     >>> same_to_read((Hit(Passage("p", "x")),), (Hit(Passage("p", "x")),))
     True
+    >>> from decimal import Decimal
+    >>> Decimal("1.0") == Decimal("1"), same_to_read(Decimal("1.0"), Decimal("1"))
+    (True, False)
     """
     if ours is theirs:
         return True
     if type(ours) is not type(theirs):
         return False
-    if type(ours) is Hit and type(theirs) is Hit:
-        return same_to_read((ours.score, ours.passage), (theirs.score, theirs.passage))
-    if type(ours) is Passage and type(theirs) is Passage:
-        return ours == theirs and same_to_read(ours.metadata, theirs.metadata)
+    if isinstance(ours, str | bytes):
+        return bool(ours == theirs)
+    if isinstance(ours, Real) and isinstance(theirs, Real):
+        return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         return same_to_read(list(ours.items()), list(theirs.items()))
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs))
-    if isinstance(ours, Real) and isinstance(theirs, Real):
-        return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
-    return bool(ours == theirs)
+    if not bool(ours == theirs):
+        return False
+    if is_dataclass(ours):
+        names = [one.name for one in fields(ours) if one.compare]
+        return all(same_to_read(getattr(ours, name), getattr(theirs, name)) for name in names)
+    # Sets have orders, times their zones; the default representation shows no value.
+    return type(ours).__repr__ is object.__repr__ or repr(ours) == repr(theirs)
 
 
 def passages_of(hits: Hits) -> list[Passage]:

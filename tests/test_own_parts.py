@@ -4,6 +4,9 @@ import asyncio
 import logging
 from collections import UserList
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -292,6 +295,13 @@ class Reading(TextWorkload[TextState]):
         return state.append(f"{read!r}\n")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a passage is from."""
+
+    page: int
+
+
 class Always(OnlySearch):
     """Finds the same, whatever is asked; as a speculator, it guesses that."""
 
@@ -321,6 +331,13 @@ class Always(OnlySearch):
         ((1.0, {"a": 1, "b": 2}), (1.0, {"b": 2, "a": 1})),
         ((1.0, {"a": 1}), (1.0, {"a": True})),
         ((1.0, {"a": [1, {"b": (0.0,)}]}), (1.0, {"a": [1, {"b": (-0.0,)}]})),
+        ((1.0, {"a": Decimal("1.0")}), (1.0, {"a": Decimal("1")})),
+        ((1.0, {"a": {8, 0}}), (1.0, {"a": {0, 8}})),  # they collide: the first one stands first
+        ((1.0, {"a": Origin(1)}), (1.0, {"a": Origin(True)})),
+        (
+            (1.0, {"a": datetime(2026, 1, 1, 12, tzinfo=UTC)}),
+            (1.0, {"a": datetime(2026, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))}),
+        ),
     ],
 )
 @pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
