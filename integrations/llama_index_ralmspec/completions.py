@@ -1,12 +1,24 @@
-"""Answers of this package's models as LlamaIndex' responses."""
+"""The calls of LlamaIndex on this package's models, and their answers as its responses."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
+from typing import Any
 
+from llama_index.core.base.llms.generic_utils import (
+    astream_completion_response_to_chat_response,
+    completion_response_to_chat_response,
+)
 from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
 )
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from typing_extensions import override
 
 from ralmspec_plugins.adapters.events import REPORT
 from ralmspec_plugins.adapters.local_model import taken_by
@@ -40,3 +52,85 @@ async def aresponses_of(stream: AsyncAnswerStream) -> CompletionResponseAsyncGen
             text += piece
             yield CompletionResponse(text=text, delta=piece)
         yield response_of(pieces.answer, delta="")
+
+
+class AnsweringLLM(CustomLLM):
+    """Base class of this package's models: the host's calls over four methods of its own.
+
+    They receive the text to continue, and a call's arguments, which they check.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        """Set the fields, those of the host included."""
+        super().__init__(**given)
+
+    def _answer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        raise NotImplementedError
+
+    async def _aanswer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        raise NotImplementedError
+
+    def _answer_stream(self, shown: str, given: Mapping[str, Any]) -> AnswerStream:
+        raise NotImplementedError
+
+    async def _aanswer_stream(self, shown: str, given: Mapping[str, Any]) -> AsyncAnswerStream:
+        raise NotImplementedError
+
+    def _shown(self, prompt: str, *, formatted: bool) -> str:
+        """Return the text to continue, which the host's own parts have formatted already."""
+        assert self.completion_to_prompt is not None, "the host sets it"
+        return prompt if formatted else self.completion_to_prompt(prompt)
+
+    def _told(self, messages: Sequence[ChatMessage]) -> str:
+        """Return messages formatted as one text."""
+        assert self.messages_to_prompt is not None, "set at construction"
+        return self.messages_to_prompt(messages)
+
+    @llm_completion_callback()
+    @override
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Continue a text."""
+        shown = self._shown(prompt, formatted=formatted)
+        return response_of(self._answer(shown, kwargs))
+
+    @llm_completion_callback()
+    @override
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """Continue a text without blocking the event loop."""
+        shown = self._shown(prompt, formatted=formatted)
+        return response_of(await self._aanswer(shown, kwargs))
+
+    @llm_completion_callback()
+    @override
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """Yield the continuation of a text in pieces; the last one is empty and has `raw`."""
+        return responses_of(self._answer_stream(self._shown(prompt, formatted=formatted), kwargs))
+
+    @llm_completion_callback()
+    @override
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """Yield the continuation of a text in pieces without blocking the event loop."""
+        shown = self._shown(prompt, formatted=formatted)
+        return aresponses_of(await self._aanswer_stream(shown, kwargs))
+
+    @llm_chat_callback()
+    @override
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer messages without blocking the event loop, unlike the host's default."""
+        response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
+        return completion_response_to_chat_response(response)
+
+    @llm_chat_callback()
+    @override
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """Yield the answer to messages in pieces without blocking the event loop."""
+        responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
+        return astream_completion_response_to_chat_response(responses)

@@ -1,39 +1,29 @@
 """KNN-LM as a LlamaIndex model: speculative retrieval from a datastore for each token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.llms.generic_utils import (
-    astream_completion_response_to_chat_response,
-    completion_response_to_chat_response,
-)
 from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    ChatResponseAsyncGen,
-    CompletionResponse,
-    CompletionResponseAsyncGen,
-    CompletionResponseGen,
     LLMMetadata,
 )
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
-from llama_index.core.llms import CustomLLM
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from typing_extensions import override
 
-from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from llama_index_ralmspec.completions import AnsweringLLM
 from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, model_name
+from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
+from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
 
 
-class KNNLLM(CustomLLM):
+class KNNLLM(AnsweringLLM):
     """A `KNNLanguageModel` as a LlamaIndex `LLM`.
 
     Texts are those of `KNNLanguageModel.generate`, and so those of a plain loop that
@@ -137,7 +127,7 @@ class KNNLLM(CustomLLM):
             model_name=model_name(self.lm),
         )
 
-    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings, overridden by a call's arguments."""
         own = {
             "max_tokens": self.max_tokens,
@@ -150,64 +140,18 @@ class KNNLLM(CustomLLM):
         refuse_unknown(given.keys(), own.keys())
         return {**own, **given}
 
-    def _shown(self, prompt: str, *, formatted: bool) -> str:
-        """Return the text to continue, which the host's own parts have formatted already."""
-        assert self.completion_to_prompt is not None, "the host sets it"
-        return prompt if formatted else self.completion_to_prompt(prompt)
-
-    def _told(self, messages: Sequence[ChatMessage]) -> str:
-        """Return messages formatted as one text."""
-        assert self.messages_to_prompt is not None, "the host sets it"
-        return self.messages_to_prompt(messages)
-
-    @llm_completion_callback()
     @override
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Continue a text."""
-        shown = self._shown(prompt, formatted=formatted)
-        return response_of(self.lm.generate(shown, **self._options(kwargs)))
+    def _answer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        return self.lm.generate(shown, **self._options(given))
 
-    @llm_completion_callback()
     @override
-    async def acomplete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponse:
-        """Continue a text without blocking the event loop."""
-        shown = self._shown(prompt, formatted=formatted)
-        return response_of(await self.lm.agenerate(shown, **self._options(kwargs)))
+    async def _aanswer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        return await self.lm.agenerate(shown, **self._options(given))
 
-    @llm_completion_callback()
     @override
-    def stream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseGen:
-        """Yield the continuation of a text in pieces; the last one is empty and has `raw`."""
-        stream = self.lm.stream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
+    def _answer_stream(self, shown: str, given: Mapping[str, Any]) -> AnswerStream:
+        return self.lm.stream(shown, **self._options(given))
 
-        return responses_of(stream)
-
-    @llm_completion_callback()
     @override
-    async def astream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseAsyncGen:
-        """Yield the continuation of a text in pieces without blocking the event loop."""
-        stream = self.lm.astream(self._shown(prompt, formatted=formatted), **self._options(kwargs))
-
-        return aresponses_of(stream)
-
-    @llm_chat_callback()
-    @override
-    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer messages without blocking the event loop, unlike the host's default."""
-        response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
-        return completion_response_to_chat_response(response)
-
-    @llm_chat_callback()
-    @override
-    async def astream_chat(
-        self, messages: Sequence[ChatMessage], **kwargs: Any
-    ) -> ChatResponseAsyncGen:
-        """Yield the answer to messages in pieces without blocking the event loop."""
-        responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
-        return astream_completion_response_to_chat_response(responses)
+    async def _aanswer_stream(self, shown: str, given: Mapping[str, Any]) -> AsyncAnswerStream:
+        return self.lm.astream(shown, **self._options(given))

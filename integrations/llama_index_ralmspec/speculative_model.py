@@ -4,42 +4,33 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
-from llama_index.core.base.llms.generic_utils import (
-    astream_completion_response_to_chat_response,
-    completion_response_to_chat_response,
-)
 from llama_index.core.base.llms.types import (
     ChatMessage,
-    ChatResponse,
-    ChatResponseAsyncGen,
-    CompletionResponse,
-    CompletionResponseAsyncGen,
-    CompletionResponseGen,
     LLMMetadata,
     TextBlock,
 )
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms import CustomLLM
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from typing_extensions import override
 
-from llama_index_ralmspec.completions import aresponses_of, response_of, responses_of
+from llama_index_ralmspec.completions import AnsweringLLM
 from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.writing_options import (
     OPTIONS,
     DecodingStats,
     LoadingOptions,
-    WritingOptions,
     options_of,
 )
+from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.types import Answer
 
 if TYPE_CHECKING:
     from ralmspec_plugins.adapters.speculative_model import SpeculativeModel
 
 
-class SpeculativeLLM(CustomLLM):
+class SpeculativeLLM(AnsweringLLM):
     """A local Hugging Face model as a LlamaIndex `LLM`, with several tokens per pass.
 
     The text equals that of `drafter=None`, which generates one token per pass, greedy or sampled.
@@ -172,70 +163,23 @@ class SpeculativeLLM(CustomLLM):
         model: SpeculativeModel = self._model
         return model
 
-    def _shown(self, prompt: str, *, formatted: bool) -> str:
-        """Return the text to continue, which the host's own parts have formatted already."""
-        assert self.completion_to_prompt is not None, "the host sets it"
-        return prompt if formatted else self.completion_to_prompt(prompt)
-
-    def _told(self, messages: Sequence[ChatMessage]) -> str:
-        """Return messages formatted as one text."""
-        assert self.messages_to_prompt is not None, "set at construction"
-        return self.messages_to_prompt(messages)
-
-    def _options(self, given: Mapping[str, Any]) -> WritingOptions:
-        return options_of(self, given)
-
-    @llm_completion_callback()
     @override
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Continue a text."""
-        shown = self._shown(prompt, formatted=formatted)
-        [answer] = self.loaded().answers([shown], self._options(kwargs))
-        return response_of(answer)
+    def _answer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        [answer] = self.loaded().answers([shown], options_of(self, given))
+        return answer
 
-    @llm_completion_callback()
     @override
-    async def acomplete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponse:
-        """Continue a text without blocking the event loop."""
-        shown = self._shown(prompt, formatted=formatted)
-        [answer] = await self.loaded().aanswers([shown], self._options(kwargs))
-        return response_of(answer)
+    async def _aanswer(self, shown: str, given: Mapping[str, Any]) -> Answer:
+        [answer] = await self.loaded().aanswers([shown], options_of(self, given))
+        return answer
 
-    @llm_completion_callback()
     @override
-    def stream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseGen:
-        """Yield the continuation of a text in pieces; the last one is empty and has `raw`."""
-        shown = self._shown(prompt, formatted=formatted)
-        return responses_of(self.loaded().stream(shown, self._options(kwargs)))
+    def _answer_stream(self, shown: str, given: Mapping[str, Any]) -> AnswerStream:
+        return self.loaded().stream(shown, options_of(self, given))
 
-    @llm_completion_callback()
     @override
-    async def astream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseAsyncGen:
-        """Yield the continuation of a text in pieces without blocking the event loop."""
-        shown = self._shown(prompt, formatted=formatted)
-        return aresponses_of(await self.loaded().astream(shown, self._options(kwargs)))
-
-    @llm_chat_callback()
-    @override
-    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer messages without blocking the event loop, unlike the host's default."""
-        response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
-        return completion_response_to_chat_response(response)
-
-    @llm_chat_callback()
-    @override
-    async def astream_chat(
-        self, messages: Sequence[ChatMessage], **kwargs: Any
-    ) -> ChatResponseAsyncGen:
-        """Yield the answer to messages in pieces without blocking the event loop."""
-        responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
-        return astream_completion_response_to_chat_response(responses)
+    async def _aanswer_stream(self, shown: str, given: Mapping[str, Any]) -> AsyncAnswerStream:
+        return await self.loaded().astream(shown, options_of(self, given))
 
 
 class _ChatPrompt:
