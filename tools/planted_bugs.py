@@ -718,4 +718,11 @@ BUGS = (
         "            await work()\n",
         "tests/llama_index/agents/test_agents.py -k told",
     ),
+    Bug(
+        "a guess that is equal and reads differently is right",
+        "ralmspec_plugins/types.py",
+        "return type(ours).__repr__ is object.__repr__ or repr(ours) == repr(theirs)",
+        "return True",
+        "tests/test_own_parts.py",
+    ),
 )
