@@ -84,8 +84,8 @@ def in_threads(workload: Any, retriever: Any, settings: Settings | None = None) 
         return engine.run(PROMPT)
 
 
-def in_a_batch(workload: Any, retriever: Any) -> Answer:
-    with Engine(workload, retriever) as engine:
+def in_a_batch(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
+    with Engine(workload, retriever, settings) as engine:
         return engine.batch([PROMPT] * 3)[1]
 
 
@@ -114,11 +114,11 @@ def in_virtual_time(workload: Any, retriever: Any, settings: Settings | None = N
 @pytest.mark.parametrize("workload", [Mine(), Streamed()])
 @pytest.mark.parametrize("retriever", [OnlySearch, ThreeMethods])
 def test_two_methods_and_one_are_enough(
-    run: Callable[[Any, Any], Answer], workload: Any, retriever: Callable[[], Any]
+    run: Callable[..., Answer], workload: Any, retriever: Callable[[], Any]
 ) -> None:
     """On every engine, with the plain answer, and with guesses."""
     expected = plain(workload, retriever(), PROMPT)
-    answer = run(workload, retriever())
+    answer = run(workload, retriever(), Settings(schedule=FixedStride(stride=2)))
 
     assert expected == answer
     assert 32 == len(answer.text.splitlines())
@@ -354,7 +354,7 @@ def test_a_guess_that_is_equal_and_read_differently_is_wrong(
     assert expected.text == answer.text
     assert repr(expected.retrieved) == repr(answer.retrieved)
     assert answer.stats.guesses > 0 == answer.stats.accepted
-    settings = Settings(speculators=[Always(*truth)])
+    settings = Settings(schedule=FixedStride(stride=3), speculators=[Always(*truth)])
     assert run(Reading(), store, settings).stats.accepted > 0
 
 

@@ -11,6 +11,7 @@ from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn.search import Neighbours
 from ralmspec_plugins.plain import plain
+from ralmspec_plugins.scheduling.schedules import FixedStride
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request, fixed
 
@@ -138,7 +139,8 @@ def test_an_engine_hands_them_through(reads_scores: bool) -> None:
     workload.reads_scores = reads_scores
     guesser = LastFound()
     expected = plain(workload, Counting(), request)
-    settings = Settings(speculators=[guesser], prefetch=8)
+    schedule = FixedStride(stride=2)  # it guesses, however fast the search is
+    settings = Settings(schedule=schedule, speculators=[guesser], prefetch=8)
     with Engine(workload, Counting(), settings) as engine:
         answer = engine.run(request)
 

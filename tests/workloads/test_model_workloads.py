@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ralmspec_plugins import AsyncEngine, Continuous, Engine, Settings, plain
+from ralmspec_plugins import AsyncEngine, Engine, FixedStride, Settings, plain
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import WordRetriever
@@ -346,7 +346,7 @@ class Twin(Wrong):
 
 
 def _answered(workload: Any, speculator: Any) -> Any:
-    settings = Settings(speculators=[speculator], schedule=Continuous(min_acceptance_rate=0.0))
+    settings = Settings(speculators=[speculator], schedule=FixedStride(stride=2))
     with Engine(workload, WordRetriever(TEXTS), settings) as engine:
         return engine.run("q: ")
 
