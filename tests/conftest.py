@@ -16,6 +16,7 @@ from collections.abc import Iterator  # noqa: E402
 import pytest  # noqa: E402
 
 from ralmspec_plugins.scheduling.cost_model import Costs  # noqa: E402
+from tests.calibrations import share_calibrations  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,6 +27,12 @@ def guessing_pays() -> Iterator[None]:
         patch.setattr(Costs, "WORTH_GUESSING", 0.0)
         patch.setattr(Costs, "WORTH_WRITING", 0.0)
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Measure equal models once."""
+    share_calibrations()
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,6 +20,7 @@ def english(monkeypatch: pytest.MonkeyPatch) -> Any:
     return english
 
 
+@pytest.mark.slow  # `make check` runs the tool itself
 def test_no_word_is_left(english: Any) -> None:
     """Docstrings, comments, messages and docs have none of the words."""
     found = [str(finding) for finding in english.all_findings()]

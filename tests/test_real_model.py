@@ -25,6 +25,7 @@ from ralmspec_plugins.lm.huggingface import HuggingFaceLM  # noqa: E402
 from ralmspec_plugins.lm.sampling import Greedy, Sampling  # noqa: E402
 from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer  # noqa: E402
 from ralmspec_plugins.workloads import Interval  # noqa: E402
+from tests.selection import covering  # noqa: E402
 from tests.workloads.test_with_a_model import StaleSpeculator, TurningRetriever  # noqa: E402
 
 TEXTS = [
@@ -55,9 +56,15 @@ class SlowRetriever(TurningRetriever):
         return super().search_wide(queries, width)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sampling", [Greedy(), Sampling(temperature=0.9, top_k=20)], ids=repr)
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "sampling", "k"),
+    covering(
+        [torch.float32, torch.bfloat16],
+        [Greedy(), Sampling(temperature=0.9, top_k=20)],
+        [1, 2],
+        strength=2,
+    ),
+)
 def test_no_token_differs(dtype: torch.dtype, sampling: Greedy | Sampling, k: int) -> None:
     """Seven requests each: text, tokens, record and cache history are the plain loop's."""
     lm = HuggingFaceLM(tiny_llama(dtype=dtype), tiny_tokenizer(), sampling=sampling)

@@ -17,6 +17,7 @@ from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenize
 from ralmspec_plugins.types import Request
 from tests.decoding.drafters import FREE, EveryDraft
 from tests.lm.reference import FRONTS, Tokenizer
+from tests.selection import covering
 
 SAMPLINGS = (
     Greedy(),
@@ -89,8 +90,7 @@ def test_what_was_drafted_before_leaves_no_trace(breadth: int) -> None:
         assert (breadth == 1) == tree.is_chain
 
 
-@pytest.mark.parametrize("breadth", [1, 4])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("breadth", "sampling"), covering([1, 4], SAMPLINGS))
 def test_a_model_that_drafts_for_itself_is_right(
     tokenizer: Tokenizer, sampling: Greedy | Sampling, breadth: int
 ) -> None:

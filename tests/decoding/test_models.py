@@ -22,6 +22,7 @@ from ralmspec_plugins.types import Request
 from tests.decoding.drafters import RULES, oracle, random_tree
 from tests.decoding.pairs import Pair, operations
 from tests.lm.reference import FRONTS, Tokenizer
+from tests.selection import covering
 
 SIZES = {
     "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -66,9 +67,9 @@ def _check(pair: Pair, cases: int) -> None:
         pair.check(request, operations(rng, 4))
 
 
-@pytest.mark.parametrize("sampling", [Greedy(), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", TREES)
+@pytest.mark.parametrize(
+    ("make", "attention", "sampling"), covering(TREES, ["sdpa", "eager"], [Greedy(), SAMPLED])
+)
 def test_trees(
     tokenizer: Tokenizer,
     make: Callable[[], PreTrainedModel],

@@ -18,6 +18,7 @@ from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from ralmspec_plugins.types import Request
+from tests.selection import covering
 
 PROMPT = "The lighthouse keeper counted"
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -58,8 +59,7 @@ def straight(
     return hidden.numpy().tobytes(), log_probs.numpy().tobytes()
 
 
-@pytest.mark.parametrize("budget", [0, 60_000, 10**9])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("budget", "seed"), covering([0, 60_000, 10**9], range(3)))
 def test_a_state_depends_on_its_tokens_alone(
     network: PreTrainedModel, tokenizer: Tokenizer, budget: int, seed: int
 ) -> None:

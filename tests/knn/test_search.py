@@ -20,6 +20,7 @@ from tests.knn.neighbour_worlds import (
     nearest_by_hand,
     stores,
 )
+from tests.selection import covering
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,8 +49,7 @@ def test_the_neighbours_are_the_true_ones(
     assert expected == found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("threads", [None, 2])
+@pytest.mark.parametrize(("kind", "threads"), covering(KINDS, [None, 2]))
 def test_a_scan_of_many_blocks_finds_the_true_ones(kind: str, threads: int | None) -> None:
     """Bars that rise from block to block, on threads too, let no true neighbour go."""
     if threads:

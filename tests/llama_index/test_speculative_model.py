@@ -23,6 +23,7 @@ from ralmspec_plugins.adapters.events import stats_in
 from ralmspec_plugins.decoding import Decoding
 from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputError, ModelError
 from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+from tests.batching.gated import aeventually
 from tests.decoding.drafters import oracle
 from tests.drafted_models import (
     ALL,
@@ -206,7 +207,7 @@ async def test_the_event_loop_stays_free_and_the_model_too(pair: HostPair) -> No
 
     assert count > 3
     assert pair.plain.complete(PROMPT).text.startswith(first)
-    assert kept == len(caches)
+    await aeventually(lambda: kept == len(caches))
 
 
 # What is refused.

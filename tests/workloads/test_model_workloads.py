@@ -346,7 +346,7 @@ class Twin(Wrong):
 
 
 def _answered(workload: Any, speculator: Any) -> Any:
-    settings = Settings(speculators=[speculator], schedule=FixedStride(stride=2))
+    settings = Settings(speculators=[speculator], schedule=FixedStride(stride=3))
     with Engine(workload, WordRetriever(TEXTS), settings) as engine:
         return engine.run("q: ")
 
