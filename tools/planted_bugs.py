@@ -229,6 +229,20 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
+        "before one was stopped, wrong guesses are taken to cost nothing",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "        return (self.step_s or 0.0) / 2\n",
+        "        return 0.0\n",
+        "tests/scheduling/test_schedules.py",
+    ),
+    Bug(
+        "equal vectors are no tie, whatever their positions",
+        "ralmspec_plugins/adapters/stores/certificate.py",
+        "return equal & (positions[:-1] < positions[1:])",
+        "return equal",
+        "tests/adapters/stores/test_certificate.py",
+    ),
+    Bug(
         "a search that waits is measured as one that computes here",
         "ralmspec_plugins/scheduling/cost_model.py",
         "search.busy_s >= 0.5 * search.seconds > 0.0",

@@ -8,7 +8,9 @@ settings. All other retrievers are searched through the host, query by query.
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -210,6 +212,27 @@ class BatchSearch(Protocol):
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Return the best k documents of each query vector, best first."""
         ...
+
+
+_repeated: ContextVar[list[int] | None] = ContextVar("ralmspec_repeated", default=None)
+
+
+@contextmanager
+def counting_repeats() -> Iterator[list[int]]:
+    """Collect the sizes of the calls of a store that `note_repeat` is told of inside."""
+    sizes: list[int] = []
+    token = _repeated.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _repeated.reset(token)
+
+
+def note_repeat(queries: int) -> None:
+    """Count a further call of a store for queries of the same batch, so that ties show."""
+    sizes = _repeated.get()
+    if sizes is not None:
+        sizes.append(queries)
 
 
 SearchT = TypeVar("SearchT")

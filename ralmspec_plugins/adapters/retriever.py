@@ -8,7 +8,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from ralmspec_plugins.adapters.batch_search import HostTable, Scored
+from ralmspec_plugins.adapters.batch_search import HostTable, Scored, counting_repeats
 from ralmspec_plugins.adapters.retriever_state import (
     HostStats,
     Native,
@@ -297,8 +297,9 @@ class HostSearch(Generic[HostT]):
             return self._singly(look, queries, width)
         vectors = [query_vector(query) for query in queries]
         try:
-            found = native.find(vectors, width)
-            hits = self._cut(native, queries, found)
+            with counting_repeats() as repeats:
+                found = native.find(vectors, width)
+            hits = self._cut(native, queries, found, repeats)
         except Exception:
             if len(queries) > 1:  # the caller repeats them one by one
                 raise
@@ -309,9 +310,14 @@ class HostSearch(Generic[HostT]):
         return self._singly(look, queries, width)
 
     def _cut(
-        self, native: Native, queries: Sequence[Query], found: Sequence[list[Scored]]
+        self,
+        native: Native,
+        queries: Sequence[Query],
+        found: Sequence[list[Scored]],
+        repeats: Sequence[int],
     ) -> list[Hits | None]:
-        self._known.note_batch(len(queries))
+        for size in (len(queries), *repeats):
+            self._known.note_batch(size)
         if len(found) != len(queries):
             raise InputError(
                 f"the batch search of {native.search.name} gave {len(found)} results for "
@@ -358,8 +364,9 @@ class HostSearch(Generic[HostT]):
             return await self._asingly(look, queries, width)
         vectors = [query_vector(query) for query in queries]
         try:
-            found = await native.afind(vectors, width)
-            hits = self._cut(native, queries, found)
+            with counting_repeats() as repeats:
+                found = await native.afind(vectors, width)
+            hits = self._cut(native, queries, found, repeats)
         except Exception:
             if len(queries) > 1:
                 raise

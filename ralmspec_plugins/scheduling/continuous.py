@@ -38,7 +38,8 @@ class ContinuousPolicy:
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):
             return False
-        return view.ahead < self._window and self._costs.worth_writing(self._least_right)
+        window = 1 if self._costs.careful else self._window
+        return view.ahead < window and self._costs.worth_writing(self._least_right)
 
     def batches(self, view: SchedulerState) -> list[int]:
         """Return the batch of each free lane: one query, or a share of them if there are more."""

@@ -148,16 +148,19 @@ class Costs:
     SIDE_BY_SIDE_S = 0.003
     QUICK_GUESS_S = 0.0003  # a faster guess is always made: a passage cache takes less
     WORTH_WRITING = 0.05  # share of a step that the average gain must exceed
-    # The cost of stopping decays with each guess, and the cost of guessing with each search:
-    # otherwise speculation would never be tried again.
+    # The cost of guessing decays with each search, and the cost of stopping is measured again
+    # after some outcomes: otherwise speculation would never be tried again.
     FADING = 0.97
+    FADING_STOP = 0.985
+    LONG_SEARCH = 2.0  # steps of a search that is long
 
     def __init__(self, curve: BatchCurve | None = None) -> None:
         """Create optimistic costs: without measurements, speculation pays off."""
         self.curve = curve or BatchCurve()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
-        self._stop_s = 0.0
+        self._stops: deque[float] = deque(maxlen=RECENT)
+        self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
         self._busy: deque[bool] = deque(maxlen=RECENT)
@@ -165,6 +168,7 @@ class Costs:
         # Policies read these several times a step, so they are computed when they change.
         self.step_s: float | None = None  # usual duration of a step
         self.guess_rate = 1.0  # acceptance rate, with two right guesses as the prior
+        self._careful_rate = 0.5  # acceptance rate, with one right and one wrong as the prior
         self._side_by_side_s = 0.0  # fixed cost of a search for a segment in parallel
 
     def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
@@ -191,7 +195,8 @@ class Costs:
 
     def stopped(self, seconds: float) -> None:
         """Record the seconds from the cancellation of a segment to its end."""
-        self._stop_s += 0.3 * (seconds - self._stop_s)
+        self._stops.append(seconds)
+        self._since_stop = 0
 
     def guessed(self, seconds: float) -> None:
         """Record the seconds of a guess inside the loop."""
@@ -203,7 +208,8 @@ class Costs:
         self._guesses.append(accepted)
         guesses = tuple(self._guesses)
         self.guess_rate = (sum(guesses) + 2) / (len(guesses) + 2)
-        self._stop_s *= self.FADING
+        self._careful_rate = (sum(guesses) + 1) / (len(guesses) + 2)
+        self._since_stop += 1
 
     def worth_guessing(self) -> bool:
         """Return whether the time that right guesses hide exceeds the time of all guesses."""
@@ -221,13 +227,33 @@ class Costs:
         Args:
             min_acceptance_rate: the acceptance rate below which the result is false.
         """
-        rate, step_s = self.guess_rate, self.step_s
-        if len(self._guesses) >= 8 and rate < min_acceptance_rate:
+        step_s = self.step_s
+        if len(self._guesses) >= 8 and self.guess_rate < min_acceptance_rate:
             return False
         if step_s is None or not self.curve.points:
             return True
+        rate = self._careful_rate
         gain_s = rate * self.curve(1) - (1 - rate) * self._stop_s - self._side_by_side_s
         return gain_s >= self.WORTH_WRITING * step_s
+
+    @property
+    def careful(self) -> bool:
+        """Whether to wait for the first outcome of a guess before more is written on guesses.
+
+        That is while no outcome is known, unless a search is much longer than a step: the
+        discarded segments are then written while the model would wait.
+        """
+        if self._guesses or self.step_s is None or not self.curve.points:
+            return False
+        return self.curve(1) < self.LONG_SEARCH * self.step_s
+
+    @property
+    def _stop_s(self) -> float:
+        """The usual seconds that a wrong guess costs; half a step before one was measured."""
+        if self._stops:
+            fading: float = self.FADING_STOP**self._since_stop
+            return fading * sum(self._stops) / len(self._stops)
+        return (self.step_s or 0.0) / 2
 
     def worth_writing_beside(self, ahead: int) -> bool:
         """Return whether to generate during a search, after this many unverified guesses.

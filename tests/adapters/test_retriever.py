@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from ralmspec_plugins.adapters.batch_search import Scored
+from ralmspec_plugins.adapters.batch_search import Scored, note_repeat
 from ralmspec_plugins.adapters.retriever import HostSearch
 from ralmspec_plugins.adapters.retriever_state import (
     RetrieverSnapshot,
@@ -228,6 +228,23 @@ def test_counts_are_of_all_callers() -> None:
         other.stats.single_calls,
     )
     assert (2, 3) == (host.stats.round_trips, host.stats.queries)
+
+
+async def test_searches_that_a_store_repeats_are_counted() -> None:
+    """Each call that reaches the store, also where ties make it search again."""
+
+    class Repeating(NumberSearch):
+        def search(self, vectors: Sequence[float], k: int) -> list[list[Scored]]:
+            note_repeat(1)
+            return super().search(vectors, k)
+
+    host = searching(made(), Repeating)
+    queries = [host.encode("1"), host.encode("2")]
+
+    assert host.search(queries) == await host.asearch(queries) != []
+    assert (4, 6) == (host.stats.batches, host.stats.batched_queries)
+    note_repeat(1)  # outside of a search it counts for nobody
+    assert 4 == host.stats.batches
 
 
 def test_ways_that_there_are_not() -> None:

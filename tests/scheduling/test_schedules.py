@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.plain import plain
 from ralmspec_plugins.scheduling.cost_model import BatchCurve, Contention, Costs, Searched
 from ralmspec_plugins.scheduling.os3 import (
     best_part,
@@ -26,7 +28,7 @@ from ralmspec_plugins.scheduling.schedules import (
     Schedule,
 )
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
-from ralmspec_plugins.types import Hits, Query
+from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
 GAMMAS = (0.2, 0.4, 0.6, 0.8, 0.9)
 
@@ -247,6 +249,60 @@ def test_segments_that_stop_late_make_wrong_guesses_dear() -> None:
         costs.record_outcome(accepted=turn % 2 == 0)
 
     assert (quick, late, costs.worth_writing()) == (True, False, True)
+
+
+def test_the_first_outcome_is_awaited_where_a_search_is_short() -> None:
+    """One segment on a guess until then; all the window beside long searches."""
+    for search_s, most in ((0.015, 1), (0.03, 64)):
+        costs = Costs()
+        policy = Continuous().begin(costs)
+        costs.wrote(0.01)
+        costs.searched(Searched(1, search_s))
+        careful = [policy.may_write(view(ahead=ahead)) for ahead in (0, 1, most - 1, most)]
+        policy.record_outcome(accepted=True)
+
+        assert [True, most > 1, True, False] == careful
+        assert policy.may_write(view(ahead=63))
+
+
+def test_before_one_was_stopped_a_wrong_guess_costs_half_a_step() -> None:
+    """Right or wrong alike, so a search must take longer than half a step to be worth a guess."""
+    for search_s, worth in ((0.009, False), (0.013, True)):
+        costs = Costs()
+        costs.wrote(0.02)
+        costs.searched(Searched(1, search_s))
+        before = costs.worth_writing()
+        costs.stopped(0.0)
+
+        assert (worth, True) == (before, costs.worth_writing())
+
+
+class _Wrong:
+    """Guesses a passage that is never found."""
+
+    inline = True
+
+    def guess(self, _query: Query) -> Hits:
+        return (Hit(Passage("none", "never found")),)
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        """It knows nothing."""
+
+
+@pytest.mark.parametrize("search_s", [0.005, 0.01, 0.02, 0.03, 0.05, 0.1])
+def test_wrong_guesses_cost_little_from_the_first_request_on(search_s: float) -> None:
+    """Segments of 30 ms that cannot be stopped: 20 wrong guesses cost one of them, or 3 %."""
+    words = [f"word{number}" for number in range(20)]
+    store = WordRetriever(words)
+    latencies = Latencies(extend_s=0.03, search_s=lambda _: search_s, stop_s=0.03)
+    settings = Settings(speculators=[_Wrong()])
+    answer = Simulation(EchoWorkload(), store, latencies, settings).run(" ".join(words))
+
+    assert answer == plain(EchoWorkload(), store, " ".join(words))
+    assert 20 == answer.stats.segments
+    assert answer.stats.guesses > 0 == answer.stats.accepted
+    plain_s = 20 * (search_s + 0.03)
+    assert answer.stats.wall_s <= plain_s + max(0.03, 0.03 * plain_s)
 
 
 @pytest.mark.parametrize(

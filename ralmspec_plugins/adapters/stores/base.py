@@ -1,12 +1,17 @@
 """Base class of batch searches: the settings of a host, and its order of ties."""
 
+import asyncio
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
-from ralmspec_plugins.adapters.batch_search import Scored, ScoreOf, Vector
+from ralmspec_plugins.adapters.batch_search import Scored, ScoreOf, Vector, note_repeat
 
 
 class Ranked(Protocol):
@@ -27,6 +32,9 @@ RowT = TypeVar("RowT")
 RankedT = TypeVar("RankedT", bound=Ranked)
 # Returns the best rows of many vectors, best first.
 RowSearch: TypeAlias = Callable[[Sequence[Vector], int], list[list[RankedT]]]
+AsyncRowSearch: TypeAlias = Callable[
+    [Sequence[Vector], int], Coroutine[Any, Any, list[list[RankedT]]]
+]
 # Converts the rows of a whole batch to the host's documents.
 DocumentsOf: TypeAlias = Callable[[Sequence[list[RowT]]], list[list[Scored]]]
 
@@ -38,6 +46,38 @@ def no_options() -> Mapping[str, Any]:
 
 def no_relevance() -> None:
     """Return no conversion: relevances are computed by the host, query by query."""
+
+
+class TieRecord:
+    """How many of the recent queries of a store had a tie among their first rows. Thread-safe.
+
+    Such queries are searched twice: widely, and as the host does. Where that is frequent, both
+    searches start at the same time.
+
+    >>> record = TieRecord()
+    >>> record.observe([True, False, True])
+    >>> record.frequent
+    True
+    """
+
+    RECENT: Final = 32  # queries in the record
+    FREQUENT: Final = 0.25  # share of them from which on both searches start together
+
+    def __init__(self) -> None:
+        """Create an empty record."""
+        self._recent: deque[bool] = deque(maxlen=self.RECENT)
+        self._lock = threading.Lock()
+
+    def observe(self, tied: Sequence[bool]) -> None:
+        """Record for each query of a batch whether it had to be searched again."""
+        with self._lock:
+            self._recent.extend(tied)
+
+    @property
+    def frequent(self) -> bool:
+        """Whether a second search is likely."""
+        with self._lock:
+            return sum(self._recent) > self.FREQUENT * len(self._recent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +97,7 @@ class StoreSearch(ABC, Generic[RowT]):
         shown: converts the store's score to the host's; `None`: there is no such conversion.
         relevance: returns the conversion of scores to relevances, for a host with a
             threshold; `None` if a batch does not provide them.
+        ties: of recent queries.
     """
 
     k: int
@@ -64,6 +105,7 @@ class StoreSearch(ABC, Generic[RowT]):
     options: Callable[[], Mapping[str, Any]] = no_options
     shown: ScoreOf | None = None
     relevance: Callable[[], ScoreOf | None] = no_relevance
+    ties: TieRecord = field(default_factory=TieRecord, compare=False, repr=False)
 
     @property
     def score_of(self) -> ScoreOf | None:
@@ -116,33 +158,83 @@ def decided(scores: Sequence[float], k: int) -> bool:
 
 
 def own_first(
-    search: RowSearch[RankedT], vectors: Sequence[Vector], own: int, width: int
+    search: RowSearch[RankedT],
+    vectors: Sequence[Vector],
+    own: int,
+    width: int,
+    ties: TieRecord | None = None,
 ) -> list[list[RankedT]]:
     """Return the rows of a wide search that starts with the search for `own` rows.
 
     With a tie among the first rows or at their end, their order may depend on the
-    width: such queries are searched again narrowly, and the other rows are appended.
+    width: such queries are searched narrowly too, and the other rows are appended. Where ties
+    are frequent, the narrow search of all queries runs in parallel with the wide one, else
+    after it.
 
     Args:
         search: returns the rows of each vector, best first, up to a number.
         vectors: the query vectors.
         own: the number of rows that equal those of the narrow search.
         width: the total number of rows.
+        ties: of the store's recent queries; this search is added. `None`: the searches never
+            run in parallel.
     """
-    found = search(vectors, width)
-    doubtful = tied(found, own, width)
-    if doubtful:
-        put_first(found, doubtful, search([vectors[at] for at in doubtful], own))
+    if width <= own:
+        return search(vectors, width)
+    if ties is None or not ties.frequent:
+        found = search(vectors, width)
+        doubtful = tied(found, own, ties)
+        if doubtful:
+            note_repeat(len(doubtful))
+            put_first(found, doubtful, search([vectors[at] for at in doubtful], own))
+        return found
+    note_repeat(len(vectors))
+    with ThreadPoolExecutor(1) as thread:
+        narrow = thread.submit(copy_context().run, search, vectors, own)
+        found = search(vectors, width)
+        doubtful = tied(found, own, ties)
+        if doubtful:
+            put_first(found, doubtful, [narrow.result()[at] for at in doubtful])
     return found
 
 
-def tied(found: Sequence[Sequence[Ranked]], own: int, width: int) -> list[int]:
-    """Return the queries whose first rows may differ in a narrower search."""
+async def aown_first(
+    search: AsyncRowSearch[RankedT],
+    vectors: Sequence[Vector],
+    own: int,
+    width: int,
+    ties: TieRecord,
+) -> list[list[RankedT]]:
+    """Return the rows of `own_first`, by an asynchronous search."""
     if width <= own:
-        return []
-    return [
-        at for at, rows in enumerate(found) if decided([row.score for row in rows[: own + 1]], own)
-    ]
+        return await search(vectors, width)
+    if not ties.frequent:
+        found = await search(vectors, width)
+        doubtful = tied(found, own, ties)
+        if doubtful:
+            note_repeat(len(doubtful))
+            put_first(found, doubtful, await search([vectors[at] for at in doubtful], own))
+        return found
+    note_repeat(len(vectors))
+    narrow = asyncio.create_task(search(vectors, own))
+    try:
+        found = await search(vectors, width)
+        doubtful = tied(found, own, ties)
+        if doubtful:
+            first = await narrow
+            put_first(found, doubtful, [first[at] for at in doubtful])
+    finally:
+        narrow.cancel()
+        await asyncio.gather(narrow, return_exceptions=True)
+    return found
+
+
+def tied(found: Sequence[Sequence[Ranked]], own: int, ties: TieRecord | None) -> list[int]:
+    """Return the queries whose first rows may differ in a narrower search, and record them."""
+    doubtful = [decided([row.score for row in rows[: own + 1]], own) for rows in found]
+    if ties is not None:
+        ties.observe(doubtful)
+    return [at for at, doubt in enumerate(doubtful) if doubt]
 
 
 def put_first(

@@ -3,14 +3,16 @@
 A store's scan for a batch and its scan for one query may be different kernels: FAISS has
 three, chosen by the numbers of queries, rows and threads, whose scores differ in the last
 bits. Their rankings are equal if the scores differ by more
-than the errors of both kernels. Otherwise (near ties, duplicates) nothing is
-certain, and the query is searched as the host does.
+than the errors of both kernels, or if the vectors are equal and the host's search is known to
+order these by position. Otherwise (near ties, other duplicates) nothing is certain, and the query
+is searched as the host does.
 """
 
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ralmspec_plugins.retrieval.ranking import (
     LARGEST_NORM,
@@ -61,6 +63,7 @@ def is_clear_of_ties(
     k: int,
     metric: Metric,
     threshold: float | None = None,
+    positions: NDArray[np.int64] | None = None,
 ) -> bool:
     """Return whether any float32 scan returns the first k of these rows, in this order.
 
@@ -74,6 +77,8 @@ def is_clear_of_ties(
         k: the number of rows that the host reads.
         metric: the store's metric.
         threshold: the host's minimum score; no row's score may be within e of it.
+        positions: of the rows in the store, if the host's search orders equal vectors by them;
+            `None`: equal vectors are a tie.
     """
     rows = found.vectors
     if not len(rows):
@@ -81,16 +86,26 @@ def is_clear_of_ties(
     if len(query) > _LARGEST_DIMENSION or not _tame(query) or not _tame(rows):
         return False
     exact = exact_scores(rows, query, metric)
-    best = -np.sort(-exact)[: k + 1]
+    order = np.argsort(-exact, kind="stable")[: k + 1]
+    best = exact[order]
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     query_norm = float(np.linalg.norm(query.astype(np.float64)))
     error = kernel_error(metric, len(query), float(norms.max()), query_norm)
-    if not bool((best[:-1] - best[1:] > 2 * error).all()):
+    clear = best[:-1] - best[1:] > 2 * error
+    if positions is not None:
+        clear |= _equal_in_order(rows[order], positions[order])
+    if not bool(clear.all()):
         return False
     if threshold is not None and bool((np.abs(exact - threshold) <= error).any()):
         return False
     last = float(best[:k][-1])
     return _clear_of_the_rest(found, last, error, metric, query_norm, len(query))
+
+
+def _equal_in_order(rows: Vectors, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which neighbours are equal vectors with ascending positions."""
+    equal: NDArray[np.bool_] = (rows[:-1] == rows[1:]).all(axis=1)
+    return equal & (positions[:-1] < positions[1:])
 
 
 def _clear_of_the_rest(

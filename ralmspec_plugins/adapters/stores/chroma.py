@@ -67,7 +67,7 @@ class ChromaSearch(StoreSearch[ChromaRow]):
         """Return the best k documents of each query, so many that the first are unchanged."""
         own = min(k, self.k)
         width = max(own, min(k, self._reach)) if k > own else own
-        return self.own_documents(own_first(self._rows, vectors, own, width), own)
+        return self.own_documents(own_first(self._rows, vectors, own, width, self.ties), own)
 
     def _rows(self, vectors: Sequence[Vector], limit: int) -> list[list[ChromaRow]]:
         found = self.collection().query(

@@ -12,6 +12,7 @@ are used if they are certified (`CertifiedFaissSearch`).
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
+from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector, note_repeat
 from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first
 from ralmspec_plugins.adapters.stores.certificate import MARGIN, Candidates, is_clear_of_ties
 from ralmspec_plugins.retrieval.ranking import Metric as ScanMetric
@@ -33,6 +34,7 @@ _SPLIT_ROWS = (
     10_000  # from this number of rows on a single query is split by rows, if there are threads
 )
 _BLAS_FROM = {20, 128_000}  # the defaults: in queries (up to faiss 1.12), in queries x dimension
+_HEAP_ROWS = 100  # from this number of rows a search uses a reservoir, without an order of ties
 _FEW = 19  # the number of queries up to which no version uses BLAS, if the dimension allows
 
 _lock = threading.Lock()
@@ -53,7 +55,8 @@ class FlatScan:
     """The result of a flat index for one query, best first.
 
     `positions` in the index; `scores` of the scan, bigger is better;
-    `complete`: no row of the index is omitted; `largest_norm` of all rows, if it is relevant.
+    `complete`: no row of the index is omitted; `largest_norm` of all rows, if it is relevant;
+    `equals_ordered`: the host's search orders equal vectors by position.
     """
 
     query: Vectors
@@ -63,6 +66,7 @@ class FlatScan:
     vectors: Vectors
     complete: bool
     largest_norm: float | None
+    equals_ordered: bool = False
 
     def rows(self, width: int) -> list[FaissRow]:
         """Return the best rows."""
@@ -81,7 +85,8 @@ class FlatScan:
         found = Candidates.of_scan(
             self.vectors, self.scores, read, self.complete, self.largest_norm
         )
-        return is_clear_of_ties(self.query, found, k, self.metric, cut)
+        ordered = self.positions[: len(found.vectors)] if self.equals_ordered else None
+        return is_clear_of_ties(self.query, found, k, self.metric, cut, ordered)
 
 
 def flat_metric(index: Any) -> ScanMetric | None:
@@ -92,7 +97,9 @@ def flat_metric(index: Any) -> ScanMetric | None:
     return _METRICS.get(int(index.metric_type))
 
 
-def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list[FlatScan]:
+def flat_search(
+    index: Any, queries: Vectors, width: int, stamp: object, own: int | None = None
+) -> list[FlatScan]:
     """Search a flat index for `width` rows a query, and some more to certify these.
 
     Args:
@@ -101,6 +108,7 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
         width: the number of rows.
         stamp: an object that is replaced when rows are removed: the largest norm of
             the rows is cached by it, and by the number of rows.
+        own: the number of rows of the host's search of one query; `None`: `width`.
     """
     metric, total = flat_metric(index), int(index.ntotal)
     assert metric is not None, "an index that is not flat has no scan"
@@ -111,13 +119,15 @@ def flat_search(index: Any, queries: Vectors, width: int, stamp: object) -> list
         scores, positions = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
     fast = -scores if metric is ScanMetric.L2 else scores
     largest = _largest_norm(index, stamp) if metric is ScanMetric.IP else None
+    ordered = orders_equals(index, width if own is None else own)
     found = []
     for query, row_scores, row_positions in zip(queries, fast, positions, strict=True):
         there = row_positions >= 0  # fewer with NaN: nothing is certain
         kept = row_positions[there]
         vectors = index.reconstruct_batch(kept)
         complete = len(kept) == total
-        found.append(FlatScan(query, metric, kept, row_scores[there], vectors, complete, largest))
+        scan = FlatScan(query, metric, kept, row_scores[there], vectors, complete, largest, ordered)
+        found.append(scan)
     return found
 
 
@@ -157,12 +167,52 @@ def alike_search(
     return found
 
 
+def orders_equals(index: Any, width: int) -> bool:
+    """Return whether a single search orders equal vectors by position, and omits the last ones.
+
+    The sequential kernel computes each row alone, and the heap of distances compares positions
+    where these are equal; the heap of products and the reservoir of wider searches do not.
+    A small index shows whether this holds.
+
+    Args:
+        index: a flat index (`flat_metric`).
+        width: the number of rows of the single search.
+    """
+    return (
+        _is_sequential(index)
+        and width < _HEAP_ROWS
+        and _heap_orders(int(index.metric_type), int(index.d))
+    )
+
+
+@lru_cache(maxsize=64)
+def _heap_orders(metric: int, dimension: int) -> bool:
+    """Search an index in which each of a few vectors stands at many positions."""
+    random = np.random.default_rng(0)
+    several = random.standard_normal((5, dimension)).astype(np.float32)
+    which = random.integers(0, len(several), 203)
+    index = import_module("faiss").IndexFlat(dimension, metric)
+    index.add(several[which])
+    for query in several:
+        for width in (1, 7, 60, _HEAP_ROWS - 1):
+            _, found = index.search(query[None], width)
+            scores = exact_scores(several, query, _METRICS[metric])[which]
+            order = np.lexsort((np.arange(len(which)), -scores))
+            if found[0].tolist() != order[:width].tolist():
+                return False
+    return True
+
+
+def _is_sequential(index: Any) -> bool:
+    """Return whether a single query is searched by the sequential kernel."""
+    faiss = import_module("faiss")
+    split = int(index.ntotal) >= _SPLIT_ROWS and faiss.omp_get_max_threads() > 1
+    return not split and int(faiss.cvar.distance_compute_blas_threshold) in _BLAS_FROM
+
+
 def _together(index: Any) -> int:
     """Return how many queries the sequential kernel supports; 1 if a single one uses another."""
-    faiss = import_module("faiss")
-    blas_from = int(faiss.cvar.distance_compute_blas_threshold)
-    split = int(index.ntotal) >= _SPLIT_ROWS and faiss.omp_get_max_threads() > 1
-    if split or blas_from not in _BLAS_FROM:
+    if not _is_sequential(index):
         return 1
     return max(1, min(_FEW, (max(_BLAS_FROM) - 1) // int(index.d)))
 
@@ -221,6 +271,8 @@ class FaissSearch(StoreSearch[FaissRow]):
         """Return the best k documents of each query; those beyond the own k are prefetched."""
         queries = [np.array(vector, dtype=np.float32) for vector in vectors]
         own = min(k, self.k) if self.exact else k
+        if self.exact and orders_equals(self.index(), k):  # the first rows are the narrow search's
+            return self.own_documents(self._rows(queries, k), own)
         return self.own_documents(own_first(self._rows, queries, own, k), own)
 
     def _rows(self, queries: Sequence[Vectors], width: int) -> list[list[FaissRow]]:
@@ -278,17 +330,12 @@ class CertifiedFaissSearch(FaissSearch):
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Return the best k documents of each query; those beyond the own k are prefetched."""
-        index, queries, keeps = self.index(), self._prepared(vectors), self.keeps()
-        width = k if self.fetch_k is None else self.fetch_k
-        if flat_metric(index) is not None:
-            scans = flat_search(index, queries, width, self.stamp())
-            found = self.documents([scan.rows(width) for scan in scans])
-            return [
-                self._certified(vector, scan, hits, [*map(keeps, hits)], k)
-                for vector, scan, hits in zip(vectors, scans, found, strict=True)
-            ]
+        queries, keeps = self._prepared(vectors), self.keeps()
+        if flat_metric(self.index()) is not None:
+            return self._scanned(vectors, queries, keeps, k)
         if self.threshold is not None:  # without scores to compare
-            return [self._single(vector, self.k, []) for vector in vectors]
+            return [self._with_rest(self.single(vector, self.k), []) for vector in vectors]
+        width = k if self.fetch_k is None else self.fetch_k
         found = self.documents(self._rows(list(queries), width))
         return [[hit for hit in hits if keeps(hit)][:k] for hits in found]
 
@@ -300,11 +347,30 @@ class CertifiedFaissSearch(FaissSearch):
                 normalize(queries[at : at + 1])
         return queries
 
-    def _certified(
-        self, vector: Vector, scan: FlatScan, hits: list[Scored], passing: list[bool], k: int
-    ) -> list[Scored]:
-        """Return one query's documents, certified or from a separate search."""
-        own, cut = min(k, self.k), None
+    def _scanned(
+        self, vectors: Sequence[Vector], queries: Vectors, keeps: Callable[[Scored], bool], k: int
+    ) -> list[list[Scored]]:
+        """Return the documents of one scan, and of single searches where it is not certain.
+
+        Single searches do not run in parallel: the bits of BLAS depend on its free threads.
+        """
+        width, own = (k, min(k, self.k)) if self.fetch_k is None else (self.fetch_k, self.fetch_k)
+        scans = flat_search(self.index(), queries, width, self.stamp(), own)
+        found = self.documents([scan.rows(width) for scan in scans])
+        made = []
+        for vector, scan, hits in zip(vectors, scans, found, strict=True):
+            read, wider, cut = self._passing(scan, hits, [*map(keeps, hits)], min(k, self.k))
+            if not scan.is_certain(read, len(hits), cut):
+                note_repeat(1)
+                wider = self._with_rest(self.single(vector, min(k, self.k)), wider)
+            made.append(wider[:k])
+        return made
+
+    def _passing(
+        self, scan: FlatScan, hits: list[Scored], passing: list[bool], own: int
+    ) -> tuple[int, list[Scored], float | None]:
+        """Return the number of rows that the host reads, what passes, and the cut of scores."""
+        cut = None
         if self.threshold is not None:
             l2 = scan.metric is ScanMetric.L2  # scores are negated distances
             cut = -self.threshold if l2 else self.threshold
@@ -313,13 +379,10 @@ class CertifiedFaissSearch(FaissSearch):
             passing = [ok and its for ok, its in zip(passing, within, strict=True)]
         kept = [at for at, ok in enumerate(passing) if ok]
         read = kept[own - 1] + 1 if len(kept) >= own else len(hits)
-        wider = [hits[at] for at in kept]
-        if scan.is_certain(read, len(hits), cut):
-            return wider[:k]
-        return self._single(vector, own, wider)[:k]
+        return read, [hits[at] for at in kept], cut
 
-    def _single(self, vector: Vector, own: int, wider: Sequence[Scored]) -> list[Scored]:
-        """Search one query as the host does, and append the other rows of a wider search."""
+    def _with_rest(self, own: Sequence[Scored], wider: Sequence[Scored]) -> list[Scored]:
+        """Return the documents of the host's search, and the other ones of a wider search."""
         seen = {id(hit.document): hit for hit in wider}
-        first = [seen.pop(id(hit.document), hit) for hit in self.single(vector, own)]
+        first = [seen.pop(id(hit.document), hit) for hit in own]
         return [*first, *seen.values()] if self.wide else first

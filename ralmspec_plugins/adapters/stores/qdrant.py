@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from ralmspec_plugins.adapters.batch_search import Metric, Scored, Vector
-from ralmspec_plugins.adapters.stores.base import StoreSearch, own_first, put_first, tied
+from ralmspec_plugins.adapters.stores.base import StoreSearch, aown_first, own_first
 
 _REST_MODELS: Final = "qdrant_client.http.models"
 _LOCAL: Final = frozenset({"QdrantLocal", "AsyncQdrantLocal"})
@@ -84,18 +84,18 @@ class QdrantSearch(StoreSearch[Any]):
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Return the best k documents of each query; those beyond the own k are prefetched."""
         own = min(k, self.k)
-        return self.own_documents(own_first(self._points, vectors, own, k), own)
+        return self.own_documents(own_first(self._points, vectors, own, k, self.ties), own)
 
     async def asearch(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         """Return the results of `search` by the host's asynchronous client, if it has one."""
         if self.awaited is None:
             return await asyncio.to_thread(self.search, vectors, k)
         client, own = await self.awaited(), min(k, self.k)
-        found = _listed(await client.query_batch_points(**self._asked(vectors, k)))
-        doubtful = tied(found, own, k)
-        if doubtful:
-            asked = self._asked([vectors[at] for at in doubtful], own)
-            put_first(found, doubtful, _listed(await client.query_batch_points(**asked)))
+
+        async def points(vectors: Sequence[Vector], limit: int) -> list[list[Any]]:
+            return _listed(await client.query_batch_points(**self._asked(vectors, limit)))
+
+        found = await aown_first(points, vectors, own, k, self.ties)
         return await asyncio.to_thread(self.own_documents, found, own)
 
     def _points(self, vectors: Sequence[Vector], limit: int) -> list[list[Any]]:

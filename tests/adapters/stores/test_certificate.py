@@ -127,6 +127,23 @@ def test_doubtful_cases(found: Candidates) -> None:
     assert not is_clear_of_ties(np.ones(4, dtype=np.float32), found, 2, Metric.IP)
 
 
+def test_equal_vectors_are_certain_where_the_host_orders_them_by_position() -> None:
+    """Ascending positions only, and no vector that is merely near."""
+    rows = np.array([[1.0, 0], [0.5, 0], [0.5, 0], [0.2, 0]], dtype=np.float32)
+    near = rows.copy()
+    near[2] = np.nextafter(near[1], np.float32(0), dtype=np.float32)
+    query = np.ones(2, dtype=np.float32)
+
+    def certain(rows: Vectors, positions: list[int]) -> bool:
+        found = Candidates(rows, None)
+        return is_clear_of_ties(query, found, 3, Metric.L2, positions=np.array(positions))
+
+    assert not is_clear_of_ties(query, Candidates(rows, None), 3, Metric.L2)
+    assert certain(rows, [9, 3, 7, 1])
+    assert not certain(rows, [9, 7, 3, 1])
+    assert not certain(near, [9, 3, 7, 1])
+
+
 def test_a_score_at_the_threshold_is_doubtful() -> None:
     """Kernels may come to lie on both sides of a threshold that a score touches."""
     rows = np.array([[1.0, 0.0], [0.5, 0.0]], dtype=np.float32)

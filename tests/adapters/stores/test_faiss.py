@@ -1,13 +1,14 @@
 """FAISS batches that are to the bit what single searches give, whatever the rows."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ralmspec_plugins.adapters.stores.faiss import alike_search, flat_search
+from ralmspec_plugins.adapters.stores.faiss import alike_search, flat_search, orders_equals
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -49,6 +50,27 @@ def test_each_query_is_as_if_alone(kind: type, rows: int, dimension: int, width:
     found = alike_search(index, queries, width)
 
     assert expected == [(own.tolist(), scores.tobytes()) for own, scores in found]
+
+
+@pytest.mark.parametrize("rows", [400, 10_400])
+@pytest.mark.parametrize("dimension", [3, 33, 384])
+@pytest.mark.parametrize("kind", [faiss.IndexFlatL2, faiss.IndexFlatIP, faiss.IndexFlat])
+def test_a_wide_search_starts_with_the_narrow_one_where_equals_are_ordered(
+    kind: type, rows: int, dimension: int, threads: int
+) -> None:
+    """Over rows of which a quarter repeat others: for distances by the sequential kernel."""
+    table, queries = awkward(rows, dimension)
+    index = kind(dimension)
+    index.add(table)
+    ordered = orders_equals(index, 60)
+
+    assert ordered == (kind is not faiss.IndexFlatIP and not (rows > 10_000 and threads > 1))
+    assert not orders_equals(index, 100)
+    narrow = [own.tolist() for own, _ in alike_search(index, queries, 6)]
+    wide = [own.tolist() for own, _ in alike_search(index, queries, 60)]
+    if ordered:
+        assert narrow == [own[:6] for own in wide]
+        assert any(a + rows // 4 == b for own in narrow for a, b in pairwise(own))
 
 
 def test_an_empty_index_has_nothing() -> None:

@@ -45,11 +45,31 @@ class TestFaiss(StoreContract):
         """A raw threshold need not cut a prefix."""
         assert not self._search(store, {"k": 4, "score_threshold": 0.9}).wide
 
-    def test_only_doubtful_queries_are_asked_again(self) -> None:
-        """Of a store without duplicates and ties few queries are, and each is counted."""
+    def test_equal_vectors_are_no_doubt(self) -> None:
+        """The host orders equal vectors by position, so one search is enough, also widely."""
+        few, again, equal = self._asked_again(DistanceStrategy.EUCLIDEAN_DISTANCE)
+
+        assert few < 20
+        assert again == few
+        assert equal > 100
+
+    def test_queries_with_ties_of_products_are_asked_again(self) -> None:
+        """Each is counted, and few are where no passage stands twice."""
+        few, again, equal = self._asked_again(DistanceStrategy.MAX_INNER_PRODUCT)
+
+        assert few < 20
+        assert again > 150
+        assert equal > 100
+
+    def _asked_again(self, strategy: DistanceStrategy) -> tuple[int, int, int]:
+        """Search a store, then with each passage twice: widely, and as the host does.
+
+        Returns:
+            How many queries were asked again before and after, and how many found both twins.
+        """
         texts = {document.page_content: document for document in corpus()}
         embeddings = WordEmbeddings()
-        store = FAISS.from_documents(list(texts.values()), embeddings)
+        store = FAISS.from_documents(list(texts.values()), embeddings, distance_strategy=strategy)
         asked: list[Any] = []
         found: Any = self._search(store, {"k": 4})
         search = replace(
@@ -59,10 +79,12 @@ class TestFaiss(StoreContract):
         search.search(vectors, 4)
         few = len(asked)
         store.add_documents([texts[text] for text in texts], ids=[f"again-{at}" for at in texts])
-        search.search(vectors, 4)
+        batch = [[hit.document for hit in hits] for hits in search.search(vectors, 10)]
+        singly = [[hit.document for hit in found.single(vector, 4)] for vector in vectors]
+        twins = sum(len({one.page_content for one in own}) < 4 for own in singly)
 
-        assert few < 20
-        assert len(asked) == few + 200
+        assert singly == [own[:4] for own in batch]
+        return few, len(asked) - few, twins
 
     def test_a_bad_filter_raises_the_hosts_error(self, store: FAISS) -> None:
         """The host's words reach the caller."""
