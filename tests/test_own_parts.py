@@ -89,8 +89,8 @@ def in_a_batch(workload: Any, retriever: Any, settings: Settings | None = None) 
         return engine.batch([PROMPT] * 3)[1]
 
 
-def in_a_stream(workload: Any, retriever: Any) -> Answer:
-    with Engine(workload, retriever) as engine:
+def in_a_stream(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
+    with Engine(workload, retriever, settings) as engine:
         stream = engine.stream(PROMPT)
         pieces = list(stream)
         assert "".join(pieces) == stream.answer.text

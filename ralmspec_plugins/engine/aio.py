@@ -109,7 +109,8 @@ class AsyncExecutor(Executor):
             )
         results: list[Any]
         try:
-            result = await work()
+            with self._session.on_model(need, self.clock):
+                result = await work()
             results = result if isinstance(need, Search) else [result]
             if isinstance(need, Start):
                 self._context.begun(result)

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -46,6 +47,7 @@ from ralmspec_plugins.protocols import (
     speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
+from ralmspec_plugins.scheduling.load import ModelLoad
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
@@ -63,6 +65,7 @@ class Session:
         retriever: Retriever,
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
+        load: ModelLoad | None = None,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -71,6 +74,7 @@ class Session:
             retriever: the engine's retriever.
             settings: the engine's settings.
             clock: returns the seconds by which inline guesses are timed.
+            load: of the model, if other sessions use it too.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -79,7 +83,7 @@ class Session:
         self.workload = workload
         self.retriever = retriever = self.parts.retriever
         self.settings = settings or Settings()
-        self.costs = Costs()
+        self.costs = Costs(load=load)
         self.rates = SpeculatorRates()
         self._clock = clock
         self.speculate = self.settings.speculate
@@ -131,7 +135,13 @@ class Session:
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
             retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Session(self.workload, retriever, settings, clock=self._clock)
+        return Session(self.workload, retriever, settings, clock=self._clock, load=self.costs.load)
+
+    def on_model(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
+        """Return a context that counts and times work of the model."""
+        if not isinstance(need, FormQuery | Extend):
+            return nullcontext()
+        return self.costs.load.segment(clock)
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""
@@ -372,7 +382,8 @@ class RequestContext:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
             else:
-                results = [self.result(need, clock, complete)]
+                with self.session.on_model(need, clock):
+                    results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
