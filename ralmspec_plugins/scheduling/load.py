@@ -53,7 +53,7 @@ class ModelLoad:
                     self._observe(parallel, seconds)
 
     def observe(self, parallel: int, seconds: float) -> None:
-        """Record the duration of a segment beside `parallel - 1` others."""
+        """Record the duration of a segment in parallel with `parallel - 1` others."""
         with self._lock:
             self._observe(parallel, seconds)
 
