@@ -40,6 +40,7 @@ from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 from tests.batching.gated import aeventually
 from tests.decoding.drafters import oracle
 from tests.drafted_models import ALL, CHOICES, SEEDS, HostPair, cases, chat_tokenizer, drafting
+from tests.lm.damages import DAMAGES, damaged, saved
 
 PROMPT = "The keeper counted the ships that"
 MESSAGES = [SystemMessage("Count."), HumanMessage("The ships?")]
@@ -410,6 +411,17 @@ def test_it_is_loaded_from_a_folder(tmp_path: Path) -> None:
     assert chat.invoke(MESSAGES).content
 
 
+@pytest.mark.parametrize(("file", "damage"), DAMAGES[::3])
+def test_a_damaged_folder_is_named(tmp_path: Path, file: str, damage: Any) -> None:
+    """Whatever its files hold: no error of a parser comes through."""
+    whole = saved(tmp_path / "whole", chat_tokenizer())
+    folder = damaged(whole, tmp_path / "model", file, damage)
+
+    for kind in (SpeculativeLLM, SpeculativeChatModel):
+        with pytest.raises(ModelError, match="cannot be loaded as a causal model"):
+            kind(model=str(folder))
+
+
 def test_models_are_shared(pair: HostPair) -> None:
     """A copy, a `HuggingFaceLM`, and what another object has loaded are not loaded again."""
     lm = HuggingFaceLM(
@@ -450,6 +462,7 @@ def test_what_makes_no_model_is_refused(pair: HostPair) -> None:
         ({"stop": [3]}, ConfigError, "stop must be a text"),
         ({"stop": [""]}, ConfigError, "none empty"),
         ({"deadline_s": 0}, ConfigError, "deadline_s must be above 0"),
+        ({"deadline_s": float("inf")}, ConfigError, "None: no deadline"),
         ({"drafter": "rest"}, ConfigError, r"one of \('suffix', 'passages'\).*got 'rest'"),
         ({"decoding": 3}, ConfigError, "decoding must be a Decoding"),
         ({"drafter": None, "decoding": Decoding()}, ConfigError, "both given"),

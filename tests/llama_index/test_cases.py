@@ -407,6 +407,7 @@ def test_f10_a_stream_of_many_steps_says_where_it_is_to_be_read(inside: bool) ->
         ({"workload": "sentences", "max_tokens": 0}, ConfigError, "max_tokens must be"),
         ({"workload": "sentences", "max_tokens": "5"}, ConfigError, "max_tokens must be"),
         ({"deadline_s": -1}, ConfigError, "deadline_s must be"),
+        ({"deadline_s": float("inf")}, ConfigError, "deadline_s must be"),
         ({"workload": "sentences", "stop": [""]}, ConfigError, "stop must be"),
         ({"seed": "a"}, ConfigError, "seed must be"),
         ({"speculate": "no"}, ConfigError, "speculate must be"),
