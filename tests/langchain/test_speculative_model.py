@@ -22,6 +22,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk, GenerationChunk
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_ralmspec import SpeculativeChatModel, SpeculativeLLM, stats_of
@@ -409,6 +410,50 @@ def test_it_is_loaded_from_a_folder(tmp_path: Path) -> None:
     assert texts != {""}
     assert str(tmp_path) == expected.model_name == chat.model_name
     assert chat.invoke(MESSAGES).content
+
+
+class Loud(SpeculativeLLM):
+    """Overrides what a LangChain model implements."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(*args, **kwargs)
+        for [one] in result.generations:
+            one.text += "!"
+        return result
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        yield from super()._stream(*args, **kwargs)
+        yield GenerationChunk(text="!")
+
+
+class LoudChat(SpeculativeChatModel):
+    """As that, for messages."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(*args, **kwargs)
+        result.generations[0].message.content += "!"  # type: ignore[operator]
+        return result
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        yield from super()._stream(*args, **kwargs)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="!"))
+
+
+@pytest.mark.parametrize("kind", [Loud, LoudChat])
+async def test_what_a_subclass_overrides_is_called(kind: Any) -> None:
+    """By the asynchronous methods, too."""
+    llm = kind(model=tiny_llama(), tokenizer=chat_tokenizer(), drafter=None, max_tokens=4)
+    texts = [
+        llm.invoke(PROMPT),
+        await llm.ainvoke(PROMPT),
+        (await llm.abatch([PROMPT]))[0],
+        "".join([piece if kind is Loud else piece.content for piece in llm.stream(PROMPT)]),
+        "".join([piece if kind is Loud else piece.content async for piece in llm.astream(PROMPT)]),
+    ]
+    shown = [one if isinstance(one, str) else one.content for one in texts]
+
+    assert shown[0].endswith("!")
+    assert shown == [shown[0]] * 5
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGES[::3])
