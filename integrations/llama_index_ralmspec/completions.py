@@ -122,7 +122,10 @@ class AnsweringLLM(CustomLLM):
     ) -> CompletionResponseAsyncGen:
         """Yield the continuation of a text in pieces without blocking the event loop."""
         if overrides_only(self, AnsweringLLM, "stream_complete", "astream_complete"):
-            return await super().astream_complete(prompt, formatted=formatted, **kwargs)
+            completions: CompletionResponseAsyncGen = await super().astream_complete(
+                prompt, formatted=formatted, **kwargs
+            )
+            return completions
         shown = self._shown(prompt, formatted=formatted)
         return aresponses_of(await self._aanswer_stream(shown, kwargs))
 
@@ -142,6 +145,7 @@ class AnsweringLLM(CustomLLM):
     ) -> ChatResponseAsyncGen:
         """Yield the answer to messages in pieces without blocking the event loop."""
         if overrides_only(self, AnsweringLLM, "stream_chat", "astream_chat"):
-            return await super().astream_chat(messages, **kwargs)
+            chats: ChatResponseAsyncGen = await super().astream_chat(messages, **kwargs)
+            return chats
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)
