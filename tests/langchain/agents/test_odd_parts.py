@@ -205,8 +205,8 @@ def test_a_guess_that_is_equal_and_reads_differently_is_wrong(guess: Any, way: s
 @pytest.mark.parametrize("way", WAYS)
 def test_observations_that_cannot_be_compared_are_not_equal(way: str) -> None:
     """An array has no truth value; no error of a comparison reaches the agent."""
-    blocks = lambda: [{"type": "json", "json": np.zeros(3)}]  # noqa: E731
-    plain, ahead, stats = agents(Texts, lambda _: blocks()).both(way, guess=lambda _: blocks())
+    find: Callable[[Any], Any] = lambda _: [{"type": "json", "json": np.zeros(3)}]  # noqa: E731
+    plain, ahead, stats = agents(Texts, find).both(way, guess=find)
 
     assert "truth value" not in repr(ahead)
     assert plain == ahead

@@ -192,7 +192,7 @@ def test_a_guess_that_is_equal_and_reads_differently_is_wrong(way: str) -> None:
     """Of content blocks: the order of keys."""
 
     def guess(block: CitationBlock) -> Callable[[Any], ToolOutput]:
-        about = {"tool_name": "search", "raw_input": {}, "raw_output": None}
+        about: dict[str, Any] = {"tool_name": "search", "raw_input": {}, "raw_output": None}
         return lambda _: ToolOutput(blocks=[block], **about)
 
     find = lambda _: cited(page=1, line=2)  # noqa: E731
