@@ -7,14 +7,13 @@ calls are intercepted. All other attributes are those of the originals, on which
 
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Collection,
     Hashable,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from llama_index_ralmspec.agent_calls import (
     blocks_of,
     message_of,
     output_of,
+    pieces_of,
     reasoning_of,
     reply_of,
     tokens_of,
@@ -46,13 +46,14 @@ from ralmspec_plugins.adapters.agents import (
     AgentStats,
     Slot,
     ToolStep,
+    check_names,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.types import Hit, Passage
+from ralmspec_plugins.types import Hit, Passage, same_to_read
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -103,8 +104,7 @@ class AgentOptions:
         """Check the settings."""
         if self.guess is not None and not callable(self.guess):
             raise ConfigError(f"guess must be a function or None, got {self.guess!r}")
-        if isinstance(self.read_only, str):
-            raise ConfigError(f"read_only must be names of tools, got {self.read_only!r}")
+        check_names("read_only", self.read_only)
         if not isinstance(self.memo, QueryCache | None):
             raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
         limits = AgentLimits(
@@ -151,9 +151,11 @@ class _Conversation:
         kwargs.pop("tool_choice", None)  # the host passes it only to the first call
         return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
 
-    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[ChatResponse]:
+    def pieces(
+        self, request: ModelCall, *, asynchronous: bool
+    ) -> AsyncGenerator[ChatResponse, None]:
         assert asynchronous
-        return request.pieces()
+        return request.ahead()
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         return reply_of(self.agent, recording.request, recording.pieces[-1])
@@ -183,7 +185,7 @@ class _Conversation:
         return output, output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
-        return blocks_of(guess) == blocks_of(real)
+        return same_to_read(blocks_of(guess), blocks_of(real))
 
     def tokens(self, recording: Recording) -> int:
         return tokens_of(recording.pieces[-1]) if recording.pieces else 0
@@ -234,9 +236,8 @@ class _ModelTap:
                 return await original(*args, **kwargs)
             run = self._taken(conversation)
             if call.streams:
-                return self._streamed(conversation, run, call)
-            [piece] = [piece async for piece in self._pieces(conversation, run, call)]
-            return piece
+                return await self._stream(run, call)
+            return await self._whole(run, call)
 
         return called
 
@@ -260,61 +261,81 @@ class _ModelTap:
         conversation.effects = self._effects
         return conversation.run()
 
-    async def _streamed(
-        self, conversation: _Conversation, run: AgentRun, call: ModelCall
-    ) -> AsyncGenerator[ChatResponse, None]:
-        pieces = self._pieces(conversation, run, call)
-        try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            await pieces.aclose()
+    async def _whole(self, run: AgentRun, call: ModelCall) -> Any:
+        """Return a reply: of the speculative call, or of the host's own."""
+        with run.held():
+            ahead, reply = run.claim(call), None
+            if ahead is not None:
+                async with aclosing(_replayed(ahead)) as pieces:
+                    reply = await anext(pieces, None)
+            if reply is None:
+                with self._effects.watched():
+                    reply = await call.made()
+                self._check(call)
+            self._replied(run, call, reply)
+            return reply
+
+    async def _stream(self, run: AgentRun, call: ModelCall) -> Any:
+        """Return a stream: of the speculative call, or of the host's own, which is made here."""
+        with run.held():
+            ahead, reply = run.claim(call), None
+            if ahead is None:
+                with self._effects.watched():
+                    reply = await call.made()
+        return self._pieces(run, call, ahead, reply)
 
     async def _pieces(
-        self, conversation: _Conversation, run: AgentRun, call: ModelCall
+        self, run: AgentRun, call: ModelCall, ahead: Recording | None, reply: Any
     ) -> AsyncGenerator[ChatResponse, None]:
-        """Yield the pieces of a reply: of the speculative call, or of the host's own."""
+        """Yield the pieces of a speculative call, or of the host's own if there is none."""
         last, given = None, 0
         with run.held():
-            ahead = run.claim(call)
             if ahead is not None:
-                try:
-                    async for last in _replayed(ahead):
+                async with aclosing(_replayed(ahead)) as pieces:
+                    async for last in pieces:
                         given += 1
                         yield last
-                finally:
-                    ahead.abandon()
             if ahead is None or ahead.error is not None:
-                number = 0
                 with self._effects.watched():
-                    async for piece in call.pieces():
-                        number += 1
-                        if number > given:
-                            last = piece
-                            yield piece
-            if last is None:
-                run.close()
-                return
-            try:
-                tail, calls = reply_of(self._agent, call, last)
-            except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
-                tail, calls = [], []
-            run.replied(call, tail, calls)
-            if not calls:
-                run.close()
+                    reply = await call.made() if ahead is not None else reply
+                    async with aclosing(pieces_of(reply)) as pieces:
+                        async for piece in pieces:
+                            given -= 1
+                            if given < 0:
+                                last = piece
+                                yield piece
+                self._check(call)
+            self._replied(run, call, last)
 
+    def _check(self, call: ModelCall) -> None:
+        if call.changed(call.messages):
+            self._effects.note("it changes the history that it is given")
 
-async def _replayed(ahead: Recording) -> AsyncIterator[ChatResponse]:
-    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
-    pieces = ahead.aread()
-    while True:
+    def _replied(self, run: AgentRun, call: ModelCall, reply: Any) -> None:
+        """Record a reply, and the tool calls in it."""
         try:
-            piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except Exception:  # noqa: BLE001 the host makes the call itself
-            return
-        yield piece
+            tail, calls = reply_of(self._agent, call, reply)
+        except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
+            tail, calls = [], []
+        run.replied(call, tail, calls)
+        if not calls:
+            run.close()
+
+
+async def _replayed(ahead: Recording) -> AsyncGenerator[ChatResponse, None]:
+    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
+    try:
+        async with aclosing(ahead.aread()) as pieces:
+            while True:
+                try:
+                    piece = await anext(pieces)
+                except StopAsyncIteration:
+                    return
+                except Exception:  # noqa: BLE001 the host makes the call itself
+                    return
+                yield piece
+    finally:
+        ahead.abandon()
 
 
 def _seen_tool(tool: Any) -> Any:
@@ -365,9 +386,10 @@ async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
         return None
     early.committed = True
     try:
-        async for output in early.aread():
-            run.counters.add(tools_committed=1)
-            return output  # type: ignore[no-any-return]
+        async with aclosing(early.aread()) as outputs:
+            async for output in outputs:
+                run.counters.add(tools_committed=1)
+                return output  # type: ignore[no-any-return]
     except Exception:  # noqa: BLE001, S110 the host's own call raises its own error
         pass
     finally:

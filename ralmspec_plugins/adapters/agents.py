@@ -7,15 +7,26 @@ dropped, and the host's own call is made. No host is imported: `AgentHost` is th
 the hosts.
 """
 
+import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.types import same_to_read
 
 _log = logging.getLogger(__name__)
 
@@ -89,10 +100,34 @@ class AgentLimits:
             raise ConfigError(f"depth must be at least 0 (0: no speculation), got {self.depth!r}")
         for name in ("max_wasted_calls", "max_wasted_tokens"):
             most = getattr(self, name)
-            if most is not None and (isinstance(most, bool) or not most >= 0):
+            if most is not None and (type(most) is not int or most < 0):
                 raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
-        if isinstance(self.handover_s, bool) or not self.handover_s > 0:
+        if type(self.handover_s) not in (int, float) or not self.handover_s > 0:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
+
+
+def arguments_of(given: Mapping[str, Any]) -> str:
+    """Return a tool call's arguments as a text, by which former results are found.
+
+    >>> arguments_of({"b": 1, "a": [2]})
+    '{"a": [2], "b": 1}'
+    """
+    try:
+        return json.dumps(given, sort_keys=True, default=repr)
+    except Exception:  # noqa: BLE001 keys without an order, or values that contain themselves
+        return repr(given)
+
+
+def check_names(name: str, given: object) -> None:
+    """Check that a setting has names of tools.
+
+    Raises:
+        ConfigError: it has another type, such as one text.
+    """
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise ConfigError(f"{name} must be names of tools, got {given!r}")
+    if not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"{name} must be names of tools, got {given!r}")
 
 
 class Slot:
@@ -118,7 +153,7 @@ class AgentHost(Protocol):
     def next_request(self, step: "ToolStep") -> Any:
         """Return the model request that follows a step's observations; compared by `==`."""
 
-    def pieces(self, request: Any, *, asynchronous: bool) -> AsyncIterator[Any]:
+    def pieces(self, request: Any, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
         """Call the model without the caller's handlers, and yield its reply in pieces."""
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
@@ -134,10 +169,13 @@ class AgentHost(Protocol):
         """Call a tool without the caller's handlers; return its replay and its observation."""
 
     def equal(self, guess: Any, real: Any) -> bool:
-        """Return whether the model reads the same in a guessed and a real observation."""
+        """Return whether the model reads the same in a guessed and a real observation.
+
+        An error, such as of an array without a truth value, means that it does not.
+        """
 
     def tokens(self, recording: Recording) -> int:
-        """Return the number of tokens that a call's pieces report."""
+        """Return the number of tokens that a call's pieces report; an error means none."""
 
     def may_run_ahead(self) -> bool:
         """Return whether speculative calls may be made now."""
@@ -180,7 +218,7 @@ class ToolStep:
         """
         with self.run.lock:
             for slot in self.slots:
-                if not slot.arrived and slot.call == call:
+                if not slot.arrived and _same(slot.call, call):
                     slot.arrived = True
                     return slot
             self.bar()
@@ -235,7 +273,7 @@ class ToolStep:
     def observe(self, slot: Slot, observation: Any) -> None:
         """Record the observation of the host's own call."""
         with self.run.lock:
-            if slot.real is None or not self.run.host.equal(slot.real, observation):
+            if slot.real is None or not self.run.equal(slot.real, observation):
                 self._observed(slot, observation)
             self.settle()
 
@@ -244,7 +282,7 @@ class ToolStep:
         if slot not in self.finished:
             self.finished.append(slot)
         if slot.guess is not None:
-            right = self.run.host.equal(slot.guess, observation)
+            right = self.run.equal(slot.guess, observation)
             self.run.counters.add(guesses=1, right=int(right))
 
     def settle(self) -> None:
@@ -289,6 +327,14 @@ class ToolStep:
                 self.run.counters.add(tools_dropped=1)
 
 
+def _same(ours: object, theirs: object) -> bool:
+    """Return whether calls are equal and read the same; those that cannot be compared do not."""
+    try:
+        return same_to_read(ours, theirs)
+    except Exception:  # noqa: BLE001 such as an array in the arguments
+        return False
+
+
 class AgentRun:
     """The speculative work of one run of an agent. Thread-safe."""
 
@@ -305,6 +351,7 @@ class AgentRun:
         self.step: ToolStep | None = None  # the host's current step
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
+        self.model_context: Context | None = None  # of the host's last call of the model
         self._out: list[Recording] = []  # model calls that are neither committed nor dropped
         self._wasted_calls = 0
         self._wasted_tokens = 0
@@ -347,14 +394,23 @@ class AgentRun:
                 self.drop(recording)
         self.on_close()
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work without the caller's handlers."""
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context | None = None
+    ) -> Callable[[], None]:
+        """Start work without the caller's handlers, in a copy of the context given or current."""
 
         async def silently() -> None:
             with self.host.silent():
                 await work()
 
-        return self.launcher.start(silently)
+        return self.launcher.start(silently, copy_context() if context is None else context.copy())
+
+    def equal(self, guess: Any, real: Any) -> bool:
+        """Return whether the model reads the same in two observations."""
+        try:
+            return self.host.equal(guess, real)
+        except Exception:  # noqa: BLE001 values that cannot be compared are not equal
+            return False
 
     def may_spend(self) -> bool:
         """Return whether one more speculative call stays within the limits in the worst case."""
@@ -369,7 +425,7 @@ class AgentRun:
         """Start a speculative model call."""
         self.counters.add(calls_ahead=1)
         self._out.append(recording)
-        recording.cancel = self.start(lambda: self._record(recording))
+        recording.cancel = self.start(lambda: self._record(recording), self.model_context)
 
     async def _record(self, recording: Recording) -> None:
         pieces: Any = self.host.pieces(recording.request, asynchronous=self.launcher.asynchronous)
@@ -401,10 +457,11 @@ class AgentRun:
             return
         try:
             messages, calls = self.host.reply(recording)
+            allowed = bool(calls) and all(map(self.host.may_call, calls))
         except Exception:  # noqa: BLE001 the host reads its own reply
             _log.debug("the reply of a speculative call cannot be read", exc_info=True)
             return
-        if calls and all(map(self.host.may_call, calls)):
+        if allowed:
             recording.step = ToolStep(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()
 
@@ -415,12 +472,19 @@ class AgentRun:
         recording.dropped = True
         recording.cancel()
         self._out.remove(recording)
-        tokens = self.host.tokens(recording)
+        tokens = self._tokens(recording)
         self._wasted_calls += 1
         self._wasted_tokens += tokens
         self.counters.add(dropped=1, dropped_tokens=tokens)
         if recording.step is not None:
             recording.step.drop()
+
+    def _tokens(self, recording: Recording) -> int:
+        try:
+            return self.host.tokens(recording)
+        except Exception:  # noqa: BLE001 a reply to a wrong guess may be no reply at all
+            _log.debug("the tokens of a dropped call cannot be counted", exc_info=True)
+            return 0
 
     def claim(self, request: Any) -> Recording | None:
         """Return the speculative call that replaces a call by the host, or `None`.
@@ -457,7 +521,7 @@ class AgentRun:
         with self.lock:
             self.counters.add(model_calls=1)
             step = self.step
-            if step is not None and [slot.call for slot in step.slots] == list(calls):
+            if step is not None and _same([slot.call for slot in step.slots], list(calls)):
                 step.tail = list(tail)
                 return
             if step is not None:

@@ -4,6 +4,7 @@ import logging
 import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 _WAY_OUT: Final = " guess_through=True states that this makes no difference"
 _PLAIN: Final = (bool, int, float, str, bytes, tuple, np.generic)
+_COLLECTIONS: Final = (list, dict, set, deque)
 
 
 class SideEffects:
@@ -56,17 +58,19 @@ class SideEffects:
         if self.found is not None:
             yield
             return
-        numbers, attributes = _random_state(), self._attributes()
+        numbers, attributes, sizes = _random_state(), self._attributes(), self._sizes()
         try:
             yield
         finally:
             drawn = _random_state() != numbers
             if drawn and not self._shared_process:
-                self._note("it draws from process-wide random state")
+                self.note("it draws from process-wide random state")
             elif _differ(self._attributes(), attributes):
-                self._note("its calls change its attributes")
+                self.note("its calls change its attributes")
             elif any(map(_reads_from_an_iterator, self._models)):
-                self._note("it takes its answers from an iterator")
+                self.note("it takes its answers from an iterator")
+            elif _less(self._sizes(), sizes):
+                self.note("its calls take from a collection of its own")
             self.observed = not drawn
 
     def may_guess(self) -> bool:
@@ -76,7 +80,11 @@ class SideEffects:
     def _attributes(self) -> list[dict[str, object]]:
         return list(map(_plain_attributes, self._models))
 
-    def _note(self, what: str) -> None:
+    def _sizes(self) -> list[dict[str, int]]:
+        return list(map(_sizes, self._models))
+
+    def note(self, what: str) -> None:
+        """Allow no further speculative calls, since calls have this side effect."""
         with self._lock:
             first, self.found = self.found is None, what
         if first:
@@ -114,13 +122,47 @@ def _device_states(torch: Any) -> list[Any]:
 
 def _plain_attributes(model: object) -> dict[str, object]:
     """Return the plain attributes of a model, and the states of its random generators."""
+    states = {name: _generator_state(value) for name, value in _held(model).items()}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def _generator_state(value: Any) -> object | None:
+    """Return a plain value itself, or the state of a random generator; `None` for all others."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, random.SystemRandom):
+        return None  # it has no state
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if _is_a(value, "numpy.random", "RandomState"):
+        return repr(value.get_state(legacy=False))
+    if _is_a(value, "numpy.random", "Generator"):
+        return repr(value.bit_generator.state)
+    if _is_a(value, "torch", "Generator"):
+        state: bytes = value.get_state().numpy().tobytes()
+        return state
+    return None
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Return whether a value has a class, whose module is not imported for this."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _sizes(model: object) -> dict[str, int]:
+    """Return the sizes of a model's collections: of answers that it takes out, for example."""
     held = _held(model)
-    plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
-    return plain | {
-        name: value.getstate()
-        for name, value in held.items()
-        if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
-    }  # a SystemRandom has no state
+    return {name: len(value) for name, value in held.items() if isinstance(value, _COLLECTIONS)}
+
+
+def _less(now: list[dict[str, int]], before: list[dict[str, int]]) -> bool:
+    """Return whether a collection has become smaller; one that grows is a log or a cache."""
+    return any(
+        one.get(name, 0) < size
+        for one, then in zip(now, before, strict=True)
+        for name, size in then.items()
+    )
 
 
 def _differ(now: list[dict[str, object]], before: list[dict[str, object]]) -> bool:

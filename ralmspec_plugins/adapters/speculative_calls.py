@@ -3,8 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextvars import Context
 from typing import Any, Protocol
 
 from ralmspec_plugins.adapters.retriever_service import completed
@@ -72,7 +72,7 @@ class Recording:
         if self.error is not None:
             raise self.error
 
-    async def aread(self) -> AsyncIterator[Any]:
+    async def aread(self) -> AsyncGenerator[Any, None]:
         """Yield the pieces as they arrive, on the event loop of the call."""
         read = 0
         while read < len(self.pieces) or not self.ended:
@@ -91,8 +91,10 @@ class Launcher(Protocol):
 
     asynchronous: bool
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work; return a function that cancels it."""
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start work in a context of its own; return a function that cancels it."""
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Make a call after a delay, or at the first `poll` after it."""
@@ -111,9 +113,11 @@ class TaskLauncher:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a task in a copy of the caller's context."""
-        task = self._loop.create_task(work(), context=copy_context())
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start a task in this context."""
+        task = self._loop.create_task(work(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return lambda: None if task is _current_task() else _cancel(task)
@@ -146,9 +150,10 @@ class ThreadLauncher:
         """Create a launcher without a due call."""
         self._due: tuple[float, Callable[[], None]] | None = None
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a thread in a copy of the caller's context."""
-        context = copy_context()
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start a thread in this context."""
         thread = threading.Thread(
             target=lambda: context.run(completed, work()), name="ralmspec-agent", daemon=True
         )

@@ -2,14 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager, aclosing
+from contextvars import copy_context
 from typing import Any, Final, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
@@ -24,6 +25,7 @@ from langchain_ralmspec.agents.model_calls import (
     tokens_of,
     view,
 )
+from langchain_ralmspec.agents.stream_writer import check_unwritten, unwritten
 from langchain_ralmspec.agents.tool_calls import (
     GuessFunction,
     call_ahead,
@@ -44,12 +46,14 @@ from ralmspec_plugins.adapters.agents import (
     AgentStats,
     Slot,
     ToolStep,
+    check_names,
 )
 from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher, ThreadLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.types import same_to_read
 
 Scope: TypeAlias = Callable[[Runtime[Any]], Hashable]
 ToolResult: TypeAlias = ToolMessage | Command[Any]
@@ -72,8 +76,13 @@ class _Host:
         call: ModelCall = step.request
         return call.followed_by([*step.tail, *(slot.observation for slot in step.slots)])
 
-    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[Any]:
-        return request.pieces(asynchronous=asynchronous)
+    async def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
+        config = ensure_config()
+        async with aclosing(request.pieces(asynchronous=asynchronous)) as pieces:
+            async for piece in pieces:
+                check_unwritten(config)
+                yield piece
+        check_unwritten(config)
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         message = reply_of(recording, self.name)
@@ -102,11 +111,13 @@ class _Host:
         )
 
     async def call_tool(self, call: Any, *, asynchronous: bool) -> tuple[Any, ToolMessage]:
-        tool = self.tools[call["name"]]
-        return await call_ahead(tool, call, self.config, asynchronous=asynchronous)
+        tool, config = self.tools[call["name"]], ensure_config()
+        made = await call_ahead(tool, call, config, asynchronous=asynchronous)
+        check_unwritten(config)
+        return made
 
     def equal(self, guess: ToolMessage, real: ToolMessage) -> bool:
-        return view(guess) == view(real)
+        return same_to_read(view(guess), view(real))
 
     def tokens(self, recording: Recording) -> int:
         return tokens_of(recording)
@@ -115,7 +126,7 @@ class _Host:
         return self.effects is not None and self.effects.may_guess()
 
     def silent(self) -> AbstractContextManager[object]:
-        return unheard(self.config)
+        return unheard(unwritten(self.config))
 
 
 class SpeculativeTools(AgentMiddleware[Any, Any]):
@@ -174,10 +185,11 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         super().__init__()
         if guess is not None and not callable(guess):
             raise ConfigError(f"guess must be a function of a tool call or None, got {guess!r}")
-        if isinstance(read_only, str) or not all(isinstance(name, str) for name in read_only):
-            raise ConfigError(f"read_only must be names of tools, got {read_only!r}")
+        check_names("read_only", read_only)
         if not isinstance(memo, QueryCache | None):
             raise ConfigError(f"memo must be a QueryCache or None, got {memo!r}")
+        if scope is not None and not callable(scope):
+            raise ConfigError(f"scope must be a function of a runtime or None, got {scope!r}")
         self.guess = guess
         self.read_only = frozenset(read_only)
         self.memo = QueryCache(capacity=_MOST) if memo is None else memo
@@ -249,6 +261,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         if run is None or run.closed or run.launcher.asynchronous != asynchronous:
             run = self._new_run(asynchronous=asynchronous)
         self._host(run).config = quiet_config(get_config())
+        run.model_context = copy_context()
         return run
 
     def _new_run(self, *, asynchronous: bool) -> AgentRun:

@@ -25,8 +25,10 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Tool
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from ralmspec_plugins.adapters.agents import AgentRun
+from ralmspec_plugins.adapters.plain_data import copied_where_possible
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording
+from ralmspec_plugins.types import same_to_read
 
 _GENERATED: Final = "lc_run-"  # prefix of ids that the host generates: they differ in each run
 
@@ -87,7 +89,7 @@ class ModelCall:
         if not isinstance(other, ModelCall):
             return NotImplemented
         try:
-            return self.model is other.model and bool(self.key == other.key)
+            return self.model is other.model and same_to_read(self.key, other.key)
         except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
@@ -98,22 +100,45 @@ class ModelCall:
         together = [*self.messages, *messages]
         return ModelCall(self.model, self.method, together, self.stop, self.kwargs)
 
-    async def pieces(self, *, asynchronous: bool) -> AsyncIterator[Any]:
-        """Make the call: chunks of a stream, or one whole reply with its tokens."""
+    def changed(self, messages: Sequence[BaseMessage]) -> bool:
+        """Return whether messages that the model was given are no longer those of the call."""
+        return not same_to_read(self.key[1], [view(message) for message in messages])
+
+    async def pieces(self, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
+        """Make the call with a copy of the history: chunks, or one whole reply with its tokens.
+
+        Raises:
+            RuntimeError: the model changed the history, as it would change the caller's.
+        """
+        messages = copied_where_possible(list(self.messages))
         if self.method == "generate":
-            yield await self._generated(asynchronous=asynchronous)
+            whole = await self._generated(messages, asynchronous=asynchronous)
+            self._check(messages)
+            yield whole
             return
+        async with aclosing(self._streamed(messages, asynchronous=asynchronous)) as chunks:
+            async for chunk in chunks:
+                yield copied_where_possible(chunk)
+        self._check(messages)
+
+    def _check(self, messages: Sequence[BaseMessage]) -> None:
+        if self.changed(messages):
+            raise RuntimeError("the model changes the history that it is given")
+
+    async def _streamed(
+        self, messages: list[BaseMessage], *, asynchronous: bool
+    ) -> AsyncGenerator[Any, None]:
         arguments = {"stop": self.stop, **self.kwargs}
         model: Any = self.model
         if asynchronous:
-            async with aclosing(model._astream(list(self.messages), **arguments)) as chunks:  # noqa: SLF001 what integrations implement
+            async with aclosing(model._astream(messages, **arguments)) as chunks:  # noqa: SLF001 what integrations implement
                 async for chunk in chunks:
                     yield chunk
         else:
-            for chunk in model._stream(list(self.messages), **arguments):  # noqa: SLF001
+            for chunk in model._stream(messages, **arguments):  # noqa: SLF001
                 yield chunk
 
-    async def _generated(self, *, asynchronous: bool) -> "WholeReply":
+    async def _generated(self, messages: list[BaseMessage], *, asynchronous: bool) -> "WholeReply":
         model: Any = self.model
         tokens = _Tokens()
         kind: Any = AsyncCallbackManagerForLLMRun if asynchronous else CallbackManagerForLLMRun
@@ -123,7 +148,7 @@ class ModelCall:
             arguments["run_manager"] = kind(
                 run_id=uuid4(), handlers=[tokens], inheritable_handlers=[tokens]
             )
-        result = call(list(self.messages), **arguments)
+        result = call(messages, **arguments)
         return WholeReply(await result if asynchronous else result, tokens.seen)
 
 
@@ -190,7 +215,8 @@ def tokens_of(recording: Recording) -> int:
     for piece in recording.pieces:
         whole = isinstance(piece, WholeReply)
         message: Any = piece.result.generations[0].message if whole else piece.message
-        total += (message.usage_metadata or {}).get("total_tokens", 0)
+        if isinstance(message, AIMessage) and message.usage_metadata is not None:
+            total += message.usage_metadata.get("total_tokens", 0)
     return total
 
 
@@ -267,6 +293,11 @@ class ModelTap:
             return None, None
         return call, self._run.claim(call)
 
+    def _made(self, call: ModelCall | None) -> None:
+        self.last = call
+        if call is not None and call.changed(call.messages):
+            self._effects.note("it changes the history that it is given")
+
     def _generate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
@@ -280,23 +311,24 @@ class ModelTap:
         given = _arguments(self._calls["_generate"], stop, run_manager, kwargs)
         with self._effects.watched():
             result: ChatResult = self._calls["_generate"](messages, **given)
-        self.last = call
+        self._made(call)
         return result
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         call, ahead = self._claim("generate", messages, stop, kwargs)
-        async for piece in _apieces(ahead):
-            if run_manager is not None:
-                for token, chunk in piece.tokens:
-                    await run_manager.on_llm_new_token(token, chunk=chunk)
-            self.last = call
-            return piece.result  # type: ignore[no-any-return]
+        async with aclosing(_apieces(ahead)) as pieces:
+            async for piece in pieces:
+                if run_manager is not None:
+                    for token, chunk in piece.tokens:
+                        await run_manager.on_llm_new_token(token, chunk=chunk)
+                self.last = call
+                return piece.result  # type: ignore[no-any-return]
         given = _arguments(self._calls["_agenerate"], stop, run_manager, kwargs)
         with self._effects.watched():
             result: ChatResult = await self._calls["_agenerate"](messages, **given)
-        self.last = call
+        self._made(call)
         return result
 
     def _stream(
@@ -312,7 +344,7 @@ class ModelTap:
                 for chunk in self._calls["_stream"](messages, **passed):
                     if not given.repeats(chunk):
                         yield chunk
-        self.last = call
+        self._made(call)
 
     async def _astream(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -329,7 +361,7 @@ class ModelTap:
                     async for chunk in chunks:
                         if not given.repeats(chunk):
                             yield chunk
-        self.last = call
+        self._made(call)
 
 
 def _arguments(
@@ -363,16 +395,16 @@ def _pieces(ahead: Recording | None) -> Iterator[Any]:
 async def _apieces(ahead: Recording | None) -> AsyncGenerator[Any, None]:
     if ahead is None:
         return
-    pieces = ahead.aread()
     try:
-        while True:
-            try:
-                piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            except Exception:  # noqa: BLE001
-                return
-            yield piece
+        async with aclosing(ahead.aread()) as pieces:
+            while True:
+                try:
+                    piece = await anext(pieces)
+                except StopAsyncIteration:
+                    return
+                except Exception:  # noqa: BLE001
+                    return
+                yield piece
     finally:
         ahead.abandon()
 

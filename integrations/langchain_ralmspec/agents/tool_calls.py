@@ -1,7 +1,7 @@
 """The calls of an agent's tools: which may be speculative, how they are guessed and replayed."""
 
-import json
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from copy import copy
 from functools import wraps
 from inspect import isawaitable
@@ -12,9 +12,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.types import Command
 
-from ralmspec_plugins.adapters.agents import AgentCounters
+from ralmspec_plugins.adapters.agents import AgentCounters, arguments_of
 from ralmspec_plugins.adapters.speculative_calls import Recording
-from ralmspec_plugins.types import Hit, Passage, Query
+from ralmspec_plugins.types import Hit, Passage, Query, same_to_read
 
 _ABOUT_THE_RUN: Final = ("config", "run_manager", "callbacks")
 
@@ -50,7 +50,7 @@ def may_command(tool: BaseTool) -> bool:
 
 def query_of(tool: BaseTool | None, call: Mapping[str, Any]) -> Query:
     """Return a call's tool and arguments, without its id, as a query."""
-    arguments = json.dumps(call["args"], sort_keys=True, default=repr)
+    arguments = arguments_of(call["args"])
     return Query(f"{call['name']} {arguments}", key=(call["name"], id(tool), arguments))
 
 
@@ -82,7 +82,7 @@ async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: b
 async def call_ahead(
     tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
 ) -> tuple[Any, ToolMessage]:
-    """Call a tool as the host does; return the result of its implementation, and its message.
+    """Call a tool as the host does; return its result with what was called, and its message.
 
     Raises:
         TypeError: it did not return a single message.
@@ -107,7 +107,7 @@ async def call_ahead(
     message = await seen.ainvoke(given, config) if asynchronous else seen.invoke(given, config)
     if not isinstance(message, ToolMessage) or not returned or isinstance(returned[0], Command):
         raise TypeError(f"{tool.name} must return a message, got {message!r}")
-    return (returned[0], asked[0]), message
+    return (returned[0], (tool, asked[0])), message
 
 
 def _asked(args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -115,9 +115,11 @@ def _asked(args: Any, kwargs: Mapping[str, Any]) -> Any:
     return args, {name: one for name, one in kwargs.items() if name not in _ABOUT_THE_RUN}
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(early: Any, tool: BaseTool, asked: Any) -> bool:
+    """Return whether a speculative call was one of this tool with these arguments."""
+    called, given = early
     try:
-        return bool(one == other)
+        return called is tool and same_to_read(given, asked)
     except Exception:  # noqa: BLE001 values that cannot be compared are not equal
         return False
 
@@ -125,7 +127,7 @@ def _same(one: Any, other: Any) -> bool:
 def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> BaseTool:
     """Return a copy of a tool that waits for a speculative call and returns its result.
 
-    If that call fails, or an inner middleware changes the arguments, the tool itself is called.
+    If that call fails, or a middleware changes the tool or the arguments, the tool is called.
     """
     replay = copy(tool)
     original: Any = tool
@@ -133,10 +135,11 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
         try:
-            async for returned, asked in early.aread():
-                if _same(asked, _asked(args, kwargs)):
-                    counters.add(tools_committed=1)
-                    return returned
+            async with aclosing(early.aread()) as results:
+                async for returned, called in results:
+                    if _same(called, tool, _asked(args, kwargs)):
+                        counters.add(tools_committed=1)
+                        return returned
         except Exception:  # noqa: BLE001, S110 the call below raises the tool's own error
             pass
         finally:
@@ -146,8 +149,8 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            for returned, asked in early.read():
-                if _same(asked, _asked(args, kwargs)):
+            for returned, called in early.read():
+                if _same(called, tool, _asked(args, kwargs)):
                     counters.add(tools_committed=1)
                     return returned
         except Exception:  # noqa: BLE001, S110

@@ -391,10 +391,16 @@ async def test_a_run_that_stops_between_two_steps_leaves_nothing() -> None:
         {"depth": -1},
         {"depth": True},
         {"max_wasted_calls": -1},
+        {"max_wasted_calls": 1.5},
+        {"max_wasted_tokens": "5"},
         {"handover_s": 0},
+        {"handover_s": "1"},
         {"guess": "search"},
         {"read_only": "search"},
+        {"read_only": 5},
+        {"read_only": [5]},
         {"memo": {}},
+        {"scope": "user"},
     ],
 )
 def test_settings_are_checked_at_once(settings: dict[str, Any]) -> None:

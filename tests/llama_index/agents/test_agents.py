@@ -234,5 +234,8 @@ def test_other_agents_and_options_are_refused() -> None:
         speculate(agent, dept=1)
     with pytest.raises(ConfigError, match="depth must be"):
         speculate(agent, depth=-1)
+    for wrong in ({"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
+        with pytest.raises(ConfigError, match="must be"):
+            speculate(agent, **wrong)
     with pytest.raises(ConfigError, match="an agent returned by speculate"):
         agent_stats(agent)
