@@ -8,7 +8,7 @@ from numbers import Real
 from threading import TIMEOUT_MAX
 from typing import Any, Final, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
+from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, InputError
 
 # Statistics of a request: counts, and a timeline of measured spans.
 
@@ -297,6 +297,19 @@ class Request:
         """Raise `DeadlineExceeded` if this time exceeds the deadline."""
         if self.deadline_s is not None and elapsed_s > self.deadline_s:
             raise DeadlineExceeded(f"no answer within {self.deadline_s} seconds")
+
+
+def as_request(request: Request | str) -> Request:
+    """Return a request; a prompt becomes one with default settings.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(request, str):
+        return Request(prompt=request)
+    if not isinstance(request, Request):
+        raise InputError(f"a request must be a text or a Request, got {request!r:.200}")
+    return request
 
 
 @dataclass(frozen=True, slots=True)

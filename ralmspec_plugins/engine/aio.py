@@ -28,7 +28,6 @@ from ralmspec_plugins.engine.session import (
     Raised,
     RequestContext,
     Session,
-    as_request,
     completions,
     may_be_discarded,
 )
@@ -41,7 +40,7 @@ from ralmspec_plugins.engine.streams import (
 from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.protocols import speculative
-from ralmspec_plugins.types import Answer, Query, Request
+from ralmspec_plugins.types import Answer, Query, Request, as_request
 
 
 class AsyncExecutor(Executor):
