@@ -501,7 +501,7 @@ def test_any_number_of_speculators_is_asked_in_order_and_all_learn() -> None:
         Mine(),
         OnlySearch(),
         Latencies(),
-        Settings(speculators=three),  # type: ignore[arg-type]
+        Settings(speculators=three),
     ).run("red blue")
 
     assert answer.stats.accepted == 2
@@ -580,6 +580,13 @@ def test_what_can_only_be_awaited_is_not_left_out() -> None:
     assert all(text.startswith("encoded ") for text in retriever.asked)
 
 
+# What mypy would refuse: parts that leave out what they may, and mistakes.
+plainly: Any = plain
+EngineOf: Any = Engine
+ReplicaOf: Any = Replica
+PassageCacheOf: Any = PassageCache
+
+
 class Hidden(TextState):
     """A derived state whose equality is inherited, and does not cover its own attribute."""
 
@@ -616,7 +623,7 @@ WRONG = Settings(schedule=FixedStride(stride=2), speculators=[AlwaysWrong()])
 @pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
 def test_a_derived_state_is_not_its_base(run: Callable[..., Answer]) -> None:
     """No query of a dropped step is reused for a state that only looks equal."""
-    expected = plain(Wandering(), OnlySearch(), PROMPT)
+    expected = plainly(Wandering(), OnlySearch(), PROMPT)
     answer = run(Wandering(), OnlySearch(), WRONG)
 
     assert expected == answer
@@ -625,7 +632,7 @@ def test_a_derived_state_is_not_its_base(run: Callable[..., Answer]) -> None:
 
 
 class OneByName(Mine):
-    def extend(self, state: TextState, hits: Hits, *, progress: Progress) -> TextState:
+    def extend(self, state: TextState, hits: Hits, *, progress: Progress) -> TextState:  # type: ignore[override]
         progress.check()
         return super().extend(state, hits)
 
@@ -638,17 +645,17 @@ class OneOfItsOwn(Mine):
 
 
 class CarriedFirst(Mine):
-    def query(self, state: TextState) -> Any:  # type: ignore[override]
+    def query(self, state: TextState) -> Any:
         query = super().query(state)
         return None if query is None else Formed(query, "carried")
 
-    def extend(self, state: TextState, hits: Hits, carried: str, progress: Progress) -> TextState:
+    def extend(self, state: TextState, hits: Hits, carried: str, progress: Progress) -> TextState:  # type: ignore[override]
         progress.check()
         return super().extend(state, hits).append(carried)
 
 
 class OtherName(Mine):
-    def extend(self, state: TextState, hits: Hits, p: Progress, /) -> TextState:
+    def extend(self, state: TextState, hits: Hits, p: Progress, /) -> TextState:  # type: ignore[override]
         p.check()
         return super().extend(state, hits)
 
@@ -661,7 +668,7 @@ class OtherName(Mine):
 def test_optional_parameters_may_stand_in_any_order(
     run: Callable[..., Answer], workload: Any, after: str
 ) -> None:
-    expected = plain(workload(), OnlySearch(), PROMPT)
+    expected = plainly(workload(), OnlySearch(), PROMPT)
 
     assert expected == run(workload(), OnlySearch())
     assert after in expected.text
@@ -671,14 +678,14 @@ def test_optional_parameters_may_stand_in_any_order(
 class Vectors(Mine):
     """Asks with vectors of its own, which bring no key."""
 
-    def query(self, state: TextState) -> Any:  # type: ignore[override]
+    def query(self, state: TextState) -> Any:
         text = super().query(state)
         return None if text is None else Query(text, encoding=[1.0, 2.0])
 
 
 @pytest.mark.parametrize("run", [in_threads, in_a_batch, in_tasks, in_virtual_time])
 def test_a_query_without_a_key_has_an_equal_record(run: Callable[..., Answer]) -> None:
-    expected = plain(Vectors(), OnlySearch(), PROMPT)
+    expected = plainly(Vectors(), OnlySearch(), PROMPT)
 
     assert expected == run(Vectors(), OnlySearch())
     assert expected.retrieved[0].query == Query("red 0", encoding=[1.0, 2.0])
@@ -700,11 +707,11 @@ def test_what_the_plain_loop_does_not_call_does_not_fail(
     run: Callable[..., Answer], settled: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A text that cannot be shown early is shown at the end; the log says why."""
-    expected = plain(Unsettled(settled), OnlySearch(), PROMPT)
+    expected = plainly(Unsettled(settled), OnlySearch(), PROMPT)
 
     assert expected == run(Unsettled(settled), OnlySearch())
     assert "settled() failed" in caplog.text
-    with Engine(Unsettled(settled), OnlySearch()) as engine:
+    with EngineOf(Unsettled(settled), OnlySearch()) as engine:
         assert [expected.text] == list(engine.stream(PROMPT))
 
 
@@ -727,12 +734,12 @@ class Textless(Mine):
         (Textless(), InputError, r"text\(\) must return a text, got None"),
     ],
 )
-@pytest.mark.parametrize("run", [plain, in_threads, in_a_batch, in_tasks, in_virtual_time])
+@pytest.mark.parametrize("run", [plainly, in_threads, in_a_batch, in_tasks, in_virtual_time])
 def test_a_wrong_type_is_the_plain_loops_error(
     run: Callable[..., Answer], workload: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        run(workload, OnlySearch(), *([PROMPT] if run is plain else []))
+        run(workload, OnlySearch(), *([PROMPT] if run is plainly else []))
 
 
 class TwoMethods:
@@ -754,7 +761,7 @@ def test_guess_and_learn_are_enough(run: Callable[..., Answer], many: Callable[.
     """Also given by an iterator."""
     speculator = TwoMethods()
     settings = Settings(speculators=many([speculator]), schedule=FixedStride(stride=2))
-    expected = plain(Mine(), OnlySearch(), PROMPT)
+    expected = plainly(Mine(), OnlySearch(), PROMPT)
     answer = run(Mine(), OnlySearch(), settings)
 
     assert expected == answer
@@ -777,10 +784,12 @@ def test_a_replica_needs_a_search_alone(shape: Callable[[Any], Any]) -> None:
     """In front of a retriever that has nothing else either."""
     retriever, cheap = OnlySearch(), OnlySearch()
     cheap.search = lambda queries: shape([cheap.found(query) for query in queries])  # type: ignore[method-assign]
-    settings = Settings(speculators=[Replica(cheap, of=retriever)], schedule=FixedStride(stride=2))
+    settings = Settings(
+        speculators=[ReplicaOf(cheap, of=retriever)], schedule=FixedStride(stride=2)
+    )
     answer = in_threads(Mine(), retriever, settings)
 
-    assert plain(Mine(), retriever, PROMPT) == answer
+    assert plainly(Mine(), retriever, PROMPT) == answer
     assert answer.stats.accepted > 0
 
 
@@ -790,16 +799,16 @@ def test_a_replica_needs_a_search_alone(shape: Callable[[Any], Any]) -> None:
         lambda: Settings(speculators=TwoMethods()),  # type: ignore[arg-type]
         lambda: Settings(speculators=[TwoMethods]),  # type: ignore[list-item]
         lambda: Settings(speculators=[SharedPassageCache()]),  # type: ignore[list-item]
-        lambda: Settings(pool=PassageCache(OnlySearch())),  # type: ignore[arg-type]
+        lambda: Settings(pool=PassageCacheOf(OnlySearch())),
         lambda: Settings(memo={}),  # type: ignore[arg-type]
         lambda: Settings(may_guess=True),  # type: ignore[arg-type]
         lambda: Settings(schedule=Continuous),  # type: ignore[arg-type]
         lambda: Settings(capacity="3"),  # type: ignore[arg-type]
-        lambda: Engine(Mine(), OnlySearch(), {"speculate": False}),  # type: ignore[arg-type]
-        lambda: Engine(Mine, OnlySearch()),  # type: ignore[arg-type]
-        lambda: Engine(Mine(), OnlySearch),  # type: ignore[arg-type]
-        lambda: Engine(Mine(), Unhashable(), Settings(memo=QueryCache())),
-        lambda: Engine(Mine(), NoHits()),
+        lambda: EngineOf(Mine(), OnlySearch(), {"speculate": False}),
+        lambda: EngineOf(Mine, OnlySearch()),
+        lambda: EngineOf(Mine(), OnlySearch),
+        lambda: EngineOf(Mine(), Unhashable(), Settings(memo=QueryCache())),
+        lambda: EngineOf(Mine(), NoHits()),
     ],
 )
 def test_a_mistake_is_refused_when_it_is_made(wrong: Callable[[], Any]) -> None:
@@ -826,14 +835,14 @@ def test_a_whole_number_of_numpy_is_a_k() -> None:
     retriever.k = np.int64(1)  # type: ignore[assignment]
     answer = in_threads(Mine(), retriever)
 
-    assert plain(Mine(), retriever, PROMPT) == answer
+    assert plainly(Mine(), retriever, PROMPT) == answer
 
 
 @pytest.mark.parametrize("request_", [None, 3, {"prompt": "red"}])
 def test_what_is_no_request_is_refused_alike(request_: Any) -> None:
     with pytest.raises(InputError, match="must be a text or a Request, got"):
-        plain(Mine(), OnlySearch(), request_)
-    with Engine(Mine(), OnlySearch()) as engine:
+        plainly(Mine(), OnlySearch(), request_)
+    with EngineOf(Mine(), OnlySearch()) as engine:
         with pytest.raises(InputError, match="must be a text or a Request, got"):
             engine.run(request_)
         with pytest.raises(InputError, match="must be a text or a Request, got"):
@@ -844,7 +853,7 @@ def test_what_is_no_request_is_refused_alike(request_: Any) -> None:
 def test_one_request_is_no_batch(one: Any) -> None:
     """A text is a sequence of texts, too: none of its letters is answered."""
     with (
-        Engine(Mine(), OnlySearch()) as engine,
+        EngineOf(Mine(), OnlySearch()) as engine,
         pytest.raises(InputError, match="a batch must be a sequence of requests, got"),
     ):
         engine.batch(one)
@@ -870,7 +879,9 @@ class SearchAwaited:
         return [OnlySearch().found(query) for query in queries]
 
 
-@pytest.mark.parametrize("run", [in_threads, in_virtual_time, lambda *parts: plain(*parts, PROMPT)])
+@pytest.mark.parametrize(
+    "run", [in_threads, in_virtual_time, lambda *parts: plainly(*parts, PROMPT)]
+)
 @pytest.mark.parametrize(
     ("workload", "retriever"), [(QueriesAwaited, OnlySearch), (Mine, SearchAwaited)]
 )
@@ -878,7 +889,7 @@ def test_what_can_only_be_awaited_says_so(run: Any, workload: Any, retriever: An
     with pytest.raises(NotImplementedError, match="can only be awaited; use AsyncEngine"):
         run(workload(), retriever())
 
-    assert in_tasks(workload(), retriever()) == plain(Mine(), OnlySearch(), PROMPT)
+    assert in_tasks(workload(), retriever()) == plainly(Mine(), OnlySearch(), PROMPT)
 
 
 def test_errors_of_lazy_hits_are_the_retrievers_own() -> None:
@@ -889,6 +900,6 @@ def test_errors_of_lazy_hits_are_the_retrievers_own() -> None:
             yield Hit(Passage("p", "red fox"))
             raise TypeError("its own")
 
-    for run in (in_threads, lambda *parts: plain(*parts, PROMPT)):
+    for run in (in_threads, lambda *parts: plainly(*parts, PROMPT)):
         with pytest.raises(TypeError, match="its own"):
             run(Mine(), Lazy())
