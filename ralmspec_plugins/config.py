@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
@@ -45,7 +46,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, value in (("prefetch", self.prefetch), ("capacity", self.capacity)):
+        numbers: dict[str, Any] = {"prefetch": self.prefetch, "capacity": self.capacity}
+        for name, value in numbers.items():
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         eviction_of(self.eviction)

@@ -318,8 +318,7 @@ class _ExtendMethod:
         parameters, several = _parameters(method)
         self.carries = "carried" in [one.name for one in parameters]
         progress = _progress_of(parameters)
-        third = progress is not None and parameters[2:3] == [progress]
-        self._by_place = several or (third and progress.kind is not progress.KEYWORD_ONLY)
+        self._by_place = several or (progress in parameters[2:3] and _has_place(progress))
         self._name = None if self._by_place or progress is None else progress.name
         self._plain = self._by_place and not self.carries
 
@@ -331,6 +330,10 @@ class _ExtendMethod:
         if self.carries:
             named["carried"] = carried
         return self._method(*given, **named)
+
+
+def _has_place(parameter: inspect.Parameter | None) -> bool:
+    return parameter is not None and parameter.kind is not parameter.KEYWORD_ONLY
 
 
 def _progress_of(parameters: Sequence[inspect.Parameter]) -> inspect.Parameter | None:

@@ -501,7 +501,7 @@ def test_any_number_of_speculators_is_asked_in_order_and_all_learn() -> None:
         Mine(),
         OnlySearch(),
         Latencies(),
-        Settings(speculators=three),
+        Settings(speculators=three),  # type: ignore[arg-type]
     ).run("red blue")
 
     assert answer.stats.accepted == 2

@@ -56,8 +56,8 @@ BUGS = (
     Bug(
         "the record keeps the guess, with its scores",
         "ralmspec_plugins/window.py",
-        "Retrieved(step.query, step.truth)",
-        "Retrieved(step.query, step.guess or step.truth)",
+        "Retrieved(as_given(step.query), step.truth)",
+        "Retrieved(as_given(step.query), step.guess or step.truth)",
     ),
     Bug(
         "a dropped question is taken back at another position",
