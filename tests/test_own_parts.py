@@ -600,10 +600,15 @@ class Hidden(TextState):
 class Wandering(TextWorkload[Hidden]):
     """What is asked next depends on the length of what was found, which the text does not show."""
 
+    def __init__(self) -> None:
+        self.asked = 0
+
     def start(self, request: Request) -> Hidden:
         return Hidden(request, "", 0)
 
     def query(self, state: Hidden) -> str | None:
+        self.asked += 1
+        assert self.asked < 200, "it goes round in circles"
         topic: int = state.topic  # type: ignore[attr-defined]
         return TOPICS[topic % 4] if topic < 30 else None
 
