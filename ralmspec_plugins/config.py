@@ -48,7 +48,7 @@ class Settings:
         """Check the settings."""
         numbers: dict[str, Any] = {"prefetch": self.prefetch, "capacity": self.capacity}
         for name, value in numbers.items():
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
+            if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:
