@@ -336,10 +336,10 @@ def run(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 20 == 0:
+        if (step + 1) % 10 == 0:
             now = (step + 1, loss.item(), accuracy, time.perf_counter() - started)
             log.info("%d: loss %.3f, facts %.3f, %.0f s", *now)
-        if (step + 1) % 80 == 0 or step + 1 == steps:
+        if (step + 1) % 40 == 0 or step + 1 == steps:
             log.info("validation facts, by target: %s", validate(model, tokenizer))
             save(model, tokenizer, args.out)
 

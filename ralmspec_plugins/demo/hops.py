@@ -100,7 +100,4 @@ def _named(template: str, name: str, following: str) -> list[Piece]:
 
 
 def _tagged(tag: str, template: str, name: str) -> list[Piece]:
-    inside = [Piece(f"<{tag}> "), *_named(template, name, name), Piece(f"</{tag}>")]
-    return inside
-
-
+    return [Piece(f"<{tag}> "), *_named(template, name, name), Piece(f"</{tag}>")]

@@ -30,7 +30,7 @@ PROMPT = PromptTemplate.from_template("{context}\n\n{input}")
 WORLD = make_world(DEMO_SEED, 100)
 PASSAGES = WORLD.passages()
 WORDS = WordRetriever([f"{one.title}\n{one.text}" for one in PASSAGES], k=1)
-QUESTIONS = [question.prompt for question in WORLD.questions(3, 1)]
+QUESTIONS = [question.prompt for question in WORLD.questions(2, 1)]
 THETA, BETA, LOOK_AHEAD, MAX_TOKENS = 0.8, 0.4, 30, 32
 _SENTENCE = re.compile(r".*?[.!?]+[\"')]*(?=\s)", flags=re.DOTALL)
 
