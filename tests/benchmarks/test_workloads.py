@@ -1,6 +1,7 @@
 """The benchmark of workloads: its scripts, its bounds, and its command line."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_steps_are_those_of_the_run(kind: str) -> None:
     assert len(answer.retrieved) == sum(step.search_s is not None for step in steps) > 2
     if kind == "flare":
         again = [step for step in steps[1:] if step.write_s]
-        assert len(again) == sum(one != other for one, other in zip(texts, texts[1:], strict=False))
+        assert len(again) == sum(one != other for one, other in pairwise(texts))
         assert 0 < len(again) < len(steps) - 1
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Query
 from ralmspec_plugins.workloads import Flare
+from tests.flare_by_hand import LOOK_AHEAD, flare_by_hand
 from tests.langchain.openai_server import Served, serving
 
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
@@ -31,8 +31,7 @@ WORLD = make_world(DEMO_SEED, 100)
 PASSAGES = WORLD.passages()
 WORDS = WordRetriever([f"{one.title}\n{one.text}" for one in PASSAGES], k=1)
 QUESTIONS = [question.prompt for question in WORLD.questions(2, 1)]
-THETA, BETA, LOOK_AHEAD, MAX_TOKENS = 0.8, 0.4, 30, 32
-_SENTENCE = re.compile(r".*?[.!?]+[\"')]*(?=\s)", flags=re.DOTALL)
+MAX_TOKENS = 32
 
 
 class Store(BaseRetriever):
@@ -69,50 +68,29 @@ def llm(request: pytest.FixtureRequest, served: Served) -> Iterator[Any]:
     asyncio.run(client.aclose())
 
 
-def sentence_of(llm: Any, context: list[Document], question: str, text: str, bound: int) -> Any:
-    """Let the client write a sentence; give it, its tokens' probabilities, and what it costs."""
-    shown = "\n\n".join(document.page_content for document in context)
-    prompt = PROMPT.format(context=shown, input=question)
-    if isinstance(llm, ChatOpenAI):
-        messages = [("user", prompt), *([("assistant", text)] if text else [])]
-        more = CONTINUED if text else {}
-        message = llm.invoke(messages, max_tokens=bound, logprobs=True, **more)
-        piece, told = str(message.text), message.response_metadata
-        tokens = [(one["token"], one["logprob"]) for one in told["logprobs"]["content"]]
-    else:
-        call = llm.generate([prompt + text], max_tokens=bound, logprobs=1)
-        piece, told = call.generations[0][0].text, call.generations[0][0].generation_info
-        said = told["logprobs"]
-        tokens = list(zip(said["tokens"], said["token_logprobs"], strict=True))
-    found = _SENTENCE.match(piece)
-    sentence = found.group() if found else piece
-    own, left = [], sentence
-    for token, logprob in tokens:
-        if left and token:
-            own.append((token[: len(left)], math.exp(logprob)))
-            left = left[len(token) :]
-    ended = told["finish_reason"] == "stop"
-    if sentence == piece or (ended and not piece[len(sentence) :].strip()):
-        return sentence, own, MAX_TOKENS if ended or not piece else bound
-    return sentence, own, min(bound, len(sentence.split()))
+def by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str], int]:
+    """Run the loop by hand with the client's own methods; give the documents, each once."""
 
+    def write(context: list[Document], text: str, bound: int) -> Any:
+        shown = "\n\n".join(document.page_content for document in context)
+        prompt = PROMPT.format(context=shown, input=question)
+        if isinstance(llm, ChatOpenAI):
+            messages = [("user", prompt), *([("assistant", text)] if text else [])]
+            more = CONTINUED if text else {}
+            message = llm.invoke(messages, max_tokens=bound, logprobs=True, **more)
+            piece, told = str(message.text), message.response_metadata
+            tokens = [(one["token"], one["logprob"]) for one in told["logprobs"]["content"]]
+        else:
+            call = llm.generate([prompt + text], max_tokens=bound, logprobs=1).generations[0][0]
+            piece, told = call.text, call.generation_info
+            said = told["logprobs"]
+            tokens = list(zip(said["tokens"], said["token_logprobs"], strict=True))
+        likely = [(token, math.exp(logprob)) for token, logprob in tokens]
+        return piece, likely, told["finish_reason"] == "stop"
 
-def flare_by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str], int]:
-    """Look ahead, search where a token is unsure, write the sentence again; count the sure."""
-    context, text, sure, spent = store.invoke(question), "", 0, 0
-    found = {document.id: document.page_content for document in context}
-    while (bound := min(LOOK_AHEAD, MAX_TOKENS - spent)) > 0:
-        ahead, tokens, cost = sentence_of(llm, context, question, text, bound)
-        if all(probability > THETA for _, probability in tokens):
-            text, sure, spent = text + ahead, sure + 1, spent + cost
-            continue
-        masked = "".join(token if p > BETA else " " for token, p in tokens).strip()
-        if masked:
-            context = store.invoke(masked)
-            found.update({document.id: document.page_content for document in context})
-        sentence, _, cost = sentence_of(llm, context, question, text, bound)
-        text, spent = text + sentence, spent + cost
-    return text, list(found.values()), sure
+    text, found, sure = flare_by_hand(write, store.invoke, question, MAX_TOKENS)
+    texts = [document.page_content for documents in found for document in documents]
+    return text, list(dict.fromkeys(texts)), sure
 
 
 def flare(llm: Any, store: Store, **settings: Any) -> SpeculativeRAG:
@@ -148,7 +126,7 @@ def test_flare_is_the_loop_by_hand(llm: Any, speculate: bool) -> None:
     hand = Store()
     expected, sure = [], 0
     for question in QUESTIONS:
-        text, documents, count = flare_by_hand(llm, hand, question)
+        text, documents, count = by_hand(llm, hand, question)
         expected.append((text, documents))
         sure += count
     ours = Store()
@@ -167,7 +145,7 @@ def test_flare_is_the_loop_by_hand(llm: Any, speculate: bool) -> None:
 def test_calls_that_ran_ahead_count_only_where_a_guess_was_right(llm: Any, served: Served) -> None:
     """Guesses are made, right ones too, and the plain loop's calls are no more than by hand."""
     before = served.count
-    text, _, _ = flare_by_hand(llm, Store(), QUESTIONS[0])
+    text, _, _ = by_hand(llm, Store(), QUESTIONS[0])
     middle = served.count
     reply = flare(llm, Store(), speculate=False).invoke(QUESTIONS[0])
     calls = served.count - middle
