@@ -33,7 +33,7 @@ log = logging.getLogger("train_demo_model")
 TOKENIZER_WORLDS = range(1_000, 1_012)
 VALIDATION_WORLD = 2_000
 FIRST_TRAINING_WORLD = 10_000
-FIRST_HOPS_WORLD = 100_000
+FIRST_HOPS_WORLD = 100_000  # of the second stage
 SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one
 HOPS = CHAIN + 1  # the target of a batch whose samples ask in tags
 HOPS_DRAWN = (1, 2, 2, 3, 3)  # the hops of its questions
@@ -203,7 +203,10 @@ def make_hop_sample(world: World, tokenizer: Tokenizer, rng: Random, mix: Mix) -
         told = [part[index].attribute for index in pieces]
         weight = {None: mix.other_weight, "passages": mix.passage_weight}
         sample.ids.extend(ids)
-        sample.weights.extend(weight.get(one, 1.0) for one in told)
+        tags = [part[index].text.startswith(("<search", "<answer")) for index in pieces]
+        sample.weights.extend(
+            1.0 if tag else weight.get(one, 1.0) for one, tag in zip(told, tags, strict=True)
+        )
         sample.facts.extend(one == "next" for one in told)
     if written == question.hops:
         return Sample([*sample.ids, EOS_ID], [*sample.weights, 1.0], [*sample.facts, False])
@@ -289,9 +292,9 @@ def loss_and_accuracy(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tens
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Warm up over 100 steps, then follow a cosine down to 2 %."""
+    """Warm up over 100 steps or a quarter, then follow a cosine down to 2 %."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return highest * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+    return highest * min(1.0, (step + 1) / min(100, steps / 4)) * (0.02 + 0.98 * cosine)
 
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
@@ -307,10 +310,10 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespac
 
 
 def train_hops(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Train on with questions that take several passages, and articles in every other batch."""
+    """Train on with questions that take several passages, and articles in every fourth batch."""
 
     def batch_of(step: int) -> Batch:
-        target = HOPS if step % 2 else step // 2 % (CHAIN + 1)
+        target = HOPS if step % 4 else step // 4 % (CHAIN + 1)
         mix = Mix(wrong=0.15, passage_weight=0.05)
         return make_batch(FIRST_HOPS_WORLD + step, tokenizer, target, mix, args.batch)
 
@@ -336,10 +339,10 @@ def run(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 10 == 0:
+        if (step + 1) % 50 == 0:
             now = (step + 1, loss.item(), accuracy, time.perf_counter() - started)
             log.info("%d: loss %.3f, facts %.3f, %.0f s", *now)
-        if (step + 1) % 40 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 == steps:
             log.info("validation facts, by target: %s", validate(model, tokenizer))
             save(model, tokenizer, args.out)
 
