@@ -57,7 +57,7 @@ class ContinuousPolicy:
         sizes = [share] * free
         return [size for size in _within(sizes, view.pending) if size]
 
-    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
         """Record the seconds of a step; if steps became much slower or faster, plan again."""
         before_s = self._costs.step_s
         self._costs.wrote(seconds, beside_s)
