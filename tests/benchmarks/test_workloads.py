@@ -1,6 +1,7 @@
 """The benchmark of workloads: its scripts, its bounds, and its command line."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from benchmarks.workloads import cli
 from benchmarks.workloads.cli import Case, answer_case, compare, flare_case, hop_case, savings
 from benchmarks.workloads.scripts import HopScript, Step, least_s, plain_s
 from benchmarks.workloads.waiting import Oracle, WaitingModel, WaitingStore
+from ralmspec_plugins import Continuous, Settings
+from ralmspec_plugins.effects import Extend, FormQuery
+from ralmspec_plugins.engine.simulation import Latencies, Simulation
 from ralmspec_plugins.plain import plain
+from ralmspec_plugins.types import Hits
 
 CASES = {
     "flare": lambda: flare_case(0.02, 3),
@@ -90,6 +95,47 @@ def test_published_rows_follow_the_formula() -> None:
         assert one["relative_latency"] >= 0.95 * one["unbounded"]
         assert many["relative_latency"] < one["relative_latency"] <= 1.0
         assert abs(many["relative_latency"] - many["unbounded"]) < 0.12
+
+
+@pytest.mark.parametrize("right", [0.6, 0.9])
+def test_flare_takes_hardly_longer_than_it_must(right: float) -> None:
+    """In virtual time, with searches of four sentences: no search waits for others, or in vain.
+
+    Of sentences that are looked ahead and kept, and others that are written again, neither tells
+    how fast the model is beside a search.
+    """
+    taken = bound = 0.0
+    for seed in range(8):
+        case = replace(flare_case(1.0, seed), write_s=0.25)
+        oracle = Oracle(case.script, right)
+        workload = case.make(WaitingModel(case.script, 0.0))
+        store = WaitingStore(case.script, 0.0)
+        schedule = Continuous(lanes=8, min_acceptance_rate=0.0)
+        settings = Settings(schedule=schedule, speculators=[oracle])
+        latencies = Latencies(ask_s=_looking_ahead, extend_s=_again, search_s=lambda _: 1.0)
+        prompt = f"question {seed}"
+        answer = Simulation(workload, store, latencies, settings).run(prompt)
+        expected = plain(workload, store, prompt)
+        taken += answer.stats.wall_s
+        bound += least_s(case.steps_of(expected, oracle))
+
+        assert expected == answer
+    assert bound > 30.0
+    assert taken <= 1.05 * bound
+
+
+def _looking_ahead(need: FormQuery) -> float:
+    begun = need.state.hits is not None and not need.state.draft.finished
+    return 0.25 if begun else 0.0
+
+
+def _again(need: Extend) -> float:
+    kept = need.carried is None or need.carried.sure or same(need.state.hits, need.hits)
+    return 0.0 if kept else 0.25
+
+
+def same(one: Hits, other: Hits) -> bool:
+    return [hit.passage for hit in one] == [hit.passage for hit in other]
 
 
 def test_a_wrong_guess_changes_what_is_asked() -> None:
