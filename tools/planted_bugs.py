@@ -299,7 +299,7 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
-        "sentences looked ahead and ones written again are taken for the effect of searches",
+        "rewritten sentences make searches seem to slow the model down",
         "ralmspec_plugins/window.py",
         "None if uneven else self.metrics.beside_s",
         "self.metrics.beside_s",
