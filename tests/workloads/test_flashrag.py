@@ -255,7 +255,13 @@ def test_flare_is_another_algorithm(unsure: bool) -> None:
     def write(prompt: str, before: str, front: list[str]) -> Any:
         spaced = before.replace(".", ". ")  # FlashRAG joins sentences without a space
         said = word(prompt, *words(spaced), *(front if unsure else ()))
-        return f"It is {said}.", (f"{said}.",) if unsure else (), "", before.count(".") == 4
+        # The sure word, which is searched, depends on the passages as well.
+        return (
+            f"It is {said} {said}y.",
+            (f"{said}y.",) if unsure else (),
+            "",
+            spaced.count(".") == 4,
+        )
 
     script, unequal = Script(write), 0
     for question in QUESTIONS:
