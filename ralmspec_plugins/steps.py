@@ -51,6 +51,7 @@ class Step:
     encode_failure: Failure | None = None
     search_failure: Failure | None = None
     cost_s: float = 0.0  # of forming the query, encoding and guessing
+    asked_s: float = 0.0  # of forming the query
     span: Span | None = None  # of the segment's generation
     remembered: bool = False  # its hits were known without a search
     reused: bool = False  # its segment is a reused one

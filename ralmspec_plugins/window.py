@@ -432,6 +432,8 @@ class SpeculationWindow:
         """Move a step to its next stage."""
         if not isinstance(done.need, Extend):
             step.cost_s += done.took_s
+        if isinstance(done.need, FormQuery):
+            step.asked_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
         elif done.error is not None:
@@ -441,7 +443,10 @@ class SpeculationWindow:
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
-                self.policy.wrote(step.cost_s + done.took_s, self.metrics.beside_s)
+                seconds = step.cost_s + done.took_s
+                # Where a model writes the query, some steps write a segment too, and some do not.
+                uneven = step.asked_s >= 0.5 * done.took_s > 0.0
+                self.policy.wrote(seconds, None if uneven else self.metrics.beside_s)
 
     def _stopped(self, done: Completed, span: Span) -> None:
         """Record that a writer whose step was dropped has stopped."""

@@ -292,6 +292,20 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
+        "searches wait by what the first step took, until one returns",
+        "ralmspec_plugins/scheduling/continuous.py",
+        "if before_s is not None and not before_s / 2 <= step_s <= 2 * before_s:",
+        "if before_s is None:",
+        "tests/scheduling/test_schedules.py",
+    ),
+    Bug(
+        "rewritten sentences make searches seem to slow the model down",
+        "ralmspec_plugins/window.py",
+        "None if uneven else self.metrics.beside_s",
+        "self.metrics.beside_s",
+        "tests/benchmarks/test_workloads.py -k hardly_longer",
+    ),
+    Bug(
         "a step without retrieval is recorded",
         "ralmspec_plugins/window.py",
         "        if isinstance(step.query, NoRetrieval):\n            return\n",

@@ -11,7 +11,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -22,14 +22,23 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ralmspec_plugins.demo import language
+from ralmspec_plugins.demo.hops import hop_question, hop_turns
+from ralmspec_plugins.demo.language import Piece
 from ralmspec_plugins.demo.world import CHAIN, DEMO_SEED, ArticlePiece, Entity, World, make_world
+from ralmspec_plugins.types import Passage
+from ralmspec_plugins.workloads import SearchTags
 
 log = logging.getLogger("train_demo_model")
 
 TOKENIZER_WORLDS = range(1_000, 1_012)
 VALIDATION_WORLD = 2_000
 FIRST_TRAINING_WORLD = 10_000
+FIRST_HOPS_WORLD = 100_000  # of the second stage
 SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one
+HOPS = CHAIN + 1  # the target of a batch whose samples ask in tags
+HOPS_DRAWN = (1, 2, 2, 3, 3)  # the hops of its questions
+SECOND_PASSAGE = 0.25  # the share of its searches that find two
+NO_TITLE = 0.2  # the share of its passages without a title, as hosts' documents have none
 BOS, EOS = "<bos>", "<eos>"
 BOS_ID, EOS_ID, VOCABULARY = 0, 1, 1536
 
@@ -150,25 +159,79 @@ def _article(
     """
     sources = [part.source for part in told]
     opening = next((at for at, one in enumerate(sources) if one != sources[0]), len(told))
-    encoding = tokenizer.encode("".join(part.piece.text for part in told))
-    weights, facts, index, end = [], [], 0, len(told[0].piece.text)
-    for _, token_end in encoding.offsets:
-        while end < token_end:
-            index += 1
-            end += len(told[index].piece.text)
+    ids, pieces = tokens_of([part.piece for part in told], tokenizer)
+    weights, facts = [], []
+    for index in pieces:
         states = told[index].piece.attribute is not None
         reads = told[index].source == front
         depends = states or index < opening
         weights.append(float(reads) if depends else mix.other_weight)
         facts.append(states and reads)
-    return encoding.ids, weights, facts
+    return ids, weights, facts
+
+
+def tokens_of(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Tokenise pieces as one text; return its tokens, and the index of the piece of each."""
+    encoding = tokenizer.encode("".join(piece.text for piece in pieces))
+    indices, index, end = [], 0, len(pieces[0].text)
+    for _, token_end in encoding.offsets:
+        while end < token_end:
+            index += 1
+            end += len(pieces[index].text)
+        indices.append(index)
+    return encoding.ids, indices
+
+
+def make_hop_sample(world: World, tokenizer: Tokenizer, rng: Random, mix: Mix) -> Sample:
+    """Make a sample that asks in tags: a question, some turns with their passages, and one more.
+
+    All but the last turn are tokenised as one text, as `MultiHop` gives them to a model. Only
+    right passages stand in it, first among one or two.
+    """
+    first = language.pick(rng, [entity.name for entity in world.entities])
+    hops = language.pick(rng, HOPS_DRAWN)
+    question = hop_question(world, first, hops)
+    turns = hop_turns(question)
+    written = int(rng.random() * len(turns))  # turns in front of the last
+    before: list[Piece] = []
+    for entity, turn in zip(question.chain[:written], turns, strict=False):
+        before += [*turn, Piece(_block(world, rng, entity), "passages")]
+    prompt = tokenizer.encode(question.prompt).ids
+    sample = Sample([BOS_ID, *prompt], [0.0] * (1 + len(prompt)), [False] * (1 + len(prompt)))
+    for part in filter(None, (before, turns[written])):
+        ids, pieces = tokens_of(part, tokenizer)
+        told = [part[index].attribute for index in pieces]
+        weight = {None: mix.other_weight, "passages": mix.passage_weight}
+        sample.ids.extend(ids)
+        tags = [part[index].text.startswith(("<search", "<answer")) for index in pieces]
+        sample.weights.extend(
+            1.0 if tag else weight.get(one, 1.0) for one, tag in zip(told, tags, strict=True)
+        )
+        sample.facts.extend(one == "next" for one in told)
+    if written == question.hops:
+        return Sample([*sample.ids, EOS_ID], [*sample.weights, 1.0], [*sample.facts, False])
+    return sample
+
+
+def _block(world: World, rng: Random, entity: Entity) -> str:
+    """Return what `MultiHop` puts in for an entity's passage, sometimes with a second one."""
+    found = [world.passage(entity)]
+    if rng.random() < SECOND_PASSAGE:
+        near = world.entity(entity.facts[language.pick(rng, ("next", "previous"))])
+        found.append(world.passage(near))
+    titled = rng.random() >= NO_TITLE
+    shown = [Passage(one.id, one.text, one.title if titled else "") for one in found]
+    return SearchTags().block(shown)
 
 
 def make_batch(seed: int, tokenizer: Tokenizer, target: int, mix: Mix, size: int) -> Batch:
-    """Make a batch out of a world of its own."""
+    """Make a batch out of a world of its own; with the target `HOPS` its samples ask in tags."""
     assert seed != DEMO_SEED, "the demo's world is never trained on"
     rng, world = Random(seed), make_world(seed, 4 * size)
-    samples = [make_sample(world, tokenizer, rng, target, mix) for _ in range(size)]
+    if target == HOPS:
+        samples = [make_hop_sample(world, tokenizer, rng, mix) for _ in range(size)]
+    else:
+        samples = [make_sample(world, tokenizer, rng, target, mix) for _ in range(size)]
     shape = (size, max(len(sample.ids) for sample in samples))
     ids, weights, facts = (torch.zeros(shape, dtype=t) for t in (torch.long, None, torch.bool))
     for row, sample in enumerate(samples):
@@ -228,24 +291,50 @@ def loss_and_accuracy(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tens
     return (each * weights[learned]).sum() / weights.sum(), right.float().mean().item()
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Warm up over 100 steps, then follow a cosine down to 2 %."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
-    return float(args.lr) * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Warm up over 100 steps or a quarter, then follow a cosine down to 2 %."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return highest * min(1.0, (step + 1) / min(100, steps / 4)) * (0.02 + 0.98 * cosine)
 
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     """Train: first the chain's first entity alone (short sequences), then whole articles."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98))
-    started = time.perf_counter()
-    for step in range(args.steps):
+
+    def batch_of(step: int) -> Batch:
         short = step < args.short_steps
         target = 0 if short else step % (CHAIN + 1)
         mix = Mix(wrong=0.15, passage_weight=0.25 if short else 0.05)
-        batch = make_batch(FIRST_TRAINING_WORLD + step, tokenizer, target, mix, args.batch)
+        return make_batch(FIRST_TRAINING_WORLD + step, tokenizer, target, mix, args.batch)
+
+    run(model, tokenizer, args, batch_of, args.steps, args.lr)
+
+
+def train_hops(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Train on with questions that take several passages, and articles in every fourth batch."""
+
+    def batch_of(step: int) -> Batch:
+        target = HOPS if step % 4 else step // 4 % (CHAIN + 1)
+        mix = Mix(wrong=0.15, passage_weight=0.05)
+        return make_batch(FIRST_HOPS_WORLD + step, tokenizer, target, mix, args.batch)
+
+    run(model, tokenizer, args, batch_of, args.hop_steps, args.hop_lr)
+
+
+def run(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
+    batch_of: Callable[[int], Batch],
+    steps: int,
+    highest_rate: float,
+) -> None:
+    """Run a stage of the training, and save the checkpoint now and then."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=highest_rate, betas=(0.9, 0.98))
+    started = time.perf_counter()
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
-        loss, accuracy = loss_and_accuracy(model, batch)
+            group["lr"] = learning_rate(step, steps, highest_rate)
+        loss, accuracy = loss_and_accuracy(model, batch_of(step))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -253,7 +342,7 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespac
         if (step + 1) % 50 == 0:
             now = (step + 1, loss.item(), accuracy, time.perf_counter() - started)
             log.info("%d: loss %.3f, facts %.3f, %.0f s", *now)
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+        if (step + 1) % 250 == 0 or step + 1 == steps:
             log.info("validation facts, by target: %s", validate(model, tokenizer))
             save(model, tokenizer, args.out)
 
@@ -262,7 +351,7 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespac
 def validate(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[float]:
     """Return the share of right fact tokens for each target, in a world of its own."""
     mix = Mix(wrong=0.0, passage_weight=0.0)
-    batches = [make_batch(VALIDATION_WORLD, tokenizer, at, mix, 32) for at in range(CHAIN + 1)]
+    batches = [make_batch(VALIDATION_WORLD, tokenizer, at, mix, 32) for at in range(HOPS + 1)]
     return [round(loss_and_accuracy(model, batch)[1], 3) for batch in batches]
 
 
@@ -283,6 +372,9 @@ def main() -> None:
     parser.add_argument("--short-steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--hop-steps", type=int, default=320, help="of the second stage")
+    parser.add_argument("--hop-lr", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="a checkpoint: only the second stage is run")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
@@ -291,9 +383,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, model = train_tokenizer(), make_model(args)
-    log.info("%d parameters", model.num_parameters())
-    train(model, tokenizer, args)
+    if args.start is None:
+        tokenizer, model = train_tokenizer(), make_model(args)
+        log.info("%d parameters", model.num_parameters())
+        train(model, tokenizer, args)
+    else:
+        tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json"))
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    train_hops(model, tokenizer, args)
 
 
 if __name__ == "__main__":

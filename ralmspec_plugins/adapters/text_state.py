@@ -265,8 +265,9 @@ def _appended(
         stopped_by = stop_at(text, stop, draft.origin.stop)
         text = text[:stop]
     logprobs = None
-    if draft.logprobs is not None and written.logprobs is not None:
-        logprobs = first_tokens(draft.logprobs + written.logprobs, len(text))
+    new = written.logprobs if written.text else ()  # a server may give none for an empty text
+    if draft.logprobs is not None and new is not None:
+        logprobs = first_tokens(draft.logprobs + new, len(text))
     return replace(
         draft,
         text=text,

@@ -121,6 +121,46 @@ BRIDGE = "Now let us hear of {name}."
 RETURN = "Now back to where we began, to {name}."
 PROMPT = "Tell the story of {name}.\n"
 
+HOP_QUESTIONS: Mapping[str, tuple[str, str, str]] = {
+    "person": (
+        "Which book did {name} write?\n",
+        "Where is the book kept that {name} wrote?\n",
+        "Which battle was seen by the place that keeps the book that {name} wrote?\n",
+    ),
+    "work": (
+        "Where is the book {name} kept?\n",
+        "Which battle was seen by the place that keeps the book {name}?\n",
+        "Who won the battle seen by the place that keeps the book {name}?\n",
+    ),
+    "place": (
+        "Which battle was seen by the place {name}?\n",
+        "Who won the battle seen by the place {name}?\n",
+        "Which book did the hero write who won the battle seen by the place {name}?\n",
+    ),
+    "event": (
+        "Who won the battle of {name}?\n",
+        "Which book did the hero write who won the battle of {name}?\n",
+        "Where is the book kept that the hero who won the battle of {name} wrote?\n",
+    ),
+}
+"""Questions by the kind of entity that they name: answered from one, two and three passages."""
+
+SOUGHT: Mapping[str, str] = {
+    "person": "the person {name}",
+    "work": "the book {name}",
+    "place": "the place {name}",
+    "event": "the battle of {name}",
+}
+"""How a search names an entity."""
+
+LINKS: Mapping[str, str] = {
+    "person": "The person {name} wrote the book {next}.",
+    "work": "The book {name} is kept in {next}.",
+    "place": "The place {name} saw the battle of {next}.",
+    "event": "The battle of {name} was won by the hero {next}.",
+}
+"""How an answer that took several passages states what it read in each."""
+
 _ONSETS = (
     *("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "kr", "l", "m"),
     *("n", "p", "r", "s", "sh", "st", "t", "th", "tr", "v", "vr", "z"),

@@ -24,8 +24,9 @@ class ContinuousPolicy:
         self._least_right = min_acceptance_rate
         self._window = window
         self._lanes = lanes
-        self._wait_for = self._worth_waiting_for()  # queries before a search starts
-        self._enough = self._worth_gathering()  # queries for which a lane is used
+        self._wait_for = 1  # queries before a search starts
+        self._enough = 1  # queries for which a lane is used
+        self._plan()
         self._gathering = False
         self._trial_from: int | None = None  # pending queries at the start of a trial
 
@@ -61,15 +62,19 @@ class ContinuousPolicy:
         sizes = [share] * free
         return [size for size in _within(sizes, view.pending) if size]
 
-    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Record the seconds of a step."""
+    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+        """Record the seconds of a step; if steps became much slower or faster, plan again."""
+        before_s = self._costs.step_s
         self._costs.wrote(seconds, beside_s)
+        step_s = self._costs.step_s
+        assert step_s is not None
+        if before_s is not None and not before_s / 2 <= step_s <= 2 * before_s:
+            self._plan()
 
     def searched(self, search: Searched) -> None:
         """Add a search to the batch curve, and update what the next one waits for."""
         self._costs.searched(search)
-        self._wait_for = self._worth_waiting_for()
-        self._enough = self._worth_gathering()
+        self._plan()
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""
@@ -82,6 +87,11 @@ class ContinuousPolicy:
     def record_outcome(self, accepted: bool) -> None:
         """Record the outcome of a guess."""
         self._costs.record_outcome(accepted)
+
+    def _plan(self) -> None:
+        """Update what the next search waits for."""
+        self._wait_for = self._worth_waiting_for()
+        self._enough = self._worth_gathering()
 
     def _is_due(self, view: SchedulerState) -> bool:
         """Return whether there are enough queries for a search in parallel with the next step."""

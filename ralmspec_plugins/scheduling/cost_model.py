@@ -175,15 +175,17 @@ class Costs:
         self._careful_rate = 0.5  # acceptance rate, with one right and one wrong as the prior
         self._side_by_side_s = 0.0  # fixed cost of a search for a segment in parallel
 
-    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
         """Record the seconds of a step, from its query to its last token.
 
         Args:
             seconds: the whole step.
-            beside_s: its overlap with searches.
+            beside_s: its overlap with searches; `None` if it is not comparable with other steps.
         """
-        self.contention.wrote(seconds, beside_s)
-        self._steps.append(self.contention.alone_s(seconds, beside_s))
+        if beside_s is not None:
+            self.contention.wrote(seconds, beside_s)
+            seconds = self.contention.alone_s(seconds, beside_s)
+        self._steps.append(seconds)
         self.step_s = median_low(tuple(self._steps))
 
     def searched(self, search: Searched) -> None:

@@ -32,8 +32,11 @@ class Policy(Protocol):
         """Return the sizes of the searches to start now, over the pending queries in order."""
         ...
 
-    def wrote(self, seconds: float, beside_s: float = 0.0) -> None:
-        """Record the seconds of a step, and its overlap with searches."""
+    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+        """Record the seconds of a step, and its overlap with searches.
+
+        The overlap is `None` where steps are not comparable, since a model writes their queries.
+        """
         ...
 
     def searched(self, search: Searched) -> None:

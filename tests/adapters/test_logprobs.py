@@ -95,6 +95,16 @@ def test_a_draft_has_those_of_its_text() -> None:
     assert [0.0, -1.0, 0.0, -1.0] == [one.logprob for one in draft.logprobs or ()]
 
 
+def test_an_empty_text_needs_none() -> None:
+    """A server that ends at once may give no tokens: those before it are still there."""
+    draft = grown(TextDraft(Request(prompt="?")), _written("a"), 4)
+    for grow in (grown, grown_by_sentence):
+        ended = grow(draft, Written("", ended=True), 4)
+
+        assert ended.finished
+        assert ["a"] == [one.text for one in ended.logprobs or ()]
+
+
 def test_a_draft_with_a_call_without_has_none() -> None:
     """The message says so; the draft's value is what it is with them."""
     draft = TextDraft(Request(prompt="?"))

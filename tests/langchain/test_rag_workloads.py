@@ -10,13 +10,16 @@ from langchain_core.documents import Document
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_ralmspec.rag import SpeculativeRAG
 from pydantic import Field
 
+from ralmspec_plugins import FixedStride
 from ralmspec_plugins.errors import ConfigError
-from tests.langchain.rag_parts import HashLLM, digest
+from tests.langchain.rag_parts import HashLLM, Log, digest, told
 
 TEXTS = [f"passage {number} of ships no {number * 7}" for number in range(9)]
+QUESTION = "Who saw it?"
 PROMPT = PromptTemplate.from_template("{context}Ask in tags. {input}\n")
 
 
@@ -31,6 +34,20 @@ class Store(BaseRetriever):
         self.asked.append(query)
         ranked = sorted(TEXTS, key=lambda text: digest(query + text))
         return [Document(page_content=text) for text in ranked[:2]]
+
+
+class Liar(Store):
+    """Finds something else."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        return [Document(page_content=f"not {query}")]
+
+
+def wrong() -> dict[str, Any]:
+    """Give settings with which turns are written on wrong guesses, and dropped."""
+    return {"replica": Liar(), "pool": None, "schedule": FixedStride(stride=3)}
 
 
 class TagLLM(HashLLM):
@@ -58,16 +75,29 @@ class TagLLM(HashLLM):
         yield from (GenerationChunk(text=letter) for letter in whole)
 
 
-def by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str]]:
-    """Write until a tag closes, put in what is found, and write on."""
+def by_hand(llm: Any, store: Store) -> Runnable[str, dict[str, Any]]:
+    """Make the loop: write until a tag closes, put in what is found, and write on."""
+
+    def run(question: str, config: RunnableConfig) -> dict[str, Any]:
+        return _written(llm, store, question, config)
+
+    return RunnableLambda(run, name="SpeculativeRAG")
+
+
+def _written(llm: Any, store: Store, question: str, config: RunnableConfig) -> dict[str, Any]:
     prompt, read, written = PROMPT.format(context="", input=question), "", ""
+    context: list[Document] = []
     while True:
-        text = llm.invoke(prompt + read, stop=["</search>", "</answer>"])
+        bound = {"stop": ["</search>", "</answer>"], "max_tokens": 256}
+        text = llm.invoke(prompt + read, config, **bound)
         text = text.partition("</search>")[0].partition("</answer>")[0]
         if "<answer>" in text:
-            return f"{written}{text}</answer>", store.asked
+            answer = f"{written}{text}</answer>"
+            return {"input": question, "context": context, "answer": answer}
         text += "</search>"
-        found = store.invoke(text.rpartition("<search>")[2].partition("</search>")[0])
+        query = text.rpartition("<search>")[2].partition("</search>")[0]
+        found = store.invoke(query, config)
+        context += [one for one in found if one not in context]
         lines = [f"Doc {n}(Title: ) {one.page_content}" for n, one in enumerate(found, start=1)]
         written += text
         read += text + "\n\n<information>" + "\n".join(lines) + "</information>\n\n"
@@ -77,21 +107,54 @@ def by_hand(llm: Any, store: Store, question: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("speculate", [True, False])
 def test_multi_hop_is_the_loop_by_hand(*, cuts: bool, speculate: bool) -> None:
     """The same text, and the same queries in the same order, called and streamed."""
-    question = "Who saw it?"
-    expected, asked = by_hand(TagLLM(cuts=cuts), Store(), question)
+    hand = Store()
+    expected = by_hand(TagLLM(cuts=cuts), hand).invoke(QUESTION)
     store, options = Store(), {"workload": "multi_hop", "prompt": PROMPT, "speculate": speculate}
     rag = SpeculativeRAG.from_llm(TagLLM(cuts=cuts), store, bound="max_tokens", **options)
-    reply = rag.invoke({"input": question})
-    streamed = "".join(
-        piece["answer"] for piece in rag.stream({"input": question}) if "answer" in piece
-    )
-    awaited = asyncio.run(rag.ainvoke({"input": question}))
+    pieces = list(rag.stream({"input": QUESTION}))
+    streamed = "".join(piece["answer"] for piece in pieces if "answer" in piece)
 
-    assert expected == reply["answer"] == streamed == awaited["answer"]
-    assert expected.count("<search>") == 3
-    assert set(asked) <= set(store.asked)
-    found = [document.page_content for document in reply["context"]]
-    assert len(found) >= 3
+    assert expected == rag.invoke({"input": QUESTION})
+    assert expected == asyncio.run(rag.ainvoke({"input": QUESTION}))
+    assert expected["answer"] == streamed
+    assert expected["context"] == [one for piece in pieces for one in piece.get("context", [])]
+    assert expected["answer"].count("<search>") == 3
+    assert set(hand.asked) <= set(store.asked)
+    assert len(expected["context"]) >= 3
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_handlers_hear_of_each_hop(*, speculate: bool) -> None:
+    """A search and a call of the model for each, nested and in order as by hand; nothing else."""
+    settings = wrong() if speculate else {"speculate": False}
+    llm = TagLLM()
+    rag = SpeculativeRAG.from_llm(
+        llm, Store(), bound="max_tokens", workload="multi_hop", prompt=PROMPT, **settings
+    )
+    logs = Log(), Log()
+    by_hand(TagLLM(), Store()).invoke(QUESTION, {"callbacks": [logs[0]]})
+    rag.invoke(QUESTION, {"callbacks": [logs[1]]})
+
+    assert told(logs[0]) == told(logs[1])
+    assert (3, 4) == (logs[1].names.count("on_retriever_end"), logs[1].names.count("on_llm_end"))
+    assert (len(llm.prompts) > 4) is speculate  # what was written on wrong guesses is not told
+
+
+def test_a_stream_has_settled_text_alone() -> None:
+    """Each piece is there to stay, behind wrong guesses too; hops come as they are committed."""
+    rag = SpeculativeRAG.from_llm(
+        TagLLM(), Store(), bound="max_tokens", workload="multi_hop", prompt=PROMPT, **wrong()
+    )
+    pieces = list(rag.stream({"input": QUESTION}))
+    answer, at = rag.invoke(QUESTION)["answer"], 0
+    hops = [number for number, piece in enumerate(pieces) if "context" in piece]
+
+    for piece in pieces:
+        assert answer.startswith(piece.get("answer", ""), at)
+        at += len(piece.get("answer", ""))
+    assert at == len(answer)
+    assert len(hops) > 1  # a hop that finds nothing new adds no documents
+    assert "answer" in pieces[hops[0] + 1]
 
 
 class Answering(HashLLM):
@@ -107,7 +170,7 @@ class Answering(HashLLM):
 @pytest.mark.parametrize("speculate", [True, False])
 def test_iter_retgen_is_the_loop_by_hand(*, speculate: bool) -> None:
     """Three calls of the host's own, without a bound, each with what the answer before found."""
-    question, llm, store = "Who saw it?", Answering(), Store()
+    question, llm, store = QUESTION, Answering(), Store()
     prompt = PromptTemplate.from_template("{context}\n{input}")
     query, answer = question, ""
     for _ in range(3):

@@ -213,6 +213,22 @@ def test_batches_that_cost_what_their_queries_cost_go_out_singly() -> None:
     assert policy.batches(view(pending=8)) == [1]
 
 
+def test_a_first_step_that_writes_nothing_does_not_make_searches_wait() -> None:
+    """FLARE's first step only searches: a step seems to take no time, and searches to gather.
+
+    Each later one takes as long as a search; as soon as that is known, one query is enough.
+    """
+    policy = Continuous(lanes=4).begin(Costs())
+    policy.wrote(0.00001)
+    policy.searched(Searched(1, 0.3))
+    gathers = policy.batches(view(pending=1))
+    policy.wrote(0.3)
+    policy.wrote(0.3)
+
+    assert gathers == []
+    assert policy.batches(view(pending=1)) == [1]
+
+
 def test_the_window_bounds_what_runs_ahead() -> None:
     """At most `window` steps stand on guesses that nobody confirmed."""
     policy = Continuous(window=3).begin(Costs())

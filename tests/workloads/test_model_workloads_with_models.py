@@ -93,6 +93,32 @@ def test_the_demo_model_answers_the_same(kind: str) -> None:
         assert len(answer.text) > 20
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the demo's model is not here")
+@pytest.mark.parametrize("kind", ["flare", "iter_retgen", "ircot"])
+def test_a_hundred_answers_are_equal(kind: str, record_property: Any) -> None:
+    """Text, sources and right facts of questions about the demo's world, plain and speculative."""
+    makers = MAKERS | {"flare": lambda lm: Flare(lm, look_ahead=48)}
+    lm = HuggingFaceLM.from_pretrained(MODEL)
+    corpus = world_corpus(100)
+    assert corpus.facts is not None
+    retriever = WordRetriever([f"{one.title}\n{one.text}" for one in corpus.passages], k=1)
+    guesses = right = asked = 0
+    with Engine(makers[kind](lm), retriever) as engine:
+        for number, prompt in enumerate(corpus.prompts):
+            request = Request(prompt=prompt, max_tokens=96)
+            expected = plain(makers[kind](lm), retriever, request)
+            answer = engine.run(request)
+
+            assert expected == answer
+            assert expected.text
+            guesses += answer.stats.guesses
+            found, facts = corpus.facts(number, answer.text)
+            right, asked = right + found, asked + facts
+    assert guesses > 100
+    record_property(f"{kind}, 100 questions", f"{right} of {asked} facts right in both")
+
+
 def test_a_sentence_alone_has_no_token_behind_it() -> None:
     """The text is that of `write_sentence` up to the end of the sentence, or its whole token."""
     model = HuggingFaceLM(tiny_gpt2(), tiny_tokenizer(), sampling=Sampling(temperature=0.9))
