@@ -213,7 +213,7 @@ class _ModelTap:
     def __init__(self, agent: Any, llm: LLM) -> None:
         self._agent = agent
         self._llm: Any = llm
-        self._effects = SideEffects(llm, shared_process=True)
+        self._effects = SideEffects(llm, shared_process=True, logs_count=True)
 
     def model(self) -> Any:
         """Return a copy of the model, of the same class, whose calls are intercepted."""

@@ -220,11 +220,13 @@ class ToolStep:
             replay, observation = await run.host.call_tool(
                 slot.call, asynchronous=run.launcher.asynchronous
             )
-        except Exception as error:  # noqa: BLE001 the host's own call raises its own error
+        except BaseException as error:
             early.end(error)
             with run.lock:
                 self.bar()
-            return
+            if not isinstance(error, Exception):
+                raise
+            return  # the host's own call raises its own error
         with run.lock:
             if not early.dropped and slot.real is None:
                 self._observed(slot, observation)
@@ -335,6 +337,11 @@ class AgentRun:
             if self._holders == 0 and self._handover == handover:
                 self.close()
 
+    def usable(self, *, asynchronous: bool) -> bool:
+        """Return whether calls can be made speculatively from here."""
+        same = self.launcher.asynchronous == asynchronous
+        return not self.closed and same and self.launcher.usable()
+
     def close(self) -> None:
         """Drop all speculative work; the run continues without speculation."""
         with self.lock:
@@ -380,12 +387,15 @@ class AgentRun:
                     if recording.dropped:
                         return
                     recording.put(piece)
-        except Exception as error:  # noqa: BLE001 the host makes the call itself
+        except BaseException as error:
             recording.end(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             recording.end()
-        with self.lock:
-            self._ended(recording)
+        finally:
+            with self.lock:
+                self._ended(recording)
 
     def _ended(self, recording: Recording) -> None:
         if recording.committed or recording.dropped:

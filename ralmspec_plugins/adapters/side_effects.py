@@ -4,7 +4,7 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ class SideEffects:
     A discarded call must not change a later one. A call that draws random numbers
     from Python's, NumPy's or torch's process-wide generators changes those of the next call;
     a call of a model that counts its calls, or reads its answers from an iterator,
-    changes the next answer. After such a call no further call is speculative.
+    changes the next answer; so does one that takes its answers from a list. After such a call no
+    further call is speculative.
 
     >>> import random
     >>> class Dice:
@@ -36,16 +37,21 @@ class SideEffects:
     'it draws from process-wide random state'
     """
 
-    def __init__(self, *models: object, shared_process: bool = False) -> None:
+    def __init__(
+        self, *models: object, shared_process: bool = False, logs_count: bool = False
+    ) -> None:
         """Create a watcher of the calls of one or several models.
 
         Args:
             models: those whose attributes are compared.
+            logs_count: whether a list of the model's that a call makes longer is a side effect,
+                too: the next answer may depend on the number of calls in it.
             shared_process: whether other code draws random numbers while a call waits for its
                 provider. A draw then only holds until a call during which nothing was drawn.
         """
         self._models = models
         self._shared_process = shared_process
+        self._logs_count = logs_count
         self._lock = threading.Lock()
         self.found: str | None = None
         self.observed = False  # whether a watched call has ended
@@ -56,7 +62,7 @@ class SideEffects:
         if self.found is not None:
             yield
             return
-        numbers, attributes = _random_state(), self._attributes()
+        numbers, attributes, lengths = _random_state(), self._attributes(), self._lengths()
         try:
             yield
         finally:
@@ -65,6 +71,8 @@ class SideEffects:
                 self._note("it draws from process-wide random state")
             elif _differ(self._attributes(), attributes):
                 self._note("its calls change its attributes")
+            elif self._changed(lengths):
+                self._note("its calls change its lists")
             elif any(map(_reads_from_an_iterator, self._models)):
                 self._note("it takes its answers from an iterator")
             self.observed = not drawn
@@ -74,7 +82,21 @@ class SideEffects:
         return self.observed and self.found is None
 
     def _attributes(self) -> list[dict[str, object]]:
-        return list(map(_plain_attributes, self._models))
+        return list(map(plain_attributes, self._models))
+
+    def _lengths(self) -> list[tuple[str, int]]:
+        return [
+            (f"{number} {name}", len(value))
+            for number, model in enumerate(self._models)
+            for name, value in _held(model).items()
+            if isinstance(value, MutableSequence)
+        ]
+
+    def _changed(self, before: list[tuple[str, int]]) -> bool:
+        """Return whether lists are shorter, or of another length if logs count."""
+        now = dict(self._lengths())
+        changes = [now.get(name, 0) - length for name, length in before]
+        return any(change if self._logs_count else change < 0 for change in changes)
 
     def _note(self, what: str) -> None:
         with self._lock:
@@ -112,7 +134,7 @@ def _device_states(torch: Any) -> list[Any]:
     return states
 
 
-def _plain_attributes(model: object) -> dict[str, object]:
+def plain_attributes(model: object) -> dict[str, object]:
     """Return the plain attributes of a model, and the states of its random generators."""
     held = _held(model)
     plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}

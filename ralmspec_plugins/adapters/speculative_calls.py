@@ -41,9 +41,14 @@ class Recording:
             self.pieces.append(piece)
             self._wake()
 
-    def end(self, error: Exception | None = None) -> None:
-        """End the call, with the error that it raised, if any."""
+    def end(self, error: BaseException | None = None) -> None:
+        """End the call, with the error that it raised, if any.
+
+        A cancellation is an error for the reader, whose own work was not cancelled.
+        """
         with self._changed:
+            if error is not None and not isinstance(error, Exception):
+                error = RuntimeError(f"the speculative call has ended with {error!r}")
             self.ended, self.error = True, error
             self._wake()
 
@@ -91,6 +96,9 @@ class Launcher(Protocol):
 
     asynchronous: bool
 
+    def usable(self) -> bool:
+        """Return whether work can be started from here."""
+
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         """Start work; return a function that cancels it."""
 
@@ -110,6 +118,10 @@ class TaskLauncher:
         """Create a launcher of the running loop."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def usable(self) -> bool:
+        """Return whether the loop runs here."""
+        return asyncio.get_running_loop() is self._loop
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         """Start a task in a copy of the caller's context."""
@@ -145,6 +157,10 @@ class ThreadLauncher:
     def __init__(self) -> None:
         """Create a launcher without a due call."""
         self._due: tuple[float, Callable[[], None]] | None = None
+
+    def usable(self) -> bool:
+        """Return `True`: threads can be started anywhere."""
+        return True
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         """Start a thread in a copy of the caller's context."""

@@ -23,10 +23,12 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables.base import RunnableBinding
 
 from ralmspec_plugins.adapters.agents import AgentRun
-from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.side_effects import SideEffects, plain_attributes
 from ralmspec_plugins.adapters.speculative_calls import Recording
+from ralmspec_plugins.types import same_to_read
 
 _GENERATED: Final = "lc_run-"  # prefix of ids that the host generates: they differ in each run
 
@@ -43,6 +45,12 @@ _SERVER_STATE: Final = (
     "background",
 )
 _IMPLEMENTED: Final = ("_generate", "_agenerate", "_stream", "_astream")  # by integrations
+_WRAPPERS: Final = (  # the host's own methods around these; they are called on a copy
+    *("invoke", "ainvoke", "stream", "astream", "generate", "agenerate", "generate_prompt"),
+    *("agenerate_prompt", "_generate_with_cache", "_agenerate_with_cache"),
+)
+_NATIVE: Final = ("_stream_chat_model_events", "_astream_chat_model_events")  # of some models
+_BINDERS: Final = ("bind", "bind_tools")
 _CLIENT_TOOLS: Final = ("function", "custom")
 
 
@@ -66,7 +74,8 @@ class ModelCall:
         messages: the history.
         stop: strings at which the reply ends.
         kwargs: tools, their choice, the response's format, settings.
-        key: a copy of all these values, which later changes do not affect.
+        key: a copy of all these values and of the model's own settings, which later changes do
+            not affect.
     """
 
     model: BaseChatModel
@@ -79,7 +88,8 @@ class ModelCall:
     def __post_init__(self) -> None:
         """Copy the values of the call."""
         views = [view(message) for message in self.messages]
-        key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)))
+        settings = plain_attributes(self.model), _frozen(getattr(self.model, "model_kwargs", None))
+        key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)), settings)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
@@ -87,7 +97,7 @@ class ModelCall:
         if not isinstance(other, ModelCall):
             return NotImplemented
         try:
-            return self.model is other.model and bool(self.key == other.key)
+            return self.model is other.model and same_to_read(self.key, other.key)
         except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
@@ -158,8 +168,14 @@ def _frozen(value: Any) -> Any:
 
 
 def reply_of(recording: Recording, name: str | None) -> AIMessage:
-    """Return the message that the host makes of the pieces of a call, but for its id."""
+    """Return the message that the host makes of the pieces of a call, but for its id.
+
+    Raises:
+        ValueError: the host makes another message than the pieces show.
+    """
     [*pieces] = recording.pieces
+    if getattr(recording.request.model, "output_version", None) == "v1":
+        raise ValueError("the host rewrites the content of this model's replies")
     if isinstance(pieces[0], WholeReply):
         result: ChatResult = pieces[0].result
         generation, output = result.generations[0], result.llm_output or {}
@@ -198,9 +214,11 @@ def refusal(model: Any, tools: Sequence[Any]) -> str | None:
     """Return why a model must not be called speculatively, or `None` if it may be."""
     if not isinstance(model, BaseChatModel):
         return "it is not a chat model, but a wrapper around one"
-    for name in ("invoke", "ainvoke", "stream", "astream", "generate", "agenerate"):
+    for name in _WRAPPERS:
         if getattr(type(model), name) is not getattr(BaseChatModel, name):
             return f"it has a {name}() of its own"
+    if any(getattr(type(model), name, None) is not None for name in _NATIVE):
+        return "it streams events of its own"
     if model.rate_limiter is not None:
         return "its rate limiter counts calls"
     if any(isinstance(tool, dict) for tool in tools):
@@ -247,12 +265,30 @@ class ModelTap:
     def model(self) -> BaseChatModel:
         """Return a copy of the model whose calls are intercepted.
 
-        The copy is of the same class. Calls are made on the original, since models may count them.
+        The copy is of the same class. Calls are made on the original, since models may count them,
+        and so are bindings, since models may keep what is bound.
         """
         tapped = copy(self._model)
         for name, call in self._calls.items():
             tapped.__dict__[name] = in_place_of(call, getattr(self, name))
+        for name in _BINDERS:
+            tapped.__dict__[name] = self._binding(getattr(self._model, name))
         return tapped  # type: ignore[no-any-return]
+
+    def _binding(self, bind: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(bind)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            return self._tapped(bind(*args, **kwargs))
+
+        return bound
+
+    def _tapped(self, bound: Any) -> Any:
+        """Return what a model binds with its calls intercepted; another model's calls are not."""
+        if bound is self._model:
+            return self.model()
+        if isinstance(bound, RunnableBinding):
+            return bound.model_copy(update={"bound": self._tapped(bound.bound)})
+        return bound
 
     def _claim(
         self, method: Any, messages: Any, stop: Any, kwargs: Mapping[str, Any]

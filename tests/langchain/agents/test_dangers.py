@@ -192,7 +192,7 @@ async def test_runs_at_the_same_time_do_not_mix() -> None:
 async def test_results_are_remembered_within_a_scope_only() -> None:
     """What a tool returned to one user is no guess for another; the same thread has it."""
     seen: list[Any] = []
-    model = FakeModel(brain=Brain(hops=1), log=seen)
+    model = FakeModel(brain=Brain(hops=1), log=seen.append)
     box = Toolbox(turns=40)
 
     def tools_of(thread: str, scope: Any = None) -> SpeculativeTools:
@@ -348,7 +348,7 @@ def _threads(within_s: float = 2.0) -> list[str]:
 async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """Wherever a run is cancelled, 100 ms later there is no task, and no call goes on."""
     box, log = Toolbox(turns=40), list[Any]()
-    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log)
+    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log.append)
     ours = SpeculativeTools(facts, depth=depth, read_only=["search"])
     agent = agent_of(ours, box, model)
     others = asyncio.all_tasks()

@@ -189,7 +189,7 @@ async def run(world: World, *, ahead: bool) -> Outcome:
     before = [MIDDLEWARES[name](draw) for name in world.before]
     behind = [MIDDLEWARES[name](draw) for name in world.behind]
     agent: Any = create_agent(
-        FakeModel(brain=world.brain, turns=world.turns, log=log),
+        FakeModel(brain=world.brain, turns=world.turns, log=log.append),
         box.tools(world.tools),
         middleware=[*before, *([ours] if ahead else []), *behind],
         response_format=ToolStrategy(STRUCTURED) if world.structured else None,

@@ -185,7 +185,7 @@ async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """100 ms after a run is cancelled there is no task, and no call goes on."""
     log: list[Any] = []
     box, brain = Toolbox(turns=60), Brain(hops=4)
-    llm = FakeLLM(brain=brain, turns=10, log=log)
+    llm = FakeLLM(brain=brain, turns=10, log=log.append)
     ahead = speculate(agent_of(box, brain, llm), guess=facts, depth=depth, read_only=["search"])
     others = asyncio.all_tasks()
     handler = ahead.run("What?")
