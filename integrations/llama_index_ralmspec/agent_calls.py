@@ -1,7 +1,8 @@
 """Calls of an agent's model and tools, by values that are compared, and what follows from them."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,8 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.llms import LLM
 from llama_index.core.tools import ToolOutput
 
-from ralmspec_plugins.types import Query
+from ralmspec_plugins.adapters.side_effects import plain_attributes
+from ralmspec_plugins.types import Query, same_to_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class ModelCall:
         method: the name of the called method.
         messages: the history.
         kwargs: tools and settings.
-        key: a copy of all these values.
+        key: a copy of all these values, and of the model's and the tools' own settings.
     """
 
     llm: LLM
@@ -49,9 +51,11 @@ class ModelCall:
 
     def __post_init__(self) -> None:
         """Copy the values of the call."""
-        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
+        tools = [(id(tool), vars(tool.metadata).copy()) for tool in self.kwargs.get("tools") or ()]
         rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
-        key = ([one.model_dump() for one in self.messages], tools, rest)
+        more = getattr(self.llm, "additional_kwargs", None)
+        settings = plain_attributes(self.llm), dict(more) if isinstance(more, Mapping) else more
+        key = ([one.model_dump() for one in self.messages], tools, rest, settings)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
@@ -60,7 +64,7 @@ class ModelCall:
             return NotImplemented
         try:
             same = self.llm is other.llm and self.method == other.method
-            return same and bool(self.key == other.key)
+            return same and same_to_read(self.key, other.key)
         except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
@@ -71,7 +75,7 @@ class ModelCall:
         """Whether the reply is a stream."""
         return self.method.startswith("astream")
 
-    async def pieces(self) -> AsyncIterator[ChatResponse]:
+    async def pieces(self) -> AsyncGenerator[ChatResponse, None]:
         """Make the call, and yield its reply in pieces."""
         call: Any = getattr(self.llm, self.method)
         if "with_tools" in self.method:
@@ -87,6 +91,19 @@ class ModelCall:
         finally:
             if hasattr(reply, "aclose"):
                 await reply.aclose()
+
+
+def snapshot(piece: ChatResponse) -> ChatResponse:
+    """Return a copy of a piece, which stays as it is when the model writes on in the original."""
+    copied: dict[str, Any] = {
+        "message": piece.message.model_copy(deep=True),
+        "additional_kwargs": deepcopy(piece.additional_kwargs),
+    }
+    try:
+        copied["raw"] = deepcopy(piece.raw)
+    except Exception:  # noqa: BLE001 a provider's own object, which it does not write on
+        copied["raw"] = piece.raw
+    return piece.model_copy(update=copied)
 
 
 def blocks_of(output: ToolOutput) -> list[Any]:

@@ -14,9 +14,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from contextvars import ContextVar
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import isawaitable
@@ -36,6 +36,7 @@ from llama_index_ralmspec.agent_calls import (
     output_of,
     reasoning_of,
     reply_of,
+    snapshot,
     tokens_of,
 )
 from llama_index_ralmspec.callbacks import tagged
@@ -52,7 +53,7 @@ from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.types import Hit, Passage
+from ralmspec_plugins.types import Hit, Passage, same_to_read
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -63,6 +64,9 @@ _SERVER_STATE: Final = (
     "track_previous_responses",
     "built_in_tools",
     "conversation",
+    "conversation_id",
+    "container",
+    "mcp_servers",
     "background",
 )
 
@@ -151,9 +155,13 @@ class _Conversation:
         kwargs.pop("tool_choice", None)  # the host passes it only to the first call
         return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
 
-    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[ChatResponse]:
+    async def pieces(
+        self, request: ModelCall, *, asynchronous: bool
+    ) -> AsyncIterator[ChatResponse]:
         assert asynchronous
-        return request.pieces()
+        async with aclosing(request.pieces()) as pieces:
+            async for piece in pieces:
+                yield snapshot(piece)
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         return reply_of(self.agent, recording.request, recording.pieces[-1])
@@ -163,7 +171,8 @@ class _Conversation:
         known = self.memo.known(self.scope, call.query)
         if known is not None:
             return output_of(call, blocks=known[0].passage.metadata["blocks"])
-        given = {"name": call.name, "args": dict(call.kwargs), "id": call.id}
+        # A copy: the call is part of the agent's state.
+        given = deepcopy({"name": call.name, "args": dict(call.kwargs), "id": call.id})
         by_tool = getattr(self.tools.get(call.name), "aguess_call", None)
         for guess in (by_tool, self.options.guess):
             found = guess and guess(given)
@@ -179,11 +188,11 @@ class _Conversation:
 
     async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
         assert asynchronous
-        output = await self.tools[call.name].acall(**call.kwargs)
+        output = await self.tools[call.name].acall(**deepcopy(dict(call.kwargs)))
         return output, output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
-        return blocks_of(guess) == blocks_of(real)
+        return same_to_read(blocks_of(guess), blocks_of(real))
 
     def tokens(self, recording: Recording) -> int:
         return tokens_of(recording.pieces[-1]) if recording.pieces else 0
@@ -201,9 +210,14 @@ def _may_guess(tool: BaseTool) -> bool:
 
 
 def _refusal(llm: LLM) -> str | None:
+    """Return why a model must not be called speculatively, or `None` if it may be."""
+    more = getattr(llm, "additional_kwargs", None)
+    more = more if isinstance(more, Mapping) else {}
     for name in _SERVER_STATE:
-        if getattr(llm, name, None):
+        if getattr(llm, name, None) or more.get(name):
             return f"the provider keeps state between calls ({name})"
+    if more.get("tools"):
+        return "the provider runs tools of its own"
     return None
 
 

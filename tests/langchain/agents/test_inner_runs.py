@@ -17,7 +17,7 @@ from langgraph.types import Command, interrupt
 
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, config_of, turns
-from tests.langchain.agents.twins import ASKED, facts, invoked, streamed, told, twins
+from tests.langchain.agents.twins import ASKED, invoked, streamed, told, twins
 
 BRAIN = Brain(tools=("deep",), hops=3)
 
