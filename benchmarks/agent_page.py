@@ -6,6 +6,10 @@ from typing import Any, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
 
+_COLUMNS = (
+    *("tool, s", "model, s", "calls", "right", "plain, s", "depth 1, s", "of the gain"),
+    *("depth k, s", "of the bound", "dropped calls, 1 / k"),
+)
 _NAMES = {"langchain": "LangChain", "llama_index": "LlamaIndex"}
 
 
@@ -72,8 +76,8 @@ asserted equal in the same run. "Depth k" is as deep as there are calls, and its
 
 "Of the gain" is the time saved at depth 1, divided by the number of right guesses times the \
 shorter of tool and model. "Of the bound" is the time at depth k, divided by the least time of \
-runs with these guesses: after a right guess, a step begins when its model call ends; after a wrong \
-one, when the tool has returned.
+runs with these guesses: after a right guess, a step begins when its model call ends; after a \
+wrong one, when the tool has returned.
 """
 
 
@@ -105,8 +109,7 @@ def _share(values: Sequence[float], fits: Any) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     lines = [
-        "| tool, s | model, s | calls | right | plain, s | depth 1, s | of the gain | depth k, s "
-        "| of the bound | dropped calls, 1 / k |",
+        f"| {' | '.join(_COLUMNS)} |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = ("tool_s", "reply_s", "calls", "right")
@@ -132,8 +135,8 @@ def _crowds(rows: Sequence[Row]) -> str:
     first = rows[0]
     lines = [
         f"## {first['agents']} agents at once\n",
-        f"Tool {first['tool_s']} s, model {first['reply_s']} s, {first['calls']} calls, "
-        f"{first['right']:.0%} of the guesses right; one agent object serves all.\n",
+        f"Tool {first['tool_s']} s, model {first['reply_s']} s, {first['calls']} calls.",
+        f"{first['right']:.0%} of the guesses are right; one agent object serves all.\n",
         "| host | | all, s | median of one, s | CPU, s |",
         "|---|---|---|---|---|",
     ]

@@ -10,12 +10,13 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Coroutine,
     Hashable,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, aclosing
-from contextvars import ContextVar
+from contextlib import aclosing
+from contextvars import ContextVar, copy_context
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
@@ -39,9 +40,10 @@ from llama_index_ralmspec.agent_calls import (
     snapshot,
     tokens_of,
 )
-from llama_index_ralmspec.callbacks import tagged
+from llama_index_ralmspec.callbacks import SpeculativeCall, tagged, tell_agent_event
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
+    AgentEvent,
     AgentLimits,
     AgentRun,
     AgentStats,
@@ -130,6 +132,7 @@ class _Conversation:
         self.agent: Any = None  # the agent whose model was called last
         self.tools: dict[str, Any] = {}  # its original tools
         self.effects: SideEffects | None = None
+        self._context = copy_context()  # of the caller of `run()`
         self._run: AgentRun | None = None
 
     def run(self) -> AgentRun:
@@ -200,8 +203,17 @@ class _Conversation:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
-    def silent(self) -> AbstractContextManager[object]:
-        return tagged()
+    async def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> None:
+        with tagged():
+            if call is None:
+                await work()
+            else:
+                await SpeculativeCall(call).aahead(work)
+
+    def report(self, event: AgentEvent) -> None:
+        self._context.copy().run(tell_agent_event, event)
 
 
 def _may_guess(tool: BaseTool) -> bool:

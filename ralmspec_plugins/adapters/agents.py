@@ -10,9 +10,10 @@ the hosts.
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
@@ -95,6 +96,20 @@ class AgentLimits:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """What happens to speculative work.
+
+    Attributes:
+        kind: a result is guessed, the guess is right or wrong, a speculative model call replaces
+            one of the host's or is dropped.
+        subject: the tool call, or the speculative model call.
+    """
+
+    kind: Literal["guess", "right", "wrong", "commit", "drop"]
+    subject: Any
+
+
 class Slot:
     """One tool call of a step, its guessed observation, and its real one."""
 
@@ -142,8 +157,13 @@ class AgentHost(Protocol):
     def may_run_ahead(self) -> bool:
         """Return whether speculative calls may be made now."""
 
-    def silent(self) -> AbstractContextManager[object]:
-        """Return a context without the caller's handlers."""
+    def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> Coroutine[Any, Any, None]:
+        """Do the work of a speculative call, or of a guess, without the caller's handlers."""
+
+    def report(self, event: AgentEvent) -> None:
+        """Report what happens to speculative work."""
 
 
 class ToolStep:
@@ -203,6 +223,7 @@ class ToolStep:
         with self.run.lock:
             if guess is not None and slot.real is None:
                 slot.guess = guess
+                host.report(AgentEvent("guess", slot.call))
             self.settle()
 
     def begin_ahead(self) -> None:
@@ -210,7 +231,7 @@ class ToolStep:
         for slot in self.slots:
             slot.early = Recording(slot.call, self.index)
             self.run.counters.add(tools_ahead=1)
-            slot.early.cancel = self.run.start(lambda slot=slot: self._call(slot))  # type: ignore[misc]
+            slot.early.cancel = self.run.start(partial(self._call, slot), slot.early)
             self.guess(slot)
 
     async def _call(self, slot: Slot) -> None:
@@ -248,6 +269,7 @@ class ToolStep:
         if slot.guess is not None:
             right = self.run.host.equal(slot.guess, observation)
             self.run.counters.add(guesses=1, right=int(right))
+            self.run.host.report(AgentEvent("right" if right else "wrong", slot.call))
 
     def settle(self) -> None:
         """Make the speculative model call that is expected now, and drop another one."""
@@ -354,12 +376,13 @@ class AgentRun:
                 self.drop(recording)
         self.on_close()
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work without the caller's handlers."""
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None = None
+    ) -> Callable[[], None]:
+        """Start work without the caller's handlers; return a function that cancels it."""
 
         async def silently() -> None:
-            with self.host.silent():
-                await work()
+            await self.host.aside(work, call)
 
         return self.launcher.start(silently)
 
@@ -376,7 +399,7 @@ class AgentRun:
         """Start a speculative model call."""
         self.counters.add(calls_ahead=1)
         self._out.append(recording)
-        recording.cancel = self.start(lambda: self._record(recording))
+        recording.cancel = self.start(lambda: self._record(recording), recording)
 
     async def _record(self, recording: Recording) -> None:
         pieces: Any = self.host.pieces(recording.request, asynchronous=self.launcher.asynchronous)
@@ -429,6 +452,7 @@ class AgentRun:
         self._wasted_calls += 1
         self._wasted_tokens += tokens
         self.counters.add(dropped=1, dropped_tokens=tokens)
+        self.host.report(AgentEvent("drop", recording))
         if recording.step is not None:
             recording.step.drop()
 
@@ -447,6 +471,7 @@ class AgentRun:
             ahead.committed = True
             self._out.remove(ahead)
             self.counters.add(committed=1)
+            self.host.report(AgentEvent("commit", ahead))
             self.index = ahead.index
             self.step = ahead.step
             self._extend()

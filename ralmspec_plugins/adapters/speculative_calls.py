@@ -30,6 +30,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
+        self.span_id: str | None = None  # of the span around the call, if the host has spans
         self.step: Any = None  # the `ToolStep` of the reply's tool calls, if these were made, too
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()

@@ -2,8 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Sequence,
+)
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -43,6 +50,7 @@ from langchain_ralmspec.agents.tool_calls import (
 from langchain_ralmspec.configs import quiet_config, unheard
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
+    AgentEvent,
     AgentLimits,
     AgentRun,
     AgentStats,
@@ -126,8 +134,14 @@ class _Host:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
-    def silent(self) -> AbstractContextManager[object]:
-        return unheard(self.config)
+    async def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> None:
+        with unheard(self.config):
+            await work()
+
+    def report(self, event: AgentEvent) -> None:
+        """Report nothing: the counts say it, and the streams must be those of the plain agent."""
 
 
 class SpeculativeTools(AgentMiddleware[Any, Any]):

@@ -87,6 +87,6 @@ async def test_many_agents_ahead_of_their_tools_show_the_same(part: int) -> None
     totals = await compare(range(1000 + 200 * part, 1000 + 200 * part + 200))
 
     assert 200 == totals["worlds"]
-    assert totals["committed"] >= 100
-    assert totals["dropped"] >= 100
+    assert totals["committed"] >= 50
+    assert totals["dropped"] >= 50
     assert min(totals["interrupted"], totals["failed"], totals["deep"]) >= 5
