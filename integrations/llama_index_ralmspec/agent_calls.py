@@ -71,6 +71,13 @@ class ModelCall:
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def samples(self) -> bool:
+        """Whether the model has a temperature, other than 0: equal requests differ in replies."""
+        more = getattr(self.llm, "additional_kwargs", None)
+        found = {**vars(self.llm), **(more if isinstance(more, Mapping) else {})}
+        return found.get("temperature", 0) != 0
+
+    @property
     def streams(self) -> bool:
         """Whether the reply is a stream."""
         return self.method.startswith("astream")

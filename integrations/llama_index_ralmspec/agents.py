@@ -203,6 +203,9 @@ class _Conversation:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
+    def samples(self, request: ModelCall) -> bool:
+        return request.samples
+
     async def aside(
         self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
     ) -> None:

@@ -28,6 +28,7 @@ class AgentStats:
     model_calls: int = 0  # calls by the host, including those replaced by speculative calls
     calls_ahead: int = 0  # speculative model calls
     committed: int = 0  # of these, those that replaced a call by the host
+    sampled: int = 0  # of the committed ones, those of models with a temperature other than 0
     dropped: int = 0  # of these, those for which the host made another request, or none
     failed: int = 0  # of the dropped ones, those that raised
     guesses: int = 0  # observations guessed
@@ -156,6 +157,9 @@ class AgentHost(Protocol):
 
     def may_run_ahead(self) -> bool:
         """Return whether speculative calls may be made now."""
+
+    def samples(self, request: Any) -> bool:
+        """Return whether the model of a request is set to sample."""
 
     def aside(
         self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
@@ -470,7 +474,7 @@ class AgentRun:
                 return None
             ahead.committed = True
             self._out.remove(ahead)
-            self.counters.add(committed=1)
+            self.counters.add(committed=1, sampled=int(self.host.samples(request)))
             self.host.report(AgentEvent("commit", ahead))
             self.index = ahead.index
             self.step = ahead.step

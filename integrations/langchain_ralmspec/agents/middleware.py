@@ -134,6 +134,9 @@ class _Host:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
+    def samples(self, request: ModelCall) -> bool:
+        return request.samples
+
     async def aside(
         self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
     ) -> None:
@@ -158,7 +161,8 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
 
     A model is never called speculatively if its provider keeps state between calls or runs tools
     of its own, if it has a rate limiter, or if its calls are observed to use process-wide random
-    state or a counter. A model that samples gives another draw from the same distribution.
+    state or a counter. A model that samples gives another draw from the same distribution;
+    `stats.sampled` counts its calls.
     """
 
     @suggests

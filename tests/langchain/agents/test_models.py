@@ -143,6 +143,18 @@ async def test_a_model_that_is_set_anew_meanwhile_is_another(by_attribute: bool)
     assert both.stats.dropped >= 1
 
 
+@pytest.mark.parametrize(("temperature", "sampled"), [(0.0, 0), (0.7, 3), (None, 3)])
+async def test_replies_of_models_that_sample_are_labelled(temperature: Any, sampled: int) -> None:
+    """They are draws from the same distribution; a provider that is not told otherwise samples."""
+
+    class Sampling(FakeModel):
+        temperature: float | None = None
+
+    both = await twins(lambda: Sampling(brain=BRAIN, temperature=temperature))
+
+    assert (3, sampled) == (both.stats.committed, both.stats.sampled)
+
+
 class Cancelling(FakeModel):
     """Is cancelled from inside in every call that the host has not made itself."""
 

@@ -168,6 +168,14 @@ async def test_a_model_that_is_set_anew_meanwhile_is_another(by_attribute: bool)
     assert both.stats.dropped >= 1
 
 
+@pytest.mark.parametrize(("temperature", "sampled"), [(0.0, 0), (0.7, 3)])
+async def test_replies_of_models_that_sample_are_labelled(temperature: float, sampled: int) -> None:
+    """They are draws from the same distribution."""
+    both = await twins(lambda: Warm(brain=BRAIN, temperature=temperature))
+
+    assert (3, sampled) == (both.stats.committed, both.stats.sampled)
+
+
 async def test_a_tool_that_is_described_anew_meanwhile_is_another() -> None:
     """The model reads descriptions; this one tells how often the tool was called."""
 
