@@ -5,12 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import langchain_ralmspec
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.messages import ToolMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -18,12 +20,14 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import speculative_tool
 from langchain_ralmspec.agents import AgentStats, SpeculativeTools
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 from langgraph.types import Command
 
 from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
+from tests.langchain.agents.twins import twins
 from tests.langchain.agents.worlds import Prompting, Renaming
 
 ASKED = {"messages": [("user", "What about foxes?")]}
@@ -149,6 +153,90 @@ async def test_models_that_keep_something_are_not_called_ahead(kind: type[FakeMo
 
     assert plain == ahead
     assert 0 == stats.calls_ahead
+
+
+class Asked(FakeModel):
+    """Takes further arguments, as providers' models do."""
+
+    model_kwargs: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
+
+
+class Adding(AgentMiddleware[Any, Any]):
+    """Adds settings or tools to the model's request, behind ours."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.changes = changes
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        tools = [*request.tools, *self.changes.get("tools", ())]
+        settings = self.changes.get("settings", {})
+        return await handler(request.override(tools=tools, model_settings=settings))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"previous_response_id": "r"}},
+        {"settings": {"conversation": "c"}},
+        {"tools": [{"type": "web_search"}]},
+        {},
+    ],
+)
+@pytest.mark.parametrize("kwargs", [{}, {"container": "c"}, {"tools": [{"type": "code"}]}])
+async def test_state_at_the_provider_stops_calls_ahead_wherever_it_is_set(
+    changes: dict[str, Any], kwargs: dict[str, Any]
+) -> None:
+    """In the model's further arguments, or by a middleware that comes after ours."""
+    both = await twins(
+        lambda: Asked(brain=Brain(hops=3), model_kwargs=kwargs),
+        behind=lambda: [Adding(**changes)],
+    )
+
+    assert both.plain == both.ahead
+    assert (3 if not changes and not kwargs else 0) == both.stats.calls_ahead
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+async def test_parallel_calls_lead_to_one_call_ahead(unknown: bool) -> None:
+    """It is made when the other tools of the reply have returned or are guessed."""
+    brain = Brain(seed=2, hops=4, parallel=3)
+    guess = lambda call: None if unknown and call["args"]["q"] == "fox" else facts(call)  # noqa: E731
+    both = await twins(lambda: FakeModel(brain=brain), guess=guess)
+
+    assert len(both.calls) > 5
+    assert Counter(both.plain_calls) == Counter(both.calls)
+    assert both.stats.calls_ahead == both.stats.committed
+    assert both.stats.calls_ahead <= 4
+    assert 4 == both.stats.calls_ahead or unknown
+
+
+def test_a_run_goes_on_in_another_loop() -> None:
+    """Interrupted in one, resumed at once in the next, under the same control of the caller's."""
+    results = []
+    for ours in (None, SpeculativeTools(facts, handover_s=5)):
+        middleware = [HumanInTheLoopMiddleware({"search": True}), *([ours] if ours else [])]
+        agent: Any = create_agent(
+            FakeModel(brain=Brain(hops=3)),
+            Toolbox(turns=40).tools(["search"]),
+            middleware=middleware,
+            checkpointer=InMemorySaver(),
+        )
+        control, given, shown = RunControl(), ASKED, []
+        for _ in range(4):
+            config = config_of("thread", Listener())
+            shown.append(asyncio.run(agent.ainvoke(given, config, control=control)))
+            given = Command(resume={"decisions": [{"type": "approve"}]})  # type: ignore[assignment]
+        results.append(Trace().of(shown))
+
+    assert 4 == len(results[0])
+    assert results[0] == results[1]
+
+
+async def test_a_scope_is_hashable() -> None:
+    """It is the key of what is remembered; a list is refused when a run begins."""
+    with pytest.raises(ConfigError, match="hashable"):
+        await ran(scope=lambda _: ["a list"])
 
 
 async def test_a_rate_limiter_stops_calls_ahead() -> None:
