@@ -128,12 +128,12 @@ def _langchain(setting: Setting, depth: int) -> Contender:
     agent: Any = create_agent(model, [search], middleware=[ours] if depth else [])
 
     async def run(question: str) -> str:
-        last = ""
+        replies: dict[str, str] = {}
         given = {"messages": [("user", question)]}
         async for message, about in agent.astream(given, stream_mode="messages"):
             if about["langgraph_node"] == "model":
-                last = message.text
-        return last
+                replies[message.id] = replies.get(message.id, "") + message.text
+        return list(replies.values())[-1]
 
     return Contender(run, lambda: ours.stats)
 

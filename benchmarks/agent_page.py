@@ -71,7 +71,7 @@ verification, every call, the clock.
 **Not real**: the model and the tool, which wait (the model streams in 5 pieces), and the guesses, \
 which a function makes that is right so often.
 Plain, one call ahead, and as many ahead as there are calls take turns; {runs} runs of each; \
-{about["at_once"]} settings are measured at the same time in one process. Every answer was \
+{_at_once(agents)} settings are measured at the same time in one process. Every answer was \
 asserted equal in the same run. "Depth k" is as deep as there are calls, and its tool is read-only.
 
 "Of the gain" is the time saved at depth 1, divided by the number of right guesses times the \
@@ -79,6 +79,13 @@ shorter of tool and model. "Of the bound" is the time at depth k, divided by the
 runs with these guesses: after a right guess, a step begins when its model call ends; after a \
 wrong one, when the tool has returned.
 """
+
+
+def _at_once(agents: Sequence[Row]) -> str:
+    found = {_NAMES[row["host"]]: row["at_once"] for row in agents}
+    if len(set(found.values())) == 1:
+        return str(agents[0]["at_once"])
+    return " and ".join(f"{number} ({host})" for host, number in sorted(found.items()))
 
 
 def _summary(rows: Sequence[Row]) -> str:

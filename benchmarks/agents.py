@@ -19,9 +19,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.agent_hosts import Contender, Setting, contenders
+from benchmarks.agent_hosts import Contender, Setting, asked, contenders, found
 from benchmarks.agent_page import page
 from benchmarks.harness.results import surroundings
+from ralmspec_plugins.errors import ConfigError
 
 HOSTS = ("langchain", "llama_index")
 CROWD = Setting("", tool_s=0.2, reply_s=0.15, right=0.9, calls=4)
@@ -65,6 +66,7 @@ async def measure(setting: Setting, repetitions: int) -> dict[str, Any]:
             seconds[name].append(taken_s)
             answers.add(answer)
         assert len(answers) == 1, answers
+        assert found(asked(question, setting.calls - 1)) in answers.pop()
         rights.append(setting.rights(question))
     counts = {
         name: {key: value - getattr(before[name], key) for key, value in _dict(one).items()}
@@ -111,24 +113,28 @@ def agents(
     page_to: Annotated[Path | None, typer.Option("--page", help="where the page goes")] = None,
     repetitions: Annotated[int, typer.Option(help="runs of each agent")] = 5,
     at_once: Annotated[int, typer.Option(help="settings that are measured at the same time")] = 4,
+    only: Annotated[str | None, typer.Option(help="the one host that is measured")] = None,
     small: Annotated[bool, typer.Option(help="two short settings of each host")] = False,
 ) -> None:
     """Measure agents that run ahead of their tools."""
+    if only is not None and only not in HOSTS:
+        raise ConfigError(f"--only must be one of {', '.join(HOSTS)}, got {only!r}")
+    hosts = HOSTS if only is None else (only,)
     grid = [
         Setting(host, *one)
         for one in product((0.2, 0.5, 1.0), (0.15, 0.5), (0.0, 0.5, 0.9), (2, 4, 8))
-        for host in HOSTS
+        for host in hosts
     ]
     if small:
-        grid = [Setting(host, 0.05, 0.05, right, 2) for host in HOSTS for right in (0.0, 0.9)]
+        grid = [Setting(host, 0.05, 0.05, right, 2) for host in hosts for right in (0.0, 0.9)]
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = _read(out)
     if not rows:
-        _append(out, rows, {"kind": "surroundings", "at_once": at_once, **surroundings()})
+        _append(out, rows, {"kind": "surroundings", **surroundings()})
     known = {_key(row) for row in rows}
     left = [one for one in grid if _key({"kind": "agent", **asdict(one)}) not in known]
     asyncio.run(_all(out, rows, left, repetitions, at_once))
-    for host in HOSTS:
+    for host in hosts:
         if ("crowd", host) not in {(row["kind"], row.get("host")) for row in rows}:
             _append(out, rows, asyncio.run(crowd(host, 5 if small else 50, repetitions)))
     if page_to is not None:
@@ -142,7 +148,7 @@ async def _all(
 
     async def worker() -> None:
         for setting in waiting:
-            row = await measure(setting, repetitions)
+            row = {**await measure(setting, repetitions), "at_once": at_once}
             _append(out, rows, row)
             print(f"{len(rows)} rows: {setting}")
 

@@ -719,7 +719,7 @@ BUGS = (
         "tests/llama_index/agents/test_agents.py -k told",
     ),
     Bug(
-        "the host waits for ever for a call ahead that ended without a reply",
+        "the host waits without limit for a call ahead that ended without a reply",
         "ralmspec_plugins/adapters/agents.py",
         "        except BaseException as error:\n            recording.end(error)\n",
         "        except Exception as error:\n            recording.end(error)\n",

@@ -100,7 +100,7 @@ def listeners(config: RunnableConfig) -> Sequence[BaseCallbackHandler]:
 
 
 def noticed(kinds: Collection[Kind], handlers: Sequence[BaseCallbackHandler]) -> bool:
-    """Return whether anybody would notice that a call shows nothing of these kinds.
+    """Return whether a handler or a graph misses what a call of these kinds has shown.
 
     A run of another kind always counts: it may write checkpoints or streams of its own.
     """
