@@ -51,7 +51,7 @@ from ralmspec_plugins.adapters.agents import (
     ToolStep,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
-from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.side_effects import SideEffects, Slices
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -315,12 +315,14 @@ class _ModelTap:
                     ahead.abandon()
             if ahead is None or ahead.error is not None:
                 number = 0
-                with self._effects.watched():
-                    async for piece in call.pieces():
-                        number += 1
-                        if number > given:
-                            last = piece
-                            yield piece
+                slices = Slices()
+                with self._effects.watched(slices):
+                    async with aclosing(call.pieces()) as pieces:
+                        async for piece in slices.items(pieces):
+                            number += 1
+                            if number > given:
+                                last = piece
+                                yield piece
             if last is None:
                 run.close()
                 return

@@ -4,11 +4,22 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Iterator, MutableSequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    MutableSequence,
+)
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from types import coroutine
+from typing import Any, Final, TypeVar
 
 import numpy as np
+
+ItemT = TypeVar("ItemT")
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +68,13 @@ class SideEffects:
         self.observed = False  # whether a watched call has ended
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch one call."""
+    def watched(self, slices: "Slices | None" = None) -> Iterator[None]:
+        """Watch one call.
+
+        Args:
+            slices: of a call on an event loop, in which other work draws from Python's generator
+                meanwhile: only draws within the call's own slices are attributed to it.
+        """
         if self.found is not None:
             yield
             return
@@ -66,7 +82,9 @@ class SideEffects:
         try:
             yield
         finally:
-            drawn = _random_state() != numbers
+            first = 0 if slices is None else 1  # Python's generator is the first
+            drawn = _random_state()[first:] != numbers[first:]
+            drawn = drawn or (slices is not None and slices.drawn)
             if drawn and not self._shared_process:
                 self._note("it draws from process-wide random state")
             elif _differ(self._attributes(), attributes):
@@ -109,6 +127,45 @@ class SideEffects:
                 what,
                 "" if self._shared_process else _WAY_OUT,
             )
+
+
+class Slices:
+    """Watches Python's random generator while a call runs on the event loop, not while it waits.
+
+    Attributes:
+        drawn: whether the call has drawn numbers.
+    """
+
+    def __init__(self) -> None:
+        """Create a watcher of a call that has not begun."""
+        self.drawn = False
+
+    async def items(self, source: AsyncIterator[ItemT]) -> AsyncIterator[ItemT]:
+        """Yield the items of a call."""
+        while True:
+            try:
+                item = await self.of(anext(source))
+            except StopAsyncIteration:
+                return
+            yield item
+
+    @coroutine
+    def of(self, call: Awaitable[ItemT]) -> Generator[Any, Any, ItemT]:
+        """Return the result of a call, which is awaited slice by slice."""
+        running = call.__await__()
+        step: Callable[[], Any] = partial(next, running)
+        while True:
+            before = random.getstate()
+            try:
+                waits_for = step()
+            except StopIteration as result:
+                return result.value  # type: ignore[no-any-return]
+            finally:
+                self.drawn = self.drawn or random.getstate() != before
+            try:
+                step = partial(running.send, (yield waits_for))
+            except BaseException as error:  # noqa: BLE001 the call handles it, or raises it
+                step = partial(running.throw, error)
 
 
 def _random_state() -> list[object]:

@@ -26,7 +26,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables.base import RunnableBinding
 
 from ralmspec_plugins.adapters.agents import AgentRun
-from ralmspec_plugins.adapters.side_effects import SideEffects, plain_attributes
+from ralmspec_plugins.adapters.side_effects import SideEffects, Slices, plain_attributes
 from ralmspec_plugins.adapters.speculative_calls import Recording
 from ralmspec_plugins.types import same_to_read
 
@@ -309,6 +309,11 @@ class ModelTap:
             return None, None
         return call, self._run.claim(call)
 
+    def _slices(self, name: str) -> Slices | None:
+        """Return a watcher of a call on the loop; the host's own methods call threads."""
+        own = getattr(type(self._model), name) is not getattr(BaseChatModel, name)
+        return Slices() if own else None
+
     def _generate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
@@ -336,8 +341,10 @@ class ModelTap:
             self.last = call
             return piece.result  # type: ignore[no-any-return]
         given = _arguments(self._calls["_agenerate"], stop, run_manager, kwargs)
-        with self._effects.watched():
-            result: ChatResult = await self._calls["_agenerate"](messages, **given)
+        slices = self._slices("_agenerate")
+        with self._effects.watched(slices):
+            work = self._calls["_agenerate"](messages, **given)
+            result: ChatResult = await (work if slices is None else slices.of(work))
         self.last = call
         return result
 
@@ -366,9 +373,10 @@ class ModelTap:
                 yield given.noted(chunk)
         if not given.complete:
             passed = _arguments(self._calls["_astream"], stop, run_manager, kwargs)
-            with self._effects.watched():
+            slices = self._slices("_astream")
+            with self._effects.watched(slices):
                 async with aclosing(self._calls["_astream"](messages, **passed)) as chunks:
-                    async for chunk in chunks:
+                    async for chunk in chunks if slices is None else slices.items(chunks):
                         if not given.repeats(chunk):
                             yield chunk
         self.last = call

@@ -1,6 +1,7 @@
 """What could make an agent ahead of its tools lossy, and what is done about each."""
 
 import asyncio
+import random
 import subprocess
 import sys
 import threading
@@ -231,6 +232,34 @@ def test_a_run_goes_on_in_another_loop() -> None:
 
     assert 4 == len(results[0])
     assert results[0] == results[1]
+
+
+class Drawing(FakeModel):
+    """Draws a number in each call."""
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        random.random()
+        return await super()._agenerate(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [(FakeModel, 3), (Drawing, 0)])
+async def test_numbers_that_others_draw_meanwhile_are_not_the_models(
+    kind: type[FakeModel], ahead: int
+) -> None:
+    """A busy process draws all the time: the host itself does for each checkpoint."""
+
+    async def draw() -> None:
+        while True:
+            random.random()
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(draw())
+    try:
+        _, _, stats, _ = await ran(model=lambda: kind(brain=Brain(hops=3)))
+    finally:
+        task.cancel()
+
+    assert ahead == stats.calls_ahead == stats.committed
 
 
 async def test_a_scope_is_hashable() -> None:
