@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from llama_index.core.tools import ToolOutput
 
 from ralmspec_plugins.adapters.agents import arguments_of
 from ralmspec_plugins.adapters.plain_data import copied_where_possible
+from ralmspec_plugins.adapters.side_effects import plain_attributes
 from ralmspec_plugins.types import Query, same_to_read
 
 
@@ -40,7 +42,7 @@ class ModelCall:
         method: the name of the called method.
         messages: the history.
         kwargs: tools and settings.
-        key: a copy of all these values.
+        key: a copy of all these values, and of the model's and the tools' own settings.
     """
 
     llm: LLM
@@ -51,9 +53,11 @@ class ModelCall:
 
     def __post_init__(self) -> None:
         """Copy the values of the call."""
-        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
+        tools = [(id(tool), vars(tool.metadata).copy()) for tool in self.kwargs.get("tools") or ()]
         rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
-        key = ([one.model_dump() for one in self.messages], tools, rest)
+        more = getattr(self.llm, "additional_kwargs", None)
+        settings = plain_attributes(self.llm), dict(more) if isinstance(more, Mapping) else more
+        key = ([one.model_dump() for one in self.messages], tools, rest, settings)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
@@ -67,6 +71,13 @@ class ModelCall:
             return False
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model has a temperature, other than 0: equal requests differ in replies."""
+        more = getattr(self.llm, "additional_kwargs", None)
+        found = {**vars(self.llm), **(more if isinstance(more, Mapping) else {})}
+        return found.get("temperature", 0) != 0
 
     @property
     def streams(self) -> bool:
@@ -99,7 +110,7 @@ class ModelCall:
             return
         async with aclosing(pieces_of(reply)) as pieces:
             async for piece in pieces:  # models may yield one object again and again, and write it
-                yield copied_where_possible(piece)
+                yield snapshot(piece)
         self._check(messages)
 
     def _check(self, messages: Sequence[ChatMessage]) -> None:
@@ -115,6 +126,19 @@ async def pieces_of(reply: Any) -> AsyncGenerator[ChatResponse, None]:
     finally:
         if hasattr(reply, "aclose"):
             await reply.aclose()
+
+
+def snapshot(piece: ChatResponse) -> ChatResponse:
+    """Return a copy of a piece, which stays as it is when the model writes on in the original."""
+    copied: dict[str, Any] = {
+        "message": piece.message.model_copy(deep=True),
+        "additional_kwargs": deepcopy(piece.additional_kwargs),
+    }
+    try:
+        copied["raw"] = deepcopy(piece.raw)
+    except Exception:  # noqa: BLE001 a provider's own object, which it does not write on
+        copied["raw"] = piece.raw
+    return piece.model_copy(update=copied)
 
 
 def blocks_of(output: ToolOutput) -> list[Any]:

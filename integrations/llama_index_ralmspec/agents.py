@@ -9,13 +9,14 @@ from collections.abc import (
     AsyncGenerator,
     Callable,
     Collection,
+    Coroutine,
     Hashable,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, aclosing
-from contextvars import ContextVar
-from copy import copy
+from contextlib import aclosing
+from contextvars import ContextVar, copy_context
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import isawaitable
@@ -38,9 +39,10 @@ from llama_index_ralmspec.agent_calls import (
     reply_of,
     tokens_of,
 )
-from llama_index_ralmspec.callbacks import tagged
+from llama_index_ralmspec.callbacks import SpeculativeCall, tagged, tell_agent_event
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
+    AgentEvent,
     AgentLimits,
     AgentRun,
     AgentStats,
@@ -49,7 +51,7 @@ from ralmspec_plugins.adapters.agents import (
     check_names,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
-from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.side_effects import SideEffects, Slices
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -64,6 +66,9 @@ _SERVER_STATE: Final = (
     "track_previous_responses",
     "built_in_tools",
     "conversation",
+    "conversation_id",
+    "container",
+    "mcp_servers",
     "background",
 )
 
@@ -126,6 +131,7 @@ class _Conversation:
         self.agent: Any = None  # the agent whose model was called last
         self.tools: dict[str, Any] = {}  # its original tools
         self.effects: SideEffects | None = None
+        self._context = copy_context()  # of the caller of `run()`
         self._run: AgentRun | None = None
 
     def run(self) -> AgentRun:
@@ -165,7 +171,8 @@ class _Conversation:
         known = self.memo.known(self.scope, call.query)
         if known is not None:
             return output_of(call, blocks=known[0].passage.metadata["blocks"])
-        given = {"name": call.name, "args": dict(call.kwargs), "id": call.id}
+        # A copy: the call is part of the agent's state.
+        given = deepcopy({"name": call.name, "args": dict(call.kwargs), "id": call.id})
         by_tool = getattr(self.tools.get(call.name), "aguess_call", None)
         for guess in (by_tool, self.options.guess):
             found = guess and guess(given)
@@ -181,7 +188,7 @@ class _Conversation:
 
     async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
         assert asynchronous
-        output = await self.tools[call.name].acall(**call.kwargs)
+        output = await self.tools[call.name].acall(**deepcopy(dict(call.kwargs)))
         return output, output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
@@ -193,8 +200,20 @@ class _Conversation:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
-    def silent(self) -> AbstractContextManager[object]:
-        return tagged()
+    def samples(self, request: ModelCall) -> bool:
+        return request.samples
+
+    async def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> None:
+        with tagged():
+            if call is None:
+                await work()
+            else:
+                await SpeculativeCall(call).aahead(work)
+
+    def report(self, event: AgentEvent) -> None:
+        self._context.copy().run(tell_agent_event, event)
 
 
 def _may_guess(tool: BaseTool) -> bool:
@@ -203,9 +222,14 @@ def _may_guess(tool: BaseTool) -> bool:
 
 
 def _refusal(llm: LLM) -> str | None:
+    """Return why a model must not be called speculatively, or `None` if it may be."""
+    more = getattr(llm, "additional_kwargs", None)
+    more = more if isinstance(more, Mapping) else {}
     for name in _SERVER_STATE:
-        if getattr(llm, name, None):
+        if getattr(llm, name, None) or more.get(name):
             return f"the provider keeps state between calls ({name})"
+    if more.get("tools"):
+        return "the provider runs tools of its own"
     return None
 
 
@@ -215,7 +239,7 @@ class _ModelTap:
     def __init__(self, agent: Any, llm: LLM) -> None:
         self._agent = agent
         self._llm: Any = llm
-        self._effects = SideEffects(llm, shared_process=True)
+        self._effects = SideEffects(llm, shared_process=True, logs_count=True)
 
     def model(self) -> Any:
         """Return a copy of the model, of the same class, whose calls are intercepted."""
@@ -269,8 +293,9 @@ class _ModelTap:
                 async with aclosing(_replayed(ahead)) as pieces:
                     reply = await anext(pieces, None)
             if reply is None:
-                with self._effects.watched():
-                    reply = await call.made()
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made())
                 self._check(call)
             self._replied(run, call, reply)
             return reply
@@ -280,8 +305,9 @@ class _ModelTap:
         with run.held():
             ahead, reply = run.claim(call), None
             if ahead is None:
-                with self._effects.watched():
-                    reply = await call.made()
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made())
         return self._pieces(run, call, ahead, reply)
 
     async def _pieces(
@@ -296,15 +322,19 @@ class _ModelTap:
                         given += 1
                         yield last
             if ahead is None or ahead.error is not None:
-                with self._effects.watched():
-                    reply = await call.made() if ahead is not None else reply
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made()) if ahead is not None else reply
                     async with aclosing(pieces_of(reply)) as pieces:
-                        async for piece in pieces:
+                        async for piece in slices.items(pieces):
                             given -= 1
                             if given < 0:
                                 last = piece
                                 yield piece
                 self._check(call)
+            if last is None:
+                run.close()
+                return
             self._replied(run, call, last)
 
     def _check(self, call: ModelCall) -> None:

@@ -19,10 +19,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
@@ -38,6 +39,7 @@ class AgentStats:
     model_calls: int = 0  # calls by the host, including those replaced by speculative calls
     calls_ahead: int = 0  # speculative model calls
     committed: int = 0  # of these, those that replaced a call by the host
+    sampled: int = 0  # of the committed ones, those of models with a temperature other than 0
     dropped: int = 0  # of these, those for which the host made another request, or none
     failed: int = 0  # of the dropped ones, those that raised
     guesses: int = 0  # observations guessed
@@ -130,6 +132,20 @@ def check_names(name: str, given: object) -> None:
         raise ConfigError(f"{name} must be names of tools, got {given!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """What happens to speculative work.
+
+    Attributes:
+        kind: a result is guessed, the guess is right or wrong, a speculative model call replaces
+            one of the host's or is dropped.
+        subject: the tool call, or the speculative model call.
+    """
+
+    kind: Literal["guess", "right", "wrong", "commit", "drop"]
+    subject: Any
+
+
 class Slot:
     """One tool call of a step, its guessed observation, and its real one."""
 
@@ -180,8 +196,16 @@ class AgentHost(Protocol):
     def may_run_ahead(self) -> bool:
         """Return whether speculative calls may be made now."""
 
-    def silent(self) -> AbstractContextManager[object]:
-        """Return a context without the caller's handlers."""
+    def samples(self, request: Any) -> bool:
+        """Return whether the model of a request is set to sample."""
+
+    def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> Coroutine[Any, Any, None]:
+        """Do the work of a speculative call, or of a guess, without the caller's handlers."""
+
+    def report(self, event: AgentEvent) -> None:
+        """Report what happens to speculative work."""
 
 
 class ToolStep:
@@ -241,6 +265,7 @@ class ToolStep:
         with self.run.lock:
             if guess is not None and slot.real is None:
                 slot.guess = guess
+                host.report(AgentEvent("guess", slot.call))
             self.settle()
 
     def begin_ahead(self) -> None:
@@ -248,7 +273,7 @@ class ToolStep:
         for slot in self.slots:
             slot.early = Recording(slot.call, self.index)
             self.run.counters.add(tools_ahead=1)
-            slot.early.cancel = self.run.start(lambda slot=slot: self._call(slot))  # type: ignore[misc]
+            slot.early.cancel = self.run.start(partial(self._call, slot), slot.early)
             self.guess(slot)
 
     async def _call(self, slot: Slot) -> None:
@@ -258,11 +283,13 @@ class ToolStep:
             replay, observation = await run.host.call_tool(
                 slot.call, asynchronous=run.launcher.asynchronous
             )
-        except Exception as error:  # noqa: BLE001 the host's own call raises its own error
+        except BaseException as error:
             early.end(error)
             with run.lock:
                 self.bar()
-            return
+            if not isinstance(error, Exception):
+                raise
+            return  # the host's own call raises its own error
         with run.lock:
             if not early.dropped and slot.real is None:
                 self._observed(slot, observation)
@@ -284,6 +311,7 @@ class ToolStep:
         if slot.guess is not None:
             right = self.run.equal(slot.guess, observation)
             self.run.counters.add(guesses=1, right=int(right))
+            self.run.host.report(AgentEvent("right" if right else "wrong", slot.call))
 
     def settle(self) -> None:
         """Make the speculative model call that is expected now, and drop another one."""
@@ -382,6 +410,11 @@ class AgentRun:
             if self._holders == 0 and self._handover == handover:
                 self.close()
 
+    def usable(self, *, asynchronous: bool) -> bool:
+        """Return whether calls can be made speculatively from here."""
+        same = self.launcher.asynchronous == asynchronous
+        return not self.closed and same and self.launcher.usable()
+
     def close(self) -> None:
         """Drop all speculative work; the run continues without speculation."""
         with self.lock:
@@ -395,13 +428,21 @@ class AgentRun:
         self.on_close()
 
     def start(
-        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context | None = None
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        call: Recording | None = None,
+        context: Context | None = None,
     ) -> Callable[[], None]:
-        """Start work without the caller's handlers, in a copy of the context given or current."""
+        """Start work without the caller's handlers; return a function that cancels it.
+
+        Args:
+            work: the work.
+            call: the speculative call that it makes, if it makes one.
+            context: is copied for the work; `None`: the current one.
+        """
 
         async def silently() -> None:
-            with self.host.silent():
-                await work()
+            await self.host.aside(work, call)
 
         return self.launcher.start(silently, copy_context() if context is None else context.copy())
 
@@ -425,7 +466,9 @@ class AgentRun:
         """Start a speculative model call."""
         self.counters.add(calls_ahead=1)
         self._out.append(recording)
-        recording.cancel = self.start(lambda: self._record(recording), self.model_context)
+        recording.cancel = self.start(
+            lambda: self._record(recording), recording, self.model_context
+        )
 
     async def _record(self, recording: Recording) -> None:
         pieces: Any = self.host.pieces(recording.request, asynchronous=self.launcher.asynchronous)
@@ -436,12 +479,15 @@ class AgentRun:
                     if recording.dropped:
                         return
                     recording.put(piece)
-        except Exception as error:  # noqa: BLE001 the host makes the call itself
+        except BaseException as error:
             recording.end(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             recording.end()
-        with self.lock:
-            self._ended(recording)
+        finally:
+            with self.lock:
+                self._ended(recording)
 
     def _ended(self, recording: Recording) -> None:
         if recording.committed or recording.dropped:
@@ -476,6 +522,7 @@ class AgentRun:
         self._wasted_calls += 1
         self._wasted_tokens += tokens
         self.counters.add(dropped=1, dropped_tokens=tokens)
+        self.host.report(AgentEvent("drop", recording))
         if recording.step is not None:
             recording.step.drop()
 
@@ -500,7 +547,8 @@ class AgentRun:
                 return None
             ahead.committed = True
             self._out.remove(ahead)
-            self.counters.add(committed=1)
+            self.counters.add(committed=1, sampled=int(self.host.samples(request)))
+            self.host.report(AgentEvent("commit", ahead))
             self.index = ahead.index
             self.step = ahead.step
             self._extend()

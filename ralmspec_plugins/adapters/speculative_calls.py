@@ -30,6 +30,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
+        self.span_id: str | None = None  # of the span around the call, if the host has spans
         self.step: Any = None  # the `ToolStep` of the reply's tool calls, if these were made, too
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
@@ -41,9 +42,14 @@ class Recording:
             self.pieces.append(piece)
             self._wake()
 
-    def end(self, error: Exception | None = None) -> None:
-        """End the call, with the error that it raised, if any."""
+    def end(self, error: BaseException | None = None) -> None:
+        """End the call, with the error that it raised, if any.
+
+        A cancellation is an error for the reader, whose own work was not cancelled.
+        """
         with self._changed:
+            if error is not None and not isinstance(error, Exception):
+                error = RuntimeError(f"the speculative call has ended with {error!r}")
             self.ended, self.error = True, error
             self._wake()
 
@@ -91,6 +97,9 @@ class Launcher(Protocol):
 
     asynchronous: bool
 
+    def usable(self) -> bool:
+        """Return whether work can be started from here."""
+
     def start(
         self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
     ) -> Callable[[], None]:
@@ -112,6 +121,10 @@ class TaskLauncher:
         """Create a launcher of the running loop."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def usable(self) -> bool:
+        """Return whether the loop runs here."""
+        return asyncio.get_running_loop() is self._loop
 
     def start(
         self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
@@ -149,6 +162,10 @@ class ThreadLauncher:
     def __init__(self) -> None:
         """Create a launcher without a due call."""
         self._due: tuple[float, Callable[[], None]] | None = None
+
+    def usable(self) -> bool:
+        """Return `True`: threads can be started anywhere."""
+        return True
 
     def start(
         self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
