@@ -77,7 +77,7 @@ class ModelCall:
         """Whether the model has a temperature, other than 0: equal requests differ in replies."""
         more = getattr(self.llm, "additional_kwargs", None)
         found = {**vars(self.llm), **(more if isinstance(more, Mapping) else {})}
-        return found.get("temperature", 0) != 0
+        return bool(found.get("temperature", 0) != 0)
 
     @property
     def streams(self) -> bool:

@@ -108,7 +108,7 @@ class ModelCall:
     def samples(self) -> bool:
         """Whether the model has a temperature, other than 0: equal requests differ in replies."""
         found = {**vars(self.model), **(getattr(self.model, "model_kwargs", None) or {})}
-        return {**found, **self.kwargs}.get("temperature", 0) != 0
+        return bool({**found, **self.kwargs}.get("temperature", 0) != 0)
 
     def followed_by(self, messages: Sequence[BaseMessage]) -> "ModelCall":
         """Return the same call with more history."""
