@@ -10,6 +10,7 @@ from typing import Final
 RECENT: Final = 8  # kept durations of one level of concurrency
 ENOUGH: Final = 3  # durations of a level before it counts
 SLOWER: Final = 1.5  # relative duration from which on segments slow each other down
+FULL: Final = 0.85  # share of the best rate from which on the model is at its capacity
 MARGIN: Final = 0.5  # segments beyond the measured capacity
 
 
@@ -19,7 +20,7 @@ class ModelLoad:
     A local model takes turns: of n segments in parallel each takes up to n times as long. A
     speculative segment of one request then delays the confirmed ones of others. So the durations
     are measured by the number of segments in parallel; where more of them take longer, the
-    capacity is the number that would take as long as one does. Thread-safe.
+    capacity is the best rate of segments times the duration of one. Thread-safe.
 
     >>> load = ModelLoad()
     >>> for parallel, seconds in 3 * ((1, 0.1), (4, 0.4)):
@@ -74,8 +75,10 @@ class ModelLoad:
             if len(kept) >= ENOUGH
         }
         fewest = min(usual, default=0)
-        slower = [n for n, seconds in usual.items() if seconds > SLOWER * usual[fewest]]
-        if not slower:
+        if not any(seconds > SLOWER * usual[fewest] for seconds in usual.values()):
             return float("inf")
-        most = max(slower)
-        return most * usual[fewest] / usual[most]
+        rates = {parallel: parallel / seconds for parallel, seconds in usual.items()}
+        best = max(rates.values())
+        if fewest > 1 and rates[fewest] > FULL * best:  # it is reached before the fewest measured
+            return 1.0
+        return best * usual[fewest]
