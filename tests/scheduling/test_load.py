@@ -1,15 +1,17 @@
 """How busy a model is: what is measured, and what it decides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Continuous, Engine, FixedStride, Settings, plain
+from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.scheduling.load import ModelLoad
 from ralmspec_plugins.scheduling.policy import SchedulerState
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
-from ralmspec_plugins.types import Hits, Query
+from ralmspec_plugins.types import Answer, Hits, Query
 
 TEXTS = ["red fox", "blue whale", "green frog"]
 IDLE = SchedulerState(pending=0, searching=0, in_flight=0, ahead=0, stalled=False)
@@ -73,7 +75,7 @@ class Failing(EchoWorkload):
         self.load: ModelLoad | None = None
         self.most = 0
 
-    def extend(self, state, hits, progress):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def extend(self, state: Any, hits: Hits, progress: Progress) -> Any:
         assert self.load is not None
         self.most = max(self.most, self.load.running)
         if "frog" in hits[0].passage.text:
@@ -102,26 +104,26 @@ async def test_every_segment_that_began_has_ended() -> None:
     workload = Failing()
     workload.load = ModelLoad()
     expected = [
-        _outcome(lambda prompt=prompt: plain(workload, WordRetriever(TEXTS), prompt))
+        _outcome(lambda prompt: plain(workload, WordRetriever(TEXTS), prompt), prompt)
         for prompt in prompts
     ]
     with Engine(workload, WordRetriever(TEXTS), settings) as engine:
         load = told(workload, engine)
-        singly = [_outcome(lambda prompt=prompt: engine.run(prompt)) for prompt in prompts]
+        singly = [_outcome(engine.run, prompt) for prompt in prompts]
         together = engine.batch(prompts, return_exceptions=True)
         assert engine._together.session.costs.load is load
     assert load.running == 0 < workload.most
-    async with AsyncEngine(workload, WordRetriever(TEXTS), settings) as engine:
-        load = told(workload, engine)
-        awaited = await engine.batch(prompts, return_exceptions=True)
+    async with AsyncEngine(workload, WordRetriever(TEXTS), settings) as other:
+        load = told(workload, other)
+        awaited = await other.batch(prompts, return_exceptions=True)
     assert 0 == load.running
     for outcomes in (singly, together, awaited):
         assert [str(one) for one in expected] == [str(one) for one in outcomes]
     assert "no frogs" in str(expected[1])
 
 
-def _outcome(call):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _outcome(call: Callable[[str], Answer], prompt: str) -> Answer | Exception:
     try:
-        return call()
+        return call(prompt)
     except ValueError as error:
         return error
