@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
-from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
+from ralmspec_plugins.speculators.cascade import usable
+from ralmspec_plugins.speculators.passage_cache import SharedPassageCache, eviction_of
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
@@ -43,10 +46,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.prefetch is not None and self.prefetch < 1:
-            raise ConfigError(f"prefetch must be at least 1, got {self.prefetch}")
-        if self.capacity < 1:
-            raise ConfigError(f"capacity must be at least 1, got {self.capacity}")
+        numbers: dict[str, Any] = {"prefetch": self.prefetch, "capacity": self.capacity}
+        for name, value in numbers.items():
+            if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:
             raise ConfigError(
                 f"switch_interval_s must be above 0, or None, got {self.switch_interval_s}"
@@ -55,11 +59,27 @@ class Settings:
             raise ConfigError(
                 "pool and speculators were both given; put pool.of(retriever) among the speculators"
             )
-        if not callable(getattr(self.schedule, "begin", None)):
+        if not _offers(self.schedule, "begin"):
             raise ConfigError(
-                f"schedule must be FixedStride, OptimalStride or Continuous, got {self.schedule!r}"
+                "schedule must be FixedStride(...), OptimalStride(...) or Continuous(...), "
+                f"got {self.schedule!r}"
             )
+        self._check_caches()
+        if self.speculators is not None and not callable(self.speculators):
+            object.__setattr__(self, "speculators", usable(self.speculators))
+
+    def _check_caches(self) -> None:
+        if self.pool is not None and not _offers(self.pool, "of"):
+            raise ConfigError(f"pool must be a SharedPassageCache(...), got {self.pool!r}")
+        if self.memo is not None and not _offers(self.memo, "known"):
+            raise ConfigError(f"memo must be a QueryCache(...), got {self.memo!r}")
+        if self.may_guess is not None and not callable(self.may_guess):
+            raise ConfigError(f"may_guess must be a function, or None, got {self.may_guess!r}")
 
     def width(self, k: int) -> int:
         """Return the number of hits that a verification asks a retriever of this k for."""
         return max(k, 20 * k if self.prefetch is None else self.prefetch)
+
+
+def _offers(part: object, name: str) -> bool:
+    return not isinstance(part, type) and callable(getattr(part, name, None))

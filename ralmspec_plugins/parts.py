@@ -29,8 +29,9 @@ class Parts:
         self.inline_query: bool = workload.inline_query
         self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
         self.encode_lanes = _lanes(self.retriever)
-        self._query = _QueryMethod(getattr(workload, "query", None))
-        self._extend = _ExtendMethod(getattr(workload, "extend", None))
+        self._query = _QueryMethod(_offered(workload, "query"))
+        self._extend = _ExtendMethod(_offered(workload, "extend"))
+        self.start = _offered(workload, "start")
         self.aquery = (
             _QueryMethod(method) if (method := getattr(workload, "aquery", None)) else None
         )
@@ -78,6 +79,17 @@ class Parts:
         """Write the next segment."""
         return self._extend.call(state, hits, progress, carried)
 
+    def text(self, state: Any) -> str:
+        """Return the whole text of a state.
+
+        Raises:
+            InputError: the result is no text.
+        """
+        text = self.workload.text(state)
+        if not isinstance(text, str):
+            raise InputError(f"text() must return a text, got {text!r:.200}")
+        return text
+
     def unencoded(self, text: str) -> Query:
         """Return the query of a text before it is encoded."""
         make = getattr(self.retriever, "unencoded", None)
@@ -106,9 +118,23 @@ _WORKLOAD = (
 
 
 def _check(part: object, names: Sequence[str], remedy: str) -> None:
+    if isinstance(part, type):
+        raise ConfigError(f"{part.__name__} is a class; give an object of it: {part.__name__}(...)")
     missing = [name for name in names if not hasattr(part, name) and not hasattr(part, f"a{name}")]
     if missing:
         raise ConfigError(f"{type(part).__name__} has no {', '.join(missing)}; {remedy}")
+
+
+def _offered(workload: Any, name: str) -> Callable[..., Any]:
+    """Return a method of a workload; if only its coroutine exists, one that says so."""
+
+    def only_awaited(*given: Any, **named: Any) -> Any:
+        raise NotImplementedError(
+            f"{type(workload).__name__}.a{name}() can only be awaited; use AsyncEngine"
+        )
+
+    method: Callable[..., Any] = getattr(workload, name, only_awaited)
+    return method
 
 
 def complete(retriever: Retriever) -> Retriever:
@@ -121,7 +147,7 @@ def complete(retriever: Retriever) -> Retriever:
         ConfigError: it has no `search`.
     """
     _check(retriever, ("search",), "a retriever needs search(queries)")
-    if hasattr(retriever, "signature") and hasattr(retriever, "encode"):
+    if all(hasattr(retriever, name) for name in ("signature", "encode", "search")):
         return retriever
     return _Completed(retriever)
 
@@ -139,7 +165,7 @@ class _Identity:
         return id(self._retriever)
 
     def __repr__(self) -> str:
-        return f"<this {type(self._retriever).__name__}>"
+        return f"<the {type(self._retriever).__name__} at {id(self._retriever):#x}>"
 
 
 class _Completed:
@@ -220,10 +246,9 @@ def results(found: Any, queries: Sequence[Query]) -> list[Hits]:
 
 
 def _hits(given: Any) -> Hits:
-    try:
-        hits = fixed(given)
-    except TypeError:
-        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}") from None
+    if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}")
+    hits = fixed(given)  # a lazy sequence raises its errors here
     if type(hits) is tuple and not all(isinstance(hit, Hit) for hit in hits):
         raise InputError(f"a result must be a sequence of hits, got {given!r:.200}")
     return hits
@@ -244,8 +269,17 @@ def _usable(query: Any) -> Query | NoRetrieval:
     _check_key(query)
     if query.encoding is not None and query.key == query.text:
         # Several encodings may have one text: without its own key it equals no other query.
-        return Query(query.text, query.encoding, key=object())
+        return Query(query.text, query.encoding, key=_NoKey())
     return query
+
+
+class _NoKey:
+    """The key of a query that brings an encoding and no key: equal to no other."""
+
+
+def as_given(query: Query) -> Query:
+    """Return a query for the record: one that brought no key equals those of the same text."""
+    return Query(query.text, query.encoding) if isinstance(query.key, _NoKey) else query
 
 
 def _check_key(query: Query) -> None:
@@ -268,9 +302,9 @@ def _lanes(retriever: Retriever) -> int:
 class _QueryMethod:
     """A workload's `query` or `aquery`."""
 
-    def __init__(self, method: Callable[..., Any] | None) -> None:
-        self._method: Any = method
-        self._reports = "progress" in _parameters(method)[0]
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self._reports = "progress" in [one.name for one in _parameters(method)[0]]
 
     def call(self, state: Any, progress: Progress) -> Any:
         return self._method(state, progress=progress) if self._reports else self._method(state)
@@ -279,28 +313,43 @@ class _QueryMethod:
 class _ExtendMethod:
     """A workload's `extend` or `aextend`."""
 
-    def __init__(self, method: Callable[..., Any] | None) -> None:
-        self._method: Any = method
-        names, several = _parameters(method)
-        self.carries = "carried" in names
-        self._by_place = several or len([name for name in names if name != "carried"]) > 2
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        parameters, several = _parameters(method)
+        self.carries = "carried" in [one.name for one in parameters]
+        progress = _progress_of(parameters)
+        self._by_place = several or (progress in parameters[2:3] and _has_place(progress))
+        self._name = None if self._by_place or progress is None else progress.name
         self._plain = self._by_place and not self.carries
 
     def call(self, state: Any, hits: Hits, progress: Progress, carried: Any) -> Any:
         if self._plain:
             return self._method(state, hits, progress)
         given = (state, hits, progress) if self._by_place else (state, hits)
-        return self._method(*given, carried=carried) if self.carries else self._method(*given)
+        named = {} if self._name is None else {self._name: progress}
+        if self.carries:
+            named["carried"] = carried
+        return self._method(*given, **named)
 
 
-def _parameters(method: Callable[..., Any] | None) -> tuple[list[str], bool]:
-    """Return the names of a method's parameters, and whether it takes any number of them."""
-    if method is None:
-        return [], True
+def _has_place(parameter: inspect.Parameter | None) -> bool:
+    return parameter is not None and parameter.kind is not parameter.KEYWORD_ONLY
+
+
+def _progress_of(parameters: Sequence[inspect.Parameter]) -> inspect.Parameter | None:
+    """Return the parameter `progress` of `extend`, or the third one that must be given."""
+    others = [one for one in parameters[2:] if one.name != "carried"]
+    named = [one for one in others if one.name == "progress"]
+    required = [one for one in others if one.default is one.empty]
+    return next(iter(named + required), None)
+
+
+def _parameters(method: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
+    """Return a method's parameters, and whether it takes any number of them."""
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):  # a built-in without a signature
         return [], True
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    names = [one.name for one in parameters if one.kind not in several]
-    return names, any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    own = [one for one in parameters if one.kind not in several]
+    return own, any(one.kind is one.VAR_POSITIONAL for one in parameters)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ralmspec_plugins.parts import Parts, results
+from ralmspec_plugins.parts import Parts, as_given, results
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
 from ralmspec_plugins.types import (
     Answer,
@@ -11,6 +11,7 @@ from ralmspec_plugins.types import (
     Request,
     Retrieved,
     Stats,
+    as_request,
     unscored,
 )
 
@@ -21,7 +22,7 @@ def plain(workload: Workload[Any], retriever: Retriever, request: Request | str)
     The engines compute the same answer in less time.
     """
     parts = Parts(workload, retriever)
-    state = workload.start(Request(prompt=request) if isinstance(request, str) else request)
+    state = parts.start(as_request(request))
     retrieved: list[Retrieved] = []
     segments, progress = 0, Progress()
     try:
@@ -31,11 +32,11 @@ def plain(workload: Workload[Any], retriever: Retriever, request: Request | str)
                 asked = formed.query
                 query = parts.encode(asked) if isinstance(asked, str) else asked
                 [hits] = results(parts.retriever.search([query]), [query])
-                retrieved.append(Retrieved(query, hits))
+                retrieved.append(Retrieved(as_given(query), hits))
             seen = hits if workload.reads_scores else unscored(hits)
             state = parts.extend(state, seen, progress, formed.carried)
             segments += 1
-        text = workload.text(state)
+        text = parts.text(state)
     finally:
         workload.release(state)
     count = len(retrieved)

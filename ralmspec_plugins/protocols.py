@@ -240,17 +240,14 @@ class PoolableRetriever(Retriever, Protocol):
 class Speculator(Protocol):
     """Guesses the hits of a search. Thread-safe where it is shared.
 
-    `inline`: `guess` may be called by the loop itself: it takes microseconds, or at most
-    a few milliseconds where no shared event loop runs.
-
-    Optional: `by_text` is true if `guess` reads the query's text and not its encoding. Such
+    Optional: `inline` is true if `guess` may be called by the loop itself: it takes
+    microseconds, or at most a few milliseconds where no shared event loop runs.
+    `by_text` is true if `guess` reads the query's text and not its encoding. Such
     speculators, if they precede all others, are called while the query is being encoded.
     `invalidate()` discards what was learned, after a change of the index. A shared speculator
     counts these calls in `generation`, and takes the count from before a request's first
     search as a third argument of `learn`, to ignore hits that may be outdated.
     """
-
-    inline: bool
 
     def guess(self, query: Query) -> Hits | None:
         """Return the hits expected of the real search, or `None`."""

@@ -5,9 +5,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from numbers import Real
+from threading import TIMEOUT_MAX
 from typing import Any, Final, TypeAlias
 
-from ralmspec_plugins.errors import ConfigError, DeadlineExceeded
+from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, InputError
 
 # Statistics of a request: counts, and a timeline of measured spans.
 
@@ -284,8 +285,11 @@ class Request:
         """Check the settings."""
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")
+        if self.deadline_s is not None and not 0 < self.deadline_s <= TIMEOUT_MAX:
+            raise ConfigError(
+                f"deadline_s must be above 0 and at most {TIMEOUT_MAX:.0f}, got {self.deadline_s}; "
+                "None: no deadline"
+            )
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise ConfigError(f"stop must be a tuple of texts, none empty, got {self.stop!r}")
 
@@ -293,6 +297,19 @@ class Request:
         """Raise `DeadlineExceeded` if this time exceeds the deadline."""
         if self.deadline_s is not None and elapsed_s > self.deadline_s:
             raise DeadlineExceeded(f"no answer within {self.deadline_s} seconds")
+
+
+def as_request(request: Request | str) -> Request:
+    """Return a request; a prompt becomes one with default settings.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(request, str):
+        return Request(prompt=request)
+    if not isinstance(request, Request):
+        raise InputError(f"a request must be a text or a Request, got {request!r:.200}")
+    return request
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The window of uncommitted steps: verification, rollback, and planning."""
 
+import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -24,9 +25,9 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
-from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.errors import Cancelled, InputError
 from ralmspec_plugins.metrics import MetricsRecorder
-from ralmspec_plugins.parts import Parts
+from ralmspec_plugins.parts import Parts, as_given
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
@@ -42,6 +43,8 @@ from ralmspec_plugins.types import (
     same_to_read,
     unscored,
 )
+
+_log = logging.getLogger(__name__)
 
 MOST_RETRIES = 3  # failures of speculative work, after which a request is run sequentially
 
@@ -80,6 +83,7 @@ class SpeculationWindow:
         self.contradiction: Failure | None = None  # a settled text was not generated again
         self.out: list[Need] = []  # work and notices for the engine
         self._cancelled: set[Encode] = set()
+        self._complained = False  # about `settled`
         self._requested_guess = self._had_guess = self._used_guess = False  # for statistics
 
     @property
@@ -91,7 +95,7 @@ class SpeculationWindow:
         """Return the final text, its record and its statistics."""
         for need in self.in_flight:
             self.metrics.unfinished(need)
-        text = self.workload.text(self.root)
+        text = self.parts.text(self.root)
         lossy = self._used_guess and getattr(self.workload, "lossy", False)
         stats = self.metrics.stats(self._unguessed(), lossy=lossy)
         return Answer(text, tuple(self.retrieved), self.root, stats)
@@ -277,7 +281,7 @@ class SpeculationWindow:
         """Return whether a retried step contradicts the text that was settled before."""
         if step.interruption is None:
             return False
-        text = self.workload.settled(state)
+        text = self._settled_text(state)
         if text.startswith(self.settled) or (not whole and self.settled.startswith(text)):
             return False
         self.contradiction = Failure(step.interruption, isolated=True)
@@ -292,19 +296,34 @@ class SpeculationWindow:
             return
         assert step.query is not None
         assert step.truth is not None
-        step.entry = Retrieved(step.query, step.truth)
+        step.entry = Retrieved(as_given(step.query), step.truth)
         self.retrieved.append(step.entry)
         self.out.append(Confirmed(step.entry))
 
     def _settle(self, state: Any) -> bool:
         """Settle the new part of a text; return whether there is one."""
-        text = self.workload.settled(state)
+        text = self._settled_text(state)
         if len(text) <= len(self.settled):
             return False
         self.settled = text
         self.metrics.text()
         self.out.append(Settled(text, state))
         return True
+
+    def _settled_text(self, state: Any) -> str:
+        """Return a state's settled text; none if the workload cannot say, as no plain loop asks."""
+        try:
+            text = self.workload.settled(state)
+            if not isinstance(text, str):
+                raise InputError(f"settled() must return a text, got {text!r:.200}")  # noqa: TRY301
+        except Exception:  # noqa: BLE001 the plain loop does not call it
+            if not self._complained:
+                _log.warning(
+                    "%r: settled() failed; the text is shown later", self.workload, exc_info=True
+                )
+            self._complained = True
+            return ""
+        return text
 
     def roll_back(self, position: int) -> None:
         """Discard the segment at this position, and drop all steps after it."""

@@ -26,6 +26,8 @@ def guessing_pays() -> Iterator[None]:
         patch.setattr(Costs, "SIDE_BY_SIDE_S", 0.0)
         patch.setattr(Costs, "WORTH_GUESSING", 0.0)
         patch.setattr(Costs, "WORTH_WRITING", 0.0)
+        patch.setattr(Costs, "STOP_SHARE", 0.0)
+        patch.setattr(Costs, "LONG_SEARCH", 0.0)  # nor is the first outcome of a guess awaited
         yield
 
 

@@ -15,16 +15,21 @@ import pytest
 from ralmspec_plugins import (
     Answer,
     AsyncEngine,
+    Continuous,
     Engine,
     FixedStride,
+    Formed,
     Hit,
     Hits,
     Latencies,
     Passage,
     PassageCache,
     Query,
+    QueryCache,
+    Replica,
     Request,
     Settings,
+    SharedPassageCache,
     Simulation,
     Verifier,
     plain,
@@ -89,8 +94,8 @@ def in_a_batch(workload: Any, retriever: Any, settings: Settings | None = None) 
         return engine.batch([PROMPT] * 3)[1]
 
 
-def in_a_stream(workload: Any, retriever: Any) -> Answer:
-    with Engine(workload, retriever) as engine:
+def in_a_stream(workload: Any, retriever: Any, settings: Settings | None = None) -> Answer:
+    with Engine(workload, retriever, settings) as engine:
         stream = engine.stream(PROMPT)
         pieces = list(stream)
         assert "".join(pieces) == stream.answer.text
@@ -573,3 +578,328 @@ def test_what_can_only_be_awaited_is_not_left_out() -> None:
     in_tasks(EchoWorkload(), retriever)
     assert retriever.asked
     assert all(text.startswith("encoded ") for text in retriever.asked)
+
+
+# What mypy would refuse: parts that leave out what they may, and mistakes.
+plainly: Any = plain
+EngineOf: Any = Engine
+ReplicaOf: Any = Replica
+PassageCacheOf: Any = PassageCache
+
+
+class Hidden(TextState):
+    """A derived state whose equality is inherited, and does not cover its own attribute."""
+
+    __slots__ = ("topic",)
+
+    def __init__(self, request: Request, text: str, topic: int) -> None:
+        super().__init__(request, text)
+        object.__setattr__(self, "topic", topic)
+
+
+class Wandering(TextWorkload[Hidden]):
+    """What is asked next depends on the length of what was found, which the text does not show."""
+
+    def start(self, request: Request) -> Hidden:
+        return Hidden(request, "", 0)
+
+    def query(self, state: Hidden) -> str | None:
+        topic: int = state.topic  # type: ignore[attr-defined]
+        return TOPICS[topic % 4] if len(state.text) < 12 else None
+
+    def extend(self, state: Hidden, hits: Hits) -> Hidden:
+        topic: int = state.topic  # type: ignore[attr-defined]
+        return Hidden(state.request, f"{state.text}.", topic + 1 + len(hits[0].passage.text) % 3)
+
+
+class AlwaysWrong(NoIdea):
+    def guess(self, query: Query) -> Any:
+        return [Hit(Passage("p", "a wrong one"))]
+
+
+WRONG = Settings(schedule=FixedStride(stride=2), speculators=[AlwaysWrong()])
+
+
+@pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
+def test_a_derived_state_is_not_its_base(run: Callable[..., Answer]) -> None:
+    """No query of a dropped step is reused for a state that only looks equal."""
+    expected = plainly(Wandering(), OnlySearch(), PROMPT)
+    answer = run(Wandering(), OnlySearch(), WRONG)
+
+    assert expected == answer
+    assert answer.stats.guesses > answer.stats.accepted
+    assert len({one.query.text for one in expected.retrieved}) > 1
+
+
+class OneByName(Mine):
+    def extend(self, state: TextState, hits: Hits, *, progress: Progress) -> TextState:  # type: ignore[override]
+        progress.check()
+        return super().extend(state, hits)
+
+
+class OneOfItsOwn(Mine):
+    """Its third parameter is its own, and has a default."""
+
+    def extend(self, state: TextState, hits: Hits, end: str = "!") -> TextState:
+        return super().extend(state, hits).append(end)
+
+
+class CarriedFirst(Mine):
+    def query(self, state: TextState) -> Any:
+        query = super().query(state)
+        return None if query is None else Formed(query, "carried")
+
+    def extend(self, state: TextState, hits: Hits, carried: str, progress: Progress) -> TextState:  # type: ignore[override]
+        progress.check()
+        return super().extend(state, hits).append(carried)
+
+
+class OtherName(Mine):
+    def extend(self, state: TextState, hits: Hits, p: Progress, /) -> TextState:  # type: ignore[override]
+        p.check()
+        return super().extend(state, hits)
+
+
+@pytest.mark.parametrize(
+    ("workload", "after"),
+    [(OneByName, ""), (OneOfItsOwn, "!"), (CarriedFirst, "carried"), (OtherName, "")],
+)
+@pytest.mark.parametrize("run", [in_threads, in_tasks])
+def test_optional_parameters_may_stand_in_any_order(
+    run: Callable[..., Answer], workload: Any, after: str
+) -> None:
+    expected = plainly(workload(), OnlySearch(), PROMPT)
+
+    assert expected == run(workload(), OnlySearch())
+    assert after in expected.text
+    assert "Progress" not in expected.text
+
+
+class Vectors(Mine):
+    """Asks with vectors of its own, which bring no key."""
+
+    def query(self, state: TextState) -> Any:
+        text = super().query(state)
+        return None if text is None else Query(text, encoding=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("run", [in_threads, in_a_batch, in_tasks, in_virtual_time])
+def test_a_query_without_a_key_has_an_equal_record(run: Callable[..., Answer]) -> None:
+    expected = plainly(Vectors(), OnlySearch(), PROMPT)
+
+    assert expected == run(Vectors(), OnlySearch())
+    assert expected.retrieved[0].query == Query("red 0", encoding=[1.0, 2.0])
+
+
+class Unsettled(Mine):
+    def __init__(self, settled: Any) -> None:
+        self._settled = settled
+
+    def settled(self, state: TextState) -> Any:
+        if isinstance(self._settled, Exception):
+            raise self._settled
+        return self._settled
+
+
+@pytest.mark.parametrize("settled", [ValueError("no"), StopIteration(), None, 3])
+@pytest.mark.parametrize("run", [in_threads, in_a_batch, in_tasks, in_virtual_time])
+def test_what_the_plain_loop_does_not_call_does_not_fail(
+    run: Callable[..., Answer], settled: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text that cannot be shown early is shown at the end; the log says why."""
+    expected = plainly(Unsettled(settled), OnlySearch(), PROMPT)
+
+    assert expected == run(Unsettled(settled), OnlySearch())
+    assert "settled() failed" in caplog.text
+    with EngineOf(Unsettled(settled), OnlySearch()) as engine:
+        assert [expected.text] == list(engine.stream(PROMPT))
+
+
+class Forgetful(Streamed):
+    """Forgets to return the state."""
+
+    def extend(self, state: TextState, hits: Hits) -> Any:
+        return None
+
+
+class Textless(Mine):
+    def text(self, state: TextState) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("workload", "error", "message"),
+    [
+        (Forgetful(), AttributeError, "'NoneType' object has no attribute 'request'"),
+        (Textless(), InputError, r"text\(\) must return a text, got None"),
+    ],
+)
+@pytest.mark.parametrize("run", [plainly, in_threads, in_a_batch, in_tasks, in_virtual_time])
+def test_a_wrong_type_is_the_plain_loops_error(
+    run: Callable[..., Answer], workload: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(workload, OnlySearch(), *([PROMPT] if run is plainly else []))
+
+
+class TwoMethods:
+    """A speculator without anything that may be left out."""
+
+    def __init__(self) -> None:
+        self.last: Hits | None = None
+
+    def guess(self, query: Query) -> Any:
+        return OnlySearch().found(query)
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        self.last = hits
+
+
+@pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
+@pytest.mark.parametrize("many", [list, iter])
+def test_guess_and_learn_are_enough(run: Callable[..., Answer], many: Callable[..., Any]) -> None:
+    """Also given by an iterator."""
+    speculator = TwoMethods()
+    settings = Settings(speculators=many([speculator]), schedule=FixedStride(stride=2))
+    expected = plainly(Mine(), OnlySearch(), PROMPT)
+    answer = run(Mine(), OnlySearch(), settings)
+
+    assert expected == answer
+    assert answer.stats.accepted == answer.stats.guesses > 0
+    assert speculator.last
+
+
+@pytest.mark.parametrize("run", [in_threads, in_tasks])
+def test_a_function_may_yield_its_speculators(run: Callable[..., Answer]) -> None:
+    settings = Settings(
+        speculators=lambda: (one for one in [TwoMethods()]),  # type: ignore[arg-type, return-value]
+        schedule=FixedStride(stride=2),
+    )
+
+    assert run(Mine(), OnlySearch(), settings).stats.accepted > 0
+
+
+@pytest.mark.parametrize("shape", [list, tuple, iter])
+def test_a_replica_needs_a_search_alone(shape: Callable[[Any], Any]) -> None:
+    """In front of a retriever that has nothing else either."""
+    retriever, cheap = OnlySearch(), OnlySearch()
+    cheap.search = lambda queries: shape([cheap.found(query) for query in queries])  # type: ignore[method-assign]
+    settings = Settings(
+        speculators=[ReplicaOf(cheap, of=retriever)], schedule=FixedStride(stride=2)
+    )
+    answer = in_threads(Mine(), retriever, settings)
+
+    assert plainly(Mine(), retriever, PROMPT) == answer
+    assert answer.stats.accepted > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Settings(speculators=TwoMethods()),  # type: ignore[arg-type]
+        lambda: Settings(speculators=[TwoMethods]),  # type: ignore[list-item]
+        lambda: Settings(speculators=[SharedPassageCache()]),  # type: ignore[list-item]
+        lambda: Settings(pool=PassageCacheOf(OnlySearch())),
+        lambda: Settings(memo={}),  # type: ignore[arg-type]
+        lambda: Settings(may_guess=True),  # type: ignore[arg-type]
+        lambda: Settings(schedule=Continuous),  # type: ignore[arg-type]
+        lambda: Settings(capacity="3"),  # type: ignore[arg-type]
+        lambda: EngineOf(Mine(), OnlySearch(), {"speculate": False}),
+        lambda: EngineOf(Mine, OnlySearch()),
+        lambda: EngineOf(Mine(), OnlySearch),
+        lambda: EngineOf(Mine(), Unhashable(), Settings(memo=QueryCache())),
+        lambda: EngineOf(Mine(), NoHits()),
+    ],
+)
+def test_a_mistake_is_refused_when_it_is_made(wrong: Callable[[], Any]) -> None:
+    """Not by the first request."""
+    with pytest.raises(ConfigError, match=r"got|is a class"):
+        wrong()
+
+
+def test_an_unknown_eviction_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="unknown eviction 'never'"):
+        Settings(eviction="never")
+
+
+class Unhashable(ThreeMethods):
+    signature: Any = ("mine", [])
+
+
+class NoHits(ThreeMethods):
+    k = 0
+
+
+def test_a_whole_number_of_numpy_is_a_k() -> None:
+    retriever = ThreeMethods()
+    retriever.k = np.int64(1)  # type: ignore[assignment]
+    answer = in_threads(Mine(), retriever)
+
+    assert plainly(Mine(), retriever, PROMPT) == answer
+
+
+@pytest.mark.parametrize("request_", [None, 3, {"prompt": "red"}])
+def test_what_is_no_request_is_refused_alike(request_: Any) -> None:
+    with pytest.raises(InputError, match="must be a text or a Request, got"):
+        plainly(Mine(), OnlySearch(), request_)
+    with EngineOf(Mine(), OnlySearch()) as engine:
+        with pytest.raises(InputError, match="must be a text or a Request, got"):
+            engine.run(request_)
+        with pytest.raises(InputError, match="must be a text or a Request, got"):
+            engine.batch([request_])
+
+
+@pytest.mark.parametrize("one", ["red blue", Request(prompt="red blue")])
+def test_one_request_is_no_batch(one: Any) -> None:
+    """A text is a sequence of texts, too: none of its letters is answered."""
+    with (
+        EngineOf(Mine(), OnlySearch()) as engine,
+        pytest.raises(InputError, match="a batch must be a sequence of requests, got"),
+    ):
+        engine.batch(one)
+
+
+class QueriesAwaited(TextWorkload[TextState]):
+    """What can only be awaited, and is run in threads."""
+
+    async def aquery(self, state: TextState) -> str | None:
+        return Mine().query(state)
+
+    async def aextend(self, state: TextState, hits: Hits) -> TextState:
+        return Mine().extend(state, hits)
+
+
+class SearchAwaited:
+    signature, k = "awaited", 1
+
+    def encode(self, text: str) -> Query:
+        return Query(text)
+
+    async def asearch(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        return [OnlySearch().found(query) for query in queries]
+
+
+@pytest.mark.parametrize(
+    "run", [in_threads, in_virtual_time, lambda *parts: plainly(*parts, PROMPT)]
+)
+@pytest.mark.parametrize(
+    ("workload", "retriever"), [(QueriesAwaited, OnlySearch), (Mine, SearchAwaited)]
+)
+def test_what_can_only_be_awaited_says_so(run: Any, workload: Any, retriever: Any) -> None:
+    with pytest.raises(NotImplementedError, match="can only be awaited; use AsyncEngine"):
+        run(workload(), retriever())
+
+    assert in_tasks(workload(), retriever()) == plainly(Mine(), OnlySearch(), PROMPT)
+
+
+def test_errors_of_lazy_hits_are_the_retrievers_own() -> None:
+    """Not mistaken for a wrong type."""
+
+    class Lazy(OnlySearch):
+        def found(self, query: Query) -> Any:
+            yield Hit(Passage("p", "red fox"))
+            raise TypeError("its own")
+
+    for run in (in_threads, lambda *parts: plainly(*parts, PROMPT)):
+        with pytest.raises(TypeError, match="its own"):
+            run(Mine(), Lazy())

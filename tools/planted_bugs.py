@@ -56,8 +56,8 @@ BUGS = (
     Bug(
         "the record keeps the guess, with its scores",
         "ralmspec_plugins/window.py",
-        "Retrieved(step.query, step.truth)",
-        "Retrieved(step.query, step.guess or step.truth)",
+        "Retrieved(as_given(step.query), step.truth)",
+        "Retrieved(as_given(step.query), step.guess or step.truth)",
     ),
     Bug(
         "a dropped question is taken back at another position",
@@ -231,7 +231,7 @@ BUGS = (
     Bug(
         "before one was stopped, wrong guesses are taken to cost nothing",
         "ralmspec_plugins/scheduling/cost_model.py",
-        "        return (self.step_s or 0.0) / 2\n",
+        "        return (self.step_s or 0.0) * self.STOP_SHARE\n",
         "        return 0.0\n",
         "tests/scheduling/test_schedules.py",
     ),
@@ -721,14 +721,14 @@ BUGS = (
     Bug(
         "a tool that ran speculatively runs again",
         "integrations/langchain_ralmspec/agents/middleware.py",
-        "return request.override(tool=replaying(request.tool, slot.early, run.counters))",
+        "return request.override(tool=replaying(request.tool, slot.early, fits, run.counters))",
         "return request",
         AGENTS,
     ),
     Bug(
         "what a tool returned to one user is a guess for another",
         "integrations/langchain_ralmspec/agents/middleware.py",
-        "self.scope = scope if scope is not None else self",
+        "self.scope = scope if scope is not None else object()",
         'self.scope = "everyone" if scope is not self else scope',
         AGENTS,
     ),
@@ -741,10 +741,31 @@ BUGS = (
     ),
     Bug(
         "calls of LlamaIndex made ahead have no tag",
-        "ralmspec_plugins/adapters/agents.py",
-        "            with self.host.silent():\n                await work()\n",
-        "            await work()\n",
+        "integrations/llama_index_ralmspec/agents.py",
+        "        with tagged():\n            if call is None:\n",
+        "        if call is not self:\n            if call is None:\n",
         "tests/llama_index/agents/test_agents.py -k told",
+    ),
+    Bug(
+        "the host waits without limit for a call ahead that ended without a reply",
+        "ralmspec_plugins/adapters/agents.py",
+        "        except BaseException as error:\n            recording.end(error)\n",
+        "        except Exception as error:\n            recording.end(error)\n",
+        "tests/langchain/agents/test_models.py -k without_a_reply",
+    ),
+    Bug(
+        "what a tool streamed ahead of the host is not streamed",
+        "integrations/langchain_ralmspec/agents/inner_runs.py",
+        "        if self.written:\n",
+        "        if not self.written:\n",
+        "tests/langchain/agents/test_inner_runs.py -k when_it_counts",
+    ),
+    Bug(
+        "searches inside a tool that was called ahead are not shown",
+        "integrations/langchain_ralmspec/agents/inner_runs.py",
+        'return "run" in kinds or any(',
+        'return "run" in kinds and any(',
+        "tests/langchain/agents/test_inner_runs.py -k who_listens",
     ),
     Bug(
         "a guess that is equal and reads differently is right",

@@ -20,11 +20,11 @@ from ralmspec_plugins.effects import (
     Search,
     Work,
 )
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request
+from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.engine.simulation import Latencies
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.types import Answer, Request
+from ralmspec_plugins.types import Answer, Request, as_request
 
 # The work of a crowd by the virtual time at which it will be done; lines for what must wait.
 

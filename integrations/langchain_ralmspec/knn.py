@@ -13,6 +13,7 @@ from typing_extensions import override
 from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
 from ralmspec_plugins.adapters.arguments import refuse_unknown
+from ralmspec_plugins.adapters.fingerprint import overrides_only
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -152,6 +153,8 @@ class KNNLLM(BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        if overrides_only(self, KNNLLM, "_generate", "_agenerate"):
+            return await super()._agenerate(prompts, stop, run_manager, **kwargs)
         options = self._options(stop, kwargs)
         if len(prompts) == 1:
             return result_of([await self.lm.agenerate(prompts[0], **options)], self.model_name)
@@ -177,5 +180,7 @@ class KNNLLM(BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
+        if overrides_only(self, KNNLLM, "_stream", "_astream"):
+            return super()._astream(prompt, stop, run_manager, **kwargs)
         pieces = self.lm.astream(prompt, **self._options(stop, kwargs))
         return achunks_of(pieces, run_manager)

@@ -27,7 +27,8 @@ from typing_extensions import override
 
 from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
-from ralmspec_plugins.adapters.events import REPORT
+from ralmspec_plugins.adapters.events import REPORT, aclosable
+from ralmspec_plugins.adapters.fingerprint import overrides_only
 from ralmspec_plugins.adapters.local_model import taken_by
 from ralmspec_plugins.adapters.writing_options import (
     NO_TOOLS,
@@ -190,6 +191,8 @@ class SpeculativeLLM(LocalModelSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        if overrides_only(self, SpeculativeLLM, "_generate", "_agenerate"):
+            return await super()._agenerate(prompts, stop, run_manager, **kwargs)
         answers = await self.loaded().aanswers(prompts, self._call_options(stop, kwargs))
         return result_of(answers, self.model_name)
 
@@ -212,8 +215,12 @@ class SpeculativeLLM(LocalModelSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        stream = await self.loaded().astream(prompt, self._call_options(stop, kwargs))
-        async with aclosing(achunks_of(stream, run_manager)) as chunks:
+        if overrides_only(self, SpeculativeLLM, "_stream", "_astream"):
+            made = super()._astream(prompt, stop, run_manager, **kwargs)
+        else:
+            stream = await self.loaded().astream(prompt, self._call_options(stop, kwargs))
+            made = achunks_of(stream, run_manager)
+        async with aclosing(aclosable(made)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -310,6 +317,8 @@ class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        if overrides_only(self, SpeculativeChatModel, "_generate", "_agenerate"):
+            return await super()._agenerate(messages, stop, run_manager, **kwargs)
         options = self._call_options(stop, kwargs)
         [answer] = await self.loaded().aanswers([self.prompt_of(messages)], options)
         return self._chat_result(answer)
@@ -339,6 +348,13 @@ class SpeculativeChatModel(LocalModelSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        if overrides_only(self, SpeculativeChatModel, "_stream", "_astream"):
+            async with aclosing(
+                aclosable(super()._astream(messages, stop, run_manager, **kwargs))
+            ) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         options = self._call_options(stop, kwargs)
         stream = await self.loaded().astream(self.prompt_of(messages), options)
         async with aclosing(achunks_of(stream, None)) as pieces:

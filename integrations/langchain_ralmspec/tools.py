@@ -10,6 +10,8 @@ from langchain_core.tools import StructuredTool, create_retriever_tool
 from pydantic import PrivateAttr
 
 from langchain_ralmspec.retriever import SpeculativeRetriever
+from ralmspec_plugins.adapters.engines import OwnPool
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
@@ -78,11 +80,17 @@ def speculative_tool(
         document_separator: the text between two documents.
         replica: a cheap retriever over the same documents, for guesses; it must return as many.
         memo: caches results, which are exact guesses.
-        pool: collects the documents found; the best of them are a guess. A new one by default.
+        pool: collects the documents found; the best of them are a guess. A new one by default,
+            which is used over known classes only: a retriever of your own may read the current
+            user where it cannot be seen.
         options: further fields of the `SpeculativeRetriever`.
+
+    Raises:
+        ConfigError: an argument is unknown, or of another type.
     """
+    _check(name, description, document_prompt, document_separator, replica)
     if not isinstance(retriever, SpeculativeRetriever):
-        pool = SharedPassageCache() if pool is None else pool
+        pool = OwnPool() if pool is None else pool
         retriever = SpeculativeRetriever(retriever=retriever, memo=memo, pool=pool, **options)
     shown = document_prompt or PromptTemplate.from_template("{page_content}")
     made = create_retriever_tool(
@@ -107,3 +115,21 @@ def speculative_tool(
 
     tool._retriever, tool._replica, tool._show = retriever, replica, show  # noqa: SLF001
     return tool
+
+
+def _check(
+    name: object, description: object, prompt: object, separator: object, replica: object
+) -> None:
+    """Check arguments that the host would use, or that a failed guess would hide.
+
+    Raises:
+        ConfigError: one of them has another type.
+    """
+    texts = {"name": name, "description": description, "document_separator": separator}
+    for called, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{called} must be a text, got {text!r}")
+    if not isinstance(prompt, BasePromptTemplate | None):
+        raise ConfigError(f"document_prompt must be a prompt template or None, got {prompt!r}")
+    if not isinstance(replica, Runnable | None):
+        raise ConfigError(f"replica must be a retriever or None, got {replica!r}")

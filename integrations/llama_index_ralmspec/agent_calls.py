@@ -1,7 +1,8 @@
 """Calls of an agent's model and tools, by values that are compared, and what follows from them."""
 
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,10 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.llms import LLM
 from llama_index.core.tools import ToolOutput
 
-from ralmspec_plugins.types import Query
+from ralmspec_plugins.adapters.agents import arguments_of
+from ralmspec_plugins.adapters.plain_data import copied_where_possible
+from ralmspec_plugins.adapters.side_effects import plain_attributes
+from ralmspec_plugins.types import Query, same_to_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class ToolCall:
     @property
     def query(self) -> Query:
         """The call as a query."""
-        arguments = json.dumps(self.kwargs, sort_keys=True, default=repr)
+        arguments = arguments_of(self.kwargs)
         return Query(f"{self.name} {arguments}", key=(self.name, arguments))
 
 
@@ -38,7 +42,7 @@ class ModelCall:
         method: the name of the called method.
         messages: the history.
         kwargs: tools and settings.
-        key: a copy of all these values.
+        key: a copy of all these values, and of the model's and the tools' own settings.
     """
 
     llm: LLM
@@ -49,9 +53,11 @@ class ModelCall:
 
     def __post_init__(self) -> None:
         """Copy the values of the call."""
-        tools = [(id(tool), tool.metadata.name) for tool in self.kwargs.get("tools") or ()]
+        tools = [(id(tool), vars(tool.metadata).copy()) for tool in self.kwargs.get("tools") or ()]
         rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
-        key = ([one.model_dump() for one in self.messages], tools, rest)
+        more = getattr(self.llm, "additional_kwargs", None)
+        settings = plain_attributes(self.llm), dict(more) if isinstance(more, Mapping) else more
+        key = ([one.model_dump() for one in self.messages], tools, rest, settings)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
@@ -60,33 +66,79 @@ class ModelCall:
             return NotImplemented
         try:
             same = self.llm is other.llm and self.method == other.method
-            return same and bool(self.key == other.key)
+            return same and same_to_read(self.key, other.key)
         except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def samples(self) -> bool:
+        """Whether the model has a temperature, other than 0: equal requests differ in replies."""
+        more = getattr(self.llm, "additional_kwargs", None)
+        found = {**vars(self.llm), **(more if isinstance(more, Mapping) else {})}
+        return bool(found.get("temperature", 0) != 0)
+
+    @property
     def streams(self) -> bool:
         """Whether the reply is a stream."""
         return self.method.startswith("astream")
 
-    async def pieces(self) -> AsyncIterator[ChatResponse]:
-        """Make the call, and yield its reply in pieces."""
+    def changed(self, messages: Sequence[ChatMessage]) -> bool:
+        """Return whether messages that the model was given are no longer those of the call."""
+        return not same_to_read(self.key[0], [one.model_dump() for one in messages])
+
+    async def made(self, messages: Sequence[ChatMessage] | None = None) -> Any:
+        """Make the call, with a copy of its messages if one is given; return its reply."""
         call: Any = getattr(self.llm, self.method)
+        history = list(self.messages if messages is None else messages)
         if "with_tools" in self.method:
-            reply = await call(chat_history=list(self.messages), **self.kwargs)
-        else:
-            reply = await call(list(self.messages), **self.kwargs)
+            return await call(chat_history=history, **self.kwargs)
+        return await call(history, **self.kwargs)
+
+    async def ahead(self) -> AsyncGenerator[ChatResponse, None]:
+        """Make the call with a copy of the history, and yield copies of its reply's pieces.
+
+        Raises:
+            RuntimeError: the model changed the history, as it would change the caller's.
+        """
+        messages = copied_where_possible(list(self.messages))
+        reply = await self.made(messages)
         if not self.streams:
+            self._check(messages)
             yield reply
             return
-        try:
-            async for piece in reply:
-                yield piece
-        finally:
-            if hasattr(reply, "aclose"):
-                await reply.aclose()
+        async with aclosing(pieces_of(reply)) as pieces:
+            async for piece in pieces:  # models may yield one object again and again, and write it
+                yield snapshot(piece)
+        self._check(messages)
+
+    def _check(self, messages: Sequence[ChatMessage]) -> None:
+        if self.changed(messages):
+            raise RuntimeError("the model changes the history that it is given")
+
+
+async def pieces_of(reply: Any) -> AsyncGenerator[ChatResponse, None]:
+    """Yield the pieces of a model's stream, and close it."""
+    try:
+        async for piece in reply:
+            yield piece
+    finally:
+        if hasattr(reply, "aclose"):
+            await reply.aclose()
+
+
+def snapshot(piece: ChatResponse) -> ChatResponse:
+    """Return a copy of a piece, which stays as it is when the model writes on in the original."""
+    copied: dict[str, Any] = {
+        "message": piece.message.model_copy(deep=True),
+        "additional_kwargs": deepcopy(piece.additional_kwargs),
+    }
+    try:
+        copied["raw"] = deepcopy(piece.raw)
+    except Exception:  # noqa: BLE001 a provider's own object, which it does not write on
+        copied["raw"] = piece.raw
+    return piece.model_copy(update=copied)
 
 
 def blocks_of(output: ToolOutput) -> list[Any]:

@@ -7,16 +7,16 @@ calls are intercepted. All other attributes are those of the originals, on which
 
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Collection,
+    Coroutine,
     Hashable,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from copy import copy
+from contextlib import aclosing
+from contextvars import ContextVar, copy_context
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import isawaitable
@@ -34,25 +34,28 @@ from llama_index_ralmspec.agent_calls import (
     blocks_of,
     message_of,
     output_of,
+    pieces_of,
     reasoning_of,
     reply_of,
     tokens_of,
 )
-from llama_index_ralmspec.callbacks import tagged
+from llama_index_ralmspec.callbacks import SpeculativeCall, tagged, tell_agent_event
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
+    AgentEvent,
     AgentLimits,
     AgentRun,
     AgentStats,
     Slot,
     ToolStep,
+    check_names,
 )
 from ralmspec_plugins.adapters.arguments import suggests_fields
-from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.side_effects import SideEffects, Slices
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.types import Hit, Passage
+from ralmspec_plugins.types import Hit, Passage, same_to_read
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -63,6 +66,9 @@ _SERVER_STATE: Final = (
     "track_previous_responses",
     "built_in_tools",
     "conversation",
+    "conversation_id",
+    "container",
+    "mcp_servers",
     "background",
 )
 
@@ -103,8 +109,7 @@ class AgentOptions:
         """Check the settings."""
         if self.guess is not None and not callable(self.guess):
             raise ConfigError(f"guess must be a function or None, got {self.guess!r}")
-        if isinstance(self.read_only, str):
-            raise ConfigError(f"read_only must be names of tools, got {self.read_only!r}")
+        check_names("read_only", self.read_only)
         if not isinstance(self.memo, QueryCache | None):
             raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
         limits = AgentLimits(
@@ -126,6 +131,7 @@ class _Conversation:
         self.agent: Any = None  # the agent whose model was called last
         self.tools: dict[str, Any] = {}  # its original tools
         self.effects: SideEffects | None = None
+        self._context = copy_context()  # of the caller of `run()`
         self._run: AgentRun | None = None
 
     def run(self) -> AgentRun:
@@ -151,9 +157,11 @@ class _Conversation:
         kwargs.pop("tool_choice", None)  # the host passes it only to the first call
         return ModelCall(asked.llm, asked.method, [*asked.messages, *more], kwargs)
 
-    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[ChatResponse]:
+    def pieces(
+        self, request: ModelCall, *, asynchronous: bool
+    ) -> AsyncGenerator[ChatResponse, None]:
         assert asynchronous
-        return request.pieces()
+        return request.ahead()
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         return reply_of(self.agent, recording.request, recording.pieces[-1])
@@ -163,7 +171,8 @@ class _Conversation:
         known = self.memo.known(self.scope, call.query)
         if known is not None:
             return output_of(call, blocks=known[0].passage.metadata["blocks"])
-        given = {"name": call.name, "args": dict(call.kwargs), "id": call.id}
+        # A copy: the call is part of the agent's state.
+        given = deepcopy({"name": call.name, "args": dict(call.kwargs), "id": call.id})
         by_tool = getattr(self.tools.get(call.name), "aguess_call", None)
         for guess in (by_tool, self.options.guess):
             found = guess and guess(given)
@@ -179,11 +188,11 @@ class _Conversation:
 
     async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
         assert asynchronous
-        output = await self.tools[call.name].acall(**call.kwargs)
+        output = await self.tools[call.name].acall(**deepcopy(dict(call.kwargs)))
         return output, output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
-        return blocks_of(guess) == blocks_of(real)
+        return same_to_read(blocks_of(guess), blocks_of(real))
 
     def tokens(self, recording: Recording) -> int:
         return tokens_of(recording.pieces[-1]) if recording.pieces else 0
@@ -191,8 +200,20 @@ class _Conversation:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
-    def silent(self) -> AbstractContextManager[object]:
-        return tagged()
+    def samples(self, request: ModelCall) -> bool:
+        return request.samples
+
+    async def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> None:
+        with tagged():
+            if call is None:
+                await work()
+            else:
+                await SpeculativeCall(call).aahead(work)
+
+    def report(self, event: AgentEvent) -> None:
+        self._context.copy().run(tell_agent_event, event)
 
 
 def _may_guess(tool: BaseTool) -> bool:
@@ -201,9 +222,14 @@ def _may_guess(tool: BaseTool) -> bool:
 
 
 def _refusal(llm: LLM) -> str | None:
+    """Return why a model must not be called speculatively, or `None` if it may be."""
+    more = getattr(llm, "additional_kwargs", None)
+    more = more if isinstance(more, Mapping) else {}
     for name in _SERVER_STATE:
-        if getattr(llm, name, None):
+        if getattr(llm, name, None) or more.get(name):
             return f"the provider keeps state between calls ({name})"
+    if more.get("tools"):
+        return "the provider runs tools of its own"
     return None
 
 
@@ -213,7 +239,7 @@ class _ModelTap:
     def __init__(self, agent: Any, llm: LLM) -> None:
         self._agent = agent
         self._llm: Any = llm
-        self._effects = SideEffects(llm, shared_process=True)
+        self._effects = SideEffects(llm, shared_process=True, logs_count=True)
 
     def model(self) -> Any:
         """Return a copy of the model, of the same class, whose calls are intercepted."""
@@ -234,9 +260,8 @@ class _ModelTap:
                 return await original(*args, **kwargs)
             run = self._taken(conversation)
             if call.streams:
-                return self._streamed(conversation, run, call)
-            [piece] = [piece async for piece in self._pieces(conversation, run, call)]
-            return piece
+                return await self._stream(run, call)
+            return await self._whole(run, call)
 
         return called
 
@@ -260,61 +285,87 @@ class _ModelTap:
         conversation.effects = self._effects
         return conversation.run()
 
-    async def _streamed(
-        self, conversation: _Conversation, run: AgentRun, call: ModelCall
-    ) -> AsyncGenerator[ChatResponse, None]:
-        pieces = self._pieces(conversation, run, call)
-        try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            await pieces.aclose()
+    async def _whole(self, run: AgentRun, call: ModelCall) -> Any:
+        """Return a reply: of the speculative call, or of the host's own."""
+        with run.held():
+            ahead, reply = run.claim(call), None
+            if ahead is not None:
+                async with aclosing(_replayed(ahead)) as pieces:
+                    reply = await anext(pieces, None)
+            if reply is None:
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made())
+                self._check(call)
+            self._replied(run, call, reply)
+            return reply
+
+    async def _stream(self, run: AgentRun, call: ModelCall) -> Any:
+        """Return a stream: of the speculative call, or of the host's own, which is made here."""
+        with run.held():
+            ahead, reply = run.claim(call), None
+            if ahead is None:
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made())
+        return self._pieces(run, call, ahead, reply)
 
     async def _pieces(
-        self, conversation: _Conversation, run: AgentRun, call: ModelCall
+        self, run: AgentRun, call: ModelCall, ahead: Recording | None, reply: Any
     ) -> AsyncGenerator[ChatResponse, None]:
-        """Yield the pieces of a reply: of the speculative call, or of the host's own."""
+        """Yield the pieces of a speculative call, or of the host's own if there is none."""
         last, given = None, 0
         with run.held():
-            ahead = run.claim(call)
             if ahead is not None:
-                try:
-                    async for last in _replayed(ahead):
+                async with aclosing(_replayed(ahead)) as pieces:
+                    async for last in pieces:
                         given += 1
                         yield last
-                finally:
-                    ahead.abandon()
             if ahead is None or ahead.error is not None:
-                number = 0
-                with self._effects.watched():
-                    async for piece in call.pieces():
-                        number += 1
-                        if number > given:
-                            last = piece
-                            yield piece
+                slices = Slices()
+                with self._effects.watched(slices):
+                    reply = await slices.of(call.made()) if ahead is not None else reply
+                    async with aclosing(pieces_of(reply)) as pieces:
+                        async for piece in slices.items(pieces):
+                            given -= 1
+                            if given < 0:
+                                last = piece
+                                yield piece
+                self._check(call)
             if last is None:
                 run.close()
                 return
-            try:
-                tail, calls = reply_of(self._agent, call, last)
-            except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
-                tail, calls = [], []
-            run.replied(call, tail, calls)
-            if not calls:
-                run.close()
+            self._replied(run, call, last)
 
+    def _check(self, call: ModelCall) -> None:
+        if call.changed(call.messages):
+            self._effects.note("it changes the history that it is given")
 
-async def _replayed(ahead: Recording) -> AsyncIterator[ChatResponse]:
-    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
-    pieces = ahead.aread()
-    while True:
+    def _replied(self, run: AgentRun, call: ModelCall, reply: Any) -> None:
+        """Record a reply, and the tool calls in it."""
         try:
-            piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except Exception:  # noqa: BLE001 the host makes the call itself
-            return
-        yield piece
+            tail, calls = reply_of(self._agent, call, reply)
+        except Exception:  # noqa: BLE001 the agent reads its reply itself and raises its own error
+            tail, calls = [], []
+        run.replied(call, tail, calls)
+        if not calls:
+            run.close()
+
+
+async def _replayed(ahead: Recording) -> AsyncGenerator[ChatResponse, None]:
+    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
+    try:
+        async with aclosing(ahead.aread()) as pieces:
+            while True:
+                try:
+                    piece = await anext(pieces)
+                except StopAsyncIteration:
+                    return
+                except Exception:  # noqa: BLE001 the host makes the call itself
+                    return
+                yield piece
+    finally:
+        ahead.abandon()
 
 
 def _seen_tool(tool: Any) -> Any:
@@ -365,9 +416,10 @@ async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
         return None
     early.committed = True
     try:
-        async for output in early.aread():
-            run.counters.add(tools_committed=1)
-            return output  # type: ignore[no-any-return]
+        async with aclosing(early.aread()) as outputs:
+            async for output in outputs:
+                run.counters.add(tools_committed=1)
+                return output  # type: ignore[no-any-return]
     except Exception:  # noqa: BLE001, S110 the host's own call raises its own error
         pass
     finally:

@@ -16,6 +16,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 
 from ralmspec_plugins import effects
+from ralmspec_plugins.adapters.agents import AgentEvent
 from ralmspec_plugins.protocols import speculative
 from ralmspec_plugins.types import Hits
 
@@ -30,8 +31,8 @@ class GuessEvent(BaseEvent):
     """A step is written speculatively, with these nodes, before its search has returned.
 
     Attributes:
-        query_str: the query of the step.
-        node_ids: the expected nodes, best first.
+        query_str: the query of the step; in an agent, the tool and its arguments.
+        node_ids: the expected nodes, best first; none in an agent.
     """
 
     query_str: str
@@ -47,7 +48,7 @@ class VerificationEvent(BaseEvent):
     """The search for a query that was guessed has returned.
 
     Attributes:
-        query_str: the query.
+        query_str: the query; in an agent, the tool and its arguments.
         right: whether the guess equals the result as far as the step reads it.
     """
 
@@ -86,7 +87,7 @@ class CommitEvent(BaseEvent):
     """A step has become part of the answer.
 
     Attributes:
-        query_str: its query; empty if it needed no retrieval.
+        query_str: its query; empty if it needed no retrieval, and in an agent.
         span_ids: the spans of the speculative calls that it depends on: of its query's
             embedding, of an opaque retriever, of the model. Calls without the tag always count.
     """
@@ -104,7 +105,7 @@ class RollbackEvent(BaseEvent):
     """Segments written after a wrong guess are discarded.
 
     Attributes:
-        segments: the number of discarded segments, finished or not.
+        segments: the number of discarded segments, finished or not; 1 for a call of an agent's.
         span_ids: the spans of all speculative calls so far that no `CommitEvent` has named.
             One of them may still be named later, when its text is reused.
     """
@@ -231,6 +232,23 @@ class Telling:
             open_spans = [one for one in self._spans if one not in self._committed]
             return RollbackEvent(segments=event.segments, span_ids=open_spans)
         return None
+
+
+def tell_agent_event(event: AgentEvent) -> None:
+    """Report what happens to speculative work of an agent."""
+    if not _has_handlers():
+        return
+    if event.kind == "guess":
+        _dispatcher.event(GuessEvent(query_str=event.subject.query.text, node_ids=[]))
+    elif event.kind in ("right", "wrong"):
+        right = event.kind == "right"
+        _dispatcher.event(VerificationEvent(query_str=event.subject.query.text, right=right))
+    else:
+        spans = [] if event.subject.span_id is None else [event.subject.span_id]
+        if event.kind == "commit":
+            _dispatcher.event(CommitEvent(query_str="", span_ids=spans))
+        else:
+            _dispatcher.event(RollbackEvent(segments=1, span_ids=spans))
 
 
 def tell_retrieval(query: str, hits: Hits) -> None:

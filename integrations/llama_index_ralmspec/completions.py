@@ -1,5 +1,6 @@
 """The calls of LlamaIndex on this package's models, and their answers as its responses."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any
@@ -21,6 +22,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from typing_extensions import override
 
 from ralmspec_plugins.adapters.events import REPORT
+from ralmspec_plugins.adapters.fingerprint import overrides_only
 from ralmspec_plugins.adapters.local_model import taken_by
 from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.types import Answer
@@ -57,7 +59,8 @@ async def aresponses_of(stream: AsyncAnswerStream) -> CompletionResponseAsyncGen
 class AnsweringLLM(CustomLLM):
     """Base class of this package's models: the host's calls over four methods of its own.
 
-    They receive the text to continue, and a call's arguments, which they check.
+    They receive the text to continue, and a call's arguments, which they check. A subclass that
+    overrides a synchronous call of the host changes the asynchronous one, too, as in the host.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -99,6 +102,8 @@ class AnsweringLLM(CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Continue a text without blocking the event loop."""
+        if overrides_only(self, AnsweringLLM, "complete", "acomplete"):
+            return await asyncio.to_thread(self.complete, prompt, formatted=formatted, **kwargs)
         shown = self._shown(prompt, formatted=formatted)
         return response_of(await self._aanswer(shown, kwargs))
 
@@ -116,6 +121,11 @@ class AnsweringLLM(CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Yield the continuation of a text in pieces without blocking the event loop."""
+        if overrides_only(self, AnsweringLLM, "stream_complete", "astream_complete"):
+            completions: CompletionResponseAsyncGen = await super().astream_complete(
+                prompt, formatted=formatted, **kwargs
+            )
+            return completions
         shown = self._shown(prompt, formatted=formatted)
         return aresponses_of(await self._aanswer_stream(shown, kwargs))
 
@@ -123,6 +133,8 @@ class AnsweringLLM(CustomLLM):
     @override
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer messages without blocking the event loop, unlike the host's default."""
+        if overrides_only(self, AnsweringLLM, "chat", "achat"):
+            return await asyncio.to_thread(self.chat, messages, **kwargs)
         response = await self.acomplete(self._told(messages), formatted=True, **kwargs)
         return completion_response_to_chat_response(response)
 
@@ -132,5 +144,8 @@ class AnsweringLLM(CustomLLM):
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Yield the answer to messages in pieces without blocking the event loop."""
+        if overrides_only(self, AnsweringLLM, "stream_chat", "astream_chat"):
+            chats: ChatResponseAsyncGen = await super().astream_chat(messages, **kwargs)
+            return chats
         responses = await self.astream_complete(self._told(messages), formatted=True, **kwargs)
         return astream_completion_response_to_chat_response(responses)

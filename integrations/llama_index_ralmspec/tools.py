@@ -4,16 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.tools import RetrieverTool, ToolMetadata, ToolOutput
 
+from llama_index_ralmspec.postprocessing import Postprocessing
 from llama_index_ralmspec.retriever import SpeculativeRetriever
+from ralmspec_plugins.adapters.engines import OwnPool
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 
 
 class SpeculativeRetrieverTool(RetrieverTool):
-    """A retriever tool that can guess its results before its retriever has searched."""
+    """A retriever tool that can guess its results before its retriever has searched.
+
+    It does not with postprocessors that may use more than the nodes, such as a model or kept
+    state: a guess would use them twice.
+    """
 
     read_only: Final = True
 
@@ -21,6 +29,8 @@ class SpeculativeRetrieverTool(RetrieverTool):
         """Return the expected result of a call, or `None`."""
         retriever = self.retriever
         assert isinstance(retriever, SpeculativeRetriever)
+        if Postprocessing(self._node_postprocessors).unknown:
+            return None
         query = "\n" + ", ".join(f"{key!s} is {value!s}" for key, value in call["args"].items())
         nodes = await retriever.aguess(f"{query}\n")
         if nodes is None:
@@ -61,13 +71,26 @@ def speculative_tool(
         description: the description of the tool for the model.
         node_postprocessors: the tool's node postprocessors, which run for guesses, too.
         memo: caches results, which are exact guesses.
-        pool: collects the nodes found; the best of them are a guess. A new one by default.
+        pool: collects the nodes found; the best of them are a guess. A new one by default, which
+            is used over known classes only: a retriever of your own may read the current user
+            where it cannot be seen.
         options: further arguments of the `SpeculativeRetriever`.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ConfigError: a value has another type.
     """
+    for called, text in (("name", name), ("description", description)):
+        if not isinstance(text, str):
+            raise ConfigError(f"{called} must be a text, got {text!r}")
+    given: Any = node_postprocessors
+    if not isinstance(given, Sequence) or not all(
+        isinstance(one, BaseNodePostprocessor) for one in given
+    ):
+        raise ConfigError(f"node_postprocessors must be a list of postprocessors, got {given!r}")
     if not isinstance(retriever, SpeculativeRetriever):
-        retriever = SpeculativeRetriever(
-            retriever, memo=memo, pool=pool or SharedPassageCache(), **options
-        )
+        pool = OwnPool() if pool is None else pool
+        retriever = SpeculativeRetriever(retriever, memo=memo, pool=pool, **options)
     return SpeculativeRetrieverTool(
         retriever, ToolMetadata(description, name), list(node_postprocessors)
     )

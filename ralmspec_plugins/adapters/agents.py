@@ -7,15 +7,27 @@ dropped, and the host's own call is made. No host is imported: `AgentHost` is th
 the hosts.
 """
 
+import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.types import same_to_read
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +39,7 @@ class AgentStats:
     model_calls: int = 0  # calls by the host, including those replaced by speculative calls
     calls_ahead: int = 0  # speculative model calls
     committed: int = 0  # of these, those that replaced a call by the host
+    sampled: int = 0  # of the committed ones, those of models with a temperature other than 0
     dropped: int = 0  # of these, those for which the host made another request, or none
     failed: int = 0  # of the dropped ones, those that raised
     guesses: int = 0  # observations guessed
@@ -89,10 +102,48 @@ class AgentLimits:
             raise ConfigError(f"depth must be at least 0 (0: no speculation), got {self.depth!r}")
         for name in ("max_wasted_calls", "max_wasted_tokens"):
             most = getattr(self, name)
-            if most is not None and (isinstance(most, bool) or not most >= 0):
+            if most is not None and (type(most) is not int or most < 0):
                 raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
-        if isinstance(self.handover_s, bool) or not self.handover_s > 0:
+        if type(self.handover_s) not in (int, float) or not self.handover_s > 0:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
+
+
+def arguments_of(given: Mapping[str, Any]) -> str:
+    """Return a tool call's arguments as a text, by which former results are found.
+
+    >>> arguments_of({"b": 1, "a": [2]})
+    '{"a": [2], "b": 1}'
+    """
+    try:
+        return json.dumps(given, sort_keys=True, default=repr)
+    except Exception:  # noqa: BLE001 keys without an order, or values that contain themselves
+        return repr(given)
+
+
+def check_names(name: str, given: object) -> None:
+    """Check that a setting has names of tools.
+
+    Raises:
+        ConfigError: it has another type, such as one text.
+    """
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise ConfigError(f"{name} must be names of tools, got {given!r}")
+    if not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"{name} must be names of tools, got {given!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """What happens to speculative work.
+
+    Attributes:
+        kind: a result is guessed, the guess is right or wrong, a speculative model call replaces
+            one of the host's or is dropped.
+        subject: the tool call, or the speculative model call.
+    """
+
+    kind: Literal["guess", "right", "wrong", "commit", "drop"]
+    subject: Any
 
 
 class Slot:
@@ -118,7 +169,7 @@ class AgentHost(Protocol):
     def next_request(self, step: "ToolStep") -> Any:
         """Return the model request that follows a step's observations; compared by `==`."""
 
-    def pieces(self, request: Any, *, asynchronous: bool) -> AsyncIterator[Any]:
+    def pieces(self, request: Any, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
         """Call the model without the caller's handlers, and yield its reply in pieces."""
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
@@ -134,16 +185,27 @@ class AgentHost(Protocol):
         """Call a tool without the caller's handlers; return its replay and its observation."""
 
     def equal(self, guess: Any, real: Any) -> bool:
-        """Return whether the model reads the same in a guessed and a real observation."""
+        """Return whether the model reads the same in a guessed and a real observation.
+
+        An error, such as of an array without a truth value, means that it does not.
+        """
 
     def tokens(self, recording: Recording) -> int:
-        """Return the number of tokens that a call's pieces report."""
+        """Return the number of tokens that a call's pieces report; an error means none."""
 
     def may_run_ahead(self) -> bool:
         """Return whether speculative calls may be made now."""
 
-    def silent(self) -> AbstractContextManager[object]:
-        """Return a context without the caller's handlers."""
+    def samples(self, request: Any) -> bool:
+        """Return whether the model of a request is set to sample."""
+
+    def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> Coroutine[Any, Any, None]:
+        """Do the work of a speculative call, or of a guess, without the caller's handlers."""
+
+    def report(self, event: AgentEvent) -> None:
+        """Report what happens to speculative work."""
 
 
 class ToolStep:
@@ -180,7 +242,7 @@ class ToolStep:
         """
         with self.run.lock:
             for slot in self.slots:
-                if not slot.arrived and slot.call == call:
+                if not slot.arrived and _same(slot.call, call):
                     slot.arrived = True
                     return slot
             self.bar()
@@ -203,6 +265,7 @@ class ToolStep:
         with self.run.lock:
             if guess is not None and slot.real is None:
                 slot.guess = guess
+                host.report(AgentEvent("guess", slot.call))
             self.settle()
 
     def begin_ahead(self) -> None:
@@ -210,7 +273,7 @@ class ToolStep:
         for slot in self.slots:
             slot.early = Recording(slot.call, self.index)
             self.run.counters.add(tools_ahead=1)
-            slot.early.cancel = self.run.start(lambda slot=slot: self._call(slot))  # type: ignore[misc]
+            slot.early.cancel = self.run.start(partial(self._call, slot), slot.early)
             self.guess(slot)
 
     async def _call(self, slot: Slot) -> None:
@@ -220,11 +283,13 @@ class ToolStep:
             replay, observation = await run.host.call_tool(
                 slot.call, asynchronous=run.launcher.asynchronous
             )
-        except Exception as error:  # noqa: BLE001 the host's own call raises its own error
+        except BaseException as error:
             early.end(error)
             with run.lock:
                 self.bar()
-            return
+            if not isinstance(error, Exception):
+                raise
+            return  # the host's own call raises its own error
         with run.lock:
             if not early.dropped and slot.real is None:
                 self._observed(slot, observation)
@@ -235,7 +300,7 @@ class ToolStep:
     def observe(self, slot: Slot, observation: Any) -> None:
         """Record the observation of the host's own call."""
         with self.run.lock:
-            if slot.real is None or not self.run.host.equal(slot.real, observation):
+            if slot.real is None or not self.run.equal(slot.real, observation):
                 self._observed(slot, observation)
             self.settle()
 
@@ -244,8 +309,9 @@ class ToolStep:
         if slot not in self.finished:
             self.finished.append(slot)
         if slot.guess is not None:
-            right = self.run.host.equal(slot.guess, observation)
+            right = self.run.equal(slot.guess, observation)
             self.run.counters.add(guesses=1, right=int(right))
+            self.run.host.report(AgentEvent("right" if right else "wrong", slot.call))
 
     def settle(self) -> None:
         """Make the speculative model call that is expected now, and drop another one."""
@@ -289,6 +355,14 @@ class ToolStep:
                 self.run.counters.add(tools_dropped=1)
 
 
+def _same(ours: object, theirs: object) -> bool:
+    """Return whether calls are equal and read the same; those that cannot be compared do not."""
+    try:
+        return same_to_read(ours, theirs)
+    except Exception:  # noqa: BLE001 such as an array in the arguments
+        return False
+
+
 class AgentRun:
     """The speculative work of one run of an agent. Thread-safe."""
 
@@ -305,6 +379,7 @@ class AgentRun:
         self.step: ToolStep | None = None  # the host's current step
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
+        self.model_context: Context | None = None  # of the host's last call of the model
         self._out: list[Recording] = []  # model calls that are neither committed nor dropped
         self._wasted_calls = 0
         self._wasted_tokens = 0
@@ -335,6 +410,11 @@ class AgentRun:
             if self._holders == 0 and self._handover == handover:
                 self.close()
 
+    def usable(self, *, asynchronous: bool) -> bool:
+        """Return whether calls can be made speculatively from here."""
+        same = self.launcher.asynchronous == asynchronous
+        return not self.closed and same and self.launcher.usable()
+
     def close(self) -> None:
         """Drop all speculative work; the run continues without speculation."""
         with self.lock:
@@ -347,14 +427,31 @@ class AgentRun:
                 self.drop(recording)
         self.on_close()
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work without the caller's handlers."""
+    def start(
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        call: Recording | None = None,
+        context: Context | None = None,
+    ) -> Callable[[], None]:
+        """Start work without the caller's handlers; return a function that cancels it.
+
+        Args:
+            work: the work.
+            call: the speculative call that it makes, if it makes one.
+            context: is copied for the work; `None`: the current one.
+        """
 
         async def silently() -> None:
-            with self.host.silent():
-                await work()
+            await self.host.aside(work, call)
 
-        return self.launcher.start(silently)
+        return self.launcher.start(silently, copy_context() if context is None else context.copy())
+
+    def equal(self, guess: Any, real: Any) -> bool:
+        """Return whether the model reads the same in two observations."""
+        try:
+            return self.host.equal(guess, real)
+        except Exception:  # noqa: BLE001 values that cannot be compared are not equal
+            return False
 
     def may_spend(self) -> bool:
         """Return whether one more speculative call stays within the limits in the worst case."""
@@ -369,7 +466,9 @@ class AgentRun:
         """Start a speculative model call."""
         self.counters.add(calls_ahead=1)
         self._out.append(recording)
-        recording.cancel = self.start(lambda: self._record(recording))
+        recording.cancel = self.start(
+            lambda: self._record(recording), recording, self.model_context
+        )
 
     async def _record(self, recording: Recording) -> None:
         pieces: Any = self.host.pieces(recording.request, asynchronous=self.launcher.asynchronous)
@@ -380,12 +479,15 @@ class AgentRun:
                     if recording.dropped:
                         return
                     recording.put(piece)
-        except Exception as error:  # noqa: BLE001 the host makes the call itself
+        except BaseException as error:
             recording.end(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             recording.end()
-        with self.lock:
-            self._ended(recording)
+        finally:
+            with self.lock:
+                self._ended(recording)
 
     def _ended(self, recording: Recording) -> None:
         if recording.committed or recording.dropped:
@@ -401,10 +503,11 @@ class AgentRun:
             return
         try:
             messages, calls = self.host.reply(recording)
+            allowed = bool(calls) and all(map(self.host.may_call, calls))
         except Exception:  # noqa: BLE001 the host reads its own reply
             _log.debug("the reply of a speculative call cannot be read", exc_info=True)
             return
-        if calls and all(map(self.host.may_call, calls)):
+        if allowed:
             recording.step = ToolStep(self, recording.index, recording.request, messages, calls)
             recording.step.begin_ahead()
 
@@ -415,12 +518,20 @@ class AgentRun:
         recording.dropped = True
         recording.cancel()
         self._out.remove(recording)
-        tokens = self.host.tokens(recording)
+        tokens = self._tokens(recording)
         self._wasted_calls += 1
         self._wasted_tokens += tokens
         self.counters.add(dropped=1, dropped_tokens=tokens)
+        self.host.report(AgentEvent("drop", recording))
         if recording.step is not None:
             recording.step.drop()
+
+    def _tokens(self, recording: Recording) -> int:
+        try:
+            return self.host.tokens(recording)
+        except Exception:  # noqa: BLE001 a reply to a wrong guess may be no reply at all
+            _log.debug("the tokens of a dropped call cannot be counted", exc_info=True)
+            return 0
 
     def claim(self, request: Any) -> Recording | None:
         """Return the speculative call that replaces a call by the host, or `None`.
@@ -436,7 +547,8 @@ class AgentRun:
                 return None
             ahead.committed = True
             self._out.remove(ahead)
-            self.counters.add(committed=1)
+            self.counters.add(committed=1, sampled=int(self.host.samples(request)))
+            self.host.report(AgentEvent("commit", ahead))
             self.index = ahead.index
             self.step = ahead.step
             self._extend()
@@ -457,7 +569,7 @@ class AgentRun:
         with self.lock:
             self.counters.add(model_calls=1)
             step = self.step
-            if step is not None and [slot.call for slot in step.slots] == list(calls):
+            if step is not None and _same([slot.call for slot in step.slots], list(calls)):
                 step.tail = list(tail)
                 return
             if step is not None:

@@ -219,7 +219,7 @@ _repeated: ContextVar[list[int] | None] = ContextVar("ralmspec_repeated", defaul
 
 @contextmanager
 def counting_repeats() -> Iterator[list[int]]:
-    """Collect the sizes of the calls of a store that `note_repeat` is told of inside."""
+    """Collect the sizes of the calls of a store that `note_repeat` records in the body."""
     sizes: list[int] = []
     token = _repeated.set(sizes)
     try:

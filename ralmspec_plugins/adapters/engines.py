@@ -33,6 +33,7 @@ __all__ = [
     "WorkloadName",
     "is_one_shot",
     "most_tokens",
+    "shared_pool",
     "workload_of",
     "writes_whole",
 ]
@@ -220,6 +221,15 @@ class OwnPool(SharedPassageCache):
         return OwnPool, ()
 
 
+def shared_pool(
+    pool: SharedPassageCache | None, look: RetrieverSnapshot
+) -> SharedPassageCache | None:
+    """Return the passage cache that a call shares with others, if its settings may recur."""
+    if look.passing or (isinstance(pool, OwnPool) and not look.hosts_own):
+        return None
+    return pool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
     """Settings of speculation for a host's requests.
@@ -277,7 +287,7 @@ class Speculation:
         looked_into = look.native is not None
         schedule = self.schedule_for(looked_into=looked_into)
         merged = self.merged_lanes(schedule, looked_into=looked_into, pure=look.pure)
-        own = replace(self, pool=self._pool(look))
+        own = replace(self, pool=shared_pool(self.pool, look))
 
         def parts(retriever: Retriever) -> Parts:
             return workload, own.settings(retriever, schedule, replica)
@@ -296,13 +306,7 @@ class Speculation:
             return False
         if self.memo is not None:
             return True
-        return self.guesses and (replica is not None or self._pool(look) is not None)
-
-    def _pool(self, look: RetrieverSnapshot) -> SharedPassageCache | None:
-        """Return the passage cache that a call shares with others, if its settings may recur."""
-        if look.passing or (isinstance(self.pool, OwnPool) and not look.hosts_own):
-            return None
-        return self.pool
+        return self.guesses and (replica is not None or shared_pool(self.pool, look) is not None)
 
     def schedule_for(self, *, looked_into: bool) -> Schedule:
         """Return the schedule over a store with batch search, or over an opaque retriever."""

@@ -1,5 +1,6 @@
 """Fingerprints: canonical bytes of values, and ids of objects, for keys of caches."""
 
+import inspect
 import itertools
 import operator
 import sys
@@ -328,6 +329,25 @@ def overridden(instance: object) -> bool:
     kind = type(instance)  # a decorated method claims to be a function, but is another object
     methods = [getattr(kind, name, None) for name in own]
     return bool([one for one in methods if isinstance(one, FunctionType)])
+
+
+def overrides_only(instance: object, base: type, method: str, counterpart: str) -> bool:
+    """Return whether the class of an object overrides a method, but not its counterpart.
+
+    >>> class Base:
+    ...     def run(self): ...
+    ...     def arun(self): ...
+    >>> class Own(Base):
+    ...     def run(self): ...
+    >>> overrides_only(Own(), Base, "run", "arun"), overrides_only(Base(), Base, "run", "arun")
+    (True, False)
+    """
+    kind = type(instance)  # hosts wrap methods again in each subclass
+    own, inherited = (
+        [inspect.unwrap(getattr(one, name)) for name in (method, counterpart)]
+        for one in (kind, base)
+    )
+    return own[1] is inherited[1] and own[0] is not inherited[0]
 
 
 def is_known(value: object, names: Container[str]) -> bool:

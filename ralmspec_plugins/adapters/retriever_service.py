@@ -6,7 +6,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
-from ralmspec_plugins.adapters.engines import Runtime
+from ralmspec_plugins.adapters.engines import Runtime, shared_pool
 from ralmspec_plugins.adapters.fingerprint import object_id
 from ralmspec_plugins.adapters.retriever import HostSearch, aeach, each
 from ralmspec_plugins.adapters.retriever_state import BatchMode, RetrieverSnapshot
@@ -205,8 +205,9 @@ class RetrieverService(Generic[SearchT]):
         remembered = None
         if self.memo is not None:
             remembered = self.memo.known(signature, host.unencoded(text))
-        if remembered is None and self.pool is not None and not look.passing:
-            pools.append(self.pool.of(_nobodys(host, look)))
+        pool = shared_pool(self.pool, look)
+        if remembered is None and pool is not None:
+            pools.append(pool.of(_nobodys(host, look)))
         guesses = SpeculatorCascade(
             pools, memo=self.memo, signature=signature, signature_now=lambda: host.signature
         )

@@ -4,16 +4,29 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    MutableSequence,
+)
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from types import coroutine
+from typing import Any, Final, TypeVar
 
 import numpy as np
+
+ItemT = TypeVar("ItemT")
 
 _log = logging.getLogger(__name__)
 
 _WAY_OUT: Final = " guess_through=True states that this makes no difference"
 _PLAIN: Final = (bool, int, float, str, bytes, tuple, np.generic)
+_COLLECTIONS: Final = (list, dict, set, deque)
 
 
 class SideEffects:
@@ -22,7 +35,8 @@ class SideEffects:
     A discarded call must not change a later one. A call that draws random numbers
     from Python's, NumPy's or torch's process-wide generators changes those of the next call;
     a call of a model that counts its calls, or reads its answers from an iterator,
-    changes the next answer. After such a call no further call is speculative.
+    changes the next answer; so does one that takes its answers from a list. After such a call no
+    further call is speculative.
 
     >>> import random
     >>> class Dice:
@@ -36,37 +50,54 @@ class SideEffects:
     'it draws from process-wide random state'
     """
 
-    def __init__(self, *models: object, shared_process: bool = False) -> None:
+    def __init__(
+        self, *models: object, shared_process: bool = False, logs_count: bool = False
+    ) -> None:
         """Create a watcher of the calls of one or several models.
 
         Args:
             models: those whose attributes are compared.
+            logs_count: whether a list of the model's that a call makes longer is a side effect,
+                too: the next answer may depend on the number of calls in it.
             shared_process: whether other code draws random numbers while a call waits for its
                 provider. A draw then only holds until a call during which nothing was drawn.
         """
         self._models = models
         self._shared_process = shared_process
+        self._logs_count = logs_count
         self._lock = threading.Lock()
         self.found: str | None = None
         self.observed = False  # whether a watched call has ended
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch one call."""
+    def watched(self, slices: "Slices | None" = None) -> Iterator[None]:
+        """Watch one call.
+
+        Args:
+            slices: of a call on an event loop, in which other work draws from Python's generator
+                meanwhile: only draws within the call's own slices are attributed to it.
+        """
         if self.found is not None:
             yield
             return
-        numbers, attributes = _random_state(), self._attributes()
+        numbers, attributes, sizes = _random_state(), self._attributes(), self._sizes()
+        lengths = self._lengths()
         try:
             yield
         finally:
-            drawn = _random_state() != numbers
+            first = 0 if slices is None else 1  # Python's generator is the first
+            drawn = _random_state()[first:] != numbers[first:]
+            drawn = drawn or (slices is not None and slices.drawn)
             if drawn and not self._shared_process:
-                self._note("it draws from process-wide random state")
+                self.note("it draws from process-wide random state")
             elif _differ(self._attributes(), attributes):
-                self._note("its calls change its attributes")
+                self.note("its calls change its attributes")
+            elif self._logs_count and self._lengths() != lengths:
+                self.note("its calls change its lists")
             elif any(map(_reads_from_an_iterator, self._models)):
-                self._note("it takes its answers from an iterator")
+                self.note("it takes its answers from an iterator")
+            elif _less(self._sizes(), sizes):
+                self.note("its calls take from a collection of its own")
             self.observed = not drawn
 
     def may_guess(self) -> bool:
@@ -74,9 +105,21 @@ class SideEffects:
         return self.observed and self.found is None
 
     def _attributes(self) -> list[dict[str, object]]:
-        return list(map(_plain_attributes, self._models))
+        return list(map(plain_attributes, self._models))
 
-    def _note(self, what: str) -> None:
+    def _lengths(self) -> list[tuple[str, int]]:
+        return [
+            (f"{number} {name}", len(value))
+            for number, model in enumerate(self._models)
+            for name, value in _held(model).items()
+            if isinstance(value, MutableSequence)
+        ]
+
+    def _sizes(self) -> list[dict[str, int]]:
+        return list(map(_sizes, self._models))
+
+    def note(self, what: str) -> None:
+        """Allow no further speculative calls, since calls have this side effect."""
         with self._lock:
             first, self.found = self.found is None, what
         if first:
@@ -87,6 +130,45 @@ class SideEffects:
                 what,
                 "" if self._shared_process else _WAY_OUT,
             )
+
+
+class Slices:
+    """Watches Python's random generator while a call runs on the event loop, not while it waits.
+
+    Attributes:
+        drawn: whether the call has drawn numbers.
+    """
+
+    def __init__(self) -> None:
+        """Create a watcher of a call that has not begun."""
+        self.drawn = False
+
+    async def items(self, source: AsyncIterator[ItemT]) -> AsyncIterator[ItemT]:
+        """Yield the items of a call."""
+        while True:
+            try:
+                item = await self.of(anext(source))
+            except StopAsyncIteration:
+                return
+            yield item
+
+    @coroutine
+    def of(self, call: Awaitable[ItemT]) -> Generator[Any, Any, ItemT]:
+        """Return the result of a call, which is awaited slice by slice."""
+        running = call.__await__()
+        step: Callable[[], Any] = partial(next, running)
+        while True:
+            before = random.getstate()
+            try:
+                waits_for = step()
+            except StopIteration as result:
+                return result.value  # type: ignore[no-any-return]
+            finally:
+                self.drawn = self.drawn or random.getstate() != before
+            try:
+                step = partial(running.send, (yield waits_for))
+            except BaseException as error:  # noqa: BLE001 the call handles it, or raises it
+                step = partial(running.throw, error)
 
 
 def _random_state() -> list[object]:
@@ -112,15 +194,49 @@ def _device_states(torch: Any) -> list[Any]:
     return states
 
 
-def _plain_attributes(model: object) -> dict[str, object]:
+def plain_attributes(model: object) -> dict[str, object]:
     """Return the plain attributes of a model, and the states of its random generators."""
+    states = {name: _generator_state(value) for name, value in _held(model).items()}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def _generator_state(value: Any) -> object | None:
+    """Return a plain value itself, or the state of a random generator; `None` for all others."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, random.SystemRandom):
+        return None  # it has no state
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if _is_a(value, "numpy.random", "RandomState"):
+        return repr(value.get_state(legacy=False))
+    if _is_a(value, "numpy.random", "Generator"):
+        return repr(value.bit_generator.state)
+    if _is_a(value, "torch", "Generator"):
+        state: bytes = value.get_state().numpy().tobytes()
+        return state
+    return None
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Return whether a value has a class, whose module is not imported for this."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _sizes(model: object) -> dict[str, int]:
+    """Return the sizes of a model's collections: of answers that it takes out, for example."""
     held = _held(model)
-    plain = {name: value for name, value in held.items() if isinstance(value, _PLAIN)}
-    return plain | {
-        name: value.getstate()
-        for name, value in held.items()
-        if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
-    }  # a SystemRandom has no state
+    return {name: len(value) for name, value in held.items() if isinstance(value, _COLLECTIONS)}
+
+
+def _less(now: list[dict[str, int]], before: list[dict[str, int]]) -> bool:
+    """Return whether a collection has become smaller; one that grows is a log or a cache."""
+    return any(
+        one.get(name, 0) < size
+        for one, then in zip(now, before, strict=True)
+        for name, size in then.items()
+    )
 
 
 def _differ(now: list[dict[str, object]], before: list[dict[str, object]]) -> bool:

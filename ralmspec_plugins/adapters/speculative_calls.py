@@ -3,8 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextvars import Context
 from typing import Any, Protocol
 
 from ralmspec_plugins.adapters.retriever_service import completed
@@ -30,6 +30,7 @@ class Recording:
         self.error: Exception | None = None
         self.committed = False
         self.dropped = False
+        self.span_id: str | None = None  # of the span around the call, if the host has spans
         self.step: Any = None  # the `ToolStep` of the reply's tool calls, if these were made, too
         self.cancel: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
@@ -41,9 +42,14 @@ class Recording:
             self.pieces.append(piece)
             self._wake()
 
-    def end(self, error: Exception | None = None) -> None:
-        """End the call, with the error that it raised, if any."""
+    def end(self, error: BaseException | None = None) -> None:
+        """End the call, with the error that it raised, if any.
+
+        A cancellation is an error for the reader, whose own work was not cancelled.
+        """
         with self._changed:
+            if error is not None and not isinstance(error, Exception):
+                error = RuntimeError(f"the speculative call has ended with {error!r}")
             self.ended, self.error = True, error
             self._wake()
 
@@ -72,7 +78,7 @@ class Recording:
         if self.error is not None:
             raise self.error
 
-    async def aread(self) -> AsyncIterator[Any]:
+    async def aread(self) -> AsyncGenerator[Any, None]:
         """Yield the pieces as they arrive, on the event loop of the call."""
         read = 0
         while read < len(self.pieces) or not self.ended:
@@ -91,8 +97,13 @@ class Launcher(Protocol):
 
     asynchronous: bool
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start work; return a function that cancels it."""
+    def usable(self) -> bool:
+        """Return whether work can be started from here."""
+
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start work in a context of its own; return a function that cancels it."""
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Make a call after a delay, or at the first `poll` after it."""
@@ -111,9 +122,15 @@ class TaskLauncher:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a task in a copy of the caller's context."""
-        task = self._loop.create_task(work(), context=copy_context())
+    def usable(self) -> bool:
+        """Return whether the loop runs here."""
+        return asyncio.get_running_loop() is self._loop
+
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start a task in this context."""
+        task = self._loop.create_task(work(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return lambda: None if task is _current_task() else _cancel(task)
@@ -146,9 +163,14 @@ class ThreadLauncher:
         """Create a launcher without a due call."""
         self._due: tuple[float, Callable[[], None]] | None = None
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Start a thread in a copy of the caller's context."""
-        context = copy_context()
+    def usable(self) -> bool:
+        """Return `True`: threads can be started anywhere."""
+        return True
+
+    def start(
+        self, work: Callable[[], Coroutine[Any, Any, None]], context: Context
+    ) -> Callable[[], None]:
+        """Start a thread in this context."""
         thread = threading.Thread(
             target=lambda: context.run(completed, work()), name="ralmspec-agent", daemon=True
         )

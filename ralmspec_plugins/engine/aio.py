@@ -28,7 +28,6 @@ from ralmspec_plugins.engine.session import (
     Raised,
     RequestContext,
     Session,
-    as_request,
     completions,
     may_be_discarded,
 )
@@ -41,7 +40,7 @@ from ralmspec_plugins.engine.streams import (
 from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed, Overloaded
 from ralmspec_plugins.protocols import speculative
-from ralmspec_plugins.types import Answer, Query, Request
+from ralmspec_plugins.types import Answer, Query, Request, as_request
 
 
 class AsyncExecutor(Executor):
@@ -109,7 +108,8 @@ class AsyncExecutor(Executor):
             )
         results: list[Any]
         try:
-            result = await work()
+            with self._session.on_model(need, self.clock):
+                result = await work()
             results = result if isinstance(need, Search) else [result]
             if isinstance(need, Start):
                 self._context.begun(result)

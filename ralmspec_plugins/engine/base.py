@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import Cancel, Extend, FormQuery, Need, Notice, Work
 from ralmspec_plugins.engine.batch import DEFAULT_CONCURRENCY, BatchSession, check_concurrency
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request
+from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.types import Request
+from ralmspec_plugins.types import Request, as_request
 
 GRACE_S = 5.0  # maximum wait for a segment to stop, when a request is cancelled
 THREADS = 256  # upper bound; a thread is only started while all others are busy
@@ -153,6 +154,8 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         self, requests: Sequence[Request | str], max_concurrency: int
     ) -> tuple[Session, list[Request], int]:
         """Return the session of a batch, its requests, and the maximum concurrency."""
+        if isinstance(requests, str | Request):
+            raise InputError(f"a batch must be a sequence of requests, got {requests!r:.200}")
         asked = [as_request(request) for request in requests]
         workers = check_concurrency(max_concurrency, len(asked))
         return self._together.session, asked, workers

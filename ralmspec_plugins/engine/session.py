@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -46,8 +47,13 @@ from ralmspec_plugins.protocols import (
     speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
-from ralmspec_plugins.speculators.cascade import SpeculatorCascade
-from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
+from ralmspec_plugins.scheduling.load import ModelLoad
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade, usable
+from ralmspec_plugins.speculators.passage_cache import (
+    PassageCache,
+    SharedPassageCache,
+    check_k,
+)
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Answer, Query, Request, fixed
 
@@ -63,6 +69,7 @@ class Session:
         retriever: Retriever,
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
+        load: ModelLoad | None = None,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -71,6 +78,7 @@ class Session:
             retriever: the engine's retriever.
             settings: the engine's settings.
             clock: returns the seconds by which inline guesses are timed.
+            load: of the model, if other sessions use it too.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -78,8 +86,10 @@ class Session:
         self.parts = Parts(workload, retriever)
         self.workload = workload
         self.retriever = retriever = self.parts.retriever
+        if settings is not None and not isinstance(settings, Settings):
+            raise ConfigError(f"settings must be Settings(...), or None, got {settings!r:.200}")
         self.settings = settings or Settings()
-        self.costs = Costs()
+        self.costs = Costs(load=load)
         self.rates = SpeculatorRates()
         self._clock = clock
         self.speculate = self.settings.speculate
@@ -96,6 +106,8 @@ class Session:
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         awide = self.speculate and hasattr(retriever, "asearch_wide")
         self._awide = retriever if awide else None
+        if self.speculate:
+            self._check_caches()
         self._check_speculators(self._common_speculators())
 
     @property
@@ -131,7 +143,13 @@ class Session:
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
             retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Session(self.workload, retriever, settings, clock=self._clock)
+        return Session(self.workload, retriever, settings, clock=self._clock, load=self.costs.load)
+
+    def on_model(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
+        """Return a context that counts and times work of the model."""
+        if not isinstance(need, FormQuery | Extend):
+            return nullcontext()
+        return self.costs.load.segment(clock)
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""
@@ -141,7 +159,7 @@ class Session:
         if speculators is None:
             speculators = self._own_pool()
         elif callable(speculators):
-            speculators = speculators()
+            speculators = usable(speculators())
             self._check_speculators(speculators)
         return SpeculatorCascade(
             speculators,
@@ -180,6 +198,17 @@ class Session:
         """Return the speculators that all requests share."""
         speculators = self.settings.speculators
         return () if speculators is None or callable(speculators) else speculators
+
+    def _check_caches(self) -> None:
+        signature = self.retriever.signature
+        if self.settings.speculators is None:
+            check_k(getattr(self.retriever, "k", None))
+        try:
+            hash(signature if self._shares else None)
+        except TypeError:
+            raise ConfigError(
+                f"a retriever's signature must be hashable to share results, got {signature!r}"
+            ) from None
 
     def _check_speculators(self, speculators: Sequence[Speculator]) -> None:
         ours = self.retriever.signature
@@ -372,7 +401,8 @@ class RequestContext:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
             else:
-                results = [self.result(need, clock, complete)]
+                with self.session.on_model(need, clock):
+                    results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
@@ -411,7 +441,7 @@ class RequestContext:
         if isinstance(need, Guess):
             return self.guesses.guess_async(need.query, encoded=need.encoded)
         assert isinstance(need, Start)
-        return self.begun(parts.workload.start(need.request))
+        return self.begun(parts.start(need.request))
 
     def begun(self, state: Any) -> Any:
         """Record the first state; after the end of the request it is freed immediately."""
@@ -445,8 +475,3 @@ def completions(
         else Completed(need, result, None, index, started_s, ended_s, busy_s)
         for index, result in enumerate(results)
     ]
-
-
-def as_request(request: Request | str) -> Request:
-    """Return a request; a prompt becomes one with default settings."""
-    return Request(prompt=request) if isinstance(request, str) else request

@@ -20,10 +20,10 @@ from ralmspec_plugins.effects import (
     Search,
     Work,
 )
-from ralmspec_plugins.engine.session import RequestContext, Session, as_request
+from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
-from ralmspec_plugins.types import Answer, Request
+from ralmspec_plugins.types import Answer, Request, as_request
 
 # Durations of each kind of work in virtual time.
 

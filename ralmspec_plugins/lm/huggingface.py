@@ -48,7 +48,7 @@ from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
 from ralmspec_plugins.lm.token_sampler import TokenSampler, logprob_of
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.retrieval.optional import no_progress_bar
+from ralmspec_plugins.retrieval.optional import here_only, loading
 from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
 # Loads a local or hub model, with clear errors.
@@ -64,19 +64,13 @@ def load(
     """
     name = os.fspath(path)
     _check_directory(name)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        with no_progress_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                dtype=dtype,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(f"{name!r} cannot be loaded as a causal model: {problem}") from problem
+    safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
+    with loading(f"{name!r} cannot be loaded as a causal model"):
+        config = AutoConfig.from_pretrained(name, **safe)
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **safe
+        )
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -100,12 +94,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """
     name = os.fspath(path)
     _check_directory(name)
-    try:
+    with loading(f"{name!r} has no tokenizer that can be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=False
+            name, trust_remote_code=False, local_files_only=here_only(name)
         )
-    except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(f"{name!r} has no tokenizer that can be loaded: {problem}") from problem
     return tokenizer
 
 

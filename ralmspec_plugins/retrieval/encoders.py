@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ralmspec_plugins.errors import ConfigError, InputError, ModelError
-from ralmspec_plugins.retrieval.optional import no_progress_bar, optional
+from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.retrieval.optional import here_only, loading, optional
 from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.types import Passage
@@ -261,16 +261,11 @@ class HuggingFaceEncoder(ModelEncoder):
             raise ConfigError(f"unknown pooling {pooling!r}; known are {known}")
         self._torch = optional("torch", "hf", "torch")
         transformers = optional("transformers", "hf", "transformers")
-        try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                os.fspath(path), trust_remote_code=False
-            )
-            with no_progress_bar():
-                model = transformers.AutoModel.from_pretrained(
-                    os.fspath(path), trust_remote_code=False
-                )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no usable Hugging Face model at {path}: {error}") from error
+        name = os.fspath(path)
+        safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
+        with loading(f"no usable Hugging Face model at {path}"):
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, **safe)
+            model = transformers.AutoModel.from_pretrained(name, **safe)
         self._model: Any = model.eval().to(device)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -336,13 +331,10 @@ class SentenceTransformerEncoder(ModelEncoder):
         """
         super().__init__(query_prefix, passage_prefix)
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
-        try:
-            with no_progress_bar():
-                self._model: Any = package.SentenceTransformer(
-                    os.fspath(path), device=device, trust_remote_code=False
-                )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no sentence-transformers model at {path}: {error}") from error
+        name = os.fspath(path)
+        safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
+        with loading(f"no sentence-transformers model at {path}"):
+            self._model: Any = package.SentenceTransformer(name, device=device, **safe)
         self._batch_size = batch_size
         digest = weights_digest(self._model.state_dict())
         self.name = f"sentence-transformers-{digest}-{query_prefix!r}-{passage_prefix!r}"

@@ -1,11 +1,12 @@
-"""Imports of optional dependencies, with an error that names the missing extra."""
+"""Imports of optional dependencies, and loading of models with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from ralmspec_plugins.errors import MissingExtraError
+from ralmspec_plugins.errors import MissingExtraError, ModelError
 
 
 def optional(module: str, extra: str, package: str) -> Any:
@@ -36,3 +37,26 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def here_only(path: str) -> bool:
+    """Return whether a model is a folder, whose files must not cause downloads."""
+    return Path(path).is_dir()
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Convert the errors of reading a saved model's files, which may be of any class.
+
+    Raises:
+        ModelError: the files are damaged, or there are none.
+    """
+    try:
+        with no_progress_bar():
+            yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as problem:
+        if type(problem).__name__ == "OutOfMemoryError":  # of torch, which is optional here
+            raise
+        raise ModelError(f"{what}: {problem}") from problem

@@ -35,7 +35,12 @@ class ContinuousPolicy:
         return self._costs.worth_guessing()
 
     def may_write(self, view: SchedulerState) -> bool:
-        """Return whether the window has room and speculation saves more than wrong guesses cost."""
+        """Return whether speculation saves more than wrong guesses cost.
+
+        The window has room, and the model is not busy with the segments of other requests.
+        """
+        if not self._costs.load.has_room():
+            return False
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):
             return False

@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
+from ralmspec_plugins.scheduling.load import ModelLoad
+
 RECENT = 5  # kept measurements of one kind
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
 MIN_ACCEPTANCE_RATE = 0.1  # below this acceptance rate no segment is speculative
@@ -152,11 +154,13 @@ class Costs:
     # after some outcomes: otherwise speculation would never be tried again.
     FADING = 0.97
     FADING_STOP = 0.985
+    STOP_SHARE = 0.5  # of a step until a segment has stopped, before that was measured
     LONG_SEARCH = 2.0  # steps of a search that is long
 
-    def __init__(self, curve: BatchCurve | None = None) -> None:
+    def __init__(self, curve: BatchCurve | None = None, load: ModelLoad | None = None) -> None:
         """Create optimistic costs: without measurements, speculation pays off."""
         self.curve = curve or BatchCurve()
+        self.load = load or ModelLoad()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
@@ -251,11 +255,11 @@ class Costs:
 
     @property
     def _stop_s(self) -> float:
-        """The usual seconds that a wrong guess costs; half a step before one was measured."""
+        """The usual seconds that a wrong guess costs; a share of a step before one was measured."""
         if self._stops:
             fading: float = self.FADING_STOP**self._since_stop
             return fading * sum(self._stops) / len(self._stops)
-        return (self.step_s or 0.0) / 2
+        return (self.step_s or 0.0) * self.STOP_SHARE
 
     def worth_writing_beside(self, ahead: int) -> bool:
         """Return whether to generate during a search, after this many unverified guesses.

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
 from ralmspec_plugins.effects import SearchResult
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
@@ -49,6 +50,7 @@ class SpeculatorCascade:
         """
         self.clock = clock
         self._speculators = tuple(speculators)
+        self._inline = [getattr(one, "inline", False) for one in self._speculators]
         self._rates = SpeculatorRates() if rates is None else rates
         self._guessed_by: dict[Hashable, int] = {}  # by query key: the speculator's place
         self._memo = memo
@@ -128,7 +130,7 @@ class SpeculatorCascade:
         asked = list(self._rates.order(len(self._speculators)))
         if not encoded:
             asked = list(takewhile(self._reads_text, asked))
-        inline = list(takewhile(lambda place: self._speculators[place].inline, asked))
+        inline = list(takewhile(self._inline.__getitem__, asked))
         return inline, asked[len(inline) :]
 
     def _reads_text(self, place: int) -> bool:
@@ -188,3 +190,24 @@ def _checked(hits: Hits) -> Hits:
     if isinstance(hits, tuple) and not all(isinstance(hit, Hit) for hit in hits):
         raise TypeError(f"a guess must be a sequence of hits, got {hits!r}")
     return hits
+
+
+def usable(speculators: Iterable[Speculator]) -> tuple[Speculator, ...]:
+    """Return speculators as a tuple, after a check that each has the required methods.
+
+    Raises:
+        ConfigError: they are no sequence, or one of them has no `guess` or no `learn`.
+    """
+    try:
+        given = tuple(speculators)
+    except TypeError:
+        raise ConfigError(
+            f"speculators must be a sequence of speculators, got {speculators!r}"
+        ) from None
+    for one in given:
+        methods = [getattr(one, name, None) for name in ("guess", "learn")]
+        if isinstance(one, type) or not all(map(callable, methods)):
+            raise ConfigError(
+                f"a speculator is an object with guess(query) and learn(query, hits), got {one!r}"
+            )
+    return given

@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from numbers import Integral
 from typing import Any, Protocol
 
 from ralmspec_plugins.errors import ConfigError
@@ -176,10 +177,7 @@ class PassageCache:
         self._retriever = retriever
         self._given_k = k
         self._found_k: int | None = None  # number of hits of the last search with any
-        if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
-            raise ConfigError(
-                f"k must be at least 1, got {self.k!r}; give k=... to the passage cache"
-            )
+        check_k(self.k)
         size: Any = corpus_size if corpus_size is not None else getattr(retriever, "size", None)
         self._corpus_size: int | None = size if isinstance(size, int) else None
         self._eviction_name = eviction
@@ -298,6 +296,19 @@ class PassageCache:
             ids = [hit.passage.id for hit in self._hits]
             assert self._slots == {identity: slot for slot, identity in enumerate(ids)}
             assert self._eviction.slots() == set(range(len(ids)))
+
+
+def check_k(k: Any) -> None:
+    """Check a retriever's number of hits; `None` is unknown.
+
+    Raises:
+        ConfigError: it is no whole number of at least 1.
+    """
+    if k is not None and (not isinstance(k, Integral) or k < 1):
+        raise ConfigError(
+            f"a retriever's k must be a whole number of at least 1, got {k!r}; mend it, or give "
+            "k=... to the passage cache"
+        )
 
 
 def _whole(hit: Hit) -> Hit:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 
+from ralmspec_plugins.parts import complete, results
 from ralmspec_plugins.protocols import Retriever
 from ralmspec_plugins.types import Hits, Query
 
@@ -35,15 +36,16 @@ class Replica:
         """
         self.inline = inline
         self.retriever = retriever
-        self.signature: Hashable = of.signature
+        self._complete = complete(retriever)
+        self.signature: Hashable = complete(of).signature
         self._k: int | None = getattr(of, "k", None)
         self._reencode = reencode
 
     def guess(self, query: Query) -> Hits | None:
         """Return the hits of the cheap index; `None` if it finds nothing."""
         if self._reencode:
-            query = self.retriever.encode(query.text)
-        hits = self.retriever.search([query])[0]
+            query = self._complete.encode(query.text)
+        [hits] = results(self._complete.search([query]), [query])
         return hits[: self._k] or None
 
     def learn(self, query: Query, hits: Hits) -> None:

@@ -63,12 +63,15 @@ class TextWorkload(Generic[StateT]):
         return self.text(state) if self.append_only else ""
 
     def query_key(self, state: StateT) -> Hashable | None:
-        """Return the whole state if it is a `TextState`, otherwise `None`."""
-        return state if isinstance(state, TextState) else None
+        """Return the whole state if it is a `TextState`, otherwise `None`.
+
+        States of a derived class have no key here: their equality may not cover all that they hold.
+        """
+        return state if type(state) is TextState else None
 
     def extend_key(self, state: StateT, hits: Hits) -> Hashable | None:
         """Return the whole state and the hits if the state is a `TextState`, otherwise `None`."""
-        return (state, hits) if isinstance(state, TextState) else None
+        return (state, hits) if type(state) is TextState else None
 
     def release(self, state: StateT) -> None:
         """Do nothing: there is nothing to release."""

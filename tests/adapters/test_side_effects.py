@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ralmspec_plugins.adapters.side_effects import SideEffects
 
@@ -22,9 +23,23 @@ class Model:
         return "reply"
 
 
-def drawn(dice: random.Random) -> random.Random:
+def drawn(dice: Any) -> Any:
     dice.random()
     return dice
+
+
+def seeded(generator: torch.Generator) -> torch.Generator:
+    torch.randint(9, (1,), generator=generator)
+    return generator
+
+
+def taken(answers: Any) -> Any:
+    answers.pop(next(iter(answers)))
+    return answers
+
+
+def logged(calls: list[int]) -> list[int]:
+    return [*calls, 3]
 
 
 def counted(number: int) -> int:
@@ -41,6 +56,15 @@ def made_anew(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         (random.SystemRandom(), drawn, False),  # it has no state that a call could change
         (random.Random(0), drawn, True),
         (random.Random(0), None, False),
+        (np.random.RandomState(0), drawn, True),
+        (np.random.RandomState(0), None, False),
+        (np.random.default_rng(0), drawn, True),
+        (np.random.default_rng(0), None, False),
+        (torch.Generator(), seeded, True),
+        (torch.Generator(), None, False),
+        ([1, 2], taken, True),
+        ({"a": 1}, taken, True),
+        ([1, 2], logged, False),
         ((np.zeros(3), np.zeros(2)), None, False),
         ((np.zeros(3), np.zeros(2)), made_anew, True),  # arrays have no truth value
         (3, counted, True),

@@ -408,6 +408,8 @@ def test_a_function_makes_speculators_for_each_request() -> None:
         lambda: Continuous(lanes=0),
         lambda: Request(prompt="x", max_tokens=0),
         lambda: Request(prompt="x", deadline_s=0.0),
+        lambda: Request(prompt="x", deadline_s=float("inf")),
+        lambda: Request(prompt="x", deadline_s=1e300),
         lambda: Request(prompt="x", stop=("",)),
         lambda: Request(prompt="x", stop="ab"),  # type: ignore[arg-type]
     ],

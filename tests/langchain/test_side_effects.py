@@ -33,6 +33,7 @@ class Draws(LLM):
     source: str = "python"
     begins: int = 0
     noted: Any = None
+    held: Any = None
 
     @property
     def _llm_type(self) -> str:
@@ -46,6 +47,10 @@ class Draws(LLM):
             number = random.random()
         elif self.source == "numpy":
             number = float(np.random.random())  # noqa: NPY002
+        elif self.source == "generator":
+            number = self.held.random()
+        elif self.source == "taken":
+            number = self.held.pop(0)
         else:
             number = float(pytest.importorskip("torch").rand(1))
         return f" One {number:.6f}. Two"
@@ -96,13 +101,16 @@ def answers(rag: SpeculativeRAG, way: str) -> list[str]:
     return [one["answer"] for one in rag.batch(list(QUESTIONS), with_one)]
 
 
+KINDS = ("python", "numpy", "torch", "list", "iterator", "generator", "taken")
+
+
 def texts() -> list[str]:
     return [f" It is {number}. And" for number in range(40)]
 
 
 @pytest.mark.parametrize("workload", [SENTENCES, "one_shot"])
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "batch"])
-@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "list", "iterator"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_those_of_the_plain_loop(kind: str, way: str, workload: Any) -> None:
     """Random numbers are drawn, and answers taken off a queue, by the calls that count alone."""
     outcomes = []
@@ -113,7 +121,8 @@ def test_answers_are_those_of_the_plain_loop(kind: str, way: str, workload: Any)
         elif kind == "iterator":
             llm = GenericFakeChatModel(messages=iter(map(AIMessage, texts())))
         else:
-            llm = Draws(source=kind, noted=Noted())
+            held = np.random.default_rng(1) if kind == "generator" else list(range(99))
+            llm = Draws(source=kind, noted=Noted(), held=held)
             seeded(kind)
         rag = rag_of(llm, workload=workload, **options)
         outcomes.append(answers(rag, way))

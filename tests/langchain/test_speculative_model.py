@@ -22,6 +22,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk, GenerationChunk
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_ralmspec import SpeculativeChatModel, SpeculativeLLM, stats_of
@@ -40,6 +41,7 @@ from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
 from tests.batching.gated import aeventually
 from tests.decoding.drafters import oracle
 from tests.drafted_models import ALL, CHOICES, SEEDS, HostPair, cases, chat_tokenizer, drafting
+from tests.lm.damages import DAMAGES, damaged, saved
 
 PROMPT = "The keeper counted the ships that"
 MESSAGES = [SystemMessage("Count."), HumanMessage("The ships?")]
@@ -410,6 +412,61 @@ def test_it_is_loaded_from_a_folder(tmp_path: Path) -> None:
     assert chat.invoke(MESSAGES).content
 
 
+class Loud(SpeculativeLLM):
+    """Overrides what a LangChain model implements."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(*args, **kwargs)
+        for [one] in result.generations:
+            one.text += "!"
+        return result
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        yield from super()._stream(*args, **kwargs)
+        yield GenerationChunk(text="!")
+
+
+class LoudChat(SpeculativeChatModel):
+    """As that, for messages."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(*args, **kwargs)
+        result.generations[0].message.content += "!"  # type: ignore[operator]
+        return result
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        yield from super()._stream(*args, **kwargs)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="!"))
+
+
+@pytest.mark.parametrize("kind", [Loud, LoudChat])
+async def test_what_a_subclass_overrides_is_called(kind: Any) -> None:
+    """By the asynchronous methods, too."""
+    llm = kind(model=tiny_llama(), tokenizer=chat_tokenizer(), drafter=None, max_tokens=4)
+    texts = [
+        llm.invoke(PROMPT),
+        await llm.ainvoke(PROMPT),
+        (await llm.abatch([PROMPT]))[0],
+        "".join([piece if kind is Loud else piece.content for piece in llm.stream(PROMPT)]),
+        "".join([piece if kind is Loud else piece.content async for piece in llm.astream(PROMPT)]),
+    ]
+    shown = [one if isinstance(one, str) else one.content for one in texts]
+
+    assert shown[0].endswith("!")
+    assert shown == [shown[0]] * 5
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES[::3])
+def test_a_damaged_folder_is_named(tmp_path: Path, file: str, damage: Any) -> None:
+    """Whatever its files hold: no error of a parser comes through."""
+    whole = saved(tmp_path / "whole", chat_tokenizer())
+    folder = damaged(whole, tmp_path / "model", file, damage)
+
+    for kind in (SpeculativeLLM, SpeculativeChatModel):
+        with pytest.raises(ModelError, match="cannot be loaded as a causal model"):
+            kind(model=str(folder))
+
+
 def test_models_are_shared(pair: HostPair) -> None:
     """A copy, a `HuggingFaceLM`, and what another object has loaded are not loaded again."""
     lm = HuggingFaceLM(
@@ -450,6 +507,7 @@ def test_what_makes_no_model_is_refused(pair: HostPair) -> None:
         ({"stop": [3]}, ConfigError, "stop must be a text"),
         ({"stop": [""]}, ConfigError, "none empty"),
         ({"deadline_s": 0}, ConfigError, "deadline_s must be above 0"),
+        ({"deadline_s": float("inf")}, ConfigError, "None: no deadline"),
         ({"drafter": "rest"}, ConfigError, r"one of \('suffix', 'passages'\).*got 'rest'"),
         ({"decoding": 3}, ConfigError, "decoding must be a Decoding"),
         ({"drafter": None, "decoding": Decoding()}, ConfigError, "both given"),

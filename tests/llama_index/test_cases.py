@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -31,6 +32,7 @@ from llama_index_ralmspec import (
     speculate,
     stats_of,
 )
+from pydantic import Field
 
 from ralmspec_plugins import FixedStride
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -407,6 +409,7 @@ def test_f10_a_stream_of_many_steps_says_where_it_is_to_be_read(inside: bool) ->
         ({"workload": "sentences", "max_tokens": 0}, ConfigError, "max_tokens must be"),
         ({"workload": "sentences", "max_tokens": "5"}, ConfigError, "max_tokens must be"),
         ({"deadline_s": -1}, ConfigError, "deadline_s must be"),
+        ({"deadline_s": float("inf")}, ConfigError, "deadline_s must be"),
         ({"workload": "sentences", "stop": [""]}, ConfigError, "stop must be"),
         ({"seed": "a"}, ConfigError, "seed must be"),
         ({"speculate": "no"}, ConfigError, "speculate must be"),
@@ -516,6 +519,25 @@ class Queue(Samples):
         return CompletionResponse(text=f"answer {self.at}")
 
 
+class Generator(Samples):
+    """Draws from a generator of its own."""
+
+    dice: Any = None
+
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+        self.dice = self.dice or np.random.default_rng(0)
+        return CompletionResponse(text=f"{self.dice.random():.6f}")
+
+
+class Takes(Samples):
+    """Takes its answers from a list."""
+
+    answers: list[str] = Field(default_factory=lambda: [f"answer {at}" for at in range(99)])
+
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+        return CompletionResponse(text=self.answers.pop(0))
+
+
 class OneHot(MockEmbedding):
     """Another node for each number."""
 
@@ -527,7 +549,7 @@ class OneHot(MockEmbedding):
         return self._get_query_embedding(text)
 
 
-@pytest.mark.parametrize("model", [Samples, Queue])
+@pytest.mark.parametrize("model", [Samples, Queue, Generator, Takes])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_f2_no_call_is_made_ahead_of_a_model_whose_calls_leave_traces(
     streaming: bool, model: Any

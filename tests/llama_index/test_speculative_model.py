@@ -10,7 +10,12 @@ import pytest
 import torch
 from llama_index.core import PromptTemplate, VectorStoreIndex
 from llama_index.core.agent import ReActAgent
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    CompletionResponse,
+    ImageBlock,
+    MessageRole,
+)
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import ChatMemoryBuffer
@@ -211,6 +216,35 @@ async def test_the_event_loop_stays_free_and_the_model_too(pair: HostPair) -> No
 
 
 # What is refused.
+
+
+class Loud(SpeculativeLLM):
+    """Overrides what a LlamaIndex model of one's own implements."""
+
+    def complete(self, *args: Any, **kwargs: Any) -> CompletionResponse:
+        response = super().complete(*args, **kwargs)
+        return response.model_copy(update={"text": f"{response.text}!"})
+
+    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
+        for response in super().stream_complete(*args, **kwargs):
+            yield response.model_copy(update={"text": f"{response.text}!"})
+
+
+async def test_what_a_subclass_overrides_is_called() -> None:
+    """By the asynchronous methods and for messages, too."""
+    llm = Loud(tiny_llama(), tokenizer=chat_tokenizer(), drafter=None, max_tokens=4)
+    message = [ChatMessage(content=PROMPT)]
+    completed = [llm.complete(PROMPT), await llm.acomplete(PROMPT)]
+    completed.append(list(llm.stream_complete(PROMPT))[-1])
+    completed.append([one async for one in await llm.astream_complete(PROMPT)][-1])
+    chatted = [llm.chat(message), await llm.achat(message)]
+    chatted.append(list(llm.stream_chat(message))[-1])
+    chatted.append([one async for one in await llm.astream_chat(message)][-1])
+
+    assert completed[0].text.endswith("!")
+    assert [completed[0].text] * 4 == [one.text for one in completed]
+    assert str(chatted[0].message.content).endswith("!")
+    assert [chatted[0].message.content] * 4 == [one.message.content for one in chatted]
 
 
 def test_what_makes_no_model_is_refused(pair: HostPair) -> None:

@@ -267,8 +267,11 @@ def test_segments_that_stop_late_make_wrong_guesses_dear() -> None:
     assert (quick, late, costs.worth_writing()) == (True, False, True)
 
 
-def test_the_first_outcome_is_awaited_where_a_search_is_short() -> None:
+def test_the_first_outcome_is_awaited_where_a_search_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One segment on a guess until then; all the window beside long searches."""
+    monkeypatch.setattr(Costs, "LONG_SEARCH", 2.0)
     for search_s, most in ((0.015, 1), (0.03, 64)):
         costs = Costs()
         policy = Continuous().begin(costs)
@@ -281,8 +284,11 @@ def test_the_first_outcome_is_awaited_where_a_search_is_short() -> None:
         assert policy.may_write(view(ahead=63))
 
 
-def test_before_one_was_stopped_a_wrong_guess_costs_half_a_step() -> None:
+def test_before_one_was_stopped_a_wrong_guess_costs_half_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Right or wrong alike, so a search must take longer than half a step to be worth a guess."""
+    monkeypatch.setattr(Costs, "STOP_SHARE", 0.5)
     for search_s, worth in ((0.009, False), (0.013, True)):
         costs = Costs()
         costs.wrote(0.02)
@@ -306,8 +312,12 @@ class _Wrong:
 
 
 @pytest.mark.parametrize("search_s", [0.005, 0.01, 0.02, 0.03, 0.05, 0.1])
-def test_wrong_guesses_cost_little_from_the_first_request_on(search_s: float) -> None:
+def test_wrong_guesses_cost_little_from_the_first_request_on(
+    search_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Segments of 30 ms that cannot be stopped: 20 wrong guesses cost one of them, or 3 %."""
+    for name, value in {"LONG_SEARCH": 2.0, "STOP_SHARE": 0.5, "WORTH_WRITING": 0.05}.items():
+        monkeypatch.setattr(Costs, name, value)
     words = [f"word{number}" for number in range(20)]
     store = WordRetriever(words)
     latencies = Latencies(extend_s=0.03, search_s=lambda _: search_s, stop_s=0.03)

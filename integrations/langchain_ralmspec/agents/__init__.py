@@ -7,8 +7,9 @@ from ralmspec_plugins.errors import MissingExtraError
 
 try:
     import langchain.agents as _agents  # noqa: F401 the rest of this package needs it
+    from langgraph.runtime import RunControl as _RunControl  # noqa: F401 by which it knows a run
 except ImportError as missing:
-    raise MissingExtraError("langchain-agents", "langchain") from missing
+    raise MissingExtraError("langchain-agents", "langchain 1.3 or later") from missing
 
 from langchain_ralmspec.agents.middleware import SpeculativeTools
 from ralmspec_plugins.adapters.agents import AgentStats

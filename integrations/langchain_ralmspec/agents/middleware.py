@@ -2,20 +2,32 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Sequence,
+)
+from contextlib import aclosing
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command
 
+from langchain_ralmspec.agents.inner_runs import Kind, listeners, noticed
 from langchain_ralmspec.agents.model_calls import (
     ModelCall,
     ModelTap,
@@ -24,8 +36,10 @@ from langchain_ralmspec.agents.model_calls import (
     tokens_of,
     view,
 )
+from langchain_ralmspec.agents.stream_writer import check_unwritten, unwritten
 from langchain_ralmspec.agents.tool_calls import (
     GuessFunction,
+    ToolCallResult,
     call_ahead,
     guessed,
     hits_of,
@@ -39,17 +53,20 @@ from langchain_ralmspec.agents.tool_calls import (
 from langchain_ralmspec.configs import quiet_config, unheard
 from ralmspec_plugins.adapters.agents import (
     AgentCounters,
+    AgentEvent,
     AgentLimits,
     AgentRun,
     AgentStats,
     Slot,
     ToolStep,
+    check_names,
 )
 from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher, ThreadLauncher
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.types import same_to_read
 
 Scope: TypeAlias = Callable[[Runtime[Any]], Hashable]
 ToolResult: TypeAlias = ToolMessage | Command[Any]
@@ -62,9 +79,10 @@ class _Host:
 
     def __init__(self, options: "SpeculativeTools", scope: Hashable) -> None:
         self.options = options
-        self.scope = scope if scope is not None else self  # nothing is shared with other runs
+        self.scope = scope if scope is not None else object()  # nothing is shared with other runs
         self.config = RunnableConfig()
         self.tools: dict[str, BaseTool] = {}
+        self.listeners: Sequence[BaseCallbackHandler] = ()  # to runs inside of tools
         self.name: str | None = None  # of the agent, as in its messages
         self.effects: SideEffects | None = None
 
@@ -72,8 +90,13 @@ class _Host:
         call: ModelCall = step.request
         return call.followed_by([*step.tail, *(slot.observation for slot in step.slots)])
 
-    def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncIterator[Any]:
-        return request.pieces(asynchronous=asynchronous)
+    async def pieces(self, request: ModelCall, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
+        config = ensure_config()
+        async with aclosing(request.pieces(asynchronous=asynchronous)) as pieces:
+            async for piece in pieces:
+                check_unwritten(config)
+                yield piece
+        check_unwritten(config)
 
     def reply(self, recording: Recording) -> tuple[list[Any], list[Any]]:
         message = reply_of(recording, self.name)
@@ -99,14 +122,20 @@ class _Host:
             and not tool.return_direct
             and not takes_injected(tool)
             and not self.options.commands(tool)
+            and not noticed(self.options.shown(tool.name), self.listeners)
         )
 
     async def call_tool(self, call: Any, *, asynchronous: bool) -> tuple[Any, ToolMessage]:
         tool = self.tools[call["name"]]
         return await call_ahead(tool, call, self.config, asynchronous=asynchronous)
 
+    def fits(self, name: str, result: ToolCallResult) -> bool:
+        """Return whether nothing but a tool's result would be missing."""
+        self.options.note(name, result.runs.kinds)
+        return not noticed(result.runs.kinds, self.listeners)
+
     def equal(self, guess: ToolMessage, real: ToolMessage) -> bool:
-        return view(guess) == view(real)
+        return same_to_read(view(guess), view(real))
 
     def tokens(self, recording: Recording) -> int:
         return tokens_of(recording)
@@ -114,8 +143,17 @@ class _Host:
     def may_run_ahead(self) -> bool:
         return self.effects is not None and self.effects.may_guess()
 
-    def silent(self) -> AbstractContextManager[object]:
-        return unheard(self.config)
+    def samples(self, request: ModelCall) -> bool:
+        return request.samples
+
+    async def aside(
+        self, work: Callable[[], Coroutine[Any, Any, None]], call: Recording | None
+    ) -> None:
+        with unheard(unwritten(self.config)):
+            await work()
+
+    def report(self, event: AgentEvent) -> None:
+        """Report nothing: the counts say it, and the streams must be those of the plain agent."""
 
 
 class SpeculativeTools(AgentMiddleware[Any, Any]):
@@ -132,7 +170,8 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
 
     A model is never called speculatively if its provider keeps state between calls or runs tools
     of its own, if it has a rate limiter, or if its calls are observed to use process-wide random
-    state or a counter. A model that samples gives another draw from the same distribution.
+    state or a counter. A model that samples gives another draw from the same distribution;
+    `stats.sampled` counts its calls.
     """
 
     @suggests
@@ -174,10 +213,11 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         super().__init__()
         if guess is not None and not callable(guess):
             raise ConfigError(f"guess must be a function of a tool call or None, got {guess!r}")
-        if isinstance(read_only, str) or not all(isinstance(name, str) for name in read_only):
-            raise ConfigError(f"read_only must be names of tools, got {read_only!r}")
+        check_names("read_only", read_only)
         if not isinstance(memo, QueryCache | None):
             raise ConfigError(f"memo must be a QueryCache or None, got {memo!r}")
+        if scope is not None and not callable(scope):
+            raise ConfigError(f"scope must be a function of a runtime or None, got {scope!r}")
         self.guess = guess
         self.read_only = frozenset(read_only)
         self.memo = QueryCache(capacity=_MOST) if memo is None else memo
@@ -193,6 +233,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         self._runs: OrderedDict[Hashable, AgentRun] = OrderedDict()
         self._effects: OrderedDict[int, tuple[Any, SideEffects]] = OrderedDict()
         self._commanding: set[str] = set()  # names of tools that have returned a `Command`
+        self._shown: dict[str, frozenset[Kind]] = {}  # what tools have shown besides results
 
     @property
     def stats(self) -> AgentStats:
@@ -206,6 +247,15 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     def commands(self, tool: BaseTool) -> bool:
         """Return whether a tool returns, or has returned, a `Command`."""
         return tool.name in self._commanding or may_command(tool)
+
+    def shown(self, name: str) -> Collection[Kind]:
+        """Return what calls of a tool have shown besides their results."""
+        return self._shown.get(name, ())
+
+    def note(self, name: str, kinds: Collection[Kind]) -> None:
+        """Record what a tool's call has shown besides its result."""
+        with self._lock:
+            self._shown[name] = frozenset(kinds).union(self.shown(name))
 
     # Model calls
 
@@ -246,9 +296,12 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             if run is not None:
                 run.close()
             return None
-        if run is None or run.closed or run.launcher.asynchronous != asynchronous:
+        if run is not None and not run.usable(asynchronous=asynchronous):
+            run.close()
+        if run is None or run.closed:
             run = self._new_run(asynchronous=asynchronous)
         self._host(run).config = quiet_config(get_config())
+        run.model_context = copy_context()
         return run
 
     def _new_run(self, *, asynchronous: bool) -> AgentRun:
@@ -256,6 +309,8 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         scope: Hashable
         if self._scope is not None:
             scope = self._scope(runtime)
+            if not isinstance(scope, Hashable):
+                raise ConfigError(f"scope must return a hashable value, got {scope!r}")
         else:
             info = runtime.execution_info
             scope = None if info is None else info.thread_id
@@ -272,7 +327,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         with self._lock:
             known = self._effects.get(id(model))
             if known is None or known[0] is not model:
-                known = (model, SideEffects(model, shared_process=True))
+                known = (model, SideEffects(model, shared_process=True, logs_count=True))
             self._effects[id(model)] = known
             self._effects.move_to_end(id(model))
             while len(self._effects) > _MOST:
@@ -308,7 +363,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]
     ) -> ToolResult:
         """Run the tool as the host does, and the model with its expected result in parallel."""
-        run, step, slot = self._arrived(request)
+        run, step, slot = self._arrived(request, asynchronous=False)
         if run is None:
             return handler(request)
         assert step is not None
@@ -322,7 +377,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
         """Run the tool, and the model in parallel, on an event loop."""
-        run, step, slot = self._arrived(request)
+        run, step, slot = self._arrived(request, asynchronous=True)
         if run is None:
             return await handler(request)
         assert step is not None
@@ -333,17 +388,19 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         return result
 
     def _arrived(
-        self, request: ToolCallRequest
+        self, request: ToolCallRequest, *, asynchronous: bool
     ) -> tuple[AgentRun | None, ToolStep | None, Slot | None]:
         """Return the run, the step and the slot of a tool call."""
         key = _key(request.state)
         with self._lock:
             run = None if key is None else self._runs.get(key)
         step = None if run is None else run.step
-        if run is None or run.closed or step is None:
+        if run is None or step is None or not run.usable(asynchronous=asynchronous):
             return None, None, None
-        self._host(run).config = quiet_config(request.runtime.config)
-        self._host(run).tools = {tool.name: tool for tool in request.runtime.tools}
+        host = self._host(run)
+        host.config = quiet_config(request.runtime.config)
+        host.listeners = listeners(request.runtime.config)
+        host.tools = {tool.name: tool for tool in request.runtime.tools}
         with run.lock:
             if not any(slot.arrived for slot in step.slots):
                 step.tail = _tail(_messages(request.state))
@@ -362,7 +419,9 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         """Return a request whose tool replays the speculative call, if there is one."""
         if slot is None or slot.early is None or slot.early.dropped or request.tool is None:
             return request
-        return request.override(tool=replaying(request.tool, slot.early, run.counters))
+        name = request.tool.name
+        fits = partial(self._host(run).fits, name)
+        return request.override(tool=replaying(request.tool, slot.early, fits, run.counters))
 
     def _returned(
         self,
@@ -407,7 +466,10 @@ def _key(state: Any) -> Hashable | None:
 
 
 def _run_key(message_id: str | None) -> Hashable | None:
-    """Return a run's key: its control object, graph, thread and last reply; `None` outside."""
+    """Return a run's key: its control object, graph, thread and last reply; `None` outside.
+
+    The object itself, not its id, which a later run may have.
+    """
     try:
         runtime = get_runtime()
     except Exception:  # noqa: BLE001 outside of a graph
@@ -415,4 +477,4 @@ def _run_key(message_id: str | None) -> Hashable | None:
     info = None if runtime is None else runtime.execution_info
     if info is None or runtime.control is None:
         return None
-    return id(runtime.control), info.checkpoint_ns.rpartition("|")[0], info.thread_id, message_id
+    return runtime.control, info.checkpoint_ns.rpartition("|")[0], info.thread_id, message_id

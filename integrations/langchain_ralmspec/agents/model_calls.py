@@ -23,10 +23,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables.base import RunnableBinding
 
 from ralmspec_plugins.adapters.agents import AgentRun
-from ralmspec_plugins.adapters.side_effects import SideEffects
+from ralmspec_plugins.adapters.plain_data import copied_where_possible
+from ralmspec_plugins.adapters.side_effects import SideEffects, Slices, plain_attributes
 from ralmspec_plugins.adapters.speculative_calls import Recording
+from ralmspec_plugins.types import same_to_read
 
 _GENERATED: Final = "lc_run-"  # prefix of ids that the host generates: they differ in each run
 
@@ -43,6 +46,12 @@ _SERVER_STATE: Final = (
     "background",
 )
 _IMPLEMENTED: Final = ("_generate", "_agenerate", "_stream", "_astream")  # by integrations
+_WRAPPERS: Final = (  # the host's own methods around these; they are called on a copy
+    *("invoke", "ainvoke", "stream", "astream", "generate", "agenerate", "generate_prompt"),
+    *("agenerate_prompt", "_generate_with_cache", "_agenerate_with_cache"),
+)
+_NATIVE: Final = ("_stream_chat_model_events", "_astream_chat_model_events")  # of some models
+_BINDERS: Final = ("bind", "bind_tools")
 _CLIENT_TOOLS: Final = ("function", "custom")
 
 
@@ -66,7 +75,8 @@ class ModelCall:
         messages: the history.
         stop: strings at which the reply ends.
         kwargs: tools, their choice, the response's format, settings.
-        key: a copy of all these values, which later changes do not affect.
+        key: a copy of all these values and of the model's own settings, which later changes do
+            not affect.
     """
 
     model: BaseChatModel
@@ -79,7 +89,8 @@ class ModelCall:
     def __post_init__(self) -> None:
         """Copy the values of the call."""
         views = [view(message) for message in self.messages]
-        key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)))
+        settings = plain_attributes(self.model), _frozen(getattr(self.model, "model_kwargs", None))
+        key = (self.method, views, _frozen(self.stop), _frozen(dict(self.kwargs)), settings)
         object.__setattr__(self, "key", key)
 
     def __eq__(self, other: object) -> bool:
@@ -87,33 +98,62 @@ class ModelCall:
         if not isinstance(other, ModelCall):
             return NotImplemented
         try:
-            return self.model is other.model and bool(self.key == other.key)
+            return self.model is other.model and same_to_read(self.key, other.key)
         except Exception:  # noqa: BLE001 such as an array in a message
             return False
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model has a temperature, other than 0: equal requests differ in replies."""
+        found = {**vars(self.model), **(getattr(self.model, "model_kwargs", None) or {})}
+        return bool({**found, **self.kwargs}.get("temperature", 0) != 0)
 
     def followed_by(self, messages: Sequence[BaseMessage]) -> "ModelCall":
         """Return the same call with more history."""
         together = [*self.messages, *messages]
         return ModelCall(self.model, self.method, together, self.stop, self.kwargs)
 
-    async def pieces(self, *, asynchronous: bool) -> AsyncIterator[Any]:
-        """Make the call: chunks of a stream, or one whole reply with its tokens."""
+    def changed(self, messages: Sequence[BaseMessage]) -> bool:
+        """Return whether messages that the model was given are no longer those of the call."""
+        return not same_to_read(self.key[1], [view(message) for message in messages])
+
+    async def pieces(self, *, asynchronous: bool) -> AsyncGenerator[Any, None]:
+        """Make the call with a copy of the history: chunks, or one whole reply with its tokens.
+
+        Raises:
+            RuntimeError: the model changed the history, as it would change the caller's.
+        """
+        messages = copied_where_possible(list(self.messages))
         if self.method == "generate":
-            yield await self._generated(asynchronous=asynchronous)
+            whole = await self._generated(messages, asynchronous=asynchronous)
+            self._check(messages)
+            yield whole
             return
+        async with aclosing(self._streamed(messages, asynchronous=asynchronous)) as chunks:
+            async for chunk in chunks:
+                yield copied_where_possible(chunk)
+        self._check(messages)
+
+    def _check(self, messages: Sequence[BaseMessage]) -> None:
+        if self.changed(messages):
+            raise RuntimeError("the model changes the history that it is given")
+
+    async def _streamed(
+        self, messages: list[BaseMessage], *, asynchronous: bool
+    ) -> AsyncGenerator[Any, None]:
         arguments = {"stop": self.stop, **self.kwargs}
         model: Any = self.model
         if asynchronous:
-            async with aclosing(model._astream(list(self.messages), **arguments)) as chunks:  # noqa: SLF001 what integrations implement
+            async with aclosing(model._astream(messages, **arguments)) as chunks:  # noqa: SLF001 what integrations implement
                 async for chunk in chunks:
                     yield chunk
         else:
-            for chunk in model._stream(list(self.messages), **arguments):  # noqa: SLF001
+            for chunk in model._stream(messages, **arguments):  # noqa: SLF001
                 yield chunk
 
-    async def _generated(self, *, asynchronous: bool) -> "WholeReply":
+    async def _generated(self, messages: list[BaseMessage], *, asynchronous: bool) -> "WholeReply":
         model: Any = self.model
         tokens = _Tokens()
         kind: Any = AsyncCallbackManagerForLLMRun if asynchronous else CallbackManagerForLLMRun
@@ -123,7 +163,7 @@ class ModelCall:
             arguments["run_manager"] = kind(
                 run_id=uuid4(), handlers=[tokens], inheritable_handlers=[tokens]
             )
-        result = call(list(self.messages), **arguments)
+        result = call(messages, **arguments)
         return WholeReply(await result if asynchronous else result, tokens.seen)
 
 
@@ -158,8 +198,14 @@ def _frozen(value: Any) -> Any:
 
 
 def reply_of(recording: Recording, name: str | None) -> AIMessage:
-    """Return the message that the host makes of the pieces of a call, but for its id."""
+    """Return the message that the host makes of the pieces of a call, but for its id.
+
+    Raises:
+        ValueError: the host makes another message than the pieces show.
+    """
     [*pieces] = recording.pieces
+    if getattr(recording.request.model, "output_version", None) == "v1":
+        raise ValueError("the host rewrites the content of this model's replies")
     if isinstance(pieces[0], WholeReply):
         result: ChatResult = pieces[0].result
         generation, output = result.generations[0], result.llm_output or {}
@@ -190,7 +236,8 @@ def tokens_of(recording: Recording) -> int:
     for piece in recording.pieces:
         whole = isinstance(piece, WholeReply)
         message: Any = piece.result.generations[0].message if whole else piece.message
-        total += (message.usage_metadata or {}).get("total_tokens", 0)
+        if isinstance(message, AIMessage) and message.usage_metadata is not None:
+            total += message.usage_metadata.get("total_tokens", 0)
     return total
 
 
@@ -198,9 +245,11 @@ def refusal(model: Any, tools: Sequence[Any]) -> str | None:
     """Return why a model must not be called speculatively, or `None` if it may be."""
     if not isinstance(model, BaseChatModel):
         return "it is not a chat model, but a wrapper around one"
-    for name in ("invoke", "ainvoke", "stream", "astream", "generate", "agenerate"):
+    for name in _WRAPPERS:
         if getattr(type(model), name) is not getattr(BaseChatModel, name):
             return f"it has a {name}() of its own"
+    if any(getattr(type(model), name, None) is not None for name in _NATIVE):
+        return "it streams events of its own"
     if model.rate_limiter is not None:
         return "its rate limiter counts calls"
     if any(isinstance(tool, dict) for tool in tools):
@@ -247,12 +296,30 @@ class ModelTap:
     def model(self) -> BaseChatModel:
         """Return a copy of the model whose calls are intercepted.
 
-        The copy is of the same class. Calls are made on the original, since models may count them.
+        The copy is of the same class. Calls are made on the original, since models may count them,
+        and so are bindings, since models may keep what is bound.
         """
         tapped = copy(self._model)
         for name, call in self._calls.items():
             tapped.__dict__[name] = in_place_of(call, getattr(self, name))
+        for name in _BINDERS:
+            tapped.__dict__[name] = self._binding(getattr(self._model, name))
         return tapped  # type: ignore[no-any-return]
+
+    def _binding(self, bind: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(bind)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            return self._tapped(bind(*args, **kwargs))
+
+        return bound
+
+    def _tapped(self, bound: Any) -> Any:
+        """Return what a model binds with its calls intercepted; another model's calls are not."""
+        if bound is self._model:
+            return self.model()
+        if isinstance(bound, RunnableBinding):
+            return bound.model_copy(update={"bound": self._tapped(bound.bound)})
+        return bound
 
     def _claim(
         self, method: Any, messages: Any, stop: Any, kwargs: Mapping[str, Any]
@@ -267,6 +334,16 @@ class ModelTap:
             return None, None
         return call, self._run.claim(call)
 
+    def _made(self, call: ModelCall | None) -> None:
+        self.last = call
+        if call is not None and call.changed(call.messages):
+            self._effects.note("it changes the history that it is given")
+
+    def _slices(self, name: str) -> Slices | None:
+        """Return a watcher of a call on the loop; the host's own methods call threads."""
+        own = getattr(type(self._model), name) is not getattr(BaseChatModel, name)
+        return Slices() if own else None
+
     def _generate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
@@ -280,23 +357,26 @@ class ModelTap:
         given = _arguments(self._calls["_generate"], stop, run_manager, kwargs)
         with self._effects.watched():
             result: ChatResult = self._calls["_generate"](messages, **given)
-        self.last = call
+        self._made(call)
         return result
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         call, ahead = self._claim("generate", messages, stop, kwargs)
-        async for piece in _apieces(ahead):
-            if run_manager is not None:
-                for token, chunk in piece.tokens:
-                    await run_manager.on_llm_new_token(token, chunk=chunk)
-            self.last = call
-            return piece.result  # type: ignore[no-any-return]
+        async with aclosing(_apieces(ahead)) as pieces:
+            async for piece in pieces:
+                if run_manager is not None:
+                    for token, chunk in piece.tokens:
+                        await run_manager.on_llm_new_token(token, chunk=chunk)
+                self.last = call
+                return piece.result  # type: ignore[no-any-return]
         given = _arguments(self._calls["_agenerate"], stop, run_manager, kwargs)
-        with self._effects.watched():
-            result: ChatResult = await self._calls["_agenerate"](messages, **given)
-        self.last = call
+        slices = self._slices("_agenerate")
+        with self._effects.watched(slices):
+            work = self._calls["_agenerate"](messages, **given)
+            result: ChatResult = await (work if slices is None else slices.of(work))
+        self._made(call)
         return result
 
     def _stream(
@@ -312,7 +392,7 @@ class ModelTap:
                 for chunk in self._calls["_stream"](messages, **passed):
                     if not given.repeats(chunk):
                         yield chunk
-        self.last = call
+        self._made(call)
 
     async def _astream(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -324,12 +404,13 @@ class ModelTap:
                 yield given.noted(chunk)
         if not given.complete:
             passed = _arguments(self._calls["_astream"], stop, run_manager, kwargs)
-            with self._effects.watched():
+            slices = self._slices("_astream")
+            with self._effects.watched(slices):
                 async with aclosing(self._calls["_astream"](messages, **passed)) as chunks:
-                    async for chunk in chunks:
+                    async for chunk in chunks if slices is None else slices.items(chunks):
                         if not given.repeats(chunk):
                             yield chunk
-        self.last = call
+        self._made(call)
 
 
 def _arguments(
@@ -363,16 +444,16 @@ def _pieces(ahead: Recording | None) -> Iterator[Any]:
 async def _apieces(ahead: Recording | None) -> AsyncGenerator[Any, None]:
     if ahead is None:
         return
-    pieces = ahead.aread()
     try:
-        while True:
-            try:
-                piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            except Exception:  # noqa: BLE001
-                return
-            yield piece
+        async with aclosing(ahead.aread()) as pieces:
+            while True:
+                try:
+                    piece = await anext(pieces)
+                except StopAsyncIteration:
+                    return
+                except Exception:  # noqa: BLE001
+                    return
+                yield piece
     finally:
         ahead.abandon()
 

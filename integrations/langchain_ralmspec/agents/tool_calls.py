@@ -1,8 +1,9 @@
 """The calls of an agent's tools: which may be speculative, how they are guessed and replayed."""
 
-import json
 from collections.abc import Callable, Mapping
-from copy import copy
+from contextlib import aclosing
+from copy import copy, deepcopy
+from dataclasses import dataclass
 from functools import wraps
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias, get_type_hints
@@ -12,9 +13,10 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.types import Command
 
-from ralmspec_plugins.adapters.agents import AgentCounters
+from langchain_ralmspec.agents.inner_runs import InnerRuns
+from ralmspec_plugins.adapters.agents import AgentCounters, arguments_of
 from ralmspec_plugins.adapters.speculative_calls import Recording
-from ralmspec_plugins.types import Hit, Passage, Query
+from ralmspec_plugins.types import Hit, Passage, Query, same_to_read
 
 _ABOUT_THE_RUN: Final = ("config", "run_manager", "callbacks")
 
@@ -50,7 +52,7 @@ def may_command(tool: BaseTool) -> bool:
 
 def query_of(tool: BaseTool | None, call: Mapping[str, Any]) -> Query:
     """Return a call's tool and arguments, without its id, as a query."""
-    arguments = json.dumps(call["args"], sort_keys=True, default=repr)
+    arguments = arguments_of(call["args"])
     return Query(f"{call['name']} {arguments}", key=(call["name"], id(tool), arguments))
 
 
@@ -69,7 +71,7 @@ def observation(call: Mapping[str, Any], guess: Any) -> ToolMessage:
 
 async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: bool) -> Any:
     """Return a function's guess; an awaitable in a synchronous agent is no guess."""
-    found = guess(call)
+    found = guess(deepcopy(call))  # the call is part of the agent's state
     if not isawaitable(found):
         return found
     if wait:
@@ -79,35 +81,58 @@ async def guessed(guess: Callable[..., Any], call: Mapping[str, Any], *, wait: b
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCallResult:
+    """The result of a tool's speculative call.
+
+    Attributes:
+        tool: the tool that was called.
+        returned: what its implementation returned.
+        asked: the arguments that it was called with.
+        runs: what it has shown besides.
+    """
+
+    tool: BaseTool
+    returned: Any
+    asked: Any
+    runs: InnerRuns
+
+
 async def call_ahead(
     tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
-) -> tuple[Any, ToolMessage]:
+) -> tuple[ToolCallResult, ToolMessage]:
     """Call a tool as the host does; return the result of its implementation, and its message.
 
     Raises:
         TypeError: it did not return a single message.
     """
-    returned: list[Any] = []
-    asked: list[Any] = []
+    results: list[ToolCallResult] = []
+    runs = InnerRuns()
     seen = copy(tool)
+    seen.__dict__.update(callbacks=None, verbose=False)
     original: Any = tool
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
-        asked.append(_asked(args, kwargs))
-        returned.append(await original._arun(*args, **kwargs))  # noqa: SLF001
-        return returned[0]
+        asked = deepcopy(_asked(args, kwargs))
+        returned = await original._arun(*args, **kwargs)  # noqa: SLF001
+        results.append(ToolCallResult(tool, returned, asked, runs))
+        return returned
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        asked.append(_asked(args, kwargs))
-        returned.append(original._run(*args, **kwargs))  # noqa: SLF001
-        return returned[0]
+        asked = deepcopy(_asked(args, kwargs))
+        returned = original._run(*args, **kwargs)  # noqa: SLF001
+        results.append(ToolCallResult(tool, returned, asked, runs))
+        return returned
 
     _replace(seen, arun, run)
-    given = {**call, "type": "tool_call"}
-    message = await seen.ainvoke(given, config) if asynchronous else seen.invoke(given, config)
-    if not isinstance(message, ToolMessage) or not returned or isinstance(returned[0], Command):
+    given = {**deepcopy(call), "type": "tool_call"}
+    aside = runs.config(config)
+    message = await seen.ainvoke(given, aside) if asynchronous else seen.invoke(given, aside)
+    if not isinstance(message, ToolMessage) or not results:
         raise TypeError(f"{tool.name} must return a message, got {message!r}")
-    return (returned[0], asked[0]), message
+    if isinstance(results[0].returned, Command):
+        raise TypeError(f"{tool.name} must return a message, got a Command")
+    return results[0], message
 
 
 def _asked(args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -115,17 +140,24 @@ def _asked(args: Any, kwargs: Mapping[str, Any]) -> Any:
     return args, {name: one for name, one in kwargs.items() if name not in _ABOUT_THE_RUN}
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(early: ToolCallResult, tool: BaseTool, asked: Any) -> bool:
+    """Return whether a speculative call was one of this tool with these arguments."""
     try:
-        return bool(one == other)
+        return early.tool is tool and same_to_read(early.asked, asked)
     except Exception:  # noqa: BLE001 values that cannot be compared are not equal
         return False
 
 
-def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> BaseTool:
+def replaying(
+    tool: BaseTool,
+    early: Recording,
+    fits: Callable[[ToolCallResult], bool],
+    counters: AgentCounters,
+) -> BaseTool:
     """Return a copy of a tool that waits for a speculative call and returns its result.
 
-    If that call fails, or an inner middleware changes the arguments, the tool itself is called.
+    If that call fails, does not fit, or a middleware changes the tool or the arguments, the tool
+    itself is called.
     """
     replay = copy(tool)
     original: Any = tool
@@ -133,10 +165,12 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
         try:
-            async for returned, asked in early.aread():
-                if _same(asked, _asked(args, kwargs)):
-                    counters.add(tools_committed=1)
-                    return returned
+            async with aclosing(early.aread()) as results:
+                async for result in results:
+                    if _same(result, tool, _asked(args, kwargs)) and fits(result):
+                        result.runs.write_again()
+                        counters.add(tools_committed=1)
+                        return result.returned
         except Exception:  # noqa: BLE001, S110 the call below raises the tool's own error
             pass
         finally:
@@ -146,10 +180,11 @@ def replaying(tool: BaseTool, early: Recording, counters: AgentCounters) -> Base
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            for returned, asked in early.read():
-                if _same(asked, _asked(args, kwargs)):
+            for result in early.read():
+                if _same(result, tool, _asked(args, kwargs)) and fits(result):
+                    result.runs.write_again()
                     counters.add(tools_committed=1)
-                    return returned
+                    return result.returned
         except Exception:  # noqa: BLE001, S110
             pass
         counters.add(tools_dropped=1)

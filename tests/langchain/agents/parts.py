@@ -39,7 +39,7 @@ class FakeModel(BaseChatModel):
     brain: Brain
     turns: int = 2
     sleep_s: float = 0.0
-    log: Any = None  # a list: the history of each call
+    log: Any = None  # is called with the history of each call
 
     @property
     def _llm_type(self) -> str:
@@ -57,7 +57,7 @@ class FakeModel(BaseChatModel):
     def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Any]) -> Reply:
         history: Any = convert_to_openai_messages(messages)
         if self.log is not None:
-            self.log.append(history)
+            self.log(history)
         names = [tool["function"]["name"] for tool in tools if "function" in tool]
         return self.brain.reply(history, names)
 

@@ -60,7 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.provider.refused.append(str(error))
             self._whole(400, {"error": {"message": str(error), "type": "invalid_request_error"}})
             return
-        if asked.get("stream"):
+        if reply.fails_after is not None:
+            self._whole(500, {"error": {"message": "out of order", "type": "server_error"}})
+        elif asked.get("stream"):
             self._stream(asked, reply)
         else:
             message = {"role": "assistant", "content": "".join(reply.words)}

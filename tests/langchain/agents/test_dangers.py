@@ -1,16 +1,19 @@
 """What could make an agent ahead of its tools lossy, and what is done about each."""
 
 import asyncio
+import random
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import langchain_ralmspec
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.messages import ToolMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -18,12 +21,14 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import speculative_tool
 from langchain_ralmspec.agents import AgentStats, SpeculativeTools
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 from langgraph.types import Command
 
 from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
+from tests.langchain.agents.twins import twins
 from tests.langchain.agents.worlds import Prompting, Renaming
 
 ASKED = {"messages": [("user", "What about foxes?")]}
@@ -151,6 +156,118 @@ async def test_models_that_keep_something_are_not_called_ahead(kind: type[FakeMo
     assert 0 == stats.calls_ahead
 
 
+class Asked(FakeModel):
+    """Takes further arguments, as providers' models do."""
+
+    model_kwargs: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
+
+
+class Adding(AgentMiddleware[Any, Any]):
+    """Adds settings or tools to the model's request, behind ours."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.changes = changes
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        tools = [*request.tools, *self.changes.get("tools", ())]
+        settings = self.changes.get("settings", {})
+        return await handler(request.override(tools=tools, model_settings=settings))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"previous_response_id": "r"}},
+        {"settings": {"conversation": "c"}},
+        {"tools": [{"type": "web_search"}]},
+        {},
+    ],
+)
+@pytest.mark.parametrize("kwargs", [{}, {"container": "c"}, {"tools": [{"type": "code"}]}])
+async def test_state_at_the_provider_stops_calls_ahead_wherever_it_is_set(
+    changes: dict[str, Any], kwargs: dict[str, Any]
+) -> None:
+    """In the model's further arguments, or by a middleware that comes after ours."""
+    both = await twins(
+        lambda: Asked(brain=Brain(hops=3), model_kwargs=kwargs),
+        behind=lambda: [Adding(**changes)],
+    )
+
+    assert both.plain == both.ahead
+    assert (3 if not changes and not kwargs else 0) == both.stats.calls_ahead
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+async def test_parallel_calls_lead_to_one_call_ahead(unknown: bool) -> None:
+    """It is made when the other tools of the reply have returned or are guessed."""
+    brain = Brain(seed=2, hops=4, parallel=3)
+    guess = lambda call: None if unknown and call["args"]["q"] == "fox" else facts(call)  # noqa: E731
+    both = await twins(lambda: FakeModel(brain=brain), guess=guess)
+
+    assert len(both.calls) > 5
+    assert Counter(both.plain_calls) == Counter(both.calls)
+    assert both.stats.calls_ahead == both.stats.committed
+    assert both.stats.calls_ahead <= 4
+    assert 4 == both.stats.calls_ahead or unknown
+
+
+def test_a_run_goes_on_in_another_loop() -> None:
+    """Interrupted in one, resumed at once in the next, under the same control of the caller's."""
+    results = []
+    for ours in (None, SpeculativeTools(facts, handover_s=5)):
+        middleware = [HumanInTheLoopMiddleware({"search": True}), *([ours] if ours else [])]
+        agent: Any = create_agent(
+            FakeModel(brain=Brain(hops=3)),
+            Toolbox(turns=40).tools(["search"]),
+            middleware=middleware,
+            checkpointer=InMemorySaver(),
+        )
+        control, given, shown = RunControl(), ASKED, []
+        for _ in range(4):
+            config = config_of("thread", Listener())
+            shown.append(asyncio.run(agent.ainvoke(given, config, control=control)))
+            given = Command(resume={"decisions": [{"type": "approve"}]})  # type: ignore[assignment]
+        results.append(Trace().of(shown))
+
+    assert 4 == len(results[0])
+    assert results[0] == results[1]
+
+
+class Drawing(FakeModel):
+    """Draws a number in each call."""
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        random.random()
+        return await super()._agenerate(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [(FakeModel, 3), (Drawing, 0)])
+async def test_numbers_that_others_draw_meanwhile_are_not_the_models(
+    kind: type[FakeModel], ahead: int
+) -> None:
+    """A busy process draws all the time: the host itself does for each checkpoint."""
+
+    async def draw() -> None:
+        while True:
+            random.random()
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(draw())
+    try:
+        _, _, stats, _ = await ran(model=lambda: kind(brain=Brain(hops=3)))
+    finally:
+        task.cancel()
+
+    assert ahead == stats.calls_ahead == stats.committed
+
+
+async def test_a_scope_is_hashable() -> None:
+    """It is the key of what is remembered; a list is refused when a run begins."""
+    with pytest.raises(ConfigError, match="hashable"):
+        await ran(scope=lambda _: ["a list"])
+
+
 async def test_a_rate_limiter_stops_calls_ahead() -> None:
     """They would take the turns of real calls."""
     limiter = InMemoryRateLimiter(requests_per_second=1e6, max_bucket_size=1e6)
@@ -192,7 +309,7 @@ async def test_runs_at_the_same_time_do_not_mix() -> None:
 async def test_results_are_remembered_within_a_scope_only() -> None:
     """What a tool returned to one user is no guess for another; the same thread has it."""
     seen: list[Any] = []
-    model = FakeModel(brain=Brain(hops=1), log=seen)
+    model = FakeModel(brain=Brain(hops=1), log=seen.append)
     box = Toolbox(turns=40)
 
     def tools_of(thread: str, scope: Any = None) -> SpeculativeTools:
@@ -348,7 +465,7 @@ def _threads(within_s: float = 2.0) -> list[str]:
 async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """Wherever a run is cancelled, 100 ms later there is no task, and no call goes on."""
     box, log = Toolbox(turns=40), list[Any]()
-    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log)
+    model = FakeModel(brain=Brain(hops=4), sleep_s=0.3, log=log.append)
     ours = SpeculativeTools(facts, depth=depth, read_only=["search"])
     agent = agent_of(ours, box, model)
     others = asyncio.all_tasks()
@@ -391,10 +508,16 @@ async def test_a_run_that_stops_between_two_steps_leaves_nothing() -> None:
         {"depth": -1},
         {"depth": True},
         {"max_wasted_calls": -1},
+        {"max_wasted_calls": 1.5},
+        {"max_wasted_tokens": "5"},
         {"handover_s": 0},
+        {"handover_s": "1"},
         {"guess": "search"},
         {"read_only": "search"},
+        {"read_only": 5},
+        {"read_only": [5]},
         {"memo": {}},
+        {"scope": "user"},
     ],
 )
 def test_settings_are_checked_at_once(settings: dict[str, Any]) -> None:

@@ -109,6 +109,8 @@ class World:
     right: float  # share of right guesses
     limit: int | None
     scenario: str  # "once", "twice", "travel"
+    synchronous: bool  # calls ahead are made in threads
+    handover_s: float
 
 
 def world(seed: int) -> World:
@@ -141,6 +143,8 @@ def world(seed: int) -> World:
         right=draw.choice([0.0, 0.5, 0.9, 1.0]),
         limit=draw.choice([None, None, 1, 3]),
         scenario=draw.choice(["once", "once", "twice", "travel"]),
+        synchronous=draw.random() < 0.2,
+        handover_s=draw.choice([5, 5, 5, 0.002]),
     )
 
 
@@ -178,18 +182,23 @@ async def run(world: World, *, ahead: bool) -> Outcome:
     """Run a world's agent plainly or ahead."""
     draw = random.Random(world.seed)
     log: list[Any] = []
-    box = Toolbox(turns=world.tool_turns)
+    box = Toolbox(turns=world.tool_turns, sleep_s=world.tool_turns * 2e-4 * world.synchronous)
     ours = SpeculativeTools(
         guesser(world),
         depth=world.depth,
         read_only=["search", "artful", "broken"],
         max_wasted_calls=world.limit,
-        handover_s=5,
+        handover_s=world.handover_s,
     )
     before = [MIDDLEWARES[name](draw) for name in world.before]
     behind = [MIDDLEWARES[name](draw) for name in world.behind]
     agent: Any = create_agent(
-        FakeModel(brain=world.brain, turns=world.turns, log=log),
+        FakeModel(
+            brain=world.brain,
+            turns=world.turns,
+            log=log.append,
+            sleep_s=world.turns * 2e-3 * world.synchronous,
+        ),
         box.tools(world.tools),
         middleware=[*before, *([ours] if ahead else []), *behind],
         response_format=ToolStrategy(STRUCTURED) if world.structured else None,
@@ -250,7 +259,9 @@ def _answers(interrupts: Any) -> Any:
 
 
 async def _once(world: World, agent: Any, given: Any, config: Any, outcome: Outcome) -> None:
-    if world.way == "invoke":
+    if world.synchronous and world.way != "events":
+        await asyncio.to_thread(_once_in_a_thread, world, agent, given, config, outcome)
+    elif world.way == "invoke":
         outcome.shown.append(await agent.ainvoke(given, config))
     elif world.way == "events":
         async for event in agent.astream_events(given, config, version="v2"):
@@ -258,6 +269,15 @@ async def _once(world: World, agent: Any, given: Any, config: Any, outcome: Outc
     else:
         modes = ["values", "updates", "messages"] if world.way == "several" else world.way
         async for item in agent.astream(given, config, stream_mode=modes):
+            outcome.shown.append(item)
+
+
+def _once_in_a_thread(world: World, agent: Any, given: Any, config: Any, outcome: Outcome) -> None:
+    if world.way == "invoke":
+        outcome.shown.append(agent.invoke(given, config))
+    else:
+        modes = ["values", "updates", "messages"] if world.way == "several" else world.way
+        for item in agent.stream(given, config, stream_mode=modes):
             outcome.shown.append(item)
 
 

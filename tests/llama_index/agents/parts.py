@@ -31,7 +31,7 @@ class FakeLLM(FunctionCallingLLM):
     brain: Any = None
     react: bool = False
     turns: int = 2
-    log: Any = None
+    log: Any = None  # is called with the length of each history
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -59,7 +59,7 @@ class FakeLLM(FunctionCallingLLM):
 
     def _reply(self, messages: Sequence[ChatMessage]) -> tuple[Reply, list[str]]:
         if self.log is not None:
-            self.log.append(len(messages))
+            self.log(len(messages))
         history = [_turn(one, react=self.react) for one in messages]
         reply = self.brain.reply(history, ())
         if not self.react:
@@ -271,7 +271,7 @@ def agent_of(drawn: World, box: Toolbox, log: Any) -> Any:
 async def run(drawn: World, *, ahead: bool) -> Outcome:
     """Run a world's agent twice in one conversation, plainly or ahead."""
     box, log, outcome = Toolbox(turns=drawn.tool_turns), list[Any](), Outcome()
-    agent = agent_of(drawn, box, log)
+    agent = agent_of(drawn, box, log.append)
     if ahead:
         agent = speculate(
             agent,

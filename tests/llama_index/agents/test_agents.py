@@ -11,7 +11,16 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.tools import RetrieverTool
-from llama_index_ralmspec import SPECULATIVE, agent_stats, speculate, speculative_tool
+from llama_index_ralmspec import (
+    SPECULATIVE,
+    CommitEvent,
+    GuessEvent,
+    RollbackEvent,
+    VerificationEvent,
+    agent_stats,
+    speculate,
+    speculative_tool,
+)
 from pydantic import Field
 
 from ralmspec_plugins import QueryCache
@@ -156,6 +165,48 @@ async def test_each_call_of_the_model_is_told_once() -> None:
     assert 4 == len(counter.llm_token_counts)
 
 
+class Noting(BaseEventHandler):
+    """Notes our own events, and the spans of calls of models made ahead."""
+
+    own: list[Any] = Field(default_factory=list)
+    spans: list[Any] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Noting"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        if isinstance(event, GuessEvent | VerificationEvent | CommitEvent | RollbackEvent):
+            self.own.append(event)
+        elif isinstance(event, LLMChatStartEvent) and SPECULATIVE in event.tags:
+            self.spans.append(event.span_id)
+
+
+async def test_own_events_say_what_was_guessed_and_what_became_of_it() -> None:
+    """The first guess is right and the second wrong; calls are named by their spans."""
+    handler, guesses = Noting(), iter([facts, lambda _: "nonsense", facts])
+    agent = agent_of(Toolbox(), Brain(hops=3))
+    ahead = speculate(agent, guess=lambda call: next(guesses)(call), handover_s=5)
+    dispatcher = get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    try:
+        await ahead.run("What?")
+    finally:
+        dispatcher.event_handlers.remove(handler)
+    kinds = [type(one).__name__ for one in handler.own]
+    named = [one.span_ids for one in handler.own if hasattr(one, "span_ids")]
+    rights = [one.right for one in handler.own if isinstance(one, VerificationEvent)]
+
+    assert 3 == kinds.count("GuessEvent")
+    assert [True, False, True] == rights
+    assert (2, 1) == (kinds.count("CommitEvent"), kinds.count("RollbackEvent"))
+    assert 3 == len(named)
+    assert all(len(spans) == 1 for spans in named)
+    assert 3 == len({spans[0] for spans in named})
+    assert 'search {"q":' in handler.own[0].query_str
+    assert all(SPECULATIVE not in one.tags for one in handler.own)
+
+
 @pytest.mark.parametrize("name", ["direct", "context"])
 async def test_some_tools_are_not_run_ahead_of(name: str) -> None:
     """One that ends the run, and one that is given the run's context."""
@@ -185,7 +236,7 @@ async def test_nothing_outlives_a_cancelled_run(after: int, depth: int) -> None:
     """100 ms after a run is cancelled there is no task, and no call goes on."""
     log: list[Any] = []
     box, brain = Toolbox(turns=60), Brain(hops=4)
-    llm = FakeLLM(brain=brain, turns=10, log=log)
+    llm = FakeLLM(brain=brain, turns=10, log=log.append)
     ahead = speculate(agent_of(box, brain, llm), guess=facts, depth=depth, read_only=["search"])
     others = asyncio.all_tasks()
     handler = ahead.run("What?")
@@ -234,5 +285,8 @@ def test_other_agents_and_options_are_refused() -> None:
         speculate(agent, dept=1)
     with pytest.raises(ConfigError, match="depth must be"):
         speculate(agent, depth=-1)
+    for wrong in ({"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
+        with pytest.raises(ConfigError, match="must be"):
+            speculate(agent, **wrong)
     with pytest.raises(ConfigError, match="an agent returned by speculate"):
         agent_stats(agent)
