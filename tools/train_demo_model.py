@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--short-steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--hop-steps", type=int, default=320, help="of the second stage")
+    parser.add_argument("--hop-steps", type=int, default=0, help="of the second stage")
     parser.add_argument("--hop-lr", type=float, default=2e-3)
     parser.add_argument("--start", type=Path, help="a checkpoint: only the second stage is run")
     parser.add_argument("--hidden", type=int, default=128)
@@ -390,7 +390,8 @@ def main() -> None:
     else:
         tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json"))
         model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
-    train_hops(model, tokenizer, args)
+    if args.hop_steps:
+        train_hops(model, tokenizer, args)
 
 
 if __name__ == "__main__":

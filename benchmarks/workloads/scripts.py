@@ -67,7 +67,7 @@ class FlareScript:
 
     def probability(self, number: int) -> float:
         """Return the probability of a sentence's least sure token: 0.8 is the middle one."""
-        return die(self.seed, "probability", number) ** 0.32
+        return math.pow(die(self.seed, "probability", number), 0.32)
 
     def piece(self, prompt: str, before: str, front: str) -> Piece:
         """Return the next sentence, which depends on the passages in front."""
