@@ -1,5 +1,6 @@
 """A model's drafts and retrieved ones in one tree."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -112,6 +113,47 @@ def test_retrieval_runs_beside_the_model() -> None:
         FusedDrafter(model, store, parallel=parallel).propose(CONTEXT, 4)
 
         assert parallel == (model.threads != store.threads)
+
+
+@pytest.mark.parametrize(
+    ("cost", "asked"), [(0.05, True), (0.5, False)], ids=["cheap model", "dear model"]
+)
+def test_a_model_is_left_out_where_little_is_left_to_gain(cost: float, asked: bool) -> None:
+    """Worked: retrieval is sure of the next token to 0.8, so a model may gain 0.2 of a pass."""
+    model = _Priced(MODEL)
+    model.cost = cost
+    drafter = FusedDrafter(model, _Fixed(TokenTree((7, 8), (-1, 0), (0.8, 0.7))), parallel=False)
+    tree = drafter.propose(CONTEXT, 8)
+
+    assert asked == bool(model.threads)
+    assert (len(tree) > 2) == asked
+    assert tree.tokens
+
+
+def test_a_source_that_does_not_pay_is_seldom_asked() -> None:
+    """Its drafts are wrong, and cost many passes; where a weight is given, it is asked always.
+
+    Worked: the first draft already costs more than any gain; then one in eight has the source.
+    """
+    context = dataclasses.replace(CONTEXT, pass_s=1e-12)
+    asked = []
+    for weight in (None, 1.0):
+        store = _Fixed(FOUND, source="corpus")
+        drafter = FusedDrafter(_Fixed(MODEL), store, parallel=False, weight=weight)
+        for _ in range(80):
+            drafter.update(Accepted(context, drafter.propose(context, 9), ()))
+        asked.append(len(store.threads))
+
+    assert [10, 80] == asked
+
+
+class _Priced(_Fixed):
+    """A model whose pass has a cost, in passes of the target."""
+
+    cost: float
+
+    def least_gain(self, context: DraftContext) -> float:
+        return self.cost
 
 
 def test_a_part_that_raises_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
