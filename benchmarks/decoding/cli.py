@@ -9,10 +9,11 @@ import torch
 import typer
 
 from benchmarks.decoding.both import measure_both, summary_of_both
+from benchmarks.decoding.course import opened
 from benchmarks.decoding.journal import Journal
-from benchmarks.decoding.measure import measure, summary
+from benchmarks.decoding.measure import goals, means, measure, summary
 from benchmarks.decoding.tasks import SEED, text_corpus, text_tasks, world_corpus, world_tasks
-from benchmarks.harness.inputs import load_model, python_library
+from benchmarks.harness.inputs import LoadedModel, load_model, python_library
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.decoding.calibration import measure_costs
@@ -23,6 +24,20 @@ from ralmspec_plugins.retrieval.storage.files import write_whole
 
 SIZES = ("random:10x512", "random:16x768")  # about 34 and 120 million weights: costs alone
 
+_COLUMNS = {
+    "task": "task",
+    "way": "way",
+    "requests": "requests",
+    "speed": "speed",
+    "least": "least",
+    "most": "most",
+    "tokens_a_pass": "tokens a pass",
+    "bound": "bound",
+    "share": "share",
+    "bound_drafting": "bound, drafting paid",
+    "share_drafting": "share of it",
+}
+
 
 def decoding(
     out: Annotated[Path, typer.Option(help="The folder for results and report.")] = Path(
@@ -30,8 +45,11 @@ def decoding(
     ),
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A folder with a trained model, or demo. [default: demo]"),
+        typer.Option(help="trained (see --cache), a model's folder, or demo. [default: demo]"),
     ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where `python -m benchmarks.decoding.course` put its models.")
+    ] = Path("CACHE"),
     data: Annotated[
         Path, typer.Option(help="The folder with *articles.jsonl and *passages.jsonl.")
     ] = Path("DATA"),
@@ -58,10 +76,12 @@ def decoding(
     about = journal.of("surroundings", surroundings)
     result: dict[str, Any] = {"surroundings": about, "settings": settings, "models": []}
     for name in names:
-        loaded = load_model(name, ())
+        loaded, small = _opened(name, cache)
         tasks = world_tasks(requests) if name == "demo" else text_tasks(requests, data)
         corpus = world_corpus() if name == "demo" else text_corpus(data)
-        result["models"].append(measure(loaded, tasks, tokens, repetitions, journal, _say, corpus))
+        result["models"].append(
+            measure(loaded, tasks, tokens, repetitions, journal, _say, corpus, small)
+        )
         if name == "demo":
             result["both"] = measure_both(loaded, requests, tokens, delay_s, journal, _say)
     budget_s = 2.0 if quick else 20.0
@@ -75,6 +95,15 @@ def decoding(
     typer.echo(page)
 
 
+def _opened(name: str, cache: Path) -> tuple[LoadedModel, LoadedModel | None]:
+    """Open a model, and the small one that drafts for it if there is one."""
+    if name != "trained":
+        return load_model(name, ()), None
+    models = opened(cache)
+    target = models["target"]
+    return LoadedModel(name, target.model, target.tokenizer, target.template), models["drafter"]
+
+
 def report(result: dict[str, Any]) -> str:
     """Write the tables of a result."""
     about = result["surroundings"]
@@ -84,16 +113,22 @@ def report(result: dict[str, Any]) -> str:
         parts.append("c(rows): " + _curve(measured["costs"]) + "\n")
         # One thread's own time can be told from others'; that of several is the clock's.
         clock = "own_s" if result["surroundings"]["torch_threads"] == 1 else "seconds"
-        names = ("task", "way", "requests", "speed", "tokens_a_pass", "bound", "share")
-        rows = [[_shown(row.get(name)) for name in names] for row in summary(measured, clock)]
-        parts.append(table([name.replace("_", " ") for name in names], rows))
+        told = summary(measured, clock)
+        rows = [[_shown(row.get(name)) for name in _COLUMNS] for row in told]
+        parts.append(table(list(_COLUMNS.values()), rows))
+        parts.append("Geometric means of the tasks with a bound:\n")
+        ordered = sorted(means(told).items(), key=lambda one: -one[1])
+        parts.append(table(["way", "speed"], [[way, _shown(speed)] for way, speed in ordered]))
+        for goal, missed in goals(told).items():
+            parts.append(f"- {goal}: {'; missed by '.join(['', *missed])[2:] or 'reached'}")
+        parts.append("")
     for name, costs in result["costs"].items():
         parts.append(f"c(rows) of {name}, drawn: {_curve(costs)}\n")
     if "both" in result:
         parts.append("## Both speculations at once, seconds\n")
         columns = ["interval", "loop", "model", "seconds", "speed", "bound"]
-        told = summary_of_both(result["both"], result["settings"]["delay_s"])
-        parts.append(table(columns, [[_shown(row[name]) for name in columns] for row in told]))
+        both = summary_of_both(result["both"], result["settings"]["delay_s"])
+        parts.append(table(columns, [[_shown(row[name]) for name in columns] for row in both]))
     return "\n".join(parts)
 
 

@@ -1,21 +1,16 @@
 """What is continued: passages in front, and a prompt. Seeds were fixed before any tuning."""
 
-import re
-import sysconfig
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final
 
-from benchmarks.knn.inputs import Domain, python_docs, wikipedia
+from benchmarks.decoding.exercises import KINDS, sources
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
-from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.types import Passage
 
 SEED: Final = 2311  # of all drawing
-_WORDS: Final = 70  # in a passage
-_PASSAGES: Final = 3
+_WORDS: Final = 24  # of a text's beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,60 +51,24 @@ def world_corpus() -> list[str]:
 
 
 def text_corpus(data: Path) -> list[str]:
-    """Return the documents of the domains that `text_tasks` draws from: none that is continued."""
-    return [text for domain in (wikipedia(data), python_docs()) for text in domain.documents]
+    """Return what is learned from, as a datastore: nothing of it is continued."""
+    learned, _ = sources(data)
+    return [*learned.articles, *learned.files]
 
 
 def text_tasks(count: int, data: Path) -> list[Task]:
-    """Continue held-out texts: in neither the training nor a datastore.
+    """Continue exercises of held-out texts, which are in neither the training nor a datastore.
 
     Raises:
-        InputError: there are too few.
+        InputError: there are too few texts.
     """
+    _, held_out = sources(data)
     tasks: list[Task] = []
-    for domain in (wikipedia(data), python_docs()):
-        tasks += [task for text in _texts(domain, count) for task in _of_text(text)]
-    tasks += [_of_code(text) for text in _sources(count)]
-    return tasks
-
-
-def _texts(domain: Domain, count: int) -> Sequence[str]:
-    long = [text for text in domain.held_out if len(text.split()) >= _PASSAGES * _WORDS]
-    if len(long) < count:
-        raise InputError(f"{domain.name} has {len(long)} long held-out texts, not {count}")
-    return long[:count]
-
-
-def _of_text(text: str) -> Iterator[Task]:
-    pieces = list(_pieces(text))
-    front = tuple(pieces[:_PASSAGES])
-    last = front[-1].text.split()
-    yield Task("docqa", front, f"Question: {' '.join(last[:8])}? Answer: {' '.join(last[:3])}")
-    yield Task("extraction", front, " ".join(front[0].text.split()[:12]))
-    yield Task("in-domain QA", (), " ".join(text.split()[:24]))
-    yield Task("no repetition", (), " ".join(text.split()[:24]), sampled=True)
-
-
-def _of_code(text: str) -> Task:
-    lines = text.splitlines()
-    front = tuple(
-        Passage(str(at), "\n".join(lines[at * 20 : at * 20 + 20])) for at in range(_PASSAGES)
-    )
-    return Task("code", front, "\n".join(lines[_PASSAGES * 20 : _PASSAGES * 20 + 6]) + "\n")
-
-
-def _sources(count: int) -> list[str]:
-    """Give sources of the standard library, from the first class or function on."""
-    found = []
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        begins = re.search(r"^(class|def) ", text, flags=re.MULTILINE)
-        if begins is not None and text.count("\n", begins.start()) > 200:
-            found.append(text[begins.start() :])
-    return Random(SEED).sample(found, count)
-
-
-def _pieces(text: str) -> Iterator[Passage]:
-    words = text.split()
-    for at in range(0, len(words), _WORDS):
-        yield Passage(str(at), " ".join(words[at : at + _WORDS]))
+    for kind in KINDS:
+        dice = Random(f"{SEED} {kind}")
+        for _ in range(count):
+            made = held_out.exercise(kind, dice)
+            tasks.append(Task(kind, made.passages, made.prompt))
+    dice = Random(f"{SEED} no repetition")
+    beginnings = [" ".join(dice.choice(held_out.articles).split()[:_WORDS]) for _ in range(count)]
+    return tasks + [Task("no repetition", (), text, sampled=True) for text in beginnings]

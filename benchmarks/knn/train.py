@@ -88,6 +88,7 @@ def learn(
     course: Course,
     folder: Path,
     watch: Callable[[int, float], None] | None = None,
+    factor: Callable[[str], float] = lambda _: 1.0,
 ) -> Learned:
     """Train a model in place, and say how it went.
 
@@ -97,6 +98,7 @@ def learn(
         course: how.
         folder: for the checkpoint; a course that was begun there is gone on with.
         watch: is shown each step and its loss.
+        factor: of the rate, by the name of the weight.
 
     Raises:
         ConfigError: another course was begun there, or the stream is shorter than a window.
@@ -107,14 +109,17 @@ def learn(
             "give more text"
         )
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=course.rate, betas=(0.9, 0.95), weight_decay=course.decay
+        [{"params": [one], "factor": factor(name)} for name, one in model.named_parameters()],
+        lr=course.rate,
+        betas=(0.9, 0.95),
+        weight_decay=course.decay,
     )
     learned = _gone_on_with(model, optimizer, course, folder)
     model.train()
     for step in range(len(learned.losses), course.steps):
         began_s = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = course.rate_at(step)
+            group["lr"] = course.rate_at(step) * group["factor"]
         learned.losses.append(_step(model, optimizer, _batch(stream, course, step), course))
         learned.seconds += time.perf_counter() - began_s
         if watch is not None:

@@ -110,7 +110,7 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
     The shortest time of each size counts, since other processes share the machine. The cost of
     a size is limited to the cost of its rows one by one, and is at least that of one row.
     """
-    clock = pass_clock(model)
+    clock = pass_clock(model.runner.device)
     room = 1024 if model.context is None else model.context
     sizes = [size for size in SIZES if size + _PROMPT < room // 2]
     front = list(itertools.islice(itertools.cycle(_prompt(model)), min(128, room // 4)))
@@ -140,7 +140,7 @@ def measure_fixed_cost(
     Returns:
         The cost of a pass of fixed shape, in passes over one row, and its seconds.
     """
-    clock, prompt = pass_clock(model), _prompt(model)
+    clock, prompt = pass_clock(model.runner.device), _prompt(model)
     runs = [(one.runner, one.runner.start(prompt)) for one in (model, fixed)]
     room = _TEXT if model.context is None else min(_TEXT, model.context - _PROMPT)
     seconds: list[list[float]] = [[], []]
@@ -158,13 +158,13 @@ def measure_fixed_cost(
     return least[1] / least[0], least[1]
 
 
-def pass_clock(model: HostedModel) -> Callable[[], float]:
-    """Return the clock that times passes.
+def pass_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock that times passes on a device, and the drafting between them.
 
     Where a pass runs in one thread on a CPU this is the thread's CPU time, which does not
     advance while other threads have the processor.
     """
-    alone = torch.get_num_threads() == 1 and model.runner.device.type == "cpu"
+    alone = torch.get_num_threads() == 1 and device.type == "cpu"
     return time.thread_time if alone else time.perf_counter
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
@@ -221,7 +220,7 @@ class SpeculativeDecoder:
         self.known = known
         self.budget = Budget(costs)
         self.counts = DecodingCounts()
-        self.clock = pass_clock(model)
+        self.clock = pass_clock(model.runner.device)
         self.drafters = drafters
         self._observers: list[Any] = [one for one in drafters if hasattr(one, "observe")]
         self._failed: set[int] = set()  # ids of drafters whose error was logged
@@ -254,14 +253,14 @@ class SpeculativeDecoder:
 
     def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
         """Return the merged drafts of all drafters; one that raises drafts nothing."""
-        began_s, found = time.perf_counter(), []
+        began_s, found = self.clock(), []
         for drafter in self.drafters:
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
             except Exception:  # noqa: BLE001 a drafter's error never changes the answer
                 self._report(drafter)
-        self.budget.note_draft(time.perf_counter() - began_s)
+        self.budget.note_draft(self.clock() - began_s)
         return merged(found)
 
     def accept(self, accepted: Accepted) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ralmspec_plugins.decoding.calibration import pass_clock
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError, ModelError
@@ -184,29 +184,28 @@ class ModelDrafter:
 
     def _grow_tree(self, reading: "_Reading", growth: "_Growth") -> None:
         """Read the most valued drafts, `breadth` per pass, as long as that pays off."""
-        rows = reading.rows
+        rows, clock = reading.rows, pass_clock(self._runner.device)
         while rows is not None and (chosen := growth.worth_reading(self.breadth)):
             first = len(rows.tokens)
             tokens, parents = growth.as_rows(chosen, len(reading.text_rows) - 1, first)
-            began_s = time.perf_counter()
+            began_s = clock()
             rows = self._runner.read_more_rows(reading.run, rows, tokens, parents)
-            self._timed(began_s)
+            self._timed(clock() - began_s)
             growth.read(chosen, rows.logits[first:])
         reading.keep_text(self._runner, rows)
 
     def _grow_chain(self, reading: "_Reading", growth: "_Growth") -> None:
         """Read the most valued draft after the last one, as long as that pays off."""
         reading.keep_text(self._runner, reading.rows)
-        length = len(reading.run.tokens)
+        length, clock = len(reading.run.tokens), pass_clock(self._runner.device)
         while chosen := growth.worth_reading(1, chain=True):
-            began_s = time.perf_counter()
+            began_s = clock()
             self._runner.feed(reading.run, growth.nodes[chosen[0]].token)
-            self._timed(began_s)
+            self._timed(clock() - began_s)
             growth.read(chosen, reading.run.logits)
         self._runner.crop(reading.run, length)
 
-    def _timed(self, began_s: float) -> None:
-        took_s = time.perf_counter() - began_s
+    def _timed(self, took_s: float) -> None:
         before = took_s if self._own_pass_s is None else self._own_pass_s
         self._own_pass_s = before + (took_s - before) / _RECENT
 
