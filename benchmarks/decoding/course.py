@@ -9,9 +9,10 @@ earlier, and copy what followed (Olsson et al., 2209.11895). All weights are tra
 """
 
 import json
+import math
 import re
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,8 +20,9 @@ from typing import Annotated, Any, Final
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.decoding.exercises import sources, training_texts
 from benchmarks.harness.inputs import LoadedModel, load_model, vocabulary
@@ -172,14 +174,25 @@ def _compare(attention: Any, head: int, blocks: Blocks, view: Tensor) -> None:
             has[blocks.start(1) + part] = _SHARP
 
 
-def trained(cache: Path, data: Path, threads: int) -> dict[str, LoadedModel]:
-    """Return both models by name, trained before or now; what was begun is gone on with."""
-    learned, _ = sources(data)
-    texts = list(training_texts(learned, _EXERCISES, COURSE.seed))
-    tokenizer = vocabulary([*texts, *learned.articles, *learned.files], _VOCABULARY)
+class TimeIsUpError(Exception):
+    """A course is left before its end."""
+
+
+def trained(
+    cache: Path, data: Path, threads: int, minutes: float = math.inf
+) -> dict[str, LoadedModel]:
+    """Return both models by name, trained before or now; what was begun is gone on with.
+
+    Args:
+        cache: the folder of the weights.
+        data: the folder of the texts.
+        threads: of torch.
+        minutes: after which a model is taken as it is.
+    """
     torch.set_num_threads(threads)
+    tokenizer, stream = _material(cache, data)
     return {
-        name: _trained(name, shape, course, cache, texts, tokenizer)
+        name: _trained(name, shape, course, cache, stream, tokenizer, minutes)
         for name, shape, course in (
             ("target", TARGET, COURSE),
             ("drafter", DRAFTER, DRAFTERS_COURSE),
@@ -202,32 +215,50 @@ def opened(cache: Path) -> dict[str, LoadedModel]:
     return {name: load_model(str(cache / name / "model"), ()) for name in ("target", "drafter")}
 
 
+def _material(cache: Path, data: Path) -> tuple[Any, NDArray[np.int32]]:
+    """Return the tokenizer and the tokens to learn from; made once, and kept."""
+    place, file = cache / "tokenizer", cache / "stream.npy"
+    if not file.exists():
+        learned, _ = sources(data)
+        texts = list(training_texts(learned, _EXERCISES, COURSE.seed))
+        tokenizer = vocabulary([*texts, *learned.articles, *learned.files], _VOCABULARY)
+        tokenizer.save_pretrained(place)
+        np.save(file, token_stream(texts, tokenizer))
+    fast: Any = PreTrainedTokenizerFast  # its methods are untyped
+    return fast.from_pretrained(place), np.load(file)
+
+
 def _trained(
     name: str,
     shape: tuple[int, int, int],
     course: Course,
     cache: Path,
-    texts: Sequence[str],
+    stream: NDArray[np.int32],
     tokenizer: Any,
+    minutes: float,
 ) -> LoadedModel:
     place = cache / name / "model"
     if place.exists():
         return load_model(str(place), ())
     model: Any = copying_model(*shape)
     began_s = time.perf_counter()
+    losses: dict[int, float] = {}
 
     def told(step: int, loss: float) -> None:
         spent_s = time.perf_counter() - began_s
+        losses[step] = loss
         typer.echo(f"{name}: step {step + 1} of {course.steps}, loss {loss:.3f}, {spent_s:.0f} s")
+        if spent_s > 60.0 * minutes:
+            raise TimeIsUpError
 
-    done = learn(
-        model, token_stream(texts, tokenizer), course, cache / name / "course", told, _factor
-    )
+    with suppress(TimeIsUpError):
+        learn(model, stream, course, cache / name / "course", told, _factor)
+    steps = 1 + max(losses, default=course.steps - 1)
     facts = {
         "course": asdict(course),
-        "tokens": course.tokens,
-        "seconds": done.seconds,
-        "losses": [float(np.mean(done.losses[at : at + 20])) for at in range(0, course.steps, 20)],
+        "steps": steps,
+        "tokens": steps * course.batch * course.window,
+        "last_losses": list(losses.values())[-20:],
     }
     write_whole(cache / name / "facts.json", json.dumps(facts, indent=1).encode())
     fresh = place.with_name("model.new")
@@ -248,9 +279,13 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder with *articles.jsonl, *passages.jsonl.")],
     cache: Annotated[Path, typer.Option(help="The folder for the weights.")],
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    minutes: Annotated[
+        float | None, typer.Option(help="Take each model as it is after so long.")
+    ] = None,
 ) -> None:
-    """Train both models, or go on with it."""
-    for name, one in trained(cache, data, threads).items():
+    """Train both models, or go on with it: the target takes about 15 minutes of an idle core."""
+    limit = math.inf if minutes is None else minutes
+    for name, one in trained(cache, data, threads, limit).items():
         typer.echo(f"{name}: {one.parameters:,} weights in {cache / name / 'model'}")
 
 

@@ -114,6 +114,30 @@ def test_retrieval_runs_beside_the_model() -> None:
         assert parallel == (model.threads != store.threads)
 
 
+@pytest.mark.parametrize(
+    ("cost", "asked"), [(0.05, True), (0.5, False)], ids=["cheap model", "dear model"]
+)
+def test_a_model_is_left_out_where_little_is_left_to_gain(cost: float, asked: bool) -> None:
+    """Worked: retrieval is sure of the next token to 0.8, so a model may gain 0.2 of a pass."""
+    model = _Priced(MODEL)
+    model.cost = cost
+    drafter = FusedDrafter(model, _Fixed(TokenTree((7, 8), (-1, 0), (0.8, 0.7))), parallel=False)
+    tree = drafter.propose(CONTEXT, 8)
+
+    assert asked == bool(model.threads)
+    assert (len(tree) > 2) == asked
+    assert tree.tokens
+
+
+class _Priced(_Fixed):
+    """A model whose pass has a cost, in passes of the target."""
+
+    cost: float
+
+    def least_gain(self, context: DraftContext) -> float:
+        return self.cost
+
+
 def test_a_part_that_raises_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     """The others' drafts stay, and it is reported once."""
     drafter = FusedDrafter(_Fixed(MODEL), _Raising(FOUND))

@@ -30,7 +30,9 @@ class FusedDrafter:
     Without these three numbers nothing needs tuning: every retrieved token may stay, and each
     source's values are multiplied by the recent ratio of accepted to expected drafts.
 
-    Retrieval runs in a thread in parallel with the draft model; RASD does not specify this.
+    Retrieval runs in a thread in parallel with the draft model; RASD does not specify this. With
+    `parallel=False` it runs first, and a model that has `least_gain`, as `ModelDrafter`, is
+    left out where the retrieved tokens leave less to gain than its pass costs.
 
     Worked, with drafters in place of a model and a datastore:
 
@@ -62,7 +64,7 @@ class FusedDrafter:
             top_tokens: k_p, for a model drafter that has `likeliest`; unset, none is pruned.
             trusted_match: the match length from which a token is kept regardless of the model.
             weight: the factor of retrieved values; unset, it is learned.
-            parallel: whether retrieval runs in parallel with the model.
+            parallel: whether retrieval runs in parallel with the model, or before it.
 
         Raises:
             ConfigError: no drafter retrieves, a number is out of range, or the model drafter has
@@ -140,7 +142,10 @@ class FusedDrafter:
     def _drafts(self, context: DraftContext, budget: int) -> list[TokenTree]:
         """Return the draft of each drafter."""
         if not self.parallel:
-            return [self._draft(part, context, budget) for part in self._parts]
+            retrieved = [self._draft(part, context, budget) for part in self._retrieval]
+            if self._is_covered(context, retrieved):
+                return [EMPTY, *retrieved]
+            return [self._draft(self._model, context, budget), *retrieved]
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="ralmspec-drafter")
@@ -148,6 +153,19 @@ class FusedDrafter:
                 self._pool.submit(self._draft, part, context, budget) for part in self._retrieval
             ]
         return [self._draft(self._model, context, budget), *(one.result() for one in beside)]
+
+    def _is_covered(self, context: DraftContext, retrieved: Sequence[TokenTree]) -> bool:
+        """Return whether the model's draft would cost more than retrieval leaves to gain."""
+        least_gain = getattr(self._model, "least_gain", None)
+        if least_gain is None or self.top_tokens is not None:
+            return False
+        tree = merged(
+            [scaled(tree, self._weight_of(part)) for part, tree in enumerate(retrieved, 1)]
+        )
+        next_token = sum(
+            value for value, parent in zip(tree.values, tree.parents, strict=True) if parent == ROOT
+        )
+        return 1.0 - next_token < least_gain(context)
 
     def _draft(self, part: Drafter, context: DraftContext, budget: int) -> TokenTree:
         """Return the draft of one drafter; one that raises drafts nothing."""
