@@ -58,6 +58,7 @@ def decoding(
     repetitions: Annotated[int, typer.Option(min=1)] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     delay_s: Annotated[float, typer.Option(help="A search's, for both speculations.")] = 0.02,
+    costs: Annotated[bool, typer.Option(help="Time passes of larger, drawn models.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Only see that all of it runs.")] = False,
 ) -> None:
     """Measure drafts beside plain decoding and transformers' own; texts are asserted equal.
@@ -67,7 +68,7 @@ def decoding(
     torch.set_num_threads(threads)
     if quick:
         requests, tokens, repetitions = 1, 24, 1
-    names, sizes = model or ["demo"], SIZES[:1] if quick else SIZES
+    names, sizes = model or ["demo"], (SIZES[:1] if quick else SIZES) if costs else ()
     settings = {
         "models": names, "requests": requests, "tokens": tokens, "repetitions": repetitions,
         "threads": threads, "delay_s": delay_s, "sizes": sizes, "seed": SEED,
