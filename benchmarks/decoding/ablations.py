@@ -82,7 +82,7 @@ def written_texts(
     lm = next(iter(ways.fast.values()))
     found = []
     for number, task in enumerate(text_tasks(requests, data)):
-        if not task.sampled:
+        if not task.free:
             draft = ways.plain.begin(Request(prompt=task.prompt, max_tokens=tokens, seed=number))
             draft = ways.plain.write(draft, task.passages, tokens, Progress())
             found.append((task.kind, WrittenText.of(lm, draft)))

@@ -17,7 +17,7 @@ from ralmspec_plugins.decoding.token_tree import ROOT, merged
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.state import Draft
 
-SIZES: Final = (1, 3, 7, 11, 15, 31)  # drafts a pass
+SIZES: Final = (3, 7, 15)  # drafts a pass
 Makers = Mapping[str, Callable[[], Sequence[Drafter]]]
 
 

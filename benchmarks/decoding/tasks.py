@@ -21,13 +21,13 @@ class Task:
         kind: "docqa", "extraction", "code", "in-domain QA" or "no repetition".
         passages: in front.
         prompt: behind them.
-        sampled: whether tokens are drawn, at a temperature at which nothing repeats.
+        free: whether repetition is penalised, so that there is none.
     """
 
     kind: str
     passages: tuple[Passage, ...]
     prompt: str
-    sampled: bool = False
+    free: bool = False
 
 
 def world_tasks(count: int) -> list[Task]:
@@ -41,7 +41,7 @@ def world_tasks(count: int) -> list[Task]:
         front = list({one.id: Passage(one.id, one.text, one.title) for one in told}.values())
         rng.shuffle(front)
         tasks.append(Task("in-domain QA", tuple(front[:4]), question.prompt))
-    free = [Task("no repetition", (), task.prompt, sampled=True) for task in tasks]
+    free = [Task("no repetition", (), task.prompt, free=True) for task in tasks]
     return tasks + free
 
 
@@ -71,4 +71,4 @@ def text_tasks(count: int, data: Path) -> list[Task]:
             tasks.append(Task(kind, made.passages, made.prompt))
     dice = Random(f"{SEED} no repetition")
     beginnings = [" ".join(dice.choice(held_out.articles).split()[:_WORDS]) for _ in range(count)]
-    return tasks + [Task("no repetition", (), text, sampled=True) for text in beginnings]
+    return tasks + [Task("no repetition", (), text, free=True) for text in beginnings]

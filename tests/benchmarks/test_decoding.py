@@ -53,7 +53,7 @@ def test_a_task_is_measured_and_reported(tmp_path: Path) -> None:
     assert OURS[1:] == list(expected)
     for counts in expected.values():
         assert all(12 >= passes >= 1 and took_s > 0 for _, passes, took_s in counts.values())
-        assert counts["31"][1] <= counts["1"][1]
+        assert counts["15"][1] <= counts["3"][1]
     bounded = [row for row in summary(result, "own_s") if "bound" in row]
     assert OURS[1:] == [row["way"] for row in bounded]
     assert all(row["bound"] >= row["bound_drafting"] >= 1.0 for row in bounded)
