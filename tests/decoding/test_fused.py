@@ -1,5 +1,6 @@
 """A model's drafts and retrieved ones in one tree."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -127,6 +128,23 @@ def test_a_model_is_left_out_where_little_is_left_to_gain(cost: float, asked: bo
     assert asked == bool(model.threads)
     assert (len(tree) > 2) == asked
     assert tree.tokens
+
+
+def test_a_source_that_does_not_pay_is_seldom_asked() -> None:
+    """Its drafts are wrong, and cost many passes; where a weight is given, it is asked always.
+
+    Worked: the first draft already costs more than any gain; then one in eight has the source.
+    """
+    context = dataclasses.replace(CONTEXT, pass_s=1e-12)
+    asked = []
+    for settings in ({}, {"weight": 1.0}):
+        store = _Fixed(FOUND, source="corpus")
+        drafter = FusedDrafter(_Fixed(MODEL), store, parallel=False, **settings)
+        for _ in range(80):
+            drafter.update(Accepted(context, drafter.propose(context, 9), ()))
+        asked.append(len(store.threads))
+
+    assert [10, 80] == asked
 
 
 class _Priced(_Fixed):

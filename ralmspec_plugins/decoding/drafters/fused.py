@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
@@ -12,6 +13,8 @@ from ralmspec_plugins.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _RECENT: Final = 64.0  # time constant of the learned calibration, in drafts
+_SOON: Final = 16.0  # the same for what a source gains and costs
+_SELDOM: Final = 7  # drafts without a source that does not pay
 
 
 class FusedDrafter:
@@ -28,7 +31,8 @@ class FusedDrafter:
     - the most valued tokens fill the budget.
 
     Without these three numbers nothing needs tuning: every retrieved token may stay, and each
-    source's values are multiplied by the recent ratio of accepted to expected drafts.
+    source's values are multiplied by the recent ratio of accepted to expected drafts. A source
+    whose accepted drafts are worth less than drafting takes is asked at every eighth draft only.
 
     Retrieval runs in a thread in parallel with the draft model; RASD does not specify this. With
     `parallel=False` it runs first, and a model that has `least_gain`, as `ModelDrafter`, is
@@ -92,6 +96,7 @@ class FusedDrafter:
         if any(hasattr(part, "observe") for part in self._parts):
             self.observe = self._observe  # otherwise no pass needs to be observed
         self._weights = [_Weight() for _ in self._parts]
+        self._worths = [_Worth() for _ in self._parts]
         self._failed: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -115,9 +120,11 @@ class FusedDrafter:
         """Record the outcome of a draft, and learn how reliable each source's values are."""
         right = set(accepted.nodes)
         reached = {ROOT, *right}
-        for part, weight in zip(self._parts, self._weights, strict=True):
+        for part, weight, worth in zip(self._parts, self._weights, self._worths, strict=True):
             part.update(accepted)
             source = getattr(part, "source", None)
+            if source is not None:
+                worth.learn(sum(accepted.tree.evidence[node].source == source for node in right))
             for node, evidence in enumerate(accepted.tree.evidence):
                 if evidence.source == source and accepted.tree.parents[node] in reached:
                     with self._lock:
@@ -142,17 +149,21 @@ class FusedDrafter:
     def _drafts(self, context: DraftContext, budget: int) -> list[TokenTree]:
         """Return the draft of each drafter."""
         if not self.parallel:
-            retrieved = [self._draft(part, context, budget) for part in self._retrieval]
+            retrieved = [
+                self._draft(number, context, budget) for number in range(1, len(self._parts))
+            ]
             if self._is_covered(context, retrieved):
+                self._worths[0].skip()
                 return [EMPTY, *retrieved]
-            return [self._draft(self._model, context, budget), *retrieved]
+            return [self._draft(0, context, budget), *retrieved]
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="ralmspec-drafter")
             beside: list[Future[TokenTree]] = [
-                self._pool.submit(self._draft, part, context, budget) for part in self._retrieval
+                self._pool.submit(self._draft, number, context, budget)
+                for number in range(1, len(self._parts))
             ]
-        return [self._draft(self._model, context, budget), *(one.result() for one in beside)]
+        return [self._draft(0, context, budget), *(one.result() for one in beside)]
 
     def _is_covered(self, context: DraftContext, retrieved: Sequence[TokenTree]) -> bool:
         """Return whether the model's draft would cost more than retrieval leaves to gain."""
@@ -167,10 +178,17 @@ class FusedDrafter:
         )
         return 1.0 - next_token < least_gain(context)
 
-    def _draft(self, part: Drafter, context: DraftContext, budget: int) -> TokenTree:
-        """Return the draft of one drafter; one that raises drafts nothing."""
+    def _draft(self, number: int, context: DraftContext, budget: int) -> TokenTree:
+        """Return the draft of one drafter; one that raises, or does not pay, drafts nothing."""
+        part, worth = self._parts[number], self._worths[number]
+        if self.weight is None and not worth.ask():
+            return EMPTY
+        began_s = time.thread_time()
         try:
-            return part.propose(context, budget)
+            tree = part.propose(context, budget)
+            if context.pass_s:
+                worth.note((time.thread_time() - began_s) / context.pass_s)
+            return tree
         except Exception:  # noqa: BLE001 a drafter's error never changes the answer
             if id(part) not in self._failed:
                 self._failed.add(id(part))
@@ -214,3 +232,37 @@ class _Weight:
         keep = 1.0 - 1.0 / _RECENT
         self._expected = keep * self._expected + value
         self._accepted = keep * self._accepted + accepted
+
+
+class _Worth:
+    """Whether a source's accepted drafts are worth what drafting takes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._gain = 1.0  # recent accepted drafts of a verified tree
+        self._cost = 0.0  # recent cost of a draft, in passes of the target
+        self._skipped = 0
+        self._asked = True
+        self._lock = threading.Lock()
+
+    def ask(self) -> bool:
+        """Return whether to draft now."""
+        with self._lock:
+            self._asked = self._gain >= self._cost or self._skipped >= _SELDOM
+            self._skipped = 0 if self._asked else self._skipped + 1
+            return self._asked
+
+    def skip(self) -> None:
+        """Record that there is no draft this time."""
+        with self._lock:
+            self._asked = False
+
+    def note(self, cost: float) -> None:
+        """Record what drafting took."""
+        with self._lock:
+            self._cost += (cost - self._cost) / _SOON
+
+    def learn(self, accepted: int) -> None:
+        """Record how many drafts of the source were accepted, if it was asked."""
+        with self._lock:
+            if self._asked:
+                self._gain += (accepted - self._gain) / _SOON
