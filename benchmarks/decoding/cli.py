@@ -31,6 +31,7 @@ _COLUMNS = {
     "speed": "speed",
     "least": "least",
     "most": "most",
+    "decoding": "decoding alone",
     "tokens_a_pass": "tokens a pass",
     "bound": "bound",
     "share": "share",

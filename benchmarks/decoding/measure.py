@@ -38,6 +38,7 @@ from ralmspec_plugins.types import Request
 Row = dict[str, Any]
 _LOOKED_UP: Final = 10  # tokens that transformers' prompt lookup drafts, as its authors do
 _FREE: Final = Greedy(repetition_penalty=1.5)  # so that nothing repeats
+PREFILL: Final = "prefill"  # of what stands before a text, and its first token
 _THEIRS: Final = ("generate, prompt lookup", "generate, assistant model")
 _SHARE: Final = 0.85  # of the bound, at least
 _LEAST: Final = 0.98  # as fast as plain, at least, where nothing repeats
@@ -216,10 +217,12 @@ def _curve_of(loaded: LoadedModel) -> dict[str, Any]:
 def _round(
     ways: Ways, task: Task, tokens: int, number: int, repetition: int
 ) -> tuple[list[Row], Draft]:
+    _, prefill = _timed(partial(_written, ways.plain, task, 1, number))
     plain, took = _timed(partial(_written, ways.plain, task, tokens, number))
     about = {"task": task.kind, "request": number, "repetition": repetition}
     written = len(plain.tokens)
-    rows = [{**about, "way": "plain", **took, "tokens": written, "passes": written}]
+    rows = [{**about, "way": PREFILL, **prefill, "tokens": 1, "passes": 1}]
+    rows.append({**about, "way": "plain", **took, "tokens": written, "passes": written})
     for name, lm in ways.fast.items():
         decoder: Any = lm.decoder
         before = _spent(decoder.counts)
@@ -314,6 +317,8 @@ def expected(
 def summary(result: Mapping[str, Any], clock: str) -> list[dict[str, Any]]:
     """Give, by task and way, the medians over requests of speed, passes and the bounds' shares.
 
+    "speed" is of whole requests, "decoding" without the prefill, as the bounds are.
+
     Args:
         result: of `measure`.
         clock: "seconds", or "own_s": of the one thread that works, whatever else runs here.
@@ -327,9 +332,15 @@ def summary(result: Mapping[str, Any], clock: str) -> list[dict[str, Any]]:
     for (task, _), ways in by.items():
         least = {way: min(row[clock] for row in rows) for way, rows in ways.items()}
         fastest = min(least[way] for way in ("plain", "generate") if way in least)
-        for way, rows in ways.items():
-            gained = rows[-1]["tokens"] / rows[-1]["passes"]
-            found[task, way].append({"speed": fastest / least[way], "tokens_a_pass": gained})
+        prefill = least.pop(PREFILL, 0.0)
+        for way, whole in least.items():
+            found[task, way].append(
+                {
+                    "speed": fastest / whole,
+                    "decoding": (fastest - prefill) / (whole - prefill),
+                    "tokens_a_pass": ways[way][-1]["tokens"] / ways[way][-1]["passes"],
+                }
+            )
     summaries = []
     for (task, way), values in found.items():
         told: Row = {"task": task, "way": way, "requests": len(values)}
@@ -340,8 +351,8 @@ def summary(result: Mapping[str, Any], clock: str) -> list[dict[str, Any]]:
             counts = result["expected"][task][way]
             told["bound"] = bounds.bound(counts, curve)
             told["bound_drafting"] = bounds.bound(counts, curve, drafting=True)
-            told["share"] = told["speed"] / told["bound"]
-            told["share_drafting"] = told["speed"] / told["bound_drafting"]
+            told["share"] = told["decoding"] / told["bound"]
+            told["share_drafting"] = told["decoding"] / told["bound_drafting"]
         summaries.append(told)
     return summaries
 

@@ -142,6 +142,7 @@ class Budget:
         self._checks = 0.0  # cost of certifying a token, in passes
         self._drafting = 0.0  # cost of drafting once, in passes
         self._accepted = 1.0  # recent mean of the accepted drafts of a tree
+        self._last = 0  # accepted drafts of the last tree: while a passage is copied, many
         self._refused = 0  # consecutive choices of no draft
         self._skipped = 0  # tokens since the last draft
         self._lock = threading.Lock()
@@ -159,7 +160,8 @@ class Budget:
                 self._skipped += 1
                 return 0
             self._skipped = 0
-            return min(most, _LEAST_ASKED + math.ceil(4.0 * self._accepted))
+            usual = max(4.0 * self._accepted, 2.0 * self._last)
+            return min(most, _LEAST_ASKED + math.ceil(usual))
 
     def chances(self, tree: TokenTree) -> list[float]:
         """Estimate for each token the probability that the whole path to it is accepted."""
@@ -211,6 +213,7 @@ class Budget:
         way = tree.followed(tokens)
         with self._lock:
             self._accepted += (len(way) - self._accepted) / _RECENT
+            self._last = len(way)
             for parent, token in zip((ROOT, *way), tokens, strict=False):
                 for node in range(parent + 1, len(tree.tokens)):
                     if tree.parents[node] == parent:

@@ -22,7 +22,15 @@ from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import InputError
 
 COPIED = ["corpus (REST)", "suffix + recycling + corpus"]  # with texts to copy from
-OURS = ["plain", "suffix", "suffix + passages", "recycling", "suffix + recycling", *COPIED]
+OURS = [
+    "prefill",
+    "plain",
+    "suffix",
+    "suffix + passages",
+    "recycling",
+    "suffix + recycling",
+    *COPIED,
+]
 
 
 @pytest.fixture
@@ -50,12 +58,12 @@ def test_a_task_is_measured_and_reported(tmp_path: Path) -> None:
     assert all(row["equal"] for row in rows if "equal" in row)
     assert all(row["seconds"] > 0 for row in rows)
     expected = result["expected"]["in-domain QA"]
-    assert OURS[1:] == list(expected)
+    assert OURS[2:] == list(expected)
     for counts in expected.values():
         assert all(12 >= passes >= 1 and took_s > 0 for _, passes, took_s in counts.values())
         assert counts["15"][1] <= counts["3"][1]
     bounded = [row for row in summary(result, "own_s") if "bound" in row]
-    assert OURS[1:] == [row["way"] for row in bounded]
+    assert OURS[2:] == [row["way"] for row in bounded]
     assert all(row["bound"] >= row["bound_drafting"] >= 1.0 for row in bounded)
     page = report({"surroundings": surroundings(), "models": [result], "costs": {}})
     assert "| in-domain QA | suffix |" in page
