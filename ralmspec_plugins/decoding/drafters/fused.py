@@ -176,7 +176,8 @@ class FusedDrafter:
         next_token = sum(
             value for value, parent in zip(tree.values, tree.parents, strict=True) if parent == ROOT
         )
-        return 1.0 - next_token < least_gain(context)
+        needed: float = least_gain(context)
+        return 1.0 - next_token < needed
 
     def _draft(self, number: int, context: DraftContext, budget: int) -> TokenTree:
         """Return the draft of one drafter; one that raises, or does not pay, drafts nothing."""
