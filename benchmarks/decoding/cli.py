@@ -122,7 +122,8 @@ def report(result: dict[str, Any]) -> str:
         ordered = sorted(means(told).items(), key=lambda one: -one[1])
         parts.append(table(["way", "speed"], [[way, _shown(speed)] for way, speed in ordered]))
         for goal, missed in goals(told).items():
-            parts.append(f"- {goal}: {'; missed by '.join(['', *missed])[2:] or 'reached'}")
+            told_of = "not measured" if missed is None else "; ".join(missed)
+            parts.append(f"- {goal}: {told_of or 'reached'}")
         parts.append("")
     for name, costs in result["costs"].items():
         parts.append(f"c(rows) of {name}, drawn: {_curve(costs)}\n")

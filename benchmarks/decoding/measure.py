@@ -367,8 +367,8 @@ def means(told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {way: geometric_mean(found) for way, found in speeds.items()}
 
 
-def goals(told: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return by goal where it is missed: nowhere, if it is reached.
+def goals(told: Sequence[Mapping[str, Any]]) -> dict[str, list[str] | None]:
+    """Return by goal where it is missed: nowhere, if it is reached; `None` if nothing tells.
 
     The goals: ways that draft take 85 % of their bound; the fused one is faster than any of
     transformers' own in every task, and the fastest in the mean; where nothing repeats, no way
@@ -382,25 +382,35 @@ def goals(told: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         )
         for row in told
     }
-    mean = means(told)
-    best = max(mean, key=lambda way: mean[way], default="")
+    shares = [row for row in told if "share_drafting" in row]
+    ours = [row for row in told if row["way"] in ("suffix", "fused") and theirs[row["task"]]]
+    free = [row for row in told if row["task"] == "no repetition"]
     return {
         f"{_SHARE:.0%} of the bound": [
             f"{row['task']}, {row['way']}: {row['share_drafting']:.2f}"
-            for row in told
-            if row.get("share_drafting", 1.0) < _SHARE
-        ],
+            for row in shares
+            if row["share_drafting"] < _SHARE
+        ]
+        if shares
+        else None,
         "above transformers' own": [
             f"{row['task']}, {row['way']}: {row['speed']:.2f} against {theirs[row['task']]:.2f}"
-            for row in told
-            if row["way"] in ("suffix", "fused") and row["speed"] <= theirs[row["task"]]
-        ],
-        "fused is the fastest in the mean": []
-        if best in ("fused", "")
-        else [f"{best}: {mean[best]:.2f} against {mean.get('fused', 0.0):.2f}"],
+            for row in ours
+            if row["speed"] <= theirs[row["task"]]
+        ]
+        if ours
+        else None,
+        "fused is the fastest in the mean": _missed_mean(means(told)),
         f"at least {_LEAST} where nothing repeats": [
-            f"{row['way']}: {row['speed']:.2f}"
-            for row in told
-            if row["task"] == "no repetition" and row["speed"] < _LEAST
-        ],
+            f"{row['way']}: {row['speed']:.2f}" for row in free if row["speed"] < _LEAST
+        ]
+        if free
+        else None,
     }
+
+
+def _missed_mean(mean: Mapping[str, float]) -> list[str] | None:
+    if "fused" not in mean:
+        return None
+    best = max(mean, key=lambda way: mean[way])
+    return [] if best == "fused" else [f"{best}: {mean[best]:.2f} against {mean['fused']:.2f}"]

@@ -154,6 +154,7 @@ def test_goals_name_what_misses_them() -> None:
         {"task": "no repetition", "way": "fused", "speed": 0.9},
     ]
     missed = list(goals(told).values())
+    assert [None] * 4 == list(goals([]).values())
 
     assert [["code, suffix: 0.80"], ["code, fused: 1.50 against 1.55"]] == missed[:2]
     assert [["suffix: 1.60 against 1.50"], ["fused: 0.90"]] == missed[2:]
