@@ -263,7 +263,7 @@ class _Worth:
             self._cost += (cost - self._cost) / _SOON
 
     def learn(self, accepted: int) -> None:
-        """Record how many drafts of the source were accepted, if it was asked."""
+        """Record how many drafts of the source were accepted, if it drafted."""
         with self._lock:
             if self._asked:
                 self._gain += (accepted - self._gain) / _SOON
