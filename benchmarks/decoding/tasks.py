@@ -63,12 +63,12 @@ def text_tasks(count: int, data: Path) -> list[Task]:
         InputError: there are too few texts.
     """
     _, held_out = sources(data)
+    dice = {kind: Random(f"{SEED} {kind}") for kind in (*KINDS, "no repetition")}
     tasks: list[Task] = []
-    for kind in KINDS:
-        dice = Random(f"{SEED} {kind}")
-        for _ in range(count):
-            made = held_out.exercise(kind, dice)
+    for _ in range(count):  # of each kind in turn, so that a part of a run tells of all
+        for kind in KINDS:
+            made = held_out.exercise(kind, dice[kind])
             tasks.append(Task(kind, made.passages, made.prompt))
-    dice = Random(f"{SEED} no repetition")
-    beginnings = [" ".join(dice.choice(held_out.articles).split()[:_WORDS]) for _ in range(count)]
-    return tasks + [Task("no repetition", (), text, free=True) for text in beginnings]
+        words = dice["no repetition"].choice(held_out.articles).split()[:_WORDS]
+        tasks.append(Task("no repetition", (), " ".join(words), free=True))
+    return tasks

@@ -179,9 +179,7 @@ def test_what_is_held_out_is_not_learned_from(tmp_path: Path) -> None:
         assert made == held_out.exercise(kind, Random(1))
         assert made.text.endswith(made.prompt + made.answer)
     tasks = text_tasks(2, tmp_path)
-    assert [kind for kind in (*KINDS, "no repetition") for _ in range(2)] == [
-        task.kind for task in tasks
-    ]
+    assert 2 * [*KINDS, "no repetition"] == [task.kind for task in tasks]
 
 
 def _sentence(article: int, at: int) -> str:
