@@ -8,6 +8,7 @@ At the end, speeds in virtual time: the acceptance is measured, the costs of a G
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Final
@@ -234,7 +235,8 @@ def ablations(
         for name, varied in _VARIED.items()
         for row in journal.of(
             name,
-            lambda name=name, varied=varied: ablated(
+            partial(
+                ablated,
                 name,
                 fused(models["drafter"], whole, varied),
                 texts,
@@ -247,7 +249,7 @@ def ablations(
         {**row, "tokens_held": held}
         for part in _PARTS
         for held, rows in [
-            journal.of(f"part {part}", lambda part=part: _with_part(documents, part, texts, ways))
+            journal.of(f"part {part}", partial(_with_part, documents, part, texts, ways))
         ]
         for row in rows
     ]

@@ -35,7 +35,7 @@ class WrittenText:
         """Read a draft again in one pass."""
         lineage = lm._lineage(draft)
         front = lineage.prefix.tokens + lineage.prompt
-        runner: Any = lm.decoder.runner  # type: ignore[attr-defined]
+        runner: Any = lm.decoder.runner
         run = runner.start(front)
         rows = runner.read_rows(run, draft.tokens, range(-1, len(draft.tokens) - 1))
         passages = tuple(lm._passage_ids(one.title, one.text) for one in draft.passages or ())

@@ -83,20 +83,21 @@ def copying_model(layers: int, width: int, heads: int) -> LlamaForCausalLM:
     finds to the stream.
     """
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(_config(layers, width, heads))
+    model = LlamaForCausalLM(_config(layers, width, heads))
     blocks = Blocks.of(width, heads)
     draw = torch.Generator().manual_seed(1)
     square = torch.linalg.qr(torch.randn(blocks.names, blocks.names, generator=draw))[0]
     view = square[: blocks.size]  # [size, names]: for comparisons
     spread = _SPREAD * TARGET[1] / width
     with torch.no_grad():
-        weights = model.model.embed_tokens.weight
+        inner: Any = model.model
+        weights = inner.embed_tokens.weight
         weights.normal_(0.0, spread, generator=draw)
         weights[:, blocks.names :] = 0.0
-        for layer in model.model.layers:
+        for layer in inner.layers:
             layer.self_attn.o_proj.weight.normal_(0.0, _QUIET, generator=draw)
             layer.mlp.down_proj.weight.normal_(0.0, _QUIET, generator=draw)
-        first, second = (layer.self_attn for layer in model.model.layers[:2])
+        first, second = (layer.self_attn for layer in inner.layers[:2])
         for head in range(blocks.before):
             _pass_on(first, head, blocks.size, head + 1)
             _write(first, head, blocks, view, 0, blocks.start(head), spread)

@@ -137,9 +137,9 @@ def test_a_source_that_does_not_pay_is_seldom_asked() -> None:
     """
     context = dataclasses.replace(CONTEXT, pass_s=1e-12)
     asked = []
-    for settings in ({}, {"weight": 1.0}):
+    for weight in (None, 1.0):
         store = _Fixed(FOUND, source="corpus")
-        drafter = FusedDrafter(_Fixed(MODEL), store, parallel=False, **settings)
+        drafter = FusedDrafter(_Fixed(MODEL), store, parallel=False, weight=weight)
         for _ in range(80):
             drafter.update(Accepted(context, drafter.propose(context, 9), ()))
         asked.append(len(store.threads))
