@@ -582,8 +582,10 @@ class SpeculationWindow:
                 return True
         if cascade.held:
             return False
-        if not step.guessed and self.policy.worth_guessing():
-            step.guessed = self._requested_guess = True
+        if not step.guessed:
+            self._requested_guess = self.policy.worth_guessing()  # the latest step says why not
+        if not step.guessed and self._requested_guess:
+            step.guessed = True
             began_s = cascade.clock()
             step.guess = cascade.guess_inline(query, encoded=step.encoded)
             self.policy.guessed(cascade.clock() - began_s)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins import (
+    NO_RETRIEVAL,
     Answer,
     AsyncEngine,
     Continuous,
@@ -36,6 +37,7 @@ from ralmspec_plugins import (
 )
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.workloads import TextState, TextWorkload
 
@@ -476,6 +478,30 @@ def test_the_statistics_say_why_nothing_is_guessed(
 
     assert [why, why] == [answer.stats.unguessed for answer in answers]
     assert len(caplog.records) == (why is not None)
+
+
+def test_the_statistics_name_the_reason_of_the_latest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step has an empty cache; by the second one the search is known to be too quick."""
+    monkeypatch.setattr(Costs, "WORTH_GUESSING", 0.05)  # as it is without tests/conftest.py
+    latencies = Latencies(extend_s=1.0, search_s=lambda _: 0.001)
+    answer = Simulation(Mine(), OnlySearch(), latencies).run(PROMPT)
+
+    assert 32 == answer.stats.queries
+    assert answer.stats.unguessed == "guessing would not have paid off"
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_nothing_is_missed_where_nothing_is_searched(speculate: bool) -> None:
+    """Without a search there was nothing to guess, whatever the settings say."""
+
+    class Never(Mine):
+        def query(self, state: TextState) -> Any:
+            return None if state.text else NO_RETRIEVAL
+
+    answer = in_threads(Never(), OnlySearch(), Settings(speculate=speculate))
+
+    assert answer.text == "nothing\n"
+    assert answer.stats.unguessed is None
 
 
 def test_any_number_of_speculators_is_asked_in_order_and_all_learn() -> None:

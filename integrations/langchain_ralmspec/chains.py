@@ -215,7 +215,7 @@ def _answer_alone(steps: Sequence[Runnable[Any, Any]], *, shown_as_text: bool) -
         raise _refused("its first step", first, "a dict, or RunnablePassthrough.assign(...)")
     variable = next((name for name, part in places.items() if _retrieves(part)), None)
     if variable is None:
-        raise _refused("its first step", first, "a key with a retriever")
+        raise _refused("its first step", first, "a key with a retriever, not inside a function")
     if len(steps) == 1:
         raise _refused("what follows the documents", None, "prompt | model | parser")
     _check_gives_no_message(steps[-1])
@@ -461,6 +461,8 @@ def _as_python_shows_it(documents: list[Document]) -> str:
 
 def _refused(what: str, got: Any, wanted: str) -> ConfigError:
     kind = "nothing" if got is None else type(got).__name__
+    if isinstance(got, BaseRetriever):
+        kind += " (for a retriever alone use SpeculativeRetriever(retriever=...))"
     return ConfigError(
         f"speculate() could not recognise {what}: expected {wanted}, got {kind}. {_REMEDY}"
     )

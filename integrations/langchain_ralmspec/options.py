@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from langchain_core.vectorstores import VectorStore
 from pydantic import ValidationError
 
 from ralmspec_plugins.adapters.arguments import suggestion
@@ -24,6 +25,7 @@ def checked_fields(kind: type) -> Iterator[None]:
         known: Collection[str] = getattr(kind, "model_fields", {})
         said = [
             f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}, got {one['input']!r:.80}"
+            f"{_hint(one['input'])}"
             if one["type"] != "extra_forbidden"
             else f"{one['loc'][0]} is not an option; {suggestion(str(one['loc'][0]), known)}"
             for one in error.errors(include_url=False)
@@ -31,7 +33,12 @@ def checked_fields(kind: type) -> Iterator[None]:
         raise ConfigError(f"{kind.__name__}: {'; '.join(dict.fromkeys(said))}") from error
 
 
-_OF_STEPS: Final = ("bound", "continuation", "sentence_stop")
+def _hint(given: Any) -> str:
+    """Return what to do with a value that is often given in place of a retriever."""
+    return "; pass its as_retriever()" if isinstance(given, VectorStore) else ""
+
+
+_OF_STEPS: Final = ("bound", "continuation", "logprobs", "sentence_stop")
 
 
 def check_has_effect(given: Collection[str], *, direct: bool, one_shot: bool, named: bool) -> None:

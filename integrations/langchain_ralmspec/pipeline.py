@@ -54,6 +54,7 @@ from ralmspec_plugins.adapters.engines import (
     Speculation,
     WorkloadMaker,
     WorkloadName,
+    check_reads_logprobs,
     is_one_shot,
     most_tokens,
     workload_of,
@@ -73,6 +74,7 @@ from ralmspec_plugins.protocols import LanguageModel
 _OF_ENGINES: Final = (
     *("llm", "chain", "prompt", "document_prompt", "document_separator", "document_variable_name"),
     *("format_docs", "workload", "direct", "decoding", "bound", "continuation"),
+    "logprobs",
     "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
     *("batching", "side_by_side", "pure"),
@@ -106,6 +108,7 @@ class PipelineSettings:
     decoding: Any
     bound: Bound | None
     continuation: Continuation | None
+    logprobs: Mapping[str, Any] | None
     sentence_stop: str | None
     max_tokens: int | None
     stop: tuple[str, ...]
@@ -142,8 +145,9 @@ class Assembly:
             ConfigError: they are not compatible; the message says what to do.
         """
         self._settings = settings
-        checked = (*CALL_SETTINGS, "bound", "continuation", "sentence_stop")
+        checked = (*CALL_SETTINGS, "bound", "continuation", "logprobs", "sentence_stop")
         self.check_has_effect([name for name in checked if getattr(settings, name)])
+        check_reads_logprobs(settings.workload, settings.logprobs)
         self.llm = silenced(settings.llm)
         self.retriever = silenced(settings.retriever)
         whole = settings.chain is not None and settings.chain.whole
@@ -371,6 +375,7 @@ class Assembly:
             sentence_stop=settings.sentence_stop,
             bound=settings.bound,
             continuation=settings.continuation,
+            logprobs=settings.logprobs,
             effects=self._effects,
         )
 

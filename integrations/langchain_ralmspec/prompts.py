@@ -56,7 +56,7 @@ class Prompting:
             raise ConfigError(
                 f"the prompt must have the variable {self.document_variable!r} for the documents, "
                 f"got the variables {self.prompt.input_variables}; name another one with "
-                "document_variable="
+                "document_variable_name="
             )
 
     def context(self, passages: Sequence[Passage]) -> str:

@@ -106,6 +106,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     """How a call is bounded to n tokens; known for the usual classes."""
     continuation: Continuation | None = None
     """How the chat model continues its own last message; known for the usual classes."""
+    logprobs: Mapping[str, Any] | None = None
+    """The arguments of a call that request log-probabilities in OpenAI's form, for "flare"; known
+    for OpenAI's classes."""
     sentence_stop: str | None = None
     """The stop string that ends a sentence, for models whose output cannot be bounded."""
     max_tokens: StrictInt | None = None

@@ -1,6 +1,6 @@
 """The settings of a `SpeculativeQueryEngine` that the host's own query engine does not have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
@@ -12,6 +12,7 @@ from ralmspec_plugins.adapters.engines import (
     Speculation,
     WorkloadMaker,
     WorkloadName,
+    check_reads_logprobs,
     is_one_shot,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode
@@ -40,6 +41,8 @@ class Options:
         bound: how a call is bounded to n tokens; known for the usual classes.
         continuation: how the chat model continues its own last message; known for the usual
             classes.
+        logprobs: the arguments of a call that request log-probabilities in OpenAI's form, for
+            "flare"; known for OpenAI's classes.
         sentence_stop: the stop string that ends a sentence, for models whose output cannot be
             bounded.
         max_tokens: the maximum number of tokens of an answer, by the bounds of its steps: 256,
@@ -73,6 +76,7 @@ class Options:
     decoding: Any = None
     bound: Bound | None = None
     continuation: Continuation | None = None
+    logprobs: Mapping[str, Any] | None = None
     sentence_stop: str | None = None
     max_tokens: int | None = None
     stop: str | tuple[str, ...] = ()
@@ -111,6 +115,7 @@ class Options:
         object.__setattr__(self, "one_shot", is_one_shot(self.workload))
         if self.one_shot:
             self._refuse_steps()
+        check_reads_logprobs(self.workload, self.logprobs)
 
     def _check_types(self) -> None:
         """Check the types of the options, so that errors are raised before the first query.
@@ -130,6 +135,7 @@ class Options:
             "direct": self.direct,
             "bound": self.bound,
             "continuation": self.continuation,
+            "logprobs": self.logprobs,
             "sentence_stop": self.sentence_stop,
             "max_tokens": self.max_tokens,
             "stop": self.stop,
@@ -201,6 +207,7 @@ _FITTING: Final[Sequence[tuple[Sequence[str], Callable[[Any], bool], str]]] = (
     (("guess_through", "pure"), lambda one: isinstance(one, bool | None), "True, False or None"),
     (("bound",), _is_bound, "an argument's name or a function"),
     (("sentence_stop",), lambda one: isinstance(one, str | None), "a text"),
+    (("logprobs",), lambda one: isinstance(one, Mapping | None), "a call's arguments or None"),
     (("memo",), lambda one: isinstance(one, QueryCache | None), "a QueryCache or None"),
     (("stop",), _are_texts, "texts that are not empty"),
 )

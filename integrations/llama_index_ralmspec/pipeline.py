@@ -140,6 +140,7 @@ class Assembly:
             sentence_stop=options.sentence_stop,
             bound=options.bound,
             continuation=options.continuation,
+            logprobs=options.logprobs,
         )
 
     def _prompting(self) -> Prompting:

@@ -119,6 +119,11 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
             ConfigError: the parts are not compatible; the message says what to do.
         """
         refuse_unknown(kwargs.keys(), NAMES, beside=signature(cls.from_args).parameters)
+        if not isinstance(retriever, BaseRetriever):
+            raise ConfigError(
+                f"from_args() takes a retriever, got {type(retriever).__name__}; for an index use "
+                "from_index(index, ...), for a query engine wrap(engine, ...)"
+            )
         host = RetrieverQueryEngine.from_args(
             retriever,
             llm=llm,
@@ -313,8 +318,8 @@ def _check_wrappable(engine: Any) -> None:
     if not isinstance(engine, RetrieverQueryEngine):
         raise ConfigError(
             "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
-            f"response synthesizer; got {kind.__name__}. If it calls a query engine, pass a "
-            "SpeculativeQueryEngine to it"
+            f"response synthesizer; got {kind.__name__}. If it calls a query engine or a "
+            "retriever, pass a SpeculativeQueryEngine or a SpeculativeRetriever to it"
         )
     own = [] if isinstance(engine, SpeculativeQueryEngine) else _own_methods(kind)
     if own or overridden(engine):

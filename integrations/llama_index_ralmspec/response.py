@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 from weakref import ref
 
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
     AsyncStreamingResponse,
@@ -285,13 +286,17 @@ class PlainRun:
         return report_of(Answer("", (Retrieved(Query(self._query), ()),), None, stats))
 
 
-def stats_of(response: RESPONSE_TYPE) -> Stats:
-    """Return the statistics of a response.
+def stats_of(response: RESPONSE_TYPE | CompletionResponse | ChatResponse) -> Stats:
+    """Return the statistics of a response of `SpeculativeQueryEngine`, `SpeculativeLLM`, `KNNLLM`.
 
     Raises:
         InputError: the response has none; one that streams has them once it was read.
     """
-    report = vars(response).get(_REPORT) or (response.metadata or {}).get(REPORT)
+    kept = response.raw if isinstance(response, CompletionResponse | ChatResponse) else None
+    kept = kept or getattr(response, "metadata", None)
+    report = getattr(response, _REPORT, None) or (
+        kept.get(REPORT) if isinstance(kept, Mapping) else None
+    )
     if report is None:
         raise InputError(
             f"expected a response of SpeculativeQueryEngine, got a {type(response).__name__} "

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
@@ -15,6 +15,7 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.base import THREADS
 from ralmspec_plugins.engine.threads import Engine
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
@@ -31,6 +32,7 @@ __all__ = [
     "Speculation",
     "WorkloadMaker",
     "WorkloadName",
+    "check_reads_logprobs",
     "is_one_shot",
     "most_tokens",
     "shared_pool",
@@ -367,6 +369,19 @@ class Speculation:
 def is_one_shot(chosen: object) -> bool:
     """Return whether a workload, by its name or factory, is one retrieval and one call."""
     return chosen == "one_shot" or getattr(chosen, "func", chosen) is OneShot
+
+
+def check_reads_logprobs(chosen: object, logprobs: Mapping[str, Any] | None) -> None:
+    """Check that a workload reads the log-probabilities that are to be requested for it.
+
+    Raises:
+        ConfigError: it is a named one that reads none.
+    """
+    if logprobs and (chosen is None or isinstance(chosen, str)) and chosen != "flare":
+        raise ConfigError(
+            f"logprobs cannot be used with workload={chosen or 'sentences'!r}, which reads no "
+            "log-probabilities: remove this setting, or use workload='flare'"
+        )
 
 
 def writes_whole(chosen: object) -> bool:

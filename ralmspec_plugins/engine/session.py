@@ -353,7 +353,9 @@ class RequestContext:
         if answer is None:
             assert self.finish.error is not None
             return self.finish.error
-        unguessed = self.session.unguessed or answer.stats.unguessed
+        unguessed = answer.stats.unguessed
+        if answer.stats.queries:  # else there was nothing to guess
+            unguessed = self.session.unguessed or unguessed
         if unguessed is not None:
             self.session.tell_unguessed(unguessed)
         return replace(answer, stats=replace(answer.stats, wall_s=wall_s, unguessed=unguessed))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import LanguageModel
@@ -27,6 +27,7 @@ _STYLES: dict[str, Callable[[], HopFormat]] = {
     "self_ask": FollowUps,
 }
 assert tuple(_STYLES) == get_args(HopStyle)
+_PARTS: Final = ("stop", "by_sentence", "asks_first", "in_front", "read", "block", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,11 @@ class MultiHop(DraftWorkload[HopState[DraftT], DraftT], Generic[DraftT]):
 
 def _format(hops: HopStyle | HopFormat) -> HopFormat:
     if not isinstance(hops, str):
+        missing = [name for name in _PARTS if not hasattr(hops, name)]
+        if missing:
+            raise ConfigError(
+                f"{hops!r:.80} is not a HopFormat; it lacks {', '.join(missing)} (see HopFormat)"
+            )
         return hops
     make = _STYLES.get(hops.replace("-", "_"))
     if make is None:

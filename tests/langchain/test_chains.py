@@ -331,12 +331,14 @@ def _refused(retriever: BaseRetriever) -> dict[str, tuple[Runnable[Any, Any], st
             "'question'",
         ),
         "nothing behind": (RunnableParallel(begin), "prompt | model | parser"),
+        "a retriever alone": (retriever, "SpeculativeRetriever(retriever=...)"),
+        "in a function": ({"context": lambda _: retriever.invoke("q")} | end, "inside a function"),
     }
 
 
 REFUSED = (
     *("no retriever", "a model alone", "a message", "arguments", "a computed source"),
-    "nothing behind",
+    *("nothing behind", "a retriever alone", "in a function"),
 )
 
 

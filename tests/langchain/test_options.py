@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import FakeListLLM
 from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
+from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeRAG, SpeculativeRetriever, speculate
 
 from ralmspec_plugins.errors import ConfigError
@@ -184,8 +186,22 @@ def test_options_of_a_chain_are_refused_too() -> None:
 
 
 def test_a_prompt_without_the_documents_is_refused() -> None:
-    """With the variables that it has."""
+    """With the variables that it has, and the setting that names another one."""
+    parts: dict[str, Any] = {"retriever": Found(), "llm": HashLLM(), "workload": "one_shot"}
     with pytest.raises(ConfigError, match="'context'"):
-        SpeculativeRAG(
-            retriever=Found(), llm=HashLLM(), prompt=PromptTemplate.from_template("{input}")
-        )
+        SpeculativeRAG(**parts, prompt=PromptTemplate.from_template("{input}"))
+    prompt = PromptTemplate.from_template("{facts} {input}")
+    with pytest.raises(ConfigError, match="document_variable_name=") as caught:
+        SpeculativeRAG(**parts, prompt=prompt)
+    remedy = str(caught.value).split()[-1].removesuffix("=")
+
+    rag = SpeculativeRAG(**parts, prompt=prompt, **{remedy: "facts"})
+    assert rag.invoke("q")["answer"]
+    rag.close()
+
+
+def test_a_store_in_place_of_its_retriever_is_refused_with_the_remedy() -> None:
+    """What a newcomer passes first."""
+    store = InMemoryVectorStore(DeterministicFakeEmbedding(size=4))
+    with pytest.raises(ConfigError, match=r"retriever: .*as_retriever\(\)"):
+        SpeculativeRAG(retriever=store, llm=HashLLM())  # type: ignore[arg-type]

@@ -192,3 +192,40 @@ def test_flare_needs_a_model_with_log_probabilities() -> None:
     """One that is not known to give them is refused at once."""
     with pytest.raises(ConfigError, match="logprobs"):
         SpeculativeRAG.from_llm(HashLLM(), Store(), workload="flare", bound="max_tokens")
+
+
+class Scored(HashLLM):
+    """Gives log-probabilities in OpenAI's form where it is asked for them."""
+
+    def _words(
+        self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        words, info = super()._words(prompt, stop, kwargs)
+        if kwargs.get("logprobs"):
+            scores = [-(digest(prompt + word) % 5) / 4 for word in words]
+            info["logprobs"] = {"tokens": words, "token_logprobs": scores}
+        return words, info
+
+
+def test_flare_takes_what_asks_for_log_probabilities() -> None:
+    """What the refusal names as its remedy; the answer is the plain loop's."""
+    settings = {"workload": "flare", "bound": "max_tokens", "logprobs": {"logprobs": True}}
+    stores = [Store(), Store()]
+    replies = [
+        SpeculativeRAG.from_llm(Scored(), store, speculate=speculate, **settings).invoke("Who?")
+        for store, speculate in zip(stores, (True, False), strict=True)
+    ]
+
+    assert replies[0] == replies[1]
+    assert replies[0]["answer"]
+    assert len(set(stores[1].asked)) > 1  # the question, and sentences that were unsure
+    assert set(stores[1].asked) <= set(stores[0].asked)
+
+
+def test_logprobs_are_refused_where_nothing_reads_them() -> None:
+    """As every setting without an effect."""
+    for workload in ("sentences", "one_shot"):
+        with pytest.raises(ConfigError, match="logprobs"):
+            SpeculativeRAG.from_llm(
+                Scored(), Store(), workload=workload, logprobs={"logprobs": True}
+            )

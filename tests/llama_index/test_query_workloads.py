@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
-from llama_index.core import PromptTemplate
+from llama_index.core import MockEmbedding, PromptTemplate, VectorStoreIndex
+from llama_index.core.chat_engine import ContextChatEngine
+from llama_index.core.llms import MockLLM
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import MetadataMode
 from llama_index_ralmspec import SpeculativeQueryEngine
@@ -110,3 +112,52 @@ def test_what_cannot_be_is_refused() -> None:
         engine(TagLLM(), store, TAGS, workload="multi_hop", processors=[ScoresIntoTexts()], **steps)
     with pytest.raises(ConfigError, match="logprobs"):
         engine(HashLLM(), store, ANSWER, workload="flare", **steps)
+
+
+class Scored(HashLLM):
+    """Gives log-probabilities in OpenAI's form where it is asked for them."""
+
+    def written(self, prompt: str, kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        words, raw = super().written(prompt, kwargs)
+        if kwargs.get("logprobs"):
+            scores = [-(digest(prompt + word) % 5) / 4 for word in words]
+            raw["choices"][0]["logprobs"] = {"tokens": words, "token_logprobs": scores}
+        return words, raw
+
+
+def test_flare_takes_what_asks_for_log_probabilities() -> None:
+    """What the refusal names as its remedy; the response is the plain loop's."""
+    options = {"workload": "flare", "bound": "max_tokens", "logprobs": {"logprobs": True}}
+    stores = [HashRetriever(made_nodes()), HashRetriever(made_nodes())]
+    responses = [
+        engine(Scored(), store, ANSWER, speculate=speculate, **options).query(QUESTION)
+        for store, speculate in zip(stores, (True, False), strict=True)
+    ]
+
+    assert str(responses[0]) == str(responses[1]) != ""
+    assert responses[0].source_nodes == responses[1].source_nodes
+    assert len(set(stores[1].asked)) > 1  # the question, and sentences that were unsure
+    assert set(stores[1].asked) <= set(stores[0].asked)
+
+
+def test_logprobs_are_refused_where_nothing_reads_them() -> None:
+    """As every option without an effect."""
+    for workload in ("sentences", "one_shot"):
+        with pytest.raises(ConfigError, match="logprobs"):
+            engine(
+                Scored(),
+                HashRetriever(made_nodes()),
+                ANSWER,
+                workload=workload,
+                logprobs={"logprobs": True},
+            )
+
+
+def test_what_is_passed_by_mistake_is_refused_with_the_remedy() -> None:
+    """An index in place of a retriever; a chat engine, which takes a retriever of ours."""
+    index = VectorStoreIndex(made_nodes(), embed_model=MockEmbedding(4))
+    with pytest.raises(ConfigError, match=r"for an index use from_index"):
+        SpeculativeQueryEngine.from_args(index)  # type: ignore[arg-type]
+    chat = ContextChatEngine.from_defaults(index.as_retriever(), llm=MockLLM())
+    with pytest.raises(ConfigError, match=r"or a SpeculativeRetriever to it"):
+        SpeculativeQueryEngine.wrap(chat)  # type: ignore[arg-type]

@@ -396,3 +396,14 @@ def test_what_cannot_be_kept_to_is_refused() -> None:
         llm = own(tiny_tokenizer(), drafter=None, **settings)
         with pytest.raises(ConfigError, match=message):
             SpeculativeQueryEngine.from_index(an_index(), llm=llm, workload="interval", **given)
+
+
+def test_stats_of_reads_a_response_of_the_model() -> None:
+    """As it reads a query engine's; anything else is refused in words."""
+    llm = SpeculativeLLM(tiny_llama(), tiny_tokenizer(), max_tokens=8)
+    response = llm.complete("The keeper counted the ships")
+
+    assert 8 == stats_of(response).tokens_written
+    for other in (CompletionResponse(text="a"), "a text", {"a": 1}):
+        with pytest.raises(InputError, match="expected a response of"):
+            stats_of(other)  # type: ignore[arg-type]

@@ -380,6 +380,8 @@ def test_settings_of_multi_hop_are_checked() -> None:
     """Formats by name, or of one's own; thoughts need a model that writes sentences."""
     with pytest.raises(ConfigError, match="search_r1, ircot, self_ask"):
         MultiHop(Reader(), hops="tags")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"lacks stop, by_sentence, .*answer"):
+        MultiHop(Reader(), hops=object())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_hops"):
         MultiHop(Reader(), max_hops=0)
     with pytest.raises(ConfigError, match="write_sentence"):
