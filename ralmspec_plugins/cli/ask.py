@@ -51,6 +51,7 @@ def ask(
     """
     if drafter != "none" and asking.plain:
         raise typer.BadParameter("--plain writes a token a pass; leave out --drafter, or --plain")
+    choosing.check(workload)
     modes, requests = asking.modes(), asking.requests(question)
     settings = Settings(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()

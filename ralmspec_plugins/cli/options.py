@@ -6,7 +6,7 @@ import json as jsons
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
@@ -100,12 +100,12 @@ def duration(text: str | float) -> float:
 def workload_name(text: str) -> str:
     """Return the name of a workload.
 
-    >>> workload_name("one-shot")
-    'one-shot'
+    >>> workload_name("one-shot"), workload_name("one_shot")
+    ('one-shot', 'one-shot')
     """
-    if text not in WORKLOAD_NAMES:
+    if (name := text.replace("_", "-")) not in WORKLOAD_NAMES:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(WORKLOAD_NAMES)}")
-    return text
+    return name
 
 
 WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOADS))
@@ -157,6 +157,31 @@ class WorkloadOptions:
     max_hops: Count = 5
     answer_only: bool = False
 
+    def check(self, workload: str) -> None:
+        """Check that a workload has the settings that were given.
+
+        Raises:
+            ConfigError: it does not have one of them.
+        """
+        known = _OF_WORKLOADS.get(workload, ())
+        foreign = [
+            option(one.name)
+            for one in fields(self)
+            if one.name not in known and getattr(self, one.name) != one.default
+        ]
+        if foreign:
+            owners = [name for name, has in _OF_WORKLOADS.items() if foreign[0] in map(option, has)]
+            raise ConfigError(
+                f"{', '.join(foreign)} does not belong to the workload {workload!r}; "
+                f"{foreign[0]} needs --workload {owners[0]}"
+            )
+
+
+_OF_WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "flare": ("theta", "beta", "query_by"),
+    "iter-retgen": ("iterations",),
+    "multi-hop": ("hops", "max_hops", "answer_only"),
+}
 
 _SCHEDULES: Final[Mapping[str, tuple[Any, tuple[str, ...]]]] = {
     "continuous": (Continuous, ("lanes", "window")),

@@ -42,7 +42,8 @@ from ralmspec_plugins.types import Hits, Passage, Query
 
 _KIND = RecordKind(
     missing=(
-        "is not a saved knowledge base: it has no kb.json; create one with save(retriever, path)"
+        "is not a saved knowledge base: it has no kb.json; create one with save(retriever, path), "
+        "or on the command line with: ralmspec index INPUT OUTPUT"
     ),
     file="kb.json",
     format=FORMAT,

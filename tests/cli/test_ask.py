@@ -125,6 +125,8 @@ def test_one_bad_question_does_not_lose_the_others(
         (("q", "--file", "q.txt"), 2, "either"),
         ((), 2, "either"),
         (("q", "--stride", "2"), 1, "--lanes and --window"),
+        (("q", "--hops", "ircot"), 1, "--hops needs --workload multi-hop"),
+        (("q", "--workload", "iter_retgen", "--theta", "0.9"), 1, "--theta needs --workload flare"),
         (("--file", "nowhere.txt"), 1, "nowhere.txt"),
         (("q", "--timeline", "out.gif"), 1, ".html"),
         (("q", "--timeline", "nowhere/out.html"), 1, "no folder"),
