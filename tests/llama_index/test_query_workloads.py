@@ -6,6 +6,7 @@ import pytest
 from llama_index.core import MockEmbedding, PromptTemplate, VectorStoreIndex
 from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.llms import MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import MetadataMode
 from llama_index_ralmspec import SpeculativeQueryEngine
@@ -158,6 +159,7 @@ def test_what_is_passed_by_mistake_is_refused_with_the_remedy() -> None:
     index = VectorStoreIndex(made_nodes(), embed_model=MockEmbedding(4))
     with pytest.raises(ConfigError, match=r"for an index use from_index"):
         SpeculativeQueryEngine.from_args(index)  # type: ignore[arg-type]
-    chat = ContextChatEngine.from_defaults(index.as_retriever(), llm=MockLLM())
+    memory = ChatMemoryBuffer.from_defaults(token_limit=100)
+    chat = ContextChatEngine.from_defaults(index.as_retriever(), llm=MockLLM(), memory=memory)
     with pytest.raises(ConfigError, match=r"or a SpeculativeRetriever to it"):
         SpeculativeQueryEngine.wrap(chat)  # type: ignore[arg-type]
