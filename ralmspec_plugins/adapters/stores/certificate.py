@@ -86,20 +86,30 @@ def is_clear_of_ties(
     if len(query) > _LARGEST_DIMENSION or not _tame(query) or not _tame(rows):
         return False
     exact = exact_scores(rows, query, metric)
-    order = np.argsort(-exact, kind="stable")[: k + 1]
+    order = np.argsort(-exact, kind="stable")
     best = exact[order]
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     query_norm = float(np.linalg.norm(query.astype(np.float64)))
     error = kernel_error(metric, len(query), float(norms.max()), query_norm)
-    clear = best[:-1] - best[1:] > 2 * error
+    apart = best[:-1] - best[1:] > 2 * error
+    clear = apart.copy()
     if positions is not None:
         clear |= _equal_in_order(rows[order], positions[order])
-    if not bool(clear.all()):
+    if not bool(clear[: _reach(apart, k)].all()):
         return False
     if threshold is not None and bool((np.abs(exact - threshold) <= error).any()):
         return False
     last = float(best[:k][-1])
     return _clear_of_the_rest(found, last, error, metric, query_norm, len(query))
+
+
+def _reach(apart: NDArray[np.bool_], k: int) -> int:
+    """Return how many neighbours decide the first k rows: up to the first two apart after these.
+
+    Of equal vectors, one that this scan ranks far behind may stand first in the store.
+    """
+    after = np.flatnonzero(apart[k - 1 :])
+    return k - 1 + int(after[0]) if len(after) else len(apart)
 
 
 def _equal_in_order(rows: Vectors, positions: NDArray[np.int64]) -> NDArray[np.bool_]:

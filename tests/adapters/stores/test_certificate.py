@@ -144,6 +144,22 @@ def test_equal_vectors_are_certain_where_the_host_orders_them_by_position() -> N
     assert not certain(near, [9, 3, 7, 1])
 
 
+def test_equal_vectors_after_the_last_row_are_in_order_too() -> None:
+    """Another kernel may rank one far behind that the host returns; one nearly equal as well."""
+    rows = np.array([[1.0, 0], *[[0.5, 0]] * 4, [0.2, 0], [0.2, 0]], dtype=np.float32)
+    near = rows.copy()
+    near[4] = np.nextafter(near[3], np.float32(0), dtype=np.float32)
+    query = np.ones(2, dtype=np.float32)
+
+    def certain(rows: Vectors, positions: list[int]) -> bool:
+        found = Candidates(rows, None)
+        return is_clear_of_ties(query, found, 2, Metric.L2, positions=np.array(positions))
+
+    assert certain(rows, [9, 3, 5, 7, 8, 2, 1])
+    assert not certain(rows, [9, 3, 5, 7, 4, 1, 2])
+    assert not certain(near, [9, 3, 5, 7, 8, 1, 2])
+
+
 def test_a_score_at_the_threshold_is_doubtful() -> None:
     """Kernels may come to lie on both sides of a threshold that a score touches."""
     rows = np.array([[1.0, 0.0], [0.5, 0.0]], dtype=np.float32)
