@@ -167,7 +167,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
                 await self._advance()
             except Exception as error:  # noqa: BLE001 raised by the stream
                 self._last = error
-                await self._run.stop()
+                await self._stop_run()
             except BaseException:
                 self._closed = True
                 await self._run.stop()
@@ -175,6 +175,13 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
             finally:
                 self._busy = False
         return self._events.popleft()
+
+    async def _stop_run(self) -> None:
+        """Stop the work of a failed request; what that raises is the request's error."""
+        try:
+            await self._run.stop()
+        except Exception as error:  # noqa: BLE001 raised by the stream
+            self._last = error
 
     async def _advance(self) -> None:
         if self._run.finished:

@@ -265,18 +265,38 @@ class Engine(BaseEngine[EventStream, AnswerStream]):
         """
         executor = ThreadExecutor(context, self._threads, completed)
         try:
-            with thread_switch_interval(context.session.switch_interval_s):
-                needs = next(context.flow)
-                while context.finish is None:
-                    executor.process(needs)
-                    yield from context.events()
-                    if context.finish is None:
-                        needs = context.flow.send(executor.next_completion())
-        except Exception as error:  # noqa: BLE001 raised by the stream
+            error = yield from _until_finished(context, executor)
+        except BaseException:  # also where the stream is closed
+            _end(context, executor)
+            raise
+        try:
+            _end(context, executor)
+        except Exception as raised:  # noqa: BLE001 raised by the stream
+            error = raised
+        if error is not None:
             return error
-        finally:
-            executor.stop()
-            context.close()
         outcome = context.outcome(executor.clock())
         yield from context.rest()
         return outcome
+
+
+def _until_finished(
+    context: RequestContext, executor: ThreadExecutor
+) -> Generator[Event, None, Exception | None]:
+    """Run the loop of a request to its end; return the error that stopped it."""
+    try:
+        with thread_switch_interval(context.session.switch_interval_s):
+            needs = next(context.flow)
+            while context.finish is None:
+                executor.process(needs)
+                yield from context.events()
+                if context.finish is None:
+                    needs = context.flow.send(executor.next_completion())
+    except Exception as error:  # noqa: BLE001 raised by the stream
+        return error
+    return None
+
+
+def _end(context: RequestContext, executor: ThreadExecutor) -> None:
+    executor.stop()
+    context.close()

@@ -71,8 +71,13 @@ class Echo(EchoWorkload):
     def settled(self, state: Lines) -> str:
         return super().text(state)
 
+    def release(self, state: Lines) -> None:
+        if self.where == "release":
+            raise self.error("of release")
 
-places = pytest.mark.parametrize("where", ["start", "query", "encode", "search", "extend", "text"])
+
+WHERE = ["start", "query", "encode", "search", "extend", "text", "release"]
+places = pytest.mark.parametrize("where", WHERE)
 errors = pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
 speculate = pytest.mark.parametrize("speculate", SPECULATE)
 
