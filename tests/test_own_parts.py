@@ -769,6 +769,36 @@ def test_guess_and_learn_are_enough(run: Callable[..., Answer], many: Callable[.
     assert speculator.last
 
 
+class Unreadable(TwoMethods):
+    """A speculator one of whose optional attributes cannot be read."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            raise ValueError(name)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("run", [in_threads, in_tasks, in_virtual_time])
+@pytest.mark.parametrize("name", ["inline", "by_text", "generation", "signature"])
+@pytest.mark.parametrize("shape", [list, lambda given: lambda: given], ids=["given", "made"])
+def test_an_attribute_that_raises_fails_no_request(
+    run: Callable[..., Answer], name: str, shape: Callable[..., Any]
+) -> None:
+    """It still guesses; where the generation is unknown it learns nothing."""
+    speculator = Unreadable(name)
+    settings = Settings(speculators=shape([speculator]), schedule=FixedStride(stride=2))
+    expected = plainly(Mine(), ThreeMethods(), PROMPT)
+    answer = run(Mine(), ThreeMethods(), settings)
+
+    assert expected == answer
+    assert answer.stats.accepted == answer.stats.guesses > 0
+    assert (speculator.last is None) == (name == "generation")
+
+
 @pytest.mark.parametrize("run", [in_threads, in_tasks])
 def test_a_function_may_yield_its_speculators(run: Callable[..., Answer]) -> None:
     settings = Settings(

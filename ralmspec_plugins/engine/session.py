@@ -213,8 +213,13 @@ class Session:
     def _check_speculators(self, speculators: Sequence[Speculator]) -> None:
         ours = self.retriever.signature
         for speculator in speculators:
-            signature = getattr(speculator, "signature", ours)
-            if signature != ours:
+            try:
+                signature = getattr(speculator, "signature", ours)
+                differs = bool(signature != ours)
+            except Exception:  # noqa: BLE001 the plain loop does not read it; guesses are verified
+                _log.warning("the signature of %r is unknown", speculator, exc_info=True)
+                continue
+            if differs:
                 raise ConfigError(
                     f"{speculator!r} was made for the retriever {signature!r}, "
                     f"but this engine's is {ours!r}: make one for each"

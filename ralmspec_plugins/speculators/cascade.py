@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.errors import ConfigError
@@ -14,6 +14,7 @@ from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Hit, Hits, Query, fixed
 
 _log = logging.getLogger(__name__)
+_UNKNOWN: Final = object()  # the generation of a speculator that cannot say it
 
 
 class SpeculatorCascade:
@@ -49,18 +50,20 @@ class SpeculatorCascade:
             rates: of the engine's speculators: the most often right one is called first.
         """
         self.clock = clock
+        self._complained = False
         self._speculators = tuple(speculators)
-        self._inline = [getattr(one, "inline", False) for one in self._speculators]
+        self._inline = [self._read(one, "inline", False, False) for one in self._speculators]
         self._rates = SpeculatorRates() if rates is None else rates
         self._guessed_by: dict[Hashable, int] = {}  # by query key: the speculator's place
         self._memo = memo
         # Hits of searches from before an invalidation are not added to these.
-        self._generations = [getattr(one, "generation", None) for one in self._speculators]
+        self._generations = [
+            self._read(one, "generation", None, _UNKNOWN) for one in self._speculators
+        ]
         self._memo_generation = None if memo is None else memo.generation
         self._signature = signature
         self._signature_now = signature_now
         self._may_guess = may_guess
-        self._complained = False
         self._found: dict[Hashable, Hits] = {}
         self._encoded: dict[str, Query] = {}  # by text
 
@@ -134,7 +137,7 @@ class SpeculatorCascade:
         return inline, asked[len(inline) :]
 
     def _reads_text(self, place: int) -> bool:
-        return bool(getattr(self._speculators[place], "by_text", False))
+        return bool(self._read(self._speculators[place], "by_text", False, False))
 
     def _first_guess(self, places: Sequence[int], query: Query) -> Hits | None:
         for place in places:
@@ -158,8 +161,10 @@ class SpeculatorCascade:
         if self._memo is not None:
             self._memo.learn(self._signature, query, found.hits, self._memo_generation)
         for speculator, generation in zip(self._speculators, self._generations, strict=True):
-            learn: Any = speculator.learn
+            if generation is _UNKNOWN:
+                continue
             try:
+                learn: Any = speculator.learn
                 if generation is None:
                     learn(query, found.wide)
                 else:
@@ -176,6 +181,14 @@ class SpeculatorCascade:
         except Exception:  # noqa: BLE001 the plain loop reads no signature
             self._complain("a retriever's signature")
             return False
+
+    def _read(self, speculator: Speculator, name: str, missing: Any, failed: Any) -> Any:
+        """Return an optional attribute of a speculator; `failed` if reading it raises."""
+        try:
+            return getattr(speculator, name, missing)
+        except Exception:  # noqa: BLE001 the plain loop does not read it
+            self._complain(speculator)
+            return failed
 
     def _complain(self, part: object) -> None:
         """Log an error of a part that only speculation uses, once for each request."""

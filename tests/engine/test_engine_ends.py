@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ralmspec_plugins import AsyncEngine, Engine, Hits, Query, Request, Settings
+from ralmspec_plugins import AsyncEngine, Engine, Hits, Query, Request, Settings, plain
 from ralmspec_plugins.errors import Cancelled, Closed, DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -145,6 +145,25 @@ def test_closing_a_stream_raises_what_its_cleanup_raises() -> None:
         with pytest.raises(ValueError, match="cannot be freed"):
             stream.close()
         assert list(stream) == []
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_an_error_of_the_cleanup_is_the_answer_of_its_request(*, speculate: bool) -> None:
+    """As in the plain loop; a batch returns it where it returns exceptions."""
+    parts, settings = (Unreleasable(), WordRetriever(TEXTS)), Settings(speculate=speculate)
+    with pytest.raises(ValueError, match="cannot be freed"):
+        plain(*parts, PROMPT)
+    with Engine(*parts, settings) as engine:
+        answers = engine.batch([PROMPT] * 3, return_exceptions=True)
+        with pytest.raises(ValueError, match="cannot be freed"):
+            engine.run(PROMPT)
+
+    async def batch() -> list[Any]:
+        async with AsyncEngine(*parts, settings) as engine:
+            return list(await engine.batch([PROMPT] * 3, return_exceptions=True))
+
+    answers += asyncio.run(batch())
+    assert [repr(one) for one in answers] == ["ValueError('the state cannot be freed')"] * 6
 
 
 def test_closing_an_async_stream_raises_what_its_cleanup_raises() -> None:
