@@ -382,7 +382,13 @@ class CertifiedFaissSearch(FaissSearch):
         return read, [hits[at] for at in kept], cut
 
     def _with_rest(self, own: Sequence[Scored], wider: Sequence[Scored]) -> list[Scored]:
-        """Return the documents of the host's search, and the other ones of a wider search."""
+        """Return the documents of the host's search, and the other ones of a wider search.
+
+        Where the host found fewer than it asked for (it filters `fetch_k` rows), there are no
+        others: those of a wider search stood in a tie with the host's last row.
+        """
+        if len(own) < self.k:
+            return list(own)
         seen = {id(hit.document): hit for hit in wider}
         first = [seen.pop(id(hit.document), hit) for hit in own]
         return [*first, *seen.values()] if self.wide else first

@@ -121,6 +121,24 @@ class TestFaissInnerProduct(StoreContract):
         store.add_documents(corpus(80)[60:])
         self._check(store, {"k": 4}, count=40)
 
+    def test_few_fetched_rows_are_not_filled_up(self, embeddings: WordEmbeddings) -> None:
+        """A tie decides which rows the host filters; the scan's choice adds nothing to them."""
+        texts = [document.page_content for document in corpus(40)]
+        store = FAISS.from_texts(
+            [text for text in texts for _ in range(6)],
+            embeddings,
+            [{"half": at % 2} for at in range(6 * len(texts))],
+            distance_strategy=DistanceStrategy.MAX_INNER_PRODUCT,
+        )
+        settings = {"k": 4, "filter": {"half": 1}, "fetch_k": 3}
+        search: Any = self._search(store, settings)
+        vectors = [embeddings.embed_query(text) for text in questions(100)]
+        batch = [[hit.document for hit in hits] for hits in search.search(vectors, 8)]
+        singly = [[hit.document for hit in search.single(vector, 4)] for vector in vectors]
+
+        assert batch == singly
+        assert 0 < sum(map(len, singly)) < 4 * len(singly)
+
 
 class TestFaissNormalised(StoreContract):
     """`normalize_L2`: passages and queries get unit length, each by itself."""
