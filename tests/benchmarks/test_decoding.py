@@ -142,7 +142,8 @@ def test_a_small_model_is_measured_beside_transformers_own_assistant(tmp_path: P
     assert [*OURS, *drafted, *theirs] == [row["way"] for row in rows]
     assert all(row["equal"] for row in rows if "equal" in row)
     assert [12] == [row["passes"] for row in rows if row["way"] == "generate"]
-    assert result["expected"]["in-domain QA"]["model"]["7"][1] <= 3
+    tokens, passes, _ = result["expected"]["in-domain QA"]["model"]["7"]
+    assert 2 * passes <= tokens == 12  # seven drafts are a tree: two or three tokens deep
 
 
 def test_goals_name_what_misses_them() -> None:
