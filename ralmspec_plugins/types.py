@@ -8,6 +8,9 @@ from numbers import Real
 from threading import TIMEOUT_MAX
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, InputError
 
 # Statistics of a request: counts, and a timeline of measured spans.
@@ -226,8 +229,8 @@ def same_to_read(ours: object, theirs: object) -> bool:
     """Return whether two values are equal, and whatever reads them reads the same.
 
     For Python's `==`, 1.0 equals `True`, 0.0 equals -0.0, and dicts have no order; a workload
-    that writes what it reads would write another text. Dataclasses are compared field by field;
-    any other objects must be equal and look the same.
+    that writes what it reads would write another text. Dataclasses are compared field by field,
+    arrays bit by bit; any other objects must be equal and look the same.
 
     >>> 1.0 == True, same_to_read(1.0, True), same_to_read(0.0, -0.0)
     (True, False, False)
@@ -251,6 +254,8 @@ def same_to_read(ours: object, theirs: object) -> bool:
         return same_to_read(list(ours.items()), list(theirs.items()))
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs))
+    if isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
+        return _same_arrays(ours, theirs)
     if not bool(ours == theirs):
         return False
     if is_dataclass(ours):
@@ -258,6 +263,15 @@ def same_to_read(ours: object, theirs: object) -> bool:
         return all(same_to_read(getattr(ours, name), getattr(theirs, name)) for name in names)
     # Sets have orders, times their zones; the default representation shows no value.
     return type(ours).__repr__ is object.__repr__ or repr(ours) == repr(theirs)
+
+
+def _same_arrays(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    """Return whether two arrays have the same bits; of objects, whether these read the same."""
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return False
+    if ours.dtype.hasobject:
+        return same_to_read(ours.tolist(), theirs.tolist())
+    return ours.tobytes() == theirs.tobytes()
 
 
 def passages_of(hits: Hits) -> list[Passage]:

@@ -341,6 +341,9 @@ class Always(OnlySearch):
         ((1.0, {"a": Decimal("1.0")}), (1.0, {"a": Decimal("1")})),
         ((1.0, {"a": {8, 0}}), (1.0, {"a": {0, 8}})),  # they collide: the first one stands first
         ((1.0, {"a": Origin(1)}), (1.0, {"a": Origin(True)})),
+        ((1.0, {"a": np.array([0.0])}), (1.0, {"a": np.array([-0.0])})),
+        ((1.0, {"a": np.array([1.0])}), (1.0, {"a": np.array([1])})),
+        ((1.0, {"a": np.array([1], object)}), (1.0, {"a": np.array([True], object)})),
         (
             (1.0, {"a": datetime(2026, 1, 1, 12, tzinfo=UTC)}),
             (1.0, {"a": datetime(2026, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))}),

@@ -461,7 +461,7 @@ class Own(RetrieverQueryEngine):
         (lambda: speculate(Own(Tenants())), "got Own, with methods of its own: _query"),
         (lambda: SpeculativeQueryEngine.from_index(Tenants()), r"for a retriever use from_args"),
         (lambda: SpeculativeQueryEngine.from_index(HOST), r"for a query engine wrap"),
-        (lambda: SpeculativeQueryEngine.from_args(an_index("a")), r"pass index\.as_retriever\(\)"),
+        (lambda: SpeculativeQueryEngine.from_args(an_index("a")), r"for an index use from_index"),
     ],
 )
 def test_f5_another_kind_of_object_is_refused_with_what_takes_it(make: Any, remedy: str) -> None:
