@@ -204,13 +204,38 @@ def test_a_guess_that_is_equal_and_reads_differently_is_wrong(guess: Any, way: s
 
 @pytest.mark.parametrize("way", WAYS)
 def test_observations_that_cannot_be_compared_are_not_equal(way: str) -> None:
-    """An array has no truth value; no error of a comparison reaches the agent."""
-    find: Callable[[Any], Any] = lambda _: [{"type": "json", "json": np.zeros(3)}]  # noqa: E731
+    """No error of a comparison reaches the agent."""
+    find: Callable[[Any], Any] = lambda _: [{"type": "json", "json": Incomparable()}]  # noqa: E731
     plain, ahead, stats = agents(Texts, find).both(way, guess=find)
 
-    assert "truth value" not in repr(ahead)
+    assert "no truth value" not in repr(ahead)
     assert plain == ahead
     assert 0 == stats.committed
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_arrays_are_compared_bit_by_bit(way: str) -> None:
+    """An array has no truth value, and yet equal ones are a right guess; 0.0 and -0.0 are not."""
+    find: Callable[[Any], Any] = lambda _: [{"type": "json", "json": np.zeros(3)}]  # noqa: E731
+    other: Callable[[Any], Any] = lambda _: [{"type": "json", "json": -np.zeros(3)}]  # noqa: E731
+    plain, ahead, right = agents(Texts, find).both(way, guess=find)
+    still, beside, wrong = agents(Texts, find).both(way, guess=other)
+
+    assert plain == ahead
+    assert still == beside
+    assert wrong.committed < right.committed  # it learns what the tool returned
+
+
+class Incomparable:
+    """A value whose comparison raises."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, _: object) -> bool:
+        raise ValueError("no truth value")
+
+    def __repr__(self) -> str:
+        return "Incomparable()"
 
 
 class Texts(FakeModel):
