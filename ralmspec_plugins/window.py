@@ -1,6 +1,5 @@
 """The window of uncommitted steps: verification, rollback, and planning."""
 
-import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -25,11 +24,12 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
-from ralmspec_plugins.errors import Cancelled, InputError
+from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.metrics import MetricsRecorder
 from ralmspec_plugins.parts import Parts, as_given
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.policy import Policy, SchedulerState
+from ralmspec_plugins.settled import SettledText
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.steps import Failure, FormedQuery, RollbackCache, Step
 from ralmspec_plugins.types import (
@@ -43,8 +43,6 @@ from ralmspec_plugins.types import (
     same_to_read,
     unscored,
 )
-
-_log = logging.getLogger(__name__)
 
 MOST_RETRIES = 3  # failures of speculative work, after which a request is run sequentially
 
@@ -79,11 +77,9 @@ class SpeculationWindow:
         self.retried_step: Step | None = None  # the step that is run in isolation
         self.speculated = False  # since memory was last freed
         self.stopping_s = 0.0  # the time at which a writer was last cancelled
-        self.settled = ""
-        self.contradiction: Failure | None = None  # a settled text was not generated again
+        self.settled = SettledText(self.workload)
         self.out: list[Need] = []  # work and notices for the engine
         self._cancelled: set[Encode] = set()
-        self._complained = False  # about `settled`
         self._requested_guess = self._had_guess = self._used_guess = False  # for statistics
 
     @property
@@ -180,8 +176,8 @@ class SpeculationWindow:
 
     def confirmed_failure(self) -> Failure | None:
         """Return the failure of the first step, if the plain loop would raise it."""
-        if not self.steps or self.contradiction is not None:
-            return self.contradiction
+        if not self.steps or self.settled.contradiction is not None:
+            return self.settled.contradiction
         head = self.steps[0]
         if head.truth is None:
             before_writing = head.encode_failure or head.search_failure
@@ -235,7 +231,7 @@ class SpeculationWindow:
         return False
 
     def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Return whether a guess reads as the truth; incomparable values (arrays) differ."""
+        """Return whether a guess reads as the truth; values that cannot be compared differ."""
         agree = getattr(self.workload, "agree", None)
         try:
             same = same_to_read(guess, truth) if agree is None else agree(step.before, guess, truth)
@@ -255,7 +251,7 @@ class SpeculationWindow:
         """Commit the verified steps at the head; settle the partial text of the next one."""
         while self.steps and self.steps[0].verified and self.steps[0].written:
             self._confirmed(self.steps[0])
-            if self._contradicts(self.steps[0], self.steps[0].after, whole=True):
+            if self.settled.contradicts(self.steps[0], self.steps[0].after, whole=True):
                 return
             step = self.steps.pop(0)
             self.root = step.after
@@ -274,18 +270,8 @@ class SpeculationWindow:
 
     def _show(self, head: Step, partial: Any) -> None:
         """Settle the partial text of the first step, whose hits are verified."""
-        if not self._contradicts(head, partial, whole=False):
+        if not self.settled.contradicts(head, partial, whole=False):
             head.shown |= self._settle(partial)
-
-    def _contradicts(self, step: Step, state: Any, *, whole: bool) -> bool:
-        """Return whether a retried step contradicts the text that was settled before."""
-        if step.interruption is None:
-            return False
-        text = self._settled_text(state)
-        if text.startswith(self.settled) or (not whole and self.settled.startswith(text)):
-            return False
-        self.contradiction = Failure(step.interruption, isolated=True)
-        return True
 
     def _confirmed(self, step: Step) -> None:
         """Add the hits of the first step to the record, once."""
@@ -302,28 +288,11 @@ class SpeculationWindow:
 
     def _settle(self, state: Any) -> bool:
         """Settle the new part of a text; return whether there is one."""
-        text = self._settled_text(state)
-        if len(text) <= len(self.settled):
+        if not self.settled.grow(state):
             return False
-        self.settled = text
         self.metrics.text()
-        self.out.append(Settled(text, state))
+        self.out.append(Settled(self.settled.text, state))
         return True
-
-    def _settled_text(self, state: Any) -> str:
-        """Return a state's settled text; none if the workload cannot say, as no plain loop asks."""
-        try:
-            text = self.workload.settled(state)
-            if not isinstance(text, str):
-                raise InputError(f"settled() must return a text, got {text!r:.200}")  # noqa: TRY301
-        except Exception:  # noqa: BLE001 the plain loop does not call it
-            if not self._complained:
-                _log.warning(
-                    "%r: settled() failed; the text is shown later", self.workload, exc_info=True
-                )
-            self._complained = True
-            return ""
-        return text
 
     def roll_back(self, position: int) -> None:
         """Discard the segment at this position, and drop all steps after it."""
