@@ -290,7 +290,7 @@ class _ModelTap:
         with run.held():
             ahead, reply = run.claim(call), None
             if ahead is not None:
-                async with aclosing(_replayed(ahead)) as pieces:
+                async with aclosing(ahead.aread()) as pieces:
                     reply = await anext(pieces, None)
             if reply is None:
                 slices = Slices()
@@ -317,7 +317,7 @@ class _ModelTap:
         last, given = None, 0
         with run.held():
             if ahead is not None:
-                async with aclosing(_replayed(ahead)) as pieces:
+                async with aclosing(ahead.aread()) as pieces:
                     async for last in pieces:
                         given += 1
                         yield last
@@ -350,22 +350,6 @@ class _ModelTap:
         run.replied(call, tail, calls)
         if not calls:
             run.close()
-
-
-async def _replayed(ahead: Recording) -> AsyncGenerator[ChatResponse, None]:
-    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
-    try:
-        async with aclosing(ahead.aread()) as pieces:
-            while True:
-                try:
-                    piece = await anext(pieces)
-                except StopAsyncIteration:
-                    return
-                except Exception:  # noqa: BLE001 the host makes the call itself
-                    return
-                yield piece
-    finally:
-        ahead.abandon()
 
 
 def _seen_tool(tool: Any) -> Any:
@@ -415,15 +399,10 @@ async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
     if early is None or early.dropped:
         return None
     early.committed = True
-    try:
-        async with aclosing(early.aread()) as outputs:
-            async for output in outputs:
-                run.counters.add(tools_committed=1)
-                return output  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001, S110 the host's own call raises its own error
-        pass
-    finally:
-        early.abandon()
+    async with aclosing(early.aread()) as outputs:
+        async for output in outputs:
+            run.counters.add(tools_committed=1)
+            return output  # type: ignore[no-any-return]
     run.counters.add(tools_dropped=1)
     return None
 

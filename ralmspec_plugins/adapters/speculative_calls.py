@@ -65,31 +65,37 @@ class Recording:
             self._waiter.set_result(None)
 
     def read(self) -> Iterator[Any]:
-        """Yield the pieces as they arrive; raise the error of the call at the end."""
-        read = 0
-        while True:
-            with self._changed:
-                while read == len(self.pieces) and not self.ended:
-                    self._changed.wait()
-                if read == len(self.pieces):
-                    break
-            yield self.pieces[read]
-            read += 1
-        if self.error is not None:
-            raise self.error
+        """Yield the pieces as they arrive, up to the end or the error of the call.
 
-    async def aread(self) -> AsyncGenerator[Any, None]:
-        """Yield the pieces as they arrive, on the event loop of the call."""
+        An error is not raised: the reader makes the call itself, or reads `error`. The call is
+        stopped when its reader stops reading.
+        """
         read = 0
-        while read < len(self.pieces) or not self.ended:
-            if read < len(self.pieces):
+        try:
+            while True:
+                with self._changed:
+                    while read == len(self.pieces) and not self.ended:
+                        self._changed.wait()
+                    if read == len(self.pieces):
+                        return
                 yield self.pieces[read]
                 read += 1
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-        if self.error is not None:
-            raise self.error
+        finally:
+            self.abandon()
+
+    async def aread(self) -> AsyncGenerator[Any, None]:
+        """Yield the pieces as `read` does, on the event loop of the call."""
+        read = 0
+        try:
+            while read < len(self.pieces) or not self.ended:
+                if read < len(self.pieces):
+                    yield self.pieces[read]
+                    read += 1
+                else:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+        finally:
+            self.abandon()
 
 
 class Launcher(Protocol):

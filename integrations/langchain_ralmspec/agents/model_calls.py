@@ -424,38 +424,15 @@ def _arguments(
 
 
 def _pieces(ahead: Recording | None) -> Iterator[Any]:
-    """Yield the pieces of a speculative call up to an error; then the host's call is made."""
-    if ahead is None:
-        return
-    pieces = ahead.read()
-    try:
-        while True:
-            try:
-                piece = next(pieces)
-            except StopIteration:
-                return
-            except Exception:  # noqa: BLE001 the host makes the call itself
-                return
-            yield piece
-    finally:
-        ahead.abandon()
+    """Return the pieces of a speculative call up to an error; then the host's call is made."""
+    return iter(()) if ahead is None else ahead.read()
 
 
 async def _apieces(ahead: Recording | None) -> AsyncGenerator[Any, None]:
-    if ahead is None:
-        return
-    try:
+    if ahead is not None:
         async with aclosing(ahead.aread()) as pieces:
-            while True:
-                try:
-                    piece = await anext(pieces)
-                except StopAsyncIteration:
-                    return
-                except Exception:  # noqa: BLE001
-                    return
+            async for piece in pieces:
                 yield piece
-    finally:
-        ahead.abandon()
 
 
 class _Prefix:

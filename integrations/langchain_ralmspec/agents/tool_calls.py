@@ -173,8 +173,6 @@ def replaying(
                         return result.returned
         except Exception:  # noqa: BLE001, S110 the call below raises the tool's own error
             pass
-        finally:
-            early.abandon()
         counters.add(tools_dropped=1)
         return await original._arun(*args, **kwargs)  # noqa: SLF001
 
