@@ -211,6 +211,11 @@ class PartialOutput:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Waited:
+    """For a while nothing was completed: pending queries no longer wait for speculative work."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Aborted:
     """Ends a request at once: it was cancelled, or a part raised no `Exception`."""
 

@@ -18,6 +18,7 @@ from ralmspec_plugins.effects import (
     Release,
     Search,
     Start,
+    Waited,
 )
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.parts import Parts
@@ -26,7 +27,7 @@ from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.types import Request
 from ralmspec_plugins.window import SpeculationWindow
 
-Flow: TypeAlias = Generator[list[Need], Completion, None]
+Flow: TypeAlias = Generator[list[Need], Completion | Waited, None]
 
 
 def speculate(
@@ -62,6 +63,7 @@ class _Loop:
     def __init__(self, window: SpeculationWindow) -> None:
         self.window = window
         self.draining = False  # waiting until nothing is in flight, to run a step in isolation
+        self.waited = False  # since the last completion
         self.error: Exception | None = None  # the error that the plain loop raises
 
     def outgoing(self) -> list[Need]:
@@ -88,9 +90,12 @@ class _Loop:
 
     # Completions
 
-    def take(self, completion: Completion) -> None:
-        """Process one completion."""
+    def take(self, completion: Completion | Waited) -> None:
+        """Process one completion, or that there was none for a while."""
         window = self.window
+        self.waited = isinstance(completion, Waited)
+        if isinstance(completion, Waited):
+            return
         if isinstance(completion, PartialOutput):
             window.record_partial(completion)
         elif isinstance(completion.need, Search):
@@ -162,7 +167,7 @@ class _Loop:
         if policy is None or window.sequential:
             sizes = [] if window.in_flight else [1]
         else:
-            stalled = window.writer is None and not window.encoding
+            stalled = self.waited or (window.writer is None and not window.encoding)
             sizes = policy.batches(window.view(stalled=stalled, pending=len(pending)))
         for size in sizes:
             batch = tuple(dict.fromkeys(pending[:size]))

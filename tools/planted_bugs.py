@@ -229,6 +229,13 @@ BUGS = (
         "tests/scheduling/test_schedules.py",
     ),
     Bug(
+        "a confirmed query waits for what a guess leads to",
+        "ralmspec_plugins/loop.py",
+        "stalled = self.waited or (",
+        "stalled = (",
+        "tests/engine/test_forming.py -k confirmed_query",
+    ),
+    Bug(
         "before one was stopped, wrong guesses are taken to cost nothing",
         "ralmspec_plugins/scheduling/cost_model.py",
         "        return (self.step_s or 0.0) * self.STOP_SHARE\n",

@@ -20,6 +20,7 @@ from ralmspec_plugins.effects import (
     Search,
     SearchResult,
     Start,
+    Waited,
     Work,
 )
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
@@ -153,19 +154,18 @@ class AsyncExecutor(Executor):
             raise Closed from error
         return await done
 
-    async def next_completion(self) -> Completion:
-        """Return the next completion.
+    async def next_completion(self) -> Completion | Waited:
+        """Return the next completion, or that there was none for a while.
 
         Raises:
             DeadlineExceeded: The deadline passed.
             BaseException: A part raised no `Exception`, or the stream was closed.
         """
         try:
-            async with asyncio.timeout(self._time_left_s()):
+            async with asyncio.timeout(self._patience_s()):
                 completion = await self._completed.get()
         except TimeoutError:
-            self._context.request.check_deadline(float("inf"))
-            raise
+            return Waited()
         if isinstance(completion, Aborted):
             raise completion.error
         return completion

@@ -14,6 +14,7 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Request, as_request
 
+PATIENCE_S = 1.0  # maximum wait for a completion, after which the loop no longer gathers queries
 GRACE_S = 5.0  # maximum wait for a segment to stop, when a request is cancelled
 THREADS = 256  # upper bound; a thread is only started while all others are busy
 
@@ -59,6 +60,15 @@ class Executor:
 
     def _note(self, notice: Notice) -> None:
         self._context.note(notice)
+
+    def _patience_s(self) -> float:
+        """Return the seconds to wait for the next completion.
+
+        Raises:
+            DeadlineExceeded: The request's deadline has passed.
+        """
+        left_s = self._time_left_s()
+        return PATIENCE_S if left_s is None else min(left_s, PATIENCE_S)
 
     def _time_left_s(self) -> float | None:
         """Return the seconds until the request's deadline; `None` if it has none.
@@ -161,4 +171,4 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         return self._together.session, asked, workers
 
 
-__all__ = ["DEFAULT_CONCURRENCY", "GRACE_S", "THREADS", "BaseEngine", "Executor"]
+__all__ = ["DEFAULT_CONCURRENCY", "GRACE_S", "PATIENCE_S", "THREADS", "BaseEngine", "Executor"]

@@ -22,6 +22,7 @@ from ralmspec_plugins.effects import (
     Release,
     Search,
     Start,
+    Waited,
     Work,
 )
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
@@ -114,8 +115,8 @@ class ThreadExecutor(Executor):
             self._abandoned[need] = _Abandoned(out.future, done)
             self._completed.put(done)
 
-    def next_completion(self) -> Completion:
-        """Return the next completion.
+    def next_completion(self) -> Completion | Waited:
+        """Return the next completion, or that there was none for a while.
 
         Raises:
             DeadlineExceeded: The deadline passed.
@@ -123,10 +124,9 @@ class ThreadExecutor(Executor):
         """
         while True:
             try:
-                completion = self._completed.get(timeout=self._time_left_s())
+                completion = self._completed.get(timeout=self._patience_s())
             except queue.Empty:
-                self._context.request.check_deadline(float("inf"))
-                raise
+                return Waited()
             if not self._is_late(completion):
                 break
         self._take(completion)

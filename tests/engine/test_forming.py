@@ -14,6 +14,7 @@ from ralmspec_plugins import (
     AsyncEngine,
     Continuous,
     Engine,
+    FixedStride,
     Formed,
     Hit,
     Hits,
@@ -30,6 +31,7 @@ from ralmspec_plugins.effects import Commit, Confirmed, Settled
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.workloads import TextState, TextWorkload
 
@@ -370,3 +372,54 @@ def test_a_state_that_comes_after_the_end_is_released() -> None:
     context.begun(workload.start(Request(prompt="red")))
 
     assert 1 == workload.released
+
+
+class Hanging(Store):
+    """Encodes "blue", which only a wrong guess leads to, until a search was made."""
+
+    encode_lanes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.searching = threading.Event()
+        self.gave_up = False
+
+    def encode(self, text: str) -> Query:
+        if text == "blue":
+            self.gave_up |= not self.searching.wait(20)
+        return super().encode(text)
+
+    async def aencode(self, text: str) -> Query:
+        if text == "blue":  # cancelled when the guess proves wrong
+            await asyncio.sleep(20)
+            self.gave_up = True
+        return super().encode(text)
+
+    def search(self, queries: Sequence[Query]) -> list[Hits]:
+        self.searching.set()
+        return super().search(queries)
+
+
+class Misled(Letters):
+    """Asks for "red", then for "green", or for "blue" after a wrong guess."""
+
+    def query(self, state: TextState) -> Any:
+        if len(state.text) > STEPS:
+            return None
+        return ("blue" if state.text.endswith("!") else "green") if state.text else "red"
+
+
+@pytest.mark.parametrize("schedule", [FixedStride(stride=4), Continuous()], ids=repr)
+@pytest.mark.parametrize("run", [in_threads, in_tasks])
+def test_a_confirmed_query_does_not_wait_for_what_a_guess_leads_to(
+    run: Run, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain loop never encodes "blue", however long that takes."""
+    monkeypatch.setattr("ralmspec_plugins.engine.base.PATIENCE_S", 0.02)
+    store = Hanging()
+    settings = Settings(speculators=[ByText("red", "green")], schedule=schedule)
+    answer = run(Misled(), store, settings)
+
+    assert answer == plain(Misled(), Store(), "")
+    assert "redgreen" == answer.text
+    assert not store.gave_up
