@@ -29,6 +29,10 @@ class ContextOverflowError(ModelError):
     """Passage, prompt and text together exceed the model's context."""
 
 
+class DeviceMemoryError(RalmSpecError, MemoryError):
+    """A device has too little memory for a computation; what was computed before is not lost."""
+
+
 class MissingExtraError(RalmSpecError, ImportError):
     """An optional dependency is not installed.
 

@@ -162,10 +162,20 @@ def pass_clock(device: torch.device) -> Callable[[], float]:
     """Return the clock that times passes on a device, and the drafting between them.
 
     Where a pass runs in one thread on a CPU this is the thread's CPU time, which does not
-    advance while other threads have the processor.
+    advance while other threads have the processor. A CUDA device computes after the call that
+    asks for it: there the clock waits for the thread's stream, so that a pass is not counted
+    as a part of what reads its result.
     """
+    if device.type == "cuda":
+        return lambda: _time_after(device)
     alone = torch.get_num_threads() == 1 and device.type == "cpu"
     return time.thread_time if alone else time.perf_counter
+
+
+def _time_after(device: torch.device) -> float:
+    """Return the time after all that this thread asked a CUDA device for."""
+    torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
 
 
 def _timed(

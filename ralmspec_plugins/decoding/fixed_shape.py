@@ -171,9 +171,9 @@ class FixedShapeRunner(ModelRunner):
         for layer in layers:
             layer.resize(size)
         padded = [*tokens, *[_PADDING] * (rows - count)]
-        places = torch.arange(past, past + rows)
-        mask = torch.zeros((rows, size), dtype=self.model.dtype)
-        mask.masked_fill_(torch.arange(size) > places[:, None], torch.finfo(mask.dtype).min)
+        places = _numbers(past, past + rows)
+        mask = torch.zeros((rows, size), dtype=self.model.dtype, device="cpu")
+        mask.masked_fill_(_numbers(0, size) > places[:, None], torch.finfo(mask.dtype).min)
         if self._positions is not None:  # unused rows may exceed the last position
             places = places.clamp(max=self._positions - 1)
         arguments: dict[str, Any] = {
@@ -185,13 +185,21 @@ class FixedShapeRunner(ModelRunner):
         first = 0
         if self._keeps:  # in a prefill only of the last tokens, a fixed number
             first = max(0, count - self.rows)
-            arguments["logits_to_keep"] = torch.arange(first, first + self.rows)
-        with self._lock, torch.inference_mode():
+            arguments["logits_to_keep"] = _numbers(first, first + self.rows)
+
+        def logits() -> Tensor:
             ids = torch.tensor([padded], dtype=torch.long, device=self.device)
             output = self.model(input_ids=ids, **arguments)
             cache.crop(count - rows)
-            logits: Tensor = output.logits[0, : count - first].to(torch.float32, copy=True)
-        return logits
+            kept: Tensor = output.logits[0, : count - first].to(torch.float32, copy=True)
+            return kept
+
+        return self._computed(logits, count)
+
+
+def _numbers(start: int, stop: int) -> Tensor:
+    """Return a range on the CPU, whatever torch's default device is."""
+    return torch.arange(start, stop, device="cpu")
 
 
 def probe(runner: FixedShapeRunner, vocabulary: int, *, rounds: int = 3) -> int:

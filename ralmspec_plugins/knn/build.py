@@ -3,6 +3,7 @@
 import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,8 @@ from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.windows import Cutting, Window, digest_of, portions
 from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
+from ralmspec_plugins.retrieval.device_memory import within_memory
+from ralmspec_plugins.retrieval.own_pass import own_pass
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.retrieval.storage.files import write_array
 from ralmspec_plugins.retrieval.storage.format import check_target
@@ -75,11 +78,20 @@ class KeyMaker:
         """Return the keys of all new positions, window after window.  # [entries, dimension].
 
         Values out of the range of float16 become infinity.
+
+        Raises:
+            DeviceMemoryError: the model's device has too little memory.
         """
         by_length = sorted(range(len(windows)), key=lambda row: len(windows[row].tokens))
         parts: dict[int, NDArray[np.float16]] = {}
         for rows in batched(by_length, self._together):
-            parts.update(zip(rows, self._pass([windows[row] for row in rows]), strict=True))
+            some = [windows[row] for row in rows]
+            keys = within_memory(
+                partial(self._pass, some),
+                f"the model's device has no memory left for {len(some)} windows; give a smaller "
+                "batch_size, and build again: finished portions are kept",
+            )
+            parts.update(zip(rows, keys, strict=True))
         return np.concatenate([parts[row] for row in range(len(windows))])
 
     def _pass(self, windows: Sequence[Window]) -> list[NDArray[np.float16]]:
@@ -88,8 +100,9 @@ class KeyMaker:
         padded = np.zeros((len(windows), longest), dtype=np.int64)
         for row, window in zip(padded, windows, strict=True):
             row[: len(window.tokens)] = window.tokens
-        with torch.inference_mode():
-            ids = torch.from_numpy(padded).to(self._embedding.weight.device)
+        device = self._embedding.weight.device
+        with own_pass(torch, device):
+            ids = torch.from_numpy(padded).to(device)
             self._decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
             states = self._tap.taken()
             rows = [

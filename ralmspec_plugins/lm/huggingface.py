@@ -48,6 +48,7 @@ from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.text import sentence_end
 from ralmspec_plugins.lm.token_sampler import TokenSampler, logprob_of
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.retrieval.device_memory import within_memory
 from ralmspec_plugins.retrieval.optional import here_only, loading
 from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
@@ -61,6 +62,7 @@ def load(
 
     Raises:
         ModelError: there is no such directory, it holds no model, or not a causal one.
+        DeviceMemoryError: the device has too little memory for it.
     """
     name = os.fspath(path)
     _check_directory(name)
@@ -82,7 +84,11 @@ def load(
     if config.is_encoder_decoder:
         raise ModelError(f"{name!r} is an encoder-decoder model; a causal one is needed.")
     if device is not None:
-        model = model.to(device)
+        model = within_memory(
+            lambda: model.to(device),
+            f"{device} has no memory left for the weights of {name!r}; load it in 16 bit "
+            "(dtype='bfloat16'), or on another device",
+        )
     return model, tokenizer
 
 
@@ -319,6 +325,8 @@ class HuggingFaceLM:
             ContextOverflowError: passages, prompt and text exceed the model's context.
             InputError: there is no token to continue: no prompt, no passage, no BOS token.
             Cancelled: `progress` was cancelled during generation.
+            DeviceMemoryError: the model's device has too little memory; the draft can be
+                continued again.
         """
         return self._write(draft, passages, tokens, progress, _never)
 

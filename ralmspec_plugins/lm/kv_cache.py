@@ -17,7 +17,7 @@ import copy
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -28,7 +28,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.errors import ConfigError, DeviceMemoryError, ModelError
+from ralmspec_plugins.retrieval.device_memory import within_memory
+from ralmspec_plugins.retrieval.own_pass import own_pass
 
 # The key-value caches of a model: one owner, one byte budget, least recently used evicted first.
 
@@ -67,6 +69,7 @@ class Sized(Protocol):
 
 
 EntryT = TypeVar("EntryT", bound=Sized)
+ResultT = TypeVar("ResultT")
 
 
 class CacheStore:
@@ -133,6 +136,12 @@ class CacheStore:
             for name in list(self._entries):
                 if isinstance(name, PrefillSchedule) and name.owner == owner:
                     self._remove(name)
+
+    def clear(self) -> None:
+        """Remove all caches."""
+        with self._lock:
+            for name in list(self._entries):
+                self._remove(name)
 
     def check(self) -> None:
         """Assert the invariants, for tests."""
@@ -408,13 +417,38 @@ class ModelRunner:
         arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, **more}
         if self._keeps:
             arguments["logits_to_keep"] = keep
-        with self._lock, torch.inference_mode():
+
+        def last() -> Last:
             ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
             output = self.model(input_ids=ids, **arguments)
             hidden = None if self._tap is None else self._tap.taken()[0, -keep:, :]
             # Copies in float32, as `generate` copies the logits before sampling.
             logits: Tensor = output.logits[0, -keep:, :].to(torch.float32, copy=True)
             return Last(logits, None if hidden is None else hidden.to(torch.float32, copy=True))
+
+        return self._computed(last, len(tokens))
+
+    def _computed(self, compute: Callable[[], ResultT], tokens: int) -> ResultT:
+        """Return the result of a pass, the only one at a time.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory; caches not in use are freed.
+        """
+
+        def computed() -> ResultT:
+            with self._lock, own_pass(torch, self.device):
+                return compute()
+
+        try:
+            return within_memory(
+                computed,
+                f"{self.device} has no memory left for a pass over {tokens} tokens; use shorter "
+                "texts, fewer requests at once, or a model in 16 bit. Caches that were not in use "
+                "have been freed, so the same call may succeed now",
+            )
+        except DeviceMemoryError:
+            self.store.clear()
+            raise
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
@@ -477,7 +511,8 @@ def _tree_arguments(
     seen = torch.from_numpy(ancestors(parents))
     positions = past + seen.sum(dim=1) - 1
     device = model.get_input_embeddings().weight.device
-    mask = torch.zeros((len(parents) - first, past + len(parents)), dtype=model.dtype)
+    shape = len(parents) - first, past + len(parents)
+    mask = torch.zeros(shape, dtype=model.dtype, device="cpu")  # whatever the default device is
     mask[:, past:].masked_fill_(~seen[first:], torch.finfo(model.dtype).min)
     return {
         "attention_mask": mask[None, None].to(device),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -63,5 +63,20 @@ def _processors(settings: Greedy | Sampling) -> LogitsProcessorList:
     if settings.top_k:
         processors.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1.0:
-        processors.append(TopPLogitsWarper(settings.top_p))
+        processors.append(_TopP(settings.top_p))
     return processors
+
+
+class _TopP(TopPLogitsWarper):
+    """The one of transformers, except that the CPU sums the probabilities.
+
+    A CUDA device sums a single long row in an order that is not fixed, so that the set of tokens
+    could differ between two runs. On the CPU the scores are the same to the bit.
+    """
+
+    def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
+        """Return scores [1, vocabulary], minus infinity outside of the smallest set of tokens."""
+        ascending, tokens = scores.sort(dim=-1)
+        shares = ascending.softmax(dim=-1).cpu().cumsum(dim=-1)
+        outside = int((shares[0, :-1] <= 1 - self.top_p).sum())  # the likeliest always stays
+        return scores.scatter(1, tokens[:, :outside], self.filter_value)

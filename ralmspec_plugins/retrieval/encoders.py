@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.retrieval.device_memory import within_memory
 from ralmspec_plugins.retrieval.optional import here_only, loading, optional
+from ralmspec_plugins.retrieval.own_pass import own_pass
 from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.retrieval.storage.corpus import batched
 from ralmspec_plugins.types import Passage
@@ -196,12 +198,23 @@ class ModelEncoder:
 
     def __call__(self, text: str) -> Vectors:
         """Encode one query, in a batch of one."""
-        vector: Vectors = self._encode([self._prefixes[0] + text])[0]
+        vector: Vectors = self._encoded([self._prefixes[0] + text])[0]
         return vector
 
     def many(self, texts: Sequence[str]) -> Vectors:
-        """Encode passages in batches.  # [texts, dim]."""
-        return self._encode([self._prefixes[1] + text for text in texts])
+        """Encode passages in batches.  # [texts, dim].
+
+        Raises:
+            DeviceMemoryError: the model's device has too little memory for a batch.
+        """
+        return self._encoded([self._prefixes[1] + text for text in texts])
+
+    def _encoded(self, texts: list[str]) -> Vectors:
+        return within_memory(
+            lambda: self._encode(texts),
+            f"the encoder's device has no memory left for a batch of {len(texts)} texts; give a "
+            "smaller batch_size, or shorter texts",
+        )
 
     def _encode(self, texts: list[str]) -> Vectors:
         raise NotImplementedError
@@ -290,7 +303,7 @@ class HuggingFaceEncoder(ModelEncoder):
             max_length=self._max_tokens,
             return_tensors="pt",
         ).to(self._device)
-        with self._torch.inference_mode():
+        with own_pass(self._torch, self._device):
             hidden = self._model(**tokens).last_hidden_state  # [texts, tokens, dim]
         mask = tokens["attention_mask"]
         if self._pooling == "cls":
@@ -331,17 +344,19 @@ class SentenceTransformerEncoder(ModelEncoder):
         """
         super().__init__(query_prefix, passage_prefix)
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
+        self._torch = optional("torch", "embeddings", "torch")
         name = os.fspath(path)
         safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
         with loading(f"no sentence-transformers model at {path}"):
             self._model: Any = package.SentenceTransformer(name, device=device, **safe)
-        self._batch_size = batch_size
+        self._batch_size, self._device = batch_size, device
         digest = weights_digest(self._model.state_dict())
         self.name = f"sentence-transformers-{digest}-{query_prefix!r}-{passage_prefix!r}"
         self.settings = self._kept("sentence-transformers", path)
 
     def _encode(self, texts: list[str]) -> Vectors:
-        encoded = self._model.encode(
-            texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
-        )
+        with own_pass(self._torch, self._device):
+            encoded = self._model.encode(
+                texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
+            )
         return np.asarray(encoded, dtype=np.float32)

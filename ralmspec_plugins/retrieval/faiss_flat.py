@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.dense import DenseCorpus, ExactRetriever
+from ralmspec_plugins.retrieval.device_memory import within_memory
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import (
@@ -22,7 +23,6 @@ from ralmspec_plugins.types import Hits, Passage, Query
 
 MOST_ON_GPU = 2048  # FAISS's limit for k on a GPU; larger ones run on the CPU
 _ROUNDOFF = 2.0**-22  # of sums in float32 on a GPU: four times that of a CPU as a reserve
-_ROWS_AT_ONCE = 1 << 18
 
 
 def on_gpu(faiss: Any, device: str | None) -> bool:
@@ -84,6 +84,7 @@ class FaissFlat(ExactRetriever):
 
         Raises:
             ConfigError: k or device is invalid, or FAISS has no GPU.
+            DeviceMemoryError: the GPU has too little memory for the vectors.
             MissingExtraError: FAISS is not installed.
         """
         super().__init__(corpus, "faiss-flat", k)
@@ -91,7 +92,11 @@ class FaissFlat(ExactRetriever):
         self._gpu: Any = None
         if on_gpu(self._faiss, device):
             self._resources = self._faiss.StandardGpuResources()  # must outlive the index
-            self._gpu = _copied(self._faiss, self._resources, corpus)
+            self._gpu = within_memory(
+                lambda: _copied(self._faiss, self._resources, corpus),
+                f"the GPU has no memory left for {corpus.vectors.nbytes:,} bytes of vectors; "
+                "torch-flat can keep them there in half precision, or stream them",
+            )
         self._one_at_a_time = threading.Lock()  # FAISS's search on a GPU is not thread-safe
         if lower_blas_threshold:
             self._faiss.cvar.distance_compute_blas_threshold = 3 * corpus.dimension
@@ -144,7 +149,11 @@ class FaissFlat(ExactRetriever):
         by_distance = self.corpus.metric is Metric.L2
         if self._gpu and count <= MOST_ON_GPU:
             with self._one_at_a_time:
-                fast, rows = self._gpu.search(queries, count)
+                fast, rows = within_memory(
+                    lambda: self._gpu.search(queries, count),
+                    f"the GPU has no memory left for a search of {len(queries)} queries; "
+                    "the retriever can still be used: search fewer at once, or free some",
+                )
         elif by_distance:
             fast, rows = self._faiss.knn(queries, self.corpus.vectors, count)
         else:
@@ -156,13 +165,15 @@ class FaissFlat(ExactRetriever):
 def _copied(faiss: Any, resources: Any, corpus: DenseCorpus) -> Any:
     """Return an index of all vectors on the first GPU, in float32.
 
-    FAISS does not use TensorFloat-32, and float16 is not set, so the scores are
-    sums of float32 products, as `kernel_error` assumes.
+    FAISS's own kernels do not use TensorFloat-32, and float16 is not set, so the scores are
+    sums of float32 products, as `kernel_error` assumes. Those of cuVS, which some builds
+    prefer, may round their operands. The vectors are added at once: FAISS would copy those
+    added before each time, and need twice the memory.
     """
     config = faiss.GpuIndexFlatConfig()
     config.useFloat16 = False
+    config.use_cuvs = False
     kind = faiss.GpuIndexFlatL2 if corpus.metric is Metric.L2 else faiss.GpuIndexFlatIP
     index = kind(resources, corpus.dimension, config)
-    for start in range(0, corpus.size, _ROWS_AT_ONCE):
-        index.add(corpus.vectors[start : start + _ROWS_AT_ONCE])
+    index.add(corpus.vectors)
     return index

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.errors import MissingExtraError, ModelError
+from ralmspec_plugins.retrieval.device_memory import is_memory_error
 
 
 def optional(module: str, extra: str, package: str) -> Any:
@@ -57,6 +58,6 @@ def loading(what: str) -> Iterator[None]:
     except (ImportError, MemoryError):
         raise
     except Exception as problem:
-        if type(problem).__name__ == "OutOfMemoryError":  # of torch, which is optional here
+        if is_memory_error(problem):
             raise
         raise ModelError(f"{what}: {problem}") from problem

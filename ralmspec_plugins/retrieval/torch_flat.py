@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.dense import DenseCorpus, ExactRetriever
+from ralmspec_plugins.retrieval.device_memory import within_memory
 from ralmspec_plugins.retrieval.encoders import Encoder
 from ralmspec_plugins.retrieval.optional import optional
 from ralmspec_plugins.retrieval.ranking import IntArray, Metric, Vectors, nominees
@@ -55,6 +56,7 @@ class TorchFlat(ExactRetriever):
 
         Raises:
             ConfigError: k, device, precision or device_bytes is invalid.
+            DeviceMemoryError: the device has too little memory for the vectors.
             MissingExtraError: torch is not installed.
         """
         super().__init__(corpus, "torch-flat", k)
@@ -67,8 +69,10 @@ class TorchFlat(ExactRetriever):
                 device_bytes = int(_SHARE * torch.cuda.mem_get_info(place)[0])
         self.device = str(place)
         self.precision: Precision = precision
-        self._kernel = TorchKernel(
-            torch, corpus, place, half=precision == "half", limit=device_bytes
+        self._kernel = within_memory(
+            lambda: TorchKernel(torch, corpus, place, half=precision == "half", limit=device_bytes),
+            f"{place} has no memory left for vectors of {device_bytes:,} bytes; give fewer "
+            "device_bytes, so that the rest is streamed, or precision='half'",
         )
 
     @classmethod

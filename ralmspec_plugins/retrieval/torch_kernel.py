@@ -7,8 +7,8 @@ The error of its scores has three parts:
    measured, in float64, not estimated: then |x.q - x'.q'| is at most
    |x - x'| |q| + |x'| |q - q'|, which includes subnormal numbers.
    The power of two puts the largest entry below 2^15, so nothing overflows.
-2. *Operands.* If torch may round float32 operands (TF32, bfloat16),
-   each loses a relative 2^-10 or 2^-8 at most; the setting is read at each search.
+2. *Operands.* If torch or cuBLAS may round float32 operands (TF32, bfloat16),
+   each loses a relative 2^-10 or 2^-8 at most; the settings are read at each search.
 3. *Sums.* `kernel_error`, with u = 2^-24 on the CPU, 2^-22 on a GPU's float32
    units, and 2^-21 on its tensor cores: these truncate each product and partial
    sum to 24 bits or more of the largest of a block, which costs at most 2^-23 of
@@ -16,9 +16,11 @@ The error of its scores has three parts:
 
 Products of halves are summed and returned in float32: on the CPU a tile is
 converted first; on a GPU `torch.mm(..., out_dtype=torch.float32)` is used, and
-with an older torch the tile is converted there, too.
+with an older torch, or where torch is set to sum halves in half precision, the tile
+is converted there, too.
 """
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from ralmspec_plugins.retrieval.dense import DenseCorpus, norm_of
+from ralmspec_plugins.retrieval.device_memory import within_memory
 from ralmspec_plugins.retrieval.numpy_flat import cut
 from ralmspec_plugins.retrieval.ranking import (
     IntArray,
@@ -200,6 +203,8 @@ _HALF_TOP = 15  # halves end at 65504; scaled entries stay below 2^15
 _LARGEST_EXPONENT = 100
 _LARGEST_ERROR = 2.0**120  # far above any score, and still a float32
 _OPERAND = {"tf32": 2.0**-10, "high": 2.0**-10, "bf16": 2.0**-8, "medium": 2.0**-8}
+# Variables by which cuBLAS rounds operands whatever torch is set to.
+_OVERRIDES = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,7 @@ class TorchKernel:
         self._torch, self._corpus, self._device = torch, corpus, device
         self._cuda = device.type == "cuda"
         self._mixed = half and self._cuda and _mixed_products(torch, device)
-        self._copy = _half_copy(torch, corpus) if half else _plain_copy(torch, corpus)
+        self._copy = _half_copy(torch, corpus, device) if half else _plain_copy(torch, corpus)
         form = self._copy.form
         self.rows = DeviceRows(torch, corpus.vectors, form, device, limit)
         self._squares: Any = None
@@ -245,7 +250,18 @@ class TorchKernel:
         self._local = threading.local()
 
     def nominate(self, queries: Vectors, k: int) -> list[IntArray]:
-        """Return, for each query, all rows that may belong to its true top k."""
+        """Return, for each query, all rows that may belong to its true top k.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory for a tile of scores.
+        """
+        return within_memory(
+            lambda: self._nominated(queries, k),
+            f"{self._device} has no memory left for a search of {len(queries)} queries; "
+            "the retriever can still be used: give it less with device_bytes=..., or free some",
+        )
+
+    def _nominated(self, queries: Vectors, k: int) -> list[IntArray]:
         with self._prepared():
             asked = self._asked(queries)
             shortlists = [Shortlist(k, error) for error in asked.errors]
@@ -283,10 +299,10 @@ class TorchKernel:
     def _scores(self, rows: range, tile: Any, asked: QueryColumns) -> Any:
         """Return the scores of a tile in float32; for L2 as 2 x.q - |x|^2, with the same order."""
         torch = self._torch
-        if self._mixed:
+        if asked.columns.dtype is torch.float16:
             fast = torch.mm(tile, asked.columns, out_dtype=torch.float32)
         else:
-            fast = _product(torch, tile.float() if self._widen else tile, asked.columns)
+            fast = _product(torch, tile.float(), asked.columns)  # a copy only of halves
         if self._squares is not None:
             squares = self._squares[rows.start : rows.stop]
             fast.addr_(squares, asked.factors, beta=2, alpha=-1)
@@ -305,16 +321,17 @@ class TorchKernel:
     def _asked(self, queries: Vectors) -> QueryColumns:
         """Return queries in the form of the rows, with an upper bound of each one's error."""
         torch, copy, metric = self._torch, self._copy, self._corpus.metric
+        mixed = self._mixed and not _sums_in_half(torch)
         exponents = np.zeros(len(queries), dtype=np.int64)
         if copy.form.dtype is torch.float16:
             exponents = np.array([_exponent(float(np.abs(query).max())) for query in queries])
             if metric is Metric.L2:  # so that no squared norm is scaled up
                 exponents = np.minimum(exponents, copy.form.exponent)
         scaled = np.ldexp(queries.astype(np.float64), exponents[:, None])
-        columns = torch.from_numpy(scaled).to(torch.float16 if self._mixed else torch.float32)
+        columns = torch.from_numpy(scaled).to(torch.float16 if mixed else torch.float32)
         rounded = columns.double().numpy()
         errors = [
-            self._error(norm_of(query), norm_of(query - image), int(exponent))
+            self._error(norm_of(query), norm_of(query - image), int(exponent), mixed=mixed)
             for query, image, exponent in zip(scaled, rounded, exponents, strict=True)
         ]
         factors = np.ones(len(queries), dtype=np.float32)
@@ -326,17 +343,17 @@ class TorchKernel:
             errors,
         )
 
-    def _error(self, query_norm: float, query_error: float, exponent: int) -> float:
+    def _error(self, query_norm: float, query_error: float, exponent: int, *, mixed: bool) -> float:
         """Return the error bound for one query, in the scale of the products."""
         copy, corpus = self._copy, self._corpus
         rows, query = copy.longest + copy.error, query_norm + query_error
-        operand = 0.0 if self._mixed else _operand_roundoff(self._torch, self._device.type)
+        operand = 0.0 if mixed else _operand_roundoff(self._torch, self._device.type)
         products = copy.error * query_norm + rows * query_error
         products += ((1 + operand) ** 2 - 1) * rows * query
         products *= (2 if corpus.metric is Metric.L2 else 1) * (1 + 1e-9)
         roundoff = 2.0**-24
         if self._cuda:
-            roundoff = 2.0**-21 if self._mixed or operand else 2.0**-22
+            roundoff = 2.0**-21 if mixed or operand else 2.0**-22
         # In the true scale: for L2, |q|^2 is not part of the products, but of the true scores.
         up = copy.form.exponent
         true = float(np.ldexp(rows, -up)), float(np.ldexp(query, -exponent))
@@ -356,18 +373,22 @@ def _plain_copy(torch: Any, corpus: DenseCorpus) -> Copy:
     return Copy(Form(torch.float32, 0), corpus.largest_norm, 0.0)
 
 
-def _half_copy(torch: Any, corpus: DenseCorpus) -> Copy:
-    """Return the copy's power of two, and the measured rounding errors of half precision."""
+def _half_copy(torch: Any, corpus: DenseCorpus, device: Any) -> Copy:
+    """Return the copy's power of two, and the measured rounding errors of half precision.
+
+    The device measures: in float64, which is exact but for the sum of a row's squares.
+    """
     vectors = corpus.vectors
-    blocks = range(0, len(vectors), _ROWS_AT_ONCE)
-    largest = max(float(np.abs(vectors[at : at + _ROWS_AT_ONCE]).max()) for at in blocks)
-    form = Form(torch.float16, _exponent(largest))
+
+    def blocks() -> Iterator[Any]:
+        for at in range(0, len(vectors), _ROWS_AT_ONCE):
+            yield _shared(torch, vectors[at : at + _ROWS_AT_ONCE]).to(device)
+
+    form = Form(torch.float16, _exponent(max(float(rows.abs().max()) for rows in blocks())))
     worst = 0.0
-    for at in blocks:
-        rows = np.array(vectors[at : at + _ROWS_AT_ONCE])
-        rounded = form.of(torch.from_numpy(rows)).double().numpy()
-        rounded -= np.ldexp(rows.astype(np.float64), form.exponent)
-        worst = max(worst, float(np.einsum("ij,ij->i", rounded, rounded).max()))
+    for rows in blocks():
+        lost = form.of(rows).double().sub_(rows.double().mul_(2.0**form.exponent))
+        worst = max(worst, float(lost.square_().sum(dim=1).max()))
     longest = float(np.ldexp(corpus.largest_norm, form.exponent))
     return Copy(form, longest * (1 + 1e-9), float(np.sqrt(worst)) * (1 + 1e-9))
 
@@ -394,6 +415,11 @@ def _scaled_squares(corpus: DenseCorpus, exponent: int) -> Vectors:
     return squares
 
 
+def _sums_in_half(torch: Any) -> bool:
+    """Return whether torch is set to sum products of halves in half precision."""
+    return bool(getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False))
+
+
 def _mixed_products(torch: Any, device: Any) -> bool:
     """Return whether torch multiplies halves to float32 (`out_dtype`, torch 2.8 or later)."""
     halves = torch.ones((8, 8), dtype=torch.float16, device=device)
@@ -405,7 +431,7 @@ def _mixed_products(torch: Any, device: Any) -> bool:
 
 
 def _operand_roundoff(torch: Any, device: str) -> float:
-    """Return the relative rounding of float32 operands by torch's current settings.
+    """Return the relative rounding of float32 operands by the current settings.
 
     Newer releases of torch have a setting per library and a general one; the
     older common setting raises an error if the newer ones were used.
@@ -418,4 +444,6 @@ def _operand_roundoff(torch: Any, device: str) -> float:
     except RuntimeError:
         if settings[0] is None:
             settings.append("medium")
+    if device == "cuda" and any(os.environ.get(name, "0") not in ("", "0") for name in _OVERRIDES):
+        settings.append("tf32")
     return max(_OPERAND.get(str(setting), 0.0) for setting in settings)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ralmspec_plugins.errors import ConfigError, InputError, ModelError
+from ralmspec_plugins.errors import ConfigError, DeviceMemoryError, InputError, ModelError
 from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save
 from ralmspec_plugins.retrieval.encoders import (
     HuggingFaceEncoder,
@@ -204,17 +204,39 @@ def test_a_query_is_encoded_alone_in_its_pass(bert: Path, sentence_model: Path) 
         assert [1, 1, 1] == rows
 
 
-@pytest.mark.gpu
-def test_encoders_run_on_the_device_they_are_given(bert: Path, sentence_model: Path) -> None:
-    """On a GPU: the same name, numpy vectors as on the CPU but for rounding, the same each time."""
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_encoders_run_on_the_device_they_are_given(
+    bert: Path, sentence_model: Path, device: str
+) -> None:
+    """The same name, numpy vectors as on the CPU but for rounding, the same ones each time."""
     torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     for kind, path in ((HuggingFaceEncoder, bert), (SentenceTransformerEncoder, sentence_model)):
-        here, there = kind(path, device="cpu"), kind(path, device="cuda")
+        here, there = kind(path, device="cpu"), kind(path, device=device)
+        vector = there("red fox")
+        with torch.autocast(device, dtype=torch.bfloat16):  # belongs to the caller's thread
+            again = there("red fox")
 
-        assert {"cuda"} == {weight.device.type for weight in there._model.parameters()}
+        assert {device} == {weight.device.type for weight in there._model.parameters()}
         assert here.name == there.name
-        assert pytest.approx(here("red fox").tolist(), abs=1e-3) == there("red fox").tolist()
-        assert there("red fox").tobytes() == there("red fox").tobytes()
+        assert pytest.approx(here("red fox").tolist(), abs=1e-3) == vector.tolist()
+        assert vector.tobytes() == again.tobytes()
         assert (2, 16) == there.many(["red", "blue dog"]).shape
+
+
+def test_a_device_without_memory_is_a_clear_error(
+    bert: Path, sentence_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def full(*texts: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for encoder in (HuggingFaceEncoder(bert), SentenceTransformerEncoder(sentence_model)):
+        vector = encoder("red fox")
+        with monkeypatch.context() as patch:
+            patch.setattr(encoder._model, "forward", full)
+            with pytest.raises(DeviceMemoryError, match=r"2 texts; give a smaller batch_size"):
+                encoder.many(["red", "blue"])
+        assert vector.tobytes() == encoder("red fox").tobytes()

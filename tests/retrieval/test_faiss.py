@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ralmspec_plugins import Continuous, Engine, FixedStride, Request, Settings, plain
-from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.errors import ConfigError, DeviceMemoryError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval import NumpyFlat, faiss_flat
 from ralmspec_plugins.retrieval.dense import DenseCorpus
@@ -328,10 +328,16 @@ class FakeGpuIndex:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.add = inner.add
+        self.most_queries = 1000  # that fit into its memory
+
+    def add(self, rows: Vectors) -> None:
+        assert not self._inner.ntotal  # later ones would take twice the memory
+        self._inner.add(rows)
 
     def search(self, queries: Vectors, count: int) -> Any:
         assert count <= faiss_flat.MOST_ON_GPU
+        if len(queries) > self.most_queries:
+            raise RuntimeError("Error: StandardGpuResources: alloc fail type TemporaryMemoryBuffer")
         return self._inner.search(queries, count)
 
 
@@ -339,7 +345,11 @@ def fake_gpu_build(gpus: int) -> Any:
     """A FAISS with the GPU build's names, whose GPU is the CPU."""
 
     def index(kind: Any) -> Any:
-        return lambda _resources, dimension, _config: FakeGpuIndex(kind(dimension))
+        def made(resources: Any, dimension: int, config: Any) -> FakeGpuIndex:
+            assert (config.useFloat16, config.use_cuvs) == (False, False)  # both less precise
+            return FakeGpuIndex(kind(dimension))
+
+        return made
 
     def knn(queries: Vectors, rows: Vectors, count: int, **kind: Any) -> Any:
         assert count > faiss_flat.MOST_ON_GPU
@@ -395,7 +405,6 @@ def test_what_a_gpu_cannot_give_the_cpu_gives(
     """Behind the GPU's scan stands the same ranking; widths above its limit go to the CPU."""
     monkeypatch.setattr(faiss_flat, "_faiss", lambda _: fake_gpu_build(1))
     monkeypatch.setattr(faiss_flat, "MOST_ON_GPU", 40)
-    monkeypatch.setattr(faiss_flat, "_ROWS_AT_ONCE", 999)
     doubled = np.concatenate([vectors, vectors[:500], np.repeat(vectors[:1], 500, axis=0)])
     corpus = corpus_of(doubled, metric)
     queries = [Query("same", doubled[0])]
@@ -410,6 +419,20 @@ def test_what_a_gpu_cannot_give_the_cpu_gives(
         expected = [plain_hits(hits) for hits in NumpyFlat(corpus).search_wide(queries, width)]
         assert expected == [plain_hits(hits) for hits in flat.search_wide(queries, width)]
     assert flat.signature == FaissFlat(corpus, device="cpu").signature
+
+
+def test_a_gpu_without_memory_is_a_clear_error(
+    vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer queries at once still find what they find."""
+    monkeypatch.setattr(faiss_flat, "_faiss", lambda _: fake_gpu_build(1))
+    flat = FaissFlat(corpus_of(vectors), k=3, device="gpu")
+    flat._gpu.most_queries = 2
+    queries = [Query(str(n), vector) for n, vector in enumerate(clustered(4, 5))]
+    with pytest.raises(DeviceMemoryError, match=r"search of 5 queries.*alloc fail"):
+        flat.search(queries)
+
+    assert NumpyFlat(flat.corpus, k=3).search(queries[:2]) == flat.search(queries[:2])
 
 
 @pytest.mark.gpu

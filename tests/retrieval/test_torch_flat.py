@@ -231,9 +231,9 @@ def test_torch_may_round_operands_and_the_answer_stays(device: str, setting: str
     corpus = corpus_of(random_vectors(0, 3000, 32), "ip")
     flat = TorchFlat(corpus, k=5, device=device)
     kernel = flat._kernel
-    careful = kernel._error(1.0, 0.0, 0)
+    careful = kernel._error(1.0, 0.0, 0, mixed=False)
     torch.set_float32_matmul_precision(setting)
-    now = kernel._error(1.0, 0.0, 0)
+    now = kernel._error(1.0, 0.0, 0, mixed=False)
     least = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-8}[setting]
 
     assert now - careful >= least * corpus.largest_norm

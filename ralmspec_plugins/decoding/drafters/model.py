@@ -252,7 +252,9 @@ class _Reading:
     text: tuple[int, ...] = ()  # the last rows are its end
     rows: Rows | None = None  # of the end of the text; not kept in the run yet
     text_rows: tuple[int, ...] = ()
-    behind: Tensor = field(default_factory=lambda: torch.empty(0))  # logits after the text
+    behind: Tensor = field(
+        default_factory=lambda: torch.empty(0, device="cpu")
+    )  # logits after the text
 
     def read(self, runner: ModelRunner, text: tuple[int, ...]) -> None:
         """Read the missing tokens of a text in one pass; its last token is always read."""
