@@ -1,8 +1,9 @@
 """`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
 
 `python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks agents`
-agents that run ahead of their tools, and `python -m benchmarks workloads` FLARE, Iter-RetGen and
-multi-hop, with options of their own.
+agents that run ahead of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and
+multi-hop, and `python -m benchmarks gpu` searches, passes and requests on a GPU, with options of
+their own.
 
 Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
 """
@@ -39,6 +40,8 @@ def main() -> None:
         from benchmarks.agents import agents as command
     elif name == "workloads":
         from benchmarks.workloads.cli import workloads as command
+    elif name == "gpu":
+        from benchmarks.gpu.cli import gpu as command
     else:
         app(prog_name="python -m benchmarks")
         return

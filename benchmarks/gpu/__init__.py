@@ -1,0 +1,1 @@
+"""What a GPU does with searches, passes and whole requests: `python -m benchmarks gpu`."""
