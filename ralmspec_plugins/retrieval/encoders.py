@@ -303,7 +303,7 @@ class HuggingFaceEncoder(ModelEncoder):
             max_length=self._max_tokens,
             return_tensors="pt",
         ).to(self._device)
-        with own_pass(self._torch, self._device):
+        with own_pass(self._torch, self._model.device):
             hidden = self._model(**tokens).last_hidden_state  # [texts, tokens, dim]
         mask = tokens["attention_mask"]
         if self._pooling == "cls":
@@ -349,13 +349,13 @@ class SentenceTransformerEncoder(ModelEncoder):
         safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
         with loading(f"no sentence-transformers model at {path}"):
             self._model: Any = package.SentenceTransformer(name, device=device, **safe)
-        self._batch_size, self._device = batch_size, device
+        self._batch_size = batch_size
         digest = weights_digest(self._model.state_dict())
         self.name = f"sentence-transformers-{digest}-{query_prefix!r}-{passage_prefix!r}"
         self.settings = self._kept("sentence-transformers", path)
 
     def _encode(self, texts: list[str]) -> Vectors:
-        with own_pass(self._torch, self._device):
+        with own_pass(self._torch, self._model.device):
             encoded = self._model.encode(
                 texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
             )
