@@ -7,8 +7,9 @@ from ralmspec_plugins.errors import DeviceMemoryError
 
 ResultT = TypeVar("ResultT")
 
-# Torch's allocator has a class for it; pinned memory, cuBLAS and FAISS only have these words.
-_WORDS = ("out of memory", "cublas_status_alloc_failed", "alloc fail")
+# Torch's allocator on a GPU has a class for it; that on the CPU, pinned memory, cuBLAS and FAISS
+# only have these words.
+_WORDS = ("out of memory", "cublas_status_alloc_failed", "alloc fail", "defaultcpuallocator")
 
 
 def is_memory_error(problem: BaseException) -> bool:

@@ -15,6 +15,7 @@ from ralmspec_plugins import Verifier  # noqa: E402
 from ralmspec_plugins.errors import DeviceMemoryError, InputError  # noqa: E402
 from ralmspec_plugins.retrieval import torch_kernel  # noqa: E402
 from ralmspec_plugins.retrieval.dense import DenseCorpus  # noqa: E402
+from ralmspec_plugins.retrieval.device_memory import within_memory  # noqa: E402
 from ralmspec_plugins.retrieval.faiss_flat import FaissFlat  # noqa: E402
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat  # noqa: E402
 from ralmspec_plugins.retrieval.torch_flat import TorchFlat  # noqa: E402
@@ -121,6 +122,15 @@ def test_callers_lose_nothing_when_the_memory_is_full(
 
     with Verifier(flat) as verifier, ThreadPoolExecutor(4) as pool:
         assert expected == [hits for found in pool.map(ask, range(4)) for hits in found]
+
+
+def test_an_error_of_memory_keeps_no_tensor_alive() -> None:
+    """The library's own error, and with it the computation's frames, is not part of it."""
+    with pytest.raises(DeviceMemoryError, match=r"^No room\. \(.*allocate.*\)$") as caught:
+        within_memory(lambda: torch.empty(2**48), "No room.")  # a petabyte
+
+    assert caught.value.__context__ is None
+    assert isinstance(caught.value, MemoryError)
 
 
 def test_vectors_that_do_not_fit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
