@@ -82,7 +82,7 @@ def gpu(
     device: Annotated[str, typer.Option(help="A device of torch.")] = "cuda",
     minutes: Annotated[
         float, typer.Option(min=0, help="No row is begun after so many; run it again to go on.")
-    ] = 9.0,
+    ] = 8.0,
     tiny: Annotated[bool, typer.Option("--tiny", help="Only see that all of it runs.")] = False,
 ) -> None:
     """Measure searches, passes and requests on a GPU; what is found is asserted equal.

@@ -40,7 +40,7 @@ class RegimeSizes:
     """The sizes of the part."""
 
     shapes: tuple[Shape, ...] = (GPT2_MEDIUM, LLAMA_7B, LLAMA_8B)
-    passages: int = 4_000_000
+    passages: int = 2_000_000
     dimension: int = 768
     requests: int = 5
     repetitions: int = 2

@@ -24,6 +24,7 @@ from ralmspec_plugins.types import Hits, Passage, Query
 K: Final = 10
 _BLOCK: Final = 1 << 16
 _HALF_BYTES: Final = 2
+_MOST_STREAMED: Final = 1_000_000  # passages; each search copies most of them
 _CHECKED: Final = 4  # queries that are searched by numpy, too
 _EACH: Final = 8  # searches of each caller, one after the other
 
@@ -47,7 +48,12 @@ class Way:
     name: str
     backend: type[Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    share: float | None = None  # of the vectors that stay on the device
+    share: float | None = None  # of the vectors that stay on the device; None: as many as fit
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is measured: where vectors are streamed, many single searches take too long."""
+        return ("b(n)", "callers") if self.share is None else ("b(n)",)
 
     def opened(self, corpus: DenseCorpus) -> Any:
         """Return the retriever."""
@@ -57,16 +63,17 @@ class Way:
         return self.backend(corpus, k=K, **self.settings, **more)
 
 
-def ways(device: torch.device) -> list[Way]:
-    """Return all ways to search a device."""
+def ways(device: torch.device, passages: int) -> list[Way]:
+    """Return all ways to search so many passages on a device, the one in half precision first."""
     place = {"device": str(device)}
     half = {**place, "precision": "half"}
     faiss = {"device": "gpu" if device.type == "cuda" else "cpu"}
+    streamed = Way("torch-flat, half, three quarters streamed", TorchFlat, half, share=0.25)
     return [
-        Way("torch-flat, float32", TorchFlat, place),
         Way("torch-flat, half", TorchFlat, half),
-        Way("torch-flat, half, three quarters streamed", TorchFlat, half, share=0.25),
+        Way("torch-flat, float32", TorchFlat, place),
         Way("faiss-flat", FaissFlat, faiss),
+        *([streamed] if passages <= _MOST_STREAMED else []),
     ]
 
 
@@ -125,7 +132,7 @@ class Task:
 
 def search(rows: Rows, part: str, sizes: SearchSizes) -> None:
     """Measure all ways to search one corpus, which is drawn only if something is missing."""
-    known = ways(rows.device)
+    known = ways(rows.device, sizes.passages)
     names = [name for way in known for name in _names(part, way)] + _tile_names(part, sizes)
     if rows.known(names):
         rows.recall(names)
@@ -134,12 +141,12 @@ def search(rows: Rows, part: str, sizes: SearchSizes) -> None:
     for way in known:
         _measure_way(rows, task, way)
         _free()
-    _measure_tiles(rows, task, known[1])
+    _measure_tiles(rows, task, known[0])
     _free()
 
 
 def _names(part: str, way: Way) -> list[str]:
-    return [f"{part}: {kind}, {way.name}" for kind in ("b(n)", "callers")]
+    return [f"{part}: {kind}, {way.name}" for kind in way.kinds]
 
 
 def _tile_names(part: str, sizes: SearchSizes) -> list[str]:
@@ -158,7 +165,7 @@ def _measure_way(rows: Rows, task: Task, way: Way) -> None:
         rows.recall(names)
         return
     retriever = _opened(way, task.corpus)
-    for name, measure in zip(names, (batches, callers), strict=True):
+    for name, measure in zip(names, (batches, callers), strict=False):
         rows.of(name, partial(_told, retriever, measure, task, rows.device))
 
 

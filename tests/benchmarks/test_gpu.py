@@ -27,7 +27,9 @@ def lines(out: Path) -> list[str]:
     return (out / "rows.jsonl").read_text().splitlines()
 
 
-@pytest.mark.parametrize("part", [Part.SEARCH_1M, Part.PASSES, Part.COPYING])
+@pytest.mark.parametrize(
+    "part", [Part.SEARCH_1M, Part.PASSES, pytest.param(Part.COPYING, marks=pytest.mark.slow)]
+)
 def test_a_part_is_measured_once(
     tmp_path: Path, part: Part, capsys: pytest.CaptureFixture[str]
 ) -> None:
