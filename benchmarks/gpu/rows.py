@@ -1,7 +1,7 @@
 """Rows of measurements, each written as soon as it is known, within a limit of time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,7 +78,7 @@ def about_device(device: torch.device) -> dict[str, Any]:
     return about
 
 
-def in_turn(ways: dict[str, Callable[[], Any]], repetitions: int, device: torch.device) -> Times:
+def in_turn(ways: Mapping[str, Callable[[], Any]], repetitions: int, device: torch.device) -> Times:
     """Time each way in turn, several times, after one time that is not counted: milliseconds."""
     clock = pass_clock(device) if device.type == "cuda" else time.perf_counter
     times: Times = {name: [] for name in ways}
