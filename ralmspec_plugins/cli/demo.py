@@ -103,7 +103,8 @@ def _sum_up(acts: Sequence["Act"], console: Console) -> None:
     plain, fast = (output.seconds(sum(last.seconds(mode))) for mode in (PLAIN, SPECULATIVE))
     wait = " (simulated wait)" if last.latency_s else ""
     console.print(
-        f"Store {last.title}{wait}: plain {plain}, speculative {fast}, {last.faster()}. "
+        f"Store {last.title}{wait}: plain {plain}, speculative {fast}; times as fast: "
+        f"{last.faster()}. "
         "Identical: True (texts, and sources with their scores, in every run).",
         style="bold green",
         soft_wrap=True,
@@ -178,7 +179,7 @@ class Act:
         return [answer.stats.wall_s for answer in self.answers[mode]]
 
     def faster(self) -> str:
-        """Return the speedup over all questions, with the least and the most of one."""
+        """Return how many times as fast all questions were, with the least and the most of one."""
         guesses = sum(answer.stats.guesses for answer in self.answers[SPECULATIVE])
         return output.spread(self.seconds(PLAIN), self.seconds(SPECULATIVE), same=not guesses)
 

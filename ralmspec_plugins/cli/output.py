@@ -160,7 +160,7 @@ def speed_up(plain_s: float, speculative_s: float) -> str:
 
 
 def spread(plain_s: Sequence[float], speculative_s: Sequence[float], *, same: bool = False) -> str:
-    """Return the speedup over some runs, with the least and the most of one.
+    """Return how many times as fast some runs were, with the least and the most of one.
 
     Args:
         plain_s: the times of the plain runs.
@@ -168,14 +168,16 @@ def spread(plain_s: Sequence[float], speculative_s: Sequence[float], *, same: bo
         same: whether both did the same work, so that only noise can be between them.
 
     >>> spread([2.0, 3.0], [1.0, 1.0]), spread([1.0, 1.0], [1.02, 0.98])
-    ('2.50 times as fast (2.00 to 3.00)', 'about the same: 0.98 to 1.02')
+    ('2.50 (2.00 to 3.00)', 'about the same: 0.98 to 1.02')
+    >>> spread([2.0], [1.0]), spread([1.0], [0.99])
+    ('2.00', 'about the same: 1.01')
     """
     ratios = [plain / max(ours, 1e-9) for plain, ours in zip(plain_s, speculative_s, strict=True)]
-    least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
     ratio = sum(plain_s) / max(sum(speculative_s), 1e-9)
     if same or min(ratios) <= 1 <= max(ratios) or abs(ratio - 1) < _NOISE:
-        return f"about the same: {least} to {most}"
-    return f"{ratio:.2f} times as fast ({least} to {most})"
+        return f"about the same: {ends if len(ratios) > 1 else f'{ratio:.2f}'}"
+    return f"{ratio:.2f} ({ends})" if len(ratios) > 1 else f"{ratio:.2f}"
 
 
 def bars() -> rich_progress.Progress:
