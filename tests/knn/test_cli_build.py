@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from ralmspec_plugins.cli import output
 from ralmspec_plugins.cli.app import app
+from ralmspec_plugins.demo import make_world
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn import Datastore
 from ralmspec_plugins.knn.datastore import KEY_KINDS, KeyKind
@@ -174,3 +175,42 @@ def test_a_person_sees_what_was_built(
     result = run("--text", folder, "--model", model, "--out", tmp_path / "store")
 
     assert "entries of 5 documents, 32 numbers each" in " ".join(result.stdout.split())
+
+
+def test_the_demo_s_model_is_never_silent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses texts of another world, and says what it is where it may run."""
+    used: list[str] = []
+    monkeypatch.setattr(
+        "ralmspec_plugins.cli.build.use_threads", lambda _, name: used.append(name) or 1 / 0
+    )
+    world = make_world(5, 16)
+    [question] = world.questions(1, 0)
+    (tmp_path / "world.txt").write_text(question.prompt + world.article(question))
+    out = ("--out", tmp_path / "out")
+    refused = run("--text", folder, *out)
+    own = run("--text", tmp_path / "world.txt", *out)
+    forced = run("--text", folder, "--model", "demo", *out)
+
+    assert 1 == refused.exit_code
+    assert "give --model PATH" in refused.stderr
+    assert ["demo", "demo"] == used
+    assert ["it is tiny" in one.stderr for one in (own, forced)] == [True, True]
+
+
+def test_texts_come_from_stdin_and_from_another_field(model: Path, tmp_path: Path) -> None:
+    """Both as from a file; what is left out of a folder is counted."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"body": "A ship passed the island."}')
+    (tmp_path / "in" / "b.pdf").write_text("x")
+    command = ["knn", "build", "--text", "-", "--model", str(model), "--out", str(tmp_path / "s")]
+    spoken = CliRunner().invoke(app, command, input="A ship passed the island.")
+    options = ("--text-field", "body", "--model", model, "--out", tmp_path / "f")
+    read = run("--text", tmp_path / "in", *options)
+    entries = [json.loads(one.stdout)["entries"] for one in (spoken, read)]
+
+    assert [0, 0] == [spoken.exit_code, read.exit_code]
+    assert entries[0] == entries[1] > 0
+    assert {".pdf": 1} == json.loads(read.stdout)["skipped"]
+    assert {} == json.loads(spoken.stdout)["skipped"]
