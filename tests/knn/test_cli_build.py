@@ -70,7 +70,7 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, reason
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:
         list(stream_texts([tmp_path / name]))
-    result = run("--text", tmp_path / name, "--out", tmp_path / "store")
+    result = run("--text", tmp_path / name, "--out", tmp_path / "store", "--model", "demo")
 
     assert name in str(caught.value)
     assert 1 == result.exit_code
@@ -106,7 +106,7 @@ def test_a_folder_becomes_a_datastore(tmp_path: Path, folder: Path, model: Path)
 
 def test_the_demo_model_serves_where_none_is_given(tmp_path: Path) -> None:
     """`--no-bos` leaves the first token without an entry."""
-    (tmp_path / "a.txt").write_text("What is the height of the tower?")
+    (tmp_path / "a.txt").write_text("Hear of Osk. Osk is remembered as the painted cat.")
     sizes = []
     for name, options in (("plain", ()), ("with", ("--bos",)), ("without", ("--no-bos",))):
         result = run("--text", tmp_path / "a.txt", "--out", tmp_path / name, *options)

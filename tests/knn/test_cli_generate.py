@@ -215,7 +215,7 @@ def test_held_out_texts_are_measured(store: Path, model: Path, tmp_path: Path) -
     ("arguments", "code", "message"),
     [
         (("generate", "nowhere", PROMPT), 1, "nowhere is no datastore"),
-        (("perplexity", "nowhere", "--text", __file__), 1, "is not a .txt, .md, .jsonl file"),
+        (("perplexity", "nowhere", "--text", __file__), 1, "is not a .txt, .md,"),
         (("generate", "{store}", PROMPT, "--weight", 2), 1, "weight must be above 0"),
         (("generate", "{store}", PROMPT, "--plain", "--compare"), 2, "--compare"),
         (("generate", "{store}", PROMPT, "--index", "x"), 1, "--index belongs to --search hnsw"),
