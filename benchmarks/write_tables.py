@@ -29,6 +29,7 @@ from ralmspec_plugins.retrieval.storage.files import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGES = [
+    ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "langchain", "knn_lm")),
     *(RESULTS / f"{name}.md" for name in ("simulated", "knn_lm")),  # results alone
 ]
@@ -121,6 +122,7 @@ def round_trips(result: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "overhead": ("overhead.json", overhead),
     "table 1": (PAPER, tables.table_1),
+    "first page": (PAPER, tables.first_page),
     "beside": (BESIDE, partial(tables.against_bound, begins=("scan beside",))),
     "remote": (PAPER, partial(tables.against_bound, begins=("remote",))),
     "at once": (PAPER, tables.at_once),

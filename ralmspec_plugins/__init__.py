@@ -16,6 +16,8 @@ from ralmspec_plugins.engine.streams import (
 )
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.plain import plain
+from ralmspec_plugins.protocols import Retriever, Workload
+from ralmspec_plugins.retrieval import open_retriever
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -33,6 +35,7 @@ from ralmspec_plugins.types import (
     Stats,
     VerifierStats,
 )
+from ralmspec_plugins.workloads import Interval
 
 __version__ = "0.1.0"
 
@@ -50,6 +53,7 @@ __all__ = [
     "Formed",
     "Hit",
     "Hits",
+    "Interval",
     "Latencies",
     "OptimalStride",
     "Passage",
@@ -59,11 +63,14 @@ __all__ = [
     "Replica",
     "Request",
     "Retrieved",
+    "Retriever",
     "Settings",
     "SharedPassageCache",
     "Simulation",
     "Stats",
     "Verifier",
     "VerifierStats",
+    "Workload",
+    "open_retriever",
     "plain",
 ]

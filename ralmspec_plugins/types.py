@@ -38,9 +38,15 @@ class Span:
     passes: int = 0  # of a model that counts them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Stats:
-    """The statistics of one request, all counted or measured."""
+    """The statistics of one request, all counted or measured.
+
+    >>> Stats(wall_s=1.234, searches=9, queries=12, segments=12, guesses=11, accepted=10)
+    Stats(1.234 s, 12 segments, 9 searches of 12 queries, 10 of 11 guesses accepted (91 %))
+    >>> Stats(wall_s=0.5, segments=3, searches=3, queries=3)
+    Stats(0.500 s, 3 segments, 3 searches of 3 queries, no guesses)
+    """
 
     wall_s: float = 0.0
     first_text_s: float | None = None  # when the first settled text could be shown
@@ -62,6 +68,17 @@ class Stats:
     drafts_accepted: int = 0  # drafted tokens that the model accepted
     decisions_retaken: int = 0  # tokens chosen again by passes of one token
     timeline: tuple[Span, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        """Return the time, the searches and the acceptance; `dataclasses.asdict` has the rest."""
+        rate = self.guess_rate
+        told = f"{self.accepted} of {self.guesses} guesses accepted ({rate:.0%})" if rate else ""
+        if not rate:
+            told = f"none of {self.guesses} guesses accepted" if self.guesses else "no guesses"
+        return (
+            f"Stats({self.wall_s:.3f} s, {self.segments} segments, {self.searches} searches of "
+            f"{self.queries} queries, {told.replace('%', ' %')})"
+        )
 
     @property
     def guess_rate(self) -> float | None:

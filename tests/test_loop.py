@@ -433,4 +433,6 @@ def test_the_public_names_are_these() -> None:
             "Simulation",
         ),
         *("SharedPassageCache", "Stats", "Verifier", "VerifierStats", "plain"),
+        *("Interval", "Retriever", "Workload", "open_retriever"),
     }
+    assert set(ralmspec_plugins.__all__) <= set(dir(ralmspec_plugins))

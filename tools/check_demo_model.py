@@ -29,7 +29,7 @@ import bm25s
 import tokenizers
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ralmspec_plugins import plain
 from ralmspec_plugins.demo import language
@@ -43,6 +43,7 @@ from ralmspec_plugins.demo.world import (
     make_world,
 )
 from ralmspec_plugins.lm import HuggingFaceLM
+from ralmspec_plugins.lm.kv_cache import cache_argument
 from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
 from ralmspec_plugins.workloads import MultiHop
 
@@ -82,11 +83,11 @@ class Reader:
     def write(self, context: Sequence[int], text: Sequence[int], n: int) -> list[int]:
         """Write up to `n` tokens after context and text; stop behind the end token."""
         written: list[int] = []
-        ids, cache = torch.tensor([[*context, *text]]), None
+        ids, cache = torch.tensor([[*context, *text]]), DynamicCache(config=self.model.config)
+        given = {cache_argument(self.model): cache}
         while len(written) < n:
             started = time.perf_counter()
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
-            ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            ids = self.model(input_ids=ids, use_cache=True, **given).logits[:, -1:].argmax(-1)
             if written:  # the first call is the prefill
                 self.decode_s.append(time.perf_counter() - started)
             written.append(int(ids))

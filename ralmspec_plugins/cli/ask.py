@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import typer
 from rich.rule import Rule
+from rich.text import Text
 
 from ralmspec_plugins import timeline
 from ralmspec_plugins.cli import build, options, output
@@ -57,6 +58,7 @@ def ask(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
     )
     store = searching.open()
+    model = build.told_model(common.model, searching.samples())
     with output.notes().status("loading the model"):
         style: dict[str, Any] = {
             "temperature": asking.temperature,
@@ -64,7 +66,7 @@ def ask(
             "chat": chat,
             "drafter": drafter,
         }
-        weights = build.Weights(common.model, common.threads, **style)
+        weights = build.Weights(model, common.threads, **style)
 
     def make(mode: str) -> Workload[Any]:
         return searching.workload(weights.language_model(mode), workload, **asdict(choosing))
@@ -115,17 +117,21 @@ class Printer:
 
     def summary(self, answer: Answer) -> None:
         """Print some sources, and the statistics."""
-        for hit in answer.sources[:_SOURCES_SHOWN]:
-            score = "" if hit.score is None else f"  {hit.score:.3f}"
-            title = f"  {hit.passage.title}" if hit.passage.title else ""
-            self.console.print(f"  {hit.passage.id}{title}{score}", style="dim", markup=False)
-        if (more := len(answer.sources) - _SOURCES_SHOWN) > 0:
-            self.console.print(f"  and {more} more sources", style="dim")
+        shown, all_of = answer.sources[:_SOURCES_SHOWN], len(answer.sources)
+        if shown:
+            more = f", the first {len(shown)}" if len(shown) < all_of else ""
+            table = output.table("passage", "title", "score", title=f"{all_of} sources{more}")
+            for hit in shown:
+                score = "" if hit.score is None else f"{hit.score:.3f}"
+                cells = (hit.passage.id, hit.passage.title, score)
+                table.add_row(*(Text(output.printable(one)) for one in cells))
+            self.console.print(table)
         self.console.print(output.in_short(answer.stats), style="cyan")
 
     def equal(self, plain: Answer, speculative: Answer) -> None:
-        """Print that a comparison found no difference."""
+        """Print that a comparison found no difference, and what both runs took."""
         if self.human:
+            self.console.print(output.runs_table({"plain": plain, "speculative": speculative}))
             faster = output.speed_up(plain.stats.wall_s, speculative.stats.wall_s)
             self.console.print(f"equal: {self.compared(plain)}; {faster}", style="green")
 

@@ -1,25 +1,33 @@
 """Creation of the store, the model, the workload and the engines from options."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ralmspec_plugins.cli.options import PLAIN, Count, DrafterName, OptionalCount, Seconds
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.demo import MODEL
+from ralmspec_plugins.demo.language import speaks
 from ralmspec_plugins.diagnosis import far_away
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import MissingExtraError, ModelError
 from ralmspec_plugins.protocols import LanguageModel, Progress, Retriever, Workload
 from ralmspec_plugins.retrieval import Encoder, HashingEncoder, KnowledgeBase, load
 from ralmspec_plugins.retrieval.optional import optional
+from ralmspec_plugins.retrieval.registry import read
 from ralmspec_plugins.types import Answer, Passage, Request
 from ralmspec_plugins.workloads import workload_of
 
+DEMO: Final = "demo"  # the name of the demo's own model
 WARM_TOKENS: Final = 4
+_SAMPLES: Final = 16  # passages that are looked at
+_TOY: Final = (
+    "The demo's own model writes: it is tiny, and knows no language but that of the demo's "
+    "invented world. For another one: --model"
+)
 _DEMO_PROMPT: Final = "{prompt}\n"  # its prompts end with a line break
 
 
@@ -37,6 +45,8 @@ class SearchOptions:
         latency: Simulate a remote store: add this to each round trip, such as 50ms.
     """
 
+    PANEL: ClassVar[str] = "Search"
+
     kb: Path
     encoder: str | None = None
     k: OptionalCount = None
@@ -48,6 +58,13 @@ class SearchOptions:
     def open(self) -> Retriever:
         """Load the knowledge base, with the simulated latency of a remote store if one is set."""
         return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
+
+    def samples(self) -> list[str]:
+        """Return some passages' texts, from all of the knowledge base."""
+        passages = read(self.kb, verify="sizes").passages
+        return [
+            passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
+        ]
 
     def workload(
         self, lm: LanguageModel[Any], name: str = "interval", **settings: Any
@@ -61,25 +78,48 @@ class SearchOptions:
         return workload_of(name, lm, **settings)
 
 
-def use_threads(threads: int | None, model: str | None) -> str:
-    """Set the number of torch's threads (for the demo's model: one); return the model's name.
+def told_model(model: str | None, texts: Iterable[str]) -> str:
+    """Return the model's name; for the demo's own, print what it is.
+
+    Args:
+        model: the option's value.
+        texts: samples of what the model is to read.
+
+    Raises:
+        ModelError: no model was chosen, and the demo's own was not made for these texts.
+    """
+    if model is not None and model != DEMO:
+        return model
+    if model is None and not all(map(speaks, texts)):
+        raise ModelError(
+            "give --model PATH, a causal model's folder or its name on the hub. Without it the "
+            "demo's own model would write, which knows no language but that of the demo's invented "
+            "world, and these texts are of another one; --model demo takes it all the same"
+        )
+    notes().print(_TOY, style="yellow", soft_wrap=True)
+    return DEMO
+
+
+def use_threads(threads: int | None, model: str) -> str:
+    """Set the number of torch's threads (for the demo's model: one); return the model's path.
 
     Raises:
         ModelError: the demo's model is not in this installation.
         MissingExtraError: transformers or torch is not installed.
     """
-    if model is None and not (MODEL / "config.json").is_file():
+    demo = model == DEMO
+    if demo and not (MODEL / "config.json").is_file():
         raise ModelError(
             f"the demo's model is not in this installation ({MODEL}); "
             "give another one with --model PATH"
         )
     torch: Any = optional("torch", "hf", "torch")
     _hide_bars()
-    if threads is None and model is None:
+    if threads is None and demo:
         threads = 1  # the demo's model is too small for several threads
     if threads is not None:
         torch.set_num_threads(threads)
-    return str(MODEL) if model is None else model
+    return str(MODEL) if demo else model
 
 
 def _hide_bars() -> None:
@@ -114,7 +154,7 @@ class Weights:
 
     def __init__(
         self,
-        model: str | None,
+        model: str,
         threads: int | None,
         *,
         temperature: float = 0.0,
@@ -122,7 +162,7 @@ class Weights:
         chat: Any = None,
         drafter: DrafterName = "none",
     ) -> None:
-        """Load a model, or the demo's, and generate a few tokens to warm it up.
+        """Load a model, or `DEMO`, and generate a few tokens to warm it up.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -130,7 +170,7 @@ class Weights:
         """
         from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
 
-        prompt = template or (_DEMO_PROMPT if model is None else "{prompt}")
+        prompt = template or (_DEMO_PROMPT if model == DEMO else "{prompt}")
         passages = PassageTemplate(prompt=prompt, chat=chat)
         self._style = {"sampling": sampling_of(temperature), "template": passages}
         self._kind = HuggingFaceLM

@@ -1,6 +1,7 @@
-"""`ralmspec demo`: some questions, answered plainly and speculatively, in two columns."""
+"""`ralmspec demo`: some questions, answered plainly and speculatively, and compared."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from ralmspec_plugins import timeline
@@ -26,7 +27,7 @@ from ralmspec_plugins.workloads import Interval
 
 _LANES = 8  # the round trips in parallel that hide a store's latency of 50 ms here
 _REFRESH_S = 0.05  # a shorter interval would slow down the model
-_REAL = "all costs are real: the model and the searches run on this machine"
+_REAL = "all costs are real"
 
 
 @options.command
@@ -34,7 +35,7 @@ def demo(
     *,
     docs: bool = False,
     questions: Annotated[int, {"min": 1, "max": 50}] = 5,
-    model: str | None = None,
+    model: str = build.DEMO,
     latency: options.Seconds = 0.05,
     lanes: options.Count = _LANES,
     drawing: Annotated[Path, {"name": "--timeline"}] = Path("ralmspec-timeline.html"),
@@ -46,7 +47,7 @@ def demo(
     Options:
         docs: Ask about Python's own documentation instead.
         questions: Number of questions.
-        model: A causal model's folder, or its name on the hub. (default: the demo's own)
+        model: A causal model's folder, or its name on the hub; "demo" is the demo's own.
         latency: Round trip of the simulated remote store; 0 for the local store only.
         lanes: Searches in parallel in the last part.
         drawing: File of the first question's timeline.
@@ -61,12 +62,14 @@ def demo(
         corpus = docs_corpus(questions) if docs else world_corpus(questions)
         backend = build.default_backend()
         store = open_retriever(backend, corpus.passages)
-    console.print(corpus.about)
-    acts = [Act(f"A local store ({backend}, k = 1, a search every 4 tokens)", 0.0, 1)]
+    asked = f"{output.plural(len(corpus.prompts), 'question')}, a search every 4 tokens ({backend})"
+    console.print(f"{corpus.about} {asked}, each answered plainly and speculatively.")
+    acts = [Act("local", 0.0, 1)]
     if latency:
-        acts.append(Act("The same store, remote, one round trip at a time", latency, 1))
-    if latency and lanes > 1:
-        acts.append(Act(f"The same store, remote, {lanes} round trips in parallel", latency, lanes))
+        away = f"{1000 * latency:g} ms away"
+        acts.append(Act(away, latency, 1))
+        if lanes > 1:
+            acts.append(Act(f"{away}, {lanes} at once", latency, lanes))
     for act in acts:
         act.play(corpus, weights, store, console)
         for prompt, *both in zip(
@@ -79,10 +82,33 @@ def demo(
         record = {"passages": len(corpus.passages), "backend": backend, "equal": True}
         told = [act.record() for act in acts]
         output.write_json({**record, "acts": told, "timeline": str(drawing)})
+    _sum_up(acts, console)
+    console.print(f"What happened when: {drawing}", markup=False, soft_wrap=True)
+
+
+def _sum_up(acts: Sequence["Act"], console: Console) -> None:
+    """Print the first answer, a row for each act, and the headline."""
+    last = acts[-1]
+    first = output.printable(last.answers[SPECULATIVE][0].text).strip()
+    console.print(Text("\nThe first answer, the same in every run:", style="bold"))
+    console.print(Text(first), "")
+    table = output.table("", PLAIN, SPECULATIVE, "times as fast")
+    for act in acts:
+        times = (output.seconds(sum(act.seconds(mode))) for mode in (PLAIN, SPECULATIVE))
+        table.add_row(act.title, *times, act.faster())
+    console.print(table)
+    if last.asked:
+        counted = f"{last.right[SPECULATIVE]} of {last.asked}"
+        console.print(f"Facts right, each read from a passage: {counted}, in every run.")
+    plain, fast = (output.seconds(sum(last.seconds(mode))) for mode in (PLAIN, SPECULATIVE))
+    wait = " (simulated wait)" if last.latency_s else ""
     console.print(
-        "All answers are equal: texts, and sources with their scores, in every run.", style="green"
+        f"Store {last.title}{wait}: plain {plain}, speculative {fast}; times as fast: "
+        f"{last.faster()}. "
+        "Identical: True (texts, and sources with their scores, in every run).",
+        style="bold green",
+        soft_wrap=True,
     )
-    console.print(f"The first question's timeline is in {drawing}.", markup=False, soft_wrap=True)
 
 
 @dataclass(slots=True)
@@ -111,8 +137,8 @@ class Act:
         Raises:
             UnequalError: they differ.
         """
-        console.print(Text(f"\n{self.title}", style="bold"))
-        console.print(Text(f"({self.costs})", style="yellow"))
+        heading = Text(f"\nStore {self.title}", style="bold")
+        console.print(heading.append(f" ({self.costs})", style="not bold yellow"), soft_wrap=True)
         retriever = build.at_distance(store, self.latency_s, said=not console.quiet)
 
         def workload(mode: str) -> Workload[Any]:
@@ -123,14 +149,23 @@ class Act:
         with build.engines((PLAIN, SPECULATIVE), workload, retriever, settings) as opened:
             for number, prompt in enumerate(corpus.prompts):
                 request = Request(prompt=prompt, max_tokens=corpus.max_tokens)
+                turns = [PLAIN, SPECULATIVE] if number % 2 else [SPECULATIVE, PLAIN]
                 with _Panels(prompt.strip(), console) as panels:
-                    for mode, engine in opened.items():
-                        answer = build.answered(engine, request, partial(panels.write, mode))
+                    for mode in turns:  # neither always follows the other
+                        show = partial(panels.write, mode)
+                        answer = build.answered(opened[mode], request, show)
                         panels.done(mode, answer.stats)
                         self.answers[mode].append(answer)
                 check_equal(prompt, *(self.answers[mode][-1] for mode in opened))
                 self._mark(corpus, number)
-        console.print(self._table())
+                console.print(self._line(prompt), soft_wrap=True)
+
+    def _line(self, prompt: str) -> Text:
+        """Return what the last question took."""
+        plain, fast = (self.answers[mode][-1].stats for mode in (PLAIN, SPECULATIVE))
+        told = f"plain {output.seconds(plain.wall_s)}, speculative {output.seconds(fast.wall_s)}"
+        guesses = f"guesses right: {output.accepted(fast)}" if fast.guesses else "no guesses"
+        return Text(f"  {prompt.strip()} {told}, {guesses}")
 
     def _mark(self, corpus: Corpus, number: int) -> None:
         if corpus.facts is not None:
@@ -139,22 +174,14 @@ class Act:
                 self.right[mode] = self.right.get(mode, 0) + right
             self.asked += asked
 
-    def _total(self, mode: str, name: str) -> Any:
-        return sum(getattr(answer.stats, name) for answer in self.answers[mode])
+    def seconds(self, mode: str) -> list[float]:
+        """Return the time of each question."""
+        return [answer.stats.wall_s for answer in self.answers[mode]]
 
-    def _table(self) -> Table:
-        facts = ["facts right"] if self.asked else []
-        columns = (Column(no_wrap=True), "time", "searches", "round trips", "guesses right")
-        table = Table(*columns, *facts, "as fast")
-        for mode in self.answers:
-            guesses, time_s = self._total(mode, "guesses"), self._total(mode, "wall_s")
-            row = [mode, output.seconds(time_s)]
-            row += [str(self._total(mode, name)) for name in ("queries", "searches")]
-            row.append(f"{self._total(mode, 'accepted')} of {guesses}" if guesses else "-")
-            if self.asked:
-                row.append(f"{self.right[mode]} of {self.asked}")
-            table.add_row(*row, f"{self._total(PLAIN, 'wall_s') / time_s:.2f} x")
-        return table
+    def faster(self) -> str:
+        """Return how many times as fast all questions were, with the least and the most of one."""
+        guesses = sum(answer.stats.guesses for answer in self.answers[SPECULATIVE])
+        return output.spread(self.seconds(PLAIN), self.seconds(SPECULATIVE), same=not guesses)
 
     def record(self) -> dict[str, Any]:
         """Return all statistics."""
@@ -162,7 +189,7 @@ class Act:
             "act": self.title,
             "added_latency_s": self.latency_s,
             "lanes": self.lanes,
-            "seconds": {mode: self._total(mode, "wall_s") for mode in self.answers},
+            "seconds": {mode: sum(self.seconds(mode)) for mode in self.answers},
             "facts_right": self.right or None,
             "facts_asked": self.asked or None,
             "answers": [answer.text for answer in self.answers[PLAIN]],
@@ -174,24 +201,24 @@ class Act:
 
 
 class _Panels:
-    """Two streamed texts in two columns; a pipe gets the final state."""
+    """Two streamed texts in two columns while they are generated, on a terminal."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
         self._texts = {PLAIN: "", SPECULATIVE: ""}
         self._notes = {PLAIN: "", SPECULATIVE: ""}
         self._drawn_s = 0.0
-        self._live = Live(self._drawing(), console=console, auto_refresh=False)
+        self._live = Live(self._drawing(), console=console, auto_refresh=False, transient=True)
+        self._shown = console.is_terminal
 
     def __enter__(self) -> Self:
-        self._live.start()
+        if self._shown:
+            self._live.start()
         return self
 
     def __exit__(self, *problem: object) -> None:
-        self._draw()
-        self._live.stop()
-        if not self._live.console.is_terminal:
-            self._live.console.line()
+        if self._shown:
+            self._live.stop()
 
     def write(self, mode: str, piece: str) -> None:
         self._texts[mode] += piece
@@ -204,8 +231,9 @@ class _Panels:
         self._draw()
 
     def _draw(self) -> None:
-        self._live.update(self._drawing(), refresh=True)
-        self._drawn_s = time.monotonic()
+        if self._shown:
+            self._live.update(self._drawing(), refresh=True)
+            self._drawn_s = time.monotonic()
 
     def _drawing(self) -> Group:
         grid = Table.grid(expand=True)

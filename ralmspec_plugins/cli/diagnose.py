@@ -28,8 +28,9 @@ def diagnose(
     """
     request = Request(prompt=options.readable(question), max_tokens=max_tokens)
     store = searching.open()
+    model = build.told_model(common.model, searching.samples())
     with output.notes().status("loading the model"):
-        weights = build.Weights(common.model, common.threads)
+        weights = build.Weights(model, common.threads)
     if output.notes().is_terminal:
         output.notes().print("measuring", style="dim")  # a spinner would compete for the processor
 

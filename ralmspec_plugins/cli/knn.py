@@ -2,16 +2,19 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from ralmspec_plugins.cli import build as parts
-from ralmspec_plugins.cli import options, output
+from ralmspec_plugins.cli import options, output, sources
 from ralmspec_plugins.cli.ask import Printer, ask_all
 from ralmspec_plugins.config import Settings
+from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn import Datastore, Mixing, open_search
 from ralmspec_plugins.knn.datastore import KeyKind
@@ -23,6 +26,7 @@ from ralmspec_plugins.types import Answer
 if TYPE_CHECKING:
     from ralmspec_plugins.knn import KNNLanguageModel
 
+_SAMPLE = 500  # letters, or tokens, that are looked at
 OptionalNumber = Annotated[int | None, {"min": 0}]
 AtLeastTwo = Annotated[int, {"min": 2}]
 
@@ -38,6 +42,7 @@ def build(
     text: list[Path],
     out: Path,
     common: options.CommonOptions,
+    reading: sources.TextOptions,
     key: KeyKind = "ffn_input",
     context: options.OptionalCount = None,
     stride: options.OptionalCount = None,
@@ -53,7 +58,8 @@ def build(
     same command continues.
 
     Options:
-        text: A .txt, .md or .jsonl file (text), or a folder; may be repeated.
+        text: A .txt, .md, .markdown, .rst, .html or .jsonl file, a folder of them, or - for
+            stdin; may be repeated.
         out: The folder of the datastore.
         key: The key: the last feed-forward input, or the last hidden state.
         context: Tokens of a window. (default: 1024, or the model's context if that is less)
@@ -64,33 +70,37 @@ def build(
         restart: Discard an unfinished build of the same folder.
     """
     began_s = time.perf_counter()
-    stream_texts(text)  # missing files are reported before a model is loaded
-    name = parts.use_threads(common.threads, common.model)
-    from ralmspec_plugins.knn.build import build_datastore, cutting_for
-    from ralmspec_plugins.lm.huggingface import load
+    with sources.opened(text) as texts:
+        read = partial(stream_texts, texts, text_field=reading.text_field)
+        first = next(read(), "")  # missing files are reported before a model is loaded
+        skipped = sources.skipped(texts)
+        name = parts.use_threads(common.threads, parts.told_model(common.model, [first[:_SAMPLE]]))
+        from ralmspec_plugins.knn.build import build_datastore, cutting_for
+        from ralmspec_plugins.lm.huggingface import load
 
-    cutting: dict[str, Any] = {"context": context, "stride": stride, "bos": bos, "eos": eos}
-    with output.bars() as progress:
-        watcher = output.BuildBars(progress, "the texts")
-        model, tokenizer = load(name, "auto", None)
-        watcher.counted(cutting_for(model, tokenizer, **cutting).count(stream_texts(text)))
-        with watcher.kept("entry"):
-            store = build_datastore(
-                stream_texts(text),
-                out,
-                model,
-                tokenizer,
-                source=", ".join(path.name for path in text),
-                progress=watcher,
-                key_kind=key,
-                batch_size=batch_size,
-                restart=restart,
-                **cutting,
-            )
+        cutting: dict[str, Any] = {"context": context, "stride": stride, "bos": bos, "eos": eos}
+        with output.bars() as progress:
+            watcher = output.BuildBars(progress, "the texts")
+            model, tokenizer = load(name, "auto", None)
+            watcher.counted(cutting_for(model, tokenizer, **cutting).count(read()))
+            with watcher.kept("entry"):
+                store = build_datastore(
+                    read(),
+                    out,
+                    model,
+                    tokenizer,
+                    source=", ".join(path.name for path in texts),
+                    progress=watcher,
+                    key_kind=key,
+                    batch_size=batch_size,
+                    restart=restart,
+                    **cutting,
+                )
     size, about = sum(file.stat().st_size for file in out.iterdir()), store.about
     took_s = round(time.perf_counter() - began_s, 3)
-    record = {"datastore": str(out), "entries": len(store), "documents": about.documents}
-    record |= {"dimension": about.dimension, "bytes": size, "seconds": took_s}
+    record: dict[str, Any] = {"datastore": str(out), "entries": len(store)}
+    record |= {"documents": about.documents, "dimension": about.dimension}
+    record |= {"skipped": skipped, "bytes": size, "seconds": took_s}
     sentence = (
         f"{out}: {len(store):,} entries of {output.plural(about.documents, 'document')}, "
         f"{about.dimension} numbers each, {size / 1e6:.1f} MB, in {output.seconds(took_s)}"
@@ -111,6 +121,8 @@ class NeighbourOptions:
             nearest; 0 uses the index's own distances. (default: k; ivfpq: 16 k, up to 1024)
         any_model: Allow other weights than those of the keys, such as another precision.
     """
+
+    PANEL: ClassVar[str] = "Search"
 
     k: options.Count = 1024
     distance_temperature: float = 1.0
@@ -136,7 +148,7 @@ class NeighbourOptions:
             MissingExtraError: transformers, torch or the search's library is not installed.
         """
         datastore = Datastore.open(folder)  # errors are reported before a model is loaded
-        name = parts.use_threads(common.threads, common.model)
+        name = parts.use_threads(common.threads, parts.told_model(common.model, _sample(datastore)))
         from ralmspec_plugins.knn import KNNLanguageModel
 
         with output.notes().status("loading model and datastore"):
@@ -154,6 +166,13 @@ class NeighbourOptions:
             settings |= {"same_model": not self.any_model, "search": search}
             settings["temperature"] = self.distance_temperature
             return KNNLanguageModel.from_pretrained(name, datastore, **settings)
+
+
+def _sample(datastore: Datastore) -> Iterator[str]:
+    """Yield the start of a datastore's texts, as the demo's tokenizer reads it."""
+    from ralmspec_plugins.lm.huggingface import load_tokenizer
+
+    yield str(load_tokenizer(MODEL).decode(datastore.values[:_SAMPLE].tolist()))
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -236,6 +255,7 @@ def perplexity(
     datastore: Path,
     *,
     text: list[Path],
+    reading: sources.TextOptions,
     neighbours: NeighbourOptions,
     common: options.CommonOptions,
     weight: list[float] | None = None,
@@ -246,13 +266,16 @@ def perplexity(
 
     Options:
         datastore: The folder of a datastore (see: knn build).
-        text: A .txt, .md or .jsonl file (text), or a folder; may be repeated.
+        text: A .txt, .md, .markdown, .rst, .html or .jsonl file, a folder of them, or - for
+            stdin; may be repeated.
         weight: The neighbours' share; may be repeated. (default: 0.25)
         block: Tokens of a window.
         stride: Tokens between the starts of windows.
     """
     weights = [Mixing(weight=one).weight for one in weight or (Mixing().weight,)]
-    texts = list(stream_texts(text))
+    with sources.opened(text) as paths:
+        sources.skipped(paths)
+        texts = list(stream_texts(paths, text_field=reading.text_field))
     with neighbours.open(datastore, common) as lm, output.bars() as progress:
         task = progress.add_task("reading", total=None)
         found = lm.perplexity(
@@ -265,12 +288,13 @@ def perplexity(
     record: dict[str, Any] = {"texts": found.texts, "tokens": found.tokens, "k": neighbours.k}
     record |= {"model": found.model_perplexity, "interpolated": mixed}
     counted = f"{output.plural(found.tokens, 'token')} of {output.plural(found.texts, 'text')}"
-    lines = [f"{counted}, {output.plural(neighbours.k, 'neighbour')} each"]
-    lines.append(f"model alone          {found.model_perplexity:10.2f}")
+    table = output.table(
+        "", "perplexity", title=f"{counted}, {output.plural(neighbours.k, 'neighbour')} each"
+    )
+    table.add_row("model alone", f"{found.model_perplexity:.2f}")
     for one, value in mixed.items():
-        shown = "infinite" if value is None else f"{value:.2f}"
-        lines.append(f"with weight {one:9}{shown:>10}")
-    output.report(record, "\n".join(lines), common.json)
+        table.add_row(f"with weight {one}", "infinite" if value is None else f"{value:.2f}")
+    output.report(record, table, common.json)
 
 
 def _finite(value: float) -> float | None:

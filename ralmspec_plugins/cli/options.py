@@ -2,17 +2,18 @@
 
 import functools
 import inspect
-import json as jsons
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
 import typer
 
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.retrieval.ingest import json_line
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.timeline import check_path
 from ralmspec_plugins.types import Request
@@ -27,7 +28,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function as a command: the section `Options` of its docstring has the help texts.
 
     Positional parameters are arguments, others are options; a dataclass is a group
-    whose fields are options. An annotation may have settings of `typer.Option` in a dictionary.
+    whose fields are options, in a panel of their own where it has a `PANEL`. An annotation may
+    have settings of `typer.Option` in a dictionary.
     """
     signature = inspect.signature(function, eval_str=True)
     text, helps = _described(function)
@@ -39,7 +41,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             fields = inspect.signature(make).parameters
             groups[name] = list(fields)
             _, told = _described(one.annotation)
-            parameters += [_parameter(field, told[field.name]) for field in fields.values()]
+            panel = {"rich_help_panel": getattr(make, "PANEL", None)}
+            parameters += [_parameter(one, told[one.name], **panel) for one in fields.values()]
         else:
             parameters.append(_parameter(one, helps[name]))
 
@@ -62,10 +65,11 @@ def _described(thing: Any) -> tuple[str, dict[str, str]]:
     return text, {name: " ".join(told.split()) for name, told in _ENTRY.findall(listed)}
 
 
-def _parameter(one: inspect.Parameter, told: str) -> inspect.Parameter:
-    kind, settings = one.annotation, {}
+def _parameter(one: inspect.Parameter, told: str, **settings: Any) -> inspect.Parameter:
+    kind = one.annotation
     if get_origin(kind) is Annotated:
-        kind, settings = get_args(kind)
+        kind, own = get_args(kind)
+        settings |= own
     keyword = inspect.Parameter.KEYWORD_ONLY
     if one.kind is keyword:  # with one name, so that a bool has no --no-...
         name = {"name": option(one.name)} if kind is bool else {}
@@ -82,18 +86,20 @@ def _option(name: str | None = None, **settings: Any) -> Any:
 def duration(text: str | float) -> float:
     """Return a time with its unit in seconds; a default is a number already.
 
-    >>> duration("50ms"), duration("1.5s"), duration("2")
-    (0.05, 1.5, 2.0)
+    >>> duration("50ms"), duration("1.5s"), duration("0")
+    (0.05, 1.5, 0.0)
     """
     if not isinstance(text, str):
         return float(text)
-    number, factor = (text[:-2], 0.001) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
+    number, unit = (text[:-2], "ms") if text.endswith("ms") else (text.removesuffix("s"), "s")
     try:
-        value = float(number) * factor
+        value = float(number) * (0.001 if unit == "ms" else 1.0)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise typer.BadParameter(f"{text!r} is not a time; give for example 50ms or 1.5s")
+    if value and number == text:
+        raise typer.BadParameter(f"{text!r} has no unit; give {text}ms or {text}s")
     return value
 
 
@@ -125,10 +131,13 @@ class CommonOptions:
     """The options of every command that runs a model.
 
     Options:
-        model: A causal model's folder, or its name on the hub. (default: the demo's own)
+        model: A causal model's folder, or its name on the hub; "demo" is the demo's own, which is
+            the default over the demo's own world.
         threads: The model's threads. (default: torch's choice; 1 for the demo's model)
         json: JSON on stdout, which is the default if stdout is not a terminal.
     """
+
+    PANEL: ClassVar[str] = "Model and output"
 
     model: Annotated[str | None, {"metavar": "PATH"}] = None
     threads: OptionalCount = None
@@ -148,6 +157,8 @@ class WorkloadOptions:
         max_hops: multi-hop: searches in an answer.
         answer_only: multi-hop: give the final answer alone.
     """
+
+    PANEL: ClassVar[str] = "Single workloads"
 
     theta: Probability = 0.8
     beta: Probability = 0.4
@@ -206,6 +217,8 @@ class ScheduleOptions:
             as 0.5ms. (default: Python's own)
     """
 
+    PANEL: ClassVar[str] = "Speculation"
+
     schedule: Literal["continuous", "fixed", "os3"] = "continuous"
     stride: OptionalCount = None
     lanes: OptionalCount = None
@@ -258,6 +271,8 @@ class QuestionOptions:
         timeline: File of the timeline: .html, .json (Chrome trace events) or .svg.
     """
 
+    PANEL: ClassVar[str] = "Questions and answers"
+
     file: Path | None = None
     plain: bool = False
     compare: bool = False
@@ -301,11 +316,13 @@ class QuestionOptions:
 
 
 def readable(question: str) -> str:
-    """Return a question, if all its bytes are UTF-8.
+    """Return a question, if all its bytes are UTF-8, and it is not empty.
 
     Raises:
-        InputError: they are not.
+        InputError: they are not, or it is.
     """
+    if not question.strip():
+        raise InputError("the question is empty; give a question, or the start of a text")
     try:
         question.encode()
     except UnicodeEncodeError as error:
@@ -319,17 +336,25 @@ def _in_file(file: Path | None) -> list[str]:
         raise InputError(f"there is no file {file}; --file takes questions, one per line")
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.split("\n") if line.strip()]
-        questions = list(map(_question, lines)) if file.suffix == ".jsonl" else lines
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a file of questions: {error!r}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not UTF-8 text ({error}); convert it first") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    read = partial(_question, file) if file.suffix == ".jsonl" else lambda _, line: line
+    questions = [read(number, line) for number, line in lines if line]
     if not questions:
         raise InputError(f"{file} has no question; write one per line")
     return questions
 
 
-def _question(line: str) -> str:
-    question = jsons.loads(line)["question"]
+def _question(file: Path, number: int, line: str) -> str:
+    try:
+        return readable(_asked(json_line(line)))
+    except InputError as error:
+        raise InputError(f"{file}: line {number} {error}") from error
+
+
+def _asked(record: Any) -> str:
+    question = record.get("question") if isinstance(record, dict) else None
     if not isinstance(question, str):
-        raise TypeError(f"a question must be a text, got {question!r}")
+        raise InputError('needs an object with a text, such as {"question": "..."}')
     return question

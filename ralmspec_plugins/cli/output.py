@@ -3,18 +3,21 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Final
 
 import typer
+from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.table import Table
 
 from ralmspec_plugins.errors import RalmSpecError
-from ralmspec_plugins.types import Stats
+from ralmspec_plugins.types import Answer, Stats
 
+_NOISE: Final = 0.03  # a smaller difference of times is noise
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MEASURED: Final = ("guess_rate", "tokens_per_pass", "search_s", "write_s", "overlap_s")
 
@@ -50,12 +53,30 @@ def write_json(record: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def report(record: Mapping[str, Any], sentence: str, as_json: bool) -> None:
-    """Print the result of a command: a JSON object, or a sentence on a terminal."""
+def report(record: Mapping[str, Any], shown: str | Table, as_json: bool) -> None:
+    """Print the result of a command: a JSON object, or a sentence or table on a terminal."""
     if wants_json(as_json):
         write_json(record)
     else:
-        screen().print(sentence, markup=False, soft_wrap=True)
+        screen().print(shown, markup=False, soft_wrap=isinstance(shown, str))
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table, whose first column is text and the others are numbers or text."""
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def runs_table(answers: Mapping[str, Answer]) -> Table:
+    """Return what several runs of one request took, a row for each."""
+    made = table("", "time", "round trips", "queries", "guesses right", "discarded")
+    for mode, answer in answers.items():
+        stats = answer.stats
+        counts = (stats.searches, stats.queries, accepted(stats), stats.wasted_segments)
+        made.add_row(mode, seconds(stats.wall_s), *map(str, counts))
+    return made
 
 
 def stats_record(stats: Stats) -> dict[str, Any]:
@@ -135,7 +156,28 @@ def speed_up(plain_s: float, speculative_s: float) -> str:
     ('2.00 times as fast', '0.80 times as fast', 'as fast')
     """
     ratio = plain_s / speculative_s if speculative_s else 1.0
-    return "as fast" if abs(ratio - 1) < 0.03 else f"{ratio:.2f} times as fast"
+    return "as fast" if abs(ratio - 1) < _NOISE else f"{ratio:.2f} times as fast"
+
+
+def spread(plain_s: Sequence[float], speculative_s: Sequence[float], *, same: bool = False) -> str:
+    """Return how many times as fast some runs were, with the least and the most of one.
+
+    Args:
+        plain_s: the times of the plain runs.
+        speculative_s: those of the speculative ones.
+        same: whether both did the same work, so that only noise can be between them.
+
+    >>> spread([2.0, 3.0], [1.0, 1.0]), spread([1.0, 1.0], [1.02, 0.98])
+    ('2.50 (2.00 to 3.00)', 'about the same: 0.98 to 1.02')
+    >>> spread([2.0], [1.0]), spread([1.0], [0.99])
+    ('2.00', 'about the same: 1.01')
+    """
+    ratios = [plain / max(ours, 1e-9) for plain, ours in zip(plain_s, speculative_s, strict=True)]
+    ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    ratio = sum(plain_s) / max(sum(speculative_s), 1e-9)
+    if same or min(ratios) <= 1 <= max(ratios) or abs(ratio - 1) < _NOISE:
+        return f"about the same: {ends if len(ratios) > 1 else f'{ratio:.2f}'}"
+    return f"{ratio:.2f} ({ends})" if len(ratios) > 1 else f"{ratio:.2f}"
 
 
 def bars() -> rich_progress.Progress:

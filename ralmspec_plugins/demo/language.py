@@ -238,6 +238,15 @@ def statements(text: str) -> Iterator[Statement]:
                 yield Statement(subject, key.rstrip("0123456789"), value)
 
 
+def speaks(text: str) -> bool:
+    """Return whether most of a text is of the world's own sentences, in either register.
+
+    >>> speaks("Osk had the trade of a baker. Osk rests under a carved cat."), speaks("A red fox.")
+    (True, False)
+    """
+    return 2 * sum(len(one.group()) for one in _ANY_SENTENCE.finditer(text)) > len(text.strip())
+
+
 def _pattern(template: str, number: int) -> str:
     """Turn a template into a regular expression; the number keeps its groups' names apart."""
     parts = []
@@ -250,4 +259,22 @@ def _pattern(template: str, number: int) -> str:
 
 _SENTENCE = re.compile(
     "|".join(_pattern(t, n) for n, t in enumerate([*TOLD.values(), *CLOSING.values()]))
+)
+_ANY_SENTENCE = re.compile(
+    "|".join(
+        _pattern(template.strip(), number)
+        for number, template in enumerate(
+            [
+                *(
+                    wording
+                    for kind in PASSAGE.values()
+                    for both in kind.values()
+                    for wording in both
+                ),
+                *(question for kind in HOP_QUESTIONS.values() for question in kind),
+                *(*TOLD.values(), *CLOSING.values(), *LINKS.values()),
+                *(OPENING, BRIDGE, RETURN, PROMPT),
+            ]
+        )
+    )
 )

@@ -242,7 +242,7 @@ class ModelRunner:
         self._embedding: Any = model.get_input_embeddings()  # its device is that of the input
         self._tap = tap
         self._lock = threading.Lock()
-        self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._cache_argument = cache_argument(model)
         self._keeps = "logits_to_keep" in parameters
         attention = getattr(model.config, "_attn_implementation", None)
         # Other kinds of attention do not support this mask.
@@ -449,6 +449,13 @@ class ModelRunner:
         except DeviceMemoryError:
             self.store.clear()
             raise
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name of a model's argument for its cache: `cache` since transformers 5.24."""
+    parameters = inspect.signature(model.forward).parameters
+    names = ("cache", "cache_params", "past_key_values")  # the newest first; others are aliases
+    return next((name for name in names if name in parameters), names[-1])
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:

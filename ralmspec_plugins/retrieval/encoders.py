@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.retrieval.device_memory import within_memory
-from ralmspec_plugins.retrieval.optional import here_only, loading, optional
+from ralmspec_plugins.retrieval.optional import loading, local_files_only, optional
 from ralmspec_plugins.retrieval.own_pass import own_pass
 from ralmspec_plugins.retrieval.ranking import Vectors
 from ralmspec_plugins.retrieval.storage.corpus import batched
@@ -275,7 +275,7 @@ class HuggingFaceEncoder(ModelEncoder):
         self._torch = optional("torch", "hf", "torch")
         transformers = optional("transformers", "hf", "transformers")
         name = os.fspath(path)
-        safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
+        safe = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
         with loading(f"no usable Hugging Face model at {path}"):
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, **safe)
             model = transformers.AutoModel.from_pretrained(name, **safe)
@@ -346,7 +346,7 @@ class SentenceTransformerEncoder(ModelEncoder):
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
         self._torch = optional("torch", "embeddings", "torch")
         name = os.fspath(path)
-        safe = {"trust_remote_code": False, "local_files_only": here_only(name)}
+        safe = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
         with loading(f"no sentence-transformers model at {path}"):
             self._model: Any = package.SentenceTransformer(name, device=device, **safe)
         self._batch_size = batch_size

@@ -11,13 +11,15 @@ import typer
 from typer.testing import CliRunner
 
 from ralmspec_plugins import Stats
-from ralmspec_plugins.cli import options, output
+from ralmspec_plugins.cli import build, options, output
 from ralmspec_plugins.cli.app import app
 from ralmspec_plugins.cli.ask import ask
+from ralmspec_plugins.demo import make_world
 from ralmspec_plugins.diagnosis import UnequalError, check_equal
 from ralmspec_plugins.lm import HuggingFaceLM
+from ralmspec_plugins.retrieval import HashingEncoder, open_retriever, save
 from ralmspec_plugins.speculators import POLICIES
-from ralmspec_plugins.types import Answer
+from ralmspec_plugins.types import Answer, Passage
 from tests.cli.conftest import Run, lines
 
 QUICK = ("--max-tokens", 24, "--threads", 1)
@@ -121,6 +123,9 @@ def test_one_bad_question_does_not_lose_the_others(
         (("q", "--theta", "1.5"), 2, "--theta"),
         (("q", "--hops", "tags"), 2, "search-r1"),
         (("q", "--latency", "fast"), 2, "50ms"),
+        (("q", "--latency", "50"), 2, "give 50ms or 50s"),
+        (("",), 1, "the question is empty"),
+        ((" \t",), 1, "the question is empty"),
         (("q", "--plain", "--compare"), 2, "one of"),
         (("q", "--file", "q.txt"), 2, "either"),
         ((), 2, "either"),
@@ -132,7 +137,7 @@ def test_one_bad_question_does_not_lose_the_others(
         (("q", "--timeline", "nowhere/out.html"), 1, "no folder"),
         (("word " * 300,), 1, "context is 256"),
         (("q", "--template", "no place"), 1, "{prompt}"),
-        (("q", "--deadline", "0.000001"), 1, "within"),
+        (("q", "--deadline", "0.001ms"), 1, "within"),
         (("q", "--chat", "front"), 1, "chat"),
         (("\udcff",), 1, "UTF-8"),
     ],
@@ -173,6 +178,7 @@ def test_a_missing_or_damaged_index_is_explained(
     assert [1, 1] == [damaged.exit_code, missing.exit_code]
     assert "damaged" in damaged.stderr
     assert "not a saved knowledge base" in missing.stderr
+    assert "ralmspec index INPUT OUTPUT" in missing.stderr
 
 
 def test_a_folder_that_is_no_model_is_explained(tmp_path: Path, run: Run, kb: Path) -> None:
@@ -183,6 +189,89 @@ def test_a_folder_that_is_no_model_is_explained(tmp_path: Path, run: Run, kb: Pa
     assert [1, 1] == [empty.exit_code, missing.exit_code]
     assert "config.json" in empty.stderr
     assert "nowhere" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question": ', "q.jsonl: line 3 is not JSON (Expecting value: character 13)"),
+        ('{"prompt": "x"}', 'q.jsonl: line 3 needs an object with a text, such as {"question"'),
+        ('{"question": 7}', "q.jsonl: line 3 needs an object with a text"),
+        ('{"question": " "}', "q.jsonl: line 3 the question is empty"),
+        ("9" * 5000, "q.jsonl: line 3 is not JSON"),
+        ("[" * 100000, "q.jsonl: line 3 is not JSON"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_bad_line_of_questions_is_one_sentence(
+    tmp_path: Path, run: Run, base: tuple[object, ...], line: str, words: str
+) -> None:
+    """With its number, and no question is asked."""
+    (tmp_path / "q.jsonl").write_text('{"question": "a"}\n\n' + line, encoding="utf-8")
+    result = run("ask", "--file", tmp_path / "q.jsonl", *base)
+
+    assert (1, "") == (result.exit_code, result.stdout)
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+OTHER = "/nowhere/at/all"
+
+
+@pytest.fixture(scope="module")
+def world_kb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A knowledge base of an invented world."""
+    path = tmp_path_factory.mktemp("world") / "kb"
+    told = [Passage(one.id, one.text, one.title) for one in make_world(5, 40).passages()]
+    save(open_retriever("numpy-flat", told, HashingEncoder(64)), path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["ask", "diagnose"])
+def test_the_demo_s_model_is_never_silent(
+    run: Run, kb: Path, world_kb: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It says what it is over its world, also if asked for; and refuses another one."""
+    loaded: list[object] = []
+    monkeypatch.setattr(build, "Weights", lambda model, *_, **__: loaded.append(model) or 1 / 0)
+    refused = run(command, "q", "--kb", kb)
+    own, forced = (run(command, "q", "--kb", world_kb), run(command, "q", "--kb", kb, *DEMO))
+    other = run(command, "q", "--kb", kb, "--model", OTHER)
+
+    assert (1, "") == (refused.exit_code, refused.stdout)
+    assert "give --model PATH" in refused.stderr
+    assert "--model demo takes it all the same" in refused.stderr
+    assert ["demo", "demo", OTHER] == loaded
+    assert [True, True, False] == ["it is tiny" in one.stderr for one in (own, forced, other)]
+    assert 1 == own.stderr.count("\n")
+
+
+DEMO = ("--model", "demo")
+
+
+def test_one_strange_passage_is_enough(tmp_path: Path, run: Run) -> None:
+    """The samples are of the whole knowledge base."""
+    told = [Passage(one.id, one.text) for one in make_world(5, 16).passages()]
+    strange = [*told[:-1], Passage("strange", "The red fox is not of that world.")]
+    save(open_retriever("numpy-flat", strange, HashingEncoder(64)), tmp_path / "kb")
+
+    assert "give --model" in run("ask", "q", "--kb", tmp_path / "kb").stderr
+
+
+def test_options_are_in_panels(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each group."""
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = run("ask", "--help").output
+    places = [shown.find(f"─ {name} ─") for name in PANELS]
+
+    assert all(place > 0 for place in places)
+    assert shown.find("--kb") > places[0]
+    assert shown.find("--schedule") > places[2]
+
+
+PANELS = (
+    *("Search", "Questions and answers", "Speculation", "Model and output", "Single workloads"),
+)
 
 
 def test_timelines_are_drawn(tmp_path: Path, run: Run, base: tuple[object, ...]) -> None:
@@ -207,6 +296,8 @@ def test_a_person_sees_text_sources_and_numbers(run: Run, base: tuple[object, ..
     assert result.exit_code == 0, result.output
     assert "The [red] sky [plain]" in result.stdout
     assert record["sources"][0]["id"] in result.stdout
+    assert "passage" in result.stdout
+    assert "round trips" in result.stdout
     assert "equal: text" in result.stdout
     assert "added: 1.00 ms per round trip, simulated remote store" in result.stderr
 

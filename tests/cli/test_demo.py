@@ -1,15 +1,20 @@
 """`ralmspec demo`: both corpora, all acts, and what happens if two runs ever differed."""
 
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ralmspec_plugins.cli import build
+from ralmspec_plugins.cli.demo import Act
 from ralmspec_plugins.demo.corpora import Corpus, world_corpus
 from ralmspec_plugins.demo.python_docs import library_passages
 from ralmspec_plugins.demo.world import DEMO_SEED, make_world
+from ralmspec_plugins.retrieval import open_retriever
 from ralmspec_plugins.types import Passage
 from tests.cli.conftest import Run, lines
 
@@ -50,22 +55,63 @@ def test_all_acts_are_recorded(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_person_sees_both_runs_write(
+def test_a_pipe_gets_plain_lines(
     tmp_path: Path, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The texts, the table, and which costs are real and which are added; into a pipe too."""
-    monkeypatch.setenv("COLUMNS", "160")
-    options = ("--model", model, "--latency", "2ms", "--timeline", tmp_path / "t.html")
+    """A line a question as progress, one table, one headline, and the picture's path last."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    drawing = tmp_path / "t.html"
+    options = ("--model", model, "--latency", "2ms", "--timeline", drawing)
+    shown = run("demo", *options).stdout
+    told = shown.splitlines()
+
+    assert "(all costs are real)" in shown
+    assert shown.count("added: 2.00 ms per round trip, simulated remote store") == 2
+    assert 3 == sum(line.startswith("  Tell of Gild. plain ") for line in told)
+    assert "Facts right, each read from a passage: 2 of 6" in shown
+    assert 1 == shown.count("Identical: True")
+    assert told[-2].startswith("Store 2 ms away, 8 at once (simulated wait): plain ")
+    assert f"What happened when: {drawing}" == told[-1]
+    assert drawing.is_file()
+    assert "\x1b" not in shown
+    assert not set("╭│┃") & set(shown)
+    rows = [line for line in told if line.startswith(("  local  ", "  2 ms away"))]
+    assert [True] * 3 == [len(line) <= 80 and " to " in line for line in rows]
+
+
+@pytest.mark.usefixtures("small")
+def test_runs_that_did_the_same_work_are_about_the_same(
+    tmp_path: Path, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was guessed, a difference of the times is noise, however large."""
+    genuine = build.answered
+
+    def slowly(engine: Any, *given: Any) -> Any:
+        answer = genuine(engine, *given)
+        wall_s = 3.0 if answer.stats.queries % 2 else 1.0
+        return replace(answer, stats=replace(answer.stats, guesses=0, wall_s=wall_s))
+
+    monkeypatch.setattr(build, "answered", slowly)
+    options = ("--model", model, "--latency", "0", "--timeline", tmp_path / "t.html")
     shown = run("demo", *options).stdout
 
-    assert "all costs are real" in shown
-    assert "added: 2.00 ms per round trip, simulated remote store" in shown
-    assert "Tell of Gild." in shown
-    assert "facts right" in shown
-    assert "2 of 6" in shown
-    assert "All answers are equal" in shown
-    assert "\x1b" not in shown
-    assert all(line[0] not in "╭│" or line[-1] in "╮│" for line in shown.splitlines() if line)
+    assert "about the same: " in shown
+    assert "times as fast: about the same" in shown
+
+
+def test_both_texts_stream_on_a_terminal(small: None, tmp_path: Path, model: Path) -> None:
+    """Two panels while they are written, which leave no trace; then a line for the question."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, width=100)
+    weights = build.Weights(str(model), 1, template="{prompt}")
+    act = Act("local", 0.0, 1)
+    act.play(SMALL, weights, open_retriever("numpy-flat", SMALL.passages), console)
+    shown = drawn.getvalue()
+
+    assert "╭" in shown
+    assert "\x1b[2K" in shown  # lines are erased
+    assert shown.rsplit("\x1b[2K", 1)[1].startswith("  Tell of Gild. plain ")
+    assert "╭" not in shown.rsplit("\x1b[2K", 1)[1]
 
 
 @pytest.mark.usefixtures("small")

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from ralmspec_plugins.cli.app import app
 from ralmspec_plugins.retrieval import builder, load
 from ralmspec_plugins.retrieval.encoders import encode_batch
 from tests.cli.conftest import Run, lines, names
@@ -20,6 +22,12 @@ from tests.cli.conftest import Run, lines, names
         ("a.txt", "The lighthouse is old. The keeper is young."),
         ("a.md", "# Lighthouses\n\nThe lighthouse is old."),
         ("a.jsonl", '{"text": "The lighthouse is old.", "id": 7, "title": "Light"}'),
+        ("a.markdown", "# Lighthouses\n\nThe lighthouse is old."),
+        ("a.rst", "Lighthouses\n===========\n\nThe lighthouse is old."),
+        ("a.html", "<title>Light</title><p>The <b>lighthouse</b> is old.</p>"),
+        ("a.HTM", "<p>The lighthouse is old."),
+        ("a.jsonl", '{"contents": "The lighthouse is old."}'),
+        ("a.jsonl", '{"page_content": "The lighthouse is old.", "metadata": {"a": 1}}'),
     ],
 )
 @pytest.mark.parametrize("in_folder", [False, True])
@@ -94,7 +102,14 @@ def test_bad_vectors_are_refused(
     ("content", "options", "words"),
     [
         ("", (), "no text"),
-        ('{"text": 1}', (), "bad lines"),
+        ('{"text": 1}', (), 'line 1 has a "text" that is not a text'),
+        (
+            '{"text": "a"}\n{"te',
+            (),
+            "line 2 is not JSON (Unterminated string starting at: character 2)",
+        ),
+        ('{"body": "a"}', (), 'line 1 needs an object with "text" or "contents" or "page_content"'),
+        ('{"text": "a"}', ("--text-field", "body"), 'line 1 needs an object with "body"'),
         ('{"text": "a", "id": 1}\n{"text": "b", "id": 1}', (), "more than once"),
         ('{"text": "a lighthouse"}', ("--backend", "google"), "known are numpy-flat"),
         ('{"text": "a lighthouse"}', ("--vectors", "v.npy", "--backend", "bm25s"), "dense"),
@@ -114,6 +129,71 @@ def test_bad_input_is_explained(
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
     assert names(tmp_path) == ["in.jsonl"]
+
+
+def test_another_field_may_have_the_text(tmp_path: Path, run: Run) -> None:
+    """The rest, a field called text too, is metadata."""
+    (tmp_path / "in.jsonl").write_text('{"body": "a lighthouse", "text": "no"}', encoding="utf-8")
+    result = run("index", tmp_path / "in.jsonl", tmp_path / "kb", "--text-field", "body")
+    [hit] = (store := load(tmp_path / "kb")).search([store.encode("lighthouse")])[0]
+
+    assert result.exit_code == 0, result.output
+    assert ("a lighthouse", {"text": "no"}) == (hit.passage.text, dict(hit.passage.metadata))
+
+
+@pytest.mark.parametrize(
+    ("given", "backend", "ids"),
+    [
+        (b'\n {"text": "a lighthouse", "id": "l"}\n', "bm25s", ["l"]),
+        (b'{"text": "a lighthouse", "id": "l"}\n', "numpy-flat", ["l"]),
+        ("\ufeffA lighthouse { }".encode(), "numpy-flat", ["stdin.txt#0001"]),
+    ],
+)
+def test_stdin_is_a_source(tmp_path: Path, given: bytes, backend: str, ids: list[str]) -> None:
+    """`-`, also for backends that read it twice; JSON lines are recognised."""
+    arguments = ["index", "-", str(tmp_path / "kb"), "--backend", backend]
+    result = CliRunner().invoke(app, arguments, input=given)
+    store = load(tmp_path / "kb")
+
+    assert result.exit_code == 0, result.output
+    assert ids == [hit.passage.id for hit in store.search([store.encode("lighthouse")])[0]]
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, run: Run) -> None:
+    """By ending; hidden files and those that are read are not."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "b.pdf", "deep/c.PDF", "deep/d.png", "Makefile", ".hidden.pdf"):
+        (tmp_path / "in" / name).write_text("text", encoding="utf-8")
+    result = run("index", tmp_path / "in", tmp_path / "kb")
+
+    assert {"": 1, ".pdf": 2, ".png": 1} == lines(result)[0]["skipped"]
+    assert "left out by their endings: 4 files (1 without one, 2 .pdf, 1 .png)" in result.stderr
+    assert {} == lines(run("index", tmp_path / "in" / "a.txt", tmp_path / "kb2"))[0]["skipped"]
+
+
+@pytest.mark.parametrize("backend", ["bm25s", "numpy-flat"])
+def test_other_passages_are_replaced_with_force_only(
+    tmp_path: Path, text_file: Path, run: Run, backend: str
+) -> None:
+    """The same ones are replaced without; a damaged knowledge base can be built again."""
+    target = tmp_path / "kb"
+    (tmp_path / "other.txt").write_text("Another text.", encoding="utf-8")
+    first = run("index", text_file, target, "--backend", backend)
+    again = run("index", text_file, target, "--backend", backend, "--k", 2)
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    other = run("index", tmp_path / "other.txt", target, "--backend", backend)
+    kept = {file.name: file.read_bytes() for file in target.iterdir()}
+    cut = run("index", text_file, target, "--backend", backend, "--words", 5)
+    forced = run("index", tmp_path / "other.txt", target, "--backend", backend, "--force")
+    (target / "passages.jsonl").write_bytes(b"")
+    mended = run("index", text_file, target, "--backend", backend)
+
+    assert [0, 0, 1, 1, 0, 0] == [
+        one.exit_code for one in (first, again, other, cut, forced, mended)
+    ]
+    assert "40 passages, and these are others; give --force" in other.stderr
+    assert before == kept
+    assert load(target).size == 40
 
 
 def test_missing_input_is_explained(tmp_path: Path, run: Run) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from ralmspec_plugins.cli import output
 from ralmspec_plugins.cli.app import app
+from ralmspec_plugins.demo import make_world
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.knn import Datastore
 from ralmspec_plugins.knn.datastore import KEY_KINDS, KeyKind
@@ -57,11 +58,11 @@ def test_texts_come_as_they_stand(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"text": 2}\n', 'line 2: needs an object with a "text"'),
-        ("a.jsonl", b'{"text": "one"}\n\n{"te', "line 3: "),
+        ("a.jsonl", b'{"text": "one"}\n{"text": 2}\n', 'line 2 has a "text" that is not a text'),
+        ("a.jsonl", b'{"text": "one"}\n\n{"te', "line 3 is not JSON"),
         ("a.txt", b"\xff\xfe", "is not UTF-8 text"),
         ("a.jsonl", b'{"text": "\xff"}', "is not UTF-8 text"),
-        ("a.pdf", b"x", "is not a .txt, .md, .jsonl file"),
+        ("a.pdf", b"x", r"is not a .txt, .* \.jsonl file"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -69,7 +70,7 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, reason
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:
         list(stream_texts([tmp_path / name]))
-    result = run("--text", tmp_path / name, "--out", tmp_path / "store")
+    result = run("--text", tmp_path / name, "--out", tmp_path / "store", "--model", "demo")
 
     assert name in str(caught.value)
     assert 1 == result.exit_code
@@ -105,7 +106,7 @@ def test_a_folder_becomes_a_datastore(tmp_path: Path, folder: Path, model: Path)
 
 def test_the_demo_model_serves_where_none_is_given(tmp_path: Path) -> None:
     """`--no-bos` leaves the first token without an entry."""
-    (tmp_path / "a.txt").write_text("What is the height of the tower?")
+    (tmp_path / "a.txt").write_text("Hear of Osk. Osk is remembered as the painted cat.")
     sizes = []
     for name, options in (("plain", ()), ("with", ("--bos",)), ("without", ("--no-bos",))):
         result = run("--text", tmp_path / "a.txt", "--out", tmp_path / name, *options)
@@ -174,3 +175,42 @@ def test_a_person_sees_what_was_built(
     result = run("--text", folder, "--model", model, "--out", tmp_path / "store")
 
     assert "entries of 5 documents, 32 numbers each" in " ".join(result.stdout.split())
+
+
+def test_the_demo_s_model_is_never_silent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses texts of another world, and says what it is where it may run."""
+    used: list[str] = []
+    monkeypatch.setattr(
+        "ralmspec_plugins.cli.build.use_threads", lambda _, name: used.append(name) or 1 / 0
+    )
+    world = make_world(5, 16)
+    [question] = world.questions(1, 0)
+    (tmp_path / "world.txt").write_text(question.prompt + world.article(question))
+    out = ("--out", tmp_path / "out")
+    refused = run("--text", folder, *out)
+    own = run("--text", tmp_path / "world.txt", *out)
+    forced = run("--text", folder, "--model", "demo", *out)
+
+    assert 1 == refused.exit_code
+    assert "give --model PATH" in refused.stderr
+    assert ["demo", "demo"] == used
+    assert ["it is tiny" in one.stderr for one in (own, forced)] == [True, True]
+
+
+def test_texts_come_from_stdin_and_from_another_field(model: Path, tmp_path: Path) -> None:
+    """Both as from a file; what is left out of a folder is counted."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"body": "A ship passed the island."}')
+    (tmp_path / "in" / "b.pdf").write_text("x")
+    command = ["knn", "build", "--text", "-", "--model", str(model), "--out", str(tmp_path / "s")]
+    spoken = CliRunner().invoke(app, command, input="A ship passed the island.")
+    options = ("--text-field", "body", "--model", model, "--out", tmp_path / "f")
+    read = run("--text", tmp_path / "in", *options)
+    entries = [json.loads(one.stdout)["entries"] for one in (spoken, read)]
+
+    assert [0, 0] == [spoken.exit_code, read.exit_code]
+    assert entries[0] == entries[1] > 0
+    assert {".pdf": 1} == json.loads(read.stdout)["skipped"]
+    assert {} == json.loads(spoken.stdout)["skipped"]

@@ -215,7 +215,7 @@ def test_held_out_texts_are_measured(store: Path, model: Path, tmp_path: Path) -
     ("arguments", "code", "message"),
     [
         (("generate", "nowhere", PROMPT), 1, "nowhere is no datastore"),
-        (("perplexity", "nowhere", "--text", __file__), 1, "is not a .txt, .md, .jsonl file"),
+        (("perplexity", "nowhere", "--text", __file__), 1, "is not a .txt, .md,"),
         (("generate", "{store}", PROMPT, "--weight", 2), 1, "weight must be above 0"),
         (("generate", "{store}", PROMPT, "--plain", "--compare"), 2, "--compare"),
         (("generate", "{store}", PROMPT, "--index", "x"), 1, "--index belongs to --search hnsw"),
@@ -250,3 +250,28 @@ def test_another_model_is_refused_unless_allowed(store: Path, tmp_path: Path) ->
 def test_every_search_has_a_name() -> None:
     """The command line offers what the package has."""
     assert list(get_args(get_type_hints(NeighbourOptions)["search"])) == list(SEARCHES)
+
+
+@pytest.mark.parametrize("command", [("generate", PROMPT), ("perplexity",)])
+def test_the_demo_s_model_refuses_another_world(
+    store: Path, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Before it is loaded; asked for by name, it is tried, and does not fit this datastore."""
+    (tmp_path / "a.txt").write_text("She counted the ships.")
+    name, *prompt = command
+    more = () if prompt else ("--text", tmp_path / "a.txt")
+    refused = run(name, store, *prompt, *more)
+    forced = run(name, store, *prompt, *more, "--model", "demo")
+
+    assert [1, 1] == [refused.exit_code, forced.exit_code]
+    assert "give --model PATH" in refused.stderr
+    assert "it is tiny" in forced.stderr
+    assert "fingerprint" in forced.stderr
+
+
+def test_an_empty_prompt_is_refused(store: Path, model: Path) -> None:
+    """Before anything is loaded."""
+    result = run("generate", store, " ", "--model", model)
+
+    assert result.exit_code == 1
+    assert "the question is empty" in result.stderr

@@ -13,7 +13,7 @@ from ralmspec_plugins.errors import Cancelled, ConfigError, ContextOverflowError
 from ralmspec_plugins.knn.hidden_states import KeyHook
 from ralmspec_plugins.knn.model import KNNModel, LogProbSampler
 from ralmspec_plugins.knn.state import KNNDraft
-from ralmspec_plugins.lm.kv_cache import ModelRunner
+from ralmspec_plugins.lm.kv_cache import ModelRunner, cache_argument
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -50,7 +50,7 @@ def straight(
 ) -> tuple[bytes, bytes]:
     """Run prompt and tokens with nothing of ours but the tap; give hidden state and log-probs."""
     tap, cache, model = KeyHook(network), DynamicCache(config=network.config), network
-    settings = {"past_key_values": cache, "logits_to_keep": 1}
+    settings = {cache_argument(network): cache, "logits_to_keep": 1}
     with torch.inference_mode():
         for portion in (prompt, *[(token,) for token in tokens]):
             output = model(input_ids=torch.tensor([portion]), **settings)

@@ -8,6 +8,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+from ralmspec_plugins.lm.kv_cache import cache_argument
 from ralmspec_plugins.lm.prompts import PassageTemplate
 from ralmspec_plugins.lm.state import Draft, DraftOrigin
 from ralmspec_plugins.lm.token_sampler import TokenSampler
@@ -83,9 +84,9 @@ class StraightRun:
         # The head's product over one row differs in the last bits from one over all rows.
         output = self._model(
             input_ids=torch.tensor([ids], device=self._model.device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(self._model): cache},
         )
         return output.logits[:, -1].float()
 

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
+from ralmspec_plugins.lm.kv_cache import cache_argument
 from ralmspec_plugins.lm.sampling import Greedy
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_llama
@@ -31,9 +32,8 @@ def test_greedy_is_generate_on_the_prefix_cache(
     lineage = lm._lineage(draft)
     prefix, prompt = list(lineage.prefix.tokens), list(lineage.prompt)
     penalty = {"repetition_penalty": greedy.repetition_penalty}
-    cached = _generate(
-        lm.model, prefix, prompt, past_key_values=_cache(lm.model, prefix), **penalty
-    )
+    given = {cache_argument(lm.model): _cache(lm.model, prefix)}
+    cached = _generate(lm.model, prefix, prompt, **given, **penalty)
 
     assert cached == list(draft.tokens)
     if dtype == "float32":
@@ -82,7 +82,8 @@ def _go() -> Progress:
 def _cache(model: PreTrainedModel, prefix: list[int]) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True)
+        given = {cache_argument(model): cache}
+        model(input_ids=torch.tensor([prefix]), use_cache=True, **given)
     return cache
 
 
@@ -99,3 +100,12 @@ def _generate(
         **settings,
     )
     return written[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("names", [("cache", "past_key_values"), ("cache_params",), ("cache",)])
+def test_a_cache_is_passed_by_the_name_that_a_model_has(names: tuple[str, ...]) -> None:
+    """The newest of those that it has: the others are aliases that warn."""
+    scope: dict[str, Any] = {}
+    exec(f"class Model:\n    def forward(self, input_ids, {', '.join(names)}): ...", scope)
+
+    assert names[0] == cache_argument(scope["Model"]())

@@ -1,13 +1,14 @@
 """Files become passages; whatever cannot be read is named with file and line."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, InputError, MissingExtraError
 from ralmspec_plugins.retrieval import ingest, read_passages
 from ralmspec_plugins.retrieval.ingest import check_passages, split_text, stream_passages
 from ralmspec_plugins.types import Passage
@@ -73,7 +74,7 @@ def test_bad_lines_are_reported_with_their_numbers(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="7 bad lines") as caught:
             read(tmp_path / "kb.jsonl")
 
-        assert all(f"line {number}:" in str(caught.value) for number in (2, 3, 4, 5))
+        assert all(f"line {number} " in str(caught.value) for number in (2, 3, 4, 5))
         assert "2 more" in str(caught.value)
 
 
@@ -152,3 +153,76 @@ def test_a_stream_reads_no_further_than_it_is_asked(tmp_path: Path) -> None:
     assert Passage("kb.jsonl#0001", "good") == next(stream)
     with pytest.raises(InputError, match="line 100001"):
         list(stream)
+
+
+def test_restructured_text_is_titled_by_its_heading(tmp_path: Path) -> None:
+    """A line with a rule below it; a transition or a table's rule is none."""
+    text = "intro\n\n----\n\nThe Title\n=========\n\nbody text"
+    (tmp_path / "note.rst").write_text(text)
+
+    assert [Passage("note.rst#0001", text, "The Title")] == read_passages(tmp_path / "note.rst")
+
+
+PAGE = """<html><head><title>The
+ Title</title><style>p { color: red }</style></head><body><!-- hidden -->
+<h1>Heading</h1><p>One <b>bo</b>ld
+word.<br>Next &amp; last</p><ul><li>first<li>second</ul><pre>x = 1
+y = 2</pre><script>alert("no")</script></body></html>"""
+
+
+def test_a_page_gives_its_visible_text(tmp_path: Path) -> None:
+    """A line for each block; inline elements part no word; no code, style or comment."""
+    pytest.importorskip("bs4")
+    (tmp_path / "page.HTML").write_text(PAGE)
+    text = "Heading\nOne bold word.\nNext & last\nfirst\nsecond\nx = 1\ny = 2"
+
+    assert [Passage("page.HTML#0001", text, "The Title")] == read_passages(tmp_path / "page.HTML")
+    assert [text] == list(ingest.stream_texts([tmp_path]))
+
+
+def test_a_page_without_a_title_is_named_by_its_heading(tmp_path: Path) -> None:
+    """Or by nothing; a page without text is as an empty file."""
+    pytest.importorskip("bs4")
+    for content, title in (("<h1>A <i>b</i></h1>c", "A b"), ("c", "")):
+        (tmp_path / "page.htm").write_text(content)
+
+        assert [title] == [passage.title for passage in read_passages(tmp_path / "page.htm")]
+    (tmp_path / "page.htm").write_text("<title>T</title><script>x</script>")
+    with pytest.raises(InputError, match="no text"):
+        read_passages(tmp_path / "page.htm")
+
+
+def test_the_library_for_pages_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs it."""
+    monkeypatch.setitem(sys.modules, "bs4", None)
+    (tmp_path / "page.html").write_text("text")
+    with pytest.raises(MissingExtraError, match=r"ralmspec-plugins\[html\]"):
+        read_passages(tmp_path)
+
+
+def test_the_field_of_a_text_may_be_chosen(tmp_path: Path) -> None:
+    """By default the first of three that a line has; the chosen one alone, if one is."""
+    lines = ['{"contents": "a", "page_content": "b"}', '{"page_content": "c"}', '{"text": "d"}']
+    (tmp_path / "kb.jsonl").write_text("\n".join(lines))
+    (tmp_path / "own.jsonl").write_text('{"text": "no", "body": "yes"}')
+
+    assert ["a", "c", "d"] == [one.text for one in read_passages(tmp_path / "kb.jsonl")]
+    assert ["a", "c", "d"] == list(ingest.stream_texts([tmp_path / "kb.jsonl"]))
+    own = {"text_field": "body"}
+    assert [Passage("own.jsonl#0001", "yes", metadata={"text": "no"})] == (
+        read_passages(tmp_path / "own.jsonl", **own)
+    )
+    assert 1 == check_passages(tmp_path / "own.jsonl", **own)
+    assert ["yes"] == list(ingest.stream_texts([tmp_path / "own.jsonl"], **own))
+    with pytest.raises(InputError, match='line 1 needs an object with "body"'):
+        read_passages(tmp_path / "kb.jsonl", **own)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
+    """By ending, without hidden files; of a file nothing is."""
+    (tmp_path / ".git").mkdir()
+    for name in ("a.txt", "b.pdf", "c.PDF", "LICENSE", ".env", ".git/config.ini"):
+        (tmp_path / name).write_text("x")
+
+    assert {".pdf": 2, "": 1} == ingest.skipped_files(tmp_path)
+    assert {} == ingest.skipped_files(tmp_path / "a.txt")
