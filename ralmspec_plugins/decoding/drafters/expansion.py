@@ -21,7 +21,8 @@ def expand(
 
     A token's value is its parent's times the share of occurrences that continue with it.
     Where occurrences are few, shorter suffixes contribute: as in PPM, a state of n occurrences
-    and d different followers leaves d / (n + d) to the next shorter suffix.
+    and d different followers leaves d / (n + d) to the next shorter suffix. At the sequence's
+    end its longest repeated suffix, of m tokens, goes on: the value is then times m / (m + 1).
 
     Args:
         automaton: the automaton of the tokens that are copied.
@@ -64,6 +65,10 @@ def expand(
             break
         match, parent = found.match + len(run) + 1, len(tokens) - 1
         steps = automaton.followers(at)
+        if not steps:  # the sequence's end
+            at, match = automaton.shorter(at)
+            steps = automaton.followers(at) if match >= least else []
+            negative *= match / (match + 1)
         places = sum(step.places for step in steps)
         for step in steps[:_BRANCHES]:
             share = step.places / places
