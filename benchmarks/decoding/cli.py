@@ -71,6 +71,9 @@ def decoding(
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     delay_s: Annotated[float, typer.Option(help="A search's, for both speculations.")] = 0.02,
     costs: Annotated[bool, typer.Option(help="Time passes of larger, drawn models.")] = True,
+    way: Annotated[
+        list[str] | None, typer.Option(help='Only with these drafters: "suffix", ...')
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only see that all of it runs.")] = False,
 ) -> None:
     """Measure drafts beside plain decoding and transformers' own; texts are asserted equal.
@@ -84,6 +87,7 @@ def decoding(
     settings = {
         "models": names, "requests": requests, "tokens": tokens, "repetitions": repetitions,
         "threads": threads, "delay_s": delay_s, "sizes": sizes, "seed": SEED,
+        "ways": way,
     }  # fmt: skip
     journal = Journal(out / "journal.jsonl", settings)
     about = journal.of("surroundings", surroundings)
@@ -92,7 +96,7 @@ def decoding(
         loaded, small = _opened(name, cache)
         tasks, corpus = _tasks(name, requests, data)
         result["models"].append(
-            measure(loaded, tasks, tokens, repetitions, journal, _say, corpus, small)
+            measure(loaded, tasks, tokens, repetitions, journal, _say, corpus, small, way or ())
         )
         if name == "demo":
             result["both"] = measure_both(loaded, requests, tokens, delay_s, journal, _say)

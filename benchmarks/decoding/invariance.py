@@ -35,7 +35,10 @@ SAMPLINGS: Final = {"greedy": Greedy(), "sampled": Sampling(temperature=0.8, top
 _ATTENTION: Final = ("sdpa", "eager")
 _THREADS: Final = (1, 2)
 _CONTEXT: Final = 1024
-_WORDS: Final = "the ships that passed island before a storm keeper counted sells and".split()
+_WORDS: Final = (
+    *("the", "ships", "that", "passed", "island", "before"),
+    *("a", "storm", "keeper", "counted", "sells", "and"),
+)
 _PROMPTS: Final = (60, 100)  # words, least and most: a text then begins before position 256
 _LENGTH: Final = 320  # tokens of a text, which so ends behind position 256 or 512
 
@@ -60,7 +63,8 @@ def compare(one: Subject, texts: int, length: int) -> list[Row]:
         made(decoding=certified),
     ]
     for lm in lms[:2]:
-        if not isinstance(lm.decoder.runner, FixedShapeRunner):
+        fixed_shape = isinstance(lm.decoder.runner, FixedShapeRunner)
+        if not fixed_shape:
             raise RuntimeError(f"no passes of a fixed shape for {one.name}: see the warning")
     return [
         {"sampling": name, **_counted(lms, sampling, rereader, texts, length)}

@@ -79,7 +79,9 @@ def test_a_text_that_repeats_itself_is_drafted_beyond_its_end() -> None:
     tree = SuffixDrafter(least_match=2).propose(_context((1, 2, 3, 1, 2), (9,)), 3)
     assert (3, 1, 2) == tree.tokens
     assert (8,) == SuffixDrafter().propose(_context((5, 7), (7, 8)), 1).tokens
-    assert (8, 5, 7) == SuffixDrafter(least_match=2).propose(_context((7, 6), (7, 6, 8, 5)), 3).tokens
+    assert (8, 5, 7) == SuffixDrafter(least_match=2).propose(
+        _context((7, 6), (7, 6, 8, 5)), 3
+    ).tokens
 
 
 def test_earlier_passages_are_copied_from() -> None:

@@ -20,7 +20,7 @@ class SuffixDrafter:
 
     The longest suffix of the text that also occurs earlier is one look-up in the
     automaton. The tokens that followed it there are drafted, the most frequent first, then
-    the most recent. A draft that reaches the text's end goes on with what followed the longest
+    the most recent. A draft that reaches the text's end continues with what followed the longest
     earlier occurrence of that end, so a text that repeats itself is drafted at any length. A
     token costs O(1) amortised time, and tokens that are rolled back are removed again.
 
