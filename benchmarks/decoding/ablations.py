@@ -286,8 +286,10 @@ def report(found: Mapping[str, Any]) -> str:
     about = found["surroundings"]
     kinds = list(dict.fromkeys(row["task"] for row in found["fused"]))
     parts = [
-        f"Measured on {about['machine']}, commit {about['commit']}, load "
-        f"{about['load_before']:.1f} before it began. Tokens a pass are counted.\n"
+        (
+            f"Measured on {about['machine']}, commit {about['commit']}, load "
+            f"{about['load_before']:.1f} before it began. Tokens a pass are counted.\n"
+        )
     ]
     parts.append(f"## Fused drafts, {_DRAFTS} a pass: tokens a pass\n")
     names = list(dict.fromkeys(row["name"] for row in found["fused"]))
