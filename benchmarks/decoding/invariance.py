@@ -6,7 +6,7 @@ in which they differ from passes over one row.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -31,7 +31,10 @@ from ralmspec_plugins.types import Request
 
 Row = dict[str, Any]
 PRECISIONS: Final = ("float32", "bfloat16")
-SAMPLINGS: Final = {"greedy": Greedy(), "sampled": Sampling(temperature=0.8, top_p=0.9)}
+SAMPLINGS: Final[Mapping[str, Greedy | Sampling]] = {
+    "greedy": Greedy(),
+    "sampled": Sampling(temperature=0.8, top_p=0.9),
+}
 _ATTENTION: Final = ("sdpa", "eager")
 _THREADS: Final = (1, 2)
 _CONTEXT: Final = 1024
@@ -162,7 +165,7 @@ def main(
     rows: list[Row] = []
     settings = product(SHAPES, PRECISIONS, _ATTENTION, _THREADS)
     for name, precision, attention, threads in settings:
-        where = {"model": name, "precision": precision}
+        where: Row = {"model": name, "precision": precision}
         where |= {"attention": attention, "threads": threads}
         work = partial(_in_setting, name, precision, attention, threads, texts, length)
         found = journal.of(" ".join(map(str, where.values())), work)
