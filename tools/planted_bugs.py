@@ -551,8 +551,8 @@ BUGS = (
     Bug(
         "recycled logits of one request are drafted for another",
         "ralmspec_plugins/decoding/drafters/recycling.py",
-        "key = _EVERYONE if self.shared else request",
-        "key = _EVERYONE",
+        "return _EVERYONE if self.shared else request",
+        "return _EVERYONE",
         "tests/decoding/test_recycling.py",
     ),
     Bug(

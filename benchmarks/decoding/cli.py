@@ -9,10 +9,18 @@ import torch
 import typer
 
 from benchmarks.decoding.both import measure_both, summary_of_both
-from benchmarks.decoding.course import opened
+from benchmarks.decoding.course import drawn, opened
 from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.measure import goals, means, measure, summary
-from benchmarks.decoding.tasks import SEED, text_corpus, text_tasks, world_corpus, world_tasks
+from benchmarks.decoding.tasks import (
+    SEED,
+    Task,
+    mixed_tasks,
+    text_corpus,
+    text_tasks,
+    world_corpus,
+    world_tasks,
+)
 from benchmarks.harness.inputs import LoadedModel, load_model, python_library
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
@@ -46,7 +54,10 @@ def decoding(
     ),
     model: Annotated[
         list[str] | None,
-        typer.Option(help="trained (see --cache), a model's folder, or demo. [default: demo]"),
+        typer.Option(
+            help="trained or drawn (see --cache; what drawn writes repeats nothing), a model's "
+            "folder, or demo. [default: demo]"
+        ),
     ] = None,
     cache: Annotated[
         Path, typer.Option(help="Where `python -m benchmarks.decoding.course` put its models.")
@@ -60,6 +71,9 @@ def decoding(
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     delay_s: Annotated[float, typer.Option(help="A search's, for both speculations.")] = 0.02,
     costs: Annotated[bool, typer.Option(help="Time passes of larger, drawn models.")] = True,
+    way: Annotated[
+        list[str] | None, typer.Option(help='Only with these drafters: "suffix", ...')
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only see that all of it runs.")] = False,
 ) -> None:
     """Measure drafts beside plain decoding and transformers' own; texts are asserted equal.
@@ -73,16 +87,16 @@ def decoding(
     settings = {
         "models": names, "requests": requests, "tokens": tokens, "repetitions": repetitions,
         "threads": threads, "delay_s": delay_s, "sizes": sizes, "seed": SEED,
+        "ways": way,
     }  # fmt: skip
     journal = Journal(out / "journal.jsonl", settings)
     about = journal.of("surroundings", surroundings)
     result: dict[str, Any] = {"surroundings": about, "settings": settings, "models": []}
     for name in names:
         loaded, small = _opened(name, cache)
-        tasks = world_tasks(requests) if name == "demo" else text_tasks(requests, data)
-        corpus = world_corpus() if name == "demo" else text_corpus(data)
+        tasks, corpus = _tasks(name, requests, data)
         result["models"].append(
-            measure(loaded, tasks, tokens, repetitions, journal, _say, corpus, small)
+            measure(loaded, tasks, tokens, repetitions, journal, _say, corpus, small, way or ())
         )
         if name == "demo":
             result["both"] = measure_both(loaded, requests, tokens, delay_s, journal, _say)
@@ -99,11 +113,21 @@ def decoding(
 
 def _opened(name: str, cache: Path) -> tuple[LoadedModel, LoadedModel | None]:
     """Open a model, and the small one that drafts for it if there is one."""
+    if name == "drawn":
+        return drawn(cache), opened(cache)["drafter"]
     if name != "trained":
         return load_model(name, ()), None
     models = opened(cache)
     target = models["target"]
     return LoadedModel(name, target.model, target.tokenizer, target.template), models["drafter"]
+
+
+def _tasks(name: str, requests: int, data: Path) -> tuple[list[Task], list[str]]:
+    """Return what a model continues, and what REST's drafts are copied from."""
+    if name == "demo":
+        return world_tasks(requests), world_corpus()
+    tasks = mixed_tasks(requests, data) if name == "drawn" else text_tasks(requests, data)
+    return tasks, text_corpus(data)
 
 
 def report(result: dict[str, Any]) -> str:

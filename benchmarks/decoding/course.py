@@ -47,6 +47,7 @@ _QUIET: Final = 0.002  # of what else writes into the stream
 _SHARP: Final = 2.5  # of comparisons
 _POINTED: Final = 9.0  # of looking at a place
 _COPIED: Final = 2.5  # weight of a copied token, in embeddings
+_WIDE: Final = 0.1  # of all weights of a model whose texts repeat nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,22 @@ def opened(cache: Path) -> dict[str, LoadedModel]:
             "`python -m benchmarks.decoding.course` with the same --cache first"
         )
     return {name: load_model(str(cache / name / "model"), ()) for name in ("target", "drafter")}
+
+
+def drawn(cache: Path) -> LoadedModel:
+    """Return a model of the target's shape that was never trained: its texts repeat nothing.
+
+    Its weights are drawn so wide that each token depends on all before it.
+
+    Raises:
+        ConfigError: the target, whose tokenizer it takes, was not trained.
+    """
+    target = opened(cache)["target"]
+    config = _config(*TARGET)
+    config.tie_word_embeddings, config.initializer_range = False, _WIDE
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config)
+    return LoadedModel("drawn", model.train(False), target.tokenizer, target.template)
 
 
 def _material(cache: Path, data: Path) -> tuple[Any, NDArray[np.int32]]:

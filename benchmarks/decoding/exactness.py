@@ -41,7 +41,7 @@ _PASSAGES: Final = (
 _SIZES: Final = {
     "vocab_size": 384, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
-    "max_position_embeddings": 512, "eos_token_id": None, "bos_token_id": None,
+    "eos_token_id": None, "bos_token_id": None,
 }  # fmt: skip
 _SHAPES: Final = {
     "llama": ("Llama", {}),
@@ -80,14 +80,20 @@ class Subject:
     template: PassageTemplate | None = None
 
 
-def subject(name: str) -> Subject:
-    """Return a model: of a shape, randomly initialised; the demo's; or one that was saved."""
+def subject(name: str, context: int = 512) -> Subject:
+    """Return a model: of a shape, randomly initialised; the demo's; or one that was saved.
+
+    Args:
+        name: of `SHAPES`, "demo", or a model's folder.
+        context: positions of a model that is randomly initialised.
+    """
     if name == "gpt2":
-        return Subject(name, tiny_gpt2(), tiny_tokenizer())
+        return Subject(name, tiny_gpt2(context=context), tiny_tokenizer())
     if name in _SHAPES:
         kind, settings = _SHAPES[name]
         torch.manual_seed(SEED)
-        config = getattr(transformers, f"{kind}Config")(**{**_SIZES, **settings})
+        sizes = {**_SIZES, "max_position_embeddings": context, **settings}
+        config = getattr(transformers, f"{kind}Config")(**sizes)
         return Subject(name, getattr(transformers, f"{kind}ForCausalLM")(config), tiny_tokenizer())
     loaded = load_model(name, ())
     return Subject(name, loaded.model, loaded.tokenizer, loaded.template)

@@ -72,3 +72,15 @@ def text_tasks(count: int, data: Path) -> list[Task]:
         words = dice["no repetition"].choice(held_out.articles).split()[:_WORDS]
         tasks.append(Task("no repetition", (), " ".join(words), free=True))
     return tasks
+
+
+def mixed_tasks(count: int, data: Path) -> list[Task]:
+    """Continue words of all articles in disorder, behind passages of such words."""
+    _, held_out = sources(data)
+    words = " ".join(held_out.articles).split()
+    dice = Random(f"{SEED} mixed")
+    tasks = []
+    for _ in range(count):
+        front = tuple(Passage(str(at), " ".join(dice.sample(words, 45))) for at in range(2))
+        tasks.append(Task("no repetition", front, " ".join(dice.sample(words, _WORDS))))
+    return tasks

@@ -1,5 +1,7 @@
 """Certified decisions: whether all logits within a bound lead to the same token."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from ralmspec_plugins.lm.sampling import Greedy, Sampling, uniform
 _ROUNDING = 2.0**-21  # relative error that a few float32 operations add to scores
 _SUMMING = 2e-5  # error of a float32 sum of probabilities, as in top-p
 _EDGE = 1e-9  # error of a float64 sum of probabilities, as in the draw
+_HUGE = 700.0  # largest exponent of a float64
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,14 +51,16 @@ def is_certain(
         row: Any = _penalised(logits.reshape(-1), settings.repetition_penalty, history)
         bound *= max(settings.repetition_penalty, 1.0 / settings.repetition_penalty)
         if isinstance(settings, Greedy):
-            best = row.max()
-            slack = 2.0 * bound + _ROUNDING * abs(float(best))
-            return int((row >= best - slack).sum()) == 1
+            best, *others = row.topk(min(2, len(row))).values.tolist()
+            slack = 2.0 * bound + _ROUNDING * abs(best)
+            return all(other < best - slack for other in others)
         scores: Floats = row.double().cpu().numpy() / settings.temperature
-    finite = scores[np.isfinite(scores)]
-    if not len(finite) or np.isnan(scores).any():
+    best, least = float(scores.max()), float(scores.min())
+    if not math.isfinite(best):
         return False
-    bound = bound / settings.temperature + _ROUNDING * float(np.abs(finite).max())
+    if not math.isfinite(least):
+        least = float(scores[np.isfinite(scores)].min())
+    bound = bound / settings.temperature + _ROUNDING * max(abs(best), abs(least))
     number = uniform(seed, position)
     return draw_is_certain(scores, settings.top_k, settings.top_p, bound, number, share_bound)
 
@@ -78,19 +83,34 @@ def draw_is_certain(
     """
     scores = scores - scores.max()
     surely, possibly = _candidates(scores, top_k, top_p, bound)
-    weights = np.where(possibly, np.exp(scores), 0.0)
-    sure = np.where(surely, weights, 0.0)
-    # The end of each token's interval, at its earliest and at its latest.
-    earliest = _share(sure.cumsum(), weights.sum() - weights.cumsum(), -bound)
-    latest = _share(weights.cumsum(), sure.sum() - sure.cumsum(), bound)
-    if np.array_equal(surely, possibly):
-        shares = weights.cumsum() / weights.sum()
-        earliest = np.maximum(earliest, shares - share_bound)
-        latest = np.minimum(latest, shares + share_bound)
-    token = int(earliest.searchsorted(number + _EDGE, side="right"))  # the first that ends after it
-    if token >= len(scores) or not surely[token]:
+    if not possibly.all():
+        scores, surely = scores[possibly], surely[possibly]
+    weights = np.exp(scores)
+    ends = weights.cumsum()
+    same = bool(surely.all())
+    sure_ends = ends if same else np.where(surely, weights, 0.0).cumsum()
+    factor = math.exp(min(2.0 * bound, _HUGE))
+
+    def earliest(token: int) -> float:
+        """Return where a token's interval ends at the earliest."""
+        end = _odds(sure_ends[token], ends[-1] - ends[token], factor)
+        return max(end, ends[token] / ends[-1] - share_bound) if same else end
+
+    def latest(token: int) -> float:
+        """Return where it ends at the latest."""
+        end = _odds(ends[token], sure_ends[-1] - sure_ends[token], 1.0 / factor)
+        return min(end, ends[token] / ends[-1] + share_bound) if same else end
+
+    # The first token whose interval surely ends behind the number.
+    token = bisect_right(range(len(ends)), number + _EDGE, key=earliest)
+    if token == len(ends) or not surely[token]:
         return False
-    return token == 0 or bool(latest[token - 1] < number - _EDGE)
+    return token == 0 or latest(token - 1) < number - _EDGE
+
+
+def _odds(part: float, rest: float, factor: float) -> float:
+    """Return a part's share if the rest weighs so many times as much."""
+    return float(part / (part + rest * factor)) if rest > 0.0 else 1.0
 
 
 def share_difference(
@@ -157,15 +177,23 @@ def _top_p(
     It removes a token if this and all less likely ones together have at most 1 - top_p.
     """
     places = np.flatnonzero(possibly)
-    places = places[scores[places].argsort(kind="stable")]  # the least likely first
+    weights, sure = np.exp(scores[places]), surely[places]
+    # Tokens so unlikely that all of them together go in any case need not be sorted.
+    share = 0.5 * (1.0 - top_p - _SUMMING) * math.exp(-min(6.0 * bound, _HUGE)) / len(places)
+    tail = weights <= share * weights[sure].sum()
+    lower, sure_lower = weights[tail].sum(), weights[tail & sure].sum()
+    removed, places = places[tail], places[~tail]
+    places = places[scores[places].argsort()]  # the least likely first
     ordered, weights = scores[places], np.exp(scores[places])
-    all_below = np.concatenate([[0.0], weights.cumsum()])
-    sure_below = np.concatenate([[0.0], np.where(surely[places], weights, 0.0).cumsum()])
+    all_below = lower + np.concatenate([[0.0], weights.cumsum()])
+    sure = np.where(surely[places], weights, 0.0)
+    sure_below = sure_lower + np.concatenate([[0.0], sure.cumsum()])
     first = ordered.searchsorted(ordered - 2.0 * bound, side="left")  # tokens surely below
     behind = ordered.searchsorted(ordered + 2.0 * bound, side="right")  # surely above from here
     least = _share(sure_below[first] + weights, all_below[-1] - all_below[first] - weights, -bound)
     most = _share(all_below[behind], sure_below[-1] - sure_below[behind], bound)
     stay, may_stay = surely.copy(), possibly.copy()
+    stay[removed] = may_stay[removed] = False
     stay[places] &= least > 1.0 - top_p + _SUMMING
     may_stay[places] &= most > 1.0 - top_p - _SUMMING
     best = scores >= -2.0 * bound  # one of these is the best, which always stays
@@ -179,7 +207,7 @@ def _penalised(row: Tensor, penalty: float, history: Sequence[int]) -> Tensor:
     """Apply a repetition penalty, as transformers does."""
     if penalty == 1.0:
         return row
-    seen = torch.tensor(sorted(set(history)), dtype=torch.long, device=row.device)
+    seen = torch.tensor(list(set(history)), dtype=torch.long, device=row.device)
     if not len(seen):
         return row
     chosen = row[seen]

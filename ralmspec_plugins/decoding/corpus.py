@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -176,15 +177,8 @@ class TokenCorpus:
 
     def find(self, pattern: Sequence[int]) -> tuple[int, int]:
         """Return the range of the suffix array whose suffixes begin with a pattern."""
-        start, stop = 0, len(self.suffixes)
-        for offset, token in enumerate(pattern):
-            start, stop = (
-                self._bound(start, stop, offset, token, behind=False),
-                self._bound(start, stop, offset, token, behind=True),
-            )
-            if start == stop:
-                break
-        return start, stop
+        start, found = self._first(pattern)
+        return start, self._behind(pattern, start) if found else start
 
     def longest(self, text: Sequence[int], most: int) -> tuple[int, int, int]:
         """Return the longest suffix of a text, of at most `most` tokens, that occurs here.
@@ -193,43 +187,64 @@ class TokenCorpus:
             Its length, and its range of the suffix array; length 0 if the last token does not
             occur.
         """
-        found, low, high = (0, 0, 0), 1, min(most, len(text))
+        length, first, low, high = 0, 0, 1, min(most, len(text))
         while low <= high:  # if a suffix of the text occurs, all shorter ones do
             middle = (low + high) // 2
-            start, stop = self.find(text[len(text) - middle :])
-            if start < stop:
-                found, low = (middle, start, stop), middle + 1
+            start, found = self._first(text[len(text) - middle :])
+            if found:
+                length, first, low = middle, start, middle + 1
             else:
                 high = middle - 1
-        return found
+        if not length:
+            return 0, 0, 0
+        return length, first, self._behind(text[len(text) - length :], first)
 
-    def following(self, start: int, stop: int, skip: int, most: int) -> Iterator[tuple[int, ...]]:
-        """Yield the tokens that follow a pattern, up to `most` at each of its occurrences.
+    def following(
+        self, start: int, stop: int, skip: int, most: int, places: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Return the tokens that follow a pattern, up to `most` at each of its occurrences.
 
         Args:
             start: the start of the pattern's range of the suffix array.
             stop: the end of that range.
             skip: the pattern's length.
             most: the maximum number of tokens; fewer are given at a document's end.
+            places: the maximum number of occurrences, spread over all of them; unset, all.
         """
-        for place in np.asarray(self.suffixes[start:stop]).tolist():
-            window = self.tokens[place + skip : place + skip + most].tolist()
-            if self.about.boundary in window:
+        count = stop - start if places is None else min(places, stop - start)
+        if count < 1:
+            return []
+        chosen = start + np.arange(count) * (stop - start) // count
+        begins = self.suffixes[chosen].astype(np.int64) + skip
+        read = np.minimum(begins[:, None] + np.arange(most), len(self.tokens) - 1)
+        found = []
+        for window in self.tokens[read].tolist():
+            if self.about.boundary in window:  # the last token is one, too
                 window = window[: window.index(self.about.boundary)]
-            yield tuple(window)
+            found.append(tuple(window))
+        return found
 
-    def _bound(self, start: int, stop: int, offset: int, token: int, *, behind: bool) -> int:
-        """Return where, among suffixes with a common prefix, those with a token begin or end."""
-        tokens, suffixes, last = self.tokens, self.suffixes, len(self.tokens)
-        while start < stop:
-            middle = (start + stop) // 2
-            place = int(suffixes[middle]) + offset
-            there = int(tokens[place]) if place < last else -1  # the shortest comes first
-            if there < token or (behind and there == token):
-                start = middle + 1
-            else:
-                stop = middle
-        return start
+    def _first(self, pattern: Sequence[int]) -> tuple[int, bool]:
+        """Return where suffixes with a pattern begin, or would, and whether there is one."""
+        wanted, read = list(pattern), self._reader(len(pattern))
+        start = bisect_left(range(len(self.suffixes)), wanted, key=read)
+        return start, start < len(self.suffixes) and read(start) == wanted
+
+    def _behind(self, pattern: Sequence[int], start: int) -> int:
+        """Return where the suffixes with a pattern end, which begin at `start`."""
+        places = range(len(self.suffixes))
+        return bisect_right(places, list(pattern), lo=start, key=self._reader(len(pattern)))
+
+    def _reader(self, size: int) -> Callable[[int], list[int]]:
+        """Return what reads the first tokens of a suffix; a shorter one precedes longer ones."""
+        tokens, suffixes = self.tokens, self.suffixes
+
+        def read(at: int) -> list[int]:
+            place = int(suffixes[at])
+            first: list[int] = tokens[place : place + size].tolist()
+            return first
+
+        return read
 
 
 def suffix_array(tokens: Tokens) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """The benchmark of decoding: rows of every way, equal texts, and a report."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.decoding import course, invariance
 from benchmarks.decoding import measure as measuring
 from benchmarks.decoding.ablations import acceptance, simulated
 from benchmarks.decoding.both import summary_of_both
@@ -15,8 +17,8 @@ from benchmarks.decoding.cli import report
 from benchmarks.decoding.course import copying_model
 from benchmarks.decoding.exercises import KINDS, sources
 from benchmarks.decoding.journal import Journal
-from benchmarks.decoding.measure import UnequalTextError, goals, measure, summary
-from benchmarks.decoding.tasks import text_tasks, world_corpus, world_tasks
+from benchmarks.decoding.measure import UnequalTextError, goals, makers, measure, summary
+from benchmarks.decoding.tasks import mixed_tasks, text_tasks, world_corpus, world_tasks
 from benchmarks.harness.inputs import load_model
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import InputError
@@ -153,6 +155,7 @@ def test_goals_name_what_misses_them() -> None:
         {"task": "code", "way": "suffix", "speed": 1.6, "share_drafting": 0.8, "bound": 2.0},
         {"task": "code", "way": "generate, prompt lookup", "speed": 1.55},
         {"task": "no repetition", "way": "fused", "speed": 0.9},
+        {"task": "no repetition", "way": "generate", "speed": 0.7},
     ]
     missed = list(goals(told).values())
     assert [None] * 4 == list(goals([]).values())
@@ -179,6 +182,10 @@ def test_what_is_held_out_is_not_learned_from(tmp_path: Path) -> None:
         made = held_out.exercise(kind, Random(1))
         assert made == held_out.exercise(kind, Random(1))
         assert made.text.endswith(made.prompt + made.answer)
+    told = set(" ".join(held_out.articles).split())
+    for task in mixed_tasks(2, tmp_path):
+        assert task.kind == "no repetition"
+        assert told >= {*task.prompt.split(), *task.passages[1].text.split()}
     tasks = text_tasks(2, tmp_path)
     assert 2 * [*KINDS, "no repetition"] == [task.kind for task in tasks]
 
@@ -211,3 +218,49 @@ def test_the_acceptance_of_a_chain_is_found() -> None:
     assert rate == pytest.approx(0.5, abs=1e-3)
     assert ["A100", "RTX 3090"] == [row["device"] for row in rows]
     assert all(1.0 < row["speed"] <= row["tokens_a_pass"] <= 2.2 for row in rows)
+
+
+def test_a_drawn_model_repeats_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No pair of tokens comes twice in 40, though it chooses the likeliest token."""
+    monkeypatch.setattr(course, "opened", lambda _: {"target": load_model("demo", ())})
+    loaded = course.drawn(tmp_path)
+    front = torch.randint(1, 8000, (1, 24), generator=torch.Generator().manual_seed(3))
+    text = loaded.model.generate(
+        front, attention_mask=torch.ones_like(front), do_sample=False, max_new_tokens=40,
+        pad_token_id=0,
+    )[0].tolist()  # fmt: skip
+
+    assert 64 == len(text)
+    assert 63 == len(set(pairwise(text)))
+
+
+def test_only_some_ways_are_measured() -> None:
+    """In their usual order; a name that there is not is told, with all that there are."""
+    assert ["suffix", "recycling"] == list(makers(None, None, ("recycling", "suffix")))
+    with pytest.raises(InputError, match=r"no way 'suffx'; there are suffix, suffix \+ passages"):
+        makers(None, None, ("suffx",))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_invariance_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 nothing differs; where a draft changes a token, that is counted."""
+    one = invariance.subject("llama", 512)
+    one.model.to(torch.bfloat16)
+    rows = invariance.compare(one, 1, 24)
+    told = [(row["sampling"], row["tokens"], row["different"]) for row in rows]
+    written = invariance._text
+
+    def other(lm: Any, request: Any) -> Any:
+        (first, *rest), borders = written(lm, request)
+        return (first + bool(getattr(lm.decoder, "drafters", ())), *rest), borders
+
+    monkeypatch.setattr(invariance, "_text", other)
+    changed = invariance.compare(one, 1, 8)
+
+    assert [("greedy", 24, 0), ("sampled", 24, 0)] == told
+    assert all(row["accepted"] > 6 for row in rows)
+    assert [1, 1] == [row["different"] for row in changed]
+    assert [1, 1] == [row["fast_texts"] for row in changed]
+    assert "| llama | bfloat16 | 48 |" in invariance.report(
+        [{**row, "model": "llama", "precision": "bfloat16"} for row in rows]
+    )

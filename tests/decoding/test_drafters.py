@@ -67,6 +67,23 @@ def test_few_places_leave_room_for_shorter_endings() -> None:
     assert list(tree.values) == sorted(tree.values, reverse=True) or len(tree) > 2
 
 
+def test_a_text_that_repeats_itself_is_drafted_beyond_its_end() -> None:
+    """Behind 1 2 3 1 2 3 1 comes 2 3, and then what came behind that; a new end has none."""
+    drafter = SuffixDrafter()
+    tree = drafter.propose(_context((1, 2, 3, 1, 2, 3, 1), (9,)), 8)
+
+    assert (2, 3, 1, 2, 3, 1, 2, 3) == tree.tokens
+    assert tree.is_chain
+    assert {4} == {one.match for one in tree.evidence[:1]}
+    assert min(one.match for one in tree.evidence) >= 4
+    tree = SuffixDrafter(least_match=2).propose(_context((1, 2, 3, 1, 2), (9,)), 3)
+    assert (3, 1, 2) == tree.tokens
+    assert (8,) == SuffixDrafter().propose(_context((5, 7), (7, 8)), 1).tokens
+    assert (8, 5, 7) == SuffixDrafter(least_match=2).propose(
+        _context((7, 6), (7, 6, 8, 5)), 3
+    ).tokens
+
+
 def test_earlier_passages_are_copied_from() -> None:
     """A passage that stood in front before is drafted from; another request's is not."""
     drafter = PassageDrafter()

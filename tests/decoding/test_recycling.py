@@ -61,6 +61,25 @@ def test_requests_do_not_meet_unless_they_share() -> None:
     assert not own.propose(_context((5,), "mine"), 4).tokens
 
 
+def test_passes_wait_until_they_are_needed() -> None:
+    """Many passes of two requests in turn, none read at once; what ended leaves nothing behind."""
+    drafter, passes = RecyclingDrafter(), 40
+    for at in range(passes):
+        for request, token in (("mine", 6), ("theirs", 7)):
+            logits = _logits({token: 1.0}, {token + at % 2: 1.0})
+            drafter.observe(_context((5,), request), (5, at % 3), (-1, 0), logits)
+            logits.fill_(0.0)  # it is valid only during the call
+
+    assert (6, 8) == tuple(
+        drafter.propose(_context((one,), request), 1).tokens[0]
+        for one, request in ((5, "mine"), (0, "theirs"))
+    )
+    drafter.observe(_context((5,), "mine"), (5,), (-1,), _logits({6: 1.0}))
+    drafter.release("mine")
+    assert not drafter.propose(_context((5,), "mine"), 4).tokens
+    assert (7,) == drafter.propose(_context((5,), "theirs"), 1).tokens
+
+
 def test_no_more_tables_than_asked() -> None:
     """The table that was used longest ago goes first."""
     drafter = RecyclingDrafter(requests=2)

@@ -1,7 +1,9 @@
 """Drafts the tokens that followed the text's end in a corpus, as REST does."""
 
+import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ralmspec_plugins.decoding.corpus import TokenCorpus
@@ -83,73 +85,90 @@ class CorpusDrafter:
         """Return at most `budget` drafted tokens."""
         end = (*context.front[-self.longest_match :], *context.text)[-self.longest_match :]
         match, start, stop = self.corpus.longest(end, self.longest_match)
-        counts = _ContinuationTree()
-        asked = 0
-        while match >= self.least_match and match > 0:
-            counts.add(self._continuations(start, stop, match), match)
-            asked += 1
-            if counts.places >= _FEW or asked > _BACK:
+        levels: list[_Level] = []
+        left = 1.0  # the probability left to suffixes not looked up yet
+        for _ in range(1 + _BACK):
+            if match < max(1, self.least_match):
+                break
+            found = self.corpus.following(start, stop, match, self.depth, self.places)
+            level = _Level.of(found, match, left)
+            left -= level.part
+            levels.append(level)
+            if len(found) >= _FEW:
                 break
             match -= 1  # a shorter suffix has these occurrences and others
             start, stop = self.corpus.find(end[len(end) - match :])
-        return counts.tree().most_valued(budget)
+        return _most_frequent(levels, budget)
 
     def update(self, accepted: Accepted) -> None:
         """Do nothing: the corpus does not change."""
 
-    def _continuations(self, start: int, stop: int, match: int) -> list[tuple[int, ...]]:
-        """Return the continuations in a range of the suffix array, or in a sample of it."""
-        if stop - start <= self.places:
-            return list(self.corpus.following(start, stop, match, self.depth))
-        step = (stop - start) / self.places
-        chosen = (start + int(step * number) for number in range(self.places))
-        return [
-            one
-            for place in chosen
-            for one in self.corpus.following(place, place + 1, match, self.depth)
-        ]
+
+_Windows = list[tuple[int, ...]]
 
 
-class _ContinuationTree:
-    """Frequencies of paths, each counted for the longest suffix that leads to it."""
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The continuations of one suffix of the text; a path is valued by the longest suffix."""
 
-    def __init__(self) -> None:
-        self.places = 0
-        self._nodes: dict[tuple[int, int], int] = {}  # (parent, token) to node
-        self._values: list[float] = []
-        self._evidence: list[Evidence] = []
-        self._left = 1.0  # the probability left to suffixes not looked up yet
+    windows: _Windows
+    match: int  # the suffix's length
+    part: float  # its share of the probability
 
-    def add(self, continuations: Sequence[tuple[int, ...]], match: int) -> None:
-        """Count the continuations of a suffix; paths known from a longer one are unchanged."""
-        whole = self.places = len(continuations)
-        counts: dict[int, int] = {}  # by node
-        for one in continuations:
-            node = ROOT
-            for token in one:
-                node = self._nodes.setdefault((node, token), len(self._nodes))
-                counts[node] = counts.get(node, 0) + 1
-        if not counts:
-            return
-        parents = [parent for parent, _ in self._nodes]
-        children = sum(parents[node] == ROOT for node in counts)
-        # As in PPM, suffixes with few occurrences leave a share to shorter ones.
-        part = self._left * (whole / (whole + children) if whole < _FEW else 1.0)
-        for node in range(len(self._values), len(parents)):
-            parent = parents[node]
-            before = whole if parent == ROOT else counts[parent]
-            length = match if parent == ROOT else self._evidence[parent].match + 1
-            self._values.append(part * counts[node] / whole)
-            self._evidence.append(Evidence(CorpusDrafter.source, length, counts[node] / before))
-        self._left -= part
+    @classmethod
+    def of(cls, windows: _Windows, match: int, left: float) -> "_Level":
+        """Return the level of a suffix, to which longer ones have left a share.
 
-    def tree(self) -> TokenTree:
-        """Return the tree of all paths."""
-        if not self._nodes:
-            return EMPTY
-        return TokenTree(
-            tuple(token for _, token in self._nodes),
-            tuple(parent for parent, _ in self._nodes),
-            tuple(self._values),
-            tuple(self._evidence),
-        )
+        As in PPM, suffixes with few occurrences leave some of it to shorter ones.
+        """
+        whole, followers = len(windows), len({one[0] for one in windows if one})
+        kept = whole / (whole + followers) if whole < _FEW else 1.0
+        return cls(windows, match, left * kept if followers else 0.0)
+
+
+def _most_frequent(levels: Sequence[_Level], budget: int) -> TokenTree:
+    """Return the most valued paths; counts are made only behind tokens that are drafted."""
+    heap: list[tuple[float, int, int, int, int, Evidence, list[_Windows]]] = []
+    tokens: list[int] = []
+    parents: list[int] = []
+    values: list[float] = []
+    evidence: list[Evidence] = []
+    parent, depth, found, order = ROOT, 0, [level.windows for level in levels], 0
+    while len(tokens) < budget:
+        for token, value, share, match, behind in _followers(levels, found, depth):
+            length = match if parent == ROOT else evidence[parent].match + 1
+            rests = Evidence(CorpusDrafter.source, length, share)
+            heapq.heappush(heap, (-value, -depth, order, token, parent, rests, behind))
+            order += 1
+        if not heap:
+            break
+        negative, level_depth, _, token, above, rests, found = heapq.heappop(heap)
+        parent, depth = len(tokens), 1 - level_depth
+        tokens.append(token)
+        parents.append(above)
+        values.append(-negative)
+        evidence.append(rests)
+    if not tokens:
+        return EMPTY
+    return TokenTree(tuple(tokens), tuple(parents), tuple(values), tuple(evidence))
+
+
+def _followers(
+    levels: Sequence[_Level], found: Sequence[_Windows], depth: int
+) -> Iterator[tuple[int, float, float, int, list[_Windows]]]:
+    """Yield the tokens at a depth of windows: value, share, match, and each level's windows."""
+    grouped: list[dict[int, _Windows]] = []
+    for windows in found:
+        groups: dict[int, _Windows] = {}
+        for one in windows:
+            if len(one) > depth:
+                groups.setdefault(one[depth], []).append(one)
+        grouped.append(groups)
+    seen: set[int] = set()
+    for level, windows, groups in zip(levels, found, grouped, strict=True):
+        for token, behind in groups.items():
+            if token not in seen:
+                seen.add(token)
+                value = level.part * len(behind) / len(level.windows)
+                share = len(behind) / len(windows)
+                yield token, value, share, level.match, [one.get(token, []) for one in grouped]

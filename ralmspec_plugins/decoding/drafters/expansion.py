@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from ralmspec_plugins.decoding.suffix_automaton import START, SuffixAutomaton
+from ralmspec_plugins.decoding.suffix_automaton import START, Follower, SuffixAutomaton
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 
 _BRANCHES: Final = 8  # children of a token, as for the static automaton of SAM-Decoding
@@ -21,7 +21,9 @@ def expand(
 
     A token's value is its parent's times the share of occurrences that continue with it.
     Where occurrences are few, shorter suffixes contribute: as in PPM, a state of n occurrences
-    and d different followers leaves d / (n + d) to the next shorter suffix.
+    and d different followers leaves d / (n + d) to the next shorter suffix. At the sequence's
+    end its longest repeated suffix, of m tokens, is continued; the value is then multiplied by
+    m / (m + 1).
 
     Args:
         automaton: the automaton of the tokens that are copied.
@@ -63,7 +65,8 @@ def expand(
         if len(tokens) == budget:
             break
         match, parent = found.match + len(run) + 1, len(tokens) - 1
-        steps = automaton.followers(at)
+        steps, match, weight = _followers(automaton, at, match, least)
+        negative *= weight
         places = sum(step.places for step in steps)
         for step in steps[:_BRANCHES]:
             share = step.places / places
@@ -106,6 +109,20 @@ def _levels(
         last = level == _LEVELS - 1
         yield roots, 0.0 if last else left
         state, length = automaton.shorter(state)
+
+
+def _followers(
+    automaton: SuffixAutomaton, state: int, match: int, least: int
+) -> tuple[list[Follower], int, float]:
+    """Return what follows a state, the length that was found, and the weight of its values.
+
+    At the sequence's end this is what followed its longest repeated suffix.
+    """
+    steps = automaton.followers(state)
+    if steps:
+        return steps, match, 1.0
+    state, match = automaton.shorter(state)
+    return automaton.followers(state) if match >= least else [], match, match / (match + 1)
 
 
 @lru_cache(maxsize=4096)

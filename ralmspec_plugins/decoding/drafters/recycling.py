@@ -6,11 +6,15 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
+import torch
+from torch import Tensor
+
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError
 
 _LEAST: Final = 0.02  # the minimum value of a draft
+_UNREAD: Final = 15  # most rows of logits that wait: 8 MB for a vocabulary of 128k
 _EVERYONE: Final = "everyone"
 _Likely = tuple[tuple[int, float], ...]  # tokens with their probabilities, the likeliest first
 
@@ -58,6 +62,7 @@ class RecyclingDrafter:
         self._most = requests
         self._kept = likeliest
         self._tables: OrderedDict[Hashable, dict[int, _Likely]] = OrderedDict()  # oldest first
+        self._unread: list[tuple[Hashable, tuple[int, ...], Tensor]] = []  # table, tokens, logits
         self._lock = threading.Lock()
 
     def bind(self, target: DraftTarget) -> None:
@@ -67,7 +72,8 @@ class RecyclingDrafter:
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
         """Return at most `budget` tokens: the best-first tree through the table."""
         with self._lock:
-            table = self._table(context.request)
+            self._read()
+            table = self._table(self._key(context.request))
             likely = table.get(context.text[-1], ()) if context.text else ()
             roots = [(token, chance, 1) for token, chance in likely]
             roots += [(token, chance, 0) for token, chance in self._runner_up(table, context.text)]
@@ -79,24 +85,46 @@ class RecyclingDrafter:
     def observe(
         self, context: DraftContext, tokens: Sequence[int], parents: Sequence[int], logits: Any
     ) -> None:
-        """Keep the likeliest tokens after each token that was read."""
-        best = logits.softmax(dim=-1).topk(self._kept, dim=-1)
-        rows = zip(tokens, best.indices.tolist(), best.values.tolist(), strict=True)
-        for token, likely, chances in rows:
-            self.note(context, token, list(zip(likely, chances, strict=True)))
+        """Keep the likeliest tokens after each token that was read.
+
+        They are looked up when they are needed, or when some passes have been observed: several
+        rows at once take little longer than one.
+        """
+        with self._lock:
+            key = self._key(context.request)
+            self._unread.append((key, tuple(tokens), logits.clone()))
+            if sum(len(one) for _, one, _ in self._unread) > _UNREAD:
+                self._read()
+
+    def _read(self) -> None:
+        """Put the likeliest tokens of observed passes into their tables."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        best = torch.cat([one for _, _, one in unread]).softmax(dim=-1).topk(self._kept, dim=-1)
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for key, tokens, _ in unread:
+            table = self._table(key)
+            for token, (likely, chances) in zip(tokens, found, strict=False):
+                table[token] = tuple(zip(likely, chances, strict=True))
 
     def note(self, context: DraftContext, token: int, likely: Sequence[tuple[int, float]]) -> None:
         """Replace the likeliest tokens kept for a token."""
         with self._lock:
-            self._table(context.request)[token] = tuple(likely)
+            self._read()
+            self._table(self._key(context.request))[token] = tuple(likely)
 
     def release(self, request: Hashable) -> None:
         """Release a request's table."""
         with self._lock:
+            if not self.shared:
+                self._unread = [one for one in self._unread if one[0] != request]
             self._tables.pop(request, None)
 
-    def _table(self, request: Hashable) -> dict[int, _Likely]:
-        key = _EVERYONE if self.shared else request
+    def _key(self, request: Hashable) -> Hashable:
+        return _EVERYONE if self.shared else request
+
+    def _table(self, key: Hashable) -> dict[int, _Likely]:
         table = self._tables.setdefault(key, {})
         self._tables.move_to_end(key)
         if len(self._tables) > self._most:

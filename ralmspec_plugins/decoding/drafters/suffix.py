@@ -20,8 +20,9 @@ class SuffixDrafter:
 
     The longest suffix of the text that also occurs earlier is one look-up in the
     automaton. The tokens that followed it there are drafted, the most frequent first, then
-    the most recent. A token costs O(1) amortised time, and tokens that are rolled back are
-    removed again.
+    the most recent. A draft that reaches the text's end continues with what followed the longest
+    earlier occurrence of that end, so a text that repeats itself is drafted at any length. A
+    token costs O(1) amortised time, and tokens that are rolled back are removed again.
 
     Worked: the passage is "1 2 3 4", the prompt is "9", and the text is "1 2". This
     occurs in the passage, where 3, 4 and then the prompt follow:
