@@ -10,7 +10,7 @@ import typer
 
 from ralmspec_plugins.cli import build as parts
 from ralmspec_plugins.cli import options, output
-from ralmspec_plugins.cli.ask import Printer, ask_all
+from ralmspec_plugins.cli.answers import Printer, ask_all
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn import Datastore, Mixing, open_search
