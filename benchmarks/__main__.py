@@ -1,6 +1,7 @@
 """`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
 
-`python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks agents`
+`python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks rapid`
+drafts of a retrieved part of a long context, `python -m benchmarks agents`
 agents that run ahead of their tools, and `python -m benchmarks workloads` FLARE, Iter-RetGen and
 multi-hop, with options of their own.
 
@@ -35,6 +36,8 @@ def main() -> None:
     command: Any
     if name == "decoding":
         from benchmarks.decoding.cli import decoding as command
+    elif name == "rapid":
+        from benchmarks.decoding.rapid import rapid as command
     elif name == "agents":
         from benchmarks.agents import agents as command
     elif name == "workloads":

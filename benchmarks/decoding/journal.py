@@ -36,6 +36,10 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(one) + "\n" for one in whole), encoding="utf-8")
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether something stands under a name."""
+        return name in self._known
+
     def of(self, name: str, measure: Callable[[], Any]) -> Any:
         """Return what stands under a name, or measure it and write it down."""
         if name not in self._known:

@@ -196,13 +196,13 @@ class Budget:
         with self._lock:
             rate = self.rates.of(Evidence(source, _SURE, _LIKELY), 1, first=True)
             for a in (rate, _HIGH):
-                passes = self._passes_per_token(min(a, _HIGH), effort.step_s / pass_s, most)
+                passes = self.passes_per_token(min(a, _HIGH), effort.step_s / pass_s, most)
                 if left * pass_s * (1.0 - passes) > effort.start_s:
                     self._declined += a != rate
                     return a == rate or self._declined % _TRY_AGAIN == 0
         return False
 
-    def _passes_per_token(self, rate: float, step: float, most: int) -> float:
+    def passes_per_token(self, rate: float, step: float, most: int) -> float:
         """Return the cost of a token in passes over one row, for the best number of drafts."""
         best, expected = 1.0, 1.0
         for drafts in range(1, most + 1):
