@@ -223,11 +223,12 @@ class Bench:
         prefix = lm.caches.find(lineage.prefix, Run)
         assert prefix is not None
         ids = torch.tensor([[*lineage.prefix.tokens, *lineage.prompt]])
+        target: Any = self._target
         theirs = []
         for _ in range(self._repetitions):
             cache = copy.deepcopy(prefix.cache)
             began_s = clock()
-            found = self._target.generate(  # type: ignore[operator]
+            found = target.generate(
                 ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
                 max_new_tokens=self._tokens, do_sample=False,
             )  # fmt: skip

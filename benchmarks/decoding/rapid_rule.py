@@ -149,5 +149,6 @@ def deviations(
 
 
 def _softmax(logits: Floats) -> Floats:
-    weights: Floats = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    weights = np.exp(logits - logits.max())
+    shares: Floats = weights / weights.sum()
+    return shares

@@ -102,6 +102,10 @@ class WholeFiles:
         self._hits: Hits = tuple(Hit(passage) for passage in passages)
         self.signature = ("whole files", *(passage.id for passage in passages))
 
+    def encode(self, text: str) -> Query:
+        """Return the query of a text."""
+        return Query(text)
+
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         """Return all passages for each query."""
         return [self._hits for _ in queries]

@@ -101,7 +101,7 @@ def test_a_clear_guard_moves_the_same_tokens(bound: float) -> None:
     for seed in range(400):
         z, taught, noise = _drawn(seed)
         moved, ratios = transfer.moved(z, taught, 1.0)
-        other, others = transfer.moved(z + bound / 12.0 * noise, taught, 1.0)
+        _, others = transfer.moved(z + bound / 12.0 * noise, taught, 1.0)
         flips = ((ratios >= 0.1) != (others >= 0.1)) & ((moved - z).abs() > bound)
         if transfer.is_clear(z, taught, Sampling(), bound):
             assert not bool(flips.any())
