@@ -19,7 +19,7 @@ from benchmarks.decoding.rapid_rule import deviations
 from benchmarks.decoding.rapid_simulated import simulated
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
-from ralmspec_plugins.decoding import CostCurve, Decoding, DraftContext, RagDrafter
+from ralmspec_plugins.decoding import CostCurve, Decoding, DraftContext, Effort, RagDrafter
 from ralmspec_plugins.decoding.budget import AcceptanceRates, Budget
 from ralmspec_plugins.decoding.calibration import pass_clock
 from ralmspec_plugins.decoding.decoder import SpeculativeDecoder
@@ -80,6 +80,14 @@ class ForcedDrafter(RagDrafter):
     truth: Sequence[int] = ()
     begun_s = 0.0  # what it took to begin since this was set to 0
     prompt_tokens = 0
+
+    def effort(self, context: DraftContext) -> Effort | None:
+        """Return what a step takes; to begin is taken for free, as in a long text.
+
+        What it takes stands in the rows, and counts in the speed of whole requests.
+        """
+        expected = super().effort(context)
+        return None if expected is None else Effort(0.0, expected.step_s)
 
     def begin(self, context: DraftContext) -> None:
         """Retrieve and read, and take the time."""
@@ -449,6 +457,7 @@ Not real: the models are drawn ({target:,} weights; the small drafter {small:,})
 
 Speed: whole requests behind a context that was read before, against the faster of plain decoding and `generate`.
 Decoding: without retrieving and reading the drafter's prompt of {retrieved} tokens (all of it: the whole context), as the paper has it.
+Whether a drafter begins is decided by its steps alone, as in a long text.
 """  # noqa: E501 a line of the page is a sentence
 _COLUMNS: Final = {
     "length": "context",

@@ -28,7 +28,8 @@ _CONTEXTS: Final = 4  # long contexts whose index is kept
 _SURE: Final = 8  # the match length in the evidence of a model's tokens
 _RECENT: Final = 16.0  # time constant of the running means, in passes or drafted tokens
 _ROOM: Final = 1024  # positions kept free for the text, or a quarter of all if that is less
-_TIMED: Final = 16  # tokens of the prompt whose passes are timed when a model is bound
+_TIMED: Final = 16  # tokens in front of the pass that is timed when a model is bound
+_PREFILL: Final = 128  # tokens of the prompt whose prefill is timed then
 _UNKNOWN: Final = 0.1  # assumed cost of a drafter's pass until measured, in target passes
 _PATIENCE: Final = 24  # judged drafts before chunks are retrieved again
 _FALLEN: Final = 0.7  # chunks are retrieved again below this part of the best acceptance
@@ -491,17 +492,17 @@ class _Reader:
 
     def _time_passes(self) -> tuple[float, float]:
         """Return the seconds of a pass behind few tokens, and of a token in a prefill."""
-        token = self.vocabulary // 2
-        took, prefill = [], []
+        token, took = self.vocabulary // 2, []
+        most = _PREFILL if self.positions is None else min(_PREFILL, self.positions // 2)
         for _ in range(3):  # the first warms up
+            run = self.runner.start([token] * min(_TIMED, most))
             began_s = self.clock()
-            run = self.runner.start([token] * _TIMED)
-            read_s = self.clock()
             self.runner.feed(run, token)
             run.logits.argmax().item()  # waits for the device
-            took.append(self.clock() - read_s)
-            prefill.append((read_s - began_s) / _TIMED)
-        return min(took), min(prefill)
+            took.append(self.clock() - began_s)
+        began_s = self.clock()
+        self.runner.start([token] * most).logits.argmax().item()
+        return min(took), (self.clock() - began_s) / most
 
 
 @dataclass(slots=True, eq=False)
