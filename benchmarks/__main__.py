@@ -1,9 +1,9 @@
 """`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
 
-`python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks agents`
-agents that run ahead of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and
-multi-hop, and `python -m benchmarks gpu` searches, passes and requests on a GPU, with options of
-their own.
+`python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks rapid`
+drafts of a retrieved part of a long context, `python -m benchmarks agents` agents that run ahead
+of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and multi-hop, and
+`python -m benchmarks gpu` searches, passes and requests on a GPU, with options of their own.
 
 Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
 """
@@ -36,6 +36,8 @@ def main() -> None:
     command: Any
     if name == "decoding":
         from benchmarks.decoding.cli import decoding as command
+    elif name == "rapid":
+        from benchmarks.decoding.rapid import rapid as command
     elif name == "agents":
         from benchmarks.agents import agents as command
     elif name == "workloads":

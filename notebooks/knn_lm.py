@@ -83,7 +83,9 @@ place = Path(folder.name) / "store"
 started = time.perf_counter()
 store = build_datastore(texts, place, model, tokenizer, source="the demo's articles")
 
-print(f"{len(store):,} entries of {store.about.documents} texts, {store.about.dimension} numbers each,")
+print(
+    f"{len(store):,} entries of {store.about.documents} texts, {store.about.dimension} numbers each,"
+)
 print(f"built in {time.perf_counter() - started:.1f} s")
 for file in sorted(place.iterdir()):
     print(f"{file.name:20}{file.stat().st_size:12,} bytes")

@@ -365,7 +365,9 @@ assert text == replies["remote, plain"]["answer"]
 # `batch` is one round trip, and a `QueryCache`, which you give it only if the index does not change meanwhile, answers what was asked before.
 
 # %%
-sooner = SpeculativeRetriever(retriever=remote, memo=QueryCache(ttl_s=600), pool=SharedPassageCache())
+sooner = SpeculativeRetriever(
+    retriever=remote, memo=QueryCache(ttl_s=600), pool=SharedPassageCache()
+)
 
 assert sooner.batch(questions) == [remote.invoke(one) for one in questions]
 assert sooner.invoke(questions[0]) == remote.invoke(questions[0])

@@ -22,10 +22,10 @@ def share_calibrations() -> None:
 def _sharing(measure: Callable[..., Any]) -> Callable[..., Any]:
     from ralmspec_plugins.decoding.calibration import ErrorBound
 
-    def measured(model: Any, factor: float, budget_s: float) -> Any:
-        key = _key(model, factor)
+    def measured(model: Any, factor: float, budget_s: float, shift: Any = None) -> Any:
+        key = _key(model, factor) if shift is None else None
         if key is None:
-            return measure(model, factor, budget_s)
+            return measure(model, factor, budget_s, shift)
         if key not in _known:
             known = measure(model, factor, budget_s)
             _known[key] = known, known.error.largest, known.error.largest_share

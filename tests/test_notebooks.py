@@ -33,7 +33,8 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 
 def test_there_is_something_to_run() -> None:
     """The tests below have a notebook each."""
-    names = ["agents", "knn_lm", "langchain_quickstart", "llama_index_quickstart", "multi_hop"]
+    names = ["agents", "knn_lm", "langchain_quickstart"]
+    names += ["llama_index_quickstart", "long_context", "multi_hop"]
 
     assert names == [path.stem for path in NOTEBOOKS]
 

@@ -36,7 +36,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(one) + "\n" for one in whole), encoding="utf-8")
 
-    def has(self, name: str) -> bool:
+    def __contains__(self, name: str) -> bool:
         """Return whether something stands under a name."""
         return name in self._known
 

@@ -161,7 +161,7 @@ class SpeculativeModel:
     def known_by(self) -> dict[str, Any]:
         """Return all that a text depends on besides prompt and options, for hosts' caches.
 
-        The drafter is excluded, since it changes no text.
+        The drafter is excluded, since it changes no text; a knowledge transfer is included.
         """
         from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 
@@ -174,6 +174,9 @@ class SpeculativeModel:
                     "tokenizer": tokenizer_fingerprint(self.lm.tokenizer),
                     "precision": str(network.dtype).removeprefix("torch."),
                 }
+                transfer: Any = getattr(self.lm.decoder, "transfer", None)
+                if transfer is not None and transfer.eta:
+                    self._known["transfer"] = transfer.known_by()
             return self._known
 
     def tokens(self, text: str) -> list[int]:

@@ -17,6 +17,7 @@ from ralmspec_plugins.cli.ask import ask
 from ralmspec_plugins.cli.demo import demo
 from ralmspec_plugins.cli.diagnose import diagnose
 from ralmspec_plugins.cli.draft import draft
+from ralmspec_plugins.cli.generate import generate
 from ralmspec_plugins.cli.index import index
 from ralmspec_plugins.cli.knn import knn
 from ralmspec_plugins.cli.output import complain
@@ -95,6 +96,7 @@ def _common(
 
 app.command()(index)
 app.command()(ask)
+app.command()(generate)
 app.command()(demo)
 app.command()(diagnose)
 app.add_typer(draft, name="draft")

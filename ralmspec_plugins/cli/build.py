@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from ralmspec_plugins.cli.options import PLAIN, Count, DrafterName, OptionalCount, Seconds
+import typer
+
+from ralmspec_plugins.cli.options import (
+    PLAIN,
+    Count,
+    DrafterName,
+    OptionalCount,
+    Seconds,
+    option,
+)
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.demo import MODEL
@@ -47,7 +56,7 @@ class SearchOptions:
 
     PANEL: ClassVar[str] = "Search"
 
-    kb: Path
+    kb: Path | None = None
     encoder: str | None = None
     k: OptionalCount = None
     interval: Count = 4
@@ -56,15 +65,39 @@ class SearchOptions:
     latency: Seconds = 0.0
 
     def open(self) -> Retriever:
-        """Load the knowledge base, with the simulated latency of a remote store if one is set."""
+        """Load the knowledge base, with the simulated latency of a remote store if one is set.
+
+        Raises:
+            BadParameter: none was given.
+        """
+        if self.kb is None:
+            raise typer.BadParameter("Missing option '--kb'.")
         return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
 
     def samples(self) -> list[str]:
         """Return some passages' texts, from all of the knowledge base."""
+        assert self.kb is not None  # `open` comes first
         passages = read(self.kb, verify="sizes").passages
         return [
             passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
         ]
+
+    def check_unused(self, workload: str) -> None:
+        """Check that nothing about searching was given; the encoder is that of chunks then.
+
+        Raises:
+            BadParameter: a knowledge base, a setting of its search or a workload was given.
+        """
+        given = [
+            option(one.name)
+            for one in fields(self)
+            if one.name != "encoder" and getattr(self, one.name) != one.default
+        ]
+        given += ["--workload"] * (workload != "interval")
+        if given:
+            raise typer.BadParameter(
+                f"{', '.join(given)} cannot be given with --long-context, which searches nothing"
+            )
 
     def workload(
         self, lm: LanguageModel[Any], name: str = "interval", **settings: Any
@@ -161,8 +194,20 @@ class Weights:
         template: str | None = None,
         chat: Any = None,
         drafter: DrafterName = "none",
+        passage_tokens: int = 256,
+        decoding: Callable[[str], Any] | None = None,
     ) -> None:
         """Load a model, or `DEMO`, and generate a few tokens to warm it up.
+
+        Args:
+            model: its folder or name.
+            threads: torch's.
+            temperature: 0 for greedy decoding.
+            template: the text around a question.
+            chat: where passages stand in the model's chat template.
+            drafter: drafts tokens, except in plain runs.
+            passage_tokens: the maximum number of tokens of a passage.
+            decoding: returns how tokens are drafted in a mode; replaces `drafter`.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -172,18 +217,24 @@ class Weights:
 
         prompt = template or (_DEMO_PROMPT if model == DEMO else "{prompt}")
         passages = PassageTemplate(prompt=prompt, chat=chat)
-        self._style = {"sampling": sampling_of(temperature), "template": passages}
+        self._style: dict[str, Any] = {
+            "sampling": sampling_of(temperature),
+            "template": passages,
+            "passage_tokens": passage_tokens,
+        }
         self._kind = HuggingFaceLM
-        self._drafter = drafter
+        self._decoding = decoding or (lambda mode: None if mode == PLAIN else decoding_of(drafter))
         self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
-        lm = self.language_model()
+        lm = self._made(None)
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
         lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
 
     def language_model(self, mode: str = PLAIN) -> LanguageModel[Any]:
         """Return the model with empty caches; with a drafter, if there is one, unless plain."""
+        return self._made(self._decoding(mode))
+
+    def _made(self, decoding: Any) -> LanguageModel[Any]:
         loaded = self._loaded
-        decoding = None if mode == PLAIN else decoding_of(self._drafter)
         lm: LanguageModel[Any] = self._kind(
             loaded.model, loaded.tokenizer, decoding=decoding, **self._style
         )

@@ -12,7 +12,7 @@ import typer
 
 from ralmspec_plugins.cli import build as parts
 from ralmspec_plugins.cli import options, output, sources
-from ralmspec_plugins.cli.ask import Printer, ask_all
+from ralmspec_plugins.cli.answers import Printer, ask_all
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.errors import ConfigError

@@ -118,7 +118,7 @@ WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOAD
 WorkloadOption = Annotated[
     str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
 ]
-DrafterName = Literal["none", "suffix", "passages", "both"]
+DrafterName = Literal["none", "suffix", "passages", "both", "rapid"]
 Count = Annotated[int, {"min": 1}]
 Probability = Annotated[float, {"min": 0.0, "max": 1.0}]
 OptionalCount = Annotated[int | None, {"min": 1}]

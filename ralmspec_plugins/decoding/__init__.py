@@ -8,7 +8,7 @@ Nothing here imports torch before `Decoding` or `ModelDrafter` is accessed.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ralmspec_plugins.decoding.budget import CostCurve
+from ralmspec_plugins.decoding.budget import CostCurve, Effort
 from ralmspec_plugins.decoding.drafters import (
     Accepted,
     DraftContext,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ralmspec_plugins.decoding.decoder import Decoding
     from ralmspec_plugins.decoding.drafters.corpus import CorpusDrafter
     from ralmspec_plugins.decoding.drafters.model import ModelDrafter
+    from ralmspec_plugins.decoding.rapid import RagDrafter
+    from ralmspec_plugins.decoding.transfer import KnowledgeTransfer
 
 __all__ = [
     "Accepted",
@@ -36,9 +38,12 @@ __all__ = [
     "DraftContext",
     "DraftTarget",
     "Drafter",
+    "Effort",
     "FusedDrafter",
+    "KnowledgeTransfer",
     "ModelDrafter",
     "PassageDrafter",
+    "RagDrafter",
     "RecyclingDrafter",
     "SimulatedDecoder",
     "SuffixDrafter",
@@ -50,7 +55,9 @@ __all__ = [
 _LATER = {
     "CorpusDrafter": "drafters.corpus",
     "Decoding": "decoder",
+    "KnowledgeTransfer": "transfer",
     "ModelDrafter": "drafters.model",
+    "RagDrafter": "rapid",
     "TokenCorpus": "corpus",
     "build_corpus": "corpus",
 }

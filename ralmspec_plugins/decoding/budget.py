@@ -118,11 +118,23 @@ def _keys(evidence: Evidence, depth: int, first: bool) -> tuple[_Key, _Key]:
 # How many to verify.
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What drafting for a text is expected to take."""
+
+    start_s: float  # once, before the first draft: to retrieve, and to read a prompt
+    step_s: float  # for each drafted token
+
+
 _RECENT: Final = 16.0  # time constant of the running means, in observations
 _LEAST_ASKED: Final = 4  # drafts
 _PATIENCE: Final = 4  # choices of no draft after which drafting becomes rarer
 _RAREST: Final = 7  # most tokens between two attempts to draft, if drafting costs little
 _TRIED: Final = 0.02  # maximum share of the time for drafts that do not pay off
+_SURE: Final = 8  # the match length in the evidence of a model's drafts
+_LIKELY: Final = 0.9  # the share in the evidence of drafts that are not made yet
+_HIGH: Final = 0.95  # an acceptance rate above which hardly any is
+_TRY_AGAIN: Final = 8  # times that drafts might pay until they are tried nevertheless
 
 
 class Budget:
@@ -145,6 +157,7 @@ class Budget:
         self._last = 0  # accepted drafts of the last tree: while a passage is copied, many
         self._refused = 0  # consecutive choices of no draft
         self._skipped = 0  # tokens since the last draft
+        self._declined = 0  # drafters that were not begun with, though they might pay
         self._lock = threading.Lock()
 
     def ask(self, most: int) -> int:
@@ -162,6 +175,40 @@ class Budget:
             self._skipped = 0
             usual = max(4.0 * self._accepted, 2.0 * self._last)
             return min(most, _LEAST_ASKED + math.ceil(usual))
+
+    def pays(self, source: str, effort: Effort, left: int, most: int) -> bool:
+        """Return whether drafts are expected to gain more time than they take.
+
+        With k drafts of acceptance rate a, a pass gives (1 - a^(k+1)) / (1 - a) tokens and costs
+        c(1 + k) + k steps of the drafter, for the best k. What that gains over the tokens that
+        are left is compared with what it takes to begin. The rate is the learned one. Drafts
+        that would pay at a rate of 0.95 only are tried once in eight times, to learn of a change.
+
+        Args:
+            source: the drafter's, in the evidence of its drafts.
+            effort: what drafting is expected to take.
+            left: the tokens that may still be generated.
+            most: the maximum number of drafts in a pass.
+        """
+        pass_s = self.costs.pass_s
+        if pass_s is None:
+            return True
+        with self._lock:
+            rate = self.rates.of(Evidence(source, _SURE, _LIKELY), 1, first=True)
+            for a in (rate, _HIGH):
+                passes = self.passes_per_token(min(a, _HIGH), effort.step_s / pass_s, most)
+                if left * pass_s * (1.0 - passes) > effort.start_s:
+                    self._declined += a != rate
+                    return a == rate or self._declined % _TRY_AGAIN == 0
+        return False
+
+    def passes_per_token(self, rate: float, step: float, most: int) -> float:
+        """Return the cost of a token in passes over one row, for the best number of drafts."""
+        best, expected = 1.0, 1.0
+        for drafts in range(1, most + 1):
+            expected += rate**drafts
+            best = min(best, (self.costs.cheapest(1 + drafts)[1] + drafts * step) / expected)
+        return best
 
     def chances(self, tree: TokenTree) -> list[float]:
         """Estimate for each token the probability that the whole path to it is accepted."""

@@ -3,9 +3,9 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class Calibration:
         trees: whether drafts may be trees; otherwise they are chains.
         threads: the number of torch threads when this was measured.
         exact: whether logits do not differ at all, because all passes have one shape.
+        growth: the largest factor by which a transfer enlarged errors of logits meanwhile.
     """
 
     error: ErrorBound
@@ -73,13 +74,27 @@ class Calibration:
     trees: bool
     threads: int
     exact: bool = False
+    growth: float = 1.0
 
 
-def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibration:
+class Shift(Protocol):
+    """Moves logits by those of a teacher."""
+
+    largest: float  # factor by which it enlarged errors of logits
+
+    def __call__(self, logits: Tensor, teachers: Tensor) -> Tensor:
+        """Return the moved logits."""
+        ...
+
+
+def measure_errors(
+    model: HostedModel, factor: float, budget_s: float, shift: Shift | None = None
+) -> Calibration:
     """Measure how logits differ when a text is read token by token, in chains, and in trees.
 
     The text is the model's own. Differences accumulate over the blocks, as they do in use: each
-    block is read with the cache that the blocks before it left.
+    block is read with the cache that the blocks before it left. With a `shift`, the differences
+    are those of shifted logits, where the logits of the token before stand for a teacher's.
     """
     length = _TEXT if model.context is None else min(_TEXT, model.context - _PROMPT - 1)
     prompt = _prompt(model)
@@ -91,17 +106,20 @@ def measure_errors(model: HostedModel, factor: float, budget_s: float) -> Calibr
         text.append(int(run.logits.argmax()))
         model.runner.feed(run, text[-1])
         truth.append(run.logits)
+    shifted = _shifted_by(shift, truth)
+    truth = [shifted(place, logits) for place, logits in enumerate(truth)]
     error = ErrorBound(factor)
-    chains, share = _largest_differences(model, prompt, text, truth, trees=False)
+    chains, share = _largest_differences(model, prompt, text, truth, shifted, trees=False)
     error.observe(chains, share)
     trees = False
     if model.runner.takes_trees and is_croppable(run.cache):
-        branched, share = _largest_differences(model, prompt, text, truth, trees=True)
+        branched, share = _largest_differences(model, prompt, text, truth, shifted, trees=True)
         trees = branched <= _WIDER * chains + 1e-6 * float(truth[0].abs().max())
         if trees:
             error.observe(branched, share)
     near = _near(model, prompt, text, truth, error)
-    return Calibration(error, near, trees, torch.get_num_threads())
+    growth = 1.0 if shift is None else shift.largest
+    return Calibration(error, near, trees, torch.get_num_threads(), growth=growth)
 
 
 def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
@@ -127,9 +145,46 @@ def measure_costs(model: HostedModel, budget_s: float) -> CostCurve:
                 seconds[size].append(took_s)
         if all(seconds.values()) and time.perf_counter() - began_s > budget_s:
             break
+    return _curve(seconds)
+
+
+def _curve(seconds: Mapping[int, Sequence[float]]) -> CostCurve:
+    """Return the costs of passes by the shortest time of each size, which begin with 1."""
     least = {size: min(took) for size, took in seconds.items()}
-    costs = (1.0, *(min(size, max(1.0, least[size] / least[1])) for size in sizes[1:]))
-    return CostCurve(tuple(sizes), costs, least[1])
+    costs = (min(size, max(1.0, least[size] / least[1])) for size in seconds)
+    return CostCurve(tuple(seconds), tuple(costs), least[1])
+
+
+def measure_costs_on(
+    runner: ModelRunner, run: Run, sizes: Sequence[int], budget_s: float
+) -> CostCurve:
+    """Measure the time of passes over several rows behind what a run has read.
+
+    The longer a context is, the longer a pass takes, and the less each further row adds. The rows
+    are removed again.
+
+    Args:
+        runner: the runner.
+        run: a run whose cache can be cropped.
+        sizes: the numbers of rows, rising from 1.
+        budget_s: the approximate maximum duration.
+    """
+    clock, passes = pass_clock(runner.device), run.passes
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    started_s = time.perf_counter()
+    for number in range(_ROUNDS + 1):  # the first is a warm-up
+        for size in sizes:
+            began_s = clock()
+            rows = runner.read_rows(run, [0] * size, range(-1, size - 1))
+            rows.logits.argmax(dim=-1).tolist()
+            runner.drop_rows(run, rows)
+            took_s = clock() - began_s
+            if number or time.perf_counter() - started_s > budget_s:
+                seconds[size].append(took_s)
+        if all(seconds.values()) and time.perf_counter() - started_s > budget_s:
+            break
+    run.passes = passes
+    return _curve(seconds)
 
 
 def measure_fixed_cost(
@@ -204,6 +259,7 @@ def _largest_differences(
     prompt: Sequence[int],
     text: Sequence[int],
     truth: Sequence[Tensor],
+    shifted: Callable[[int, Tensor], Tensor],
     *,
     trees: bool,
 ) -> tuple[float, float]:
@@ -221,11 +277,19 @@ def _largest_differences(
         tokens, parents, path = _rows_of(block, trees)
         rows = model.runner.read_rows(run, tokens, parents)
         for place, row in enumerate(path, at + 1):
-            largest.observe(
-                *differences(model, truth[place], rows.logits[row], prompt, text[:place])
-            )
+            found = shifted(place, rows.logits[row : row + 1])
+            largest.observe(*differences(model, truth[place], found, prompt, text[:place]))
         model.runner.keep_rows(run, rows, path)
     return largest.largest, largest.largest_share
+
+
+def _shifted_by(shift: Shift | None, truth: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:
+    """Return what shifts the logits at a place of the text by those of the place before."""
+
+    def shifted(place: int, logits: Tensor) -> Tensor:
+        return logits if shift is None else shift(logits, truth[place - 1])
+
+    return shifted
 
 
 def differences(

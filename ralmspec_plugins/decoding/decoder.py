@@ -14,6 +14,7 @@ from ralmspec_plugins.decoding.calibration import (
     ErrorBound,
     differences,
     measure_costs,
+    measure_costs_on,
     measure_errors,
     measure_fixed_cost,
     pass_clock,
@@ -28,6 +29,7 @@ from ralmspec_plugins.decoding.drafters.protocol import (
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
 from ralmspec_plugins.decoding.fixed_shape import PREFILL_ROWS, FixedShapeRunner, probe
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged
+from ralmspec_plugins.decoding.transfer import KnowledgeTransfer, TransferDecoder
 from ralmspec_plugins.decoding.verification import TreePass
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.decoder import (
@@ -37,13 +39,15 @@ from ralmspec_plugins.lm.decoder import (
     SegmentDecoder,
     SegmentText,
 )
-from ralmspec_plugins.lm.kv_cache import ModelRunner, Run
+from ralmspec_plugins.lm.kv_cache import ModelRunner, Run, is_croppable
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.protocols import Progress
 
 _log = logging.getLogger(__name__)
 
 Exactness = Literal["certified", "invariant"]
+_LONG: Final = 1024  # tokens of a context from which on passes are timed behind it
+_TIMED_ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 _MOST_COST: Final = 1.5  # maximum cost of a pass of fixed shape, in passes over one row
 
 
@@ -70,7 +74,10 @@ class Decoding:
         most_drafts: the maximum number of drafts in a pass.
         error_factor: the ratio of the bounds to the largest differences seen.
         most_retakes: the maximum share of choices that may have to be retaken.
-        costs: the cost of passes by their rows; measured if not given.
+        transfer: the target's distribution is enriched by a teacher's: the text is that of
+            another target, see `KnowledgeTransfer`.
+        costs: the cost of passes by their rows; measured if not given, and again for each
+            doubling of the context from 1,024 tokens on, in the first request of such a length.
         calibration_s: the approximate maximum duration of each of the two measurements.
     """
 
@@ -80,6 +87,7 @@ class Decoding:
     most_drafts: int = 31
     error_factor: float = 8.0  # with twice as much no greedy choice in 1,840 was open in float32
     most_retakes: float = 0.01  # each costs a pass for every token since the last plain one
+    transfer: KnowledgeTransfer | None = None
     costs: CostCurve | None = None
     calibration_s: float = 2.0
 
@@ -117,12 +125,15 @@ class Decoding:
     def decoder(self, model: HostedModel) -> Decoder:
         """Return the decoder of a model: the plain one if speculation is not possible."""
         drafters = self.drafters
-        target = DraftTarget(model.encode, model.vocabulary, model.tokenizer)
+        target = DraftTarget(model.encode, model.vocabulary, model.tokenizer, model.runner.model)
         for drafter in drafters:
             bind = getattr(drafter, "bind", None)
             if bind is not None:
                 bind(target)
-        return self._measured(model, drafters, self.costs)
+        if self.transfer is None:
+            return self._measured(model, drafters, self.costs)
+        self.transfer.bind(target)
+        return TransferDecoder(self._measured(model, drafters, self.costs), self.transfer, model)
 
     def _measured(
         self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
@@ -136,7 +147,8 @@ class Decoding:
             if self.exactness is not None:
                 return PlainDecoder(model.runner)
         try:
-            known = measure_errors(model, self.error_factor, self.calibration_s)
+            shift = None if self.transfer is None else self.transfer.smooth_shift(model.sampling)
+            known = measure_errors(model, self.error_factor, self.calibration_s, shift)
         except Exception as problem:  # noqa: BLE001 after any error plain decoding still works
             _log.warning("No tokens are drafted: %s", problem)
             return PlainDecoder(model.runner)
@@ -219,6 +231,7 @@ class SpeculativeDecoder:
         self.settings = settings
         self.known = known
         self.budget = Budget(costs)
+        self._budgets: dict[int, Budget] = {}  # for long contexts, by their length's order
         self.counts = DecodingCounts()
         self.clock = pass_clock(model.runner.device)
         self.drafters = drafters
@@ -238,7 +251,38 @@ class SpeculativeDecoder:
 
     def segment(self, run: Run, text: SegmentText) -> SegmentDecoder:
         """Return the decoder of a segment on a run."""
-        return SpeculativeSegment(self, run, text)
+        return SpeculativeSegment(self, run, text, self.budget_for(run))
+
+    def budget_for(self, run: Run) -> Budget:
+        """Return the budget of drafts behind a context as long as a run's.
+
+        The longer a context is, the longer a pass takes, and the less each further row adds to
+        it. So passes behind long contexts are timed on the run itself, once for each doubling.
+        """
+        length = run.cache.get_seq_length()
+        order = length.bit_length()
+        if length < _LONG or self.settings.costs is not None or not self.drafters:
+            return self.budget
+        if order not in self._budgets:
+            costs = self._costs_behind(run, length)
+            self._budgets[order] = self.budget if costs is None else Budget(costs)
+        return self._budgets[order]
+
+    def _costs_behind(self, run: Run, length: int) -> CostCurve | None:
+        """Return the cost of passes behind a run; `None` if it cannot be measured there."""
+        if not is_croppable(run.cache):
+            return None
+        context = self.model.context
+        most = 64 if context is None else context - length
+        sizes = [size for size in _TIMED_ROWS if size <= min(most, 1 + self.most_drafts)]
+        if self.known.exact:
+            sizes = [1]
+        if not sizes:
+            return None
+        measured = measure_costs_on(self.runner, run, sizes, self.settings.calibration_s)
+        if self.known.exact:
+            return CostCurve((1, self.settings.pass_rows), (1.0, 1.0), measured.pass_s)
+        return measured
 
     def release(self, request: int) -> None:
         """Release what the drafters hold for a request."""
@@ -251,16 +295,44 @@ class SpeculativeDecoder:
         """Return a decoder with the same drafters and another sampling."""
         return self.settings.decoder_beside(self, sampling)
 
-    def draft(self, context: DraftContext, depth: int, most: int) -> TokenTree:
-        """Return the merged drafts of all drafters; one that raises drafts nothing."""
-        began_s, found = self.clock(), []
+    def drafters_for(self, context: DraftContext, budget: Budget) -> list[Drafter]:
+        """Return the drafters that are expected to pay off in a segment, ready to draft."""
+        found = []
         for drafter in self.drafters:
+            effort: Any = getattr(drafter, "effort", None)
+            try:
+                if effort is not None and (expected := effort(context)) is not None:
+                    source = getattr(drafter, "source", "")
+                    if not budget.pays(source, expected, context.left, self.most_drafts):
+                        continue
+                    begin: Any = getattr(drafter, "begin", None)
+                    if begin is not None:
+                        begin(context)
+                found.append(drafter)
+            except Exception:  # noqa: BLE001 a drafter's error never changes the answer
+                self._report(drafter)
+        return found
+
+    def draft(
+        self,
+        context: DraftContext,
+        depth: int,
+        most: int,
+        drafters: Sequence[Drafter],
+        budget: Budget,
+    ) -> TokenTree:
+        """Return the merged drafts of several drafters; one that raises drafts nothing."""
+        found, took_s = [], 0.0
+        for drafter in drafters:
+            began_s = self.clock()
             try:
                 tree = drafter.propose(context, most)
                 found.append(tree.within(self.model.vocabulary, depth))
-            except Exception:  # noqa: BLE001 a drafter's error never changes the answer
+            except Exception:  # noqa: BLE001 as above
                 self._report(drafter)
-        self.budget.note_draft(self.clock() - began_s)
+            if not getattr(drafter, "steady", False):  # a teacher reads the text in any case
+                took_s += self.clock() - began_s
+        budget.note_draft(took_s)
         return merged(found)
 
     def accept(self, accepted: Accepted) -> None:
@@ -297,9 +369,13 @@ class SpeculativeDecoder:
 class SpeculativeSegment:
     """The passes of one segment, in which drafts are proposed, verified and accepted."""
 
-    def __init__(self, decoder: SpeculativeDecoder, run: Run, text: SegmentText) -> None:
+    def __init__(
+        self, decoder: SpeculativeDecoder, run: Run, text: SegmentText, budget: Budget
+    ) -> None:
         """Create a segment that continues a run."""
         self._decoder = decoder
+        self._budget = budget
+        self._drafters: list[Drafter] | None = None  # chosen at the first draft
         self._runner = decoder.model.runner
         self._run = run
         self._text = text
@@ -334,7 +410,7 @@ class SpeculativeSegment:
             self._decoder.observe(self._context, rows.tokens, rows.parents, rows.logits)
         return self._pass.here
 
-    def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
+    def is_certain(self, tokens: Sequence[int], logits: Tensor, wider: float = 1.0) -> bool:
         """Return whether the schedule's logits would have led to the same choice as these."""
         if self._decoder.known.exact or (self._pass is None and self._run.is_scheduled):
             return True
@@ -345,13 +421,13 @@ class SpeculativeSegment:
         certain = is_certain(
             logits,
             model.sampling,
-            self._decoder.known.error.value,
-            share_bound=self._decoder.known.error.share,
+            self._decoder.known.error.value * wider,
+            share_bound=self._decoder.known.error.share * wider,
             history=history,
             seed=self._text.seed,
             position=len(tokens),
         )
-        self._decoder.budget.note_check(self._decoder.clock() - began_s)
+        self._budget.note_check(self._decoder.clock() - began_s)
         return certain
 
     def logprob_error(self) -> float:
@@ -371,7 +447,7 @@ class SpeculativeSegment:
             self._feed(token)
         found = differences(self._decoder.model, self._run.logits, before, self._text.front, tokens)
         self._decoder.known.error.observe(*found)
-        self._decoder.budget.note_tokens(0, len(missing))
+        self._budget.note_tokens(0, len(missing))
         self._decoder.counts.add(retaken=1)
         self.decisions_retaken += 1
         return self._run.logits
@@ -380,7 +456,7 @@ class SpeculativeSegment:
         """Keep only tokens of the text in the cache, and learn from the last draft."""
         self._finish()
         self._judge(tuple(self._run.tokens))
-        self._decoder.budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
+        self._budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
 
     def _feed(self, token: int) -> None:
         self._runner.feed(self._run, token)
@@ -389,7 +465,7 @@ class SpeculativeSegment:
             context = self._context_of(tuple(self._run.tokens))
             self._decoder.observe(context, (token,), (ROOT,), self._run.logits)
 
-    def _context_of(self, tokens: tuple[int, ...]) -> DraftContext:
+    def _context_of(self, tokens: tuple[int, ...], left: int = 0) -> DraftContext:
         text, decoder = self._text, self._decoder
         return DraftContext(
             text.request,
@@ -398,27 +474,30 @@ class SpeculativeSegment:
             tokens,
             seed=text.seed,
             sampling=decoder.model.sampling,
-            pass_s=decoder.budget.costs.pass_s,
+            pass_s=self._budget.costs.pass_s,
+            left=left,
         )
 
     def _draft(self, tokens: Sequence[int], depth: int) -> TokenTree:
         """Return the drafts that are worth verifying."""
         self._judge(tokens)
         decoder = self._decoder
-        most = decoder.budget.ask(decoder.most_drafts) if depth > 0 else 0
+        most = self._budget.ask(decoder.most_drafts) if depth > 0 else 0
         if not most:
             return EMPTY
-        self._context = self._context_of(tuple(tokens))
-        tree = decoder.draft(self._context, depth, most)
+        self._context = self._context_of(tuple(tokens), depth)
+        if self._drafters is None:
+            self._drafters = decoder.drafters_for(self._context, self._budget)
+        tree = decoder.draft(self._context, depth, most, self._drafters, self._budget)
         trees = decoder.known.trees
         self._drafted = tree if trees else tree.chain()
-        chosen = decoder.budget.choose(self._drafted, depth, trees=trees)
+        chosen = self._budget.choose(self._drafted, depth, trees=trees)
         return chosen.within(decoder.model.vocabulary, depth)
 
     def _judge(self, tokens: Sequence[int]) -> None:
         """Learn which of the last drafts, verified or not, agree with the text."""
         if self._context is not None:
-            self._decoder.budget.learn(self._drafted, tokens[len(self._context.text) :])
+            self._budget.learn(self._drafted, tokens[len(self._context.text) :])
         self._context, self._drafted = None, EMPTY
 
     def _finish(self) -> None:

@@ -38,8 +38,15 @@ class HostedModel:
 class SegmentDecoder(Protocol):
     """Runs the passes of one segment. Between calls its run may be kept or dropped."""
 
-    drafts_accepted: int  # drafts that were accepted
-    decisions_retaken: int  # choices repeated by the compute schedule
+    @property
+    def drafts_accepted(self) -> int:
+        """The number of accepted drafts."""
+        ...
+
+    @property
+    def decisions_retaken(self) -> int:
+        """The number of choices repeated by the compute schedule."""
+        ...
 
     def logits(self, tokens: Sequence[int], goal: int, progress: Progress) -> Tensor:
         """Return the logits after these tokens, [1, vocabulary], in float32.
@@ -54,8 +61,14 @@ class SegmentDecoder(Protocol):
         """
         ...
 
-    def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
-        """Return whether the compute schedule's logits certainly lead to the same choice."""
+    def is_certain(self, tokens: Sequence[int], logits: Tensor, wider: float = 1.0) -> bool:
+        """Return whether the compute schedule's logits certainly lead to the same choice.
+
+        Args:
+            tokens: the text.
+            logits: after it.
+            wider: how much wider than known the bounds on the logits' errors are.
+        """
         ...
 
     def logprob_error(self) -> float:
@@ -137,7 +150,7 @@ class PlainSegment:
             self._runner.feed(self._run, token)
         return self._run.logits
 
-    def is_certain(self, tokens: Sequence[int], logits: Tensor) -> bool:
+    def is_certain(self, tokens: Sequence[int], logits: Tensor, wider: float = 1.0) -> bool:
         """Return true: these are the schedule's logits."""
         return True
 

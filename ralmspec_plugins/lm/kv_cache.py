@@ -355,6 +355,10 @@ class ModelRunner:
         run.tokens.extend(kept)
         run.last = Last(rows.logits[path[-1] : path[-1] + 1], None)
 
+    def drop_rows(self, run: Run, rows: Rows) -> None:
+        """Remove all rows from a cache that can be cropped, as if they had not been read."""
+        _keep_columns(run.cache, len(rows.tokens), ())
+
     def reschedule(self, run: Run) -> None:
         """Roll back to the tokens that were read by the schedule."""
         if is_croppable(run.cache):

@@ -5,7 +5,12 @@
 
 from ralmspec_plugins.decoding.drafters.fused import FusedDrafter
 from ralmspec_plugins.decoding.drafters.passages import PassageDrafter
-from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, Drafter, DraftTarget
+from ralmspec_plugins.decoding.drafters.protocol import (
+    Accepted,
+    DraftContext,
+    Drafter,
+    DraftTarget,
+)
 from ralmspec_plugins.decoding.drafters.recycling import RecyclingDrafter
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ralmspec_plugins.decoding.calibration import pass_clock
+from ralmspec_plugins.decoding.drafters.followers import Followers
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
 from ralmspec_plugins.errors import ConfigError, ModelError
 from ralmspec_plugins.lm.fingerprint import tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, load, vocabulary_size
 from ralmspec_plugins.lm.kv_cache import ModelRunner, Rows, Run, common_length, is_croppable
-from ralmspec_plugins.lm.sampling import Sampling
-from ralmspec_plugins.lm.token_sampler import TokenSampler
 
 _FRONTS: Final = 2  # kept prompts of one request: with its passages, and with guessed ones
 _SURE: Final = 8  # the match length in the evidence of a model's tokens
@@ -87,7 +86,7 @@ class ModelDrafter:
         self._context = context_length(model)
         self._vocabulary = vocabulary_size(model)
         self._trees = self._runner.takes_trees and breadth > 1
-        self._samplers: dict[Sampling, TokenSampler] = {}
+        self._followers = Followers(breadth)
         self._own_pass_s: float | None = None
         self._requests: OrderedDict[Hashable, list[_Reading]] = OrderedDict()  # oldest use first
         self._lock = threading.Lock()
@@ -164,17 +163,7 @@ class ModelDrafter:
         self, context: DraftContext, path: Sequence[int], logits: Tensor
     ) -> list[tuple[int, float]]:
         """Return the likeliest tokens after a path of drafts, with estimated probabilities."""
-        settings = context.sampling
-        if not isinstance(settings, Sampling):
-            return _likeliest(logits, self.breadth)
-        sampler = self._samplers.setdefault(settings, TokenSampler(settings))
-        likely = _likeliest(logits / settings.temperature, self.breadth)
-        text = (*context.text, *path)
-        history = (*context.front, *text) if sampler.needs_history else ()
-        drawn = sampler.choose(logits[None], history, context.seed, len(text))
-        chance = dict(likely).get(drawn, 0.0)
-        rest = [(token, one / 2.0) for token, one in likely if token != drawn]
-        return [(drawn, (1.0 + chance) / 2.0), *rest][: self.breadth]
+        return self._followers.of(context, path, logits)
 
     def least_gain(self, context: DraftContext) -> float:
         """Return the cost of a pass in target passes: the gain from which it pays off."""
@@ -235,12 +224,6 @@ class ModelDrafter:
 
 def _target_front(context: DraftContext) -> Sequence[int]:
     return context.front
-
-
-def _likeliest(logits: Tensor, count: int) -> list[tuple[int, float]]:
-    """Return the most probable tokens, with their probabilities."""
-    best = logits.softmax(dim=-1).topk(min(count, logits.shape[-1]))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ class DraftTarget:
     encode: Callable[[Passage], tuple[int, ...]]  # returns the tokens of a passage
     vocabulary: int  # drafts are tokens below this
     tokenizer: Any
+    model: Any = None  # the model itself, for a drafter that shares its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class DraftContext:
     seed: int = 0  # of the request: the random number of a position is drawn from both
     sampling: Any = None  # how the model's tokens are chosen: `Greedy` or `Sampling`
     pass_s: float | None = None  # seconds of the model's pass over one token, if known
+    left: int = 0  # tokens that the segment may still have behind the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,10 @@ class Drafter(Protocol):
     - `bind(target)`, with a `DraftTarget`, once, before all other methods. It raises if the
       settings do not fit, for example if the drafter has another vocabulary.
     - `release(request)` when a request ends.
+    - `effort(context)`, before the first `propose` of a segment, returns an `Effort`, or `None`
+      if the drafter has begun with this text already. Where drafts are not expected to gain more
+      than that, the drafter is left out of the segment; otherwise `begin(context)` follows, whose
+      time does not count as drafting.
     - `observe(context, tokens, parents, logits)` after each pass of the model over tokens of a
       text and the drafts after them. `parents` has for each token the index of the one that it
       follows, -1 for the first; `logits` is a tensor [tokens, vocabulary] in float32, valid
