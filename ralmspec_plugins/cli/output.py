@@ -189,3 +189,28 @@ class BuildBars:
                     soft_wrap=True,
                 )
             raise
+
+
+class ServerStatus:
+    """Says where a server listens, and on a terminal what it does, on a line that changes."""
+
+    def __init__(self, url: str, model: str, as_json: bool) -> None:
+        """Print one object on stdout, or a line that stays on a terminal."""
+        told = {"url": url, "model": model}
+        report(told, f"serving {model} at {url}; Ctrl-C stops it", as_json)
+        self._status = notes().status("no request yet")
+
+    def __enter__(self) -> "ServerStatus":
+        """Show the line."""
+        self._status.start()
+        return self
+
+    def show(self, counts: Any) -> None:
+        """Show the counts of requests."""
+        self._status.update(
+            f"{counts.running} running, {counts.waiting} waiting, {counts.ended:,} ended"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the line."""
+        self._status.stop()
