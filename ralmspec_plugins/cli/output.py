@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import typer
 from rich import progress as rich_progress
@@ -200,7 +200,7 @@ class ServerStatus:
         report(told, f"serving {model} at {url}; Ctrl-C stops it", as_json)
         self._status = notes().status("no request yet")
 
-    def __enter__(self) -> "ServerStatus":
+    def __enter__(self) -> Self:
         """Show the line."""
         self._status.start()
         return self
