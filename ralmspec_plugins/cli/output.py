@@ -192,7 +192,7 @@ class BuildBars:
 
 
 class ServerStatus:
-    """Says where a server listens, and on a terminal what it does, on a line that changes."""
+    """Prints where a server listens, and on a terminal the counts of its requests."""
 
     def __init__(self, url: str, model: str, as_json: bool) -> None:
         """Print one object on stdout, or a line that stays on a terminal."""

@@ -154,7 +154,7 @@ class AnswerResponse(Response):
                 await sender.send(Response(body, media_type="application/json"))
         except _GoneError:
             raise
-        except Exception as error:  # noqa: BLE001 the client is told
+        except Exception as error:  # noqa: BLE001 the client receives it
             await sender.send(ApiErrorResponse(self._error(error)))
 
     async def _stream(self, sender: "_Sender") -> None:
@@ -173,7 +173,7 @@ class AnswerResponse(Response):
                 await sender.body(END_OF_STREAM, last=True)
         except _GoneError:
             raise
-        except Exception as error:  # noqa: BLE001 the client is told
+        except Exception as error:  # noqa: BLE001 the client receives it
             told = self._error(error)
             if sender.started:
                 await sender.body(event_bytes(told.envelope), last=True)
@@ -240,7 +240,7 @@ class _Sender:
 
 @asynccontextmanager
 async def _together(work: Any) -> AsyncIterator[None]:
-    """Run work beside a context; at the context's end it is cancelled, and waited for."""
+    """Run work during a context; at the context's end it is cancelled, and waited for."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -264,7 +264,7 @@ async def _while_connected(receive: Receive, work: Any) -> None:
 
 
 async def _cancelled(task: "asyncio.Task[Any]") -> None:
-    """Cancel a task, and wait until it has ended; what it raises then is nobody's."""
+    """Cancel a task, and wait until it has ended; what it raises then is ignored."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

@@ -55,8 +55,8 @@ def create_app(
     Args:
         pipelines: what answers, by the name that clients give as `model`: an `Engine`, an
             `AsyncEngine`, a `SpeculativeRAG`, a `SpeculativeQueryEngine`, or a `Pipeline`.
-        keys: the keys of clients. `None`: anyone who reaches the server may ask, and nobody may
-            invalidate caches.
+        keys: the keys of clients. `None`: any client that reaches the server may ask, and none
+            may invalidate caches.
         limits: of requests, and of all requests together.
         question_of: returns the question in a conversation: `only_question` refuses what is more
             than one question, `dialogue` makes one text of all messages.
@@ -172,7 +172,7 @@ class _Routes:
         return _json({"model": asked.model, "invalidated": True})
 
     async def health(self) -> Response:
-        """Tell that the server runs."""
+        """Return that the server runs."""
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What clients are told about errors: what they can do, and nothing of the inside."""
+"""Errors as clients see them: what they can do, and nothing of the inside."""
 
 import logging
 from typing import Final

@@ -112,7 +112,7 @@ def _without_port(host: str) -> str:
 
 
 class _Replay:
-    """Gives the body again, and then what the server says."""
+    """Receives the body again, and then what comes from the server."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body

@@ -86,7 +86,7 @@ class ApiKeys:
         return cls([_caller(path, number, table) for number, table in enumerate(tables, 1)])
 
     def caller(self, key: str) -> Caller | None:
-        """Return the holder of a key; `None` if it is nobody's. All keys are compared in full."""
+        """Return the holder of a key; `None` if there is none. All keys are compared in full."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
         for known, caller in self._callers:

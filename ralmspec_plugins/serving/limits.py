@@ -14,7 +14,7 @@ class Limits:
     """What a server takes on. The defaults suit a pipeline that calls a model server.
 
     A request above a limit of its own is refused (400, 413, 431); one above the limits of all
-    requests is told to come again (429 with `Retry-After`).
+    requests is refused for now (429 with `Retry-After`).
     """
 
     max_body_bytes: int = 1 << 20
@@ -26,7 +26,7 @@ class Limits:
     deadline_s: float = 300.0  # from the beginning of the answer; waiting is not counted
     body_timeout_s: float = 30.0  # for a request's body to arrive
     send_timeout_s: float = 60.0  # for a client to take the next piece
-    retry_after_s: int = 1  # what a refused client is told
+    retry_after_s: int = 1  # in the header of a refusal
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -162,7 +162,7 @@ class Completion:
     """The replies to one request: a whole one, or chunks."""
 
     def __init__(self, asked: ChatRequest) -> None:
-        """Give the completion its id and time."""
+        """Set the id and the time of the completion."""
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._asked = asked
         self._created = int(time.time())

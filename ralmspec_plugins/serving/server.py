@@ -99,4 +99,4 @@ def run(
 
 
 def _ended_by_server(*_: object) -> None:
-    """Do nothing: the server has ended as it was told to."""
+    """Do nothing: the server has ended by this signal."""
