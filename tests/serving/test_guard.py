@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -446,3 +447,19 @@ async def test_secrets_are_never_logged(caplog: pytest.LogCaptureFixture) -> Non
         assert secret not in logged
         assert secret not in text
     assert "failed" in logged  # what went wrong is there
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+async def test_a_page_of_another_origin_cannot_send_a_request(kind: str | None) -> None:
+    """What a browser sends without asking first is not read as JSON."""
+    workload = AsyncPoem()
+    content = json.dumps(body()).encode()
+    headers = {} if kind is None else {"Content-Type": kind}
+    async with client_of(app_of(workload)) as client:
+        response = await client.post(CHAT, content=content, headers=headers)
+        asked_first = await client.options(CHAT, headers={"Origin": "http://evil.example"})
+
+    assert response.status_code == 400
+    assert workload.written == []
+    assert asked_first.status_code == 405
+    assert "access-control-allow-origin" not in asked_first.headers
