@@ -1,8 +1,8 @@
 """`python -m benchmarks SUITE`: measure plain and speculative runs in parallel, write a report.
 
 `python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks agents`
-agents that run ahead of their tools, and `python -m benchmarks workloads` FLARE, Iter-RetGen and
-multi-hop, with options of their own.
+agents that run ahead of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and
+multi-hop, and `python -m benchmarks serving` the server under load, with options of their own.
 
 Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
 """
@@ -37,6 +37,8 @@ def main() -> None:
         from benchmarks.decoding.cli import decoding as command
     elif name == "agents":
         from benchmarks.agents import agents as command
+    elif name == "serving":
+        from benchmarks.serving.cli import serving as command
     elif name == "workloads":
         from benchmarks.workloads.cli import workloads as command
     else:
