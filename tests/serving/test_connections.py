@@ -26,12 +26,15 @@ from tests.serving.parts import (
 )
 
 
-async def connect(url: str, asked: dict[str, Any]) -> tuple[asyncio.StreamReader, Any]:
+async def connect(
+    url: str, asked: dict[str, Any], headers: dict[str, str] | None = None
+) -> tuple[asyncio.StreamReader, Any]:
     """Send a request by hand, to leave or to be slow with it."""
     at = urlsplit(url)
     reader, writer = await asyncio.open_connection(at.hostname, at.port, limit=1 << 10)
     content = json.dumps(asked).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     await writer.drain()
     return reader, writer
