@@ -28,7 +28,7 @@ from ralmspec_plugins.types import Hit, Hits, Passage, Query
 try:
     import ray
     from ray import serve
-    from ray.exceptions import ActorError, RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 except ModuleNotFoundError as missing:
     if missing.name != "ray":
         raise
@@ -243,7 +243,7 @@ async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
             return await call()
         except RayTaskError as error:
             raise _cause(error) from None
-        except ActorError:
+        except RayActorError:
             if not left:
                 raise
     raise AssertionError
@@ -280,7 +280,7 @@ def _generations() -> Any:
 
 
 class _Engines:
-    """The engines of one replica, one for each model and tenant that was asked for here."""
+    """The engines of one replica, one for each model and tenant that was needed here."""
 
     def __init__(self, models: Mapping[str, ClusterModel], retrieval: Any) -> None:
         self._models = models
@@ -351,7 +351,7 @@ class ClusterPipeline:
                     yield part
                     began = True
                 return
-            except ActorError:
+            except RayActorError:
                 if began:
                     break
         message = "a part of the cluster stopped during this request: send it again"

@@ -48,7 +48,7 @@ def started(kb: Path, model: Path, *options: str) -> Iterator[tuple["subprocess.
 
 def block(kind: str) -> str:
     """Give the page's example in this language."""
-    [found] = re.findall(rf"^```{kind}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    found, *_ = re.findall(rf"^```{kind}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert PRINTED in found
     text: str = found
     return text

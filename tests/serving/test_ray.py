@@ -38,7 +38,7 @@ from tests.serving.parts import (
 )
 from tests.serving.test_connections import connect, leave
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 PROMPT = "whale fox swan whale parrot fox oak"
 TENANTS = {"ann": "whale of ann", "bob": "whale of bob"}
 JOURNAL = Path(tempfile.gettempdir()) / f"ralmspec-ray-{os.getpid()}.txt"  # what replicas write
