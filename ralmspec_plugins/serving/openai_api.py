@@ -16,6 +16,7 @@ from ralmspec_plugins.serving.pipelines import Done, Question, Source, TokenUsag
 EXTENSION: Final = "x_ralmspec"  # what is ours in requests and replies
 END_OF_STREAM: Final = b"data: [DONE]\n\n"
 _MOST_STOPS: Final = 4  # as in OpenAI's API
+_MOST_PARTS: Final = 1000  # messages, and parts of one: checking them blocks the event loop
 
 
 class _Strict(BaseModel):
@@ -33,7 +34,7 @@ class Message(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=_MOST_PARTS)]
 
     @property
     def text(self) -> str:
@@ -58,7 +59,7 @@ class ChatRequest(_Strict):
     """A chat completion request, with the fields that this server applies and no others."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_PARTS)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None

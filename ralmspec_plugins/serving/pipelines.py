@@ -19,7 +19,7 @@ from ralmspec_plugins.effects import Settled
 from ralmspec_plugins.engine.aio import AsyncEngine
 from ralmspec_plugins.engine.streams import EventStream
 from ralmspec_plugins.engine.threads import Engine
-from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.errors import ConfigError, InputError, RalmSpecError
 from ralmspec_plugins.types import Answer, Hit, Request, Stats
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -270,7 +270,8 @@ def _finish_reason(draft: Any) -> FinishReason:
 
 def _usage(answer: Answer, draft: Any) -> TokenUsage | None:
     """Return the counted tokens of a local model's draft, or of the calls of a host's model."""
-    tokens, origin = getattr(draft, "tokens", None), getattr(draft, "origin", None)
+    tokens: Any = getattr(draft, "tokens", None)
+    origin: Any = getattr(draft, "origin", None)
     if isinstance(tokens, tuple) and hasattr(origin, "prompt_tokens"):
         counted = answer.stats.model_passes > 0
         dropped = max(0, answer.stats.tokens_written - len(tokens)) if counted else None
@@ -337,7 +338,10 @@ class PerTenant:
         return await asyncio.shield(making)  # others may wait for it, too
 
     async def _new(self, tenant: str) -> Pipeline:
-        return pipeline_of(await asyncio.to_thread(self._make, tenant))
+        try:
+            return pipeline_of(await asyncio.to_thread(self._make, tenant))
+        except RalmSpecError as error:  # not of the client, who would read its message
+            raise RuntimeError(f"the pipeline of {tenant!r} was not made: {error}") from error
 
     def _pipelines(self) -> list[Pipeline]:
         made = tuple(self._made.values())

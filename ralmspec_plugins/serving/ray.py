@@ -9,6 +9,7 @@ all engines in its replica; knowledge bases are opened where they are asked for.
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -300,14 +301,12 @@ class _Engines:
     async def ask(self, key: str, question: Question) -> AsyncGenerator[Part, None]:
         pipeline = await self._pipeline(key)
         await self._follow(key, pipeline)
-        parts = pipeline.ask(question)
         try:
-            async for part in parts:
-                yield _sent(part)
+            async with aclosing(pipeline.ask(question)) as parts:
+                async for part in parts:
+                    yield _sent(part)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the replica, with all others
             raise RuntimeError(f"a part of the request raised {error!r}") from None
-        finally:
-            await parts.aclose()
 
     async def _follow(self, key: str, pipeline: EnginePipeline) -> None:
         """Discard what was cached before the model's last invalidation."""
@@ -347,9 +346,10 @@ class ClusterPipeline:
         for _ in range(_TRIES):
             began = False
             try:
-                async for part in self._asked(question):
-                    yield part
-                    began = True
+                async with aclosing(self._asked(question)) as parts:
+                    async for part in parts:
+                        yield part
+                        began = True
                 return
             except RayActorError:
                 if began:

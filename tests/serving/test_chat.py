@@ -99,6 +99,7 @@ async def test_a_stream_without_usage_has_none() -> None:
         ({"x_ralmspec": {"stats": True}}, "x_ralmspec.stats"),
         ({"stream_options": {"usage": True}}, "stream_options.usage"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "a"}] * 1001}, "messages"),
         ({"messages": [{"role": "user", "content": "  "}]}, "question"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages.0.name"),

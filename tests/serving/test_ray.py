@@ -55,12 +55,17 @@ def lines() -> list[str]:
 
 async def slowly(passage: str) -> None:
     """Take a while for each line, so that something can happen in the middle."""
-    noted(f"begin {os.getpid()} {passage}")
-    try:
-        await asyncio.sleep(0.3)
-    except asyncio.CancelledError:
-        noted(f"stopped {passage}")
-        raise
+    noted(f"begin {passage}")
+    await asyncio.sleep(0.5)
+
+
+async def stuck(passage: str) -> None:
+    """Never write a second line, unless this is cancelled."""
+    if passage == "old oak":
+        try:
+            await asyncio.Event().wait()
+        finally:
+            noted("stopped")
 
 
 def store_of(tenant: str) -> Retriever:
@@ -73,6 +78,10 @@ def engine_of(store: Retriever) -> AsyncEngine:
 
 def slow_engine_of(store: Retriever) -> AsyncEngine:
     return AsyncEngine(AsyncPoem(slowly), store, Settings(speculate=False))
+
+
+def stuck_engine_of(store: Retriever) -> AsyncEngine:
+    return AsyncEngine(AsyncPoem(stuck), store, Settings(speculate=False))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,7 @@ def url() -> Iterator[str]:
     models = {
         "poems": ClusterModel(retriever=store_of, engine=engine_of),
         "slow": ClusterModel(retriever=store_of, engine=slow_engine_of),
+        "stuck": ClusterModel(retriever=store_of, engine=stuck_engine_of),
         "tenants": ClusterModel(retriever=store_of, engine=engine_of, tenants=frozenset(TENANTS)),
     }
     quick = {"upscale_delay_s": 1, "downscale_delay_s": 2, "target_ongoing_requests": 4}
@@ -197,15 +207,15 @@ async def test_tenants_never_meet(url: str) -> None:
 
 async def test_a_client_that_leaves_stops_its_work(url: str) -> None:
     """Through proxy, ingress and handle, down to the call of the model."""
-    reader, writer = await connect(
-        url, body("fox oak whale", "slow", stream=True), bearer(USER_KEY)
-    )
+    asked = body("fox oak", "stuck", stream=True)
+    reader, writer = await connect(url, asked, bearer(USER_KEY))
     await reader.readuntil(b"red fox")
+    assert "stopped" not in lines()
     await leave(writer)
-    async with asyncio.timeout(120):
-        while "stopped old oak" not in lines() and "stopped blue whale" not in lines():
+    async with asyncio.timeout(300):
+        while "stopped" not in lines():
             await asyncio.sleep(0.05)
-    answered = await ask(url, "swan", "slow")
+    answered = await ask(url, "swan", "stuck")
 
     assert text_in(answered) == right("swan").text
 
@@ -215,7 +225,7 @@ async def test_a_replica_that_is_killed_spoils_no_answer(url: str) -> None:
     prompts = [f"{PROMPT} {word}" for word in ("fox", "oak", "swan", "stone") * 3]
     asked = [asyncio.create_task(ask(url, one, "slow", stream=True)) for one in prompts]
     before = len(lines())
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while len(lines()) < before + 24:  # all are in the middle
             await asyncio.sleep(0.05)
     kill("Engines")
@@ -260,7 +270,7 @@ async def test_scaling_loses_nothing(url: str) -> None:
         most = max(most, len(replicas("Engines")))
         await asyncio.sleep(0.2)
     answers = [text_in(task.result()) for task in tasks]
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(300):
         while len(replicas("Engines")) >= most:
             assert text_in(await ask(url, "oak")) == right("oak").text
             await asyncio.sleep(0.2)
