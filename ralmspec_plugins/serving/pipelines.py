@@ -263,7 +263,8 @@ def _finish_reason(draft: Any) -> FinishReason:
     if hasattr(draft, "ending"):
         return "length" if draft.ending == "length" else "stop"
     limit = getattr(getattr(draft, "origin", None), "max_tokens", None)
-    if limit is None or getattr(draft, "stopped_by", ""):
+    stopped: str | None = getattr(draft, "stopped_by", "")
+    if limit is None or stopped:
         return "stop"
     return "length" if getattr(draft, "spent", 0) >= limit else "stop"
 

@@ -275,7 +275,8 @@ class _Generations:
 
 
 def _generations() -> Any:
-    return _Generations.options(
+    kind: Any = _Generations
+    return kind.options(
         name=_GENERATIONS, namespace="ralmspec", get_if_exists=True, lifetime="detached"
     ).remote()
 
@@ -402,9 +403,8 @@ class _Ingress:
 class _NoPipeline:
     """Stands for a pipeline while settings are checked."""
 
-    async def ask(self, question: Question) -> AsyncGenerator[Part, None]:
+    def ask(self, question: Question) -> AsyncGenerator[Part, None]:
         raise AssertionError
-        yield  # makes this a generator
 
     def invalidate(self) -> None:
         raise AssertionError

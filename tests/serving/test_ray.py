@@ -53,6 +53,12 @@ def lines() -> list[str]:
     return JOURNAL.read_text().splitlines() if JOURNAL.exists() else []
 
 
+async def until_noted(line: str) -> None:
+    async with asyncio.timeout(300):
+        while line not in lines():
+            await asyncio.sleep(0.05)
+
+
 async def slowly(passage: str) -> None:
     """Take a while for each line, so that something can happen in the middle."""
     noted(f"begin {passage}")
@@ -62,6 +68,7 @@ async def slowly(passage: str) -> None:
 async def stuck(passage: str) -> None:
     """Never write a second line, unless this is cancelled."""
     if passage == "old oak":
+        noted("stuck")
         try:
             await asyncio.Event().wait()
         finally:
@@ -210,11 +217,10 @@ async def test_a_client_that_leaves_stops_its_work(url: str) -> None:
     asked = body("fox oak", "stuck", stream=True)
     reader, writer = await connect(url, asked, bearer(USER_KEY))
     await reader.readuntil(b"red fox")
+    await until_noted("stuck")
     assert "stopped" not in lines()
     await leave(writer)
-    async with asyncio.timeout(300):
-        while "stopped" not in lines():
-            await asyncio.sleep(0.05)
+    await until_noted("stopped")
     answered = await ask(url, "swan", "stuck")
 
     assert text_in(answered) == right("swan").text
