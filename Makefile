@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,serving,notebooks
+EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,ray,notebooks
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 # Without an extra: of the tests only those that .github/core-tests.txt names.
