@@ -40,6 +40,7 @@ from ralmspec_plugins.serving.openai_api import ApiError
 
 _TRIES: Final = 3  # of a search, or of a request that has sent nothing, on replicas that stop
 _OPEN: Final = 64  # knowledge bases in a replica; the least recently used is closed
+_SCALING: Final = ("num_replicas", "autoscaling_config")
 _GENERATIONS: Final = "ralmspec-generations"
 
 Options: TypeAlias = Mapping[str, Any]
@@ -103,14 +104,19 @@ def application(
             raise ConfigError(f"{name!r} must be a ClusterModel(...), got {model!r:.200}")
     create_app({name: _NoPipeline() for name in models}, **settings)  # raises errors early
     made = dict(models)
-    searching = _deployment(_Retrieval, "Retrieval", {**RETRIEVAL, **(retrieval or {})}).bind(made)
-    answering = _deployment(_Engines, "Engines", {**ENGINES, **(engines or {})})
-    fronting = _deployment(serve.ingress()(_Ingress), "Ingress", {**INGRESS, **(ingress or {})})
+    searching = _deployment(_Retrieval, "Retrieval", RETRIEVAL, retrieval).bind(made)
+    answering = _deployment(_Engines, "Engines", ENGINES, engines)
+    fronting = _deployment(serve.ingress()(_Ingress), "Ingress", INGRESS, ingress)
     return fronting.bind(made, answering.bind(made, searching), settings)
 
 
-def _deployment(kind: type, name: str, options: Options) -> Any:
-    return serve.deployment(kind).options(name=name, **options)
+def _deployment(kind: type, name: str, defaults: Options, own: Options | None) -> Any:
+    """Return a deployment with a user's options in place of the defaults."""
+    given = own or {}
+    kept = {name: value for name, value in defaults.items() if name not in _SCALING}
+    if not any(name in given for name in _SCALING):  # of which Ray takes only one
+        kept = dict(defaults)
+    return serve.deployment(kind).options(name=name, **{**kept, **given})
 
 
 def _key(model: str, tenant: str) -> str:
