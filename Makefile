@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,notebooks
+EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,ray,notebooks
 FETCH := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(FETCH) -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
@@ -125,7 +125,7 @@ $(MUTATION)/.installed: pyproject.toml constraints.txt
 # What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
 # package for Milvus asks for an older client than LangChain's, and works with the newer one.
 $(VENV)/.hosts: $(VENV)/.installed
-	$(BIN)/python $(INSTALL) --group test-langchain --group test-llama-index
+	$(BIN)/python $(INSTALL) --group test-langchain --group test-llama-index --group test-serving
 	$(BIN)/python $(INSTALL) --no-deps llama-index-vector-stores-milvus
 	touch $@
 

@@ -7,6 +7,8 @@ DECODING = "tests/decoding/test_equality.py"
 MODELS = "tests/test_model_equality.py -k never_changes_the_answer"
 BY_HAND = "tests/workloads/test_model_workloads.py tests/workloads/test_hops.py"
 AGENTS = "tests/langchain/agents/test_dangers.py"
+CHAT = "tests/serving/test_chat.py"
+GUARD = "tests/serving/test_guard.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 
 
@@ -894,5 +896,62 @@ BUGS = (
         "mixed = self._mixed and not _sums_in_half(torch)",
         "mixed = self._mixed",
         "tests/gpu/test_searches.py -k half_precision",
+    ),
+    Bug(
+        "a field that has no effect is accepted",
+        "ralmspec_plugins/serving/openai_api.py",
+        'ConfigDict(extra="forbid", strict=True, frozen=True)',
+        'ConfigDict(extra="ignore", strict=True, frozen=True)',
+        CHAT,
+    ),
+    Bug(
+        "text of a stream is sent again with what follows",
+        "ralmspec_plugins/serving/pipelines.py",
+        "piece = event.text[self._length :]",
+        "piece = event.text",
+        CHAT,
+    ),
+    Bug(
+        "a client reads why a request failed inside",
+        "ralmspec_plugins/serving/errors.py",
+        'return ApiError(500, message, "server_error", "internal_error")',
+        'return ApiError(500, f"{message}: {error}", "server_error", "internal_error")',
+        CHAT,
+    ),
+    Bug(
+        "a key asks for any tenant",
+        "ralmspec_plugins/serving/tenants.py",
+        "if name not in known or (caller.tenants is not None and name not in caller.tenants):",
+        "if name not in known:",
+        GUARD,
+    ),
+    Bug(
+        "any key invalidates caches",
+        "ralmspec_plugins/serving/app.py",
+        "if not request.scope[CALLER].admin:",
+        "if request.scope[CALLER] is None:",
+        GUARD,
+    ),
+    Bug(
+        "a body is read before its key is checked",
+        "ralmspec_plugins/serving/guard.py",
+        "            scope[CALLER] = self._caller(scope)\n            body =",
+        "            body = await self._body(scope, receive)\n"
+        "            scope[CALLER] = self._caller(scope)\n            body = body or",
+        GUARD,
+    ),
+    Bug(
+        "a question is logged with its error",
+        "ralmspec_plugins/serving/answering.py",
+        "        told = api_error(error, self._request_id, self._service.limits)\n",
+        "        told = api_error(error, str(self._asked), self._service.limits)\n",
+        GUARD,
+    ),
+    Bug(
+        "the work of a client that has left is not stopped",
+        "ralmspec_plugins/serving/answering.py",
+        "asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)",
+        "asyncio.wait({working})",
+        "tests/serving/test_connections.py -k leaves_stops_threads",
     ),
 )

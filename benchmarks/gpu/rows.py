@@ -37,7 +37,7 @@ class Rows:
 
     def known(self, names: Sequence[str]) -> bool:
         """Return whether all of these rows were measured, in this run or before it."""
-        return all(self._journal.has(name) for name in names)
+        return all(name in self._journal for name in names)
 
     def recall(self, names: Sequence[str]) -> None:
         """Have rows that were measured before among the values."""
@@ -50,7 +50,7 @@ class Rows:
         Raises:
             TimeIsUp: there is no time left to begin with it.
         """
-        if not self._journal.has(name) and time.monotonic() > self._ends_s:
+        if name not in self._journal and time.monotonic() > self._ends_s:
             raise TimeIsUp(f"the time was up before {name!r}; the same command goes on there")
 
         def measured() -> dict[str, Any]:

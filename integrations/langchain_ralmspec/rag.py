@@ -35,6 +35,7 @@ from langchain_ralmspec.response import (
     given_out,
     whole,
 )
+from langchain_ralmspec.serving import RAGPipeline
 from ralmspec_plugins import Continuous, FixedStride, OptimalStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.adapters.engines import OwnPool, Runtime, WorkloadMaker, WorkloadName
 from ralmspec_plugins.adapters.retriever_state import BatchMode, HostStats
@@ -311,6 +312,10 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
         for cache in (self.memo, self.pool):
             if cache is not None:
                 cache.invalidate()
+
+    def as_pipeline(self) -> RAGPipeline:
+        """Return this as a pipeline of a server (`ralmspec_plugins.serving`)."""
+        return RAGPipeline(self)
 
     def close(self) -> None:
         """Wait for searches that are no longer needed, and shut down the threads.

@@ -23,6 +23,7 @@ from llama_index_ralmspec.agents import AgentOptions, speculate_agent
 from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
 from llama_index_ralmspec.response import PlainRun
+from llama_index_ralmspec.serving import QueryEnginePipeline
 from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
@@ -288,6 +289,10 @@ class SpeculativeQueryEngine(RetrieverQueryEngine):
         for cache in (self._options.memo, self._options.pool):
             if isinstance(cache, QueryCache | SharedPassageCache):
                 cache.invalidate()
+
+    def as_pipeline(self) -> QueryEnginePipeline:
+        """Return this as a pipeline of a server (`ralmspec_plugins.serving`)."""
+        return QueryEnginePipeline(self)
 
     def close(self) -> None:
         """Wait for searches that are no longer needed, and shut down the threads."""

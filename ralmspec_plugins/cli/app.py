@@ -21,6 +21,7 @@ from ralmspec_plugins.cli.generate import generate
 from ralmspec_plugins.cli.index import index
 from ralmspec_plugins.cli.knn import knn
 from ralmspec_plugins.cli.output import complain
+from ralmspec_plugins.cli.serve import serve
 from ralmspec_plugins.errors import RalmSpecError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -99,5 +100,6 @@ app.command()(ask)
 app.command()(generate)
 app.command()(demo)
 app.command()(diagnose)
+app.command()(serve)
 app.add_typer(draft, name="draft")
 app.add_typer(knn, name="knn")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import typer
 from rich import box
@@ -231,3 +231,28 @@ class BuildBars:
                     soft_wrap=True,
                 )
             raise
+
+
+class ServerStatus:
+    """Prints where a server listens, and on a terminal the counts of its requests."""
+
+    def __init__(self, url: str, model: str, as_json: bool) -> None:
+        """Print one object on stdout, or a line that stays on a terminal."""
+        told = {"url": url, "model": model}
+        report(told, f"serving {model} at {url}; Ctrl-C stops it", as_json)
+        self._status = notes().status("no request yet")
+
+    def __enter__(self) -> Self:
+        """Show the line."""
+        self._status.start()
+        return self
+
+    def show(self, counts: Any) -> None:
+        """Show the counts of requests."""
+        self._status.update(
+            f"{counts.running} running, {counts.waiting} waiting, {counts.ended:,} ended"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the line."""
+        self._status.stop()

@@ -1,0 +1,1 @@
+"""The server under load, plain and speculative, by the number of clients."""
