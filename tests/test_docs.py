@@ -2,12 +2,33 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ralmspec_plugins import Settings
+from ralmspec_plugins import (
+    Answer,
+    Continuous,
+    FixedStride,
+    Formed,
+    Hit,
+    Latencies,
+    OptimalStride,
+    Passage,
+    Query,
+    Request,
+    Retrieved,
+    Settings,
+    Stats,
+    VerifierStats,
+)  # fmt: skip
+from ralmspec_plugins.effects import Event
+from ralmspec_plugins.types import Span
+
+EVENTS = get_args(Event)
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = ("api/", "cli_options.md", "notebooks/", "results/")  # by `make docs`, not committed
@@ -91,6 +112,19 @@ def test_the_table_of_settings_is_the_code() -> None:
         else:
             shown = "Continuous()" if field.name == "schedule" else repr(default)
             assert named[field.name] == f"`{shown}`"
+
+
+@pytest.mark.parametrize("kind", [Continuous, FixedStride, OptimalStride, Settings, Request, Answer,
+                                  Stats, VerifierStats, Span, Passage, Query, Formed, Hit, Retrieved,
+                                  Latencies, *EVENTS], ids=lambda kind: kind.__name__)  # fmt: skip
+def test_help_documents_each_field(kind: type) -> None:
+    """In the section `Attributes` of the class's docstring, in order."""
+    text = inspect.getdoc(kind) or ""
+    section = text.partition("\nAttributes:\n")[2]
+    documented = re.findall(r"^    (\w+): \S", section, re.MULTILINE)
+
+    assert documented
+    assert documented == [field.name for field in dataclasses.fields(kind)]
 
 
 def test_the_picture_of_the_start_page_is_what_the_code_draws() -> None:

@@ -132,7 +132,8 @@ class ApiPages:
             if found.is_function and found.docstring is not None:
                 yield from self._method(found, name, ":" * fence)
             elif found.is_attribute:
-                text = meanings.get(name) or (found.docstring.value if found.docstring else "")
+                documented = found.docstring.value if found.docstring else ""
+                text = meanings.get(name) or documented or _comment(found)
                 if text or one.has_labels("dataclass"):
                     yield from self._field(found, name, text, ":" * fence)
 
@@ -230,6 +231,13 @@ def _meanings(one: Any) -> dict[str, str]:
         if section.kind.value == "attributes"
         for item in section.value
     }
+
+
+def _comment(one: Any) -> str:
+    """Return the comment on the line of a field, as a sentence."""
+    line = one.lines_collection[one.filepath][one.endlineno - 1]
+    _, mark, comment = line.partition("  # ")
+    return comment.strip().rstrip(".") + "." if mark else ""
 
 
 def _text(section: Any) -> str:
