@@ -28,7 +28,9 @@ from ralmspec_plugins import (
 from ralmspec_plugins.effects import Event
 from ralmspec_plugins.types import Span
 
-EVENTS = get_args(Event)
+# Whose fields `help()` must document.
+CLASSES = [Continuous, FixedStride, OptimalStride, Settings, Request, Answer, Stats, VerifierStats,
+           Span, Passage, Query, Formed, Hit, Retrieved, Latencies, *get_args(Event)]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = ("api/", "cli_options.md", "notebooks/", "results/")  # by `make docs`, not committed
@@ -114,9 +116,7 @@ def test_the_table_of_settings_is_the_code() -> None:
             assert named[field.name] == f"`{shown}`"
 
 
-@pytest.mark.parametrize("kind", [Continuous, FixedStride, OptimalStride, Settings, Request, Answer,
-                                  Stats, VerifierStats, Span, Passage, Query, Formed, Hit, Retrieved,
-                                  Latencies, *EVENTS], ids=lambda kind: kind.__name__)  # fmt: skip
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_help_documents_each_field(kind: type) -> None:
     """In the section `Attributes` of the class's docstring, in order."""
     text = inspect.getdoc(kind) or ""
