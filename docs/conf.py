@@ -27,3 +27,4 @@ nb_execution_mode = "off"
 html_theme = "furo"
 html_title = "ralmspec-plugins"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]

@@ -93,7 +93,7 @@ class ApiPages:
             yield "The events of `Engine.events`, `AsyncEngine.events` and the hosts' reports.\n"
         else:
             yield from self._sections(self._module(module).docstring)
-        for name in names:
+        for name in sorted(names, key=lambda name: self._object(module, name).is_attribute):
             public = f"{module}.{name}"
             one = self._object(module, name)
             if self._public[one.path] != public:
@@ -113,6 +113,8 @@ class ApiPages:
             yield f"\n{marks}{{py:data}} {name}"
         yield ""
         yield from self._sections(one.docstring)
+        if one.is_attribute and one.docstring is None:
+            yield _comment(one)
         if one.is_class:
             yield from self._members(one, fence - 1)
         yield f"{marks}\n"
@@ -130,12 +132,24 @@ class ApiPages:
                 continue
             found = member.final_target if member.is_alias else member
             if found.is_function and found.docstring is not None:
-                yield from self._method(found, name, ":" * fence)
+                lines = "\n".join(self._method(found, name, ":" * fence))
+                yield self._specialised(lines, one, found.parent)
             elif found.is_attribute:
                 documented = found.docstring.value if found.docstring else ""
                 text = meanings.get(name) or documented or _comment(found)
                 if text or one.has_labels("dataclass"):
                     yield from self._field(found, name, text, ":" * fence)
+
+    def _specialised(self, text: str, one: Any, base: Any) -> str:
+        """Return the text with a class's arguments for the type variables of its generic base."""
+        given = [expr for expr in one.bases if str(expr).startswith(f"{base.name}[")]
+        variables = [expr for expr in base.bases if str(expr).startswith("Generic[")]
+        if base is one or not given or not variables:
+            return text
+        pairs = zip(_arguments(variables[0]), _arguments(given[0]), strict=True)
+        for variable, argument in pairs:
+            text = re.sub(rf"\b{variable}\b", argument, text)
+        return text
 
     def _method(self, one: Any, name: str, marks: str) -> Iterator[str]:
         returns = f" -> {one.returns}" if one.returns is not None else ""
@@ -231,6 +245,10 @@ def _meanings(one: Any) -> dict[str, str]:
         if section.kind.value == "attributes"
         for item in section.value
     }
+
+
+def _arguments(subscript: Any) -> list[str]:
+    return [one.strip() for one in str(subscript).partition("[")[2].rstrip("]").split(",")]
 
 
 def _comment(one: Any) -> str:

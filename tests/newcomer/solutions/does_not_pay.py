@@ -1,4 +1,5 @@
 from given.does_not_pay import prompt, store, workload
+
 from ralmspec_plugins import plain
 from ralmspec_plugins.diagnosis import Bounds
 

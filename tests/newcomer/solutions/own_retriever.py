@@ -1,4 +1,5 @@
 from given.own_retriever import TEXTS, find, workload
+
 from ralmspec_plugins import Engine, Hit, Passage
 
 
