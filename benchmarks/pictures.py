@@ -25,8 +25,6 @@ DRAFT_ROWS: Final = ("suffix", "suffix + recycling", "fused", "generate, prompt 
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 
 Bars: TypeAlias = Mapping[str, Sequence[float | None]]  # a series by its name, a bar a group
-    str, Sequence[float | None]
-]  # a series of bars by its name, one for each group
 Numbers: TypeAlias = tuple[list[str], Bars]
 
 
