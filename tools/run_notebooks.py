@@ -16,17 +16,26 @@ from nbclient import NotebookClient
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "notebooks"
+IMPORTS: Final = 3  # cells in which other packages may warn
 
 
 def executed(text: Path) -> Any:
-    """Return a notebook with its outputs, and without what would differ from run to run."""
+    """Return a notebook with its outputs."""
     notebook = jupytext.read(text)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=900, resources=resources).execute()
+        client = NotebookClient(notebook, timeout=900, resources=resources, coalesce_streams=True)
+        client.execute()
+    return notebook
+
+
+def cleaned(notebook: Any) -> Any:
+    """Return the notebook without what differs from run to run, and what other packages warn of."""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {}
+        if number < IMPORTS and cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     notebook.metadata.pop("language_info", None)
     return notebook
 
@@ -41,7 +50,7 @@ def main() -> None:
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.py"))
     for name in names:
         print(name, flush=True)
-        notebook = executed(FOLDER / f"{name}.py")
+        notebook = cleaned(executed(FOLDER / f"{name}.py"))
         nbformat.write(notebook, FOLDER / f"{name}.ipynb")
 
 
