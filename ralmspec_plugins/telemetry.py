@@ -93,14 +93,13 @@ def _record_span(outcome: Answer | Exception, began_ns: int) -> None:
         return
     stats = outcome.stats
     began_ns = ended_ns - int(stats.wall_s * _NS)
-    request = tracer.start_span(
-        "ralmspec.request", attributes=request_attributes(stats), start_time=began_ns
-    )
+    request = tracer.start_span("ralmspec.request", start_time=began_ns)
     if request.is_recording():
+        request.set_attributes(request_attributes(stats))
         context = trace.set_span_in_context(request)
         for work in stats.timeline:
             child = tracer.start_span(
-                NAMES[work.kind],
+                NAMES.get(work.kind, f"ralmspec.{work.kind}"),
                 context=context,
                 attributes=work_attributes(work),
                 start_time=began_ns + int(work.started_s * _NS),

@@ -75,10 +75,14 @@ def test_a_request_is_a_span_with_its_work_below_it(spans: InMemorySpanExporter)
 async def test_an_asynchronous_request_is_reported_once(spans: InMemorySpanExporter) -> None:
     """Also one that is streamed."""
     async with AsyncEngine(EchoWorkload(), STORE) as engine:
-        pieces = [piece async for piece in engine.stream(WORDS)]
+        stream = engine.events(WORDS)
+        events = [event async for event in stream]
         answer = await engine.run(WORDS)
+        assert await anext(stream, None) is None
+        assert await anext(stream, None) is None
 
-    assert "".join(pieces) == answer.text
+    assert events
+    assert stream.answer == answer
     names = Counter(span.name for span in spans.get_finished_spans())
     assert names["ralmspec.request"] == 2
 

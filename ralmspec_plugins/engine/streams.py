@@ -38,8 +38,9 @@ class _Result:
         self._began_ns = time.time_ns()
 
     def _finish(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        telemetry.record(outcome, self._began_ns)
+        if self._outcome is None:  # a stream may be read again after its end
+            self._outcome = outcome
+            telemetry.record(outcome, self._began_ns)
 
     def _raise(self) -> None:
         """Raise the error of the request.
