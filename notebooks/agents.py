@@ -44,6 +44,7 @@ from langchain_core.messages import AIMessageChunk, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
+from matplotlib import pyplot as plt
 
 from langchain_ralmspec import SpeculativeTools, speculative_tool
 from ralmspec_plugins.demo import make_world
