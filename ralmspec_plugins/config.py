@@ -31,18 +31,30 @@ class Settings:
     `may_guess` is called before each speculative segment: while it returns False, no segment
     is started on a guess. Searches, and the reuse of their results, are not affected. It must
     return quickly, and is called from any thread.
+
+    Attributes:
+        schedule: how far to speculate, and when to search.
+        prefetch: the number of hits that a verification adds to the cache; `None`: max(20, 20 k).
+        capacity: passages in a request's own passage cache.
+        eviction: what leaves a full one: "lru", "lfu" or "fifo".
+        pool: a passage cache that all requests share, with a capacity and eviction of its own.
+        speculators: guess in place of the passage cache.
+        memo: a query cache across requests: only where the index does not change.
+        speculate: `False`: the plain loop.
+        switch_interval_s: seconds, while running speculatively; `None`: Python's own, 5 ms.
+        may_guess: asked before each speculative segment; `None`: always.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
-    prefetch: int | None = None  # hits that a verification adds to the cache; max(20, 20 k)
-    capacity: int = 1000  # passages in a request's own passage cache
+    prefetch: int | None = None
+    capacity: int = 1000
     eviction: str = "lru"
-    pool: SharedPassageCache | None = None  # has its own capacity and eviction
+    pool: SharedPassageCache | None = None
     speculators: Sequence[Speculator] | Callable[[], Sequence[Speculator]] | None = None
-    memo: QueryCache | None = None  # across requests: only where the index does not change
-    speculate: bool = True  # False: the plain loop
-    switch_interval_s: float | None = None  # while running speculatively; None: Python's own, 5 ms
-    may_guess: Callable[[], bool] | None = None  # None: always
+    memo: QueryCache | None = None
+    speculate: bool = True
+    switch_interval_s: float | None = None
+    may_guess: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from ralmspec_plugins.errors import RalmSpecError
+from ralmspec_plugins.errors import InputError, RalmSpecError
 from ralmspec_plugins.protocols import (
     LanguageModel,
     PassageTable,
@@ -16,7 +16,7 @@ from ralmspec_plugins.protocols import (
     WideRetriever,
 )
 from ralmspec_plugins.retrieval import KnowledgeBase
-from ralmspec_plugins.types import Answer, Hits, Passage, Query, Request
+from ralmspec_plugins.types import Answer, Hits, Passage, Query, Request, Stats
 
 SIZES = (1, 2, 4, 8, 16)
 _REPEATS = 7
@@ -35,6 +35,22 @@ class Bounds:
     steps: int  # N
     step_s: float  # a: forming the query and writing one segment
     search_s: float  # b(1)
+
+    @classmethod
+    def of(cls, stats: Stats) -> Self:
+        """Return the bounds of a request that was answered by the plain loop, also behind a host.
+
+        Raises:
+            InputError: Nothing was searched, or something was speculative.
+        """
+        work = [span for span in stats.timeline if span.kind != "search"]
+        if not stats.searches or not stats.segments or any(span.ahead for span in work):
+            raise InputError(
+                "these statistics are not those of a plain request with a search; "
+                "answer it with speculate=False, and without a memo"
+            )
+        step_s = sum(span.ended_s - span.started_s for span in work) / stats.segments
+        return cls(stats.segments, step_s, stats.search_s / stats.searches)
 
     @property
     def plain_s(self) -> float:

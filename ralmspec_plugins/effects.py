@@ -24,7 +24,12 @@ from ralmspec_plugins.types import Answer, Hits, Query, Request, Retrieved
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guessed:
-    """A segment is generated with these hits before its search has returned."""
+    """A segment is generated with these hits before its search has returned.
+
+    Attributes:
+        query: whose hits are guessed.
+        hits: the guess.
+    """
 
     query: Query
     hits: Hits
@@ -32,7 +37,12 @@ class Guessed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """The search for a guessed query has returned: the guess is accepted or rejected."""
+    """The search for a guessed query has returned: the guess is accepted or rejected.
+
+    Attributes:
+        query: the guessed query.
+        right: whether the search found what was guessed.
+    """
 
     query: Query
     right: bool
@@ -40,14 +50,22 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolledBack:
-    """A guess was wrong; this many segments that follow from it are discarded."""
+    """A guess was wrong; this many segments that follow from it are discarded.
+
+    Attributes:
+        segments: how many are discarded.
+    """
 
     segments: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confirmed:
-    """The next step of the answer has its real hits; its text follows."""
+    """The next step of the answer has its real hits; its text follows.
+
+    Attributes:
+        retrieved: the query and its hits.
+    """
 
     retrieved: Retrieved
 
@@ -59,9 +77,14 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
-    """This step is part of the answer."""
+    """This step is part of the answer.
 
-    retrieved: Retrieved | None  # `None` if it needed no retrieval
+    Attributes:
+        retrieved: the query and its hits; `None` if the step needed no retrieval.
+        state: the state after the step.
+    """
+
+    retrieved: Retrieved | None
     state: Any
 
     @property
@@ -75,6 +98,10 @@ class Settled:
     """The text from the beginning that no later step can change.
 
     `state` is the state with this text: a committed one, or that of an unfinished segment.
+
+    Attributes:
+        text: all of it, from the beginning.
+        state: the state with this text.
     """
 
     text: str
@@ -83,10 +110,15 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failed:
-    """The request fails with this error, as the plain loop does."""
+    """The request fails with this error, as the plain loop does.
+
+    Attributes:
+        error: what the request raises.
+        query: the query whose search failed; `None` for any other failure.
+    """
 
     error: Exception
-    query: Query | None = None  # the query whose search failed; `None` for any other failure
+    query: Query | None = None
 
 
 Event: TypeAlias = Guessed | Judged | RolledBack | Confirmed | Commit | Settled | Failed

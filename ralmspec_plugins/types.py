@@ -27,20 +27,52 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Span:
-    """One piece of work on the engine's clock, which starts at 0 with the request."""
+    """One piece of work on the engine's clock, which starts at 0 with the request.
 
-    kind: str  # "start", "ask", "encode", "guess", "search" or "extend"
+    Attributes:
+        kind: "start", "ask", "encode", "guess", "search" or "extend".
+        started_s: seconds since the request began.
+        ended_s: the same, of its end.
+        queries: in a search: how many queries shared its round trip.
+        ahead: whether an extend started before its passages were verified.
+        outcome: whether its result was used.
+        passes: of a model that counts them.
+    """
+
+    kind: str
     started_s: float
     ended_s: float
-    queries: int = 0  # in a search: how many queries shared its round trip
-    ahead: bool = False  # an extend that started before its passages were verified
+    queries: int = 0
+    ahead: bool = False
     outcome: Outcome = Outcome.KEPT
-    passes: int = 0  # of a model that counts them
+    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Stats:
     """The statistics of one request, all counted or measured.
+
+    Attributes:
+        wall_s: seconds from the beginning of the request to its end.
+        first_text_s: seconds until the first settled text could be shown.
+        searches: round trips to the retriever.
+        queries: queries in them, including those of dropped steps.
+        batch_sizes: queries in each round trip, in order.
+        remembered: committed steps whose hits were known without a search.
+        segments: committed steps.
+        without_retrieval: committed steps that needed no search.
+        wasted_segments: segments that were started, and are not part of the answer.
+        guesses: guesses that a search accepted or rejected.
+        accepted: guesses that a search accepted.
+        reused: dropped segments that were reused in the answer.
+        unguessed: why no segment was started on a guess; `None` if one was.
+        lossy: whether the workload's `agree` may have accepted a guess that differed.
+        retries: failed speculative work that was retried in isolation.
+        model_passes: passes of a model that counts them, including those of wasted segments.
+        tokens_written: tokens that were generated in these passes.
+        drafts_accepted: drafted tokens that the model accepted.
+        decisions_retaken: tokens chosen again by passes of one token.
+        timeline: all measured pieces of work.
 
     >>> Stats(wall_s=1.234, searches=9, queries=12, segments=12, guesses=11, accepted=10)
     Stats(1.234 s, 12 segments, 9 searches of 12 queries, 10 of 11 guesses accepted (91 %))
@@ -49,24 +81,24 @@ class Stats:
     """
 
     wall_s: float = 0.0
-    first_text_s: float | None = None  # when the first settled text could be shown
-    searches: int = 0  # round trips to the retriever
-    queries: int = 0  # queries in them, including those of dropped steps
-    batch_sizes: tuple[int, ...] = ()  # queries in each round trip, in order
-    remembered: int = 0  # committed steps whose hits were known without a search
-    segments: int = 0  # committed steps
-    without_retrieval: int = 0  # committed steps that needed no search
-    wasted_segments: int = 0  # started, and not part of the answer
-    guesses: int = 0  # guesses that a search accepted or rejected
+    first_text_s: float | None = None
+    searches: int = 0
+    queries: int = 0
+    batch_sizes: tuple[int, ...] = ()
+    remembered: int = 0
+    segments: int = 0
+    without_retrieval: int = 0
+    wasted_segments: int = 0
+    guesses: int = 0
     accepted: int = 0
-    reused: int = 0  # dropped segments that were reused in the answer
-    unguessed: str | None = None  # why no segment was started on a guess; `None` if one was
-    lossy: bool = False  # the workload's `agree` may have accepted a guess that differed
-    retries: int = 0  # failed speculative work that was retried in isolation
-    model_passes: int = 0  # of a model that counts them, including those of wasted segments
-    tokens_written: int = 0  # in them
-    drafts_accepted: int = 0  # drafted tokens that the model accepted
-    decisions_retaken: int = 0  # tokens chosen again by passes of one token
+    reused: int = 0
+    unguessed: str | None = None
+    lossy: bool = False
+    retries: int = 0
+    model_passes: int = 0
+    tokens_written: int = 0
+    drafts_accepted: int = 0
+    decisions_retaken: int = 0
     timeline: tuple[Span, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
@@ -109,19 +141,34 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class VerifierStats:
-    """The counts and the current load of a `Verifier`, and of those that share its lanes."""
+    """The counts and the current load of a `Verifier`, and of those that share its lanes.
 
-    calls: int = 0  # requested searches
-    searches: int = 0  # merged searches of the retriever
-    queries: int = 0  # queries in them
-    batch_sizes: Mapping[int, int] = field(default_factory=dict)  # size -> searches of that size
-    waited_median_s: float = 0.0  # from the request to the start of the search, latest calls
+    Attributes:
+        calls: requested searches.
+        searches: merged searches of the retriever.
+        queries: queries in them.
+        batch_sizes: the number of searches of each size.
+        waited_median_s: median seconds from the request to the start of its search, of the latest
+            calls.
+        waited_p95_s: the 95th percentile of the same.
+        repeated: calls retried after a failure of their shared search.
+        given_up: calls cancelled before they were answered.
+        refused: calls rejected because the queue was full.
+        waiting: queries in the queue now.
+        running: searches in flight now.
+    """
+
+    calls: int = 0
+    searches: int = 0
+    queries: int = 0
+    batch_sizes: Mapping[int, int] = field(default_factory=dict)
+    waited_median_s: float = 0.0
     waited_p95_s: float = 0.0
-    repeated: int = 0  # calls retried after a failure of their shared search
-    given_up: int = 0  # calls cancelled before they were answered
-    refused: int = 0  # calls rejected because the queue was full
-    waiting: int = 0  # queries in the queue now
-    running: int = 0  # searches in flight now
+    repeated: int = 0
+    given_up: int = 0
+    refused: int = 0
+    waiting: int = 0
+    running: int = 0
 
     @property
     def mean_batch(self) -> float | None:
@@ -144,7 +191,15 @@ def _covered(spans: Iterable[Span]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of the knowledge base with a stable id."""
+    """A piece of the knowledge base with a stable id.
+
+    Attributes:
+        id: unique in the knowledge base, and the same whenever the passage is found.
+        text: what is searched and read.
+        title: shown before the text by some templates.
+        metadata: further values, which are part of the passage: a guess that differs in them is
+            wrong.
+    """
 
     id: str
     text: str
@@ -159,11 +214,16 @@ class Query:
     The encoding is specific to the retriever (a vector, a list of terms). The same
     object is used for searches, guesses and caches: encoding the same text
     again, in another batch, differs in the last bits.
+
+    Attributes:
+        text: what to search for, in words.
+        encoding: what the retriever computed of the text.
+        key: identifies equal queries; the text by default.
     """
 
     text: str = field(compare=False)
     encoding: Any = field(default=None, compare=False, repr=False)
-    key: Hashable = None  # identifies equal queries; the text by default
+    key: Hashable = None
 
     def __post_init__(self) -> None:
         """Use the text as the default key."""
@@ -202,6 +262,10 @@ class Formed:
 
     `carried` (such as a look-ahead sentence) is passed to the parameter `carried` of `extend`
     with the query's hits. It must be determined by `query_key`.
+
+    Attributes:
+        query: the query, as `query` may return it alone.
+        carried: any value for `extend`.
     """
 
     query: "str | Query | NoRetrieval | None"
@@ -214,6 +278,11 @@ class Hit:
 
     `features` is what the retriever needs to rank this passage in a
     passage cache (a row number, a vector); it is not part of a hit's value.
+
+    Attributes:
+        passage: what was found.
+        score: the retriever's; higher is better.
+        features: of the passage, for a passage table.
     """
 
     passage: Passage
@@ -303,14 +372,24 @@ def read_by(lm: object, hits: Hits) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One question to be answered."""
+    """One question to be answered.
+
+    Attributes:
+        prompt: the question, or the start of a text.
+        max_tokens: the maximum length of the answer; the default is that of the papers' answers.
+        seed: of random numbers; each token draws by the seed and its position.
+        stop: texts before which the answer ends.
+        deadline_s: seconds after which the request ends with `DeadlineExceeded`; `None`: no
+            deadline.
+        context: any object for your own parts; it is never read here.
+    """
 
     prompt: str
-    max_tokens: int = 128  # the length of the papers' answers
+    max_tokens: int = 128
     seed: int = 0
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None
-    context: Any = field(default=None, compare=False, repr=False)  # passed to the parts; never read
+    context: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -345,7 +424,12 @@ def as_request(request: Request | str) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The record of one committed step: its query and its real hits."""
+    """The record of one committed step: its query and its real hits.
+
+    Attributes:
+        query: what was searched.
+        hits: what was found, and the step was written with.
+    """
 
     query: Query
     hits: Hits
@@ -353,7 +437,14 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The final text, its retrieved steps and its statistics."""
+    """The final text, its retrieved steps and its statistics.
+
+    Attributes:
+        text: the whole text.
+        retrieved: the committed steps that searched, in order.
+        state: the workload's last state.
+        stats: what it took; not part of the comparison of two answers.
+    """
 
     text: str
     retrieved: tuple[Retrieved, ...]

@@ -1,19 +1,52 @@
 """What README and docs show works as it is written."""
 
+import dataclasses
+import importlib.util
+import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from benchmarks.write_tables import filled
+from ralmspec_plugins import (
+    Answer,
+    Continuous,
+    FixedStride,
+    Formed,
+    Hit,
+    Latencies,
+    OptimalStride,
+    Passage,
+    Query,
+    Request,
+    Retrieved,
+    Settings,
+    Stats,
+    VerifierStats,
+)  # fmt: skip
+from ralmspec_plugins.effects import Event
+from ralmspec_plugins.types import Span
+
+# Whose fields `help()` must document.
+CLASSES = [Continuous, FixedStride, OptimalStride, Settings, Request, Answer, Stats, VerifierStats,
+           Span, Passage, Query, Formed, Hit, Retrieved, Latencies, *get_args(Event)]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
+WRITTEN = ("api/", "cli_options.md", "notebooks/", "results/")  # by `make docs`, not committed
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *(
+        page
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if not page.relative_to(ROOT / "docs").as_posix().startswith(WRITTEN)
+    ),
     *sorted((ROOT / "benchmarks" / "results").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+API = re.compile(r"\]\(#(api-[\w-]+)\)")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 TIME = re.compile(r"\b\d+(\.\d+)?(?= m?s\b)")
 
@@ -68,6 +101,73 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     missing = [link for link in links if not (page.parent / link).exists()]
 
     assert [] == missing
+
+
+def test_every_page_is_part_of_the_site() -> None:
+    """Each page below docs/ stands in a table of contents, once."""
+    folder = ROOT / "docs"
+    listed = [
+        (page.parent / f"{name}.md").relative_to(folder).as_posix()
+        for page in PAGES
+        if folder in page.parents
+        for block in TOCTREE.findall(page.read_text(encoding="utf-8"))
+        for name in block.split("\n")
+        if name and not name.startswith((":", *WRITTEN, "cli_options"))
+    ]
+    pages = {page.relative_to(folder).as_posix() for page in PAGES if folder in page.parents}
+
+    assert len(listed) == len(set(listed))
+    assert set(listed) == pages - {"index.md"}
+
+
+def test_the_links_to_the_api_name_a_page_of_it() -> None:
+    """Pages of the API are written by `make docs`; a link is `#api-` and the package."""
+    text = (ROOT / "docs" / "_extensions" / "api_pages.py").read_text(encoding="utf-8")
+    modules = re.findall(r'^    "([\w.]+)": "', text, re.MULTILINE)
+    labels = {f"api-{one.removeprefix('ralmspec_plugins.').replace('.', '-')}" for one in modules}
+    links = {link for page in PAGES for link in API.findall(page.read_text(encoding="utf-8"))}
+
+    assert links
+    assert links <= labels
+
+
+def test_the_table_of_settings_is_the_code() -> None:
+    """docs/settings.md has each field of `Settings`, in order, and each one's default."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = page.split("## An engine")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE)
+    named = dict(rows)
+
+    assert list(named) == [field.name for field in dataclasses.fields(Settings)]
+    for field in dataclasses.fields(Settings):
+        default = getattr(Settings(), field.name)
+        if default is None:  # in words
+            assert "`" not in named[field.name]
+        else:
+            shown = "Continuous()" if field.name == "schedule" else repr(default)
+            assert named[field.name] == f"`{shown}`"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_help_documents_each_field(kind: type) -> None:
+    """In the section `Attributes` of the class's docstring, in order."""
+    text = inspect.getdoc(kind) or ""
+    section = text.partition("\nAttributes:\n")[2]
+    documented = re.findall(r"^    (\w+): \S", section, re.MULTILINE)
+
+    assert documented
+    assert documented == [field.name for field in dataclasses.fields(kind)]
+
+
+def test_the_picture_of_the_start_page_is_what_the_code_draws() -> None:
+    """`python tools/draw_timeline.py` has been run; time is virtual, so it is the same anywhere."""
+    spec = importlib.util.spec_from_file_location("drawing", ROOT / "tools" / "draw_timeline.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    assert module.PICTURE.read_text(encoding="utf-8") == module.drawing() + "\n"
 
 
 def test_the_readme_is_not_empty() -> None:

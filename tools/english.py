@@ -23,6 +23,7 @@ CHECKED: Final = (
 EXEMPT: Final = (
     "ralmspec_plugins/demo/language.py",  # the sentences on which the demo's model was trained
     "ralmspec_plugins/demo/world.py",  # the same
+    *(f"docs/{name}" for name in ("api/", "cli_options.md", "notebooks/", "results/")),  # copies
 )
 # Of the demo's prompts; a list of stop words; an author.
 QUOTED: Final = re.compile(

@@ -18,7 +18,7 @@ from llama_index.core.prompts.mixin import PromptMixin
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
 
 from llama_index_ralmspec.capabilities import awaits
 from llama_index_ralmspec.host_calls import kept, search_call
@@ -386,7 +386,7 @@ def native_of(at: At, mode: BatchMode) -> Native | None:
         return None
     own: dict[str, Any] = vars(retriever)
     embedder = own["_embed_model"]
-    if not isinstance(embedder, BaseEmbedding) or not retriever._needs_embedding():  # noqa: SLF001
+    if not isinstance(embedder, BaseEmbedding) or not _searches_by_vectors(own):
         return None
     if not all(_is_plain(own[name]) for name in _SETTINGS) or not _only_known_code(own):
         return None
@@ -395,6 +395,12 @@ def native_of(at: At, mode: BatchMode) -> Native | None:
         return None
     leads_on = bool(retriever.object_map)
     return Native(search, QueryEmbedder(embedder, at.special), Handed(retriever), leads_on)
+
+
+def _searches_by_vectors(own: Mapping[str, Any]) -> bool:
+    """Return whether a retriever embeds its queries, as any version of the host does."""
+    by_words = own[_MODE] in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE)
+    return bool(own["_vector_store"].is_embedding_query) and not by_words
 
 
 def k_of(retriever: BaseRetriever) -> int | None:

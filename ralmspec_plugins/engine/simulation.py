@@ -37,18 +37,29 @@ class Latencies:
 
     If the duration differs within one kind (a segment with another
     passage begins with a prefill), a function of the work returns the seconds.
+
+    Attributes:
+        extend_s: of writing a segment.
+        search_s: b(n), by the size of the batch.
+        ask_s: of forming a query.
+        encode_s: of encoding one.
+        guess_s: of a guess that is not made inside the loop.
+        overhead_s: the engine's overhead for a piece of work.
+        stop_s: the maximum time until a cancelled segment has stopped.
+        contention: 0: searches and generation do not slow each other down; 1: each takes twice as
+            long during the other, as on one machine that either of them uses fully.
+        search_contention: of searches, if it differs from that of generation.
     """
 
     extend_s: float | Callable[[Extend], float] = 1.0
-    search_s: Callable[[int], float] = lambda _: 1.0  # b(n), by the size of the batch
+    search_s: Callable[[int], float] = lambda _: 1.0
     ask_s: float | Callable[[FormQuery], float] = 0.0
     encode_s: float | Callable[[Encode], float] = 0.0
     guess_s: float | Callable[[Guess], float] = 0.0
-    overhead_s: float = 0.0  # the engine's overhead for a piece of work
-    stop_s: float = 0.0  # maximum time until a cancelled segment has stopped
-    contention: float = 0.0  # 0: searches and generation do not slow each other down; 1: each
-    # takes twice as long during the other, as on one machine that either of them uses fully
-    search_contention: float | None = None  # of searches, if it differs from that of generation
+    overhead_s: float = 0.0
+    stop_s: float = 0.0
+    contention: float = 0.0
+    search_contention: float | None = None
 
     def __post_init__(self) -> None:
         """Check the durations."""

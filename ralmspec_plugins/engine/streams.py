@@ -2,10 +2,12 @@
 
 import asyncio
 import queue
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Final, Protocol, TypeAlias
 
+from ralmspec_plugins import telemetry
 from ralmspec_plugins.effects import Aborted, Completion, Event, Settled
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.types import Answer
@@ -33,9 +35,12 @@ class _Result:
 
     def __init__(self) -> None:
         self._outcome: Outcome | None = None
+        self._began_ns = time.time_ns()
 
     def _finish(self, outcome: Outcome) -> None:
-        self._outcome = outcome
+        if self._outcome is None:  # a stream may be read again after its end
+            self._outcome = outcome
+            telemetry.record(outcome, self._began_ns)
 
     def _raise(self) -> None:
         """Raise the error of the request.

@@ -29,9 +29,13 @@ class FixedStride:
 
     With `overlap`, the next step is generated with the last query's guess while the batch is
     in flight: the paper's asynchronous verification (where its gain is computed; here it runs).
+
+    Attributes:
+        stride: guesses in a verification; the default is that of RaLMSpec's section 5.
+        overlap: whether a step is generated during the verification.
     """
 
-    stride: int = 3  # RaLMSpec's section 5
+    stride: int = 3
     overlap: bool = False
 
     def __post_init__(self) -> None:
@@ -46,10 +50,17 @@ class FixedStride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimalStride:
-    """Chooses the stride of each round by measurements: the paper's OS3."""
+    """Chooses the stride of each round by measurements: the paper's OS3.
+
+    Attributes:
+        overlap: whether a step is generated during the verification.
+        window: rounds in the estimate of the acceptance rate.
+        gamma_limit: the upper bound of the estimate.
+        max_stride: the maximum number of guesses in a verification.
+    """
 
     overlap: bool = True
-    window: int = 5  # rounds in the estimate of the acceptance rate
+    window: int = 5
     gamma_limit: float = GAMMA_LIMIT
     max_stride: int = MAX_STRIDE
 
@@ -82,13 +93,16 @@ class Continuous:
 
     A wrong guess costs a discarded segment. That costs no time where the model would
     otherwise wait; where its calls are billed, raise `min_acceptance_rate`.
+
+    Attributes:
+        window: the maximum number of unverified steps.
+        lanes: the maximum number of searches in parallel.
+        min_acceptance_rate: the acceptance rate below which no segment is speculative.
     """
 
-    window: int = 64  # maximum number of unverified steps
-    lanes: int = 1  # maximum number of searches in parallel
-    min_acceptance_rate: float = (
-        MIN_ACCEPTANCE_RATE  # acceptance rate below which no segment is speculative
-    )
+    window: int = 64
+    lanes: int = 1
+    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
 
     def __post_init__(self) -> None:
         """Check the settings."""

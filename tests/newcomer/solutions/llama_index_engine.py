@@ -1,0 +1,4 @@
+from given.llama_index_engine import index, llm
+from llama_index_ralmspec import SpeculativeQueryEngine
+
+engine = SpeculativeQueryEngine.from_index(index, llm=llm)
