@@ -747,6 +747,13 @@ BUGS = (
         AGENTS,
     ),
     Bug(
+        "agents run ahead of their tools on a busy processor",
+        "ralmspec_plugins/scheduling/processor.py",
+        "return computed_s - before_s <= SPARE * (now_s - began_s)",
+        "return before_s <= computed_s",
+        "tests/scheduling/test_processor.py",
+    ),
+    Bug(
         "calls of LlamaIndex made ahead have no tag",
         "integrations/llama_index_ralmspec/agents.py",
         "        with tagged():\n            if call is None:\n",

@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.scheduling.processor import ProcessorLoad
 from ralmspec_plugins.types import same_to_read
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class AgentStats:
     tools_committed: int = 0  # of these, those that replaced a call by the host
     tools_dropped: int = 0
     dropped_tokens: int = 0  # of dropped calls, if the model reported them
+    busy: int = 0  # of the host's model calls, those made while other runs used the processor
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -106,6 +108,33 @@ class AgentLimits:
                 raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
         if type(self.handover_s) not in (int, float) or not self.handover_s > 0:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
+
+
+class AgentSession:
+    """What the runs of one agent share: its limits, the counts, and how busy the processor is."""
+
+    def __init__(self, limits: AgentLimits, load: ProcessorLoad | None = None) -> None:
+        """Create a session without runs.
+
+        Args:
+            limits: of each run.
+            load: measures the processor.
+        """
+        self.limits = limits
+        self.counters = AgentCounters()
+        self.load = load or ProcessorLoad()
+
+    def is_busy(self, run: "AgentRun | None") -> bool:
+        """Return whether a host's model call is left to the host: other runs use the processor.
+
+        A run whose next call is already made speculatively uses it. Otherwise it is closed.
+        """
+        if (run is not None and run.runs_ahead) or self.load.is_spare():
+            return False
+        if run is not None:
+            run.close()
+        self.counters.add(model_calls=1, busy=1)
+        return True
 
 
 def arguments_of(given: Mapping[str, Any]) -> str:
@@ -250,7 +279,7 @@ class ToolStep:
 
     def guess(self, slot: Slot) -> None:
         """Start guessing the observation of a call, and then call the model with it."""
-        if self.barred or slot.guess is not None:
+        if self.barred or slot.guess is not None or not self.run.is_spare():
             self.settle()
             return
         self._cancels.append(self.run.start(lambda: self._guess(slot)))
@@ -318,6 +347,8 @@ class ToolStep:
         run = self.run
         if self.barred or run.closed or any(slot.observation is None for slot in self.slots):
             return
+        if self.ahead is None and not self._may_run_ahead():
+            return
         try:
             request = run.host.next_request(self)
         except Exception:  # noqa: BLE001 without the request no speculative call is made
@@ -329,12 +360,15 @@ class ToolStep:
                 return
             run.drop(self.ahead)
             self.ahead = None
-        if self.index - run.index >= run.limits.depth or not run.may_spend():
-            return
-        if all(slot.arrived and slot.real is not None for slot in self.slots):
-            return  # the host calls the model itself now
+            if not self._may_run_ahead():
+                return
         self.ahead = Recording(request, self.index + 1)
         run.record(self.ahead)
+
+    def _may_run_ahead(self) -> bool:
+        if all(slot.arrived and slot.real is not None for slot in self.slots):
+            return False  # the host calls the model itself now
+        return self.index - self.run.index < self.run.limits.depth and self.run.may_spend()
 
     def bar(self) -> None:
         """Drop the step's speculative model call, and make no more speculative calls."""
@@ -366,14 +400,13 @@ def _same(ours: object, theirs: object) -> bool:
 class AgentRun:
     """The speculative work of one run of an agent. Thread-safe."""
 
-    def __init__(
-        self, host: AgentHost, launcher: Launcher, limits: AgentLimits, counters: AgentCounters
-    ) -> None:
+    def __init__(self, host: AgentHost, launcher: Launcher, session: AgentSession) -> None:
         """Create a run without speculative work."""
         self.host = host
         self.launcher = launcher
-        self.limits = limits
-        self.counters = counters
+        self.limits = session.limits
+        self.counters = session.counters
+        self.load = session.load
         self.lock = threading.RLock()
         self.index = 0
         self.step: ToolStep | None = None  # the host's current step
@@ -454,13 +487,25 @@ class AgentRun:
             return False
 
     def may_spend(self) -> bool:
-        """Return whether one more speculative call stays within the limits in the worst case."""
+        """Return whether one more speculative call stays within the limits in the worst case.
+
+        The processor is not busy with other runs, either.
+        """
         most_calls, most_tokens = self.limits.max_wasted_calls, self.limits.max_wasted_tokens
         if most_calls is not None and self._wasted_calls + len(self._out) >= most_calls:
             return False
         if most_tokens is not None and self._wasted_tokens >= most_tokens:
             return False
-        return self.host.may_run_ahead()
+        return self.host.may_run_ahead() and self.is_spare()
+
+    def is_spare(self) -> bool:
+        """Return whether speculative work delays no other run."""
+        return self.load.is_spare(self._holders)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether there is a speculative model call that the host may still make."""
+        return bool(self._out)
 
     def record(self, recording: Recording) -> None:
         """Start a speculative model call."""

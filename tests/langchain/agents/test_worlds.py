@@ -65,6 +65,7 @@ async def compare(seeds: range) -> Counter[str]:
         totals["wrong"] += ahead.stats.guesses - ahead.stats.right
         totals["committed"] += ahead.stats.committed
         totals["dropped"] += ahead.stats.dropped
+        totals["busy"] += ahead.stats.busy
     return totals
 
 
@@ -78,6 +79,7 @@ async def test_an_agent_ahead_of_its_tools_shows_the_same(part: int) -> None:
     assert totals["committed"] >= 5
     assert totals["dropped"] >= 5
     assert totals["wrong"] >= 5
+    assert totals["busy"] >= 1
 
 
 @pytest.mark.slow
