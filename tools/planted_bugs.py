@@ -754,6 +754,20 @@ BUGS = (
         "tests/scheduling/test_processor.py",
     ),
     Bug(
+        "an engine writes ahead though a provider asked for fewer calls",
+        "ralmspec_plugins/engine/session.py",
+        "                self.session.rate_limit.note(done.error)\n",
+        "                pass\n",
+        "tests/scheduling/test_rate_limit.py",
+    ),
+    Bug(
+        "an agent calls ahead though a provider asked for fewer calls",
+        "ralmspec_plugins/adapters/agents.py",
+        "        if self.rate_limit.active:\n            return False\n",
+        "",
+        "tests/scheduling/test_rate_limit.py",
+    ),
+    Bug(
         "calls of LlamaIndex made ahead have no tag",
         "integrations/llama_index_ralmspec/agents.py",
         "        with tagged():\n            if call is None:\n",

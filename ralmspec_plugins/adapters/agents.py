@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.processor import ProcessorLoad
+from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.types import same_to_read
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class AgentLimits:
 
 
 class AgentSession:
-    """What the runs of one agent share: its limits, the counts, and how busy the processor is."""
+    """What the runs of one agent share: limits, counts, the load of processor and providers."""
 
     def __init__(self, limits: AgentLimits, load: ProcessorLoad | None = None) -> None:
         """Create a session without runs.
@@ -123,6 +124,7 @@ class AgentSession:
         self.limits = limits
         self.counters = AgentCounters()
         self.load = load or ProcessorLoad()
+        self.rate_limit = RateLimit()
 
     def is_busy(self, run: "AgentRun | None") -> bool:
         """Return whether a host's model call is left to the host: other runs use the processor.
@@ -313,6 +315,7 @@ class ToolStep:
                 slot.call, asynchronous=run.launcher.asynchronous
             )
         except BaseException as error:
+            run.rate_limit.note(error)
             early.end(error)
             with run.lock:
                 self.bar()
@@ -407,6 +410,7 @@ class AgentRun:
         self.limits = session.limits
         self.counters = session.counters
         self.load = session.load
+        self.rate_limit = session.rate_limit
         self.lock = threading.RLock()
         self.index = 0
         self.step: ToolStep | None = None  # the host's current step
@@ -426,7 +430,8 @@ class AgentRun:
             self._holders += 1
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            self.rate_limit.note(error)
             self.close()
             raise
         finally:
@@ -489,8 +494,10 @@ class AgentRun:
     def may_spend(self) -> bool:
         """Return whether one more speculative call stays within the limits in the worst case.
 
-        The processor is not busy with other runs, either.
+        The processor is not busy with other runs, either, and no provider asks for fewer calls.
         """
+        if self.rate_limit.active:
+            return False
         most_calls, most_tokens = self.limits.max_wasted_calls, self.limits.max_wasted_tokens
         if most_calls is not None and self._wasted_calls + len(self._out) >= most_calls:
             return False
@@ -525,6 +532,7 @@ class AgentRun:
                         return
                     recording.put(piece)
         except BaseException as error:
+            self.rate_limit.note(error)
             recording.end(error)
             if not isinstance(error, Exception):
                 raise
