@@ -93,6 +93,8 @@ class AgentOptions:
         max_wasted_calls: the number of dropped model calls after which a run continues without
             speculation.
         max_wasted_tokens: the same for their tokens, if the model reports them.
+        max_wasted_share: the share of dropped calls among all calls of the model, in all runs,
+            that is not exceeded.
         handover_s: how long speculative work waits for the host's next call.
     """
 
@@ -102,6 +104,7 @@ class AgentOptions:
     memo: QueryCache | None = None
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
+    max_wasted_share: float | None = None
     handover_s: float = 0.08
     session: AgentSession = field(init=False)
 
@@ -116,6 +119,7 @@ class AgentOptions:
             depth=self.depth,
             max_wasted_calls=self.max_wasted_calls,
             max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_share=self.max_wasted_share,
             handover_s=self.handover_s,
         )
         object.__setattr__(self, "session", AgentSession(limits))

@@ -74,6 +74,21 @@ class AgentCounters:
                 old, **{name: getattr(old, name) + more for name, more in changes.items()}
             )
 
+    def began_ahead(self, max_wasted_share: float | None) -> bool:
+        """Count a speculative call; return `False`, and count none, if it might exceed a share.
+
+        The share is that of dropped calls among all calls of the model: in the worst case this
+        one, and all others that are still undecided, are dropped.
+        """
+        with self._lock:
+            one = self._stats
+            undecided = one.calls_ahead - one.committed + 1  # or dropped
+            calls = one.model_calls - one.committed + one.calls_ahead + 1
+            if max_wasted_share is not None and undecided > max_wasted_share * calls:
+                return False
+            self._stats = replace(one, calls_ahead=one.calls_ahead + 1)
+            return True
+
     @property
     def stats(self) -> AgentStats:
         """The counts so far."""
@@ -90,6 +105,8 @@ class AgentLimits:
         max_wasted_calls: the dropped model calls, including those still running, after which
             a run continues without speculation. `None`: no limit.
         max_wasted_tokens: the same for the tokens of dropped calls, as reported by the model.
+        max_wasted_share: the share of dropped calls among all calls of the model, in all runs of
+            an agent, that is not exceeded. `None`: no limit.
         handover_s: how long speculative work is kept while the host calls neither a tool nor
             the model. It is then dropped, so that a run cancelled between two steps leaves none.
     """
@@ -97,6 +114,7 @@ class AgentLimits:
     depth: int = 1
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
+    max_wasted_share: float | None = None
     handover_s: float = 0.08
 
     def __post_init__(self) -> None:
@@ -107,6 +125,9 @@ class AgentLimits:
             most = getattr(self, name)
             if most is not None and (type(most) is not int or most < 0):
                 raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
+        share = self.max_wasted_share
+        if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+            raise ConfigError(f"max_wasted_share must be from 0 to 1 or None, got {share!r}")
         if type(self.handover_s) not in (int, float) or not self.handover_s > 0:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
 
@@ -365,8 +386,9 @@ class ToolStep:
             self.ahead = None
             if not self._may_run_ahead():
                 return
-        self.ahead = Recording(request, self.index + 1)
-        run.record(self.ahead)
+        if run.counters.began_ahead(run.limits.max_wasted_share):
+            self.ahead = Recording(request, self.index + 1)
+            run.record(self.ahead)
 
     def _may_run_ahead(self) -> bool:
         if all(slot.arrived and slot.real is not None for slot in self.slots):
@@ -516,7 +538,6 @@ class AgentRun:
 
     def record(self, recording: Recording) -> None:
         """Start a speculative model call."""
-        self.counters.add(calls_ahead=1)
         self._out.append(recording)
         recording.cancel = self.start(
             lambda: self._record(recording), recording, self.model_context

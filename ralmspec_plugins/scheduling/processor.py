@@ -108,7 +108,7 @@ class ProcessorLoad:
             self._read()
             (began_s, before_s), (now_s, computed_s) = self._readings[0], self._readings[-1]
             if self._ended_s <= began_s:
-                return True  # the burst in which calls begin says nothing
+                return True  # not measured yet: many calls begin together, and then wait
             return computed_s - before_s <= SPARE * (now_s - began_s)
 
     def _idle_s(self) -> float:

@@ -185,6 +185,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         scope: Scope | None = None,
         max_wasted_calls: int | None = 8,
         max_wasted_tokens: int | None = None,
+        max_wasted_share: float | None = None,
         handover_s: float = 0.08,
     ) -> None:
         """Create a middleware.
@@ -205,6 +206,8 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             max_wasted_calls: the number of dropped model calls after which a run continues
                 without speculation.
             max_wasted_tokens: the same for their tokens.
+            max_wasted_share: the share of dropped calls among all calls of the model, in all runs,
+                that is not exceeded.
             handover_s: how long speculative work waits for the host's next call.
 
         Raises:
@@ -226,6 +229,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             depth=depth,
             max_wasted_calls=max_wasted_calls,
             max_wasted_tokens=max_wasted_tokens,
+            max_wasted_share=max_wasted_share,
             handover_s=handover_s,
         )
         self._session = AgentSession(limits)

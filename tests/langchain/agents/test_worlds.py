@@ -44,6 +44,9 @@ def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
         assert not Counter(plain.tools) - Counter(ahead.tools), drawn
         assert len(ahead.tools) <= len(plain.tools) + unused, drawn
     assert ahead.model_calls <= plain.model_calls - stats.committed + stats.calls_ahead, drawn
+    if drawn.wasted_share is not None:
+        calls = stats.model_calls - stats.committed + stats.calls_ahead
+        assert stats.dropped <= drawn.wasted_share * calls, drawn
     if drawn.limit is not None:
         runs = 12  # turns, and resumptions of them
         assert stats.dropped <= drawn.limit * runs, drawn

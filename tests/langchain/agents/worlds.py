@@ -112,6 +112,7 @@ class World:
     scenario: str  # "once", "twice", "travel"
     synchronous: bool  # calls ahead are made in threads
     handover_s: float
+    wasted_share: float | None  # of dropped calls that is not exceeded
     crowded: float  # share of moments at which other runs use the processor
 
 
@@ -148,6 +149,7 @@ def world(seed: int) -> World:
         synchronous=draw.random() < 0.2,
         handover_s=draw.choice([5, 5, 5, 0.002]),
         crowded=draw.choice([0.0, 0.0, 0.0, 0.3, 0.7]),
+        wasted_share=draw.choice([None, None, None, None, 0.4]),
     )
 
 
@@ -191,6 +193,7 @@ async def run(world: World, *, ahead: bool) -> Outcome:
         depth=world.depth,
         read_only=["search", "artful", "broken"],
         max_wasted_calls=world.limit,
+        max_wasted_share=world.wasted_share,
         handover_s=world.handover_s,
     )
     ours._session.load = Crowded(world.seed, world.crowded)
