@@ -116,9 +116,9 @@ BUGS = (
     ),
     Bug(
         "text that a stop string may still cut is streamed",
-        "ralmspec_plugins/window.py",
-        "text = self.workload.settled(state)",
-        "text = self.workload.text(state)",
+        "ralmspec_plugins/settled.py",
+        "text = self._workload.settled(state)",
+        "text = self._workload.text(state)",
     ),
     Bug(
         "extend sees scores that it says it does not read",
@@ -166,7 +166,7 @@ BUGS = (
     ),
     Bug(
         "a text that comes otherwise the second time is given out",
-        "ralmspec_plugins/window.py",
+        "ralmspec_plugins/settled.py",
         "if step.interruption is None:",
         "if step.written or step.interruption is None:",
         "tests/engine/test_events.py",

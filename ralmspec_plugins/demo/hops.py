@@ -3,8 +3,11 @@
 "Where is the book kept that Osk wrote?" takes two: that of Osk names the book, that of the book
 names the place. The model asks for them in Search-R1's tags (`workloads.SearchTags`):
 
-    <search> the person Osk</search> ... The person Osk wrote the book Ulm. <search> the book
-    Ulm</search> ... The book Ulm is kept in Brek. <answer> Brek</answer>
+    <search> the person Osk</search> ... The person Osk wrote the book Ulm. Where is the book Ulm
+    kept? <search> the book Ulm</search> ... The book Ulm is kept in Brek. <answer> Brek</answer>
+
+Behind each passage the answer states what was read and the question that is left (Self-Ask's
+decomposition), so that whether to search or to answer depends on the last question alone.
 """
 
 from collections.abc import Sequence
@@ -69,12 +72,15 @@ def hop_questions(world: World, n: int, hops: int, seed: int) -> list[HopQuestio
 
 
 def hop_turns(question: HopQuestion) -> list[list[Piece]]:
-    """Return the turns of the right answer: each states what was read, then asks or answers.
+    """Return the turns of the right answer: each states what was read and what is left to ask.
 
-    Names have the attribute `next`, whether copied from a passage or from the text before.
+    Names have the attribute `next`, whether copied from a passage or from the text before, the
+    other words of a question that is left the attribute `question`.
     """
     turns: list[list[Piece]] = [[]]
-    for entity in question.chain:
+    for left, entity in zip(range(question.hops, 0, -1), question.chain, strict=True):
+        if turns[-1]:
+            turns[-1] += _left(entity, left)
         turns[-1] += _tagged("search", language.SOUGHT[entity.kind], entity.name)
         turns.append(_named(language.LINKS[entity.kind], entity.name, entity.facts["next"]))
         turns[-1].append(Piece(" "))
@@ -91,6 +97,13 @@ def count_hops(text: str, question: HopQuestion) -> HopCount:
 
 def _link(entity: Entity) -> Sequence[Piece]:
     return _named(language.LINKS[entity.kind], entity.name, entity.facts["next"])
+
+
+def _left(entity: Entity, hops: int) -> list[Piece]:
+    """Return the question about an entity that takes `hops` passages, as a part of an answer."""
+    template = language.HOP_QUESTIONS[entity.kind][hops - 1].replace("\n", " ")
+    pieces = _named(template, entity.name, entity.name)
+    return [Piece(one.text, one.attribute or "question") for one in pieces]
 
 
 def _named(template: str, name: str, following: str) -> list[Piece]:

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 from llama_index.core import MockEmbedding, PromptTemplate, VectorStoreIndex
 from llama_index.core.chat_engine import ContextChatEngine
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import MetadataMode
-from llama_index_ralmspec import SpeculativeQueryEngine
+from llama_index_ralmspec import CommitEvent, RetrievalEvent, SpeculativeQueryEngine
+from pydantic import Field
 
 from ralmspec_plugins.errors import ConfigError
 from tests.llama_index.rag_parts import (
@@ -84,6 +87,45 @@ def test_multi_hop_is_the_loop_by_hand(*, speculate: bool) -> None:
     assert expected.count("<search>") == 3
     assert set(hand.asked) <= set(ours.asked)
     assert len(response.source_nodes) >= 3
+
+
+class Hops(BaseEventHandler):
+    """Notes retrievals and commits."""
+
+    retrieved: list[Any] = Field(default_factory=list)
+    committed: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Hops"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        if isinstance(event, RetrievalEvent):
+            self.retrieved.append(event)
+        elif isinstance(event, CommitEvent):
+            self.committed.append(event.query_str)
+
+
+def test_each_hop_is_told() -> None:
+    """A retrieval and a commit each, in the order of the hops; the first turn has no search."""
+    hand, handler = HashRetriever(made_nodes()), Hops()
+    by_hand(TagLLM(), hand)
+    made = engine(
+        TagLLM(), HashRetriever(made_nodes()), TAGS, workload="multi_hop", bound="max_tokens"
+    )
+    get_dispatcher().add_event_handler(handler)
+    try:
+        response = made.query(QUESTION)
+    finally:
+        get_dispatcher().event_handlers.remove(handler)
+    read = [one.node_ids for one in handler.retrieved]
+
+    assert hand.asked == [one.query_str for one in handler.retrieved]
+    assert ["", *hand.asked] == handler.committed
+    assert len(read) == 3
+    assert {one.node.node_id for one in response.source_nodes} == {
+        one for ids in read for one in ids
+    }
 
 
 @pytest.mark.parametrize("speculate", [True, False])
