@@ -44,19 +44,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.clock.now_s
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> asyncio.TimerHandle:
         if callback.__module__.startswith("asyncio."):
             self.clock.compute(self.cost_s)
         return super().call_at(when, callback, *args, **kwargs)
 
-    def run_in_executor(
-        self, executor: Any, function: Callable[..., Any], *args: Any
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
         future = self.create_future()
         try:
-            future.set_result(function(*args))
+            future.set_result(func(*args))
         except Exception as error:
             future.set_exception(error)
         return future
