@@ -102,6 +102,8 @@ class SpeculationWindow:
             return None
         if not self.cascade.speculates:
             return "no speculators were given"
+        if self.cascade.rate_limited:
+            return "a provider has asked to be called less often"
         if self.cascade.held:
             return "may_guess returned False"
         if self._had_guess:

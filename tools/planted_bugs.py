@@ -840,6 +840,34 @@ BUGS = (
         AGENTS,
     ),
     Bug(
+        "agents make speculative calls on a busy processor",
+        "ralmspec_plugins/scheduling/processor.py",
+        "return computed_s - before_s <= SPARE * (now_s - began_s)",
+        "return before_s <= computed_s",
+        "tests/scheduling/test_processor.py",
+    ),
+    Bug(
+        "an engine speculates though a provider asked for fewer calls",
+        "ralmspec_plugins/engine/session.py",
+        "                self.session.rate_limit.note(done.error)\n",
+        "                pass\n",
+        "tests/scheduling/test_rate_limit.py",
+    ),
+    Bug(
+        "an agent speculates though a provider asked for fewer calls",
+        "ralmspec_plugins/adapters/agents.py",
+        "        if self.rate_limit.active:\n            return False\n",
+        "",
+        "tests/scheduling/test_rate_limit.py",
+    ),
+    Bug(
+        "undecided speculative calls do not count against the share of dropped ones",
+        "ralmspec_plugins/adapters/agents.py",
+        "undecided = one.calls_ahead - one.committed + 1",
+        "undecided = one.dropped + 1",
+        "tests/adapters/test_agent_limits.py",
+    ),
+    Bug(
         "calls of LlamaIndex made ahead have no tag",
         "integrations/llama_index_ralmspec/agents.py",
         "        with tagged():\n            if call is None:\n",
@@ -849,8 +877,8 @@ BUGS = (
     Bug(
         "the host waits without limit for a call ahead that ended without a reply",
         "ralmspec_plugins/adapters/agents.py",
-        "        except BaseException as error:\n            recording.end(error)\n",
-        "        except Exception as error:\n            recording.end(error)\n",
+        "        except BaseException as error:\n            self.rate_limit.note(error)\n",
+        "        except Exception as error:\n            self.rate_limit.note(error)\n",
         "tests/langchain/agents/test_models.py -k without_a_reply",
     ),
     Bug(

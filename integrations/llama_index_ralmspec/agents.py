@@ -20,7 +20,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
@@ -41,10 +41,10 @@ from llama_index_ralmspec.agent_calls import (
 )
 from llama_index_ralmspec.callbacks import SpeculativeCall, tagged, tell_agent_event
 from ralmspec_plugins.adapters.agents import (
-    AgentCounters,
     AgentEvent,
     AgentLimits,
     AgentRun,
+    AgentSession,
     AgentStats,
     Slot,
     ToolStep,
@@ -54,6 +54,7 @@ from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects, Slices
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.scheduling.processor import ProcessorLoad
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hit, Passage, same_to_read
 
@@ -78,7 +79,7 @@ _current: ContextVar["_Conversation | None"] = ContextVar("ralmspec_agent_run", 
 @suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
-    """The settings of a speculative agent, and the counters that its runs share.
+    """The settings of a speculative agent, and what its runs share.
 
     Args:
         guess: takes a tool call (name, args, id) and returns the expected result of the tool:
@@ -92,6 +93,8 @@ class AgentOptions:
         max_wasted_calls: the number of dropped model calls after which a run continues without
             speculation.
         max_wasted_tokens: the same for their tokens, if the model reports them.
+        max_wasted_share: the share of dropped calls among all calls of the model, in all runs,
+            that is not exceeded.
         handover_s: how long speculative work waits for the host's next call.
     """
 
@@ -101,9 +104,9 @@ class AgentOptions:
     memo: QueryCache | None = None
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
+    max_wasted_share: float | None = None
     handover_s: float = 0.08
-    counters: AgentCounters = field(default_factory=AgentCounters, init=False)
-    limits: AgentLimits = field(init=False)
+    session: AgentSession = field(init=False)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -116,9 +119,10 @@ class AgentOptions:
             depth=self.depth,
             max_wasted_calls=self.max_wasted_calls,
             max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_share=self.max_wasted_share,
             handover_s=self.handover_s,
         )
-        object.__setattr__(self, "limits", limits)
+        object.__setattr__(self, "session", AgentSession(limits))
 
 
 class _Conversation:
@@ -137,8 +141,7 @@ class _Conversation:
     def run(self) -> AgentRun:
         """Return the current speculative run, or a new one if that was closed."""
         if self._run is None or self._run.closed:
-            options = self.options
-            self._run = AgentRun(self, TaskLauncher(), options.limits, options.counters)
+            self._run = AgentRun(self, TaskLauncher(), self.options.session)
         return self._run
 
     def live(self) -> AgentRun | None:
@@ -233,6 +236,13 @@ def _refusal(llm: LLM) -> str | None:
     return None
 
 
+def _history(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the history of a call in the form that agents use; nothing for other calls."""
+    if "with_tools" in name:
+        return None if args else kwargs.get("chat_history")
+    return args[0] if len(args) == 1 else None
+
+
 class _ModelTap:
     """Intercepts an agent's calls of its model, and replays those made speculatively."""
 
@@ -255,26 +265,32 @@ class _ModelTap:
         @wraps(original)
         async def called(*args: Any, **kwargs: Any) -> Any:
             conversation = _current.get()
-            call = None if conversation is None else self._call(name, args, kwargs)
-            if conversation is None or call is None:
+            messages = _history(name, args, kwargs)
+            if conversation is None or not messages:
                 return await original(*args, **kwargs)
-            run = self._taken(conversation)
-            if call.streams:
-                return await self._stream(run, call)
-            return await self._whole(run, call)
+            session = conversation.options.session
+            busy = session.is_busy(conversation.live())
+            call = None if busy else self._call(name, messages, kwargs)
+            made = original(*args, **kwargs) if call is None else self._made(conversation, call)
+            if "stream" in name:
+                return _counted(session.load, await made)
+            with session.load.call():
+                return await made
 
         return called
 
-    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ModelCall | None:
-        """Return a call in the form that agents use, or `None` for other calls."""
-        messages = kwargs.get("chat_history") if "with_tools" in name else args and args[0]
+    def _call(self, name: str, messages: Any, kwargs: Mapping[str, Any]) -> ModelCall | None:
+        """Return a call, or `None` if it cannot be compared, and thus not be replaced."""
         rest = {key: value for key, value in kwargs.items() if key != "chat_history"}
-        if not messages or len(args) > 1 or ("with_tools" in name and args):
-            return None
         try:
             return ModelCall(self._llm, name, messages, rest)
-        except Exception:  # noqa: BLE001 a call that cannot be compared cannot be replaced
+        except Exception:  # noqa: BLE001 such as an argument that cannot be copied
             return None
+
+    async def _made(self, conversation: _Conversation, call: ModelCall) -> Any:
+        """Return the reply to a call, or its stream."""
+        run = self._taken(conversation)
+        return await (self._stream(run, call) if call.streams else self._whole(run, call))
 
     def _taken(self, conversation: _Conversation) -> AgentRun:
         conversation.agent = self._agent
@@ -352,6 +368,14 @@ class _ModelTap:
             run.close()
 
 
+async def _counted(load: ProcessorLoad, reply: Any) -> AsyncGenerator[ChatResponse, None]:
+    """Yield the pieces of a stream, which is a call until its end."""
+    with load.call():
+        async with aclosing(pieces_of(reply)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
 def _seen_tool(tool: Any) -> Any:
     """Return a copy of a tool, of the same class, whose calls are intercepted."""
     seen = copy(tool)
@@ -360,13 +384,15 @@ def _seen_tool(tool: Any) -> Any:
     @wraps(tool.acall)
     async def acall(*args: Any, **kwargs: Any) -> ToolOutput:
         conversation = _current.get()
-        run = None if conversation is None else conversation.live()
-        step = None if run is None else run.step
-        if conversation is None or run is None or step is None or args:
-            output: ToolOutput = await tool.acall(*args, **kwargs)
-            return output
-        with run.held():
-            return await _called(conversation, run, step, ToolCall(name, kwargs), tool)
+        if conversation is None:
+            return cast("ToolOutput", await tool.acall(*args, **kwargs))
+        with conversation.options.session.load.call():
+            run = conversation.live()
+            step = None if run is None else run.step
+            if run is None or step is None or args:
+                return cast("ToolOutput", await tool.acall(*args, **kwargs))
+            with run.held():
+                return await _called(conversation, run, step, ToolCall(name, kwargs), tool)
 
     seen.__dict__["acall"] = acall
     seen.__dict__[_OPTIONS] = tool
@@ -458,4 +484,4 @@ def agent_stats(agent: Any) -> AgentStats:
     options = getattr(agent, "__dict__", {}).get(_OPTIONS)
     if not isinstance(options, AgentOptions):
         raise ConfigError(f"expected an agent returned by speculate(), got {agent!r}")
-    return options.counters.stats
+    return options.session.counters.stats

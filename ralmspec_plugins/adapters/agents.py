@@ -27,6 +27,8 @@ from typing import Any, Literal, Protocol
 
 from ralmspec_plugins.adapters.speculative_calls import Launcher, Recording
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.scheduling.processor import ProcessorLoad
+from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.types import same_to_read
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class AgentStats:
     tools_committed: int = 0  # of these, those that replaced a call by the host
     tools_dropped: int = 0
     dropped_tokens: int = 0  # of dropped calls, if the model reported them
+    busy: int = 0  # of the host's model calls, those made while other runs used the processor
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -71,6 +74,21 @@ class AgentCounters:
                 old, **{name: getattr(old, name) + more for name, more in changes.items()}
             )
 
+    def began_ahead(self, max_wasted_share: float | None) -> bool:
+        """Count a speculative call; return `False`, and count none, if it might exceed a share.
+
+        The share is that of dropped calls among all calls of the model: in the worst case this
+        one, and all others that are still undecided, are dropped.
+        """
+        with self._lock:
+            one = self._stats
+            undecided = one.calls_ahead - one.committed + 1  # or dropped
+            calls = one.model_calls - one.committed + one.calls_ahead + 1
+            if max_wasted_share is not None and undecided > max_wasted_share * calls:
+                return False
+            self._stats = replace(one, calls_ahead=one.calls_ahead + 1)
+            return True
+
     @property
     def stats(self) -> AgentStats:
         """The counts so far."""
@@ -87,6 +105,8 @@ class AgentLimits:
         max_wasted_calls: the dropped model calls, including those still running, after which
             a run continues without speculation. `None`: no limit.
         max_wasted_tokens: the same for the tokens of dropped calls, as reported by the model.
+        max_wasted_share: the share of dropped calls among all calls of the model, in all runs of
+            an agent, that is not exceeded. `None`: no limit.
         handover_s: how long speculative work is kept while the host calls neither a tool nor
             the model. It is then dropped, so that a run cancelled between two steps leaves none.
     """
@@ -94,6 +114,7 @@ class AgentLimits:
     depth: int = 1
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
+    max_wasted_share: float | None = None
     handover_s: float = 0.08
 
     def __post_init__(self) -> None:
@@ -104,8 +125,39 @@ class AgentLimits:
             most = getattr(self, name)
             if most is not None and (type(most) is not int or most < 0):
                 raise ConfigError(f"{name} must be at least 0 or None, got {most!r}")
+        share = self.max_wasted_share
+        if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+            raise ConfigError(f"max_wasted_share must be from 0 to 1 or None, got {share!r}")
         if type(self.handover_s) not in (int, float) or not self.handover_s > 0:
             raise ConfigError(f"handover_s must be above 0, got {self.handover_s!r}")
+
+
+class AgentSession:
+    """What the runs of one agent share: limits, counts, the load of processor and providers."""
+
+    def __init__(self, limits: AgentLimits, load: ProcessorLoad | None = None) -> None:
+        """Create a session without runs.
+
+        Args:
+            limits: of each run.
+            load: measures the processor.
+        """
+        self.limits = limits
+        self.counters = AgentCounters()
+        self.load = load or ProcessorLoad()
+        self.rate_limit = RateLimit()
+
+    def is_busy(self, run: "AgentRun | None") -> bool:
+        """Return whether a host's model call is left to the host: other runs use the processor.
+
+        A run whose next call is already made speculatively uses it. Otherwise it is closed.
+        """
+        if (run is not None and run.runs_ahead) or self.load.is_spare():
+            return False
+        if run is not None:
+            run.close()
+        self.counters.add(model_calls=1, busy=1)
+        return True
 
 
 def arguments_of(given: Mapping[str, Any]) -> str:
@@ -250,7 +302,7 @@ class ToolStep:
 
     def guess(self, slot: Slot) -> None:
         """Start guessing the observation of a call, and then call the model with it."""
-        if self.barred or slot.guess is not None:
+        if self.barred or slot.guess is not None or not self.run.is_spare():
             self.settle()
             return
         self._cancels.append(self.run.start(lambda: self._guess(slot)))
@@ -284,6 +336,7 @@ class ToolStep:
                 slot.call, asynchronous=run.launcher.asynchronous
             )
         except BaseException as error:
+            run.rate_limit.note(error)
             early.end(error)
             with run.lock:
                 self.bar()
@@ -318,6 +371,8 @@ class ToolStep:
         run = self.run
         if self.barred or run.closed or any(slot.observation is None for slot in self.slots):
             return
+        if self.ahead is None and not self._may_run_ahead():
+            return
         try:
             request = run.host.next_request(self)
         except Exception:  # noqa: BLE001 without the request no speculative call is made
@@ -329,12 +384,16 @@ class ToolStep:
                 return
             run.drop(self.ahead)
             self.ahead = None
-        if self.index - run.index >= run.limits.depth or not run.may_spend():
-            return
+            if not self._may_run_ahead():
+                return
+        if run.counters.began_ahead(run.limits.max_wasted_share):
+            self.ahead = Recording(request, self.index + 1)
+            run.record(self.ahead)
+
+    def _may_run_ahead(self) -> bool:
         if all(slot.arrived and slot.real is not None for slot in self.slots):
-            return  # the host calls the model itself now
-        self.ahead = Recording(request, self.index + 1)
-        run.record(self.ahead)
+            return False  # the host calls the model itself now
+        return self.index - self.run.index < self.run.limits.depth and self.run.may_spend()
 
     def bar(self) -> None:
         """Drop the step's speculative model call, and make no more speculative calls."""
@@ -366,14 +425,14 @@ def _same(ours: object, theirs: object) -> bool:
 class AgentRun:
     """The speculative work of one run of an agent. Thread-safe."""
 
-    def __init__(
-        self, host: AgentHost, launcher: Launcher, limits: AgentLimits, counters: AgentCounters
-    ) -> None:
+    def __init__(self, host: AgentHost, launcher: Launcher, session: AgentSession) -> None:
         """Create a run without speculative work."""
         self.host = host
         self.launcher = launcher
-        self.limits = limits
-        self.counters = counters
+        self.limits = session.limits
+        self.counters = session.counters
+        self.load = session.load
+        self.rate_limit = session.rate_limit
         self.lock = threading.RLock()
         self.index = 0
         self.step: ToolStep | None = None  # the host's current step
@@ -393,7 +452,8 @@ class AgentRun:
             self._holders += 1
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            self.rate_limit.note(error)
             self.close()
             raise
         finally:
@@ -454,17 +514,30 @@ class AgentRun:
             return False
 
     def may_spend(self) -> bool:
-        """Return whether one more speculative call stays within the limits in the worst case."""
+        """Return whether one more speculative call stays within the limits in the worst case.
+
+        The processor is not busy with other runs, either, and no provider asks for fewer calls.
+        """
+        if self.rate_limit.active:
+            return False
         most_calls, most_tokens = self.limits.max_wasted_calls, self.limits.max_wasted_tokens
         if most_calls is not None and self._wasted_calls + len(self._out) >= most_calls:
             return False
         if most_tokens is not None and self._wasted_tokens >= most_tokens:
             return False
-        return self.host.may_run_ahead()
+        return self.host.may_run_ahead() and self.is_spare()
+
+    def is_spare(self) -> bool:
+        """Return whether speculative work delays no other run."""
+        return self.load.is_spare(self._holders)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether there is a speculative model call that the host may still make."""
+        return bool(self._out)
 
     def record(self, recording: Recording) -> None:
         """Start a speculative model call."""
-        self.counters.add(calls_ahead=1)
         self._out.append(recording)
         recording.cancel = self.start(
             lambda: self._record(recording), recording, self.model_context
@@ -480,6 +553,7 @@ class AgentRun:
                         return
                     recording.put(piece)
         except BaseException as error:
+            self.rate_limit.note(error)
             recording.end(error)
             if not isinstance(error, Exception):
                 raise

@@ -29,7 +29,6 @@ from ralmspec_plugins.engine.session import (
     Raised,
     RequestContext,
     Session,
-    completions,
     may_be_discarded,
 )
 from ralmspec_plugins.engine.streams import (
@@ -127,7 +126,7 @@ class AsyncExecutor(Executor):
         self._hand_in_all(need, results, started_s)
 
     def _hand_in_all(self, need: Work, results: list[Any], started_s: float) -> None:
-        for done in completions(need, results, started_s, self.clock()):
+        for done in self._context.completions(need, results, started_s, self.clock()):
             self._completed.put_nowait(done)
 
     async def _search(

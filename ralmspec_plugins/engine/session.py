@@ -48,6 +48,7 @@ from ralmspec_plugins.protocols import (
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.scheduling.load import ModelLoad
+from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade, usable
 from ralmspec_plugins.speculators.passage_cache import (
     PassageCache,
@@ -70,6 +71,7 @@ class Session:
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
         load: ModelLoad | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -79,6 +81,7 @@ class Session:
             settings: the engine's settings.
             clock: returns the seconds by which inline guesses are timed.
             load: of the model, if other sessions use it too.
+            rate_limit: of the model's and the store's providers, if other sessions use them too.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -91,6 +94,7 @@ class Session:
         self.settings = settings or Settings()
         self.costs = Costs(load=load)
         self.rates = SpeculatorRates()
+        self.rate_limit = rate_limit or RateLimit()
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -143,7 +147,14 @@ class Session:
             settings = replace(settings, pool=pool)
         if not isinstance(retriever, Verifier):
             retriever = Verifier(retriever, lanes=getattr(settings.schedule, "lanes", 1))
-        return Session(self.workload, retriever, settings, clock=self._clock, load=self.costs.load)
+        return Session(
+            self.workload,
+            retriever,
+            settings,
+            clock=self._clock,
+            load=self.costs.load,
+            rate_limit=self.rate_limit,
+        )
 
     def on_model(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
         """Return a context that counts and times work of the model."""
@@ -167,6 +178,7 @@ class Session:
             signature=self.retriever.signature,
             signature_now=(lambda: self.retriever.signature) if self._shares else None,
             may_guess=self.settings.may_guess,
+            rate_limit=self.rate_limit,
             clock=self._clock,
             rates=self.rates,
         )
@@ -417,8 +429,23 @@ class RequestContext:
             return
         finally:
             speculative.reset(token)
-        for done in completions(need, results, started_s, clock(), busy() - before_s):
+        for done in self.completions(need, results, started_s, clock(), busy() - before_s):
             complete(done)
+
+    def completions(
+        self,
+        need: Work,
+        results: list[Any],
+        started_s: float,
+        ended_s: float,
+        busy_s: float = 0.0,
+    ) -> list[Completed]:
+        """Return the completions of a piece of work; note what providers ask for in its errors."""
+        completed = completions(need, results, started_s, ended_s, busy_s)
+        for done in completed:
+            if done.error is not None:
+                self.session.rate_limit.note(done.error)
+        return completed
 
     def results(self, queries: Sequence[Query], *, widely: bool) -> list["SearchResult | Raised"]:
         """Search a batch; if that fails, search each query separately, for separate errors."""

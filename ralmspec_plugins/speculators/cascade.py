@@ -9,6 +9,7 @@ from typing import Any, Final
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Hit, Hits, Query, fixed
@@ -34,6 +35,7 @@ class SpeculatorCascade:
         signature: Hashable = None,
         signature_now: Callable[[], Hashable] | None = None,
         may_guess: Callable[[], bool] | None = None,
+        rate_limit: RateLimit | None = None,
         clock: Callable[[], float] = time.perf_counter,
         rates: SpeculatorRates | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class SpeculatorCascade:
             signature_now: returns the retriever's current signature: hits found after a change
                 are not added to shared caches.
             may_guess: returns whether guesses may be used now; `None`: always.
+            rate_limit: of providers; while it is active no guess is used.
             clock: returns the seconds by which inline guesses are timed.
             rates: of the engine's speculators: the most often right one is called first.
         """
@@ -64,6 +67,7 @@ class SpeculatorCascade:
         self._signature = signature
         self._signature_now = signature_now
         self._may_guess = may_guess
+        self._rate_limit = rate_limit
         self._found: dict[Hashable, Hits] = {}
         self._encoded: dict[str, Query] = {}  # by text
 
@@ -93,12 +97,19 @@ class SpeculatorCascade:
 
     @property
     def held(self) -> bool:
-        """Whether `may_guess` forbids guesses now; an error in it counts as no."""
+        """Whether a rate limit or `may_guess` forbids guesses now; an error in it counts as no."""
+        if self.rate_limited:
+            return True
         try:
             return self._may_guess is not None and not self._may_guess()
         except Exception:  # noqa: BLE001 the plain loop does not call it
             self._complain(self._may_guess)
             return True
+
+    @property
+    def rate_limited(self) -> bool:
+        """Whether a provider has asked to be called less often."""
+        return self._rate_limit is not None and self._rate_limit.active
 
     def slow(self, *, encoded: bool = True) -> bool:
         """Return whether there are speculators left that must not be called inside the loop."""

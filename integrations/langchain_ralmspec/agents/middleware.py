@@ -52,10 +52,10 @@ from langchain_ralmspec.agents.tool_calls import (
 )
 from langchain_ralmspec.configs import quiet_config, unheard
 from ralmspec_plugins.adapters.agents import (
-    AgentCounters,
     AgentEvent,
     AgentLimits,
     AgentRun,
+    AgentSession,
     AgentStats,
     Slot,
     ToolStep,
@@ -185,6 +185,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         scope: Scope | None = None,
         max_wasted_calls: int | None = 8,
         max_wasted_tokens: int | None = None,
+        max_wasted_share: float | None = None,
         handover_s: float = 0.08,
     ) -> None:
         """Create a middleware.
@@ -205,6 +206,8 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             max_wasted_calls: the number of dropped model calls after which a run continues
                 without speculation.
             max_wasted_tokens: the same for their tokens.
+            max_wasted_share: the share of dropped calls among all calls of the model, in all runs,
+                that is not exceeded.
             handover_s: how long speculative work waits for the host's next call.
 
         Raises:
@@ -222,13 +225,14 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         self.read_only = frozenset(read_only)
         self.memo = QueryCache(capacity=_MOST) if memo is None else memo
         self._scope = scope
-        self._limits = AgentLimits(
+        limits = AgentLimits(
             depth=depth,
             max_wasted_calls=max_wasted_calls,
             max_wasted_tokens=max_wasted_tokens,
+            max_wasted_share=max_wasted_share,
             handover_s=handover_s,
         )
-        self._counters = AgentCounters()
+        self._session = AgentSession(limits)
         self._lock = threading.Lock()
         self._runs: OrderedDict[Hashable, AgentRun] = OrderedDict()
         self._effects: OrderedDict[int, tuple[Any, SideEffects]] = OrderedDict()
@@ -238,7 +242,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     @property
     def stats(self) -> AgentStats:
         """The counts of the speculative calls of all runs, and of their outcomes."""
-        return self._counters.stats
+        return self._session.counters.stats
 
     def invalidate(self) -> None:
         """Discard all former results, for example after a change of the searched index."""
@@ -264,13 +268,14 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     ) -> Any:
         """Call the model, or replay the speculative call with the same request."""
         run = self._run_of(request, asynchronous=False)
-        if run is None:
-            return handler(request)
-        with run.held():
-            tap = ModelTap(run, request.model, self._watch(run, request.model))
-            response = handler(request.override(model=tap.model()))
-            self._replied(run, tap, response)
-        return response
+        with self._session.load.call():
+            if run is None:
+                return handler(request)
+            with run.held():
+                tap = ModelTap(run, request.model, self._watch(run, request.model))
+                response = handler(request.override(model=tap.model()))
+                self._replied(run, tap, response)
+            return response
 
     async def awrap_model_call(
         self,
@@ -279,22 +284,26 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     ) -> Any:
         """Call the model, or replay a speculative call, on an event loop."""
         run = self._run_of(request, asynchronous=True)
-        if run is None:
-            return await handler(request)
-        with run.held():
-            tap = ModelTap(run, request.model, self._watch(run, request.model))
-            response = await handler(request.override(model=tap.model()))
-            self._replied(run, tap, response)
-        return response
+        with self._session.load.call():
+            if run is None:
+                return await handler(request)
+            with run.held():
+                tap = ModelTap(run, request.model, self._watch(run, request.model))
+                response = await handler(request.override(model=tap.model()))
+                self._replied(run, tap, response)
+            return response
 
     def _run_of(self, request: ModelRequest[Any], *, asynchronous: bool) -> AgentRun | None:
         """Return the run of a model call, or `None` if it must not speculate."""
         key = _key(request.state)
         with self._lock:
             run = None if key is None else self._runs.pop(key, None)
-        if key is None or self._limits.depth == 0 or refusal(request.model, request.tools):
+        off = key is None or self._session.limits.depth == 0
+        if off or refusal(request.model, request.tools):
             if run is not None:
                 run.close()
+            return None
+        if self._session.is_busy(run):
             return None
         if run is not None and not run.usable(asynchronous=asynchronous):
             run.close()
@@ -315,7 +324,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             info = runtime.execution_info
             scope = None if info is None else info.thread_id
         launcher = TaskLauncher() if asynchronous else ThreadLauncher()
-        return AgentRun(_Host(self, scope), launcher, self._limits, self._counters)
+        return AgentRun(_Host(self, scope), launcher, self._session)
 
     def _host(self, run: AgentRun) -> _Host:
         host = run.host
@@ -340,7 +349,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         result = list(response.result)
         reply = next((one for one in result if isinstance(one, AIMessage)), None)
         if reply is None or tap.last is None or not reply.tool_calls or reply.id is None:
-            self._counters.add(model_calls=1)
+            self._session.counters.add(model_calls=1)
             run.close()
             return
         self._host(run).name = reply.name
@@ -364,28 +373,30 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
     ) -> ToolResult:
         """Run the tool as the host does, and the model with its expected result in parallel."""
         run, step, slot = self._arrived(request, asynchronous=False)
-        if run is None:
-            return handler(request)
-        assert step is not None
-        with run.held():
-            self._begin(step, slot, request)
-            result = handler(self._replayed(run, slot, request))
-            self._returned(run, step, slot, request, result)
-        return result
+        with self._session.load.call():
+            if run is None:
+                return handler(request)
+            assert step is not None
+            with run.held():
+                self._begin(step, slot, request)
+                result = handler(self._replayed(run, slot, request))
+                self._returned(run, step, slot, request, result)
+            return result
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
         """Run the tool, and the model in parallel, on an event loop."""
         run, step, slot = self._arrived(request, asynchronous=True)
-        if run is None:
-            return await handler(request)
-        assert step is not None
-        with run.held():
-            self._begin(step, slot, request)
-            result = await handler(self._replayed(run, slot, request))
-            self._returned(run, step, slot, request, result)
-        return result
+        with self._session.load.call():
+            if run is None:
+                return await handler(request)
+            assert step is not None
+            with run.held():
+                self._begin(step, slot, request)
+                result = await handler(self._replayed(run, slot, request))
+                self._returned(run, step, slot, request, result)
+            return result
 
     def _arrived(
         self, request: ToolCallRequest, *, asynchronous: bool

@@ -44,6 +44,9 @@ def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
         assert not Counter(plain.tools) - Counter(ahead.tools), drawn
         assert len(ahead.tools) <= len(plain.tools) + unused, drawn
     assert ahead.model_calls <= plain.model_calls - stats.committed + stats.calls_ahead, drawn
+    if drawn.wasted_share is not None:
+        calls = stats.model_calls - stats.committed + stats.calls_ahead
+        assert stats.dropped <= drawn.wasted_share * calls, drawn
     if drawn.limit is not None:
         runs = 12  # turns, and resumptions of them
         assert stats.dropped <= drawn.limit * runs, drawn
@@ -65,6 +68,7 @@ async def compare(seeds: range) -> Counter[str]:
         totals["wrong"] += ahead.stats.guesses - ahead.stats.right
         totals["committed"] += ahead.stats.committed
         totals["dropped"] += ahead.stats.dropped
+        totals["busy"] += ahead.stats.busy
     return totals
 
 
@@ -78,6 +82,7 @@ async def test_an_agent_ahead_of_its_tools_shows_the_same(part: int) -> None:
     assert totals["committed"] >= 5
     assert totals["dropped"] >= 5
     assert totals["wrong"] >= 5
+    assert totals["busy"] >= 1
 
 
 @pytest.mark.slow

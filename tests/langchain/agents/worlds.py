@@ -25,6 +25,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from tests.brain import Brain
+from tests.crowded import Crowded
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of
 
 STREAM_MODES = ("values", "updates", "messages", "custom", "tasks", "checkpoints", "debug")
@@ -111,6 +112,8 @@ class World:
     scenario: str  # "once", "twice", "travel"
     synchronous: bool  # calls ahead are made in threads
     handover_s: float
+    wasted_share: float | None  # of dropped calls that is not exceeded
+    crowded: float  # share of moments at which other runs use the processor
 
 
 def world(seed: int) -> World:
@@ -145,6 +148,8 @@ def world(seed: int) -> World:
         scenario=draw.choice(["once", "once", "twice", "travel"]),
         synchronous=draw.random() < 0.2,
         handover_s=draw.choice([5, 5, 5, 0.002]),
+        crowded=draw.choice([0.0, 0.0, 0.0, 0.3, 0.7]),
+        wasted_share=draw.choice([None, None, None, None, 0.4]),
     )
 
 
@@ -188,8 +193,10 @@ async def run(world: World, *, ahead: bool) -> Outcome:
         depth=world.depth,
         read_only=["search", "artful", "broken"],
         max_wasted_calls=world.limit,
+        max_wasted_share=world.wasted_share,
         handover_s=world.handover_s,
     )
+    ours._session.load = Crowded(world.seed, world.crowded)
     before = [MIDDLEWARES[name](draw) for name in world.before]
     behind = [MIDDLEWARES[name](draw) for name in world.behind]
     agent: Any = create_agent(

@@ -17,6 +17,7 @@ from llama_index.core.workflow import Context
 from llama_index_ralmspec import AgentStats, agent_stats, speculate
 
 from tests.brain import Brain, ModelDownError, Reply
+from tests.crowded import Crowded
 
 
 async def turns(count: int) -> None:
@@ -193,6 +194,7 @@ class World:
     tool_turns: int
     depth: int
     right: float
+    crowded: float  # share of moments at which other runs use the processor
 
 
 def world(seed: int) -> World:
@@ -220,6 +222,7 @@ def world(seed: int) -> World:
         tool_turns=draw.choice([0, 5, 40, 80]),
         depth=draw.choice([1, 1, 2, 3]),
         right=draw.choice([0.0, 0.5, 1.0]),
+        crowded=draw.choice([0.0, 0.0, 0.0, 0.3, 0.7]),
     )
 
 
@@ -281,6 +284,7 @@ async def run(drawn: World, *, ahead: bool) -> Outcome:
             handover_s=5,
             max_wasted_calls=None,
         )
+        vars(agent)["_ralmspec_agent"].session.load = Crowded(drawn.seed, drawn.crowded)
     context = Context(agent)
     for asked in ("What about foxes?", "And owls?"):
         handler = agent.run(asked, ctx=context, max_iterations=8)

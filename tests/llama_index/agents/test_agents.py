@@ -77,6 +77,7 @@ async def compare(seeds: range) -> Counter[str]:
         totals["committed"] += ahead.stats.committed
         totals["dropped"] += ahead.stats.dropped
         totals["deep"] += ahead.stats.tools_committed
+        totals["busy"] += ahead.stats.busy
     return totals
 
 
@@ -89,6 +90,7 @@ async def test_an_agent_ahead_of_its_tools_shows_the_same(part: int) -> None:
     assert totals["committed"] >= 10
     assert totals["dropped"] >= 10
     assert totals["deep"] >= 1
+    assert totals["busy"] >= 5
 
 
 @pytest.mark.slow
