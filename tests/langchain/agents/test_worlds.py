@@ -79,9 +79,9 @@ async def test_an_agent_ahead_of_its_tools_shows_the_same(part: int) -> None:
 
     assert 24 == totals["worlds"]
     assert totals["calls"] > 30
-    assert totals["committed"] >= 5
-    assert totals["dropped"] >= 5
-    assert totals["wrong"] >= 5
+    assert totals["committed"] >= 2
+    assert totals["dropped"] >= 2
+    assert totals["wrong"] >= 2
     assert totals["busy"] >= 1
 
 
