@@ -96,15 +96,16 @@ def serve_on_ray(
         raise ConfigError("--port 0 cannot be used with --ray: every machine's proxy has this port")
     made = _application(recipes, settings, {})
     stopped = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with output.notes().status("starting the replicas"):
             ray.init(ignore_reinit_error=True, log_to_driver=False)
             serve.start(http_options={"host": host, "port": port})
             serve.run(made, route_prefix="/")
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # in place of Ray's own
         with output.ServerStatus(f"http://{host}:{port}/v1", ", ".join(recipes), as_json):
             stopped.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
         serve.shutdown()
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
