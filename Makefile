@@ -112,7 +112,7 @@ bench: $(VENV)/.installed ## the benchmarks that need no data beyond the package
 	$(BIN)/python benchmarks/batch_curves.py
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) dist site docs/api docs/cli_options.md docs/notebooks docs/results .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
+	rm -rf $(VENV) dist site jupyter_execute docs/api docs/cli_options.md docs/notebooks docs/results .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
 
 # torch is pinned in constraints.txt. On Linux it is the CPU build: a file that pip's find-links
 # names, else PyTorch's own. With CUDA=1, in a new .venv, it is PyPI's, with 19 CUDA packages.
