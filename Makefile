@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,ray,notebooks,otel
+EXTRAS := cli,hf,decoding,faiss,bm25,embeddings,threads,plots,langchain,langchain-agents,llama-index,serving,notebooks,otel
 FETCH := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(FETCH) -c constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu

@@ -614,7 +614,7 @@ BUGS = (
         "tests/decoding/test_transfer.py",
     ),
     Bug(
-        "errors of p are taken for those of p^",
+        "errors of p are treated as those of p^",
         "ralmspec_plugins/decoding/transfer.py",
         "wider *= self._growth()",
         "wider *= 1.0",

@@ -70,14 +70,23 @@ class SearchOptions:
         Raises:
             BadParameter: none was given.
         """
+        store = load(self.folder, make_encoder(self.encoder), self.k)
+        return at_distance(store, self.latency)
+
+    @property
+    def folder(self) -> Path:
+        """The knowledge base's folder.
+
+        Raises:
+            BadParameter: none was given.
+        """
         if self.kb is None:
             raise typer.BadParameter("Missing option '--kb'.")
-        return at_distance(load(self.kb, make_encoder(self.encoder), self.k), self.latency)
+        return self.kb
 
     def samples(self) -> list[str]:
         """Return some passages' texts, from all of the knowledge base."""
-        assert self.kb is not None  # `open` comes first
-        passages = read(self.kb, verify="sizes").passages
+        passages = read(self.folder, verify="sizes").passages
         return [
             passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
         ]

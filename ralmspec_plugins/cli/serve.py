@@ -1,5 +1,6 @@
 """`ralmspec serve`: an OpenAI-compatible server over a saved knowledge base."""
 
+from dataclasses import replace
 from typing import Annotated, Final
 
 from ralmspec_plugins.cli import build, options, output
@@ -37,17 +38,18 @@ def serve(
     """
     for module, package in _NEEDED.items():
         optional(module, "serving", package)
+    model = build.told_model(common.model, searching.samples())
     recipe = Recipe(
         searching=searching,
         scheduling=scheduling,
-        common=common,
+        common=replace(common, model=model),
         choosing=choosing,
         workload=workload,
         drafter=drafter,
         plain=plain,
         style={"temperature": temperature, "template": template, "chat": chat},
     )
-    name = serving.name or searching.kb.resolve().name
+    name = serving.name or searching.folder.resolve().name
     settings = serving.settings()
     if ray:
         from ralmspec_plugins.cli.cluster import serve_on_ray

@@ -104,9 +104,8 @@ class Recipe:
 
     def engine(self, retriever: Retriever) -> AsyncEngine:
         """Load the model; all requests of the engine share one passage cache."""
-        weights = build.Weights(
-            self.common.model, self.common.threads, drafter=self.drafter, **self.style
-        )
+        model = self.common.model or build.told_model(None, self.searching.samples())
+        weights = build.Weights(model, self.common.threads, drafter=self.drafter, **self.style)
         lm = weights.language_model(options.PLAIN if self.plain else options.SPECULATIVE)
         settings = Settings(
             prefetch=self.searching.prefetch,

@@ -77,7 +77,7 @@ def test_the_public_sources_become_what_benchmarks_read(hub: list[str], tmp_path
     assert ("float16", (len(library.passages), 512)) == (str(docs.dtype), docs.shape)
     assert (3, 33, 512) == q.shape
     assert np.allclose(HashingEncoder()(traces[0]["queries"][0]), q[0, 0], atol=1e-3)
-    assert load_traces(folder, left_out=True, k=1).passages
+    assert load_traces(folder, left_out=True, k=1).size
     assert 2 == len(prompts([], folder, 0, 2))
 
 
