@@ -160,8 +160,9 @@ class AsyncExecutor(Executor):
             DeadlineExceeded: The deadline passed.
             BaseException: A part raised no `Exception`, or the stream was closed.
         """
+        patience_s = self._patience_s()  # its DeadlineExceeded is a TimeoutError, too
         try:
-            async with asyncio.timeout(self._patience_s()):
+            async with asyncio.timeout(patience_s):
                 completion = await self._completed.get()
         except TimeoutError:
             return Waited()
