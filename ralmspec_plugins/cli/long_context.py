@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
@@ -29,6 +29,8 @@ class LongContextOptions:
         eta: rapid: how far each token's distribution moves towards the drafter's. Above 0 the
             text is another one than the model's own.
     """
+
+    PANEL: ClassVar[str] = "Long contexts"
 
     long_context: list[Path] | None = None
     draft_model: Annotated[str | None, {"metavar": "PATH"}] = None

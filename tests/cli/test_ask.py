@@ -265,12 +265,13 @@ def test_options_are_in_panels(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     places = [shown.find(f"─ {name} ─") for name in PANELS]
 
     assert all(place > 0 for place in places)
-    assert shown.find("--kb") > places[0]
-    assert shown.find("--schedule") > places[2]
+    assert places[0] < shown.find("--kb", places[0]) < places[1]
+    assert places[2] < shown.find("--schedule", places[2]) < places[3]
 
 
 PANELS = (
     *("Search", "Questions and answers", "Speculation", "Model and output", "Single workloads"),
+    "Long contexts",
 )
 
 

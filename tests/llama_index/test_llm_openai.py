@@ -150,13 +150,13 @@ def test_sentences_take_one_call_each(llm: Any, served: Served) -> None:
 
 def test_sentences_through_a_stop_string(llm: Any, served: Served) -> None:
     """The server stops at the mark, which is put back; no bound is sent."""
-    workload: Any = Sentences(wrapped(llm, sentence_stop=","), max_sentences=2)
+    workload: Any = Sentences(wrapped(llm, sentence_stop="."), max_sentences=2)
     before = served.count
     answer = plain(workload, RETRIEVER, asked(QUESTIONS[0], max_tokens=999))
 
-    assert [[","], [","]] == [one["stop"] for one in served.requests[before:]]
+    assert [["."], ["."]] == [one["stop"] for one in served.requests[before:]]
     assert not [one for one in served.requests[before:] if "max_tokens" in one]
-    assert answer.text.count(",") == 2
+    assert answer.text.count(".") == 2
 
 
 @pytest.mark.parametrize("chat", [False, True])
