@@ -12,7 +12,7 @@ from langchain_core.prompts import PromptTemplate
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Query
 
-PROMPT = PromptTemplate.from_template("Context:\n{context}\n\nQuestion: {input}\nAnswer:")
+PROMPT = PromptTemplate.from_template("{context}\n\n{input}")  # as the demo's model has learned
 TEXTS = (
     "the lighthouse keeper counted the ships",
     "a storm came over the island and the sea",

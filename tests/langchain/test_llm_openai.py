@@ -116,13 +116,13 @@ def test_sentences_take_one_call_each(llm: Any, served: Served) -> None:
 
 def test_sentences_through_a_stop_string(llm: Any, served: Served) -> None:
     """The server stops at the mark, which is put back; no bound is sent."""
-    workload = Sentences(wrapped(llm, sentence_stop=","), max_sentences=2)
+    workload = Sentences(wrapped(llm, sentence_stop="."), max_sentences=2)
     before = served.count
     answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=999))
 
-    assert [[","], [","]] == [one["stop"] for one in served.requests[before:]]
-    assert answer.text.count(",") == 2
-    assert answer.text.endswith(",")
+    assert [["."], ["."]] == [one["stop"] for one in served.requests[before:]]
+    assert answer.text.count(".") == 2
+    assert answer.text.endswith(".")
 
 
 def test_one_shot_is_the_clients_own_call(llm: Any, served: Served) -> None:
