@@ -21,15 +21,21 @@
 # RAPID lets a drafter read only the chunks that are similar to the question; the target reads several drafts in one pass, and keeps what it would have written itself.
 # This notebook shows what the drafter reads, that the text stays the same, how often drafts are right, and the other target that RAPID makes of model and drafter.
 #
-# It needs `pip install "ralmspec-plugins[hf,notebooks]"`, and no network: text and model come with the package.
+# The next cell installs what it needs, if it is not there; after that no network is used: text and model come with the package.
 # The demo's model has 1,024 positions, so "long" is short here; `python -m benchmarks rapid` measures up to 16,000.
+
+# %%
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('ralmspec_plugins', 'transformers', 'matplotlib'))):
+    get_ipython().run_line_magic("pip", 'install --quiet "ralmspec-plugins[hf,plots,notebooks]"')
 
 # %%
 import statistics
 from dataclasses import replace
 
 import torch
-from IPython.display import SVG, display
+from matplotlib import pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -144,22 +150,10 @@ for tokens in (32, 96, 160, 320):
     HuggingFaceLM(network, tokenizer, decoding=Decoding(drafter=lm_drafter), **style)
     shares[tokens] = statistics.mean(accepted(one, lm_drafter) for one in contexts)
 
-
-def bars(values):
-    """Draw shares as bars."""
-    rows = [
-        f'<text x="0" y="{20 * at + 14}">{tokens} tokens</text>'
-        f'<rect x="90" y="{20 * at + 2}" width="{300 * value:.0f}" height="14" fill="#4878a8"/>'
-        f'<text x="{95 + 300 * value:.0f}" y="{20 * at + 14}">{value:.2f}</text>'
-        for at, (tokens, value) in enumerate(values.items())
-    ]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="450" height="{20 * len(rows) + 5}" '
-        f'font-family="sans-serif" font-size="12">{"".join(rows)}</svg>'
-    )
-
-
-display(SVG(bars(shares)))
+figure, axes = plt.subplots(figsize=(5, 2.6), layout="constrained")
+axes.plot(list(shares), list(shares.values()), marker="o")
+axes.set(xlabel="tokens that are retrieved", ylabel="share of right drafts", ylim=(0, 1))
+plt.show()
 print(shares)
 
 # %% [markdown]
