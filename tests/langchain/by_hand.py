@@ -12,7 +12,8 @@ from langchain_core.prompts import PromptTemplate
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Query
 
-PROMPT = PromptTemplate.from_template("{context}\n\n{input}")  # as the demo's model has learned
+PROMPT = PromptTemplate.from_template("Context:\n{context}\n\nQuestion: {input}\nAnswer:")
+ARTICLE = PromptTemplate.from_template("{context}\n\n{input}")  # as the demo's model has learned
 TEXTS = (
     "the lighthouse keeper counted the ships",
     "a storm came over the island and the sea",
@@ -38,10 +39,10 @@ def searching(retriever: WordRetriever) -> Search:
     return search
 
 
-def prompted(documents: list[Document], question: str) -> str:
+def prompted(documents: list[Document], question: str, prompt: PromptTemplate = PROMPT) -> str:
     """Fill the prompt in."""
     context = "\n\n".join(document.page_content for document in documents)
-    return PROMPT.format(context=context, input=question)
+    return prompt.format(context=context, input=question)
 
 
 def last_words(question: str, text: str, words: int) -> str:
@@ -75,12 +76,13 @@ def tokens_by_hand(
     max_tokens: int = 24,
     stop: tuple[str, ...] = (),
     words: int = 32,
+    template: PromptTemplate = PROMPT,
     bind: Callable[[int], dict[str, Any]] = lambda tokens: {"max_tokens": tokens},
 ) -> str:
     """Search, write a few tokens, and start over."""
     text, spent = "", 0
     while spent < max_tokens:
-        prompt = prompted(search(last_words(question, text, words)), question)
+        prompt = prompted(search(last_words(question, text, words)), question, template)
         bound = bind(min(interval, max_tokens - spent))
         piece, ended = called(llm, prompt, text, **bound, **({"stop": list(stop)} if stop else {}))
         spent += interval
@@ -101,12 +103,13 @@ def sentences_by_hand(
     tokens: int = 12,
     sentences: int = 3,
     words: int = 32,
+    template: PromptTemplate = PROMPT,
     bind: Callable[[int], dict[str, Any]] = lambda tokens: {"max_tokens": tokens},
 ) -> str:
     """Search, write a sentence, and start over."""
     text = ""
     for _ in range(sentences):
-        prompt = prompted(search(last_words(question, text, words)), question)
+        prompt = prompted(search(last_words(question, text, words)), question, template)
         piece, ended = called(llm, prompt, text, **bind(tokens))
         found = re.match(r".*?[.!?]+[\"')]*(?=\s)", piece, flags=re.DOTALL)
         text += found.group() if found else piece

@@ -22,10 +22,10 @@ from ralmspec_plugins.types import Request, TokenLogprob
 from ralmspec_plugins.workloads import Interval, OneShot
 from ralmspec_plugins.workloads.sentences import Sentences
 from tests.langchain import openai_server
-from tests.langchain.by_hand import PROMPT, prompted, searching
+from tests.langchain.by_hand import ARTICLE, prompted, searching
 from tests.langchain.openai_server import Served, serving, written_by
 
-PARTS = Prompting(prompt=PROMPT)
+PARTS = Prompting(prompt=ARTICLE)
 CONTINUED = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
 WORLD = make_world(DEMO_SEED, 100)
 RETRIEVER = WordRetriever([passage.text for passage in WORLD.passages()], k=1)
@@ -55,7 +55,7 @@ def by_hand(llm: Any, question: str, interval: int, max_tokens: int) -> tuple[st
     text, calls = "", 0
     while calls * interval < max_tokens:
         query = " ".join((question + " " + text).split()[-32:]) if text else question
-        prompt = prompted(searching(RETRIEVER)(query), question)
+        prompt = prompted(searching(RETRIEVER)(query), question, ARTICLE)
         calls += 1
         if isinstance(llm, ChatOpenAI):
             messages = [("user", prompt), *([("assistant", text)] if text else [])]
@@ -130,7 +130,7 @@ def test_one_shot_is_the_clients_own_call(llm: Any, served: Served) -> None:
     workload = OneShot(wrapped(llm, whole=True))
     before = served.count
     answer = plain(workload, RETRIEVER, Request(prompt=QUESTIONS[0], max_tokens=1))
-    output = llm.invoke(prompted(searching(RETRIEVER)(QUESTIONS[0]), QUESTIONS[0]))
+    output = llm.invoke(prompted(searching(RETRIEVER)(QUESTIONS[0]), QUESTIONS[0], ARTICLE))
 
     assert served.requests[before] == served.requests[before + 1]
     assert (output if isinstance(output, str) else output.text) == answer.text
