@@ -7,7 +7,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeChatModel, SpeculativeLLM, SpeculativeRAG, speculate
 
-from ralmspec_plugins import FixedStride
+from ralmspec_plugins import FixedStride, SharedPassageCache
 from ralmspec_plugins.decoding import Decoding
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.testing.models import tiny_llama
@@ -74,6 +74,7 @@ def test_answers_by_the_hosts_calls_are_the_plain_loops(
     plain = rag_over(own(kind, drafter=None, **options), prompt, workload=workload, speculate=False)
     llm = own(kind, decoding=drafting(Repeating()), **options)
     settings: Any = {"workload": workload, "schedule": FixedStride(stride=2)}
+    settings["pool"] = SharedPassageCache()
     with_both = check_equal(rag_over(llm, prompt, **settings), plain)
 
     assert llm.stats.drafts_accepted > 5
