@@ -20,7 +20,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import FunctionTool
 from llama_index_ralmspec import agent_stats, speculate
 
-from ralmspec_plugins.adapters.agents import AgentStats
+from ralmspec_plugins.adapters.agent_limits import AgentStats
 
 PIECES = 5  # of a reply
 

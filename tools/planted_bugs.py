@@ -862,7 +862,7 @@ BUGS = (
     ),
     Bug(
         "undecided speculative calls do not count against the share of dropped ones",
-        "ralmspec_plugins/adapters/agents.py",
+        "ralmspec_plugins/adapters/agent_limits.py",
         "undecided = one.calls_ahead - one.committed + 1",
         "undecided = one.dropped + 1",
         "tests/adapters/test_agent_limits.py",

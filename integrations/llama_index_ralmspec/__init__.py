@@ -29,7 +29,7 @@ from llama_index_ralmspec.retriever import SpeculativeRetriever, Verdict
 from llama_index_ralmspec.speculative_model import SpeculativeLLM
 from llama_index_ralmspec.stores.registry import BatchSearch, Scored, register_batch_search
 from llama_index_ralmspec.tools import speculative_tool
-from ralmspec_plugins.adapters.agents import AgentStats
+from ralmspec_plugins.adapters.agent_limits import AgentStats
 from ralmspec_plugins.adapters.events import Report
 
 __all__ = [

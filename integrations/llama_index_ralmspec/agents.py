@@ -40,12 +40,11 @@ from llama_index_ralmspec.agent_calls import (
     tokens_of,
 )
 from llama_index_ralmspec.callbacks import SpeculativeCall, tagged, tell_agent_event
+from ralmspec_plugins.adapters.agent_limits import AgentLimits, AgentStats
 from ralmspec_plugins.adapters.agents import (
     AgentEvent,
-    AgentLimits,
     AgentRun,
     AgentSession,
-    AgentStats,
     Slot,
     ToolStep,
     check_names,

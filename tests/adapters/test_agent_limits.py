@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ralmspec_plugins.adapters.agents import AgentCounters, AgentLimits, AgentStats
+from ralmspec_plugins.adapters.agent_limits import AgentCounters, AgentLimits, AgentStats
 from ralmspec_plugins.errors import ConfigError
 
 

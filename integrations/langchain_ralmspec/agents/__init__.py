@@ -12,6 +12,6 @@ except ImportError as missing:
     raise MissingExtraError("langchain-agents", "langchain 1.3 or later") from missing
 
 from langchain_ralmspec.agents.middleware import SpeculativeTools
-from ralmspec_plugins.adapters.agents import AgentStats
+from ralmspec_plugins.adapters.agent_limits import AgentStats
 
 __all__ = ["AgentStats", "SpeculativeTools"]

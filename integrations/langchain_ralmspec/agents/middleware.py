@@ -51,12 +51,11 @@ from langchain_ralmspec.agents.tool_calls import (
     takes_injected,
 )
 from langchain_ralmspec.configs import quiet_config, unheard
+from ralmspec_plugins.adapters.agent_limits import AgentLimits, AgentStats
 from ralmspec_plugins.adapters.agents import (
     AgentEvent,
-    AgentLimits,
     AgentRun,
     AgentSession,
-    AgentStats,
     Slot,
     ToolStep,
     check_names,

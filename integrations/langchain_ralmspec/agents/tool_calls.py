@@ -14,7 +14,8 @@ from langchain_core.tools import BaseTool
 from langgraph.types import Command
 
 from langchain_ralmspec.agents.inner_runs import InnerRuns
-from ralmspec_plugins.adapters.agents import AgentCounters, arguments_of
+from ralmspec_plugins.adapters.agent_limits import AgentCounters
+from ralmspec_plugins.adapters.agents import arguments_of
 from ralmspec_plugins.adapters.speculative_calls import Recording
 from ralmspec_plugins.types import Hit, Passage, Query, same_to_read
 
