@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from ralmspec_plugins.decoding import Decoding, DraftContext, DraftTarget, ModelDrafter
+from ralmspec_plugins.decoding import (
+    Decoding,
+    DraftContext,
+    DraftTarget,
+    ModelDrafter,
+    RagDrafter,
+)
 from ralmspec_plugins.errors import ConfigError, ModelError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM, vocabulary_size
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -154,7 +160,8 @@ def test_another_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
         HuggingFaceLM(model, tokenizer, decoding=Decoding(drafter=other, costs=FREE))
 
 
-def test_a_model_that_forgets_is_refused() -> None:
+@pytest.mark.parametrize("kind", [ModelDrafter, RagDrafter])
+def test_a_model_that_forgets_is_refused(kind: type[ModelDrafter | RagDrafter]) -> None:
     """Its cache cannot be cut back behind a draft."""
     config = MistralConfig(
         vocab_size=32,
@@ -166,7 +173,7 @@ def test_a_model_that_forgets_is_refused() -> None:
         sliding_window=4,
     )
     with pytest.raises(ModelError, match="full attention"):
-        ModelDrafter(MistralForCausalLM(config))
+        kind(MistralForCausalLM(config))
 
 
 @pytest.mark.parametrize("name", ["depth", "breadth", "requests"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from ralmspec_plugins.decoding import (
     Accepted,
@@ -399,21 +398,6 @@ def test_one_drafter_shares_the_weights_of_one_model(tokenizer: Tokenizer) -> No
     _bound(tokenizer, drafter, tiny_llama())
     with pytest.raises(ConfigError, match="another model"):
         _bound(tokenizer, drafter, tiny_llama())
-
-
-def test_a_model_that_forgets_is_refused() -> None:
-    """Its cache cannot be cut back behind a draft."""
-    config = MistralConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=4,
-    )
-    with pytest.raises(ModelError, match="full attention"):
-        RagDrafter(MistralForCausalLM(config))
 
 
 @pytest.mark.parametrize("name", ["depth", "requests", "question_tokens", "chunk_tokens"])

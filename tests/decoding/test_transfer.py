@@ -26,6 +26,19 @@ def _transfer(eta: float, guard: Any = "teacher") -> KnowledgeTransfer:
     return KnowledgeTransfer(teacher=small(), eta=eta, guard=guard)
 
 
+def _transferring(tokenizer: Tokenizer, *, drafts: bool, **settings: Any) -> HuggingFaceLM:
+    """Return a model that writes p^ of eta 10, token by token or with its teacher's drafts."""
+    rag = small()
+    decoding = Decoding(
+        drafter=rag if drafts else (),
+        transfer=KnowledgeTransfer(teacher=rag, eta=10.0),
+        costs=FREE,
+        most_retakes=1.0,
+    )
+    model = tiny_llama(context=1024)
+    return HuggingFaceLM(model, tokenizer, passage_tokens=400, decoding=decoding, **settings)
+
+
 def _drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw logits, a teacher's, and errors of up to 1."""
     with torch.random.fork_rng(devices=[]):
@@ -148,20 +161,7 @@ def test_log_probabilities_are_those_of_p_hat(
     """With drafts and without, within twice the bound."""
     found = []
     for drafts in (False, True):
-        rag = small()
-        decoding = Decoding(
-            drafter=rag if drafts else (),
-            transfer=KnowledgeTransfer(teacher=rag, eta=10.0),
-            costs=FREE,
-            most_retakes=1.0,
-        )
-        lm = HuggingFaceLM(
-            tiny_llama(context=1024),
-            tokenizer,
-            sampling=sampling,
-            passage_tokens=400,
-            decoding=decoding,
-        ).scored(thresholds=(0.2,))
+        lm = _transferring(tokenizer, drafts=drafts, sampling=sampling).scored(thresholds=(0.2,))
         request = Request(prompt=question(Random(1)), max_tokens=16)
         draft = lm.write(lm.begin(request), [log(Random(1))], 16, Progress())
         found.append([one.logprob for one in lm.logprobs(draft)])
@@ -175,16 +175,7 @@ def test_another_way_of_choosing_has_its_own_p_hat(tokenizer: Tokenizer) -> None
     """A variant samples from p^ at its temperature, and drafts change nothing there either."""
     texts = []
     for drafts in (False, True):
-        rag = small()
-        decoding = Decoding(
-            drafter=rag if drafts else (),
-            transfer=KnowledgeTransfer(teacher=rag, eta=10.0),
-            costs=FREE,
-            most_retakes=1.0,
-        )
-        lm = HuggingFaceLM(
-            tiny_llama(context=1024), tokenizer, passage_tokens=400, decoding=decoding
-        )
+        lm = _transferring(tokenizer, drafts=drafts)
         for sampling in (None, Sampling(temperature=0.7)):
             one = lm.variant(sampling=sampling)
             request = Request(prompt=question(Random(1)), max_tokens=16, seed=2)
