@@ -55,12 +55,13 @@ def ask(
     settings = Settings(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
     )
-    store = searching.open()
+    store = searching.open(common.device)
     model = build.told_model(common.model, searching.samples())
     with output.notes().status("loading the model"):
         weights = build.Weights(
             model,
             common.threads,
+            device=common.device,
             temperature=asking.temperature,
             template=template,
             chat=chat,

@@ -64,13 +64,18 @@ class SearchOptions:
     prefetch: OptionalCount = None
     latency: Seconds = 0.0
 
-    def open(self) -> Retriever:
+    def open(self, device: str | None = None) -> Retriever:
         """Load the knowledge base, with the simulated latency of a remote store if one is set.
+
+        Args:
+            device: the device of the encoder's model.
 
         Raises:
             BadParameter: none was given.
+            ConfigError: there is no such device.
         """
-        store = load(self.folder, make_encoder(self.encoder), self.k)
+        encoder = make_encoder(self.encoder, device)
+        store = load(self.folder, encoder, self.k, encoder_device=device)
         return at_distance(store, self.latency)
 
     @property
@@ -199,6 +204,7 @@ class Weights:
         model: str,
         threads: int | None,
         *,
+        device: str | None = None,
         temperature: float = 0.0,
         template: str | None = None,
         chat: Any = None,
@@ -211,6 +217,7 @@ class Weights:
         Args:
             model: its folder or name.
             threads: torch's.
+            device: the model's; the CPU by default.
             temperature: 0 for greedy decoding.
             template: the text around a question.
             chat: where passages stand in the model's chat template.
@@ -219,6 +226,7 @@ class Weights:
             decoding: returns how tokens are drafted in a mode; replaces `drafter`.
 
         Raises:
+            ConfigError: there is no such device.
             ModelError: the model cannot be loaded.
             MissingExtraError: transformers or torch is not installed.
         """
@@ -233,7 +241,8 @@ class Weights:
         }
         self._kind = HuggingFaceLM
         self._decoding = decoding or (lambda mode: None if mode == PLAIN else decoding_of(drafter))
-        self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
+        path = use_threads(threads, model)
+        self._loaded = HuggingFaceLM.from_pretrained(path, device=device)
         lm = self._made(None)
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
         lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
@@ -250,10 +259,11 @@ class Weights:
         return lm
 
 
-def make_encoder(name: str | None) -> Encoder | None:
+def make_encoder(name: str | None, device: str | None = None) -> Encoder | None:
     """Return an encoder: "hashing", or a sentence-transformers folder or name on the hub.
 
     Raises:
+        ConfigError: there is no such device.
         ModelError: it cannot be loaded.
         MissingExtraError: sentence-transformers is not installed.
     """
@@ -263,7 +273,7 @@ def make_encoder(name: str | None) -> Encoder | None:
 
     optional("sentence_transformers", "embeddings", "sentence-transformers")
     _hide_bars()
-    return SentenceTransformerEncoder(name)
+    return SentenceTransformerEncoder(name, device=device or "cpu")
 
 
 def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -> Retriever:

@@ -52,12 +52,13 @@ def write_all(
     """Continue the prompts of requests behind files, in each mode."""
     modes, files = asking.modes(), longer.files()
     if style["drafter"] == "rapid":
-        style |= {"decoding": longer.decodings(encoder), "drafter": "none"}
+        style |= {"decoding": longer.decodings(encoder, common.device), "drafter": "none"}
     model = build.told_model(common.model, files.samples() or [one.prompt for one in requests])
     with output.notes().status("loading the model"):
         weights = build.Weights(
             model,
             common.threads,
+            device=common.device,
             temperature=asking.temperature,
             passage_tokens=UNCUT,
             **style,

@@ -134,6 +134,7 @@ class CommonOptions:
         model: A causal model's folder, or its name on the hub; "demo" is the demo's own, which is
             the default over the demo's own world.
         threads: The model's threads. (default: torch's choice; 1 for the demo's model)
+        device: Where models compute, the encoder's too: cpu, cuda, cuda:1. (default: cpu)
         json: JSON on stdout, which is the default if stdout is not a terminal.
     """
 
@@ -141,6 +142,7 @@ class CommonOptions:
 
     model: Annotated[str | None, {"metavar": "PATH"}] = None
     threads: OptionalCount = None
+    device: str | None = None
     json: bool = False
 
 
