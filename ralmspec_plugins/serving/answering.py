@@ -142,7 +142,7 @@ class AnswerResponse(Response):
         except asyncio.CancelledError:
             if not self._service.admission.stopping:
                 raise
-            # The server has waited for this answer as long as it may: the client is told.
+            # The server has waited for this answer as long as it may: the client gets an error.
             told = api_error(Closed("server"), self._request_id, self._service.limits)
             await sender.error(told)
         finally:

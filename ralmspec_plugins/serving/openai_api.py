@@ -26,7 +26,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few(cls, fields: Any) -> Any:
-        """Refuse many unknown fields at once: naming each of them blocks the event loop."""
+        """Check the number of fields: naming each unknown one would block the event loop."""
         if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
             raise ValueError(f"there are {len(fields)} fields, and this server knows fewer")
         return fields

@@ -75,7 +75,8 @@ async def test_long_texts_and_long_conversations_are_not_many_values() -> None:
     """Whatever a text consists of; and a thousand messages of a hundred letters each."""
     text = '[{"a": 1}, "\\'
     long = {**body(PROMPT), "messages": [{"role": "user", "content": f"whale {text * 40_000}"}]}
-    told = [{"role": "user", "content": "x" * 100}] * 999 + [{"role": "user", "content": "fox"}]
+    parts = [{"type": "text", "text": "x" * 100}]
+    told = [{"role": "user", "content": parts}] * 999 + [{"role": "user", "content": "fox"}]
     async with client_of(app_of(question_of=lambda messages: messages[-1].text[:5])) as client:
         of_text = await client.post(CHAT, json=long)
         of_many = await client.post(CHAT, json={**body(), "messages": told})
