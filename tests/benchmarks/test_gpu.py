@@ -1,10 +1,11 @@
 """The benchmark for GPUs: all of it runs on the CPU, and goes on where it was stopped."""
 
 import json
-import subprocess
-import sys
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -99,21 +100,22 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, cut: int) -> None:
     assert "a: 2" == Rows(path, CPU, 9.0, tiny=True).values["a: 2"]["told"]
 
 
-def test_a_killed_process_keeps_its_rows(tmp_path: Path) -> None:
-    """It is stopped by its own limit, in the middle of a row, with a sentence."""
-    code = (
-        "import time; from benchmarks.gpu import cli; cli._GRACE_MINUTES = 0.0\n"
-        "about = cli._describe\n"
-        "def slow(rows, part): about(rows, part); rows.of('a: 1', lambda: time.sleep(60))\n"
-        "cli._describe = slow\n"
-        "from pathlib import Path\n"
-        f"cli.gpu(Path({str(tmp_path)!r}), [cli.Part.DEVICE], 'cpu', 0.01, True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_a_run_that_takes_too_long_ends_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a row, whatever it waits for, with a sentence; and not once it is done."""
+    ended: Queue[int] = Queue()
+    monkeypatch.setattr(os, "_exit", ended.put)
+    with cli._stopped_after(60.0):
+        pass
+    with cli._stopped_after(1e-4):
+        assert 1 == ended.get(timeout=60)
 
-    assert 1 == done.returncode
-    assert "Stopped after 0.01 minutes in the middle of a row." in done.stderr
-    assert run(tmp_path, Part.DEVICE)["rows"].keys() == {"device"}
+    assert "Stopped after 0.0001 minutes in the middle of a row." in capsys.readouterr().err
+    for one in threading.enumerate():
+        if isinstance(one, threading.Timer):
+            one.join()
+    assert ended.empty()
 
 
 def test_slow_ways_are_timed_less_often() -> None:
