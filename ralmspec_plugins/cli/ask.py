@@ -1,7 +1,7 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ralmspec_plugins.cli import build, options, output
 from ralmspec_plugins.cli.answers import Printer, ask_all
@@ -10,6 +10,8 @@ from ralmspec_plugins.cli.long_context import LongContextOptions
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.lm.prompts import ChatPlace
 from ralmspec_plugins.protocols import Workload
+
+_SEARCHING: Final = {"workload": "interval", "capacity": 1000, "eviction": "lru"}
 
 
 @options.command
@@ -48,7 +50,9 @@ def ask(
     choosing.check(workload)
     modes, requests = asking.modes(), asking.requests(question)
     if longer.long_context:
-        searching.check_unused(workload)
+        values = {"workload": workload, "capacity": capacity, "eviction": eviction}
+        given = [options.option(name) for name in values if values[name] != _SEARCHING[name]]
+        searching.check_unused(*given, *options.changed(scheduling))
         style = {"template": template, "chat": chat, "drafter": drafter}
         write_all(longer, asking, common, requests, searching.encoder, style)
         return

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,7 +14,7 @@ from ralmspec_plugins.cli.options import (
     DrafterName,
     OptionalCount,
     Seconds,
-    option,
+    changed,
 )
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
@@ -91,18 +91,16 @@ class SearchOptions:
             passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
         ]
 
-    def check_unused(self, workload: str) -> None:
+    def check_unused(self, *others: str) -> None:
         """Check that nothing about searching was given; the encoder is that of chunks then.
 
+        Args:
+            others: further options about searching that were given.
+
         Raises:
-            BadParameter: a knowledge base, a setting of its search or a workload was given.
+            BadParameter: a knowledge base, a setting of its search or another option was given.
         """
-        given = [
-            option(one.name)
-            for one in fields(self)
-            if one.name != "encoder" and getattr(self, one.name) != one.default
-        ]
-        given += ["--workload"] * (workload != "interval")
+        given = [*changed(self, besides="encoder"), *others]
         if given:
             raise typer.BadParameter(
                 f"{', '.join(given)} cannot be given with --long-context, which searches nothing"

@@ -255,6 +255,15 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def changed(group: Any, *, besides: str = "") -> list[str]:
+    """Return the options of a group that differ from their defaults, all of which are values."""
+    return [
+        option(one.name)
+        for one in fields(group)
+        if one.name != besides and getattr(group, one.name) != one.default
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionOptions:
     """The questions, the modes of their runs, and their timelines.

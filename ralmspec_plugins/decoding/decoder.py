@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 Exactness = Literal["certified", "invariant"]
 _LONG: Final = 1024  # tokens of a context from which on passes are timed behind it
 _TIMED_ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+_LEAST_CONTEXT: Final = 40  # positions
 _MOST_COST: Final = 1.5  # maximum cost of a pass of fixed shape, in passes over one row
 
 
@@ -139,6 +140,14 @@ class Decoding:
         self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
     ) -> Decoder:
         """Return a decoder after measuring what is not known yet."""
+        if model.context is not None and model.context < _LEAST_CONTEXT:
+            _log.warning(
+                "No tokens are drafted: the model has %d positions, and %d are needed to measure "
+                "its passes",
+                model.context,
+                _LEAST_CONTEXT,
+            )
+            return PlainDecoder(model.runner)
         exactness = self.exactness or ("invariant" if model.runner.in_16_bit else "certified")
         if exactness == "invariant":
             made = self._invariant(model, drafters)

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,6 +210,30 @@ def test_a_model_that_cannot_be_measured_decodes_plainly(
 
     assert isinstance(lm.decoder, PlainDecoder)
     assert "one token at a time" in caplog.text
+
+
+@pytest.mark.parametrize("exactness", ["certified", "invariant"])
+@pytest.mark.parametrize("context", [16, 33, 40])
+def test_a_model_of_few_positions_decodes_plainly(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, context: int, exactness: Any
+) -> None:
+    """Where there is no room to measure passes, one warning says so, and the text is right."""
+    model = tiny_gpt2(context=context)
+    settings = Decoding(exactness=exactness, calibration_s=0.01, most_retakes=1.0)
+    with caplog.at_level(logging.WARNING):
+        fast = HuggingFaceLM(model, tokenizer, decoding=settings)
+    if exactness == "invariant":
+        settings = replace(settings, drafter=())
+        plain = HuggingFaceLM(model, tokenizer, decoding=settings)
+    else:
+        plain = HuggingFaceLM(model, tokenizer)
+    request = Request(prompt="the", max_tokens=context - 3)
+    texts = [one.write(one.begin(request), (), context - 3, Progress()) for one in (plain, fast)]
+
+    assert texts[0] == texts[1]
+    assert len(texts[0].tokens) == context - 3
+    assert (context < 40) == isinstance(fast.decoder, PlainDecoder)
+    assert (context < 40) == (f"{context} positions" in caplog.text)
 
 
 def test_costs_are_measured(tokenizer: Tokenizer) -> None:
