@@ -1,6 +1,7 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from ralmspec_plugins.cli import build, options, output
@@ -29,6 +30,7 @@ def ask(
     template: str | None = None,
     chat: ChatPlace | None = None,
     drafter: options.DrafterName = "none",
+    corpus: Path | None = None,
     longer: LongContextOptions,
 ) -> None:
     """Answer one question, or those of a file, and stream the text.
@@ -43,17 +45,20 @@ def ask(
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the passages in this place.
         drafter: Draft tokens, several of which are read in one pass: from what is in front of the
-            model (suffix), from passages that were there earlier (passages), from both, or by a
-            model that reads a retrieved part of a long context (rapid).
+            model (suffix), from passages that were there earlier (passages), from both, from a
+            token corpus as well (corpus), or by a model that reads a retrieved part of a long
+            context (rapid).
+        corpus: The folder that ralmspec draft build made, for --drafter corpus.
     """
     longer.check(drafter, plain=asking.plain)
+    options.check_corpus(drafter, corpus)
     choosing.check(workload)
     modes, requests = asking.modes(), asking.requests(question)
     if longer.long_context:
         values = {"workload": workload, "capacity": capacity, "eviction": eviction}
         given = [options.option(name) for name in values if values[name] != _SEARCHING[name]]
         searching.check_unused(*given, *options.changed(scheduling))
-        style = {"template": template, "chat": chat, "drafter": drafter}
+        style = {"template": template, "chat": chat, "drafter": drafter, "corpus": corpus}
         write_all(longer, asking, common, requests, searching.encoder, style)
         return
     settings = Settings(
@@ -69,6 +74,7 @@ def ask(
             template=template,
             chat=chat,
             drafter=drafter,
+            corpus=corpus,
         )
 
     def make(mode: str) -> Workload[Any]:

@@ -174,12 +174,18 @@ def sampling_of(temperature: float) -> Any:
     return Sampling(temperature=temperature) if temperature else Greedy()
 
 
-def decoding_of(drafter: DrafterName) -> Any:
-    """Return how a model's tokens are speculated on; `None` for one token a pass."""
+def decoding_of(drafter: DrafterName, corpus: Path | None = None) -> Any:
+    """Return how a model's tokens are speculated on; `None` for one token a pass.
+
+    Raises:
+        IndexFileError: there is no token corpus in the folder, or a damaged one.
+    """
     if drafter == "none":
         return None
-    from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
+    from ralmspec_plugins.decoding import CorpusDrafter, Decoding, PassageDrafter, SuffixDrafter
 
+    if corpus is not None:
+        return Decoding(drafter=[SuffixDrafter(), CorpusDrafter(corpus)])
     kinds = {"suffix": (SuffixDrafter,), "passages": (PassageDrafter,)}
     both = (SuffixDrafter, PassageDrafter)
     return Decoding(drafter=[kind() for kind in kinds.get(drafter, both)])
@@ -201,6 +207,7 @@ class Weights:
         template: str | None = None,
         chat: Any = None,
         drafter: DrafterName = "none",
+        corpus: Path | None = None,
         passage_tokens: int = 256,
         decoding: Callable[[str], Any] | None = None,
     ) -> None:
@@ -213,6 +220,7 @@ class Weights:
             template: the text around a question.
             chat: where passages stand in the model's chat template.
             drafter: drafts tokens, except in plain runs.
+            corpus: the folder of the token corpus that the drafter "corpus" takes them from.
             passage_tokens: the maximum number of tokens of a passage.
             decoding: returns how tokens are drafted in a mode; replaces `drafter`.
 
@@ -230,7 +238,9 @@ class Weights:
             "passage_tokens": passage_tokens,
         }
         self._kind = HuggingFaceLM
-        self._decoding = decoding or (lambda mode: None if mode == PLAIN else decoding_of(drafter))
+        self._decoding = decoding or (
+            lambda mode: None if mode == PLAIN else decoding_of(drafter, corpus)
+        )
         self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
         lm = self._made(None)
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
