@@ -96,8 +96,13 @@ class Decoding:
         """Check the settings.
 
         Raises:
-            ConfigError: an unknown exactness, or a number out of range.
+            ConfigError: an unknown exactness, a number out of range, or no drafter.
         """
+        for one in self.drafters:
+            _check_drafter(one)
+        for name in ("pass_rows", "most_drafts"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if self.exactness is not None and self.exactness not in get_args(Exactness):
             raise ConfigError(
                 f"exactness must be one of {get_args(Exactness)}, got {self.exactness!r}"
@@ -121,7 +126,8 @@ class Decoding:
         if self.drafter is None:
             return (SuffixDrafter(),)
         given: Any = self.drafter
-        return tuple(given) if isinstance(given, Sequence) else (given,)
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        return tuple(given) if several else (given,)
 
     def decoder(self, model: HostedModel) -> Decoder:
         """Return the decoder of a model: the plain one if speculation is not possible."""
@@ -222,6 +228,17 @@ class Decoding:
         if isinstance(made, SpeculativeDecoder):
             made.known.error.observe(other.known.error.largest, 0.0)
         return made
+
+
+def _check_drafter(given: object) -> None:
+    """Check that a drafter has the methods of one."""
+    if isinstance(given, type):
+        raise ConfigError(f"drafter must be an object, got a class; use {given.__name__}(...)")
+    if not hasattr(given, "propose") or not hasattr(given, "update"):
+        raise ConfigError(
+            "drafter must be a Drafter (with propose and update), several of them, or () for none, "
+            f"got {given!r:.80}"
+        )
 
 
 class SpeculativeDecoder:
