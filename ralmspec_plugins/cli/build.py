@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,7 +14,7 @@ from ralmspec_plugins.cli.options import (
     DrafterName,
     OptionalCount,
     Seconds,
-    option,
+    changed,
 )
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
@@ -96,18 +96,16 @@ class SearchOptions:
             passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
         ]
 
-    def check_unused(self, workload: str) -> None:
+    def check_unused(self, *others: str) -> None:
         """Check that nothing about searching was given; the encoder is that of chunks then.
 
+        Args:
+            others: further options about searching that were given.
+
         Raises:
-            BadParameter: a knowledge base, a setting of its search or a workload was given.
+            BadParameter: a knowledge base, a setting of its search or another option was given.
         """
-        given = [
-            option(one.name)
-            for one in fields(self)
-            if one.name != "encoder" and getattr(self, one.name) != one.default
-        ]
-        given += ["--workload"] * (workload != "interval")
+        given = [*changed(self, besides="encoder"), *others]
         if given:
             raise typer.BadParameter(
                 f"{', '.join(given)} cannot be given with --long-context, which searches nothing"
@@ -181,12 +179,18 @@ def sampling_of(temperature: float) -> Any:
     return Sampling(temperature=temperature) if temperature else Greedy()
 
 
-def decoding_of(drafter: DrafterName) -> Any:
-    """Return how a model's tokens are speculated on; `None` for one token a pass."""
+def decoding_of(drafter: DrafterName, corpus: Path | None = None) -> Any:
+    """Return how a model's tokens are speculated on; `None` for one token a pass.
+
+    Raises:
+        IndexFileError: there is no token corpus in the folder, or a damaged one.
+    """
     if drafter == "none":
         return None
-    from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
+    from ralmspec_plugins.decoding import CorpusDrafter, Decoding, PassageDrafter, SuffixDrafter
 
+    if corpus is not None:
+        return Decoding(drafter=[SuffixDrafter(), CorpusDrafter(corpus)])
     kinds = {"suffix": (SuffixDrafter,), "passages": (PassageDrafter,)}
     both = (SuffixDrafter, PassageDrafter)
     return Decoding(drafter=[kind() for kind in kinds.get(drafter, both)])
@@ -209,6 +213,7 @@ class Weights:
         template: str | None = None,
         chat: Any = None,
         drafter: DrafterName = "none",
+        corpus: Path | None = None,
         passage_tokens: int = 256,
         decoding: Callable[[str], Any] | None = None,
     ) -> None:
@@ -222,6 +227,7 @@ class Weights:
             template: the text around a question.
             chat: where passages stand in the model's chat template.
             drafter: drafts tokens, except in plain runs.
+            corpus: the folder of the token corpus that the drafter "corpus" takes them from.
             passage_tokens: the maximum number of tokens of a passage.
             decoding: returns how tokens are drafted in a mode; replaces `drafter`.
 
@@ -240,7 +246,9 @@ class Weights:
             "passage_tokens": passage_tokens,
         }
         self._kind = HuggingFaceLM
-        self._decoding = decoding or (lambda mode: None if mode == PLAIN else decoding_of(drafter))
+        self._decoding = decoding or (
+            lambda mode: None if mode == PLAIN else decoding_of(drafter, corpus)
+        )
         path = use_threads(threads, model)
         self._loaded = HuggingFaceLM.from_pretrained(path, device=device)
         lm = self._made(None)
