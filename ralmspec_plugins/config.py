@@ -11,6 +11,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.cascade import usable
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache, eviction_of
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.waste import WasteLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,12 @@ class Settings:
     is started on a guess. Searches, and the reuse of their results, are not affected. It must
     return quickly, and is called from any thread.
 
+    `max_wasted_tokens` and `max_wasted_encodings` bound what the wrong guesses of one request may
+    cost. All that depends on a guess counts as wasted until it is verified; when a bound is
+    reached, nothing is started on a guess, and `Stats.limited_by` names the bound. Encodings do
+    not exceed theirs; tokens exceed theirs by at most one call of the model, which is charged
+    with what it may generate until its model reports its tokens.
+
     Attributes:
         schedule: how far to speculate, and when to search.
         prefetch: the number of hits that a verification adds to the cache; `None`: max(20, 20 k).
@@ -43,6 +50,9 @@ class Settings:
         speculate: `False`: the plain loop.
         switch_interval_s: seconds, while running speculatively; `None`: Python's own, 5 ms.
         may_guess: asked before each speculative segment; `None`: always.
+        max_wasted_tokens: tokens of discarded calls of a request; 0: no guess. `None`: no bound.
+        max_wasted_encodings: encodings of discarded queries of a request, where the retriever
+            encodes in a worker; 0: no guess. `None`: no bound.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
@@ -55,6 +65,8 @@ class Settings:
     speculate: bool = True
     switch_interval_s: float | None = None
     may_guess: Callable[[], bool] | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -62,6 +74,7 @@ class Settings:
         for name, value in numbers.items():
             if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        _ = self.waste_limits  # raises errors early
         eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:
             raise ConfigError(
@@ -87,6 +100,14 @@ class Settings:
             raise ConfigError(f"memo must be a QueryCache(...), got {self.memo!r}")
         if self.may_guess is not None and not callable(self.may_guess):
             raise ConfigError(f"may_guess must be a function, or None, got {self.may_guess!r}")
+
+    @property
+    def waste_limits(self) -> WasteLimits:
+        """The bounds on what wrong guesses may cost."""
+        return WasteLimits(
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
+        )
 
     def width(self, k: int) -> int:
         """Return the number of hits that a verification asks a retriever of this k for."""

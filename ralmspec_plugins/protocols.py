@@ -45,6 +45,7 @@ class Progress:
         self.tokens = 0
         self.drafts_accepted = 0
         self.decisions_retaken = 0
+        self._charged = 0
 
     @property
     def cancelled(self) -> bool:
@@ -82,6 +83,19 @@ class Progress:
         self.tokens += tokens
         self.drafts_accepted += drafts_accepted
         self.decisions_retaken += decisions_retaken
+
+    def charge(self, tokens: int) -> None:
+        """Add the tokens that a call costs, where a model does not count its passes.
+
+        A call is charged with what it may cost at most when it begins, and with the difference
+        when its cost is known, so that one that was stopped has a cost, too.
+        """
+        self._charged += tokens
+
+    @property
+    def cost(self) -> int:
+        """The tokens counted and charged."""
+        return self.tokens + self._charged
 
 
 class Workload(Protocol[StateT]):

@@ -37,6 +37,18 @@ BUGS = (
         "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
     ),
     Bug(
+        "undecided segments do not count against a request's bounds",
+        "ralmspec_plugins/waste.py",
+        "if (follows_guess or step.ahead) and step.span is not None:",
+        "if False and step.span is not None:",
+    ),
+    Bug(
+        "the query of a step after a guess counts as needed",
+        "ralmspec_plugins/waste.py",
+        "            if not follows_guess:\n",
+        "            if step.asked:\n",
+    ),
+    Bug(
         "a segment written on a wrong guess is kept",
         "ralmspec_plugins/window.py",
         "        step.rewrite(truth)\n",

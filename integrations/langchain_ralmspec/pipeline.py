@@ -77,7 +77,7 @@ _OF_ENGINES: Final = (
     "logprobs",
     "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
-    *("batching", "side_by_side", "pure"),
+    *("max_wasted_tokens", "max_wasted_encodings", "batching", "side_by_side", "pure"),
 )
 # The fields that a directly driven model depends on.
 _OF_DIRECT: Final = (
@@ -121,6 +121,8 @@ class PipelineSettings:
     pool: SharedPassageCache | None
     memo: QueryCache | None
     replica: BaseRetriever | None
+    max_wasted_tokens: int | None
+    max_wasted_encodings: int | None
     batching: BatchMode
     side_by_side: int
     pure: bool | None
@@ -390,6 +392,8 @@ def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Spe
         side_by_side=settings.side_by_side,
         calls_cost=not settings.direct,
         may_guess=None if effects is None else effects.may_guess,
+        max_wasted_tokens=settings.max_wasted_tokens,
+        max_wasted_encodings=settings.max_wasted_encodings,
     )
 
 

@@ -63,6 +63,11 @@ class Options:
         memo: caches results of searches, which are used without a new search: for an index that
             does not change, or if `invalidate` is called after a change.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
+        max_wasted_tokens: the maximum number of tokens that the wrong guesses of one response may
+            cost, by what the model reports: then its next searches are waited for. 0: no guess;
+            `None`: no limit.
+        max_wasted_encodings: the same for the embeddings of queries that are not part of the
+            response.
         batching: which batch searches are used: "exact", "probed" or "off".
         side_by_side: the maximum number of concurrent single calls of the retriever.
         pure: whether the retriever finds the same nodes for the same query; by default
@@ -89,6 +94,8 @@ class Options:
     pool: SharedPassageCache | Literal["own"] | None = "own"
     memo: QueryCache | None = None
     replica: BaseRetriever | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
     batching: BatchMode = "exact"
     side_by_side: int = 8
     pure: bool | None = None
@@ -174,6 +181,8 @@ class Options:
             calls_cost=not self.direct,
             guesses=guesses,
             may_guess=may_guess,
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
         )
 
 

@@ -246,6 +246,8 @@ class Speculation:
         calls_cost: whether a wrong guess costs a call that may be billed.
         guesses: False: no segment precedes its hits, which may come from the query cache.
         may_guess: returns the same at run time, also during a request.
+        max_wasted_tokens: tokens of a request's discarded calls of the model.
+        max_wasted_encodings: encodings of a request's discarded queries.
     """
 
     speculate: bool = True
@@ -257,6 +259,8 @@ class Speculation:
     calls_cost: bool = True
     guesses: bool = True
     may_guess: Callable[[], bool] | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
 
     def one_by_one(self) -> "Speculation":
         """Return the same settings with one search at a time."""
@@ -337,33 +341,22 @@ class Speculation:
         Raises:
             ConfigError: they are incompatible with each other or the retriever.
         """
-        if not self.guesses:  # and nothing is prefetched for guesses
-            return Settings(
-                schedule=schedule,
-                prefetch=1,
-                memo=self.memo,
-                speculate=self.speculate,
-                speculators=(),
-            )
-        prefetch = _prefetch(retriever) if self.prefetch is None else self.prefetch
-        if replica is None:
-            return Settings(
-                schedule=schedule,
-                prefetch=prefetch,
-                memo=self.memo,
-                speculate=self.speculate,
-                pool=self.pool,
-                may_guess=self.may_guess,
-            )
-        pools = () if self.pool is None else (self.pool.of(retriever),)
-        return Settings(
+        basic = Settings(
             schedule=schedule,
-            prefetch=prefetch,
             memo=self.memo,
             speculate=self.speculate,
-            speculators=(*pools, Replica(replica, of=retriever, reencode=True)),
-            may_guess=self.may_guess,
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
         )
+        if not self.guesses:  # and nothing is prefetched for guesses
+            return replace(basic, prefetch=1, speculators=())
+        prefetch = _prefetch(retriever) if self.prefetch is None else self.prefetch
+        guessing = replace(basic, prefetch=prefetch, may_guess=self.may_guess)
+        if replica is None:
+            return replace(guessing, pool=self.pool)
+        pools = () if self.pool is None else (self.pool.of(retriever),)
+        replicated = Replica(replica, of=retriever, reencode=True)
+        return replace(guessing, speculators=(*pools, replicated))
 
 
 def is_one_shot(chosen: object) -> bool:

@@ -339,7 +339,8 @@ class RequestContext:
         self._events: list[Event] = []
         self.guesses = session.guesses()
         policy = session.settings.schedule.begin(session.costs) if session.speculate else None
-        self.flow = speculate(session.parts, request, self.guesses, policy)
+        limits = session.settings.waste_limits
+        self.flow = speculate(session.parts, request, self.guesses, policy, limits)
         self.finish: Finish | None = None
         self._state: Any = None
         self._shown = 0  # characters of settled text
