@@ -7,6 +7,7 @@ from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.cascade import usable
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache, eviction_of
@@ -39,6 +40,10 @@ class Settings:
     not exceed theirs; tokens exceed theirs by at most one call of the model, which is charged
     with what it may generate until its model reports its tokens.
 
+    `model_queue` is for a model that answers few calls at once, such as a local one, or a server
+    with a limit: calls wait in it, and those that depend on no guess go first, whichever
+    request they are of. All engines that use the model can be given the same queue.
+
     Attributes:
         schedule: how far to speculate, and when to search.
         prefetch: the number of hits that a verification adds to the cache; `None`: max(20, 20 k).
@@ -53,6 +58,7 @@ class Settings:
         max_wasted_tokens: tokens of discarded calls of a request; 0: no guess. `None`: no bound.
         max_wasted_encodings: encodings of discarded queries of a request, where the retriever
             encodes in a worker; 0: no guess. `None`: no bound.
+        model_queue: bounds the calls of the model at once; `None`: no bound.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
@@ -67,6 +73,7 @@ class Settings:
     may_guess: Callable[[], bool] | None = None
     max_wasted_tokens: int | None = None
     max_wasted_encodings: int | None = None
+    model_queue: ModelQueue | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -98,6 +105,8 @@ class Settings:
             raise ConfigError(f"pool must be a SharedPassageCache(...), got {self.pool!r}")
         if self.memo is not None and not _offers(self.memo, "known"):
             raise ConfigError(f"memo must be a QueryCache(...), got {self.memo!r}")
+        if self.model_queue is not None and not isinstance(self.model_queue, ModelQueue):
+            raise ConfigError(f"model_queue must be a ModelQueue(...), got {self.model_queue!r}")
         if self.may_guess is not None and not callable(self.may_guess):
             raise ConfigError(f"may_guess must be a function, or None, got {self.may_guess!r}")
 

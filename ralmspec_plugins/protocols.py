@@ -41,6 +41,8 @@ class Progress:
         """Send reports to `report`; without it they are discarded."""
         self._report = report
         self._cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+        self.confirmed = False  # nothing that the text depends on is a guess any longer
         self.model_passes = 0
         self.tokens = 0
         self.drafts_accepted = 0
@@ -60,6 +62,14 @@ class Progress:
     def cancel(self) -> None:
         """Make the next `check()` raise `Cancelled`; thread-safe."""
         self._cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+    def on_cancel(self, wake: Callable[[], None]) -> None:
+        """Call a function when the text is no longer needed, for work that waits."""
+        self._on_cancel = wake
+        if self._cancelled:
+            wake()
 
     def connect(self, report: Callable[[Any], None]) -> None:
         """Send reports to `report` from now on."""

@@ -218,7 +218,16 @@ class SpeculationWindow:
         for position, step in enumerate(self.steps):
             if step.truth is not None and not step.verified and not self._verify(position, step):
                 break
+        self._promote()
         self._commit()
+
+    def _promote(self) -> None:
+        """Mark the writer's work as confirmed if it no longer depends on a guess."""
+        need, step = self.writer or (None, None)
+        if step is None or not isinstance(need, FormQuery | Extend) or not need.speculative:
+            return
+        if not step.ahead and not self.follows_guess(step):
+            need.progress.confirmed = True
 
     def _verify(self, position: int, step: Step) -> bool:
         """Compare one step with its real hits; return whether the steps after it remain valid."""

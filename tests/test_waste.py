@@ -43,7 +43,8 @@ def simulated(guesser: Guesser | None = None, *, heeds: bool = True, **settings:
 
 def test_right_guesses_waste_nothing() -> None:
     """Nor does the plain loop."""
-    for settings in ({}, {"speculate": False}):
+    both: list[dict[str, Any]] = [{}, {"speculate": False}]
+    for settings in both:
         stats = simulated(**settings)
         assert (stats.wasted_tokens, stats.wasted_encodings, stats.limited_by) == (0, 0, None)
         assert sum(span.tokens for span in stats.timeline) == STEPS * TOKENS
@@ -142,7 +143,7 @@ def test_an_inline_encoder_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("bound", [{"max_wasted_tokens": 25}, {"max_wasted_encodings": 2}])
-def test_both_engines_keep_a_bound(bound: dict[str, int]) -> None:
+def test_both_engines_keep_a_bound(bound: dict[str, Any]) -> None:
     """In threads and on asyncio, with the answer of the plain loop."""
     settings = Settings(schedule=Continuous(lanes=STEPS), speculators=(Misled(),), **bound)
     parts = Costly(), Encoded()

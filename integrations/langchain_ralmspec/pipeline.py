@@ -77,7 +77,8 @@ _OF_ENGINES: Final = (
     "logprobs",
     "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
-    *("max_wasted_tokens", "max_wasted_encodings", "batching", "side_by_side", "pure"),
+    *("max_wasted_tokens", "max_wasted_encodings", "max_concurrent_calls"),
+    *("batching", "side_by_side", "pure"),
 )
 # The fields that a directly driven model depends on.
 _OF_DIRECT: Final = (
@@ -123,6 +124,7 @@ class PipelineSettings:
     replica: BaseRetriever | None
     max_wasted_tokens: int | None
     max_wasted_encodings: int | None
+    max_concurrent_calls: int | None
     batching: BatchMode
     side_by_side: int
     pure: bool | None
@@ -394,6 +396,9 @@ def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Spe
         may_guess=None if effects is None else effects.may_guess,
         max_wasted_tokens=settings.max_wasted_tokens,
         max_wasted_encodings=settings.max_wasted_encodings,
+        model_queue=settings.runtime.model_queue(
+            _identity(settings.llm), settings.max_concurrent_calls
+        ),
     )
 
 

@@ -146,6 +146,9 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     model reports: then its next searches are waited for. 0: no guess; `None`: no limit."""
     max_wasted_encodings: StrictInt | None = None
     """The same for the embeddings of queries that are not part of the answer."""
+    max_concurrent_calls: StrictInt | None = None
+    """The maximum number of the model's calls at once, in all requests of this object and of its
+    copies: others wait, and those that depend on no guess go first. `None`: no limit."""
     batching: BatchMode = "exact"
     """Which batch searches are used: "exact", "probed" or "off" (docs/langchain.md)."""
     side_by_side: StrictInt = 8

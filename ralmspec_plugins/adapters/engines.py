@@ -18,6 +18,7 @@ from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -110,6 +111,21 @@ class Runtime:
         with self._lock:
             self._check_process()
             return _cached(self._shared, key, make)
+
+    def model_queue(self, key: Hashable, max_concurrent_calls: int | None) -> ModelQueue | None:
+        """Return the queue of a model, which all engines over it share; `None` without a limit.
+
+        Args:
+            key: identifies the model.
+            max_concurrent_calls: the maximum number of its calls at once.
+
+        Raises:
+            ConfigError: it is no whole number of at least 1.
+        """
+        if max_concurrent_calls is None:
+            return None
+        name = ("model queue", key, max_concurrent_calls)
+        return self.shared(name, lambda: ModelQueue(max_concurrent_calls))
 
     def engines(
         self,
@@ -248,6 +264,7 @@ class Speculation:
         may_guess: returns the same at run time, also during a request.
         max_wasted_tokens: tokens of a request's discarded calls of the model.
         max_wasted_encodings: encodings of a request's discarded queries.
+        model_queue: in which calls of the model wait for each other, confirmed ones first.
     """
 
     speculate: bool = True
@@ -261,6 +278,7 @@ class Speculation:
     may_guess: Callable[[], bool] | None = None
     max_wasted_tokens: int | None = None
     max_wasted_encodings: int | None = None
+    model_queue: ModelQueue | None = None
 
     def one_by_one(self) -> "Speculation":
         """Return the same settings with one search at a time."""
@@ -347,6 +365,7 @@ class Speculation:
             speculate=self.speculate,
             max_wasted_tokens=self.max_wasted_tokens,
             max_wasted_encodings=self.max_wasted_encodings,
+            model_queue=self.model_queue,
         )
         if not self.guesses:  # and nothing is prefetched for guesses
             return replace(basic, prefetch=1, speculators=())

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -156,11 +156,35 @@ class Session:
             rate_limit=self.rate_limit,
         )
 
-    def on_model(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
-        """Return a context that counts and times work of the model."""
+    @contextmanager
+    def on_model(self, need: Work, clock: Callable[[], float]) -> Iterator[bool]:
+        """Count and time the body's work if it is the model's, when it is its turn.
+
+        Yields:
+            Whether it may have waited.
+        """
+        queue = self.settings.model_queue
         if not isinstance(need, FormQuery | Extend):
-            return nullcontext()
-        return self.costs.load.segment(clock)
+            yield False
+        elif queue is None:
+            with self.costs.load.segment(clock):
+                yield False
+        else:
+            turn = queue.turn(need.progress, speculative=need.speculative)
+            with turn, self.costs.load.segment(clock):
+                yield True
+
+    @asynccontextmanager
+    async def aon_model(self, need: Work, clock: Callable[[], float]) -> AsyncIterator[bool]:
+        """Count and time the body's work on an event loop, as `on_model` does."""
+        queue = self.settings.model_queue
+        if queue is None or not isinstance(need, FormQuery | Extend):
+            with self.on_model(need, clock) as waited:
+                yield waited
+            return
+        async with queue.aturn(need.progress, speculative=need.speculative):
+            with self.costs.load.segment(clock):
+                yield True
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""
@@ -421,7 +445,9 @@ class RequestContext:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
             else:
-                with self.session.on_model(need, clock):
+                with self.session.on_model(need, clock) as waited:
+                    if waited:
+                        started_s, before_s = clock(), busy()
                     results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]
