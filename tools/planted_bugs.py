@@ -44,7 +44,7 @@ BUGS = (
         tests="tests/scheduling/test_model_queue.py",
     ),
     Bug(
-        "a waiting call is not told that its guesses are verified",
+        "a waiting call stays behind when its guesses are verified",
         "ralmspec_plugins/window.py",
         "            need.progress.confirmed = True\n",
         "            pass\n",
