@@ -166,11 +166,10 @@ class Runtime:
         if lanes is not None:
             retriever = self._verifier(retriever, lanes, _MAX_BATCH).beside(retriever)
         workload, settings = make(retriever)
-        return Engines(
-            Engine(workload, retriever, settings, threads=self._threads),
-            AsyncEngine(workload, retriever, settings, threads=self._threads),
-            self._threads,
-        )
+        threads = self._threads
+        sync = Engine(workload, retriever, settings, threads=threads)
+        asynchronous = AsyncEngine(workload, retriever, settings, threads=threads, known=sync)
+        return Engines(sync, asynchronous, threads)
 
     def verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
         """Return a verifier of this retriever, which shares the lanes of all with these numbers.

@@ -47,7 +47,6 @@ from ralmspec_plugins.protocols import (
     speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
-from ralmspec_plugins.scheduling.load import ModelLoad
 from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade, usable
 from ralmspec_plugins.speculators.passage_cache import (
@@ -70,8 +69,9 @@ class Session:
         retriever: Retriever,
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
-        load: ModelLoad | None = None,
-        rate_limit: RateLimit | None = None,
+        known: "Session | None" = None,
+        *,
+        merged: bool = False,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -80,8 +80,10 @@ class Session:
             retriever: the engine's retriever.
             settings: the engine's settings.
             clock: returns the seconds by which inline guesses are timed.
-            load: of the model, if other sessions use it too.
-            rate_limit: of the model's and the store's providers, if other sessions use them too.
+            known: a session of the same model, store and speculators: what is measured there is
+                known here, and the other way round.
+            merged: whether searches of several requests are merged here and not there: the costs
+                are then those known there at the beginning, and measured separately from then on.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -92,9 +94,10 @@ class Session:
         if settings is not None and not isinstance(settings, Settings):
             raise ConfigError(f"settings must be Settings(...), or None, got {settings!r:.200}")
         self.settings = settings or Settings()
-        self.costs = Costs(load=load)
-        self.rates = SpeculatorRates()
-        self.rate_limit = rate_limit or RateLimit()
+        self.costs, self.rates, self.rate_limit = Costs(), SpeculatorRates(), RateLimit()
+        if known is not None:
+            self.costs = known.costs.copy() if merged else known.costs
+            self.rates, self.rate_limit = known.rates, known.rate_limit
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -152,8 +155,8 @@ class Session:
             retriever,
             settings,
             clock=self._clock,
-            load=self.costs.load,
-            rate_limit=self.rate_limit,
+            known=self,
+            merged=True,
         )
 
     @contextmanager

@@ -45,8 +45,10 @@ class Calls:
         self.begun.append(name)
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(seconds)
-        self.running -= 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.running -= 1
 
 
 def test_confirmed_calls_overtake_speculative_ones() -> None:
