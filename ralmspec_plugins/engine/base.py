@@ -89,6 +89,7 @@ class BaseEngine(Generic[EventsT, PiecesT]):
     """The workload, retriever and session of an engine, and its streams."""
 
     _pieces: ClassVar[Any]  # converts a stream of events to a stream of text
+    _session: Session
 
     def __init__(
         self,
