@@ -134,7 +134,7 @@ _TRIED: Final = 0.02  # maximum share of the time for drafts that do not pay off
 _SURE: Final = 8  # the match length in the evidence of a model's drafts
 _LIKELY: Final = 0.9  # the share in the evidence of drafts that are not made yet
 _HIGH: Final = 0.95  # an acceptance rate above which hardly any is
-_UNSURE: Final = 0.1  # of a pass: costs are not measured more precisely; a smaller gain may be none
+_UNSURE: Final = 0.05  # of a pass: by so much measured costs may be wrong
 _TRY_AGAIN: Final = 8  # times that drafts might pay until they are tried nevertheless
 
 
