@@ -37,7 +37,7 @@ MODES = (
 )
 HOW = ("at once", "awaited", "streamed", "awaited and streamed")
 SCHEDULES = (None, Continuous(), OptimalStride(), FixedStride(stride=2), FixedStride(stride=3))
-LIAR = HashRetriever(corpus(SIZE), salt="lie")
+LIAR = HashRetriever(corpus(12), salt="lie")
 LYING: dict[str, Any] = {"replica": LIAR, "pool": None}
 
 
