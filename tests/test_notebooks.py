@@ -32,7 +32,13 @@ SMALLER = {  # with fewer questions, where a notebook has it
     "sentences=6": "sentences=3",
     "max_tokens=96": "max_tokens=24",
     "max_tokens=64": "max_tokens=24",
-    "stories[0].prompt, 160": "stories[0].prompt, 60",
+    "max_tokens=48": "max_tokens=24",
+    "max_tokens=32": "max_tokens=16",
+    "stories[0].prompt, 160": "stories[0].prompt, 40",
+    "stories[:3]": "stories[:2]",
+    "for tokens in (32, 96, 160, 320)": "for tokens in (32, 160)",
+    "for eta in (0, 5, 20)": "for eta in (0, 20)",
+    "for following in (0, 1, 5, 10, 20)": "for following in (0, 5)",
 }
 
 Kernel: TypeAlias = tuple[Any, Any]  # its manager and its client
