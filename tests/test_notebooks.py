@@ -80,7 +80,7 @@ def test_a_notebook_is_committed_with_its_outputs(path: Path) -> None:
 
     assert list(range(1, len(ran) + 1)) == [cell.execution_count for cell in ran]
     assert {"image/png", "stdout"} <= set(kinds)
-    drawn = any("SVG(" in cell.source for cell in code)
+    drawn = any("SVG(" in cell.source for cell in ran)
     assert ("image/svg+xml" in kinds) == drawn
     assert not {"stderr", "error"} & set(kinds)
     shown = json.dumps([cell.outputs for cell in ran])
