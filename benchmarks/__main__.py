@@ -3,8 +3,10 @@
 `python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks rapid`
 drafts of a retrieved part of a long context, `python -m benchmarks agents` agents that run ahead
 of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and multi-hop,
-`python -m benchmarks serving` the server under load, and `python -m benchmarks gpu` searches,
-passes and requests on a GPU, with options of their own.
+`python -m benchmarks serving` the server under load, `python -m benchmarks capacity` a Ray cluster
+beside what a simulation foretells, `python -m benchmarks never_slower` where speculation might cost
+time, and `python -m benchmarks gpu` searches, passes and requests on a GPU, with options of their
+own.
 
 Exit codes: 0 for success, 1 for an error that a message explains, 2 for a wrong command line.
 """
@@ -43,8 +45,12 @@ def main() -> None:
         from benchmarks.agents import agents as command
     elif name == "serving":
         from benchmarks.serving.cli import serving as command
+    elif name == "capacity":
+        from benchmarks.serving.capacity import capacity as command
     elif name == "workloads":
         from benchmarks.workloads.cli import workloads as command
+    elif name == "never_slower":
+        from benchmarks.never_slower.cli import never_slower as command
     elif name == "gpu":
         from benchmarks.gpu.cli import gpu as command
     else:

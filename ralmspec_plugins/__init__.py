@@ -18,6 +18,7 @@ from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.retrieval import open_retriever
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -55,6 +56,7 @@ __all__ = [
     "Hits",
     "Interval",
     "Latencies",
+    "ModelQueue",
     "OptimalStride",
     "Passage",
     "PassageCache",

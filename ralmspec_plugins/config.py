@@ -7,10 +7,12 @@ from typing import Any
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.cascade import usable
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache, eviction_of
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.waste import WasteLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,16 @@ class Settings:
     is started on a guess. Searches, and the reuse of their results, are not affected. It must
     return quickly, and is called from any thread.
 
+    `max_wasted_tokens` and `max_wasted_encodings` bound what the wrong guesses of one request may
+    cost. All that depends on a guess counts as wasted until it is verified; when a bound is
+    reached, nothing is started on a guess, and `Stats.limited_by` names the bound. Encodings do
+    not exceed theirs; tokens exceed theirs by at most one call of the model, which is charged
+    with what it may generate until its model reports its tokens.
+
+    `model_queue` is for a model that answers few calls at once, such as a local one, or a server
+    with a limit: calls wait in it, and those that depend on no guess go first, whichever
+    request they are of. All engines that use the model can be given the same queue.
+
     Attributes:
         schedule: how far to speculate, and when to search.
         prefetch: the number of hits that a verification adds to the cache; `None`: max(20, 20 k).
@@ -43,6 +55,10 @@ class Settings:
         speculate: `False`: the plain loop.
         switch_interval_s: seconds, while running speculatively; `None`: Python's own, 5 ms.
         may_guess: asked before each speculative segment; `None`: always.
+        max_wasted_tokens: tokens of discarded calls of a request; 0: no guess. `None`: no bound.
+        max_wasted_encodings: encodings of discarded queries of a request, where the retriever
+            encodes in a worker; 0: no guess. `None`: no bound.
+        model_queue: bounds the calls of the model at once; `None`: no bound.
     """
 
     schedule: Schedule = field(default_factory=Continuous)
@@ -55,6 +71,9 @@ class Settings:
     speculate: bool = True
     switch_interval_s: float | None = None
     may_guess: Callable[[], bool] | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
+    model_queue: ModelQueue | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -62,6 +81,7 @@ class Settings:
         for name, value in numbers.items():
             if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        _ = self.waste_limits  # raises errors early
         eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:
             raise ConfigError(
@@ -85,8 +105,18 @@ class Settings:
             raise ConfigError(f"pool must be a SharedPassageCache(...), got {self.pool!r}")
         if self.memo is not None and not _offers(self.memo, "known"):
             raise ConfigError(f"memo must be a QueryCache(...), got {self.memo!r}")
+        if self.model_queue is not None and not isinstance(self.model_queue, ModelQueue):
+            raise ConfigError(f"model_queue must be a ModelQueue(...), got {self.model_queue!r}")
         if self.may_guess is not None and not callable(self.may_guess):
             raise ConfigError(f"may_guess must be a function, or None, got {self.may_guess!r}")
+
+    @property
+    def waste_limits(self) -> WasteLimits:
+        """The bounds on what wrong guesses may cost."""
+        return WasteLimits(
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
+        )
 
     def width(self, k: int) -> int:
         """Return the number of hits that a verification asks a retriever of this k for."""

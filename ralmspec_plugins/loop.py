@@ -25,6 +25,7 @@ from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.types import Request
+from ralmspec_plugins.waste import NO_LIMITS, WasteLimits
 from ralmspec_plugins.window import SpeculationWindow
 
 Flow: TypeAlias = Generator[list[Need], Completion | Waited, None]
@@ -35,6 +36,7 @@ def speculate(
     request: Request,
     cascade: SpeculatorCascade,
     policy: Policy | None,
+    limits: WasteLimits = NO_LIMITS,
 ) -> Flow:
     """Answer a request as `plain()` does, with guesses ahead of the searches.
 
@@ -43,12 +45,13 @@ def speculate(
         request: The request to answer.
         cascade: The known results and the speculators.
         policy: Decides when to speculate; `None` disables speculation and caching.
+        limits: Bounds on what wrong guesses may cost.
 
     Yields:
         Lists of work and notices to carry out. The last list ends with `Finish`, after which no
         completion is expected.
     """
-    window = SpeculationWindow(parts, cascade, policy)
+    window = SpeculationWindow(parts, cascade, policy, limits)
     loop = _Loop(window)
     window.start(Start(request))
     loop.take((yield loop.outgoing()))

@@ -1,6 +1,6 @@
 """Metrics of one request: counts, the timeline, and how much work ran in parallel."""
 
-from collections import deque
+from collections import Counter, deque
 
 from ralmspec_plugins.effects import (
     Completed,
@@ -92,6 +92,9 @@ class MetricsRecorder:
         self.accepted = 0
         self.reused = 0
         self.retries = 0
+        self.wasted_tokens = 0
+        self.encoded: Counter[str] = Counter()  # started encodings by text
+        self.used_texts: set[str] = set()  # of the queries of committed steps
         self.model_passes = 0
         self.tokens_written = 0
         self.drafts_accepted = 0
@@ -117,6 +120,8 @@ class MetricsRecorder:
         progress = getattr(need, "progress", None)  # of work that may call a model
         if progress is not None:
             span.passes = progress.model_passes
+            span.tokens = progress.cost
+            self.wasted_tokens += span.tokens if outcome is not Outcome.KEPT else 0
             self.model_passes += progress.model_passes
             self.tokens_written += progress.tokens
             self.drafts_accepted += progress.drafts_accepted
@@ -134,10 +139,14 @@ class MetricsRecorder:
         if isinstance(need, Search):
             self.batches.append(len(need.queries))
             self._sent_s[need] = self.now_s
+        elif isinstance(need, Encode):
+            self.encoded[need.query.text] += 1
 
     def unfinished(self, need: Work) -> None:
-        """Add a search to the timeline whose result is no longer needed, before it returns."""
-        if isinstance(need, Search):
+        """Add work whose result is no longer needed, before it ends: searches to the timeline."""
+        if isinstance(need, FormQuery | Extend):
+            self.wasted_tokens += need.progress.cost
+        elif isinstance(need, Search):
             began_s, queries = self._sent_s[need], len(need.queries)
             span = Span("search", began_s, self.now_s, queries, outcome=Outcome.CANCELLED)
             self._spans.append(span)
@@ -148,25 +157,39 @@ class MetricsRecorder:
         self.accepted += accepted
 
     def drop(self, span: Span | None) -> None:
-        """Mark a segment as discarded."""
+        """Mark a segment or a query as discarded."""
         if span is not None and span.outcome is Outcome.KEPT:
             span.outcome = Outcome.DROPPED
+            self.wasted_tokens += span.tokens
 
     def take_back(self, span: Span | None) -> None:
-        """Mark a discarded segment as reused in the answer."""
+        """Mark a discarded segment or query as reused in the answer."""
         if span is not None and span.outcome is Outcome.DROPPED:
             span.outcome = Outcome.KEPT
+            self.wasted_tokens -= span.tokens
 
     def text(self) -> None:
         """Record the time of the first settled text."""
         if self.first_text_s is None:
             self.first_text_s = self.now_s
 
-    def stats(self, unguessed: str | None = None, *, lossy: bool = False) -> Stats:
+    @property
+    def wasted_encodings(self) -> int:
+        """Encodings of queries that no committed step has, and repeated ones."""
+        return self.encoded.total() - len(self.used_texts & self.encoded.keys())
+
+    def stats(
+        self,
+        unguessed: str | None = None,
+        *,
+        limited_by: str | None = None,
+        lossy: bool = False,
+    ) -> Stats:
         """Return the statistics.
 
         Args:
             unguessed: the reason why no segment was started on a guess, if none was.
+            limited_by: the bound on waste that was reached.
             lossy: whether a guess that differed may have been accepted.
         """
         extends = [span for span in self._spans if span.kind == "extend"]
@@ -180,10 +203,13 @@ class MetricsRecorder:
             segments=self.segments,
             without_retrieval=self.without_retrieval,
             wasted_segments=sum(span.outcome is not Outcome.KEPT for span in extends),
+            wasted_tokens=self.wasted_tokens,
+            wasted_encodings=self.wasted_encodings,
             guesses=self.guesses,
             accepted=self.accepted,
             reused=self.reused,
             unguessed=unguessed,
+            limited_by=limited_by,
             lossy=lossy,
             retries=self.retries,
             model_passes=self.model_passes,

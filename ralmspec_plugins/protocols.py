@@ -41,10 +41,13 @@ class Progress:
         """Send reports to `report`; without it they are discarded."""
         self._report = report
         self._cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+        self.confirmed = False  # nothing that the text depends on is a guess any longer
         self.model_passes = 0
         self.tokens = 0
         self.drafts_accepted = 0
         self.decisions_retaken = 0
+        self._charged = 0
 
     @property
     def cancelled(self) -> bool:
@@ -59,6 +62,14 @@ class Progress:
     def cancel(self) -> None:
         """Make the next `check()` raise `Cancelled`; thread-safe."""
         self._cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+    def on_cancel(self, wake: Callable[[], None]) -> None:
+        """Call a function when the text is no longer needed, for work that waits."""
+        self._on_cancel = wake
+        if self._cancelled:
+            wake()
 
     def connect(self, report: Callable[[Any], None]) -> None:
         """Send reports to `report` from now on."""
@@ -82,6 +93,19 @@ class Progress:
         self.tokens += tokens
         self.drafts_accepted += drafts_accepted
         self.decisions_retaken += decisions_retaken
+
+    def charge(self, tokens: int) -> None:
+        """Add the tokens that a call costs, where a model does not count its passes.
+
+        A call is charged with what it may cost at most when it begins, and with the difference
+        when its cost is known, so that one that was stopped has a cost, too.
+        """
+        self._charged += tokens
+
+    @property
+    def cost(self) -> int:
+        """The tokens counted and charged."""
+        return self.tokens + self._charged
 
 
 class Workload(Protocol[StateT]):

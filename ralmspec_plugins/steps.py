@@ -52,6 +52,7 @@ class Step:
     search_failure: Failure | None = None
     cost_s: float = 0.0  # of forming the query, encoding and guessing
     asked_s: float = 0.0  # of forming the query
+    asked_span: Span | None = None  # of the same
     span: Span | None = None  # of the segment's generation
     remembered: bool = False  # its hits were known without a search
     reused: bool = False  # its segment is a reused one
@@ -76,7 +77,7 @@ class Step:
     def take(self, formed: "FormedQuery") -> None:
         """Set the query; a step without retrieval is then verified."""
         self.asked = True
-        self.query, self.encoded, self.carried = formed
+        self.query, self.encoded, self.carried, self.asked_span = formed
         if isinstance(self.query, NoRetrieval):
             self.truth = self.used = ()
             self.verified = True
@@ -100,6 +101,7 @@ class FormedQuery(NamedTuple):
     query: Query | NoRetrieval | None
     encoded: bool
     carried: Any
+    span: Span | None = None
 
 
 class RollbackCache:
@@ -121,7 +123,8 @@ class RollbackCache:
     def put(self, step: Step) -> None:
         """Store the query and the segment of a step that is dropped."""
         if step.asked:
-            self.put_query(step.before, FormedQuery(step.query, step.encoded, step.carried))
+            formed = FormedQuery(step.query, step.encoded, step.carried, step.asked_span)
+            self.put_query(step.before, formed)
         if step.written and step.used is not None:
             self.put_segment(step.before, step.used, step.after, step.span)
 

@@ -37,6 +37,8 @@ class Span:
         ahead: whether an extend started before its passages were verified.
         outcome: whether its result was used.
         passes: of a model that counts them.
+        tokens: those that the work cost: that a local model generated, or that a server's model
+            reported in total; of a call without a report, those that it was allowed to generate.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Span:
     ahead: bool = False
     outcome: Outcome = Outcome.KEPT
     passes: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -62,10 +65,14 @@ class Stats:
         segments: committed steps.
         without_retrieval: committed steps that needed no search.
         wasted_segments: segments that were started, and are not part of the answer.
+        wasted_tokens: tokens of queries and segments that are not part of the answer, as in `Span`.
+        wasted_encodings: encodings of queries that are not part of the answer, or repeated ones.
         guesses: guesses that a search accepted or rejected.
         accepted: guesses that a search accepted.
         reused: dropped segments that were reused in the answer.
         unguessed: why no segment was started on a guess; `None` if one was.
+        limited_by: the bound of the settings that was reached, "max_wasted_tokens" or
+            "max_wasted_encodings", so that a guess was not used; `None` if none was.
         lossy: whether the workload's `agree` may have accepted a guess that differed.
         retries: failed speculative work that was retried in isolation.
         model_passes: passes of a model that counts them, including those of wasted segments.
@@ -89,10 +96,13 @@ class Stats:
     segments: int = 0
     without_retrieval: int = 0
     wasted_segments: int = 0
+    wasted_tokens: int = 0
+    wasted_encodings: int = 0
     guesses: int = 0
     accepted: int = 0
     reused: int = 0
     unguessed: str | None = None
+    limited_by: str | None = None
     lossy: bool = False
     retries: int = 0
     model_passes: int = 0

@@ -43,6 +43,7 @@ from ralmspec_plugins.types import (
     same_to_read,
     unscored,
 )
+from ralmspec_plugins.waste import WasteBudget, WasteLimits
 
 MOST_RETRIES = 3  # failures of speculative work, after which a request is run sequentially
 
@@ -61,6 +62,7 @@ class SpeculationWindow:
         parts: Parts,
         cascade: SpeculatorCascade,
         policy: Policy | None,
+        limits: WasteLimits,
     ) -> None:
         """Create an empty window; without a policy nothing runs speculatively."""
         self.parts = parts
@@ -68,6 +70,7 @@ class SpeculationWindow:
         self.cascade = cascade
         self.policy = policy
         self.metrics = MetricsRecorder()
+        self.budget = WasteBudget(limits, self.metrics)
         self.in_flight = InFlight()
         self.rollback = RollbackCache(self.workload)
         self.root: Any = None  # the last committed state
@@ -93,7 +96,8 @@ class SpeculationWindow:
             self.metrics.unfinished(need)
         text = self.parts.text(self.root)
         lossy = self._used_guess and getattr(self.workload, "lossy", False)
-        stats = self.metrics.stats(self._unguessed(), lossy=lossy)
+        limited_by = self.budget.limited_by
+        stats = self.metrics.stats(self._unguessed(), limited_by=limited_by, lossy=lossy)
         return Answer(text, tuple(self.retrieved), self.root, stats)
 
     def _unguessed(self) -> str | None:
@@ -106,6 +110,8 @@ class SpeculationWindow:
             return "a provider has asked to be called less often"
         if self.cascade.held:
             return "may_guess returned False"
+        if self.budget.limited_by is not None:
+            return f"{self.budget.limited_by} was reached"
         if self._had_guess:
             return "speculative segments would not have paid off"
         return (
@@ -212,7 +218,16 @@ class SpeculationWindow:
         for position, step in enumerate(self.steps):
             if step.truth is not None and not step.verified and not self._verify(position, step):
                 break
+        self._promote()
         self._commit()
+
+    def _promote(self) -> None:
+        """Mark the writer's work as confirmed if it no longer depends on a guess."""
+        need, step = self.writer or (None, None)
+        if step is None or not isinstance(need, FormQuery | Extend) or not need.speculative:
+            return
+        if not step.ahead and not self.follows_guess(step):
+            need.progress.confirmed = True
 
     def _verify(self, position: int, step: Step) -> bool:
         """Compare one step with its real hits; return whether the steps after it remain valid."""
@@ -260,6 +275,8 @@ class SpeculationWindow:
             self.metrics.segments += 1
             self.metrics.without_retrieval += step.entry is None
             self.metrics.remembered += step.remembered
+            if isinstance(step.query, Query):
+                self.metrics.used_texts.add(step.query.text)
             self.metrics.reused += step.reused
             self.out.append(Commit(step.entry, step.after))
             self._settle(step.after)
@@ -307,6 +324,7 @@ class SpeculationWindow:
         """Drop the steps from this position on; their results are cached."""
         for step in self.steps[position:]:
             self._give_up(step)
+            self.metrics.drop(step.asked_span)
         del self.steps[position:]
 
     def reset(self, step: Step) -> None:
@@ -411,6 +429,7 @@ class SpeculationWindow:
             step.failure = Failure(done.error, isolated)
         elif isinstance(done.need, FormQuery):
             self._take(step, done.value, isolated=isolated)
+            step.asked_span = span
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
@@ -423,7 +442,8 @@ class SpeculationWindow:
         """Record that a writer whose step was dropped has stopped."""
         self.metrics.drop(span)
         if isinstance(done.need, FormQuery) and done.error is None:
-            self.rollback.put_query(done.need.state, self._formed_query(done.value))
+            formed = self._formed_query(done.value)._replace(span=span)
+            self.rollback.put_query(done.need.state, formed)
         if not isinstance(done.need, Extend):
             return
         if self.policy is not None:
@@ -438,6 +458,11 @@ class SpeculationWindow:
             return True
         return self.retried_step is not None and self.retried_step in self.steps
 
+    @property
+    def held(self) -> bool:
+        """Whether no work may depend on a guess now."""
+        return self.cascade.held or self.budget.is_spent(self.steps)
+
     # Planning: the next query, its hits, its segment
 
     def plan(self) -> bool:
@@ -445,7 +470,7 @@ class SpeculationWindow:
         moved = False
         while self.writer is None:
             if not self.steps or self.steps[-1].written:
-                if self.steps and (self.sequential or self.cascade.held):
+                if self.steps and (self.sequential or self.held):
                     break
                 self.steps.append(Step(self.steps[-1].after if self.steps else self.root))
             step = self.steps[-1]
@@ -456,7 +481,7 @@ class SpeculationWindow:
 
     def _next_stage(self, step: Step) -> bool:
         """Move the last step to its next stage; return whether anything changed."""
-        if self.cascade.held and (step.ahead or self.follows_guess(step)):
+        if (step.ahead or self.follows_guess(step)) and self.held:
             return False
         if not step.asked:
             self._form_query(step)
@@ -469,6 +494,7 @@ class SpeculationWindow:
     def _form_query(self, step: Step) -> None:
         if (known := self.rollback.query(step.before)) is not None:
             step.take(known)
+            self.metrics.take_back(known.span)
             return
         if not self.parts.inline_query:
             self.write(FormQuery(step.before, speculative=self.follows_guess(step)), step)
@@ -551,7 +577,7 @@ class SpeculationWindow:
                 step.remembered = True
                 step.used, step.verified = self.visible(step.truth), True
                 return True
-        if cascade.held:
+        if self.held:
             return False
         if not step.guessed:
             self._requested_guess = self.policy.worth_guessing()  # the latest step says why not

@@ -12,8 +12,9 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.types import Stats
 from tests.drivers import Outcome, Seen, drive, plainly
-from tests.worlds import Oracle, World, simple_world, worlds
+from tests.worlds import MOST_TOKENS, Oracle, World, simple_world, worlds
 
 ALL_WORLDS = 2000
 # Fewer where the tests are run for each of many mutants; their shares are then not asserted.
@@ -39,7 +40,10 @@ def random_settings(world: World, dice: random.Random) -> Settings:
     right, inline = dice.choice((0.1, 0.3, 0.5, 0.7)), dice.random() < 0.5
     oracle = Oracle(world, right, inline=inline, by_text=random.Random(right).random() < 0.5)
     speculators = (*[(oracle,)] * 9, *[(oracle, pool)] * 5, (pool, oracle), None, ())
+    bounds = random.Random(f"bounds {world.seed}")
     return Settings(
+        max_wasted_tokens=bounds.choice((*[None] * 40, 7, 20, 40)),
+        max_wasted_encodings=bounds.choice((*[None] * 40, 2, 5, 9)),
         schedule=random_schedule(dice),
         prefetch=dice.randint(1, 8),
         capacity=dice.randint(1, 12),
@@ -58,6 +62,9 @@ class Tally:
 
     def add(self, expected: Outcome, seen: Seen) -> None:
         self.counts["worlds"] += 1
+        stats = Stats() if seen.answer is None else seen.answer.stats
+        self.counts["bound on tokens reached"] += stats.limited_by == "max_wasted_tokens"
+        self.counts["bound on encodings reached"] += stats.limited_by == "max_wasted_encodings"
         self.counts["wrong guess changed the text"] += seen.changed_text
         self.counts["error on a dropped branch"] += any(e != expected.error for e in seen.errors)
         self.counts["error on a true branch"] += expected.error is not None
@@ -74,6 +81,20 @@ class Tally:
 
     def share(self, what: str) -> float:
         return self.counts[what] / self.counts["worlds"]
+
+
+def check_bounds(settings: Settings, stats: Stats) -> None:
+    """No more is wasted than the settings allow, and the one call that was in flight.
+
+    What was repeated after a failure counts as wasted, too.
+    """
+    if stats.retries:
+        return
+    tokens, encodings = settings.max_wasted_tokens, settings.max_wasted_encodings
+    if tokens is not None:
+        assert stats.wasted_tokens <= max(0, tokens - 1 + MOST_TOKENS * (tokens > 0))
+    if encodings is not None:
+        assert stats.wasted_encodings <= encodings
 
 
 def check_stream(seen: Seen, text: str | None) -> None:
@@ -111,6 +132,7 @@ def test_speculation_never_changes_the_answer(
         assert expected == actual
         check_stream(seen, expected.text)
         if seen.answer is not None:
+            check_bounds(setting, seen.answer.stats)
             assert seen.answer.retrieved == tuple(seen.committed)
         tally.add(expected, seen)
 
@@ -128,4 +150,6 @@ def test_speculation_never_changes_the_answer(
     assert tally.share("encoding cancelled") >= 0.04
     assert tally.share("segment begun before its encoding") >= 0.08
     assert tally.share("encoder failed on a dropped branch") >= 0.01
+    assert tally.share("bound on tokens reached") >= 0.005
+    assert tally.share("bound on encodings reached") >= 0.001
     assert tally.share("encoder failed on a true branch") >= 0.05

@@ -418,6 +418,7 @@ def test_the_public_names_are_these() -> None:
             "Hits",
             "NO_RETRIEVAL",
             "Latencies",
+            "ModelQueue",
             "QueryCache",
             "OptimalStride",
             "Passage",

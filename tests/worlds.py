@@ -30,6 +30,7 @@ from ralmspec_plugins.types import (
 
 END = "."
 LETTERS = "abé\N{GRINNING FACE}"
+MOST_TOKENS = 6  # that a call is charged with; a letter is a token
 
 
 class WorldError(Exception):
@@ -143,6 +144,7 @@ class WorldWorkload:
 
     def _extend(self, state: WorldState, hits: Hits, progress: Progress, ahead: str) -> WorldState:
         progress.check()
+        progress.charge(MOST_TOKENS)
         key = Spelled(self.extend_key(state, hits))
         if roll(self.world.seed, "extend fails", key) < self.world.extend_errors:
             raise WorldError(f"cannot write after {state.text!r}")
@@ -152,6 +154,7 @@ class WorldWorkload:
             return self._rewritten(state, key)
         kept = self._kept(state, hits)
         segment = ahead + self._segment(state, key)
+        progress.charge(min(0, len(segment) - MOST_TOKENS))
         for count in range(1, len(segment)):
             partial = self._ended(kept, state.text + segment[:count])
             if not partial.whole:
@@ -219,6 +222,7 @@ class CarryingWorkload(WorldWorkload):
         if asked is None or roll(self.world.seed, "carries", key) >= self.world.carries:
             return asked
         ahead = self._ahead(key)
+        progress.charge(len(ahead))
         for count in range(1, len(ahead) + 1):
             partial = self._ended(state, state.text + ahead[:count])
             if not partial.whole and self.world.shape != "rewrite":

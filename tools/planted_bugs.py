@@ -37,6 +37,32 @@ BUGS = (
         "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
     ),
     Bug(
+        "calls of a model are made in the order of their arrival, whatever they depend on",
+        "ralmspec_plugins/scheduling/model_queue.py",
+        "turn = next((one for one in self._turns if one.urgent), self._turns[0])",
+        "turn = self._turns[0]",
+        tests="tests/scheduling/test_model_queue.py",
+    ),
+    Bug(
+        "a waiting call stays behind when its guesses are verified",
+        "ralmspec_plugins/window.py",
+        "            need.progress.confirmed = True\n",
+        "            pass\n",
+        tests="tests/scheduling/test_model_queue.py",
+    ),
+    Bug(
+        "undecided segments do not count against a request's bounds",
+        "ralmspec_plugins/waste.py",
+        "if (follows_guess or step.ahead) and step.span is not None:",
+        "if False and step.span is not None:",
+    ),
+    Bug(
+        "the query of a step after a guess counts as needed",
+        "ralmspec_plugins/waste.py",
+        "            if not follows_guess:\n",
+        "            if step.asked:\n",
+    ),
+    Bug(
         "a segment written on a wrong guess is kept",
         "ralmspec_plugins/window.py",
         "        step.rewrite(truth)\n",

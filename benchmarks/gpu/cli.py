@@ -1,7 +1,10 @@
 """`python -m benchmarks gpu`: what was never measured without a GPU, part by part."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from benchmarks.gpu.searching import SearchSizes, search
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.retrieval.storage.files import write_whole
 
+_GRACE_MINUTES: Final = 1.5  # for the row that is being measured when the time is up
 _LONG: Final = (4096, 8192, 32_768, 65_536, 131_072)  # the first is a draft's short context
 
 
@@ -81,7 +85,12 @@ def gpu(
     ] = None,
     device: Annotated[str, typer.Option(help="A device of torch.")] = "cuda",
     minutes: Annotated[
-        float, typer.Option(min=0, help="No row is begun after so many; run it again to go on.")
+        float,
+        typer.Option(
+            min=0,
+            help="No row is begun that would end later, and the process ends 1.5 minutes "
+            "after; run it again to go on.",
+        ),
     ] = 8.0,
     tiny: Annotated[bool, typer.Option("--tiny", help="Only see that all of it runs.")] = False,
 ) -> None:
@@ -92,14 +101,15 @@ def gpu(
     place = _place(device)
     rows = Rows(out / "rows.jsonl", place, minutes, tiny=tiny)
     left = ""
-    for name, measure in _parts(tiny=tiny).items():
-        if part and name not in part:
-            continue
-        try:
-            measure(rows, name)
-        except TimeIsUp as up:
-            left = str(up)
-            break
+    with _stopped_after(minutes + _GRACE_MINUTES):
+        for name, measure in _parts(tiny=tiny).items():
+            if part and name not in part:
+                continue
+            try:
+                measure(rows, name)
+            except TimeIsUp as up:
+                left = str(up)
+                break
     about = {**about_device(place), "tiny": tiny}
     write_whole(out / "results.json", _json({"surroundings": about, "rows": rows.values}))
     page = report(about, rows.values)
@@ -107,6 +117,27 @@ def gpu(
     typer.echo(page)
     if left:
         typer.echo(f"Not complete: {left}.")
+
+
+@contextmanager
+def _stopped_after(minutes: float) -> Iterator[None]:
+    """End the process if it takes longer; what is measured by then is written already."""
+    watch = threading.Timer(60 * minutes, _stop, [minutes])
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def _stop(minutes: float) -> None:
+    typer.echo(
+        f"Stopped after {minutes:g} minutes in the middle of a row. The same command goes on with "
+        "that row; if it was the first one of this run, give more --minutes.",
+        err=True,
+    )
+    os._exit(1)  # the main thread may wait for the device
 
 
 def _json(value: Any) -> bytes:

@@ -38,8 +38,7 @@ def copying(rows: Rows, part: str, sizes: CopySizes) -> None:
     pass, and then replaced. Drafts are accepted where they agree with it.
     """
     names = [f"{part}: {wide} rows a pass" for wide in sizes.pass_rows]
-    if rows.known(names):
-        rows.recall(names)
+    if rows.complete(names):
         return
     library = python_library()
     words = vocabulary(library.articles[:50])

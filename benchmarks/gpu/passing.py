@@ -122,8 +122,7 @@ def passes(rows: Rows, part: str, sizes: PassSizes) -> None:
     """Measure c(k) over caches of several lengths, in a fixed shape, and whether rows differ."""
     names = [f"{part}: context {context}" for context in sizes.contexts]
     names += [f"{part}: {wide} rows of a fixed shape" for wide in sizes.fixed_rows]
-    if rows.known(names):
-        rows.recall(names)
+    if rows.complete(names):
         return
     with _model(sizes, rows.device) as model:
         for context in sizes.contexts:

@@ -40,9 +40,9 @@ class RegimeSizes:
     """The sizes of the part."""
 
     shapes: tuple[Shape, ...] = (GPT2_MEDIUM, LLAMA_7B, LLAMA_8B)
-    passages: int = 2_000_000
+    passages: int = 1_000_000
     dimension: int = 768
-    requests: int = 5
+    requests: int = 3
     repetitions: int = 2
     steps: int = 32
 
@@ -50,8 +50,7 @@ class RegimeSizes:
 def regimes(rows: Rows, part: str, sizes: RegimeSizes) -> None:
     """Measure each model over one store; answers are asserted equal to the plain loop's."""
     cases = {f"{part}: {shape.name}": shape for shape in sizes.shapes}
-    if rows.known(list(cases)):
-        rows.recall(list(cases))
+    if rows.complete(list(cases)):
         return
     library = python_library()
     shelves = Shelves.of(library, HashingEncoder(sizes.dimension))

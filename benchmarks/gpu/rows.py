@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -14,6 +14,7 @@ from ralmspec_plugins.decoding.calibration import pass_clock
 from ralmspec_plugins.errors import RalmSpecError
 
 Times: TypeAlias = dict[str, list[float]]
+_MOST_S: Final = 45.0
 
 
 class TimeIsUp(RalmSpecError):  # noqa: N818 a state, not a fault
@@ -31,18 +32,26 @@ class Rows:
         """
         self.device = device
         about = about_device(device)
+        del about["machine"]  # a virtual machine's memory may differ from one loan to the next
         self._journal = Journal(path, {**about, "tiny": tiny})
         self._ends_s = time.monotonic() + 60 * minutes
-        self.values: dict[str, dict[str, Any]] = {}
+        self._begun = False
 
-    def known(self, names: Sequence[str]) -> bool:
-        """Return whether all of these rows were measured, in this run or before it."""
-        return all(name in self._journal for name in names)
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """All rows by their names, those of earlier runs too."""
+        return self._journal.everything()
 
-    def recall(self, names: Sequence[str]) -> None:
-        """Have rows that were measured before among the values."""
-        for name in names:
-            self.values[name] = self._journal.known(name)
+    def complete(self, names: Sequence[str]) -> bool:
+        """Return whether all of these rows are known.
+
+        Raises:
+            TimeIsUp: some are not, and there is no time left to begin with them.
+        """
+        missing = [name for name in names if name not in self._journal]
+        if missing:
+            self._check_time(missing[0])
+        return not missing
 
     def of(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the row of a name: the known one, or a new one.
@@ -50,8 +59,9 @@ class Rows:
         Raises:
             TimeIsUp: there is no time left to begin with it.
         """
-        if name not in self._journal and time.monotonic() > self._ends_s:
-            raise TimeIsUp(f"the time was up before {name!r}; the same command goes on there")
+        if name not in self._journal:
+            self._check_time(name)
+            self._begun = True
 
         def measured() -> dict[str, Any]:
             began_s = time.perf_counter()
@@ -60,8 +70,22 @@ class Rows:
             at = datetime.now(UTC).isoformat(timespec="seconds")
             return {**row, "at": at, "took_s": took_s, "commit": surroundings()["commit"]}
 
-        self.values[name] = self._journal.of(name, measured)
-        return self.values[name]
+        row: dict[str, Any] = self._journal.of(name, measured)
+        return row
+
+    def _check_time(self, name: str) -> None:
+        """Check that a row as long as the longest of its part would end in time.
+
+        The first row of a run is begun in any case while there is time.
+        """
+        part = name.partition(":")[0]
+        longest = max(
+            (row["took_s"] for one, row in self.values.items() if one.partition(":")[0] == part),
+            default=0.0,
+        )
+        left = self._ends_s - time.monotonic()
+        if left < 0 or (self._begun and left < longest):
+            raise TimeIsUp(f"the time was up before {name!r}; the same command goes on there")
 
 
 def about_device(device: torch.device) -> dict[str, Any]:
@@ -78,11 +102,26 @@ def about_device(device: torch.device) -> dict[str, Any]:
     return about
 
 
-def in_turn(ways: Mapping[str, Callable[[], Any]], repetitions: int, device: torch.device) -> Times:
-    """Time each way in turn, several times, after one time that is not counted: milliseconds."""
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]],
+    repetitions: int,
+    device: torch.device,
+    most_s: float = _MOST_S,
+) -> Times:
+    """Time each way in turn, several times, after one time that is not counted: milliseconds.
+
+    Args:
+        ways: what is timed, by its name.
+        repetitions: how often.
+        device: whose work is waited for.
+        most_s: after so long no further repetition is begun, but one is counted in any case.
+    """
     clock = pass_clock(device) if device.type == "cuda" else time.perf_counter
     times: Times = {name: [] for name in ways}
+    started_s = time.perf_counter()
     for repetition in range(repetitions + 1):
+        if repetition > 1 and time.perf_counter() - started_s > most_s:
+            break
         for name, way in ways.items():
             began_s = clock()
             way()

@@ -134,8 +134,7 @@ def search(rows: Rows, part: str, sizes: SearchSizes) -> None:
     """Measure all ways to search one corpus, which is drawn only if something is missing."""
     known = ways(rows.device, sizes.passages)
     names = [name for way in known for name in _names(part, way)] + _tile_names(part, sizes)
-    if rows.known(names):
-        rows.recall(names)
+    if rows.complete(names):
         return
     task = Task.drawn(part, sizes, rows.device)
     for way in known:
@@ -161,8 +160,7 @@ def _free() -> None:
 
 def _measure_way(rows: Rows, task: Task, way: Way) -> None:
     names = _names(task.part, way)
-    if rows.known(names):
-        rows.recall(names)
+    if rows.complete(names):
         return
     retriever = _opened(way, task.corpus)
     for name, measure in zip(names, (batches, callers), strict=False):
@@ -171,8 +169,7 @@ def _measure_way(rows: Rows, task: Task, way: Way) -> None:
 
 def _measure_tiles(rows: Rows, task: Task, way: Way) -> None:
     names = _tile_names(task.part, task.sizes)
-    if rows.known(names):
-        rows.recall(names)
+    if rows.complete(names):
         return
     retriever = _opened(way, task.corpus)
     for name, power in zip(names, task.sizes.tiles, strict=True):
@@ -193,10 +190,18 @@ def _told(
     """Return a row: what was measured with equal hits, or why nothing was."""
     if isinstance(retriever, str):
         return {"left_out": retriever}
+    if measure is callers and _streams(retriever):
+        return {"left_out": "vectors are streamed: so many single searches would take too long"}
     found = retriever.search(task.asked[:_CHECKED])
     assert found == task.truth, f"{retriever.backend} finds something else than numpy"
     about = {"passages": task.sizes.passages, "dimension": task.sizes.dimension, "equal": True}
     return {**about, **measure(retriever, task, device)}
+
+
+def _streams(retriever: Any) -> bool:
+    """Return whether vectors did not fit on the device, so that each search copies them."""
+    kernel = getattr(retriever, "_kernel", None)
+    return kernel is not None and kernel.rows.resident < retriever.size
 
 
 def batches(retriever: Any, task: Task, device: torch.device) -> dict[str, Any]:

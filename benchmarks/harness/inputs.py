@@ -133,17 +133,29 @@ def world_library() -> Library:
     return Library("an invented world", passages, ())
 
 
+NEARNESS: Final = 0.7  # of a padding vector to a real one, before noise of length 1 is added
+_CHUNK: Final = 65_536  # vectors that are drawn at once
+
+
 def padded(
     passages: Sequence[Passage], vectors: NDArray[np.float32], size: int, seed: int = 0
 ) -> tuple[list[Passage], NDArray[np.float32]]:
-    """Pad passages with random unit vectors, which no real query comes near."""
+    """Pad passages with vectors near them: 0.7 of a real one plus unit noise, normalised.
+
+    So queries find padding, too, with the text of the passage that it is near.
+    """
     missing = max(0, size - len(passages))
-    noise = np.random.default_rng(seed).standard_normal(
-        (missing, vectors.shape[1]), dtype=np.float32
-    )
-    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    padding = [Passage(f"noise-{number}", "") for number in range(missing)]
-    return [*passages, *padding], np.concatenate([vectors, noise])
+    dice = np.random.default_rng(seed)
+    rows = dice.integers(len(passages), size=missing)
+    padding = np.empty((missing, vectors.shape[1]), dtype=np.float32)
+    for start in range(0, missing, _CHUNK):
+        part = rows[start : start + _CHUNK]
+        noise = dice.standard_normal((len(part), vectors.shape[1]), dtype=np.float32)
+        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+        noise += np.float32(NEARNESS) * vectors[part]
+        padding[start : start + _CHUNK] = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    near = [Passage(f"padding-{n}", passages[row].text) for n, row in enumerate(rows)]
+    return [*passages, *near], np.concatenate([vectors, padding])
 
 
 def padded_texts(passages: Sequence[Passage], size: int, seed: int = 0) -> list[Passage]:

@@ -40,13 +40,14 @@ class WaitingStore:
 
     async def asearch(self, queries: Sequence[Query]) -> list[Hits]:
         await asyncio.sleep(self._search_s + self._query_s * len(queries))
-        return [(Hit(_passage(query.text), 1.0),) for query in queries]
+        return [(Hit(passage_of(query.text), 1.0),) for query in queries]
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         raise AssertionError("the engine is asynchronous")
 
 
-def _passage(topic: str) -> Passage:
+def passage_of(topic: str) -> Passage:
+    """Return what is known about a topic."""
     return Passage(f"p{topic}", f"What is known about topic {topic}: {digest(topic):08x}.")
 
 
@@ -71,6 +72,10 @@ class Walk(TextWorkload[TextState]):
 
     async def aextend(self, state: TextState, hits: Hits, progress: Progress) -> TextState:
         await asyncio.sleep(self._write_s)
+        return self.line(state, hits)
+
+    def line(self, state: TextState, hits: Hits) -> TextState:
+        """Write a line, which shows the passage and all lines before it."""
         text = hits[0].passage.text
         return state.append(f"{text} {digest(state.text + text):08x}\n")
 
@@ -80,7 +85,7 @@ def expected(prompt: str) -> str:
     state = TextState(request=_Prompt(prompt))  # type: ignore[arg-type]
     walk = Walk(0.0)
     while (topic := walk.query(state)) is not None:
-        text = _passage(topic).text
+        text = passage_of(topic).text
         state = state.append(f"{text} {digest(state.text + text):08x}\n")
     return state.text
 

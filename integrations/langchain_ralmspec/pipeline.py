@@ -83,6 +83,7 @@ _OF_ENGINES: Final = (
     "logprobs",
     "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
+    *("max_wasted_tokens", "max_wasted_encodings", "max_concurrent_calls"),
     *("batching", "side_by_side", "pure"),
 )
 # The fields that a directly driven model depends on.
@@ -127,6 +128,9 @@ class PipelineSettings:
     pool: SharedPassageCache | None
     memo: QueryCache | None
     replica: BaseRetriever | None
+    max_wasted_tokens: int | None
+    max_wasted_encodings: int | None
+    max_concurrent_calls: int | None
     batching: BatchMode
     side_by_side: int
     pure: bool | None
@@ -396,6 +400,11 @@ def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Spe
         side_by_side=settings.side_by_side,
         calls_cost=not settings.direct,
         may_guess=None if effects is None else effects.may_guess,
+        max_wasted_tokens=settings.max_wasted_tokens,
+        max_wasted_encodings=settings.max_wasted_encodings,
+        model_queue=settings.runtime.model_queue(
+            _identity(settings.llm), settings.max_concurrent_calls
+        ),
     )
 
 

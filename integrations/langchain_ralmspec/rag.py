@@ -141,6 +141,14 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     change, or if `invalidate` is called after a change."""
     replica: BaseRetriever | None = None
     """A cheap retriever over the same documents that guesses for an expensive one."""
+    max_wasted_tokens: StrictInt | None = None
+    """The maximum number of tokens that the wrong guesses of one answer may cost, by what the
+    model reports: then its next searches are waited for. 0: no guess; `None`: no limit."""
+    max_wasted_encodings: StrictInt | None = None
+    """The same for the embeddings of queries that are not part of the answer."""
+    max_concurrent_calls: StrictInt | None = None
+    """The maximum number of the model's calls at once, in all requests of this object and of its
+    copies: others wait, and those that depend on no guess go first. `None`: no limit."""
     batching: BatchMode = "exact"
     """Which batch searches are used: "exact", "probed" or "off" (docs/langchain.md)."""
     side_by_side: StrictInt = 8

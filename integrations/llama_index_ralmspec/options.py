@@ -19,6 +19,7 @@ from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.writing_options import check_decoding
 from ralmspec_plugins.errors import ConfigError
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -63,6 +64,14 @@ class Options:
         memo: caches results of searches, which are used without a new search: for an index that
             does not change, or if `invalidate` is called after a change.
         replica: a cheap retriever over the same nodes that guesses for an expensive one.
+        max_wasted_tokens: the maximum number of tokens that the wrong guesses of one response may
+            cost, by what the model reports: then its next searches are waited for. 0: no guess;
+            `None`: no limit.
+        max_wasted_encodings: the same for the embeddings of queries that are not part of the
+            response.
+        max_concurrent_calls: the maximum number of the model's calls at once, in all queries of the
+            engine and of its copies: others wait, and those that depend on no guess go first.
+            `None`: no limit.
         batching: which batch searches are used: "exact", "probed" or "off".
         side_by_side: the maximum number of concurrent single calls of the retriever.
         pure: whether the retriever finds the same nodes for the same query; by default
@@ -89,6 +98,9 @@ class Options:
     pool: SharedPassageCache | Literal["own"] | None = "own"
     memo: QueryCache | None = None
     replica: BaseRetriever | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
+    max_concurrent_calls: int | None = None
     batching: BatchMode = "exact"
     side_by_side: int = 8
     pure: bool | None = None
@@ -155,13 +167,18 @@ class Options:
         return ((stop,) if stop else ()) if isinstance(stop, str) else tuple(stop)
 
     def speculation(
-        self, *, guesses: bool, may_guess: Callable[[], bool] | None = None
+        self,
+        *,
+        guesses: bool,
+        may_guess: Callable[[], bool] | None = None,
+        model_queue: ModelQueue | None = None,
     ) -> Speculation:
         """Return the settings of speculation.
 
         Args:
             guesses: whether the host's parts may be called with guesses.
             may_guess: returns the same at any time, also during a request.
+            model_queue: in which calls of the model wait for each other.
         """
         pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
@@ -174,6 +191,9 @@ class Options:
             calls_cost=not self.direct,
             guesses=guesses,
             may_guess=may_guess,
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
+            model_queue=model_queue,
         )
 
 
@@ -199,7 +219,7 @@ def _is_bound(value: object) -> bool:
 
 # The values that options may have, and their description.
 _FITTING: Final[Sequence[tuple[Sequence[str], Callable[[Any], bool], str]]] = (
-    (("max_tokens", "prefetch"), _is_count, "a number of at least 1"),
+    (("max_tokens", "prefetch", "max_concurrent_calls"), _is_count, "a number of at least 1"),
     (("side_by_side",), lambda one: one is not None and _is_count(one), "a number of at least 1"),
     (("seed",), lambda one: type(one) is int, "a number"),
     (("deadline_s",), lambda one: one is None or _is_seconds(one), "a number of seconds above 0"),

@@ -187,17 +187,20 @@ class Assembly:
     def engines(self, bundle: QueryBundle, *, asynchronous: bool = False) -> Engines | None:
         """Return the engines for a query; `None` if the host's own engine answers it.
 
-        It does if there is one retrieval and nothing to guess: then the host's parts run in the
-        caller's thread and context, as without this package. Parts that would block the caller's
-        event loop still run in the engine's threads.
+        It does if there is one retrieval and nothing to guess, and no limit on calls: then the
+        host's parts run in the caller's thread and context, as without this package. Parts that
+        would block the caller's event loop still run in the engine's threads.
         """
         options, guesses = self.options, self.guesses
         host = self._host.for_call(bundle)
         may_guess = None if self.effects is None else self.effects.may_guess
-        speculation = options.speculation(guesses=guesses, may_guess=may_guess)
+        llm = inner(getattr(self.synthesizer, "_llm", None))
+        queue = self._runtime.model_queue(object_id(llm), options.max_concurrent_calls)
+        speculation = options.speculation(guesses=guesses, may_guess=may_guess, model_queue=queue)
         if (
             options.one_shot
             and options.deadline_s is None
+            and options.max_concurrent_calls is None
             and not (asynchronous and self._blocks_loop)
             and not speculation.can_guess(host.look(), self._replica)
         ):

@@ -18,6 +18,7 @@ from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE
+from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -111,6 +112,21 @@ class Runtime:
             self._check_process()
             return _cached(self._shared, key, make)
 
+    def model_queue(self, key: Hashable, max_concurrent_calls: int | None) -> ModelQueue | None:
+        """Return the queue of a model, which all engines over it share; `None` without a limit.
+
+        Args:
+            key: identifies the model.
+            max_concurrent_calls: the maximum number of its calls at once.
+
+        Raises:
+            ConfigError: it is no whole number of at least 1.
+        """
+        if max_concurrent_calls is None:
+            return None
+        name = ("model queue", key, max_concurrent_calls)
+        return self.shared(name, lambda: ModelQueue(max_concurrent_calls))
+
     def engines(
         self,
         key: Hashable,
@@ -150,11 +166,10 @@ class Runtime:
         if lanes is not None:
             retriever = self._verifier(retriever, lanes, _MAX_BATCH).beside(retriever)
         workload, settings = make(retriever)
-        return Engines(
-            Engine(workload, retriever, settings, threads=self._threads),
-            AsyncEngine(workload, retriever, settings, threads=self._threads),
-            self._threads,
-        )
+        threads = self._threads
+        sync = Engine(workload, retriever, settings, threads=threads)
+        asynchronous = AsyncEngine(workload, retriever, settings, threads=threads, known=sync)
+        return Engines(sync, asynchronous, threads)
 
     def verifier(self, retriever: Retriever, lanes: int, max_batch: int) -> Verifier:
         """Return a verifier of this retriever, which shares the lanes of all with these numbers.
@@ -246,6 +261,9 @@ class Speculation:
         calls_cost: whether a wrong guess costs a call that may be billed.
         guesses: False: no segment precedes its hits, which may come from the query cache.
         may_guess: returns the same at run time, also during a request.
+        max_wasted_tokens: tokens of a request's discarded calls of the model.
+        max_wasted_encodings: encodings of a request's discarded queries.
+        model_queue: in which calls of the model wait for each other, confirmed ones first.
     """
 
     speculate: bool = True
@@ -257,6 +275,9 @@ class Speculation:
     calls_cost: bool = True
     guesses: bool = True
     may_guess: Callable[[], bool] | None = None
+    max_wasted_tokens: int | None = None
+    max_wasted_encodings: int | None = None
+    model_queue: ModelQueue | None = None
 
     def one_by_one(self) -> "Speculation":
         """Return the same settings with one search at a time."""
@@ -337,33 +358,23 @@ class Speculation:
         Raises:
             ConfigError: they are incompatible with each other or the retriever.
         """
-        if not self.guesses:  # and nothing is prefetched for guesses
-            return Settings(
-                schedule=schedule,
-                prefetch=1,
-                memo=self.memo,
-                speculate=self.speculate,
-                speculators=(),
-            )
-        prefetch = _prefetch(retriever) if self.prefetch is None else self.prefetch
-        if replica is None:
-            return Settings(
-                schedule=schedule,
-                prefetch=prefetch,
-                memo=self.memo,
-                speculate=self.speculate,
-                pool=self.pool,
-                may_guess=self.may_guess,
-            )
-        pools = () if self.pool is None else (self.pool.of(retriever),)
-        return Settings(
+        basic = Settings(
             schedule=schedule,
-            prefetch=prefetch,
             memo=self.memo,
             speculate=self.speculate,
-            speculators=(*pools, Replica(replica, of=retriever, reencode=True)),
-            may_guess=self.may_guess,
+            max_wasted_tokens=self.max_wasted_tokens,
+            max_wasted_encodings=self.max_wasted_encodings,
+            model_queue=self.model_queue,
         )
+        if not self.guesses:  # and nothing is prefetched for guesses
+            return replace(basic, prefetch=1, speculators=())
+        prefetch = _prefetch(retriever) if self.prefetch is None else self.prefetch
+        guessing = replace(basic, prefetch=prefetch, may_guess=self.may_guess)
+        if replica is None:
+            return replace(guessing, pool=self.pool)
+        pools = () if self.pool is None else (self.pool.of(retriever),)
+        replicated = Replica(replica, of=retriever, reencode=True)
+        return replace(guessing, speculators=(*pools, replicated))
 
 
 def is_one_shot(chosen: object) -> bool:

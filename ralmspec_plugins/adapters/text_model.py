@@ -396,11 +396,14 @@ class TextLM(Generic[GivenT]):
         bound = draft.allowed(tokens)
         call = self._writer.call(draft, step, bound, self.sentence_stop)
         progress.check()
+        progress.charge(bound)
         draft.made.append(made := MadeCall())
         with call.alone():
             written = call.write(given, progress, _showing(draft, step, progress))
             self._check(written)
         made.usage = written.usage
+        if written.usage.total_tokens:
+            progress.charge(written.usage.total_tokens - bound)
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
     async def _arun(
@@ -411,11 +414,14 @@ class TextLM(Generic[GivenT]):
         bound = draft.allowed(tokens)
         call = self._writer.call(draft, step, bound, self.sentence_stop)
         progress.check()
+        progress.charge(bound)
         draft.made.append(made := MadeCall())
         with call.alone():
             written = await call.awrite(given, progress, _showing(draft, step, progress))
             self._check(written)
         made.usage = written.usage
+        if written.usage.total_tokens:
+            progress.charge(written.usage.total_tokens - bound)
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
 
     def _check(self, written: Written) -> None:

@@ -1,7 +1,8 @@
 """`ralmspec ask`: answer questions over a saved knowledge base."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from ralmspec_plugins.cli import build, options, output
 from ralmspec_plugins.cli.answers import Printer, ask_all
@@ -10,6 +11,8 @@ from ralmspec_plugins.cli.long_context import LongContextOptions
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.lm.prompts import ChatPlace
 from ralmspec_plugins.protocols import Workload
+
+_SEARCHING: Final = {"workload": "interval", "capacity": 1000, "eviction": "lru"}
 
 
 @options.command
@@ -27,6 +30,7 @@ def ask(
     template: str | None = None,
     chat: ChatPlace | None = None,
     drafter: options.DrafterName = "none",
+    corpus: Path | None = None,
     longer: LongContextOptions,
 ) -> None:
     """Answer one question, or those of a file, and stream the text.
@@ -41,30 +45,37 @@ def ask(
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the passages in this place.
         drafter: Draft tokens, several of which are read in one pass: from what is in front of the
-            model (suffix), from passages that were there earlier (passages), from both, or by a
-            model that reads a retrieved part of a long context (rapid).
+            model (suffix), from passages that were there earlier (passages), from both, from a
+            token corpus as well (corpus), or by a model that reads a retrieved part of a long
+            context (rapid).
+        corpus: The folder that ralmspec draft build made, for --drafter corpus.
     """
     longer.check(drafter, plain=asking.plain)
+    options.check_corpus(drafter, corpus)
     choosing.check(workload)
     modes, requests = asking.modes(), asking.requests(question)
     if longer.long_context:
-        searching.check_unused(workload)
-        style = {"template": template, "chat": chat, "drafter": drafter}
+        values = {"workload": workload, "capacity": capacity, "eviction": eviction}
+        given = [options.option(name) for name in values if values[name] != _SEARCHING[name]]
+        searching.check_unused(*given, *options.changed(scheduling))
+        style = {"template": template, "chat": chat, "drafter": drafter, "corpus": corpus}
         write_all(longer, asking, common, requests, searching.encoder, style)
         return
     settings = Settings(
         prefetch=searching.prefetch, capacity=capacity, eviction=eviction, **scheduling.settings()
     )
-    store = searching.open()
+    store = searching.open(common.device)
     model = build.told_model(common.model, searching.samples())
     with output.notes().status("loading the model"):
         weights = build.Weights(
             model,
             common.threads,
+            device=common.device,
             temperature=asking.temperature,
             template=template,
             chat=chat,
             drafter=drafter,
+            corpus=corpus,
         )
 
     def make(mode: str) -> Workload[Any]:

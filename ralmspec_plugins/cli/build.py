@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,7 +14,7 @@ from ralmspec_plugins.cli.options import (
     DrafterName,
     OptionalCount,
     Seconds,
-    option,
+    changed,
 )
 from ralmspec_plugins.cli.output import notes, seconds
 from ralmspec_plugins.config import Settings
@@ -64,13 +64,18 @@ class SearchOptions:
     prefetch: OptionalCount = None
     latency: Seconds = 0.0
 
-    def open(self) -> Retriever:
+    def open(self, device: str | None = None) -> Retriever:
         """Load the knowledge base, with the simulated latency of a remote store if one is set.
+
+        Args:
+            device: the device of the encoder's model.
 
         Raises:
             BadParameter: none was given.
+            ConfigError: there is no such device.
         """
-        store = load(self.folder, make_encoder(self.encoder), self.k)
+        encoder = make_encoder(self.encoder, device)
+        store = load(self.folder, encoder, self.k, encoder_device=device)
         return at_distance(store, self.latency)
 
     @property
@@ -91,18 +96,16 @@ class SearchOptions:
             passages[row].text for row in range(0, len(passages), -(-len(passages) // _SAMPLES))
         ]
 
-    def check_unused(self, workload: str) -> None:
+    def check_unused(self, *others: str) -> None:
         """Check that nothing about searching was given; the encoder is that of chunks then.
 
+        Args:
+            others: further options about searching that were given.
+
         Raises:
-            BadParameter: a knowledge base, a setting of its search or a workload was given.
+            BadParameter: a knowledge base, a setting of its search or another option was given.
         """
-        given = [
-            option(one.name)
-            for one in fields(self)
-            if one.name != "encoder" and getattr(self, one.name) != one.default
-        ]
-        given += ["--workload"] * (workload != "interval")
+        given = [*changed(self, besides="encoder"), *others]
         if given:
             raise typer.BadParameter(
                 f"{', '.join(given)} cannot be given with --long-context, which searches nothing"
@@ -176,12 +179,18 @@ def sampling_of(temperature: float) -> Any:
     return Sampling(temperature=temperature) if temperature else Greedy()
 
 
-def decoding_of(drafter: DrafterName) -> Any:
-    """Return how a model's tokens are speculated on; `None` for one token a pass."""
+def decoding_of(drafter: DrafterName, corpus: Path | None = None) -> Any:
+    """Return how a model's tokens are speculated on; `None` for one token a pass.
+
+    Raises:
+        IndexFileError: there is no token corpus in the folder, or a damaged one.
+    """
     if drafter == "none":
         return None
-    from ralmspec_plugins.decoding import Decoding, PassageDrafter, SuffixDrafter
+    from ralmspec_plugins.decoding import CorpusDrafter, Decoding, PassageDrafter, SuffixDrafter
 
+    if corpus is not None:
+        return Decoding(drafter=[SuffixDrafter(), CorpusDrafter(corpus)])
     kinds = {"suffix": (SuffixDrafter,), "passages": (PassageDrafter,)}
     both = (SuffixDrafter, PassageDrafter)
     return Decoding(drafter=[kind() for kind in kinds.get(drafter, both)])
@@ -199,10 +208,12 @@ class Weights:
         model: str,
         threads: int | None,
         *,
+        device: str | None = None,
         temperature: float = 0.0,
         template: str | None = None,
         chat: Any = None,
         drafter: DrafterName = "none",
+        corpus: Path | None = None,
         passage_tokens: int = 256,
         decoding: Callable[[str], Any] | None = None,
     ) -> None:
@@ -211,14 +222,17 @@ class Weights:
         Args:
             model: its folder or name.
             threads: torch's.
+            device: the model's; the CPU by default.
             temperature: 0 for greedy decoding.
             template: the text around a question.
             chat: where passages stand in the model's chat template.
             drafter: drafts tokens, except in plain runs.
+            corpus: the folder of the token corpus that the drafter "corpus" takes them from.
             passage_tokens: the maximum number of tokens of a passage.
             decoding: returns how tokens are drafted in a mode; replaces `drafter`.
 
         Raises:
+            ConfigError: there is no such device.
             ModelError: the model cannot be loaded.
             MissingExtraError: transformers or torch is not installed.
         """
@@ -232,8 +246,11 @@ class Weights:
             "passage_tokens": passage_tokens,
         }
         self._kind = HuggingFaceLM
-        self._decoding = decoding or (lambda mode: None if mode == PLAIN else decoding_of(drafter))
-        self._loaded = HuggingFaceLM.from_pretrained(use_threads(threads, model))
+        self._decoding = decoding or (
+            lambda mode: None if mode == PLAIN else decoding_of(drafter, corpus)
+        )
+        path = use_threads(threads, model)
+        self._loaded = HuggingFaceLM.from_pretrained(path, device=device)
         lm = self._made(None)
         draft = lm.begin(Request(prompt="Hello", max_tokens=WARM_TOKENS))
         lm.write(draft, [Passage("", "Hello")], WARM_TOKENS, Progress())
@@ -250,10 +267,11 @@ class Weights:
         return lm
 
 
-def make_encoder(name: str | None) -> Encoder | None:
+def make_encoder(name: str | None, device: str | None = None) -> Encoder | None:
     """Return an encoder: "hashing", or a sentence-transformers folder or name on the hub.
 
     Raises:
+        ConfigError: there is no such device.
         ModelError: it cannot be loaded.
         MissingExtraError: sentence-transformers is not installed.
     """
@@ -263,7 +281,7 @@ def make_encoder(name: str | None) -> Encoder | None:
 
     optional("sentence_transformers", "embeddings", "sentence-transformers")
     _hide_bars()
-    return SentenceTransformerEncoder(name)
+    return SentenceTransformerEncoder(name, device=device or "cpu")
 
 
 def at_distance(store: KnowledgeBase, latency_s: float, *, said: bool = False) -> Retriever:

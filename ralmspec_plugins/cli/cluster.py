@@ -16,15 +16,17 @@ from ralmspec_plugins.serving import ray as cluster
 
 _OF_SEARCH: Final = ("encoder", "k", "interval", "query_tokens", "prefetch")
 _OF_SERVER: Final = ("keys", "running", "waiting", "max_tokens", "ignore")
-_OTHER: Final = ("kb", "name", "model", "threads", "workload", "plain", "retrieval", "engines")
+_OTHER: Final = (
+    *("kb", "name", "model", "threads", "device", "workload", "plain", "retrieval", "engines"),
+)
 
 
 def application(arguments: Mapping[str, Any]) -> Any:
     """Return the application of one knowledge base, for a config file of Ray's.
 
     Args:
-        arguments: `kb`; optionally `name`, `model`, `threads`, `workload`, `plain`, `encoder`,
-            `k`, `interval`, `query_tokens`, `prefetch`, `keys`, `running`, `waiting`,
+        arguments: `kb`; optionally `name`, `model`, `threads`, `device`, `workload`, `plain`,
+            `encoder`, `k`, `interval`, `query_tokens`, `prefetch`, `keys`, `running`, `waiting`,
             `max_tokens` and `ignore`, as `ralmspec serve` has them, and `retrieval` and `engines`,
             options of Ray's for these deployments.
 
@@ -47,7 +49,9 @@ def application(arguments: Mapping[str, Any]) -> Any:
             kb=kb, **{name: arguments[name] for name in _OF_SEARCH if name in arguments}
         ),
         common=options.CommonOptions(
-            model=arguments.get("model"), threads=arguments.get("threads")
+            model=arguments.get("model"),
+            threads=arguments.get("threads"),
+            device=arguments.get("device"),
         ),
         scheduling=options.ScheduleOptions(),
         choosing=options.WorkloadOptions(),

@@ -27,10 +27,10 @@ def diagnose(
         max_tokens: The maximum number of tokens of an answer.
     """
     request = Request(prompt=options.readable(question), max_tokens=max_tokens)
-    store = searching.open()
+    store = searching.open(common.device)
     model = build.told_model(common.model, searching.samples())
     with output.notes().status("loading the model"):
-        weights = build.Weights(model, common.threads)
+        weights = build.Weights(model, common.threads, device=common.device)
     if output.notes().is_terminal:
         output.notes().print("measuring", style="dim")  # a spinner would compete for the processor
 

@@ -1,6 +1,7 @@
 """`ralmspec generate`: continue texts with a local model, behind files that it reads whole."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ralmspec_plugins.cli import build, options, output
@@ -24,6 +25,7 @@ def generate(
     template: str | None = None,
     chat: ChatPlace | None = None,
     drafter: options.DrafterName = "none",
+    corpus: Path | None = None,
 ) -> None:
     """Continue a text, or those of a file, without searching.
 
@@ -33,11 +35,13 @@ def generate(
         template: The text around a prompt. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the files in this place.
         drafter: Draft tokens, several of which are read in one pass: from what is in front of the
-            model (suffix, passages, both), or by a model that reads a retrieved part of the files
-            (rapid).
+            model (suffix, passages, both), from a token corpus as well (corpus), or by a model that
+            reads a retrieved part of the files (rapid).
+        corpus: The folder that ralmspec draft build made, for --drafter corpus.
     """
     longer.check(drafter, plain=asking.plain)
-    style: dict[str, Any] = {"template": template, "chat": chat, "drafter": drafter}
+    options.check_corpus(drafter, corpus)
+    style = {"template": template, "chat": chat, "drafter": drafter, "corpus": corpus}
     write_all(longer, asking, common, asking.requests(prompt), encoder, style)
 
 
@@ -52,12 +56,13 @@ def write_all(
     """Continue the prompts of requests behind files, in each mode."""
     modes, files = asking.modes(), longer.files()
     if style["drafter"] == "rapid":
-        style |= {"decoding": longer.decodings(encoder), "drafter": "none"}
+        style |= {"decoding": longer.decodings(encoder, common.device), "drafter": "none"}
     model = build.told_model(common.model, files.samples() or [one.prompt for one in requests])
     with output.notes().status("loading the model"):
         weights = build.Weights(
             model,
             common.threads,
+            device=common.device,
             temperature=asking.temperature,
             passage_tokens=UNCUT,
             **style,

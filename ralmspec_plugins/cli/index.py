@@ -33,6 +33,7 @@ def index(
     *,
     backend: Annotated[str | None, {"metavar": "|".join(BACKENDS)}] = None,
     encoder: str = "hashing",
+    device: str | None = None,
     vectors: Path | None = None,
     k: options.Count = 1,
     words: options.Count = 100,
@@ -52,6 +53,7 @@ def index(
         target: The folder of the saved knowledge base.
         backend: The retriever. (default: bm25s if installed, or numpy-flat)
         encoder: For dense backends: hashing, or a sentence-transformers folder or hub name.
+        device: Where the encoder's model computes: cpu, cuda, cuda:1. (default: cpu)
         vectors: For dense backends: the passages' vectors, a .npy file, row by row.
         k: Passages for each query.
         words: Maximum number of words of a passage.
@@ -75,7 +77,7 @@ def index(
                     count = build_index(
                         given.stream(),
                         target,
-                        build.make_encoder(encoder) or HashingEncoder(),
+                        build.make_encoder(encoder, device) or HashingEncoder(),
                         progress=watcher,
                         backend=name,
                         vectors=vectors,

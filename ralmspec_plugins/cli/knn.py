@@ -81,7 +81,7 @@ def build(
         cutting: dict[str, Any] = {"context": context, "stride": stride, "bos": bos, "eos": eos}
         with output.bars() as progress:
             watcher = output.BuildBars(progress, "the texts")
-            model, tokenizer = load(name, "auto", None)
+            model, tokenizer = load(name, "auto", common.device)
             watcher.counted(cutting_for(model, tokenizer, **cutting).count(read()))
             with watcher.kept("entry"):
                 store = build_datastore(
@@ -165,6 +165,7 @@ class NeighbourOptions:
             search = open_search(self.search, datastore, k=self.k, **given)
             settings |= {"same_model": not self.any_model, "search": search}
             settings["temperature"] = self.distance_temperature
+            settings["device"] = common.device
             return KNNLanguageModel.from_pretrained(name, datastore, **settings)
 
 

@@ -69,19 +69,24 @@ class LongContextOptions:
         ]
         return WholeFiles(passages)
 
-    def decodings(self, encoder: str | None) -> Callable[[str], Any]:
-        """Return what returns how tokens are drafted in a mode."""
+    def decodings(self, encoder: str | None, device: str | None = None) -> Callable[[str], Any]:
+        """Return what returns how tokens are drafted in a mode.
+
+        Args:
+            encoder: of chunks.
+            device: of the smaller model, and of the encoder's.
+        """
         from ralmspec_plugins.decoding import Decoding, KnowledgeTransfer, RagDrafter
         from ralmspec_plugins.lm.huggingface import load
 
-        small = () if self.draft_model is None else load(self.draft_model, "auto", None)
+        small = () if self.draft_model is None else load(self.draft_model, "auto", device)
 
         def decoding(mode: str) -> Any:
             if mode == options.PLAIN and not self.eta:
                 return None
             drafter = RagDrafter(
                 *small,
-                encoder=make_encoder(encoder),
+                encoder=make_encoder(encoder, device),
                 chunk_tokens=self.chunk_tokens,
                 threshold=self.threshold,
                 least_tokens=self.retrieve_tokens,

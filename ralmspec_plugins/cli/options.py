@@ -118,7 +118,7 @@ WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOAD
 WorkloadOption = Annotated[
     str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
 ]
-DrafterName = Literal["none", "suffix", "passages", "both", "rapid"]
+DrafterName = Literal["none", "suffix", "passages", "both", "corpus", "rapid"]
 Count = Annotated[int, {"min": 1}]
 Probability = Annotated[float, {"min": 0.0, "max": 1.0}]
 OptionalCount = Annotated[int | None, {"min": 1}]
@@ -134,6 +134,7 @@ class CommonOptions:
         model: A causal model's folder, or its name on the hub; "demo" is the demo's own, which is
             the default over the demo's own world.
         threads: The model's threads. (default: torch's choice; 1 for the demo's model)
+        device: Where models compute, the encoder's too: cpu, cuda, cuda:1. (default: cpu)
         json: JSON on stdout, which is the default if stdout is not a terminal.
     """
 
@@ -141,6 +142,7 @@ class CommonOptions:
 
     model: Annotated[str | None, {"metavar": "PATH"}] = None
     threads: OptionalCount = None
+    device: str | None = None
     json: bool = False
 
 
@@ -253,6 +255,27 @@ def option(name: str) -> str:
     '--gamma-limit'
     """
     return f"--{name.replace('_', '-')}"
+
+
+def check_corpus(drafter: DrafterName, corpus: Path | None) -> None:
+    """Check that a token corpus is given where drafts are taken from one, and only there.
+
+    Raises:
+        BadParameter: it is missing, or of no use.
+    """
+    if drafter == "corpus" and corpus is None:
+        raise typer.BadParameter("--drafter corpus needs --corpus (see: ralmspec draft build)")
+    if drafter != "corpus" and corpus is not None:
+        raise typer.BadParameter("--corpus needs --drafter corpus")
+
+
+def changed(group: Any, *, besides: str = "") -> list[str]:
+    """Return the options of a group that differ from their defaults, all of which are values."""
+    return [
+        option(one.name)
+        for one in fields(group)
+        if one.name != besides and getattr(group, one.name) != one.default
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

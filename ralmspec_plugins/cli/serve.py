@@ -1,7 +1,10 @@
 """`ralmspec serve`: an OpenAI-compatible server over a saved knowledge base."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Final
+
+import typer
 
 from ralmspec_plugins.cli import build, options, output
 from ralmspec_plugins.cli.served_engine import Recipe, ServerOptions
@@ -23,6 +26,7 @@ def serve(
     template: str | None = None,
     chat: ChatPlace | None = None,
     drafter: options.DrafterName = "none",
+    corpus: Path | None = None,
     ray: bool = False,
 ) -> None:
     """Answer OpenAI's chat completions over a knowledge base, until SIGTERM or Ctrl-C.
@@ -34,8 +38,12 @@ def serve(
         template: The text around a question. (default: {prompt}, on a line for the demo's model)
         chat: Use the model's chat template, with the passages in this place.
         drafter: Draft tokens, several of which are read in one pass (see: ralmspec ask).
+        corpus: The folder that ralmspec draft build made, for --drafter corpus.
         ray: Serve on the Ray cluster of this machine, or start one (docs/serving.md).
     """
+    options.check_corpus(drafter, corpus)
+    if drafter == "rapid":
+        raise typer.BadParameter("--drafter rapid needs --long-context, as of ralmspec ask")
     for module, package in _NEEDED.items():
         optional(module, "serving", package)
     model = build.told_model(common.model, searching.samples())
@@ -47,7 +55,12 @@ def serve(
         workload=workload,
         drafter=drafter,
         plain=plain,
-        style={"temperature": temperature, "template": template, "chat": chat},
+        style={
+            "temperature": temperature,
+            "template": template,
+            "chat": chat,
+            "corpus": corpus,
+        },
     )
     name = serving.name or searching.folder.resolve().name
     settings = serving.settings()

@@ -100,12 +100,13 @@ class Recipe:
 
     def retriever(self, tenant: str = "") -> Retriever:
         """Open the knowledge base, which is the same for all tenants."""
-        return self.searching.open()
+        return self.searching.open(self.common.device)
 
     def engine(self, retriever: Retriever) -> AsyncEngine:
         """Load the model; all requests of the engine share one passage cache."""
         model = self.common.model or build.told_model(None, self.searching.samples())
-        weights = build.Weights(model, self.common.threads, drafter=self.drafter, **self.style)
+        style = {"device": self.common.device, "drafter": self.drafter, **self.style}
+        weights = build.Weights(model, self.common.threads, **style)
         lm = weights.language_model(options.PLAIN if self.plain else options.SPECULATIVE)
         settings = Settings(
             prefetch=self.searching.prefetch,

@@ -134,7 +134,7 @@ _TRIED: Final = 0.02  # maximum share of the time for drafts that do not pay off
 _SURE: Final = 8  # the match length in the evidence of a model's drafts
 _LIKELY: Final = 0.9  # the share in the evidence of drafts that are not made yet
 _HIGH: Final = 0.95  # an acceptance rate above which hardly any is
-_UNSURE: Final = 0.1  # of a pass: costs are not measured more precisely; a smaller gain may be none
+_UNSURE: Final = 0.05  # of a pass: by so much measured costs may be wrong
 _TRY_AGAIN: Final = 8  # times that drafts might pay until they are tried nevertheless
 
 
@@ -147,9 +147,10 @@ class Budget:
     Thread-safe.
     """
 
-    def __init__(self, costs: CostCurve) -> None:
-        """Create a budget with this cost curve."""
+    def __init__(self, costs: CostCurve, most: int = 63) -> None:
+        """Create a budget with this cost curve, and at most `most` drafts in a pass."""
         self.costs = costs
+        self.most = most
         self.rates = AcceptanceRates()
         self._retakes = 0.0  # recent passes per token for retaken decisions
         self._checks = 0.0  # cost of certifying a token, in passes
@@ -240,7 +241,7 @@ class Budget:
             checks, drafting = self._checks, self._drafting
         order = sorted(range(len(chances)), key=lambda node: (-chances[node], node))
         best, count, rows, expected, pays = least, 0, 1, 1.0, False
-        for taken, node in enumerate(order, 1):
+        for taken, node in enumerate(order[: self.most], 1):
             expected += chances[node]
             filled, cost = self.costs.cheapest(1 + taken)
             speed = expected / (cost + checks * expected)
@@ -308,7 +309,7 @@ def filled_up(tree: TokenTree, count: int, depth: int, *, trees: bool) -> TokenT
     else:
         tokens = [0] * min(missing, depth - len(tree))
         parents = [len(tree) + at - 1 for at in range(len(tokens))]
-    return TokenTree(
+    return TokenTree.unchecked(
         (*tree.tokens, *tokens),
         (*tree.parents, *parents),
         (*tree.values, *[0.0] * len(tokens)),

@@ -28,7 +28,7 @@ from ralmspec_plugins.decoding.drafters.protocol import (
 )
 from ralmspec_plugins.decoding.drafters.suffix import SuffixDrafter
 from ralmspec_plugins.decoding.fixed_shape import PREFILL_ROWS, FixedShapeRunner, probe
-from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, merged
+from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, TokenTree, checked_tree, merged
 from ralmspec_plugins.decoding.transfer import KnowledgeTransfer, TransferDecoder
 from ralmspec_plugins.decoding.verification import TreePass
 from ralmspec_plugins.errors import ConfigError
@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 Exactness = Literal["certified", "invariant"]
 _LONG: Final = 1024  # tokens of a context from which on passes are timed behind it
 _TIMED_ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+_LEAST_CONTEXT: Final = 40  # positions
 _MOST_COST: Final = 1.5  # maximum cost of a pass of fixed shape, in passes over one row
 
 
@@ -95,8 +96,13 @@ class Decoding:
         """Check the settings.
 
         Raises:
-            ConfigError: an unknown exactness, or a number out of range.
+            ConfigError: an unknown exactness, a number out of range, or no drafter.
         """
+        for one in self.drafters:
+            _check_drafter(one)
+        for name in ("pass_rows", "most_drafts"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if self.exactness is not None and self.exactness not in get_args(Exactness):
             raise ConfigError(
                 f"exactness must be one of {get_args(Exactness)}, got {self.exactness!r}"
@@ -120,7 +126,8 @@ class Decoding:
         if self.drafter is None:
             return (SuffixDrafter(),)
         given: Any = self.drafter
-        return tuple(given) if isinstance(given, Sequence) else (given,)
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        return tuple(given) if several else (given,)
 
     def decoder(self, model: HostedModel) -> Decoder:
         """Return the decoder of a model: the plain one if speculation is not possible."""
@@ -139,6 +146,14 @@ class Decoding:
         self, model: HostedModel, drafters: tuple[Drafter, ...], costs: CostCurve | None
     ) -> Decoder:
         """Return a decoder after measuring what is not known yet."""
+        if model.context is not None and model.context < _LEAST_CONTEXT:
+            _log.warning(
+                "No tokens are drafted: the model has %d positions, and %d are needed to measure "
+                "its passes",
+                model.context,
+                _LEAST_CONTEXT,
+            )
+            return PlainDecoder(model.runner)
         exactness = self.exactness or ("invariant" if model.runner.in_16_bit else "certified")
         if exactness == "invariant":
             made = self._invariant(model, drafters)
@@ -215,6 +230,17 @@ class Decoding:
         return made
 
 
+def _check_drafter(given: object) -> None:
+    """Check that a drafter has the methods of one."""
+    if isinstance(given, type):
+        raise ConfigError(f"drafter must be an object, got a class; use {given.__name__}(...)")
+    if not hasattr(given, "propose") or not hasattr(given, "update"):
+        raise ConfigError(
+            "drafter must be a Drafter (with propose and update), several of them, or () for none, "
+            f"got {given!r:.80}"
+        )
+
+
 class SpeculativeDecoder:
     """Drafts, verifies and accepts for all requests of a model, and learns what pays off."""
 
@@ -230,7 +256,7 @@ class SpeculativeDecoder:
         self.model = model
         self.settings = settings
         self.known = known
-        self.budget = Budget(costs)
+        self.budget = Budget(costs, self.most_drafts)
         self._budgets: dict[int, Budget] = {}  # for long contexts, by their length's order
         self.counts = DecodingCounts()
         self.clock = pass_clock(model.runner.device)
@@ -259,19 +285,20 @@ class SpeculativeDecoder:
         The longer a context is, the longer a pass takes, and the less each further row adds to
         it. So passes behind long contexts are timed on the run itself, once for each doubling.
         """
+        if self.settings.costs is not None or not self.drafters or not is_croppable(run.cache):
+            return self.budget
         length = run.cache.get_seq_length()
         order = length.bit_length()
-        if length < _LONG or self.settings.costs is not None or not self.drafters:
+        if length < _LONG:
             return self.budget
         if order not in self._budgets:
             costs = self._costs_behind(run, length)
-            self._budgets[order] = self.budget if costs is None else Budget(costs)
+            known = None if costs is None else Budget(costs, self.most_drafts)
+            self._budgets[order] = known or self.budget
         return self._budgets[order]
 
     def _costs_behind(self, run: Run, length: int) -> CostCurve | None:
-        """Return the cost of passes behind a run; `None` if it cannot be measured there."""
-        if not is_croppable(run.cache):
-            return None
+        """Return the cost of passes behind a run; `None` if it has no room for them."""
         context = self.model.context
         most = 64 if context is None else context - length
         sizes = [size for size in _TIMED_ROWS if size <= min(most, 1 + self.most_drafts)]
@@ -289,7 +316,10 @@ class SpeculativeDecoder:
         for drafter in self.drafters:
             release = getattr(drafter, "release", None)
             if release is not None:
-                release(request)
+                try:
+                    release(request)
+                except Exception:  # noqa: BLE001 a drafter's error never changes the answer
+                    self._report(drafter)
 
     def for_sampling(self, sampling: Greedy | Sampling) -> Decoder:
         """Return a decoder with the same drafters and another sampling."""
@@ -326,7 +356,7 @@ class SpeculativeDecoder:
         for drafter in drafters:
             began_s = self.clock()
             try:
-                tree = drafter.propose(context, most)
+                tree = checked_tree(drafter.propose(context, most))
                 found.append(tree.within(self.model.vocabulary, depth))
             except Exception:  # noqa: BLE001 as above
                 self._report(drafter)
@@ -399,7 +429,7 @@ class SpeculativeSegment:
             progress.check()
         if not missing:
             return self._run.logits
-        tree = self._draft(tokens, goal - len(tokens) - 1)
+        tree = self._draft(tokens, self._depth(tokens, goal))
         if not tree.tokens:
             self._feed(missing[-1])
             return self._run.logits
@@ -457,6 +487,11 @@ class SpeculativeSegment:
         self._finish()
         self._judge(tuple(self._run.tokens))
         self._budget.note_tokens(max(0, len(self._run.tokens) - self._counted), 0)
+
+    def _depth(self, tokens: Sequence[int], goal: int) -> int:
+        """Return how deep drafts may be: up to the goal, and to what one pass can read."""
+        last = len(self._text.front) + len(tokens) - 1  # the position of the text's last token
+        return self._runner.rows_left(last, goal - len(tokens)) - 1
 
     def _feed(self, token: int) -> None:
         self._runner.feed(self._run, token)

@@ -115,11 +115,17 @@ class FixedShapeRunner(ModelRunner):
             first_bucket: the length of the shortest cache, in positions.
 
         Raises:
-            ModelError: the model does not accept a custom mask, or its caches discard tokens.
+            ModelError: the model does not accept a custom mask, its caches discard tokens, or
+                its position embeddings depend on the length of a pass.
         """
         super().__init__(model, cache_bytes)
         if not self.takes_trees or not is_croppable(super().empty_cache()):
             raise ModelError("passes of a fixed shape need full attention, 'sdpa' or 'eager'")
+        if self.scale_change is not None:
+            raise ModelError(
+                "the position embeddings of this model ('longrope') depend on the length of a "
+                "pass, so a prompt cannot be divided into passes of a fixed shape"
+            )
         self.takes_trees = False  # only chains have the columns of plain decoding
         self.rows = rows
         self._first_bucket = first_bucket

@@ -1,5 +1,6 @@
 """A long context in chunks of tokens, of which those that are similar to a text are retrieved."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class LongContext:
     """The chunks of a context, their index, and the passage cache before it.
 
     The chunks are slices of the tokens: together they are the context, without a gap. They are
-    searched by an exact retriever with the cosine of their vectors.
+    searched by an exact retriever with the cosine of their vectors. Thread-safe.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class LongContext:
         with _naming(encoder, "the chunks of the context"):
             self._retriever = NumpyFlat.build(passages, encoder, k=count, metric="cosine")
         self._cache = PassageCache(self._retriever)
+        self._lock = threading.Lock()
 
     def retrieve(self, text: str, most_tokens: int | None = None) -> list[Chunk]:
         """Return the chunks that are most similar to a text, in the order of the context.
@@ -160,7 +162,8 @@ class LongContext:
         room = self._room(most_tokens)
         query = self._query(text)
         [hits] = self._retriever.search_wide([query], _WIDER * self._retriever.k)
-        self._cache.learn(query, hits)
+        with self._lock:
+            self._cache.learn(query, hits)
         chosen = self._chosen(hits, room)
         if not chosen:
             raise InputError(
@@ -181,7 +184,9 @@ class LongContext:
         Raises:
             RalmSpecError: as for `retrieve`.
         """
-        guess = self._cache.guess(self._query(text))
+        query = self._query(text)
+        with self._lock:
+            guess = self._cache.guess(query)
         chosen = self._chosen(guess, self._room(most_tokens)) if guess is not None else []
         if chosen and chosen != list(in_use):
             return chosen

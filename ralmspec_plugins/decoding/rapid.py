@@ -17,7 +17,7 @@ from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, 
 from ralmspec_plugins.decoding.long_context import Chunk, ChunkSettings, LongContext, PromptParts
 from ralmspec_plugins.decoding.prompt_reading import PromptReading
 from ralmspec_plugins.decoding.token_tree import EMPTY, Evidence, TokenTree
-from ralmspec_plugins.errors import ConfigError, ContextOverflowError, ModelError
+from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputError, ModelError
 from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
 from ralmspec_plugins.lm.kv_cache import ModelRunner, common_length, is_croppable
@@ -95,7 +95,7 @@ class RagDrafter:
             requests: the maximum number of requests whose caches are kept.
 
         Raises:
-            ConfigError: a number is out of range.
+            ConfigError: a number is out of range, or the encoder is not callable.
             ModelError: the model's cache cannot be cropped (sliding windows, recurrent states).
         """
         for name, value in (
@@ -105,6 +105,11 @@ class RagDrafter:
         ):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if encoder is not None and not callable(encoder):
+            raise ConfigError(
+                "encoder must be a function of a text that returns its vector, got "
+                f"{type(encoder).__name__}"
+            )
         self.chunks = ChunkSettings(
             chunk_tokens=chunk_tokens,
             threshold=threshold,
@@ -124,7 +129,7 @@ class RagDrafter:
         self._tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self._shares = model is None  # whether it reads with the target's weights
         self._requests: OrderedDict[Hashable, _Request] = OrderedDict()  # oldest use first
-        self._contexts: OrderedDict[Tokens, LongContext] = OrderedDict()
+        self._contexts: OrderedDict[Tokens, _Indexed] = OrderedDict()
         self._chunk_s: float | None = None  # to encode a chunk
         self._trust = _Ratio()  # of accepted drafts to the probabilities that they had
         self._lock = threading.RLock()
@@ -191,8 +196,8 @@ class RagDrafter:
             parts = request.parts
             read = len(parts.head) + len(parts.question)
             read += min(len(parts.context), self._room(parts))
-            encoding = 0.0
-            if parts.context not in self._contexts:
+            encoding, known = 0.0, self._contexts.get(parts.context)
+            if known is None or known.value is None:
                 chunks = len(parts.context) / self.chunks.chunk_tokens
                 encoding = (self._chunk_s or 0.0) * chunks
             return Effort(encoding + self.reader.prefill_s(read), self._step_s(context, read))
@@ -205,20 +210,17 @@ class RagDrafter:
             ContextOverflowError: there is no room for a chunk.
             ModelError: the encoder raised.
         """
-        with self._lock:
-            request = self._request(context)
-            if request.reading is None:
-                self._begin(request)
+        self._begun(context)
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
         """Return a chain of at most `budget` drafted tokens."""
         if budget < 1 or not context.text:
             return EMPTY
+        request = self._begun(context)
+        if not self.reader.has_room(len(request.prompt), len(context.text) + self.depth):
+            return EMPTY
+        self._turn(context, request)
         with self._lock:
-            request = self._begun(context)
-            if not self.reader.has_room(len(request.prompt), len(context.text) + self.depth):
-                return EMPTY
-            self._turn(context, request)
             return self._chain(context, request, min(self.depth, budget))
 
     def update(self, accepted: Accepted) -> None:
@@ -249,21 +251,20 @@ class RagDrafter:
             RalmSpecError: as for `begin`.
             ContextOverflowError: the model has too few positions.
         """
+        request = self._begun(context)
+        if not self.reader.has_room(len(request.prompt), len(context.text)):
+            raise ContextOverflowError(
+                f"the drafter's prompt of {len(request.prompt)} tokens and the text of "
+                f"{len(context.text)} exceed its {self.reader.positions} positions: use less "
+                "least_tokens, or a smaller max_tokens"
+            )
+        assert request.reading is not None
         with self._lock:
-            request = self._begun(context)
-            if not self.reader.has_room(len(request.prompt), len(context.text)):
-                raise ContextOverflowError(
-                    f"the drafter's prompt of {len(request.prompt)} tokens and the text of "
-                    f"{len(context.text)} exceed its {self.reader.positions} positions: use less "
-                    "least_tokens, or a smaller max_tokens"
-                )
-            assert request.reading is not None
             return request.reading.after(context.text, singly=self.steady)
 
     def chunks_in_use(self, context: DraftContext) -> list[Chunk]:
         """Return the chunks that the drafter reads for a text, in order."""
-        with self._lock:
-            return list(self._begun(context).chunks)
+        return list(self._begun(context).chunks)
 
     def known_by(self) -> dict[str, Any]:
         """Return all that the distributions depend on besides prompt and text."""
@@ -299,7 +300,12 @@ class RagDrafter:
         return request
 
     def _begun(self, context: DraftContext) -> "_Request":
-        request = self._request(context)
+        """Return what is known of a request, after reading its chunks.
+
+        The lock is not held while the encoder runs: other requests are drafted for meanwhile.
+        """
+        with self._lock:
+            request = self._request(context)
         if request.reading is None:
             self._begin(request)
         return request
@@ -309,13 +315,15 @@ class RagDrafter:
             parts = request.parts
             query = self._text(parts.question)
             chunks = self._context(parts.context).retrieve(query, self._room(parts))
-            self._read(request, chunks)
+            prompt = self._prompt(parts, chunks)
+            with self._lock:
+                if request.reading is None:  # else another thread has begun meanwhile
+                    self._read(request, chunks, prompt)
         except Exception as problem:
             request.problem = problem  # it is not tried again at each token
             raise
 
-    def _read(self, request: "_Request", chunks: list[Chunk]) -> None:
-        prompt = self._prompt(request.parts, chunks)
+    def _read(self, request: "_Request", chunks: list[Chunk], prompt: Tokens) -> None:
         if not self.reader.has_room(len(prompt), 1):
             raise ContextOverflowError(
                 f"the drafter's prompt has {len(prompt)} tokens, and its model "
@@ -326,16 +334,17 @@ class RagDrafter:
 
     def _context(self, tokens: Tokens) -> LongContext:
         """Return a context with its index, which requests with the same context share."""
-        known = self._contexts.get(tokens)
-        if known is None:
-            began_s = perf_counter()
-            known = LongContext(tokens, self._text, self.encoder, self.chunks)
-            self._chunk_s = (perf_counter() - began_s) / len(known.chunks)
-            self._contexts[tokens] = known
+        with self._lock:
+            known = self._contexts.setdefault(tokens, _Indexed())
+            self._contexts.move_to_end(tokens)
             if len(self._contexts) > _CONTEXTS:
                 self._contexts.popitem(last=False)
-        self._contexts.move_to_end(tokens)
-        return known
+        with known.lock:
+            if known.value is None:
+                began_s = perf_counter()
+                known.value = LongContext(tokens, self._text, self.encoder, self.chunks)
+                self._chunk_s = (perf_counter() - began_s) / len(known.value.chunks)
+            return known.value
 
     def _room(self, parts: PromptParts) -> int:
         """Return how many tokens of the context the drafter may read."""
@@ -350,9 +359,13 @@ class RagDrafter:
         """Return the drafter's own tokens in front of the text."""
         assert self._tokenizer is not None
         if self.template is not None:
-            shown = self.template(
+            shown: object = self.template(
                 [self._text(one.tokens) for one in chunks], self._text(parts.question)
             )
+            if not isinstance(shown, str):
+                raise InputError(
+                    f"the template of a RagDrafter must return a text, got {type(shown).__name__}"
+                )
             begins = self._tokenizer.bos_token_id
             bos = () if begins is None else (int(begins),)
             return bos + encode(self._tokenizer, shown, literal=True)
@@ -423,17 +436,20 @@ class RagDrafter:
 
     def _turn(self, context: DraftContext, request: "_Request") -> None:
         """Retrieve with the end of the text if acceptance fell, and a prefill is worth it."""
-        if self.steady or not request.acceptance.has_fallen:
-            return
-        request.acceptance.begin_again()
+        with self._lock:
+            if self.steady or not request.acceptance.has_fallen:
+                return
+            request.acceptance.begin_again()
+            lost = request.acceptance.lost(self.depth) * context.left * (context.pass_s or 0.0)
+            if context.pass_s is not None and lost <= self.reader.prefill_s(len(request.prompt)):
+                return
         query = self._text((*request.parts.question, *context.text)[-self.question_tokens :])
-        lost = request.acceptance.lost(self.depth) * context.left * (context.pass_s or 0.0)
-        if context.pass_s is not None and lost <= self.reader.prefill_s(len(request.prompt)):
-            return
         long = self._context(request.parts.context)
         chunks = long.retrieve_again(query, request.chunks, self._room(request.parts))
         if chunks != request.chunks:
-            self._read(request, chunks)
+            prompt = self._prompt(request.parts, chunks)
+            with self._lock:
+                self._read(request, chunks, prompt)
 
 
 def _is_worth_a_step(values: Sequence[float], step: float) -> bool:
@@ -503,6 +519,14 @@ class _Reader:
         began_s = self.clock()
         self.runner.start([token] * most).logits.argmax().item()
         return min(took), (self.clock() - began_s) / most
+
+
+class _Indexed:
+    """A long context, once its chunks are encoded; the lock is held meanwhile."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.value: LongContext | None = None
 
 
 @dataclass(slots=True, eq=False)

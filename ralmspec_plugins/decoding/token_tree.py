@@ -1,7 +1,9 @@
 """A tree of drafted tokens: what may follow the last token of a text."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Final, NamedTuple
 
 from ralmspec_plugins.errors import ConfigError
@@ -24,6 +26,7 @@ class Evidence(NamedTuple):
 
 
 NO_EVIDENCE: Final = Evidence("")
+_INTEGERS: Final = frozenset({int})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,16 @@ class TokenTree:
     evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that this is a tree, and set the defaults.
+        """Check that this is a tree, and set the defaults; integers of numpy become Python's.
 
         Raises:
-            ConfigError: lengths differ, a parent follows its child, or siblings are equal.
+            ConfigError: lengths differ, a parent follows its child, siblings are equal, or a
+                value or evidence is none.
+            TypeError: a token or a parent is not an integer.
         """
+        for name, column in (("tokens", self.tokens), ("parents", self.parents)):
+            if not _INTEGERS.issuperset(map(type, column)):
+                object.__setattr__(self, name, tuple(int(index(one)) for one in column))
         count = len(self.tokens)
         if not self.values:
             object.__setattr__(self, "values", (1.0,) * count)
@@ -63,6 +71,7 @@ class TokenTree:
             raise ConfigError(f"a parent must precede its child, got {self.parents}")
         if len(set(zip(self.parents, self.tokens, strict=True))) != count:
             raise ConfigError("siblings of a token tree must be different tokens")
+        _check_estimates(self.values, self.evidence)
 
     @classmethod
     def of(cls, continuations: Iterable[Sequence[int]], source: str = "") -> "TokenTree":
@@ -87,7 +96,10 @@ class TokenTree:
         values: tuple[float, ...],
         evidence: tuple[Evidence, ...],
     ) -> "TokenTree":
-        """Return a tree without checking it: the checks take longer than a look-up."""
+        """Return a tree without checking it: the checks take longer than a look-up.
+
+        The caller guarantees what the checks ask for; a drafter of your own has them made.
+        """
         tree = object.__new__(cls)
         object.__setattr__(tree, "tokens", tokens)
         object.__setattr__(tree, "parents", parents)
@@ -147,7 +159,7 @@ class TokenTree:
             if self.parents[node] in places:
                 places[node] = len(places) - 1
         order = [node for node in places if node != ROOT]
-        return TokenTree(
+        return TokenTree.unchecked(
             tuple(self.tokens[node] for node in order),
             tuple(places[self.parents[node]] for node in order),
             tuple(self.values[node] for node in order),
@@ -205,7 +217,26 @@ class TokenTree:
         return self.kept(fits)
 
 
+def _check_estimates(values: Sequence[float], evidence: Sequence[Evidence]) -> None:
+    if not all(map(math.isfinite, values)) or min(values, default=0.0) < 0.0:
+        raise ConfigError(f"values must be probabilities, got {values}")
+    for one in set(evidence):
+        if not (isinstance(one, Evidence) and one.match >= 0 and 0.0 <= one.share <= 1.0):
+            raise ConfigError(f"evidence must be Evidence with a share up to 1, got {one!r}")
+
+
 EMPTY: Final = TokenTree()
+
+
+def checked_tree(drafted: object) -> TokenTree:
+    """Return what a drafter proposed, if it is a tree.
+
+    Raises:
+        TypeError: it is not a `TokenTree`.
+    """
+    if not isinstance(drafted, TokenTree):
+        raise TypeError(f"propose() must return a TokenTree, got {type(drafted).__name__}")
+    return drafted
 
 
 def scaled(tree: TokenTree, weight: float) -> TokenTree:
@@ -220,7 +251,7 @@ def scaled(tree: TokenTree, weight: float) -> TokenTree:
     for node, parent in enumerate(tree.parents):
         before = 1.0 if parent == ROOT else values[parent]
         values.append(before * min(1.0, tree.step_value(node) * weight))
-    return TokenTree(tree.tokens, tree.parents, tuple(values), tree.evidence)
+    return TokenTree.unchecked(tree.tokens, tree.parents, tuple(values), tree.evidence)
 
 
 def merged(trees: Sequence[TokenTree]) -> TokenTree:
@@ -246,5 +277,5 @@ def merged(trees: Sequence[TokenTree]) -> TokenTree:
                 evidence.append(tree.evidence[node])
             elif tree.values[node] > values[place]:
                 values[place], evidence[place] = tree.values[node], tree.evidence[node]
-    tokens = tuple(token for _, token in places)
-    return TokenTree(tokens, tuple(parent for parent, _ in places), tuple(values), tuple(evidence))
+    tokens, parents = (tuple(key[at] for key in places) for at in (1, 0))
+    return TokenTree.unchecked(tokens, parents, tuple(values), tuple(evidence))

@@ -108,7 +108,9 @@ class AsyncExecutor(Executor):
             )
         results: list[Any]
         try:
-            with self._session.on_model(need, self.clock):
+            async with self._session.aon_model(need, self.clock) as waited:
+                if waited:
+                    started_s = self.clock()
                 result = await work()
             results = result if isinstance(need, Search) else [result]
             if isinstance(need, Start):

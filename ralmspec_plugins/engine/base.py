@@ -89,6 +89,7 @@ class BaseEngine(Generic[EventsT, PiecesT]):
     """The workload, retriever and session of an engine, and its streams."""
 
     _pieces: ClassVar[Any]  # converts a stream of events to a stream of text
+    _session: Session
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         settings: Settings | None = None,
         *,
         threads: ThreadPoolExecutor | None = None,
+        known: "BaseEngine[Any, Any] | None" = None,
     ) -> None:
         """Create an engine for a workload and a retriever.
 
@@ -105,11 +107,15 @@ class BaseEngine(Generic[EventsT, PiecesT]):
             retriever: is searched by the steps' queries.
             settings: of speculation.
             threads: a pool of threads shared with other engines, which the caller shuts down.
+            known: another engine over the same model and store, with the same speculators: what
+                it has measured (times, and how often guesses are right) is known here from
+                the start, and from then on both learn from the requests of each other.
 
         Raises:
             ConfigError: The settings do not fit the retriever.
         """
-        self._session = Session(workload, retriever, settings)
+        measured = None if known is None else known._session  # noqa: SLF001 its own class
+        self._session = Session(workload, retriever, settings, known=measured)
         self._together: BatchSession = BatchSession(self._session)
         self._owns_threads = threads is None
         self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")

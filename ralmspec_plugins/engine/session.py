@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -47,7 +47,6 @@ from ralmspec_plugins.protocols import (
     speculative,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
-from ralmspec_plugins.scheduling.load import ModelLoad
 from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade, usable
 from ralmspec_plugins.speculators.passage_cache import (
@@ -70,8 +69,9 @@ class Session:
         retriever: Retriever,
         settings: Settings | None,
         clock: Callable[[], float] = time.perf_counter,
-        load: ModelLoad | None = None,
-        rate_limit: RateLimit | None = None,
+        known: "Session | None" = None,
+        *,
+        merged: bool = False,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -80,8 +80,10 @@ class Session:
             retriever: the engine's retriever.
             settings: the engine's settings.
             clock: returns the seconds by which inline guesses are timed.
-            load: of the model, if other sessions use it too.
-            rate_limit: of the model's and the store's providers, if other sessions use them too.
+            known: a session of the same model, store and speculators: what is measured there is
+                known here, and the other way round.
+            merged: whether searches of several requests are merged here and not there: the costs
+                are then those known there at the beginning, and measured separately from then on.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -92,9 +94,10 @@ class Session:
         if settings is not None and not isinstance(settings, Settings):
             raise ConfigError(f"settings must be Settings(...), or None, got {settings!r:.200}")
         self.settings = settings or Settings()
-        self.costs = Costs(load=load)
-        self.rates = SpeculatorRates()
-        self.rate_limit = rate_limit or RateLimit()
+        self.costs, self.rates, self.rate_limit = Costs(), SpeculatorRates(), RateLimit()
+        if known is not None:
+            self.costs = known.costs.copy() if merged else known.costs
+            self.rates, self.rate_limit = known.rates, known.rate_limit
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -152,15 +155,39 @@ class Session:
             retriever,
             settings,
             clock=self._clock,
-            load=self.costs.load,
-            rate_limit=self.rate_limit,
+            known=self,
+            merged=True,
         )
 
-    def on_model(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
-        """Return a context that counts and times work of the model."""
+    @contextmanager
+    def on_model(self, need: Work, clock: Callable[[], float]) -> Iterator[bool]:
+        """Count and time the body's work if it is the model's, when it is its turn.
+
+        Yields:
+            Whether it may have waited.
+        """
+        queue = self.settings.model_queue
         if not isinstance(need, FormQuery | Extend):
-            return nullcontext()
-        return self.costs.load.segment(clock)
+            yield False
+        elif queue is None:
+            with self.costs.load.segment(clock):
+                yield False
+        else:
+            turn = queue.turn(need.progress, speculative=need.speculative)
+            with turn, self.costs.load.segment(clock):
+                yield True
+
+    @asynccontextmanager
+    async def aon_model(self, need: Work, clock: Callable[[], float]) -> AsyncIterator[bool]:
+        """Count and time the body's work on an event loop, as `on_model` does."""
+        queue = self.settings.model_queue
+        if queue is None or not isinstance(need, FormQuery | Extend):
+            with self.on_model(need, clock) as waited:
+                yield waited
+            return
+        async with queue.aturn(need.progress, speculative=need.speculative):
+            with self.costs.load.segment(clock):
+                yield True
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""
@@ -339,7 +366,8 @@ class RequestContext:
         self._events: list[Event] = []
         self.guesses = session.guesses()
         policy = session.settings.schedule.begin(session.costs) if session.speculate else None
-        self.flow = speculate(session.parts, request, self.guesses, policy)
+        limits = session.settings.waste_limits
+        self.flow = speculate(session.parts, request, self.guesses, policy, limits)
         self.finish: Finish | None = None
         self._state: Any = None
         self._shown = 0  # characters of settled text
@@ -420,7 +448,9 @@ class RequestContext:
             if isinstance(need, Search):
                 results = list(self.results(need.queries, widely=need.wide))
             else:
-                with self.session.on_model(need, clock):
+                with self.session.on_model(need, clock) as waited:
+                    if waited:
+                        started_s, before_s = clock(), busy()
                     results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]

@@ -127,6 +127,7 @@ class KNNModel:
             Cancelled: `progress` was cancelled.
         """
         draft = state.draft.grown(token, self._eos, self._decode)
+        progress.charge(1)
         if draft.finished:
             return KNNDraft(draft)
         progress.check()

@@ -49,6 +49,7 @@ from ralmspec_plugins.lm.text import sentence_end
 from ralmspec_plugins.lm.token_sampler import TokenSampler, logprob_of
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.retrieval.device_memory import within_memory
+from ralmspec_plugins.retrieval.devices import usable_device
 from ralmspec_plugins.retrieval.optional import loading, local_files_only
 from ralmspec_plugins.types import Passage, Request, TokenLogprob
 
@@ -61,9 +62,12 @@ def load(
     """Load a causal model and its tokenizer from a directory or the hub; no remote code is run.
 
     Raises:
+        ConfigError: there is no such device.
         ModelError: there is no such directory, it holds no model, or not a causal one.
         DeviceMemoryError: the device has too little memory for it.
     """
+    if device is not None:
+        usable_device(torch, device)
     name = os.fspath(path)
     _check_directory(name)
     safe = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
@@ -222,7 +226,9 @@ class HuggingFaceLM:
         """Load a saved model, or one from the hub; remote code is never run.
 
         Raises:
+            ConfigError: there is no such device, or a number is out of range.
             ModelError: it is not a causal model.
+            DeviceMemoryError: the device has too little memory for it.
         """
         model, tokenizer = load(path, dtype, device)
         return cls(

@@ -236,7 +236,16 @@ class ModelRunner:
     def __init__(
         self, model: PreTrainedModel, cache_bytes: int, tap: HiddenStateHook | None = None
     ) -> None:
-        """Create a runner with at most `cache_bytes` of caches between segments."""
+        """Create a runner with at most `cache_bytes` of caches between segments.
+
+        Raises:
+            ModelError: the model keeps a state in its modules.
+        """
+        if any(hasattr(module, "recurrent_states") for module in model.modules()):
+            raise ModelError(
+                f"{type(model).__name__} keeps the state of the text in its modules, not in its "
+                "cache, so that texts would mix; use a model whose state is in the cache"
+            )
         parameters = inspect.signature(model.forward).parameters
         self.model: Any = model  # its call is untyped
         self._embedding: Any = model.get_input_embeddings()  # its device is that of the input
@@ -245,6 +254,7 @@ class ModelRunner:
         self._cache_argument = cache_argument(model)
         self._keeps = "logits_to_keep" in parameters
         attention = getattr(model.config, "_attn_implementation", None)
+        self.scale_change = scale_change(model)
         # Other kinds of attention do not support this mask.
         self.takes_trees = "position_ids" in parameters and attention in ("sdpa", "eager")
         self.store = CacheStore(cache_bytes)
@@ -279,6 +289,14 @@ class ModelRunner:
         if run.is_scheduled:
             run.scheduled += 1
         run.tokens.append(token)
+
+    def rows_left(self, position: int, most: int) -> int:
+        """Return how many of `most` rows from a position on may be read in one pass.
+
+        They are as many as are on one side of `scale_change`.
+        """
+        change = self.scale_change
+        return most if change is None or position >= change else min(most, change - position)
 
     def start(self, tokens: Sequence[int]) -> Run:
         """Read tokens in one pass, and return a run without a request."""
@@ -460,6 +478,23 @@ def cache_argument(model: PreTrainedModel) -> str:
     parameters = inspect.signature(model.forward).parameters
     names = ("cache", "cache_params", "past_key_values")  # the newest first; others are aliases
     return next((name for name in names if name in parameters), names[-1])
+
+
+def scale_change(model: Any) -> int | None:
+    """Return the position from which on a model scales all positions of a pass otherwise.
+
+    With "longrope" a pass that reaches beyond the original context has other position embeddings
+    in all its rows, those before it included. `None` if there is no such position.
+    """
+    config = model.config.get_text_config(decoder=True)
+    given: Any = getattr(config, "rope_parameters", None) or {}
+    by_layer = [given, *(one for one in given.values() if isinstance(one, dict))]
+    found = [
+        int(one["original_max_position_embeddings"])
+        for one in by_layer
+        if one.get("rope_type") == "longrope"
+    ]
+    return min(found, default=None)
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:

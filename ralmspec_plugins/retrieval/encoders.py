@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.retrieval.device_memory import within_memory
+from ralmspec_plugins.retrieval.devices import usable_device
 from ralmspec_plugins.retrieval.optional import loading, local_files_only, optional
 from ralmspec_plugins.retrieval.own_pass import own_pass
 from ralmspec_plugins.retrieval.ranking import Vectors
@@ -92,12 +93,17 @@ def weights_digest(weights: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encoder_from(settings: Mapping[str, Any]) -> Encoder:
+def encoder_from(settings: Mapping[str, Any], device: str | None = None) -> Encoder:
     """Return an encoder from the settings saved with a knowledge base.
 
     A file never causes a download: a model is only loaded from a local folder.
 
+    Args:
+        settings: the saved ones.
+        device: the device of its model, if it has one; the CPU by default.
+
     Raises:
+        ConfigError: there is no such device.
         InputError: the kind of encoder is unknown, or its model is not a local folder.
     """
     options = dict(settings) if isinstance(settings, Mapping) else {"kind": settings}
@@ -113,6 +119,9 @@ def encoder_from(settings: Mapping[str, Any]) -> Encoder:
             "folder here; a file's model is never downloaded. Load it yourself and give it: "
             "load(path, encoder=...)"
         )
+    if kind != "hashing" and device is not None:
+        usable_device(optional("torch", "hf", "torch"), device)
+        options["device"] = device
     module, name = _KNOWN[kind]
     try:
         encoder: Encoder = getattr(import_module(module), name)(**options)
@@ -264,7 +273,7 @@ class HuggingFaceEncoder(ModelEncoder):
             batch_size: the number of passages in a batch.
 
         Raises:
-            ConfigError: the pooling is unknown.
+            ConfigError: the pooling is unknown, or there is no such device.
             MissingExtraError: torch or transformers is not installed.
             ModelError: the model cannot be loaded.
         """
@@ -273,6 +282,7 @@ class HuggingFaceEncoder(ModelEncoder):
             known = ", ".join(get_args(Pooling))
             raise ConfigError(f"unknown pooling {pooling!r}; known are {known}")
         self._torch = optional("torch", "hf", "torch")
+        usable_device(self._torch, device)
         transformers = optional("transformers", "hf", "transformers")
         name = os.fspath(path)
         safe = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
@@ -339,12 +349,14 @@ class SentenceTransformerEncoder(ModelEncoder):
             batch_size: the number of passages in a batch.
 
         Raises:
+            ConfigError: there is no such device.
             MissingExtraError: sentence-transformers is not installed.
             ModelError: the model cannot be loaded.
         """
         super().__init__(query_prefix, passage_prefix)
         package = optional("sentence_transformers", "embeddings", "sentence-transformers")
         self._torch = optional("torch", "embeddings", "torch")
+        usable_device(self._torch, device)
         name = os.fspath(path)
         safe = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
         with loading(f"no sentence-transformers model at {path}"):

@@ -11,8 +11,9 @@
 """
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,6 +176,7 @@ def load(
     k: int | None = None,
     *,
     verify: Verify = "digests",
+    encoder_device: str | None = None,
 ) -> KnowledgeBase:
     """Load a saved knowledge base.
 
@@ -184,19 +186,26 @@ def load(
         k: the number of passages of a query; as saved by default.
         verify: "digests" reads every file once and compares its SHA-256 (about a second per
             gigabyte); "sizes" compares only the files' lengths, for huge indexes.
+        encoder_device: the device of an encoder that is created from its saved settings.
 
     Raises:
+        ConfigError: there is no such device, or a setting is out of range.
         IndexFileError: the folder is missing, damaged or foreign, or the encoder differs.
         InputError: its encoder cannot be created here.
         MissingExtraError: its backend's library is not installed.
     """
     check_verify(verify)
     folder = Path(path)
-    return opened_whole(folder, lambda real: _load_once(real, encoder, k, verify))
+    make = partial(encoder_from, device=encoder_device)
+    return opened_whole(folder, lambda real: _load_once(real, encoder, k, verify, make))
 
 
 def _load_once(
-    folder: Path, encoder: Encoder | None, k: int | None, verify: Verify
+    folder: Path,
+    encoder: Encoder | None,
+    k: int | None,
+    verify: Verify,
+    make: Callable[[Mapping[str, Any]], Encoder],
 ) -> KnowledgeBase:
     parts = _read_once(folder, verify)
     if parts.backend not in BACKENDS:
@@ -207,7 +216,7 @@ def _load_once(
     if k is not None:
         check_k(k)
     if encoder is None and parts.settings.get("encoder_settings"):
-        encoder = encoder_from(parts.settings["encoder_settings"])
+        encoder = make(parts.settings["encoder_settings"])
     backend = backend_of(parts.backend)
     try:
         loaded: KnowledgeBase = backend.from_parts(

@@ -66,7 +66,7 @@ class TorchFlat(ExactRetriever):
         if device_bytes is None:
             device_bytes = corpus.vectors.nbytes
             if place.type == "cuda":
-                device_bytes = int(_SHARE * torch.cuda.mem_get_info(place)[0])
+                device_bytes = int(_SHARE * _free_bytes(torch, place))
         self.device = str(place)
         self.precision: Precision = precision
         self._kernel = within_memory(
@@ -139,6 +139,13 @@ def _device(torch: Any, name: str | None) -> Any:
                 "GPUs; give device='cpu', or install a CUDA build of torch and its driver"
             )
     return device
+
+
+def _free_bytes(torch: Any, device: Any) -> int:
+    """Return the memory that torch can still take: free memory, and what it keeps unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + kept)
 
 
 def _check(precision: str, device_bytes: int | None) -> None:

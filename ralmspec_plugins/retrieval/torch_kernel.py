@@ -88,7 +88,8 @@ class DeviceRows:
             return whole  # without a copy
         kept = self._torch.empty(whole.shape, dtype=self._form.dtype, device=self._device)
         for start in range(0, self.resident, _LOAD_ROWS):
-            kept[start : start + _LOAD_ROWS] = self._form.of(whole[start : start + _LOAD_ROWS])
+            rows = whole[start : start + _LOAD_ROWS].to(self._device)
+            kept[start : start + _LOAD_ROWS] = self._form.of(rows)
         if self._device.type == "cuda":
             self._torch.cuda.current_stream(self._device).synchronize()
         return kept
@@ -228,8 +229,10 @@ class QueryColumns:
 class TorchKernel:
     """Selects the rows that may belong to the true top k. Thread-safe.
 
-    On CUDA each searching thread has its own stream, so that a search runs
-    in parallel with a model's work; it waits only for that stream.
+    On CUDA searches have a stream of their own, so that they run in parallel with a model's
+    work, and wait for that stream only. All threads share it: one scan uses the whole device, and
+    torch keeps a workspace of up to 32 MiB for each pair of a thread's cuBLAS handle and a stream,
+    and memory that was freed for each stream.
     """
 
     def __init__(
@@ -247,7 +250,7 @@ class TorchKernel:
             squares = _scaled_squares(corpus, form.exponent)
             self._squares = torch.from_numpy(squares).to(device)
         self._widen = half and not self._mixed
-        self._local = threading.local()
+        self._stream = torch.cuda.Stream(device) if self._cuda else None
 
     def nominate(self, queries: Vectors, k: int) -> list[IntArray]:
         """Return, for each query, all rows that may belong to its true top k.
@@ -271,16 +274,13 @@ class TorchKernel:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        """Disable settings of the caller's thread, and use this thread's stream."""
+        """Disable settings of the caller's thread, and use the stream of searches."""
         torch = self._torch
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self._device.type, enabled=False))
-            if self._cuda:
-                stream = getattr(self._local, "stream", None)
-                if stream is None:
-                    stream = self._local.stream = torch.cuda.Stream(self._device)
-                stack.enter_context(torch.cuda.stream(stream))
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.stream(self._stream))
             yield
 
     def _ranges(self, queries: int) -> list[range]:

@@ -1,5 +1,6 @@
 """Measured costs: the seconds of a batch of n queries, and whether speculation pays off."""
 
+import copy
 import threading
 from bisect import bisect_left
 from collections import deque
@@ -57,6 +58,15 @@ class BatchCurve:
                 if at < self._searches - FORGET_AFTER:
                     del self._seen_at[size], self._measured[size]
             self._points = _rising(self._measured)
+
+    def copy(self) -> "BatchCurve":
+        """Return a curve that begins with these measurements."""
+        other = BatchCurve()
+        with self._lock:
+            other._measured = {size: kept.copy() for size, kept in self._measured.items()}
+            other._seen_at, other._searches = dict(self._seen_at), self._searches
+            other._points = list(self._points)
+        return other
 
     @property
     def points(self) -> list[tuple[int, float]]:
@@ -174,6 +184,17 @@ class Costs:
         self.guess_rate = 1.0  # acceptance rate, with two right guesses as the prior
         self._careful_rate = 0.5  # acceptance rate, with one right and one wrong as the prior
         self._side_by_side_s = 0.0  # fixed cost of a search for a segment in parallel
+
+    def copy(self) -> "Costs":
+        """Return costs that begin with what is known here, except for contention.
+
+        The model is the same one, and so is its load.
+        """
+        other = copy.copy(self)
+        other.curve, other.contention = self.curve.copy(), Contention()
+        for name in ("_steps", "_stops", "_guessing", "_busy", "_guesses"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
 
     def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
         """Record the seconds of a step, from its query to its last token.

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ralmspec_plugins.errors import Cancelled, DeadlineExceeded
+from ralmspec_plugins.errors import Cancelled, Closed, DeadlineExceeded
 from ralmspec_plugins.serving.errors import api_error
 from ralmspec_plugins.serving.limits import Admission, Limits
 from ralmspec_plugins.serving.metrics import Metrics, Outcome
@@ -135,9 +135,16 @@ class AnswerResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate and send, until the answer is sent or the client has left."""
         sending = self._stream if self._asked.stream else self._reply
+        sender = _Sender(send, self._service.limits)
         try:
             async with _together(self._generation.run()):
-                await _while_connected(receive, sending(_Sender(send, self._service.limits)))
+                await _while_connected(receive, sending(sender))
+        except asyncio.CancelledError:
+            if not self._service.admission.stopping:
+                raise
+            # The server has waited for this answer as long as it may: the client gets an error.
+            told = api_error(Closed("server"), self._request_id, self._service.limits)
+            await sender.error(told)
         finally:
             took_s = time.perf_counter() - self._began_s
             self._service.metrics.ended(self._asked.model, self._outcome, took_s)
@@ -155,7 +162,7 @@ class AnswerResponse(Response):
         except _GoneError:
             raise
         except Exception as error:  # noqa: BLE001 the client receives it
-            await sender.send(ApiErrorResponse(self._error(error)))
+            await sender.error(self._error(error))
 
     async def _stream(self, sender: "_Sender") -> None:
         """Send the answer in chunks. An error before the first is one of the whole response."""
@@ -174,11 +181,7 @@ class AnswerResponse(Response):
         except _GoneError:
             raise
         except Exception as error:  # noqa: BLE001 the client receives it
-            told = self._error(error)
-            if sender.started:
-                await sender.body(event_bytes(told.envelope), last=True)
-            else:
-                await sender.send(ApiErrorResponse(told))
+            await sender.error(self._error(error))
 
     async def _parts(self) -> AsyncIterator[Part]:
         """Yield the parts of the answer, and count them."""
@@ -210,14 +213,15 @@ class _Sender:
     def __init__(self, send: Send, limits: Limits) -> None:
         self._send = send
         self._limits = limits
+        self._streams = self._ended = False
         self.started = False
 
     async def start(self, media_type: str, headers: dict[str, str]) -> None:
         """Send the status and the headers of a stream."""
         response = Response(headers=headers, media_type=media_type)
         raw = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
+        self._streams = True
         await self._within({"type": "http.response.start", "status": 200, "headers": raw})
-        self.started = True
 
     async def body(self, body: bytes, *, last: bool = False) -> None:
         """Send a piece of a stream."""
@@ -230,7 +234,16 @@ class _Sender:
         body = bytes(response.body)
         await self._within({"type": "http.response.body", "body": body, "more_body": False})
 
+    async def error(self, error: ApiError) -> None:
+        """Send an error: as the response, as a stream's last event, or not at all behind those."""
+        if not self.started:
+            await self.send(ApiErrorResponse(error))
+        elif self._streams and not self._ended:
+            await self.body(event_bytes(error.envelope), last=True)
+
     async def _within(self, message: dict[str, Any]) -> None:
+        self.started = True
+        self._ended = not message.get("more_body", True)
         try:
             async with asyncio.timeout(self._limits.send_timeout_s):
                 await self._send(message)

@@ -87,8 +87,10 @@ def create_app(
 
 
 def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"a model's name must be a text that is not empty, got {name!r}")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ConfigError(
+            f"a model's name must be a text of printable characters, not empty, got {name!r}"
+        )
     return name
 
 
@@ -151,7 +153,7 @@ class _Routes:
             pipeline,
             question,
             asked,
-            account=tenant or caller.name,
+            account=f"tenant {tenant}" if tenant else f"key {caller.name}",
             request_id=request.scope[REQUEST_ID],
         )
 

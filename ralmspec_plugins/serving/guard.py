@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ralmspec_plugins.serving.answering import ApiErrorResponse
+from ralmspec_plugins.serving.json_body import check_json
 from ralmspec_plugins.serving.keys import ANYONE, ApiKeys, Caller
 from ralmspec_plugins.serving.limits import Limits
 from ralmspec_plugins.serving.openai_api import ApiError
@@ -16,6 +17,7 @@ from ralmspec_plugins.serving.openai_api import ApiError
 OPEN_PATHS: Final = ("/healthz", "/openapi.json")  # no key is needed
 CALLER: Final = "ralmspec.caller"  # in the scope
 REQUEST_ID: Final = "ralmspec.request_id"
+_MOST_DIGITS: Final = 20  # of a length; Python reads no number of thousands of digits
 
 
 class Guard:
@@ -48,6 +50,7 @@ class Guard:
             self._check_headers(scope)
             scope[CALLER] = self._caller(scope)
             body = await self._body(scope, receive)
+            check_json(body or b"")
         except ApiError as error:
             await ApiErrorResponse(error)(scope, receive, named)
             return
@@ -81,7 +84,9 @@ class Guard:
         most = self._limits.max_body_bytes
         too_large = ApiError(413, f"a body may have at most {most} bytes")
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > most:
+        if not (declared.isascii() and declared.isdecimal()):
+            raise ApiError(400, "the header Content-Length is not a number")
+        if len(declared) > _MOST_DIGITS or int(declared) > most:
             raise too_large
         chunks: list[bytes] = []
         size = 0

@@ -119,4 +119,9 @@ def _digest(where: str, table: dict[str, Any]) -> str:
         return digest
     if not isinstance(key, str) or len(key) < _SHORTEST:
         raise ConfigError(f"{where}: key must be a text of at least {_SHORTEST} characters")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(
+            f"{where}: key may have ASCII letters, digits and signs only, and no space: clients "
+            "cannot send others in a header"
+        )
     return hashlib.sha256(key.encode()).hexdigest()

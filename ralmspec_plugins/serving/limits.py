@@ -53,6 +53,7 @@ class Admission:
         self._free = asyncio.Semaphore(limits.running)
         self._of_tenant: Counter[str] = Counter()
         self.running = self.waiting = self.ended = 0
+        self.stopping = False  # whether the server accepts no more connections
 
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncGenerator[None, None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.serving.pipelines import Done, Question, Source, TokenUsage
@@ -17,10 +17,22 @@ EXTENSION: Final = "x_ralmspec"  # what is ours in requests and replies
 END_OF_STREAM: Final = b"data: [DONE]\n\n"
 _MOST_STOPS: Final = 4  # as in OpenAI's API
 _MOST_PARTS: Final = 1000  # messages, and parts of one: checking them blocks the event loop
+_MOST_FIELDS: Final = 64
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, fields: Any) -> Any:
+        """Check the number of fields: naming each unknown one would block the event loop."""
+        if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
+            raise ValueError(f"there are {len(fields)} fields, and this server knows fewer")
+        return fields
+
+
+_FEW: Final[Any] = Field(min_length=1, max_length=_MOST_PARTS, fail_fast=True)
 
 
 class TextPart(_Strict):
@@ -34,7 +46,7 @@ class Message(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=_MOST_PARTS)]
+    content: str | Annotated[list[TextPart], _FEW]
 
     @property
     def text(self) -> str:
@@ -59,15 +71,15 @@ class ChatRequest(_Strict):
     """A chat completion request, with the fields that this server applies and no others."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_PARTS)]
-    stream: bool = False
+    messages: Annotated[list[Message], _FEW]
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Literal[1] = 1
-    x_ralmspec: Extension = Extension()
+    n: Literal[1] | None = 1
+    x_ralmspec: Extension | None = Extension()
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -207,7 +219,8 @@ class Completion:
     def _extension(self, done: Done) -> dict[str, Any]:
         usage = done.usage
         found: dict[str, Any] = {"dropped_tokens": None if usage is None else usage.dropped_tokens}
-        if self._asked.x_ralmspec.sources:
+        wanted = self._asked.x_ralmspec
+        if wanted is not None and wanted.sources:
             found["sources"] = [_source(source) for source in done.sources]
         return found
 
@@ -264,11 +277,27 @@ def question_in(
     text = question_of(asked.messages)
     if not text.strip():
         raise InputError("the question is empty")
+    for name, told in (("the question", text), *(("stop", stop) for stop in asked.stops)):
+        if not _is_unicode(told):
+            raise InputError(f"{name} has half a character (a lone surrogate)")
     return Question(
         text=text,
         tenant=tenant,
         max_tokens=asked.limit(max_tokens),
         stop=asked.stops,
         seed=asked.seed,
-        streamed=asked.stream,
+        streamed=bool(asked.stream),
     )
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Return whether a text has whole characters only; JSON can have half of one.
+
+    >>> _is_unicode("é"), _is_unicode("\ud83d")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

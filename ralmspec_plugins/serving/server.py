@@ -5,6 +5,7 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -95,10 +96,22 @@ def run(
     # uvicorn raises the signal again when all has ended, which would end the process by it.
     before = signal.signal(signal.SIGTERM, _ended_by_server)
     try:
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+        asyncio.run(_Server(config, app.state.admission).serve(sockets=[listening]))
     finally:
         signal.signal(signal.SIGTERM, before)
         listening.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that says in the counts of requests that it stops."""
+
+    def __init__(self, config: uvicorn.Config, admission: Admission) -> None:
+        super().__init__(config)
+        self._admission = admission
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._admission.stopping = True
+        super().handle_exit(sig, frame)
 
 
 def _ended_by_server(*_: object) -> None:

@@ -24,7 +24,7 @@ def tenant_of(named: Sequence[str], caller: Caller, pipeline: Pipeline, header: 
     """
     if len(named) > 1:
         raise ApiError(400, f"{header} was given more than once")
-    name = named[0].strip() if named else ""
+    name = named[0].strip(" \t") if named else ""
     known: frozenset[str] | None = getattr(pipeline, "tenants", None)
     if known is None:
         if name:

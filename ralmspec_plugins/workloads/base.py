@@ -203,6 +203,10 @@ class Reports(Progress):
         """Add to the counts of the outer progress."""
         self._outer.count(**counts)
 
+    def charge(self, tokens: int) -> None:
+        """Add to the cost of the outer progress."""
+        self._outer.charge(tokens)
+
 
 class SilentProgress(Reports):
     """Forwards everything but reports, for text that may be written again."""

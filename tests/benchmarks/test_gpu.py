@@ -1,7 +1,11 @@
 """The benchmark for GPUs: all of it runs on the CPU, and goes on where it was stopped."""
 
 import json
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -10,9 +14,10 @@ import torch
 from benchmarks.gpu import cli
 from benchmarks.gpu.cli import Part, gpu
 from benchmarks.gpu.report import goals, report
-from benchmarks.gpu.rows import Rows
-from benchmarks.gpu.searching import drawn_corpus
+from benchmarks.gpu.rows import Rows, TimeIsUp, in_turn
+from benchmarks.gpu.searching import SearchSizes, Task, Way, _told, callers, drawn_corpus
 from ralmspec_plugins.errors import ConfigError, InputError
+from ralmspec_plugins.retrieval.torch_flat import TorchFlat
 
 CPU = torch.device("cpu")
 
@@ -57,6 +62,76 @@ def test_a_stopped_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(lines(tmp_path)) == 1
     assert run(tmp_path, Part.LONG)["rows"].keys() == {"long: context 8", "long: context 16"}
     assert "Not complete" not in capsys.readouterr().out
+
+
+def test_a_row_begins_only_if_it_would_end_in_time(tmp_path: Path) -> None:
+    """As long as the longest of its part; the first one of a run, and other parts, in any case."""
+
+    def row(took_s: float) -> Callable[[], dict[str, Any]]:
+        return lambda: {"took_s": took_s}
+
+    path = tmp_path / "rows.jsonl"
+    rows = Rows(path, CPU, 9.0, tiny=True)
+    rows._journal.of("a: 1", row(500.0))
+    rows.of("a: 2", row(0.0))
+    rows._journal.of("a: 3", row(600.0))
+    assert not rows.complete(["b: 1"])
+    for begun in (lambda: rows.of("a: 4", row(0.0)), lambda: rows.complete(["a: 1", "a: 4"])):
+        with pytest.raises(TimeIsUp, match="before 'a: 4'"):
+            begun()
+    assert rows.complete(["a: 1", "a: 2", "a: 3"])
+    again = Rows(path, CPU, 9.0, tiny=True)
+    again.of("a: 4", row(0.0))
+    assert again.values.keys() == {"a: 1", "a: 2", "a: 3", "a: 4"}
+
+
+@pytest.mark.parametrize("cut", [1, 40, -2, -5])
+def test_a_run_that_was_killed_goes_on(tmp_path: Path, cut: int) -> None:
+    """In the middle of any line, the first one too; nothing whole is measured again."""
+    path = tmp_path / "rows.jsonl"
+    rows = Rows(path, CPU, 9.0, tiny=True)
+    for name in ("a: 1", "a: 2"):
+        rows.of(name, lambda name=name: {"told": name})  # type: ignore[misc]
+    path.write_bytes(path.read_bytes()[:cut])
+    again = Rows(path, CPU, 9.0, tiny=True)
+
+    assert list(again.values) == (["a: 1"] if cut < 0 else [])
+    assert "a: 2" == again.of("a: 2", lambda: {"told": "a: 2"})["told"]
+    assert "a: 2" == Rows(path, CPU, 9.0, tiny=True).values["a: 2"]["told"]
+
+
+def test_a_run_that_takes_too_long_ends_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a row, whatever it waits for, with a sentence; and not once it is done."""
+    ended: Queue[int] = Queue()
+    monkeypatch.setattr(os, "_exit", ended.put)
+    with cli._stopped_after(60.0):
+        pass
+    with cli._stopped_after(1e-4):
+        assert 1 == ended.get(timeout=60)
+
+    assert "Stopped after 0.0001 minutes in the middle of a row." in capsys.readouterr().err
+    for one in threading.enumerate():
+        if isinstance(one, threading.Timer):
+            one.join()
+    assert ended.empty()
+
+
+def test_slow_ways_are_timed_less_often() -> None:
+    """Each at least once."""
+    assert {"a": 1, "b": 1} == {
+        name: len(took) for name, took in in_turn({"a": int, "b": int}, 5, CPU, most_s=0.0).items()
+    }
+    assert 5 == len(in_turn({"a": int}, 5, CPU)["a"])
+
+
+def test_single_searches_are_left_out_where_each_copies_the_vectors() -> None:
+    sizes = SearchSizes(passages=300, dimension=16, batches=(1,), callers=(1,), repetitions=1)
+    task = Task.drawn("a", sizes, CPU)
+    for share, told in ((1.0, "per_second"), (0.5, "left_out")):
+        way = Way("half", TorchFlat, {"device": "cpu", "precision": "half"}, share=share)
+        assert told in _told(way.opened(task.corpus), callers, task, CPU)
 
 
 def test_rows_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from benchmarks.harness import measure as harness
+from benchmarks.harness import results
 from benchmarks.harness.cases import Arm, Case, Store
 from benchmarks.harness.inputs import Library, LoadedModel, Shelves, load_model
 from benchmarks.harness.measure import measure, read, run
@@ -188,6 +189,31 @@ def test_a_suite_is_on_the_disk_after_each_case(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == read(target)
     assert ["first", "second"] == [one["case"]["name"] for one in result["cases"]]
     assert ["results.json"] == [file.name for file in target.parent.iterdir()]
+
+
+def test_a_suite_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases on the disk stay as they are; with another commit or other counts nothing is kept."""
+    monkeypatch.setattr(results, "_commit", lambda: "one")
+    target, measured = tmp_path / "results.json", []
+    cases = [made(name=name, requests=1, repetitions=1) for name in ("first", "second")]
+
+    def run_all(chosen: list[Case]) -> Any:
+        measured.clear()
+        return run("mine", chosen, LIBRARY, ENCODER, target, lambda case, _: measured.append(case))
+
+    begun = run_all(cases[:1])
+    whole = run_all(cases)
+    assert {"second"} == {case.name for case in measured}
+    assert json.loads(json.dumps(begun["cases"])) == whole["cases"][:1]
+    assert json.loads(json.dumps(whole)) == read(target)
+    assert begun["models"] == whole["models"] != {}
+    run_all([dataclasses.replace(cases[0], steps=3)])
+    assert {"first"} == {case.name for case in measured}
+    monkeypatch.setattr(results, "_commit", lambda: "other")
+    run_all([dataclasses.replace(cases[0], steps=3)])
+    assert {"first"} == {case.name for case in measured}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

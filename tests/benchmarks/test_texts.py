@@ -105,6 +105,20 @@ def test_padding_comes_behind_the_real_ones() -> None:
     assert np.array_equal(matrix, padded(real, vectors, 10)[1])
 
 
+def test_padding_is_near_the_real_ones() -> None:
+    """0.7 of a real vector plus noise of length 1: a cosine of 0.57, and its passage's text."""
+    dice = np.random.default_rng(1)
+    vectors = dice.standard_normal((3, 256), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    passages, matrix = padded([Passage(f"p{n}", f"text {n}") for n in range(3)], vectors, 303)
+    scores = matrix[3:] @ vectors.T
+    nearest = scores.argmax(axis=1)
+
+    assert abs(scores.max(axis=1).mean() - 0.7 / np.sqrt(1.49)) < 0.02
+    assert [f"text {row}" for row in nearest] == [one.text for one in passages[3:]]
+    assert {0, 1, 2} == set(nearest)
+
+
 def test_padding_of_words_uses_the_real_ones_words() -> None:
     """Sparse stores are padded with texts that make their lists of words longer."""
     passages = padded_texts([Passage("p", "red fox")], 3)

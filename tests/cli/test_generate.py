@@ -76,14 +76,56 @@ def test_a_text_is_continued_without_files(run: Run, reader: Path, drafter: str)
     assert lines(plain)[0]["answer"] == record["answer"]
 
 
+@pytest.mark.parametrize("command", ["ask", "generate"])
+def test_a_corpus_is_drafted_from(
+    run: Run, reader: Path, log: Path, tmp_path: Path, command: str
+) -> None:
+    """What `draft build` made of texts changes no text; drafts of it are verified."""
+    corpus = tmp_path / "corpus"
+    prompt = ("the ships that passed", "--model", reader, "--long-context", log, *QUICK)
+    plain = run(command, *prompt)
+    (tmp_path / "written.txt").write_text(log.read_text() + lines(plain)[0]["answer"])
+    built = run("draft", "build", tmp_path / "written.txt", corpus, "--model", reader)
+    result = run(command, *prompt, "--compare", "--drafter", "corpus", "--corpus", corpus)
+    slow, fast = lines(result)
+
+    assert built.exit_code == 0, built.output
+    assert result.exit_code == 0, result.output
+    assert fast["answer"]
+    assert _outcome(slow) == _outcome(fast)
+    assert lines(plain)[0]["answer"] == fast["answer"]
+    assert fast["stats"]["model_passes"] < slow["stats"]["model_passes"]
+
+
+def test_a_folder_without_a_corpus_is_named(run: Run, reader: Path, tmp_path: Path) -> None:
+    """A wrong folder, and the corpus of another tokenizer, are errors in words."""
+    prompt = ("generate", "the ships", "--model", reader, *QUICK, "--drafter", "corpus")
+    result = run(*prompt, "--corpus", tmp_path / "none")
+    (tmp_path / "text.txt").write_text("The ships that passed the island.")
+    run("draft", "build", tmp_path / "text.txt", tmp_path / "demo", "--model", "demo")
+    other = run(*prompt, "--corpus", tmp_path / "demo")
+
+    assert (1, 1) == (result.exit_code, other.exit_code)
+    assert str(tmp_path / "none") in "".join(result.stderr.split())
+    assert "tokenizer" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("ask", "q", "--drafter", "rapid"), "needs --long-context"),
+        (("serve", "--kb", "kb", "--drafter", "rapid"), "needs --long-context"),
+        (("generate", "q", "--drafter", "corpus"), "needs --corpus"),
+        (("serve", "--kb", "kb", "--drafter", "corpus"), "needs --corpus"),
+        (("ask", "q", "--corpus", "kb"), "--corpus needs --drafter corpus"),
         (("ask", "q", "--long-context", "{log}", "--eta", 5), "--eta needs --drafter rapid"),
         (("ask", "q", "--long-context", "{log}", "--kb", "kb"), "--kb cannot be given with"),
         (("ask", "q", "--long-context", "{log}", "--interval", 8), "--interval cannot be"),
         (("ask", "q", "--long-context", "{log}", "--workload", "flare"), "--workload cannot"),
+        (("ask", "q", "--long-context", "{log}", "--schedule", "os3"), "--schedule cannot"),
+        (("ask", "q", "--long-context", "{log}", "--window", 3), "--window cannot"),
+        (("ask", "q", "--long-context", "{log}", "--capacity", 9), "--capacity cannot"),
+        (("ask", "q", "--long-context", "{log}", "--eviction", "lfu"), "--eviction cannot"),
         (("generate", "q", "--plain", "--drafter", "suffix"), "leave out --drafter"),
         (("generate", "q", "--long-context", "{log}", "--drafter", "rapid", "--eta", -1), "eta"),
         (("ask", "q"), "--kb"),

@@ -93,7 +93,8 @@ def held_tokens(lm: HuggingFaceLM, draft: Draft) -> tuple[list[int], int]:
     run = lm.caches.find(lm._lineage(draft), Run)
     assert run is not None
     assert run.scheduled <= len(run.tokens)
-    return list(run.tokens), run.cache.get_seq_length()
+    attends = any(hasattr(layer, "keys") for layer in run.cache.layers)
+    return list(run.tokens), run.cache.get_seq_length() if attends else 0
 
 
 def operations(rng: Random, most: int = 6) -> list[tuple[int, int, int]]:

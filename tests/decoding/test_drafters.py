@@ -138,6 +138,11 @@ def test_settings_out_of_range_are_refused(kind: type, name: str) -> None:
         {"error_factor": 0.5},
         {"most_retakes": 2.0},
         {"calibration_s": 0.0},
+        {"pass_rows": 7.5},
+        {"drafter": "suffix"},
+        {"drafter": 5},
+        {"drafter": SuffixDrafter},
+        {"drafter": [SuffixDrafter(), None]},
     ],
 )
 def test_decoding_out_of_range_is_refused(settings: dict[str, object]) -> None:

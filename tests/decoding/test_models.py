@@ -2,16 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
 
 from benchmarks.decoding import exactness
-from ralmspec_plugins.decoding import CostCurve, Decoding, SuffixDrafter
+from ralmspec_plugins.decoding import CostCurve, Decoding, SuffixDrafter, TokenTree
 from ralmspec_plugins.decoding.decoder import SpeculativeDecoder
+from ralmspec_plugins.decoding.token_tree import Evidence
+from ralmspec_plugins.errors import ModelError
 from ralmspec_plugins.lm.decoder import PlainDecoder
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
@@ -54,8 +59,29 @@ def _recurrent() -> PreTrainedModel:
     return _drawn("Lfm2", layer_types=["conv", "full_attention"])
 
 
+def _mamba() -> PreTrainedModel:
+    return _drawn("Mamba2", state_size=8, num_heads=4, head_dim=16, n_groups=1, chunk_size=16)
+
+
+def _longrope(**settings: object) -> PreTrainedModel:
+    """Beyond 128 positions all rows of a pass have other position embeddings."""
+    scaling = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+    }
+    return _drawn(
+        "Phi3",
+        original_max_position_embeddings=128,
+        rope_parameters=scaling,
+        pad_token_id=None,
+        **settings,
+    )
+
+
 TREES = (tiny_llama, tiny_gpt2, _qwen, _mistral)
-CHAINS = (_sliding, _recurrent)
+CHAINS = (_sliding, _recurrent, _mamba)
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1)
 
 
@@ -96,6 +122,40 @@ def test_chains(
     assert not decoder.known.trees
     _check(pair, 4)
     assert decoder.counts.accepted > 10
+
+
+@pytest.mark.parametrize("rule", [oracle, random_tree])
+def test_no_pass_crosses_a_change_of_scale(
+    tokenizer: Tokenizer, rule: Callable[..., TokenTree]
+) -> None:
+    """Where the length of a pass decides on the embeddings of its rows, drafts end before that."""
+    pair = Pair.of(_longrope(), tokenizer, SAMPLED)
+    pair.drafter.rule = rule
+    for words in range(25, 37):
+        request = Request(prompt="the ships " * words, max_tokens=60, seed=words)
+        pair.check(request, [(0, 0, 2), (-1, 0, 40), (-1, 0, 18)])
+
+    assert pair.plain._passes.scale_change == 128
+    assert pair.fast.decoder.counts.accepted > 100
+
+
+def test_a_change_of_scale_has_no_fixed_shape(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prompt in several passes would have both scales: one warning, and plain decoding."""
+    with caplog.at_level(logging.WARNING):
+        lm = HuggingFaceLM(_longrope(), tokenizer, decoding=Decoding(exactness="invariant"))
+
+    assert isinstance(lm.decoder, PlainDecoder)
+    assert "longrope" in caplog.text
+
+
+def test_a_state_outside_of_the_cache_is_refused(tokenizer: Tokenizer) -> None:
+    """Two texts that take turns on such a model would mix, drafts or not."""
+    model = _drawn("RecurrentGemma", num_hidden_layers=3, lru_width=32, num_key_value_heads=1)
+
+    with pytest.raises(ModelError, match="RecurrentGemmaForCausalLM keeps the state"):
+        HuggingFaceLM(model, tokenizer)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, _sliding])
@@ -152,6 +212,30 @@ def test_a_model_that_cannot_be_measured_decodes_plainly(
     assert "one token at a time" in caplog.text
 
 
+@pytest.mark.parametrize("exactness", ["certified", "invariant"])
+@pytest.mark.parametrize("context", [16, 33, 40])
+def test_a_model_of_few_positions_decodes_plainly(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, context: int, exactness: Any
+) -> None:
+    """Where there is no room to measure passes, one warning says so, and the text is right."""
+    model = tiny_gpt2(context=context)
+    settings = Decoding(exactness=exactness, calibration_s=0.01, most_retakes=1.0)
+    with caplog.at_level(logging.WARNING):
+        fast = HuggingFaceLM(model, tokenizer, decoding=settings)
+    if exactness == "invariant":
+        settings = replace(settings, drafter=())
+        plain = HuggingFaceLM(model, tokenizer, decoding=settings)
+    else:
+        plain = HuggingFaceLM(model, tokenizer)
+    request = Request(prompt="the", max_tokens=context - 3)
+    texts = [one.write(one.begin(request), (), context - 3, Progress()) for one in (plain, fast)]
+
+    assert texts[0] == texts[1]
+    assert len(texts[0].tokens) == context - 3
+    assert (context < 40) == isinstance(fast.decoder, PlainDecoder)
+    assert (context < 40) == (f"{context} positions" in caplog.text)
+
+
 def test_costs_are_measured(tokenizer: Tokenizer) -> None:
     """A curve begins with one row at cost 1, and no pass costs less."""
     lm = HuggingFaceLM(tiny_llama(context=128), tokenizer, decoding=Decoding(calibration_s=0.2))
@@ -183,6 +267,76 @@ def test_long_texts_are_equal(name: str, tokens: int) -> None:
     assert counted["different"] == 0
     assert counted["accepted"] > tokens / 2
     assert tokens < 1000 or counted["retake_rate"] < 0.02
+
+
+EVIDENCE = (Evidence("odd", 3, float("nan")),)
+RUBBISH = {
+    "no tree": lambda: [5, 6],
+    "nothing": lambda: None,
+    "words": lambda: TokenTree(("a", "b"), (-1, 0)),  # type: ignore[arg-type]
+    "halves": lambda: TokenTree((1.5,), (-1,)),  # type: ignore[arg-type]
+    "siblings": lambda: TokenTree((5, 5), (-1, -1)),
+    "circle": lambda: TokenTree((5, 6), (1, 0)),
+    "value": lambda: TokenTree((5,), (-1,), (float("nan"),)),
+    "evidence": lambda: TokenTree((5,), (-1,), evidence=("odd",)),  # type: ignore[arg-type]
+    "share": lambda: TokenTree((5,), (-1,), evidence=EVIDENCE),
+}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=RUBBISH)
+def test_a_drafter_that_returns_no_tree_of_tokens_is_reported_once(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, rubbish: Callable[[], TokenTree]
+) -> None:
+    """As if it had raised: the text is plain decoding's, the drafts of others stay."""
+
+    class Odd(SuffixDrafter):
+        def propose(self, context: object, budget: int) -> TokenTree:
+            return rubbish()
+
+        def release(self, request: object) -> None:
+            raise RuntimeError("planted")
+
+    model = tiny_llama()
+    drafters = [Odd(), SuffixDrafter()]
+    settings = Decoding(drafter=drafters, costs=CostCurve((1, 64), (1.0, 1.0)))
+    lm, plain = (HuggingFaceLM(model, tokenizer, decoding=one) for one in (settings, None))
+    request = Request(prompt="the ships the ships the ships", max_tokens=40)
+    with caplog.at_level(logging.WARNING):
+        drafts = [one.begin(request) for one in (plain, lm)]
+        texts = [
+            one.write(draft, (), 40, Progress())
+            for one, draft in zip((plain, lm), drafts, strict=True)
+        ]
+        lm.release(drafts[1])
+
+    assert texts[0] == texts[1]
+    assert [record.message for record in caplog.records] == ["Odd failed; its drafts are left out"]
+    assert lm.decoder.counts.drafts > 0
+
+
+def test_tokens_of_numpy_are_tokens(tokenizer: Tokenizer) -> None:
+    """What numpy counts with is an integer, too; Python's stand in the tree."""
+    tree = TokenTree(tuple(np.array([5, 6])), tuple(np.array([-1, 0])))
+
+    assert tree == TokenTree((5, 6), (-1, 0))
+    assert {int} == set(map(type, (*tree.tokens, *tree.parents)))
+
+
+def test_a_pass_has_no_more_drafts_than_set(tokenizer: Tokenizer) -> None:
+    """Several drafters, one of them generous: the most promising drafts are taken."""
+
+    class Generous(SuffixDrafter):
+        def propose(self, context: object, budget: int) -> TokenTree:
+            return TokenTree.of([[token] for token in range(90)])
+
+    drafters = [Generous(), SuffixDrafter()]
+    settings = Decoding(drafter=drafters, most_drafts=5, costs=CostCurve((1, 99), (1.0, 1.0)))
+    lm = HuggingFaceLM(tiny_llama(), tokenizer, decoding=settings)
+    request = Request(prompt="the ships the ships the ships", max_tokens=40)
+    lm.write(lm.begin(request), (), 40, Progress())
+    counts = lm.decoder.counts
+
+    assert 1 < counts.drafts / counts.passes <= 5
 
 
 def test_a_drafter_that_raises_is_reported_once(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-faiss = pytest.importorskip("faiss")
 
 from ralmspec_plugins import Verifier  # noqa: E402
 from ralmspec_plugins.errors import DeviceMemoryError, InputError  # noqa: E402
@@ -46,6 +45,7 @@ def queries_of(count: int, dimension: int) -> list[Query]:
 def opened(backend: str, corpus: DenseCorpus, device: str) -> Any:
     if backend != "faiss":
         return TorchFlat(corpus, k=5, device=device, **SETTINGS[backend])
+    faiss = pytest.importorskip("faiss")
     there = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
     if device == "cuda" and not there:
         pytest.skip("no GPU build of FAISS, or no GPU")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from langchain_core.globals import set_debug, set_llm_cache, set_verbose
 from langchain_core.runnables import ConfigurableField
 
 from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
+from ralmspec_plugins.errors import ConfigError
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -257,3 +259,47 @@ def test_the_hosts_own_printing_shows_nothing_rolled_back(
     assert canaries(expected) >= canaries(printed)
     assert bool(canaries(expected)) == bool(canaries(printed))
     rag.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_more_calls_at_once_than_the_model_takes(asynchronous: bool) -> None:
+    """Of all requests together; the others wait, and the answers are the same."""
+    changed, counts = threading.Condition(), Counter[str]()
+
+    def count(prompt: str) -> None:
+        with changed:
+            counts["running"] += 1
+            counts["most"] = max(counts["most"], counts["running"])
+            changed.notify_all()
+            changed.wait_for(lambda: counts["running"] > 2, timeout=0.02)
+            counts["running"] -= 1
+
+    async def acount(prompt: str) -> None:
+        counts["running"] += 1
+        counts["most"] = max(counts["most"], counts["running"])
+        for _ in range(20):
+            await asyncio.sleep(0.001 * (counts["most"] <= 2))
+        counts["running"] -= 1
+
+    hooks: dict[str, Any] = {"ahook": acount} if asynchronous else {"hook": count}
+    parts = HashLLM(**hooks), HashRetriever(documents=documents())
+    guessing: dict[str, Any] = {"guess_through": True, "schedule": FixedStride(stride=2)}
+    most, answers = {}, {}
+    for limit in (None, 2):
+        rag = rag_of(*parts, "interval", **guessing, max_concurrent_calls=limit)
+        counts.clear()
+        questions = list(QUESTIONS[:8])
+        replies = asyncio.run(rag.abatch(questions)) if asynchronous else rag.batch(questions)
+        answers[limit] = [reply["answer"] for reply in replies]
+        most[limit] = counts["most"]
+        rag.close()
+
+    assert most[None] > 2 == most[2]
+    assert answers[None] == answers[2]
+    assert all(answers[2])
+
+
+def test_a_limit_on_calls_is_checked_at_once() -> None:
+    """With its name."""
+    with pytest.raises(ConfigError, match="max_concurrent_calls must be a whole number"):
+        rag_of(HashLLM(), HashRetriever(documents=[]), max_concurrent_calls=0)

@@ -6,13 +6,16 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import Field
 
 from ralmspec_plugins import FixedStride
+from ralmspec_plugins.errors import ConfigError
 from tests.langchain.fake_models import turns
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
@@ -186,3 +189,50 @@ async def test_what_the_cache_answers_is_asked_once(kind: Any) -> None:
 
     assert [values(first)] * 2 == [values(reply) for reply in again]
     assert 1 == asked == len(llm.prompts)
+
+
+@pytest.mark.parametrize("kind", [Counting, HashChat, HashLLM])
+async def test_dropped_calls_stay_within_a_bound(kind: Any) -> None:
+    """Tokens by the model's report, or what a call may write; the call in flight may exceed it."""
+    llm, retriever = kind(), HashRetriever(documents=documents())
+    free = rag_of(llm, retriever, "interval", **WRONG)
+    cost = free.invoke(QUESTIONS[0])["ralmspec"]["stats"]["wasted_tokens"]
+    for most in (0, cost // 4):
+        rag = rag_of(llm, retriever, "interval", **WRONG, max_wasted_tokens=most)
+        for reply in (rag.invoke(QUESTIONS[0]), await rag.ainvoke(QUESTIONS[0])):
+            stats = reply["ralmspec"]["stats"]
+            call = max(span["tokens"] for span in stats["timeline"])
+            assert stats["wasted_tokens"] <= max(0, most - 1 + call * (most > 0)) < cost
+            assert stats["limited_by"] == "max_wasted_tokens"
+            assert free.invoke(QUESTIONS[0])["answer"] == reply["answer"] != ""
+            usage = reply["ralmspec"]["dropped"]["usage"]
+            assert usage is None or usage["total_tokens"] == stats["wasted_tokens"]
+        rag.close()
+    free.close()
+
+
+def test_dropped_embeddings_stay_within_a_bound() -> None:
+    """Queries that are no part of the answer are embedded at most so often; none with 0."""
+    store = InMemoryVectorStore.from_documents(documents(), DeterministicFakeEmbedding(size=8))
+    retriever = store.as_retriever()
+    free = rag_of(HashChat(), retriever, "interval", **WRONG)
+    expected = free.invoke(QUESTIONS[0])
+    assert expected["ralmspec"]["stats"]["wasted_encodings"] > 1
+    for most in (0, 1):
+        rag = rag_of(HashChat(), retriever, "interval", **WRONG, max_wasted_encodings=most)
+        reply = rag.invoke(QUESTIONS[0])
+        stats = reply["ralmspec"]["stats"]
+        rag.close()
+
+        assert stats["wasted_encodings"] <= most
+        assert stats["limited_by"] == "max_wasted_encodings"
+        assert expected["answer"] == reply["answer"] != ""
+        assert expected["context"] == reply["context"]
+    free.close()
+
+
+def test_a_bound_is_checked_at_once() -> None:
+    """With the name of what was wrong."""
+    for name in ("max_wasted_tokens", "max_wasted_encodings"):
+        with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least 0"):
+            rag_of(HashLLM(), HashRetriever(documents=[]), **{name: -1})

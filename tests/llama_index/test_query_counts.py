@@ -16,17 +16,18 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
-from llama_index_ralmspec import SpeculativeQueryEngine, register_batch_search
+from llama_index_ralmspec import SpeculativeQueryEngine, register_batch_search, stats_of
 from llama_index_ralmspec.stores.simple import simple_search
 
 from ralmspec_plugins import FixedStride
 from ralmspec_plugins.demo import DEMO_SEED, MODEL, make_world
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.huggingface import HuggingFaceLM
 from ralmspec_plugins.workloads import Interval, Sentences
 from tests.langchain.openai_server import Served, serving
 from tests.llama_index.by_hand import last_words
 from tests.llama_index.engine_parts import seen, seen_nodes
-from tests.llama_index.rag_parts import HashRetriever, digest, made_nodes
+from tests.llama_index.rag_parts import HashLLM, HashRetriever, digest, made_nodes, pair
 from tests.llama_index.worlds import WordEmbedding
 
 STEPS, STEP_WORDS, QUERY_WORDS = 16, 3, 12
@@ -275,3 +276,37 @@ def test_sentences_take_a_round_trip_each(
         assert [24] * 3 == [one["max_tokens"] for one in sent]
         assert expected == got
         assert sent == also_sent
+
+
+@pytest.mark.parametrize("bound", ["max_wasted_tokens", "max_wasted_encodings"])
+async def test_the_calls_of_wrong_guesses_stay_within_a_bound(bound: str) -> None:
+    """Of the model and of the embedder: what follows waits for its search; the text is the same."""
+    nodes = made_nodes()
+    embedder = WordEmbedding()
+    retriever = VectorStoreIndex(nodes, embed_model=embedder).as_retriever(similarity_top_k=2)
+    wrong: dict[str, Any] = {"replica": HashRetriever(nodes, salt="lie"), "pool": None}
+    wrong |= {"schedule": FixedStride(stride=4), "guess_through": True}
+    hand, free = pair(HashLLM(), retriever, **wrong)
+    expected, cost = hand.query(ASKED[0]), _wasted(free.query(ASKED[0]), bound)
+    assert cost > 3
+    for most in (0, cost // 4):
+        ours = free.with_options(**{bound: most})
+        for response in (ours.query(ASKED[0]), await ours.aquery(ASKED[0])):
+            stats = stats_of(response)
+            call = max(span.tokens for span in stats.timeline) if bound.endswith("tokens") else 1
+            assert _wasted(response, bound) <= max(0, most - 1 + call * (most > 0)) < cost
+            assert stats.limited_by == bound
+            assert seen(expected) == seen(response)
+            assert str(response)
+    free.close()
+
+
+def _wasted(response: Any, bound: str) -> int:
+    return int(getattr(stats_of(response), bound.removeprefix("max_")))
+
+
+@pytest.mark.parametrize("bound", ["max_wasted_tokens", "max_wasted_encodings"])
+def test_a_bound_on_waste_is_checked_at_once(bound: str) -> None:
+    """With the name of what was wrong."""
+    with pytest.raises(ConfigError, match=f"{bound} must be a whole number of at least 0"):
+        pair(HashLLM(), HashRetriever(made_nodes()), **{bound: -1})

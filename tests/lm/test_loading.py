@@ -10,7 +10,7 @@ import transformers
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 import ralmspec_plugins.lm
-from ralmspec_plugins.errors import InputError, ModelError
+from ralmspec_plugins.errors import ConfigError, InputError, ModelError
 from ralmspec_plugins.lm import HuggingFaceLM, Sampling
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing.models import tiny_llama
@@ -55,6 +55,14 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ModelError, match=message):
             HuggingFaceLM.from_pretrained(path)
+
+
+def test_a_device_that_is_not_there_is_named(saved: Path) -> None:
+    """Before weights are read."""
+    with pytest.raises(ConfigError, match=r"cannot use the device 'cuda:77'.*driver"):
+        HuggingFaceLM.from_pretrained(saved, device="cuda:77")
+    with pytest.raises(ConfigError, match="cannot use the device 'gpu'"):
+        HuggingFaceLM.from_pretrained("nowhere", device="gpu")
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from ralmspec_plugins.errors import ConfigError, DeviceMemoryError, InputError, ModelError
 from ralmspec_plugins.retrieval import HashingEncoder, load, open_retriever, save
+from ralmspec_plugins.retrieval.devices import usable_device
 from ralmspec_plugins.retrieval.encoders import (
     HuggingFaceEncoder,
     SentenceTransformerEncoder,
@@ -223,6 +224,37 @@ def test_encoders_run_on_the_device_they_are_given(
         assert pytest.approx(here("red fox").tolist(), abs=1e-3) == vector.tolist()
         assert vector.tobytes() == again.tobytes()
         assert (2, 16) == there.many(["red", "blue dog"]).shape
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(
+    bert: Path, sentence_model: Path, device: str, tmp_path: Path
+) -> None:
+    """At once, for a loaded knowledge base too; hashing has no device."""
+    for kind, path in ((HuggingFaceEncoder, bert), (SentenceTransformerEncoder, sentence_model)):
+        with pytest.raises(ConfigError, match=f"cannot use the device '{device}'.*give 'cpu'"):
+            kind(path, device=device)
+        saved = kind(path)
+        folder = tmp_path / kind.__name__
+        save(open_retriever("numpy-flat", [Passage("a", "red")], saved), folder)
+        with pytest.raises(ConfigError, match=f"cannot use the device '{device}'"):
+            load(folder, encoder_device=device)
+        vectors = [
+            one.encode("fox").encoding for one in (load(folder), load(folder, encoder_device="cpu"))
+        ]
+        assert np.array_equal(*vectors)
+    assert encoder_from({"kind": "hashing", "dimension": 4}, device)("red").shape == (4,)
+
+
+def test_a_full_device_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it has no memory left is said when the model is moved there."""
+    torch = pytest.importorskip("torch")
+
+    def full(*shape: int, device: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert "cuda:1" == str(usable_device(torch, "cuda:1"))
 
 
 def test_a_device_without_memory_is_a_clear_error(

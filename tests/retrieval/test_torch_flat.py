@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.retrieval import load, open_retriever, save, torch_kernel
+from ralmspec_plugins.retrieval import load, open_retriever, save, torch_flat, torch_kernel
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.numpy_flat import NumpyFlat
 from ralmspec_plugins.retrieval.optional import optional
@@ -468,3 +468,32 @@ def test_a_gpu_keeps_the_dense_contract(claim: str, metric: str, precision: Any)
     contract.metric = metric
     for contract.device_bytes in (None, 100_000):
         getattr(contract, claim)()
+
+
+def test_all_threads_search_in_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps memory for each pair of a thread and a stream: many of both would fill a GPU."""
+    flat = TorchFlat(corpus_of(random_vectors(0, 50, 8)), k=2, device="cpu")
+    queries = queries_of(random_vectors(1, 2, 8))
+    used: list[Any] = []
+    expected = flat.search(queries)
+
+    def entered(stream: Any) -> Any:
+        used.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(flat._kernel, "_stream", "the stream")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: flat.search(queries), range(8)))
+
+    assert [expected] * 8 == found
+    assert ["the stream"] * 8 == used
+
+
+def test_memory_that_torch_keeps_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a retriever which was dropped, for one."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+
+    assert 600 == torch_flat._free_bytes(torch, "cuda")

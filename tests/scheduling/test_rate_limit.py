@@ -141,7 +141,8 @@ def test_an_engine_goes_on_when_the_time_is_over() -> None:
     """The limit ends by itself."""
     now_s = 0.0
     limit = RateLimit(lambda: now_s)
-    session = Session(EchoWorkload(), WordRetriever(TEXTS), None, rate_limit=limit)
+    session = Session(EchoWorkload(), WordRetriever(TEXTS), None)
+    session.rate_limit = limit
     assert not session.guesses().held
     limit.note(ProviderError(429, {"retry-after": "5"}))
     assert session.guesses().held
