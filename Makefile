@@ -55,7 +55,7 @@ test-all: $(VENV)/.hosts $(VENV)/.lucene ## all tests: those that take longer, a
 	$(BIN)/python -m pytest -m "not network"
 
 test-java: $(VENV)/.installed $(VENV)/.lucene ## Lucene's tests alone
-	$(BIN)/python -m pytest -m java
+	$(BIN)/python -m pytest -n 0 -m java tests/retrieval
 
 # The first line fails without a GPU, where all tests would be skipped.
 gpu: $(GPU)/.installed ## on a machine with a GPU: its tests, then what it costs; see docs/gpu.md

@@ -32,7 +32,7 @@ def guessing_pays() -> Iterator[None]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call() -> None:
+def pytest_runtest_setup() -> None:
     """Measure equal models once."""
     share_calibrations()
 

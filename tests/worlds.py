@@ -43,6 +43,16 @@ def roll(*parts: Any) -> float:
     return int.from_bytes(digest) / 2**64
 
 
+class Spelled:
+    """A value that is thrown for again and again, with its repr made once."""
+
+    def __init__(self, value: Any) -> None:
+        self._repr = repr(value)
+
+    def __repr__(self) -> str:
+        return self._repr
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def roll_by_name(seed: int, *names: str) -> float:
     """Throw the same die where only names decide; what was thrown is remembered."""
@@ -81,7 +91,7 @@ class World:
     def workload(self) -> "WorldWorkload":
         return CarryingWorkload(self) if self.carries else WorldWorkload(self)
 
-    @property
+    @functools.cached_property
     def retriever(self) -> "WorldRetriever":
         return WorldRetriever(self)
 
@@ -119,9 +129,9 @@ class WorldWorkload:
         world = self.world
         if state.whole:
             return None
-        asked = self.query_key(state)
+        asked = Spelled(self.query_key(state))
         if roll(world.seed, "ask fails", asked) < world.ask_errors:
-            raise WorldError(f"no question after {asked!r}")
+            raise WorldError(f"no question after {asked}")
         if roll(world.seed, "unretrieved", asked) < world.unretrieved:
             return NO_RETRIEVAL
         return f"q{int(roll(world.seed, 'query', asked) * world.queries)}"
@@ -135,7 +145,7 @@ class WorldWorkload:
     def _extend(self, state: WorldState, hits: Hits, progress: Progress, ahead: str) -> WorldState:
         progress.check()
         progress.charge(MOST_TOKENS)
-        key = self.extend_key(state, hits)
+        key = Spelled(self.extend_key(state, hits))
         if roll(self.world.seed, "extend fails", key) < self.world.extend_errors:
             raise WorldError(f"cannot write after {state.text!r}")
         if any(self.world.too_long(hit.passage) for hit in hits):
@@ -157,10 +167,11 @@ class WorldWorkload:
             return state
         return replace(state, front=hits, prefilled_at=len(state.text))
 
-    def _segment(self, state: WorldState, key: Hashable) -> str:
+    def _segment(self, state: WorldState, key: Spelled) -> str:
         """Write 1 to 3 letters, or all that is left in one shot."""
         world = self.world
-        seen = key if roll(world.seed, "heeds", state.text) < world.heeds else state.text
+        heeds = roll(world.seed, "heeds", state.text) < world.heeds
+        seen = key if heeds else Spelled(state.text)
         count = world.length if world.shape == "one shot" else 1 + int(roll(seen, "count") * 3)
         letters = ""
         for place in range(count):
@@ -170,7 +181,7 @@ class WorldWorkload:
                 break
         return letters
 
-    def _rewritten(self, state: WorldState, key: Hashable) -> WorldState:
+    def _rewritten(self, state: WorldState, key: Spelled) -> WorldState:
         text = self._segment(replace(state, text=f"{state.rounds}{state.text}"), key)
         return WorldState(text, state.rounds + 1, whole=state.rounds + 1 >= 4)
 
@@ -249,6 +260,7 @@ class WorldRetriever:
             Passage(f"p{n}", f"text {n - 1 if n % 3 == 2 else n}") for n in range(world.passages)
         ]
         self.texts = [passage.text for passage in self.passages]
+        self._known: dict[str, Hits] = {}  # all passages, ranked, by query
 
     def encode(self, text: str) -> Query:
         if self._fails(text):
@@ -282,8 +294,11 @@ class WorldRetriever:
             raise WorldError(f"no search for {query.text}")
         if roll_by_name(self.world.seed, "empty", query.text) < 0.05:
             return ()
-        hits = [Hit(passage, self.score(query, passage)) for passage in self.passages]
-        return tuple(sorted(hits, key=lambda hit: (-(hit.score or 0.0), hit.passage.id)))
+        if query.text not in self._known:
+            hits = [Hit(passage, self.score(query, passage)) for passage in self.passages]
+            hits.sort(key=lambda hit: (-(hit.score or 0.0), hit.passage.id))
+            self._known[query.text] = tuple(hits)
+        return self._known[query.text]
 
     def table(self, capacity: int) -> "WorldTable":
         return WorldTable(self, capacity)

@@ -20,7 +20,15 @@ from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeAlias
 
-from ralmspec_plugins.adapters.plain_data import LISTS, is_array, is_atom, package_name, state
+from ralmspec_plugins.adapters.plain_data import (
+    LISTS,
+    Slots,
+    is_array,
+    is_atom,
+    package_name,
+    slots_of,
+    state,
+)
 from ralmspec_plugins.adapters.plain_data import copied as copied
 from ralmspec_plugins.adapters.plain_data import copied_where_possible as copied_where_possible
 from ralmspec_plugins.adapters.plain_data import is_data as is_data
@@ -82,6 +90,8 @@ class _ValueWriter:
         self._unread = unread
         self._inside: list[int] = []  # the enclosing containers, by id()
         self._left = _MOST_READ
+        self._records: dict[int, _Record | None] = {}  # by id() of classes, which may change later
+        self._texts: dict[str, bytes] = {}  # keys: records of one class have the same ones
 
     def unread(self, value: object) -> bytes:
         return _part(b"unread", [self._unread(value)])
@@ -96,6 +106,8 @@ class _ValueWriter:
             return _leaf(b"float", value.hex().encode())
         if kind is int:
             return _leaf(b"int", b"%x" % value)  # a repr of many digits raises
+        if value is None:
+            return _NONE
         if is_atom(value):
             return _leaf(_name(kind), repr(value).encode("utf-8", "surrogatepass"))
         if id(value) in self._inside:  # a container in itself, identified by its depth
@@ -122,23 +134,34 @@ class _ValueWriter:
         known = None if self._read is None else self._read(value)
         if known is not None:
             return _part(b"part " + _name(kind), [self._opaque(value), *self._pairs(known)])
-        fields = _fields(value)
-        if fields is None:
+        record = self._record(kind)
+        if record is None:
             return self._named(value, kind)
         hidden = self._opaque(value) if getattr(value, "__pydantic_private__", None) else b""
-        return _part(b"fields of " + self._opaque(kind), [hidden, *self._pairs(fields)])
+        return _part(record.name, [hidden, *self._pairs(record.fields(value))])
+
+    def _record(self, kind: type) -> "_Record | None":
+        if id(kind) not in self._records:
+            self._records[id(kind)] = _Record(kind, self._opaque) if _is_record(kind) else None
+        return self._records[id(kind)]
 
     def _named(self, value: Any, kind: type) -> bytes:
         return _part(b"opaque " + _name(kind), [self._opaque(value)])
 
     def _pairs(self, mapping: Mapping[Any, Any]) -> list[bytes]:
-        pairs = [
-            b"(%d,%d:%s%s)" % (len(key), len(value), key, value)
-            for key, value in [
-                (self.written(key), self.written(value)) for key, value in list(mapping.items())
-            ]
-        ]  # each as a part without a type
-        return pairs if self._ordered else sorted(pairs)
+        pairs: list[bytes] = []
+        for name, item in list(mapping.items()):
+            key, value = self._key(name), self.written(item)
+            pairs.append(b"(%d,%d:%s%s)" % (len(key), len(value), key, value))
+        return pairs if self._ordered else sorted(pairs)  # each is a part without a type
+
+    def _key(self, name: Any) -> bytes:
+        if type(name) is not str:
+            return self.written(name)
+        key = self._texts.get(name)
+        if key is None:
+            key = self._texts[name] = self.written(name)
+        return key
 
     def _array(self, value: Any, kind: type) -> bytes:
         shape = repr(value.shape).encode()
@@ -147,28 +170,41 @@ class _ValueWriter:
         return _part(_name(kind), [repr(value.dtype.descr).encode(), shape, value.tobytes()])
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
-    """Return the fields of a dataclass or pydantic model; `None` for other values.
+def _is_record(kind: type) -> bool:
+    """Return whether the instances of a class have fields: a dataclass or a pydantic model.
+
+    A record that is also a dictionary, a text or similar is not supported.
+    """
+    if not (hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")):
+        return False
+    return all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1])
+
+
+class _Record:
+    """Reads the fields of a class's instances.
 
     Private attributes of a model (counters, caches, clients) are not readable: a model with
-    such attributes is identified by its id in addition. A record that is also a dictionary, a
-    text or similar is not supported.
+    such attributes is identified by its id in addition.
 
     Raises:
-        TypeError: its class hides its attributes.
+        TypeError: the class hides the attributes of its instances.
     """
-    kind = type(value)
-    if not (hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")):
-        return None
-    if any(not base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
-        return None
-    own = state(value)
-    for name in getattr(kind, "__dataclass_fields__", ()):
-        if name not in own and hasattr(kind, name):
-            own[name] = getattr(kind, name)  # a default in the class only
-    if more := getattr(value, "__pydantic_extra__", None):
-        own["__pydantic_extra__"] = more
-    return own
+
+    def __init__(self, kind: type, opaque: Opaque) -> None:
+        self.name = b"fields of " + opaque(kind)
+        self._slots: Slots = slots_of(kind)
+        declared: Iterable[str] = getattr(kind, "__dataclass_fields__", ())
+        self._defaults = {
+            name: getattr(kind, name) for name in declared if hasattr(kind, name)
+        }  # in the class only, where an instance has none of its own
+
+    def fields(self, value: Any) -> dict[str, Any]:
+        own = state(value, self._slots)
+        if self._defaults:
+            own = own | {name: one for name, one in self._defaults.items() if name not in own}
+        if more := getattr(value, "__pydantic_extra__", None):
+            own["__pydantic_extra__"] = more
+        return own
 
 
 def _name(kind: type) -> bytes:
@@ -183,6 +219,9 @@ def _part(kind: bytes, items: Sequence[bytes]) -> bytes:
 def _leaf(kind: bytes, item: bytes) -> bytes:
     """Return a part of one item, faster."""
     return b"%s(%d:%s)" % (kind, len(item), item)
+
+
+_NONE: Final = _leaf(_name(type(None)), b"None")
 
 
 # Ids of live objects and fingerprints of values, as parts of a retriever's signature.

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from copy import deepcopy
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -41,28 +41,47 @@ def is_array(value: Any) -> bool:
     return own and value.dtype.metadata is None
 
 
-def state(value: object) -> dict[str, Any]:
+Slots: TypeAlias = list[tuple[str, str, MemberDescriptorType]]  # of a class: base, name, descriptor
+
+
+def state(value: object, slots: Slots | None = None) -> dict[str, Any]:
     """Return the attributes of an instance in its dictionary and slots.
+
+    Args:
+        value: any instance.
+        slots: what `slots_of` returns for its class, if that is known.
 
     Raises:
         TypeError: its class hides the dictionary.
     """
     own: dict[str, Any] = {}
-    for base in reversed(type(value).__mro__):
-        attributes = vars(base)
-        if not isinstance(attributes.get("__dict__", _DICTIONARY), GetSetDescriptorType):
-            raise TypeError(f"{base.__qualname__} hides what its instances hold")
-        if "__slots__" not in attributes:
-            continue
-        slots = [one for one in attributes.items() if type(one[1]) is MemberDescriptorType]
-        for name, slot in slots:
-            if not name.startswith("__pydantic_"):
-                with suppress(AttributeError):  # it is not set
-                    unique = f"{base.__qualname__}.{name}" if name in own else name
-                    own[unique] = slot.__get__(value)
+    for base, name, slot in slots_of(type(value)) if slots is None else slots:
+        with suppress(AttributeError):  # it is not set
+            unique = f"{base}.{name}" if name in own else name
+            own[unique] = slot.__get__(value)
     with suppress(AttributeError):
         own |= object.__getattribute__(value, "__dict__")
     return own
+
+
+def slots_of(kind: type) -> Slots:
+    """Return the slots of a class and of its base classes, without those of pydantic.
+
+    Raises:
+        TypeError: the class hides the dictionary of its instances.
+    """
+    slots: Slots = []
+    for base in reversed(kind.__mro__):
+        attributes = vars(base)
+        if not isinstance(attributes.get("__dict__", _DICTIONARY), GetSetDescriptorType):
+            raise TypeError(f"{base.__qualname__} hides what its instances hold")
+        if "__slots__" in attributes:
+            slots += [
+                (base.__qualname__, name, slot)
+                for name, slot in attributes.items()
+                if type(slot) is MemberDescriptorType and not name.startswith("__pydantic_")
+            ]
+    return slots
 
 
 _DICTIONARY: Final = vars(type("_Plain", (), {}))["__dict__"]

@@ -141,10 +141,10 @@ def virtual_time(world: World, settings: Settings) -> Answer:
 @pytest.mark.parametrize(
     ("engine", "count"),
     [
-        (threads, 50),
-        (coroutines, 50),
-        (coroutines_over_threads, 30),
-        (virtual_time, 200),
+        (threads, 40),
+        (coroutines, 40),
+        (coroutines_over_threads, 25),
+        (virtual_time, 100),
         *(
             pytest.param(*many, marks=pytest.mark.slow)
             for many in ((threads, 150), (coroutines, 150), (coroutines_over_threads, 80))

@@ -19,7 +19,7 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 from tests.drivers import drive
 from tests.knn.worlds import DrivenSearch, KNNWorld, PlainCache, WrongNeighbours, random_world
 
-WORLDS = 200
+WORLDS = 80
 MANY_WORLDS = 5000
 
 worlds = st.integers(0, 2**63).map(random_world)

@@ -166,7 +166,7 @@ def test_every_setting_writes_the_plain_tokens(
 ) -> None:
     """Schedules, k, weights, greedy and drawn, on threads and on asyncio; some guesses wrong."""
     assert len(store) > max(KS)
-    assert check_over(network, tokenizer, store, 16) > 3
+    assert check_over(network, tokenizer, store, len(SCHEDULES)) > 3
 
 
 @pytest.mark.parametrize("search", ["hnsw", "ivfpq"])

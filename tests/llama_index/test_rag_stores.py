@@ -30,14 +30,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
     pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
 ]
-QUICK, ALL = 24, 200  # requests for each store, over all its settings
+QUICK, ALL = 12, 200  # requests for each store, over all its settings
 MODES = (
     *(ResponseMode.COMPACT, ResponseMode.SIMPLE_SUMMARIZE, ResponseMode.COMPACT),
     *(ResponseMode.TREE_SUMMARIZE, ResponseMode.REFINE),
 )
 HOW = ("at once", "awaited", "streamed", "awaited and streamed")
 SCHEDULES = (None, Continuous(), OptimalStride(), FixedStride(stride=2), FixedStride(stride=3))
-LIAR = HashRetriever(corpus(SIZE), salt="lie")
+LIAR = HashRetriever(corpus(12), salt="lie")
 LYING: dict[str, Any] = {"replica": LIAR, "pool": None}
 
 
@@ -147,7 +147,7 @@ async def check(name: str, ways: list[BaseRetriever], requests: int) -> Counter[
 async def test_random_requests_are_answered_as_the_hosts_engine_does(
     name: str, stores: Stores
 ) -> None:
-    """Text, nodes, scores, order, metadata, errors: of 24 requests a store, in all settings."""
+    """Text, nodes, scores, order, metadata, errors: of 12 requests a store, in all settings."""
     counted = await check(name, stores[name], QUICK)
 
     assert counted["requests"] >= QUICK
