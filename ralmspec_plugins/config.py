@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from ralmspec_plugins.arguments import suggests_fields
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Speculator
 from ralmspec_plugins.scheduling.model_queue import ModelQueue
@@ -15,6 +16,7 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.waste import WasteLimits
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How an engine speculates. The defaults suit a local retriever.
@@ -45,7 +47,7 @@ class Settings:
     request they are of. All engines that use the model can be given the same queue.
 
     Attributes:
-        schedule: how far to speculate, and when to search.
+        schedule: how far to speculate, and when to search, such as `Continuous(lanes=4)`.
         prefetch: the number of hits that a verification adds to the cache; `None`: max(20, 20 k).
         capacity: passages in a request's own passage cache.
         eviction: what leaves a full one: "lru", "lfu" or "fifo".
@@ -81,6 +83,8 @@ class Settings:
         for name, value in numbers.items():
             if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.speculate, bool):
+            raise ConfigError(f"speculate must be True or False, got {self.speculate!r}")
         _ = self.waste_limits  # raises errors early
         eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:

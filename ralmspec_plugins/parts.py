@@ -247,10 +247,17 @@ def results(found: Any, queries: Sequence[Query]) -> list[Hits]:
 
 def _hits(given: Any) -> Hits:
     if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
-        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}")
+        raise InputError(
+            f"search() must return a sequence of hits for each query, got {given!r:.200} for one"
+        )
     hits = fixed(given)  # a lazy sequence raises its errors here
-    if type(hits) is tuple and not all(isinstance(hit, Hit) for hit in hits):
-        raise InputError(f"a result must be a sequence of hits, got {given!r:.200}")
+    if type(hits) is tuple:
+        for hit in hits:
+            if not isinstance(hit, Hit):
+                raise InputError(
+                    "search() must return a sequence of hits for each query, each a "
+                    f"Hit(passage, score), got {hit!r:.200} in one"
+                )
     return hits
 
 

@@ -863,6 +863,7 @@ def test_a_replica_needs_a_search_alone(shape: Callable[[Any], Any]) -> None:
         lambda: Settings(may_guess=True),  # type: ignore[arg-type]
         lambda: Settings(schedule=Continuous),  # type: ignore[arg-type]
         lambda: Settings(capacity="3"),  # type: ignore[arg-type]
+        lambda: Settings(speculate="no"),  # type: ignore[arg-type]
         lambda: EngineOf(Mine(), OnlySearch(), {"speculate": False}),
         lambda: EngineOf(Mine, OnlySearch()),
         lambda: EngineOf(Mine(), OnlySearch),
@@ -874,6 +875,13 @@ def test_a_mistake_is_refused_when_it_is_made(wrong: Callable[[], Any]) -> None:
     """Not by the first request."""
     with pytest.raises(ConfigError, match=r"got|is a class"):
         wrong()
+
+
+def test_an_unknown_setting_is_refused_with_a_similar_one() -> None:
+    with pytest.raises(TypeError, match="unknown argument 'schedul'; did you mean 'schedule'"):
+        Settings(schedul=Continuous())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unknown argument 'lanes'; known are .*schedule"):
+        Settings(lanes=2)  # type: ignore[call-arg]
 
 
 def test_an_unknown_eviction_is_refused_at_once() -> None:
@@ -949,6 +957,24 @@ def test_what_can_only_be_awaited_says_so(run: Any, workload: Any, retriever: An
         run(workload(), retriever())
 
     assert in_tasks(workload(), retriever()) == plainly(Mine(), OnlySearch(), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Hit(Passage("p", "red fox")), r"for each query, got Hit\(.* for one"),
+        (["red fox"], r"each a Hit\(passage, score\), got 'red fox' in one"),
+        ([Hit(Passage("p", "red fox")), None], "got None in one"),
+    ],
+)
+def test_what_is_no_result_is_named(result: Any, said: str) -> None:
+    class Wrong(OnlySearch):
+        def found(self, query: Query) -> Any:
+            return result
+
+    for run in (in_threads, lambda *parts: plainly(*parts, PROMPT)):
+        with pytest.raises(InputError, match=said):
+            run(Mine(), Wrong())
 
 
 def test_errors_of_lazy_hits_are_the_retrievers_own() -> None:

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from langchain_ralmspec.generations import achunks_of, chunks_of, result_of
 from langchain_ralmspec.options import checked_fields
-from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.fingerprint import overrides_only
 from ralmspec_plugins.adapters.local_model import check_model, known_by, model_name
+from ralmspec_plugins.arguments import refuse_unknown
 from ralmspec_plugins.knn.request import KNNRequest
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from langchain_core.vectorstores import VectorStore
 from pydantic import ValidationError
 
-from ralmspec_plugins.adapters.arguments import suggestion
+from ralmspec_plugins.arguments import suggestion
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.types import Request
 

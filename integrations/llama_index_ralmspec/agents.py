@@ -49,9 +49,9 @@ from ralmspec_plugins.adapters.agents import (
     ToolStep,
     check_names,
 )
-from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.side_effects import SideEffects, Slices
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher
+from ralmspec_plugins.arguments import suggests_fields
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.processor import ProcessorLoad
 from ralmspec_plugins.speculators.query_cache import QueryCache

@@ -11,8 +11,8 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from typing_extensions import override
 
 from llama_index_ralmspec.completions import AnsweringLLM
-from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.local_model import check_model, model_name
+from ralmspec_plugins.arguments import refuse_unknown
 from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.knn.request import KNNRequest

@@ -6,7 +6,6 @@ from typing import Any, Final, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 
-from ralmspec_plugins.adapters.arguments import suggests_fields
 from ralmspec_plugins.adapters.engines import (
     OwnPool,
     Speculation,
@@ -18,6 +17,7 @@ from ralmspec_plugins.adapters.engines import (
 from ralmspec_plugins.adapters.retriever_state import BatchMode
 from ralmspec_plugins.adapters.text_model import Bound, Continuation
 from ralmspec_plugins.adapters.writing_options import check_decoding
+from ralmspec_plugins.arguments import suggests_fields
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Schedule

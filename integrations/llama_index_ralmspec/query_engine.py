@@ -24,10 +24,10 @@ from llama_index_ralmspec.options import NAMES, Options
 from llama_index_ralmspec.pipeline import Assembly, RequestRun, key_of
 from llama_index_ralmspec.response import PlainRun
 from llama_index_ralmspec.serving import QueryEnginePipeline
-from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.engines import Runtime
 from ralmspec_plugins.adapters.fingerprint import overridden
 from ralmspec_plugins.adapters.retriever_state import HostStats
+from ralmspec_plugins.arguments import refuse_unknown
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
@@ -316,20 +316,20 @@ def _check_wrappable(engine: Any) -> None:
     kind = type(engine)
     if isinstance(engine, BaseIndex):
         remedy = "for an index use SpeculativeQueryEngine.from_index(index, ...)"
-        raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
+        raise ConfigError(f"expected a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
     if isinstance(engine, BaseRetriever):
         remedy = "for a retriever use SpeculativeQueryEngine.from_args(retriever, ...)"
-        raise ConfigError(f"wrap() takes a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
+        raise ConfigError(f"expected a RetrieverQueryEngine, got a {kind.__name__}; {remedy}")
     if not isinstance(engine, RetrieverQueryEngine):
         raise ConfigError(
-            "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
+            "expected a RetrieverQueryEngine, which is a retriever, postprocessors and a "
             f"response synthesizer; got {kind.__name__}. If it calls a query engine or a "
             "retriever, pass a SpeculativeQueryEngine or a SpeculativeRetriever to it"
         )
     own = [] if isinstance(engine, SpeculativeQueryEngine) else _own_methods(kind)
     if own or overridden(engine):
         raise ConfigError(
-            "wrap() takes a RetrieverQueryEngine, which is a retriever, postprocessors and a "
+            "expected a RetrieverQueryEngine, which is a retriever, postprocessors and a "
             f"response synthesizer; got {kind.__name__}, with methods of its own: "
             f"{', '.join(own) or 'replaced on the object'}. "
             "Pass the parts to SpeculativeQueryEngine(retriever, response_synthesizer), "

@@ -14,7 +14,6 @@ from llama_index_ralmspec.callbacks import tell_retrieval
 from llama_index_ralmspec.documents import nodes_of, passage_of
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import check_retriever
-from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.retriever import all_or_first_error
 from ralmspec_plugins.adapters.retriever_service import (
     RetrieverCall,
@@ -28,6 +27,7 @@ from ralmspec_plugins.adapters.retriever_service import (
     outcomes,
 )
 from ralmspec_plugins.adapters.retriever_state import BatchMode, check_way
+from ralmspec_plugins.arguments import suggests
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache

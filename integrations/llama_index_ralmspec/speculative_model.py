@@ -15,13 +15,13 @@ from llama_index.core.llms import CustomLLM
 from typing_extensions import override
 
 from llama_index_ralmspec.completions import AnsweringLLM
-from ralmspec_plugins.adapters.arguments import refuse_unknown
 from ralmspec_plugins.adapters.writing_options import (
     OPTIONS,
     DecodingStats,
     LoadingOptions,
     options_of,
 )
+from ralmspec_plugins.arguments import refuse_unknown
 from ralmspec_plugins.engine.streams import AnswerStream, AsyncAnswerStream
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.types import Answer

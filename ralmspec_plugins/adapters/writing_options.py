@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ralmspec_plugins.adapters.arguments import refuse_unknown
+from ralmspec_plugins.arguments import refuse_unknown
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.sampling import Greedy, Sampling
 from ralmspec_plugins.types import Request

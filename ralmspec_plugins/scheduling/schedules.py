@@ -97,7 +97,8 @@ class Continuous:
     Attributes:
         window: the maximum number of unverified steps.
         lanes: the maximum number of searches in parallel.
-        min_acceptance_rate: the acceptance rate below which no segment is speculative.
+        min_acceptance_rate: the acceptance rate below which no segment is speculative, 0.1 by
+            default.
     """
 
     window: int = 64

@@ -253,6 +253,11 @@ def _form_error(error: RequestValidationError) -> ApiError:
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
     if first["type"] == "extra_forbidden":
         message = f"{place} has no effect here, so it is refused: leave it out"
+    elif first["type"] == "json_invalid":
+        place = "the body"
+        message = "the body is not valid JSON"
+    elif place == "the body":
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
     else:
         message = f"{place}: {first['msg']}"
     return ApiError(400, message, param=place)

@@ -121,6 +121,25 @@ async def test_what_has_no_effect_is_refused(fields: dict[str, Any], named: str)
     assert workload.written == []
 
 
+@pytest.mark.parametrize(
+    ("sent", "kind", "said"),
+    [
+        (b"{}", "application/x-www-form-urlencoded", "Content-Type: application/json"),
+        (b"[]", "application/json", "must be a JSON object"),
+        (b"", "application/json", "must be a JSON object"),
+        (b'{"model": ', "application/json", "the body is not valid JSON"),
+    ],
+)
+async def test_a_body_that_is_no_object_is_refused(sent: bytes, kind: str, said: str) -> None:
+    """With what it has to be: curl's `-d` alone sends a form."""
+    async with client_of(app_of(AsyncPoem())) as client:
+        response = await client.post(CHAT, content=sent, headers={"Content-Type": kind})
+
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "the body")
+    assert said in error["message"]
+
+
 async def test_a_field_is_ignored_where_the_operator_says_so() -> None:
     """And no other."""
     async with client_of(app_of(ignore=["temperature"])) as client:

@@ -60,9 +60,9 @@ from ralmspec_plugins.adapters.agents import (
     ToolStep,
     check_names,
 )
-from ralmspec_plugins.adapters.arguments import suggests
 from ralmspec_plugins.adapters.side_effects import SideEffects
 from ralmspec_plugins.adapters.speculative_calls import Recording, TaskLauncher, ThreadLauncher
+from ralmspec_plugins.arguments import suggests
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import same_to_read
