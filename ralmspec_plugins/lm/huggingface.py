@@ -534,8 +534,8 @@ class HuggingFaceLM:
             raise ContextOverflowError(
                 f"{prefix} passage tokens + {prompt} prompt tokens + {goal} text tokens = "
                 f"{prefix + prompt + goal}, but the model's context is {self._context}. "
-                "Use fewer or shorter passages (k, passage_tokens), shorter files of a long context, "
-                "or a smaller max_tokens."
+                "Use fewer or shorter passages (k, passage_tokens), shorter files of a long "
+                "context, or a smaller max_tokens."
             )
 
     def _next_token(self, draft: Draft, lineage: PrefillSchedule, logits: torch.Tensor) -> int:
