@@ -5,9 +5,10 @@ import importlib.util
 import inspect
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from opentelemetry import trace
 
 from benchmarks.write_tables import filled
 from ralmspec_plugins import (
@@ -51,6 +52,17 @@ LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 TIME = re.compile(r"\b\d+(\.\d+)?(?= m?s\b)")
 
 
+@pytest.fixture
+def no_tracer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set a page's tracer provider for its test alone: a process can set one only once."""
+
+    def set_for_test(provider: Any) -> None:
+        monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+
+    monkeypatch.setattr(trace, "set_tracer_provider", set_for_test)
+
+
+@pytest.mark.usefixtures("no_tracer_is_left")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_examples_of_a_page_run(
     page: Path,

@@ -15,7 +15,7 @@ from langchain_core.runnables.base import RunnableBinding
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
-from ralmspec_plugins.adapters.fingerprint import class_names, qualified_name
+from ralmspec_plugins.adapters.fingerprint import class_names, is_known, qualified_name
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Bounded,
@@ -81,6 +81,13 @@ _REMOTE = frozenset(
     )
 )
 _REMOTE_CLASSES = frozenset({"langchain_huggingface.llms.huggingface_endpoint.HuggingFaceEndpoint"})
+_OWN = frozenset(
+    {
+        "langchain_ralmspec.knn.KNNLLM",
+        "langchain_ralmspec.speculative_model.SpeculativeChatModel",
+        "langchain_ralmspec.speculative_model.SpeculativeLLM",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +227,14 @@ def inside_pipeline(model: Any) -> Any | None:
 def is_remote(model: Any) -> bool:
     """Return whether a model is the client of a known server."""
     return _remote(class_names(model))
+
+
+def keeps_nothing(model: Any) -> bool:
+    """Return whether a model is this package's own: no call of it changes a later one.
+
+    It draws its tokens by keyed random numbers, not by the process-wide generators.
+    """
+    return is_known(model, _OWN)
 
 
 def _remote(names: frozenset[str]) -> bool:

@@ -25,7 +25,13 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
 from langchain_ralmspec.callbacks import CallbackSink
-from langchain_ralmspec.capabilities import cached, inside_pipeline, is_remote, unwrapped
+from langchain_ralmspec.capabilities import (
+    cached,
+    inside_pipeline,
+    is_remote,
+    keeps_nothing,
+    unwrapped,
+)
 from langchain_ralmspec.configs import HostContext, heard_by, silenced, taps
 from langchain_ralmspec.host_retriever import HostRetriever
 from langchain_ralmspec.inspection import models_in, setup_of
@@ -397,12 +403,14 @@ def side_effects_of(llm: Runnable[Any, Any]) -> SideEffects | None:
     """Return the observer of side effects of a model's calls; `None` if it cannot have any.
 
     A known server keeps no state in this process, and its client's counters do not affect an
-    answer. A pipeline of transformers that does not sample still draws random numbers (in its
-    data loader), but does not use them.
+    answer; this package's own models keep nothing. A pipeline of transformers that does not sample
+    still draws random numbers (in its data loader), but does not use them.
     """
     model = unwrapped(llm).model
     models = models_in(llm)
-    if models and all(is_remote(one) or _never_samples(one) for one in models):
+    if models and all(
+        is_remote(one) or keeps_nothing(one) or _never_samples(one) for one in models
+    ):
         return None
     return SideEffects(*models, *(() if any(model is one for one in models) else (model,)))
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from llama_index.core.llms import LLM
 
-from ralmspec_plugins.adapters.fingerprint import class_names, qualified_name
+from ralmspec_plugins.adapters.fingerprint import class_names, is_known, qualified_name
 from ralmspec_plugins.adapters.text_model import (
     Bound,
     Bounded,
@@ -185,6 +185,9 @@ _CHATS_BY_PROMPT: Final = frozenset(
 _CONTINUES: Final = frozenset(
     {"llama_index.llms.anthropic.base.Anthropic", "llama_index.llms.ollama.base.Ollama"}
 )
+_OWN: Final = frozenset(
+    {"llama_index_ralmspec.knn.KNNLLM", "llama_index_ralmspec.speculative_model.SpeculativeLLM"}
+)
 _REMOTE: Final = frozenset(
     f"llama_index.llms.{name}"
     for name in (
@@ -308,6 +311,14 @@ def is_remote(llm: Any) -> bool:
     """Return whether a model calls a server, which accepts several calls at a time."""
     packages = {".".join(name.split(".")[:3]) for name in class_names(inner(llm))}
     return bool(packages & _REMOTE)
+
+
+def keeps_nothing(llm: Any) -> bool:
+    """Return whether a model is this package's own: no call of it changes a later one.
+
+    It draws its tokens by keyed random numbers, not by the process-wide generators.
+    """
+    return is_known(inner(llm), _OWN)
 
 
 def awaits(llm: Any, method: str) -> bool:

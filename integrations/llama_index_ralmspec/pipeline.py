@@ -20,7 +20,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import QueryBundle
 
 from llama_index_ralmspec.callbacks import Telling
-from llama_index_ralmspec.capabilities import inner, is_remote
+from llama_index_ralmspec.capabilities import inner, is_remote, keeps_nothing
 from llama_index_ralmspec.host_calls import CallRecord, HostContext, copied, current_request
 from llama_index_ralmspec.host_retriever import HostRetriever
 from llama_index_ralmspec.inspection import blocks_loop
@@ -214,7 +214,9 @@ class Assembly:
 def _side_effects_of(synthesizer: BaseSynthesizer, options: Options) -> SideEffects | None:
     """Return the observer of the model's side effects; `None` if it is known to have none."""
     llm = inner(getattr(synthesizer, "_llm", None))
-    if llm is None or options.guess_through or options.direct or is_remote(llm):
+    if llm is None or options.guess_through or options.direct:
+        return None
+    if is_remote(llm) or keeps_nothing(llm):
         return None
     return SideEffects(*_models_in(llm))
 

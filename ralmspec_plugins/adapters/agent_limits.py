@@ -1,4 +1,4 @@
-"""How far the runs of an agent may speculate, and counts of what became of it."""
+"""Limits of an agent's calls ahead, and the counts of their results."""
 
 import threading
 from dataclasses import dataclass, replace

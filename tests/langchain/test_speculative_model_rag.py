@@ -1,11 +1,14 @@
 """Both speculations at once: retrieval ahead of a model that drafts its tokens."""
 
+import random
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import SpeculativeChatModel, SpeculativeLLM, SpeculativeRAG, speculate
+from langchain_ralmspec.pipeline import side_effects_of
 
 from ralmspec_plugins import FixedStride, SharedPassageCache
 from ralmspec_plugins.decoding import Decoding
@@ -81,6 +84,31 @@ def test_answers_by_the_hosts_calls_are_the_plain_loops(
     if workload == "interval":
         stats = [one["ralmspec"]["stats"] for one in with_both]
         assert sum(one["guesses"] for one in stats) > 0, [one["unguessed"] for one in stats]
+
+
+def test_numbers_that_others_draw_do_not_end_speculation() -> None:
+    """The package's own model draws none: those of a handler, or of a thread, are not its own."""
+
+    class Draws(BaseCallbackHandler):
+        def on_llm_start(self, *_: Any, **__: Any) -> None:
+            random.random()
+
+    settings: Any = {"schedule": FixedStride(stride=2), "pool": SharedPassageCache()}
+    rag = rag_over(own(SpeculativeLLM, drafter=None), TEXT, **settings)
+    replies = [rag.invoke(QUESTIONS[0], {"callbacks": [Draws()]}) for _ in range(2)]
+    stats = replies[-1]["ralmspec"]["stats"]  # by then the cache has passages
+
+    assert stats["guesses"] > 0, stats["unguessed"]
+
+
+def test_a_model_derived_from_it_is_watched() -> None:
+    """Its own code may do anything."""
+
+    class Derived(SpeculativeLLM):
+        pass
+
+    assert side_effects_of(own(SpeculativeLLM)) is None
+    assert side_effects_of(own(Derived)) is not None
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.2}])

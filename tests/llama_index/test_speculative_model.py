@@ -22,6 +22,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import TextNode
 from llama_index_ralmspec import SpeculativeLLM, SpeculativeQueryEngine, stats_of
+from llama_index_ralmspec.capabilities import keeps_nothing
 
 from ralmspec_plugins import FixedStride
 from ralmspec_plugins.adapters.events import stats_in
@@ -407,3 +408,17 @@ def test_stats_of_reads_a_response_of_the_model() -> None:
     for other in (CompletionResponse(text="a"), "a text", {"a": 1}):
         with pytest.raises(InputError, match="expected a response of"):
             stats_of(other)  # type: ignore[arg-type]
+
+
+def test_its_calls_are_not_watched() -> None:
+    """It draws no numbers of the process's generators; one that is derived from it may."""
+
+    class Derived(SpeculativeLLM):
+        pass
+
+    own, derived = (
+        kind(model=tiny_llama(), tokenizer=chat_tokenizer(), drafter=None)
+        for kind in (SpeculativeLLM, Derived)
+    )
+    assert keeps_nothing(own)
+    assert not keeps_nothing(derived)

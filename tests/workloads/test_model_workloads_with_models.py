@@ -120,8 +120,9 @@ def test_a_hundred_answers_are_equal(kind: str, record_property: Any) -> None:
             guesses += answer.stats.guesses
             found, facts = corpus.facts(number, answer.text)
             right, asked = right + found, asked + facts
-    assert guesses > 100
-    record_property(f"{kind}, 100 questions", f"{right} of {asked} facts right in both")
+    assert guesses > (40 if kind == "iter_retgen" else 100)  # of its two later searches at most
+    shown = f"{right} of {asked} facts right in both, {guesses} guesses"
+    record_property(f"{kind}, 100 questions", shown)
 
 
 def hop_answers(n: int) -> tuple[int, int]:
