@@ -467,12 +467,12 @@ class AgentRun:
                 self._ended(recording)
 
     def _ended(self, recording: Recording) -> None:
-        if recording.committed or recording.dropped:
+        if recording.dropped:
             return
-        if recording.error is None:
-            self._grow(recording)
-        elif recording in self._out:
+        if recording.error is not None:
             self.counters.add(failed=1)
+        elif not recording.committed:
+            self._grow(recording)
 
     def _grow(self, recording: Recording) -> None:
         """Speculate on the tools of a speculative call, if all of them allow it."""

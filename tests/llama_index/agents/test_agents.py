@@ -10,7 +10,7 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
-from llama_index.core.tools import RetrieverTool
+from llama_index.core.tools import FunctionTool, RetrieverTool
 from llama_index_ralmspec import (
     SPECULATIVE,
     CommitEvent,
