@@ -91,16 +91,23 @@ class ToolCallResult:
         returned: what its implementation returned.
         asked: the arguments that it was called with.
         runs: what it has shown besides.
+        generation: of the former results, when it was called.
     """
 
     tool: BaseTool
     returned: Any
     asked: Any
     runs: InnerRuns
+    generation: int
 
 
 async def call_ahead(
-    tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
+    tool: BaseTool,
+    call: Mapping[str, Any],
+    config: RunnableConfig,
+    generation: int,
+    *,
+    asynchronous: bool,
 ) -> tuple[ToolCallResult, ToolMessage]:
     """Call a tool as the host does; return the result of its implementation, and its message.
 
@@ -116,13 +123,13 @@ async def call_ahead(
     async def arun(*args: Any, **kwargs: Any) -> Any:
         asked = deepcopy(_asked(args, kwargs))
         returned = await original._arun(*args, **kwargs)  # noqa: SLF001
-        results.append(ToolCallResult(tool, returned, asked, runs))
+        results.append(ToolCallResult(tool, returned, asked, runs, generation))
         return returned
 
     def run(*args: Any, **kwargs: Any) -> Any:
         asked = deepcopy(_asked(args, kwargs))
         returned = original._run(*args, **kwargs)  # noqa: SLF001
-        results.append(ToolCallResult(tool, returned, asked, runs))
+        results.append(ToolCallResult(tool, returned, asked, runs, generation))
         return returned
 
     _replace(seen, arun, run)

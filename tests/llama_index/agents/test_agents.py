@@ -63,7 +63,10 @@ def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
         assert plain.tools == ahead.tools, drawn
     assert not Counter(plain.tools) - Counter(ahead.tools), drawn
     assert len(ahead.tools) <= len(plain.tools) + unused, drawn
-    assert ahead.model_calls <= plain.model_calls - stats.committed + stats.calls_ahead, drawn
+    most = plain.model_calls - stats.committed + stats.calls_ahead
+    if drawn.brain.failing:
+        most += stats.failed  # the host makes these again
+    assert ahead.model_calls <= most, drawn
 
 
 async def compare(seeds: range) -> Counter[str]:
@@ -221,15 +224,61 @@ async def test_some_tools_are_not_run_ahead_of(name: str) -> None:
 
 
 async def test_results_of_one_run_are_no_guesses_of_another() -> None:
-    """Unless a memo is given that they share."""
+    """Also with a memo of the caller's; runs of equal scope share them."""
     brain = Brain(hops=1)
-    alone = speculate(agent_of(Toolbox(), brain), handover_s=5)
-    shared = speculate(agent_of(Toolbox(), brain), memo=QueryCache(), handover_s=5)
+    alone = speculate(agent_of(Toolbox(), brain), memo=QueryCache(), handover_s=5)
+    shared = speculate(agent_of(Toolbox(), brain), scope=lambda: "all", handover_s=5)
     for agent in (alone, alone, shared, shared):
         await agent.run("What?")
 
     assert 0 == agent_stats(alone).calls_ahead
     assert 1 == agent_stats(shared).committed
+
+
+def changing(versions: list[int], memo: QueryCache) -> Any:
+    """Return a tool whose index changes during its first call."""
+
+    async def search(q: str) -> str:
+        """Search."""
+        found = f"{len(versions)} facts about {q}"
+        await turns(40)
+        if not versions:
+            versions.append(1)
+            memo.invalidate()
+        return found
+
+    return FunctionTool.from_defaults(async_fn=search)
+
+
+async def test_what_a_search_found_that_began_before_a_change_is_forgotten() -> None:
+    """It is no guess for the next run."""
+    memo, versions = QueryCache(), list[int]()
+    agent = FunctionAgent(tools=[changing(versions, memo)], llm=FakeLLM(brain=Brain(hops=1)))
+    ahead = speculate(agent, memo=memo, scope=lambda: "all", handover_s=5)
+    for _ in range(2):
+        await ahead.run("What?")
+
+    assert versions
+    assert 4 == agent_stats(ahead).model_calls
+    assert 0 == agent_stats(ahead).calls_ahead
+
+
+async def test_a_tool_called_ahead_of_a_change_is_called_again() -> None:
+    """Its result is of an index that the plain agent's call does not see."""
+    memo = QueryCache()
+    options: Any = {"depth": 3, "read_only": ["search"], "memo": memo, "handover_s": 5}
+    results: list[Any] = []
+    for speculative in (False, True):
+        agent: Any = FunctionAgent(tools=[changing([], memo)], llm=FakeLLM(brain=Brain(hops=3)))
+        if speculative:
+            guess = lambda call: f"0 facts about {call['args']['q']}"  # noqa: E731
+            agent = speculate(agent, guess=guess, **options)
+        handler = agent.run("What?")
+        results.append([bare(event) async for event in handler.stream_events()])
+
+    assert "1 facts about" in str(results[0])
+    assert results[0] == results[1]
+    assert agent_stats(agent).tools_dropped >= 1
 
 
 @pytest.mark.parametrize("after", [3, 30, 80])
@@ -287,7 +336,7 @@ def test_other_agents_and_options_are_refused() -> None:
         speculate(agent, dept=1)
     with pytest.raises(ConfigError, match="depth must be"):
         speculate(agent, depth=-1)
-    for wrong in ({"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
+    for wrong in ({"scope": "user"}, {"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
         with pytest.raises(ConfigError, match="must be"):
             speculate(agent, **wrong)
     with pytest.raises(ConfigError, match="an agent returned by speculate"):
