@@ -205,7 +205,10 @@ class _Conversation:
     async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
         assert asynchronous
         generation = self.memo.generation
-        output = await self.tools[call.name].acall(**deepcopy(dict(call.kwargs)))
+        given = deepcopy(dict(call.kwargs))
+        output = await self.tools[call.name].acall(**given)
+        if not same_to_read(given, dict(call.kwargs)):
+            raise TypeError(f"{call.name} changes its arguments, which are in the agent's state")
         return (generation, output), output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
