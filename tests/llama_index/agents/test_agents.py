@@ -10,7 +10,9 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool, RetrieverTool
+from llama_index.core.workflow import Context
 from llama_index_ralmspec import (
     SPECULATIVE,
     CommitEvent,
@@ -22,6 +24,7 @@ from llama_index_ralmspec import (
     speculative_tool,
 )
 from pydantic import Field
+from workflows.errors import WorkflowTimeoutError
 
 from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
@@ -233,6 +236,44 @@ async def test_results_of_one_run_are_no_guesses_of_another() -> None:
 
     assert 0 == agent_stats(alone).calls_ahead
     assert 1 == agent_stats(shared).committed
+
+
+async def test_a_memory_of_several_runs_is_the_same() -> None:
+    """Three runs write into one memory of the caller's, one of them after a way as text."""
+    results: list[Any] = []
+    for ahead in (False, True):
+        agent: Any = agent_of(Toolbox(), Brain(hops=2))
+        agent = speculate(agent, guess=facts, handover_s=5) if ahead else agent
+        memory, context = ChatMemoryBuffer.from_defaults(), Context(agent)
+        for asked in ("What about foxes?", "And owls?"):
+            await agent.run(asked, memory=memory)
+            await agent.run(asked, ctx=context)
+            context = Context.from_dict(agent, context.to_dict())
+        again = await agent.run("And elms?", memory=memory)
+        results.append([bare(again), *map(bare, memory.get_all())])
+
+    assert len(results[0]) > 15
+    assert results[0] == results[1]
+    assert 10 == agent_stats(agent).committed
+
+
+async def test_a_run_that_is_too_slow_leaves_nothing() -> None:
+    """The host ends it after its time; no call goes on 100 ms later."""
+
+    async def search(q: str) -> str:
+        """Search."""
+        await asyncio.sleep(0.5)
+        return facts({"args": {"q": q}})
+
+    tool = FunctionTool.from_defaults(async_fn=search)
+    llm = FakeLLM(brain=Brain(), turns=0)
+    ahead = speculate(FunctionAgent(tools=[tool], llm=llm, timeout=0.2), guess=facts)
+    with pytest.raises(WorkflowTimeoutError):
+        await ahead.run("What?")
+    await asyncio.sleep(0.1)
+
+    assert 1 == agent_stats(ahead).dropped
+    assert not [one for one in asyncio.all_tasks() if "silently" in repr(one)]
 
 
 def changing(versions: list[int], memo: QueryCache) -> Any:
