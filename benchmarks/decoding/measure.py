@@ -230,21 +230,28 @@ def _curve_of(loaded: LoadedModel) -> dict[str, Any]:
 def _round(
     ways: Ways, task: Task, tokens: int, number: int, repetition: int
 ) -> tuple[list[Row], Draft]:
-    _, prefill = _timed(partial(_written, ways.plain, task, 1, number))
-    plain, took = _timed(partial(_written, ways.plain, task, tokens, number))
     about = {"task": task.kind, "request": number, "repetition": repetition}
-    written = len(plain.tokens)
+    _, prefill = _timed(partial(_written, ways.plain, task, 1, number))
     rows = [{**about, "way": PREFILL, **prefill, "tokens": 1, "passes": 1}]
-    rows.append({**about, "way": "plain", **took, "tokens": written, "passes": written})
-    for name, lm in ways.fast.items():
-        decoder: Any = lm.decoder
-        before = _spent(decoder.counts)
-        draft, took = _timed(partial(_written, lm, task, tokens, number))
+    written: dict[str, Draft] = {}
+    lms = {"plain": ways.plain, **ways.fast}
+    first = repetition % len(lms)  # no way has the same place in every repetition
+    for name in [*lms, *lms][first : first + len(lms)]:
+        counts = getattr(lms[name].decoder, "counts", None)
+        before = _spent(counts)
+        draft, took = _timed(partial(_written, lms[name], task, tokens, number))
+        spent = {key: value - before[key] for key, value in _spent(counts).items()}
+        # A pass of drafts, or a token; and the prefill, which gives the first token.
+        passes = spent.get("passes", len(draft.tokens) - 1) + 1
+        rows.append(
+            {**about, "way": name, **took, "tokens": len(draft.tokens), **spent, "passes": passes}
+        )
+        written[name] = draft
+    plain = written["plain"]
+    for name, draft in written.items():
         if draft != plain:
-            raise UnequalTextError(f"{task.kind} {number}: {draft.text!r} is not {plain.text!r}")
-        spent = {key: value - before[key] for key, value in _spent(decoder.counts).items()}
-        spent["passes"] += 1  # the prefill, which gives the first token
-        rows.append({**about, "way": name, **took, "tokens": written, **spent})
+            texts = f"{draft.text!r} is not {plain.text!r}"
+            raise UnequalTextError(f"{task.kind} {number}, {name}: {texts}")
     if not task.free:
         rows += [{**about, **row} for row in _generated(ways, plain)]
     return rows, plain
@@ -261,8 +268,9 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def _spent(counts: Any) -> dict[str, int]:
+    """Return a decoder's counts; nothing of plain decoding, which has none."""
     names = ("passes", "drafts", "accepted", "retaken")
-    return {name: getattr(counts, name) for name in names}
+    return {} if counts is None else {name: getattr(counts, name) for name in names}
 
 
 def _written(lm: HuggingFaceLM, task: Task, tokens: int, seed: int) -> Draft:

@@ -20,7 +20,7 @@ from benchmarks.decoding.rapid_simulated import simulated
 from benchmarks.harness.report import table
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.decoding import CostCurve, Decoding, DraftContext, Effort, RagDrafter
-from ralmspec_plugins.decoding.budget import AcceptanceRates, Budget
+from ralmspec_plugins.decoding.budget import Budget
 from ralmspec_plugins.decoding.calibration import pass_clock
 from ralmspec_plugins.decoding.decoder import SpeculativeDecoder
 from ralmspec_plugins.decoding.prompt_reading import PromptReading
@@ -159,38 +159,48 @@ class Bench:
         self._seconds = 0.05 if quick else 1.0
         self._target, self._small = TARGET.model(positions, 1), SMALL.model(positions, 2)
         self._tokenizer = tiny_tokenizer()
-        self._ways: dict[str, tuple[HuggingFaceLM, ForcedDrafter]] = {}
         self.weights = {
             name: sum(one.numel() for one in model.parameters())
             for name, model in (("target", self._target), ("small", self._small))
         }
 
     def measure(self, length: int) -> dict[str, Any]:
-        """Return what each way takes behind a context of this length."""
-        of, plain_name = self._journal.of, f"{length} plain"
-        names = {(way, rate): f"{length} {way} {rate}" for way in WAYS for rate in RATES}
-        if plain_name in self._journal and all(one in self._journal for one in names.values()):
-            return {**of(plain_name, dict), "ways": [of(one, dict) for one in names.values()]}
+        """Return what each way takes behind a context of this length, all in turn."""
+        measured: dict[str, Any] = self._journal.of(f"{length}", lambda: self._measured(length))
+        return measured
+
+    def _measured(self, length: int) -> dict[str, Any]:
         passages = [Passage("log", text_of(self._tokenizer, length))]
         lm = HuggingFaceLM(
             self._target, self._tokenizer, passage_tokens=_UNCUT, cache_bytes=_CACHES
         )
-        draft = lm.write(lm.begin(self._request), passages, self._tokens, Progress())
-        plain = of(plain_name, lambda: self._plain(lm, draft, passages, length))
-        prefix = lm._lineage(draft).prefix
+        truth = lm.write(lm.begin(self._request), passages, self._tokens, Progress())
+        prefix = lm._lineage(truth).prefix
         read = lm.caches.find(prefix, Run)
         assert read is not None
-        rows = []
-        for (way, rate), name in names.items():
-            fast, _ = self._way(way)
-            fast.caches.put(prefix, read)  # it is read once for all ways
-
-            def measured(way: str = way, rate: float = rate) -> dict[str, Any]:
-                return self._forced(way, rate, draft.tokens, passages)
-
-            rows.append(of(name, measured))
-            typer.echo(json.dumps({"length": length, **rows[-1]}), err=True)
-        return {**plain, "ways": rows}
+        forced = [self._forced(way, rate, truth.tokens) for way in WAYS for rate in RATES]
+        for one in forced:
+            one.lm.caches.put(prefix, read)  # it is read once for all ways
+        plain_s: list[float] = []
+        theirs_s: list[float] = []
+        for repetition in range(self._repetitions + _WARM):
+            took_s = self._plain(lm, truth, passages), self._theirs(lm, truth)
+            turn = repetition % len(forced)  # none has the same place in every repetition
+            rows = {one: one.row(self._request, passages) for one in forced[turn:] + forced[:turn]}
+            if repetition < _WARM:
+                continue
+            plain_s.append(took_s[0])
+            theirs_s.append(took_s[1])
+            for one, row in rows.items():
+                one.rows.append(row)
+        typer.echo(json.dumps({"length": length, "plain_s": plain_s}), err=True)
+        return {
+            "length": length,
+            "context_tokens": len(prefix.tokens),
+            "plain_s": plain_s,
+            "generate_s": theirs_s,
+            "ways": [one.result() for one in forced],
+        }
 
     def steps(self, lengths: Sequence[int]) -> list[dict[str, Any]]:
         """Return the seconds of a step of either model behind prompts of several lengths."""
@@ -218,88 +228,89 @@ class Bench:
     def _request(self) -> Request:
         return Request(prompt=_QUESTION, max_tokens=self._tokens)
 
-    def _plain(
-        self, lm: HuggingFaceLM, truth: Any, passages: list[Passage], length: int
-    ) -> dict[str, Any]:
-        """Time plain decoding: ours, and transformers' own from a copy of the same cache."""
-        clock, took = pass_clock(lm._passes.device), []
-        for _ in range(self._repetitions):
-            began_s = clock()
-            lm.write(lm.begin(self._request), passages, self._tokens, Progress())
-            took.append(clock() - began_s)
+    def _plain(self, lm: HuggingFaceLM, truth: Any, passages: list[Passage]) -> float:
+        """Return what our own plain decoding takes."""
+        clock = pass_clock(lm._passes.device)
+        began_s = clock()
+        draft = lm.write(lm.begin(self._request), passages, self._tokens, Progress())
+        took_s = clock() - began_s
+        if draft.tokens != truth.tokens:
+            raise UnequalTextError("plain decoding wrote another text than before")
+        return took_s
+
+    def _theirs(self, lm: HuggingFaceLM, truth: Any) -> float:
+        """Return what transformers' own takes, from a copy of the same cache."""
         lineage = lm._lineage(truth)
         prefix = lm.caches.find(lineage.prefix, Run)
         assert prefix is not None
         ids = torch.tensor([[*lineage.prefix.tokens, *lineage.prompt]])
         target: Any = self._target
-        theirs = []
-        for _ in range(self._repetitions):
-            cache = copy.deepcopy(prefix.cache)
-            began_s = clock()
-            found = target.generate(
-                ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
-                max_new_tokens=self._tokens, do_sample=False,
-            )  # fmt: skip
-            theirs.append(clock() - began_s)
-            if tuple(found[0, ids.shape[1] :].tolist()) != truth.tokens:
-                raise UnequalTextError(f"generate at {length} tokens wrote another text")
-        return {
-            "length": length,
-            "context_tokens": len(lineage.prefix.tokens),
-            "plain_s": took,
-            "generate_s": theirs,
-        }
+        cache, clock = copy.deepcopy(prefix.cache), pass_clock(lm._passes.device)
+        began_s = clock()
+        found = target.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+            max_new_tokens=self._tokens, do_sample=False,
+        )  # fmt: skip
+        took_s = clock() - began_s
+        if tuple(found[0, ids.shape[1] :].tolist()) != truth.tokens:
+            raise UnequalTextError("generate wrote another text")
+        return took_s
 
-    def _way(self, name: str) -> tuple[HuggingFaceLM, ForcedDrafter]:
-        """Return the model with one of the drafters."""
-        if name not in self._ways:
-            drafter = ForcedDrafter(
-                None if name == "self" else self._small,
-                threshold=-1.0,
-                least_tokens=_UNCUT if name == WHOLE else RETRIEVED,
-            )
-            decoding = Decoding(drafter=drafter, calibration_s=self._seconds, most_retakes=1.0)
-            lm = HuggingFaceLM(
-                self._target,
-                self._tokenizer,
-                passage_tokens=_UNCUT,
-                cache_bytes=_CACHES,
-                decoding=decoding,
-            )
-            self._ways[name] = lm, drafter
-        return self._ways[name]
+    def _forced(self, way: str, rate: float, truth: tuple[int, ...]) -> "ForcedWay":
+        """Return the model with one of the drafters, which is right so often."""
+        drafter = ForcedDrafter(
+            None if way == "self" else self._small,
+            threshold=-1.0,
+            least_tokens=_UNCUT if way == WHOLE else RETRIEVED,
+        )
+        drafter.rate, drafter.truth = rate, truth
+        decoding = Decoding(drafter=drafter, calibration_s=self._seconds, most_retakes=1.0)
+        lm = HuggingFaceLM(
+            self._target,
+            self._tokenizer,
+            passage_tokens=_UNCUT,
+            cache_bytes=_CACHES,
+            decoding=decoding,
+        )
+        return ForcedWay(way, lm, drafter)
 
-    def _forced(
-        self, way: str, rate: float, truth: tuple[int, ...], passages: list[Passage]
-    ) -> dict[str, Any]:
-        """Time a drafter that is right so often; what the first texts take is not counted."""
-        lm, drafter = self._way(way)
-        decoder: Any = lm.decoder
+
+class ForcedWay:
+    """One way to draft at one rate of acceptance, and what its texts took."""
+
+    def __init__(self, way: str, lm: HuggingFaceLM, drafter: ForcedDrafter) -> None:
+        """Start without texts."""
+        self.way, self.lm = way, lm
+        self.rows: list[list[float]] = []
+        self._drafter, self._front = drafter, 0
+
+    def row(self, request: Request, passages: list[Passage]) -> list[float]:
+        """Write the text once; return the seconds of all and of beginning, passes, and drafts."""
+        lm, drafter, progress = self.lm, self._drafter, Progress()
+        clock, drafter.begun_s = pass_clock(lm._passes.device), 0.0
+        began_s = clock()
+        draft = lm.write(lm.begin(request), passages, request.max_tokens, progress)
+        took_s = clock() - began_s
+        if draft.tokens != drafter.truth:
+            raise UnequalTextError(f"{self.way} at rate {drafter.rate} wrote another text")
+        self._front = len(lm._lineage(draft).prefix.tokens) + len(draft.prompt_tokens)
+        lm.release(draft)
+        return [took_s, drafter.begun_s, progress.model_passes, progress.drafts_accepted]
+
+    def result(self) -> dict[str, Any]:
+        """Return the rows, and the costs by which was decided how much to draft."""
+        decoder: Any = self.lm.decoder
         assert isinstance(decoder, SpeculativeDecoder)
-        drafter.rate, drafter.truth, drafter.prompt_tokens = rate, truth, 0
-        for budget in (decoder.budget, *decoder._budgets.values()):
-            budget.rates = AcceptanceRates()
-        clock, rows = pass_clock(lm._passes.device), []
-        for _ in range(self._repetitions + _WARM):
-            progress, drafter.begun_s = Progress(), 0.0
-            began_s = clock()
-            draft = lm.write(lm.begin(self._request), passages, self._tokens, progress)
-            took_s = clock() - began_s
-            if draft.tokens != truth:
-                raise UnequalTextError(f"{way} at rate {rate} wrote another text")
-            passes, accepted = progress.model_passes, progress.drafts_accepted
-            rows.append([took_s, drafter.begun_s, passes, accepted])
-            front = len(lm._lineage(draft).prefix.tokens) + len(draft.prompt_tokens)
-            lm.release(draft)
-        costs = decoder._budgets.get(front.bit_length(), decoder.budget).costs
+        costs = decoder._budgets.get(self._front.bit_length(), decoder.budget).costs
+        read = self._drafter.prompt_tokens
         return {
-            "way": way,
-            "rate": rate,
-            "rows": rows[_WARM:],
+            "way": self.way,
+            "rate": self._drafter.rate,
+            "rows": self.rows,
             "pass_s": costs.pass_s,
             "costs": dict(zip(map(str, costs.rows), costs.costs, strict=True)),
-            "prompt_tokens": drafter.prompt_tokens,
-            "step_s": drafter.reader.step_s(drafter.prompt_tokens),
+            "prompt_tokens": read,
+            "step_s": self._drafter.reader.step_s(read),
         }
 
 
@@ -450,7 +461,7 @@ def _shown(value: Any) -> str:
 
 
 _INTRODUCTION: Final = """\
-Measured on {machine}, load {load:.1f} before it began, {threads} threads; {tokens} tokens, medians of {repetitions}.
+Measured on {machine}, load {load:.1f} before it began, {threads} threads; {tokens} tokens, medians of {repetitions}, all ways in turn.
 
 Real: the passes, steps, retrieval, and equal texts.
 Not real: the models are drawn ({target:,} weights; the small drafter {small:,}), and drafts are *forced* to be right as often as the column says.

@@ -134,6 +134,7 @@ _TRIED: Final = 0.02  # maximum share of the time for drafts that do not pay off
 _SURE: Final = 8  # the match length in the evidence of a model's drafts
 _LIKELY: Final = 0.9  # the share in the evidence of drafts that are not made yet
 _HIGH: Final = 0.95  # an acceptance rate above which hardly any is
+_UNSURE: Final = 0.05  # of a pass: by so much measured costs may be wrong
 _TRY_AGAIN: Final = 8  # times that drafts might pay until they are tried nevertheless
 
 
@@ -181,8 +182,9 @@ class Budget:
 
         With k drafts of acceptance rate a, a pass gives (1 - a^(k+1)) / (1 - a) tokens and costs
         c(1 + k) + k steps of the drafter, for the best k. What that gains over the tokens that
-        are left is compared with what it takes to begin. The rate is the learned one. Drafts
-        that would pay at a rate of 0.95 only are tried once in eight times, to learn of a change.
+        are left, less what the measured costs may be wrong by, is compared with what it takes to
+        begin. The rate is the learned one. Drafts that would pay at a rate of 0.95 only are tried
+        once in eight times, to learn of a change.
 
         Args:
             source: the drafter's, in the evidence of its drafts.
@@ -197,7 +199,7 @@ class Budget:
             rate = self.rates.of(Evidence(source, _SURE, _LIKELY), 1, first=True)
             for a in (rate, _HIGH):
                 passes = self.passes_per_token(min(a, _HIGH), effort.step_s / pass_s, most)
-                if left * pass_s * (1.0 - passes) > effort.start_s:
+                if left * pass_s * (1.0 - _UNSURE - passes) > effort.start_s:
                     self._declined += a != rate
                     return a == rate or self._declined % _TRY_AGAIN == 0
         return False

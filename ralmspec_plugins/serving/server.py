@@ -14,6 +14,8 @@ from ralmspec_plugins.serving.limits import Admission, Limits
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _CONNECTIONS: Final = 2048  # open at the same time, idle ones included
+# Longer than clients and proxies keep an idle connection: they would send into one that closes.
+_KEEP_ALIVE_S: Final = 75
 
 
 def is_loopback(host: str) -> bool:
@@ -85,6 +87,7 @@ def run(
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
         callback_notify=notify,
         timeout_notify=1,

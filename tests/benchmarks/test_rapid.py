@@ -38,8 +38,7 @@ def test_every_way_is_measured_and_a_stopped_run_resumes(
     settings = {"out": tmp_path, "lengths": [80], "tokens": 6, "repetitions": 2, "threads": 1}
     benchmark.rapid(**settings, quick=True)  # type: ignore[arg-type]
     first = json.loads((tmp_path / "results.json").read_text())
-    monkeypatch.setattr(benchmark.Bench, "_forced", None)  # nothing is left to measure
-    monkeypatch.setattr(benchmark.Bench, "_plain", None)
+    monkeypatch.setattr(benchmark.Bench, "_measured", None)  # nothing is left to measure
     benchmark.rapid(**settings, quick=True)  # type: ignore[arg-type]
     again = json.loads((tmp_path / "results.json").read_text())
     told = summary(first)
@@ -60,8 +59,8 @@ def test_another_text_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _smaller(monkeypatch)
     forced = benchmark.Bench._forced
 
-    def other(self: Any, way: str, rate: float, truth: Any, passages: Any) -> Any:
-        return forced(self, way, rate, (*truth[:-1], truth[-1] + 1), passages)
+    def other(self: Any, way: str, rate: float, truth: Any) -> Any:
+        return forced(self, way, rate, (*truth[:-1], truth[-1] + 1))
 
     monkeypatch.setattr(benchmark.Bench, "_forced", other)
     with pytest.raises(UnequalTextError):

@@ -169,6 +169,7 @@ CURVE = CostCurve((1, 16), (1.0, 1.5), 0.01)
         (0.1, 0.3, 100, True),
         (0.1, 0.9, 100, False),  # 100 tokens take a second: too few are left
         (0.1, 0.9, 1000, True),
+        (0.7, 0.0, 100, False),  # a gain of 4 %, which may be an error of measurement
         (1.0, 0.0, 100, False),  # a step as long as a pass never pays
     ],
 )
