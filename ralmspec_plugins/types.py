@@ -321,6 +321,9 @@ def unscored(hits: Hits) -> Hits:
     return tuple(hit.unscored() for hit in hits)
 
 
+_EQUAL_READS_SAME: Final = frozenset((str, bytes, int, bool))  # the most frequent ones
+
+
 def same_to_read(ours: object, theirs: object) -> bool:
     """Return whether two values are equal, and whatever reads them reads the same.
 
@@ -340,16 +343,17 @@ def same_to_read(ours: object, theirs: object) -> bool:
     """
     if ours is theirs:
         return True
-    if type(ours) is not type(theirs):
+    kind = type(ours)
+    if kind is not type(theirs):
         return False
-    if isinstance(ours, str | bytes):
+    if kind in _EQUAL_READS_SAME or isinstance(ours, str | bytes):
         return bool(ours == theirs)
-    if isinstance(ours, Real) and isinstance(theirs, Real):
-        return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        return same_to_read(list(ours.items()), list(theirs.items()))
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs))
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return same_to_read(list(ours.items()), list(theirs.items()))
+    if isinstance(ours, Real) and isinstance(theirs, Real):
+        return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
     if isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
         return _same_arrays(ours, theirs)
     if not bool(ours == theirs):

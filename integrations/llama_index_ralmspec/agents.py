@@ -58,8 +58,10 @@ from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.types import Hit, Passage, same_to_read
 
 Guess: TypeAlias = Callable[[Mapping[str, Any]], Any]
+Scope: TypeAlias = Callable[[], Hashable]
 
 _OPTIONS: Final = "_ralmspec_agent"  # attribute of a copied agent with its settings
+_MOST: Final = 1024  # the maximum number of former results, unless a memo is given
 _SEEN: Final = ("achat", "astream_chat", "achat_with_tools", "astream_chat_with_tools")
 _SERVER_STATE: Final = (
     "previous_response_id",
@@ -88,7 +90,11 @@ class AgentOptions:
             read-only.
         read_only: names of tools that change nothing and need no approval, in addition to those
             of `speculative_tool()`.
-        memo: a cache of former results, shared by all runs; by default each run has its own.
+        memo: a cache of former results, by tool, arguments and scope.
+        scope: is called in `run()`, in the context of its caller, and returns the scope of the
+            run; runs of equal scope share former results as guesses. By default each run is
+            alone. A guess is sent to the model as part of a prompt, so different users need
+            different scopes.
         max_wasted_calls: the number of dropped model calls after which a run continues without
             speculation.
         max_wasted_tokens: the same for their tokens, if the model reports them.
@@ -101,6 +107,7 @@ class AgentOptions:
     depth: int = 1
     read_only: Collection[str] = ()
     memo: QueryCache | None = None
+    scope: Scope | None = None
     max_wasted_calls: int | None = 8
     max_wasted_tokens: int | None = None
     max_wasted_share: float | None = None
@@ -114,6 +121,10 @@ class AgentOptions:
         check_names("read_only", self.read_only)
         if not isinstance(self.memo, QueryCache | None):
             raise ConfigError(f"memo must be a QueryCache or None, got {self.memo!r}")
+        if self.memo is None:
+            object.__setattr__(self, "memo", QueryCache(capacity=_MOST))
+        if self.scope is not None and not callable(self.scope):
+            raise ConfigError(f"scope must be a function or None, got {self.scope!r}")
         limits = AgentLimits(
             depth=self.depth,
             max_wasted_calls=self.max_wasted_calls,
@@ -128,9 +139,12 @@ class _Conversation:
     """The `AgentHost` of one `run()` of an agent or a workflow of agents."""
 
     def __init__(self, options: AgentOptions) -> None:
+        assert options.memo is not None
         self.options = options
-        self.memo = options.memo or QueryCache(capacity=1024)
-        self.scope: Hashable = "all" if options.memo is not None else self
+        self.memo = options.memo
+        self.scope = object() if options.scope is None else options.scope()
+        if not isinstance(self.scope, Hashable):
+            raise ConfigError(f"scope must return a hashable value, got {self.scope!r}")
         self.agent: Any = None  # the agent whose model was called last
         self.tools: dict[str, Any] = {}  # its original tools
         self.effects: SideEffects | None = None
@@ -190,8 +204,12 @@ class _Conversation:
 
     async def call_tool(self, call: ToolCall, *, asynchronous: bool) -> tuple[Any, ToolOutput]:
         assert asynchronous
-        output = await self.tools[call.name].acall(**deepcopy(dict(call.kwargs)))
-        return output, output
+        generation = self.memo.generation
+        given = deepcopy(dict(call.kwargs))
+        output = await self.tools[call.name].acall(**given)
+        if not same_to_read(given, dict(call.kwargs)):
+            raise TypeError(f"{call.name} changes its arguments, which are in the agent's state")
+        return (generation, output), output
 
     def equal(self, guess: ToolOutput, real: ToolOutput) -> bool:
         return same_to_read(blocks_of(guess), blocks_of(real))
@@ -407,27 +425,32 @@ async def _called(
         step.bar()
     elif slot is not None:
         step.guess(slot)
-    output = await _early(run, slot)
+    generation = conversation.memo.generation
+    output = await _early(run, slot, generation)
     if output is None:
         output = await tool.acall(**call.kwargs)
     if slot is not None and isinstance(output, ToolOutput):
         step.observe(slot, output)
         if not output.is_error:
             hit = Hit(Passage("observation", output.content, metadata={"blocks": output.blocks}))
-            conversation.memo.learn(conversation.scope, call.query, (hit,))
+            conversation.memo.learn(conversation.scope, call.query, (hit,), generation)
     return output
 
 
-async def _early(run: AgentRun, slot: Slot | None) -> ToolOutput | None:
-    """Return the result of a tool's speculative call, or `None` if there is none or it failed."""
+async def _early(run: AgentRun, slot: Slot | None, generation: int) -> ToolOutput | None:
+    """Return the result of a tool's speculative call, or `None` if there is none of use.
+
+    It is of none if the call has failed, or if former results were discarded since it began.
+    """
     early = None if slot is None else slot.early
     if early is None or early.dropped:
         return None
     early.committed = True
     async with aclosing(early.aread()) as outputs:
-        async for output in outputs:
-            run.counters.add(tools_committed=1)
-            return output  # type: ignore[no-any-return]
+        async for began, output in outputs:
+            if began == generation:
+                run.counters.add(tools_committed=1)
+                return output  # type: ignore[no-any-return]
     run.counters.add(tools_dropped=1)
     return None
 

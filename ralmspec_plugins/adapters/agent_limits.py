@@ -15,7 +15,7 @@ class AgentStats:
     committed: int = 0  # of these, those that replaced a call by the host
     sampled: int = 0  # of the committed ones, those of models with a temperature other than 0
     dropped: int = 0  # of these, those for which the host made another request, or none
-    failed: int = 0  # of the dropped ones, those that raised
+    failed: int = 0  # speculative model calls that raised; the host makes these again
     guesses: int = 0  # observations guessed
     right: int = 0  # of these, those that the tool returned
     tools_ahead: int = 0  # speculative calls of read-only tools, from speculative model calls

@@ -10,6 +10,7 @@ the hosts.
 import json
 import logging
 import threading
+from asyncio import CancelledError
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -405,7 +406,12 @@ class AgentRun:
         """
 
         async def silently() -> None:
-            await self.host.aside(work, call)
+            try:
+                await self.host.aside(work, call)
+            except (CancelledError, KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException:  # noqa: BLE001 such as `SystemExit`, which would end the loop
+                _log.debug("speculative work has failed", exc_info=True)
 
         return self.launcher.start(silently, copy_context() if context is None else context.copy())
 
@@ -467,12 +473,12 @@ class AgentRun:
                 self._ended(recording)
 
     def _ended(self, recording: Recording) -> None:
-        if recording.committed or recording.dropped:
+        if recording.dropped:
             return
-        if recording.error is None:
-            self._grow(recording)
-        elif recording in self._out:
+        if recording.error is not None:
             self.counters.add(failed=1)
+        elif not recording.committed:
+            self._grow(recording)
 
     def _grow(self, recording: Recording) -> None:
         """Speculate on the tools of a speculative call, if all of them allow it."""

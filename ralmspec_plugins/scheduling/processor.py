@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 WINDOW_S: Final = 1.0
+READING_S: Final = 0.01  # between two readings: each asks the system, whose calls take their time
 SPARE: Final = 0.5  # share of a processor; a speculative call needs about as much as the host's own
 _SCHEDULED: Final = "/proc/thread-self/schedstat"  # of Linux: nanoseconds computed, and waited
 
@@ -115,8 +116,13 @@ class ProcessorLoad:
         return self._clock() - self._readings[-1][0] if self._readings else 0.0
 
     def _read(self) -> float:
-        """Read both clocks; keep the readings of the last second, and the one before these."""
+        """Return the time; read both clocks unless this was done just now.
+
+        The readings of the last second are kept, and the one before these.
+        """
         now_s, readings = self._clock(), self._readings
+        if readings and now_s - readings[-1][0] < READING_S:
+            return now_s
         readings.append((now_s, self._computed()))
         while len(readings) > 1 and readings[1][0] <= now_s - WINDOW_S:
             readings.popleft()

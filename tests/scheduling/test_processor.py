@@ -65,6 +65,28 @@ def test_what_was_before_a_pause_is_forgotten() -> None:
         assert not load.is_spare()  # 0.3 of 0.5 seconds
 
 
+def test_a_crowd_of_calls_asks_the_system_seldom() -> None:
+    """However many calls begin and end, the clocks are read so often in a second."""
+    clock, read = VirtualClock(), list[float]()
+
+    def computed() -> float:
+        read.append(clock.now_s)
+        return clock.computed_s
+
+    load = ProcessorLoad(lambda: clock.now_s, computed)
+    for _ in range(1000):
+        passed(load, clock, 0.001, 0.0004)
+        load.is_spare()
+        load.is_spare()
+
+    assert 50 <= len(read) <= 101
+    with load.call():
+        assert load.is_spare()  # 0.4 of one second
+        for _ in range(1000):
+            passed(load, clock, 0.001, 0.0006)
+        assert not load.is_spare()
+
+
 def test_calls_that_fail_have_ended() -> None:
     """And are counted as such."""
     clock = VirtualClock()

@@ -125,13 +125,14 @@ class _Host:
         )
 
     async def call_tool(self, call: Any, *, asynchronous: bool) -> tuple[Any, ToolMessage]:
-        tool = self.tools[call["name"]]
-        return await call_ahead(tool, call, self.config, asynchronous=asynchronous)
+        tool, generation = self.tools[call["name"]], self.options.memo.generation
+        return await call_ahead(tool, call, self.config, generation, asynchronous=asynchronous)
 
     def fits(self, name: str, result: ToolCallResult) -> bool:
-        """Return whether nothing but a tool's result would be missing."""
+        """Return whether a tool's result is current, and nothing else would be missing."""
         self.options.note(name, result.runs.kinds)
-        return not noticed(result.runs.kinds, self.listeners)
+        current = result.generation == self.options.memo.generation
+        return current and not noticed(result.runs.kinds, self.listeners)
 
     def equal(self, guess: ToolMessage, real: ToolMessage) -> bool:
         return same_to_read(view(guess), view(real))
@@ -378,8 +379,9 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             assert step is not None
             with run.held():
                 self._begin(step, slot, request)
+                generation = self.memo.generation
                 result = handler(self._replayed(run, slot, request))
-                self._returned(run, step, slot, request, result)
+                self._returned(run, step, slot, request, result, generation)
             return result
 
     async def awrap_tool_call(
@@ -393,8 +395,9 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             assert step is not None
             with run.held():
                 self._begin(step, slot, request)
+                generation = self.memo.generation
                 result = await handler(self._replayed(run, slot, request))
-                self._returned(run, step, slot, request, result)
+                self._returned(run, step, slot, request, result, generation)
             return result
 
     def _arrived(
@@ -440,6 +443,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
         slot: Slot | None,
         request: ToolCallRequest,
         result: ToolResult,
+        generation: int,
     ) -> None:
         if not isinstance(result, ToolMessage):
             self._commanding.add(request.tool_call["name"])
@@ -448,7 +452,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             step.observe(slot, result)
             if result.status == "success":
                 query = query_of(request.tool, request.tool_call)
-                self.memo.learn(self._host(run).scope, query, hits_of(result))
+                self.memo.learn(self._host(run).scope, query, hits_of(result), generation)
 
 
 def _messages(state: Any) -> Sequence[BaseMessage]:

@@ -271,10 +271,10 @@ def _server_state(settings: Mapping[str, Any]) -> str | None:
 def in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls a method, with the signature of `original` for the host."""
 
-    @wraps(original)
     def called(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
 
+    called.__wrapped__ = original  # type: ignore[attr-defined]
     return called
 
 

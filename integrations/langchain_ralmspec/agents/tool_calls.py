@@ -91,21 +91,29 @@ class ToolCallResult:
         returned: what its implementation returned.
         asked: the arguments that it was called with.
         runs: what it has shown besides.
+        generation: of the former results, when it was called.
     """
 
     tool: BaseTool
     returned: Any
     asked: Any
     runs: InnerRuns
+    generation: int
 
 
 async def call_ahead(
-    tool: BaseTool, call: Mapping[str, Any], config: RunnableConfig, *, asynchronous: bool
+    tool: BaseTool,
+    call: Mapping[str, Any],
+    config: RunnableConfig,
+    generation: int,
+    *,
+    asynchronous: bool,
 ) -> tuple[ToolCallResult, ToolMessage]:
     """Call a tool as the host does; return the result of its implementation, and its message.
 
     Raises:
-        TypeError: it did not return a single message.
+        TypeError: it did not return a single message, or has changed its arguments, as the host's
+            call changes those in the agent's state.
     """
     results: list[ToolCallResult] = []
     runs = InnerRuns()
@@ -115,14 +123,19 @@ async def call_ahead(
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
         asked = deepcopy(_asked(args, kwargs))
-        returned = await original._arun(*args, **kwargs)  # noqa: SLF001
-        results.append(ToolCallResult(tool, returned, asked, runs))
+        try:
+            returned = await original._arun(*args, **kwargs)  # noqa: SLF001
+        except SystemExit as error:  # the host calls tools in tasks, where it would end the loop
+            raise RuntimeError(f"{tool.name} ends the process") from error
+        if same_to_read(asked, _asked(args, kwargs)):
+            results.append(ToolCallResult(tool, returned, asked, runs, generation))
         return returned
 
     def run(*args: Any, **kwargs: Any) -> Any:
         asked = deepcopy(_asked(args, kwargs))
         returned = original._run(*args, **kwargs)  # noqa: SLF001
-        results.append(ToolCallResult(tool, returned, asked, runs))
+        if same_to_read(asked, _asked(args, kwargs)):
+            results.append(ToolCallResult(tool, returned, asked, runs, generation))
         return returned
 
     _replace(seen, arun, run)
@@ -130,7 +143,9 @@ async def call_ahead(
     aside = runs.config(config)
     message = await seen.ainvoke(given, aside) if asynchronous else seen.invoke(given, aside)
     if not isinstance(message, ToolMessage) or not results:
-        raise TypeError(f"{tool.name} must return a message, got {message!r}")
+        raise TypeError(
+            f"{tool.name} must return a message and leave its arguments, got {message!r}"
+        )
     if isinstance(results[0].returned, Command):
         raise TypeError(f"{tool.name} must return a message, got a Command")
     return results[0], message

@@ -272,7 +272,7 @@ class Trace:
         if isinstance(value, dict):
             return {self.of(key): self.of(one) for key, one in value.items()}
         if isinstance(value, BaseMessage | BaseModel):
-            return [type(value).__name__, self.of(dict(value))]
+            return [type(value).__name__, self.of(self._fields(value))]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return [type(value).__name__, *map(self.of, value)]
         if isinstance(value, list | tuple | set | frozenset):
@@ -281,6 +281,12 @@ class Trace:
             names = [one.name for one in dataclasses.fields(value)]
             return [type(value).__name__, {name: self.of(getattr(value, name)) for name in names}]
         return self._text(str(value))
+
+    def _fields(self, value: BaseMessage | BaseModel) -> dict[str, Any]:
+        fields = dict(value)
+        if isinstance(value, BaseMessage) and not self._numbered:
+            fields["id"] = "ID"  # whether a checkpoint already has it is a race of the host's
+        return fields
 
     def _text(self, text: str) -> str:
         return _ID.sub(self._number, _PLACE.sub("AT", _TIME.sub("TIME", text)))

@@ -17,6 +17,7 @@ from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddlewar
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.messages import ToolMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_core.tools import StructuredTool
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_ralmspec import speculative_tool
 from langchain_ralmspec.agents import AgentStats, SpeculativeTools
@@ -340,6 +341,50 @@ async def test_invalidated_results_are_no_guesses() -> None:
     await agent.ainvoke(ASKED)
 
     assert 0 == ours.stats.calls_ahead
+
+
+def changing(versions: list[int], changed: Callable[[], None]) -> StructuredTool:
+    """Return a tool whose index changes during its first call."""
+
+    async def search(q: str) -> str:
+        """Search."""
+        found = f"{len(versions)} facts about {q}"
+        await turns(40)
+        if not versions:
+            versions.append(1)
+            changed()
+        return found
+
+    return StructuredTool.from_function(coroutine=search)
+
+
+async def test_what_a_search_found_that_began_before_a_change_is_forgotten() -> None:
+    """It is no guess for the next run."""
+    ours = SpeculativeTools(scope=lambda _: "everyone", handover_s=5)
+    versions: list[int] = []
+    tool = changing(versions, ours.invalidate)
+    agent: Any = create_agent(FakeModel(brain=Brain(hops=1)), [tool], middleware=[ours])
+    for _ in range(2):
+        await agent.ainvoke(ASKED)
+
+    assert versions
+    assert 4 == ours.stats.model_calls
+    assert 0 == ours.stats.calls_ahead
+
+
+async def test_a_tool_called_ahead_of_a_change_is_called_again() -> None:
+    """Its result is of an index that the plain agent's call does not see."""
+    guess = lambda call: f"0 facts about {call['args']['q']}"  # noqa: E731
+    ours = SpeculativeTools(guess, depth=3, read_only=["search"], handover_s=5)
+    results = []
+    for mine in ([], [ours]):
+        tool = changing([], ours.invalidate)
+        agent: Any = create_agent(FakeModel(brain=Brain(hops=3)), [tool], middleware=mine)
+        results.append(Trace().of(await agent.ainvoke(ASKED)))
+
+    assert "1 facts about" in str(results[0])
+    assert results[0] == results[1]
+    assert ours.stats.tools_dropped >= 1
 
 
 async def test_a_guess_that_fails_is_none() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -173,6 +174,87 @@ def test_no_reply_to_a_wrong_guess_is_dropped(nothing: Any, way: str) -> None:
     assert len(plain) == 1
     assert plain == ahead
     assert stats.dropped >= 1
+
+
+class HaltError(BaseException):
+    """Is no `Exception`."""
+
+
+class Ends(FakeModel):
+    """Ends the process, or calls a tool that does, where a history has nonsense in it."""
+
+    error: Any = None  # else the tool is called
+
+    def reply(self, messages: Any, tools: Any) -> Any:
+        reply = super().reply(messages, tools)
+        if not any(one.content == "nonsense" for one in messages):
+            return reply
+        if self.error is not None:
+            raise self.error
+        return replace(reply, calls=tuple({**one, "args": {"q": "end"}} for one in reply.calls))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("error", [SystemExit(1), HaltError()])
+@pytest.mark.parametrize("who", ["model", "tool", "guess"])
+def test_nothing_ends_because_of_a_wrong_guess(who: str, error: BaseException, way: str) -> None:
+    """`SystemExit` in a task would end the whole event loop."""
+
+    def answer(q: str) -> str:
+        if q == "end":
+            raise error
+        return f"facts about {q}"
+
+    def guess(call: Any) -> str:
+        if who == "guess":
+            raise error
+        return "nonsense"
+
+    model = lambda: Ends(brain=Brain(hops=3), error=error if who == "model" else None)  # noqa: E731
+    made = Agents(model, agents(answer=answer).parts[1])
+    plain, ahead, stats = made.both(way, guess=guess, depth=2, read_only=["search"])
+
+    assert len(plain) == 1
+    assert plain == ahead
+    assert stats.tools_ahead >= 1 or who != "tool"
+    assert stats.failed >= 1 or who != "model"
+
+
+class Lists(FakeModel):
+    """Gives its tool a list, with the number of the messages in it."""
+
+    def reply(self, messages: Any, tools: Any) -> Any:
+        reply = super().reply(messages, tools)
+        seen = {"seen": [len(messages)]}
+        return replace(
+            reply, calls=tuple({**one, "args": one["args"] | seen} for one in reply.calls)
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tool_that_changes_its_arguments_changes_those_of_the_agent(way: str) -> None:
+    """What it does to them ahead of the host would be missing in the agent's state."""
+
+    def search(q: str, seen: list[int]) -> str:
+        if seen[0] > 1:
+            seen.append(0)
+        time.sleep(0.01)
+        return f"facts about {q}"
+
+    async def asearch(q: str, seen: list[int]) -> str:
+        await turns(40)
+        return search(q, seen)
+
+    schema = {"type": "object", "properties": {"q": {}, "seen": {}}, "required": ["q", "seen"]}
+    tool = StructuredTool(
+        name="search", description="Search.", func=search, coroutine=asearch, args_schema=schema
+    )
+    made = Agents(lambda: Lists(brain=Brain(hops=3)), lambda: [tool])
+    plain, ahead, stats = made.both(way, depth=3, read_only=["search"])
+
+    assert "'seen': [3, 0]" in str(plain)
+    assert plain == ahead
+    assert stats.tools_ahead >= 1
 
 
 class Reads(FakeModel):

@@ -1,9 +1,12 @@
 """An agent that runs ahead of its tools shows what it shows without: over random agents."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from langgraph.types import StateSnapshot
 
 from tests.langchain.agents.worlds import Outcome, World, both, world
 
@@ -25,13 +28,35 @@ def difference(one: Any, other: Any, path: str = "") -> str | None:
     return f"{path}: {one!r:.300} is not {other!r:.300}"
 
 
+def without_race(outcome: Outcome) -> Outcome:
+    """Return an outcome without what differs between runs of the plain agent, too.
+
+    When one of several parallel calls raises, the host cancels those that still run: which these
+    are, and whose error is raised, is a race.
+    """
+    return replace(
+        outcome,
+        errors=[re.sub("no .* ever", "no ANY ever", one) for one in outcome.errors],
+        shown=[],
+        history=[without_tasks(one) for one in outcome.history],
+        heard=[one for one in outcome.heard if not one[0].startswith("tool")],
+    )
+
+
+def without_tasks(snapshot: list[Any]) -> list[Any]:
+    """Return a checkpoint without the results and errors of the step that follows it."""
+    place = 1 + StateSnapshot._fields.index("tasks")  # behind the name of the class
+    return [*snapshot[:place], *snapshot[place + 1 :]]
+
+
 def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
     """Compare all that both have shown; the real tools and the model ran as often."""
-    assert len(plain.shown) > 0
+    assert len(plain.history) > 0
     assert len(plain.heard) > 0
-    if plain.failed and drawn.brain.parallel > 1 and "deadly" in drawn.tools:
-        assert ahead.failed, drawn  # which of the other parallel calls end before that, is a race
-        return
+    if plain.errors and drawn.brain.parallel > 1 and "deadly" in drawn.tools:
+        plain, ahead = without_race(plain), without_race(ahead)
+    assert difference(plain.errors, ahead.errors) is None, drawn
+    assert difference(plain.history, ahead.history) is None, drawn
     assert difference(plain.shown, ahead.shown) is None, drawn
     assert difference(plain.heard, ahead.heard) is None, drawn
     stats = ahead.stats
@@ -43,7 +68,10 @@ def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
         unused = stats.tools_ahead - stats.tools_committed
         assert not Counter(plain.tools) - Counter(ahead.tools), drawn
         assert len(ahead.tools) <= len(plain.tools) + unused, drawn
-    assert ahead.model_calls <= plain.model_calls - stats.committed + stats.calls_ahead, drawn
+    most = plain.model_calls - stats.committed + stats.calls_ahead
+    if drawn.brain.failing:
+        most += stats.failed  # the host makes these again
+    assert ahead.model_calls <= most, drawn
     if drawn.wasted_share is not None:
         calls = stats.model_calls - stats.committed + stats.calls_ahead
         assert stats.dropped <= drawn.wasted_share * calls, drawn
@@ -62,7 +90,7 @@ async def compare(seeds: range) -> Counter[str]:
         totals["worlds"] += 1
         totals["calls"] += len(plain.tools)
         totals["interrupted"] += plain.interrupted
-        totals["failed"] += plain.failed
+        totals["failed"] += bool(plain.errors)
         totals["deep"] += ahead.stats.tools_committed
         totals["right"] += ahead.stats.right
         totals["wrong"] += ahead.stats.guesses - ahead.stats.right

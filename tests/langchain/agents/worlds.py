@@ -158,11 +158,12 @@ class Outcome:
     """What a run has shown."""
 
     shown: list[Any] = field(default_factory=list)
+    history: list[Any] = field(default_factory=list)  # the checkpoints
+    errors: list[str] = field(default_factory=list)  # those that the runs ended with
     heard: list[Any] = field(default_factory=list)
     tools: list[tuple[str, str]] = field(default_factory=list)
     model_calls: int = 0
     interrupted: bool = False
-    failed: bool = False
     stats: AgentStats = field(default_factory=AgentStats)
 
 
@@ -218,6 +219,9 @@ async def run(world: World, *, ahead: bool) -> Outcome:
     trace = Trace(numbered=exact)
     outcome.shown = [trace.of(one) for one in outcome.shown]
     outcome.heard = [trace.of(one) for one in listener.heard]
+    if world.synchronous:  # a thread writes checkpoints, whose messages may have no ids yet
+        trace = Trace(numbered=False)
+    outcome.history = [trace.of(one) for one in outcome.history]
     if not exact:
         outcome.shown.sort(key=repr)
         outcome.heard.sort(key=repr)
@@ -236,7 +240,7 @@ async def _played(world: World, agent: Any, outcome: Outcome, listener: Listener
         back = {**past.config, "callbacks": [listener], "recursion_limit": 40}
         await _turn(world, agent, None, back, outcome)
         history = [snapshot async for snapshot in agent.aget_state_history(config)]
-    outcome.shown += history
+    outcome.history = history
 
 
 async def _turn(world: World, agent: Any, given: Any, config: Any, outcome: Outcome) -> None:
@@ -244,8 +248,7 @@ async def _turn(world: World, agent: Any, given: Any, config: Any, outcome: Outc
         try:
             await _once(world, agent, given, config, outcome)
         except Exception as error:
-            outcome.shown.append(f"{type(error).__name__}: {error}")
-            outcome.failed = True
+            outcome.errors.append(f"{type(error).__name__}: {error}")
             return
         state = await agent.aget_state(config_of("thread", Listener()))
         if not state.interrupts:

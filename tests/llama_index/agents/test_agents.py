@@ -10,7 +10,9 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
-from llama_index.core.tools import RetrieverTool
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.tools import FunctionTool, RetrieverTool
+from llama_index.core.workflow import Context
 from llama_index_ralmspec import (
     SPECULATIVE,
     CommitEvent,
@@ -22,6 +24,7 @@ from llama_index_ralmspec import (
     speculative_tool,
 )
 from pydantic import Field
+from workflows.errors import WorkflowTimeoutError
 
 from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
@@ -63,7 +66,10 @@ def check(drawn: World, plain: Outcome, ahead: Outcome) -> None:
         assert plain.tools == ahead.tools, drawn
     assert not Counter(plain.tools) - Counter(ahead.tools), drawn
     assert len(ahead.tools) <= len(plain.tools) + unused, drawn
-    assert ahead.model_calls <= plain.model_calls - stats.committed + stats.calls_ahead, drawn
+    most = plain.model_calls - stats.committed + stats.calls_ahead
+    if drawn.brain.failing:
+        most += stats.failed  # the host makes these again
+    assert ahead.model_calls <= most, drawn
 
 
 async def compare(seeds: range) -> Counter[str]:
@@ -221,15 +227,99 @@ async def test_some_tools_are_not_run_ahead_of(name: str) -> None:
 
 
 async def test_results_of_one_run_are_no_guesses_of_another() -> None:
-    """Unless a memo is given that they share."""
+    """Also with a memo of the caller's; runs of equal scope share them."""
     brain = Brain(hops=1)
-    alone = speculate(agent_of(Toolbox(), brain), handover_s=5)
-    shared = speculate(agent_of(Toolbox(), brain), memo=QueryCache(), handover_s=5)
+    alone = speculate(agent_of(Toolbox(), brain), memo=QueryCache(), handover_s=5)
+    shared = speculate(agent_of(Toolbox(), brain), scope=lambda: "all", handover_s=5)
     for agent in (alone, alone, shared, shared):
         await agent.run("What?")
 
     assert 0 == agent_stats(alone).calls_ahead
     assert 1 == agent_stats(shared).committed
+
+
+async def test_a_memory_of_several_runs_is_the_same() -> None:
+    """Three runs write into one memory of the caller's, one of them after a way as text."""
+    results: list[Any] = []
+    for ahead in (False, True):
+        agent: Any = agent_of(Toolbox(), Brain(hops=2))
+        agent = speculate(agent, guess=facts, handover_s=5) if ahead else agent
+        memory, context = ChatMemoryBuffer.from_defaults(), Context(agent)
+        for asked in ("What about foxes?", "And owls?"):
+            await agent.run(asked, memory=memory)
+            await agent.run(asked, ctx=context)
+            context = Context.from_dict(agent, context.to_dict())
+        again = await agent.run("And elms?", memory=memory)
+        results.append([bare(again), *map(bare, memory.get_all())])
+
+    assert len(results[0]) > 15
+    assert results[0] == results[1]
+    assert 10 == agent_stats(agent).committed
+
+
+async def test_a_run_that_is_too_slow_leaves_nothing() -> None:
+    """The host ends it after its time; no call goes on 100 ms later."""
+
+    async def search(q: str) -> str:
+        """Search."""
+        await asyncio.sleep(0.5)
+        return facts({"args": {"q": q}})
+
+    tool = FunctionTool.from_defaults(async_fn=search)
+    llm = FakeLLM(brain=Brain(), turns=0)
+    ahead = speculate(FunctionAgent(tools=[tool], llm=llm, timeout=0.2), guess=facts)
+    with pytest.raises(WorkflowTimeoutError):
+        await ahead.run("What?")
+    await asyncio.sleep(0.1)
+
+    assert 1 == agent_stats(ahead).dropped
+    assert not [one for one in asyncio.all_tasks() if "silently" in repr(one)]
+
+
+def changing(versions: list[int], memo: QueryCache) -> Any:
+    """Return a tool whose index changes during its first call."""
+
+    async def search(q: str) -> str:
+        """Search."""
+        found = f"{len(versions)} facts about {q}"
+        await turns(40)
+        if not versions:
+            versions.append(1)
+            memo.invalidate()
+        return found
+
+    return FunctionTool.from_defaults(async_fn=search)
+
+
+async def test_what_a_search_found_that_began_before_a_change_is_forgotten() -> None:
+    """It is no guess for the next run."""
+    memo, versions = QueryCache(), list[int]()
+    agent = FunctionAgent(tools=[changing(versions, memo)], llm=FakeLLM(brain=Brain(hops=1)))
+    ahead = speculate(agent, memo=memo, scope=lambda: "all", handover_s=5)
+    for _ in range(2):
+        await ahead.run("What?")
+
+    assert versions
+    assert 4 == agent_stats(ahead).model_calls
+    assert 0 == agent_stats(ahead).calls_ahead
+
+
+async def test_a_tool_called_ahead_of_a_change_is_called_again() -> None:
+    """Its result is of an index that the plain agent's call does not see."""
+    memo = QueryCache()
+    options: Any = {"depth": 3, "read_only": ["search"], "memo": memo, "handover_s": 5}
+    results: list[Any] = []
+    for speculative in (False, True):
+        agent: Any = FunctionAgent(tools=[changing([], memo)], llm=FakeLLM(brain=Brain(hops=3)))
+        if speculative:
+            guess = lambda call: f"0 facts about {call['args']['q']}"  # noqa: E731
+            agent = speculate(agent, guess=guess, **options)
+        handler = agent.run("What?")
+        results.append([bare(event) async for event in handler.stream_events()])
+
+    assert "1 facts about" in str(results[0])
+    assert results[0] == results[1]
+    assert agent_stats(agent).tools_dropped >= 1
 
 
 @pytest.mark.parametrize("after", [3, 30, 80])
@@ -287,7 +377,7 @@ def test_other_agents_and_options_are_refused() -> None:
         speculate(agent, dept=1)
     with pytest.raises(ConfigError, match="depth must be"):
         speculate(agent, depth=-1)
-    for wrong in ({"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
+    for wrong in ({"scope": "user"}, {"read_only": 5}, {"read_only": [5]}, {"handover_s": "1"}):
         with pytest.raises(ConfigError, match="must be"):
             speculate(agent, **wrong)
     with pytest.raises(ConfigError, match="an agent returned by speculate"):

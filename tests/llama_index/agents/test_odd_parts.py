@@ -174,6 +174,63 @@ def test_no_reply_to_a_wrong_guess_is_dropped(way: str) -> None:
     assert stats.dropped >= 1
 
 
+class HaltError(BaseException):
+    """Is no `Exception`."""
+
+
+class Ends(FakeLLM):
+    """Ends the process where a history has nonsense in it."""
+
+    error: Any = SystemExit(1)
+
+    def _reply(self, messages: Any) -> Any:
+        if any("nonsense" in str(one.content) for one in messages):
+            raise self.error
+        return super()._reply(messages)
+
+
+class Halts(Ends):
+    error: Any = HaltError()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", [Ends, Halts])
+def test_nothing_ends_because_of_a_wrong_guess(model: type[FakeLLM], way: str) -> None:
+    """`SystemExit` in a task would end the whole event loop."""
+    plain, ahead, stats = both(way, model, guess=nonsense)
+
+    assert len(plain) > 5
+    assert plain == ahead
+    assert stats.failed >= 1
+
+
+class Lists(FakeLLM):
+    """Gives its tool a list, with the number of the messages in it."""
+
+    def _reply(self, messages: Any) -> Any:
+        reply, words = super()._reply(messages)
+        for one in reply.calls:
+            one["args"]["q"] = [len(messages), one["args"]["q"]]
+        return reply, words
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_a_tool_that_changes_its_arguments_changes_those_of_the_agent(way: str) -> None:
+    """What it does to them ahead of the host would be missing in the agent's memory."""
+
+    def answer(q: Any) -> str:
+        if q[0] > 1:
+            q.append("seen")
+        return f"facts about {q[1]}"
+
+    guess = lambda call: f"facts about {call['args']['q'][1]}"  # noqa: E731
+    plain, ahead, stats = both(way, Lists, answer, guess=guess, depth=3, read_only=["search"])
+
+    assert "'seen'" in str(plain)
+    assert plain == ahead
+    assert stats.tools_ahead >= 1
+
+
 class Reads(FakeLLM):
     """Writes what a tool returned as Python shows it."""
 
