@@ -10,7 +10,7 @@ from benchmarks.never_slower.cli import line, measure, never_slower, page, ratio
 from benchmarks.never_slower.rows import Row, rows
 from ralmspec_plugins.errors import ConfigError
 
-QUICK = ("new-questions", "eight-at-once", "batch-500")
+QUICK = ("eight-at-once",)
 
 
 def test_the_rows_are_those_of_the_claim() -> None:
@@ -55,6 +55,7 @@ class _Open:
         """Nothing is open."""
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
     """A second run adds what is missing, and writes the page of all."""
     out, told = tmp_path / "rows.jsonl", tmp_path / "page.md"
