@@ -256,7 +256,7 @@ def _form_error(error: RequestValidationError) -> ApiError:
     elif first["type"] == "json_invalid":
         place = "the body"
         message = "the body is not valid JSON"
-    elif place == "the body":
+    elif place == "the body" and first["type"] != "value_error":  # of a model that read it
         message = "the body must be a JSON object, sent with Content-Type: application/json"
     else:
         message = f"{place}: {first['msg']}"
