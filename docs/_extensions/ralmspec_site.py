@@ -20,6 +20,7 @@ REPORTS: Final = (
     "paper/report.md",
     "ablations/report.md",
     "decoding/report.md",
+    "rapid/report.md",
     "agents.md",
     "knn_lm.md",
     "simulated.md",
