@@ -120,7 +120,8 @@ def test_a_hundred_answers_are_equal(kind: str, record_property: Any) -> None:
             guesses += answer.stats.guesses
             found, facts = corpus.facts(number, answer.text)
             right, asked = right + found, asked + facts
-    assert guesses > (40 if kind == "iter_retgen" else 100)  # of its two later searches at most
+    # Iter-RetGen has two searches to guess, which take a millisecond: few are worth it.
+    assert guesses > (10 if kind == "iter_retgen" else 100)
     shown = f"{right} of {asked} facts right in both, {guesses} guesses"
     record_property(f"{kind}, 100 questions", shown)
 
