@@ -10,31 +10,25 @@ from typing import Any, Final
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ralmspec_plugins.decoding.acceptance import AcceptanceTrend, RunningRatio
 from ralmspec_plugins.decoding.budget import Effort
-from ralmspec_plugins.decoding.calibration import pass_clock
+from ralmspec_plugins.decoding.draft_reader import DraftReader
 from ralmspec_plugins.decoding.drafters.followers import Followers
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.long_context import Chunk, ChunkSettings, LongContext, PromptParts
-from ralmspec_plugins.decoding.prompt_reading import PromptReading
+from ralmspec_plugins.decoding.prompt_reading import PromptReading, Tokens
 from ralmspec_plugins.decoding.token_tree import EMPTY, Evidence, TokenTree
-from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputError, ModelError
+from ralmspec_plugins.errors import ConfigError, ContextOverflowError, InputError
 from ralmspec_plugins.lm.fingerprint import model_fingerprint, tokenizer_fingerprint
-from ralmspec_plugins.lm.huggingface import context_length, vocabulary_size
-from ralmspec_plugins.lm.kv_cache import ModelRunner, common_length, is_croppable
+from ralmspec_plugins.lm.kv_cache import common_length
 from ralmspec_plugins.lm.prompts import decode, encode
 from ralmspec_plugins.retrieval.encoders import Encoder, HashingEncoder, encoder_name
 
 _CONTEXTS: Final = 4  # long contexts whose index is kept
 _SURE: Final = 8  # the match length in the evidence of a model's tokens
-_RECENT: Final = 16.0  # time constant of the running means, in passes or drafted tokens
 _ROOM: Final = 1024  # positions kept free for the text, or a quarter of all if that is less
-_TIMED: Final = 16  # tokens in front of the pass that is timed when a model is bound
-_PREFILL: Final = 128  # tokens of the prompt whose prefill is timed then
 _UNKNOWN: Final = 0.1  # assumed cost of a drafter's pass until measured, in target passes
-_PATIENCE: Final = 24  # judged drafts before chunks are retrieved again
-_FALLEN: Final = 0.7  # chunks are retrieved again below this part of the best acceptance
 
-Tokens = tuple[int, ...]
 Template = Callable[[Sequence[str], str], str]
 
 
@@ -125,17 +119,17 @@ class RagDrafter:
         self._followers = Followers(1)
         self._most = requests
         self._given = model, tokenizer
-        self._reader: _Reader | None = None if model is None else _Reader(model)
+        self._reader: DraftReader | None = None if model is None else DraftReader(model)
         self._tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self._shares = model is None  # whether it reads with the target's weights
         self._requests: OrderedDict[Hashable, _Request] = OrderedDict()  # oldest use first
         self._contexts: OrderedDict[Tokens, _Indexed] = OrderedDict()
         self._chunk_s: float | None = None  # to encode a chunk
-        self._trust = _Ratio()  # of accepted drafts to the probabilities that they had
+        self._trust = RunningRatio()  # of accepted drafts to the probabilities that they had
         self._lock = threading.RLock()
 
     @property
-    def reader(self) -> "_Reader":
+    def reader(self) -> DraftReader:
         """The model, once it is bound."""
         if self._reader is None:
             raise ConfigError(
@@ -157,7 +151,7 @@ class RagDrafter:
                 raise ConfigError(
                     "this RagDrafter shares the weights of another model; create one for each"
                 )
-            self._reader = self._reader or _Reader(target.model)
+            self._reader = self._reader or DraftReader(target.model)
         self._shares = self.reader.model is target.model
         same = tokenizer is None or (
             tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(target.tokenizer)
@@ -463,64 +457,6 @@ def _is_worth_a_step(values: Sequence[float], step: float) -> bool:
     return gain * (1.0 + step * count) > step * (1.0 + sum(values))
 
 
-class _Reader:
-    """A draft model, and what its passes take."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.runner = ModelRunner(model.train(False), 0)
-        if not is_croppable(self.runner.empty_cache()):
-            raise ModelError(
-                "a draft model needs full attention in all layers: its cache is cropped after "
-                f"each draft, and that of {type(model).__name__} cannot be cropped"
-            )
-        self.positions = context_length(model)
-        self.vocabulary = vocabulary_size(model)
-        self.clock = pass_clock(self.runner.device)
-        self._steps: dict[int, float] = {}  # by the order of magnitude of the context's length
-        self.short_s, self._token_s = self._time_passes()
-
-    def read(self, prompt: Tokens) -> PromptReading:
-        """Read a prompt."""
-        began_s = self.clock()
-        reading = PromptReading(self.runner, prompt)
-        took_s = (self.clock() - began_s) / len(prompt)
-        self._token_s += (took_s - self._token_s) / 2.0
-        return reading
-
-    def has_room(self, *lengths: int) -> bool:
-        """Return whether the model has positions for so many tokens."""
-        return self.positions is None or sum(lengths) <= self.positions
-
-    def prefill_s(self, tokens: int) -> float:
-        """Return the expected seconds of reading a prompt of so many tokens."""
-        return self._token_s * tokens
-
-    def step_s(self, length: int) -> float | None:
-        """Return the recent seconds of a pass behind so many tokens; `None` if not measured."""
-        return self._steps.get(length.bit_length())
-
-    def note_step(self, length: int, took_s: float) -> None:
-        """Record the seconds of a pass."""
-        key = length.bit_length()
-        before = self._steps.get(key, took_s)
-        self._steps[key] = before + (took_s - before) / _RECENT
-
-    def _time_passes(self) -> tuple[float, float]:
-        """Return the seconds of a pass behind few tokens, and of a token in a prefill."""
-        token, took = self.vocabulary // 2, []
-        most = _PREFILL if self.positions is None else min(_PREFILL, self.positions // 2)
-        for _ in range(3):  # the first warms up
-            run = self.runner.start([token] * min(_TIMED, most))
-            began_s = self.clock()
-            self.runner.feed(run, token)
-            run.logits.argmax().item()  # waits for the device
-            took.append(self.clock() - began_s)
-        began_s = self.clock()
-        self.runner.start([token] * most).logits.argmax().item()
-        return min(took), (self.clock() - began_s) / most
-
-
 class _Indexed:
     """A long context, once its chunks are encoded; the lock is held meanwhile."""
 
@@ -541,7 +477,7 @@ class _Request:
     problem: Exception | None = None
     drafted: Tokens = ()  # the last draft, until its outcome is known
     chances: tuple[float, ...] = ()
-    acceptance: "_Acceptance" = field(default_factory=lambda: _Acceptance())
+    acceptance: AcceptanceTrend = field(default_factory=AcceptanceTrend)
 
     def is_for(self, context: DraftContext) -> bool:
         """Return whether a text stands behind this prompt."""
@@ -552,55 +488,3 @@ class _Request:
             return False
         self.context = context  # compared at once from now on
         return True
-
-
-class _Ratio:
-    """A running ratio of what came true to what was expected."""
-
-    def __init__(self) -> None:
-        self._true = self._expected = _RECENT
-
-    @property
-    def value(self) -> float:
-        """The ratio."""
-        return self._true / self._expected
-
-    def add(self, true: float, expected: float) -> None:
-        """Count an outcome; older ones fade as more is expected."""
-        fade = 1.0 - expected / (4.0 * _RECENT)
-        self._true = self._true * fade + true
-        self._expected = self._expected * fade + expected
-
-
-class _Acceptance:
-    """How often drafts of a text are accepted: recently, and at best."""
-
-    def __init__(self) -> None:
-        self._recent = 0.0
-        self._best = 0.0
-        self._judged = 0
-        self._patience = _PATIENCE
-
-    def add(self, right: int, wrong: int) -> None:
-        """Count accepted and rejected drafts."""
-        for outcome in (1.0,) * right + (0.0,) * wrong:
-            self._judged += 1
-            weight = max(1.0 / self._judged, 1.0 / _RECENT)
-            self._recent += (outcome - self._recent) * weight
-        if self._judged >= _PATIENCE:
-            self._best = max(self._best, self._recent)
-
-    @property
-    def has_fallen(self) -> bool:
-        """Whether enough drafts were judged, and far fewer are accepted than at best."""
-        return self._judged >= self._patience and self._recent < _FALLEN * self._best
-
-    def begin_again(self) -> None:
-        """Judge new chunks; each time with twice the patience."""
-        self._judged = 0
-        self._patience *= 2
-
-    def lost(self, depth: int) -> float:
-        """Return the passes per token that the fall costs, with drafts of this depth."""
-        now, best = (sum(rate**n for n in range(depth + 1)) for rate in (self._recent, self._best))
-        return 1.0 / now - 1.0 / best

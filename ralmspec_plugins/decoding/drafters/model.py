@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ralmspec_plugins.decoding.calibration import pass_clock
+from ralmspec_plugins.decoding.draft_reader import draft_runner
 from ralmspec_plugins.decoding.drafters.followers import Followers
 from ralmspec_plugins.decoding.drafters.protocol import Accepted, DraftContext, DraftTarget
 from ralmspec_plugins.decoding.token_tree import EMPTY, ROOT, Evidence, TokenTree
-from ralmspec_plugins.errors import ConfigError, ModelError
+from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.lm.fingerprint import tokenizer_fingerprint
 from ralmspec_plugins.lm.huggingface import context_length, load, vocabulary_size
-from ralmspec_plugins.lm.kv_cache import ModelRunner, Rows, Run, common_length, is_croppable
+from ralmspec_plugins.lm.kv_cache import ModelRunner, Rows, Run, common_length
 
 _FRONTS: Final = 2  # kept prompts of one request: with its passages, and with guessed ones
 _SURE: Final = 8  # the match length in the evidence of a model's tokens
@@ -77,12 +78,7 @@ class ModelDrafter:
         self._tokenizer = tokenizer
         self._prompt = prompt if prompt is not None else _target_front
         self._most = requests
-        self._runner = ModelRunner(model.train(False), 0)
-        if not is_croppable(self._runner.empty_cache()):
-            raise ModelError(
-                "a draft model needs full attention in all layers: its cache is cropped after "
-                f"each draft, and that of {type(model).__name__} cannot be cropped"
-            )
+        self._runner = draft_runner(model)
         self._context = context_length(model)
         self._vocabulary = vocabulary_size(model)
         self._trees = self._runner.takes_trees and breadth > 1
