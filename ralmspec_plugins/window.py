@@ -104,12 +104,8 @@ class SpeculationWindow:
         """Return why no segment was started on a guess; `None` if one was or none was needed."""
         if self._used_guess or not self.metrics.batches or self.policy is None:
             return None
-        if not self.cascade.speculates:
-            return "no speculators were given"
-        if self.cascade.rate_limited:
-            return "a provider has asked to be called less often"
-        if self.cascade.held:
-            return "may_guess returned False"
+        if (reason := self.cascade.why_silent) is not None:
+            return reason
         if self.budget.limited_by is not None:
             return f"{self.budget.limited_by} was reached"
         if self._had_guess:

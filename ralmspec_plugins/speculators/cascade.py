@@ -107,6 +107,15 @@ class SpeculatorCascade:
             return True
 
     @property
+    def why_silent(self) -> str | None:
+        """Why no guess may be used; `None` if one may."""
+        if not self.speculates:
+            return "no speculators were given"
+        if self.rate_limited:
+            return "a provider has asked to be called less often"
+        return "may_guess returned False" if self.held else None
+
+    @property
     def rate_limited(self) -> bool:
         """Whether a provider has asked to be called less often."""
         return self._rate_limit is not None and self._rate_limit.active

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from langchain_core.runnables import ConfigurableField
 
 from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.errors import ConfigError
+from tests.calls_at_once import CallsAtOnce
 from tests.langchain.rag_loops import by_hand
 from tests.langchain.rag_parts import (
     QUESTIONS,
@@ -264,22 +264,13 @@ def test_the_hosts_own_printing_shows_nothing_rolled_back(
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_no_more_calls_at_once_than_the_model_takes(asynchronous: bool) -> None:
     """Of all requests together; the others wait, and the answers are the same."""
-    changed, counts = threading.Condition(), Counter[str]()
+    calls: CallsAtOnce
 
     def count(prompt: str) -> None:
-        with changed:
-            counts["running"] += 1
-            counts["most"] = max(counts["most"], counts["running"])
-            changed.notify_all()
-            changed.wait_for(lambda: counts["running"] > 2, timeout=0.02)
-            counts["running"] -= 1
+        calls.call(prompt)
 
     async def acount(prompt: str) -> None:
-        counts["running"] += 1
-        counts["most"] = max(counts["most"], counts["running"])
-        for _ in range(20):
-            await asyncio.sleep(0.001 * (counts["most"] <= 2))
-        counts["running"] -= 1
+        await calls.acall(prompt)
 
     hooks: dict[str, Any] = {"ahook": acount} if asynchronous else {"hook": count}
     parts = HashLLM(**hooks), HashRetriever(documents=documents())
@@ -287,11 +278,11 @@ def test_no_more_calls_at_once_than_the_model_takes(asynchronous: bool) -> None:
     most, answers = {}, {}
     for limit in (None, 2):
         rag = rag_of(*parts, "interval", **guessing, max_concurrent_calls=limit)
-        counts.clear()
+        calls = CallsAtOnce()
         questions = list(QUESTIONS[:8])
         replies = asyncio.run(rag.abatch(questions)) if asynchronous else rag.batch(questions)
         answers[limit] = [reply["answer"] for reply in replies]
-        most[limit] = counts["most"]
+        most[limit] = calls.most
         rag.close()
 
     assert most[None] > 2 == most[2]

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from llama_index_ralmspec import SpeculativeQueryEngine
 
 from ralmspec_plugins import FixedStride, QueryCache, SharedPassageCache
 from ralmspec_plugins.errors import ConfigError
+from tests.calls_at_once import CallsAtOnce
 from tests.llama_index.contract import topic
 from tests.llama_index.engine_parts import Heard, hearing, seen
 from tests.llama_index.rag_parts import (
@@ -251,15 +252,10 @@ async def test_engines_inside_of_engines(around: Any) -> None:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_no_more_calls_at_once_than_the_model_takes(workload: str) -> None:
     """Of all queries together, also where the host's own engine would answer."""
-    changed, counts = threading.Condition(), Counter[str]()
+    calls = CallsAtOnce()
 
     def count(prompt: str) -> None:
-        with changed:
-            counts["running"] += 1
-            counts["most"] = max(counts["most"], counts["running"])
-            changed.notify_all()
-            changed.wait_for(lambda: counts["running"] > 2, timeout=0.02)
-            counts["running"] -= 1
+        calls.call(prompt)
 
     guess: dict[str, Any] = {"schedule": FixedStride(stride=2), "guess_through": True}
     hand, free = pair(HashLLM(hook=count), HashRetriever(made_nodes()), workload, **guess)
@@ -267,10 +263,10 @@ def test_no_more_calls_at_once_than_the_model_takes(workload: str) -> None:
     most = {}
     for limit in (None, 2):
         ours = free.with_options(max_concurrent_calls=limit)
-        counts.clear()
+        calls = CallsAtOnce()
         with ThreadPoolExecutor(8) as threads:
             assert expected == [seen(one) for one in threads.map(ours.query, MANY)]
-        most[limit] = counts["most"]
+        most[limit] = calls.most
     free.close()
 
     assert most[None] > 2 == most[2]
