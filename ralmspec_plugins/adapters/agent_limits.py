@@ -1,7 +1,7 @@
 """Limits of an agent's calls ahead, and the counts of their results."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 from ralmspec_plugins.errors import ConfigError
 
@@ -36,15 +36,13 @@ class AgentCounters:
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        self._stats = AgentStats()
+        self._counts = asdict(AgentStats())
 
     def add(self, **changes: int) -> None:
         """Add to some of the counts."""
         with self._lock:
-            old = self._stats
-            self._stats = replace(
-                old, **{name: getattr(old, name) + more for name, more in changes.items()}
-            )
+            for name, more in changes.items():
+                self._counts[name] += more
 
     def began_ahead(self, max_wasted_share: float | None) -> bool:
         """Count a speculative call; return `False`, and count none, if it might exceed a share.
@@ -53,18 +51,19 @@ class AgentCounters:
         one, and all others that are still undecided, are dropped.
         """
         with self._lock:
-            one = self._stats
-            undecided = one.calls_ahead - one.committed + 1  # or dropped
-            calls = one.model_calls - one.committed + one.calls_ahead + 1
+            now = self._counts
+            undecided = now["calls_ahead"] - now["committed"] + 1  # or dropped
+            calls = now["model_calls"] + undecided
             if max_wasted_share is not None and undecided > max_wasted_share * calls:
                 return False
-            self._stats = replace(one, calls_ahead=one.calls_ahead + 1)
+            now["calls_ahead"] += 1
             return True
 
     @property
     def stats(self) -> AgentStats:
         """The counts so far."""
-        return self._stats
+        with self._lock:
+            return AgentStats(**self._counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

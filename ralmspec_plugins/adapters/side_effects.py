@@ -14,7 +14,7 @@ from collections.abc import (
     MutableSequence,
 )
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from types import coroutine
 from typing import Any, Final, TypeVar
 
@@ -196,32 +196,39 @@ def _device_states(torch: Any) -> list[Any]:
 
 def plain_attributes(model: object) -> dict[str, object]:
     """Return the plain attributes of a model, and the states of its random generators."""
-    states = {name: _generator_state(value) for name, value in _held(model).items()}
-    return {name: state for name, state in states.items() if state is not None}
+    states = {}
+    for name, value in _held(model).items():
+        read = _reader(type(value))
+        if read is not None:
+            states[name] = read(value)
+    return states
 
 
-def _generator_state(value: Any) -> object | None:
-    """Return a plain value itself, or the state of a random generator; `None` for all others."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, random.SystemRandom):
-        return None  # it has no state
-    if isinstance(value, random.Random):
-        return value.getstate()
-    if _is_a(value, "numpy.random", "RandomState"):
-        return repr(value.get_state(legacy=False))
-    if _is_a(value, "numpy.random", "Generator"):
-        return repr(value.bit_generator.state)
-    if _is_a(value, "torch", "Generator"):
-        state: bytes = value.get_state().numpy().tobytes()
-        return state
+@lru_cache(maxsize=256)
+def _reader(kind: type) -> Callable[[Any], object] | None:
+    """Return a function that reads the state of values of a class, or `None` if they have none.
+
+    The state of a plain value is the value itself; that of a random generator changes with draws.
+    """
+    if issubclass(kind, _PLAIN):
+        return lambda value: value
+    if issubclass(kind, random.SystemRandom):
+        return None
+    if issubclass(kind, random.Random):
+        return lambda value: value.getstate()
+    if _is_a(kind, "numpy.random", "RandomState"):
+        return lambda value: repr(value.get_state(legacy=False))
+    if _is_a(kind, "numpy.random", "Generator"):
+        return lambda value: repr(value.bit_generator.state)
+    if _is_a(kind, "torch", "Generator"):
+        return lambda value: value.get_state().numpy().tobytes()
     return None
 
 
-def _is_a(value: object, module: str, name: str) -> bool:
-    """Return whether a value has a class, whose module is not imported for this."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(value, kind)
+def _is_a(kind: type, module: str, name: str) -> bool:
+    """Return whether a class is one of a module that is not imported for this, or inherits it."""
+    parent = getattr(sys.modules.get(module), name, None)
+    return isinstance(parent, type) and issubclass(kind, parent)
 
 
 def _sizes(model: object) -> dict[str, int]:

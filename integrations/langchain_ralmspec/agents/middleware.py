@@ -277,12 +277,23 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
                 self._replied(run, tap, response)
             return response
 
-    async def awrap_model_call(
+    def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> Coroutine[Any, Any, Any]:
+        """Call the model, or replay a speculative call, on an event loop.
+
+        This is a function that returns a coroutine: around a coroutine function the host works in
+        two other threads, for LangSmith, also where that is off.
+        """
+        return self._model_called(request, handler)
+
+    async def _model_called(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> Any:
-        """Call the model, or replay a speculative call, on an event loop."""
         run = self._run_of(request, asynchronous=True)
         with self._session.load.call():
             if run is None:
@@ -384,10 +395,15 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
                 self._returned(run, step, slot, request, result, generation)
             return result
 
-    async def awrap_tool_call(
+    def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
+    ) -> Coroutine[Any, Any, ToolResult]:
+        """Run the tool, and the model in parallel, on an event loop; returns a coroutine."""
+        return self._tool_called(request, handler)
+
+    async def _tool_called(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
-        """Run the tool, and the model in parallel, on an event loop."""
         run, step, slot = self._arrived(request, asynchronous=True)
         with self._session.load.call():
             if run is None:

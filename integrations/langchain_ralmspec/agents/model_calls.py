@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import signature
 from typing import Any, Final, Literal
 from uuid import uuid4
@@ -245,17 +245,26 @@ def refusal(model: Any, tools: Sequence[Any]) -> str | None:
     """Return why a model must not be called speculatively, or `None` if it may be."""
     if not isinstance(model, BaseChatModel):
         return "it is not a chat model, but a wrapper around one"
-    for name in _WRAPPERS:
-        if getattr(type(model), name) is not getattr(BaseChatModel, name):
-            return f"it has a {name}() of its own"
-    if any(getattr(type(model), name, None) is not None for name in _NATIVE):
-        return "it streams events of its own"
+    refused = _refused_class(type(model))
+    if refused is not None:
+        return refused
     if model.rate_limiter is not None:
         return "its rate limiter counts calls"
     if any(isinstance(tool, dict) for tool in tools):
         return "the provider runs tools of its own"
     settings = {**model.__dict__, **(getattr(model, "model_kwargs", None) or {})}
     return _server_state(settings)
+
+
+@lru_cache(maxsize=64)
+def _refused_class(model: type[BaseChatModel]) -> str | None:
+    """Return why no model of a class must be called speculatively, or `None`."""
+    for name in _WRAPPERS:
+        if getattr(model, name) is not getattr(BaseChatModel, name):
+            return f"it has a {name}() of its own"
+    if any(getattr(model, name, None) is not None for name in _NATIVE):
+        return "it streams events of its own"
+    return None
 
 
 def _server_state(settings: Mapping[str, Any]) -> str | None:
