@@ -322,6 +322,8 @@ def unscored(hits: Hits) -> Hits:
 
 
 _EQUAL_READS_SAME: Final = frozenset((str, bytes, int, bool))  # the most frequent ones
+_TEXTS: Final = (str, bytes)
+_SEQUENCES: Final = (list, tuple)
 
 
 def same_to_read(ours: object, theirs: object) -> bool:
@@ -346,12 +348,13 @@ def same_to_read(ours: object, theirs: object) -> bool:
     kind = type(ours)
     if kind is not type(theirs):
         return False
-    if kind in _EQUAL_READS_SAME or isinstance(ours, str | bytes):
+    if kind in _EQUAL_READS_SAME or isinstance(ours, _TEXTS):
         return bool(ours == theirs)
-    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+    if isinstance(ours, _SEQUENCES) and isinstance(theirs, _SEQUENCES):
         return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs))
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        return same_to_read(list(ours.items()), list(theirs.items()))
+        values = map(same_to_read, ours.values(), theirs.values())
+        return len(ours) == len(theirs) and all(map(same_to_read, ours, theirs)) and all(values)
     if isinstance(ours, Real) and isinstance(theirs, Real):
         return ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
     if isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
