@@ -33,6 +33,31 @@ class ToolCall:
         return Query(f"{self.name} {arguments}", key=(self.name, arguments))
 
 
+@dataclass(init=False, eq=False)
+class _ToolView:
+    """What a model is told about a tool: a workflow makes tools anew for each call of a model."""
+
+    kind: type
+    about: dict[str, Any]
+    schema: Any = field(compare=False)
+
+    def __init__(self, tool: Any) -> None:
+        self.kind = type(tool.metadata)
+        self.about = vars(tool.metadata).copy()
+        self.schema = self.about.pop("fn_schema", None)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the tools' arguments are told alike; the fields are compared, too."""
+        if not isinstance(other, _ToolView):
+            return NotImplemented
+        if self.schema is other.schema:
+            return True
+        ours, theirs = self.schema.model_json_schema(), other.schema.model_json_schema()
+        return same_to_read(ours, theirs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelCall:
     """One call of a model by an agent.
@@ -53,7 +78,7 @@ class ModelCall:
 
     def __post_init__(self) -> None:
         """Copy the values of the call."""
-        tools = [(id(tool), vars(tool.metadata).copy()) for tool in self.kwargs.get("tools") or ()]
+        tools = [_ToolView(tool) for tool in self.kwargs.get("tools") or ()]
         rest = {name: value for name, value in self.kwargs.items() if name != "tools"}
         more = getattr(self.llm, "additional_kwargs", None)
         settings = plain_attributes(self.llm), dict(more) if isinstance(more, Mapping) else more
