@@ -35,7 +35,7 @@ class ToolCall:
 
 @dataclass(init=False, eq=False)
 class _ToolView:
-    """What a model is told about a tool: a workflow makes tools anew for each call of a model."""
+    """What a model reads about a tool: a workflow may make new tools for each call of a model."""
 
     kind: type
     about: dict[str, Any]
@@ -47,7 +47,7 @@ class _ToolView:
         self.schema = self.about.pop("fn_schema", None)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the tools' arguments are told alike; the fields are compared, too."""
+        """Return whether the schemas of the arguments are equal; `same_to_read` compares the fields."""
         if not isinstance(other, _ToolView):
             return NotImplemented
         if self.schema is other.schema:

@@ -198,7 +198,8 @@ def plain_attributes(model: object) -> dict[str, object]:
     """Return the plain attributes of a model, and the states of its random generators."""
     states = {}
     for name, value in _held(model).items():
-        read = _reader(type(value))
+        kind: Any = type(value)
+        read = _reader(kind)
         if read is not None:
             states[name] = read(value)
     return states
