@@ -2,11 +2,15 @@
 
 Requests are sent at the same moment, plain and speculative in turn, to the server of
 docs/serving.md on a cluster of this machine; the same requests are answered in virtual time,
-as for the capacity figures there. What a step costs more than its search and its segment is
-measured with a single request; all else is foretold. Each answer, measured or simulated, is
+as for the capacity figures there. Real are the cluster, its processes, HTTP and the engines; store
+and model wait for given times. What a step costs more than its search and its segment is
+measured with single requests; all else is foretold. Each answer, measured or simulated, is
 compared with one that is worked out without an engine.
 
     python -m benchmarks capacity --out results/capacity.json
+
+The file is written after each number of requests. A run that was interrupted goes on with what the
+file lacks; runs with other times add to it.
 """
 
 import asyncio
@@ -16,7 +20,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -125,7 +129,8 @@ def _engine(times: Times, way: str, store: Any) -> AsyncEngine:
 @contextmanager
 def cluster(times: Times) -> Iterator[str]:
     """Serve both ways on a Ray cluster of this machine; give the URL of the API."""
-    os.environ.update(_ENVIRONMENT)
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ.update(_ENVIRONMENT, PYTHONPATH=path)  # which replicas have, too
     import ray
     from ray import serve
 
@@ -145,7 +150,6 @@ def cluster(times: Times) -> Iterator[str]:
         log_to_driver=False,
         object_store_memory=100 << 20,
         _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}},
     )
     try:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -156,8 +160,7 @@ def cluster(times: Times) -> Iterator[str]:
         serve.run(made, route_prefix="/")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # of a cluster that was started here: Serve ends with it
 
 
 async def _round(client: httpx.AsyncClient, url: str, way: str, prompts: Sequence[str]) -> Round:
@@ -166,113 +169,168 @@ async def _round(client: httpx.AsyncClient, url: str, way: str, prompts: Sequenc
     return Round(time.perf_counter() - began_s, tuple(each_s))
 
 
-async def _measured(url: str, plan: "Plan") -> dict[str, list[Round]]:
-    """Run the rounds of all ways, in turn."""
-    found: dict[str, list[Round]] = {way: [] for way in WAYS}
+async def _rounds(
+    url: str, ways: Sequence[str], rounds: Sequence[Sequence[str]]
+) -> dict[str, list[Round]]:
+    """Run the same rounds in each way, ways in turn."""
+    found: dict[str, list[Round]] = {way: [] for way in ways}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=_MOST)
     async with httpx.AsyncClient(limits=limits, timeout=120, trust_env=False) as client:
-        for number, prompts in enumerate(plan.prompts):
-            for way in WAYS if number % 2 == 0 else reversed(WAYS):
+        for number, prompts in enumerate(rounds):
+            for way in ways if number % 2 == 0 else reversed(ways):
                 found[way].append(await _round(client, url, way, prompts))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The rounds: first single requests, of which the first warms up, then each number."""
-
-    counts: Sequence[int]
-    rounds: int
-
-    @property
-    def sizes(self) -> list[int]:
-        """The number of requests of each round, in order."""
-        return [1] * (1 + self.rounds) + [
-            count for count in self.counts for _ in range(self.rounds)
-        ]
-
-    @property
-    def prompts(self) -> list[list[str]]:
-        """The requests of each round, all of them different."""
-        return [
-            [f"question {number} {at}" for at in range(size)]
-            for number, size in enumerate(self.sizes)
-        ]
-
-    def rows(
-        self, measured: dict[str, list[Round]], foretold: dict[str, list[Round]]
-    ) -> list[dict[str, Any]]:
-        """Return what the rounds of each number came to, and what was foretold of it."""
-        rows = []
-        for place, count in enumerate(self.counts, start=1):
-            chosen = slice(1 + place * self.rounds, 1 + (place + 1) * self.rounds)
-            for way in WAYS:
-                real, virtual = measured[way][chosen], foretold[way][chosen]
-                rows.append({"way": way, "at_once": count, **_compared(count, real, virtual)})
-        return rows
+# Both.
 
 
-def _compared(count: int, real: Sequence[Round], virtual: Sequence[Round]) -> dict[str, Any]:
+def prompts_of(name: str, count: int, rounds: int) -> list[list[str]]:
+    """Return the requests of some rounds, all of them different."""
+    return [[f"question {name} {number} {at}" for at in range(count)] for number in range(rounds)]
+
+
+def hop_of(singles: Sequence[Round], times: Times) -> float:
+    """Return what a step of a single plain request takes more than was asked of its parts."""
+    expected_s = Foreteller("plain", times).round(["question"]).wall_s
+    return max(0.0, (median(one.wall_s for one in singles) - expected_s) / STEPS)
+
+
+def compared(
+    url: str, times: Times, counts: Sequence[int], rounds: int
+) -> Iterator[tuple[float, list[dict[str, Any]]]]:
+    """Yield for each number of requests what a step costs between processes, and the rows."""
+    warming = prompts_of("warm-up", 1, 1)
+    asyncio.run(_rounds(url, WAYS, warming))
+    singles = asyncio.run(_rounds(url, ["plain"], prompts_of("single", 1, rounds)))["plain"]
+    hop_s = hop_of(singles, times)
+    tellers = {way: Foreteller(way, replace(times, hop_s=hop_s)) for way in WAYS}
+    for teller in tellers.values():
+        teller.round(warming[0])
+    for count in counts:
+        prompts = prompts_of(f"of {count}", count, rounds)
+        real = asyncio.run(_rounds(url, WAYS, prompts))
+        yield (
+            hop_s,
+            [
+                row_of(way, count, real[way], [teller.round(one) for one in prompts])
+                for way, teller in tellers.items()
+            ],
+        )
+
+
+def row_of(way: str, count: int, real: Sequence[Round], virtual: Sequence[Round]) -> dict[str, Any]:
+    """Return what rounds of so many requests came to, what was foretold, and how wrongly."""
     rates = [[count / one.wall_s for one in rounds] for rounds in (real, virtual)]
+    rate, foretold_rate = map(median, rates)
     waits = [median(s for one in rounds for s in one.each_s) for rounds in (real, virtual)]
     return {
-        "per_second": median(rates[0]),
+        "way": way,
+        "at_once": count,
+        "per_second": rate,
         "per_second_of_rounds": rates[0],
-        "foretold_per_second": median(rates[1]),
+        "foretold_per_second": foretold_rate,
+        "per_second_error": foretold_rate / rate - 1,
         "median_s": waits[0],
         "foretold_median_s": waits[1],
+        "median_error": waits[1] / waits[0] - 1,
     }
 
 
-def hop_of(measured: Sequence[Round], plan: Plan, times: Times) -> float:
-    """Return what a step of a single plain request takes more than was asked of its parts."""
-    single = Foreteller("plain", times).round(["question"])
-    real_s = median(one.wall_s for one in measured[1 : 1 + plan.rounds])
-    return max(0.0, (real_s - single.wall_s) / STEPS)
+class Record:
+    """The file of the results: a session for each run, with the rows of its numbers."""
+
+    def __init__(self, path: Path, times: Times, rounds: int) -> None:
+        """Read what the file has of this commit."""
+        self._path = path
+        self._session: dict[str, Any] = {
+            "surroundings": surroundings(),
+            "search_s": times.search_s,
+            "query_s": times.query_s,
+            "write_s": times.write_s,
+            "lanes": _LANES,
+            "steps": STEPS,
+            "rounds": rounds,
+            "hop_s": None,
+            "rows": [],
+        }
+        self._before: list[dict[str, Any]] = []
+        if path.exists():
+            self._before = [
+                one
+                for one in json.loads(path.read_text(encoding="utf-8"))["sessions"]
+                if self._commit(one) == self._commit(self._session)
+            ]
+
+    @staticmethod
+    def _commit(session: dict[str, Any]) -> Any:
+        return session["surroundings"]["commit"]
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """All sessions that have rows."""
+        return [*self._before, *([self._session] if self._session["rows"] else [])]
+
+    def lacking(self, counts: Sequence[int]) -> list[int]:
+        """Return the numbers that were not measured with the same times."""
+        names = ("search_s", "query_s", "write_s", "lanes", "steps", "rounds")
+        same = [
+            one for one in self._before if all(one[name] == self._session[name] for name in names)
+        ]
+        known = {row["at_once"] for one in same for row in one["rows"]}
+        return [count for count in counts if count not in known]
+
+    def add(self, hop_s: float, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows into the file."""
+        self._session["hop_s"] = hop_s
+        self._session["rows"] += rows
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"sessions": self.sessions}, indent=1)
+        self._path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def capacity(
-    out: Annotated[Path, typer.Option(help="the file of the results")],
+    out: Annotated[Path, typer.Option(help="the file of the results, which is added to")],
     at_once: Annotated[str, typer.Option(help="numbers of requests at once")] = "4,16,64",
     rounds: Annotated[int, typer.Option(help="rounds of each number and way", min=1)] = 5,
-    search_ms: Annotated[float, typer.Option(help="a search's round trip", min=0)] = 200.0,
+    search_ms: Annotated[float, typer.Option(help="a search's round trip", min=0)] = 400.0,
     query_ms: Annotated[float, typer.Option(help="what each query adds", min=0)] = 5.0,
-    write_ms: Annotated[float, typer.Option(help="a step of the model", min=0)] = 150.0,
+    write_ms: Annotated[float, typer.Option(help="a step of the model", min=0)] = 300.0,
 ) -> None:
     """Compare a local Ray cluster with the same requests in virtual time."""
     try:
-        plan = Plan([int(one) for one in at_once.split(",")], rounds)
+        counts = [int(one) for one in at_once.split(",")]
     except ValueError:
-        plan = Plan([], rounds)
-    if not plan.counts or not 1 <= min(plan.counts) <= max(plan.counts) <= _MOST:
+        counts = []
+    if not counts or not 1 <= min(counts) <= max(counts) <= _MOST:
         raise ConfigError(f"at_once must be whole numbers from 1 to {_MOST}, got {at_once!r}")
-    asked_for = Times(search_ms / 1e3, query_ms / 1e3, write_ms / 1e3)
-    with cluster(asked_for) as url:
-        measured = asyncio.run(_measured(url, plan))
-    hop_s = hop_of(measured["plain"], plan, asked_for)
-    times = Times(asked_for.search_s, asked_for.query_s, asked_for.write_s, hop_s)
-    foretold = {}
-    for way in WAYS:
-        teller = Foreteller(way, times)
-        foretold[way] = [teller.round(prompts) for prompts in plan.prompts]
-    named = {"search_s": times.search_s, "query_s": times.query_s, "write_s": times.write_s}
-    rows = plan.rows(measured, foretold)
-    result = {"surroundings": surroundings(), **named, "hop_s": hop_s, "steps": STEPS, "rows": rows}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for line in table(result):
+    times = Times(search_ms / 1e3, query_ms / 1e3, write_ms / 1e3)
+    record = Record(out, times, rounds)
+    if lacking := record.lacking(counts):
+        with cluster(times) as url:
+            for hop_s, rows in compared(url, times, lacking, rounds):
+                record.add(hop_s, rows)
+    for line in table(record.sessions):
         print(line)
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def table(sessions: Sequence[dict[str, Any]]) -> list[str]:
     """Return the results as a table in Markdown."""
-    head = "| at once | way | requests a second | foretold | median | foretold |"
-    lines = [head, "|" + " --- |" * 6]
-    lines += [
-        f"| {one['at_once']} | {one['way']} | {one['per_second']:.2f} "
-        f"| {one['foretold_per_second']:.2f} | {one['median_s']:.2f} s "
-        f"| {one['foretold_median_s']:.2f} s |"
-        for one in result["rows"]
-    ]
-    lines.append(f"\nA step's calls between processes: {1000 * result['hop_s']:.1f} ms.")
+    head = (
+        "| a search | at once | way | requests a second | foretold | error "
+        "| median | foretold | error |"
+    )
+    lines = [head, "|" + " --- |" * 9]
+    for session in sessions:
+        store = f"{1e3 * session['search_s']:g} ms + {1e3 * session['query_s']:g} ms a query"
+        lines += [
+            f"| {store} | {one['at_once']} | {one['way']} "
+            f"| {one['per_second']:.2f} | {one['foretold_per_second']:.2f} "
+            f"| {100 * one['per_second_error']:+.0f} % "
+            f"| {one['median_s']:.2f} s | {one['foretold_median_s']:.2f} s "
+            f"| {100 * one['median_error']:+.0f} % |"
+            for one in session["rows"]
+        ]
+    hops = ", ".join(f"{1e3 * session['hop_s']:.1f} ms" for session in sessions)
+    lines.append(f"\nA step's calls between processes: {hops}.")
     return lines
