@@ -68,6 +68,7 @@ class Round:
 
     wall_s: float
     each_s: tuple[float, ...]
+    busy: float | None = None  # share of the machine's processors that was in use
 
 
 # In virtual time.
@@ -164,9 +165,21 @@ def cluster(times: Times) -> Iterator[str]:
 
 
 async def _round(client: httpx.AsyncClient, url: str, way: str, prompts: Sequence[str]) -> Round:
-    began_s = time.perf_counter()
+    began_s, (used, idle) = time.perf_counter(), _ticks()
     each_s = await asyncio.gather(*(asked(client, url, way, prompt) for prompt in prompts))
-    return Round(time.perf_counter() - began_s, tuple(each_s))
+    wall_s, (used_then, idle_then) = time.perf_counter() - began_s, _ticks()
+    passed = used_then - used + idle_then - idle
+    return Round(wall_s, tuple(each_s), (used_then - used) / passed if passed else None)
+
+
+def _ticks() -> tuple[int, int]:
+    """Return how long the machine's processors were in use and idle, nothing where none says so."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return 0, 0
+    user, nice, system, idle, waiting, *others = map(int, line.split()[1:9])
+    return user + nice + system + sum(others), idle + waiting
 
 
 async def _rounds(
@@ -221,6 +234,7 @@ def compared(
 
 def row_of(way: str, count: int, real: Sequence[Round], virtual: Sequence[Round]) -> dict[str, Any]:
     """Return what rounds of so many requests came to, what was foretold, and how wrongly."""
+    shares = [one.busy for one in real if one.busy is not None]
     rates = [[count / one.wall_s for one in rounds] for rounds in (real, virtual)]
     rate, foretold_rate = map(median, rates)
     waits = [median(s for one in rounds for s in one.each_s) for rounds in (real, virtual)]
@@ -234,6 +248,7 @@ def row_of(way: str, count: int, real: Sequence[Round], virtual: Sequence[Round]
         "median_s": waits[0],
         "foretold_median_s": waits[1],
         "median_error": waits[1] / waits[0] - 1,
+        "busy": median(shares) if shares else None,
     }
 
 
@@ -318,9 +333,9 @@ def table(sessions: Sequence[dict[str, Any]]) -> list[str]:
     """Return the results as a table in Markdown."""
     head = (
         "| a search | at once | way | requests a second | foretold | error "
-        "| median | foretold | error |"
+        "| median | foretold | error | processors in use |"
     )
-    lines = [head, "|" + " --- |" * 9]
+    lines = [head, "|" + " --- |" * 10]
     for session in sessions:
         store = f"{1e3 * session['search_s']:g} ms + {1e3 * session['query_s']:g} ms a query"
         lines += [
@@ -328,7 +343,8 @@ def table(sessions: Sequence[dict[str, Any]]) -> list[str]:
             f"| {one['per_second']:.2f} | {one['foretold_per_second']:.2f} "
             f"| {100 * one['per_second_error']:+.0f} % "
             f"| {one['median_s']:.2f} s | {one['foretold_median_s']:.2f} s "
-            f"| {100 * one['median_error']:+.0f} % |"
+            f"| {100 * one['median_error']:+.0f} % "
+            f"| {'unknown' if one['busy'] is None else format(one['busy'], '.0%')} |"
             for one in session["rows"]
         ]
     hops = ", ".join(f"{1e3 * session['hop_s']:.1f} ms" for session in sessions)

@@ -56,13 +56,14 @@ def test_speculation_is_foretold_with_a_cache_that_stays_warm() -> None:
 
 def test_a_row_by_hand() -> None:
     """Medians of rounds and of all requests; the error is that of what was foretold."""
-    real = [Round(2.0, (1.0, 2.0)), Round(4.0, (3.0, 4.0)), Round(5.0, (5.0, 5.0))]
+    real = [Round(2.0, (1.0, 2.0), 0.5), Round(4.0, (3.0, 4.0), 0.9), Round(5.0, (5.0, 5.0))]
     row = row_of("plain", 2, real, [Round(2.0, (2.8, 2.8))] * 3)
 
     assert row["per_second_of_rounds"] == [1.0, 0.5, 0.4]
     assert (row["per_second"], row["foretold_per_second"], row["per_second_error"]) == (0.5, 1, 1)
     assert row["median_s"] == 3.5
     assert row["median_error"] == pytest.approx(-0.2)
+    assert row["busy"] == pytest.approx(0.7)
 
 
 def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
@@ -138,4 +139,5 @@ def test_a_small_cluster(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(one["foretold_per_second"] > 0 < one["per_second"] for one in session["rows"])
     assert session["hop_s"] > 0
+    assert all(one["busy"] is None or 0 < one["busy"] <= 1 for one in session["rows"])
     assert "| 6 | speculative |" in result.output
