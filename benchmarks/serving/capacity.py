@@ -3,9 +3,10 @@
 Requests are sent at the same moment, plain and speculative in turn, to the server of
 docs/serving.md on a cluster of this machine; the same requests are answered in virtual time,
 as for the capacity figures there. Real are the cluster, its processes, HTTP and the engines; store
-and model wait for given times. What a step costs more than its search and its segment is
-measured with single requests; all else is foretold. Each answer, measured or simulated, is
-compared with one that is worked out without an engine.
+and model wait for given times. Two numbers are measured first: what a step costs more than its
+search and its segment, with single requests, and how many requests a second the processors take
+on, with a crowd whose store and model take no time; all else is foretold. Each answer, measured or
+simulated, is compared with one that is worked out without an engine.
 
     python -m benchmarks capacity --out results/capacity.json
 
@@ -41,6 +42,8 @@ from ralmspec_plugins.workloads import TextState
 _ROOT: Final = Path(__file__).parents[2]
 _LANES: Final = 2
 _MOST: Final = 512  # requests at once
+_INSTANT: Final = "instant"  # the model whose store and segments take no time, answered plainly
+_CROWD: Final = 64  # its requests at once
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
@@ -56,6 +59,7 @@ class Times:
     query_s: float
     write_s: float
     hop_s: float = 0.0  # of a step's calls between processes; counted with its search
+    admission_s: float = 0.0  # between two requests of a crowd, for the processors' sake
 
     def batch_s(self, queries: int) -> float:
         """Return the time of a search of so many queries, from the engine and back."""
@@ -102,17 +106,20 @@ class Foreteller:
     def __init__(self, way: str, times: Times) -> None:
         """Begin with an empty passage cache."""
         latencies = Latencies(extend_s=times.write_s, search_s=times.batch_s)
-        settings = Settings(speculate=way != "plain", pool=SharedPassageCache())
+        settings = Settings(speculate=way == "speculative", pool=SharedPassageCache())
+        self._admission_s = times.admission_s
         self._simulation = LoadSimulation(
             InstantWalk(0.0), InstantStore(), latencies, settings, lanes=_LANES
         )
 
     def round(self, prompts: Sequence[str]) -> Round:
-        """Answer these requests, which come at the same moment."""
-        found = self._simulation.run(prompts)
+        """Answer these requests, which are sent at the same moment and admitted in turn."""
+        found = self._simulation.run(
+            prompts, [at * self._admission_s for at in range(len(prompts))]
+        )
         for prompt, answer in zip(prompts, found.answers, strict=True):
             assert answer.text == expected(prompt), prompt
-        return Round(found.wall_s, tuple(found.latencies_s))
+        return Round(found.wall_s, found.ended_s)
 
 
 # On a cluster.
@@ -123,7 +130,7 @@ def _store(times: Times, _: str) -> WaitingStore:
 
 
 def _engine(times: Times, way: str, store: Any) -> AsyncEngine:
-    settings = Settings(speculate=way != "plain", pool=SharedPassageCache())
+    settings = Settings(speculate=way == "speculative", pool=SharedPassageCache())
     return AsyncEngine(Walk(times.write_s), store, settings)
 
 
@@ -139,10 +146,10 @@ def cluster(times: Times) -> Iterator[str]:
     from ralmspec_plugins.serving.ray import ClusterModel, application
 
     models = {
-        way: ClusterModel(
-            retriever=partial(_store, times), engine=partial(_engine, times, way), lanes=_LANES
+        name: ClusterModel(
+            retriever=partial(_store, own), engine=partial(_engine, own, name), lanes=_LANES
         )
-        for way in WAYS
+        for name, own in {**dict.fromkeys(WAYS, times), _INSTANT: Times(0.0, 0.0, 0.0)}.items()
     }
     one = {"num_replicas": 1, "max_ongoing_requests": _MOST, "ray_actor_options": {"num_cpus": 0.5}}
     ray.init(
@@ -165,11 +172,21 @@ def cluster(times: Times) -> Iterator[str]:
 
 
 async def _round(client: httpx.AsyncClient, url: str, way: str, prompts: Sequence[str]) -> Round:
-    began_s, (used, idle) = time.perf_counter(), _ticks()
+    began_s, before = time.perf_counter(), _ticks()
     each_s = await asyncio.gather(*(asked(client, url, way, prompt) for prompt in prompts))
-    wall_s, (used_then, idle_then) = time.perf_counter() - began_s, _ticks()
-    passed = used_then - used + idle_then - idle
-    return Round(wall_s, tuple(each_s), (used_then - used) / passed if passed else None)
+    return Round(time.perf_counter() - began_s, tuple(each_s), _share(before, _ticks()))
+
+
+def busy_for(seconds: float) -> float | None:
+    """Watch the machine for a while; return the share of its processors that is in use."""
+    before = _ticks()
+    time.sleep(seconds)
+    return _share(before, _ticks())
+
+
+def _share(before: tuple[int, int], after: tuple[int, int]) -> float | None:
+    used, idle = (then - at for at, then in zip(before, after, strict=True))
+    return used / (used + idle) if used + idle else None
 
 
 def _ticks() -> tuple[int, int]:
@@ -209,27 +226,29 @@ def hop_of(singles: Sequence[Round], times: Times) -> float:
     return max(0.0, (median(one.wall_s for one in singles) - expected_s) / STEPS)
 
 
+def measured_times(url: str, times: Times, rounds: int) -> Times:
+    """Return the times with what a step, and what a request, costs besides."""
+    singles = asyncio.run(_rounds(url, ["plain"], prompts_of("single", 1, rounds)))["plain"]
+    crowds = asyncio.run(_rounds(url, [_INSTANT], prompts_of("crowd", _CROWD, rounds)))[_INSTANT]
+    admission_s = median(one.wall_s for one in crowds) / _CROWD
+    return replace(times, hop_s=hop_of(singles, times), admission_s=admission_s)
+
+
 def compared(
     url: str, times: Times, counts: Sequence[int], rounds: int
-) -> Iterator[tuple[float, list[dict[str, Any]]]]:
-    """Yield for each number of requests what a step costs between processes, and the rows."""
+) -> Iterator[tuple[Times, list[dict[str, Any]]]]:
+    """Yield for each number of requests all times that were foretold with, and the rows."""
     warming = prompts_of("warm-up", 1, 1)
-    asyncio.run(_rounds(url, WAYS, warming))
-    singles = asyncio.run(_rounds(url, ["plain"], prompts_of("single", 1, rounds)))["plain"]
-    hop_s = hop_of(singles, times)
-    tellers = {way: Foreteller(way, replace(times, hop_s=hop_s)) for way in WAYS}
+    asyncio.run(_rounds(url, (*WAYS, _INSTANT), warming))
+    times = measured_times(url, times, rounds)
+    tellers = {way: Foreteller(way, times) for way in WAYS}
     for teller in tellers.values():
         teller.round(warming[0])
     for count in counts:
         prompts = prompts_of(f"of {count}", count, rounds)
         real = asyncio.run(_rounds(url, WAYS, prompts))
-        yield (
-            hop_s,
-            [
-                row_of(way, count, real[way], [teller.round(one) for one in prompts])
-                for way, teller in tellers.items()
-            ],
-        )
+        virtual = {way: [teller.round(one) for one in prompts] for way, teller in tellers.items()}
+        yield times, [row_of(way, count, real[way], virtual[way]) for way in WAYS]
 
 
 def row_of(way: str, count: int, real: Sequence[Round], virtual: Sequence[Round]) -> dict[str, Any]:
@@ -259,14 +278,13 @@ class Record:
         """Read what the file has of this commit."""
         self._path = path
         self._session: dict[str, Any] = {
-            "surroundings": surroundings(),
+            "surroundings": {**surroundings(), "busy_before": busy_for(2.0)},
             "search_s": times.search_s,
             "query_s": times.query_s,
             "write_s": times.write_s,
             "lanes": _LANES,
             "steps": STEPS,
             "rounds": rounds,
-            "hop_s": None,
             "rows": [],
         }
         self._before: list[dict[str, Any]] = []
@@ -295,9 +313,9 @@ class Record:
         known = {row["at_once"] for one in same for row in one["rows"]}
         return [count for count in counts if count not in known]
 
-    def add(self, hop_s: float, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, times: Times, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows into the file."""
-        self._session["hop_s"] = hop_s
+        self._session |= {"hop_s": times.hop_s, "admission_s": times.admission_s}
         self._session["rows"] += rows
         self._path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"sessions": self.sessions}, indent=1)
@@ -323,8 +341,8 @@ def capacity(
     record = Record(out, times, rounds)
     if lacking := record.lacking(counts):
         with cluster(times) as url:
-            for hop_s, rows in compared(url, times, lacking, rounds):
-                record.add(hop_s, rows)
+            for measured, rows in compared(url, times, lacking, rounds):
+                record.add(measured, rows)
     for line in table(record.sessions):
         print(line)
 
@@ -347,6 +365,10 @@ def table(sessions: Sequence[dict[str, Any]]) -> list[str]:
             f"| {'unknown' if one['busy'] is None else format(one['busy'], '.0%')} |"
             for one in session["rows"]
         ]
-    hops = ", ".join(f"{1e3 * session['hop_s']:.1f} ms" for session in sessions)
-    lines.append(f"\nA step's calls between processes: {hops}.")
+    lines += [
+        f"\nWith {1e3 * session['search_s']:g} ms + {1e3 * session['query_s']:g} ms: a step's "
+        f"calls between processes {1e3 * session['hop_s']:.1f} ms, at most "
+        f"{1 / session['admission_s']:.1f} requests a second by the processors."
+        for session in sessions
+    ]
     return lines

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def test_a_plain_crowd_by_hand() -> None:
     assert pytest.approx(0.5) == hop_of([Round(STEPS * (3.1 + 0.5), ())], Times(1.0, 0.1, 2.0))
 
 
+def test_a_crowd_comes_as_fast_as_the_processors_take_it() -> None:
+    """Three requests that never wait for each other: each ends a second after the one before."""
+    times = Times(1.0, 0.0, 2.0, admission_s=1.0)
+    found = Foreteller("plain", replace(times, write_s=0.5, search_s=0.25)).round(["a", "b", "c"])
+
+    assert found.each_s == pytest.approx([4.5, 5.5, 6.5])
+    assert found.wall_s == pytest.approx(6.5)
+
+
 def test_speculation_is_foretold_with_a_cache_that_stays_warm() -> None:
     """The second crowd asks about topics that the first one found."""
     first, second = prompts_of("crowd", 40, 2)
@@ -66,13 +76,16 @@ def test_a_row_by_hand() -> None:
     assert row["busy"] == pytest.approx(0.7)
 
 
-def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_what_its_file_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the same times, rounds and commit; another run's rows are kept beside its own."""
+    monkeypatch.setattr(module, "busy_for", lambda seconds: 0.0 * seconds)
     path, times = tmp_path / "out" / "capacity.json", Times(1.0, 0.1, 2.0)
     row = row_of("plain", 4, [Round(1.0, (1.0,))], [Round(1.0, (1.0,))])
-    Record(path, times, 5).add(0.01, [row])
+    Record(path, times, 5).add(replace(times, hop_s=0.01, admission_s=0.1), [row])
     again = Record(path, times, 5)
-    again.add(0.02, [{**row, "at_once": 16}])
+    again.add(replace(times, hop_s=0.02, admission_s=0.1), [{**row, "at_once": 16}])
     other = Record(path, Times(1.0, 0.2, 2.0), 5)
     written = json.loads(path.read_text())
 
@@ -80,7 +93,7 @@ def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
     assert Record(path, times, 5).lacking([4, 16, 64]) == [64]
     assert other.lacking([4, 16]) == [4, 16] == Record(path, times, 3).lacking([4, 16])
     assert [one["hop_s"] for one in written["sessions"]] == [0.01, 0.02]
-    assert len(table(other.sessions)) == 5
+    assert len(table(other.sessions)) == 6
     for session in written["sessions"]:
         session["surroundings"]["commit"] = "another"
     path.write_text(json.dumps(written))
@@ -96,9 +109,10 @@ def test_a_run_that_is_interrupted_keeps_its_rows(
     def compared(url: str, times: Times, counts: list[int], rounds: int) -> Any:
         asked.append(counts)
         row = row_of("plain", counts[0], [Round(1.0, (1.0,))], [Round(1.0, (1.0,))])
-        yield 0.01, [row]
+        yield replace(times, admission_s=0.1), [row]
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(module, "busy_for", lambda seconds: 0.0 * seconds)
     monkeypatch.setattr(module, "cluster", nullcontext)
     monkeypatch.setattr(module, "compared", compared)
     app, out = Typer(), tmp_path / "capacity.json"
