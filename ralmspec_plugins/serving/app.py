@@ -76,7 +76,11 @@ def create_app(
     admission = Admission(limits)
     service = Service(limits, admission, Metrics(served, admission))
     app = FastAPI(
-        title="ralmspec", docs_url=None, redoc_url=None, lifespan=_lifespan(service, served)
+        title="ralmspec",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would go to any host that a request names, and to http
+        lifespan=_lifespan(service, served),
     )
     routes = _Routes(service, served, keys, question_of, tenant_header)
     _add_routes(app, routes, _request_model(ignore))
