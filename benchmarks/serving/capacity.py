@@ -350,8 +350,8 @@ def capacity(
 def table(sessions: Sequence[dict[str, Any]]) -> list[str]:
     """Return the results as a table in Markdown."""
     head = (
-        "| a search | at once | way | requests a second | foretold | error "
-        "| median | foretold | error | processors in use |"
+        "| a search | at once | way | requests a second | predicted | error "
+        "| median | predicted | error | processors in use |"
     )
     lines = [head, "|" + " --- |" * 10]
     for session in sessions:
