@@ -155,10 +155,13 @@ class Browser:
         return done.stdout
 
     def results(self, search: str) -> list[str]:
-        """Return the addresses that the search page shows."""
-        shown = self._run(f"search.html?q={quote(search)}", "--dump-dom")
-        _, _, listed = shown.partition('id="search-results"')
-        return [html.unescape(link) for link in re.findall(r'<li[^>]*><a href="([^"]+)"', listed)]
+        """Return the addresses that the search page shows; a busy machine gets a second try."""
+        for _ in range(2):
+            shown = self._run(f"search.html?q={quote(search)}", "--dump-dom")
+            _, _, listed = shown.partition('id="search-results"')
+            if links := re.findall(r'<li[^>]*><a href="([^"]+)"', listed):
+                return [html.unescape(link) for link in links]
+        return []
 
     def widths(self, framed: Sequence[tuple[str, int]]) -> list[int]:
         """Return the width of each page's content in a frame of its width."""
