@@ -36,15 +36,15 @@ SEARCHES: Final = {
 PAGES: Final = ("index.html", "langchain.html", "api/ralmspec_plugins.html", "pictures.html")
 WIDTHS: Final = (1280, 400)  # of a screen, and of a telephone
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
-_FRAME: Final = '<iframe src="{}" width={} height=1000 style="border:0"></iframe>'
-_FRAMES: Final = """<body style="margin:0">{frames}<script>
-const widths = [];
-document.querySelectorAll("iframe").forEach((frame, number) => frame.onload = () => {{
-  const page = frame.contentDocument;
-  page.body.dataset.theme = "{theme}";
-  widths[number] = page.documentElement.scrollWidth;
-  document.title = "widths " + widths;
-}});</script></body>"""
+_FRAME: Final = """<iframe src="{}" width={} height=1000 style="border:0"
+onload="loaded(this)"></iframe>"""
+_FRAMES: Final = """<body style="margin:0"><script>
+function loaded(frame) {{
+  frame.contentDocument.body.dataset.theme = "{theme}";
+  const frames = [...document.querySelectorAll("iframe")];
+  const pages = frames.map(one => one.contentDocument?.documentElement);
+  document.title = "widths " + pages.map(page => page?.scrollWidth ?? 0);
+}}</script>{frames}</body>"""
 
 
 class Page(HTMLParser):
