@@ -262,6 +262,8 @@ def _form_error(error: RequestValidationError) -> ApiError:
         message = "the body is not valid JSON"
     elif place == "the body" and first["type"] != "value_error":  # of a model that read it
         message = "the body must be a JSON object, sent with Content-Type: application/json"
+    elif first["type"] == "value_error":
+        message = f"{place}: {first['ctx']['error']}"
     else:
         message = f"{place}: {first['msg']}"
     return ApiError(400, message, param=place)
